@@ -1,0 +1,90 @@
+"""What holds for every collected test: the process set-up, and code blocks in Markdown that run.
+
+It stands at the root because pytest applies such a file to its own folder only, and examples live
+in docstrings (src/), in README.md and in docs/ as much as in tests/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+# One thread, so that sums are rounded alike on every machine and workers do not fight for cores.
+# Set before the first framework is imported, and inherited by the workers.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+# torch and TensorFlow each bring their own copies of native libraries; a fixed order keeps a run
+# from depending on which test file happens to be the first.
+with contextlib.suppress(ImportError):
+    import torch  # noqa: F401
+
+import pytest  # noqa: E402
+from sybil import Sybil  # noqa: E402
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser  # noqa: E402
+from xdist.remote import Producer  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
+
+
+def _enter_scratch(namespace: dict[str, object]) -> None:
+    scratch = TemporaryDirectory(prefix="niwaki-docs-")
+    namespace["_scratch"] = (scratch, Path.cwd())
+    os.chdir(scratch.name)
+
+
+def _leave_scratch(namespace: dict[str, object]) -> None:
+    scratch, before = namespace["_scratch"]  # type: ignore[misc]
+    os.chdir(before)
+    scratch.cleanup()
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["README.md", "docs/*.md"],
+    path=str(Path(__file__).parent),
+    setup=_enter_scratch,
+    teardown=_leave_scratch,
+).pytest()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a block on a page leave a file to be closed; sybil cannot report a warning about that."""
+    for item in items:
+        if item.path.suffix == ".md":
+            item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+
+
+class _PagesStayWhole(LoadScopeScheduling):
+    """Send the blocks of one page to one worker, and every other test to whoever is free.
+
+    A later block uses the names of an earlier one. (``--dist loadgroup`` would say the same, but
+    pytest-xdist 3.8 loses the groups under pytest 9.2, silently: its issue 1386.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        page, _, _ = nodeid.partition("::")
+        return page if page.endswith(".md") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Distribute tests as `_PagesStayWhole` says, whatever ``--dist`` is."""
+    return _PagesStayWhole(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _scratch_folder_for_docstrings(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Run docstring examples in an empty folder, so that one may save a file."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        yield
+        return
+    with contextlib.chdir(tmp_path_factory.mktemp("docstring")):
+        yield

@@ -1,0 +1,80 @@
+"""Every import in the source, with what the import tests must know of it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from layout.source import tree
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One imported module: dotted name, line, and whether importing the file runs it."""
+
+    target: str
+    line: int
+    at_load: bool
+
+
+def imports(module: str, path: Path, known: Iterable[str]) -> list[Import]:
+    """Return what the file of `module` imports, relative names resolved, at any depth.
+
+    ``from a import b`` counts as ``a.b`` where that is one of the `known` modules, else as ``a``.
+    """
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return [
+        Import(target, getattr(node, "lineno", 0), at_load)
+        for node, at_load in _nodes(tree(path), at_load=True)
+        for target in _targets(node, package, set(known))
+    ]
+
+
+def _nodes(node: ast.AST, at_load: bool) -> Iterator[tuple[ast.AST, bool]]:
+    for child in ast.iter_child_nodes(node):
+        yield child, at_load
+        if isinstance(child, ast.If) and _for_type_checking(child):
+            for body, loads in ((child.body, False), (child.orelse, at_load)):
+                yield from _nodes(ast.Module(body, []), loads)
+        else:
+            late = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _nodes(child, at_load and not late)
+
+
+def _for_type_checking(node: ast.If) -> bool:
+    test = node.test
+    return (
+        getattr(test, "id", None) == "TYPE_CHECKING"
+        or getattr(test, "attr", None) == "TYPE_CHECKING"
+    )
+
+
+def _targets(node: ast.AST, package: str, known: set[str]) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        origin = _absolute(node, package)
+        for alias in node.names:
+            inner = f"{origin}.{alias.name}"
+            # The version is a fact, not a use of the front door.
+            if inner != "niwaki.__version__":
+                yield inner if inner in known else origin
+    elif isinstance(node, ast.Call):
+        yield from _by_string(node)
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = package.split(".")
+    base = parts[: len(parts) - node.level + 1]
+    return ".".join([*base, node.module] if node.module else base)
+
+
+def _by_string(call: ast.Call) -> Iterator[str]:
+    name = getattr(call.func, "id", None) or getattr(call.func, "attr", None)
+    first = call.args[0] if call.args else None
+    if name in {"import_module", "__import__"} and isinstance(first, ast.Constant):
+        yield str(first.value)

@@ -1,0 +1,115 @@
+"""How large things may grow, how deep they may lie, and what they may not be called."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from layout.source import PACKAGE, ROOT, SOURCE, modules, tree
+
+FILE_MEDIAN, FILE_MOST = 150, 600
+FUNCTION_MEDIAN, FUNCTION_MOST = 10, 80
+LEVELS = 3
+# Names that say where a thing was put and not what it is.
+NAMELESS = {"utils", "helpers", "common", "core", "misc", "base"}
+
+
+def _length(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def function_lengths(module: ast.Module) -> dict[str, int]:
+    """Return ``name:line`` -> lines from ``def`` to the last statement, without the docstring."""
+    return {
+        f"{node.name}:{node.lineno}": _lines(node) - _docstring_lines(node)
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def _lines(node: ast.stmt | ast.expr) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return _lines(node.body[0]) if ast.get_docstring(node, clean=False) is not None else 0
+
+
+def test_files_are_short() -> None:
+    lengths = {name: _length(path) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length > FILE_MOST} == {}
+    assert statistics.median(lengths.values()) <= FILE_MEDIAN
+
+
+def test_functions_are_short() -> None:
+    lengths = {
+        f"{name}.{function}": length
+        for name, path in modules().items()
+        for function, length in function_lengths(tree(path)).items()
+    }
+    assert {name: length for name, length in lengths.items() if length > FUNCTION_MOST} == {}
+    assert statistics.median(lengths.values()) <= FUNCTION_MEDIAN
+
+
+def test_docstrings_and_decorators_do_not_count() -> None:
+    text = '@cache\ndef f():\n    """One.\n\n    Two.\n    """\n    return (\n        1\n    )\n'
+    assert function_lengths(ast.parse(text)) == {"f:2": 4}
+
+
+def test_the_package_is_shallow() -> None:
+    files = [
+        path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if "__pycache__" not in path.parts
+    ]
+    assert [str(path) for path in files if len(path.parts) > LEVELS] == []
+
+
+def test_names_say_what_a_thing_is() -> None:
+    folders = [ROOT / name for name in ("src", "tests", "benchmarks", "examples", "docs")]
+    names = [path for folder in folders for path in folder.rglob("*")]
+    assert [str(path.relative_to(ROOT)) for path in names if path.stem in NAMELESS] == []
+
+
+SHADOWED = """
+import importlib, sys, types
+package = importlib.import_module(sys.argv[1])
+beside = set(sys.argv[2:]) & set(getattr(package, "__all__", ()))
+for name in sorted(beside):
+    if not isinstance(getattr(package, name), types.ModuleType):
+        print(name)
+"""
+
+
+def shadowed(package: str, folder: Path, source: Path = SOURCE) -> list[str]:
+    """Return exported functions and classes that share a name with a file or folder beside them.
+
+    The first access would find the object and, once that file is imported, the second one the
+    module. Asked of a fresh interpreter, where nothing is imported yet.
+    """
+    beside = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    command = [sys.executable, "-c", SHADOWED, package, *sorted(beside)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "package", [name for name, path in modules().items() if path.name == "__init__.py"]
+)
+def test_no_file_bears_the_name_of_what_is_exported_beside_it(package: str) -> None:
+    assert shadowed(package, modules()[package].parent) == []
+
+
+def test_a_shadowed_name_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "house"
+    folder.mkdir()
+    (folder / "prune.py").write_text("def prune(): ...\n")
+    (folder / "clip.py").write_text("")
+    (folder / "__init__.py").write_text(
+        "from house import clip\nfrom house.prune import prune\n__all__ = ['clip', 'prune']\n"
+    )
+    assert shadowed("house", folder, tmp_path) == ["prune"]

@@ -1,0 +1,163 @@
+"""Who may import whom: one direction, no cycle, and frameworks only in their own folders."""
+
+from __future__ import annotations
+
+import graphlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from layout.imports import Import, imports
+from layout.source import modules
+
+# A name may import what stands before it, and what lies in its own folder.
+ORDER = [
+    *("errors", "files", "registry", "rule", "schedule", "select", "spec"),
+    *("outcome", "conduct", "record"),
+    *("clip", "bound", "prune", "shrink", "quantize", "pack"),
+    "tasks",
+    *("numpy", "torch", "keras", "jax"),
+    *("plugins", "audit", "advise"),
+    "search",
+    "report",
+    # The front door itself, for those who stand after everything that it opens to.
+    "niwaki",
+    "cli",
+]
+
+# Outside of the framework folders: what `pip install niwaki` brings, and nothing else.
+EVERYWHERE = {
+    "array_api_compat",
+    "click",
+    "jinja2",
+    "markupsafe",
+    "numpy",
+    "pydantic",
+    "safetensors",
+}
+EVERYWHERE |= {"niwaki", "tqdm"} | set(sys.stdlib_module_names)
+ALSO = {
+    "torch": {"torch", "onnx", "onnxscript"},
+    "keras": {"keras", "tensorflow", "torch", "jax"},
+    "jax": {"jax", "jaxlib", "optax"},
+    "tasks": {"sklearn"},
+    "search": {"matplotlib"},
+    "report": {"matplotlib"},
+}
+
+
+def _found() -> dict[str, list[Import]]:
+    return {name: imports(name, path, modules()) for name, path in modules().items()}
+
+
+def _place(module: str) -> str:
+    """Return the name in ORDER that a module belongs to; the front door is `niwaki` itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def against_the_order(module: str, found: list[Import]) -> list[str]:
+    """Return one line per import of something that stands after the module's own place."""
+    if module == "niwaki":
+        return []
+    own = _place(module)
+    places = [(_place(one.target), one) for one in found if one.target.split(".")[0] == "niwaki"]
+    return [
+        f"{module}:{one.line} imports {one.target}, and {place} stands after {own}"
+        for place, one in places
+        if place != own and ORDER.index(place) > ORDER.index(own)
+    ]
+
+
+def strangers(module: str, found: list[Import]) -> list[str]:
+    """Return one line per third-party import that the module's folder has no right to."""
+    own = _place(module)
+    if own == "plugins":
+        return []
+    allowed = EVERYWHERE | ALSO.get(own, set())
+    return [
+        f"{module}:{one.line} imports {one.target}"
+        for one in found
+        if one.target.split(".")[0] not in allowed
+    ]
+
+
+def cycle(found: dict[str, list[Import]]) -> list[str]:
+    """Return one cycle of imports that run when a module is loaded, or nothing."""
+    graph = {
+        name: {one.target for one in ones if one.at_load and one.target in found} - {name}
+        for name, ones in found.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    """A new top-level module or folder is first given its place above."""
+    assert {_place(module) for module in modules()} - set(ORDER) == set()
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_one_way(module: str) -> None:
+    assert against_the_order(module, _found()[module]) == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_frameworks_stay_in_their_folders(module: str) -> None:
+    assert strangers(module, _found()[module]) == []
+
+
+def test_no_cycles() -> None:
+    assert cycle(_found()) == []
+
+
+def _written(folder: Path, module: str, text: str) -> list[Import]:
+    path = folder / "one.py"
+    path.write_text(text, encoding="utf-8")
+    return imports(module, path, ["niwaki", "niwaki.clip", "niwaki.search", "niwaki.clip.agc"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import niwaki.search",
+        "from niwaki import search",
+        "from .. import search",
+        "from ..search.campaign import compress",
+        "from niwaki import compress",
+        "import niwaki as nw",
+        "def f():\n    from niwaki.search import compress",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from niwaki import search",
+        "import importlib\nimportlib.import_module('niwaki.search')",
+    ],
+)
+def test_the_order_is_checked_in_every_spelling(tmp_path: Path, text: str) -> None:
+    """The check itself: each of these is an import of a later place from clip/."""
+    assert (
+        len(against_the_order("niwaki.clip.one", _written(tmp_path, "niwaki.clip.one", text))) == 1
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["from . import agc", "from niwaki import __version__", "from .agc import AGC"]
+)
+def test_the_order_lets_pass_what_is_allowed(tmp_path: Path, text: str) -> None:
+    assert against_the_order("niwaki.clip.one", _written(tmp_path, "niwaki.clip.one", text)) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["import torch", "def f():\n    import tensorflow.keras", "import yaml"]
+)
+def test_strangers_are_found_at_any_depth(tmp_path: Path, text: str) -> None:
+    assert len(strangers("niwaki.clip.one", _written(tmp_path, "niwaki.clip.one", text))) == 1
+
+
+def test_a_cycle_is_found_unless_one_import_is_late() -> None:
+    one_way, late = Import("b", 1, at_load=True), Import("a", 1, at_load=False)
+    back = Import("a", 1, at_load=True)
+    assert cycle({"a": [one_way], "b": [late]}) == []
+    assert sorted(set(cycle({"a": [one_way], "b": [back]}))) == ["a", "b"]
