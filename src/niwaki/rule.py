@@ -1,0 +1,151 @@
+"""The seam between measuring, deciding and applying: what a rule is, what it sees and what it answers.
+
+A framework folder *measures* (norms of tensors), a rule *decides* (pure arithmetic on one small
+vector), the folder *applies* (scales, clamps, skips). Because `decide` sees nothing but small
+vectors and an array namespace, one implementation serves NumPy, torch, JAX and TensorFlow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from niwaki.errors import InvalidArgument
+
+Array = Any  # any array that the namespace `xp` works on
+Namespace = Any  # a module or object with the functions of ARRAY_OPERATIONS
+State = dict[str, Array]  # flat; small arrays and scalars only
+
+ARRAY_OPERATIONS = frozenset(
+    "abs any arange asarray astype cumulative_sum exp isfinite log max maximum minimum ones_like "
+    "reshape sqrt square sum where zeros zeros_like".split()
+)
+"""All that `decide` may ask of its namespace besides operators and `.dtype`, `.shape` (array-API names).
+
+The contract suite refuses any other name, so that an adapter for a new framework has a known size.
+"""
+
+
+class Scope(Enum):
+    """What one number of the vector speaks of."""
+
+    ELEMENT = "element"  # the number is the largest magnitude of a tensor; the answer is a `limit`
+    UNIT = "unit"  # one output unit: a row of a Linear, a filter of a Conv
+    TENSOR = "tensor"
+    GROUP = "group"
+    GLOBAL = "global"
+
+
+class Quantity(Enum):
+    """Which tensors are measured."""
+
+    GRADIENT = "gradient"
+    UPDATE = "update"
+    WEIGHT = "weight"
+
+
+class Decision(NamedTuple):
+    """A rule's answer: one number per element of its scope.
+
+    `factor`: 1 leaves alone, less than 1 scales down. `limit`: what apply clamps magnitudes to.
+    `skip`: a boolean 0-d array; true means: take no step.
+    """
+
+    factor: Array | None
+    limit: Array | None
+    skip: Array
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """A frozen dataclass: its limit comes first and may be positional, all else is keyword-only."""
+
+    @property
+    def scope(self) -> Scope:
+        """What one number speaks of."""
+        ...
+
+    @property
+    def of(self) -> Quantity:
+        """Which tensors are measured."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What measure must bring besides norms; ``step`` (attempted steps so far) always comes."""
+        ...
+
+    def init(self, like: Array, *, xp: Namespace) -> State:
+        """Return the fresh state for vectors like `like`."""
+        ...
+
+    def decide(
+        self,
+        norms: Array,
+        state: State,
+        *,
+        present: Array,
+        facts: Mapping[str, Array],
+        xp: Namespace,
+    ) -> tuple[Decision, State]:
+        """Return the decision for this step and the state after it; pure, without value branches."""
+        ...
+
+
+class Stateless:
+    """The part of a rule that learns nothing and needs nothing but norms."""
+
+    __slots__ = ()
+
+    needs: frozenset[str] = frozenset()
+
+    def init(self, like: Array, *, xp: Namespace) -> State:
+        """Return no state."""
+        return {}
+
+
+def leave(xp: Namespace) -> Array:
+    """Return the `skip` of a rule that never skips."""
+    return xp.asarray(False)
+
+
+def shrink_to(norms: Array, limit: Array, *, xp: Namespace, slack: float = 0.0) -> Array:
+    """Return ``min(1, limit / norms)``, exactly 1 wherever ``norms <= limit * (1 + slack)``.
+
+    `slack` lets a bound that is applied after every step be idempotent under rounding.
+    """
+    one = xp.ones_like(norms)
+    over = norms > limit * (1.0 + slack)
+    return xp.where(over, limit / xp.where(over, norms, one), one)
+
+
+def combine(norms: Array, *, xp: Namespace) -> Array:
+    """Return the L2 norm of a vector of L2 norms, shape (1,), safe against overflow and underflow.
+
+    ``m * sqrt(sum((n / m)^2))`` with ``m = max(n)``.
+    """
+    largest = xp.max(norms)
+    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    return xp.reshape(scale * xp.sqrt(xp.sum(xp.square(norms / scale))), (1,))
+
+
+def check_limit(limit: object, *, where: str) -> None:
+    """Refuse a limit that is not a positive number; infinity is allowed and means measure only."""
+    if hasattr(limit, "value"):
+        # A schedule stays between its ends, and a limit below zero would turn gradients around.
+        for end in ("start", "stop"):
+            check_limit(getattr(limit, end, math.inf), where=f"{where} ({end} of the schedule)")
+        return
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        raise InvalidArgument(
+            "the limit must be a number or a schedule", where=where, got=repr(limit), allowed="> 0"
+        )
+    if math.isnan(limit) or limit <= 0:
+        raise InvalidArgument(
+            "the limit must be positive",
+            where=where,
+            got=limit,
+            allowed="> 0, or inf to measure only",
+        )

@@ -1,0 +1,50 @@
+"""Which tensors something speaks of: names and globs over named tensors, never positions or ranks."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from niwaki.errors import UnknownName, suggest
+
+
+def select(
+    names: Iterable[str],
+    *,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    where: str = "select",
+) -> list[str]:
+    """Return the names that match a glob of `only` (default: all) and none of `exclude`, in order.
+
+    A pattern that matches nothing raises `UnknownName` with the nearest names, so that a typing
+    mistake never turns into "nothing was done".
+
+    >>> select(["conv.weight", "conv.bias", "head.weight"], only="*.weight", exclude="head.*")
+    ['conv.weight']
+    """
+    known = list(names)
+    kept = set(known) if only is None else _matching(known, only, where=where)
+    dropped = set() if exclude is None else _matching(known, exclude, where=where)
+    chosen = [name for name in known if name in kept and name not in dropped]
+    if not chosen:
+        raise UnknownName(
+            "the selection leaves no tensor", where=where, got=f"only={only!r}, exclude={exclude!r}"
+        )
+    return chosen
+
+
+def _matching(names: list[str], patterns: str | Sequence[str], *, where: str) -> set[str]:
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        # An exact name is found even where it holds the characters of a glob.
+        matched = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)]
+        if not matched:
+            raise UnknownName(
+                "the pattern matches no tensor",
+                where=where,
+                got=repr(pattern),
+                hint=suggest(pattern, names),
+            )
+        found.update(matched)
+    return found

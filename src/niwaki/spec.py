@@ -1,0 +1,122 @@
+"""Rules as data: rule <-> dict <-> TOML. Strict, because a key that is silently ignored is a lost run.
+
+A rule is written as its fields plus its name: ``{"rule": "ByGlobalNorm", "limit": 1.0}``. A schedule
+stands where a number may stand: ``{"schedule": "Linear", "start": 1.0, "stop": 0.1, "steps": [0, 100]}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from niwaki import registry, schedule
+from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
+
+SCHEDULES = {cls.__name__: cls for cls in (schedule.Linear, schedule.Cubic)}
+
+T = TypeVar("T")
+
+
+def to_dict(rule: Any, kind: str = "clip") -> dict[str, Any]:
+    """Return a registered rule as a dict of plain values.
+
+    >>> import niwaki as nw
+    >>> to_dict(nw.clip.ByGlobalNorm(1.0))
+    {'rule': 'ByGlobalNorm', 'limit': 1.0}
+    """
+    return {"rule": registry.name_of(kind, rule), **_fields(rule)}
+
+
+def from_dict(spec: Mapping[str, Any], kind: str = "clip") -> Any:
+    """Return the rule that a dict describes; unknown and missing keys are errors with suggestions.
+
+    >>> import niwaki as nw
+    >>> from_dict({"rule": "ByNorm", "limit": 2.0})
+    ByNorm(limit=2.0)
+    """
+    if not isinstance(spec, Mapping):
+        raise InvalidArgument("a rule is a table", where=kind, got=repr(spec))
+    if "rule" not in spec:
+        raise InvalidArgument("the key 'rule' is missing", where=kind, got=sorted(spec))
+    cls = registry.find(kind, str(spec["rule"]))
+    values = {key: _plain_to_value(value) for key, value in spec.items() if key != "rule"}
+    return construct(cls, values, where=f"{kind} {spec['rule']}")
+
+
+def construct(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Return ``cls(**values)`` for a dataclass after checking that its keys are known and complete."""
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise UnknownName("unknown key", where=where, got=repr(key), hint=suggest(key, fields))
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in values:
+            raise InvalidArgument("a key is missing", where=where, got=sorted(values), allowed=name)
+    return cls(**values)
+
+
+def validated(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Like `construct`, after checking every value against the type that its field declares."""
+    import pydantic
+
+    probe = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
+    loose = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in probe:
+            construct(cls, {key: value}, where=where)
+        try:
+            checked[key] = pydantic.TypeAdapter(hints[key], config=loose).validate_python(value)
+        except pydantic.ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise InvalidArgument(message, where=f"{where}: {key}", got=repr(value)) from None
+    return construct(cls, checked, where=where)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return a TOML file as a dict, or raise a `NiwakiError` that names the file and the line."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadFile("cannot read the file", where=str(path), got=error.strerror) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadFile("this is not TOML", where=str(path), got=error) from error
+
+
+def _fields(thing: Any) -> dict[str, Any]:
+    return {
+        field.name: _value_to_plain(getattr(thing, field.name))
+        for field in dataclasses.fields(thing)
+        if field.init
+    }
+
+
+def _value_to_plain(value: Any) -> Any:
+    if type(value) in SCHEDULES.values():
+        return {"schedule": type(value).__name__, **_fields(value)}
+    if isinstance(value, tuple):
+        return [_value_to_plain(one) for one in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise NiwakiError("this value has no plain form", where="spec", got=repr(value))
+
+
+def _plain_to_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_plain_to_value(one) for one in value)
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get("schedule")
+    if name not in SCHEDULES:
+        raise UnknownName(
+            "unknown schedule", where="spec", got=repr(name), hint=suggest(str(name), SCHEDULES)
+        )
+    rest = {key: _plain_to_value(one) for key, one in value.items() if key != "schedule"}
+    return construct(SCHEDULES[name], rest, where=f"schedule {name}")
