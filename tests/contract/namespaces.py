@@ -1,0 +1,114 @@
+"""The array namespaces under which every rule decides, each guarded so that it offers no name more.
+
+The adapter for TensorFlow shows the size of one for a new framework: exactly `ARRAY_OPERATIONS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from niwaki.rule import ARRAY_OPERATIONS
+
+
+def load_quietly(name: str) -> Any:
+    """Import a framework without the warnings of its own import, which are none of our doing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
+
+
+class Guard:
+    """A namespace that refuses names not in `ARRAY_OPERATIONS`, and notes what is used."""
+
+    used: set[str] = set()
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ARRAY_OPERATIONS:
+            raise AssertionError(f"{name} is not in niwaki.rule.ARRAY_OPERATIONS")
+        self.used.add(name)
+        return getattr(self._inner, name)
+
+
+class TensorFlowNamespace:
+    """TensorFlow under array-API names."""
+
+    def __init__(self) -> None:
+        tf = load_quietly("tensorflow")
+        self.abs, self.exp, self.log, self.sqrt, self.square = (
+            tf.math.abs,
+            tf.math.exp,
+            tf.math.log,
+            tf.math.sqrt,
+            tf.math.square,
+        )
+        self.maximum, self.minimum, self.isfinite = tf.maximum, tf.minimum, tf.math.is_finite
+        self.any, self.max, self.sum = tf.reduce_any, tf.reduce_max, tf.reduce_sum
+        self.arange, self.cumulative_sum, self.reshape = tf.range, tf.math.cumsum, tf.reshape
+        self.ones_like, self.zeros_like, self.where = tf.ones_like, tf.zeros_like, tf.where
+        self.astype, self.zeros = tf.cast, tf.zeros
+        self._tf = tf
+
+    def asarray(self, value: Any, dtype: Any = None) -> Any:
+        return self._tf.convert_to_tensor(value, dtype=dtype)
+
+
+Step = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rule decides: a guarded namespace, how to compile, and what surrounds the call.
+
+    `rounding`: by how much a float64 may differ from NumPy's; XLA reorders and fuses operations.
+    """
+
+    name: str
+    xp: Any
+    compiled: Callable[[Step], Step] = field(default=lambda step: step)
+    around: Callable[[], Any] = contextlib.nullcontext
+    rounding: float = 0.0
+
+
+INSTALLED = {framework for framework in ("jax", "tensorflow") if find_spec(framework)}
+# NumPy, the strict namespace and torch are always there; the others where they can be installed.
+NAMES = ["numpy", "array-api-strict", "torch"]
+NAMES += ["jax", "jax.jit"] if "jax" in INSTALLED else []
+NAMES += ["tensorflow", "tf.function"] if "tensorflow" in INSTALLED else []
+
+
+@functools.cache
+def place(name: str) -> Place:
+    """Return one of `NAMES`, its framework imported only now."""
+    if name == "numpy":
+        return Place(name, Guard(np))
+    if name == "array-api-strict":
+        return Place(name, Guard(load_quietly("array_api_strict")))
+    if name == "torch":
+        return Place(name, Guard(load_quietly("array_api_compat.torch")))
+    if name.startswith("jax"):
+        jax, jnp = load_quietly("jax"), load_quietly("jax.numpy")
+        compiled = jax.jit if name == "jax.jit" else _as_it_is
+        return Place(name, Guard(jnp), compiled, lambda: _wide(jax), 1e-15)
+    compiled = load_quietly("tensorflow").function if name == "tf.function" else _as_it_is
+    return Place(name, Guard(TensorFlowNamespace()), compiled)
+
+
+def _as_it_is(step: Step) -> Step:
+    return step
+
+
+def _wide(jax: Any) -> Any:
+    enable = getattr(jax, "enable_x64", None)
+    return (enable if enable is not None else jax.experimental.enable_x64)(True)

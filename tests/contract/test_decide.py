@@ -1,0 +1,146 @@
+"""Every rule decides the same in every array namespace, and asks for nothing that is not listed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract.namespaces import INSTALLED, NAMES, Guard, Place, TensorFlowNamespace
+from contract.namespaces import place as place_of
+from contract.rows import ROWS, Row
+from niwaki import conduct, registry
+from niwaki.rule import ARRAY_OPERATIONS, Scope
+from niwaki.schedule import Linear
+
+NAN, INF = float("nan"), float("inf")
+# What the rules to come need as well: a ring of norms, a log histogram and its quantile.
+FORESEEN = {"abs", "arange", "cumulative_sum", "exp", "log", "zeros"}
+
+SERIES = [
+    ([0.5, 0.25, 0.125], [True, True, True]),
+    ([3.0, 0.0, 4.0], [True, True, True]),
+    ([NAN, 2.0, 1.0], [True, True, True]),
+    ([7.0, INF, 0.1], [True, True, True]),
+    ([2.0, 0.0, 0.3], [True, False, True]),
+    ([0.0, 0.0, 0.0], [False, False, False]),
+    ([1e-30, 1e30, 1.0], [True, True, True]),
+    ([1e30, 1e30, 1e30], [True, True, True]),
+    ([1.0, 1.0, 1.0], [True, True, True]),
+    ([0.9, 1.7, 0.2], [True, True, True]),
+]
+
+
+@pytest.fixture(params=NAMES)
+def place(request: pytest.FixtureRequest) -> Place:
+    return place_of(request.param)
+
+
+@pytest.fixture(params=ROWS, ids=str)
+def row(request: pytest.FixtureRequest) -> Row:
+    return request.param
+
+
+def _plain(verdict: conduct.Verdict, state: dict[str, Any]) -> dict[str, np.ndarray]:
+    values = {**verdict._asdict(), **state}
+    return {key: np.asarray(value) for key, value in values.items() if value is not None}
+
+
+def _judged(row: Row, place: Place, dtype: type, nonfinite: str) -> list[dict[str, np.ndarray]]:
+    """Return verdict and state after each step of the series."""
+    xp = place.xp
+
+    def step(norms: Any, present: Any, state: Any) -> Any:
+        return conduct.judge(row.rule, norms, state, present=present, xp=xp, nonfinite=nonfinite)
+
+    with place.around():
+        compiled = place.compiled(step)
+        series = [
+            (xp.asarray(np.array(norms, dtype=dtype)), xp.asarray(np.array(present)))
+            for norms, present in SERIES
+        ]
+        state, rows = conduct.begin(row.rule, series[0][0], xp=xp), []
+        for norms, present in series:
+            verdict, state = compiled(norms, present, state)
+            rows.append(_plain(verdict, state))
+    return rows
+
+
+def _compare(found: Any, expected: Any, rounding: float) -> None:
+    for number, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert value.shape == theirs[key].shape, (number, key)
+            where = f"step {number}: {key}"
+            np.testing.assert_allclose(value, theirs[key], rtol=rounding, atol=0, err_msg=where)
+
+
+def _rounding(place: Place, dtype: type) -> float:
+    return place.rounding if dtype is np.float64 else 1e-6
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "zero"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_judgement_is_the_same_everywhere(
+    row: Row, place: Place, dtype: type, nonfinite: str
+) -> None:
+    expected = _judged(row, place_of("numpy"), np.float64, nonfinite)
+    found = _judged(row, place, dtype, nonfinite)
+    _compare(found, expected, _rounding(place, dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_decide_is_the_same_everywhere(row: Row, place: Place, dtype: type) -> None:
+    def decisions(place: Place, dtype: type) -> list[dict[str, np.ndarray]]:
+        xp, rows = place.xp, []
+
+        def step(norms: Any, present: Any, number: Any, state: Any) -> Any:
+            return row.rule.decide(norms, state, present=present, facts={"step": number}, xp=xp)
+
+        with place.around():
+            compiled, state = place.compiled(step), None
+            for number, (norms, present) in enumerate(SERIES):
+                if not np.isfinite(norms).all():
+                    continue
+                if row.rule.scope is Scope.GLOBAL:
+                    norms, present = norms[:1], [any(present)]
+                vector = xp.asarray(np.array(norms, dtype=dtype))
+                if state is None:
+                    state = row.rule.init(vector, xp=xp)
+                decision, state = compiled(
+                    vector,
+                    xp.asarray(np.array(present)),
+                    xp.asarray(np.array(number, dtype=dtype)),
+                    state,
+                )
+                rows.append(_plain(decision, state))
+        return rows
+
+    expected = decisions(place_of("numpy"), np.float64)
+    _compare(decisions(place, dtype), expected, _rounding(place, dtype))
+
+
+def test_every_registered_clip_and_bound_has_a_row() -> None:
+    rows = {(row.kind, type(row.rule)) for row in ROWS}
+    registered = {(e.kind, e.thing) for kind in ("clip", "bound") for e in registry.entries(kind)}
+    assert registered == rows
+
+
+def test_the_list_of_operations_holds_nothing_unused() -> None:
+    for row in ROWS:
+        _judged(row, place_of("numpy"), np.float64, "zero")
+    Linear(1.0, 2.0, steps=(0, 4)).value(np.asarray(1.0), xp=place_of("numpy").xp)
+    assert ARRAY_OPERATIONS - FORESEEN <= Guard.used <= ARRAY_OPERATIONS
+
+
+def test_the_guard_refuses_other_names() -> None:
+    with pytest.raises(AssertionError, match="quantile"):
+        _ = Guard(np).quantile
+
+
+if "tensorflow" in INSTALLED:
+
+    def test_the_adapter_offers_exactly_the_list() -> None:
+        adapter = TensorFlowNamespace()
+        assert {name for name in dir(adapter) if not name.startswith("_")} == ARRAY_OPERATIONS

@@ -1,0 +1,220 @@
+"""Rule x framework x law, for finite tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.frameworks import FRAMEWORKS, ONLY_CLIPS, SHAPES, UNIT_AXES, Apply
+from contract.rows import CLIPS, LIMITED, ROWS, Row, norm
+
+Arrays = dict[str, np.ndarray]
+ROUNDING = {np.float64: 1e-12, np.float32: 1e-6}
+# Of the largest entries: all of float32, and of float64 as much as leaves the joint norm finite.
+EXPONENTS = {np.float64: (-1020, 1020), np.float32: (-140, 128)}
+
+
+def cases(rows: list[Row]) -> pytest.MarkDecorator:
+    """Parametrize over rule x framework."""
+    pairs = [
+        pytest.param(row, apply, id=f"{row}-{name}")
+        for row in rows
+        for name, apply in FRAMEWORKS.items()
+        if row.kind == "clip" or name not in ONLY_CLIPS
+    ]
+    return pytest.mark.parametrize(("row", "apply"), pairs)
+
+
+def draws(dtype: type) -> st.SearchStrategy[Arrays]:
+    """Draw tensors whose entries lie between two powers of two of a dtype, some of them 0."""
+    powers = st.integers(*EXPONENTS[dtype]) | st.integers(-3, 3)
+    return st.builds(
+        _drawn, st.just(dtype), st.integers(0, 2**32 - 1), powers, powers, st.sampled_from([0, 0.5])
+    )
+
+
+def _drawn(dtype: type, seed: int, one: int, other: int, zeros: float) -> Arrays:
+    generator = np.random.default_rng(seed)
+
+    def entries(shape: tuple[int, ...]) -> np.ndarray:
+        powers = generator.integers(min(one, other), max(one, other), shape, endpoint=True)
+        numbers = np.ldexp(generator.uniform(-1.0, 1.0, shape), powers)
+        return np.asarray(np.where(generator.random(shape) < zeros, 0.0, numbers), dtype=dtype)
+
+    return {name: entries(shape) for name, shape in SHAPES.items()}
+
+
+def sample(seed: int, *, scale: float = 1.0, dtype: type = np.float64) -> Arrays:
+    generator = np.random.default_rng(seed)
+    return {
+        name: np.asarray(generator.normal(0.0, scale, shape), dtype=dtype)
+        for name, shape in SHAPES.items()
+    }
+
+
+def assert_equal(found: dict, expected: dict, **tolerance: float) -> None:
+    assert list(found) == list(expected)
+    for name, array in found.items():
+        if expected[name] is None:
+            assert array is None, name
+        elif tolerance:
+            np.testing.assert_allclose(array, expected[name], err_msg=name, **tolerance)
+        else:
+            assert array.dtype == expected[name].dtype and array.shape == expected[name].shape
+            assert array.tobytes() == expected[name].tobytes(), name
+
+
+def referred(row: Row, tensors: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
+    present = {name: array for name, array in tensors.items() if array is not None}
+    wide = [array.astype(np.float64) for array in present.values()]
+    done = row.reference(wide, [UNIT_AXES.get(name) for name in present])
+    return {**tensors, **dict(zip(present, done, strict=True))}
+
+
+@cases(ROWS)
+@pytest.mark.parametrize("dtype", ROUNDING)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
+    tensors = data.draw(draws(dtype))
+    found, _, _ = apply(row, tensors)
+    tiny = float(np.finfo(dtype).smallest_normal)
+    assert_equal(found, referred(row, tensors), rtol=ROUNDING[dtype], atol=tiny)
+
+
+@cases([row for row in ROWS if row.bound])
+@pytest.mark.parametrize("dtype", ROUNDING)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_never_above_the_bound(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
+    assert row.bound is not None
+    found, _, _ = apply(row, data.draw(draws(dtype)))
+    arrays = [array for array in found.values() if array is not None]
+    assert row.bound(arrays, [UNIT_AXES.get(name) for name in found]) <= 1 + ROUNDING[dtype]
+
+
+@cases([row for row in ROWS if row.idempotent])
+@pytest.mark.parametrize("dtype", ROUNDING)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_again_changes_no_bit(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
+    once, _, state = apply(row, data.draw(draws(dtype)))
+    twice, outcome, _ = apply(row, once, state)
+    assert_equal(twice, once)
+    assert not outcome.engaged
+
+
+@cases(ROWS)
+def test_the_input_of_the_reference_case_is_really_changed(row: Row, apply: Apply) -> None:
+    tensors = sample(0, scale=10.0)
+    found, outcome, _ = apply(row, tensors)
+    assert outcome.engaged and outcome.action == "clipped" and outcome.post < outcome.pre
+    assert any(not np.array_equal(found[name], tensors[name]) for name in tensors)
+    assert_equal(found, referred(row, tensors), rtol=1e-12)
+
+
+@cases(ROWS)
+def test_the_input_is_not_written_to(row: Row, apply: Apply) -> None:
+    tensors = sample(1, scale=10.0)
+    before = {name: array.copy() for name, array in tensors.items()}
+    apply(row, tensors)
+    assert_equal(tensors, before)
+
+
+@cases(ROWS)
+def test_small_tensors_keep_every_bit(row: Row, apply: Apply) -> None:
+    tensors = sample(2, scale=1e-3)
+    found, outcome, _ = apply(row, tensors)
+    assert_equal(found, tensors)
+    assert not outcome.engaged and outcome.action == "kept"
+
+
+@cases(LIMITED)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_infinite_limit_measures_only(row: Row, apply: Apply, dtype: type) -> None:
+    tensors = sample(3, scale=100.0, dtype=dtype)
+    tensors["linear.bias"][:2] = [-0.0, np.finfo(dtype).max]
+    found, outcome, _ = apply(row.measures_only(), tensors)
+    assert_equal(found, tensors)
+    assert outcome.action == "kept" and outcome.pre > 100.0 and outcome.factor == 1.0
+
+
+@cases(CLIPS)
+@settings(max_examples=15)
+@given(data=st.data())
+def test_absent_gradients_stay_absent_and_do_not_count(
+    row: Row, apply: Apply, data: st.DataObject
+) -> None:
+    absent = data.draw(st.sets(st.sampled_from(sorted(SHAPES)), min_size=1))
+    tensors = {n: None if n in absent else a for n, a in sample(4, scale=5.0).items()}
+    found, _, _ = apply(row, tensors)
+    assert_equal(found, referred(row, tensors), rtol=1e-12)
+
+
+@cases(CLIPS)
+def test_a_step_without_any_gradient_is_no_error(row: Row, apply: Apply) -> None:
+    found, outcome, _ = apply(row, dict.fromkeys(SHAPES))
+    assert set(found.values()) == {None}
+    assert (outcome.action, outcome.pre) == ("kept", 0.0)
+
+
+@cases(ROWS)
+def test_zeros_stay_zeros(row: Row, apply: Apply) -> None:
+    tensors = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    found, outcome, _ = apply(row, tensors)
+    assert_equal(found, tensors)
+    assert (outcome.pre, outcome.factor, outcome.top()) == (0.0, 1.0, [])
+
+
+@cases(ROWS)
+def test_empty_tensors_are_no_error(row: Row, apply: Apply) -> None:
+    tensors = {**sample(5, scale=5.0), "linear.weight": np.zeros((4, 0))}
+    found, _, _ = apply(row, tensors)
+    assert_equal(found, referred(row, tensors), rtol=1e-12)
+
+
+@cases(ROWS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_dtypes_are_kept(row: Row, apply: Apply, dtype: type) -> None:
+    tensors = sample(6, scale=5.0, dtype=dtype)
+    found, _, _ = apply(row, tensors)
+    assert {array.dtype for array in found.values() if array is not None} == {np.dtype(dtype)}
+    rounding = 4 * float(np.finfo(dtype).eps)
+    assert_equal(found, referred(row, tensors), rtol=rounding, atol=rounding)
+
+
+@cases([row for row in CLIPS if not row.by_element])
+def test_complex_gradients_are_scaled_by_their_magnitudes(row: Row, apply: Apply) -> None:
+    tensors = {n: (a * (3 + 4j)).astype(np.complex64) for n, a in sample(7).items()}
+    magnitudes = referred(row, {name: np.abs(array) for name, array in tensors.items()})
+    found, _, _ = apply(row, tensors)
+    assert {array.dtype for array in found.values() if array is not None} == {np.dtype("c8")}
+    for name, array in found.items():
+        assert array is not None
+        np.testing.assert_allclose(np.abs(array), magnitudes[name], rtol=1e-5)
+        np.testing.assert_allclose(np.angle(array), np.angle(tensors[name]), rtol=1e-5)
+
+
+@cases(ROWS)
+@pytest.mark.parametrize("entry", [1e30, 1e-30])
+def test_float32_far_from_one(row: Row, apply: Apply, entry: float) -> None:
+    tensors = {name: np.full(shape, entry, np.float32) for name, shape in SHAPES.items()}
+    found, outcome, _ = apply(row, tensors)
+    sizes = np.array([norm(array) for array in tensors.values()])
+    if not row.by_element and row.kind == "clip":
+        assert outcome.pre == pytest.approx(norm(sizes), rel=1e-6)
+    assert all(np.isfinite(array).all() for array in found.values() if array is not None)
+    assert_equal(found, referred(row, tensors), rtol=1e-6)
+
+
+@cases([row for row in CLIPS if not row.by_element])
+def test_the_norm_of_many_half_precision_entries_is_finite(row: Row, apply: Apply) -> None:
+    tensors = {name: np.zeros(shape, np.float16) for name, shape in SHAPES.items()}
+    tensors["linear.weight"] = np.full((4, 750_000), 100.0, np.float16)
+    found, outcome, _ = apply(row, tensors)
+    assert outcome.pre == pytest.approx(173205.0808, rel=1e-6)
+    weight = found["linear.weight"]
+    assert weight is not None and weight.dtype == np.float16
+    np.testing.assert_allclose(weight, 100.0 / 173205.0808, rtol=1e-3)
