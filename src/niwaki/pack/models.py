@@ -1,0 +1,45 @@
+"""`nw.save` and `nw.load`: models of any framework in and out of packed files, dicts of arrays as well."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from niwaki import registry
+from niwaki.pack.budget import Budget
+from niwaki.pack.reader import load as load_arrays
+from niwaki.pack.writer import save as save_arrays
+
+
+def save(model: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a model, or a dict of arrays, to a packed file and return its path.
+
+    `model`: a model of a framework, or name -> NumPy array or `nw.quantize.Coded`. What
+    ``nw.torch.quantize_`` rounded is stored as codes, everything else without loss. The file is a valid
+    safetensors file, is written atomically, and the same model gives the same bytes.
+
+    Raises `Refused` when weights changed after they were quantized, `Unwritable` for a full disk.
+
+    >>> import tempfile, pathlib, numpy as np
+    >>> path = save({"w": np.zeros((64, 64), np.float32)}, pathlib.Path(tempfile.mkdtemp()) / "w.niwaki")
+    >>> load(path)["w"].shape
+    (64, 64)
+    """
+    if isinstance(model, Mapping):
+        return save_arrays(path, model)
+    return save_arrays(path, registry.framework_of(model).to_stored(model))
+
+
+def load(path: str | os.PathLike[str], *, into: Any = None, budget: Budget | None = None) -> Any:
+    """Return the named arrays of a packed file, or fill a model with them and return it.
+
+    `into`: a model with the same tensor names; layers that were shrunk in the file are resized. `budget`:
+    the most that a file may ask for. Nothing in a file is ever executed, imported or followed.
+
+    Raises `BadFile` naming the tensor and the fact for a file that is cut short, altered, hostile or
+    from a later version; nothing is filled then.
+    """
+    arrays = load_arrays(path, budget=budget)
+    return arrays if into is None else registry.framework_of(into).fill_(into, arrays)

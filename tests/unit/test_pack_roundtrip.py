@@ -1,0 +1,227 @@
+"""What goes into a packed file comes out of it: any shape, type, sparsity and codec."""
+
+from __future__ import annotations
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import given, settings
+
+from niwaki.errors import InvalidArgument, Unwritable
+from niwaki.pack import encoded_sizes, expand, inspect, load, load_coded, save
+from niwaki.pack.contest import CHUNK, CODECS, choose
+from niwaki.pack.stored import describe
+from niwaki.quantize import Codebook, Coded, kmeans, uniform
+
+DTYPES = "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 >i4 >f4 >u2 >f8".split()
+arrays = st.sampled_from(DTYPES).flatmap(
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0))
+)
+names = st.text(min_size=1, max_size=20).filter(
+    lambda text: text.isprintable() and not {"/", "\\", ":", "."} & set(text) and text.isascii()
+)
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two arrays have the same shape, type and bits, apart from byte order."""
+    native = other.astype(other.dtype.newbyteorder("="))
+    return (
+        one.dtype == native.dtype and one.shape == other.shape and one.tobytes() == native.tobytes()
+    )
+
+
+@given(tensors=st.dictionaries(names, arrays, max_size=4))
+@settings(max_examples=150)
+def test_arrays_come_back_bit_for_bit(tmp_path_factory, tensors):
+    path = save(tmp_path_factory.mktemp("pack") / "x.niwaki", tensors)
+    loaded = load(path)
+    assert list(loaded) == sorted(tensors)
+    assert all(same(loaded[name], tensors[name]) for name in tensors)
+    assert set(safetensors.numpy.load_file(path)) == set(tensors)
+
+
+@st.composite
+def sparse(draw):
+    """Draw a flat array of any type with a chosen share of zeros, made by a seeded generator."""
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    size = draw(st.sampled_from([1, 2, 3, 17, 300, 5000, 30_000]))
+    density = draw(st.sampled_from([0.0, 0.001, 0.02, 0.3, 1.0]))
+    dtype = np.dtype(draw(st.sampled_from(["i1", "u1", "i2", "i4", "i8", "u8", "f2", "f4", "f8"])))
+    spread = draw(st.sampled_from([1, 7, 100]))
+    values = generator.normal(size=size) * spread * (generator.random(size) < density)
+    return np.abs(values).astype(dtype) if dtype.kind == "u" else values.astype(dtype)
+
+
+@given(sparse())
+@settings(max_examples=80)
+def test_every_codec_that_applies_is_lossless(array):
+    flat = describe("x", array).flat
+    best = choose(flat)
+    for name, codec in CODECS.items():
+        head = codec.fit(flat)
+        if head is None:
+            continue
+        data = codec.encode(flat, head)
+        assert codec.decode(data, flat.size, flat.dtype, head).tobytes() == flat.tobytes()
+        assert codec.floor(flat, head) <= len(data)
+        assert best.size <= len(head) + len(data) + len(name)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_each_codec_wins_somewhere(codec):
+    generator = np.random.default_rng(0)
+    rare = generator.random(200_000) < 0.002
+    cases = {
+        "raw": np.float32([1.5]),
+        "bits": generator.integers(-8, 8, 10_000),
+        "planes": generator.normal(size=5000).astype(np.float32),
+        "gaps": np.where(rare, generator.normal(size=rare.size), 0).astype(np.float32),
+        "rans": generator.normal(size=20_000).round().astype(np.int8),
+    }
+    array = cases[codec]
+    assert choose(describe("x", array).flat).codec == codec
+    sizes = encoded_sizes(array)
+    assert min(sizes, key=lambda name: sizes[name] + len(name)) == codec
+
+
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(max_side=12), elements=st.floats(-9, 9, width=32)),
+    st.integers(2, 16),
+    st.booleans(),
+)
+def test_quantized_tensors_come_back_as_codes_and_as_floats(tmp_path_factory, array, bits, axis):
+    path = tmp_path_factory.mktemp("pack") / "x.niwaki"
+    tensors = {
+        "uniform": uniform(array, bits=bits, axis=0 if axis else None),
+        "codebook": kmeans(array, entries=bits),
+        "wide": kmeans(array.astype(np.float16), entries=300),
+    }
+    save(path, tensors)
+    dense, coded = load(path), load_coded(path)
+    for name, tensor in tensors.items():
+        back = coded[name]
+        assert isinstance(back, Coded) and np.array_equal(back.codes, tensor.codes)
+        assert same(dense[name], tensor.decode()) and same(back.decode(), tensor.decode())
+        assert type(back.grid) is type(tensor.grid)
+    assert coded["uniform"].grid.axis == tensors["uniform"].grid.axis
+    assert coded["uniform"].grid.bits == bits
+
+
+def test_special_values_and_layouts(tmp_path):
+    odd = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, 1e308])
+    odd.view(np.uint64)[2] |= 12345
+    grid = np.arange(24, dtype=">f4").reshape(2, 3, 4)
+    tensors = {
+        "odd": odd,
+        "sparse-odd": np.concatenate([odd, np.zeros(1000)]),
+        "scalar": np.float16(1.5),
+        "empty": np.zeros((3, 0, 2), np.int8),
+        "transposed": grid.T,
+        "strided": grid[:, ::2, ::-1],
+        "fortran": np.asfortranarray(grid),
+        "broadcast": np.broadcast_to(np.int16(7), (4, 5)),
+        "largest": np.array([2**64 - 1, 0], np.uint64),
+        "smallest": np.array([-(2**63), 2**63 - 1]),
+        "no codes": Coded(np.zeros((0, 4), int), Codebook(np.float32([0, 1]))),
+        "no scales": uniform(np.zeros((0, 4))),
+    }
+    loaded = load(save(tmp_path / "x", tensors))
+    for name, tensor in tensors.items():
+        array = tensor.decode() if isinstance(tensor, Coded) else np.asarray(tensor)
+        assert same(loaded[name], array), name
+    assert all(one.flags.writeable for one in loaded.values())
+
+
+@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5])
+def test_tensors_of_several_chunks(tmp_path, size):
+    generator = np.random.default_rng(size)
+    codes = (generator.normal(size=size) * (generator.random(size) < 0.1)).round().astype(np.int8)
+    tensors = {"codes": codes, "sparse": codes.astype(np.float32) / 3, "ramp": np.arange(size)}
+    path = save(tmp_path / "x", tensors)
+    loaded = load(path)
+    assert all(same(loaded[name], tensors[name]) for name in tensors)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    array = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    tensors = {"b": kmeans(array), "a": array}
+    first = save(tmp_path / "1", tensors, notes={"y": "1", "x": "2"}).read_bytes()
+    turned = dict(reversed(tensors.items()))
+    assert save(tmp_path / "2", turned, notes={"x": "2", "y": "1"}).read_bytes() == first
+
+
+def test_any_safetensors_reader_opens_the_file(tmp_path):
+    array = np.zeros((100, 10), np.float32)
+    path = save(tmp_path / "x.niwaki", {"größe/0.weight": kmeans(array), "b": array[0]})
+    with safetensors.safe_open(path, "np") as file:
+        assert set(file.keys()) == {"größe/0.weight", "b"}
+        assert file.metadata()["niwaki"] == "1.0"
+        assert file.get_tensor("b").dtype == np.uint8 and file.get_tensor("b").ndim == 1
+
+
+def test_expanded_files_are_plain_safetensors(tmp_path):
+    coded = uniform(np.random.default_rng(0).normal(size=(30, 20)))
+    tensors = {"w": coded, "n": np.array(3), "m": np.eye(3, dtype=bool)}
+    path = save(tmp_path / "x.niwaki", tensors, notes={"task": "digits"})
+    out = expand(path, tmp_path / "deep" / "x.safetensors")
+    plain = safetensors.numpy.load_file(out)
+    assert same(plain["w"], coded.decode()) and same(plain["n"], tensors["n"])
+    assert same(plain["m"], tensors["m"])
+    with safetensors.safe_open(out, "np") as file:
+        assert file.metadata() == {"task": "digits"}
+    assert inspect(path).notes == {"task": "digits"}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "fact"),
+    [
+        ([1.0], "only NumPy arrays"),
+        (None, "only NumPy arrays"),
+        (np.ones(2, complex), "cannot be packed.*bfloat16"),
+        (np.array(["a"]), "cannot be packed"),
+        (np.array([object()]), "cannot be packed"),
+        (np.zeros(2, "V2"), "bfloat16"),
+        (np.zeros(2, "M8[s]"), "cannot be packed"),
+    ],
+)
+def test_what_cannot_be_packed_is_named(tmp_path, tensor, fact):
+    with pytest.raises(InvalidArgument, match=f"tensor 'layer.w': .*{fact}"):
+        save(tmp_path / "x", {"layer.w": tensor})
+    assert not list(tmp_path.iterdir())
+
+
+BAD_NAMES = ["", "__metadata__", "../x", "a/../b", "/x", "\\x", "C:\\x", "a\0b", "a\nb", "x" * 513]
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES, "e\u0301", "\ud800", 3])
+def test_bad_names_are_refused(tmp_path, name):
+    with pytest.raises(InvalidArgument, match="bad tensor name"):
+        save(tmp_path / "x", {name: np.ones(1)})
+
+
+def test_bad_notes_and_mappings_are_refused(tmp_path):
+    with pytest.raises(InvalidArgument, match="notes"):
+        save(tmp_path / "x", {}, notes={"a": 1})
+    with pytest.raises(InvalidArgument, match="mapping"):
+        save(tmp_path / "x", [np.ones(1)])
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = save(tmp_path / "x", {"a": np.ones(3)})
+    before = path.read_bytes()
+    with pytest.raises(InvalidArgument):
+        save(path, {"a": np.ones(3, complex)})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Unwritable):
+        save(tmp_path / "folder", {"a": np.ones(3)})
+
+
+def test_the_home_sign_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save("~/x.niwaki", {"a": np.ones(3)})
+    assert (tmp_path / "x.niwaki").is_file() and load("~/x.niwaki")["a"].sum() == 3
