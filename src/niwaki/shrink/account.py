@@ -1,0 +1,39 @@
+"""What a shrink did: widths and parameters before and after, and what stayed for which reason."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShrinkReport:
+    """The account of a shrink.
+
+    `widths_before`, `widths_after`: layer name -> output units. `parameters_before`,
+    `parameters_after`: numbers of the whole network, a shared one counted once. `left_alone`: layer
+    name -> why units of it that look dead (or all of them) stayed, counted in the smaller network.
+    `max_difference`: the largest difference to the original's outputs, relative to the largest.
+
+    >>> report = ShrinkReport(
+    ...     widths_before={"fc1": 300}, widths_after={"fc1": 191}, parameters_before=3000,
+    ...     parameters_after=1910, left_alone={}, max_difference=0.0)
+    >>> report.removed, report.as_dict()["removed"]
+    (109, 109)
+    """
+
+    widths_before: dict[str, int]
+    widths_after: dict[str, int]
+    parameters_before: int
+    parameters_after: int
+    left_alone: dict[str, str]
+    max_difference: float
+
+    @property
+    def removed(self) -> int:
+        """The number of units that are gone."""
+        return sum(self.widths_before.values()) - sum(self.widths_after.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as plain values, for JSON."""
+        return {**asdict(self), "removed": self.removed}
