@@ -1,0 +1,24 @@
+"""What to train and how to judge it: the task protocol, loading by name, and the built-in tasks."""
+
+from niwaki.tasks import digits as _digits
+from niwaki.tasks import mnist as _mnist
+from niwaki.tasks.loading import load
+from niwaki.tasks.runner import Arrays, Framework, Phase, Runner, Training
+from niwaki.tasks.task import Data, Recipe, Split, Task, accuracy, checked_data
+
+del _digits, _mnist  # imported so that they register
+
+__all__ = [
+    "Arrays",
+    "Data",
+    "Framework",
+    "Phase",
+    "Recipe",
+    "Runner",
+    "Split",
+    "Task",
+    "Training",
+    "accuracy",
+    "checked_data",
+    "load",
+]

@@ -1,0 +1,127 @@
+"""The torch side of the runner protocol: what `compress`, `sweep` and `audit` ask of a framework."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from niwaki.errors import InvalidArgument, NiwakiError, suggest
+from niwaki.tasks.runner import Arrays, Phase
+from niwaki.tasks.task import Data, Task
+from niwaki.torch.arrays import fill_, to_arrays
+from niwaki.torch.networks import NETWORKS
+from niwaki.torch.prune import prunable
+from niwaki.torch.shrinking import shrink
+from niwaki.torch.training import TorchTraining, batch_tensor, loss_of, outputs
+
+
+class TorchRunner:
+    """One task on torch; models are made anew from arrays, so nothing hides in a live object."""
+
+    def __init__(self, task: Task, data: Data, *, seed: int) -> None:
+        self._task, self._data, self._seed = task, data, seed
+        self._make = _factory(task)
+        if task.recipe.threads:
+            torch.set_num_threads(task.recipe.threads)
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions, machine kind and thread count."""
+        return {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def fresh(self) -> Arrays:
+        """Return the arrays of an untrained network."""
+        torch.manual_seed(self._seed)
+        return to_arrays(self._make())
+
+    def describe(self) -> str:
+        """Return the layer widths in a few words."""
+        widths = [
+            f"{name} {tuple(tensor.shape)}"
+            for name, tensor in self._make().named_parameters()
+            if tensor.dim() > 1
+        ]
+        return "; ".join(widths)
+
+    def prunable(self) -> list[str]:
+        """Return the names of the tensors that pruning acts on."""
+        return list(prunable(self._make())[0])
+
+    def biases(self) -> list[str]:
+        """Return the names of the bias vectors of the layers that pruning acts on."""
+        own = dict(self._make().named_parameters())
+        stems = [name.removesuffix("weight") for name in self.prunable()]
+        return [f"{stem}bias" for stem in stems if f"{stem}bias" in own]
+
+    def train(self, arrays: Arrays, phase: Phase) -> TorchTraining:
+        """Begin a phase from the given arrays."""
+        return TorchTraining(self._task, self._data, self._make, arrays, phase, self._seed)
+
+    def outputs(self, arrays: Arrays, inputs: np.ndarray) -> np.ndarray:
+        """Return the network's outputs in evaluation mode."""
+        return outputs(self._model(arrays), inputs)
+
+    def input_gradients(
+        self, arrays: Arrays, inputs: np.ndarray, targets: np.ndarray
+    ) -> np.ndarray:
+        """Return d loss / d inputs, of the inputs' shape, in evaluation mode."""
+        model = self._model(arrays).eval()
+        leaf = batch_tensor(inputs).requires_grad_()
+        loss_of(self._task)(model(leaf), torch.from_numpy(targets)).backward()
+        assert leaf.grad is not None  # noqa: S101  (a leaf that requires a gradient has one)
+        return np.ascontiguousarray(leaf.grad.numpy())
+
+    def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
+        """Return the arrays without dead units, and the report of what went."""
+        example = batch_tensor(self._data.validation.inputs[:64])
+        small, report = shrink(self._model(arrays).eval(), (example,))
+        return to_arrays(small), report.as_dict()
+
+    def _model(self, arrays: Arrays) -> nn.Module:
+        return fill_(self._make(), arrays)
+
+
+def runner_for(task: Task, data: Data, *, seed: int) -> TorchRunner:
+    """Return the runner of a task."""
+    return TorchRunner(task, data, seed=seed)
+
+
+def _factory(task: Task) -> Callable[[], nn.Module]:
+    if isinstance(task.model, str):
+        if task.model not in NETWORKS:
+            raise InvalidArgument(
+                "unknown network",
+                where=f"task {task.name}",
+                got=task.model,
+                hint=suggest(task.model, NETWORKS),
+            )
+        return NETWORKS[task.model]
+    make = task.model
+
+    def made() -> nn.Module:
+        try:
+            model = make()
+        except Exception as error:
+            raise NiwakiError(
+                "the task's model function raised",
+                where=f"task {task.name}",
+                got=f"{type(error).__name__}: {error}",
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise InvalidArgument(
+                "the model is no torch module", where=f"task {task.name}", got=type(model).__name__
+            )
+        return model
+
+    return made

@@ -1,0 +1,36 @@
+"""Where in the user's forward something happened, so that a refusal can point at the line."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import fx
+
+_FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)')
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def called_at(node: fx.Node, *, after: str) -> str:
+    """Return ``at file:line`` of the call that a traced node stands for, or an empty text.
+
+    `after`: the file that started the trace; what lies outside of it is not the forward.
+    """
+    found = _FRAME.findall(node.stack_trace or "")
+    return _innermost([(path, int(line)) for path, line, _ in found], after)
+
+
+def raised_at(error: BaseException, *, after: str) -> str:
+    """Return ``at file:line`` of the user's line that an error of the trace came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return _innermost([(frame.filename, frame.lineno or 0) for frame in frames], after)
+
+
+def _innermost(frames: Sequence[tuple[str, int]], after: str) -> str:
+    starts = [i for i, (path, _) in enumerate(frames) if path == after]
+    traced = frames[starts[-1] + 1 :] if starts else frames
+    own = [(path, line) for path, line in traced if not path.startswith(_TORCH)]
+    return f"at {own[-1][0]}:{own[-1][1]}" if own else ""

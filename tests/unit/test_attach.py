@@ -1,0 +1,327 @@
+"""`attach`: one line that clips, masks and bounds in any loop as if written by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import niwaki as nw
+from niwaki.errors import InvalidArgument, NonFinite, Refused
+
+NAN = float("nan")
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "sgd-fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "adam-foreach": lambda p: torch.optim.Adam(p, lr=0.01, foreach=True),
+    "adam-loop": lambda p: torch.optim.Adam(p, lr=0.01, foreach=False),
+    "adamw-fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+}
+optimizers = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def model_of(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def backward(model: nn.Module, seed: int, *, scale: float = 30.0) -> torch.Tensor:
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+    loss = model(inputs).square().sum() * scale
+    loss.backward()
+    return loss.detach()
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> torch.Tensor:
+    optimizer.zero_grad()
+    loss = backward(model, seed)
+    optimizer.step()
+    return loss
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@optimizers
+@pytest.mark.parametrize(
+    "rule", [nw.clip.ByValue(0.1), nw.clip.ByNorm(0.5), nw.clip.ByGlobalNorm(1.0)], ids=str
+)
+def test_the_loop_stays_as_it_was_and_equals_clipping_by_hand(make: Any, rule: Any) -> None:
+    ours, theirs = model_of(), model_of()
+    optimizer, other = make(ours.parameters()), make(theirs.parameters())
+    handle = nw.torch.attach(optimizer, ours, clip=rule, bound=nw.bound.Clamp(0.3))
+    assert handle.last is None
+    state = bound_state = None
+    for seed in range(5):
+        step(ours, optimizer, seed)
+        other.zero_grad()
+        backward(theirs, seed)
+        outcome, state = nw.torch.clip_(theirs, rule, state)
+        other.step()
+        _, bound_state = nw.torch.bound_(theirs, nw.bound.Clamp(0.3), bound_state)
+        assert handle.last is not None and handle.last_bound is not None
+        assert str(handle.last) == str(outcome) and handle.last.action == "clipped"
+    assert_same(weights(ours), weights(theirs))
+    assert handle.steps == 5
+    assert all((tensor.abs() <= 0.3).all() for tensor in weights(ours).values())
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return copy.deepcopy(list(optimizer.state_dict()["state"].values()))
+
+
+@optimizers
+@pytest.mark.parametrize("entry", [NAN, float("inf")])
+def test_a_skipped_step_touches_neither_weights_nor_moments(make: Any, entry: float) -> None:
+    model = model_of()
+    optimizer = make(model.parameters())
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    step(model, optimizer, 0)
+    before, moments = weights(model), _moments(optimizer)
+    optimizer.zero_grad()
+    backward(model, 1)
+    model[2].weight.grad[0, 0] = entry
+    optimizer.step()
+    assert handle.last is not None
+    assert (handle.last.action, handle.last.nonfinite) == ("skipped", ("2.weight",))
+    assert_same(weights(model), before)
+    for old, new in zip(moments, _moments(optimizer), strict=True):
+        assert old.keys() == new.keys()
+        assert all(torch.equal(torch.as_tensor(old[k]), torch.as_tensor(new[k])) for k in old)
+    step(model, optimizer, 2)
+    assert handle.last.action == "clipped"
+    assert not any(torch.equal(t, before[name]) for name, t in weights(model).items())
+
+
+@pytest.mark.parametrize(("policy", "action"), [("zero", "zeroed"), ("pass", "passed")])
+def test_other_policies_take_the_step(policy: str, action: str) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0), nonfinite=policy)
+    before = weights(model)
+    backward(model, 0)
+    model[0].bias.grad[0] = NAN
+    optimizer.step()
+    assert handle.last is not None and handle.last.action == action
+    assert torch.equal(model[0].bias, before["0.bias"]) is (policy == "zero")
+    assert not torch.equal(model[0].weight, before["0.weight"])
+
+
+def test_accumulated_gradients_are_clipped_once_a_step() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    before = weights(model)
+    for seed in range(4):
+        backward(model, seed)
+    joint = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    optimizer.step()
+    moved = torch.cat([(weights(model)[n] - t).flatten() for n, t in before.items()])
+    assert handle.steps == 1 and handle.last is not None
+    assert handle.last.pre == pytest.approx(float(joint), rel=1e-5)
+    assert float(moved.norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_all_parameter_groups_are_clipped_together_and_frozen_ones_not_at_all() -> None:
+    model = model_of()
+    model[0].bias.requires_grad_(False)
+    groups = [
+        {"params": [model[0].weight], "lr": 0.1},
+        {"params": [model[2].bias, model[2].weight], "lr": 0.01, "weight_decay": 0.1},
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    backward(model, 0)
+    joint = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    optimizer.step()
+    assert handle.last is not None
+    assert set(handle.last.names) == {"0.weight", "2.weight", "2.bias"}
+    assert handle.last.pre == pytest.approx(float(joint.norm()), rel=1e-5)
+
+
+def test_parameters_that_came_later_are_not_passed_over() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    optimizer.add_param_group({"params": list(model[2].parameters())})
+    backward(model, 0)
+    with pytest.raises(Refused, match=r"other parameters since attach.*detach\(\)"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_closure_is_refused(by_name: bool) -> None:
+    model = model_of()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        return backward(model, 0)
+
+    with pytest.raises(Refused, match="closure.*clip_ inside the closure"):
+        optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+
+
+def test_no_closure_is_no_closure() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    backward(model, 0)
+    optimizer.step(closure=None)
+    assert handle.steps == 1
+
+
+def test_detaching_puts_everything_back() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e-3))
+    step(model, optimizer, 0)
+    handle.detach()
+    handle.detach()
+    before = weights(model)
+    step(model, optimizer, 1)
+    assert handle.steps == 1
+    assert float((model[2].weight.detach() - before["2.weight"]).norm()) > 1.0
+
+
+@pytest.mark.parametrize(("policy", "stop_after", "bad"), [("skip", 3, 3), ("raise", 10, 1)])
+def test_bad_steps_in_a_row_raise_and_name_the_tensor(
+    policy: str, stop_after: int, bad: int
+) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"nonfinite": policy, "stop_after": stop_after}
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), **options)
+    for seed in range(bad - 1):
+        backward(model, seed)
+        model[0].weight.grad[0] = NAN
+        optimizer.step()
+    step(model, optimizer, 9)
+    for attempt in range(bad):
+        optimizer.zero_grad()
+        backward(model, attempt)
+        model[0].weight.grad[0] = NAN
+        if attempt < bad - 1:
+            optimizer.step()
+    before, number = weights(model), 2 * bad
+    text = f"step {number}: {bad} step.*in a row with non-finite gradients, first in 0.weight"
+    with pytest.raises(NonFinite, match=text):
+        optimizer.step()
+    assert_same(weights(model), before)
+
+
+def test_the_schedulers_of_torch_have_nothing_to_complain_of() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    for seed in range(3):
+        step(model, optimizer, seed)
+        scheduler.step()  # a warning would be an error here
+    assert optimizer.param_groups[0]["lr"] == 0.125
+
+
+def test_rows_go_to_the_record_with_what_was_noted(tmp_path: Any) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with nw.record.Recorder(tmp_path / "r.jsonl") as recorder:
+        handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), record=recorder)
+        for seed in range(3):
+            optimizer.zero_grad()
+            loss = backward(model, seed)
+            handle.note(loss=loss, epoch=seed)
+            if seed == 1:
+                model[0].weight.grad[0] = NAN
+            optimizer.step()
+        optimizer.step()
+    first, bad, _, last = list(nw.record.read(tmp_path / "r.jsonl"))[1:]
+    assert first["step"] == 1 and first["clipped"] and first["epoch"] == 0
+    assert first["norm"] > 1.0 and 0 < first["factor"] < 1 and first["loss"] > 0
+    assert bad["skipped"] and bad["norm"] is None and bad["nonfinite"] == ["0.weight"]
+    assert last["step"] == 4 and "loss" not in last and last["sparsity"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"clip": nw.bound.Clamp(1.0)}, Refused, r"attach\(clip\): Clamp acts on a weight"),
+        ({"bound": nw.clip.ByNorm(1.0)}, Refused, r"attach\(bound\): ByNorm acts on a gradient"),
+        ({"clip": nw.clip.ByNorm}, InvalidArgument, "this is no rule"),
+        ({"prune": 0.9}, InvalidArgument, "prune takes a schedule or masks; got float"),
+        ({"nonfinite": "ignore"}, InvalidArgument, "unknown policy.*got ignore"),
+        ({"stop_after": 0}, InvalidArgument, "stop_after must be >= 1; got 0"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused(arguments: Any, error: type, text: str) -> None:
+    model = model_of()
+    with pytest.raises(error, match=text):
+        nw.torch.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, **arguments)
+
+
+def test_what_is_no_optimizer_or_has_foreign_parameters_is_refused() -> None:
+    model, other = model_of(), nn.Linear(1, 1)
+    with pytest.raises(InvalidArgument, match="no torch optimizer; got Linear"):
+        nw.torch.attach(other, model)  # type: ignore[arg-type]
+    with pytest.raises(Refused, match="the optimizer holds 2 parameter"):
+        nw.torch.attach(torch.optim.SGD([*model.parameters(), *other.parameters()]), model)
+
+
+@pytest.mark.parametrize("unscale", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_scaled_gradients_are_clipped_after_unscaling_or_refused(
+    unscale: bool, fused: bool
+) -> None:
+    ours, theirs = model_of(), model_of()
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.1, fused=fused)
+    other = torch.optim.SGD(theirs.parameters(), lr=0.1, fused=fused)
+    handle = nw.torch.attach(optimizer, ours, clip=nw.clip.ByGlobalNorm(1.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for seed in range(2):
+        inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        scaler.scale(ours(inputs).square().sum() * 30).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        if fused and not unscale:
+            with pytest.raises(Refused, match="still scaled by an AMP scaler.*unscale_"):
+                scaler.step(optimizer)
+            return
+        scaler.step(optimizer)
+        scaler.update()
+        other.zero_grad()
+        (theirs(inputs).square().sum() * 30).backward()
+        expected, _ = nw.torch.clip_(theirs, nw.clip.ByGlobalNorm(1.0))
+        other.step()
+        assert handle.last is not None
+        assert handle.last.pre == pytest.approx(expected.pre, rel=1e-6)
+    for name, tensor in weights(theirs).items():
+        torch.testing.assert_close(weights(ours)[name], tensor)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_overflow_of_the_scaler_is_a_skipped_step(fused: bool) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = weights(model)
+    scaler.scale(model(torch.ones(1, 6)).sum()).backward()
+    model[0].weight.grad[0] = float("inf")
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert_same(weights(model), before)
+    assert scaler.get_scale() == 512.0

@@ -1,0 +1,127 @@
+"""What holds around every decision, shown with a rule that learns and may skip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from niwaki import conduct
+from niwaki.errors import InvalidArgument, Refused
+from niwaki.rule import Array, Decision, Namespace, Quantity, Scope, State, combine, shrink_to
+
+NAN, INF = float("nan"), float("inf")
+
+
+@dataclass(frozen=True)
+class SkipJumps:
+    """Skip a step whose joint norm is above `limit` times the mean of the accepted ones."""
+
+    limit: float
+
+    scope: ClassVar[Scope] = Scope.GLOBAL
+    of: ClassVar[Quantity] = Quantity.GRADIENT
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def init(self, like: Array, *, xp: Namespace) -> State:
+        assert np.isfinite(like).all()
+        return {"sum": xp.zeros_like(like), "count": xp.zeros_like(like)}
+
+    def decide(
+        self,
+        norms: Array,
+        state: State,
+        *,
+        present: Array,
+        facts: Mapping[str, Array],
+        xp: Namespace,
+    ) -> tuple[Decision, State]:
+        assert np.isfinite(norms).all()
+        seen = state["count"] > 0
+        jump = seen & (norms * state["count"] > self.limit * state["sum"])
+        one = xp.ones_like(norms)
+        after = {"sum": state["sum"] + norms, "count": state["count"] + one}
+        return Decision(one, None, xp.any(jump)), after
+
+
+def run(series: list[list[float]], nonfinite: str = "skip", **present: Any) -> list[Any]:
+    """Return verdict and state, as plain values, after each step."""
+    rule, rows = SkipJumps(3.0), []
+    state = conduct.begin(rule, np.array(series[0]), xp=np)
+    for norms in series:
+        verdict, state = conduct.judge(
+            rule, np.array(norms), state, present=np.full(2, True), xp=np, nonfinite=nonfinite
+        )
+        rows.append((verdict, conduct.to_plain(state)))
+    return rows
+
+
+def test_a_skip_of_the_rule_commits_nothing_but_its_count() -> None:
+    (_, first), (verdict, second), (_, third) = run([[3.0, 4.0], [300.0, 0.0], [5.0, 0.0]])
+    assert first == {
+        **{"attempted": 1, "accepted": 1, "bad_in_a_row": 0},
+        **{"rule.sum": [5.0], "rule.count": [1.0]},
+    }
+    assert bool(verdict.skip) and second == {**first, "attempted": 2}
+    assert third["rule.sum"] == [10.0] and third["accepted"] == 2
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_bad_norm_never_reaches_the_rule(bad: float) -> None:
+    (verdict, first), (_, second) = run([[bad, 4.0], [3.0, 4.0]])
+    assert bool(verdict.skip) and verdict.bad.tolist() == [True, False]
+    assert first["rule.sum"] == [0.0] and first["bad_in_a_row"] == 1
+    assert second["rule.sum"] == [5.0] and second["bad_in_a_row"] == 0
+
+
+@pytest.mark.parametrize(("policy", "factor"), [("zero", [0.0, 1.0]), ("pass", [1.0, 1.0])])
+def test_a_step_that_goes_on_counts_the_good_norms_only(policy: str, factor: list[float]) -> None:
+    ((verdict, state),) = run([[NAN, 4.0]], policy)
+    assert verdict.factor.tolist() == factor and not bool(verdict.skip)
+    assert state["rule.sum"] == [4.0] and state["accepted"] == 1
+
+
+def test_absent_numbers_do_not_count() -> None:
+    rule = SkipJumps(3.0)
+    state = conduct.begin(rule, np.zeros(2), xp=np)
+    verdict, state = conduct.judge(
+        rule, np.array([NAN, 4.0]), state, present=np.array([False, True]), xp=np
+    )
+    assert not bool(verdict.skip) and not verdict.bad.any()
+    assert state["rule.sum"].tolist() == [4.0]
+
+
+def test_norms_afterwards_follow_the_verdict() -> None:
+    norms, one = np.array([NAN, INF, 4.0, 2.0]), np.ones(4)
+    factor = np.array([0.0, 0.0, 0.5, 1.0])
+    verdict = conduct.Verdict(factor, None, ~np.isfinite(norms), np.array(False))
+    assert conduct.norms_after(norms, verdict, xp=np).tolist() == [0.0, 0.0, 2.0, 2.0]
+    limited = verdict._replace(limit=1.5 * one)
+    assert conduct.norms_after(norms, limited, xp=np).tolist() == [0.0, 0.0, 1.5, 1.5]
+
+
+def test_what_is_not_a_rule_here_is_refused() -> None:
+    conduct.check_rule(SkipJumps(1.0), Quantity.GRADIENT, where="here")
+    with pytest.raises(InvalidArgument, match="here: this is no rule; got 3"):
+        conduct.check_rule(3, Quantity.GRADIENT, where="here")
+    with pytest.raises(InvalidArgument, match="no rule; got <class"):
+        conduct.check_rule(SkipJumps, Quantity.GRADIENT, where="here")
+    with pytest.raises(Refused, match="SkipJumps acts on a gradient, not on a weight"):
+        conduct.check_rule(SkipJumps(1.0), Quantity.WEIGHT, where="here")
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30, 1e300])
+def test_norms_combine_without_overflow_or_underflow(scale: float) -> None:
+    assert combine(np.array([3.0, 0.0, 4.0]) * scale, xp=np)[0] == pytest.approx(5.0 * scale)
+    assert combine(np.zeros(3), xp=np).tolist() == [0.0]
+
+
+def test_shrinking_is_exactly_one_up_to_the_limit_and_its_slack() -> None:
+    norms = np.array([0.0, 0.5, 1.0, 1.0 + 1e-7, 2.0])
+    assert shrink_to(norms, np.array(1.0), xp=np)[:3].tolist() == [1.0, 1.0, 1.0]
+    assert shrink_to(norms, np.array(1.0), xp=np)[3] < 1.0
+    loose = shrink_to(norms, np.array(1.0), xp=np, slack=1e-6)
+    assert loose.tolist() == [1.0, 1.0, 1.0, 1.0, 0.5]

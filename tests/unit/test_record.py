@@ -1,0 +1,171 @@
+"""The record: rows that survive a crash, a full disk and a resumed run."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from niwaki.errors import BadFile, InvalidArgument, Unwritable
+from niwaki.record import SCHEMA, Recorder, read
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "record.jsonl"
+
+
+def _steps(path: Path) -> list[Any]:
+    return [row["step"] for row in read(path) if row["event"] == "step"]
+
+
+def _write(path: Path, *steps: int) -> None:
+    with Recorder(path) as recorder:
+        for step in steps:
+            recorder.write({"event": "step", "step": step})
+
+
+def test_rows_come_back_after_the_first_one_that_carries_the_schema(path: Path) -> None:
+    _write(path, 1, 2)
+    _write(path, 3)
+    rows = list(read(path))
+    assert rows[0] == {"event": "start", "schema": SCHEMA} and len(rows) == 4
+    assert _steps(path) == [1, 2, 3]
+
+
+def test_rows_reach_the_disk_in_batches(path: Path) -> None:
+    recorder = Recorder(path, flush_every=2)
+    recorder.write({"event": "step", "step": 1})
+    assert _steps(path) == []
+    recorder.write({"event": "step", "step": 2})
+    assert _steps(path) == [1, 2]
+    assert recorder.flush() == path.stat().st_size
+
+
+def test_rewinding_drops_what_came_after_a_checkpoint(path: Path) -> None:
+    _write(path, 1)
+    recorder = Recorder(path)
+    place = recorder.flush()
+    _write(path, 2, 3)
+    recorder.write({"event": "step", "step": 4})
+    recorder.rewind(place)
+    recorder.write({"event": "step", "step": 2})
+    recorder.close()
+    assert _steps(path) == [1, 2]
+
+
+def test_a_record_shorter_than_its_checkpoint_is_refused(path: Path) -> None:
+    _write(path, 1)
+    recorder = Recorder(path)
+    with pytest.raises(
+        BadFile, match="shorter than its checkpoint says; got .* bytes; allowed: >="
+    ):
+        recorder.rewind(10_000)
+    path.unlink()
+    with pytest.raises(BadFile, match="got 0 bytes"):
+        recorder.rewind(1)
+
+
+def test_a_last_line_that_was_cut_short_is_left_out_and_then_replaced(path: Path) -> None:
+    _write(path, 1, 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    assert _steps(path) == [1]
+    _write(path, 2, 3)
+    assert _steps(path) == [1, 2, 3]
+
+
+def test_a_file_of_half_a_line_is_begun_anew(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b'{"event": "sta')
+    _write(path, 1)
+    assert [row["event"] for row in read(path)] == ["start", "step"]
+
+
+@pytest.mark.parametrize(
+    ("line", "text"), [(b'{"a": ', "no JSON;"), (b"[1]", "no JSON object"), (b"\xff", "no JSON;")]
+)
+def test_a_broken_line_is_named(path: Path, line: bytes, text: str) -> None:
+    _write(path, 1, 2)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
+    with pytest.raises(BadFile, match=rf"record\.jsonl:2: this line is {text}"):
+        list(read(path))
+
+
+def test_a_missing_record_is_named(path: Path) -> None:
+    with pytest.raises(BadFile, match=r"record\.jsonl: cannot read the record; got No such file"):
+        list(read(path))
+
+
+def test_numbers_that_json_lacks_are_null_and_arrays_are_plain(path: Path) -> None:
+    with Recorder(path) as recorder:
+        recorder.write(
+            {
+                "event": "step",
+                "loss": float("nan"),
+                "norms": [1.0, float("inf")],
+                "per": {"a": -float("inf")},
+                "scalar": np.float32(0.5),
+                "array": np.arange(2),
+                "flag": True,
+            }
+        )
+    row = list(read(path))[1]
+    assert row == {
+        "event": "step",
+        "loss": None,
+        "norms": [1.0, None],
+        "per": {"a": None},
+        "scalar": 0.5,
+        "array": [0, 1],
+        "flag": True,
+    }
+
+
+def test_what_json_cannot_say_is_refused_by_key(path: Path) -> None:
+    with Recorder(path) as recorder, pytest.raises(InvalidArgument, match="record: loss: .*object"):
+        recorder.write({"event": "step", "loss": object()})
+    assert len(list(read(path))) == 1
+
+
+def test_a_full_disk_loses_no_row(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(path)
+    recorder.write({"event": "step", "step": 1})
+    ordinary = Path.open
+
+    class Full:
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._stream.close()
+
+        def tell(self) -> int:
+            return self._stream.tell()
+
+        def write(self, content: bytes) -> None:
+            self._stream.write(content[:4])
+            self._stream.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Full(ordinary(self, mode)))
+    with pytest.raises(
+        Unwritable, match=r"cannot append to the record \(No space left on device\)"
+    ):
+        recorder.flush()
+    monkeypatch.undo()
+    recorder.close()
+    assert _steps(path) == [1]
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unwritable, match="file.*cannot append to the record"):
+        Recorder(tmp_path / "file" / "record.jsonl")

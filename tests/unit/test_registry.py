@@ -1,0 +1,116 @@
+"""The registry: names, suggestions, doubles, plug-ins and frameworks."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import niwaki as nw
+from niwaki import registry
+from niwaki.errors import InvalidArgument, NiwakiError, Unavailable, UnknownName
+
+
+def test_names_lead_to_things_and_back() -> None:
+    assert registry.find("clip", "ByNorm") is nw.clip.ByNorm
+    assert registry.name_of("clip", nw.clip.ByNorm(1.0)) == "ByNorm"
+    with pytest.raises(
+        UnknownName, match="clip: unknown clip; got 'ByNrom'; did you mean 'ByNorm'"
+    ):
+        registry.find("clip", "ByNrom")
+    with pytest.raises(UnknownName, match="no registered bound; got ByNorm"):
+        registry.name_of("bound", nw.clip.ByNorm(1.0))
+
+
+def test_entries_are_sorted_and_explain_themselves() -> None:
+    entries = registry.entries()
+    keys = [(registry.KINDS.index(entry.kind), entry.name) for entry in entries]
+    assert keys == sorted(set(keys))
+    assert all(entry.formula and entry.source for entry in entries)
+    assert {"clip", "bound"} <= {entry.kind for entry in entries}
+
+
+def test_folders_offer_what_is_registered_in_them() -> None:
+    for kind, folder in (("clip", nw.clip), ("bound", nw.bound)):
+        own = {e.name for e in registry.entries(kind) if e.thing.__module__.startswith("niwaki.")}
+        assert own == set(folder.__all__)
+    with pytest.raises(AttributeError, match="no rule 'ByNrm'; did you mean 'ByNorm'"):
+        _ = nw.clip.ByNrm
+    with pytest.raises(AttributeError, match="niwaki has no 'clp'; did you mean 'clip'"):
+        _ = nw.clp
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """Return the registry's own table, put back as it was afterwards."""
+    copy = dict(registry._entries)
+    monkeypatch.setattr(registry, "_entries", copy)
+    return copy
+
+
+def test_one_name_belongs_to_one_thing(entries: dict[Any, Any]) -> None:
+    again = registry.register("clip", formula="f", source="s")
+    assert again(nw.clip.ByNorm) is nw.clip.ByNorm
+    other = type("ByNorm", (), {"__module__": "elsewhere"})
+    with pytest.raises(InvalidArgument, match=r"elsewhere: .*twice; got also in niwaki\.clip"):
+        again(other)
+    with pytest.raises(InvalidArgument, match="unknown kind; got clup"):
+        registry.register("clup", formula="f", source="s")
+
+
+def _install(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    point = EntryPoint("mine", value, "niwaki.rules")
+    monkeypatch.setattr(registry, "_loaded_entry_points", False)
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
+
+
+def test_other_packages_add_their_rules(
+    entries: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> ModuleType:
+        registry.register("clip", name="Mine", formula="f", source="s")(object)
+        return ModuleType(name)
+
+    monkeypatch.setitem(sys.modules, "plug_in", ModuleType("plug_in"))
+    _install(monkeypatch, "plug_in")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: load(self.value))
+    assert registry.find("clip", "Mine") is object
+
+
+def test_a_plug_in_that_fails_is_named_every_time(
+    entries: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(monkeypatch, "no_such_plug_in")
+    for _ in range(2):
+        with pytest.raises(
+            NiwakiError, match="entry point 'mine' = no_such_plug_in: .*ModuleNotFound"
+        ):
+            registry.entries()
+
+
+def test_the_framework_of_a_model_is_found_by_its_class() -> None:
+    class Own(torch.nn.Linear):
+        pass
+
+    assert registry.framework_of(Own(1, 1)) is nw.torch
+    with pytest.raises(InvalidArgument, match=r"no model of a framework.*got numpy\.ndarray"):
+        registry.framework_of(np.ones(1))
+
+
+def test_a_framework_that_is_missing_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UnknownName, match="unknown framework; got 'torhc'; did you mean 'torch'"):
+        registry.framework("torhc")
+
+    def missing(name: str) -> ModuleType:
+        raise ModuleNotFoundError("No module named 'torch'")
+
+    monkeypatch.setattr(registry.importlib, "import_module", missing)
+    with pytest.raises(Unavailable, match=r"torch is not installed.*pip install 'niwaki\[torch\]'"):
+        registry.framework("torch")

@@ -1,0 +1,75 @@
+"""Schedules: exact at their ends, constant outside, monotone between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from niwaki.errors import InvalidArgument
+from niwaki.schedule import Cubic, Linear, Schedule, value_at
+
+ends = st.floats(-1e6, 1e6)
+steps = st.tuples(st.integers(0, 1000), st.integers(1, 10_000)).map(lambda p: (p[0], p[0] + p[1]))
+
+
+@pytest.mark.parametrize("shape", [Linear, Cubic])
+@given(start=ends, stop=ends, steps=steps)
+def test_the_ends_are_exact_and_hold_outside(
+    shape: Any, start: float, stop: float, steps: tuple[int, int]
+) -> None:
+    schedule = shape(start, stop, steps=steps)
+    assert isinstance(schedule, Schedule)
+    assert schedule.at(steps[1]) == schedule.at(steps[1] + 1) == schedule.at(10**9) == stop
+    assert schedule.at(steps[0]) == schedule.at(0)
+    assert schedule.at(0) == pytest.approx(start, rel=1e-12, abs=1e-12 * abs(stop))
+
+
+@pytest.mark.parametrize("shape", [Linear, Cubic])
+@given(start=ends, stop=ends, steps=steps, data=st.data())
+def test_between_its_ends_it_goes_one_way(
+    shape: Any, start: float, stop: float, steps: tuple[int, int], data: st.DataObject
+) -> None:
+    first, second = sorted(data.draw(st.tuples(st.integers(*steps), st.integers(*steps))))
+    schedule = shape(start, stop, steps=steps)
+    values = [start, schedule.at(first), schedule.at(second), stop]
+    slack = 1e-12 * max(abs(start), abs(stop), 1.0)
+    assert (np.diff(values) * np.sign(stop - start) >= -slack).all()
+
+
+def test_the_cubic_is_the_paper_s() -> None:
+    cubic = Cubic(0.0, 0.9, steps=(10, 110))
+    for step in (10, 25, 60, 99, 110):
+        assert cubic.at(step) == pytest.approx(0.9 + (0.0 - 0.9) * (1 - (step - 10) / 100) ** 3)
+
+
+def test_a_number_takes_the_dtype_of_the_step() -> None:
+    assert value_at(1, np.asarray(0.0, dtype=np.float32), xp=np).dtype == np.float32
+    scheduled = value_at(Linear(1.0, 2.0, steps=(0, 4)), np.asarray(1.0, np.float32), xp=np)
+    assert float(scheduled) == 1.25
+
+
+@pytest.mark.parametrize("shape", [Linear, Cubic])
+@pytest.mark.parametrize(
+    ("start", "stop", "steps", "text"),
+    [
+        (float("nan"), 1.0, (0, 1), "start and stop must be finite"),
+        (0.0, float("inf"), (0, 1), "start and stop must be finite"),
+        ("a", 1.0, (0, 1), "start and stop must be finite"),
+        (0.0, True, (0, 1), "start and stop must be finite"),
+        (0.0, 1.0, (1, 1), "0 <= first < last"),
+        (0.0, 1.0, (-1, 1), "0 <= first < last"),
+        (0.0, 1.0, (0, 1, 2), "0 <= first < last"),
+        (0.0, 1.0, 5, "0 <= first < last"),
+        (0.0, 1.0, ("a", "b"), "0 <= first < last"),
+        (0.0, 1.0, (0.5, 2), "0 <= first < last"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(
+    shape: Any, start: Any, stop: Any, steps: Any, text: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{shape.__name__}: .*{text}"):
+        shape(start, stop, steps=steps)

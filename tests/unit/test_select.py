@@ -1,0 +1,43 @@
+"""Selections by name: globs, exact names, and what matches nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from niwaki.errors import UnknownName
+from niwaki.select import select
+
+NAMES = ["conv.weight", "conv.bias", "head.weight", "head.bias", "block[0].weight"]
+
+
+@pytest.mark.parametrize(
+    ("only", "exclude", "expected"),
+    [
+        (None, None, NAMES),
+        ("*.bias", None, ["conv.bias", "head.bias"]),
+        (["head.*", "conv.weight"], "*.bias", ["conv.weight", "head.weight"]),
+        (None, ["*.weight"], ["conv.bias", "head.bias"]),
+        ("block[0].weight", None, ["block[0].weight"]),
+    ],
+)
+def test_globs_choose_in_order(only: object, exclude: object, expected: list[str]) -> None:
+    assert select(iter(NAMES), only=only, exclude=exclude) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("argument", ["only", "exclude"])
+def test_a_pattern_that_matches_nothing_names_the_nearest(argument: str) -> None:
+    with pytest.raises(UnknownName) as raised:
+        select(NAMES, where="prune_", **{argument: ["*.bias", "conv.wieght"]})
+    assert str(raised.value).startswith("prune_: the pattern matches no tensor; got 'conv.wieght'")
+    assert "did you mean 'conv.weight'" in str(raised.value)
+
+
+def test_letters_have_a_case() -> None:
+    with pytest.raises(UnknownName):
+        select(NAMES, only="CONV.*")
+
+
+@pytest.mark.parametrize("options", [{"exclude": "*"}, {"only": []}])
+def test_a_selection_of_nothing_is_an_error(options: dict[str, object]) -> None:
+    with pytest.raises(UnknownName, match="leaves no tensor"):
+        select(NAMES, **options)  # type: ignore[arg-type]

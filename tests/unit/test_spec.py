@@ -1,0 +1,109 @@
+"""Rules as data: strict about keys, and plain about what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import niwaki as nw
+from niwaki import spec
+from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName
+
+
+@dataclass(frozen=True)
+class Settings:
+    epochs: int
+    rate: float = 0.1
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("plain", "error", "text"),
+    [
+        ({"rule": "ByNrom", "limit": 1.0}, UnknownName, "unknown clip; got 'ByNrom'; did you mean"),
+        (
+            {"rule": "ByNorm", "limt": 1.0},
+            UnknownName,
+            "clip ByNorm: unknown key; got 'limt'; did ",
+        ),
+        ({"rule": "ByNorm"}, InvalidArgument, "a key is missing; got []; allowed: limit"),
+        ({"limit": 1.0}, InvalidArgument, "the key 'rule' is missing; got ['limit']"),
+        ("ByNorm", InvalidArgument, "clip: a rule is a table; got 'ByNorm'"),
+        ({"rule": "ByNorm", "limit": -1}, InvalidArgument, "ByNorm: the limit must be positive"),
+        (
+            {"rule": "ByNorm", "limit": {"schedule": "Liner", "start": 1, "stop": 2}},
+            UnknownName,
+            "unknown schedule; got 'Liner'; did you mean 'Linear'",
+        ),
+        ({"rule": "ByNorm", "limit": {"start": 1}}, UnknownName, "unknown schedule; got None"),
+        (
+            {"rule": "ByNorm", "limit": {"schedule": "Linear", "start": 1, "stop": 2}},
+            InvalidArgument,
+            "schedule Linear: a key is missing; got ['start', 'stop']; allowed: steps",
+        ),
+        (
+            {"rule": "ByNorm", "limit": {"schedule": "Linear", "start": 1, "end": 2}},
+            UnknownName,
+            "schedule Linear: unknown key; got 'end'",
+        ),
+        (
+            {"rule": "ByNorm", "limit": {"schedule": "Linear", "start": 1, "stop": 2, "steps": 9}},
+            InvalidArgument,
+            "Linear: steps must be (first, last); got 9",
+        ),
+    ],
+)
+def test_wrong_tables_are_named(plain: Any, error: type, text: str) -> None:
+    with pytest.raises(error) as raised:
+        spec.from_dict(plain)
+    assert text in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_nested_schedule_becomes_plain_and_comes_back() -> None:
+    rule = nw.clip.ByNorm(nw.schedule.Cubic(1.0, 0.1, steps=(0, 100)))
+    plain = spec.to_dict(rule)
+    assert plain == {
+        "rule": "ByNorm",
+        "limit": {"schedule": "Cubic", "start": 1.0, "stop": 0.1, "steps": [0, 100]},
+    }
+    assert spec.from_dict(plain) == rule
+
+
+def test_a_bound_is_no_clip() -> None:
+    with pytest.raises(UnknownName, match="no registered clip; got Clamp"):
+        spec.to_dict(nw.bound.Clamp(1.0))
+    assert spec.to_dict(nw.bound.Clamp(1.0), "bound") == {"rule": "Clamp", "limit": 1.0}
+
+
+def test_what_has_no_plain_form_is_refused() -> None:
+    class Own:
+        def value(self, step: Any, *, xp: Any) -> Any:
+            return step
+
+    with pytest.raises(NiwakiError, match="no plain form"):
+        spec.to_dict(nw.clip.ByNorm(Own()))
+
+
+def test_values_are_checked_against_declared_types() -> None:
+    good = spec.validated(Settings, {"epochs": 3, "names": ["a"]}, where="task")
+    assert good == Settings(3, 0.1, ("a",))
+    with pytest.raises(InvalidArgument, match=r"^task: epochs: .*; got .many"):
+        spec.validated(Settings, {"epochs": "many"}, where="task")
+    with pytest.raises(UnknownName, match="task: unknown key; got 'epoch'; did you mean 'epochs'"):
+        spec.validated(Settings, {"epoch": 3}, where="task")
+
+
+@pytest.mark.parametrize("content", [b"limit = ", b"\xff\xfe", b"a = 1\na = 2\n"])
+def test_what_is_no_toml_names_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rule.toml"
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match=r"rule\.toml: this is not TOML; got "):
+        spec.read_toml(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match=r"none\.toml: cannot read the file; got No such file"):
+        spec.read_toml(tmp_path / "none.toml")

@@ -1,0 +1,285 @@
+"""The sweep: its figures, and that a stopped one continues to the same result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from torch import nn
+
+from niwaki import record, report
+from niwaki.clip.by_global_norm import ByGlobalNorm
+from niwaki.errors import BadFile, InvalidArgument, Refused, Unwritable
+from niwaki.search import grid_run
+from niwaki.search.grid import sweep
+from niwaki.search.grid_run import Run, Setting, TimedRecorder, packed_bytes
+from niwaki.tasks import Data, Recipe, Split, Task
+
+GRID: dict[str, Any] = {"limits": (1e-6, None), "sparsities": (0.0, 0.9), "seeds": 2, "epochs": 3}
+STEPS = 3 * (200 // 20)
+
+
+def _split(size: int, seed: int) -> Split:
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, 3, size)
+    noise = generator.standard_normal((size, 6), dtype=np.float32)
+    return Split(np.eye(3, 6, dtype=np.float32)[targets] * 3 + noise, targets)
+
+
+def _data() -> Data:
+    return Data(_split(200, 0), _split(60, 1), _split(80, 2))
+
+
+def _network() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 3))
+
+
+def _task(**changes: Any) -> Task:
+    recipe = Recipe(batch_size=20, learning_rate=1e-2, train_epochs=4)
+    known = {"name": "blobs", "model": _network, "data": _data, "recipe": recipe}
+    return Task(**{**known, **changes})
+
+
+def _untimed(result: dict[str, Any]) -> dict[str, Any]:
+    points = [{k: v for k, v in point.items() if k != "ms_per_step"} for point in result["points"]]
+    return {**result, "points": points}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the result of a sweep that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, sweep(_task(), **GRID, out=out, progress=False)
+
+
+def test_every_point_of_the_grid_is_there(whole: tuple[Path, dict[str, Any]]) -> None:
+    result = whole[1]
+    at = [(point["limit"], point["sparsity"]) for point in result["points"]]
+    assert at == [(1e-6, 0.0), (1e-6, 0.9), (None, 0.0), (None, 0.9)]
+    assert (result["task"], result["metric"], result["seeds"]) == ("blobs", "accuracy", [0, 1])
+    assert {"python", "torch", "threads", "niwaki"} <= result["environment"].keys()
+    assert result["warnings"] == []
+    for point in result["points"]:
+        assert (point["runs"], point["diverged"]) == (2, 0)
+        for key in ("accuracy", "gap", "ms_per_step", "bytes", "clipped"):
+            stat = point[key]
+            assert stat["min"] <= stat["mean"] <= stat["max"], key
+
+
+def test_limits_and_sparsities_do_what_they_say(whole: tuple[Path, dict[str, Any]]) -> None:
+    tiny, tiny_sparse, free, free_sparse = whole[1]["points"]
+    assert tiny["clipped"]["min"] == tiny_sparse["clipped"]["min"] == 1.0
+    assert free["clipped"]["max"] == free_sparse["clipped"]["max"] == 0.0
+    assert free["accuracy"]["mean"] > 0.9
+    assert free_sparse["bytes"]["max"] < free["bytes"]["min"]
+
+
+def test_a_run_is_measured_as_it_says(whole: tuple[Path, dict[str, Any]]) -> None:
+    """The figures of one run, made again here from the task and the record of steps."""
+    out, result = whole
+    path = out / "runs" / "limit-none_sparsity-0.9_seed-1.json"
+    run = json.loads(path.read_text())
+    assert run["gap"] == run["train"] - run["accuracy"]
+    rows = list(record.read(path.with_suffix(".jsonl")))
+    steps = [row for row in rows if row["event"] == "step"]
+    times = [row["ms"] for row in steps if row["ms"] is not None]
+    assert len(steps) == STEPS
+    assert len(times) == STEPS - 3, "the first step of an epoch has no step before it"
+    assert run["ms_per_step"] == pytest.approx(np.median(times))
+    assert all(row["norm"] > 0 and row["factor"] == 1 for row in steps)
+    assert steps[-1]["sparsity"] == pytest.approx(0.9, abs=0.01)
+    point = result["points"][3]
+    assert point["accuracy"]["min"] <= run["accuracy"] <= point["accuracy"]["max"]
+
+
+def test_each_seed_is_a_training_of_its_own(whole: tuple[Path, dict[str, Any]]) -> None:
+    losses = []
+    for seed in (0, 1):
+        rows = record.read(whole[0] / "runs" / f"limit-none_sparsity-0.0_seed-{seed}.jsonl")
+        losses.append(next(row["loss"] for row in rows if row["event"] == "step"))
+    assert losses[0] != losses[1]
+
+
+def test_the_folder_and_the_page(whole: tuple[Path, dict[str, Any]]) -> None:
+    out, result = whole
+    assert json.loads((out / "sweep.json").read_text()) == json.loads(json.dumps(result))
+    assert len(list((out / "runs").glob("*.json"))) == 8
+    assert "sparsity 90 %" in report.sweep_page(result)
+    assert len(report.sweep_table(result).splitlines()) == 5
+
+
+class _Interrupted(Exception):
+    """Stands for a key or a kill: nothing in the package catches it."""
+
+
+def _measure_at_most(monkeypatch: pytest.MonkeyPatch, most: float) -> list[Setting]:
+    """Let `most` runs finish, and stop the one after them in its second epoch."""
+    measured: list[Setting] = []
+    plain = Run.measure
+
+    def measure(self: Run, path: Path, on_epoch: Callable[[], object]) -> dict[str, Any]:
+        def stop() -> Iterator[None]:
+            yield
+            raise _Interrupted
+
+        ticks = stop()
+        late = len(measured) >= most
+        measured.append(self.setting)
+        return plain(self, path, (lambda: next(ticks)) if late else on_epoch)
+
+    monkeypatch.setattr(Run, "measure", measure)
+    return measured
+
+
+@pytest.mark.parametrize("finished", [0, 3, 7])
+def test_a_stopped_sweep_continues(
+    finished: int,
+    whole: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        _measure_at_most(patch, finished)
+        with pytest.raises(_Interrupted):
+            sweep(_task(), **GRID, out=tmp_path, progress=False)
+    assert not (tmp_path / "sweep.json").exists()
+    measured = _measure_at_most(monkeypatch, math.inf)
+    result = sweep(_task(), **GRID, out=tmp_path, progress=False)
+    assert len(measured) == 8 - finished
+    assert _untimed(result) == _untimed(whole[1])
+    for path in (tmp_path / "runs").glob("*.jsonl"):
+        steps = [row for row in record.read(path) if row["event"] == "step"]
+        assert len(steps) == STEPS, "rows of the stopped run are not kept"
+    measured.clear()
+    assert sweep(_task(), **GRID, out=tmp_path, progress=False) == result
+    assert measured == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "named"),
+    [
+        ({"epochs": 4}, {}, "epochs"),
+        ({"limits": (1.0,)}, {}, "limits"),
+        ({"sparsities": (0.5,)}, {}, "sparsities"),
+        ({"seeds": 1}, {}, "seeds"),
+        ({}, {"name": "other"}, "task"),
+        ({}, {"recipe": Recipe(batch_size=20, learning_rate=1e-3)}, "recipe"),
+        (
+            {},
+            {
+                "recipe": Recipe(
+                    batch_size=20, learning_rate=1e-2, train_epochs=4, clip=ByGlobalNorm(9.0)
+                )
+            },
+            "recipe",
+        ),
+        ({}, {"data": lambda: Data(_split(200, 9), _split(60, 1), _split(80, 2))}, "data"),
+        ({}, {"model": lambda: nn.Sequential(nn.Linear(6, 3))}, "network"),
+    ],
+)
+def test_another_sweep_in_the_folder_is_refused(
+    changes: dict[str, Any],
+    task: dict[str, Any],
+    named: str,
+    whole: tuple[Path, dict[str, Any]],
+) -> None:
+    before = (whole[0] / "sweep.json").read_bytes()
+    with pytest.raises(Refused, match=rf"different: {named}; "):
+        sweep(_task(**task), **{**GRID, **changes}, out=whole[0], progress=False)
+    assert (whole[0] / "sweep.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"accuracy": 1.0}'])
+def test_a_damaged_run_file_is_named(content: str, tmp_path: Path) -> None:
+    small = {**GRID, "seeds": 1, "epochs": 1}
+    sweep(_task(), **small, out=tmp_path, progress=False)
+    path = tmp_path / "runs" / "limit-none_sparsity-0.9_seed-0.json"
+    path.write_text(content)
+    with pytest.raises(BadFile, match="sparsity-0.9_seed-0.json"):
+        sweep(_task(), **small, out=tmp_path, progress=False)
+
+
+def _diverging(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return outputs.sum() * math.nan
+
+
+def test_a_training_that_diverges_is_counted_and_named(tmp_path: Path) -> None:
+    grid = {"limits": (1.0,), "sparsities": (0.0,), "seeds": 2, "epochs": 2}
+    result = sweep(_task(loss=_diverging), **grid, out=tmp_path, progress=False)
+    (point,) = result["points"]
+    assert (point["runs"], point["diverged"]) == (0, 2)
+    assert point["accuracy"] == {"mean": None, "min": None, "max": None}
+    assert len(result["warnings"]) == 2
+    assert result["warnings"][0].startswith("limit 1, sparsity 0, seed 0: diverged")
+    assert "non-finite" in result["warnings"][0]
+    assert "n/a" in report.sweep_table(result)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"limits": (-1.0,)}, "limit"),
+        ({"limits": (0,)}, "limit"),
+        ({"limits": (math.nan,)}, "limit"),
+        ({"limits": ("1",)}, "limit"),
+        ({"limits": ()}, "limits are empty"),
+        ({"limits": (None, math.inf)}, "repeat"),
+        ({"sparsities": (1.2,)}, "1.2"),
+        ({"sparsities": (0.5, 0.5)}, "repeat"),
+        ({"sparsities": ()}, "sparsities are empty"),
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": 1.5}, "seeds"),
+        ({"epochs": 0}, "epochs"),
+    ],
+)
+def test_a_grid_out_of_range_is_refused_before_anything_is_written(
+    changes: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgument, match=match):
+        sweep(_task(), **{**GRID, **changes}, out=tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unwritable, match="file"):
+        sweep(_task(), **GRID, out=tmp_path / "file", progress=False)
+
+
+def test_progress_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(_task(), limits=(1.0,), sparsities=(0.0,), seeds=1, epochs=2, out=tmp_path)
+    seen = capsys.readouterr()
+    assert seen.out == ""
+    assert "2/2" in seen.err
+
+
+def test_steps_are_timed_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 1.25, 9.0, 20.0, 20.5])
+    monkeypatch.setattr(grid_run, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    recorder = TimedRecorder(tmp_path / "record.jsonl")
+    with recorder:
+        for event, clipped in [("step", True), ("step", False), ("epoch", None)]:
+            recorder.write({"event": event, "clipped": clipped})
+        for _ in range(2):
+            recorder.write({"event": "step", "clipped": False})
+    assert recorder.ms == [250.0, 500.0]
+    assert (recorder.steps, recorder.clipped) == (4, 1)
+
+
+def test_the_size_counts_shared_values_and_the_rest_as_it_is() -> None:
+    generator = np.random.default_rng(0)
+    arrays = {"w": generator.normal(size=(100, 100)).astype(np.float32)}
+    arrays["b"] = generator.normal(size=(1000,)).astype(np.float32)
+    alone, both = packed_bytes({"w": arrays["w"]}, ["w"]), packed_bytes(arrays, ["w"])
+    assert 10_000 * 3 / 8 < alone < 10_000 * 4.2 / 8
+    assert 3_000 < both - alone < 4_200
