@@ -1,0 +1,72 @@
+"""``niwaki compress``: the main job, from a task and a budget to a verified small file and a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(epilog="Example: niwaki compress mnist-lenet300 --data mnist.npz --max-drop 0.002")
+@click.argument("task", default="digits")
+@click.option("--data", type=click.Path(path_type=Path), help="Data file of tasks that need one.")
+@click.option(
+    "--max-drop",
+    type=float,
+    default=0.005,
+    show_default=True,
+    help="How far the metric may fall below the dense network's, on the validation split.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/TASK].")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of weights and data order."
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="TOML file; its keys are those of the task's recipe, and a [clip] table names a rule.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    task: str,
+    data: Path | None,
+    max_drop: float,
+    out: Path | None,
+    seed: int,
+    config: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train a network, then prune, quantize and pack it within an accuracy budget.
+
+    TASK is a built-in task (see `niwaki list task`), package.module:attribute, or a .py file whose
+    attribute `task` is a nw.tasks.Task. Without TASK it is `digits`, which needs no download.
+
+    The run folder gets model.niwaki, report.html, result.json and record.jsonl. A run that was stopped
+    at any moment continues with the same command.
+    """
+    from niwaki import record, report
+    from niwaki.search import compress
+    from niwaki.tasks import load
+
+    chosen = load(task, data=data)
+    if config is not None:
+        chosen = dataclasses.replace(chosen, recipe=_recipe(chosen.recipe, config))
+    result = compress(chosen, out=out, max_drop=max_drop, seed=seed, progress=not quiet)
+    rows = list(record.read(result["record"]))
+    report.write_page(result["report"], report.compress_page(result, rows))
+    click.echo(json.dumps(result, indent=2) if as_json else report.compress_table(result))
+
+
+def _recipe(recipe: Any, config: Path) -> Any:
+    from niwaki import spec
+
+    values = spec.read_toml(config)
+    if "clip" in values:
+        values["clip"] = spec.from_dict(values["clip"])
+    checked = spec.validated(type(recipe), values, where=str(config))
+    return dataclasses.replace(recipe, **{key: getattr(checked, key) for key in values})

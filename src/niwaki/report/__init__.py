@@ -1,0 +1,23 @@
+"""HTML pages and terminal tables of what the other parts found.
+
+Takes plain dicts as they stand in result files and records, and imports none of the parts that
+made them: a page can be drawn again from files alone.
+"""
+
+from __future__ import annotations
+
+from niwaki.report.audit_view import audit_page, audit_table
+from niwaki.report.compress_text import compress_table
+from niwaki.report.compress_view import compress_page
+from niwaki.report.page import write_page
+from niwaki.report.sweep_view import sweep_page, sweep_table
+
+__all__ = [
+    "audit_page",
+    "audit_table",
+    "compress_page",
+    "compress_table",
+    "sweep_page",
+    "sweep_table",
+    "write_page",
+]

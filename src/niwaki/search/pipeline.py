@@ -1,0 +1,146 @@
+"""From a task and a budget to a verified small file: train, prune, shrink, quantize, pack, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from niwaki import __version__, registry, spec
+from niwaki.errors import InvalidArgument, NiwakiError
+from niwaki.files import write_bytes, write_json
+from niwaki.search.folder import Folder
+from niwaki.search.result import Outcome, describe
+from niwaki.search.stages import Candidate, Stages
+from niwaki.tasks import Data, Recipe, Runner, Task, checked_data, load
+
+
+def compress(
+    task: Task | str,
+    *,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    max_drop: float = 0.005,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a task's network, make it as small as the budget allows, and return what that cost.
+
+    The network is trained with gradient clipping, pruned by magnitude up a ladder of sparsities, freed
+    of dead units, given shared weights (or 8-bit grids), packed and read back. `max_drop`: how far
+    the metric may fall below the dense network's, in units of the metric (0.005 of accuracy is half a
+    point); it binds on the validation split, which training does not see; the test split only measures.
+    `out`: the run folder (default ``runs/<task>``); it holds ``model.niwaki``, ``result.json``,
+    ``record.jsonl`` and all checkpoints, and the same call continues a run that was stopped at any
+    moment, to the same bytes (same machine, build and thread count).
+
+    Raises `InvalidArgument` for a negative budget, `Refused` when `out` holds another run, and
+    `NiwakiError` naming the cause when the task's own code fails.
+
+    >>> import niwaki as nw
+    >>> nw.compress("digits", max_drop=-1)
+    Traceback (most recent call last):
+        ...
+    niwaki.errors.InvalidArgument: compress: max_drop must be >= 0; got -1; allowed: >= 0
+
+    Source: the pipeline of Han, Mao and Dally 2016, Deep Compression; gradual pruning after Zhu and Gupta
+    2017. Deviations: distillation while recovering, rANS beside Huffman coding, and the search.
+    """
+    if isinstance(max_drop, bool) or not math.isfinite(max_drop) or max_drop < 0:
+        raise InvalidArgument(
+            "max_drop must be >= 0",
+            where="compress",
+            got=max_drop,
+            allowed=">= 0",
+        )
+    if isinstance(task, str):
+        task = load(task, data=data)
+    began = time.monotonic()
+    content = checked_data(task)
+    runner = registry.framework(task.framework).runner_for(task, content, seed=seed)
+    path = Path(out) if out is not None else Path("runs") / task.name
+    folder = Folder(path, _identity(task, content, max_drop, seed))
+    environment = _remembered(folder, runner)
+    with tqdm(
+        total=_epochs(task.recipe), desc=task.name, unit="epoch", disable=not progress
+    ) as bar:
+        stages = Stages(task, content, runner, folder, max_drop, bar.update)
+        outcome = _search(task, stages)
+    write_bytes(folder.path / "model.niwaki", outcome.chosen.path.read_bytes())
+    result = {
+        **describe(task, content, runner, folder.path, outcome, max_drop=max_drop, seed=seed),
+        "seconds": round(time.monotonic() - began, 1),
+        "resumed": folder.resumed,
+        "environment": environment,
+    }
+    folder.recorder.close()
+    write_json(folder.path / "result.json", result)
+    if not result["verified"]:
+        raise NiwakiError(
+            "the packed file does not give back the network",
+            where=result["file"],
+            hint="report this",
+        )
+    return result
+
+
+def _search(task: Task, stages: Stages) -> Outcome:
+    dense = stages.dense()
+    rungs = list(stages.rungs(dense))
+    tried: list[Candidate] = []
+    passing = [dense, *(rung for rung in rungs if rung.passed)]
+    for rung in reversed(passing):
+        arrays, shrink = stages.shrunk(rung)
+        found = [stages.shared(rung, arrays, k, dense) for k in task.recipe.entries]
+        tried += found
+        if not any(one.passed for one in found):
+            found = [stages.eight_bits(rung, arrays, dense)]
+            tried += found
+        if holding := [one for one in found if one.passed]:
+            chosen = min(holding, key=lambda one: one.size)
+            return Outcome(dense, rungs, rung, shrink, tried, chosen)
+    arrays, shrink = stages.shrunk(dense)
+    chosen = stages.floats(dense, arrays, dense)
+    return Outcome(dense, rungs, dense, shrink, [*tried, chosen], chosen)
+
+
+def _identity(task: Task, data: Data, max_drop: float, seed: int) -> dict[str, Any]:
+    recipe = {
+        field.name: getattr(task.recipe, field.name) for field in dataclasses.fields(task.recipe)
+    }
+    recipe["clip"] = spec.to_dict(task.recipe.clip)
+    return {
+        "niwaki": __version__,
+        "task": task.name,
+        "data": data.fingerprint(),
+        "recipe": recipe,
+        "max_drop": max_drop,
+        "seed": seed,
+    }
+
+
+def _remembered(folder: Folder, runner: Runner) -> dict[str, Any]:
+    now = runner.environment()
+    facts = folder.done("begin")
+    if facts is None:
+        folder.finish("begin", now)
+        return now
+    changed = sorted(key for key in now if facts.get(key) != now[key])
+    if changed:
+        tqdm.write(
+            f"niwaki: resumed with another {', '.join(changed)}: the bytes may differ from those of "
+            "an uninterrupted run"
+        )
+    return {**now, "changed": changed}
+
+
+def _epochs(recipe: Recipe) -> int:
+    return (
+        recipe.train_epochs
+        + len(recipe.sparsities) * recipe.prune_epochs
+        + len(recipe.entries) * recipe.tune_epochs
+    )

@@ -1,0 +1,543 @@
+"""The verbs as a person or a script meets them: exit codes, error lines, JSON, hostile files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from click.testing import CliRunner, Result
+
+from niwaki import __version__, pack, registry
+from niwaki.cli.app import VERBS, main
+
+SOURCE = Path(__file__).parents[2] / "src"
+HELP_SECONDS = 0.25
+PROGRAM = "import sys; from niwaki.cli.app import main; main(prog_name='niwaki')"
+
+TASK = """
+import numpy as np
+from torch import nn
+from niwaki.tasks import Data, Recipe, Split, Task
+
+def split(size, seed):
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, 3, size)
+    noise = generator.standard_normal((size, 6), dtype=np.float32)
+    return Split(np.eye(3, 6, dtype=np.float32)[targets] * 3 + noise, targets)
+
+def network():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+task = Task(
+    name="blobs",
+    model=network,
+    data=lambda: Data(split(200, 0), split(60, 1), split(90, 2)),
+    recipe=Recipe(batch_size=20, learning_rate=1e-2),
+)
+"""
+
+
+def run(*arguments: object) -> Result:
+    """Call the program in this process."""
+    return CliRunner().invoke(main, [str(one) for one in arguments], prog_name="niwaki")
+
+
+def good(*arguments: object) -> dict[str, Any]:
+    """Call a verb with --json, and return the one object that stands on stdout."""
+    result = run(*arguments, "--json")
+    assert (result.exit_code, result.exception) == (0, None), result.output
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def bad(*arguments: object) -> str:
+    """Call a verb that must fail, and return the one line on stderr that says why."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("niwaki: error: "), result.stderr
+    return lines[0]
+
+
+def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start the program as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    """Return arrays of several kinds; the weight is sparse."""
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(40, 60)).astype(np.float32)
+    return {
+        "layer.weight": np.where(generator.random((40, 60)) < 0.2, weight, 0).astype(np.float32),
+        "layer.bias": generator.normal(size=40).astype(np.float32),
+        "wide": generator.normal(size=(3, 5, 7)),
+        "steps": np.int64(7),
+        "index": generator.integers(0, 9, (4, 4)),
+    }
+
+
+@pytest.fixture
+def stored(arrays: dict[str, np.ndarray], tmp_path: Path) -> Path:
+    """Return the arrays as a safetensors file."""
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({name: np.asarray(one) for name, one in arrays.items()}, path)
+    return path
+
+
+@pytest.fixture
+def packed(stored: Path, tmp_path: Path) -> Path:
+    """Return the arrays as a packed file."""
+    good("pack", stored, tmp_path / "model.niwaki", "--entries", 16)
+    return tmp_path / "model.niwaki"
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    """Return the file of a tiny task for torch."""
+    pytest.importorskip("torch")
+    path = tmp_path / "blobs.py"
+    path.write_text(TASK)
+    return path
+
+
+# The program
+
+
+def test_help_names_every_verb_and_imports_none() -> None:
+    code = (
+        "import sys; from niwaki.cli.app import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(*sorted(sys.modules))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    text, modules = shown.rsplit("\n", 2)[0], set(shown.splitlines()[-1].split())
+    assert all(f"  {verb} " in text for verb in VERBS)
+    assert {"niwaki.cli.app", "click"} <= modules
+    assert not modules & {"numpy", "jinja2", "pydantic", "niwaki.cli.pack", "niwaki.registry"}
+
+
+def test_help_is_quick() -> None:
+    """The fastest of several, so that a busy machine does not fail the test."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        with spawn("--help") as process:
+            process.communicate()
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < HELP_SECONDS
+
+
+def test_each_verb_has_a_module() -> None:
+    group = main
+    for verb in VERBS:
+        command = group.get_command(None, verb)  # type: ignore[arg-type]
+        assert command is not None and command.callback is not None
+        assert command.callback.__module__ == f"niwaki.cli.{verb}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_shows_an_example(verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.exit_code == 0
+    assert f"Example: niwaki {verb} " in result.stdout
+    assert "--json" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_the_version() -> None:
+    assert run("--version").stdout == f"niwaki, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pakc"], "did you mean 'pack'"),
+        (["inspect"], "Missing argument 'FILE'"),
+        (["list", "rules"], "'rules' is not one of 'clip'"),
+        (["inspect", "x", "--jsno"], "--json"),
+        (["pack", "x", "y", "--entries", "many"], "'many' is not a valid integer"),
+        (["pack", "x", "y", "--entries", "4", "--bits", "4"], "exclude one another"),
+        (["audit", "x", "y"], "Missing option '--task'"),
+        (["audit", "x", "y", "--task", "digits", "--seed", "-1"], "--seed"),
+        (["sweep", "--limits", "1;2"], "no numbers between commas"),
+        (["sweep", "--seeds", "0"], "--seeds"),
+        (["sweep", "--epochs", "0"], "--epochs"),
+    ],
+)
+def test_bad_usage_ends_with_2(arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert said in result.stderr
+
+
+def test_no_verb_shows_the_help_and_ends_with_2() -> None:
+    result = run()
+    assert result.exit_code == 2
+    assert "Verbs:" in result.output
+
+
+def test_a_defect_of_ours_keeps_its_traceback(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(pack, "inspect", broken)
+    result = run("inspect", packed)
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert "niwaki: error" not in result.output
+
+
+# pack, unpack, inspect
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_lossless_there_and_back(
+    suffix: str, arrays: dict[str, np.ndarray], stored: Path, tmp_path: Path
+) -> None:
+    source = stored
+    if suffix == ".npz":
+        source = tmp_path / "model.npz"
+        np.savez(source, **arrays)
+    made = good("pack", source, tmp_path / "new" / "a.niwaki")
+    back = tmp_path / "other" / "b.safetensors"
+    assert good("unpack", made["file"], back)["file"] == str(back)
+    found = safetensors.numpy.load_file(back)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].tobytes() == array.tobytes()
+    dense = sum(array.nbytes for array in arrays.values())
+    size = Path(made["file"]).stat().st_size
+    assert (made["bytes_dense"], made["bytes_packed"]) == (dense, size)
+    assert made["ratio"] == dense / size
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "quantizer"),
+    [("--entries", 4, "codebook 4"), ("--bits", 5, "uniform 5 bits, axis 0")],
+)
+def test_only_float_matrices_are_quantized(
+    option: str, value: int, quantizer: str, arrays: dict[str, np.ndarray], stored: Path
+) -> None:
+    out = stored.with_name("q.niwaki")
+    made = good("pack", stored, out, option, value)
+    kinds = {one["name"]: one["quantizer"] for one in made["tensors"]}
+    assert kinds == {
+        "layer.weight": quantizer,
+        "wide": quantizer,
+        "layer.bias": "none",
+        "steps": "none",
+        "index": "none",
+    }
+    found = pack.load(out)
+    assert np.array_equal(found["layer.bias"], arrays["layer.bias"])
+    weight = arrays["layer.weight"]
+    assert found["layer.weight"].dtype == np.float32
+    assert np.all(found["layer.weight"][weight == 0] == 0)
+    if option == "--bits":
+        step = np.abs(weight).max(axis=1, keepdims=True) / (2**4 - 1)
+        assert np.all(np.abs(found["layer.weight"] - weight) <= step / 2 + 1e-6)
+    else:
+        assert len(np.unique(found["layer.weight"])) <= 5
+
+
+def test_inspect_accounts_for_every_byte(packed: Path) -> None:
+    found = good("inspect", packed)
+    parts = [found[f"bytes_{part}"] for part in ("payload", "tables", "header", "manifest")]
+    assert sum(parts) == found["bytes_packed"] == packed.stat().st_size
+    assert sum(one["bytes"] for one in found["tensors"]) == parts[0] + parts[1]
+    weight = next(one for one in found["tensors"] if one["name"] == "layer.weight")
+    assert weight["shape"] == [40, 60]
+    assert weight["bits_per_weight"] == 8 * weight["bytes"] / 2400
+    lines = run("inspect", packed).stdout.splitlines()
+    assert lines[0].split() == ["tensor", "shape", "codec", "quantizer", "bytes", "bits/w", "bound"]
+    assert len(lines) == 1 + 5 + 1 + 5 + 1 + 1
+    assert max(map(len, lines[:-1])) <= 80
+
+
+def test_a_failed_pack_leaves_what_was_there(stored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "kept.niwaki"
+    good("pack", stored, out)
+    before = out.read_bytes()
+    np.savez(tmp_path / "nan.npz", weight=np.full((4, 4), np.nan, np.float32))
+    assert "weight: weights are NaN" in bad("pack", tmp_path / "nan.npz", out, "--bits", 8)
+    assert out.read_bytes() == before
+    good("pack", stored, out, "--entries", 2)
+    assert out.read_bytes() != before
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".niwaki", ".npz", ".safetensors"}
+
+
+def test_no_verb_overwrites_what_it_reads(stored: Path) -> None:
+    before = stored.read_bytes()
+    assert "the output is the input" in bad("pack", stored, stored)
+    assert "the output is the input" in bad("unpack", stored, stored)
+    assert stored.read_bytes() == before
+
+
+# Files that are damaged or mean harm
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("verb", ["inspect", "unpack"])
+def test_a_file_cut_short(verb: str, share: float, packed: Path, tmp_path: Path) -> None:
+    content = packed.read_bytes()
+    packed.write_bytes(content[: int(share * len(content))])
+    out = tmp_path / "out.safetensors"
+    assert str(packed) in bad(verb, packed, *([out] if verb == "unpack" else []))
+    assert not out.exists()
+
+
+def test_an_altered_byte_is_found_wherever_it_is(packed: Path) -> None:
+    content = packed.read_bytes()
+    for place in range(0, len(content), 97):
+        changed = bytearray(content)
+        changed[place] ^= 0x20
+        packed.write_bytes(changed)
+        assert str(packed) in bad("inspect", packed, "--json")
+
+
+class _Pwned:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(Path.cwd() / "pwned"),)
+
+
+def _pickled(path: Path) -> None:
+    np.savez(path, weight=np.array([_Pwned()], dtype=object))
+
+
+def _bare_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(_Pwned()))
+
+
+def _bomb(path: Path) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weight.npy", head.getvalue())
+
+
+def _no_array(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weight.npy", b"\x93NUMPY\x01\x00")
+
+
+@pytest.mark.parametrize("write", [_pickled, _bare_pickle, _bomb, _no_array])
+def test_a_hostile_npz(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "x.npz")
+    assert "x.npz" in bad("pack", "x.npz", "x.niwaki")
+    assert not (tmp_path / "pwned").exists()
+    assert not (tmp_path / "x.niwaki").exists()
+
+
+def _header(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 64,
+        _header(b"{"),
+        _header(b'{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
+        _header(b'{"w":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}') + b"\0\0",
+        _header(b'{"\x1b[31mw":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}') + b"\0" * 4,
+    ],
+)
+def test_a_hostile_safetensors(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    line = bad("pack", tmp_path / "x.safetensors", tmp_path / "x.niwaki")
+    assert line.isprintable()
+
+
+def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    # Not a colour: click itself strips those where stderr is no terminal.
+    assert bad("inspect", tmp_path / "\x07x.niwaki").isprintable()
+
+
+def test_files_that_are_something_else(packed: Path, tmp_path: Path) -> None:
+    packed.rename(tmp_path / "renamed.safetensors")
+    assert "packed file" in bad("pack", tmp_path / "renamed.safetensors", tmp_path / "y.niwaki")
+    assert "no such file" in bad("pack", tmp_path / "nowhere.npz", tmp_path / "y.niwaki")
+    (tmp_path / "x.pt").write_bytes(b"")
+    assert ".safetensors, .npz" in bad("pack", tmp_path / "x.pt", tmp_path / "y.niwaki")
+    assert "ending in .safetensors" in bad("unpack", tmp_path / "x.pt", tmp_path / "y.bin")
+
+
+def test_an_output_that_cannot_be_written(stored: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in bad("pack", stored, tmp_path / "file" / "x.niwaki")
+
+
+# list
+
+
+def test_list_shows_all_that_is_registered() -> None:
+    found = good("list")["entries"]
+    assert [(one["kind"], one["name"]) for one in found] == [
+        (one.kind, one.name) for one in registry.entries()
+    ]
+    assert all(one["formula"] and one["source"] for one in found)
+    assert {one["kind"] for one in good("list", "bound")["entries"]} == {"bound"}
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_the_list_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = run("list").stdout.splitlines()
+    assert columns - 25 < max(map(len, lines)) <= columns
+    words = " ".join(lines).split()
+    for entry in registry.entries():
+        assert entry.name in words
+        assert " ".join(entry.source.split()) in " ".join(words)
+
+
+# audit and sweep
+
+
+def _trained(task: Path, folder: Path) -> dict[str, np.ndarray]:
+    from niwaki.record import Recorder
+    from niwaki.tasks import Phase, load
+
+    chosen = load(str(task))
+    runner = registry.framework("torch").runner_for(chosen, chosen.data(), seed=0)
+    training = runner.train(runner.fresh(), Phase(stage="train", epochs=5, learning_rate=1e-2))
+    with Recorder(folder / "record.jsonl") as recorder:
+        for _ in range(5):
+            training.run_epoch(recorder)
+    return training.arrays()
+
+
+def test_audit_names_the_damage(task: Path, tmp_path: Path) -> None:
+    before = _trained(task, tmp_path)
+    after = {name: array.copy() for name, array in before.items()}
+    after["2.weight"][1] = 0
+    after["2.bias"][1] = -9
+    safetensors.numpy.save_file(before, tmp_path / "before.safetensors")
+    pack.save(tmp_path / "after.niwaki", after)
+    files = (tmp_path / "before.safetensors", tmp_path / "after.niwaki")
+    found = good("audit", *files, "--task", task, "--out", tmp_path / "made" / "here")
+    assert re.match(r"class 1 lost \d+\.\d points, \d+ of 35 examples", found["warnings"][0])
+    assert (found["before"], found["after"]) == tuple(map(str, files))
+    written = json.loads(Path(found["file"]).read_text())
+    assert written == {key: found[key] for key in found.keys() - {"file", "report"}}
+    assert "class 1 lost" in Path(found["report"]).read_text()
+    text = run("audit", *files, "--task", task).stdout
+    assert f"warning: {found['warnings'][0][:25]}" in text
+    assert good("audit", *files, "--task", task)["report"] is None
+
+
+def test_audit_says_what_does_not_fit(task: Path, stored: Path, packed: Path) -> None:
+    assert "a tensor of the module is missing" in bad("audit", stored, packed, "--task", task)
+    assert "did you mean 'digits'" in bad("audit", stored, packed, "--task", "digit")
+    assert "no such file" in bad("audit", stored.with_name("no.npz"), packed, "--task", task)
+    assert "takes no data" in bad("audit", stored, packed, "--task", task, "--data", "x")
+    task.write_text("1 / 0")
+    assert "ZeroDivisionError" in bad("audit", stored, packed, "--task", task)
+
+
+def test_sweep_as_json_resumed_and_refused(task: Path, tmp_path: Path) -> None:
+    grid = ("--limits", "0.5,inf", "--sparsities", "0, 0.5", "--seeds", 1)
+    call = ("sweep", task, *grid, "--out", tmp_path / "sweep")
+    first = run(*call, "--epochs", 2, "--json")
+    assert first.exit_code == 0, first.output
+    assert "8/8" in first.stderr
+    found = json.loads(first.stdout)
+    assert [point["limit"] for point in found["points"]] == [0.5, 0.5, None, None]
+    assert Path(found["report"]).read_text().startswith("<!")
+    assert json.loads(Path(found["file"]).read_text())["points"] == found["points"]
+    assert good(*call, "--epochs", 2, "--quiet") == found
+    table = run(*call, "--epochs", 2, "--quiet")
+    assert table.stderr == ""
+    assert re.search(r"^none +50 % +1 +\d", table.stdout, re.MULTILINE)
+    assert "different: epochs" in bad(*call, "--epochs", 3, "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--limits", "-1", "the limit must be positive; got -1.0"),
+        ("--limits", "nan", "the limit must be positive; got nan"),
+        ("--sparsities", "1.2", "got 1.2; allowed: 0 <= sparsity < 1"),
+        ("--sparsities", "none", "got inf"),
+        ("--data", "x.npz", "takes no data path"),
+    ],
+)
+def test_a_sweep_out_of_range(option: str, value: str, said: str, task: Path) -> None:
+    assert said in bad("sweep", task, option, value, "--out", task.with_name("never"))
+    assert not task.with_name("never").exists()
+
+
+def test_ctrl_c_says_that_the_same_command_resumes(task: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    grid = ("--limits", "1", "--sparsities", "0", "--seeds", 1000, "--epochs", 2)
+    with spawn("sweep", task, *grid, "--out", out, "--quiet") as process:
+        deadline = time.monotonic() + 30
+        while not list(out.glob("runs/*.json")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        shown, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert shown == ""
+    assert said == "niwaki: interrupted; the same command resumes where it stopped\n"
+    assert list(out.glob("runs/*.json")) and not (out / "sweep.json").exists()
+
+
+# The same in processes of their own
+
+
+def test_exit_codes_of_the_real_program(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.niwaki").write_bytes(packed.read_bytes()[:-1])
+    calls = {
+        0: ("inspect", packed, "--json"),
+        1: ("inspect", tmp_path / "short.niwaki", "--json"),
+        2: ("inspect", "--nope"),
+    }
+    for code, call in calls.items():
+        with spawn(*call) as process:
+            shown, said = process.communicate(timeout=60)
+        assert process.returncode == code
+        if code == 0:
+            assert json.loads(shown)["file"] == str(packed)
+            assert said == ""
+        else:
+            assert shown == ""
+            assert "Traceback" not in said
+            assert code == 2 or said.count("\n") == 1
