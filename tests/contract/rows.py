@@ -132,6 +132,12 @@ ROWS = [
         bound=lambda arrays, axes: _largest(arrays) / 0.5,
         idempotent=True,
     ),
+    Row(
+        rule=nw.bound.MaxNorm(1.0),
+        reference=per_unit(lambda unit: shrunk(unit, norm(unit), 1.0)),
+        bound=largest_unit(1.0),
+        idempotent=True,
+    ),
 ]
 
 CLIPS = [row for row in ROWS if row.kind == "clip"]
