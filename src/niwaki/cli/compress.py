@@ -50,6 +50,7 @@ def command(
     at any moment continues with the same command.
     """
     from niwaki import record, report
+    from niwaki.files import write_json
     from niwaki.search import compress
     from niwaki.tasks import load
 
@@ -57,6 +58,9 @@ def command(
     if config is not None:
         chosen = dataclasses.replace(chosen, recipe=_recipe(chosen.recipe, config))
     result = compress(chosen, out=out, max_drop=max_drop, seed=seed, progress=not quiet)
+    result["task"] = task
+    result |= {key: str(path) for key, path in (("data", data), ("config", config)) if path}
+    write_json(Path(result["file"]).parent / "result.json", result)
     rows = list(record.read(result["record"]))
     report.write_page(result["report"], report.compress_page(result, rows))
     click.echo(json.dumps(result, indent=2) if as_json else report.compress_table(result))

@@ -184,7 +184,7 @@ def _use(result: Mapping[str, Any]) -> Section:
         [
             Code("Load the file (NumPy arrays by name)", load_lines(result)),
             Code(
-                "Make it again (with the --data and --config of this run, if any)",
+                "Make it again",
                 rerun_line(result),
             ),
         ],

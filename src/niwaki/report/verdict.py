@@ -122,6 +122,8 @@ def rerun_line(result: Mapping[str, Any]) -> str:
     'niwaki compress digits --max-drop 0.005 --seed 0 --out runs/x'
     """
     words = ["niwaki", "compress", named(result.get("task"))]
+    for option in ("data", "config"):
+        words += [] if result.get(option) is None else [f"--{option}", str(result[option])]
     for option, value in (("--max-drop", result.get("max_drop")), ("--seed", result.get("seed"))):
         words += [] if number(value) is None else [option, str(value)]
     if result.get("file") is not None:

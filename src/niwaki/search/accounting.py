@@ -29,7 +29,7 @@ def fixed_width_bytes(kept: np.ndarray, value_bits: int) -> int:
 
 
 def bytes_by_cause(tensor: np.ndarray | Coded, packed: int) -> dict[str, int]:
-    """Return the bytes of one tensor: dense float32, pruned, quantized, and as it was packed."""
+    """Return the bytes of one tensor: dense, pruned, quantized, and as it was packed (with its tables)."""
     if not isinstance(tensor, Coded):
         kept = tensor != 0
         bits = 8 * tensor.dtype.itemsize

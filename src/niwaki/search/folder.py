@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,16 @@ from niwaki.files import write_bytes, write_json
 from niwaki.record import Recorder
 from niwaki.tasks import Arrays, Phase, Training
 
+OnEpoch = Callable[[str, int], object]
+"""Called with the stage and the number of epochs that were done (or found done)."""
+
 
 class Folder:
     """A run folder, opened for the run that `identity` describes; another run in it is `Refused`."""
 
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
+        self.stages = self.path / "stages"
         self.resumed = False
         self._make(dict(identity))
         self.state: dict[str, Any] = self._read_json("state.json") or {"done": {}, "place": None}
@@ -45,7 +49,7 @@ class Folder:
         self.state["place"] = self.recorder.flush()
         self.state["done"][stage] = dict(facts)
         self._write_state()
-        (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
+        (self.stages / "checkpoint.safetensors").unlink(missing_ok=True)
 
     def write_arrays(
         self,
@@ -58,11 +62,11 @@ class Folder:
         """Write named arrays, and facts as JSON beside them, to ``<name>.safetensors``."""
         metadata = {"facts": json.dumps(facts or {}, sort_keys=True)}
         content = safetensors.numpy.save(arrays, metadata)
-        write_bytes(self.path / f"{name}.safetensors", content, durable=durable)
+        write_bytes(self.stages / f"{name}.safetensors", content, durable=durable)
 
     def read_arrays(self, name: str) -> tuple[Arrays, dict[str, Any]]:
         """Return what `write_arrays` wrote."""
-        path = self.path / f"{name}.safetensors"
+        path = self.stages / f"{name}.safetensors"
         try:
             with safetensors.safe_open(path, framework="numpy") as stored:
                 facts = json.loads((stored.metadata() or {}).get("facts", "{}"))
@@ -76,15 +80,15 @@ class Folder:
                 hint="delete the folder, or choose another --out, and start afresh",
             ) from error
 
-    def train(self, stage: str, training: Training, phase: Phase, on_epoch: Any) -> Training:
+    def train(self, stage: str, training: Training, phase: Phase, on_epoch: OnEpoch) -> Training:
         """Run a phase to its end from the last checkpoint, writing one after every epoch."""
         place = self.state["place"]
-        if (self.path / "checkpoint.safetensors").exists():
+        if (self.stages / "checkpoint.safetensors").exists():
             arrays, facts = self.read_arrays("checkpoint")
             if facts["stage"] == stage:
                 training.restore(arrays, facts["training"])
                 place = facts["place"]
-                on_epoch(training.epoch)
+                on_epoch(stage, training.epoch)
         self.recorder.rewind(place)
         while training.epoch < phase.epochs:
             training.run_epoch(self.recorder)
@@ -93,7 +97,7 @@ class Folder:
             # Not waiting for the disk: epochs may take milliseconds, and a finished stage does wait.
             facts = {"stage": stage, "training": facts, "place": place}
             self.write_arrays("checkpoint", arrays, facts, durable=False)
-            on_epoch(1)
+            on_epoch(stage, 1)
         return training
 
     def _make(self, identity: dict[str, Any]) -> None:
@@ -109,7 +113,7 @@ class Folder:
         # Through JSON, so that what was read compares with what would be written.
         identity = json.loads(json.dumps(identity))
         if known is None:
-            if any(self.path.glob("*.safetensors")) or (self.path / "state.json").exists():
+            if (self.path / "state.json").exists() or (self.path / "result.json").exists():
                 raise Refused(
                     "the folder holds files of something else",
                     where=str(self.path),

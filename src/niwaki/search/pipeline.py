@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from niwaki.files import write_bytes, write_json
 from niwaki.search.folder import Folder
 from niwaki.search.result import Outcome, describe
 from niwaki.search.stages import Candidate, Stages
-from niwaki.tasks import Data, Recipe, Runner, Task, checked_data, load
+from niwaki.tasks import Data, Runner, Task, checked_data, load
 
 
 def compress(
@@ -65,11 +66,13 @@ def compress(
     path = Path(out) if out is not None else Path("runs") / task.name
     folder = Folder(path, _identity(task, content, max_drop, seed))
     environment = _remembered(folder, runner)
-    with tqdm(
-        total=_epochs(task.recipe), desc=task.name, unit="epoch", disable=not progress
-    ) as bar:
-        stages = Stages(task, content, runner, folder, max_drop, bar.update)
-        outcome = _search(task, stages)
+    with _bar(task, progress) as bar:
+
+        def on_epoch(stage: str, epochs: int) -> None:
+            bar.set_postfix_str(stage, refresh=False)
+            bar.update(epochs)
+
+        outcome = _search(task, Stages(task, content, runner, folder, max_drop, on_epoch))
     write_bytes(folder.path / "model.niwaki", outcome.chosen.path.read_bytes())
     result = {
         **describe(task, content, runner, folder.path, outcome, max_drop=max_drop, seed=seed),
@@ -138,9 +141,13 @@ def _remembered(folder: Folder, runner: Runner) -> dict[str, Any]:
     return {**now, "changed": changed}
 
 
-def _epochs(recipe: Recipe) -> int:
-    return (
+def _bar(task: Task, progress: bool) -> tqdm[Any]:
+    recipe = task.recipe
+    epochs = (
         recipe.train_epochs
         + len(recipe.sparsities) * recipe.prune_epochs
         + len(recipe.entries) * recipe.tune_epochs
     )
+    # In a log file a line every ten seconds is enough.
+    calm = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=epochs, desc=task.name, unit="epoch", disable=not progress, mininterval=calm)

@@ -46,7 +46,6 @@ def describe(
     dense_bytes = len(safetensors.numpy.save(outcome.dense.arrays))
     tensors = _tensors(file, outcome.dense.arrays)
     weights = sum(array.size for array in outcome.dense.arrays.values())
-    prunable = [name for name in runner.prunable()]
     return {
         "task": task.name,
         "about": task.about,
@@ -71,7 +70,7 @@ def describe(
         "ratio": dense_bytes / file.stat().st_size,
         "parameters": weights,
         "nonzero": int(sum(np.count_nonzero(array) for array in reloaded.values())),
-        "sparsity": _sparsity(reloaded, outcome.dense.arrays, prunable),
+        "sparsity": _sparsity(reloaded, outcome.dense.arrays, runner.prunable()),
         "verified": bool(_identical(reloaded, outcome.chosen.arrays) and after == direct),
         "file": str(file),
         "record": str(path / "record.jsonl"),
@@ -79,9 +78,9 @@ def describe(
         "bytes_by_cause": {
             **{
                 cause: sum(row["bytes"][cause] for row in tensors)
-                for cause in ("dense", "pruned", "quantized")
+                for cause in ("dense", "pruned", "quantized", "packed")
             },
-            "packed": file.stat().st_size,
+            "file": file.stat().st_size,
         },
         "tensors": tensors,
         "candidates": _candidates(outcome),
@@ -108,7 +107,7 @@ def _sparsity(arrays: Arrays, dense: Arrays, names: list[str]) -> float:
 def _tensors(file: Path, dense: Arrays) -> list[dict[str, Any]]:
     coded, rows = pack.load_coded(file), []
     for entry in pack.inspect(file).entries:
-        packed = entry.payload + entry.tables + entry.header + entry.manifest
+        packed = entry.payload + entry.tables
         original = dense[entry.name]
         rows.append(
             {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from niwaki import pack
 from niwaki.search.candidates import Stored, decoded, eight_bits, shared_weights, stored
-from niwaki.search.folder import Folder
+from niwaki.search.folder import Folder, OnEpoch
 from niwaki.tasks import Arrays, Data, Phase, Runner, Task
 
 _MASK = "mask/"
@@ -52,7 +52,7 @@ class Stages:
         runner: Runner,
         folder: Folder,
         max_drop: float,
-        on_epoch: Callable[[int], object],
+        on_epoch: OnEpoch,
     ) -> None:
         self._task, self._data, self._runner = task, data, runner
         self._folder, self._max_drop, self._on_epoch = folder, max_drop, on_epoch
@@ -156,7 +156,7 @@ class Stages:
 
     def _finish_candidate(self, stage: str, tensors: Stored, dense: Rung) -> None:
         path = pack.save(
-            self._folder.path / f"{stage}.niwaki", tensors, notes={"task": self._task.name}
+            self._folder.stages / f"{stage}.niwaki", tensors, notes={"task": self._task.name}
         )
         arrays = decoded(tensors)
         validation = self._validation(arrays)
@@ -171,7 +171,7 @@ class Stages:
         facts = self._folder.done(stage)
         assert facts is not None  # noqa: S101  (the caller has just finished it)
         arrays, _ = self._folder.read_arrays(stage)
-        path = self._folder.path / f"{stage}.niwaki"
+        path = self._folder.stages / f"{stage}.niwaki"
         return Candidate(
             stage, what, arrays, path, facts["bytes"], facts["validation"], facts["passed"]
         )

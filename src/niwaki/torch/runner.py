@@ -47,12 +47,11 @@ class TorchRunner:
 
     def describe(self) -> str:
         """Return the layer widths in a few words."""
-        widths = [
-            f"{name} {tuple(tensor.shape)}"
-            for name, tensor in self._make().named_parameters()
-            if tensor.dim() > 1
-        ]
-        return "; ".join(widths)
+        model = self._make()
+        weights = [tensor for tensor in model.parameters() if tensor.dim() > 1]
+        widths = [weights[0].shape[1], *(tensor.shape[0] for tensor in weights)] if weights else []
+        total = sum(tensor.numel() for tensor in model.parameters())
+        return f"{'-'.join(map(str, widths))}, {total:,} parameters"
 
     def prunable(self) -> list[str]:
         """Return the names of the tensors that pruning acts on."""
