@@ -10,6 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from niwaki import __version__, pack, record
+from niwaki.audit import audit
 from niwaki.search.accounting import bytes_by_cause
 from niwaki.search.stages import Candidate, Rung
 from niwaki.tasks import Arrays, Data, Runner, Task
@@ -86,6 +87,15 @@ def describe(
         "candidates": _candidates(outcome),
         "clip": _clip(task, path),
         "shrink": outcome.shrink,
+        "audit": audit(
+            task,
+            outcome.dense.arrays,
+            reloaded,
+            seed=seed,
+            runner=runner,
+            data=data,
+            labels=("dense", file.name),
+        ),
     }
 
 
