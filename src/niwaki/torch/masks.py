@@ -14,6 +14,7 @@ from torch import nn
 
 from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
 from niwaki.prune import pack_mask, unpack_mask
+from niwaki.torch.tensors import unwrapped
 
 PART = 1 << 22  # entries
 
@@ -109,7 +110,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return cls({name: _unpacked(name, one) for name, one in state.items()})
 
     def _pairs(self, module: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        parameters = dict(module.named_parameters(remove_duplicate=False))
+        parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
         for name, mask in self._kept.items():
             if name not in parameters:
                 raise UnknownName(

@@ -18,6 +18,7 @@ from niwaki.prune import Gradual, allocate, threshold
 from niwaki.prune.selection import BINS
 from niwaki.select import select
 from niwaki.torch.masks import Masks
+from niwaki.torch.tensors import unwrapped
 
 PRUNED = (
     nn.Linear,
@@ -121,6 +122,7 @@ def prunable(module: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]
     each owner is a layer whose weights are pruned.
     """
     reasons: dict[int, str] = {}
+    module = unwrapped(module)
     for layer in module.modules():
         for leaf, parameter in layer.named_parameters(recurse=False):
             reason = _why_not(layer, leaf, parameter)

@@ -24,7 +24,7 @@ def named(parameters: Parameters, *, where: str) -> dict[str, torch.Tensor]:
     gradients passed as parameters, optimizer groups, and an empty selection.
     """
     if isinstance(parameters, nn.Module):
-        found = dict(parameters.named_parameters())
+        found = dict(unwrapped(parameters).named_parameters())
     elif isinstance(parameters, torch.Tensor):
         found = {"0": parameters}
     else:
@@ -39,6 +39,17 @@ def named(parameters: Parameters, *, where: str) -> dict[str, torch.Tensor]:
             hint="an exhausted generator? pass the module itself",
         )
     return dict(unique.values())
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile`` and data-parallel wrappers, whose names are the user's."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module
 
 
 def check_parameters(found: dict[str, torch.Tensor], *, where: str) -> None:
@@ -60,6 +71,7 @@ def unit_axes(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
     """
     axes: dict[str, int] = {}
     reasons: dict[str, str] = {}
+    module = unwrapped(module)
     for prefix, layer in module.named_modules():
         for leaf, tensor in layer.named_parameters(prefix, recurse=False):
             short = leaf.rpartition(".")[2]
