@@ -14,14 +14,19 @@ if TYPE_CHECKING:
     from niwaki import audit as audit
     from niwaki import bound as bound
     from niwaki import clip as clip
+    from niwaki import errors as errors
     from niwaki import numpy as numpy
     from niwaki import pack as pack
     from niwaki import prune as prune
     from niwaki import quantize as quantize
     from niwaki import record as record
+    from niwaki import registry as registry
     from niwaki import report as report
+    from niwaki import rule as rule
     from niwaki import schedule as schedule
+    from niwaki import select as select
     from niwaki import shrink as shrink
+    from niwaki import spec as spec
     from niwaki import tasks as tasks
     from niwaki import torch as torch
     from niwaki.errors import NiwakiError as NiwakiError
@@ -32,8 +37,9 @@ if TYPE_CHECKING:
     from niwaki.search import sweep as sweep
 
 _FOLDERS = (
-    "audit bound clip numpy pack prune quantize record report schedule shrink tasks torch".split()
-)
+    "audit bound clip errors numpy pack prune quantize record registry report rule schedule select"
+    " shrink spec tasks torch"
+).split()
 _NAMES = {
     "NiwakiError": "niwaki.errors",
     "Outcome": "niwaki.outcome",

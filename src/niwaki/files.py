@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from niwaki.errors import Unwritable
+from niwaki.errors import InvalidArgument, Unwritable
+
+# Binary: Windows would otherwise turn newlines into two bytes.
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """Return `path` as a `Path`; raise `InvalidArgument` for one with a NUL character.
+
+    >>> as_path("runs/a").name
+    'a'
+    """
+    plain = Path(path)
+    if "\0" in str(plain):
+        raise InvalidArgument("a path cannot hold a NUL character", got=repr(str(plain)))
+    return plain
 
 
 def write_atomically(
@@ -20,21 +35,21 @@ def write_atomically(
     Either the whole new content stands under `path` afterwards, or what stood there before; a failure
     (a full disk, a missing permission) removes the temporary file and raises `Unwritable`. `durable`:
     wait for the disk, so that this holds through a power failure as well as through a killed process.
+    Raises `InvalidArgument` as `as_path` does.
     """
-    path = Path(path)
+    path = as_path(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=".part", dir=path.parent
-        )
-        temporary = Path(name)
+        name = path.parent / f".{path.name}.{secrets.token_hex(8)}.part"
+        # Not tempfile: its files are for one user alone, and to learn the umask is to change it.
+        descriptor = os.open(name, _NEW, 0o666)
+        temporary = name
         with os.fdopen(descriptor, "wb") as stream:
             write(stream)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
         if durable:
@@ -68,12 +83,6 @@ def write_text(path: str | os.PathLike[str], content: str) -> Path:
 def write_json(path: str | os.PathLike[str], content: Any) -> Path:
     """Write `content` to `path` atomically, as JSON with sorted keys and a closing newline."""
     return write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -42,14 +42,19 @@ class Outcome:
 
     @property
     def factor(self) -> float:
-        """``post / pre``: 1 means that nothing was clipped."""
-        if not math.isfinite(self.pre) or self.pre == 0.0:
-            return 0.0 if self.skipped else 1.0
-        return self.post / self.pre
+        """Joint norm after / before, of the tensors with finite norms: 1 if none of them was clipped."""
+        if self.skipped:
+            return 0.0
+        norms = np.asarray(self.norms, dtype=np.float64)
+        finite = np.isfinite(norms)
+        before = self._joint(norms[finite])
+        return self._joint(np.asarray(self.after)[finite]) / before if before > 0.0 else 1.0
 
     @property
     def engaged(self) -> bool:
-        """Whether any tensor was changed by the rule."""
+        """Whether any tensor was changed by the rule; a skipped step changes none."""
+        if self.skipped:
+            return False
         norms = np.asarray(self.norms, dtype=np.float64)
         return bool(np.any((np.asarray(self.after) < norms) & np.isfinite(norms)))
 
@@ -68,11 +73,16 @@ class Outcome:
         return "clipped" if self.engaged else "kept"
 
     def top(self, most: int = 3) -> list[tuple[str, float]]:
-        """Return the largest contributors as ``(name, share of the squared joint norm)``."""
+        """Return the largest contributors as ``(name, share of the squared joint norm)``.
+
+        For rules of element scope there is no joint norm: ``(name, largest magnitude)``.
+        """
         finite = [(name, norm) for name, norm in self._pairs(self.norms) if math.isfinite(norm)]
         largest = max((norm for _, norm in finite), default=0.0)
         if largest == 0.0:
             return []
+        if self.element_wise:
+            return sorted(finite, key=lambda pair: (-pair[1], pair[0]))[:most]
         squares = [(name, (norm / largest) ** 2) for name, norm in finite]
         total = sum(square for _, square in squares)
         ranked = sorted(squares, key=lambda pair: (-pair[1], pair[0]))
@@ -83,7 +93,7 @@ class Outcome:
         return {
             "norm": self.pre if math.isfinite(self.pre) else None,
             "factor": self.factor,
-            "clipped": self.engaged and not self.skipped,
+            "clipped": self.engaged,
             "skipped": self.skipped,
             **({"nonfinite": list(self.nonfinite[:8])} if self.nonfinite else {}),
         }
@@ -91,11 +101,12 @@ class Outcome:
     def __str__(self) -> str:
         if self.nonfinite:
             culprits = ", ".join(self.nonfinite[:3]) + (", ..." if self.nonfinite[3:] else "")
-            return f"{self.action}: non-finite entries in {culprits}"
+            rest = f"; the others x{self.factor:.3g} clipped" if self.engaged else ""
+            return f"{self.action}: non-finite entries in {culprits}{rest}"
         word = "largest" if self.element_wise else "pre"
         text = f"{word} {self.pre:.4g} -> post {self.post:.4g} x{self.factor:.3g} {self.action}"
-        leading = self.top(1)
-        return text + (f"; top: {leading[0][0]} {leading[0][1]:.0%}" if leading else "")
+        share = ".4g" if self.element_wise else ".0%"
+        return text + "".join(f"; top: {name} {number:{share}}" for name, number in self.top(1))
 
     def _pairs(self, numbers: Array) -> list[tuple[str, float]]:
         return list(zip(self.names, np.asarray(numbers, dtype=np.float64).tolist(), strict=True))

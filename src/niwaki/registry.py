@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from niwaki.errors import InvalidArgument, NiwakiError, Unavailable, UnknownName, suggest
@@ -34,7 +36,11 @@ class Entry:
 
 
 _entries: dict[tuple[str, str], Entry] = {}
-_loaded_entry_points = False
+# Its own thread may enter again: a plug-in may look something up while it is loaded.
+_lock = threading.RLock()
+_loading = False
+_loaded = False
+_broken: list[str] = []
 
 
 def register(kind: str, *, name: str | None = None, formula: str, source: str) -> Callable[[T], T]:
@@ -58,26 +64,35 @@ def register(kind: str, *, name: str | None = None, formula: str, source: str) -
 
 
 def find(kind: str, name: str) -> Any:
-    """Return the thing registered under `name`, or raise `UnknownName` with the nearest names."""
-    known = {entry.name: entry.thing for entry in entries(kind)}
+    """Return the thing registered under `name`, or raise `UnknownName` with the nearest names.
+
+    A plug-in that failed to load stops nobody; it is named where a name is not found.
+    """
+    known = {entry.name: entry.thing for entry in _registered(kind)}
     if name not in known:
-        raise UnknownName(f"unknown {kind}", where=kind, got=repr(name), hint=suggest(name, known))
+        hint = "; ".join([suggest(name, known), *_faults()])
+        raise UnknownName(f"unknown {kind}", where=kind, got=repr(name), hint=hint)
     return known[name]
 
 
 def entries(kind: str | None = None) -> list[Entry]:
-    """Return all registered entries, of one kind or of all, sorted by kind and name."""
-    _load_entry_points()
-    chosen = [entry for entry in _entries.values() if kind in (None, entry.kind)]
-    return sorted(chosen, key=lambda entry: (KINDS.index(entry.kind), entry.name))
+    """Return all registered entries, of one kind or of all, sorted by kind and name.
+
+    Warns of every plug-in that failed to load.
+    """
+    found = _registered(kind)
+    for fault in _faults():
+        warnings.warn(fault, stacklevel=2)
+    return found
 
 
 def name_of(kind: str, thing: object) -> str:
     """Return the name that an object's class was registered under."""
-    for entry in entries(kind):
+    for entry in _registered(kind):
         if entry.thing is type(thing):
             return entry.name
-    raise UnknownName(f"this is no registered {kind}", got=type(thing).__name__)
+    hint = "; ".join(_faults())
+    raise UnknownName(f"this is no registered {kind}", got=type(thing).__name__, hint=hint)
 
 
 def discover(package: str, path: Iterable[str], kind: str) -> dict[str, Any]:
@@ -86,7 +101,7 @@ def discover(package: str, path: Iterable[str], kind: str) -> dict[str, Any]:
         importlib.import_module(f"{package}.{module.name}")
     return {
         entry.name: entry.thing
-        for entry in _entries.values()
+        for entry in list(_entries.values())
         if entry.kind == kind and entry.thing.__module__.startswith(f"{package}.")
     }
 
@@ -121,22 +136,42 @@ def framework(name: str) -> Any:
         ) from error
 
 
-def _load_entry_points() -> None:
-    global _loaded_entry_points
-    if _loaded_entry_points:
+def _registered(kind: str | None) -> list[Entry]:
+    _load()
+    # A copy first: another thread may be importing a rule at this moment.
+    chosen = [entry for entry in list(_entries.values()) if kind in (None, entry.kind)]
+    return sorted(chosen, key=lambda entry: (KINDS.index(entry.kind), entry.name))
+
+
+def _faults() -> list[str]:
+    return [
+        f"the plug-in {fault} failed to load, mend or uninstall its package" for fault in _broken
+    ]
+
+
+def _load() -> None:
+    global _loaded, _loading
+    if _loaded:
         return
-    _loaded_entry_points = True
-    for package in ("niwaki.clip", "niwaki.bound", "niwaki.prune", "niwaki.tasks"):
-        importlib.import_module(package)
-    for point in entry_points(group="niwaki.rules"):
+    with _lock:
+        if _loaded or _loading:
+            return
+        _loading = True
         try:
-            point.load()
-        except Exception as error:
-            # Said again at every look-up, never only once.
-            _loaded_entry_points = False
-            raise NiwakiError(
-                "a plug-in failed to load",
-                where=f"entry point {point.name!r} = {point.value}",
-                got=f"{type(error).__name__}: {error}",
-                hint="mend or uninstall that package",
-            ) from error
+            for package in ("niwaki.clip", "niwaki.bound", "niwaki.prune", "niwaki.tasks"):
+                importlib.import_module(package)
+            faults = [_fault(point) for point in entry_points(group="niwaki.rules")]
+            _broken[:] = [fault for fault in faults if fault]
+            # Last: until then other threads must wait rather than look.
+            _loaded = True
+        finally:
+            _loading = False
+
+
+def _fault(point: EntryPoint) -> str | None:
+    try:
+        point.load()
+    except Exception as error:
+        text = f"{point.name} = {point.value} ({type(error).__name__}: {error})"
+        return " ".join(text.split())
+    return None

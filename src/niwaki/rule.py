@@ -8,6 +8,7 @@ vectors and an array namespace, one implementation serves NumPy, torch, JAX and 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -114,10 +115,11 @@ def leave(xp: Namespace) -> Array:
 def shrink_to(norms: Array, limit: Array, *, xp: Namespace, slack: float = 0.0) -> Array:
     """Return ``min(1, limit / norms)``, exactly 1 wherever ``norms <= limit * (1 + slack)``.
 
-    `slack` lets a bound that is applied after every step be idempotent under rounding.
+    A limit of zero, which only a rule or a schedule can arrive at, leaves alone. `slack` lets a bound
+    that is applied after every step be idempotent under rounding.
     """
     one = xp.ones_like(norms)
-    over = norms > limit * (1.0 + slack)
+    over = (norms > limit * (1.0 + slack)) & (limit > 0)
     return xp.where(over, limit / xp.where(over, norms, one), one)
 
 
@@ -131,21 +133,25 @@ def combine(norms: Array, *, xp: Namespace) -> Array:
     return xp.reshape(scale * xp.sqrt(xp.sum(xp.square(norms / scale))), (1,))
 
 
-def check_limit(limit: object, *, where: str) -> None:
-    """Refuse a limit that is not a positive number; infinity is allowed and means measure only."""
-    if hasattr(limit, "value"):
+def check_limit(limit: Any, *, where: str) -> Any:
+    """Return a limit, NumPy's numbers as Python's, or refuse what is neither positive nor a schedule.
+
+    Infinity is allowed and means measure only. A schedule is anything with a method `value`.
+    """
+    if callable(getattr(limit, "value", None)) and not isinstance(limit, type):
         # A schedule stays between its ends, and a limit below zero would turn gradients around.
         for end in ("start", "stop"):
             check_limit(getattr(limit, end, math.inf), where=f"{where} ({end} of the schedule)")
-        return
-    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        return limit
+    if isinstance(limit, bool) or not isinstance(limit, numbers.Real):
         raise InvalidArgument(
             "the limit must be a number or a schedule", where=where, got=repr(limit), allowed="> 0"
         )
-    if math.isnan(limit) or limit <= 0:
+    if math.isnan(float(limit)) or limit <= 0:
         raise InvalidArgument(
             "the limit must be positive",
             where=where,
             got=limit,
             allowed="> 0, or inf to measure only",
         )
+    return int(limit) if isinstance(limit, numbers.Integral) else float(limit)

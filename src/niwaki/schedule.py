@@ -6,8 +6,10 @@ They speak the array namespace of the rule that asks, so a scheduled limit works
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,9 +27,13 @@ class Schedule(Protocol):
 
 
 def value_at(limit: float | Schedule, step: Array, *, xp: Namespace) -> Array:
-    """Return a number or a schedule as a 0-d array of the dtype of `step`."""
+    """Return a number or a schedule as a 0-d array of the dtype of `step`, never below 0.
+
+    A limit below zero would turn gradients around; a limit of zero leaves tensors alone.
+    """
     if isinstance(limit, Schedule):
-        return limit.value(step, xp=xp)
+        value = limit.value(step, xp=xp)
+        return xp.maximum(value, xp.zeros_like(value))
     return xp.asarray(float(limit), dtype=step.dtype)
 
 
@@ -44,7 +50,7 @@ class Linear:
     steps: tuple[int, int]
 
     def __post_init__(self) -> None:
-        _check(self.start, self.stop, self.steps, where="Linear")
+        _settle(self, where="Linear")
 
     def value(self, step: Array, *, xp: Namespace) -> Array:
         """Return ``start * (1 - u) + stop * u``, u being the share of the way; exact at both ends."""
@@ -73,7 +79,7 @@ class Cubic:
     steps: tuple[int, int]
 
     def __post_init__(self) -> None:
-        _check(self.start, self.stop, self.steps, where="Cubic")
+        _settle(self, where="Cubic")
 
     def value(self, step: Array, *, xp: Namespace) -> Array:
         """Return the cubic's value at `step`."""
@@ -91,22 +97,39 @@ def _share(step: Array, steps: tuple[int, int], *, xp: Namespace) -> Array:
     return xp.minimum(xp.maximum(share, xp.zeros_like(share)), xp.ones_like(share))
 
 
-def _check(start: object, stop: object, steps: object, *, where: str) -> None:
-    if not all(_is_number(end) and math.isfinite(end) for end in (start, stop)):
-        raise InvalidArgument(
-            "start and stop must be finite numbers", where=where, got=(start, stop)
-        )
-    if not _is_range(steps):
+def whole(value: Any) -> int | None:
+    """Return a whole number, NumPy's as well, as a Python one; ``None`` for anything else.
+
+    >>> import numpy as np
+    >>> whole(np.int64(3)), whole(True), whole(3.0)
+    (3, None, None)
+    """
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _settle(schedule: Linear | Cubic, *, where: str) -> None:
+    """Check a schedule and store plain Python numbers, so that it can be written down."""
+    ends = (schedule.start, schedule.stop)
+    if not all(_is_number(end) and math.isfinite(end) for end in ends):
+        raise InvalidArgument("start and stop must be finite numbers", where=where, got=ends)
+    steps = schedule.steps
+    plain = tuple(map(whole, steps)) if isinstance(steps, tuple) else ()
+    if len(plain) != 2 or None in plain or not 0 <= plain[0] < plain[1]:  # type: ignore[operator]
         raise InvalidArgument(
             "steps must be (first, last)", where=where, got=steps, allowed="0 <= first < last"
         )
+    for field, value in (("start", _plain(ends[0])), ("stop", _plain(ends[1])), ("steps", plain)):
+        object.__setattr__(schedule, field, value)
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_range(steps: object) -> bool:
-    if not isinstance(steps, tuple) or len(steps) != 2:
-        return False
-    return all(type(step) is int for step in steps) and 0 <= steps[0] < steps[1]
+def _plain(value: numbers.Real | float) -> int | float:
+    return int(value) if isinstance(value, numbers.Integral) else float(value)

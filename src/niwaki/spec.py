@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from niwaki import registry, schedule
 from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
+from niwaki.files import as_path
 
 SCHEDULES = {cls.__name__: cls for cls in (schedule.Linear, schedule.Cubic)}
 
@@ -73,7 +74,8 @@ def validated(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         if key not in probe:
             construct(cls, {key: value}, where=where)
         try:
-            checked[key] = pydantic.TypeAdapter(hints[key], config=loose).validate_python(value)
+            adapter = pydantic.TypeAdapter(hints[key], config=loose)
+            checked[key] = adapter.validate_python(_plain_to_value(value), strict=True)
         except pydantic.ValidationError as error:
             message = error.errors()[0]["msg"]
             raise InvalidArgument(message, where=f"{where}: {key}", got=repr(value)) from None
@@ -83,7 +85,7 @@ def validated(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return a TOML file as a dict, or raise a `NiwakiError` that names the file and the line."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(as_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise BadFile("cannot read the file", where=str(path), got=error.strerror) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

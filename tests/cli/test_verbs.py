@@ -450,7 +450,7 @@ def test_audit_names_the_damage(task: Path, tmp_path: Path) -> None:
     after["2.weight"][1] = 0
     after["2.bias"][1] = -9
     safetensors.numpy.save_file(before, tmp_path / "before.safetensors")
-    pack.save(tmp_path / "after.niwaki", after)
+    pack.save(after, tmp_path / "after.niwaki")
     files = (tmp_path / "before.safetensors", tmp_path / "after.niwaki")
     found = good("audit", *files, "--task", task, "--out", tmp_path / "made" / "here")
     assert re.match(r"class 1 lost \d+\.\d points, \d+ of 35 examples", found["warnings"][0])

@@ -87,10 +87,30 @@ def torch_parameters(row: Row, tensors: Tensors, state: Any = None, **options: A
     return _gradients(parameters), outcome, state
 
 
+def torch_attach(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
+    """One step of an optimizer that moves nothing, so that what `attach` made of it can be read."""
+    model = network(tensors, gradients=row.kind == "clip")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    handle = nw.torch.attach(optimizer, model, **{row.kind: row.rule}, **options)
+    if state is not None:
+        parts = {"clip": None, "bound": None, row.kind: state}
+        handle.load_state_dict({"steps": state["attempted"], "masks": None, **parts})
+    optimizer.step()
+    after = handle.state_dict()[row.kind]
+    if row.kind == "clip":
+        return _gradients(dict(model.named_parameters())), handle.last, after
+    return {n: p.detach().numpy() for n, p in model.named_parameters()}, handle.last_bound, after
+
+
 FRAMEWORKS: dict[str, Apply] = {
     "numpy": numpy,
     "torch_module": torch_module,
     "torch_parameters": torch_parameters,
+    "torch_attach": torch_attach,
 }
 ONLY_CLIPS = {"torch_parameters"}  # bare parameters have no layers, so no bound acts on them
-DROPS_GRADIENTS = {"torch_module", "torch_parameters"}  # a skipped step leaves None, not zeros
+DROPS_GRADIENTS = {
+    "torch_module",
+    "torch_parameters",
+    "torch_attach",
+}  # a skipped step leaves None, not zeros

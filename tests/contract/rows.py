@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 import niwaki as nw
-from niwaki.rule import Quantity, Scope
+from niwaki.rule import (
+    Array,
+    Decision,
+    Namespace,
+    Quantity,
+    Scope,
+    State,
+    check_limit,
+    leave,
+    shrink_to,
+)
 
 Arrays = list[np.ndarray]
 Axes = Sequence[int | None]
@@ -140,5 +150,60 @@ ROWS = [
     ),
 ]
 
-CLIPS = [row for row in ROWS if row.kind == "clip"]
+
+@dataclass(frozen=True, slots=True)
+class TensorEMA:
+    """A probe, in no registry: what a rule that learns of each tensor keeps, in every shape.
+
+    The first norm of a tensor may be `limit`, later ones `limit` times the mean of its own so far.
+    """
+
+    limit: float
+
+    scope: ClassVar[Scope] = Scope.TENSOR
+    of: ClassVar[Quantity] = Quantity.GRADIENT
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_limit(self.limit, where="TensorEMA")
+
+    def init(self, like: Array, *, xp: Namespace) -> State:
+        return {
+            "mean": xp.zeros_like(like),
+            "seen": xp.zeros_like(like),
+            "ring": xp.zeros_like(like) * xp.zeros((2, 1), dtype=like.dtype),
+            "largest": xp.sum(xp.zeros_like(like)),
+        }
+
+    def decide(
+        self,
+        norms: Array,
+        state: State,
+        *,
+        present: Array,
+        facts: Mapping[str, Array],
+        xp: Namespace,
+    ) -> tuple[Decision, State]:
+        one = xp.ones_like(norms)
+        seen = state["seen"] > 0
+        learned = xp.where(seen, 0.5 * state["mean"] + 0.5 * norms, norms)
+        after = {
+            "mean": xp.where(present, learned, state["mean"]),
+            "seen": xp.where(present, one, state["seen"]),
+            "ring": 0.5 * state["ring"] + xp.where(present, norms, 0.0 * norms),
+            "largest": xp.maximum(state["largest"], xp.max(norms)),
+        }
+        limit = self.limit * xp.where(seen, state["mean"], one)
+        return Decision(shrink_to(norms, limit, xp=xp), None, leave(xp)), after
+
+
+PROBES = [
+    Row(
+        rule=TensorEMA(1.0),
+        reference=lambda arrays, axes: [shrunk(array, norm(array), 1.0) for array in arrays],
+        bound=lambda arrays, axes: max(norm(array) for array in arrays) / 1.0,
+    )
+]
+EVERY = [*ROWS, *PROBES]
+CLIPS = [row for row in EVERY if row.kind == "clip"]
 LIMITED = [row for row in ROWS if any(f.name == "limit" for f in dataclasses.fields(row.rule))]

@@ -9,7 +9,7 @@ import pytest
 
 from contract.namespaces import INSTALLED, NAMES, Guard, Place, TensorFlowNamespace
 from contract.namespaces import place as place_of
-from contract.rows import ROWS, Row
+from contract.rows import EVERY, ROWS, Row
 from niwaki import conduct, registry
 from niwaki.rule import ARRAY_OPERATIONS, Scope
 from niwaki.schedule import Linear
@@ -37,7 +37,7 @@ def place(request: pytest.FixtureRequest) -> Place:
     return place_of(request.param)
 
 
-@pytest.fixture(params=ROWS, ids=str)
+@pytest.fixture(params=EVERY, ids=str)
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 
@@ -128,7 +128,7 @@ def test_every_registered_clip_and_bound_has_a_row() -> None:
 
 
 def test_the_list_of_operations_holds_nothing_unused() -> None:
-    for row in ROWS:
+    for row in EVERY:
         _judged(row, place_of("numpy"), np.float64, "zero")
     Linear(1.0, 2.0, steps=(0, 4)).value(np.asarray(1.0), xp=place_of("numpy").xp)
     assert ARRAY_OPERATIONS - FORESEEN <= Guard.used <= ARRAY_OPERATIONS

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.frameworks import FRAMEWORKS, ONLY_CLIPS, SHAPES, UNIT_AXES, Apply
-from contract.rows import CLIPS, LIMITED, ROWS, Row, norm
+from contract.rows import CLIPS, EVERY, LIMITED, Row, norm
 
 Arrays = dict[str, np.ndarray]
 ROUNDING = {np.float64: 1e-12, np.float32: 1e-6}
@@ -73,7 +73,7 @@ def referred(row: Row, tensors: dict[str, np.ndarray | None]) -> dict[str, np.nd
     return {**tensors, **dict(zip(present, done, strict=True))}
 
 
-@cases(ROWS)
+@cases(EVERY)
 @pytest.mark.parametrize("dtype", ROUNDING)
 @settings(max_examples=30)
 @given(data=st.data())
@@ -84,7 +84,7 @@ def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.Data
     assert_equal(found, referred(row, tensors), rtol=ROUNDING[dtype], atol=tiny)
 
 
-@cases([row for row in ROWS if row.bound])
+@cases([row for row in EVERY if row.bound])
 @pytest.mark.parametrize("dtype", ROUNDING)
 @settings(max_examples=30)
 @given(data=st.data())
@@ -95,7 +95,7 @@ def test_never_above_the_bound(row: Row, apply: Apply, dtype: type, data: st.Dat
     assert row.bound(arrays, [UNIT_AXES.get(name) for name in found]) <= 1 + ROUNDING[dtype]
 
 
-@cases([row for row in ROWS if row.idempotent])
+@cases([row for row in EVERY if row.idempotent])
 @pytest.mark.parametrize("dtype", ROUNDING)
 @settings(max_examples=20)
 @given(data=st.data())
@@ -106,7 +106,7 @@ def test_again_changes_no_bit(row: Row, apply: Apply, dtype: type, data: st.Data
     assert not outcome.engaged
 
 
-@cases(ROWS)
+@cases(EVERY)
 def test_the_input_of_the_reference_case_is_really_changed(row: Row, apply: Apply) -> None:
     tensors = sample(0, scale=10.0)
     found, outcome, _ = apply(row, tensors)
@@ -115,7 +115,7 @@ def test_the_input_of_the_reference_case_is_really_changed(row: Row, apply: Appl
     assert_equal(found, referred(row, tensors), rtol=1e-12)
 
 
-@cases(ROWS)
+@cases(EVERY)
 def test_the_input_is_not_written_to(row: Row, apply: Apply) -> None:
     tensors = sample(1, scale=10.0)
     before = {name: array.copy() for name, array in tensors.items()}
@@ -123,7 +123,7 @@ def test_the_input_is_not_written_to(row: Row, apply: Apply) -> None:
     assert_equal(tensors, before)
 
 
-@cases(ROWS)
+@cases(EVERY)
 def test_small_tensors_keep_every_bit(row: Row, apply: Apply) -> None:
     tensors = sample(2, scale=1e-3)
     found, outcome, _ = apply(row, tensors)
@@ -160,7 +160,7 @@ def test_a_step_without_any_gradient_is_no_error(row: Row, apply: Apply) -> None
     assert (outcome.action, outcome.pre) == ("kept", 0.0)
 
 
-@cases(ROWS)
+@cases(EVERY)
 def test_zeros_stay_zeros(row: Row, apply: Apply) -> None:
     tensors = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     found, outcome, _ = apply(row, tensors)
@@ -168,14 +168,14 @@ def test_zeros_stay_zeros(row: Row, apply: Apply) -> None:
     assert (outcome.pre, outcome.factor, outcome.top()) == (0.0, 1.0, [])
 
 
-@cases(ROWS)
+@cases(EVERY)
 def test_empty_tensors_are_no_error(row: Row, apply: Apply) -> None:
     tensors = {**sample(5, scale=5.0), "linear.weight": np.zeros((4, 0))}
     found, _, _ = apply(row, tensors)
     assert_equal(found, referred(row, tensors), rtol=1e-12)
 
 
-@cases(ROWS)
+@cases(EVERY)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_dtypes_are_kept(row: Row, apply: Apply, dtype: type) -> None:
     tensors = sample(6, scale=5.0, dtype=dtype)
@@ -197,7 +197,7 @@ def test_complex_gradients_are_scaled_by_their_magnitudes(row: Row, apply: Apply
         np.testing.assert_allclose(np.angle(array), np.angle(tensors[name]), rtol=1e-5)
 
 
-@cases(ROWS)
+@cases(EVERY)
 @pytest.mark.parametrize("entry", [1e30, 1e-30])
 def test_float32_far_from_one(row: Row, apply: Apply, entry: float) -> None:
     tensors = {name: np.full(shape, entry, np.float32) for name, shape in SHAPES.items()}

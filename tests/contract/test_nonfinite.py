@@ -7,7 +7,7 @@ import pytest
 
 import niwaki as nw
 from contract.frameworks import DROPS_GRADIENTS, FRAMEWORKS, SHAPES, Apply, network
-from contract.rows import CLIPS, ROWS, Row
+from contract.rows import CLIPS, EVERY, Row
 from contract.test_laws import assert_equal, cases, referred, sample
 from niwaki.errors import InvalidArgument, NonFinite
 
@@ -115,7 +115,7 @@ def test_bad_steps_in_a_row_are_counted(row: Row, apply: Apply) -> None:
     assert counts == [1, 2, 3, 0, 1]
 
 
-@cases([row for row in ROWS if row.kind == "bound"])
+@cases([row for row in EVERY if row.kind == "bound"])
 @pytest.mark.parametrize("entry", BAD)
 def test_no_bound_mends_a_bad_weight(row: Row, apply: Apply, entry: float) -> None:
     with pytest.raises(NonFinite, match=r"linear\.weight"):

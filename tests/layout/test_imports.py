@@ -28,7 +28,6 @@ ORDER = [
 
 # Outside of the framework folders: what `pip install niwaki` brings, and nothing else.
 EVERYWHERE = {
-    "array_api_compat",
     "click",
     "jinja2",
     "markupsafe",

@@ -76,6 +76,20 @@ def test_the_front_door_imports_no_framework() -> None:
     assert set(FRAMEWORKS) & set(loaded) == set()
 
 
+def test_every_public_name_is_reached_from_a_fresh_front_door() -> None:
+    names = "registry spec select rule errors clip pack NiwakiError save".split()
+    for name in names:
+        assert _fresh(f"import niwaki; print(niwaki.{name} is not None)") == "True\n"
+    assert set(names) <= set(_fresh("import niwaki; print(*dir(niwaki))").split())
+
+
+def test_the_front_door_says_the_same_to_type_checkers() -> None:
+    """The mirror under TYPE_CHECKING names what the front door hands out, no more and no less."""
+    body = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    mirrored = set(re.findall(r"^    from niwaki\S* import \w+ as (\w+)$", body, re.MULTILINE))
+    assert mirrored == set(importlib.import_module("niwaki").__all__) - {"__version__"}
+
+
 def test_the_front_door_is_cheap() -> None:
     """The fastest of several fresh interpreters, so that a busy machine does not fail the test."""
     code = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -325,3 +326,153 @@ def test_an_overflow_of_the_scaler_is_a_skipped_step(fused: bool) -> None:
     scaler.update()
     assert_same(weights(model), before)
     assert scaler.get_scale() == 512.0
+
+
+def test_without_a_clip_gradients_are_measured_and_bad_steps_skipped(tmp_path: Any) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with nw.record.Recorder(tmp_path / "r.jsonl") as recorder:
+        handle = nw.torch.attach(optimizer, model, stop_after=2, record=recorder)
+        step(model, optimizer, 0)
+        assert handle.last is not None and handle.last.action == "kept" and handle.last.pre > 1
+        before = weights(model)
+        for attempt in range(2):
+            optimizer.zero_grad()
+            backward(model, attempt)
+            model[0].weight.grad[0] = NAN
+            if attempt == 0:
+                optimizer.step()
+        assert handle.last.action == "skipped"
+        assert_same(weights(model), before)
+        with pytest.raises(NonFinite, match="2 step.*in a row"):
+            optimizer.step()
+    rows = [row for row in nw.record.read(tmp_path / "r.jsonl") if row["event"] == "step"]
+    assert rows[0]["norm"] > 1 and rows[1]["skipped"]
+
+
+def test_a_bound_touches_what_the_optimizer_moves_and_says_so() -> None:
+    model = model_of()
+    for parameter in model.parameters():
+        parameter.data.fill_(2.0)
+    model[2].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.0)
+    handle = nw.torch.attach(optimizer, model, bound=nw.bound.Clamp(1.0))
+    optimizer.step()
+    largest = {name: float(tensor.max()) for name, tensor in weights(model).items()}
+    assert largest == {"0.weight": 2.0, "0.bias": 2.0, "2.weight": 1.0, "2.bias": 2.0}
+    assert handle.last_bound is not None and handle.last_bound.names == ("2.weight",)
+    assert handle.last_bound.left_alone == {
+        "0.weight": "not held by this optimizer",
+        "0.bias": "not held by this optimizer",
+        "2.bias": "frozen: it requires no gradient",
+    }
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_after_the_hint_is_followed_a_scaled_step_works(momentum: float) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, fused=True)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(model(torch.ones(1, 6)).sum()).backward()
+    with pytest.raises(Refused, match="unscale_"):
+        scaler.step(optimizer)
+    assert not hasattr(optimizer, "grad_scale") and not hasattr(optimizer, "found_inf")
+    scaler.unscale_(optimizer)
+    before = weights(model)
+    scaler.step(optimizer)
+    scaler.update()
+    assert handle.steps == 1 and not torch.equal(model[2].bias, before["2.bias"])
+
+
+@pytest.mark.parametrize("policy", ["skip", "raise", "zero", "pass"])
+def test_a_step_that_the_scaler_skips_is_no_bad_one_in_a_row(policy: str) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    options: Any = {"stop_after": 2, "nonfinite": policy}
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = weights(model)
+    for _ in range(4):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(1, 6)).sum()).backward()
+        model[0].weight.grad[0] = float("inf")
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert handle.last is not None and handle.last.action == "skipped"
+    assert handle.last.nonfinite == ("0.weight",)
+    state = handle.state_dict()["clip"]
+    assert (state["attempted"], state["accepted"], state["bad_in_a_row"]) == (4, 0, 0)
+    assert_same(weights(model), before)
+
+
+def test_a_second_handle_is_refused_until_the_first_is_detached() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0))
+    with pytest.raises(Refused, match=r"a handle already.*detach\(\) the other"):
+        nw.torch.attach(optimizer, model)
+    handle.detach()
+    second = nw.torch.attach(optimizer, model)
+    handle.detach()
+    with pytest.raises(Refused, match="a handle already"):
+        nw.torch.attach(optimizer, model)
+    second.detach()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_handle_is_not_copied(copied: Any) -> None:
+    model = model_of()
+    handle = nw.torch.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    with pytest.raises(Refused, match=r"neither copied nor pickled; save handle.state_dict\(\)"):
+        copied(handle)
+
+
+@pytest.mark.parametrize("stop_after", [None, 1.5, "3", True, -1])
+def test_stop_after_is_a_whole_number(stop_after: Any) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InvalidArgument, match="stop_after must be >= 1; got"):
+        nw.torch.attach(optimizer, model, stop_after=stop_after)
+
+
+@pytest.mark.parametrize("part", ["bound", "prune"])
+def test_what_can_never_act_is_refused_at_once(part: str) -> None:
+    rule = nw.bound.MaxNorm(1.0) if part == "bound" else nw.prune.Gradual(0.5, steps=(0, 2))
+    model = model_of()
+    parameters = list(model.parameters())
+    with pytest.raises(InvalidArgument, match="bounds and masks need the module; got list"):
+        nw.torch.attach(torch.optim.SGD(parameters, lr=0.1), parameters, **{part: rule})  # type: ignore[arg-type]
+    biases = [model[0].bias, model[2].bias]
+    with pytest.raises(Refused, match="unit axis|could be pruned"):
+        nw.torch.attach(torch.optim.SGD(biases, lr=0.1), model, **{part: rule})
+    model.requires_grad_(False)
+    with pytest.raises(Refused, match="frozen|could be pruned"):
+        nw.torch.attach(torch.optim.SGD(parameters, lr=0.1), model, **{part: rule})
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    assert nw.torch.attach(optimizer, parameters, clip=nw.clip.ByNorm(1.0)).last is None  # type: ignore[arg-type]
+
+
+GOOD = {"steps": 1, "clip": None, "bound": None, "masks": None}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [None, 3, [], {**GOOD, "steps": "x"}, {**GOOD, "steps": -1}, {**GOOD, "steps": None}]
+    + [{**GOOD, "clip": wrong} for wrong in (3, [1], {}, {1: 2})]
+    + [{**GOOD, "masks": wrong} for wrong in (3, [1], {"0.weight": 3}, {"0.weight": {}})]
+    + [
+        {**GOOD, "clip": {"attempted": bad, "accepted": 0, "bad_in_a_row": 0}} for bad in ("x", [0])
+    ],
+    ids=repr,
+)
+def test_a_state_that_makes_no_sense_is_refused_and_changes_nothing(state: Any) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0))
+    step(model, optimizer, 0)
+    before = copy.deepcopy(handle.state_dict())
+    with pytest.raises(InvalidArgument):
+        handle.load_state_dict(state)
+    assert handle.state_dict() == before

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import niwaki as nw
-from niwaki.errors import InvalidArgument
+from niwaki.errors import InvalidArgument, Refused
 from unit.test_attach import OPTIMIZERS, assert_same, model_of, optimizers, step, weights
 
 # 8 x 6 and 3 x 8: the two weights that can be pruned.
@@ -69,14 +69,57 @@ def test_gradual_pruning_reaches_its_sparsity_at_its_last_step(make: Any, sparsi
                 assert not value[~mask].any()
 
 
-def test_masks_of_parameters_that_are_not_trained_are_held_as_well() -> None:
+@pytest.mark.parametrize("frozen", [True, False])
+def test_only_what_the_optimizer_moves_is_pruned(frozen: bool) -> None:
     model = model_of()
-    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1, momentum=0.9)
+    if frozen:
+        model[0].requires_grad_(False)
+    owned = model.parameters() if frozen else model[2].parameters()
+    optimizer = torch.optim.SGD(owned, lr=0.1, momentum=0.9)
+    before = weights(model)
     rule = nw.prune.Gradual(0.5, steps=(0, 2), every=1)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), prune=rule)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), prune=rule)
     for seed in range(3):
         step(model, optimizer, seed)
-    assert _zeros(model) == 36
+    assert torch.equal(model[0].weight, before["0.weight"]) and _zeros(model) == 12
+    assert handle.masks is not None and list(handle.masks) == ["2.weight"]
+    reason = "frozen: it requires no gradient" if frozen else "not held by this optimizer"
+    assert handle.masks.left_alone["0.weight"] == reason and handle.sparsity == 0.5
+
+
+def test_given_masks_of_another_optimizer_s_parameters_are_not_held() -> None:
+    model = model_of()
+    masks = nw.torch.prune_(model, sparsity=0.5)
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, model, prune=masks)
+    assert handle.masks is not None and list(handle.masks) == ["2.weight"]
+    assert handle.masks.left_alone["0.weight"] == "not held by this optimizer"
+    assert bool((model[0].weight == 1.0).all())
+    handle.detach()
+    with pytest.raises(Refused, match="holds no masked parameter"):
+        nw.torch.attach(optimizer, model, prune=nw.torch.Masks({"0.weight": masks["0.weight"]}))
+
+
+def test_a_schedule_from_step_zero_prunes_at_the_first_step() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rule = nw.prune.Gradual(0.5, steps=(0, 200), initial=0.25)
+    handle = nw.torch.attach(optimizer, model, prune=rule)
+    step(model, optimizer, 0)
+    assert handle.sparsity == pytest.approx(rule.sparsity_at(1), abs=1 / 72) and _zeros(model) > 17
+    step(model, optimizer, 1)
+    assert handle.sparsity == pytest.approx(rule.sparsity_at(1), abs=1 / 72)
+
+
+def test_masks_move_to_the_device_of_their_parameter_once() -> None:
+    masks = nw.torch.Masks({"weight": torch.ones(3, 2, dtype=torch.bool)})
+    module = nn.Linear(2, 3, device="meta")
+    masks.apply_(module)
+    moved = masks["weight"]
+    masks.apply_(module)
+    assert moved.device.type == "meta" and masks["weight"] is moved
 
 
 def _attached(name: str) -> tuple[nn.Module, torch.optim.Optimizer, nw.torch.Handle]:
@@ -126,6 +169,6 @@ def test_a_state_of_something_else_is_refused() -> None:
     bare = nw.torch.attach(torch.optim.SGD(model.parameters()), model)
     good = {"steps": 1, "clip": {"attempted": 1}, "bound": None, "masks": None}
     with pytest.raises(InvalidArgument, match="the handle has no such rule"):
-        bare.load_state_dict(good)
+        bare.load_state_dict({**good, "clip": None, "bound": good["clip"]})
     with pytest.raises(InvalidArgument, match="another rule"):
         handle.load_state_dict(good)

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+import niwaki as nw
 from niwaki import conduct
 from niwaki.errors import InvalidArgument, Refused
-from niwaki.rule import Array, Decision, Namespace, Quantity, Scope, State, combine, shrink_to
+from niwaki.rule import (
+    Array,
+    Decision,
+    Namespace,
+    Quantity,
+    Scope,
+    State,
+    check_limit,
+    combine,
+    shrink_to,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -55,7 +67,7 @@ def run(series: list[list[float]], nonfinite: str = "skip", **present: Any) -> l
         verdict, state = conduct.judge(
             rule, np.array(norms), state, present=np.full(2, True), xp=np, nonfinite=nonfinite
         )
-        rows.append((verdict, conduct.to_plain(state)))
+        rows.append((verdict, conduct.to_plain(rule, state, ["a", "b"])))
     return rows
 
 
@@ -125,3 +137,34 @@ def test_shrinking_is_exactly_one_up_to_the_limit_and_its_slack() -> None:
     assert shrink_to(norms, np.array(1.0), xp=np)[3] < 1.0
     loose = shrink_to(norms, np.array(1.0), xp=np, slack=1e-6)
     assert loose.tolist() == [1.0, 1.0, 1.0, 1.0, 0.5]
+
+
+@dataclass(frozen=True)
+class Dipping:
+    """A schedule that goes below zero."""
+
+    def value(self, step: Array, *, xp: Namespace) -> Array:
+        return 1.0 - step
+
+
+@pytest.mark.parametrize("rule", [nw.clip.ByValue, nw.clip.ByNorm, nw.clip.ByGlobalNorm])
+def test_no_schedule_reverses_a_gradient_and_zero_leaves_alone(rule: Any) -> None:
+    state = None
+    for expected in (0.5, 2.0, 2.0):
+        found, _, state = nw.numpy.clip([np.array([2.0])], rule(Dipping()), state)
+        assert found[0].tolist() == [1.0 if expected == 0.5 else expected]
+
+
+@pytest.mark.parametrize("wrong", [Scope.UNIT, Dipping, SimpleNamespace(value=3.0)])
+def test_a_schedule_has_a_method_value(wrong: Any) -> None:
+    with pytest.raises(InvalidArgument, match="must be a number or a schedule"):
+        nw.clip.ByNorm(wrong)
+
+
+@pytest.mark.parametrize("limit", [np.float32(0.5), np.float64(0.5), np.int64(2), np.uint8(1)])
+def test_numbers_of_numpy_are_limits(limit: Any) -> None:
+    assert type(check_limit(limit, where="here")) in (int, float)
+    plain = nw.clip.ByNorm(limit.item())
+    assert nw.clip.ByNorm(limit) == plain and hash(nw.clip.ByNorm(limit)) == hash(plain)
+    with pytest.raises(InvalidArgument, match="must be positive"):
+        nw.clip.ByNorm(-limit.astype(float))

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pytest
 
 from niwaki import files
-from niwaki.errors import NiwakiError, Unwritable
+from niwaki.errors import InvalidArgument, NiwakiError, Unwritable
 
 
 @pytest.fixture
@@ -52,6 +52,34 @@ def test_the_permissions_are_those_of_an_ordinary_new_file(tmp_path: Path) -> No
         os.umask(mask)
 
 
+def test_the_mask_of_the_process_is_never_touched(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread would make a file in that moment that everyone may write."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the mask was changed"))
+    files.write_bytes(target, b"new")
+    assert target.read_bytes() == b"new" and _only(target)
+
+
+def test_a_file_that_has_the_temporary_name_is_left_alone(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0")
+    other = target.with_name(".file.bin.0.part")
+    other.write_bytes(b"another's")
+    with pytest.raises(Unwritable, match="File exists"):
+        files.write_bytes(target, b"new")
+    assert (target.read_bytes(), other.read_bytes()) == (b"old", b"another's")
+
+
+def test_a_path_with_a_nul_character_is_an_invalid_argument(tmp_path: Path) -> None:
+    for path in (tmp_path / "a\0b", tmp_path / "\0" / "b", f"{tmp_path}/a\0"):
+        with pytest.raises(InvalidArgument, match="NUL") as caught:
+            files.write_bytes(path, b"new")
+        assert "\0" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 class _Interrupted(BaseException):
     pass
 
@@ -72,7 +100,7 @@ def _full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
 def test_a_full_disk_leaves_the_old_content(
     target: Path, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,3 +128,12 @@ def test_a_folder_in_place_of_the_file_is_unwritable(tmp_path: Path) -> None:
     with pytest.raises(NiwakiError, match="folder: cannot write the file"):
         files.write_bytes(tmp_path / "folder", b"new")
     assert _only(tmp_path / "folder")
+
+
+def test_a_path_without_a_name_is_unwritable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Unwritable, match="cannot write the file"):
+        files.write_bytes("", b"new")
+    assert not list(tmp_path.iterdir())

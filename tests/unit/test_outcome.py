@@ -88,3 +88,22 @@ def test_shares_add_up_and_fall(norms: list[float]) -> None:
     shares = [share for _, share in outcome(norms, norms).top(8)]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1.0 if any(norms) else 0.0)
+
+
+@pytest.mark.parametrize("entry", [NAN, INF])
+def test_the_factor_speaks_of_the_finite_tensors(entry: float) -> None:
+    one = outcome([entry, 3.0, 4.0], [0.0, 1.5, 2.0], nonfinite_policy="zero")
+    assert (one.factor, one.engaged, one.action) == (0.5, True, "zeroed")
+    assert (one.as_row()["factor"], one.as_row()["clipped"]) == (0.5, True)
+    assert str(one) == "zeroed: non-finite entries in a; the others x0.5 clipped"
+
+
+def test_a_skipped_step_has_clipped_nothing() -> None:
+    one = outcome([3.0], [0.3], skipped=True)
+    assert not one.engaged and str(one) == "pre 3 -> post 0 x0 skipped; top: a 100%"
+
+
+def test_by_element_the_largest_are_named_with_their_magnitudes() -> None:
+    one = outcome([3.0, 4.0, 0.5], [1.0, 1.0, 0.5], element_wise=True)
+    assert one.top(2) == [("b", 4.0), ("a", 3.0)]
+    assert str(one) == "largest 4 -> post 1 x0.25 clipped; top: b 4"

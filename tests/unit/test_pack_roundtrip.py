@@ -36,7 +36,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 @given(tensors=st.dictionaries(names, arrays, max_size=4))
 @settings(max_examples=150)
 def test_arrays_come_back_bit_for_bit(tmp_path_factory, tensors):
-    path = save(tmp_path_factory.mktemp("pack") / "x.niwaki", tensors)
+    path = save(tensors, tmp_path_factory.mktemp("pack") / "x.niwaki")
     loaded = load(path)
     assert list(loaded) == sorted(tensors)
     assert all(same(loaded[name], tensors[name]) for name in tensors)
@@ -99,7 +99,7 @@ def test_quantized_tensors_come_back_as_codes_and_as_floats(tmp_path_factory, ar
         "codebook": kmeans(array, entries=bits),
         "wide": kmeans(array.astype(np.float16), entries=300),
     }
-    save(path, tensors)
+    save(tensors, path)
     dense, coded = load(path), load_coded(path)
     for name, tensor in tensors.items():
         back = coded[name]
@@ -128,7 +128,7 @@ def test_special_values_and_layouts(tmp_path):
         "no codes": Coded(np.zeros((0, 4), int), Codebook(np.float32([0, 1]))),
         "no scales": uniform(np.zeros((0, 4))),
     }
-    loaded = load(save(tmp_path / "x", tensors))
+    loaded = load(save(tensors, tmp_path / "x"))
     for name, tensor in tensors.items():
         array = tensor.decode() if isinstance(tensor, Coded) else np.asarray(tensor)
         assert same(loaded[name], array), name
@@ -140,7 +140,7 @@ def test_tensors_of_several_chunks(tmp_path, size):
     generator = np.random.default_rng(size)
     codes = (generator.normal(size=size) * (generator.random(size) < 0.1)).round().astype(np.int8)
     tensors = {"codes": codes, "sparse": codes.astype(np.float32) / 3, "ramp": np.arange(size)}
-    path = save(tmp_path / "x", tensors)
+    path = save(tensors, tmp_path / "x")
     loaded = load(path)
     assert all(same(loaded[name], tensors[name]) for name in tensors)
 
@@ -148,14 +148,14 @@ def test_tensors_of_several_chunks(tmp_path, size):
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     array = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     tensors = {"b": kmeans(array), "a": array}
-    first = save(tmp_path / "1", tensors, notes={"y": "1", "x": "2"}).read_bytes()
+    first = save(tensors, tmp_path / "1", notes={"y": "1", "x": "2"}).read_bytes()
     turned = dict(reversed(tensors.items()))
-    assert save(tmp_path / "2", turned, notes={"x": "2", "y": "1"}).read_bytes() == first
+    assert save(turned, tmp_path / "2", notes={"x": "2", "y": "1"}).read_bytes() == first
 
 
 def test_any_safetensors_reader_opens_the_file(tmp_path):
     array = np.zeros((100, 10), np.float32)
-    path = save(tmp_path / "x.niwaki", {"größe/0.weight": kmeans(array), "b": array[0]})
+    path = save({"größe/0.weight": kmeans(array), "b": array[0]}, tmp_path / "x.niwaki")
     with safetensors.safe_open(path, "np") as file:
         assert set(file.keys()) == {"größe/0.weight", "b"}
         assert file.metadata()["niwaki"] == "1.0"
@@ -165,7 +165,7 @@ def test_any_safetensors_reader_opens_the_file(tmp_path):
 def test_expanded_files_are_plain_safetensors(tmp_path):
     coded = uniform(np.random.default_rng(0).normal(size=(30, 20)))
     tensors = {"w": coded, "n": np.array(3), "m": np.eye(3, dtype=bool)}
-    path = save(tmp_path / "x.niwaki", tensors, notes={"task": "digits"})
+    path = save(tensors, tmp_path / "x.niwaki", notes={"task": "digits"})
     out = expand(path, tmp_path / "deep" / "x.safetensors")
     plain = safetensors.numpy.load_file(out)
     assert same(plain["w"], coded.decode()) and same(plain["n"], tensors["n"])
@@ -189,7 +189,7 @@ def test_expanded_files_are_plain_safetensors(tmp_path):
 )
 def test_what_cannot_be_packed_is_named(tmp_path, tensor, fact):
     with pytest.raises(InvalidArgument, match=f"tensor 'layer.w': .*{fact}"):
-        save(tmp_path / "x", {"layer.w": tensor})
+        save({"layer.w": tensor}, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 
@@ -199,29 +199,40 @@ BAD_NAMES = ["", "__metadata__", "../x", "a/../b", "/x", "\\x", "C:\\x", "a\0b",
 @pytest.mark.parametrize("name", [*BAD_NAMES, "e\u0301", "\ud800", 3])
 def test_bad_names_are_refused(tmp_path, name):
     with pytest.raises(InvalidArgument, match="bad tensor name"):
-        save(tmp_path / "x", {name: np.ones(1)})
+        save({name: np.ones(1)}, tmp_path / "x")
 
 
 def test_bad_notes_and_mappings_are_refused(tmp_path):
     with pytest.raises(InvalidArgument, match="notes"):
-        save(tmp_path / "x", {}, notes={"a": 1})
+        save({}, tmp_path / "x", notes={"a": 1})
     with pytest.raises(InvalidArgument, match="mapping"):
-        save(tmp_path / "x", [np.ones(1)])
+        save([np.ones(1)], tmp_path / "x")
+    with pytest.raises(InvalidArgument, match="mapping from names to arrays; got .*Path"):
+        save(tmp_path / "x", {"a": np.ones(1)})
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):
-    path = save(tmp_path / "x", {"a": np.ones(3)})
+    path = save({"a": np.ones(3)}, tmp_path / "x")
     before = path.read_bytes()
     with pytest.raises(InvalidArgument):
-        save(path, {"a": np.ones(3, complex)})
+        save({"a": np.ones(3, complex)}, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     (tmp_path / "folder").mkdir()
     with pytest.raises(Unwritable):
-        save(tmp_path / "folder", {"a": np.ones(3)})
+        save({"a": np.ones(3)}, tmp_path / "folder")
+
+
+def test_a_path_with_a_nul_character_is_an_invalid_argument(tmp_path):
+    for path in (tmp_path / "a\0b", "~\0"):
+        with pytest.raises(InvalidArgument, match="NUL"):
+            save({"a": np.ones(3)}, path)
+    good = save({"a": np.ones(3)}, tmp_path / "x")
+    with pytest.raises(InvalidArgument, match="NUL"):
+        expand(good, tmp_path / "a\0b")
 
 
 def test_the_home_sign_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    save("~/x.niwaki", {"a": np.ones(3)})
+    save({"a": np.ones(3)}, "~/x.niwaki")
     assert (tmp_path / "x.niwaki").is_file() and load("~/x.niwaki")["a"].sum() == 3

@@ -80,7 +80,7 @@ def lenet(seed=0):
 
 
 def test_lenet_keeps_to_its_budget(tmp_path):
-    seen = inspect(save(tmp_path / "x.niwaki", lenet()))
+    seen = inspect(save(lenet(), tmp_path / "x.niwaki"))
     assert seen.total == (tmp_path / "x.niwaki").stat().st_size < 12_500
     assert seen.header + seen.manifest + seen.tables < 1_400
     assert seen.manifest < 150 * len(seen.entries)
@@ -88,7 +88,7 @@ def test_lenet_keeps_to_its_budget(tmp_path):
 
 def test_every_byte_is_accounted_for(tmp_path):
     tensors = {**lenet(), "steps": np.array(7), "none": np.zeros((0, 3))}
-    seen = inspect(save(tmp_path / "x.niwaki", tensors))
+    seen = inspect(save(tensors, tmp_path / "x.niwaki"))
     assert seen.payload + seen.tables + seen.header + seen.manifest == seen.total
     assert sum(one.manifest for one in seen.entries) == seen.manifest
     assert 0 < seen.header - sum(one.header for one in seen.entries) < 60

@@ -92,3 +92,11 @@ def test_packed_masks_that_do_not_fit(packed: np.ndarray, shape: tuple[int, ...]
 def test_only_booleans_are_masks() -> None:
     with pytest.raises(InvalidArgument, match="boolean"):
         pack_mask(np.ones(3))
+
+
+def test_numbers_of_numpy_are_stored_as_python_s() -> None:
+    steps = (np.int64(0), np.int32(9))
+    rule = Gradual(np.float32(0.5), steps=steps, every=np.int64(3), initial=np.float16(0.25))  # type: ignore[arg-type]
+    assert rule == Gradual(0.5, steps=(0, 9), every=3, initial=0.25)
+    stored = (rule.sparsity, rule.initial, rule.every, *rule.steps)
+    assert [type(value) for value in stored] == [float, float, int, int, int]

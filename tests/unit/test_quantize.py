@@ -63,6 +63,7 @@ def test_kmeans_keeps_zeros_and_takes_the_nearest_value(array, entries):
     values = coded.grid.values
     assert values.size <= entries + 1 and np.all(np.diff(values[1:]) > 0)
     assert np.array_equal(coded.codes == 0, array == 0)
+    assert np.array_equal(coded.decode() == 0, array == 0)
     kept = array[array != 0].astype(np.float64)
     if kept.size:
         distance = np.abs(kept[:, None] - values[1:].astype(np.float64))
@@ -92,6 +93,31 @@ def test_kmeans_centroids_are_means_and_beat_the_start():
 def test_kmeans_starts_evenly_spaced():
     array = np.linspace(-4, 5, 91, dtype=np.float32)
     assert kmeans(array, entries=4, iterations=0).grid.values.tolist() == [0, -4, -1, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("array", "entries", "iterations"),
+    [
+        ([-1, 1, -1, 1], 1, 30),
+        ([-1, 1, 0, -1, 1], 1, 30),
+        ([-2, -1e-30, 1e-30, 2], 3, 30),
+        ([-2, 1e-30, 2e-30, 3e-30, 2], 3, 0),
+        ([-1e-44, 1e-44], 1, 30),
+        ([-1, 1e-45, 1], 1, 1),
+    ],
+)
+def test_kmeans_never_turns_a_weight_into_zero(array, entries, iterations):
+    """A centroid at zero would prune, behind the back of every mask, what pruning has left."""
+    array = np.float32(array)
+    coded = kmeans(array, entries=entries, iterations=iterations)
+    smallest = np.finfo(np.float32).tiny
+    assert np.array_equal(coded.decode() == 0, array == 0)
+    assert np.all(np.abs(coded.grid.values[1:]) >= smallest)
+    # As near to zero as it gets: the error is that of the centroid at zero.
+    middle = np.abs(coded.grid.values[1:]).min()
+    assert middle == smallest
+    again = kmeans(array, entries=entries, iterations=iterations)
+    assert again.grid.values.tobytes() == coded.grid.values.tobytes()
 
 
 def test_kmeans_is_fast_and_deterministic():

@@ -78,11 +78,67 @@ def test_a_last_line_that_was_cut_short_is_left_out_and_then_replaced(path: Path
     assert _steps(path) == [1, 2, 3]
 
 
-def test_a_file_of_half_a_line_is_begun_anew(path: Path) -> None:
+FIRST = b'{"event": "start", "schema": 1}'
+
+
+@pytest.mark.parametrize("length", [0, 1, len(FIRST) - 1, len(FIRST)])
+def test_a_record_cut_within_its_first_line_is_begun_anew(path: Path, length: int) -> None:
     path.parent.mkdir()
-    path.write_bytes(b'{"event": "sta')
+    path.write_bytes(FIRST[:length])
+    assert list(read(path)) == []
     _write(path, 1)
+    assert path.read_bytes().startswith(FIRST + b"\n")
     assert [row["event"] for row in read(path)] == ["start", "step"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a letter",
+        b"a letter\nwhose last line has no end",
+        b'{"event": "stop',
+        b"\n",
+        b"\xff\n",
+        b"[1]\n",
+        b"1\n",
+        b'{"event": "step", "schema": 1}\nx',
+        b'{"event": "start"}\nx',
+        b'{"event": "start", "schema": true}\nx',
+        b'{"event": "start", "schema": "1"}\nx',
+        b'{"event": "start", "schema": 0}\nx',
+        b"[" * 100_000 + b"\n",
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_a_file_that_is_no_record_is_refused_and_left_as_it_is(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    for use in (Recorder, lambda path: list(read(path))):
+        with pytest.raises(BadFile, match=r"record\.jsonl: this is no record of niwaki"):
+            use(path)
+        assert path.read_bytes() == content
+
+
+def test_a_record_of_a_later_version_is_refused_and_left_as_it_is(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content := b'{"event": "start", "schema": 2, "more": 1}\n{"event": "st')
+    for use in (Recorder, lambda path: list(read(path))):
+        with pytest.raises(BadFile, match="from a later version; got schema 2; .*upgrade niwaki"):
+            use(path)
+        assert path.read_bytes() == content
+
+
+def test_a_folder_in_place_of_the_record_is_named(path: Path) -> None:
+    path.mkdir(parents=True)
+    for use in (Recorder, lambda path: list(read(path))):
+        with pytest.raises(BadFile, match="cannot read the record"):
+            use(path)
+
+
+def test_a_path_with_a_nul_character_is_an_invalid_argument(tmp_path: Path) -> None:
+    for use in (Recorder, lambda path: list(read(path))):
+        with pytest.raises(InvalidArgument, match="NUL"):
+            use(tmp_path / "a\0b")
 
 
 @pytest.mark.parametrize(

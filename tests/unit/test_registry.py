@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import threading
+import warnings
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +18,7 @@ import torch
 
 import niwaki as nw
 from niwaki import registry
-from niwaki.errors import InvalidArgument, NiwakiError, Unavailable, UnknownName
+from niwaki.errors import InvalidArgument, Unavailable, UnknownName
 
 
 def test_names_lead_to_things_and_back() -> None:
@@ -63,10 +68,11 @@ def test_one_name_belongs_to_one_thing(entries: dict[Any, Any]) -> None:
         registry.register("clup", formula="f", source="s")
 
 
-def _install(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    point = EntryPoint("mine", value, "niwaki.rules")
-    monkeypatch.setattr(registry, "_loaded_entry_points", False)
-    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
+def _install(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
+    points = [EntryPoint("mine", value, "niwaki.rules") for value in values]
+    monkeypatch.setattr(registry, "_loaded", False)
+    monkeypatch.setattr(registry, "_broken", [])
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: points)
 
 
 def test_other_packages_add_their_rules(
@@ -82,15 +88,118 @@ def test_other_packages_add_their_rules(
     assert registry.find("clip", "Mine") is object
 
 
-def test_a_plug_in_that_fails_is_named_every_time(
+def test_a_plug_in_that_fails_takes_nothing_else_with_it(
+    entries: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(point: EntryPoint) -> None:
+        if point.value != "good":
+            raise ModuleNotFoundError(f"No module named {point.value!r}")
+        registry.register("clip", name="Mine", formula="f", source="s")(object)
+
+    monkeypatch.setattr(EntryPoint, "load", load)
+    _install(monkeypatch, "broken", "good")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert registry.find("clip", "ByNorm") is nw.clip.ByNorm
+        assert registry.find("clip", "Mine") is object
+        assert registry.name_of("clip", nw.clip.ByNorm(1.0)) == "ByNorm"
+
+
+def test_a_plug_in_that_fails_is_named_where_it_may_be_missed(
     entries: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _install(monkeypatch, "no_such_plug_in")
+    named = "mine = no_such_plug_in .*ModuleNotFoundError: No module named 'no_such_plug_in'"
     for _ in range(2):
-        with pytest.raises(
-            NiwakiError, match="entry point 'mine' = no_such_plug_in: .*ModuleNotFound"
-        ):
-            registry.entries()
+        with pytest.raises(UnknownName, match=f"unknown clip; got 'Mine'; .*{named}"):
+            registry.find("clip", "Mine")
+        with pytest.raises(UnknownName, match=f"no registered clip; got dict; .*{named}"):
+            registry.name_of("clip", {})
+        with pytest.warns(UserWarning, match=named) as said:
+            assert "ByNorm" in {entry.name for entry in registry.entries("clip")}
+        assert [one.filename for one in said] == [__file__]
+
+
+def test_a_plug_in_may_look_things_up_while_it_is_loaded(
+    entries: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(point: EntryPoint) -> None:
+        rule = registry.find("clip", "ByNorm")
+        registry.register("clip", name="Mine", formula="f", source="s")(rule)
+
+    monkeypatch.setattr(EntryPoint, "load", load)
+    _install(monkeypatch, "mine")
+    assert registry.find("clip", "Mine") is nw.clip.ByNorm
+
+
+def test_what_fails_in_niwaki_itself_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.importlib, "import_module", lambda name: exec("1 / 0"))
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                registry.find("clip", "ByNorm")
+    assert registry.find("clip", "ByNorm") is nw.clip.ByNorm
+
+
+def test_threads_that_come_while_rules_are_loaded_wait(
+    entries: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def load(point: EntryPoint) -> None:
+        inside.set()
+        go_on.wait(10)
+        registry.register("clip", name="Mine", formula="f", source="s")(object)
+
+    monkeypatch.setattr(EntryPoint, "load", load)
+    _install(monkeypatch, "mine")
+    found: list[Any] = []
+
+    def look() -> None:
+        try:
+            found.append(registry.find("clip", "Mine"))
+        except UnknownName as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    threads[0].start()
+    assert inside.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    threads[1].join(0.05)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert found == [object] * 4
+
+
+RACE = """
+import threading
+from niwaki import registry
+barrier, found = threading.Barrier(4), []
+
+def look():
+    barrier.wait()
+    found.append(registry.find("clip", "ByNorm").__name__)
+
+threads = [threading.Thread(target=look) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert found == ["ByNorm"] * 4, found
+"""
+
+
+def test_threads_of_a_fresh_process_find_the_rules() -> None:
+    source = str(Path(registry.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", RACE],
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_framework_of_a_model_is_found_by_its_class() -> None:

@@ -73,3 +73,10 @@ def test_what_is_no_schedule_is_refused(
 ) -> None:
     with pytest.raises(InvalidArgument, match=f"^{shape.__name__}: .*{text}"):
         shape(start, stop, steps=steps)
+
+
+@pytest.mark.parametrize("shape", [Linear, Cubic])
+def test_numbers_of_numpy_are_stored_as_python_s(shape: Any) -> None:
+    found = shape(np.float32(0.5), np.int64(2), steps=(np.int64(0), np.uint8(9)))
+    assert found == shape(0.5, 2, steps=(0, 9))
+    assert [type(v) for v in (found.start, found.stop, *found.steps)] == [float, int, int, int]

@@ -107,3 +107,8 @@ def test_what_is_no_toml_names_the_file(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=r"none\.toml: cannot read the file; got No such file"):
         spec.read_toml(tmp_path / "none.toml")
+
+
+def test_a_path_with_a_nul_character_is_an_invalid_argument(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="NUL"):
+        spec.read_toml(tmp_path / "a\0b.toml")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import niwaki as nw
 from niwaki.errors import InvalidArgument, NonFinite, Refused
+from niwaki.rule import Decision, Quantity, Scope, leave
+from niwaki.torch import measure
+from niwaki.torch.clip import measure_gradients
 from niwaki.torch.measure import norm, peak, unit_norms
 from niwaki.torch.tensors import unit_axes
 
@@ -276,3 +282,111 @@ def test_a_bound_takes_modules_and_finite_weights_only() -> None:
     with pytest.raises(NonFinite, match="non-finite weights in bias"):
         nw.torch.bound_(layer, nw.bound.Clamp(1e-6))
     assert torch.equal(layer.weight, before)
+
+
+class Syncs(TorchDispatchMode):
+    """Count how often a number of a tensor is asked for on the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_all_norms_of_a_device_come_in_one_transfer(
+    rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(5)))
+    for place, parameter in enumerate(model.parameters()):
+        parameter.grad = None if place == 3 else torch.full_like(parameter, place + 1.0)
+    found = dict(model.named_parameters())
+    expected = measure_gradients(found, rule, where="here")
+    moved: list[torch.Tensor] = []
+    real = torch.Tensor.cpu
+    monkeypatch.setattr(measure, "HOST", "another device")
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda one: moved.append(one) or real(one))
+    with Syncs() as syncs:
+        names, norms, present = measure_gradients(found, rule, where="here")
+    assert (syncs.count, [tuple(one.shape) for one in moved]) == (0, [(9,)])
+    assert names == expected[0] and present.tolist() == expected[2].tolist()
+    np.testing.assert_allclose(norms, expected[1], rtol=1e-7)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("entry", [1e30, 1e-30, 1.0, float("nan")])
+def test_a_device_measures_as_the_host_does(
+    entry: float, narrow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = torch.full((3, 5000), 0.5)
+    tensor[1] = entry
+    expected = float(norm(tensor)), unit_norms(tensor, 0).numpy(), float(peak(tensor))
+    monkeypatch.setattr(measure, "HOST", "another device")
+    if narrow:
+        monkeypatch.setattr(measure, "wide", lambda device: torch.float32)
+    found = norm(tensor), unit_norms(tensor, 0), peak(tensor)
+    assert {one.dtype for one in found} == {torch.float32 if narrow else torch.float64}
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.double().numpy(), other, rtol=2e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("size", [1000, 1025, 70_000])
+def test_unit_norms_of_constants_are_exact_and_no_unit_spoils_another(axis: int, size: int) -> None:
+    rows = torch.full((6, size), 0.1)
+    rows[1], rows[2], rows[3], rows[4] = 1e30, 1e-30, 0.0, 1e-42
+    tensor = rows if axis == 0 else rows.T.contiguous()
+    expected = np.linalg.norm(rows.double().numpy(), axis=1)
+    np.testing.assert_allclose(unit_norms(tensor, axis).numpy(), expected, rtol=1e-6)
+    rows[5, -1] = float("inf")
+    assert np.isfinite(unit_norms(rows, 0).numpy()).tolist() == [True] * 5 + [False]
+
+
+def test_units_are_measured_in_their_own_precision() -> None:
+    rows = torch.randn(64, 512)
+    seen: list[torch.dtype] = []
+
+    class Widened(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.numel() == rows.numel():
+                seen.append(made.dtype)
+            return made
+
+    with Widened():
+        unit_norms(rows, 0)
+    assert torch.float64 not in seen
+
+
+def test_a_learned_statistic_goes_with_the_name_of_its_unit() -> None:
+    rule, state = UnitMean(), None
+    layer = nn.Linear(2, 3, bias=False)
+    layer.weight.data = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    _, state = nw.torch.bound_(layer, rule, state)
+    assert state["names"] == ["weight"] * 3 and state["rule.sum"] == [1.0, 2.0, 3.0]
+    layer.other = nn.Linear(2, 1, bias=False)
+    layer.other.weight.data.fill_(0.0)
+    _, state = nw.torch.bound_(layer, rule, json.loads(json.dumps(state)))
+    assert state["names"] == ["weight", "weight", "weight", "other.weight"]
+    assert state["rule.sum"] == [2.0, 4.0, 6.0, 0.0]
+    axes = {"weight": 0, "new": 0}
+    arrays = {"new": np.ones((1, 2)), "weight": np.ones((2, 1))}
+    _, _, state = nw.numpy.bound(arrays, rule, state, unit_axes=axes)
+    assert state["names"] == ["new", "weight", "weight"]
+    assert state["rule.sum"] == pytest.approx([2**0.5, 3.0, 5.0])
+
+
+@dataclass(frozen=True)
+class UnitMean:
+    """Add up the norm of every unit; change nothing."""
+
+    scope: ClassVar[Scope] = Scope.UNIT
+    of: ClassVar[Quantity] = Quantity.WEIGHT
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def init(self, like: Any, *, xp: Any) -> dict[str, Any]:
+        return {"sum": xp.zeros_like(like)}
+
+    def decide(self, norms: Any, state: Any, *, present: Any, facts: Any, xp: Any) -> Any:
+        return Decision(xp.ones_like(norms), None, leave(xp)), {"sum": state["sum"] + norms}

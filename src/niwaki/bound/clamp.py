@@ -48,7 +48,7 @@ class Clamp(Stateless):
     of = Quantity.WEIGHT
 
     def __post_init__(self) -> None:
-        check_limit(self.limit, where="Clamp")
+        object.__setattr__(self, "limit", check_limit(self.limit, where="Clamp"))
 
     def decide(
         self,

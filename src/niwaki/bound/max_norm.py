@@ -57,7 +57,7 @@ class MaxNorm(Stateless):
     of = Quantity.WEIGHT
 
     def __post_init__(self) -> None:
-        check_limit(self.limit, where="MaxNorm")
+        object.__setattr__(self, "limit", check_limit(self.limit, where="MaxNorm"))
         if self.per not in ("unit", "tensor"):
             raise InvalidArgument(
                 "unknown extent of the ball",

@@ -6,6 +6,7 @@ nothing. Exit codes: 0 done, 1 one line says what was wrong, 2 bad usage, 130 in
 
 from __future__ import annotations
 
+import errno
 import importlib
 from typing import Any
 
@@ -61,6 +62,11 @@ class Verbs(click.Group):
             from niwaki.report.terminal import printable
 
             click.echo(f"niwaki: error: {printable(error)}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EIO):
+                raise
+            click.echo(f"niwaki: error: cannot write the result ({error.strerror})", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo(f"niwaki: interrupted; {_after_interrupt(ctx)}", err=True)

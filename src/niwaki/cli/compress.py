@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from niwaki.cli.printing import FOLDER, as_json, show, to_stderr
 
 
 @click.command(epilog="Example: niwaki compress mnist-lenet300 --data mnist.npz --max-drop 0.002")
@@ -20,7 +21,7 @@ import click
     show_default=True,
     help="How far the metric may fall below the dense network's, on the validation split.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/TASK].")
+@click.option("--out", type=FOLDER, help="Run folder [default: runs/TASK].")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of weights and data order."
 )
@@ -29,7 +30,7 @@ import click
     type=click.Path(path_type=Path),
     help="TOML file; its keys are those of the task's recipe, and a [clip] table names a rule.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@as_json
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
     task: str,
@@ -54,16 +55,20 @@ def command(
     from niwaki.search import compress
     from niwaki.tasks import load
 
-    chosen = load(task, data=data)
-    if config is not None:
-        chosen = dataclasses.replace(chosen, recipe=_recipe(chosen.recipe, config))
-    result = compress(chosen, out=out, max_drop=max_drop, seed=seed, progress=not quiet)
-    result["task"] = task
-    result |= {key: str(path) for key, path in (("data", data), ("config", config)) if path}
-    write_json(Path(result["file"]).parent / "result.json", result)
-    rows = list(record.read(result["record"]))
-    report.write_page(result["report"], report.compress_page(result, rows))
-    click.echo(json.dumps(result, indent=2) if as_json else report.compress_table(result))
+    with to_stderr():
+        chosen = load(task, data=data)
+        if config is not None:
+            chosen = dataclasses.replace(chosen, recipe=_recipe(chosen.recipe, config))
+        result = compress(chosen, out=out, max_drop=max_drop, seed=seed, progress=not quiet)
+        folder = Path(result["file"]).parent
+        result["task"] = task
+        result["report"] = str(folder / "report.html")
+        result |= {key: str(path) for key, path in (("data", data), ("config", config)) if path}
+        report.write_page(
+            result["report"], report.compress_page(result, list(record.read(result["record"])))
+        )
+        write_json(folder / "result.json", result)
+    show(result, report.compress_table(result), as_json)
 
 
 def _recipe(recipe: Any, config: Path) -> Any:

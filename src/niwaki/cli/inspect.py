@@ -36,8 +36,8 @@ def _result(file: Path, seen: Inspection) -> dict[str, Any]:
         "bytes_tables": seen.tables,
         "bytes_header": seen.header,
         "bytes_manifest": seen.manifest,
-        "bytes_dense": seen.dense,
-        "ratio": seen.ratio,
+        "bytes_decoded": seen.dense,
+        "ratio_decoded": seen.ratio,
         "notes": seen.notes,
         "tensors": [_tensor(one) for one in seen.entries],
     }
@@ -53,7 +53,7 @@ def _tensor(one: Account) -> dict[str, Any]:
         "elements": one.elements,
         "nonzero": one.nonzero,
         "bytes": one.payload + one.tables,
-        "bytes_dense": one.dense,
+        "bytes_decoded": one.dense,
         "bits_per_weight": one.bits_per_weight,
         "entropy_bound": one.shannon,
     }

@@ -44,7 +44,7 @@ def command(source: Path, out: Path, entries: int | None, bits: int | None, as_j
     refuse_same(source, out)
     arrays = read_arrays(source)
     coded = {name: _quantized(name, array, entries, bits) for name, array in arrays.items()}
-    pack.save(out, coded)
+    pack.save(coded, out)
     seen = pack.inspect(out)
     dense = sum(array.nbytes for array in arrays.values())
     result = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +15,29 @@ import click
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as one JSON object."
 )
+
+
+class Folder(click.Path):
+    """A folder that will be made; an empty name is a slip, not the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or end with a line on the empty name."""
+        if not str(value):
+            self.fail("the name of the folder is empty; '.' is the current one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = Folder()
+
+
+@contextlib.contextmanager
+def to_stderr() -> Iterator[None]:
+    """Send what a user's task prints to stderr: stdout is for the result alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from niwaki.cli.printing import as_json, show
+from niwaki.cli.printing import FOLDER, as_json, show, to_stderr
 
 
 class Numbers(click.ParamType):
@@ -51,7 +51,7 @@ class Numbers(click.ParamType):
     "--epochs", type=click.IntRange(min=1), help="Epochs per run [default: the recipe's]."
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Data file of tasks that need one.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder [default: runs/sweep-TASK].")
+@click.option("--out", type=FOLDER, help="Folder [default: runs/sweep-TASK].")
 @as_json
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
@@ -75,17 +75,18 @@ def command(
     from niwaki.search.grid import sweep
     from niwaki.tasks import load
 
-    chosen = load(task, data=data)
-    folder = Path("runs") / f"sweep-{chosen.name}" if out is None else out
-    result = sweep(
-        chosen,
-        limits=limits,
-        sparsities=sparsities,
-        seeds=seeds,
-        epochs=epochs,
-        out=folder,
-        progress=not quiet,
-    )
+    with to_stderr():
+        chosen = load(task, data=data)
+        folder = Path("runs") / f"sweep-{chosen.name}" if out is None else out
+        result = sweep(
+            chosen,
+            limits=limits,
+            sparsities=sparsities,
+            seeds=seeds,
+            epochs=epochs,
+            out=folder,
+            progress=not quiet,
+        )
     page = report.write_page(folder / "sweep.html", report.sweep_page(result))
     written = {"file": str(folder / "sweep.json"), "report": str(page)}
     warnings = [f"warning: {warning}" for warning in result["warnings"]]

@@ -50,7 +50,7 @@ class ByGlobalNorm(Stateless):
     of = Quantity.GRADIENT
 
     def __post_init__(self) -> None:
-        check_limit(self.limit, where="ByGlobalNorm")
+        object.__setattr__(self, "limit", check_limit(self.limit, where="ByGlobalNorm"))
 
     def decide(
         self,

@@ -51,7 +51,7 @@ class ByNorm(Stateless):
     of = Quantity.GRADIENT
 
     def __post_init__(self) -> None:
-        check_limit(self.limit, where="ByNorm")
+        object.__setattr__(self, "limit", check_limit(self.limit, where="ByNorm"))
 
     def decide(
         self,

@@ -49,7 +49,7 @@ class ByValue(Stateless):
     of = Quantity.GRADIENT
 
     def __post_init__(self) -> None:
-        check_limit(self.limit, where="ByValue")
+        object.__setattr__(self, "limit", check_limit(self.limit, where="ByValue"))
 
     def decide(
         self,

@@ -22,7 +22,8 @@ def clip(
     """Return ``(clipped gradients, outcome, state)``; the input is left alone.
 
     `grads`: a dict or list of floating arrays; ``None`` entries took no part and stay ``None``.
-    `state`: what the last call returned, or ``None`` for a fresh one. `nonfinite`: ``skip`` returns
+    `state`: what the last call returned, plain data that JSON takes, or ``None`` for a fresh one; what
+    it learned of a tensor goes with the tensor's name. `nonfinite`: ``skip`` returns
     zeros for the whole step, ``zero`` zeroes only the bad tensors, ``pass`` leaves them, ``raise``
     raises `NonFinite` naming them. A plain update with zeros is no update; moments still move.
 
@@ -42,8 +43,9 @@ def clip(
     size = peak if by_element else norm
     norms = np.array([0.0 if g is None else size(g) for g in named.values()], dtype=np.float64)
     present = np.array([g is not None for g in named.values()])
-    state = conduct.begin(rule, norms, xp=np) if state is None else state
-    verdict, state = conduct.judge(rule, norms, state, present=present, xp=np, nonfinite=nonfinite)
+    verdict, state = conduct.judge_named(
+        rule, list(named), norms, state, present=present, nonfinite=nonfinite
+    )
     verdict = _representable(verdict, list(named.values()))
     _raise_if_asked(nonfinite, verdict.bad, list(named), where="numpy.clip")
     skip = bool(verdict.skip)
@@ -95,8 +97,7 @@ def bound(
     norms = np.concatenate(list(measured.values()))
     owners = [name for name, numbers in measured.items() for _ in numbers]
     _raise_if_asked("raise", ~np.isfinite(norms), owners, where="numpy.bound")
-    state = conduct.begin(rule, norms, xp=np) if state is None else state
-    verdict, state = conduct.judge(rule, norms, state, present=np.isfinite(norms), xp=np)
+    verdict, state = conduct.judge_named(rule, owners, norms, state, present=np.isfinite(norms))
     verdict = _representable(verdict, [named[name] for name in owners])
     bounded, at_bound, start = dict(named), np.zeros(2), 0
     for name, numbers in measured.items():

@@ -80,7 +80,7 @@ def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> In
     >>> import tempfile
     >>> from niwaki.pack import save
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     seen = inspect(save(folder + "/x.niwaki", {"x": np.zeros((10, 10), np.int8)}))
+    ...     seen = inspect(save({"x": np.zeros((10, 10), np.int8)}, folder + "/x.niwaki"))
     >>> seen.entries[0].codec, seen.entries[0].payload, seen.payload + seen.tables
     ('bits', 0, 2)
     """

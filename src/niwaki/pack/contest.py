@@ -38,6 +38,7 @@ class Codec(Protocol):
 
 # Slowest last: it is left out where its lower bound is above the best of the others.
 CODECS = {codec.NAME: cast(Codec, codec) for codec in (raw, bits, planes, gaps, rans)}
+INTEGER_CODECS = frozenset({bits.NAME, rans.NAME})
 
 
 class Encoded(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from niwaki.files import write_bytes
+from niwaki.files import as_path, write_bytes
 from niwaki.pack.budget import Budget
 from niwaki.pack.reader import opened
 
@@ -24,7 +24,7 @@ def expand(
     >>> import numpy as np
     >>> from niwaki.pack import save
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     packed = save(folder + "/x.niwaki", {"x": np.zeros(100, np.float32)})
+    ...     packed = save({"x": np.zeros(100, np.float32)}, folder + "/x.niwaki")
     ...     expand(packed, folder + "/x.safetensors").stat().st_size > 400
     True
     """
@@ -33,4 +33,4 @@ def expand(
     with opened(path, budget) as file:
         arrays = {entry.name: stored.decoded() for entry, stored in file.tensors()}
         content = save(arrays, metadata=file.notes or None)
-    return write_bytes(Path(out).expanduser(), content)
+    return write_bytes(as_path(out).expanduser(), content)

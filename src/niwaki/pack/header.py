@@ -11,17 +11,18 @@ from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 from niwaki.errors import BadFile
 from niwaki.pack.budget import Budget
-from niwaki.pack.manifest import check_version, parse_json, require
+from niwaki.pack.manifest import Version, check_version, parse_json, require, require_known
 
 LENGTH_BYTES = 8
 METADATA, VERSION_KEY, MANIFEST_KEY = "__metadata__", "niwaki", "manifest"
 
 
 class Header(NamedTuple):
-    """Where each payload lies, counted from the start of the file, and the manifest's text."""
+    """Where each payload lies, counted from the start of the file; the manifest's text; the version."""
 
     spans: dict[str, tuple[int, int]]
     manifest: str
+    version: Version
     size: int
 
 
@@ -53,29 +54,27 @@ def read(stream: BinaryIO, file_size: int, budget: Budget, where: str) -> Header
     text = stream.read(length)
     require(len(text) == length and text[:1] == b"{", "this is no safetensors file", where)
     whole = parse_json(text, where)
-    manifest = _manifest(whole.pop(METADATA, None), where)
+    version, manifest = _manifest(whole.pop(METADATA, None), where)
     budget.admit("tensors", len(whole), where)
     start = LENGTH_BYTES + length
     spans = {name: _span(name, item, start, where) for name, item in whole.items()}
     _require_tiling(spans, start, file_size, where)
-    return Header(spans, manifest, start)
+    return Header(spans, manifest, version, start)
 
 
-def _manifest(metadata: Any, where: str) -> str:
+def _manifest(metadata: Any, where: str) -> tuple[Version, str]:
     if not isinstance(metadata, dict) or VERSION_KEY not in metadata:
         raise BadFile("a safetensors file, but not a packed one", where=where)
-    version = metadata[VERSION_KEY]
-    require(isinstance(version, str) and version.isascii(), "malformed version", where, version)
-    numbers = [int(part) if part.isdigit() and len(part) < 9 else -1 for part in version.split(".")]
-    check_version(numbers, where)
-    require(
-        set(metadata) == {VERSION_KEY, MANIFEST_KEY},
-        "missing or unknown metadata",
-        where,
-        sorted(metadata)[:5],
-    )
-    require(isinstance(metadata[MANIFEST_KEY], str), "the manifest is not text", where)
-    return metadata[MANIFEST_KEY]
+    text = metadata[VERSION_KEY]
+    require(isinstance(text, str) and text.isascii(), "malformed version", where, text)
+    numbers = [int(part) if part.isdigit() and len(part) < 9 else -1 for part in text.split(".")]
+    version = check_version(numbers, where)
+    unknown = set(metadata) - {VERSION_KEY, MANIFEST_KEY}
+    require_known(unknown, "unknown metadata", version, where)
+    manifest = metadata.get(MANIFEST_KEY)
+    if not isinstance(manifest, str):
+        raise BadFile("the manifest is not text", where=where)
+    return version, manifest
 
 
 def _span(name: str, item: Any, start: int, where: str) -> tuple[int, int]:

@@ -13,19 +13,23 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from niwaki.errors import BadFile
 from niwaki.pack.budget import Budget
-from niwaki.pack.contest import CHUNK, CODECS
+from niwaki.pack.contest import CHUNK, CODECS, INTEGER_CODECS
 from niwaki.pack.stored import DIGEST_BYTES, DTYPES, elements, grid_numbers, name_fault
 from niwaki.quantize.grid import LEAST_BITS, MOST_BITS, MOST_VALUES
 
 VERSION = (1, 0)
 FEATURES: frozenset[str] = frozenset()
 KEYS = {"v", "r", "t", "notes"}
+ENTRY_KEYS = set("nsdgckx")
+GRIDS = ("uniform", "codebook")
+
+Version = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +70,29 @@ def dump(entries: list[Entry], notes: Mapping[str, str]) -> str:
     return base64.b85encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")
 
 
-def load(text: str, budget: Budget, where: str) -> tuple[list[Entry], dict[str, str]]:
-    """Return the tensors and the notes; raise `BadFile` for anything that is not just so."""
+def load(
+    text: str, version: Version, budget: Budget, where: str
+) -> tuple[list[Entry], dict[str, str]]:
+    """Return the tensors and the notes; raise `BadFile` for anything that is not just so.
+
+    `version` is the one that the header states.
+    """
     whole = parse_json(_expand(text, budget, where), where)
     if not isinstance(whole, dict) or not isinstance(whole.get("v"), list):
         raise BadFile("the manifest has no version", where=where)
-    check_version(whole["v"], where)
-    require(set(whole) <= KEYS, "unknown fields in the manifest", where, sorted(set(whole) - KEYS))
+    same = check_version(whole["v"], where) == version
+    require(same, "header and manifest state different versions", where, whole["v"])
+    require_known(set(whole) - KEYS, "unknown fields in the manifest", version, where)
     features, tensors, notes = whole.get("r", []), whole.get("t"), whole.get("notes", {})
-    unknown = [one for one in _list(features, where) if one not in FEATURES]
-    if unknown:
-        raise BadFile(
-            "the file needs features that this version lacks",
-            where=where,
-            got=unknown[:5],
-            hint="upgrade niwaki",
-        )
+    worded = all(isinstance(one, str) for one in _list(features, where))
+    require(worded, "features must be text", where, features)
+    unknown = set(features) - FEATURES
+    lacking = "the file needs features that this version lacks"
+    require_known(unknown, lacking, version, where, hint="upgrade niwaki")
     budget.admit("tensors", len(_list(tensors, where)), where)
     if not isinstance(notes, dict) or not all(isinstance(one, str) for one in notes.values()):
         raise BadFile("notes must be text", where=where)
-    return [_entry(item, budget, where) for item in _list(tensors, where)], notes
+    return [_entry(item, version, budget, where) for item in _list(tensors, where)], notes
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -101,17 +108,31 @@ def parse_json(data: bytes, where: str) -> Any:
         raise BadFile(f"malformed JSON ({str(error)[:80]})", where=where) from error
 
 
-def check_version(version: list, where: str) -> None:
-    """Raise `BadFile` for a major version that is not this one."""
+def check_version(version: list, where: str) -> Version:
+    """Return a version, or raise `BadFile` for a major one that is not this one."""
     require(len(version) == 2 and all(map(_natural, version)), "malformed version", where, version)
     if version[0] != VERSION[0]:
         raise BadFile(
             "the file has another major version",
             where=where,
-            got=version[0],
+            got=str(version[0])[:80],
             allowed=VERSION[0],
             hint="upgrade niwaki",
         )
+    return version[0], version[1]
+
+
+def require_known(
+    unknown: Collection[Any], fact: str, version: Version, where: str, hint: str | None = None
+) -> None:
+    """Raise `BadFile` with `fact` where anything is unknown; a later minor version may know it."""
+    if not unknown:
+        return
+    if version > VERSION:
+        fact = f"the file is from a later version, {version[0]}.{version[1]}: {fact}"
+        hint = "upgrade niwaki"
+    got = sorted(map(repr, unknown))[:5]
+    raise BadFile(fact, where=where, got=", ".join(got)[:80], hint=hint)
 
 
 def require(truth: bool, fact: str, where: str, got: object = None) -> None:
@@ -120,18 +141,21 @@ def require(truth: bool, fact: str, where: str, got: object = None) -> None:
         raise BadFile(fact, where=where, got=None if got is None else repr(got)[:80])
 
 
-def _entry(item: Any, budget: Budget, where: str) -> Entry:
+def _entry(item: Any, version: Version, budget: Budget, where: str) -> Entry:
     require(isinstance(item, dict), "a tensor's entry is not an object", where)
     fault = name_fault(item.get("n"))
     require(fault is None, f"bad tensor name: {fault}", where, item.get("n"))
     where = f"{where}, tensor {item['n']!r}"
-    require(set(item) | {"g"} == set("nsdgckx"), "missing or unknown fields", where, sorted(item))
+    require_known(set(item) - ENTRY_KEYS, "unknown fields", version, where)
+    require(set(item) | {"g"} == ENTRY_KEYS, "missing fields", where, sorted(item))
     shape = tuple(_list(item["s"], where))
     budget.admit("rank", len(shape), where)
     require(all(map(_natural, shape)), "malformed shape", where, shape)
     budget.admit_elements(shape, where)
-    require(item["d"] in DTYPES, "unknown type", where, item["d"])
-    require(isinstance(item["c"], str) and item["c"] in CODECS, "unknown codec", where, item["c"])
+    dtype, codec, grid = item["d"], item["c"], item.get("g")
+    require_known([dtype] if dtype not in DTYPES else [], "unknown type", version, where)
+    good = isinstance(codec, str) and codec in CODECS
+    require_known([] if good else [codec], "unknown codec", version, where)
     chunks = tuple(tuple(_list(pair, where)) for pair in _list(item["k"], where))
     require(
         len(chunks) == 1 - -elements(shape) // CHUNK, "wrong number of chunks", where, len(chunks)
@@ -144,10 +168,13 @@ def _entry(item: Any, budget: Budget, where: str) -> Entry:
     require(
         isinstance(item["x"], str) and len(item["x"]) == 2 * DIGEST_BYTES, "malformed digest", where
     )
-    grid = item.get("g")
     if grid is not None:
-        _check_grid(grid, shape, item["d"], where)
-    return Entry(item["n"], shape, item["d"], grid, item["c"], chunks, item["x"])
+        good = isinstance(grid, list) and bool(grid) and grid[0] in GRIDS
+        require_known([] if good else [grid], "unknown quantizer", version, where)
+        _check_grid(grid, shape, dtype, where)
+    elif codec in INTEGER_CODECS:
+        require(dtype[0] != "f", "the codec is for integers", where, f"{codec} for {dtype}")
+    return Entry(item["n"], shape, dtype, grid, codec, chunks, item["x"])
 
 
 def _check_grid(grid: Any, shape: tuple[int, ...], dtype: str, where: str) -> None:

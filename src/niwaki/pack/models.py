@@ -10,6 +10,7 @@ from typing import Any
 from niwaki import registry
 from niwaki.pack.budget import Budget
 from niwaki.pack.reader import load as load_arrays
+from niwaki.pack.reader import load_coded
 from niwaki.pack.writer import save as save_arrays
 
 
@@ -28,18 +29,20 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     (64, 64)
     """
     if isinstance(model, Mapping):
-        return save_arrays(path, model)
-    return save_arrays(path, registry.framework_of(model).to_stored(model))
+        return save_arrays(model, path)
+    return save_arrays(registry.framework_of(model).to_stored(model), path)
 
 
 def load(path: str | os.PathLike[str], *, into: Any = None, budget: Budget | None = None) -> Any:
     """Return the named arrays of a packed file, or fill a model with them and return it.
 
-    `into`: a model with the same tensor names; layers that were shrunk in the file are resized. `budget`:
+    `into`: a model with the same tensor names; layers that were shrunk in the file are resized, and what
+    was quantized can be saved again as codes. `budget`:
     the most that a file may ask for. Nothing in a file is ever executed, imported or followed.
 
     Raises `BadFile` naming the tensor and the fact for a file that is cut short, altered, hostile or
     from a later version; nothing is filled then.
     """
-    arrays = load_arrays(path, budget=budget)
-    return arrays if into is None else registry.framework_of(into).fill_(into, arrays)
+    if into is None:
+        return load_arrays(path, budget=budget)
+    return registry.framework_of(into).fill_(into, load_coded(path, budget=budget))

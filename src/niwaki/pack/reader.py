@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str], *, budget: Budget | None = None) -> dict[
     >>> import tempfile
     >>> from niwaki.pack import save
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     load(save(folder + "/x.niwaki", {"x": np.arange(3)}))
+    ...     load(save({"x": np.arange(3)}, folder + "/x.niwaki"))
     {'x': array([0, 1, 2])}
     """
     with opened(path, budget) as file:
@@ -95,7 +95,7 @@ def opened(path: str | os.PathLike[str], budget: Budget | None = None) -> Iterat
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             head = header.read(stream, size, budget, where)
-            entries, notes = manifest.load(head.manifest, budget, where)
+            entries, notes = manifest.load(head.manifest, head.version, budget, where)
             _require_agreement(entries, head, where)
             decoded = sum(entry.decoded_size for entry in entries)
             budget.admit_decoded(decoded, size, where)

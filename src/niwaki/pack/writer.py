@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from niwaki.errors import InvalidArgument
-from niwaki.files import write_atomically
+from niwaki.files import as_path, write_atomically
 from niwaki.pack import header, manifest
 from niwaki.pack.contest import choose
 from niwaki.pack.manifest import Entry
@@ -19,8 +19,8 @@ from niwaki.quantize import Coded
 
 
 def save(
-    path: str | os.PathLike[str],
     tensors: Mapping[str, np.ndarray | Coded],
+    path: str | os.PathLike[str],
     *,
     notes: Mapping[str, str] | None = None,
 ) -> Path:
@@ -40,7 +40,7 @@ def save(
     >>> weight = np.zeros((100, 100), np.float32)
     >>> weight[::10, ::7] = -1.5
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = save(folder + "/small.niwaki", {"weight": kmeans(weight)})
+    ...     path = save({"weight": kmeans(weight)}, folder + "/small.niwaki")
     ...     path.stat().st_size < 400, bool((load(path)["weight"] == weight).all())
     (True, True)
 
@@ -60,7 +60,7 @@ def save(
     def write(stream: object) -> None:
         stream.writelines([head, *payloads.values()])  # type: ignore[attr-defined]
 
-    return write_atomically(Path(path).expanduser(), write)
+    return write_atomically(as_path(path).expanduser(), write)
 
 
 def _pack(stored: Stored) -> tuple[Entry, bytes]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import KW_ONLY, dataclass
 
 from niwaki import registry
 from niwaki.errors import InvalidArgument
 from niwaki.prune.allocation import check_sparsity
-from niwaki.schedule import Cubic
+from niwaki.schedule import Cubic, whole
 
 
 @registry.register(
@@ -23,7 +24,8 @@ class Gradual:
     first to the last step. Masks are made at the first step, then `every` so many, and at the last.
 
     `sparsity`: the final share of weights that are zero, in [0, 1). `steps`: ``(first, last)``,
-    counted in attempted optimizer steps. `every`: steps between two masks, >= 1. `initial`: the
+    counted in attempted optimizer steps (a loop that counts from 1 makes the masks of step 0 at its
+    first step). `every`: steps between two masks, >= 1. `initial`: the
     share at the first step, in [0, sparsity]. `score`, `allocation`: registered names. `only`,
     `exclude`: globs over parameter names. Raises `InvalidArgument` or `UnknownName`.
 
@@ -47,6 +49,10 @@ class Gradual:
     exclude: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        for field in ("sparsity", "initial"):
+            share = getattr(self, field)
+            if isinstance(share, numbers.Real) and not isinstance(share, bool):
+                object.__setattr__(self, field, float(share))
         check_sparsity(self.sparsity, where="Gradual.sparsity")
         check_sparsity(self.initial, where="Gradual.initial")
         if self.initial > self.sparsity:
@@ -59,7 +65,7 @@ class Gradual:
         for field in ("steps", "only", "exclude"):
             if isinstance(getattr(self, field), list):
                 object.__setattr__(self, field, tuple(getattr(self, field)))
-        self._check_steps()
+        self._settle_numbers()
         registry.find("score", self.score)
         registry.find("allocation", self.allocation)
 
@@ -72,15 +78,19 @@ class Gradual:
         first, last = self.steps
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
 
-    def _check_steps(self) -> None:
-        counted = self.steps if isinstance(self.steps, tuple) else (None,)
-        if any(type(number) is not int for number in (*counted, self.every)) or self.every < 1:
+    def _settle_numbers(self) -> None:
+        # Plain Python numbers, also where NumPy's were given, so that the rule can be written down.
+        steps = [whole(step) for step in self.steps] if isinstance(self.steps, tuple) else [None]
+        every = whole(self.every)
+        if None in steps or every is None or every < 1:
             raise InvalidArgument(
                 "steps and every are whole numbers of steps",
                 where="Gradual",
                 got=f"steps={self.steps!r}, every={self.every!r}",
                 allowed="0 <= first < last, every >= 1",
             )
+        object.__setattr__(self, "steps", tuple(steps))
+        object.__setattr__(self, "every", every)
         self._schedule()
 
     def _schedule(self) -> Cubic:

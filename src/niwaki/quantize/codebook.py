@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from niwaki.errors import InvalidArgument
-from niwaki.quantize.grid import MOST_VALUES, Codebook, Coded
+from niwaki.quantize.grid import MOST_VALUES, SMALLEST_SCALE, Codebook, Coded
 from niwaki.quantize.rounding import finite
 
 
@@ -18,7 +18,8 @@ def kmeans(
     One-dimensional Lloyd iterations: assign each non-zero weight to the nearest centroid, move the
     centroid to the mean, at most `iterations` times or until nothing moves; the start is spaced
     evenly over [min, max]. Where the weights have no more than `entries` distinct values, these
-    are the codebook and nothing is lost.
+    are the codebook and nothing is lost. A centroid that comes out as zero (a cluster around it
+    with weights of both signs) is moved to 2**-126: what pruning left never becomes zero.
 
     `weights` is a real array of any shape; `entries` counts the centroids beside the zero symbol
     and is in 1..65535 (the codebook has ``entries + 1`` values or fewer: empty clusters go);
@@ -30,7 +31,7 @@ def kmeans(
     ([0.0, -2.0, 1.25], [0, 2, 2, 1, 0])
 
     Source: Han, Mao, Dally, "Deep Compression", ICLR 2016 (linear initialisation, section 3.2);
-    zero as a symbol of its own is our deviation.
+    zero as a symbol of its own, which no other symbol may equal, is our deviation.
     """
     array = finite(weights, name)
     if type(entries) is not int or not 1 <= entries < MOST_VALUES:
@@ -63,7 +64,10 @@ def _centroids(ordered: NDArray[np.float32], entries: int, iterations: int) -> N
         if np.array_equal(moved, centroids):
             break
         centroids = moved
-    rounded = np.unique(centroids.astype(np.float32))
+    rounded = centroids.astype(np.float32)
+    # As near as it can stay: the error of the weights is that of the mean, to all digits.
+    rounded[rounded == 0] = SMALLEST_SCALE
+    rounded = np.unique(rounded)
     return rounded[np.diff(_bounds(ordered, rounded)) > 0]
 
 

@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from niwaki.errors import BadFile, InvalidArgument, Unwritable
+from niwaki.files import as_path
 
 SCHEMA = 1
 """Version of the rows; the first row of every record carries it."""
+
+_FIRST = {"event": "start", "schema": SCHEMA}
+_FIRST_LINE = json.dumps(_FIRST).encode() + b"\n"
 
 
 class Recorder:
     """Append rows to a JSONL file, flushing every `flush_every` rows.
 
     A non-finite number is written as ``null``, since JSON has none. Use it as a context manager, or
-    call `close`. An existing file is continued, without a last line that a crash cut short.
+    call `close`. An existing record is continued, without a last line that a crash cut short.
 
-    Raises `Unwritable` when the disk does not take a row, `InvalidArgument` for what JSON cannot say.
+    Raises `BadFile`, and leaves the file as it is, for one that is no record or a later version's;
+    `Unwritable` when the disk does not take a row, `InvalidArgument` for what JSON cannot say.
 
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "record.jsonl"
@@ -33,11 +38,11 @@ class Recorder:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, flush_every: int = 100) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self._flush_every = flush_every
         self._pending: list[str] = []
         if self._whole_length() == 0:
-            self.write({"event": "start", "schema": SCHEMA})
+            self.write(_FIRST)
             self.flush()
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -87,7 +92,7 @@ class Recorder:
     def _whole_length(self) -> int:
         if not self.path.exists():
             return 0
-        content = self.path.read_bytes()
+        content = _content(self.path)
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(self.path, whole)
@@ -103,22 +108,54 @@ class Recorder:
 def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a record; a last line that a crash cut short is left out.
 
-    Raises `BadFile` naming the line for anything else that is no JSON object.
+    Raises `BadFile` for a file that is no record or a later version's, and, naming the line, for
+    anything else that is no JSON object.
     """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise BadFile("cannot read the record", where=str(path), got=error.strerror) from error
+    path = as_path(path)
+    lines = _content(path).split(b"\n")
     # A whole record ends with a newline, so what follows the last one was cut short.
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadFile("this line is no JSON", where=f"{path}:{number}", got=error) from error
         if not isinstance(row, dict):
             raise BadFile("this line is no JSON object", where=f"{path}:{number}")
         yield row
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadFile("cannot read the record", where=str(path), got=error.strerror) from error
+    line, newline, _ = content.partition(b"\n")
+    # Without a whole line it must be ours cut short: anything else belongs to somebody else.
+    schema = _schema(line) if newline else SCHEMA if _FIRST_LINE.startswith(content) else 0
+    if schema > SCHEMA:
+        raise BadFile(
+            "the record is from a later version",
+            where=str(path),
+            got=f"schema {schema}",
+            allowed=SCHEMA,
+            hint="upgrade niwaki",
+        )
+    if schema != SCHEMA:
+        raise BadFile(
+            "this is no record of niwaki",
+            where=str(path),
+            hint="choose another name for the record",
+        )
+    return content
+
+
+def _schema(line: bytes) -> int:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return 0
+    schema = row.get("schema") if isinstance(row, dict) and row.get("event") == "start" else 0
+    return schema if type(schema) is int else 0
 
 
 def _plain(value: Any, key: str) -> Any:

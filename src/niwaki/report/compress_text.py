@@ -37,11 +37,21 @@ def compress_table(result: Mapping[str, Any]) -> str:
     lines = [clip(printable(f"{task} ({framework}, seed {seed}): {network}"), WIDTH)]
     lines += align(_headline(result))
     lines += ["", *_tensors(tensors)] if tensors else []
+    lines += ["", *_remarks(result)] if result.get("left_alone") or result.get("warnings") else []
     tick = "yes: " if result.get("verified") is True else "NO: "
     lines += ["", f"verified  {tick}{verified_sentence(result)}"]
     for key in ("file", "report"):
         lines.append(f"{key:<8}  {printable(named(result.get(key)))}")
     return text_block(lines)
+
+
+def _remarks(result: Mapping[str, Any]) -> list[str]:
+    """Return one line per warning, and per tensor that pruning left alone with the reason."""
+    warnings = result.get("warnings")
+    lines = [f"warning: {named(one)}" for one in warnings] if isinstance(warnings, list) else []
+    for name, reason in list(table(result.get("left_alone")).items())[:_LISTED]:
+        lines.append(f"not pruned: {named(name)}: {named(reason)}")
+    return [clip(printable(line), WIDTH) for line in lines]
 
 
 def _headline(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

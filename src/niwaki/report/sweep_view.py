@@ -26,6 +26,7 @@ from niwaki.report.wording import (
     spread,
 )
 
+NOTE = "* highest mean on the test split: choosing by it is choosing on test data"
 _NEEDED = ("task", "metric", "points")
 _Points = Sequence[Mapping[str, Any]]
 
@@ -74,7 +75,7 @@ def sweep_table(result: Mapping[str, Any]) -> str:
                 _limit(point.get("limit")),
                 percent(point.get("sparsity"), 0),
                 count(point.get("runs")),
-                score(seen.get("mean"), metric) + (" *" if point is best else "  "),
+                score(seen.get("mean"), metric) + (" *" if _ties(point, best) else "  "),
                 (low if low == high else f"{low}..{high}").replace(" %", ""),
                 percent(_mean(point, "clipped"), 0),
                 plain(_mean(point, "gap"), 2),
@@ -82,8 +83,13 @@ def sweep_table(result: Mapping[str, Any]) -> str:
                 size(_mean(point, "bytes")),
             )
         )
-    lines = align(rows) if points else [f"{printable(result['task'])}: no points"]
-    return text_block(lines)
+    if not points:
+        return text_block([f"{printable(result['task'])}: no points"])
+    return text_block([*align(rows), "", NOTE])
+
+
+def _ties(point: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
+    return best is not None and _mean(point, "accuracy") == _mean(best, "accuracy")
 
 
 def _sections(points: _Points, metric: str) -> list[Section]:
@@ -95,8 +101,8 @@ def _sections(points: _Points, metric: str) -> list[Section]:
         _grid(points, "bytes", "Bytes of the file", size),
     ]
     by_limit: list[Part] = [
-        *_charts(points, "accuracy", f"{metric} by limit", unit),
-        _grid(points, "accuracy", metric, lambda v: score(v, metric)),
+        *_charts(points, "accuracy", f"{metric} on the test split by limit", unit),
+        _grid(points, "accuracy", f"{metric} on the test split", lambda v: score(v, metric)),
         *_charts(points, "clipped", "Clipped steps by limit", (100.0, "steps clipped, %")),
     ]
     return [Section("Limits and sparsities", by_limit), Section("What it costs", tables)]

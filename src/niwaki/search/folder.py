@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import safetensors.numpy
 from niwaki.errors import BadFile, Refused, Unwritable
 from niwaki.files import write_bytes, write_json
 from niwaki.record import Recorder
+from niwaki.search.lock import lock
 from niwaki.tasks import Arrays, Phase, Training
 
 OnEpoch = Callable[[str, int], object]
@@ -30,13 +32,40 @@ class Folder:
         self.path = Path(path)
         self.stages = self.path / "stages"
         self.resumed = False
-        self._make(dict(identity))
-        self.state: dict[str, Any] = self._read_json("state.json") or {"done": {}, "place": None}
+        self._make()
+        self._lock = lock(self.path)
+        self._claim(dict(identity))
+        for leftover in [*self.path.glob(".*.part"), *self.stages.glob(".*.part")]:
+            leftover.unlink()
+        self.state: dict[str, Any] = self._read_json("state.json") or {
+            "done": {},
+            "place": None,
+            "seconds": 0.0,
+        }
+        self._since = time.monotonic()
         fresh = not (self.path / "record.jsonl").exists()
+        if fresh and self.state["done"]:
+            raise BadFile(
+                "the record of this run is gone, and with it what the report needs",
+                where=str(self.path / "record.jsonl"),
+                hint="delete the folder, or choose another --out, and start afresh",
+            )
         self.recorder = Recorder(self.path / "record.jsonl")
         if fresh or self.state["place"] is None:
             self.state["place"] = self.recorder.flush()
             self._write_state()
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.recorder.close()
+        self._lock.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that finished stages took, over all calls that worked on this run."""
+        return float(self.state["seconds"])
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """Return the facts of a finished stage, or ``None``."""
@@ -48,6 +77,9 @@ class Folder:
             self.write_arrays(stage, arrays)
         self.state["place"] = self.recorder.flush()
         self.state["done"][stage] = dict(facts)
+        now = time.monotonic()
+        self.state["seconds"] += now - self._since
+        self._since = now
         self._write_state()
         (self.stages / "checkpoint.safetensors").unlink(missing_ok=True)
 
@@ -100,7 +132,7 @@ class Folder:
             on_epoch(stage, 1)
         return training
 
-    def _make(self, identity: dict[str, Any]) -> None:
+    def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -109,14 +141,18 @@ class Folder:
                 where=str(self.path),
                 hint="choose another --out",
             ) from error
+
+    def _claim(self, identity: dict[str, Any]) -> None:
         known = self._read_json("run.json")
         # Through JSON, so that what was read compares with what would be written.
         identity = json.loads(json.dumps(identity))
         if known is None:
-            if (self.path / "state.json").exists() or (self.path / "result.json").exists():
+            foreign = sorted(one.name for one in self.path.iterdir() if one.name[0] != ".")
+            if foreign:
                 raise Refused(
                     "the folder holds files of something else",
                     where=str(self.path),
+                    got=", ".join(foreign[:5]),
                     hint="choose another --out",
                 )
             write_json(self.path / "run.json", identity)

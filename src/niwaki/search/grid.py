@@ -5,7 +5,6 @@ Every finished run is a file of its own in the folder: an interrupted sweep lose
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from niwaki.errors import BadFile, InvalidArgument, Refused
 from niwaki.files import write_json
 from niwaki.prune import check_sparsity
 from niwaki.search.grid_run import Run, Setting
-from niwaki.tasks import Data, Runner, Task, checked_data, load
+from niwaki.tasks import Data, Runner, Task, checked_data, resolved
 
 _FIGURES = ("accuracy", "gap", "ms_per_step", "bytes", "clipped")
 
@@ -61,8 +60,7 @@ def sweep(
     (1, True)
     """
     grid = _grid(limits, sparsities, seeds, epochs)
-    if isinstance(task, str):
-        task = load(task, data=None if data is None else Path(data))
+    task = resolved(task, data, where="sweep")
     epochs = task.recipe.train_epochs if epochs is None else epochs
     content = checked_data(task)
     path = Path("runs") / f"sweep-{task.name}" if out is None else Path(out)
@@ -89,7 +87,7 @@ def _finished(run: Run, folder: Path, on_epoch: Callable[[], object]) -> dict[st
     if found is None:
         found = run.measure(path.with_suffix(".jsonl"), on_epoch)
         write_json(path, found)
-    missing = {*_FIGURES, "diverged"} - found.keys()
+    missing = {*_FIGURES, "diverged", "skipped"} - found.keys()
     if missing:
         raise BadFile(
             "this is no file of a run", where=str(path), got=sorted(found), hint="delete it"
@@ -144,7 +142,9 @@ def _identity(
         "network": runner.describe(),
         "metric": task.metric_name,
         "data": data.fingerprint(),
-        "recipe": {**dataclasses.asdict(task.recipe), "clip": repr(task.recipe.clip)},
+        "recipe": task.recipe.as_dict(),
+        "code": task.fingerprint(),
+        "weights": runner.fingerprint(),
         "limits": list(dict.fromkeys(setting.limit for setting in grid)),
         "sparsities": list(dict.fromkeys(setting.sparsity for setting in grid)),
         "seeds": list(dict.fromkeys(setting.seed for setting in grid)),
@@ -201,12 +201,16 @@ def _result(
             for point in points
         ],
         "environment": dict(environment),
-        "warnings": [
-            f"{_words(at)}: diverged, left out of the figures ({run['diverged']})"
-            for at, run in runs.items()
-            if run["diverged"] is not None
-        ],
+        "warnings": [warning for at, run in runs.items() if (warning := _warning(at, run))],
     }
+
+
+def _warning(at: Setting, run: Mapping[str, Any]) -> str | None:
+    if run["diverged"] is not None:
+        return f"{_words(at)}: diverged, left out of the figures ({run['diverged']})"
+    if run["skipped"]:
+        return f"{_words(at)}: {run['skipped']:.0%} of the steps skipped, gradients not finite"
+    return None
 
 
 def _point(

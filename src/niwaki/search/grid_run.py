@@ -54,7 +54,7 @@ class TimedRecorder(Recorder):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.ms: list[float] = []
-        self.steps = self.clipped = 0
+        self.steps = self.clipped = self.skipped = 0
         self._last: float | None = None
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -70,6 +70,7 @@ class TimedRecorder(Recorder):
             self.ms.append(elapsed)
         self.steps += 1
         self.clipped += bool(row.get("clipped"))
+        self.skipped += bool(row.get("skipped"))
         super().write({**row, "ms": elapsed})
 
 
@@ -88,7 +89,7 @@ class Run:
 
         ``accuracy`` (the task's metric on the test split, whatever its name), ``train``, ``gap``
         (train - test), ``ms_per_step`` (median), ``bytes`` (packed, 16 shared values a tensor), and
-        ``clipped`` (share of steps). A training that diverges ends the run, not the sweep: these
+        ``clipped``, ``skipped`` (shares of steps). A training that diverges ends the run, not the sweep: these
         figures are None then, and ``diverged`` says how it ended.
         """
         record.unlink(missing_ok=True)
@@ -109,6 +110,7 @@ class Run:
             **found,
             "ms_per_step": statistics.median(recorder.ms) if recorder.ms else None,
             "clipped": recorder.clipped / recorder.steps if recorder.steps else None,
+            "skipped": recorder.skipped / recorder.steps if recorder.steps else None,
         }
 
     def _phase(self) -> Phase:
@@ -150,4 +152,4 @@ def packed_bytes(arrays: Arrays, names: list[str]) -> int:
     """
     tensors = stored(arrays, shared_weights(arrays, names, ENTRIES))
     with tempfile.TemporaryDirectory(prefix="niwaki-") as folder:
-        return save(Path(folder) / "size.niwaki", tensors).stat().st_size
+        return save(tensors, Path(folder) / "size.niwaki").stat().st_size

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
-import time
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from niwaki import __version__, registry, spec
+from niwaki import __version__, registry
 from niwaki.errors import InvalidArgument, NiwakiError
 from niwaki.files import write_bytes, write_json
 from niwaki.search.folder import Folder
-from niwaki.search.result import Outcome, describe
+from niwaki.search.result import Outcome, clip_summary, describe
 from niwaki.search.stages import Candidate, Stages
-from niwaki.tasks import Data, Runner, Task, checked_data, load
+from niwaki.tasks import Data, Runner, Task, check_seed, checked_data, resolved
 
 
 def compress(
@@ -51,20 +50,31 @@ def compress(
     Source: the pipeline of Han, Mao and Dally 2016, Deep Compression; gradual pruning after Zhu and Gupta
     2017. Deviations: distillation while recovering, rANS beside Huffman coding, and the search.
     """
-    if isinstance(max_drop, bool) or not math.isfinite(max_drop) or max_drop < 0:
+    if not isinstance(max_drop, Real) or not math.isfinite(max_drop) or max_drop < 0:
         raise InvalidArgument(
             "max_drop must be >= 0",
             where="compress",
             got=max_drop,
             allowed=">= 0",
         )
-    if isinstance(task, str):
-        task = load(task, data=data)
-    began = time.monotonic()
+    check_seed(seed, where="compress")
+    task = resolved(task, data, where="compress")
     content = checked_data(task)
     runner = registry.framework(task.framework).runner_for(task, content, seed=seed)
     path = Path(out) if out is not None else Path("runs") / task.name
-    folder = Folder(path, _identity(task, content, max_drop, seed))
+    with Folder(path, _identity(task, content, runner, max_drop, seed)) as folder:
+        return _compressed(task, content, runner, folder, max_drop, seed, progress)
+
+
+def _compressed(
+    task: Task,
+    content: Data,
+    runner: Runner,
+    folder: Folder,
+    max_drop: float,
+    seed: int,
+    progress: bool,
+) -> dict[str, Any]:
     environment = _remembered(folder, runner)
     with _bar(task, progress) as bar:
 
@@ -72,22 +82,31 @@ def compress(
             bar.set_postfix_str(stage, refresh=False)
             bar.update(epochs)
 
-        outcome = _search(task, Stages(task, content, runner, folder, max_drop, on_epoch))
-    write_bytes(folder.path / "model.niwaki", outcome.chosen.path.read_bytes())
+        stages = Stages(task, content, runner, folder, max_drop, on_epoch)
+        outcome = _search(task, stages)
+    folder.finish("search", {})
     result = {
-        **describe(task, content, runner, folder.path, outcome, max_drop=max_drop, seed=seed),
-        "seconds": round(time.monotonic() - began, 1),
+        **describe(task, content, runner, outcome, max_drop=max_drop, seed=seed),
+        "file": str(folder.path / "model.niwaki"),
+        "record": str(folder.path / "record.jsonl"),
+        "clip": clip_summary(task, folder.path / "record.jsonl"),
+        "seconds": round(folder.seconds, 1),
         "resumed": folder.resumed,
         "environment": environment,
     }
-    folder.recorder.close()
-    write_json(folder.path / "result.json", result)
+    if outcome.dense.validation < stages.untrained():
+        result["warnings"].append(
+            f"training lowered the {task.metric_name} on the validation split; is lower better? "
+            "A metric must rise with quality"
+        )
     if not result["verified"]:
         raise NiwakiError(
-            "the packed file does not give back the network",
-            where=result["file"],
-            hint="report this",
+            "the packed file does not give back the network, so it was not published",
+            where=str(outcome.chosen.path),
+            hint="delete the run folder and run again; if it stays, report it",
         )
+    write_bytes(folder.path / "model.niwaki", outcome.chosen.path.read_bytes())
+    write_json(folder.path / "result.json", result)
     return result
 
 
@@ -111,16 +130,14 @@ def _search(task: Task, stages: Stages) -> Outcome:
     return Outcome(dense, rungs, dense, shrink, [*tried, chosen], chosen)
 
 
-def _identity(task: Task, data: Data, max_drop: float, seed: int) -> dict[str, Any]:
-    recipe = {
-        field.name: getattr(task.recipe, field.name) for field in dataclasses.fields(task.recipe)
-    }
-    recipe["clip"] = spec.to_dict(task.recipe.clip)
+def _identity(task: Task, data: Data, runner: Runner, max_drop: float, seed: int) -> dict[str, Any]:
     return {
         "niwaki": __version__,
         "task": task.name,
         "data": data.fingerprint(),
-        "recipe": recipe,
+        "code": task.fingerprint(),
+        "network": runner.fingerprint(),
+        "recipe": task.recipe.as_dict(),
         "max_drop": max_drop,
         "seed": seed,
     }
@@ -131,12 +148,13 @@ def _remembered(folder: Folder, runner: Runner) -> dict[str, Any]:
     facts = folder.done("begin")
     if facts is None:
         folder.finish("begin", now)
-        return now
+        facts = now
     changed = sorted(key for key in now if facts.get(key) != now[key])
     if changed:
         tqdm.write(
             f"niwaki: resumed with another {', '.join(changed)}: the bytes may differ from those of "
-            "an uninterrupted run"
+            "an uninterrupted run",
+            file=sys.stderr,
         )
     return {**now, "changed": changed}
 

@@ -32,14 +32,13 @@ def describe(
     task: Task,
     data: Data,
     runner: Runner,
-    path: Path,
     outcome: Outcome,
     *,
     max_drop: float,
     seed: int,
 ) -> dict[str, Any]:
     """Return the result of a run, after reading its packed file back and judging it."""
-    file = path / "model.niwaki"
+    file = outcome.chosen.path
     reloaded = pack.load(file)
     after = task.judge(runner.outputs(reloaded, data.test.inputs), data.test.targets)
     direct = task.judge(runner.outputs(outcome.chosen.arrays, data.test.inputs), data.test.targets)
@@ -73,9 +72,6 @@ def describe(
         "nonzero": int(sum(np.count_nonzero(array) for array in reloaded.values())),
         "sparsity": _sparsity(reloaded, outcome.dense.arrays, runner.prunable()),
         "verified": bool(_identical(reloaded, outcome.chosen.arrays) and after == direct),
-        "file": str(file),
-        "record": str(path / "record.jsonl"),
-        "report": str(path / "report.html"),
         "bytes_by_cause": {
             **{
                 cause: sum(row["bytes"][cause] for row in tensors)
@@ -85,8 +81,9 @@ def describe(
         },
         "tensors": tensors,
         "candidates": _candidates(outcome),
-        "clip": _clip(task, path),
         "shrink": outcome.shrink,
+        "left_alone": runner.left_alone(),
+        "warnings": [],
         "audit": audit(
             task,
             outcome.dense.arrays,
@@ -94,7 +91,7 @@ def describe(
             seed=seed,
             runner=runner,
             data=data,
-            labels=("dense", file.name),
+            labels=("dense", "compressed"),
         ),
     }
 
@@ -165,8 +162,9 @@ def _candidates(outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def _clip(task: Task, path: Path) -> dict[str, Any]:
-    rows = [row for row in record.read(path / "record.jsonl") if row["event"] == "step"]
+def clip_summary(task: Task, path: Path) -> dict[str, Any]:
+    """Return how often the run's steps were clipped and skipped, by its record."""
+    rows = [row for row in record.read(path) if row["event"] == "step"]
     return {
         "rule": repr(task.recipe.clip),
         "steps": len(rows),

@@ -57,6 +57,13 @@ class Stages:
         self._task, self._data, self._runner = task, data, runner
         self._folder, self._max_drop, self._on_epoch = folder, max_drop, on_epoch
 
+    def untrained(self) -> float:
+        """Return the validation metric of the untrained network."""
+        if (facts := self._folder.done("untrained")) is None:
+            facts = {"validation": self._validation(self._runner.fresh())}
+            self._folder.finish("untrained", facts)
+        return facts["validation"]
+
     def dense(self) -> Rung:
         """Train the dense network."""
         recipe, stage = self._task.recipe, "train"
@@ -72,6 +79,8 @@ class Stages:
             arrays = self._folder.train(stage, training, phase, self._on_epoch).arrays()
             facts = {"validation": self._validation(arrays)}
             self._folder.finish(stage, facts, arrays)
+        else:
+            self._on_epoch(stage, recipe.train_epochs)
         arrays, _ = self._folder.read_arrays(stage)
         return Rung(stage, 0.0, arrays, {}, facts["validation"], True)
 
@@ -86,7 +95,7 @@ class Stages:
 
     def shrunk(self, rung: Rung) -> tuple[Arrays, dict[str, Any]]:
         """Remove the units that the masks left dead; exact, so nothing is decided here."""
-        stage = f"shrink-{rung.sparsity:g}"
+        stage = f"shrink-{rung.sparsity!r}"
         if (facts := self._folder.done(stage)) is None:
             arrays, facts = self._runner.shrink(rung.arrays)
             self._folder.finish(stage, facts, arrays)
@@ -95,7 +104,7 @@ class Stages:
     def shared(self, rung: Rung, arrays: Arrays, entries: int, dense: Rung) -> Candidate:
         """Share weights among `entries` centroids per tensor, tune the centroids, pack."""
         recipe = self._task.recipe
-        stage = f"quantize-{rung.sparsity:g}-{entries}"
+        stage = f"quantize-{rung.sparsity!r}-{entries}"
         if self._folder.done(stage) is None:
             names = [name for name in self._runner.prunable() if np.any(arrays[name])]
             phase = Phase(
@@ -112,11 +121,13 @@ class Stages:
             biases = [name for name in self._runner.biases() if np.any(tuned[name])]
             coded = {**training.coded(), **eight_bits(tuned, biases)}
             self._finish_candidate(stage, stored(tuned, coded), dense)
+        else:
+            self._on_epoch(stage, recipe.tune_epochs)
         return self._candidate(stage, f"{entries} shared weights per tensor")
 
     def eight_bits(self, rung: Rung, arrays: Arrays, dense: Rung) -> Candidate:
         """Round to per-channel 8-bit grids, without training, and pack."""
-        stage = f"quantize-{rung.sparsity:g}-int8"
+        stage = f"quantize-{rung.sparsity!r}-int8"
         if self._folder.done(stage) is None:
             names = [*self._runner.prunable(), *self._runner.biases()]
             chosen = [name for name in names if np.any(arrays[name])]
@@ -125,13 +136,13 @@ class Stages:
 
     def floats(self, rung: Rung, arrays: Arrays, dense: Rung) -> Candidate:
         """Pack without quantization: lossless, so it always holds what the rung held."""
-        stage = f"quantize-{rung.sparsity:g}-none"
+        stage = f"quantize-{rung.sparsity!r}-none"
         if self._folder.done(stage) is None:
             self._finish_candidate(stage, stored(arrays, {}), dense)
         return self._candidate(stage, "no quantization")
 
     def _rung(self, sparsity: float, below: Rung, dense: Rung) -> Rung:
-        recipe, stage = self._task.recipe, f"prune-{sparsity:g}"
+        recipe, stage = self._task.recipe, f"prune-{sparsity!r}"
         if (facts := self._folder.done(stage)) is None:
             phase = Phase(
                 stage=stage,
@@ -149,6 +160,8 @@ class Stages:
             facts = {"validation": validation, "passed": self._holds(validation, dense)}
             masks = {f"{_MASK}{name}": mask for name, mask in training.masks().items()}
             self._folder.finish(stage, facts, {**training.arrays(), **masks})
+        else:
+            self._on_epoch(stage, recipe.prune_epochs)
         both, _ = self._folder.read_arrays(stage)
         masks = {name[len(_MASK) :]: a for name, a in both.items() if name.startswith(_MASK)}
         arrays = {name: a for name, a in both.items() if not name.startswith(_MASK)}
@@ -156,7 +169,7 @@ class Stages:
 
     def _finish_candidate(self, stage: str, tensors: Stored, dense: Rung) -> None:
         path = pack.save(
-            self._folder.stages / f"{stage}.niwaki", tensors, notes={"task": self._task.name}
+            tensors, self._folder.stages / f"{stage}.niwaki", notes={"task": self._task.name}
         )
         arrays = decoded(tensors)
         validation = self._validation(arrays)

@@ -2,7 +2,7 @@
 
 from niwaki.tasks import digits as _digits
 from niwaki.tasks import mnist as _mnist
-from niwaki.tasks.loading import load
+from niwaki.tasks.loading import check_seed, load, resolved
 from niwaki.tasks.runner import Arrays, Framework, Phase, Runner, Training
 from niwaki.tasks.task import Data, Recipe, Split, Task, accuracy, checked_data
 
@@ -19,6 +19,8 @@ __all__ = [
     "Task",
     "Training",
     "accuracy",
+    "check_seed",
     "checked_data",
     "load",
+    "resolved",
 ]

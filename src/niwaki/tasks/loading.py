@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +18,7 @@ from niwaki.errors import InvalidArgument, NiwakiError, UnknownName, suggest
 from niwaki.tasks.task import Task
 
 
-def load(name: str, *, data: str | Path | None = None) -> Task:
+def load(name: str, *, data: str | os.PathLike[str] | None = None) -> Task:
     """Return the task called `name`.
 
     `name`: a built-in (``digits``), ``package.module:attribute``, ``path/to/file.py`` (its attribute
@@ -48,7 +51,30 @@ def load(name: str, *, data: str | Path | None = None) -> Task:
     return _made(thing, data, where)
 
 
-def _made(thing: Any, data: str | Path | None, where: str) -> Task:
+def resolved(task: Task | str, data: str | os.PathLike[str] | None, *, where: str) -> Task:
+    """Return a task as it is, or the task of that name; refuse a data path that a task would not see."""
+    if isinstance(task, str):
+        return load(task, data=data)
+    if not isinstance(task, Task):
+        raise InvalidArgument(
+            "this is no task", where=where, got=repr(task), allowed="nw.tasks.Task, or a name"
+        )
+    if data is not None:
+        raise InvalidArgument(
+            "a Task brings its own data", where=where, got=data, hint="give data with a task's name"
+        )
+    return task
+
+
+def check_seed(seed: object, *, where: str) -> None:
+    """Refuse a seed that is no whole number in 0..2**63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InvalidArgument(
+            "a seed is a whole number", where=where, got=repr(seed), allowed="0..2**63 - 1"
+        )
+
+
+def _made(thing: Any, data: str | os.PathLike[str] | None, where: str) -> Task:
     factory = None if isinstance(thing, Task) or not callable(thing) else thing
     takes_data = factory is not None and bool(inspect.signature(factory).parameters)
     if data is not None and not takes_data:
@@ -71,16 +97,23 @@ def _run_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     loader = spec.loader
-    _called(lambda: loader.exec_module(module), f"task {path}")
+    with _importing_from(str(path.parent)):
+        _called(lambda: loader.exec_module(module), f"task {path}")
     return module
 
 
 def _imported(module: str, where: str) -> ModuleType:
-    sys.path.insert(0, "")  # as `python -m` does: modules beside the user's shell
-    try:
+    with _importing_from(""):  # as `python -m` does: modules beside the user's shell
         return _called(lambda: importlib.import_module(module), where)
+
+
+@contextmanager
+def _importing_from(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
     finally:
-        sys.path.remove("")
+        sys.path.remove(folder)
 
 
 def _attribute(module: ModuleType, attribute: str, where: str) -> Any:
@@ -100,7 +133,7 @@ def _called(call: Any, where: str) -> Any:
         return call()
     except NiwakiError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frame = _last_frame(error)
         raise NiwakiError(
             "the task's own code raised", where=where, got=f"{type(error).__name__}: {error}{frame}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -97,11 +99,11 @@ def _read(path: Path, task: str) -> dict[str, np.ndarray]:
             where=f"task {task}",
             got=str(path),
         ) from error
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadFile(
-            "this is not the MNIST archive",
+            "this is not the MNIST archive, or it is cut short",
             where=str(path),
-            got=error,
+            got=type(error).__name__,
             allowed=f"an .npz with {', '.join(_SHAPES)}",
         ) from error
     for name, shape in _SHAPES.items():

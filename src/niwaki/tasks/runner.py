@@ -86,6 +86,14 @@ class Runner(Protocol):
         """Return the network in a few words."""
         ...
 
+    def fingerprint(self) -> str:
+        """Return a digest of the untrained network and its code, so that a run never mixes two."""
+        ...
+
+    def left_alone(self) -> dict[str, str]:
+        """Return name -> why pruning does not act on a parameter; biases are not listed."""
+        ...
+
     def prunable(self) -> list[str]:
         """Return the names of the tensors that pruning and weight sharing act on."""
         ...
@@ -124,6 +132,6 @@ class Framework(Protocol):
         """Return what a packed file stores of a model: codes where it was quantized, arrays elsewhere."""
         ...
 
-    def fill_(self, model: Any, arrays: Arrays) -> Any:
-        """Put named arrays into a model, resizing layers that a shrink made smaller."""
+    def fill_(self, model: Any, tensors: Mapping[str, np.ndarray | Coded]) -> Any:
+        """Put named arrays or codes into a model, resizing layers that a shrink made smaller."""
         ...

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
+import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from niwaki.clip.by_global_norm import ByGlobalNorm
-from niwaki.errors import InvalidArgument, NiwakiError
+from niwaki.errors import InvalidArgument, NiwakiError, NonFinite
 from niwaki.rule import Rule
 
 
@@ -71,6 +75,11 @@ class Recipe:
     clip: Rule = field(default_factory=lambda: ByGlobalNorm(1.0))
 
     def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "distill", "temperature"):
+            if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
+                raise InvalidArgument(
+                    f"{name} must be finite and >= 0", where="Recipe", got=getattr(self, name)
+                )
         for name in ("batch_size", "train_epochs", "prune_epochs", "tune_epochs"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(
@@ -103,6 +112,11 @@ class Recipe:
                 allowed="learning_rate > 0, 0 <= distill <= 1, temperature > 0",
             )
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain values; the rule as the call that makes it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "clip": repr(self.clip)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -130,6 +144,24 @@ class Task:
     recipe: Recipe = field(default_factory=Recipe)
     about: str = ""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            raise InvalidArgument(
+                "a task's name is a word that can name a folder",
+                where="Task",
+                got=repr(self.name),
+                allowed="letters, digits, '.', '_', '-'",
+            )
+        if not isinstance(self.recipe, Recipe):
+            raise InvalidArgument(
+                "the recipe is no nw.tasks.Recipe", where=f"task {self.name}", got=repr(self.recipe)
+            )
+
+    def fingerprint(self) -> str:
+        """Return a digest of the code that the task names, so that a run never mixes two versions."""
+        parts = (self.model, self.data, self.loss, self.metric, self.augment)
+        return hashlib.sha256("\0".join(map(source_of, parts)).encode()).hexdigest()[:16]
+
     @property
     def metric_name(self) -> str:
         """The metric's name for tables."""
@@ -140,6 +172,7 @@ class Task:
     def judge(self, outputs: np.ndarray, targets: np.ndarray) -> float:
         """Return the metric of a model's outputs; higher is better."""
         if self.metric == "accuracy":
+            self._check_classes(outputs, targets)
             return accuracy(outputs, targets)
         if isinstance(self.metric, str):
             raise InvalidArgument(
@@ -148,7 +181,38 @@ class Task:
                 got=self.metric,
                 allowed="'accuracy' or a function of (outputs, targets)",
             )
-        return float(self.metric(outputs, targets))
+        try:
+            value = float(self.metric(outputs, targets))
+        except Exception as error:
+            raise NiwakiError(
+                "the task's metric failed",
+                where=f"task {self.name}",
+                got=f"{type(error).__name__}: {error}",
+            ) from error
+        if not math.isfinite(value):
+            raise NonFinite("the metric is not finite", where=f"task {self.name}", got=value)
+        return value
+
+    def _check_classes(self, outputs: np.ndarray, targets: np.ndarray) -> None:
+        if targets.dtype.kind not in "iu" or outputs.ndim != targets.ndim + 1:
+            raise InvalidArgument(
+                "accuracy needs integer classes, and one output per class",
+                where=f"task {self.name}",
+                got=f"targets {targets.dtype} {targets.shape}, outputs {outputs.shape}",
+                hint="give the task a metric of its own: metric=function",
+            )
+
+
+def source_of(thing: object) -> str:
+    """Return the source of a function or class, or what stands for it; a change of code changes it."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    if thing is None or isinstance(thing, str):
+        return repr(thing)
+    try:
+        return inspect.getsource(thing)  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
 def accuracy(outputs: np.ndarray, targets: np.ndarray) -> float:
@@ -174,6 +238,7 @@ def checked_data(task: Task) -> Data:
         )
     for name in ("train", "validation", "test"):
         split = getattr(data, name)
+        _check_split(split, name, task)
         if len(split.inputs) != len(split.targets) or len(split.inputs) == 0:
             raise InvalidArgument(
                 f"the {name} split is empty or uneven",
@@ -185,3 +250,15 @@ def checked_data(task: Task) -> Data:
                 f"the {name} inputs have non-finite entries", where=f"task {task.name}"
             )
     return data
+
+
+def _check_split(split: object, name: str, task: Task) -> None:
+    arrays = (split.inputs, split.targets) if isinstance(split, Split) else (None, None)
+    for what, array in zip(("inputs", "targets"), arrays, strict=True):
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.ndim == 0:
+            raise InvalidArgument(
+                f"the {name} {what} are no array of numbers",
+                where=f"task {task.name}",
+                got=f"{type(array).__name__} {getattr(array, 'dtype', '')}".strip(),
+                allowed="nw.tasks.Split of two NumPy arrays",
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from niwaki.outcome import Outcome
 from niwaki.rule import Quantity, Rule, Scope, State
 from niwaki.select import select
 from niwaki.torch.clip import representable, scale_
-from niwaki.torch.measure import norm, peak, unit_norms
+from niwaki.torch.measure import norm, on_host, peak, unit_norms
 from niwaki.torch.tensors import named, unit_axes
 
 
@@ -29,8 +30,10 @@ def bound_(
 ) -> tuple[Outcome, State]:
     """Bring the weights of a module within a bound, in place, and return ``(outcome, state)``.
 
-    Rules per unit act on the tensors whose layer declares a unit axis (Linear, Conv, Embedding,
-    recurrent and attention weights); what is left alone, with the reason, is in ``outcome.left_alone``.
+    `state`: what the last call returned, ``None`` for a fresh one; plain data, in which what was
+    learned of a tensor or unit goes with the tensor's name. Rules per unit act on the tensors whose
+    layer declares a unit axis (Linear, Conv, Embedding, recurrent and attention weights); what is
+    left alone, with the reason, is in ``outcome.left_alone``.
     `only`, `exclude`: globs over parameter names.
 
     Raises `NonFinite` naming the tensor when a weight is not finite: no bound can mend it.
@@ -49,12 +52,22 @@ def bound_(
         )
     found = named(module, where="torch.bound_")
     chosen = select(found, only=only, exclude=exclude, where="torch.bound_")
-    axes, left_alone = _targets(module, rule, {name: found[name] for name in chosen})
-    numbers = {name: _measured(rule, found[name], axis) for name, axis in axes.items()}
+    return bound_named(module, {name: found[name] for name in chosen}, rule, state)
+
+
+def bound_named(
+    module: nn.Module,
+    found: Mapping[str, torch.Tensor],
+    rule: Rule,
+    state: Mapping[str, Any] | None,
+) -> tuple[Outcome, State]:
+    """Do what `bound_` does to these parameters of a module only."""
+    axes, left_alone = targets(module, rule, found)
+    numbers = _measured(rule, found, axes)
     norms = np.concatenate(list(numbers.values()))
     _check_finite(numbers)
-    state = conduct.begin(rule, norms, xp=np) if state is None else state
-    verdict, state = conduct.judge(rule, norms, state, present=np.isfinite(norms), xp=np)
+    owners_of = [name for name, part in numbers.items() for _ in part]
+    verdict, after = conduct.judge_named(rule, owners_of, norms, state, present=np.isfinite(norms))
     if verdict.limit is not None:
         owners = [found[name] for name in numbers]
         limits = map(representable, verdict.limit.tolist(), owners)
@@ -66,7 +79,7 @@ def bound_(
         reached, counted = _apply(found[name], axis, norms[part], verdict, part)
         at_bound, entries = at_bound + reached, entries + counted
     outcome = Outcome(
-        names=tuple(name for name, part in numbers.items() for _ in part),
+        names=tuple(owners_of),
         norms=norms,
         after=conduct.norms_after(norms, verdict, xp=np),
         skipped=False,
@@ -74,12 +87,13 @@ def bound_(
         left_alone=left_alone,
         share_at_bound=at_bound / max(entries, 1),
     )
-    return outcome, state
+    return outcome, after
 
 
-def _targets(
+def targets(
     module: nn.Module, rule: Rule, found: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, int | None], dict[str, str]]:
+    """Return ``(name -> unit axis, name -> why it is left alone)``; refuses a rule without any target."""
     floating = {name: None for name, tensor in found.items() if tensor.is_floating_point()}
     if not floating:
         raise Refused("no selected tensor is floating", where="torch.bound_")
@@ -96,11 +110,17 @@ def _targets(
     return chosen, {name: reasons[name] for name in found if name not in chosen}
 
 
-def _measured(rule: Rule, tensor: torch.Tensor, axis: int | None) -> np.ndarray:
-    if axis is not None:
-        return unit_norms(tensor, axis).cpu().numpy()
+def _measured(
+    rule: Rule, found: Mapping[str, torch.Tensor], axes: Mapping[str, int | None]
+) -> dict[str, np.ndarray]:
+    if rule.scope is Scope.UNIT:
+        units = {
+            name: unit_norms(found[name], axis) for name, axis in axes.items() if axis is not None
+        }
+        return {name: numbers.cpu().double().numpy() for name, numbers in units.items()}
     size = peak if rule.scope is Scope.ELEMENT else norm
-    return np.array([float(size(tensor))], dtype=np.float64)
+    numbers = on_host([size(found[name]) for name in axes])
+    return {name: np.array([number]) for name, number in zip(axes, numbers, strict=True)}
 
 
 def _check_finite(numbers: Mapping[str, np.ndarray]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from niwaki import conduct
 from niwaki.errors import NonFinite, Refused
 from niwaki.outcome import Outcome
 from niwaki.rule import Quantity, Rule, Scope, State
-from niwaki.torch.measure import norm, peak
+from niwaki.torch.measure import norm, on_host, peak
 from niwaki.torch.tensors import Parameters, check_parameters, named
 
 
@@ -27,9 +29,10 @@ def clip_(
 
     `parameters`: a module (its names are reported), or an iterable of parameters or of
     ``(name, parameter)``; tied parameters count once. `state`: what the last call returned, ``None``
-    for a fresh one. `nonfinite`: what a step with a NaN or infinite gradient does: ``skip`` (default)
-    sets the gradients to ``None``, so that the optimizer leaves parameters and moments alone;
-    ``zero`` zeroes only the bad tensors; ``pass`` leaves them; ``raise`` raises `NonFinite` naming them.
+    for a fresh one; plain data, in which what was learned of a tensor goes with its name. `nonfinite`:
+    what a step with a NaN or infinite gradient does: ``skip`` (default) sets the gradients to ``None``,
+    so that the optimizer leaves parameters and moments alone; ``zero`` zeroes only the bad tensors;
+    ``pass`` leaves them; ``raise`` raises `NonFinite` naming them.
 
     Raises `InvalidArgument` when nothing is there to clip, `Refused` for a rule that does not act on
     gradients. Reads the norms on the host; no tensor is multiplied that is not clipped.
@@ -46,7 +49,6 @@ def clip_(
     found = named(parameters, where="torch.clip_")
     check_parameters(found, where="torch.clip_")
     names, norms, present = measure_gradients(found, rule, where="torch.clip_")
-    state = conduct.begin(rule, norms, xp=np) if state is None else state
     verdict, state = judge_gradients(found, norms, rule, state, present, nonfinite)
     if nonfinite == "raise" and verdict.bad.any():
         culprits = [name for name, bad in zip(names, verdict.bad, strict=True) if bad]
@@ -69,10 +71,8 @@ def measure_gradients(
     size = peak if rule.scope is Scope.ELEMENT else norm
     gradients = [parameter.grad for parameter in found.values()]
     present = np.array([gradient is not None for gradient in gradients])
-    norms = np.array(
-        [0.0 if gradient is None else float(size(gradient)) for gradient in gradients],
-        dtype=np.float64,
-    )
+    norms = np.zeros(len(gradients))
+    norms[present] = on_host([size(gradient) for gradient in gradients if gradient is not None])
     return tuple(found), norms, present
 
 
@@ -80,12 +80,14 @@ def judge_gradients(
     found: dict[str, torch.Tensor],
     norms: np.ndarray,
     rule: Rule,
-    state: State,
+    state: Mapping[str, Any] | None,
     present: np.ndarray,
     nonfinite: str,
 ) -> tuple[conduct.Verdict, State]:
-    """Return the verdict, with limits as the gradients round them, and the state after it."""
-    verdict, state = conduct.judge(rule, norms, state, present=present, xp=np, nonfinite=nonfinite)
+    """Return the verdict, with limits as the gradients round them, and the plain state after it."""
+    verdict, after = conduct.judge_named(
+        rule, list(found), norms, state, present=present, nonfinite=nonfinite
+    )
     if verdict.limit is not None:
         gradients = [parameter.grad for parameter in found.values()]
         limits = [
@@ -93,7 +95,7 @@ def judge_gradients(
             for limit, gradient in zip(verdict.limit.tolist(), gradients, strict=True)
         ]
         verdict = verdict._replace(limit=np.array(limits, dtype=np.float64))
-    return verdict, state
+    return verdict, after
 
 
 def apply_gradients(

@@ -109,7 +109,9 @@ class Masks(Mapping[str, torch.Tensor]):
         """Return the masks that `state_dict` described; raises `BadFile` naming the tensor."""
         return cls({name: _unpacked(name, one) for name, one in state.items()})
 
-    def _pairs(self, module: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _pairs(self, module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        # All are looked at before the first is written to.
+        pairs = []
         parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
         for name, mask in self._kept.items():
             if name not in parameters:
@@ -126,7 +128,10 @@ class Masks(Mapping[str, torch.Tensor]):
                     got=tuple(mask.shape),
                     allowed=tuple(parameters[name].shape),
                 )
-            yield parameters[name], mask.to(parameters[name].device)
+            # Once, and not each step: masks come from a file on the CPU.
+            self._kept[name] = mask.to(parameters[name].device)
+            pairs.append((parameters[name], self._kept[name]))
+        return pairs
 
 
 def _clear_(tensor: torch.Tensor, kept: torch.Tensor) -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
-from niwaki.errors import InvalidArgument, Refused
+from niwaki.errors import InvalidArgument
 from niwaki.quantize import Coded, kmeans, uniform
 from niwaki.select import select
-from niwaki.torch.arrays import to_arrays
+from niwaki.torch import memory
 from niwaki.torch.prune import prunable
-from niwaki.torch.tensors import unit_axes
-
-_MEMORY = "_niwaki_coded"
+from niwaki.torch.tensors import unit_axes, unwrapped
 
 
 @torch.no_grad()
@@ -32,7 +29,8 @@ def quantize_(
     `bits` (2..16): a symmetric uniform grid per output unit, ``w = scale * round(w / scale)``.
     `entries`: a codebook of so many non-zero values per tensor by 1-D k-means (weight sharing). Exactly
     one of the two. Zeros stay exact zeros. Acts on the weights of Linear and Conv layers that `only`
-    and `exclude` (globs) leave; `nw.save` then stores the codes instead of floats.
+    and `exclude` (globs) leave; `nw.save` then stores the codes instead of floats, and `nw.load` gives
+    float32 arrays. Prune and shrink first: a changed weight has no code.
 
     Raises `InvalidArgument` for both or none of the two, `NonFinite` naming a tensor with NaN.
 
@@ -64,23 +62,6 @@ def quantize_(
             assert bits is not None  # noqa: S101  (one of the two was given)
             coded[name] = uniform(array, bits=bits, axis=axes.get(name), name=name)
     for name, one in coded.items():
-        weights[name].copy_(torch.from_numpy(one.decode()))
-    module.__dict__[_MEMORY] = {**module.__dict__.get(_MEMORY, {}), **coded}
+        weights[name].copy_(memory.decoded(one, weights[name].dtype))
+    memory.add_(unwrapped(module), coded)
     return coded
-
-
-def to_stored(module: nn.Module) -> dict[str, np.ndarray | Coded]:
-    """Return what a file stores of a module: codes where it was quantized, arrays elsewhere.
-
-    Raises `Refused` naming the first tensor that changed after `quantize_`.
-    """
-    arrays = to_arrays(module)
-    coded: dict[str, Coded] = module.__dict__.get(_MEMORY, {})
-    for name, one in coded.items():
-        if not np.array_equal(one.decode(), arrays[name].astype(np.float32)):
-            raise Refused(
-                "the weights have changed since quantize_",
-                where=name,
-                hint="call nw.torch.quantize_ again before nw.save",
-            )
-    return {name: coded.get(name, array) for name, array in arrays.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from niwaki.errors import InvalidArgument, NiwakiError, suggest
+from niwaki.errors import InvalidArgument, NiwakiError, Refused, suggest
 from niwaki.tasks.runner import Arrays, Phase
-from niwaki.tasks.task import Data, Task
+from niwaki.tasks.task import Data, Task, source_of
 from niwaki.torch.arrays import fill_, to_arrays
+from niwaki.torch.isolation import isolated
 from niwaki.torch.networks import NETWORKS
 from niwaki.torch.prune import prunable
 from niwaki.torch.shrinking import shrink
@@ -25,9 +27,8 @@ class TorchRunner:
 
     def __init__(self, task: Task, data: Data, *, seed: int) -> None:
         self._task, self._data, self._seed = task, data, seed
+        self._threads = task.recipe.threads
         self._make = _factory(task)
-        if task.recipe.threads:
-            torch.set_num_threads(task.recipe.threads)
 
     def environment(self) -> dict[str, Any]:
         """Return versions, machine kind and thread count."""
@@ -37,58 +38,83 @@ class TorchRunner:
             "torch": torch.__version__,
             "machine": platform.machine(),
             "capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
+            "threads": self._threads or torch.get_num_threads(),
         }
 
     def fresh(self) -> Arrays:
         """Return the arrays of an untrained network."""
-        torch.manual_seed(self._seed)
-        return to_arrays(self._make())
+        with isolated(self._seed, self._threads):
+            return to_arrays(self._make())
 
     def describe(self) -> str:
         """Return the layer widths in a few words."""
-        model = self._make()
+        model = self._blank()
         weights = [tensor for tensor in model.parameters() if tensor.dim() > 1]
         widths = [weights[0].shape[1], *(tensor.shape[0] for tensor in weights)] if weights else []
         total = sum(tensor.numel() for tensor in model.parameters())
         return f"{'-'.join(map(str, widths))}, {total:,} parameters"
 
+    def fingerprint(self) -> str:
+        """Return a digest of the untrained network's arrays, its layers and its class's source."""
+        model = self._blank()
+        digest = hashlib.sha256(f"{model}{source_of(type(model))}".encode())
+        for name, array in to_arrays(model).items():
+            digest.update(name.encode() + array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def left_alone(self) -> dict[str, str]:
+        """Return name -> why pruning does not act on a parameter; biases are not listed."""
+        reasons = prunable(self._blank())[1]
+        return {name: reason for name, reason in reasons.items() if reason != "a bias"}
+
     def prunable(self) -> list[str]:
         """Return the names of the tensors that pruning acts on."""
-        return list(prunable(self._make())[0])
+        return list(prunable(self._blank())[0])
 
     def biases(self) -> list[str]:
         """Return the names of the bias vectors of the layers that pruning acts on."""
-        own = dict(self._make().named_parameters())
+        own = dict(self._blank().named_parameters())
         stems = [name.removesuffix("weight") for name in self.prunable()]
         return [f"{stem}bias" for stem in stems if f"{stem}bias" in own]
 
     def train(self, arrays: Arrays, phase: Phase) -> TorchTraining:
         """Begin a phase from the given arrays."""
-        return TorchTraining(self._task, self._data, self._make, arrays, phase, self._seed)
+        with isolated(self._seed, self._threads):
+            return TorchTraining(self._task, self._data, self._make, arrays, phase, self._seed)
 
     def outputs(self, arrays: Arrays, inputs: np.ndarray) -> np.ndarray:
         """Return the network's outputs in evaluation mode."""
-        return outputs(self._model(arrays), inputs)
+        with isolated(self._seed, self._threads):
+            return outputs(self._model(arrays), inputs)
 
     def input_gradients(
         self, arrays: Arrays, inputs: np.ndarray, targets: np.ndarray
     ) -> np.ndarray:
         """Return d loss / d inputs, of the inputs' shape, in evaluation mode."""
-        model = self._model(arrays).eval()
-        leaf = batch_tensor(inputs).requires_grad_()
-        loss_of(self._task)(model(leaf), torch.from_numpy(targets)).backward()
-        assert leaf.grad is not None  # noqa: S101  (a leaf that requires a gradient has one)
-        return np.ascontiguousarray(leaf.grad.numpy())
+        with isolated(self._seed, self._threads):
+            model = self._model(arrays).eval()
+            leaf = batch_tensor(inputs).requires_grad_()
+            loss_of(self._task)(model(leaf), torch.from_numpy(targets)).backward()
+            assert leaf.grad is not None  # noqa: S101  (a leaf that requires a gradient has one)
+            return np.ascontiguousarray(leaf.grad.numpy())
 
     def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays without dead units, and the report of what went."""
         example = batch_tensor(self._data.validation.inputs[:64])
-        small, report = shrink(self._model(arrays).eval(), (example,))
+        with isolated(self._seed, self._threads):
+            try:
+                small, report = shrink(self._model(arrays).eval(), (example,))
+            except Refused as error:
+                # Most networks are no chain yet; the run goes on unshrunk, and its report says why.
+                return arrays, {"removed": 0, "left_alone": {"the network": str(error)}}
         return to_arrays(small), report.as_dict()
 
     def _model(self, arrays: Arrays) -> nn.Module:
-        return fill_(self._make(), arrays)
+        return fill_(self._blank(), arrays)
+
+    def _blank(self) -> nn.Module:
+        with isolated(self._seed, self._threads):
+            return self._make()
 
 
 def runner_for(task: Task, data: Data, *, seed: int) -> TorchRunner:

@@ -51,12 +51,27 @@ class _Shared(nn.Module):
 
 def share_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
     """Replace each named parameter by a lookup into its codebook, which is then what trains."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     for name, one in coded.items():
+        if name not in parameters:
+            raise UnknownName("no such parameter to share", where=name)
+        tied = [other for other, own in parameters.items() if own is parameters[name]]
+        _share_all_(module, tied, one)
+
+
+def _share_all_(module: nn.Module, names: list[str], coded: Coded) -> None:
+    """Let all owners of one parameter (tied weights) look into one codebook."""
+    first: Any = None
+    for name in names:
         prefix, _, leaf = name.rpartition(".")
         layer = module.get_submodule(prefix)
-        if leaf not in dict(layer.named_parameters(recurse=False)):
-            raise UnknownName("no such parameter to share", where=name)
-        parametrize.register_parametrization(layer, leaf, _Shared(one), unsafe=True)
+        # A parameter of its own, because registering changes the old one in place.
+        setattr(layer, leaf, nn.Parameter(getattr(layer, leaf).detach().clone()))
+        parametrize.register_parametrization(layer, leaf, _Shared(coded), unsafe=True)
+        chain: Any = layer.parametrizations[leaf]  # type: ignore[index]
+        if first is None:
+            first = chain.original
+        chain.original = first
 
 
 def shared(module: nn.Module) -> dict[str, Coded]:

@@ -17,6 +17,7 @@ from niwaki.errors import InvalidArgument, Refused
 from niwaki.shrink import ShrinkReport, Units, plan
 from niwaki.torch.chain import Chain, Inputs, Link, read_chain, unit_axis
 from niwaki.torch.equality import difference
+from niwaki.torch.memory import holds_codes
 from niwaki.torch.resizing import set_sizes_
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -55,6 +56,12 @@ def shrink(
     Source: constant propagation as in Bragagnolo and Barbano 2022, "Simplify"; checked by running.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if holds_codes(module):
+        raise Refused(
+            "the weights are quantized, and a shrunk layer has other codes",
+            where="torch.shrink",
+            hint="shrink before quantize_",
+        )
     original, small = _copy(module).eval(), _copy(module).eval()
     try:
         original(*inputs)

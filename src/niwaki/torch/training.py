@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,13 +20,27 @@ from niwaki.tasks.runner import Arrays, Phase
 from niwaki.tasks.task import Data, Task
 from niwaki.torch.arrays import fill_, to_arrays
 from niwaki.torch.attachment import attach
+from niwaki.torch.isolation import isolated
 from niwaki.torch.prune import Masks
 from niwaki.torch.sharing import share_, shared
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _mean_squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    if outputs.shape != targets.shape:
+        # torch would broadcast (n, 1) against (n,) to (n, n), and train on nonsense.
+        raise InvalidArgument(
+            "outputs and targets differ in shape",
+            where="mean_squared_error",
+            got=f"{tuple(outputs.shape)} and {tuple(targets.shape)}",
+        )
+    return F.mse_loss(outputs, targets)
+
+
 LOSSES: dict[str, Loss] = {
     "cross_entropy": F.cross_entropy,
-    "mean_squared_error": F.mse_loss,
+    "mean_squared_error": _mean_squared_error,
 }
 
 
@@ -105,9 +120,12 @@ class TorchTraining:
 
     def run_epoch(self, recorder: Recorder) -> None:
         """Train one epoch; write a row per step, and one for the epoch with the validation metric."""
-        stage = sum(map(ord, self._phase.stage))
+        stage = zlib.crc32(self._phase.stage.encode())
         generator = np.random.default_rng([self._seed, stage, self._epoch])
-        torch.manual_seed(int(generator.integers(2**62)))
+        with isolated(int(generator.integers(2**62)), self._task.recipe.threads):
+            self._epoch_of(generator, recorder)
+
+    def _epoch_of(self, generator: np.random.Generator, recorder: Recorder) -> None:
         self._model.train()
         losses = [
             self._step(inputs, targets, recorder)
@@ -155,7 +173,7 @@ class TorchTraining:
         state = self._optimizer.state_dict()
         for place, entries in state["state"].items():
             for key, value in entries.items():
-                arrays[f"optimizer/{place}/{key}"] = np.ascontiguousarray(value.numpy()).copy()
+                arrays[f"optimizer/{place}/{key}"] = np.array(value.numpy(), order="C")
         for name, mask in self.masks().items():
             arrays[f"mask/{name}"] = mask
         handle = {key: value for key, value in self._handle.state_dict().items() if key != "masks"}
@@ -197,8 +215,19 @@ class TorchTraining:
             index = order[batch * size : (batch + 1) * size]
             inputs = train.inputs[index]
             if self._task.augment is not None:
-                inputs = self._task.augment(inputs, generator)
+                inputs = self._augmented(inputs, generator)
             yield inputs, torch.from_numpy(train.targets[index])
+
+    def _augmented(self, inputs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        assert self._task.augment is not None  # noqa: S101  (the caller has looked)
+        try:
+            return self._task.augment(inputs, generator)
+        except Exception as error:
+            raise NiwakiError(
+                "the task's augment function failed",
+                where=f"task {self._task.name}",
+                got=f"{type(error).__name__}: {error}",
+            ) from error
 
     def _step(self, inputs: np.ndarray, targets: torch.Tensor, recorder: Recorder) -> float:
         share = self._handle.steps / self._total
@@ -228,6 +257,12 @@ class TorchTraining:
         try:
             predicted = self._model(inputs)
             loss = loss_of(self._task)(predicted, targets)
+            if loss.shape != () or not loss.requires_grad:
+                raise InvalidArgument(
+                    "the loss must be a 0-d tensor that depends on the network",
+                    where=f"task {self._task.name}",
+                    got=f"shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}",
+                )
         except NiwakiError:
             raise
         except Exception as error:
