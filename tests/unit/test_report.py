@@ -403,11 +403,13 @@ def test_many_tensors_are_counted_in_the_terminal() -> None:
 
 def test_sweep_table_reads_at_eighty_columns_and_marks_the_best() -> None:
     lines = report.sweep_table(sweep_result()).splitlines()
-    assert len(lines) == 20
+    assert len(lines) == 22
     assert max(map(len, lines)) <= 80
     assert [line for line in lines if "*" in line][0].startswith("0.1 ")
-    assert sum("*" in line for line in lines) == 1
-    assert lines[-1].startswith("none")
+    marked = [line.split(" *")[0].split()[-2] for line in lines[:-1] if " *" in line]
+    best = max(point["accuracy"]["mean"] for point in sweep_result()["points"])
+    assert marked and {float(one) for one in marked} == {round(100 * best, 2)}
+    assert lines[-3].startswith("none") and lines[-1].startswith("* highest mean on the test split")
 
 
 def test_audit_table_puts_the_worst_class_first() -> None:

@@ -115,7 +115,7 @@ def test_the_folder_and_the_page(whole: tuple[Path, dict[str, Any]]) -> None:
     assert json.loads((out / "sweep.json").read_text()) == json.loads(json.dumps(result))
     assert len(list((out / "runs").glob("*.json"))) == 8
     assert "sparsity 90 %" in report.sweep_page(result)
-    assert len(report.sweep_table(result).splitlines()) == 5
+    assert len(report.sweep_table(result).splitlines()) == 7
 
 
 class _Interrupted(Exception):

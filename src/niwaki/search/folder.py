@@ -34,26 +34,11 @@ class Folder:
         self.resumed = False
         self._make()
         self._lock = lock(self.path)
-        self._claim(dict(identity))
-        for leftover in [*self.path.glob(".*.part"), *self.stages.glob(".*.part")]:
-            leftover.unlink()
-        self.state: dict[str, Any] = self._read_json("state.json") or {
-            "done": {},
-            "place": None,
-            "seconds": 0.0,
-        }
-        self._since = time.monotonic()
-        fresh = not (self.path / "record.jsonl").exists()
-        if fresh and self.state["done"]:
-            raise BadFile(
-                "the record of this run is gone, and with it what the report needs",
-                where=str(self.path / "record.jsonl"),
-                hint="delete the folder, or choose another --out, and start afresh",
-            )
-        self.recorder = Recorder(self.path / "record.jsonl")
-        if fresh or self.state["place"] is None:
-            self.state["place"] = self.recorder.flush()
-            self._write_state()
+        try:
+            self._open(dict(identity))
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> Folder:
         return self
@@ -131,6 +116,28 @@ class Folder:
             self.write_arrays("checkpoint", arrays, facts, durable=False)
             on_epoch(stage, 1)
         return training
+
+    def _open(self, identity: dict[str, Any]) -> None:
+        self._claim(identity)
+        for leftover in [*self.path.glob(".*.part"), *self.stages.glob(".*.part")]:
+            leftover.unlink()
+        self.state: dict[str, Any] = self._read_json("state.json") or {
+            "done": {},
+            "place": None,
+            "seconds": 0.0,
+        }
+        self._since = time.monotonic()
+        fresh = not (self.path / "record.jsonl").exists()
+        if fresh and self.state["done"]:
+            raise BadFile(
+                "the record of this run is gone, and with it what the report needs",
+                where=str(self.path / "record.jsonl"),
+                hint="delete the folder, or choose another --out, and start afresh",
+            )
+        self.recorder = Recorder(self.path / "record.jsonl")
+        if fresh or self.state["place"] is None:
+            self.state["place"] = self.recorder.flush()
+            self._write_state()
 
     def _make(self) -> None:
         try:

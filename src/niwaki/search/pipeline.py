@@ -83,8 +83,9 @@ def _compressed(
             bar.update(epochs)
 
         stages = Stages(task, content, runner, folder, max_drop, on_epoch)
-        outcome = _search(task, stages)
-    folder.finish("search", {})
+        outcome, untrained = _search(task, stages), stages.untrained()
+    if folder.done("search") is None:
+        folder.finish("search", {})
     result = {
         **describe(task, content, runner, outcome, max_drop=max_drop, seed=seed),
         "file": str(folder.path / "model.niwaki"),
@@ -94,7 +95,7 @@ def _compressed(
         "resumed": folder.resumed,
         "environment": environment,
     }
-    if outcome.dense.validation < stages.untrained():
+    if outcome.dense.validation < untrained:
         result["warnings"].append(
             f"training lowered the {task.metric_name} on the validation split; is lower better? "
             "A metric must rise with quality"

@@ -1,0 +1,393 @@
+"""The main job on a small task of its own: what it promises, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import niwaki as nw  # noqa: E402
+from niwaki.errors import (  # noqa: E402
+    BadFile,
+    InvalidArgument,
+    NiwakiError,
+    NonFinite,
+    Refused,
+    UnknownName,
+)
+from niwaki.search.accounting import fixed_width_bytes  # noqa: E402
+from niwaki.search.lock import lock  # noqa: E402
+from niwaki.search.stages import Stages  # noqa: E402
+from niwaki.tasks import Data, Recipe, Split, Task  # noqa: E402
+
+RECIPE = Recipe(
+    batch_size=32,
+    learning_rate=5e-3,
+    train_epochs=4,
+    prune_epochs=3,
+    tune_epochs=2,
+    sparsities=(0.5, 0.8),
+    entries=(8, 4),
+)
+
+
+def _net() -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Linear(6, 40), torch.nn.BatchNorm1d(40), torch.nn.ReLU(), torch.nn.Linear(40, 3)
+    )
+
+
+def _wide() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(6, 41), torch.nn.ReLU(), torch.nn.Linear(41, 3))
+
+
+class _Residual(torch.nn.Module):
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+        if tied:
+            self.second.weight = self.first.weight
+        self.last = torch.nn.Linear(6, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.last(inputs + torch.relu(self.second(torch.relu(self.first(inputs)))))
+
+
+def _split(count: int, seed: int) -> Split:
+    generator = np.random.default_rng(seed)
+    inputs = generator.standard_normal((count, 6), dtype=np.float32)
+    return Split(inputs, np.argmax(inputs[:, :3] - inputs[:, 3:], axis=1).astype(np.int64))
+
+
+def _data() -> Data:
+    return Data(_split(400, 0), _split(150, 1), _split(150, 2))
+
+
+def _task(**changes: Any) -> Task:
+    whole = {"name": "argmax", "model": _net, "data": _data, "recipe": RECIPE, **changes}
+    return Task(**whole)
+
+
+def _run(task: Task, out: Path, **more: Any) -> dict[str, Any]:
+    return nw.compress(task, out=out, progress=False, **{"max_drop": 0.05, **more})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("run") / "out"
+    return folder, _run(_task(), folder)
+
+
+def test_the_figures_are_those_of_the_file(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = whole
+    file = Path(result["file"])
+    arrays = nw.load(file)
+    model = nw.load(file, into=_net()).eval()
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(_data().test.inputs)).numpy()
+    assert result["metric_after"] == nw.tasks.accuracy(outputs, _data().test.targets)
+    assert result["bytes_packed"] == file.stat().st_size
+    assert result["ratio"] == result["bytes_dense"] / result["bytes_packed"]
+    weights = sum(np.count_nonzero(arrays[name]) for name in ("0.weight", "3.weight"))
+    assert result["sparsity"] == pytest.approx(1 - weights / (6 * 40 + 40 * 3))
+    assert result["verified"] is True
+    assert result["validation_before"] - result["validation_after"] <= result["max_drop"]
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+
+
+def test_every_stage_is_recorded(whole: tuple[Path, dict[str, Any]]) -> None:
+    rows = list(nw.record.read(whole[1]["record"]))
+    steps = [row for row in rows if row["event"] == "step"]
+    assert len(steps) == whole[1]["clip"]["steps"]
+    assert {row["stage"].partition("-")[0] for row in steps} == {"train", "prune", "quantize"}
+    assert all(row["loss"] > 0 and row["norm"] >= 0 for row in steps)
+
+
+def test_the_same_call_again_changes_nothing(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, first = whole
+    bytes_before = (folder / "model.niwaki").read_bytes()
+    again = _run(_task(), folder)
+    assert again["resumed"] and (folder / "model.niwaki").read_bytes() == bytes_before
+    volatile = {"resumed", "seconds"}
+    assert {k: v for k, v in again.items() if k not in volatile} == {
+        k: v for k, v in first.items() if k not in volatile
+    }
+    assert again["seconds"] == first["seconds"]
+
+
+@pytest.mark.parametrize("stop", range(1, 16, 2))
+def test_a_run_that_dies_in_any_epoch_ends_in_the_same_bytes(
+    stop: int, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from niwaki.search.folder import Folder
+
+    written = Folder.write_arrays
+    count = 0
+
+    def dying(self: Folder, *args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == stop:
+            raise KeyboardInterrupt
+        written(self, *args, **kwargs)
+
+    monkeypatch.setattr(Folder, "write_arrays", dying)
+    with pytest.raises(KeyboardInterrupt):
+        _run(_task(), tmp_path / "out")
+    monkeypatch.undo()
+    result = _run(_task(), tmp_path / "out")
+    assert result["clip"] == whole[1]["clip"]
+    for name in ("model.niwaki", "record.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("train_epochs = 20\nprune_epochs = 10\ntune_epochs = 5\n")
+
+    def command(name: str) -> list[str]:
+        program = "from niwaki.cli.app import main; main()"
+        verb = ["compress", "digits", "--config", str(recipe), "--out", str(tmp_path / name)]
+        return [sys.executable, "-c", program, *verb, "--quiet"]
+
+    pytest.importorskip("sklearn")
+    subprocess.run(command("calm"), check=True, capture_output=True)
+    killed = 0
+    for _ in range(2):
+        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
+        record, seen = tmp_path / "killed" / "stages" / "checkpoint.safetensors", time.monotonic()
+        while not record.exists() and process.poll() is None and time.monotonic() - seen < 60:
+            time.sleep(0.01)
+        killed += process.poll() is None
+        process.kill()
+        process.wait()
+    assert killed, "no process was alive to be killed"
+    subprocess.run(command("killed"), check=True, capture_output=True)
+    calm, stopped = ((tmp_path / name / "model.niwaki").read_bytes() for name in ("calm", "killed"))
+    assert calm == stopped
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "named"),
+    [
+        ({}, {"seed": 1}, "seed"),
+        ({}, {"max_drop": 0.1}, "max_drop"),
+        ({"model": _wide}, {}, "network"),
+        ({"metric": lambda outputs, targets: 0.5}, {}, "code"),
+        ({"recipe": dataclasses.replace(RECIPE, train_epochs=5)}, {}, "recipe"),
+        ({"data": lambda: Data(_split(400, 3), _split(150, 1), _split(150, 2))}, {}, "data"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused(
+    changes: dict[str, Any], more: dict[str, Any], named: str, whole: tuple[Path, dict[str, Any]]
+) -> None:
+    before = (whole[0] / "result.json").read_bytes()
+    with pytest.raises(Refused, match=rf"another run: [\w, ]*\b{named}\b"):
+        _run(_task(**changes), whole[0], **more)
+    assert (whole[0] / "result.json").read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "record.jsonl").write_text("mine, unfinished")
+    with pytest.raises(Refused, match="holds files of something else; got record.jsonl"):
+        _run(_task(), tmp_path)
+    assert (tmp_path / "record.jsonl").read_text() == "mine, unfinished"
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(Refused, match="another process is at work"):
+        _run(_task(), tmp_path)
+
+
+def test_a_tampered_stage_is_not_published(tmp_path: Path) -> None:
+    result = _run(_task(), tmp_path / "out")
+    published = Path(result["file"]).read_bytes()
+    (tmp_path / "out" / "result.json").unlink()
+    for path in (tmp_path / "out" / "stages").glob("quantize-*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 0x40
+        path.write_bytes(bytes(content))
+    with pytest.raises(NiwakiError, match="not published"):
+        _run(_task(), tmp_path / "out")
+    assert not (tmp_path / "out" / "result.json").exists()
+    assert Path(result["file"]).read_bytes() == published
+
+
+def test_a_lost_record_is_said(tmp_path: Path) -> None:
+    result = _run(_task(), tmp_path / "out")
+    Path(result["record"]).unlink()
+    with pytest.raises(BadFile, match="the record of this run is gone"):
+        _run(_task(), tmp_path / "out")
+
+
+def test_a_network_that_is_no_chain_goes_on_unshrunk(tmp_path: Path) -> None:
+    result = _run(_task(model=_Residual), tmp_path / "out", max_drop=1.0)
+    assert result["verified"] and result["shrink"]["removed"] == 0
+    assert "add" in result["shrink"]["left_alone"]["the network"]
+
+
+def test_tied_weights_share_one_codebook(tmp_path: Path) -> None:
+    task = _task(model=functools.partial(_Residual, tied=True))
+    result = _run(task, tmp_path / "out", max_drop=1.0)
+    assert result["verified"]
+    arrays = nw.load(result["file"])
+    assert np.array_equal(arrays["first.weight"], arrays["second.weight"])
+    assert len(np.unique(arrays["first.weight"])) <= 9
+
+
+def test_what_pruning_leaves_alone_is_named(tmp_path: Path) -> None:
+    result = _run(_task(), tmp_path / "out")
+    assert (
+        list(result["left_alone"]) == ["1.weight"]
+        and "BatchNorm1d" in result["left_alone"]["1.weight"]
+    )
+
+
+def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected, threads = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(7)
+    _run(_task(recipe=dataclasses.replace(RECIPE, threads=2)), tmp_path / "out")
+    assert torch.equal(torch.rand(3), expected) and torch.get_num_threads() == threads
+
+
+def test_when_nothing_holds_the_dense_network_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stages, "_holds", lambda self, validation, dense: False)
+    result = _run(_task(), tmp_path / "out", max_drop=0.0)
+    assert not any(one["passed"] for one in result["candidates"])
+    assert result["candidates"][-1]["what"] == "no quantization" and result["verified"]
+    assert result["metric_after"] == result["metric_before"]
+
+
+def _raising(*_: Any) -> Any:
+    raise RuntimeError("broken on purpose")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"model": _raising}, NiwakiError, "model function raised; got RuntimeError: broken"),
+        ({"data": _raising}, NiwakiError, "data function failed; got RuntimeError: broken"),
+        ({"loss": _raising}, NiwakiError, "loss failed on a training batch; got RuntimeError"),
+        ({"metric": _raising}, NiwakiError, "metric failed; got RuntimeError: broken"),
+        ({"augment": _raising}, NiwakiError, "augment function failed; got RuntimeError"),
+        ({"metric": lambda outputs, targets: float("nan")}, NonFinite, "metric is not finite"),
+        ({"metric": lambda outputs, targets: None}, NiwakiError, "metric failed; got TypeError"),
+        ({"loss": lambda o, t: o.sum(1)}, InvalidArgument, "the loss must be a 0-d tensor"),
+        ({"loss": "hinge"}, InvalidArgument, "unknown loss"),
+        ({"metric": "recall"}, InvalidArgument, "unknown metric"),
+        ({"model": "lenet"}, InvalidArgument, "unknown network"),
+        ({"model": lambda: 3}, InvalidArgument, "the model is no torch module"),
+        ({"data": lambda: 3}, InvalidArgument, "must return nw.tasks.Data"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_said_in_one_line(
+    changes: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said) as caught:
+        _run(_task(**changes), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_float_classes_and_broadcast_losses_are_refused(tmp_path: Path) -> None:
+    def floats() -> Data:
+        return Data(*(Split(s.inputs, s.targets.astype(np.float32)) for s in _parts()))
+
+    with pytest.raises(InvalidArgument, match="accuracy needs integer classes"):
+        _run(_task(data=floats, loss=lambda o, t: (o.sum(1) - t).square().mean()), tmp_path / "a")
+    with pytest.raises(InvalidArgument, match="outputs and targets differ in shape"):
+        _run(
+            _task(data=floats, loss="mean_squared_error", metric=lambda o, t: -1.0), tmp_path / "b"
+        )
+
+
+def _parts() -> tuple[Split, Split, Split]:
+    data = _data()
+    return data.train, data.validation, data.test
+
+
+@pytest.mark.parametrize("name", ["", "../evil", "a/b", ".hidden", 3])
+def test_a_task_name_is_a_word(name: Any) -> None:
+    with pytest.raises(InvalidArgument, match="can name a folder"):
+        _task(name=name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sparsities": (1.2,)},
+        {"sparsities": (0.9, 0.5)},
+        {"sparsities": ()},
+        {"weight_decay": -1.0},
+        {"learning_rate": float("inf")},
+        {"temperature": 0.0},
+        {"entries": (0,)},
+        {"train_epochs": 0},
+        {"threads": -1},
+    ],
+)
+def test_recipes_out_of_range(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="Recipe"):
+        dataclasses.replace(RECIPE, **changes)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"seed": -1}, {"seed": 1.5}, {"max_drop": -1}, {"max_drop": "0"}]
+)
+def test_arguments_are_checked_before_the_folder_is_claimed(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgument):
+        _run(_task(), tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_by_name(tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("WORD = 'beside'\n")
+    (tmp_path / "mine.py").write_text(
+        "import niwaki as nw\nfrom neighbour import WORD\n"
+        "task = nw.tasks.Task(name=WORD, model='lenet300', data=lambda: None)\n"
+        "def leave(): raise SystemExit(3)\n"
+    )
+    assert nw.tasks.load(str(tmp_path / "mine.py")).name == "beside"
+    with pytest.raises(NiwakiError, match="own code raised; got SystemExit: 3"):
+        nw.tasks.load(f"{tmp_path / 'mine.py'}:leave")
+    with pytest.raises(UnknownName, match="did you mean 'task'"):
+        nw.tasks.load(f"{tmp_path / 'mine.py'}:tusk")
+    with pytest.raises(UnknownName, match="did you mean 'digits'"):
+        nw.tasks.load("digit")
+    with pytest.raises(InvalidArgument, match="takes no data path"):
+        nw.tasks.load("digits", data="x.npz")
+    with pytest.raises(InvalidArgument, match="--data path/to/mnist.npz"):
+        nw.tasks.checked_data(nw.tasks.load("mnist-lenet5"))
+    (tmp_path / "mnist.npz").write_bytes(b"PK\x03\x04cut")
+    with pytest.raises(BadFile, match="MNIST archive, or it is cut short"):
+        nw.tasks.checked_data(nw.tasks.load("mnist-lenet5", data=tmp_path / "mnist.npz"))
+
+
+def test_mnist_is_what_the_papers_used(data_dir: Path) -> None:
+    data = nw.tasks.checked_data(nw.tasks.load("mnist-lenet300", data=data_dir / "mnist.npz"))
+    assert [len(data.train), len(data.validation), len(data.test)] == [55_000, 5_000, 10_000]
+    assert abs(float(data.train.inputs.mean())) < 0.01
+    assert abs(float(data.train.inputs.std()) - 1) < 0.01
+
+
+def test_fixed_width_bytes_by_hand() -> None:
+    kept = np.zeros(64, bool)
+    kept[[0, 3, 40]] = True
+    # Gaps 0, 2, 36: width 6 has no filler, 3 x (6 + 8) bits; width 4 has 2 fillers, 5 x 12; width 5 one, 4 x 13.
+    assert fixed_width_bytes(kept, 8) == 6
+    assert fixed_width_bytes(np.ones(10, bool), 32) == 40
+    assert fixed_width_bytes(np.zeros(10, bool), 32) == 0
