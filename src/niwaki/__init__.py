@@ -53,6 +53,11 @@ __all__ = [*_FOLDERS, *_NAMES, "__version__"]  # pyright: ignore[reportUnsupport
 
 
 def __getattr__(name: str) -> Any:
+    if name == "torch":
+        # Through the registry, which says how to install a framework that is missing.
+        from niwaki import registry
+
+        return registry.framework(name)
     if name in _FOLDERS:
         return importlib.import_module(f"niwaki.{name}")
     if name in _NAMES:

@@ -1,0 +1,24 @@
+"""The front door without a framework behind it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BLOCKED = """
+import sys
+sys.modules["torch"] = None
+import niwaki as nw
+assert nw.numpy.clip and nw.save and nw.clip.ByNorm
+try:
+    nw.torch
+except nw.NiwakiError as error:
+    assert isinstance(error, ImportError) and "pip install 'niwaki[torch]'" in str(error), error
+else:
+    raise SystemExit("torch was there")
+"""
+
+
+def test_a_missing_framework_says_how_to_install_it() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
