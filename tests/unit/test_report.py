@@ -520,3 +520,15 @@ def _poison(value: Any, evil: str = EVIL) -> Any:
     if isinstance(value, list):
         return [_poison(inner, evil) for inner in value]
     return evil if isinstance(value, str) and value != "accuracy" else value
+
+
+def test_what_pruning_left_alone_and_warnings_stand_on_page_and_table() -> None:
+    result = compress_result() | {
+        "left_alone": {"norm.weight": "weight of BatchNorm1d <b>"},
+        "warnings": ["training lowered the accuracy"],
+    }
+    page, text = report.compress_page(result, []), report.compress_table(result)
+    assert "norm.weight was not pruned: weight of BatchNorm1d &lt;b&gt;." in page
+    assert "Warning: training lowered the accuracy." in page
+    assert "not pruned: norm.weight: weight of BatchNorm1d <b>" in text
+    assert "warning: training lowered the accuracy" in text

@@ -49,7 +49,7 @@ def compress_page(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     sections = [
         _promise(result),
         savings_section(result, tensors),
-        Section("Sparsity", [sparsity_chart(tensors)] if tensors else [Words("No tensors.")]),
+        Section("Sparsity", _sparsity(result, tensors)),
         training_section(result, rows),
         _search(result, tried),
         _shrink(table(result.get("shrink"))),
@@ -176,6 +176,15 @@ def _shrink(shrink: Mapping[str, Any]) -> Section:
             Points([f"{name} was left alone: {named(reason)}." for name, reason in reasons]),
         ],
     )
+
+
+def _sparsity(result: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> list[Part]:
+    alone = list(table(result.get("left_alone")).items())[:_LISTED]
+    remarks = result.get("warnings")
+    lines = [f"Warning: {named(one)}." for one in remarks] if isinstance(remarks, list) else []
+    lines += [f"{named(name)} was not pruned: {named(reason)}." for name, reason in alone]
+    chart: Part = sparsity_chart(tensors) if tensors else Words("No tensors.")
+    return [chart, Points(lines)] if lines else [chart]
 
 
 def _use(result: Mapping[str, Any]) -> Section:
