@@ -23,6 +23,7 @@ from niwaki.errors import BadFile, InvalidArgument, Refused, Unwritable
 from niwaki.search import grid_run
 from niwaki.search.grid import sweep
 from niwaki.search.grid_run import Run, Setting, TimedRecorder, packed_bytes
+from niwaki.search.lock import lock
 from niwaki.tasks import Data, Recipe, Split, Task
 
 GRID: dict[str, Any] = {"limits": (1e-6, None), "sparsities": (0.0, 0.9), "seeds": 2, "epochs": 3}
@@ -283,3 +284,9 @@ def test_the_size_counts_shared_values_and_the_rest_as_it_is() -> None:
     alone, both = packed_bytes({"w": arrays["w"]}, ["w"]), packed_bytes(arrays, ["w"])
     assert 10_000 * 3 / 8 < alone < 10_000 * 4.2 / 8
     assert 3_000 < both - alone < 4_200
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(Refused, match="another process is at work"):
+        sweep(_task(), **GRID, out=tmp_path, progress=False)
+    assert not (tmp_path / "runs").exists()

@@ -21,6 +21,7 @@ from niwaki.errors import BadFile, InvalidArgument, Refused
 from niwaki.files import write_json
 from niwaki.prune import check_sparsity
 from niwaki.search.grid_run import Run, Setting
+from niwaki.search.lock import lock
 from niwaki.tasks import Data, Runner, Task, checked_data, resolved
 
 _FIGURES = ("accuracy", "gap", "ms_per_step", "bytes", "clipped")
@@ -52,7 +53,8 @@ def sweep(
     and ``clipped`` (share of steps); ``diverged`` counts runs that ended in non-finite numbers, and
     ``warnings`` names them. Times depend on the machine and decide nothing.
 
-    Raises `InvalidArgument` for a grid out of range, `Refused` for a folder of another sweep.
+    Raises `InvalidArgument` for a grid out of range, `Refused` for a folder of another sweep, or one
+    that another process is at work in.
 
     >>> grid = {"limits": (1.0,), "sparsities": (0.5,), "seeds": 1}
     >>> result = sweep("digits", **grid, epochs=1, progress=False)
@@ -69,7 +71,8 @@ def sweep(
     environment = {**runners[0].environment(), "niwaki": __version__}
     _claim(path, _identity(task, content, runners[0], grid, epochs, environment))
     runs: dict[Setting, dict[str, Any]] = {}
-    with tqdm(total=len(grid) * epochs, desc="sweep", unit="epoch", disable=not progress) as bar:
+    bar = tqdm(total=len(grid) * epochs, desc="sweep", unit="epoch", disable=not progress)
+    with lock(path), bar:
         for place, setting in enumerate(grid, start=1):
             bar.set_postfix_str(_words(setting))
             run = Run(task, content, runners[setting.seed], setting, epochs)
