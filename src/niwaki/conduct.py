@@ -103,7 +103,7 @@ def check_rule(rule: object, of: Quantity, *, where: str, available: Sequence[st
     name = type(rule).__name__
     if rule.of is not of:
         raise Refused(f"{name} acts on a {rule.of.value}, not on a {of.value}", where=where)
-    if of is Quantity.GRADIENT and rule.scope in (Scope.UNIT, Scope.GROUP):
+    if of is Quantity.GRADIENT and rule.scope is Scope.UNIT:
         raise Refused(f"{name} is per {rule.scope.value}, which is not measured here", where=where)
     missing = sorted(rule.needs - set(available))
     if missing:

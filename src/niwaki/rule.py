@@ -20,8 +20,8 @@ Namespace = Any  # a module or object with the functions of ARRAY_OPERATIONS
 State = dict[str, Array]  # flat; small arrays and scalars only
 
 ARRAY_OPERATIONS = frozenset(
-    "abs any arange asarray astype cumulative_sum exp isfinite log max maximum minimum ones_like "
-    "reshape sqrt square sum where zeros zeros_like".split()
+    "abs any arange asarray astype cumulative_sum exp floor isfinite log max maximum minimum ones_like "
+    "reshape sort sqrt square sum where zeros zeros_like".split()
 )
 """All that `decide` may ask of its namespace besides operators and `.dtype`, `.shape` (array-API names).
 
@@ -33,18 +33,27 @@ class Scope(Enum):
     """What one number of the vector speaks of."""
 
     ELEMENT = "element"  # the number is the largest magnitude of a tensor; the answer is a `limit`
-    UNIT = "unit"  # one output unit: a row of a Linear, a filter of a Conv
+    UNIT = "unit"  # one output unit: a row of a Linear, a filter of a Conv; else the whole tensor
     TENSOR = "tensor"
-    GROUP = "group"
-    GLOBAL = "global"
+    GLOBAL = "global"  # one number for all tensors that the rule is given
 
 
 class Quantity(Enum):
-    """Which tensors are measured."""
+    """Which tensors the rule acts on."""
 
     GRADIENT = "gradient"
-    UPDATE = "update"
+    UPDATE = "update"  # the change of the weights by one step, in units of the learning rate
     WEIGHT = "weight"
+
+
+FACTS = ("weights", "sizes", "second_moment")
+"""What a rule may ask measure for, besides norms, by naming it in `needs`.
+
+``weights``: the L2 norm of the weights, one per number. ``sizes``: how many entries each number speaks
+of. ``second_moment`` brings no fact but changes what is measured: every gradient entry g is measured as
+``g / sqrt(v)`` (0 where v is 0), v being its running mean of squares, so that norms and limits are in
+units of sqrt(v): before the step for rules on gradients, after it and bias-corrected for rules on updates.
+"""
 
 
 class Decision(NamedTuple):
@@ -70,12 +79,12 @@ class Rule(Protocol):
 
     @property
     def of(self) -> Quantity:
-        """Which tensors are measured."""
+        """Which tensors the rule acts on."""
         ...
 
     @property
     def needs(self) -> frozenset[str]:
-        """What measure must bring besides norms; ``step`` (attempted steps so far) always comes."""
+        """What measure must bring besides norms, of `FACTS`; ``step`` (attempted steps so far) always comes."""
         ...
 
     def init(self, like: Array, *, xp: Namespace) -> State:

@@ -57,7 +57,7 @@ class TensorFlowNamespace:
         self.any, self.max, self.sum = tf.reduce_any, tf.reduce_max, tf.reduce_sum
         self.arange, self.cumulative_sum, self.reshape = tf.range, tf.math.cumsum, tf.reshape
         self.ones_like, self.zeros_like, self.where = tf.ones_like, tf.zeros_like, tf.where
-        self.astype, self.zeros = tf.cast, tf.zeros
+        self.astype, self.zeros, self.floor, self.sort = tf.cast, tf.zeros, tf.math.floor, tf.sort
         self._tf = tf
 
     def asarray(self, value: Any, dtype: Any = None) -> Any:

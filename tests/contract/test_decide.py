@@ -16,7 +16,7 @@ from niwaki.schedule import Linear
 
 NAN, INF = float("nan"), float("inf")
 # What the rules to come need as well: a ring of norms, a log histogram and its quantile.
-FORESEEN = {"abs", "arange", "cumulative_sum", "exp", "log", "zeros"}
+FORESEEN = {"abs", "arange", "cumulative_sum", "exp", "floor", "log", "sort", "zeros"}
 
 SERIES = [
     ([0.5, 0.25, 0.125], [True, True, True]),
