@@ -225,7 +225,7 @@ def test_facts_that_nobody_measures_are_refused(row: Row, apply: Apply) -> None:
         apply(dataclasses.replace(row, rule=demanding), sample(0))
 
 
-@pytest.mark.parametrize("scope", [Scope.UNIT, Scope.GROUP])
+@pytest.mark.parametrize("scope", [Scope.UNIT])
 @cases([row for row in ROWS if row.kind == "clip"])
 def test_a_clip_of_a_scope_that_is_not_measured_is_refused(
     row: Row, apply: Apply, scope: Scope
