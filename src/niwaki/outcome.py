@@ -15,58 +15,66 @@ from niwaki.rule import Array
 class Outcome:
     """What happened in one step: norms before and after, factor, action, and who contributed.
 
-    `names`: of the tensors. `norms`: one number per tensor before the step, the L2 norm, or for
-    rules of element scope the largest magnitude. `after`: the same number after it. `skipped`:
-    whether no step was (or is to be) taken. `left_alone`: name -> reason for tensors not touched.
-    `share_at_bound`: for bounds, the share of units (or entries) that stand at the limit.
+    `names`: of the tensor that each number speaks of; for rules per unit a name stands there as often
+    as its tensor has units. `norms`: before the step, L2 norms, or for rules of element scope largest
+    magnitudes. `after`: the same numbers after it. `skipped`: whether no step was (or is to be)
+    taken. `peaks`: tensors with a largest magnitude where the others have norms. `earlier`: what the
+    stages of a chain did that were measured before these numbers. `left_alone`: name -> reason for
+    tensors not touched. `share_at_bound`: for bounds, the share of units (or entries) at the limit.
+
+    The numbers may lie on a device: reading a property brings them to the host, nothing else does.
     """
 
     names: tuple[str, ...]
     norms: Array
     after: Array
-    skipped: bool
+    skipped: Array
     element_wise: bool = False
     nonfinite_policy: str = "skip"
     left_alone: dict[str, str] = field(default_factory=dict)
     share_at_bound: float | None = None
+    peaks: frozenset[str] = frozenset()
+    earlier: tuple[Outcome, ...] = ()
 
     @property
     def pre(self) -> float:
         """The joint norm before: L2 over all tensors, or the largest magnitude for element scope."""
-        return self._joint(self.norms)
+        return self._joint(self._numbers(self.norms))
 
     @property
     def post(self) -> float:
         """The joint norm after clipping; 0 for a skipped step."""
-        return 0.0 if self.skipped else self._joint(self.after)
+        return 0.0 if self._skipped() else self._joint(self._numbers(self.after))
 
     @property
     def factor(self) -> float:
         """Joint norm after / before, of the tensors with finite norms: 1 if none of them was clipped."""
-        if self.skipped:
+        if self._skipped():
             return 0.0
-        norms = np.asarray(self.norms, dtype=np.float64)
+        norms, after = self._numbers(self.norms), self._numbers(self.after)
         finite = np.isfinite(norms)
-        before = self._joint(norms[finite])
-        return self._joint(np.asarray(self.after)[finite]) / before if before > 0.0 else 1.0
+        before = self._joint(np.where(finite, norms, 0.0))
+        return self._joint(np.where(finite, after, 0.0)) / before if before > 0.0 else 1.0
 
     @property
     def engaged(self) -> bool:
         """Whether any tensor was changed by the rule; a skipped step changes none."""
-        if self.skipped:
+        if self._skipped():
             return False
-        norms = np.asarray(self.norms, dtype=np.float64)
-        return bool(np.any((np.asarray(self.after) < norms) & np.isfinite(norms)))
+        norms = self._numbers(self.norms)
+        changed = bool(np.any((self._numbers(self.after) != norms) & np.isfinite(norms)))
+        return changed or any(stage.engaged for stage in self.earlier)
 
     @property
     def nonfinite(self) -> tuple[str, ...]:
         """The names of the tensors with non-finite entries."""
-        return tuple(name for name, norm in self._pairs(self.norms) if not math.isfinite(norm))
+        own = (name for name, norm in self.tensors().items() if not math.isfinite(norm))
+        return tuple(dict.fromkeys([*(n for stage in self.earlier for n in stage.nonfinite), *own]))
 
     @property
     def action(self) -> str:
         """One of ``kept``, ``clipped``, ``skipped``, ``zeroed`` (non-finite tensors set to zero), ``passed``."""
-        if self.skipped:
+        if self._skipped():
             return "skipped"
         if self.nonfinite:
             return "zeroed" if self.nonfinite_policy == "zero" else "passed"
@@ -77,7 +85,11 @@ class Outcome:
 
         For rules of element scope there is no joint norm: ``(name, largest magnitude)``.
         """
-        finite = [(name, norm) for name, norm in self._pairs(self.norms) if math.isfinite(norm)]
+        finite = [
+            (name, norm)
+            for name, norm in self.tensors().items()
+            if math.isfinite(norm) and (self.element_wise or name not in self.peaks)
+        ]
         largest = max((norm for _, norm in finite), default=0.0)
         if largest == 0.0:
             return []
@@ -88,13 +100,23 @@ class Outcome:
         ranked = sorted(squares, key=lambda pair: (-pair[1], pair[0]))
         return [(name, square / total) for name, square in ranked[:most]]
 
+    def tensors(self) -> dict[str, float]:
+        """Return name -> the number before, joint over the units of a tensor."""
+        numbers = self._numbers(self.norms)
+        if len(set(self.names)) == len(self.names):
+            return dict(zip(self.names, numbers.tolist(), strict=True))
+        parts: dict[str, list[float]] = {}
+        for name, number in zip(self.names, numbers.tolist(), strict=True):
+            parts.setdefault(name, []).append(number)
+        return {name: self._largest_or_joint(np.array(part)) for name, part in parts.items()}
+
     def as_row(self) -> dict[str, Any]:
         """Return the facts that a record keeps of every step."""
         return {
             "norm": self.pre if math.isfinite(self.pre) else None,
             "factor": self.factor,
             "clipped": self.engaged,
-            "skipped": self.skipped,
+            "skipped": self._skipped(),
             **({"nonfinite": list(self.nonfinite[:8])} if self.nonfinite else {}),
         }
 
@@ -103,16 +125,25 @@ class Outcome:
             culprits = ", ".join(self.nonfinite[:3]) + (", ..." if self.nonfinite[3:] else "")
             rest = f"; the others x{self.factor:.3g} clipped" if self.engaged else ""
             return f"{self.action}: non-finite entries in {culprits}{rest}"
+        before = "".join(f"{stage}; then " for stage in self.earlier)
         word = "largest" if self.element_wise else "pre"
         text = f"{word} {self.pre:.4g} -> post {self.post:.4g} x{self.factor:.3g} {self.action}"
         share = ".4g" if self.element_wise else ".0%"
-        return text + "".join(f"; top: {name} {number:{share}}" for name, number in self.top(1))
+        top = "".join(f"; top: {name} {number:{share}}" for name, number in self.top(1))
+        return before + text + top
 
-    def _pairs(self, numbers: Array) -> list[tuple[str, float]]:
-        return list(zip(self.names, np.asarray(numbers, dtype=np.float64).tolist(), strict=True))
+    def _skipped(self) -> bool:
+        return bool(np.asarray(self.skipped))
 
-    def _joint(self, numbers: Array) -> float:
-        values = np.asarray(numbers, dtype=np.float64)
+    def _numbers(self, numbers: Array) -> np.ndarray:
+        return np.asarray(numbers, dtype=np.float64)
+
+    def _joint(self, values: np.ndarray) -> float:
+        if self.peaks and not self.element_wise:
+            values = values[[name not in self.peaks for name in self.names]]
+        return self._largest_or_joint(values)
+
+    def _largest_or_joint(self, values: np.ndarray) -> float:
         if values.size == 0:
             return 0.0
         largest = float(np.max(values))

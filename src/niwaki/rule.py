@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -46,20 +46,28 @@ class Quantity(Enum):
     WEIGHT = "weight"
 
 
-FACTS = ("weights", "sizes", "second_moment")
+FACTS = (
+    *("weights", "sizes", "fan_in"),
+    *("second_moment", "negative_part", "spectral_norm", "largest_logit"),
+)
 """What a rule may ask measure for, besides norms, by naming it in `needs`.
 
 ``weights``: the L2 norm of the weights, one per number. ``sizes``: how many entries each number speaks
-of. ``second_moment`` brings no fact but changes what is measured: every gradient entry g is measured as
-``g / sqrt(v)`` (0 where v is 0), v being its running mean of squares, so that norms and limits are in
-units of sqrt(v): before the step for rules on gradients, after it and bias-corrected for rules on updates.
+of. ``fan_in``: how many inputs feed one output of the layer that a tensor belongs to.
+
+The others bring no fact but change what is measured. ``second_moment``: every gradient entry g is
+measured as ``g / sqrt(v)`` (0 where v is 0), v being its running mean of squares, so that norms and limits
+are in units of sqrt(v): before the step for rules on gradients, after it and bias-corrected for rules on
+updates. Of weights, ``negative_part``: the entries below zero, as magnitudes, and a factor scales these
+alone; ``spectral_norm``: the largest singular value of the matrix (output units, all the rest);
+``largest_logit``: one number per attention head, and a factor scales what the head's logits are made of.
 """
 
 
 class Decision(NamedTuple):
     """A rule's answer: one number per element of its scope.
 
-    `factor`: 1 leaves alone, less than 1 scales down. `limit`: what apply clamps magnitudes to.
+    `factor`: 1 leaves alone, less than 1 scales down, more than 1 up. `limit`: what apply clamps magnitudes to.
     `skip`: a boolean 0-d array; true means: take no step.
     """
 
@@ -104,6 +112,27 @@ class Rule(Protocol):
         ...
 
 
+@runtime_checkable
+class Composite(Protocol):
+    """A rule made of rules: it decides nothing itself, but says which of its rules acts on what."""
+
+    @property
+    def of(self) -> Quantity:
+        """Which tensors its rules act on."""
+        ...
+
+    @property
+    def rules(self) -> tuple[Rule | Composite, ...]:
+        """The rules that it is made of."""
+        ...
+
+    def parts(
+        self, names: Sequence[str]
+    ) -> list[tuple[str, Rule | Composite, Sequence[bool] | None]]:
+        """Return ``(key, rule, which of these tensors it speaks of)`` in the order of application."""
+        ...
+
+
 class Stateless:
     """The part of a rule that learns nothing and needs nothing but norms."""
 
@@ -114,6 +143,20 @@ class Stateless:
     def init(self, like: Array, *, xp: Namespace) -> State:
         """Return no state."""
         return {}
+
+
+def shared_quantity(rules: Sequence[object], *, where: str) -> Quantity:
+    """Return what all these rules act on, or refuse those that are no rules or act on different things."""
+    for rule in rules:
+        if isinstance(rule, type) or not isinstance(rule, Rule | Composite):
+            raise InvalidArgument("this is no rule", where=where, got=repr(rule))
+    found = {rule.of for rule in rules if isinstance(rule, Rule | Composite)}
+    if len(found) != 1:
+        names = ", ".join(sorted(one.value for one in found)) or "no rule at all"
+        raise InvalidArgument(
+            "rules that are put together act on the same thing", where=where, got=names
+        )
+    return found.pop()
 
 
 def leave(xp: Namespace) -> Array:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 from niwaki import registry, schedule
 from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
 from niwaki.files import as_path
+from niwaki.rule import Composite, Quantity, Rule
 
 SCHEDULES = {cls.__name__: cls for cls in (schedule.Linear, schedule.Cubic)}
 
@@ -59,7 +60,7 @@ def construct(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         )
         if required and name not in values:
             raise InvalidArgument("a key is missing", where=where, got=sorted(values), allowed=name)
-    return cls(**values)
+    return getattr(cls, "from_fields", cls)(**values)
 
 
 def validated(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
@@ -105,6 +106,8 @@ def _value_to_plain(value: Any) -> Any:
         return {"schedule": type(value).__name__, **_fields(value)}
     if isinstance(value, tuple):
         return [_value_to_plain(one) for one in value]
+    if isinstance(value, Rule | Composite) and not isinstance(value, type):
+        return to_dict(value, "bound" if value.of is Quantity.WEIGHT else "clip")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise NiwakiError("this value has no plain form", where="spec", got=repr(value))
@@ -115,6 +118,8 @@ def _plain_to_value(value: Any) -> Any:
         return tuple(_plain_to_value(one) for one in value)
     if not isinstance(value, Mapping):
         return value
+    if "rule" in value:
+        return from_dict(value)
     name = value.get("schedule")
     if name not in SCHEDULES:
         raise UnknownName(

@@ -19,7 +19,7 @@ from contract.rows import EVERY, LIMITED, PROBES, ROWS, Row
 from contract.test_laws import assert_equal, cases, sample
 from niwaki import spec
 from niwaki.errors import InvalidArgument, Refused
-from niwaki.rule import Rule, Scope
+from niwaki.rule import Rule
 
 SERIES = [sample(seed, scale=2.0 ** (seed - 2)) for seed in range(6)]
 
@@ -216,21 +216,10 @@ def test_a_rule_for_something_else_is_refused(row: Row, apply: Apply) -> None:
 @cases(ROWS)
 def test_facts_that_nobody_measures_are_refused(row: Row, apply: Apply) -> None:
     class Demanding(type(row.rule)):  # type: ignore[misc]
-        needs = frozenset({"weights"})
+        needs = frozenset({"telepathy"})
 
     demanding = Demanding(
         **{f.name: getattr(row.rule, f.name) for f in dataclasses.fields(row.rule)}
     )
-    with pytest.raises(Refused, match="needs weights"):
+    with pytest.raises(Refused, match="needs telepathy"):
         apply(dataclasses.replace(row, rule=demanding), sample(0))
-
-
-@pytest.mark.parametrize("scope", [Scope.UNIT])
-@cases([row for row in ROWS if row.kind == "clip"])
-def test_a_clip_of_a_scope_that_is_not_measured_is_refused(
-    row: Row, apply: Apply, scope: Scope
-) -> None:
-    finer = type("Finer", (type(row.rule),), {"scope": scope, "__slots__": ()})
-    rule = finer(**{f.name: getattr(row.rule, f.name) for f in dataclasses.fields(row.rule)})
-    with pytest.raises(Refused, match=f"per {scope.value}"):
-        apply(dataclasses.replace(row, rule=rule), sample(0))

@@ -14,7 +14,7 @@ from layout.source import modules
 # A name may import what stands before it, and what lies in its own folder.
 ORDER = [
     *("errors", "files", "registry", "rule", "schedule", "select", "spec"),
-    *("outcome", "conduct", "record"),
+    *("outcome", "plan", "conduct", "checkpoint", "record"),
     *("clip", "bound", "prune", "shrink", "quantize", "pack"),
     "tasks",
     *("numpy", "torch", "keras", "jax"),

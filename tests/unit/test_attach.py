@@ -73,7 +73,12 @@ def test_the_loop_stays_as_it_was_and_equals_clipping_by_hand(make: Any, rule: A
         _, bound_state = nw.torch.bound_(theirs, nw.bound.Clamp(0.3), bound_state)
         assert handle.last is not None and handle.last_bound is not None
         assert str(handle.last) == str(outcome) and handle.last.action == "clipped"
-    assert_same(weights(ours), weights(theirs))
+    if optimizer.defaults.get("fused") and isinstance(rule, nw.clip.ByGlobalNorm):
+        # Folded into the step: divided by 1 / factor in place of multiplied by the factor.
+        for name, tensor in weights(theirs).items():
+            torch.testing.assert_close(weights(ours)[name], tensor, rtol=1e-5, atol=1e-6)
+    else:
+        assert_same(weights(ours), weights(theirs))
     assert handle.steps == 5
     assert all((tensor.abs() <= 0.3).all() for tensor in weights(ours).values())
 
@@ -162,17 +167,42 @@ def test_parameters_that_came_later_are_not_passed_over() -> None:
 
 
 @pytest.mark.parametrize("by_name", [True, False])
-def test_a_closure_is_refused(by_name: bool) -> None:
-    model = model_of()
-    optimizer = torch.optim.LBFGS(model.parameters())
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+@optimizers
+def test_a_closure_is_clipped_after_it_was_called(make: Any, by_name: bool) -> None:
+    ours, theirs = model_of(), model_of()
+    optimizer, other = make(ours.parameters()), make(theirs.parameters())
+    handle = nw.torch.attach(optimizer, ours, clip=nw.clip.ByNorm(0.5))
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        return backward(model, 0)
+        return backward(ours, 0)
 
-    with pytest.raises(Refused, match="closure.*clip_ inside the closure"):
-        optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    other.zero_grad()
+    expected = backward(theirs, 0)
+    nw.torch.clip_(theirs, nw.clip.ByNorm(0.5))
+    other.step()
+    assert_same(weights(ours), weights(theirs))
+    assert torch.equal(loss, expected) and handle.steps == 1
+
+
+def test_an_optimizer_that_calls_its_closure_twice_is_refused_at_the_second_call() -> None:
+    class Twice(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            closure()
+            return super().step(closure)
+
+    model = model_of()
+    optimizer = Twice(model.parameters(), lr=0.1)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(0.5))
+    with pytest.raises(Refused, match="Twice calls its closure more than once"):
+        optimizer.step(lambda: backward(model, 0))
+
+
+def test_lbfgs_is_refused_with_the_reason() -> None:
+    model = model_of()
+    with pytest.raises(Refused, match="LBFGS.*line search.*curvature"):
+        nw.torch.attach(torch.optim.LBFGS(model.parameters()), model)
 
 
 def test_no_closure_is_no_closure() -> None:
@@ -217,7 +247,7 @@ def test_bad_steps_in_a_row_raise_and_name_the_tensor(
         if attempt < bad - 1:
             optimizer.step()
     before, number = weights(model), 2 * bad
-    text = f"step {number}: {bad} step.*in a row with non-finite gradients, first in 0.weight"
+    text = f"step {number}: .*non-finite gradient.* in 0.weight"
     with pytest.raises(NonFinite, match=text):
         optimizer.step()
     assert_same(weights(model), before)
@@ -281,35 +311,34 @@ def test_what_is_no_optimizer_or_has_foreign_parameters_is_refused() -> None:
 
 
 @pytest.mark.parametrize("unscale", [True, False])
-@pytest.mark.parametrize("fused", [True, False])
-def test_scaled_gradients_are_clipped_after_unscaling_or_refused(
-    unscale: bool, fused: bool
+@pytest.mark.parametrize(
+    "rule", [nw.clip.ByGlobalNorm(1.0), nw.clip.ByNorm(0.5), nw.clip.ByValue(0.1)]
+)
+@optimizers
+def test_gradients_of_an_amp_scaler_are_clipped_in_their_true_size(
+    make: Any, rule: Any, unscale: bool
 ) -> None:
     ours, theirs = model_of(), model_of()
-    optimizer = torch.optim.SGD(ours.parameters(), lr=0.1, fused=fused)
-    other = torch.optim.SGD(theirs.parameters(), lr=0.1, fused=fused)
-    handle = nw.torch.attach(optimizer, ours, clip=nw.clip.ByGlobalNorm(1.0))
+    optimizer, other = make(ours.parameters()), make(theirs.parameters())
+    handle = nw.torch.attach(optimizer, ours, clip=rule)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for seed in range(2):
+    for seed in range(3):
         inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
         optimizer.zero_grad()
         scaler.scale(ours(inputs).square().sum() * 30).backward()
         if unscale:
             scaler.unscale_(optimizer)
-        if fused and not unscale:
-            with pytest.raises(Refused, match="still scaled by an AMP scaler.*unscale_"):
-                scaler.step(optimizer)
-            return
         scaler.step(optimizer)
+        assert not hasattr(optimizer, "grad_scale") and not hasattr(optimizer, "found_inf")
         scaler.update()
         other.zero_grad()
         (theirs(inputs).square().sum() * 30).backward()
-        expected, _ = nw.torch.clip_(theirs, nw.clip.ByGlobalNorm(1.0))
+        expected, _ = nw.torch.clip_(theirs, rule)
         other.step()
-        assert handle.last is not None
-        assert handle.last.pre == pytest.approx(expected.pre, rel=1e-6)
+        assert handle.last is not None and handle.last.engaged
+        assert handle.last.pre == pytest.approx(expected.pre, rel=1e-4)
     for name, tensor in weights(theirs).items():
-        torch.testing.assert_close(weights(ours)[name], tensor)
+        torch.testing.assert_close(weights(ours)[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -366,23 +395,6 @@ def test_a_bound_touches_what_the_optimizer_moves_and_says_so() -> None:
         "0.bias": "not held by this optimizer",
         "2.bias": "frozen: it requires no gradient",
     }
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_after_the_hint_is_followed_a_scaled_step_works(momentum: float) -> None:
-    model = model_of()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, fused=True)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(model(torch.ones(1, 6)).sum()).backward()
-    with pytest.raises(Refused, match="unscale_"):
-        scaler.step(optimizer)
-    assert not hasattr(optimizer, "grad_scale") and not hasattr(optimizer, "found_inf")
-    scaler.unscale_(optimizer)
-    before = weights(model)
-    scaler.step(optimizer)
-    scaler.update()
-    assert handle.steps == 1 and not torch.equal(model[2].bias, before["2.bias"])
 
 
 @pytest.mark.parametrize("policy", ["skip", "raise", "zero", "pass"])

@@ -12,7 +12,9 @@ import pytest
 
 import niwaki as nw
 from niwaki import conduct
+from niwaki.checkpoint import to_plain
 from niwaki.errors import InvalidArgument, Refused
+from niwaki.plan import alone
 from niwaki.rule import (
     Array,
     Decision,
@@ -67,17 +69,17 @@ def run(series: list[list[float]], nonfinite: str = "skip", **present: Any) -> l
         verdict, state = conduct.judge(
             rule, np.array(norms), state, present=np.full(2, True), xp=np, nonfinite=nonfinite
         )
-        rows.append((verdict, conduct.to_plain(rule, state, ["a", "b"])))
+        rows.append((verdict, to_plain([alone(rule, ["a", "b"])], state)))
     return rows
 
 
 def test_a_skip_of_the_rule_commits_nothing_but_its_count() -> None:
     (_, first), (verdict, second), (_, third) = run([[3.0, 4.0], [300.0, 0.0], [5.0, 0.0]])
     assert first == {
-        **{"attempted": 1, "accepted": 1, "bad_in_a_row": 0},
+        **{"attempted": 1, "accepted": 1, "bad_in_a_row": 0, "skipped_in_a_row": 0},
         **{"rule.sum": [5.0], "rule.count": [1.0]},
     }
-    assert bool(verdict.skip) and second == {**first, "attempted": 2}
+    assert bool(verdict.skip) and second == {**first, "attempted": 2, "skipped_in_a_row": 1}
     assert third["rule.sum"] == [10.0] and third["accepted"] == 2
 
 

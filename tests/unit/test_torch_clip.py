@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ import niwaki as nw
 from niwaki.errors import InvalidArgument, NonFinite, Refused
 from niwaki.rule import Decision, Quantity, Scope, leave
 from niwaki.torch import measure
-from niwaki.torch.clip import measure_gradients
 from niwaki.torch.measure import norm, peak, unit_norms
 from niwaki.torch.tensors import unit_axes
 
@@ -301,17 +301,17 @@ def test_all_norms_of_a_device_come_in_one_transfer(
     model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(5)))
     for place, parameter in enumerate(model.parameters()):
         parameter.grad = None if place == 3 else torch.full_like(parameter, place + 1.0)
-    found = dict(model.named_parameters())
-    expected = measure_gradients(found, rule, where="here")
+    measuring = dataclasses.replace(rule, limit=float("inf"))
+    expected, _ = nw.torch.clip_(model, measuring)
     moved: list[torch.Tensor] = []
     real = torch.Tensor.cpu
-    monkeypatch.setattr(measure, "HOST", "another device")
+    monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda one: moved.append(one) or real(one))
     with Syncs() as syncs:
-        names, norms, present = measure_gradients(found, rule, where="here")
+        outcome, _ = nw.torch.clip_(model, measuring)
     assert (syncs.count, [tuple(one.shape) for one in moved]) == (0, [(9,)])
-    assert names == expected[0] and present.tolist() == expected[2].tolist()
-    np.testing.assert_allclose(norms, expected[1], rtol=1e-7)
+    assert outcome.names == expected.names and outcome.norms[3] == 0.0
+    np.testing.assert_allclose(outcome.norms, expected.norms, rtol=1e-7)
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -322,7 +322,7 @@ def test_a_device_measures_as_the_host_does(
     tensor = torch.full((3, 5000), 0.5)
     tensor[1] = entry
     expected = float(norm(tensor)), unit_norms(tensor, 0).numpy(), float(peak(tensor))
-    monkeypatch.setattr(measure, "HOST", "another device")
+    monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
     if narrow:
         monkeypatch.setattr(measure, "wide", lambda device: torch.float32)
     found = norm(tensor), unit_norms(tensor, 0), peak(tensor)

@@ -1,5 +1,6 @@
 """Clip gradients and bound weights held as NumPy arrays: the readable reference for all frameworks."""
 
-from niwaki.numpy.apply import bound, clip
+from niwaki.numpy.gradients import clip
+from niwaki.numpy.weights import bound
 
 __all__ = ["bound", "clip"]

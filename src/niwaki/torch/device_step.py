@@ -1,0 +1,271 @@
+"""A clipping step that never waits for the device: measured, decided and folded where the gradients lie.
+
+For fused optimizers, which take the factor as `grad_scale` and the decision to skip as `found_inf`.
+What a person reads (the outcome, a state dict, a late alarm) comes to the host when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from niwaki import conduct
+from niwaki.outcome import Outcome
+from niwaki.plan import PEAKS, RELATIVE, Kind, Stage
+from niwaki.rule import Scope, State
+from niwaki.torch import measure
+from niwaki.torch.clipping import Clipping
+from niwaki.torch.device_namespace import DeviceNamespace
+from niwaki.torch.folding import Fold, foldable
+from niwaki.torch.moments import relative
+from niwaki.torch.scaling import clamp_, scale_units_
+
+
+class HostView:
+    """Numbers on a device that come to the host when somebody reads them."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._tensor.cpu().numpy().astype(dtype or np.float64)
+
+    def __bool__(self) -> bool:
+        return bool(self._tensor)
+
+
+class DeviceStep:
+    """The steps of one `Clipping` whose gradients all lie on one device, for a fused optimizer."""
+
+    def __init__(self, clipping: Clipping, optimizer: torch.optim.Optimizer) -> None:
+        self._clipping, self._optimizer = clipping, optimizer
+        device = next(iter(clipping.parameters.values())).device
+        self._xp = DeviceNamespace(device, measure.wide(device))
+        self._members = {
+            part.key: self._xp.asarray(part.members)
+            for stage in clipping.stages
+            for part in stage.parts
+            if part.members is not None
+        }
+        self._sizes = [self._fact(clipping, stage) for stage in clipping.stages]
+        self._uniform = all(_one_factor(stage) for stage in clipping.stages)
+        self._engaged = self._xp.asarray(0)
+        self._masks: dict[Any, torch.Tensor] = {}
+
+    @staticmethod
+    def possible(clipping: Clipping, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+        """Return whether the steps of these optimizers can be taken without the host."""
+        tensors = list(clipping.parameters.values())
+        return (
+            len(optimizers) == 1
+            and foldable(optimizers[0])
+            and clipping.sharding is None
+            and clipping.nonfinite == "skip"
+            and len({tensor.device for tensor in tensors}) == 1
+            and not measure.on_cpu(tensors[0])
+            and not any(tensor.is_complex() for tensor in tensors)
+        )
+
+    def step(self, fold: Fold) -> Outcome:
+        """Clip the gradients of one step."""
+        clipping, xp, optimizer = self._clipping, self._xp, self._optimizer
+        state = self._state()
+        scale = getattr(optimizer, "grad_scale", None)
+        overflow = getattr(optimizer, "found_inf", None)
+        learned: State = {}
+        earlier: tuple[Outcome, ...] = ()
+        factor = self._xp.asarray(1.0)
+        skip = any_bad = self._xp.asarray(False)
+        for place, stage in enumerate(clipping.stages):
+            numbers, present = self._measured(stage)
+            if scale is not None:
+                numbers = numbers / scale.to(numbers.dtype)
+            verdict, after = conduct.judge_stage(
+                stage,
+                numbers,
+                state,
+                present=present,
+                xp=xp,
+                nonfinite="skip",
+                facts=self._facts(stage, self._sizes[place]),
+                members=self._members,
+            )
+            learned |= after
+            any_bad = any_bad | torch.any(verdict.bad)
+            skip = skip | verdict.skip
+            factor = factor * verdict.factor
+            earlier = (*earlier, self._outcome(stage, numbers, verdict, skip, overflow, earlier))
+            if not self._uniform or place < len(clipping.stages) - 1:
+                self._apply(stage, verdict, scale)
+        inverse = 1.0 / factor[0] if self._uniform else None
+        if inverse is not None and scale is not None:
+            inverse = inverse * scale.to(inverse.dtype)
+        found = skip.to(torch.float32)
+        if overflow is not None:
+            found = torch.maximum(found, overflow.to(torch.float32))
+        fold.set(None if inverse is None else inverse.to(torch.float32), found)
+        self._commit(state, learned, skip, any_bad, overflow)
+        return earlier[-1]
+
+    def counts(self) -> torch.Tensor:
+        """Return bad steps in a row, accepted and engaged steps, as one tensor on the device."""
+        state = self._clipping.state
+        return torch.stack([state["bad_in_a_row"], state["accepted"], self._engaged])
+
+    def _state(self) -> State:
+        state = self._clipping.state
+        if not all(isinstance(value, torch.Tensor) for value in state.values()):
+            wide = measure.wide(self._xp.asarray(0).device)
+            moved = {key: torch.as_tensor(np.asarray(value)) for key, value in state.items()}
+            state = {
+                key: self._xp.asarray(value.to(wide) if value.is_floating_point() else value)
+                for key, value in moved.items()
+            }
+            self._clipping.state = state
+        return state
+
+    def _commit(
+        self,
+        state: State,
+        learned: State,
+        skip: torch.Tensor,
+        any_bad: torch.Tensor,
+        overflow: torch.Tensor | None,
+    ) -> None:
+        after = conduct.committed(state, learned, skip=skip, any_bad=any_bad, xp=self._xp)
+        if overflow is not None:
+            # The scaler tries its scale: a step that is not taken, but says nothing of the run.
+            tried = {**state, "attempted": state["attempted"] + 1}
+            after = {
+                key: torch.where(overflow > 0, tried[key], value) for key, value in after.items()
+            }
+        self._clipping.state = after
+
+    def _measured(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+        gradients = [parameter.grad for parameter in self._clipping.parameters.values()]
+        present = self._present(stage, tuple(gradient is not None for gradient in gradients))
+        dense = [gradient for gradient in gradients if gradient is not None]
+        if not dense or not stage.single or set(stage.kinds) != {Kind.NORM}:
+            return torch.cat(self._mixed(stage, gradients)), present
+        wide = measure.wide(present.device)
+        sizes = iter(torch._foreach_norm(dense, 2, dtype=wide))  # pyright: ignore[reportPrivateImportUsage]
+        zero = self._xp.asarray(0.0)
+        return torch.stack([zero if g is None else next(sizes) for g in gradients]), present
+
+    def _present(self, stage: Stage, here: tuple[bool, ...]) -> torch.Tensor:
+        # Kept, since a new one would have to be copied to the device.
+        key = (stage.counts, here)
+        if key not in self._masks:
+            self._masks[key] = self._xp.asarray(np.repeat(here, stage.counts))
+        return self._masks[key]
+
+    def _mixed(self, stage: Stage, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        vectors = []
+        pairs = zip(
+            self._clipping.parameters.items(), gradients, stage.kinds, stage.counts, strict=True
+        )
+        for (name, parameter), gradient, kind, count in pairs:
+            if gradient is None:
+                vectors.append(self._xp.zeros((count,)))
+                continue
+            if kind in RELATIVE:
+                gradient = relative(gradient, self._clipping.moments.of(name, parameter))
+            axis = self._clipping.axes.get(name)
+            if kind is Kind.UNITS and axis is not None:
+                vectors.append(measure.unit_norms(gradient, axis))
+            else:
+                size = measure.peak if kind in PEAKS else measure.norm
+                vectors.append(size(gradient).reshape(1))
+        return vectors
+
+    def _fact(self, clipping: Clipping, stage: Stage) -> torch.Tensor | None:
+        if "sizes" not in stage.needs:
+            return None
+        tensors = clipping.parameters.values()
+        sizes = [t.numel() / n for t, n in zip(tensors, stage.counts, strict=True)]
+        return self._xp.asarray(np.repeat(sizes, stage.counts))
+
+    def _facts(self, stage: Stage, sizes: torch.Tensor | None) -> Mapping[str, torch.Tensor]:
+        facts = {} if sizes is None else {"sizes": sizes}
+        if "weights" in stage.needs:
+            weights = [parameter.detach() for parameter in self._clipping.parameters.values()]
+            facts["weights"] = torch.cat(self._mixed(stage, weights))
+        return facts
+
+    def _outcome(
+        self,
+        stage: Stage,
+        numbers: torch.Tensor,
+        verdict: conduct.Verdict,
+        skip: torch.Tensor,
+        overflow: torch.Tensor | None,
+        earlier: tuple[Outcome, ...],
+    ) -> Outcome:
+        after = conduct.norms_after(numbers, verdict, xp=self._xp)
+        skipped = skip if overflow is None else skip | (overflow > 0)
+        changed = torch.any((after != numbers) & torch.isfinite(numbers)) & ~skipped
+        self._engaged = self._engaged + changed.to(self._engaged.dtype)
+        return Outcome(
+            names=stage.owners,
+            norms=HostView(numbers),
+            after=HostView(after),
+            skipped=HostView(skipped),
+            element_wise=stage.element_wise,
+            nonfinite_policy="skip",
+            peaks=stage.peaks,
+            earlier=earlier,
+        )
+
+    def _apply(self, stage: Stage, verdict: conduct.Verdict, scale: torch.Tensor | None) -> None:
+        start = 0
+        triples = zip(self._clipping.parameters.items(), stage.kinds, stage.counts, strict=True)
+        for (name, parameter), kind, count in triples:
+            factors = verdict.factor[start : start + count]
+            gradient = parameter.grad
+            if gradient is None:
+                pass
+            elif kind in PEAKS and verdict.limit is not None:
+                limit = verdict.limit[start].to(torch.float32)
+                limit = limit if scale is None else limit * scale
+                moments = self._clipping.moments.of(name, parameter)
+                clamp_(parameter, limit, moments if kind is Kind.RELATIVE_PEAK else None)
+            elif count > 1:
+                scale_units_(parameter, self._clipping.axes[name], factors)
+            else:
+                gradient.mul_(factors[0])
+            start += count
+
+
+def _one_factor(stage: Stage) -> bool:
+    return all(part.rule.scope is Scope.GLOBAL and part.members is None for part in stage.parts)
+
+
+class Late:
+    """Numbers on their way from a device: read when they have come, never waited for."""
+
+    def __init__(self) -> None:
+        self._sent: tuple[torch.Tensor, Any] | None = None
+
+    def send(self, numbers: torch.Tensor) -> None:
+        """Start bringing these numbers to the host, unless others are still on their way."""
+        if self._sent is not None:
+            return
+        moved = numbers.to("cpu", non_blocking=True)
+        event = None
+        if numbers.is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        self._sent = (moved, event)
+
+    def come(self) -> list[int] | None:
+        """Return the numbers that were sent if they are here, else ``None``."""
+        if self._sent is None:
+            return None
+        numbers, event = self._sent
+        if event is not None and not event.query():
+            return None
+        self._sent = None
+        return numbers.tolist()

@@ -1,0 +1,68 @@
+"""Fold a factor into the step of a fused optimizer, through its `grad_scale` and `found_inf`.
+
+Fused Adam, AdamW, SGD and Adagrad divide gradients by `grad_scale` while they read them, which is
+what an AMP scaler uses; a factor folded there needs no pass of its own over the gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
+_SMALLEST = 1e-30  # 1 / factor has to stay well inside float32
+
+
+class Fold:
+    """The two attributes of one optimizer during one step, and what stood there before."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._possible = foldable(optimizer) and len(_devices(optimizer)) == 1
+        self._before: dict[str, Any] | None = None
+
+    def take(self, factor: float) -> bool:
+        """Let the coming step multiply all gradients by `factor`; false where it cannot."""
+        if not (_SMALLEST <= factor < 1.0) or not self._possible:
+            return False
+        device = self._optimizer.param_groups[0]["params"][0].device
+        inverse = torch.full((), 1.0 / factor, device=device)
+        known = getattr(self._optimizer, "grad_scale", None)
+        self.set(inverse if known is None else known * inverse, None)
+        return True
+
+    def set(self, grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
+        """Set the attributes, keeping what stood there for `restore`."""
+        own = self._optimizer.__dict__
+        if self._before is None:
+            self._before = {key: own[key] for key in ("grad_scale", "found_inf") if key in own}
+        if grad_scale is not None:
+            own["grad_scale"] = grad_scale
+        if found_inf is not None:
+            own["found_inf"] = found_inf
+
+    def restore(self) -> None:
+        """Put back what stood there before; safe to call at any time."""
+        if self._before is None:
+            return
+        own = self._optimizer.__dict__
+        for key in ("grad_scale", "found_inf"):
+            own.pop(key, None)
+        own.update(self._before)
+        self._before = None
+
+
+def foldable(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of this optimizer takes `grad_scale`: fused, torch's own, one device."""
+    if type(optimizer) not in _FUSED or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        return False
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # Of a sharded parameter the factor would have to be a tensor on the same mesh.
+    return all(type(p) in (torch.Tensor, torch.nn.Parameter) for p in held)
+
+
+def _devices(optimizer: torch.optim.Optimizer) -> set[torch.device]:
+    return {parameter.device for group in optimizer.param_groups for parameter in group["params"]}

@@ -1,0 +1,342 @@
+"""The handle that `attach` returns: the hooks around a step, the last outcome, the state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, SupportsIndex
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from niwaki.checkpoint import from_plain, to_plain
+from niwaki.clip import ByGlobalNorm
+from niwaki.errors import BadFile, InvalidArgument, NonFinite, Refused
+from niwaki.outcome import Outcome
+from niwaki.plan import alone
+from niwaki.prune import Gradual
+from niwaki.record import Recorder
+from niwaki.rule import Composite, Rule
+from niwaki.schedule import whole
+from niwaki.torch.clipping import Clipping
+from niwaki.torch.device_step import DeviceStep, Late
+from niwaki.torch.folding import Fold
+from niwaki.torch.moments import Moments
+from niwaki.torch.prune import Masks
+from niwaki.torch.sharding import Groups, Sharding
+from niwaki.torch.tensors import named
+from niwaki.torch.updates import Updates
+from niwaki.torch.upkeep import Upkeep
+from niwaki.torch.vigilance import Vigilance
+
+_PARTS = ("steps", "clip", "update", "bound", "masks")
+
+
+class Handle:
+    """What `attach` returns: the last outcome, the state for checkpoints, and the way out."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        model: nn.Module,
+        *,
+        clip: Rule | Composite | None,
+        update: Rule | Composite | None,
+        bound: Rule | None,
+        prune: Gradual | Masks | None,
+        nonfinite: str,
+        stop_after: int,
+        record: Recorder | None,
+        process_group: Groups | None,
+        check_ranks: bool,
+        attached: WeakSet[torch.optim.Optimizer],
+    ) -> None:
+        self.last: Outcome | None = None
+        """What the clip did in the last step."""
+        self.last_update: Outcome | None = None
+        """What the clip of updates did in the last step."""
+        self.steps = 0
+        """Attempted steps."""
+        self._optimizers, self._model, self._bound = list(optimizers), model, bound
+        self._nonfinite, self._stop_after = nonfinite, stop_after
+        self._record, self._facts, self._attached = record, {}, attached
+        self._found = _optimized(optimizers, model)
+        self._held = [_count(optimizer) for optimizer in optimizers]
+        self._upkeep = Upkeep(optimizers, model, self._found, bound, prune)
+        sharding = Sharding.of(self._found, process_group, check_ranks=check_ranks)
+        self._clipping = Clipping(
+            self._found,
+            ByGlobalNorm(math.inf) if clip is None else clip,
+            module=model if isinstance(model, nn.Module) else None,
+            nonfinite=nonfinite,
+            moments=Moments(*optimizers),
+            sharding=sharding,
+            where="torch.attach",
+        )
+        self._updates = None
+        if update is not None:
+            self._updates = Updates(
+                optimizers, model, self._found, update, sharding, where="torch.attach(update)"
+            )
+        self._vigilance = Vigilance(clip, self._found)
+        self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
+        self._late = Late()
+        self._on_device = None
+        if DeviceStep.possible(self._clipping, optimizers):
+            self._on_device = DeviceStep(self._clipping, optimizers[0])
+        self._round: set[int] = set()
+        attached.update(optimizers)
+        self._hooks = [
+            hook
+            for optimizer in optimizers
+            for hook in (
+                optimizer.register_step_pre_hook(self._before),
+                optimizer.register_step_post_hook(self._after),
+            )
+        ]
+
+    @property
+    def masks(self) -> Masks | None:
+        """The masks that are held now."""
+        return self._upkeep.masks
+
+    @masks.setter
+    def masks(self, masks: Masks | None) -> None:
+        self._upkeep.masks = masks
+
+    @property
+    def last_bound(self) -> Outcome | None:
+        """What the bound did in the last step."""
+        return self._upkeep.last
+
+    @property
+    def sparsity(self) -> float:
+        """The share of maskable weights that are masked now."""
+        return 0.0 if self.masks is None else self.masks.sparsity
+
+    def note(self, **facts: Any) -> None:
+        """Add facts (the loss, the epoch) to the record's row of the coming step."""
+        self._facts.update(facts)
+
+    def detach(self) -> None:
+        """Remove the hooks; the model and the optimizer stay as they are."""
+        if self._hooks:
+            for optimizer in self._optimizers:
+                self._attached.discard(optimizer)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._vigilance.detach()
+        self._unfold()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse copies: a copy would hook nothing, or other parameters than its model's."""
+        raise Refused(
+            "a handle is tied to its optimizer and is neither copied nor pickled",
+            where="torch.Handle",
+            hint="save handle.state_dict(), attach to the other optimizer and load it there",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that continuing needs, as plain data and tensors."""
+        return {
+            "steps": self.steps,
+            "clip": self._clipping.plain() if self.steps else None,
+            "update": self._updates.plain() if self._updates is not None and self.steps else None,
+            "bound": self._upkeep.bound_state,
+            "masks": None if self.masks is None else self.masks.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned, bit for bit as if never stopped.
+
+        Raises `InvalidArgument` for what is no state of such a handle, and then changes nothing.
+        """
+        if not isinstance(state, Mapping) or not {*_PARTS} - {"update"} <= set(state) <= {*_PARTS}:
+            got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise InvalidArgument("not the state of a handle", where="load_state_dict", got=got)
+        steps = whole(state["steps"])
+        if steps is None or steps < 0:
+            raise InvalidArgument("not a number of steps", where="steps", got=state["steps"])
+        bound = _restored(self._bound, state["bound"], list(self._found), where="bound")
+        masks = None if state["masks"] is None else _unpacked(state["masks"])
+        update = state.get("update")
+        if update is not None and self._updates is None:
+            raise _no_rule("update")
+        before = self._clipping.plain()
+        self._clipping.load(state["clip"])
+        try:
+            if self._updates is not None:
+                self._updates.load(update)
+            if masks is not None:
+                masks.apply_(self._model)
+        except Exception:
+            self._clipping.load(before)
+            raise
+        self.steps = steps
+        self._upkeep.bound_state, self._upkeep.masks = bound, masks
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        self._unfold()
+        found = [one for one in (*args, *kwargs.values()) if _is_closure(one)]
+        if not found:
+            self._prepare(optimizer)
+            return None
+        wrapped = self._wrapped(optimizer, found[0])
+        swap = {id(found[0]): wrapped}
+        args = tuple(swap.get(id(one), one) for one in args)
+        return args, {key: swap.get(id(one), one) for key, one in kwargs.items()}
+
+    def _wrapped(
+        self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
+    ) -> Callable[[], Any]:
+        called = False
+
+        def clipped() -> Any:
+            nonlocal called
+            if called:
+                raise Refused(
+                    f"{type(optimizer).__name__} calls its closure more than once a step, and would "
+                    "mix gradients of several clips",
+                    where="torch.attach",
+                    hint="call nw.torch.clip_ inside the closure, after backward(), if that is meant",
+                )
+            called = True
+            loss = closure()
+            self._prepare(optimizer)
+            return loss
+
+        return clipped
+
+    @torch.no_grad()
+    def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        if [_count(one) for one in self._optimizers] != self._held:
+            raise Refused(
+                "the optimizer has got other parameters since attach",
+                where="torch.attach",
+                hint="detach() the handle and attach again",
+            )
+        self._vigilance.stepped()
+        if self._round and id(optimizer) not in self._round:
+            self._round.add(id(optimizer))
+            return
+        if self._round:
+            # Another round begins before all have stepped in the last one.
+            self._finish()
+        self._round = {id(optimizer)}
+        self._upkeep.mask_gradients_()
+        self.steps += 1
+        if self._updates is not None:
+            self._updates.remember()
+        if self._on_device is not None and self._fold is not None:
+            self.last = self._on_device.step(self._fold)
+            arrived = self._late.come()
+            self._late.send(self._on_device.counts())
+            if arrived is not None:
+                self._check_in_a_row(arrived[0])
+                self._vigilance.judge(accepted=arrived[1], engaged=arrived[2])
+            return
+        self._clipping.where = f"torch.attach, step {self.steps}"
+        overflow = _flag(getattr(optimizer, "found_inf", None))
+        scale = getattr(optimizer, "grad_scale", None)
+        self.last = self._clipping.step(
+            scale=1.0 if scale is None else float(scale), overflow=overflow, fold=self._fold
+        )
+        self._check_in_a_row(0 if overflow else int(self._clipping.state["bad_in_a_row"]))
+
+    def _check_in_a_row(self, in_a_row: int) -> None:
+        if self._nonfinite == "skip" and in_a_row >= self._stop_after and self.last is not None:
+            self._round = set()
+            raise NonFinite(
+                f"{in_a_row} step(s) in a row with non-finite gradients, "
+                f"first in {', '.join(self.last.nonfinite[:3])}",
+                where=f"torch.attach, step {self.steps}",
+                hint="lower the learning rate or look at the inputs of that layer",
+            )
+
+    @torch.no_grad()
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._unfold()
+        if len(self._round) == len(self._optimizers):
+            self._finish()
+
+    def _finish(self) -> None:
+        self._round = set()
+        outcome = self.last
+        assert outcome is not None  # noqa: S101  (a step was prepared)
+        if self._updates is not None:
+            self.last_update = self._updates.clip()
+        self._upkeep.after(self.steps)
+        if self._on_device is None:
+            self._vigilance.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
+        if self._record is not None:
+            row = {"event": "step", "step": self.steps, **outcome.as_row()}
+            self._record.write({**row, "sparsity": self.sparsity, **self._facts})
+        self._facts = {}
+
+    def _unfold(self) -> None:
+        if self._fold is not None:
+            self._fold.restore()
+
+
+def _is_closure(argument: object) -> bool:
+    return callable(argument) and not isinstance(argument, torch.optim.Optimizer)
+
+
+def _flag(found_inf: torch.Tensor | None) -> bool:
+    return found_inf is not None and bool(found_inf)
+
+
+def _count(optimizer: torch.optim.Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
+
+
+def _optimized(
+    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
+) -> dict[str, torch.Tensor]:
+    held = [p for one in optimizers for group in one.param_groups for p in group["params"]]
+    chosen = {id(parameter) for parameter in held}
+    if len(chosen) < len(held):
+        raise Refused("two optimizers hold the same parameter", where="torch.attach")
+    found = {
+        name: parameter
+        for name, parameter in named(model, where="torch.attach").items()
+        if id(parameter) in chosen
+    }
+    foreign = len(chosen) - len(found)
+    if foreign:
+        raise Refused(
+            f"the optimizer holds {foreign} parameter(s) that the model does not",
+            where="torch.attach",
+            hint="attach the module that owns all of them",
+        )
+    return found
+
+
+def _no_rule(where: str) -> InvalidArgument:
+    return InvalidArgument(
+        "the state holds a rule's statistics, the handle has no such rule", where=where
+    )
+
+
+def _restored(
+    rule: Rule | None, plain: Mapping[str, Any] | None, names: list[str], *, where: str
+) -> dict[str, Any] | None:
+    if plain is None:
+        return None
+    if rule is None:
+        raise _no_rule(where)
+    # For the very names that it has, if any; the step brings its own, and realigns.
+    own = plain.get("names") if isinstance(plain, Mapping) else None
+    stage = alone(rule, own if own and isinstance(own, list) else names)
+    return to_plain([stage], from_plain([stage], plain))
+
+
+def _unpacked(masks: object) -> Masks:
+    if not isinstance(masks, Mapping):
+        raise InvalidArgument("these are no masks", where="masks", got=type(masks).__name__)
+    try:
+        return Masks.from_state_dict(masks)
+    except BadFile as error:
+        raise InvalidArgument(f"these are no masks: {error}", where="masks") from error
