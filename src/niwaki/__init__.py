@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from niwaki import errors as errors
     from niwaki import numpy as numpy
     from niwaki import pack as pack
+    from niwaki import plugins as plugins
     from niwaki import prune as prune
     from niwaki import quantize as quantize
     from niwaki import record as record
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from niwaki.search import sweep as sweep
 
 _FOLDERS = (
-    "audit bound clip errors numpy pack prune quantize record registry report rule schedule select"
-    " shrink spec tasks torch"
+    "audit bound clip errors numpy pack plugins prune quantize record registry report rule schedule"
+    " select shrink spec tasks torch"
 ).split()
 _NAMES = {
     "NiwakiError": "niwaki.errors",

@@ -69,6 +69,95 @@ def test_a_record_shorter_than_its_checkpoint_is_refused(path: Path) -> None:
         recorder.rewind(1)
 
 
+def test_rewinding_to_nothing_leaves_the_first_row(path: Path) -> None:
+    _write(path, 1)
+    recorder = Recorder(path)
+    recorder.rewind(0)
+    assert path.read_bytes() == FIRST + b"\n"
+    recorder.write({"event": "step", "step": 7})
+    recorder.close()
+    assert _steps(path) == [7]
+
+
+@pytest.mark.parametrize("place", [1, len('{"event": "start", "schema": 1}\n') + 3])
+def test_a_place_within_a_row_is_refused_and_nothing_is_dropped(path: Path, place: int) -> None:
+    _write(path, 1)
+    before = path.read_bytes()
+    with pytest.raises(BadFile, match=f"no row ends where.*a row that ends at {place}"):
+        Recorder(path).rewind(place)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", [-1, 1.5, None, True])
+def test_a_place_that_is_no_length_is_refused(path: Path, place: Any) -> None:
+    with pytest.raises(InvalidArgument, match="place must be a whole number"):
+        Recorder(path).rewind(place)
+
+
+def test_rows_that_are_pending_at_a_rewind_are_dropped(path: Path) -> None:
+    recorder = Recorder(path)
+    place = recorder.flush()
+    recorder.write({"event": "step", "step": 1})
+    recorder.rewind(place)
+    recorder.close()
+    assert _steps(path) == []
+
+
+def test_the_event_comes_first_and_is_a_note_where_there_is_none(path: Path) -> None:
+    with Recorder(path) as recorder:
+        recorder.write({"a": 1})
+        recorder.write({"a": 1, "event": "epoch"})
+    lines = path.read_text().splitlines()
+    assert lines[1:] == ['{"event": "note", "a": 1}', '{"event": "epoch", "a": 1}']
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"flush_every": 0},
+        {"most": 0},
+        {"most": 1.5},
+        {"max_bytes": 1000},
+        {"tensors": "some"},
+        {"rank": -1},
+        {"rank": "0"},
+    ],
+    ids=str,
+)
+def test_arguments_out_of_range_are_refused_by_name(path: Path, arguments: Any) -> None:
+    with pytest.raises(InvalidArgument, match=rf"Recorder.*({next(iter(arguments))}|tensors)"):
+        Recorder(path, **arguments)
+    assert not path.exists()
+
+
+def test_only_rank_0_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for silence in ({"RANK": "3"}, {}):
+        monkeypatch.delenv("RANK", raising=False)
+        for name, value in silence.items():
+            monkeypatch.setenv(name, value)
+        with Recorder(path, flush_every=1, rank=None if silence else 1) as recorder:
+            recorder.write({"event": "step", "step": 1})
+            recorder.step(2)
+            recorder.rewind(10_000)
+            assert recorder.flush() == 0
+        assert not path.parent.exists()
+
+
+def test_rank_is_that_of_the_environment_unless_given(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    with Recorder(path, rank=0) as recorder:
+        recorder.step(1)
+    monkeypatch.setenv("RANK", "0")
+    with Recorder(path) as recorder:
+        recorder.step(2)
+    assert _steps(path) == [1, 2]
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(InvalidArgument, match="RANK is no rank; got 'first'.*give rank=0"):
+        Recorder(path)
+
+
 def test_a_last_line_that_was_cut_short_is_left_out_and_then_replaced(path: Path) -> None:
     _write(path, 1, 2)
     whole = path.read_bytes()

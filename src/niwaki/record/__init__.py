@@ -1,5 +1,7 @@
 """The record of what happened: one JSON row per event, appended, readable while the run goes on."""
 
-from niwaki.record.journal import SCHEMA, Recorder, read
+from niwaki.record.reading import SCHEMA, read, tally
+from niwaki.record.recorder import Recorder
+from niwaki.record.sinks import Sink
 
-__all__ = ["SCHEMA", "Recorder", "read"]
+__all__ = ["SCHEMA", "Recorder", "Sink", "read", "tally"]
