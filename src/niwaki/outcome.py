@@ -68,6 +68,8 @@ class Outcome:
     @property
     def nonfinite(self) -> tuple[str, ...]:
         """The names of the tensors with non-finite entries."""
+        if not self.earlier and bool(np.all(np.isfinite(self._numbers(self.norms)))):
+            return ()
         own = (name for name, norm in self.tensors().items() if not math.isfinite(norm))
         return tuple(dict.fromkeys([*(n for stage in self.earlier for n in stage.nonfinite), *own]))
 
@@ -112,12 +114,13 @@ class Outcome:
 
     def as_row(self) -> dict[str, Any]:
         """Return the facts that a record keeps of every step."""
+        norm, nonfinite = self.pre, self.nonfinite
         return {
-            "norm": self.pre if math.isfinite(self.pre) else None,
+            "norm": norm if math.isfinite(norm) else None,
             "factor": self.factor,
             "clipped": self.engaged,
             "skipped": self._skipped(),
-            **({"nonfinite": list(self.nonfinite[:8])} if self.nonfinite else {}),
+            **({"nonfinite": list(nonfinite[:8])} if nonfinite else {}),
         }
 
     def __str__(self) -> str:

@@ -68,6 +68,11 @@ class Stage:
         return all(kind in PEAKS for kind in self.kinds)
 
     @cached_property
+    def norms_only(self) -> bool:
+        """Whether it wants one norm of every tensor and nothing else."""
+        return self.single and all(kind is Kind.NORM for kind in self.kinds)
+
+    @cached_property
     def owners(self) -> tuple[str, ...]:
         """The name of the tensor that each number speaks of."""
         pairs = zip(self.names, self.counts, strict=True)

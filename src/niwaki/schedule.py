@@ -31,7 +31,8 @@ def value_at(limit: float | Schedule, step: Array, *, xp: Namespace) -> Array:
 
     A limit below zero would turn gradients around; a limit of zero leaves tensors alone.
     """
-    if isinstance(limit, Schedule):
+    # A number first: asking whether something is a schedule takes microseconds.
+    if not isinstance(limit, int | float) and isinstance(limit, Schedule):
         value = limit.value(step, xp=xp)
         return xp.maximum(value, xp.zeros_like(value))
     return xp.asarray(float(limit), dtype=step.dtype)

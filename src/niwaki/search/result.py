@@ -164,10 +164,4 @@ def _candidates(outcome: Outcome) -> list[dict[str, Any]]:
 
 def clip_summary(task: Task, path: Path) -> dict[str, Any]:
     """Return how often the run's steps were clipped and skipped, by its record."""
-    rows = [row for row in record.read(path) if row["event"] == "step"]
-    return {
-        "rule": repr(task.recipe.clip),
-        "steps": len(rows),
-        "clipped": sum(bool(row.get("clipped")) for row in rows),
-        "skipped": sum(bool(row.get("skipped")) for row in rows),
-    }
+    return {"rule": repr(task.recipe.clip), **record.tally(record.read(path))}

@@ -49,7 +49,7 @@ class Clipping:
         units = {name: found[name].shape[axis] for name, axis in self.axes.items()}
         names = [*found, *(sharding.elsewhere if sharding else ())]
         self.stages = stages(rule, names, units=units)
-        self._keeps_moments = any("second_moment" in stage.needs for stage in self.stages)
+        self.keeps_moments = any("second_moment" in stage.needs for stage in self.stages)
         self.state = from_plain(self.stages, None)
 
     def load(self, plain: Mapping[str, Any] | None) -> None:
@@ -116,7 +116,7 @@ class Clipping:
             if skip:
                 break
         self._commit(learned, skip=skip, any_bad=any_bad, overflow=overflow)
-        if self._keeps_moments and not skip:
+        if self.keeps_moments and not skip:
             self.moments.follow(self.parameters)
         return earlier[-1]
 
@@ -146,8 +146,9 @@ class Clipping:
         self, stage: Stage, gradients: Sequence[torch.Tensor | None]
     ) -> tuple[np.ndarray, np.ndarray]:
         present = np.array([gradient is not None for gradient in gradients])
-        if stage.single and not stage.peaks and not set(stage.kinds) & set(RELATIVE):
-            here = norms([local(one) for one in gradients if one is not None])
+        if stage.norms_only:
+            here = [gradient for gradient in gradients if gradient is not None]
+            here = norms(here if self.sharding is None else [local(one) for one in here])
             numbers = np.zeros(len(gradients))
             numbers[present] = here
         else:

@@ -54,13 +54,13 @@ class DeviceNamespace:
         """Return an array in another dtype."""
         return array.to(dtype)
 
-    def cumulative_sum(self, array: torch.Tensor) -> torch.Tensor:
-        """Return the running sum of a vector."""
-        return torch.cumsum(array, 0)
+    def cumulative_sum(self, array: torch.Tensor, axis: int = 0) -> torch.Tensor:
+        """Return the running sum along an axis."""
+        return torch.cumsum(array, axis)
 
-    def sort(self, array: torch.Tensor) -> torch.Tensor:
-        """Return a vector in ascending order."""
-        return torch.sort(array).values
+    def sort(self, array: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        """Return an array in ascending order along an axis."""
+        return torch.sort(array, dim=axis).values
 
     def maximum(self, one: torch.Tensor, other: Any) -> torch.Tensor:
         """Return the larger of each pair."""

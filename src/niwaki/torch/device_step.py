@@ -108,6 +108,8 @@ class DeviceStep:
             found = torch.maximum(found, overflow.to(torch.float32))
         fold.set(None if inverse is None else inverse.to(torch.float32), found)
         self._commit(state, learned, skip, any_bad, overflow)
+        if clipping.keeps_moments:
+            clipping.moments.follow(clipping.parameters, skip=found > 0)
         return earlier[-1]
 
     def counts(self) -> torch.Tensor:
@@ -148,7 +150,7 @@ class DeviceStep:
         gradients = [parameter.grad for parameter in self._clipping.parameters.values()]
         present = self._present(stage, tuple(gradient is not None for gradient in gradients))
         dense = [gradient for gradient in gradients if gradient is not None]
-        if not dense or not stage.single or set(stage.kinds) != {Kind.NORM}:
+        if not dense or not stage.norms_only:
             return torch.cat(self._mixed(stage, gradients)), present
         wide = measure.wide(present.device)
         sizes = iter(torch._foreach_norm(dense, 2, dtype=wide))  # pyright: ignore[reportPrivateImportUsage]
@@ -228,15 +230,29 @@ class DeviceStep:
             if gradient is None:
                 pass
             elif kind in PEAKS and verdict.limit is not None:
-                limit = verdict.limit[start].to(torch.float32)
-                limit = limit if scale is None else limit * scale
-                moments = self._clipping.moments.of(name, parameter)
-                clamp_(parameter, limit, moments if kind is Kind.RELATIVE_PEAK else None)
+                self._clamp_(name, parameter, kind, verdict.limit[start], scale)
             elif count > 1:
                 scale_units_(parameter, self._clipping.axes[name], factors)
             else:
                 gradient.mul_(factors[0])
             start += count
+
+
+    def _clamp_(
+        self,
+        name: str,
+        parameter: torch.Tensor,
+        kind: Kind,
+        limit: torch.Tensor,
+        scale: torch.Tensor | None,
+    ) -> None:
+        limit = limit.to(torch.float32) if scale is None else limit.to(torch.float32) * scale
+        if kind is Kind.PEAK:
+            clamp_(parameter, limit)
+            return
+        moments = self._clipping.moments.of(name, parameter)
+        if moments is not None:
+            clamp_(parameter, limit, moments)
 
 
 def _one_factor(stage: Stage) -> bool:

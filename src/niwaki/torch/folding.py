@@ -61,7 +61,7 @@ def foldable(optimizer: torch.optim.Optimizer) -> bool:
         return False
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # Of a sharded parameter the factor would have to be a tensor on the same mesh.
-    return all(type(p) in (torch.Tensor, torch.nn.Parameter) for p in held)
+    return not any(hasattr(parameter, "to_local") for parameter in held)
 
 
 def _devices(optimizer: torch.optim.Optimizer) -> set[torch.device]:

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from niwaki.checkpoint import from_plain, to_plain
+from niwaki.conduct import leaves
 from niwaki.clip import ByGlobalNorm
 from niwaki.errors import BadFile, InvalidArgument, NonFinite, Refused
 from niwaki.outcome import Outcome
 from niwaki.plan import alone
 from niwaki.prune import Gradual
 from niwaki.record import Recorder
-from niwaki.rule import Composite, Rule
+from niwaki.rule import Composite, Rule, Scope
 from niwaki.schedule import whole
 from niwaki.torch.clipping import Clipping
 from niwaki.torch.device_step import DeviceStep, Late
@@ -80,6 +81,9 @@ class Handle:
                 optimizers, model, self._found, update, sharding, where="torch.attach(update)"
             )
         self._vigilance = Vigilance(clip, self._found)
+        self._joint = clip is not None and any(
+            leaf.scope is Scope.GLOBAL for leaf in leaves(clip)
+        )
         self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
         self._late = Late()
         self._on_device = None
@@ -217,6 +221,13 @@ class Handle:
                 where="torch.attach",
                 hint="detach() the handle and attach again",
             )
+        if self._joint and torch._C._current_graph_task_id() != -1:
+            raise Refused(
+                "the optimizer steps inside backward(), where the joint norm of all gradients is not "
+                "known yet",
+                where="torch.attach",
+                hint="use a rule per tensor there, such as ByNorm, AdaGC or AGC",
+            )
         self._vigilance.stepped()
         if self._round and id(optimizer) not in self._round:
             self._round.add(id(optimizer))
@@ -271,8 +282,9 @@ class Handle:
         if self._on_device is None:
             self._vigilance.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
         if self._record is not None:
-            row = {"event": "step", "step": self.steps, **outcome.as_row()}
-            self._record.write({**row, "sparsity": self.sparsity, **self._facts})
+            facts = {"sparsity": self.sparsity, **self._facts}
+            updates = None if self.last_update is None else self.last_update.tensors()
+            self._record.step(self.steps, outcome, facts, updates=updates)
         self._facts = {}
 
     def _unfold(self) -> None:

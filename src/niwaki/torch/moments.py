@@ -34,8 +34,10 @@ class Moments:
                 return local(kept)
         return self._own.get(name)
 
-    def follow(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Take in the gradients of an accepted step, as they are after clipping."""
+    def follow(
+        self, parameters: Mapping[str, torch.Tensor], *, skip: torch.Tensor | None = None
+    ) -> None:
+        """Take in the gradients of a step as they are after clipping, unless it is skipped on its device."""
         for name, parameter in parameters.items():
             if parameter.grad is None or self._kept_elsewhere(parameter):
                 continue
@@ -43,7 +45,8 @@ class Moments:
             gradient = gradient.to_dense() if gradient.layout is not torch.strided else gradient
             own = self._own.setdefault(name, torch.zeros_like(gradient, dtype=torch.float32))
             wide = gradient.to(own.dtype)
-            own.mul_(_DECAY).addcmul_(wide, wide, value=1.0 - _DECAY)
+            after = (own * _DECAY).addcmul_(wide, wide, value=1.0 - _DECAY)
+            own.copy_(after if skip is None else torch.where(skip, own, after))
 
     def kept(self) -> dict[str, torch.Tensor]:
         """Return what has to go into a checkpoint: the moments that no optimizer has."""

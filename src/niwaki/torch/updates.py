@@ -118,7 +118,9 @@ class _Corrected(Moments):
                     return local(kept["exp_avg_sq"]) / (1.0 - decay)
         return None
 
-    def follow(self, parameters: Mapping[str, torch.Tensor]) -> None:
+    def follow(
+        self, parameters: Mapping[str, torch.Tensor], *, skip: torch.Tensor | None = None
+    ) -> None:
         """Keep nothing: the optimizer does."""
 
 

@@ -5,6 +5,7 @@ It watches counts only, so it costs nothing, and it speaks through `warnings`.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 
@@ -23,9 +24,7 @@ class Vigilance:
     """What one handle has seen, and what it has said already."""
 
     def __init__(self, rule: Rule | Composite | None, found: Mapping[str, torch.Tensor]) -> None:
-        self._judged = rule is not None and not any(
-            getattr(leaf, "acts_always", False) for leaf in leaves(rule)
-        )
+        self._judged = rule is not None and any(map(_has_a_limit, leaves(rule)))
         self.accepted = self.engaged = 0
         self._said = False
         self._stepped, self._unstepped, self._version = True, 0, 0
@@ -85,3 +84,8 @@ class Vigilance:
                 "attach, so nothing is clipped; attach to the optimizer that really steps",
                 stacklevel=2,
             )
+
+
+def _has_a_limit(rule: Rule) -> bool:
+    # Smooth rules act on every step by their nature, and an infinite limit is there to measure.
+    return not getattr(rule, "acts_always", False) and getattr(rule, "limit", None) != math.inf

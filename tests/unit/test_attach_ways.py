@@ -1,0 +1,350 @@
+"""The ways people train: several optimizers, GANs, compiled models, steps inside backward, updates."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import niwaki as nw
+from niwaki.errors import InvalidArgument, Refused
+from niwaki.torch import vigilance
+
+
+def model_of(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def backward(model: nn.Module, seed: int, scale: float = 30.0) -> None:
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+    (model(inputs).square().sum() * scale).backward()
+
+
+def assert_close(one: nn.Module, other: nn.Module) -> None:
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def two(model: nn.Sequential) -> list[torch.optim.Optimizer]:
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    return [first, torch.optim.AdamW(model[2].parameters(), lr=0.01)]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_several_optimizers_share_one_joint_norm(order: tuple[int, int]) -> None:
+    ours, theirs = model_of(), model_of()
+    mine, others = two(ours), two(theirs)
+    handle = nw.torch.attach(
+        mine, ours, clip=nw.clip.ByGlobalNorm(1.0), bound=nw.bound.Clamp(0.3)
+    )
+    for seed in range(4):
+        ours.zero_grad()
+        theirs.zero_grad()
+        backward(ours, seed)
+        backward(theirs, seed)
+        nw.torch.clip_(theirs, nw.clip.ByGlobalNorm(1.0))
+        for place in order:
+            mine[place].step()
+        for place in order:
+            others[place].step()
+        nw.torch.bound_(theirs, nw.bound.Clamp(0.3))
+    assert handle.steps == 4
+    assert handle.last is not None and len(handle.last.names) == 4
+    assert_close(ours, theirs)
+
+
+def test_optimizers_of_a_gan_have_handles_of_their_own() -> None:
+    generator, critic = model_of(1), nn.Linear(3, 1)
+    both = nn.ModuleDict({"generator": generator, "critic": critic})
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (generator, critic)]
+    handles = [
+        nw.torch.attach(optimizers[0], both, clip=nw.clip.ByGlobalNorm(1.0)),
+        nw.torch.attach(optimizers[1], both, bound=nw.bound.Clamp(0.01)),
+    ]
+    for step in range(4):
+        turn = 0 if step == 3 else 1
+        both.zero_grad()
+        critic(generator(torch.ones(2, 6))).sum().backward()
+        optimizers[turn].step()
+    assert [handle.steps for handle in handles] == [1, 3]
+    assert all((p.abs() <= 0.01).all() for p in critic.parameters())
+    assert handles[0].last.names[0].startswith("generator")  # type: ignore[union-attr]
+
+
+def test_optimizers_that_hold_the_same_parameter_are_refused() -> None:
+    model = model_of()
+    pair = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
+    with pytest.raises(Refused, match="hold the same parameter"):
+        nw.torch.attach(pair, model)
+    with pytest.raises(InvalidArgument, match="there is no optimizer"):
+        nw.torch.attach([], model)
+
+
+def in_backward(model: nn.Module, rule: Any) -> list[Any]:
+    handles = []
+    for parameter in model.parameters():
+        own = torch.optim.SGD([parameter], lr=0.1)
+        handles.append(nw.torch.attach(own, model, clip=rule))
+
+        def step(p: torch.Tensor, own: torch.optim.Optimizer = own) -> None:
+            own.step()
+            own.zero_grad()
+
+        parameter.register_post_accumulate_grad_hook(step)
+    return handles
+
+
+def test_an_optimizer_inside_backward_clips_every_tensor_when_it_steps() -> None:
+    ours, theirs = model_of(), model_of()
+    handles = in_backward(ours, nw.clip.ByNorm(0.5))
+    other = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    for seed in range(3):
+        backward(ours, seed)
+        other.zero_grad()
+        backward(theirs, seed)
+        nw.torch.clip_(theirs, nw.clip.ByNorm(0.5))
+        other.step()
+    assert [handle.steps for handle in handles] == [3] * 4
+    assert_close(ours, theirs)
+
+
+def test_a_joint_norm_is_refused_inside_backward() -> None:
+    model = model_of()
+    in_backward(model, nw.clip.ByGlobalNorm(0.5))
+    with pytest.raises(Refused, match="inside backward.*per tensor"):
+        backward(model, 0)
+
+
+def test_a_compiled_model_has_the_names_of_the_model() -> None:
+    model = model_of()
+    compiled: Any = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, compiled, clip=nw.clip.AGC(0.01))
+    backward(compiled, 0)
+    optimizer.step()
+    assert handle.last is not None and handle.last.engaged
+    assert set(handle.last.names) == {name for name, _ in model.named_parameters()}
+
+
+# Updates
+
+
+def test_block_rms_bounds_the_rms_of_every_update() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.BlockRMS(1.0))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    backward(model, 0)
+    optimizer.step()
+    assert handle.last_update is not None and handle.last_update.engaged
+    assert handle.last is not None and not handle.last.engaged
+    sizes = [
+        float(((p - b) / 0.5).square().mean().sqrt().detach())
+        for p, b in zip(model.parameters(), before, strict=True)
+    ]
+    gradients = [float(p.grad.square().mean().sqrt()) for p in model.parameters()]
+    for size, gradient in zip(sizes, gradients, strict=True):
+        assert size == pytest.approx(min(1.0, gradient), rel=1e-4)
+
+
+def test_an_update_within_the_limit_keeps_its_bits() -> None:
+    ours, theirs = model_of(), model_of()
+    optimizer = torch.optim.Adam(ours.parameters(), lr=0.01)
+    other = torch.optim.Adam(theirs.parameters(), lr=0.01)
+    nw.torch.attach(optimizer, ours, update=nw.clip.BlockRMS(100.0))
+    for seed in range(3):
+        for model, one in ((ours, optimizer), (theirs, other)):
+            one.zero_grad()
+            backward(model, seed)
+            one.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rules_for_gradients_serve_for_updates_too() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    handle = nw.torch.attach(
+        optimizer, model, clip=nw.clip.ByGlobalNorm(5.0), update=nw.clip.ByGlobalNorm(2.0)
+    )
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    backward(model, 0)
+    optimizer.step()
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert float((after - before).norm()) == pytest.approx(2.0 * 0.5, rel=1e-5)
+    assert handle.last is not None and handle.last.post == pytest.approx(5.0, rel=1e-5)
+
+
+def stable_adamw(
+    parameters: list[torch.Tensor], gradients: list[torch.Tensor], state: dict[int, Any], step: int
+) -> None:
+    """One step of the paper's algorithm 2 (Wortsman et al. 2023), per tensor, in plain words."""
+    beta1, beta2, rate, decay, eps = 0.9, 0.999, 0.01, 0.1, 1e-8
+    for place, (w, g) in enumerate(zip(parameters, gradients, strict=True)):
+        m, v = state.setdefault(place, (torch.zeros_like(w), torch.zeros_like(w)))
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g.square()
+        state[place] = (m, v)
+        corrected_m, corrected_v = m / (1 - beta1**step), v / (1 - beta2**step)
+        rms = float((g.square() / corrected_v.clamp_min(eps**2)).mean().sqrt())
+        own = rate / max(1.0, rms)
+        w -= own * decay * w + own * corrected_m / (corrected_v.sqrt() + eps)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_stable_adamw_is_the_papers(fused: bool) -> None:
+    model = model_of().double()
+    mine = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1, fused=fused)
+    handle = nw.torch.attach(optimizer, model, update=nw.clip.StableAdamW())
+    state: dict[int, Any] = {}
+    engaged = 0
+    for step in range(1, 13):
+        gradients = []
+        for seed, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(100 * step + seed)
+            scale = 40.0 if step == 9 else 1.0
+            parameter.grad = torch.randn(parameter.shape, generator=generator).double() * scale
+            gradients.append(parameter.grad.clone())
+        optimizer.step()
+        stable_adamw(mine, gradients, state, step)
+        engaged += handle.last_update.engaged  # type: ignore[union-attr]
+    assert engaged >= 1
+    for ours, theirs in zip(model.parameters(), mine, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_stable_adamw_needs_the_moments_of_adam() -> None:
+    model = model_of()
+    with pytest.raises(Refused, match="needs the second moments that Adam.*got SGD.*BlockRMS"):
+        nw.torch.attach(
+            torch.optim.SGD(model.parameters(), lr=0.1), model, update=nw.clip.StableAdamW()
+        )
+
+
+def test_a_skipped_update_is_taken_back_whole() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = nw.torch.attach(
+        optimizer, model, update=nw.clip.SkipSpikes(2.0, warmup=3, window=8)
+    )
+    for seed in range(6):
+        optimizer.zero_grad()
+        backward(model, seed, scale=1e-3)
+        optimizer.step()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.zero_grad()
+    backward(model, 7, scale=1e3)
+    optimizer.step()
+    assert handle.last_update is not None and handle.last_update.skipped
+    for parameter, kept in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, kept)
+
+
+def test_update_rules_are_refused_where_no_update_is_seen() -> None:
+    model = model_of()
+    backward(model, 0)
+    with pytest.raises(Refused, match="BlockRMS acts on a update|BlockRMS acts on an update"):
+        nw.torch.clip_(model, nw.clip.BlockRMS(1.0))
+
+
+def test_a_state_with_updates_continues_bit_for_bit() -> None:
+    def trained(stop: int | None) -> list[torch.Tensor]:
+        model = model_of()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        rule = nw.clip.EMARatio(1.1)
+        handle = nw.torch.attach(optimizer, model, clip=nw.clip.SPAM(3.0, warmup=1), update=rule)
+        for seed in range(10):
+            if seed == stop:
+                kept = (model.state_dict(), optimizer.state_dict(), handle.state_dict())
+                model = model_of(9)
+                model.load_state_dict(kept[0])
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+                optimizer.load_state_dict(kept[1])
+                handle = nw.torch.attach(
+                    optimizer, model, clip=nw.clip.SPAM(3.0, warmup=1), update=rule
+                )
+                handle.load_state_dict(kept[2])
+            optimizer.zero_grad()
+            backward(model, seed, scale=1.0 + seed % 3)
+            optimizer.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    for one, other in zip(trained(None), trained(4), strict=True):
+        assert torch.equal(one, other)
+
+
+# What a person is told
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+    for seed in range(count):
+        optimizer.zero_grad()
+        backward(model, seed)
+        optimizer.step()
+
+
+def test_a_limit_that_always_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vigilance, "ENOUGH_FOR_OFTEN", 8)
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e-3))
+    with pytest.warns(UserWarning, match=r"100\.0% of 8 steps were clipped") as said:
+        steps(model, optimizer, 30)
+    assert len(said) == 1
+
+
+def test_a_limit_that_never_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vigilance, "ENOUGH_FOR_OFTEN", 8)
+    monkeypatch.setattr(vigilance, "ENOUGH_FOR_SELDOM", 10)
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e9))
+    with pytest.warns(UserWarning, match=r"0\.00% of 10 steps.*does next to nothing") as said:
+        steps(model, optimizer, 30)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "rule", [None, nw.clip.Smooth(1.0), nw.clip.Normalize(1.0), nw.clip.ByGlobalNorm(math.inf)]
+)
+def test_rules_that_measure_or_always_act_are_not_spoken_of(
+    rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vigilance, "ENOUGH_FOR_OFTEN", 8)
+    monkeypatch.setattr(vigilance, "ENOUGH_FOR_SELDOM", 10)
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    nw.torch.attach(optimizer, model, clip=rule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(model, optimizer, 20)
+
+
+def test_weights_that_change_without_a_step_are_spoken_of() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    other = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with pytest.warns(UserWarning, match="nothing is clipped") as said:
+        steps(model, other, 12)
+    assert len(said) == 1
+
+
+def test_accumulation_and_loading_are_not_mistaken_for_a_missing_clip() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(40):
+            backward(model, seed)
+            if seed % 8 == 7:
+                optimizer.step()
+                optimizer.zero_grad()
+                model.load_state_dict(model.state_dict())
