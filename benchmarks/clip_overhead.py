@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -124,8 +125,69 @@ def norm_only(shapes: Shapes, rounds: int) -> dict[str, list[float]]:
     )
 
 
+def each_tensor(shapes: Shapes, rounds: int) -> dict[str, list[float]]:
+    """Time a rule per tensor beside torch's clip called for every parameter, half of them clipped."""
+    ours, theirs = model_of(shapes), model_of(shapes)
+    sizes = [float(p.grad.norm()) for p in ours.parameters() if p.grad is not None]
+    limit = statistics.median(sizes)
+    step = attached(ours, nw.clip.ByNorm(limit), None)
+
+    def peer() -> None:
+        for parameter in theirs.parameters():
+            torch.nn.utils.clip_grad_norm_(parameter, limit)
+
+    return paired_fresh({"niwaki": step, "peer": peer}, (ours, theirs), rounds)
+
+
+def each_unit(shapes: Shapes, rounds: int) -> dict[str, list[float]]:
+    """Time AGC beside the operations of timm's, all units of matrices and kernels clipped or not."""
+    ours, theirs = model_of(shapes), model_of(shapes)
+    layered = Layered(ours)
+    step = attached(layered, nw.clip.AGC(0.01), None)
+
+    def peer() -> None:
+        for parameter in theirs.parameters():
+            _timm_agc(parameter)
+
+    return paired_fresh({"niwaki": step, "peer": peer}, (ours, theirs), rounds)
+
+
+class Layered(torch.nn.Module):
+    """The same parameters as layers, so that their unit axes are known."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(map(_layer, model.parameters()))
+
+
+def _layer(parameter: torch.nn.Parameter) -> torch.nn.Module:
+    if parameter.dim() < 2:
+        holder = torch.nn.Module()
+    elif parameter.dim() == 2:
+        holder = torch.nn.Linear(1, 1, bias=False)
+    else:
+        holder = torch.nn.Conv2d(1, 1, 1, bias=False)
+    holder.weight = parameter
+    return holder
+
+
+def _timm_agc(parameter: torch.Tensor) -> None:
+    weight, gradient = parameter.detach(), parameter.grad
+    assert gradient is not None  # noqa: S101
+    most = _unit_norms(weight).clamp_(min=1e-3).mul_(0.01)
+    size = _unit_norms(gradient)
+    clipped = gradient * (most / size.clamp(min=1e-6))
+    gradient.copy_(torch.where(size < most, gradient, clipped))
+
+
+def _unit_norms(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dim() < 2:
+        return tensor.norm(2.0)
+    return tensor.norm(2.0, dim=tuple(range(1, tensor.dim())), keepdim=True)
+
+
 def attached(
-    model: torch.nn.Module, rule: nw.clip.ByGlobalNorm, optimizer: torch.optim.Optimizer | None
+    model: torch.nn.Module, rule: Any, optimizer: torch.optim.Optimizer | None
 ) -> Side:
     """Return what runs per step: the optimizer's step with our hooks, or the hooks alone."""
     if optimizer is not None:
@@ -201,9 +263,12 @@ def main() -> None:
             "unclipped": norm_only(shapes, own),
             "unclipped + fused AdamW": with_step(shapes, 1e6, own),
             "clipped + fused AdamW": with_step(shapes, 0.1, own),
+            "per tensor (ByNorm)": each_tensor(shapes, own),
+            "per unit (AGC, timm's)": each_unit(shapes, own),
         }
         for what, times in cases.items():
-            rows.append(Row(size, what, times, SMALL_TARGET if small else TARGETS[what]))
+            target = TARGETS.get(what)
+            rows.append(Row(size, what, times, SMALL_TARGET if small and target else target))
             print(rows[-1], flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([vars(row) for row in rows], indent=1))

@@ -92,6 +92,57 @@ class Cubic:
         return float(self.value(np.asarray(float(step)), xp=np))
 
 
+@dataclass(frozen=True, slots=True)
+class Stepwise:
+    """Constant from each given step on: ``points = ((0, inf), (500, 1.0))`` measures for 500 steps, then clips.
+
+    `points`: ``(step, value)`` pairs, the first at step 0, in rising order; a value may be ``inf``, so
+    that a limit begins after a warm-up.
+
+    >>> import math
+    >>> warm = Stepwise(((0, math.inf), (500, 1.0)))
+    >>> warm.at(499), warm.at(500)
+    (inf, 1.0)
+    """
+
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        pairs: list[Any] = [tuple(pair) if isinstance(pair, tuple | list) else () for pair in self.points]
+        steps = [whole(pair[0]) if len(pair) == 2 else None for pair in pairs]
+        rising = None not in steps and steps == sorted({*steps}) and steps[:1] == [0]  # type: ignore[type-var]
+        if not rising or not all(_is_number(v) and not math.isnan(v) for _, v in pairs):
+            raise InvalidArgument(
+                "points must be (step, number) pairs from step 0 on, in rising order",
+                where="Stepwise",
+                got=self.points,
+            )
+        plain = tuple((step, _plain(value)) for step, (_, value) in zip(steps, pairs, strict=True))
+        object.__setattr__(self, "points", plain)
+
+    @property
+    def start(self) -> float:
+        """The smallest value."""
+        return min(value for _, value in self.points)
+
+    @property
+    def stop(self) -> float:
+        """The largest value."""
+        return max(value for _, value in self.points)
+
+    def value(self, step: Array, *, xp: Namespace) -> Array:
+        """Return the value of the last point that is not after `step`."""
+        one = xp.ones_like(step)
+        value = self.points[0][1] * one
+        for first, later in self.points[1:]:
+            value = xp.where(step >= float(first), later * one, value)
+        return value
+
+    def at(self, step: int) -> float:
+        """Return the value at an ordinary step number."""
+        return float(self.value(np.asarray(float(step)), xp=np))
+
+
 def _share(step: Array, steps: tuple[int, int], *, xp: Namespace) -> Array:
     first, last = steps
     share = (step - float(first)) / float(last - first)

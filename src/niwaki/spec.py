@@ -17,7 +17,7 @@ from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, su
 from niwaki.files import as_path
 from niwaki.rule import Composite, Quantity, Rule
 
-SCHEDULES = {cls.__name__: cls for cls in (schedule.Linear, schedule.Cubic)}
+SCHEDULES = {cls.__name__: cls for cls in (schedule.Linear, schedule.Cubic, schedule.Stepwise)}
 
 T = TypeVar("T")
 

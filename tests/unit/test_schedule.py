@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import niwaki as nw
+from niwaki import spec
 from niwaki.errors import InvalidArgument
-from niwaki.schedule import Cubic, Linear, Schedule, value_at
+from niwaki.schedule import Cubic, Linear, Schedule, Stepwise, value_at
 
 ends = st.floats(-1e6, 1e6)
 steps = st.tuples(st.integers(0, 1000), st.integers(1, 10_000)).map(lambda p: (p[0], p[0] + p[1]))
@@ -80,3 +82,39 @@ def test_numbers_of_numpy_are_stored_as_python_s(shape: Any) -> None:
     found = shape(np.float32(0.5), np.int64(2), steps=(np.int64(0), np.uint8(9)))
     assert found == shape(0.5, 2, steps=(0, 9))
     assert [type(v) for v in (found.start, found.stop, *found.steps)] == [float, int, int, int]
+
+
+def test_a_stepwise_limit_is_a_warm_up() -> None:
+    warm = Stepwise(((0, float("inf")), (2, 1.0), (3, 0.5)))
+    assert isinstance(warm, Schedule)
+    assert [warm.at(step) for step in range(5)] == [float("inf"), float("inf"), 1.0, 0.5, 0.5]
+    state, sizes = None, []
+    for _ in range(4):
+        _, outcome, state = nw.numpy.clip([np.array([3.0])], nw.clip.ByGlobalNorm(warm), state)
+        sizes.append(outcome.post)
+    assert sizes == [3.0, 3.0, 1.0, 0.5]
+    rule = nw.clip.ByNorm(warm)
+    assert spec.from_dict(spec.to_dict(rule)) == rule
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        (),
+        ((1, 1.0),),
+        ((0, 1.0), (0, 2.0)),
+        ((0, 1.0), (5, 1.0), (3, 1.0)),
+        ((0, float("nan")),),
+        ((0, 1.0), 3),
+        ((0.5, 1.0),),
+        ((0, True),),
+    ],
+)
+def test_points_that_are_no_schedule_are_refused(points: Any) -> None:
+    with pytest.raises(InvalidArgument, match="^Stepwise: points must be"):
+        Stepwise(points)
+
+
+def test_a_limit_that_is_ever_below_zero_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="must be positive"):
+        nw.clip.ByNorm(Stepwise(((0, 1.0), (5, -1.0))))
