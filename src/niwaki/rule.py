@@ -78,7 +78,11 @@ class Decision(NamedTuple):
 
 @runtime_checkable
 class Rule(Protocol):
-    """A frozen dataclass: its limit comes first and may be positional, all else is keyword-only."""
+    """A frozen dataclass: its limit comes first and may be positional, all else is keyword-only.
+
+    One that changes every gradient by its nature says so with ``acts_always = True``, so that nobody is
+    warned of a limit that is always met.
+    """
 
     @property
     def scope(self) -> Scope:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from niwaki.errors import InvalidArgument
+from niwaki.bound.extent import SLACK, check_extent, scope_of
 from niwaki.registry import register
 from niwaki.rule import (
     Array,
@@ -21,8 +21,6 @@ from niwaki.rule import (
 )
 from niwaki.schedule import Schedule, value_at
 
-_SLACK = 1e-6  # the rounding of a float32 unit that was just scaled onto the ball
-
 
 @register(
     "bound",
@@ -34,7 +32,8 @@ class MaxNorm(Stateless):
     """Keep the L2 norm of the weights into every output unit at or below the limit.
 
     ``w_u = w_u * min(1, limit / |w_u|)``; a unit within the ball keeps its bits. What one unit is
-    comes from the layer's type (a row of a Linear, a filter of a Conv); biases and gains are left alone.
+    comes from the layer's type (a row of a Linear, a filter of a Conv); biases and gains are left
+    alone, but not per tensor: there every floating tensor that is given has its ball.
 
     `limit`: > 0, in units of the norm, or a schedule; ``inf`` measures only. `per`: ``"unit"``, or
     ``"tensor"`` for one ball per tensor. Raises `InvalidArgument` for a limit that is negative, zero
@@ -58,18 +57,12 @@ class MaxNorm(Stateless):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", check_limit(self.limit, where="MaxNorm"))
-        if self.per not in ("unit", "tensor"):
-            raise InvalidArgument(
-                "unknown extent of the ball",
-                where="MaxNorm(per)",
-                got=repr(self.per),
-                allowed="'unit', 'tensor'",
-            )
+        check_extent(self.per, where="MaxNorm(per)")
 
     @property
     def scope(self) -> Scope:
         """One number per output unit, or per tensor."""
-        return Scope.UNIT if self.per == "unit" else Scope.TENSOR
+        return scope_of(self.per)
 
     def decide(
         self,
@@ -82,4 +75,4 @@ class MaxNorm(Stateless):
     ) -> tuple[Decision, State]:
         """Return one factor per unit."""
         limit = value_at(self.limit, facts["step"], xp=xp)
-        return Decision(shrink_to(norms, limit, xp=xp, slack=_SLACK), None, leave(xp)), state
+        return Decision(shrink_to(norms, limit, xp=xp, slack=SLACK), None, leave(xp)), state

@@ -118,5 +118,6 @@ def _scale(
             )
         if np.all(factors == 1.0):
             continue
-        wide = arrays[one].astype(np.float64) * repeated.reshape(-1, *[1] * (arrays[one].ndim - 1))
-        arrays[one] = wide.astype(arrays[one].dtype)
+        wide = np.result_type(arrays[one].dtype, np.float64)
+        column = repeated.reshape(-1, *[1] * (arrays[one].ndim - 1))
+        arrays[one] = (arrays[one].astype(wide) * column).astype(arrays[one].dtype)

@@ -1,55 +1,64 @@
-"""The largest singular value of an array, followed by power iteration from a vector that is kept.
+"""The largest singular value of an array, followed from step to step by block power iteration.
 
-The readable reference: the first sight of a tensor converges on a small block of vectors, every
-later one takes a single iteration.
+The readable reference: a block of eight vectors is kept; the first sight of an array iterates until
+the estimate stands still, later steps need one or two iterations from the kept block.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import numpy as np
 
+from niwaki.errors import InvalidArgument
 from niwaki.numpy.measure import peak
 
-BLOCK = 8  # vectors of the start: a matrix with no more rows or columns is exact at once
-MOST = 100  # iterations of the start
-CLOSE = 1e-7  # relative growth of the estimate below which the start has converged
+BLOCK = 8  # a matrix with no more rows or columns is exact at once
+FIRST = (100, 1e-7)  # most iterations, and the relative growth of the estimate that ends them
+LATER = (20, 1e-4)
 
 
 def spectral_norm(
-    array: np.ndarray, axis: int, vector: np.ndarray | None, *, name: str
+    array: np.ndarray, axis: int, block: np.ndarray | None, *, name: str
 ) -> tuple[float, np.ndarray]:
-    """Return ``(the largest singular value, its right vector)`` of the matrix (units, all the rest).
+    """Return ``(the largest singular value, block)`` of the matrix (units, all the rest).
 
-    `vector`: what the last call returned for this tensor, ``None`` at first; it is begun anew from a
-    seed that depends on `name` and shape alone. The estimate is never above the true value.
+    `block`: what the last call returned for this array, ``None`` at first; it is begun from a seed
+    that depends on `name` and shape alone. The estimate is never above the true value.
     """
     units = np.moveaxis(array, axis, 0)
-    matrix = units.reshape(units.shape[0], -1) if array.size else np.zeros((1, 1))
+    matrix = units.reshape(units.shape[0], math.prod(units.shape[1:]))
+    shape = (matrix.shape[1], min(BLOCK, *matrix.shape))
+    if block is not None and block.shape != shape:
+        raise InvalidArgument(
+            "these vectors are of another array",
+            where=f"vectors: {name}",
+            got=block.shape,
+            allowed=shape,
+        )
+    fresh = np.random.default_rng([zlib.crc32(name.encode()), *shape]).standard_normal(shape)
     largest = peak(matrix)
-    if largest == 0.0 or not np.isfinite(largest):
-        return largest, np.ones(matrix.shape[1]) / np.sqrt(matrix.shape[1])
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest, fresh
     matrix = matrix.astype(np.float64) / largest
-    image = None if vector is None else matrix @ vector
-    if image is None or not image.any():
-        size, vector = _converged(matrix, name)
-    else:
-        back = matrix.T @ image
-        size, vector = np.linalg.norm(back) / np.linalg.norm(image), back / np.linalg.norm(back)
-    return float(size) * largest, vector
+    if block is not None:
+        size, after = _iterated(matrix, block, *LATER)
+        if size > 0.0:
+            return size * largest, after
+    size, after = _iterated(matrix, fresh, *FIRST)
+    return size * largest, after
 
 
-def _converged(matrix: np.ndarray, name: str) -> tuple[float, np.ndarray]:
-    generator = np.random.default_rng([zlib.crc32(name.encode()), *matrix.shape])
-    block = generator.standard_normal((matrix.shape[1], min(BLOCK, *matrix.shape)))
-    size = 0.0
-    for _ in range(MOST):
+def _iterated(
+    matrix: np.ndarray, block: np.ndarray, most: int, close: float
+) -> tuple[float, np.ndarray]:
+    best = 0.0
+    for turn in range(most):
         block = np.linalg.qr(block)[0]
         image = matrix @ block
-        _, sizes, right = np.linalg.svd(image, full_matrices=False)
-        best, vector = float(sizes[0]), block @ right[0]
-        if best - size <= CLOSE * best:
+        size, best = best, float(np.linalg.svd(image, compute_uv=False)[0])
+        if best - size <= close * best or turn == most - 1:
             break
-        size, block = best, matrix.T @ image
-    return best, vector
+        block = matrix.T @ image
+    return best, block

@@ -1,9 +1,12 @@
 """niwaki for PyTorch: measure and apply on modules, optimizers and their gradients."""
 
 from niwaki.torch.arrays import fill_, to_arrays, to_stored
-from niwaki.torch.attachment import Handle, attach
+from niwaki.torch.attachment import attach
+from niwaki.torch.attention import declare_attention
 from niwaki.torch.bound import bound_
 from niwaki.torch.clip import clip_
+from niwaki.torch.handle import Handle
+from niwaki.torch.logits import note_logits, watch_logits
 from niwaki.torch.masks import Masks
 from niwaki.torch.prune import prune_
 from niwaki.torch.quantize import quantize_
@@ -17,7 +20,9 @@ __all__ = [
     "attach",
     "bound_",
     "clip_",
+    "declare_attention",
     "fill_",
+    "note_logits",
     "prune_",
     "quantize_",
     "resize_",
@@ -25,4 +30,5 @@ __all__ = [
     "shrink",
     "to_arrays",
     "to_stored",
+    "watch_logits",
 ]

@@ -19,6 +19,7 @@ from niwaki.prune import Gradual
 from niwaki.record import Recorder
 from niwaki.rule import Composite, Quantity, Rule
 from niwaki.schedule import whole
+from niwaki.torch.bound import MEASURED
 from niwaki.torch.clipping import AVAILABLE
 from niwaki.torch.handle import Handle
 from niwaki.torch.prune import Masks
@@ -87,7 +88,7 @@ def attach(
             available=AVAILABLE,
         )
     if bound is not None:
-        conduct.check_rule(bound, Quantity.WEIGHT, where="torch.attach(bound)")
+        conduct.check_rule(bound, Quantity.WEIGHT, where="torch.attach(bound)", available=MEASURED)
     if prune is not None and not isinstance(prune, Gradual | Masks):
         raise InvalidArgument(
             "prune takes a schedule or masks",

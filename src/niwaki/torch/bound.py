@@ -9,14 +9,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from niwaki import conduct
+from niwaki import checkpoint, conduct
+from niwaki.bound.standing import standing
 from niwaki.errors import InvalidArgument, NonFinite, Refused
 from niwaki.outcome import Outcome
-from niwaki.rule import Quantity, Rule, Scope, State
+from niwaki.plan import alone
+from niwaki.rule import Composite, Quantity, Rule, Scope, State
 from niwaki.select import select
-from niwaki.torch.clip import representable, scale_
-from niwaki.torch.measure import norm, on_host, peak, unit_norms
+from niwaki.torch.fan_in import fan_ins
+from niwaki.torch.heads import Logits, bound_heads, check_supplied, layers_of
+from niwaki.torch.scaling import representable
 from niwaki.torch.tensors import named, unit_axes
+from niwaki.torch.weights import apply_, count_at_bound, measured
+
+MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
+"""What rules on weights may need here besides norms."""
+
+VECTORS = "vectors"
+WHERE = "torch.bound_"
 
 
 @torch.no_grad()
@@ -27,14 +37,17 @@ def bound_(
     *,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    logits: Logits | None = None,
 ) -> tuple[Outcome, State]:
     """Bring the weights of a module within a bound, in place, and return ``(outcome, state)``.
 
     `state`: what the last call returned, ``None`` for a fresh one; plain data, in which what was
-    learned of a tensor or unit goes with the tensor's name. Rules per unit act on the tensors whose
-    layer declares a unit axis (Linear, Conv, Embedding, recurrent and attention weights); what is
-    left alone, with the reason, is in ``outcome.left_alone``.
-    `only`, `exclude`: globs over parameter names.
+    learned of a tensor or unit goes with the tensor's name, and with `SpectralCap` a tensor per weight.
+    Rules per unit act on the tensors whose layer declares a unit axis (Linear, Conv, Embedding,
+    recurrent and attention weights), and so does `SpectralCap`; `InitScaled` on those whose layer has a
+    fan-in; what is left alone, with the reason, is in ``outcome.left_alone``.
+    `only`, `exclude`: globs over parameter names. `logits`: for `QKClip`, attention's name -> largest
+    logit per query head; without it, what `watch_logits` or `note_logits` has noted since last time.
 
     Raises `NonFinite` naming the tensor when a weight is not finite: no bound can mend it.
 
@@ -45,14 +58,12 @@ def bound_(
     >>> layer.weight.tolist(), outcome.share_at_bound
     ([[2.0, -2.0]], 1.0)
     """
-    conduct.check_rule(rule, Quantity.WEIGHT, where="torch.bound_")
+    conduct.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
     if not isinstance(module, nn.Module):
-        raise InvalidArgument(
-            "bounds act on a module", where="torch.bound_", got=type(module).__name__
-        )
-    found = named(module, where="torch.bound_")
-    chosen = select(found, only=only, exclude=exclude, where="torch.bound_")
-    return bound_named(module, {name: found[name] for name in chosen}, rule, state)
+        raise InvalidArgument("bounds act on a module", where=WHERE, got=type(module).__name__)
+    found = named(module, where=WHERE)
+    chosen = select(found, only=only, exclude=exclude, where=WHERE)
+    return bound_named(module, {name: found[name] for name in chosen}, rule, state, logits=logits)
 
 
 def bound_named(
@@ -60,28 +71,40 @@ def bound_named(
     found: Mapping[str, torch.Tensor],
     rule: Rule,
     state: Mapping[str, Any] | None,
+    *,
+    logits: Logits | None = None,
 ) -> tuple[Outcome, State]:
     """Do what `bound_` does to these parameters of a module only."""
+    _refuse_composite(rule)
+    if "largest_logit" in rule.needs:
+        return bound_heads(module, found, rule, state, logits)  # type: ignore[arg-type]
     axes, left_alone = targets(module, rule, found)
-    numbers = _measured(rule, found, axes)
+    small, vectors = _divided(rule, state)
+    numbers = measured(rule, found, axes, vectors)
     norms = np.concatenate(list(numbers.values()))
     _check_finite(numbers)
-    owners_of = [name for name, part in numbers.items() for _ in part]
-    verdict, after = conduct.judge_named(rule, owners_of, norms, state, present=np.isfinite(norms))
+    owners = [name for name, part in numbers.items() for _ in part]
+    verdict, after = checkpoint.judge_named(
+        rule, owners, norms, small, present=np.isfinite(norms), facts=_facts(module, rule, owners)
+    )
     if verdict.limit is not None:
-        owners = [found[name] for name in numbers]
-        limits = map(representable, verdict.limit.tolist(), owners)
+        limits = map(representable, verdict.limit.tolist(), [found[name] for name in numbers])
         verdict = verdict._replace(limit=np.array(list(limits), dtype=np.float64))
+    left = conduct.norms_after(norms, verdict, xp=np)
+    held = standing(rule, left, verdict.factor, attempted=int(after["attempted"]) - 1)
     at_bound, entries, start = 0, 0, 0
     for name, axis in axes.items():
         part = slice(start, start + len(numbers[name]))
         start = part.stop
-        reached, counted = _apply(found[name], axis, norms[part], verdict, part)
-        at_bound, entries = at_bound + reached, entries + counted
+        apply_(found[name], rule, axis, numbers[name], verdict, part)
+        reached, of = count_at_bound(found[name], rule, numbers[name], verdict, held, part)
+        at_bound, entries = at_bound + reached, entries + of
+    if "spectral_norm" in rule.needs:
+        after[VECTORS] = {name: vectors[name] for name in axes}
     outcome = Outcome(
-        names=tuple(owners_of),
+        names=tuple(owners),
         norms=norms,
-        after=conduct.norms_after(norms, verdict, xp=np),
+        after=left,
         skipped=False,
         element_wise=rule.scope is Scope.ELEMENT,
         left_alone=left_alone,
@@ -93,34 +116,75 @@ def bound_named(
 def targets(
     module: nn.Module, rule: Rule, found: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, int | None], dict[str, str]]:
-    """Return ``(name -> unit axis, name -> why it is left alone)``; refuses a rule without any target."""
-    floating = {name: None for name, tensor in found.items() if tensor.is_floating_point()}
-    if not floating:
-        raise Refused("no selected tensor is floating", where="torch.bound_")
-    if rule.scope is not Scope.UNIT:
-        return dict(floating), {name: "not floating" for name in found if name not in floating}
-    axes, reasons = unit_axes(module)
-    chosen: dict[str, int | None] = {name: axes[name] for name in found if name in axes}
-    if not chosen:
+    """Return ``(name -> unit axis, name -> why it is left alone)``; refuses a rule without any target.
+
+    Of attention heads, which are no axis of one tensor, the projections are named with ``None``.
+    """
+    _refuse_composite(rule)
+    if not any(tensor.is_floating_point() for tensor in found.values()):
+        raise Refused("no selected tensor is floating", where=WHERE)
+    if "largest_logit" in rule.needs:
+        layers, left_alone = layers_of(module, found)
+        check_supplied(layers)
+        return {name: None for name in found if name not in left_alone}, left_alone
+    if rule.scope is Scope.UNIT or "spectral_norm" in rule.needs:
+        (known, reasons), what = unit_axes(module), "a unit axis"
+    elif "fan_in" in rule.needs:
+        (known, reasons), what = fan_ins(module), "a fan-in"
+        known = dict.fromkeys(known)
+    else:
+        chosen = {name: None for name, tensor in found.items() if tensor.is_floating_point()}
+        return dict(chosen), {name: "not floating" for name in found if name not in chosen}
+    axes: dict[str, int | None] = {name: known[name] for name in found if name in known}
+    if not axes:
         raise Refused(
-            "no selected tensor has a unit axis",
-            where="torch.bound_",
+            f"no selected tensor has {what}",
+            where=WHERE,
             got=", ".join(f"{name} ({reasons[name]})" for name in list(found)[:5]),
         )
-    return chosen, {name: reasons[name] for name in found if name not in chosen}
+    return axes, {name: reasons[name] for name in found if name not in axes}
 
 
-def _measured(
-    rule: Rule, found: Mapping[str, torch.Tensor], axes: Mapping[str, int | None]
-) -> dict[str, np.ndarray]:
-    if rule.scope is Scope.UNIT:
-        units = {
-            name: unit_norms(found[name], axis) for name, axis in axes.items() if axis is not None
-        }
-        return {name: numbers.cpu().double().numpy() for name, numbers in units.items()}
-    size = peak if rule.scope is Scope.ELEMENT else norm
-    numbers = on_host([size(found[name]) for name in axes])
-    return {name: np.array([number]) for name, number in zip(axes, numbers, strict=True)}
+def restored(rule: Rule, state: Mapping[str, Any], names: Sequence[str]) -> State:
+    """Return a state of this rule from a checkpoint after checking it, vectors included.
+
+    `names`: of the tensors, where the state has no names of its own; the step realigns them. Raises
+    `InvalidArgument` for what is no state of this rule.
+    """
+    small, vectors = _divided(rule, state)
+    own = small.get("names") if isinstance(small, Mapping) else None
+    stage = alone(rule, own if own and isinstance(own, list) else names)
+    plain = checkpoint.to_plain([stage], checkpoint.from_plain([stage], small))
+    return {**plain, VECTORS: vectors} if "spectral_norm" in rule.needs else plain
+
+
+def _refuse_composite(rule: Rule) -> None:
+    if isinstance(rule, Composite):
+        raise Refused("bounds are applied one at a time", where=WHERE, got=type(rule).__name__)
+
+
+def _divided(
+    rule: Rule, state: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any] | None, dict[str, torch.Tensor]]:
+    """Return the small state, which `checkpoint` knows, and the vectors that stand beside it."""
+    if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
+        return state, {}
+    vectors = state.get(VECTORS)
+    if not isinstance(vectors, Mapping) or not all(
+        isinstance(vector, torch.Tensor) and vector.is_floating_point() and vector.dim() == 2
+        for vector in vectors.values()
+    ):
+        raise InvalidArgument(
+            "this state has no vectors", where=type(rule).__name__, got=sorted(map(str, state))
+        )
+    return {key: value for key, value in state.items() if key != VECTORS}, dict(vectors)
+
+
+def _facts(module: nn.Module, rule: Rule, owners: Sequence[str]) -> dict[str, np.ndarray]:
+    if "fan_in" not in rule.needs:
+        return {}
+    known, _ = fan_ins(module)
+    return {"fan_in": np.array([known[name] for name in owners], dtype=np.float64)}
 
 
 def _check_finite(numbers: Mapping[str, np.ndarray]) -> None:
@@ -128,33 +192,6 @@ def _check_finite(numbers: Mapping[str, np.ndarray]) -> None:
         if not np.all(np.isfinite(values)):
             raise NonFinite(
                 f"non-finite weights in {name}",
-                where="torch.bound_",
+                where=WHERE,
                 hint="load the last good checkpoint: no bound can mend them",
             )
-
-
-def _apply(
-    tensor: torch.Tensor,
-    axis: int | None,
-    norms: np.ndarray,
-    verdict: conduct.Verdict,
-    part: slice,
-) -> tuple[int, int]:
-    if verdict.limit is not None:
-        limit = float(verdict.limit[part][0])
-        if norms[0] < limit:
-            return 0, tensor.numel()
-        if norms[0] > limit:
-            tensor.clamp_(-limit, limit)
-        return int((tensor.abs() >= limit).sum()), tensor.numel()
-    factors = verdict.factor[part]
-    if np.any(factors != 1.0):
-        if axis is None:
-            scale_(tensor, float(factors[0]))
-        else:
-            shape = [1] * tensor.dim()
-            shape[axis] = -1
-            scale = torch.as_tensor(factors, device=tensor.device).reshape(shape)
-            # Only units over the bound are written, so that the others keep their bits.
-            tensor.copy_(torch.where(scale < 1, (tensor * scale).to(tensor.dtype), tensor))
-    return int(np.count_nonzero(factors < 1.0)), len(factors)

@@ -107,6 +107,8 @@ class Clipping:
                 xp=np,
             )
             earlier = (*earlier, outcome)
+            if self.sharding is not None:
+                self.sharding.check(stage, outcome)
             if self.nonfinite == "raise" and any_bad and not overflow:
                 self._commit(learned, skip=True, any_bad=True, overflow=False)
                 raise self._nonfinite(outcome)
@@ -267,13 +269,16 @@ class Clipping:
             factors, limits = verdict.factor[part], verdict.limit
             if parameter.grad is None:
                 continue
-            if count > 1 and not verdict.bad[part].any():
+            if verdict.bad[part].any():
+                # A policy zeroes a bad tensor as a whole, or leaves it alone as a whole.
+                if factors.min() == 0.0:
+                    scale_(parameter, 0.0)
+            elif count > 1:
                 self._scale_units_(name, parameter, factors)
-            elif np.any(factors != 1.0):
-                scale_(parameter, float(factors.min()))
-            elif not verdict.bad[part].any() and limits is not None:
-                if numbers[part][0] > limits[part][0]:
-                    self._clamp_(name, parameter, kind, float(limits[part][0]) * scale)
+            elif factors[0] != 1.0:
+                scale_(parameter, float(factors[0]))
+            elif limits is not None and numbers[part][0] > limits[part][0]:
+                self._clamp_(name, parameter, kind, float(limits[part][0]) * scale)
 
     def _clamp_(self, name: str, parameter: torch.Tensor, kind: Kind, limit: float) -> None:
         if kind is Kind.RELATIVE_PEAK:

@@ -10,16 +10,15 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from niwaki.checkpoint import from_plain, to_plain
-from niwaki.conduct import leaves
 from niwaki.clip import ByGlobalNorm
+from niwaki.conduct import leaves
 from niwaki.errors import BadFile, InvalidArgument, NonFinite, Refused
 from niwaki.outcome import Outcome
-from niwaki.plan import alone
 from niwaki.prune import Gradual
 from niwaki.record import Recorder
 from niwaki.rule import Composite, Rule, Scope
 from niwaki.schedule import whole
+from niwaki.torch.bound import restored
 from niwaki.torch.clipping import Clipping
 from niwaki.torch.device_step import DeviceStep, Late
 from niwaki.torch.folding import Fold
@@ -81,9 +80,7 @@ class Handle:
                 optimizers, model, self._found, update, sharding, where="torch.attach(update)"
             )
         self._vigilance = Vigilance(clip, self._found)
-        self._joint = clip is not None and any(
-            leaf.scope is Scope.GLOBAL for leaf in leaves(clip)
-        )
+        self._joint = clip is not None and any(leaf.scope is Scope.GLOBAL for leaf in leaves(clip))
         self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
         self._late = Late()
         self._on_device = None
@@ -163,7 +160,7 @@ class Handle:
         steps = whole(state["steps"])
         if steps is None or steps < 0:
             raise InvalidArgument("not a number of steps", where="steps", got=state["steps"])
-        bound = _restored(self._bound, state["bound"], list(self._found), where="bound")
+        bound = _restored(self._bound, state["bound"], list(self._found))
         masks = None if state["masks"] is None else _unpacked(state["masks"])
         update = state.get("update")
         if update is not None and self._updates is None:
@@ -333,16 +330,13 @@ def _no_rule(where: str) -> InvalidArgument:
 
 
 def _restored(
-    rule: Rule | None, plain: Mapping[str, Any] | None, names: list[str], *, where: str
+    rule: Rule | None, plain: Mapping[str, Any] | None, names: list[str]
 ) -> dict[str, Any] | None:
     if plain is None:
         return None
     if rule is None:
-        raise _no_rule(where)
-    # For the very names that it has, if any; the step brings its own, and realigns.
-    own = plain.get("names") if isinstance(plain, Mapping) else None
-    stage = alone(rule, own if own and isinstance(own, list) else names)
-    return to_plain([stage], from_plain([stage], plain))
+        raise _no_rule("bound")
+    return restored(rule, plain, names)
 
 
 def _unpacked(masks: object) -> Masks:

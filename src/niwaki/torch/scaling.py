@@ -51,7 +51,7 @@ def scale_all_(parameters: Iterable[torch.Tensor], factor: float) -> None:
         torch._foreach_mul_(tensors, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def scale_units_(parameter: torch.Tensor, axis: int, factors: np.ndarray) -> None:
+def scale_units_(parameter: torch.Tensor, axis: int, factors: np.ndarray | torch.Tensor) -> None:
     """Multiply the units of a gradient along an axis; units with factor 1 keep their bits."""
     gradient = parameter.grad
     assert gradient is not None  # noqa: S101  (the caller has looked)
@@ -60,11 +60,17 @@ def scale_units_(parameter: torch.Tensor, axis: int, factors: np.ndarray) -> Non
         parameter.grad = tensor = tensor.to_dense()
     shape = [1] * tensor.dim()
     shape[axis] = -1
-    scale = torch.as_tensor(factors, device=tensor.device).reshape(shape)
-    tensor.copy_(torch.where(scale != 1.0, (tensor * scale).to(tensor.dtype), tensor))
+    wide = torch.promote_types(
+        tensor.real.dtype if tensor.is_complex() else tensor.dtype, torch.float32
+    )
+    if isinstance(factors, np.ndarray) and factors.min() < _FLUSHED:
+        wide = torch.float64
+    tensor.mul_(torch.as_tensor(factors, device=tensor.device).to(wide).reshape(shape))
 
 
-def clamp_(parameter: torch.Tensor, limit: float | torch.Tensor, moments: torch.Tensor | None = None) -> None:
+def clamp_(
+    parameter: torch.Tensor, limit: float | torch.Tensor, moments: torch.Tensor | None = None
+) -> None:
     """Clamp the entries of a gradient to +-limit, or to +-limit * sqrt(moments) where these are not 0."""
     tensor, gradient = entries(parameter), parameter.grad
     if moments is None:
