@@ -137,13 +137,15 @@ def committed(state: State, learned: State, *, skip: Array, any_bad: Array, xp: 
     """Return the state after a step: a skipped one leaves nothing but its count."""
     kept = {key: xp.where(skip, state[key], value) for key, value in learned.items()}
     zero, one = xp.zeros_like(state["attempted"]), xp.ones_like(state["attempted"])
+    in_a_row = xp.where(skip, state["skipped_in_a_row"] + one, zero)
     return {
         **state,
         **kept,
         "attempted": state["attempted"] + one,
         "accepted": state["accepted"] + xp.where(skip, zero, one),
         "bad_in_a_row": xp.where(any_bad, state["bad_in_a_row"] + one, zero),
-        "skipped_in_a_row": xp.where(skip, state["skipped_in_a_row"] + one, zero),
+        # A non-finite step says nothing of the rule that counts these, and must not move it.
+        "skipped_in_a_row": xp.where(any_bad, state["skipped_in_a_row"], in_a_row),
     }
 
 

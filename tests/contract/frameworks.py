@@ -5,6 +5,7 @@ A new framework joins every law with one function `Apply` here, in `FRAMEWORKS`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -61,16 +62,28 @@ def network(tensors: Tensors, *, gradients: bool) -> Network:
     return model
 
 
+def begun(apply: Apply) -> Apply:
+    """Let a driver start where the row says, unless it is given a state."""
+
+    @functools.wraps(apply)
+    def driven(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
+        return apply(row, tensors, row.start() if state is None else state, **options)
+
+    return driven
+
+
 def _gradients(parameters: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray | None]:
     return {n: None if p.grad is None else p.grad.numpy() for n, p in parameters.items()}
 
 
+@begun
 def numpy(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
     if row.kind == "clip":
         return nw.numpy.clip(tensors, row.rule, state, **options)  # type: ignore[type-var]
     return nw.numpy.bound(tensors, row.rule, state, unit_axes=UNIT_AXES, **options)  # type: ignore[type-var]
 
 
+@begun
 def torch_module(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
     model = network(tensors, gradients=row.kind == "clip")
     if row.kind == "clip":
@@ -80,6 +93,7 @@ def torch_module(row: Row, tensors: Tensors, state: Any = None, **options: Any) 
     return {n: p.detach().numpy() for n, p in model.named_parameters()}, outcome, state
 
 
+@begun
 def torch_parameters(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
     parameters = dict(network(tensors, gradients=True).named_parameters())
     pairs = iter(parameters.items())
@@ -87,6 +101,7 @@ def torch_parameters(row: Row, tensors: Tensors, state: Any = None, **options: A
     return _gradients(parameters), outcome, state
 
 
+@begun
 def torch_attach(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
     """One step of an optimizer that moves nothing, so that what `attach` made of it can be read."""
     model = network(tensors, gradients=row.kind == "clip")

@@ -96,13 +96,16 @@ def place(name: str) -> Place:
     if name == "array-api-strict":
         return Place(name, Guard(load_quietly("array_api_strict")))
     if name == "torch":
-        return Place(name, Guard(load_quietly("array_api_compat.torch")))
+        return Place(name, Guard(load_quietly("array_api_compat.torch")), rounding=1e-15)
     if name.startswith("jax"):
         jax, jnp = load_quietly("jax"), load_quietly("jax.numpy")
         compiled = jax.jit if name == "jax.jit" else _as_it_is
         return Place(name, Guard(jnp), compiled, lambda: _wide(jax), 1e-15)
     compiled = load_quietly("tensorflow").function if name == "tf.function" else _as_it_is
-    return Place(name, Guard(TensorFlowNamespace()), compiled)
+    rounding = (
+        1e-15 if name == "tf.function" else 0.0
+    )  # its optimizer divides by roots in its own way
+    return Place(name, Guard(TensorFlowNamespace()), compiled, rounding=rounding)
 
 
 def _as_it_is(step: Step) -> Step:

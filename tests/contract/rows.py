@@ -14,6 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 import niwaki as nw
+from niwaki import conduct
+from niwaki.checkpoint import to_plain
+from niwaki.plan import alone
 from niwaki.rule import (
     Array,
     Decision,
@@ -37,17 +40,40 @@ class Row:
     `reference`: ``(arrays, unit axes) -> arrays``, in float64; an axis of ``None`` says that the
     tensor has no units, so that a bound per unit leaves it alone. `bound`: ``(arrays, unit axes) ->
     the largest measured number in units of the limit``, at most 1 afterwards. `idempotent`: whether
-    applying the rule again changes no bit.
+    applying the rule again changes no bit. `always`: whether it scales tensors of any size, so that
+    none is left bit for bit alone. `taught`: the joint norms of earlier steps, without which a rule that
+    learns clips nothing; a rule of global scope. The laws and the reference start after them.
     """
 
     rule: Any
     reference: Callable[[Arrays, Axes], Arrays]
     bound: Callable[[Arrays, Axes], float] | None = None
     idempotent: bool = False
+    always: bool = False
+    taught: tuple[float, ...] = ()
 
     @property
     def kind(self) -> str:
-        return "clip" if self.rule.of is Quantity.GRADIENT else "bound"
+        return "bound" if self.rule.of is Quantity.WEIGHT else "clip"
+
+    @property
+    def limited(self) -> bool:
+        """Whether the first argument is called limit."""
+        return dataclasses.fields(self.rule)[0].name == "limit"
+
+    def start(self) -> dict[str, Any] | None:
+        """Return the state that the laws start from, its steps not counted; ``None`` is a fresh one."""
+        if (
+            not self.taught or self.rule.needs
+        ):  # a probe that asks for facts is refused before it learns
+            return None
+        state = conduct.begin(self.rule, np.zeros(1), xp=np)
+        for size in self.taught:
+            _, state = conduct.judge(
+                self.rule, np.array([size]), state, present=np.array([True]), xp=np
+            )
+        plain = to_plain([alone(self.rule, [""])], state)
+        return {**plain, **dict.fromkeys(conduct.COUNTERS, 0)}
 
     @property
     def by_element(self) -> bool:
@@ -119,6 +145,40 @@ def _largest(arrays: Arrays) -> float:
     return max(float(np.abs(array).max(initial=0.0)) for array in arrays)
 
 
+def _alone(arrays: Arrays, axes: Axes) -> Arrays:
+    return arrays
+
+
+def _of_unit_weights(arrays: Arrays, axes: Axes) -> list[tuple[np.ndarray, float]]:
+    """Return every unit, a tensor without units being one, and the norm of its weights if all are 1."""
+    pairs = zip(arrays, axes, strict=True)
+    parts = [u for a, axis in pairs for u in ([a] if axis is None else units(a, axis))]
+    return [(part, math.sqrt(part.size)) for part in parts]
+
+
+def _agc(limit: float) -> Callable[[Arrays, Axes], Arrays]:
+    def reference(arrays: Arrays, axes: Axes) -> Arrays:
+        changed = [array.astype(np.float64) for array in arrays]
+        for unit, weight in _of_unit_weights(changed, axes):
+            unit[...] = shrunk(unit, norm(unit), limit * max(weight, 1e-3))
+        return changed
+
+    return reference
+
+
+def _joint_to(limit: Callable[[float], float]) -> Callable[[Arrays, Axes], Arrays]:
+    """Return the reference of a rule whose limit follows from the joint norm."""
+
+    def reference(arrays: Arrays, axes: Axes) -> Arrays:
+        size = joint(arrays)
+        return [shrunk(array, size, limit(size)) for array in arrays]
+
+    return reference
+
+
+# Median and mean 1, standard deviation 0.5.
+USUAL = (0.5, 1.5, 1.0 - 0.5 * math.sqrt(2.0), 1.0, 1.0 + 0.5 * math.sqrt(2.0), 1.0)
+
 ROWS = [
     Row(
         rule=nw.clip.ByValue(1.0),
@@ -136,6 +196,67 @@ ROWS = [
         reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
     ),
+    Row(
+        rule=nw.clip.AGC(0.5),
+        reference=_agc(0.5),
+        bound=lambda arrays, axes: max(
+            norm(unit) / (0.5 * max(weight, 1e-3))
+            for unit, weight in _of_unit_weights(arrays, axes)
+        ),
+    ),
+    Row(
+        rule=nw.clip.AutoClip(50.0),
+        reference=_joint_to(lambda size: float(np.median([*USUAL, *([size] if size else [])]))),
+        bound=lambda arrays, axes: joint(arrays) / 1.0,
+        taught=USUAL,
+    ),
+    Row(
+        rule=nw.clip.ZClip(1.0, warmup=6),
+        reference=_joint_to(lambda size: 1.0 + 0.25 / (size - 1.0) if size > 1.5 else size),
+        bound=lambda arrays, axes: joint(arrays) / 1.5,
+        taught=USUAL,
+    ),
+    Row(
+        rule=nw.clip.AdaGC(),
+        reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
+        bound=lambda arrays, axes: joint(arrays) / 1.0,
+    ),
+    Row(
+        rule=nw.clip.Quantile(0.5, window=6, warmup=6),
+        reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
+        bound=lambda arrays, axes: joint(arrays) / 1.0,
+        taught=USUAL,
+    ),
+    Row(
+        rule=nw.clip.EMARatio(2.0, beta=0.5),
+        reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
+        bound=lambda arrays, axes: joint(arrays) / 1.0,
+        taught=(0.5,) * 4,
+    ),
+    # Its first steps leave alone.
+    Row(rule=nw.clip.SPAM(), reference=_alone),
+    Row(
+        rule=nw.clip.BlockRMS(1.0),
+        reference=lambda arrays, axes: [
+            shrunk(array, norm(array) / math.sqrt(max(array.size, 1)), 1.0) for array in arrays
+        ],
+    ),
+    # In the first step the running mean of squares is the square.
+    Row(rule=nw.clip.StableAdamW(1.0), reference=_alone),
+    Row(
+        rule=nw.clip.Smooth(1.0),
+        reference=lambda arrays, axes: [array / (joint(arrays) + 1.0) for array in arrays],
+        bound=lambda arrays, axes: joint(arrays) / 1.0,
+        always=True,
+    ),
+    Row(
+        rule=nw.clip.Normalize(1.0),
+        reference=lambda arrays, axes: [array / (joint(arrays) + 0.01) for array in arrays],
+        bound=lambda arrays, axes: joint(arrays) / 1.0,
+        always=True,
+    ),
+    # It scales nothing; what it skips is tested by itself.
+    Row(rule=nw.clip.SkipSpikes(window=8, warmup=6), reference=_alone, taught=USUAL),
     Row(
         rule=nw.bound.Clamp(0.5),
         reference=lambda arrays, axes: _clamped(arrays, 0.5),
@@ -204,6 +325,42 @@ PROBES = [
         bound=lambda arrays, axes: max(norm(array) for array in arrays) / 1.0,
     )
 ]
-EVERY = [*ROWS, *PROBES]
+# The rules that also have a scope of their own per tensor.
+VARIANTS = [
+    Row(
+        rule=nw.clip.Smooth(1.0, per="tensor"),
+        reference=lambda arrays, axes: [array / (norm(array) + 1.0) for array in arrays],
+        bound=lambda arrays, axes: max(norm(array) for array in arrays) / 1.0,
+        always=True,
+    ),
+    Row(
+        rule=nw.clip.Normalize(1.0, per="tensor"),
+        reference=lambda arrays, axes: [array / (norm(array) + 0.01) for array in arrays],
+        bound=lambda arrays, axes: max(norm(array) for array in arrays) / 1.0,
+        always=True,
+    ),
+]
+# Rules that learn, with so short a memory that a few steps lead through all of their branches.
+EAGER = [
+    Row(rule=rule, reference=_alone)
+    for rule in (
+        nw.clip.AutoClip(30.0, window=3),
+        nw.clip.AutoClip(100.0, window=1),
+        nw.clip.ZClip(0.5, alpha=0.5, warmup=2, clip_factor=0.9),
+        nw.clip.AdaGC(1.5, beta=0.5, limit=4.0, warmup=2),
+        nw.clip.Quantile(0.3, window=3, warmup=1),
+        nw.clip.EMARatio(1.5, beta=0.5, per="tensor"),
+        nw.clip.EMARatio(1.5, beta=0.5, per="tensor", learn="raw"),
+        nw.clip.SPAM(4.0, warmup=2),
+        nw.clip.SkipSpikes(1.0, window=3, warmup=2, patience=1),
+    )
+]
+# What the framework laws leave out: names go from here once the frameworks measure what they need.
+LATER = {"AGC", "SPAM", "BlockRMS", "StableAdamW"}
+# What they leave out for good: it scales nothing.
+ONLY_SKIPS = {"SkipSpikes"}
+
+DECIDING = [*ROWS, *VARIANTS, *PROBES]
+EVERY = [row for row in DECIDING if str(row) not in LATER | ONLY_SKIPS]
 CLIPS = [row for row in EVERY if row.kind == "clip"]
-LIMITED = [row for row in ROWS if any(f.name == "limit" for f in dataclasses.fields(row.rule))]
+LIMITED = [row for row in ROWS if row in EVERY and row.limited]

@@ -33,7 +33,7 @@ def _sparse(*, coalesced: bool) -> torch.Tensor:
 @pytest.mark.parametrize("coalesced", [True, False])
 def test_a_sparse_gradient_is_clipped_as_the_dense_one(row: Row, coalesced: bool) -> None:
     sparse = _parameter(_sparse(coalesced=coalesced))
-    outcome, _ = nw.torch.clip_(sparse, row.rule)
+    outcome, _ = nw.torch.clip_(sparse, row.rule, row.start())
     assert sparse.grad is not None and sparse.grad.is_sparse and outcome.engaged
     found = sparse.grad.to_dense().numpy()
     np.testing.assert_allclose(found, row.reference([DENSE], [0])[0], rtol=1e-12)
@@ -60,10 +60,13 @@ def test_tied_weights_count_once(row: Row, attached: bool) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     if attached:
         handle = nw.torch.attach(optimizer, model, clip=row.rule)
+        start = row.start()
+        if start is not None:
+            handle.load_state_dict({"steps": 0, "masks": None, "bound": None, "clip": start})
         optimizer.step()
         outcome = handle.last
     else:
-        outcome, _ = nw.torch.clip_(model, row.rule)
+        outcome, _ = nw.torch.clip_(model, row.rule, row.start())
     assert outcome is not None and outcome.names == ("encode.weight", "encode.bias")
     assert outcome.pre == pytest.approx(5.0 if row.by_element else norm(DENSE), rel=1e-12)
     found = model["decode"].weight.grad.numpy()

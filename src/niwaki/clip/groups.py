@@ -38,6 +38,8 @@ class Groups:
     >>> clipped, outcome, state = nw.numpy.clip(grads, rule)
     >>> [round(float(x), 3) for x in clipped["a.weight"]], clipped["a.bias"].tolist()
     ([0.6, 0.8], [7.0])
+
+    Source: composition as ``optax.partition``. Deviation: the first match wins, and a glob must match.
     """
 
     groups: tuple[tuple[Pattern, Inner], ...]

@@ -1,0 +1,332 @@
+"""Every clip against a hard run: bad steps, stops, other scales, zeros, wrong arguments.
+
+In NumPy, through the conduct that all frameworks share; what is measured is drawn, not computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import niwaki as nw
+from contract.rows import EAGER, ROWS, VARIANTS
+from niwaki import conduct, schedule
+from niwaki.checkpoint import from_plain, to_plain
+from niwaki.errors import InvalidArgument
+from niwaki.plan import alone
+
+STEPS = 1_000
+NAMES = ("a", "b", "c")
+RULES = [row.rule for row in [*ROWS, *VARIANTS, *EAGER] if row.kind == "clip"]
+RULES += [
+    nw.clip.EMARatio(per="tensor"),
+    nw.clip.SkipSpikes(3.0),
+    nw.clip.AutoClip(50.0, window=64),
+]
+LEARNING = [rule for rule in RULES if rule.init(np.zeros(1), xp=np)]
+# What a scale belongs to: these arguments are in units of the measured norm.
+IN_NORMS = {
+    **dict.fromkeys(("ByValue", "ByNorm", "ByGlobalNorm", "Smooth", "AdaGC"), ("limit",)),
+    **dict.fromkeys(("BlockRMS",), ("limit",)),
+    "Normalize": ("limit", "gamma"),
+}
+# Numbers without unit: gradients are measured against weights or their own mean square.
+WITHOUT_UNIT = {"AGC", "SPAM", "StableAdamW"}
+
+
+def series(seed: int = 0, steps: int = STEPS) -> np.ndarray:
+    """Return norms of three tensors with drift, heavy tails and spikes."""
+    generator = np.random.default_rng(seed)
+    drift = np.exp(np.cumsum(generator.normal(0.0, 0.02, (steps, 1)), axis=0))
+    norms = drift * np.exp(generator.normal(0.0, 0.3, (steps, 3))) * [1.0, 0.1, 3.0]
+    spikes = generator.random((steps, 1)) < 0.02
+    return np.where(spikes, norms * generator.uniform(5.0, 200.0, (steps, 1)), norms)
+
+
+def facts(rule: Any) -> dict[str, np.ndarray]:
+    known = {"weights": np.array([1.0, 1e-5, 20.0]), "sizes": np.array([9.0, 1.0, 40.0])}
+    return {key: value for key, value in known.items() if key in rule.needs}
+
+
+def run(
+    rule: Any, norms: Any, state: Any = None, *, absent: Any = ()
+) -> tuple[list[bytes], list[dict]]:
+    """Return what apply is told after each step, and the states."""
+    norms = np.asarray(norms)
+    state = conduct.begin(rule, norms[0], xp=np) if state is None else state
+    verdicts, states = [], []
+    for step, row in enumerate(norms):
+        present = np.array([place not in absent or step % 3 == 0 for place in range(3)])
+        verdict, state = conduct.judge(
+            rule,
+            np.where(present, row, 0.0),
+            state,
+            present=present,
+            xp=np,
+            facts=facts(rule),
+        )
+        limit = verdict.factor if verdict.limit is None else verdict.limit
+        verdicts.append(verdict.factor.tobytes() + limit.tobytes() + bytes([bool(verdict.skip)]))
+        states.append(state)
+    return verdicts, states
+
+
+@functools.cache
+def undisturbed(rule: Any) -> tuple[list[bytes], list[dict]]:
+    return run(rule, series())
+
+
+def same(one: dict, other: dict, *, but: tuple[str, ...] = ()) -> bool:
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[key], other[key]) for key in one if key not in but
+    )
+
+
+def rules(chosen: list[Any]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("rule", chosen, ids=lambda rule: type(rule).__name__)
+
+
+# A bad step counts for the patience of SkipSpikes; with a patience of 1 that shows at once.
+@rules([rule for rule in RULES if getattr(rule, "patience", 16) > 1])
+@settings(max_examples=6)
+@given(
+    place=st.integers(0, STEPS - 1),
+    tensor=st.integers(0, 2),
+    entry=st.sampled_from([math.nan, math.inf]),
+)
+def test_one_bad_step_anywhere_leaves_the_others_as_without_it(
+    rule: Any, place: int, tensor: int, entry: float
+) -> None:
+    norms = np.insert(series(), place, series()[place], axis=0)
+    norms[place, tensor] = entry
+    verdicts, states = undisturbed(rule)
+    # What came before is the same run; so start there.
+    found, after = run(rule, norms[place:], states[place - 1] if place else None)
+    assert found[0][-1] == 1 and found[1:] == verdicts[place:]
+    assert same(after[-1], states[-1], but=("attempted", "skipped_in_a_row"))
+
+
+@rules(RULES)
+@pytest.mark.parametrize("stop", [0, 1, 24, 63, 511, 700, 998])
+def test_a_run_resumed_from_a_file_is_the_same_run(rule: Any, stop: int) -> None:
+    stages = [alone(rule, NAMES)]
+    verdicts, states = undisturbed(rule)
+    text = json.dumps(to_plain(stages, states[stop]), allow_nan=False)
+    found, after = run(rule, series()[stop + 1 :], from_plain(stages, json.loads(text)))
+    assert found == verdicts[stop + 1 :]
+    assert same(after[-1], states[-1])
+
+
+@rules(RULES)
+@pytest.mark.parametrize("power", [-40, -1, 60])
+def test_the_scale_of_norms_and_limits_changes_nothing_else(rule: Any, power: int) -> None:
+    scale, name = 2.0**power, type(rule).__name__
+    changed = {key: getattr(rule, key) * scale for key in IN_NORMS.get(name, ())}
+    scaled = dataclasses.replace(rule, **changed)
+    norms = series(1, 400) * (1.0 if name in WITHOUT_UNIT else scale)
+    found, states = run(scaled, norms)
+    verdicts, expected = run(rule, series(1, 400))
+    if rule.scope is not nw.rule.Scope.ELEMENT:
+        assert found == verdicts
+    in_norms = {"ring", "first", "smallest", "largest", "mean", "sd", "gamma"}
+    for key, value in expected[-1].items():
+        wanted = value * scale if key.removeprefix(conduct.PREFIX) in in_norms else value
+        assert np.array_equal(states[-1][key], wanted), key
+
+
+@rules(RULES)
+@pytest.mark.parametrize("start", [0, 200])
+def test_zero_gradients_for_a_while_change_nothing(rule: Any, start: int) -> None:
+    norms = np.insert(series(2, 400), [start] * 200, 0.0, axis=0)
+    zeros, states = run(rule, norms[start : start + 200], _state_at(rule, start))
+    assert all(verdict == zeros[0] for verdict in zeros) or rule.scope is nw.rule.Scope.ELEMENT
+    after, _ = run(rule, norms[start + 200 :], states[-1])
+    without, _ = run(rule, norms[start + 200 :], _state_at(rule, start))
+    if not isinstance(rule, nw.clip.SPAM):  # it counts steps of the mean square, which saw them
+        assert after == without
+    factors = [np.frombuffer(verdict[:24]) for verdict in after]
+    assert all((factor > 0).all() for factor in factors)
+
+
+def _state_at(rule: Any, step: int) -> Any:
+    return run(rule, series(2, 400)[:step])[1][-1] if step else None
+
+
+@rules(RULES)
+def test_a_run_of_zeros_alone_clips_nothing(rule: Any) -> None:
+    state, present = conduct.begin(rule, np.zeros(3), xp=np), np.full(3, True)
+    for _ in range(150):
+        verdict, state = conduct.judge(
+            rule, np.zeros(3), state, present=present, xp=np, facts=facts(rule)
+        )
+        assert verdict.factor.tolist() == [1.0] * 3 and not verdict.skip
+
+
+@rules(LEARNING)
+def test_the_state_stays_finite_and_of_constant_size(rule: Any) -> None:
+    wild = series(3) * np.where(np.arange(STEPS) % 7 == 0, 1e30, 1e-30)[:, None]
+    for norms, dtype in ((wild, np.float64), (series(3).astype(np.float32), np.float32)):
+        _, states = run(rule, norms)
+        shapes = [{key: np.shape(value) for key, value in state.items()} for state in states]
+        assert all(shape == shapes[0] for shape in shapes)
+        inner = [v for k, v in states[-1].items() if k.startswith(conduct.PREFIX)]
+        assert inner and all(np.isfinite(value).all() for value in inner)
+        assert {value.dtype for value in inner} == {np.dtype(dtype)}
+        assert len(json.dumps(to_plain([alone(rule, NAMES)], states[-1]))) < 60_000
+
+
+@rules(LEARNING)
+def test_it_learns(rule: Any) -> None:
+    fresh = conduct.begin(rule, np.zeros(3), xp=np)
+    _, states = undisturbed(rule)
+    assert not same(fresh, states[-1], but=conduct.COUNTERS)
+
+
+@rules(LEARNING)
+def test_an_absent_tensor_neither_counts_nor_teaches(rule: Any) -> None:
+    if rule.scope is nw.rule.Scope.GLOBAL:
+        lone = series(4)
+        lone[:, 1] = 0.0
+        found, states = run(rule, series(4), absent=(1,))
+        third = np.arange(STEPS) % 3 == 0
+        lone[third] = series(4)[third]
+        expected, wanted = run(rule, lone)
+        assert same(states[-1], wanted[-1])
+        return
+    _, states = run(rule, series(4), absent=(1,))
+    held = [v[1] for s in states for k, v in s.items() if k.startswith(conduct.PREFIX)]
+    width = len(states[0]) - len(conduct.COUNTERS)
+    for step in range(1, STEPS):
+        if step % 3:
+            now, before = held[step * width :][:width], held[(step - 1) * width :][:width]
+            assert now == before
+
+
+@pytest.mark.parametrize("bad", [-1, -0.5, math.nan, "1", None, [1.0], -math.inf])
+@rules([row.rule for row in ROWS if row.kind == "clip"])
+def test_wrong_arguments_are_refused(rule: Any, bad: Any) -> None:
+    name = type(rule).__name__
+    for field in dataclasses.fields(rule):
+        with pytest.raises(InvalidArgument, match=f"^{name}") as refused:
+            dataclasses.replace(rule, **{field.name: bad})
+        assert "\n" not in str(refused.value) and "got" in str(refused.value)
+
+
+ZERO_IS_FINE = {
+    ("AutoClip", "percentile"),
+    ("Quantile", "quantile"),
+    ("ZClip", "alpha"),
+    ("AdaGC", "beta"),
+    ("EMARatio", "beta"),
+    ("SPAM", "warmup"),
+}
+
+
+@rules([row.rule for row in ROWS if row.kind == "clip"])
+def test_zero_is_refused_where_it_means_nothing(rule: Any) -> None:
+    for field in dataclasses.fields(rule):
+        if (type(rule).__name__, field.name) in ZERO_IS_FINE:
+            dataclasses.replace(rule, **{field.name: 0})
+            continue
+        with pytest.raises(InvalidArgument):
+            dataclasses.replace(rule, **{field.name: 0})
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        (nw.clip.AutoClip, {"percentile": 100.1}),
+        (nw.clip.AutoClip, {"window": 2.5}),
+        (nw.clip.ZClip, {"alpha": 1.0}),
+        (nw.clip.ZClip, {"clip_factor": 1.1}),
+        (nw.clip.AdaGC, {"ratio": 0.99}),
+        (nw.clip.AdaGC, {"ratio": schedule.Linear(2.0, 0.5, steps=(0, 9))}),
+        (nw.clip.AdaGC, {"beta": 1.0}),
+        (nw.clip.AdaGC, {"warmup": True}),
+        (nw.clip.Quantile, {"quantile": 1.5}),
+        (nw.clip.Quantile, {"window": 10, "warmup": 11}),
+        (nw.clip.EMARatio, {"per": "layer"}),
+        (nw.clip.EMARatio, {"learn": "both"}),
+        (nw.clip.Smooth, {"limit": 1.0, "per": "element"}),
+        (nw.clip.Normalize, {"gamma": math.inf}),
+        (nw.clip.AGC, {"eps": math.inf}),
+        (nw.clip.SkipSpikes, {"window": 1}),
+        (nw.clip.SkipSpikes, {"window": 64, "warmup": 65}),
+    ],
+    ids=str,
+)
+def test_what_is_out_of_range_is_refused(make: Any, arguments: dict) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{make.__name__}.*allowed"):
+        make(**arguments)
+
+
+MEASURING = [
+    nw.clip.AGC(math.inf),
+    nw.clip.AutoClip(100.0),
+    nw.clip.ZClip(math.inf),
+    nw.clip.AdaGC(math.inf, limit=math.inf),
+    nw.clip.EMARatio(math.inf),
+    nw.clip.EMARatio(math.inf, per="tensor", learn="raw"),
+    nw.clip.SPAM(math.inf),
+    nw.clip.BlockRMS(math.inf),
+    nw.clip.StableAdamW(math.inf),
+    nw.clip.Smooth(math.inf),
+    nw.clip.Normalize(math.inf),
+    nw.clip.SkipSpikes(math.inf),
+]
+
+
+@rules(MEASURING)
+def test_an_infinite_limit_measures_only(rule: Any) -> None:
+    state, present = conduct.begin(rule, np.zeros(3), xp=np), np.full(3, True)
+    for norms in np.concatenate([np.full((100, 3), 2.0), series(5)]):
+        verdict, state = conduct.judge(
+            rule, norms, state, present=present, xp=np, facts=facts(rule)
+        )
+        assert verdict.factor.tolist() == [1.0] * 3 and not verdict.skip
+        assert verdict.limit is None or np.isinf(verdict.limit).all()
+
+
+SCHEDULED = [
+    (nw.clip.AGC, {}),
+    (nw.clip.ZClip, {}),
+    (nw.clip.AdaGC, {"warmup": 5}),
+    (nw.clip.EMARatio, {}),
+    (nw.clip.SPAM, {}),
+    (nw.clip.BlockRMS, {}),
+    (nw.clip.StableAdamW, {}),
+    (nw.clip.Smooth, {}),
+    (nw.clip.Normalize, {}),
+    (nw.clip.SkipSpikes, {}),
+]
+
+
+@pytest.mark.parametrize(("make", "options"), SCHEDULED, ids=str)
+def test_every_first_argument_may_be_a_schedule(make: Any, options: dict) -> None:
+    plan = schedule.Linear(1.2, 4.0, steps=(100, 800))
+    found, states = run(make(plan, **options), series(6))
+    early, _ = run(make(1.2, **options), series(6)[:101])
+    assert found[:101] == early
+    late, _ = run(make(4.0, **options), series(6)[800:], states[799])
+    assert found[800:] == late
+    assert found != run(make(1.2, **options), series(6))[0]
+
+
+def test_a_new_scale_is_not_skipped_for_ever() -> None:
+    rule = nw.clip.SkipSpikes(patience=16)
+    generator = np.random.default_rng(7)
+    norms = np.exp(generator.normal(0.0, 0.1, (600, 3)))
+    norms[200:] *= 10.0
+    skipped = [verdict[-1] == 1 for verdict in run(rule, norms)[0]]
+    assert not any(skipped[:200]) and all(skipped[200:216]) and not skipped[216]
+    assert not any(skipped[320:])
+    patient = run(nw.clip.SkipSpikes(patience=100_000), norms)[0]
+    assert all(verdict[-1] == 1 for verdict in patient[200:])
