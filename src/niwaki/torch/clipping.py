@@ -47,8 +47,9 @@ class Clipping:
         self.moments, self.sharding = moments, sharding
         self.axes = _unit_axes(rule, found, module, where=where)
         units = {name: found[name].shape[axis] for name, axis in self.axes.items()}
-        names = [*found, *(sharding.elsewhere if sharding else ())]
-        self.stages = stages(rule, names, units=units)
+        self.stages = stages(rule, list(found), units=units)
+        if sharding is not None:
+            self.stages = sharding.extended(self.stages)
         self.keeps_moments = any("second_moment" in stage.needs for stage in self.stages)
         self.state = from_plain(self.stages, None)
 
@@ -77,16 +78,19 @@ class Clipping:
         `scale`: what an AMP scaler has multiplied the gradients by. `overflow`: whether it is going
         to skip the step. `fold`: takes a factor that is one number, in place of a multiplication.
         """
+        if self.sharding is not None:
+            self.sharding.settle_(self.parameters.values())
         gradients = [parameter.grad for parameter in self.parameters.values()]
         self.state = self._on_host()
         learned: State = {}
         earlier: tuple[Outcome, ...] = ()
         skip = any_bad = False
-        for stage in self.stages:
+        for place, stage in enumerate(self.stages):
             numbers, present = self._measured(stage, gradients)
+            numbers = numbers if scale == 1.0 else numbers / scale
             verdict, after = conduct.judge_stage(
                 stage,
-                numbers / scale if scale != 1.0 else numbers,
+                numbers,
                 self.state,
                 present=present,
                 xp=np,
@@ -99,7 +103,7 @@ class Clipping:
             skip = bool(verdict.skip) or overflow
             outcome = conduct.outcome_of(
                 stage,
-                numbers / scale if scale != 1.0 else numbers,
+                numbers,
                 verdict,
                 skip=skip,
                 nonfinite=self.nonfinite,
@@ -112,15 +116,21 @@ class Clipping:
             if self.nonfinite == "raise" and any_bad and not overflow:
                 self._commit(learned, skip=True, any_bad=True, overflow=False)
                 raise self._nonfinite(outcome)
-            self._apply(
-                stage, gradients, numbers / scale, verdict, skip=skip, scale=scale, fold=fold
-            )
+            self._apply(stage, gradients, numbers, verdict, skip=skip, scale=scale, fold=fold)
             if skip:
+                self._keep_company(self.stages[place + 1 :])
                 break
         self._commit(learned, skip=skip, any_bad=any_bad, overflow=overflow)
         if self.keeps_moments and not skip:
             self.moments.follow(self.parameters)
         return earlier[-1]
+
+    def _keep_company(self, rest: Sequence[Stage]) -> None:
+        # Other ranks may go on, if a gradient that should be equal everywhere was not: they would wait.
+        if self.sharding is not None:
+            for stage in rest:
+                self._measured(stage, [None] * len(self.parameters))
+                self._facts(stage)
 
     def _on_host(self) -> State:
         # Steps that are decided on a device leave their state there.
@@ -205,7 +215,7 @@ class Clipping:
         if "sizes" in stage.needs:
             tensors = list(self.parameters.values())
             sizes = [t.numel() / n for t, n in zip(tensors, stage.counts, strict=False)]
-            sizes += [0.0] * (len(stage.counts) - len(sizes))
+            sizes += self.sharding.sizes if self.sharding is not None else ()
             facts["sizes"] = np.repeat(sizes, stage.counts)
         return facts
 

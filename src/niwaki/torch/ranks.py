@@ -1,0 +1,74 @@
+"""Small vectors of host numbers joined over the ranks of process groups: sums, maxima, all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+# A power of two: with it squares of norms from 3e-64 to 1e244 stay in float64's range, all of float32's
+# among them. What is larger counts as infinite, what is smaller as zero.
+_SHIFT = 2.0**-300
+
+
+def reduced(
+    groups: tuple[Any, ...],
+    numbers: np.ndarray,
+    present: np.ndarray,
+    shares: np.ndarray,
+    peaks: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return norms (largest magnitudes where `peaks`) and presence over all ranks of some groups.
+
+    `shares`: 1 / how many ranks hold the same entries. What is not finite anywhere is not finite in the
+    result. One reduction, and one more where there are peaks.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        squares = np.where(peaks, 0.0, np.square(numbers * _SHIFT) * shares)
+    sums = _all_reduced(groups, np.concatenate([squares, present]), "SUM")
+    joint = np.sqrt(sums[: len(numbers)]) / _SHIFT
+    if peaks.any():
+        # A maximum may lose a NaN, never an infinity.
+        largest = np.where(np.isnan(numbers[peaks]), np.inf, numbers[peaks])
+        joint[peaks] = _all_reduced(groups, largest, "MAX")
+    return joint, sums[len(numbers) :] > 0
+
+
+def norm(numbers: np.ndarray) -> float:
+    """Return the L2 norm of norms, safe against overflow; not finite if one of them is not."""
+    largest = peak(numbers)
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    return largest * float(np.sqrt(np.sum(np.square(numbers / largest))))
+
+
+def peak(numbers: np.ndarray) -> float:
+    """Return the largest number, 0 of none; NaN if one of them is."""
+    return float(np.max(numbers, initial=0.0))
+
+
+def gathered(group: Any, numbers: np.ndarray) -> np.ndarray:
+    """Return the numbers of every rank of a group, shape (ranks, numbers)."""
+    tensor = torch.from_numpy(numbers).to(_device(group))
+    every = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, tensor, group=group)
+    return torch.stack(every).cpu().numpy()
+
+
+def _all_reduced(groups: tuple[Any, ...], numbers: np.ndarray, operation: str) -> np.ndarray:
+    for group in groups:
+        tensor = torch.from_numpy(numbers).to(_device(group))
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), group=group)
+        numbers = tensor.cpu().numpy()
+    return numbers
+
+
+def _device(group: Any) -> torch.device:
+    """Return where a group can reduce: on the host if it can, as the numbers are there."""
+    kinds = [pair.partition(":")[0] for pair in str(dist.get_backend_config(group)).split(",")]
+    if "cpu" in kinds:
+        return torch.device("cpu")
+    return torch.device(kinds[0], torch.get_device_module(kinds[0]).current_device())

@@ -1,0 +1,22 @@
+"""Two ranks on gloo: norms, factors and gradients are those of one process, on every rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distributed import launch
+from distributed.facts import check
+from distributed.two_ranks import SCENARIOS
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return what both ranks found."""
+    return launch.results("two_ranks", 2, tmp_path_factory)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_two_ranks_are_as_one(world: list[dict[str, Any]], scenario: str) -> None:
+    check([rank[scenario] for rank in world])
