@@ -186,9 +186,7 @@ def _unit_norms(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.norm(2.0, dim=tuple(range(1, tensor.dim())), keepdim=True)
 
 
-def attached(
-    model: torch.nn.Module, rule: Any, optimizer: torch.optim.Optimizer | None
-) -> Side:
+def attached(model: torch.nn.Module, rule: Any, optimizer: torch.optim.Optimizer | None) -> Side:
     """Return what runs per step: the optimizer's step with our hooks, or the hooks alone."""
     if optimizer is not None:
         nw.torch.attach(optimizer, model, clip=rule)
@@ -209,7 +207,9 @@ def with_step(shapes: Shapes, limit: float, rounds: int) -> dict[str, list[float
     """Time clip and fused AdamW step together, on both sides."""
     ours, theirs = model_of(shapes), model_of(shapes)
     options = {"lr": 1e-8, "fused": True}
-    step = attached(ours, nw.clip.ByGlobalNorm(limit), torch.optim.AdamW(ours.parameters(), **options))
+    step = attached(
+        ours, nw.clip.ByGlobalNorm(limit), torch.optim.AdamW(ours.parameters(), **options)
+    )
     other = torch.optim.AdamW(theirs.parameters(), **options)
     parameters = list(theirs.parameters())
     refill = limit < 1.0
@@ -251,7 +251,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     rounds = 3 if arguments.quick else arguments.rounds
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds, median ms")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds, median ms"
+    )
     print(f"{'parameters':<22}{'step':<34}{'niwaki':>9}{'torch':>9}{'ratio':>8}  target")
     rows: list[Row] = []
     for size, shapes in SIZES.items():

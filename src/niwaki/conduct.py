@@ -50,7 +50,7 @@ def begin(rule: Rule, norms: Array, *, xp: Namespace) -> State:
 
 def begin_stages(stages: Sequence[Stage], norms: Iterable[Array], *, xp: Namespace) -> State:
     """Return the fresh state of all stages, for vectors like these, one per stage."""
-    state = dict.fromkeys(COUNTERS, xp.asarray(0))
+    state: State = dict.fromkeys(COUNTERS, xp.asarray(0))
     for stage, vector in zip(stages, norms, strict=True):
         # Of the numbers only length and dtype matter, and the first step may be a non-finite one.
         like = xp.zeros_like(vector)

@@ -108,7 +108,9 @@ class Stepwise:
     points: tuple[tuple[int, float], ...]
 
     def __post_init__(self) -> None:
-        pairs: list[Any] = [tuple(pair) if isinstance(pair, tuple | list) else () for pair in self.points]
+        pairs: list[Any] = [
+            tuple(pair) if isinstance(pair, tuple | list) else () for pair in self.points
+        ]
         steps = [whole(pair[0]) if len(pair) == 2 else None for pair in pairs]
         rising = None not in steps and steps == sorted({*steps}) and steps[:1] == [0]  # type: ignore[type-var]
         if not rising or not all(_is_number(v) and not math.isnan(v) for _, v in pairs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import graphlib
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ ALSO = {
 }
 
 
+@functools.cache
 def _found() -> dict[str, list[Import]]:
     return {name: imports(name, path, modules()) for name, path in modules().items()}
 

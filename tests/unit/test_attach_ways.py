@@ -39,9 +39,7 @@ def two(model: nn.Sequential) -> list[torch.optim.Optimizer]:
 def test_several_optimizers_share_one_joint_norm(order: tuple[int, int]) -> None:
     ours, theirs = model_of(), model_of()
     mine, others = two(ours), two(theirs)
-    handle = nw.torch.attach(
-        mine, ours, clip=nw.clip.ByGlobalNorm(1.0), bound=nw.bound.Clamp(0.3)
-    )
+    handle = nw.torch.attach(mine, ours, clip=nw.clip.ByGlobalNorm(1.0), bound=nw.bound.Clamp(0.3))
     for seed in range(4):
         ours.zero_grad()
         theirs.zero_grad()
@@ -230,9 +228,7 @@ def test_stable_adamw_needs_the_moments_of_adam() -> None:
 def test_a_skipped_update_is_taken_back_whole() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    handle = nw.torch.attach(
-        optimizer, model, update=nw.clip.SkipSpikes(2.0, warmup=3, window=8)
-    )
+    handle = nw.torch.attach(optimizer, model, update=nw.clip.SkipSpikes(2.0, warmup=3, window=8))
     for seed in range(6):
         optimizer.zero_grad()
         backward(model, seed, scale=1e-3)

@@ -22,7 +22,12 @@ Arrays = dict[str, np.ndarray]
 
 def gradients(seed: int = 0, scale: float = 5.0) -> Arrays:
     generator = np.random.default_rng(seed)
-    shapes = {"embed.weight": (7, 3), "body.weight": (4, 5), "body.bias": (4,), "head.weight": (2, 4)}
+    shapes = {
+        "embed.weight": (7, 3),
+        "body.weight": (4, 5),
+        "body.bias": (4,),
+        "head.weight": (2, 4),
+    }
     return {name: generator.normal(0, scale, shape) for name, shape in shapes.items()}
 
 
@@ -138,7 +143,9 @@ def test_groups_and_chains_nest() -> None:
     found, outcome, state = nw.numpy.clip(gradients(), rule)
     arrays = gradients()
     first = one_after_the_other({"embed.weight": arrays.pop("embed.weight")}, *inner.rules)
-    expected = one_after_the_other({**first, **one_after_the_other(arrays, ByNorm(2.0))}, ByGlobalNorm(1.0))
+    expected = one_after_the_other(
+        {**first, **one_after_the_other(arrays, ByNorm(2.0))}, ByGlobalNorm(1.0)
+    )
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-12)
     assert outcome.post == pytest.approx(1.0)
@@ -167,7 +174,11 @@ def test_the_state_of_groups_goes_through_json_and_finds_its_tensors() -> None:
         (lambda: Groups({"a": None}), InvalidArgument, "no rule at all"),
         (lambda: Groups({3: ByNorm(1.0)}), InvalidArgument, "glob or a predicate; got 3"),
         (lambda: Chain(ByNorm(1.0), nw.bound.Clamp(1.0)), InvalidArgument, "gradient, weight"),
-        (lambda: nw.numpy.clip(gradients(), Chain(nw.bound.Clamp(1.0))), Refused, "acts on a weight"),
+        (
+            lambda: nw.numpy.clip(gradients(), Chain(nw.bound.Clamp(1.0))),
+            Refused,
+            "acts on a weight",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, error: type, text: str) -> None:

@@ -33,11 +33,11 @@ def named(arrays: Arrays, *, where: str) -> dict[str, np.ndarray]:
     return found
 
 
-def like(example: Arrays, values: list[np.ndarray]) -> Arrays:
+def like(example: Arrays, values: Sequence[np.ndarray | None]) -> Arrays:
     """Return arrays in the kind of container that `example` is."""
     if isinstance(example, Mapping):
         return cast(Arrays, dict(zip(example, values, strict=True)))
-    return cast(Arrays, tuple(values) if isinstance(example, tuple) else values)
+    return cast(Arrays, tuple(values) if isinstance(example, tuple) else list(values))
 
 
 def check_entries(rule: Rule, arrays: Mapping[str, np.ndarray], *, where: str) -> None:

@@ -166,7 +166,7 @@ def _facts(
         facts["weights"] = _numbers(stage, companions["weights"], axes, None)
     if "sizes" in stage.needs:
         sizes = [
-            0.0 if found[name] is None else found[name].size / count
+            0.0 if (array := found[name]) is None else array.size / count
             for name, count in zip(stage.names, stage.counts, strict=True)
         ]
         facts["sizes"] = _spread(stage, sizes)
@@ -180,7 +180,7 @@ def _applied(
     norms: np.ndarray,
     verdict: conduct.Verdict,
     skip: bool,
-    companions: Mapping[str, Named],
+    companions: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray | None]:
     applied, start = dict(found), 0
     for name, kind, count in zip(stage.names, stage.kinds, stage.counts, strict=True):

@@ -8,6 +8,7 @@ of it speaks of the parameters that the optimizer holds, and of no others.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -124,7 +125,9 @@ def attach(
 def _checked_optimizers(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
 ) -> list[torch.optim.Optimizer]:
-    several = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    several: list[Any] = [optimizer]
+    if isinstance(optimizer, Sequence):
+        several = list(optimizer)
     for one in several:
         if not isinstance(one, torch.optim.Optimizer):
             raise InvalidArgument(

@@ -84,6 +84,7 @@ class Clipping:
         self.state = self._on_host()
         learned: State = {}
         earlier: tuple[Outcome, ...] = ()
+        outcome = None
         skip = any_bad = False
         for place, stage in enumerate(self.stages):
             numbers, present = self._measured(stage, gradients)
@@ -123,7 +124,8 @@ class Clipping:
         self._commit(learned, skip=skip, any_bad=any_bad, overflow=overflow)
         if self.keeps_moments and not skip:
             self.moments.follow(self.parameters)
-        return earlier[-1]
+        assert outcome is not None  # noqa: S101  (every rule has a stage)
+        return outcome
 
     def _keep_company(self, rest: Sequence[Stage]) -> None:
         # Other ranks may go on, if a gradient that should be equal everywhere was not: they would wait.
@@ -300,6 +302,7 @@ class Clipping:
         if not np.any(factors != 1.0):
             return
         gradient, axis = parameter.grad, self.axes[name]
+        assert gradient is not None  # noqa: S101  (the caller has looked)
         if self.sharding is not None and self.sharding.is_split(gradient):
             factors = factors[self.sharding.own_units(gradient, axis)]
         scale_units_(parameter, axis, factors)

@@ -78,6 +78,7 @@ class DeviceStep:
         learned: State = {}
         earlier: tuple[Outcome, ...] = ()
         factor = self._xp.asarray(1.0)
+        outcome = None
         skip = any_bad = self._xp.asarray(False)
         for place, stage in enumerate(clipping.stages):
             numbers, present = self._measured(stage)
@@ -97,7 +98,8 @@ class DeviceStep:
             any_bad = any_bad | torch.any(verdict.bad)
             skip = skip | verdict.skip
             factor = factor * verdict.factor
-            earlier = (*earlier, self._outcome(stage, numbers, verdict, skip, overflow, earlier))
+            outcome = self._outcome(stage, numbers, verdict, skip, overflow, earlier)
+            earlier = (*earlier, outcome)
             if not self._uniform or place < len(clipping.stages) - 1:
                 self._apply(stage, verdict, scale)
         inverse = 1.0 / factor[0] if self._uniform else None
@@ -110,7 +112,8 @@ class DeviceStep:
         self._commit(state, learned, skip, any_bad, overflow)
         if clipping.keeps_moments:
             clipping.moments.follow(clipping.parameters, skip=found > 0)
-        return earlier[-1]
+        assert outcome is not None  # noqa: S101  (every rule has a stage)
+        return outcome
 
     def counts(self) -> torch.Tensor:
         """Return bad steps in a row, accepted and engaged steps, as one tensor on the device."""
@@ -236,7 +239,6 @@ class DeviceStep:
             else:
                 gradient.mul_(factors[0])
             start += count
-
 
     def _clamp_(
         self,

@@ -54,7 +54,9 @@ def norms(tensors: Sequence[torch.Tensor]) -> list[float]:
         if small and tensor.layout is torch.strided and tensor.is_contiguous():
             row = tensor if tensor.dim() == 1 else tensor.view(-1)
             squares = float(torch.dot(row, row))
-            found.append(math.sqrt(squares) if TINY**2 <= squares < math.inf else _host_norm(tensor))
+            found.append(
+                math.sqrt(squares) if TINY**2 <= squares < math.inf else _host_norm(tensor)
+            )
         else:
             found.append(_host_norm(tensor))
     if elsewhere:

@@ -74,7 +74,7 @@ def clamp_(
     """Clamp the entries of a gradient to +-limit, or to +-limit * sqrt(moments) where these are not 0."""
     tensor, gradient = entries(parameter), parameter.grad
     if moments is None:
-        tensor.clamp_(-limit, limit)
+        tensor.clamp_(-limit, limit)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return
     assert gradient is not None  # noqa: S101  (the caller has looked)
     if gradient.layout is not torch.strided:
