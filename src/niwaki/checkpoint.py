@@ -15,7 +15,7 @@ import numpy as np
 from niwaki.conduct import PREFIX, Verdict, begin_stages, committed, judge_stage
 from niwaki.errors import InvalidArgument
 from niwaki.plan import Stage, alone
-from niwaki.rule import Rule, State
+from niwaki.rule import Rule, Scope, State
 
 _NAMES = "names"
 
@@ -98,14 +98,13 @@ def _named_axes(stage: Stage) -> dict[str, int]:
     """Return entry of the state -> the axis along which it has one number per name."""
     count, axes = sum(stage.counts), {}
     for part in stage.parts:
-        one, more = (
-            begin_stages([alone(part.rule, [""] * n)], [np.zeros(n)], xp=np)
-            for n in (count, count + 1)
-        )
+        if part.rule.scope is Scope.GLOBAL:
+            continue
+        one, more = (part.rule.init(np.zeros(n), xp=np) for n in (count, count + 1))
         for key, value in one.items():
             differing = [i for i, n in enumerate(more[key].shape) if n != value.shape[i]]
             if differing:
-                axes[f"{PREFIX}{part.key}{key[len(PREFIX) :]}"] = differing[0]
+                axes[f"{PREFIX}{part.key}{key}"] = differing[0]
     return axes
 
 

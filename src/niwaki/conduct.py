@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from niwaki.errors import InvalidArgument, Refused
 from niwaki.outcome import Outcome
@@ -23,6 +23,7 @@ from niwaki.rule import (
     Scope,
     State,
     combine,
+    is_composite,
 )
 
 POLICIES = ("skip", "raise", "zero", "pass")
@@ -55,7 +56,8 @@ def begin_stages(stages: Sequence[Stage], norms: Iterable[Array], *, xp: Namespa
         # Of the numbers only length and dtype matter, and the first step may be a non-finite one.
         like = xp.zeros_like(vector)
         for part in stage.parts:
-            inner = part.rule.init(_at_scope(part.rule, like, xp=xp), xp=xp)
+            own = like[:1] if part.rule.scope is Scope.GLOBAL else like
+            inner = part.rule.init(own, xp=xp)
             state |= {f"{PREFIX}{part.key}{key}": value for key, value in inner.items()}
     return state
 
@@ -179,9 +181,9 @@ def check_rule(rule: object, *of: Quantity, where: str, available: Sequence[str]
 
 def leaves(rule: Rule | Composite) -> list[Rule]:
     """Return the rules that decide by themselves, of a composite or a rule."""
-    if not isinstance(rule, Composite):
-        return [rule]
-    return [leaf for inner in rule.rules for leaf in leaves(inner)]
+    if is_composite(rule):
+        return [leaf for inner in rule.rules for leaf in leaves(inner)]
+    return [cast(Rule, rule)]
 
 
 def outcome_of(

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
-from niwaki.rule import Composite, Rule, Scope
+from niwaki.rule import Composite, Rule, Scope, is_composite
 
 
 class Kind(Enum):
@@ -120,8 +121,8 @@ class _Leaf:
 def _leaves(
     rule: Rule | Composite, names: Sequence[str], key: str, members: tuple[bool, ...] | None
 ) -> list[_Leaf]:
-    if not isinstance(rule, Composite):
-        return [_Leaf(rule, key, members)]
+    if not is_composite(rule):
+        return [_Leaf(cast(Rule, rule), key, members)]
     found = []
     for own_key, inner, chosen in rule.parts(names):
         both = chosen

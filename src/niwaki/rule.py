@@ -11,7 +11,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from niwaki.errors import InvalidArgument
 
@@ -135,6 +135,11 @@ class Composite(Protocol):
     ) -> list[tuple[str, Rule | Composite, Sequence[bool] | None]]:
         """Return ``(key, rule, which of these tensors it speaks of)`` in the order of application."""
         ...
+
+
+def is_composite(rule: Rule | Composite) -> TypeGuard[Composite]:
+    """Return whether something that is known to be a rule or a composite is the latter, in no time."""
+    return hasattr(type(rule), "parts")
 
 
 class Stateless:

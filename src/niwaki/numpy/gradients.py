@@ -62,7 +62,9 @@ def clip(
         if arrays is not None
     }
     axes = dict(unit_axes or {})
-    units = {name: array.shape[axes[name]] for name, array in _present(found) if name in axes}
+    # Where weights are given, units are counted on them: the weights of an absent gradient have units too.
+    shaped = _present(companions.get("weights", found))
+    units = {name: array.shape[axes[name]] for name, array in shaped if name in axes}
     plan = stages(rule, list(found), units=units)
     before = from_plain(plan, state)
     learned: State = {}

@@ -9,8 +9,9 @@ numbers of a step come to the host in one transfer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 BLOCK = 16_384  # the most entries of one float32 dot: 8e-7 off on constants
@@ -43,27 +44,61 @@ def norm(tensor: torch.Tensor) -> torch.Tensor:
 
 def norms(tensors: Sequence[torch.Tensor]) -> list[float]:
     """Return the L2 norms as Python numbers, by one transfer for each device that holds some."""
-    found, elsewhere = [], []
+    found = [0.0] * len(tensors)
+    large = _Large()
+    elsewhere = []
     for place, tensor in enumerate(tensors):
         if not on_cpu(tensor):
             elsewhere.append(place)
-            found.append(0.0)
             continue
-        # Most tensors of most networks are small, and then these few calls are the whole cost.
-        small = tensor.dtype is torch.float32 and tensor.numel() <= BLOCK
-        if small and tensor.layout is torch.strided and tensor.is_contiguous():
+        plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided
+        if plain and tensor.is_contiguous():
             row = tensor if tensor.dim() == 1 else tensor.view(-1)
+            # Most tensors of most networks are small, and then these few calls are the whole cost.
+            if row.numel() > BLOCK:
+                large.add(place, row)
+                continue
             squares = float(torch.dot(row, row))
-            found.append(
-                math.sqrt(squares) if TINY**2 <= squares < math.inf else _host_norm(tensor)
-            )
-        else:
-            found.append(_host_norm(tensor))
+            if TINY**2 <= squares < math.inf:
+                found[place] = math.sqrt(squares)
+                continue
+        found[place] = _host_norm(tensor)
+    for place, squares in large.squares():
+        fits = TINY**2 <= squares < math.inf
+        found[place] = math.sqrt(squares) if fits else _host_norm(tensors[place])
     if elsewhere:
         moved = on_host([norm(tensors[place]) for place in elsewhere])
         for place, number in zip(elsewhere, moved, strict=True):
             found[place] = number
     return found
+
+
+class _Large:
+    """Sums of squares of many large tensors, by rows, whose norms are squared and added all at once."""
+
+    def __init__(self) -> None:
+        self._places: list[int] = []
+        self._rows: list[torch.Tensor] = []
+        self._rest: list[float] = []
+
+    def add(self, place: int, entries: torch.Tensor) -> None:
+        count = entries.numel() // ROW
+        body = entries
+        rest = 0.0
+        if count * ROW != entries.numel():
+            body, tail = entries[: count * ROW], entries[count * ROW :]
+            rest = float(torch.dot(tail, tail))
+        self._places.append(place)
+        self._rows.append(torch.linalg.vector_norm(body.view(count, ROW), dim=1))
+        self._rest.append(rest)
+
+    def squares(self) -> Iterator[tuple[int, float]]:
+        if not self._rows:
+            return
+        every = torch.cat(self._rows).double().square_().numpy()
+        starts = np.cumsum([0, *(len(rows) for rows in self._rows[:-1])])
+        sums = np.add.reduceat(every, starts) + self._rest
+        yield from zip(self._places, sums.tolist(), strict=True)
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -139,11 +174,9 @@ def _squares(entries: torch.Tensor) -> float:
     if entries.dtype is torch.float32:
         if count <= BLOCK:
             return float(torch.dot(entries, entries))
-        rows = count // ROW
-        body = entries if rows * ROW == count else entries[: rows * ROW]
-        squares = torch.linalg.vector_norm(body.view(rows, ROW), dim=1).double().square_()
-        rest = 0.0 if rows * ROW == count else _squares(entries[rows * ROW :])
-        return float(squares.sum()) + rest
+        large = _Large()
+        large.add(0, entries)
+        return next(large.squares())[1]
     if entries.dtype is torch.float64:
         return float(torch.dot(entries, entries))
     return math.fsum(_squares(block.float()) for block in entries.split(WIDENED))

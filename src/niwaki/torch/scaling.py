@@ -44,7 +44,8 @@ def scale_(parameter: torch.Tensor, factor: float) -> None:
 def scale_all_(parameters: Iterable[torch.Tensor], factor: float) -> None:
     """Multiply all gradients by one factor."""
     tensors = [entries(parameter) for parameter in parameters if parameter.grad is not None]
-    if factor < _FLUSHED:
+    # On the CPU the function for many rounds the factor to half precision, and a small one to zero.
+    if factor < _FLUSHED or any(tensor.is_cpu and tensor.itemsize < 4 for tensor in tensors):
         for tensor in tensors:
             multiply_(tensor, factor)
     else:
