@@ -111,23 +111,24 @@ def judge_stage(
         "step": xp.astype(state["attempted"], norms.dtype),
         "skipped_in_a_row": xp.astype(state["skipped_in_a_row"], norms.dtype),
     }
-    factor, limit, skip, learned = one, None, None, {}
+    factor, limit, skip, learned = None, None, None, {}
     for part in stage.parts:
-        mask = None if part.members is None else (members or {}).get(part.key)
-        if mask is None and part.members is not None:
-            mask = xp.asarray(part.members)
-        concerned = good if mask is None else good & mask
-        decision, after = _decide(
-            part, xp.where(concerned, seen, zero), state, concerned, common, xp=xp
-        )
+        concerned, own_norms = good, seen
+        if part.members is not None:
+            mask = (members or {}).get(part.key)
+            concerned = good & (xp.asarray(part.members) if mask is None else mask)
+            own_norms = xp.where(concerned, seen, zero)
+        decision, after = _decide(part, own_norms, state, concerned, common, xp=xp)
         learned |= after
         skip = decision.skip if skip is None else skip | decision.skip
         if decision.factor is not None:
             own = xp.where(concerned, decision.factor * one, one)
-            factor, seen = factor * own, seen * own
+            factor = own if factor is None else factor * own
+            seen = seen * own
         if decision.limit is not None:
             limit = _limit(decision.limit, limit, concerned, one, xp=xp)
             seen = xp.minimum(seen, limit)
+    factor = one if factor is None else factor
     if nonfinite in ("skip", "raise"):
         skip = skip | xp.any(bad)
     if nonfinite == "zero":

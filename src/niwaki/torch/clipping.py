@@ -159,12 +159,16 @@ class Clipping:
     def _measured(
         self, stage: Stage, gradients: Sequence[torch.Tensor | None]
     ) -> tuple[np.ndarray, np.ndarray]:
-        present = np.array([gradient is not None for gradient in gradients])
+        missing = any(gradient is None for gradient in gradients)
+        present = np.full(len(gradients), True)
+        if missing:
+            present = np.array([gradient is not None for gradient in gradients])
         if stage.norms_only:
             here = [gradient for gradient in gradients if gradient is not None]
-            here = norms(here if self.sharding is None else [local(one) for one in here])
-            numbers = np.zeros(len(gradients))
-            numbers[present] = here
+            numbers = norms(here if self.sharding is None else [local(one) for one in here])
+            if missing:
+                here, numbers = numbers, np.zeros(len(gradients))
+                numbers[present] = here
         else:
             numbers = self._mixed(stage, gradients)
             present = np.repeat(present, stage.counts[: len(gradients)])
@@ -186,7 +190,7 @@ class Clipping:
                 if kind in PEAKS:
                     single[place] = peak(entries)
                 else:
-                    vectors[place] = np.array(norms([entries]))
+                    vectors[place] = norms([entries])
         moved = zip(single, on_host(list(single.values())), strict=True)
         vectors |= {place: np.array([number]) for place, number in moved}
         return np.concatenate([vectors[place] for place in range(len(gradients))])
@@ -228,7 +232,7 @@ class Clipping:
             if kind is Kind.UNITS and name in self.axes:
                 vectors.append(self._units(name, weight))
             else:
-                vectors.append(np.array(norms([local(weight)])))
+                vectors.append(norms([local(weight)]))
         numbers = np.concatenate(vectors)
         if self.sharding is not None:
             numbers, _ = self.sharding.combined(stage, numbers, np.full(numbers.shape, True))

@@ -9,7 +9,8 @@ numbers of a step come to the host in one transfer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,9 +21,8 @@ WIDENED = 262_144  # how many half-precision entries are made float32 at a time
 TINY = 1e-15  # the norm below which float32 squares lose digits
 
 
-def on_cpu(tensor: torch.Tensor) -> bool:
-    """Return whether reading a number of this tensor waits for nothing."""
-    return tensor.is_cpu
+on_cpu = operator.attrgetter("is_cpu")
+"""Whether reading a number of a tensor waits for nothing; asked very often, hence no function of ours."""
 
 
 def values(tensor: torch.Tensor) -> torch.Tensor:
@@ -42,34 +42,28 @@ def norm(tensor: torch.Tensor) -> torch.Tensor:
     return torch.tensor(_host_norm(tensor), dtype=torch.float64)
 
 
-def norms(tensors: Sequence[torch.Tensor]) -> list[float]:
-    """Return the L2 norms as Python numbers, by one transfer for each device that holds some."""
-    found = [0.0] * len(tensors)
+def norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return the L2 norms as NumPy numbers, by one transfer for each device that holds some."""
+    squares: list[float] = []
     large = _Large()
-    elsewhere = []
-    for place, tensor in enumerate(tensors):
-        if not on_cpu(tensor):
-            elsewhere.append(place)
-            continue
+    # Most tensors of most networks are small, and then these few calls are the whole cost.
+    for tensor in tensors:
+        square = math.nan
         plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided
-        if plain and tensor.is_contiguous():
+        if plain and on_cpu(tensor) and tensor.is_contiguous():
             row = tensor if tensor.dim() == 1 else tensor.view(-1)
-            # Most tensors of most networks are small, and then these few calls are the whole cost.
-            if row.numel() > BLOCK:
-                large.add(place, row)
-                continue
-            squares = float(torch.dot(row, row))
-            if TINY**2 <= squares < math.inf:
-                found[place] = math.sqrt(squares)
-                continue
-        found[place] = _host_norm(tensor)
-    for place, squares in large.squares():
-        fits = TINY**2 <= squares < math.inf
-        found[place] = math.sqrt(squares) if fits else _host_norm(tensors[place])
-    if elsewhere:
-        moved = on_host([norm(tensors[place]) for place in elsewhere])
-        for place, number in zip(elsewhere, moved, strict=True):
-            found[place] = number
+            if row.numel() <= BLOCK:
+                square = row.dot(row).item()
+            else:
+                large.add(len(squares), row)
+        squares.append(square)
+    found = np.array(squares, dtype=np.float64)
+    large.fill(found)
+    good = (found >= TINY**2) & (found < math.inf)
+    np.sqrt(found, out=found, where=good)
+    if not good.all():
+        rest = np.flatnonzero(~good).tolist()
+        found[rest] = on_host([norm(tensors[place]) for place in rest])
     return found
 
 
@@ -92,13 +86,12 @@ class _Large:
         self._rows.append(torch.linalg.vector_norm(body.view(count, ROW), dim=1))
         self._rest.append(rest)
 
-    def squares(self) -> Iterator[tuple[int, float]]:
-        if not self._rows:
-            return
-        every = torch.cat(self._rows).double().square_().numpy()
-        starts = np.cumsum([0, *(len(rows) for rows in self._rows[:-1])])
-        sums = np.add.reduceat(every, starts) + self._rest
-        yield from zip(self._places, sums.tolist(), strict=True)
+    def fill(self, found: np.ndarray) -> None:
+        """Write the sums at their places."""
+        if self._rows:
+            every = torch.cat(self._rows).double().square_().numpy()
+            starts = np.cumsum([0, *(len(rows) for rows in self._rows[:-1])])
+            found[self._places] = np.add.reduceat(every, starts) + self._rest
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -174,9 +167,10 @@ def _squares(entries: torch.Tensor) -> float:
     if entries.dtype is torch.float32:
         if count <= BLOCK:
             return float(torch.dot(entries, entries))
-        large = _Large()
+        large, found = _Large(), np.zeros(1)
         large.add(0, entries)
-        return next(large.squares())[1]
+        large.fill(found)
+        return float(found[0])
     if entries.dtype is torch.float64:
         return float(torch.dot(entries, entries))
     return math.fsum(_squares(block.float()) for block in entries.split(WIDENED))
