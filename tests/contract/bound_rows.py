@@ -1,4 +1,8 @@
-"""The bounds under contract; they stand beside the clips in `rows`, which joins both lists."""
+"""The bounds under contract; they stand beside the clips in `rows`, which joins both lists.
+
+`QKClip` is none of them: it speaks of attention heads, which these laws' tensors do not have, and has laws
+of its own in `tests/unit/test_bound_heads.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,17 @@ import math
 import numpy as np
 
 import niwaki as nw
-from contract.rows import Arrays, Axes, Row, largest_unit, norm, per_unit
+from contract.row import (
+    Arrays,
+    Axes,
+    Row,
+    clamped,
+    largest,
+    largest_unit,
+    norm,
+    per_unit,
+    shrunk,
+)
 
 # Of the tensors that the laws speak of, by shape; the gain has none.
 FAN_INS = {(4, 3): 3, (4, 0): 3, (4,): 3, (2, 3, 2): 6, (2, 1, 2, 2): 4}
@@ -31,8 +45,8 @@ def _times_range(arrays: Arrays, k: float) -> float:
 
 def _sigma(array: np.ndarray, axis: int) -> float:
     matrix = np.moveaxis(array.astype(np.float64), axis, 0).reshape(array.shape[axis], -1)
-    largest = float(np.abs(matrix).max(initial=0.0))
-    return largest * float(np.linalg.svd(matrix / largest)[1][0]) if largest else 0.0
+    most = float(np.abs(matrix).max(initial=0.0))
+    return most * float(np.linalg.svd(matrix / most)[1][0]) if most else 0.0
 
 
 def _capped(arrays: Arrays, axes: Axes, limit: float) -> Arrays:
@@ -47,6 +61,18 @@ def _largest_sigma(arrays: Arrays, axes: Axes) -> float:
 
 
 BOUND_ROWS = [
+    Row(
+        rule=nw.bound.Clamp(0.5),
+        reference=lambda arrays, axes: clamped(arrays, 0.5),
+        bound=lambda arrays, axes: largest(arrays) / 0.5,
+        idempotent=True,
+    ),
+    Row(
+        rule=nw.bound.MaxNorm(1.0),
+        reference=per_unit(lambda unit: shrunk(unit, norm(unit), 1.0)),
+        bound=largest_unit(1.0),
+        idempotent=True,
+    ),
     Row(
         rule=nw.bound.UnitNorm(1.0),
         reference=per_unit(_on_sphere),

@@ -6,7 +6,7 @@ A new framework joins every law with one function `Apply` here, in `FRAMEWORKS`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import niwaki as nw
-from contract.rows import Row
+from contract.bound_rows import FAN_IN
+from contract.row import Row
 
 Tensors = Mapping[str, np.ndarray | None]
 
@@ -30,7 +31,7 @@ UNIT_AXES = {"linear.weight": 0, "up.weight": 1, "grid.weight": 0}
 
 
 class Apply(Protocol):
-    """Apply a row's rule to tensors (gradients for a clip, weights for a bound)."""
+    """Apply a row's rule to tensors (gradients or updates for a clip, weights for a bound)."""
 
     def __call__(
         self, row: Row, tensors: Tensors, state: Any = None, **options: Any
@@ -49,7 +50,10 @@ class Network(nn.Module):
 
 
 def network(tensors: Tensors, *, gradients: bool) -> Network:
-    """Return a `Network` whose gradients (or weights) are copies of these tensors."""
+    """Return a `Network` whose gradients (or weights) are copies of these tensors.
+
+    Beside a gradient every weight is 1.
+    """
     model = Network()
     for name, parameter in model.named_parameters():
         array = tensors[name]
@@ -60,6 +64,19 @@ def network(tensors: Tensors, *, gradients: bool) -> Network:
             parameter.grad = parameter.data
             parameter.data = torch.ones_like(parameter.grad)
     return model
+
+
+def idle(row: Row, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return an optimizer that moves nothing, with the row's second moments if it has some."""
+    if row.moments is None:
+        return torch.optim.SGD(parameters, lr=0.0)
+    kept = list(parameters)
+    optimizer = torch.optim.Adam(kept, lr=0.0)
+    for parameter in kept:
+        zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
+        moments = {"exp_avg": zeros, "exp_avg_sq": torch.full_like(zeros, row.moments)}
+        optimizer.state[parameter] = {"step": torch.tensor(1.0), **moments}
+    return optimizer
 
 
 def begun(apply: Apply) -> Apply:
@@ -76,17 +93,27 @@ def _gradients(parameters: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray |
     return {n: None if p.grad is None else p.grad.numpy() for n, p in parameters.items()}
 
 
+def _filled(tensors: Tensors, number: float) -> dict[str, np.ndarray]:
+    arrays = {n: np.zeros(SHAPES[n]) if a is None else a for n, a in tensors.items()}
+    return {name: np.full_like(array, number) for name, array in arrays.items()}
+
+
 @begun
 def numpy(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
-    if row.kind == "clip":
-        return nw.numpy.clip(tensors, row.rule, state, **options)  # type: ignore[type-var]
-    return nw.numpy.bound(tensors, row.rule, state, unit_axes=UNIT_AXES, **options)  # type: ignore[type-var]
+    if row.kind == "bound":
+        facts = {"unit_axes": UNIT_AXES, "fan_in": FAN_IN}
+        return nw.numpy.bound(tensors, row.rule, state, **facts, **options)  # type: ignore[arg-type]
+    facts = {"weights": _filled(tensors, 1.0), "unit_axes": UNIT_AXES}
+    if row.moments is not None:
+        facts["second_moments"] = _filled(tensors, row.moments)
+    return nw.numpy.clip(tensors, row.rule, state, **facts, **options)  # type: ignore[arg-type]
 
 
 @begun
 def torch_module(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
     model = network(tensors, gradients=row.kind == "clip")
     if row.kind == "clip":
+        options["optimizer"] = idle(row, model.parameters())
         outcome, state = nw.torch.clip_(model, row.rule, state, **options)
         return _gradients(dict(model.named_parameters())), outcome, state
     outcome, state = nw.torch.bound_(model, row.rule, state, **options)
@@ -96,20 +123,24 @@ def torch_module(row: Row, tensors: Tensors, state: Any = None, **options: Any) 
 @begun
 def torch_parameters(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
     parameters = dict(network(tensors, gradients=True).named_parameters())
-    pairs = iter(parameters.items())
-    outcome, state = nw.torch.clip_(pairs, row.rule, state, **options)
+    options["optimizer"] = idle(row, parameters.values())
+    outcome, state = nw.torch.clip_(iter(parameters.items()), row.rule, state, **options)
     return _gradients(parameters), outcome, state
+
+
+def _load(handle: Any, part: str, state: Any) -> None:
+    if state is not None:
+        parts = {"clip": None, "update": None, "bound": None, part: state}
+        handle.load_state_dict({"steps": state["attempted"], "masks": None, **parts})
 
 
 @begun
 def torch_attach(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
     """One step of an optimizer that moves nothing, so that what `attach` made of it can be read."""
     model = network(tensors, gradients=row.kind == "clip")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = idle(row, model.parameters())
     handle = nw.torch.attach(optimizer, model, **{row.kind: row.rule}, **options)
-    if state is not None:
-        parts = {"clip": None, "bound": None, row.kind: state}
-        handle.load_state_dict({"steps": state["attempted"], "masks": None, **parts})
+    _load(handle, row.kind, state)
     optimizer.step()
     after = handle.state_dict()[row.kind]
     if row.kind == "clip":
@@ -117,15 +148,37 @@ def torch_attach(row: Row, tensors: Tensors, state: Any = None, **options: Any) 
     return {n: p.detach().numpy() for n, p in model.named_parameters()}, handle.last_bound, after
 
 
+@begun
+def torch_updates(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
+    """One step of SGD from weights of -0.0 (so that no bit is lost) whose update is the tensors."""
+    model = network(tensors, gradients=True)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.data.fill_(-0.0)
+            parameter.grad.neg_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = nw.torch.attach(optimizer, model, update=row.rule, **options)
+    _load(handle, "update", state)
+    optimizer.step()
+    moved = {n: None if p.grad is None else p.detach() for n, p in model.named_parameters()}
+    after = {name: None if p is None else p.numpy() for name, p in moved.items()}
+    return after, handle.last_update, handle.state_dict()["update"]
+
+
 FRAMEWORKS: dict[str, Apply] = {
     "numpy": numpy,
     "torch_module": torch_module,
     "torch_parameters": torch_parameters,
     "torch_attach": torch_attach,
+    "torch_updates": torch_updates,
 }
-ONLY_CLIPS = {"torch_parameters"}  # bare parameters have no layers, so no bound acts on them
-DROPS_GRADIENTS = {
-    "torch_module",
-    "torch_parameters",
-    "torch_attach",
-}  # a skipped step leaves None, not zeros
+# A skipped step leaves None, not zeros.
+DROPS_GRADIENTS = {"torch_module", "torch_parameters", "torch_attach"}
+
+
+def serves(name: str, row: Row) -> bool:
+    """Return whether a rule can be met in this framework at all."""
+    if row.of_updates or name == "torch_updates":
+        return row.of_updates and name in ("numpy", "torch_updates")
+    # Bare parameters have no layers, which say what a unit is; no bound acts on them either.
+    return name != "torch_parameters" or (row.kind == "clip" and not row.by_unit)

@@ -86,6 +86,7 @@ INSTALLED = {framework for framework in ("jax", "tensorflow") if find_spec(frame
 NAMES = ["numpy", "array-api-strict", "torch"]
 NAMES += ["jax", "jax.jit"] if "jax" in INSTALLED else []
 NAMES += ["tensorflow", "tf.function"] if "tensorflow" in INSTALLED else []
+COMPILED = {"jax.jit", "tf.function"}
 
 
 @functools.cache

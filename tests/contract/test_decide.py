@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 
-from contract.namespaces import INSTALLED, NAMES, Guard, Place, TensorFlowNamespace
+from contract.namespaces import COMPILED, INSTALLED, NAMES, Guard, Place, TensorFlowNamespace
 from contract.namespaces import place as place_of
-from contract.rows import DECIDING, EAGER, ROWS, Row
+from contract.row import Row
+from contract.rows import DECIDING, EAGER, ROWS
 from niwaki import conduct, registry
-from niwaki.rule import ARRAY_OPERATIONS, Scope
+from niwaki.bound import QKClip
+from niwaki.rule import ARRAY_OPERATIONS, Composite, Scope
 from niwaki.schedule import Linear
 
 NAN, INF = float("nan"), float("inf")
@@ -42,7 +45,7 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 def _facts(row: Row, dtype: type, xp: Any) -> dict[str, Any]:
     """Return what measure would bring for three tensors, of what the rule asks for."""
-    facts = {"weights": [1.0, 0.0, 1e-2], "sizes": [9.0, 1.0, 0.0]}
+    facts = {"weights": [1.0, 0.0, 1e-2], "sizes": [9.0, 1.0, 0.0], "fan_in": [3.0, 1.0, 64.0]}
     return {
         key: xp.asarray(np.array(value, dtype=dtype))
         for key, value in facts.items()
@@ -91,20 +94,33 @@ def _rounding(place: Place, dtype: type) -> float:
     return place.rounding if dtype is np.float64 else 1e-6
 
 
-JUDGED = [(row, policy) for row in DECIDING for policy in ("skip", "zero")]
-JUDGED += [(row, "skip") for row in EAGER]
+@functools.cache
+def _expected(row: Row, nonfinite: str) -> list[dict[str, np.ndarray]]:
+    return _judged(row, place_of("numpy"), np.float64, nonfinite)
 
 
-@pytest.mark.parametrize(("row", "nonfinite"), JUDGED, ids=str)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def _name(value: Any) -> str:
+    return value.__name__ if isinstance(value, type) else str(value)
+
+
+# A rule sees nothing of the policy, so one of each kind of answer shows it: limit, joint, by tensor.
+ANSWERS = {"ByValue", "ByGlobalNorm", "TensorEMA"}
+JUDGED = [(row, "skip", dtype) for row in DECIDING for dtype in (np.float32, np.float64)]
+JUDGED += [(row, "zero", dtype) for row, _, dtype in JUDGED if str(row) in ANSWERS]
+JUDGED += [(row, "skip", np.float64) for row in EAGER]
+
+
+@pytest.mark.parametrize(("row", "nonfinite", "dtype"), JUDGED, ids=_name)
 def test_judgement_is_the_same_everywhere(
     row: Row, place: Place, dtype: type, nonfinite: str
 ) -> None:
-    expected = _judged(row, place_of("numpy"), np.float64, nonfinite)
+    expected = _expected(row, nonfinite)
     found = _judged(row, place, dtype, nonfinite)
     _compare(found, expected, _rounding(place, dtype), dtype)
 
 
+# Compiled, the judgement above is this and more.
+@pytest.mark.parametrize("place", [name for name in NAMES if name not in COMPILED], indirect=True)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_decide_is_the_same_everywhere(row: Row, place: Place, dtype: type) -> None:
     def decisions(place: Place, dtype: type) -> list[dict[str, np.ndarray]]:
@@ -138,8 +154,15 @@ def test_decide_is_the_same_everywhere(row: Row, place: Place, dtype: type) -> N
 def test_every_registered_clip_and_bound_has_a_row() -> None:
     rows = {(row.kind, type(row.rule)) for row in ROWS}
     registered = {(e.kind, e.thing) for kind in ("clip", "bound") for e in registry.entries(kind)}
-    # What is made of rules (and has `parts`) decides nothing by itself.
-    assert {(kind, thing) for kind, thing in registered if not hasattr(thing, "parts")} == rows
+    # What is made of rules decides nothing by itself, and QKClip needs attention: see `bound_rows`.
+    deciding = {(kind, thing) for kind, thing in registered if not _has(thing, Composite)}
+    assert deciding - {("bound", QKClip)} == rows
+
+
+def _has(thing: type, protocol: type) -> bool:
+    """Return whether a class has all members of a protocol, some of which are no methods."""
+    members = {name for name in vars(protocol) if not name.startswith("_")}
+    return all(hasattr(thing, name) for name in members)
 
 
 def test_the_list_of_operations_holds_nothing_unused() -> None:
