@@ -6,6 +6,7 @@ Shared by `clip_`, which does it once, and `attach`, which keeps the state betwe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,8 @@ class Clipping:
         return numbers, present
 
     def _mixed(self, stage: Stage, gradients: Sequence[torch.Tensor | None]) -> np.ndarray:
-        single: dict[int, torch.Tensor] = {}
+        peaks: dict[int, torch.Tensor] = {}
+        plain: dict[int, torch.Tensor] = {}
         vectors: dict[int, np.ndarray] = {}
         pairs = zip(self.parameters.items(), gradients, stage.kinds, stage.counts, strict=False)
         for place, ((name, parameter), gradient, kind, count) in enumerate(pairs):
@@ -185,14 +187,16 @@ class Clipping:
                 vectors[place] = np.zeros(count)
             elif kind is Kind.UNITS and name in self.axes:
                 vectors[place] = self._units(name, gradient)
+            elif kind in PEAKS:
+                peaks[place] = peak(self._entries(name, parameter, gradient, kind))
+            elif kind in RELATIVE:
+                # At once, since the quotient is a tensor of its own.
+                vectors[place] = norms([self._entries(name, parameter, gradient, kind)])
             else:
-                entries = self._entries(name, parameter, gradient, kind)
-                if kind in PEAKS:
-                    single[place] = peak(entries)
-                else:
-                    vectors[place] = norms([entries])
-        moved = zip(single, on_host(list(single.values())), strict=True)
-        vectors |= {place: np.array([number]) for place, number in moved}
+                plain[place] = local(gradient)
+        found = dict(zip(plain, norms(list(plain.values())), strict=True))
+        found |= dict(zip(peaks, on_host(list(peaks.values())), strict=True))
+        vectors |= {place: np.array([number]) for place, number in found.items()}
         return np.concatenate([vectors[place] for place in range(len(gradients))])
 
     def _entries(
@@ -226,14 +230,8 @@ class Clipping:
         return facts
 
     def _weights(self, stage: Stage) -> np.ndarray:
-        vectors = []
-        for name, kind in zip(self.parameters, stage.kinds, strict=False):
-            weight = self.parameters[name]
-            if kind is Kind.UNITS and name in self.axes:
-                vectors.append(self._units(name, weight))
-            else:
-                vectors.append(norms([local(weight)]))
-        numbers = np.concatenate(vectors)
+        kinds = [kind if kind is Kind.UNITS else Kind.NORM for kind in stage.kinds]
+        numbers = self._mixed(replace(stage, kinds=tuple(kinds)), list(self.parameters.values()))
         if self.sharding is not None:
             numbers, _ = self.sharding.combined(stage, numbers, np.full(numbers.shape, True))
         return numbers
