@@ -9,6 +9,7 @@ of steps clipped and skipped, and what the rule adds to a step. It is one small 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import statistics
 import time
@@ -45,6 +46,12 @@ RULES: dict[str, Any] = {
     "Smooth(1.0)": nw.clip.Smooth(1.0),
     "Normalize(1.0)": nw.clip.Normalize(1.0),
     "SkipSpikes(6.0)": nw.clip.SkipSpikes(6.0),
+    "ZClip(2.5), then ByGlobalNorm(1.0)": nw.clip.Chain(
+        nw.clip.ZClip(2.5), nw.clip.ByGlobalNorm(1.0)
+    ),
+    "SkipSpikes(6.0), then ByGlobalNorm(1.0)": nw.clip.Chain(
+        nw.clip.SkipSpikes(6.0), nw.clip.ByGlobalNorm(1.0)
+    ),
     "BlockRMS(1.0), on updates": nw.clip.BlockRMS(1.0),
 }
 OPTIMIZERS: dict[str, Any] = {
@@ -115,20 +122,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", default="*", help="glob over the rules' names")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, dict[str, Any]] = {}
     for name, make in OPTIMIZERS.items():
         print(f"\n{name}; {arguments.steps} steps, {arguments.seeds} seeds")
-        print(f"{'rule':<32}{'accuracy':>9}{'worst':>9}{'clipped':>9}{'skipped':>9}{'us/step':>9}")
+        print(f"{'rule':<42}{'accuracy':>9}{'worst':>9}{'clipped':>9}{'skipped':>9}{'us/step':>9}")
         for text, rule in RULES.items():
+            if not fnmatch.fnmatch(text, arguments.only):
+                continue
             runs = [train(rule, make, arguments.steps, seed) for seed in range(arguments.seeds)]
             mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
             worst = min(run["accuracy"] for run in runs)
             found.setdefault(name, {})[text] = {**mean, "worst": worst}
             print(
-                f"{text:<32}{mean['accuracy']:>9.1%}{worst:>9.1%}{mean['clipped']:>9.1%}"
+                f"{text:<42}{mean['accuracy']:>9.1%}{worst:>9.1%}{mean['clipped']:>9.1%}"
                 f"{mean['skipped']:>9.1%}{mean['microseconds']:>9.0f}",
                 flush=True,
             )

@@ -44,8 +44,7 @@ def test_a_sparse_gradient_is_clipped_as_the_dense_one(row: Row, coalesced: bool
     outcome, _ = nw.torch.clip_(model, row.rule, row.start(), optimizer=optimizer)
     found = model.weight.grad
     assert found is not None and outcome.engaged
-    # What has a factor per row or a limit per entry makes it dense so far.
-    assert found.is_sparse or row.by_unit or row.moments
+    assert found.is_sparse
     found = found.to_dense().numpy()
     np.testing.assert_allclose(found, row.reference([DENSE], [0])[0], rtol=1e-12)
     assert outcome.pre == pytest.approx(_measured(row), rel=1e-12)

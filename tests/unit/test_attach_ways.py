@@ -344,3 +344,24 @@ def test_accumulation_and_loading_are_not_mistaken_for_a_missing_clip() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
                 model.load_state_dict(model.state_dict())
+
+
+def test_a_finite_gradient_beside_a_tiny_history_is_clipped_and_not_called_bad() -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    tiny = {
+        "step": torch.tensor(1.0),
+        "exp_avg": torch.zeros(3),
+        "exp_avg_sq": torch.full((3,), 1e-20),
+    }
+    optimizer.state[parameter] = tiny
+    parameter.grad = torch.full((3,), 1e30)
+    outcome, _ = nw.torch.clip_(parameter, nw.clip.SPAM(4.0, warmup=0), optimizer=optimizer)
+    assert outcome.action == "clipped" and not outcome.nonfinite
+    torch.testing.assert_close(parameter.grad, torch.full((3,), 2e-10))
+
+
+def test_numpy_refuses_what_judges_gradients_but_scales_updates() -> None:
+    update = {"w": torch.ones(2).numpy()}
+    with pytest.raises(Refused, match="StableAdamW needs second_moment"):
+        nw.numpy.clip(update, nw.clip.StableAdamW(), second_moments=update)

@@ -50,7 +50,10 @@ def clip(
     ([0.5, 0.5, 0.5, 0.5], 20.0, 'clipped')
     """
     given = {"weights": weights, "second_moment": second_moments}
-    available = ("sizes", *(name for name, arrays in given.items() if arrays is not None))
+    available = ["sizes", *(name for name, arrays in given.items() if arrays is not None)]
+    if getattr(rule, "of", None) is Quantity.UPDATE and second_moments is not None:
+        # Such a rule measures the gradients by them, and these are not given here.
+        available.remove("second_moment")
     conduct.check_rule(
         rule, Quantity.GRADIENT, Quantity.UPDATE, where="numpy.clip", available=available
     )

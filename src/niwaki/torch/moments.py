@@ -78,4 +78,7 @@ def relative(gradient: torch.Tensor, moments: torch.Tensor | None) -> torch.Tens
     if moments is None:
         return dense * 0.0
     root = moments.to(torch.promote_types(dense.dtype, torch.float32)).sqrt()
-    return torch.where(root > 0, dense / root, dense * 0.0)
+    most = torch.finfo(root.dtype).max
+    # A finite gradient stays finite, however small its history.
+    quotient = (dense / root).clamp_(-most, most)
+    return torch.where((root > 0) & torch.isfinite(dense), quotient, dense * 0.0)

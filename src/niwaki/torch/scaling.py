@@ -57,7 +57,12 @@ def scale_units_(parameter: torch.Tensor, axis: int, factors: np.ndarray | torch
     gradient = parameter.grad
     assert gradient is not None  # noqa: S101  (the caller has looked)
     tensor = local(gradient)
-    if tensor.layout is not torch.strided:
+    if rows_of_sparse(tensor, axis):
+        tensor = entries(parameter)
+        assert parameter.grad is not None  # noqa: S101  (it was there)
+        rows = parameter.grad._indices()[0]
+        factors = factors[rows.cpu().numpy() if isinstance(factors, np.ndarray) else rows]
+    elif tensor.layout is not torch.strided:
         parameter.grad = tensor = tensor.to_dense()
     shape = [1] * tensor.dim()
     shape[axis] = -1
@@ -73,16 +78,24 @@ def clamp_(
     parameter: torch.Tensor, limit: float | torch.Tensor, moments: torch.Tensor | None = None
 ) -> None:
     """Clamp the entries of a gradient to +-limit, or to +-limit * sqrt(moments) where these are not 0."""
-    tensor, gradient = entries(parameter), parameter.grad
+    tensor = entries(parameter)
+    gradient = parameter.grad
     if moments is None:
         tensor.clamp_(-limit, limit)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return
     assert gradient is not None  # noqa: S101  (the caller has looked)
-    if gradient.layout is not torch.strided:
+    if rows_of_sparse(gradient, 0):
+        moments = moments[gradient._indices()[0]]
+    elif gradient.layout is not torch.strided:
         parameter.grad = tensor = gradient.to_dense()
     most = moments.sqrt().mul_(limit)
     bounded = torch.minimum(torch.maximum(tensor.to(most.dtype), -most), most).to(tensor.dtype)
     tensor.copy_(torch.where(most > 0, bounded, tensor))
+
+
+def rows_of_sparse(gradient: torch.Tensor, axis: int) -> bool:
+    """Return whether a gradient is stored as some of its rows, and its units are the rows."""
+    return gradient.layout is torch.sparse_coo and gradient.sparse_dim() == 1 and axis == 0
 
 
 def entries(parameter: torch.Tensor) -> torch.Tensor:
