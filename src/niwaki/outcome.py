@@ -114,10 +114,12 @@ class Outcome:
 
     def as_row(self) -> dict[str, Any]:
         """Return the facts that a record keeps of every step."""
-        norm, nonfinite = self.pre, self.nonfinite
+        stages = (*self.earlier, self)
+        first = next((stage for stage in stages if not stage.element_wise), self)
+        norm, nonfinite = first.pre, self.nonfinite
         return {
             "norm": norm if math.isfinite(norm) else None,
-            "factor": self.factor,
+            "factor": math.prod(stage.factor for stage in stages),
             "clipped": self.engaged,
             "skipped": self._skipped(),
             **({"nonfinite": list(nonfinite[:8])} if nonfinite else {}),

@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 
+from niwaki.errors import InvalidArgument
 from niwaki.rule import Composite, Rule, Scope, is_composite
 
 
@@ -92,6 +93,8 @@ def stages(
 
     `units`: how many output units a tensor has; one without an entry is a single unit.
     """
+    if not names:
+        raise InvalidArgument("there is no tensor to act on", where=type(rule).__name__)
     groups: list[tuple[list[Kind | None], list[_Leaf]]] = []
     for leaf in _leaves(rule, names, "", None):
         kinds = _merged(groups[-1][0], leaf) if groups else None
@@ -101,6 +104,10 @@ def stages(
             groups.append((kinds, []))
         groups[-1][0][:] = kinds
         groups[-1][1].append(leaf)
+    if not groups:
+        raise InvalidArgument(
+            "no tensor belongs to a group with a rule", where=type(rule).__name__, got=names[:5]
+        )
     return tuple(_stage(kinds, leaves, names, units or {}) for kinds, leaves in groups)
 
 

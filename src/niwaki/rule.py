@@ -80,8 +80,8 @@ class Decision(NamedTuple):
 class Rule(Protocol):
     """A frozen dataclass: its limit comes first and may be positional, all else is keyword-only.
 
-    One that changes every gradient by its nature says so with ``acts_always = True``, so that nobody is
-    warned of a limit that is always met.
+    If the share of steps that it clips is a matter of its design and not of a limit that was chosen, it
+    says so with ``by_design = True``, so that nobody is warned of that share.
     """
 
     @property

@@ -118,6 +118,61 @@ def test_a_joint_norm_is_refused_inside_backward() -> None:
         backward(model, 0)
 
 
+def test_several_optimizers_inside_backward_are_refused_under_one_handle() -> None:
+    model = model_of()
+    pair = two(model)
+    nw.torch.attach(pair, model, clip=nw.clip.ByNorm(0.5))
+    model[2].bias.register_post_accumulate_grad_hook(lambda p: pair[1].step())
+    with pytest.raises(Refused, match="inside backward.*a handle for each"):
+        backward(model, 0)
+
+
+def test_gradients_that_are_new_since_the_first_of_several_steps_are_clipped_anew() -> None:
+    model = model_of()
+    first, second = two(model)
+    handle = nw.torch.attach([first, second], model, clip=nw.clip.ByGlobalNorm(1.0))
+    backward(model, 0)
+    first.step()
+    model.zero_grad()
+    backward(model, 1, scale=3e3)
+    second.step()
+    assert handle.steps == 2 and handle.last is not None and handle.last.pre > 100.0
+    total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert float(total) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_parameter_that_was_replaced_is_not_passed_over() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.zeros(8, 6))
+    backward(model, 0)
+    with pytest.raises(Refused, match="other parameters since attach"):
+        optimizer.step()
+
+
+def test_second_moments_of_our_own_are_unscaled_and_not_shared_with_a_checkpoint() -> None:
+    sizes = []
+    for fused in (False, True):
+        model = model_of()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=fused)
+        handle = nw.torch.attach(optimizer, model, clip=nw.clip.SPAM(3.0, warmup=1))
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for seed in range(4):
+            optimizer.zero_grad()
+            inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+            scaler.scale(model(inputs).square().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            if seed == 2:
+                kept = handle.state_dict()["clip"]["second_moment"]["0.weight"]
+                before = kept.clone()
+        assert torch.equal(kept, before)
+        assert handle.last is not None
+        sizes.append(handle.last.pre)
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-4)
+
+
 def test_a_compiled_model_has_the_names_of_the_model() -> None:
     model = model_of()
     compiled: Any = torch.compile(model, backend="eager")
@@ -307,7 +362,16 @@ def test_a_limit_that_never_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "rule", [None, nw.clip.Smooth(1.0), nw.clip.Normalize(1.0), nw.clip.ByGlobalNorm(math.inf)]
+    "rule",
+    [
+        None,
+        nw.clip.Smooth(1.0),
+        nw.clip.Normalize(1.0),
+        nw.clip.ByGlobalNorm(math.inf),
+        nw.clip.EMARatio(math.inf),
+        nw.clip.SkipSpikes(6.0),
+        nw.clip.AutoClip(1.0),
+    ],
 )
 def test_rules_that_measure_or_always_act_are_not_spoken_of(
     rule: Any, monkeypatch: pytest.MonkeyPatch

@@ -191,6 +191,20 @@ def test_a_pattern_without_a_tensor_is_an_error_with_the_nearest_names() -> None
         nw.numpy.clip(gradients(), Groups({"embd.weight": None}, default=ByNorm(1.0)))
 
 
+def test_groups_that_no_tensor_belongs_to_are_refused() -> None:
+    rule = Groups([(lambda name: name == "nothing", ByNorm(1.0))])
+    for clip in (nw.numpy.clip, in_torch):
+        with pytest.raises(InvalidArgument, match="no tensor belongs to a group"):
+            clip(gradients(), rule)
+
+
+def test_the_row_of_a_chain_has_the_norm_before_all_of_it() -> None:
+    rule = Chain(ByGlobalNorm(4.0), ByValue(0.5))
+    _, outcome, _ = nw.numpy.clip(gradients(), rule)
+    row, alone = outcome.as_row(), nw.numpy.clip(gradients(), ByGlobalNorm(4.0))[1]
+    assert row["norm"] == alone.pre and row["factor"] <= alone.factor
+
+
 def test_compositions_are_data() -> None:
     rule = Chain(
         Groups({"embed.*": ByNorm(Linear(1.0, 2.0, steps=(0, 9)))}, default=ByNorm(2.0)),

@@ -233,3 +233,82 @@ def test_on_a_device_an_amp_scaler_and_the_clip_share_one_pass(
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
     assert state == expected
     assert state["accepted"] == (3 if overflow else 4) and state["bad_in_a_row"] == 0
+
+
+def test_a_first_step_that_is_skipped_leaves_no_unwritten_momentum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    backward(model, 0)
+    model[0].weight.grad[0, 0] = float("nan")
+    optimizer.step()
+    assert not optimizer.state
+    backward(model, 1)
+    optimizer.step()
+    for parameter in model.parameters():
+        torch.testing.assert_close(
+            optimizer.state[parameter]["momentum_buffer"], parameter.grad, rtol=1e-6, atol=0
+        )
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        nw.clip.Chain(nw.clip.AGC(0.05), nw.clip.ByNorm(0.2)),
+        nw.clip.Chain(nw.clip.ByNorm(0.2), nw.clip.AGC(0.05)),
+        nw.clip.Chain(nw.clip.Groups({"0.weight": nw.clip.AGC(0.05)}), nw.clip.ByValue(0.05)),
+        nw.clip.Chain(nw.clip.ByGlobalNorm(1.0), nw.clip.EMARatio(1.1)),
+    ],
+    ids=str,
+)
+def test_on_a_device_stages_may_have_numbers_of_any_count(
+    rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = []
+    for device in (False, True):
+        with monkeypatch.context() as patch:
+            if device:
+                patch.setattr(measure, "on_cpu", lambda tensor: False)
+            models.append(run(FUSED["adamw"], rule)[2])
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_a_checkpoint_of_an_optimizer_that_is_not_fused_ends_the_folding(
+    device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device:
+        monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
+    model = model_of()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(0.1))
+    optimizer.load_state_dict(torch.optim.Adam(model_of().parameters(), lr=0.01).state_dict())
+    backward(model, 0)
+    optimizer.step()
+    assert handle.last is not None and handle.last.post == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_nothing_is_left_on_the_optimizer_after_too_many_bad_steps(
+    device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device:
+        monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
+    model = model_of()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), stop_after=2)
+    good = handle.state_dict()
+    with pytest.raises(NonFinite, match="in a row with non-finite gradients, first in 0.weight"):
+        for seed in range(5):
+            backward(model, seed)
+            model[0].weight.grad[0, 0] = float("nan")
+            optimizer.step()
+    assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+    handle.load_state_dict(good)
+    backward(model, 9)
+    optimizer.step()
+    assert handle.last is not None and handle.last.action == "clipped"

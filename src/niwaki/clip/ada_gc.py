@@ -67,6 +67,7 @@ class AdaGC:
 
     scope = Scope.TENSOR
     of = Quantity.GRADIENT
+    adds_up_itself = True  # the joint norm of the warm-up
     needs = frozenset[str]()
 
     def __post_init__(self) -> None:

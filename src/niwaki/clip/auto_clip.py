@@ -55,6 +55,7 @@ class AutoClip:
 
     scope = Scope.GLOBAL
     of = Quantity.GRADIENT
+    by_design = True
     needs = frozenset[str]()
 
     def __post_init__(self) -> None:

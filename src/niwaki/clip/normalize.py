@@ -54,7 +54,7 @@ class Normalize(Stateless):
     per: str = "global"
 
     of = Quantity.GRADIENT
-    acts_always = True
+    by_design = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", check_limit(self.limit, where="Normalize"))

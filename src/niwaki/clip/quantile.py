@@ -49,6 +49,7 @@ class Quantile:
 
     scope = Scope.GLOBAL
     of = Quantity.GRADIENT
+    by_design = True
     needs = frozenset[str]()
 
     def __post_init__(self) -> None:

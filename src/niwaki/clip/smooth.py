@@ -50,7 +50,7 @@ class Smooth(Stateless):
     per: str = "global"
 
     of = Quantity.GRADIENT
-    acts_always = True
+    by_design = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", check_limit(self.limit, where="Smooth"))

@@ -59,12 +59,14 @@ def attach(
     (FSDP2, tensor parallel) need none. `check_ranks`: raise if the ranks decided differently.
 
     With a fused Adam, AdamW, SGD or Adagrad a factor that is one number is folded into the step, and
-    on a device nothing waits for the host. A closure that is called once per step is wrapped.
+    on a device nothing waits for the host (unless `record`, `bound`, `update` or `prune` need numbers).
+    A closure that is called once per step is wrapped.
 
     Raises `Refused` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
     optimizer that has a handle, for parameters that the model does not have, and for a bound or
     schedule that has nothing to act on. Raises `InvalidArgument` for arguments of another kind. A step
-    that an AMP scaler skips counts as attempted, and not as a bad one in a row. Warns once of a limit
+    that an AMP scaler skips is no bad one in a row, and as an attempted one it is known only where the
+    optimizer is fused (otherwise it is never called). Warns once of a limit
     that clips more than 95 % or less than 0.1 % of the steps, and of weights that change without a step
     of this optimizer.
 

@@ -12,8 +12,6 @@ from niwaki.outcome import Outcome
 from niwaki.rule import Composite, Quantity, Rule, State
 from niwaki.torch.clipping import AVAILABLE, Clipping
 from niwaki.torch.moments import Moments
-from niwaki.torch.scaling import multiply_ as scale_  # noqa: F401
-from niwaki.torch.scaling import representable  # noqa: F401
 from niwaki.torch.sharding import Groups, Sharding
 from niwaki.torch.tensors import Parameters, check_parameters, named
 

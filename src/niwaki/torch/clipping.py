@@ -46,6 +46,8 @@ class Clipping:
         self.parameters = dict(found)
         self.nonfinite, self.where = nonfinite, where
         self.moments, self.sharding = moments, sharding
+        if sharding is not None and sharding.elsewhere:
+            _refuse_joint_norms_inside(rule, where=where)
         self.axes = _unit_axes(rule, found, module, where=where)
         units = {name: found[name].shape[axis] for name, axis in self.axes.items()}
         self.stages = stages(rule, list(found), units=units)
@@ -57,6 +59,7 @@ class Clipping:
     def load(self, plain: Mapping[str, Any] | None) -> None:
         """Continue from plain data, or start afresh; raises `InvalidArgument` for another rule's."""
         if plain is None:
+            self.moments.load(None, self.parameters)
             self.state = from_plain(self.stages, None)
             return
         rest = dict(plain) if isinstance(plain, Mapping) else plain
@@ -124,7 +127,7 @@ class Clipping:
                 break
         self._commit(learned, skip=skip, any_bad=any_bad, overflow=overflow)
         if self.keeps_moments and not skip:
-            self.moments.follow(self.parameters)
+            self.moments.follow(self.parameters, scale=None if scale == 1.0 else scale)
         assert outcome is not None  # noqa: S101  (every rule has a stage)
         return outcome
 
@@ -308,6 +311,17 @@ class Clipping:
         if self.sharding is not None and self.sharding.is_split(gradient):
             factors = factors[self.sharding.own_units(gradient, axis)]
         scale_units_(parameter, axis, factors)
+
+
+def _refuse_joint_norms_inside(rule: Rule | Composite, *, where: str) -> None:
+    for leaf in conduct.leaves(rule):
+        if getattr(leaf, "adds_up_itself", False):
+            raise Refused(
+                f"{type(leaf).__name__} adds up the norms of the tensors itself, and those of other "
+                "ranks are not among them",
+                where=f"{where}(process_group)",
+                hint="use a rule of one scope, such as ByNorm or EMARatio",
+            )
 
 
 def _uniform(factor: np.ndarray, gradients: Sequence[torch.Tensor | None]) -> bool:

@@ -7,6 +7,7 @@ What a person reads (the outcome, a state dict, a late alarm) comes to the host 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,26 @@ from niwaki.torch.clipping import Clipping
 from niwaki.torch.device_namespace import DeviceNamespace
 from niwaki.torch.folding import Fold, foldable
 from niwaki.torch.moments import relative
-from niwaki.torch.scaling import clamp_, scale_units_
+from niwaki.torch.scaling import clamp_, scale_one_, scale_units_
+
+_PATTERNS = 16  # of missing gradients that are kept on the device
 
 
 class HostView:
     """Numbers on a device that come to the host when somebody reads them."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
+        self.tensor = tensor
+
+    @cached_property
+    def _moved(self) -> np.ndarray:
+        return self.tensor.cpu().numpy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self._tensor.cpu().numpy().astype(dtype or np.float64)
+        return self._moved.astype(dtype or np.float64)
 
     def __bool__(self) -> bool:
-        return bool(self._tensor)
+        return bool(self._moved)
 
 
 class DeviceStep:
@@ -52,7 +59,7 @@ class DeviceStep:
         }
         self._sizes = [self._fact(clipping, stage) for stage in clipping.stages]
         self._uniform = all(_one_factor(stage) for stage in clipping.stages)
-        self._engaged = self._xp.asarray(0)
+        self._counts = self._xp.asarray(np.zeros(3, dtype=np.int64))
         self._masks: dict[Any, torch.Tensor] = {}
 
     @staticmethod
@@ -66,7 +73,23 @@ class DeviceStep:
             and clipping.nonfinite == "skip"
             and len({tensor.device for tensor in tensors}) == 1
             and not measure.on_cpu(tensors[0])
+            # Where there is no float64, finite numbers would overflow and only the host could tell.
+            and measure.wide(tensors[0].device) is torch.float64
             and not any(tensor.is_complex() for tensor in tensors)
+        )
+
+    def ready(self) -> bool:
+        """Return whether the coming step can be skipped on the device without harm."""
+        optimizer = self._optimizer
+        if not foldable(optimizer):
+            return False
+        # A fused SGD makes its momentum in the first step, and if that is skipped leaves it unwritten.
+        return all(
+            optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
+            for group in optimizer.param_groups
+            if group.get("momentum")
+            for parameter in group["params"]
+            if parameter.grad is not None
         )
 
     def step(self, fold: Fold) -> Outcome:
@@ -97,12 +120,13 @@ class DeviceStep:
             learned |= after
             any_bad = any_bad | torch.any(verdict.bad)
             skip = skip | verdict.skip
-            factor = factor * verdict.factor
             outcome = self._outcome(stage, numbers, verdict, skip, overflow, earlier)
             earlier = (*earlier, outcome)
-            if not self._uniform or place < len(clipping.stages) - 1:
+            if self._uniform:
+                factor = factor * verdict.factor[0]
+            else:
                 self._apply(stage, verdict, scale)
-        inverse = 1.0 / factor[0] if self._uniform else None
+        inverse = 1.0 / factor if self._uniform else None
         if inverse is not None and scale is not None:
             inverse = inverse * scale.to(inverse.dtype)
         found = skip.to(torch.float32)
@@ -111,14 +135,22 @@ class DeviceStep:
         fold.set(None if inverse is None else inverse.to(torch.float32), found)
         self._commit(state, learned, skip, any_bad, overflow)
         if clipping.keeps_moments:
-            clipping.moments.follow(clipping.parameters, skip=found > 0)
+            clipping.moments.follow(clipping.parameters, skip=found > 0, scale=scale)
         assert outcome is not None  # noqa: S101  (every rule has a stage)
+        self._count(earlier, found > 0)
         return outcome
 
     def counts(self) -> torch.Tensor:
-        """Return bad steps in a row, accepted and engaged steps, as one tensor on the device."""
-        state = self._clipping.state
-        return torch.stack([state["bad_in_a_row"], state["accepted"], self._engaged])
+        """Return bad steps in a row, and of the steps taken here the accepted and the engaged ones."""
+        return self._counts
+
+    def _count(self, outcomes: Sequence[Outcome], skipped: torch.Tensor) -> None:
+        changed = [torch.any(one.after.tensor != one.norms.tensor) for one in outcomes]
+        taken = (~skipped).to(torch.int64)
+        engaged = torch.any(torch.stack(changed)).to(torch.int64) * taken
+        before = self._counts
+        bad = self._clipping.state["bad_in_a_row"]
+        self._counts = torch.stack([bad, before[1] + taken, before[2] + engaged])
 
     def _state(self) -> State:
         state = self._clipping.state
@@ -164,6 +196,8 @@ class DeviceStep:
         # Kept, since a new one would have to be copied to the device.
         key = (stage.counts, here)
         if key not in self._masks:
+            if len(self._masks) >= _PATTERNS:
+                self._masks.clear()
             self._masks[key] = self._xp.asarray(np.repeat(here, stage.counts))
         return self._masks[key]
 
@@ -211,8 +245,6 @@ class DeviceStep:
     ) -> Outcome:
         after = conduct.norms_after(numbers, verdict, xp=self._xp)
         skipped = skip if overflow is None else skip | (overflow > 0)
-        changed = torch.any((after != numbers) & torch.isfinite(numbers)) & ~skipped
-        self._engaged = self._engaged + changed.to(self._engaged.dtype)
         return Outcome(
             names=stage.owners,
             norms=HostView(numbers),
@@ -237,7 +269,7 @@ class DeviceStep:
             elif count > 1:
                 scale_units_(parameter, self._clipping.axes[name], factors)
             else:
-                gradient.mul_(factors[0])
+                scale_one_(gradient, factors[0])
             start += count
 
     def _clamp_(
@@ -271,11 +303,11 @@ class Late:
         """Start bringing these numbers to the host, unless others are still on their way."""
         if self._sent is not None:
             return
-        moved = numbers.to("cpu", non_blocking=True)
+        moved = numbers.to("cpu", non_blocking=numbers.is_cuda)
         event = None
         if numbers.is_cuda:
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(numbers.device))
         self._sent = (moved, event)
 
     def come(self) -> list[int] | None:

@@ -19,12 +19,12 @@ class Fold:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._possible = foldable(optimizer) and len(_devices(optimizer)) == 1
         self._before: dict[str, Any] | None = None
+        self._ours: dict[str, Any] = {}
 
     def take(self, factor: float) -> bool:
         """Let the coming step multiply all gradients by `factor`; false where it cannot."""
-        if not (_SMALLEST <= factor < 1.0) or not self._possible:
+        if not (_SMALLEST <= factor < 1.0) or not foldable(self._optimizer):
             return False
         device = self._optimizer.param_groups[0]["params"][0].device
         inverse = torch.full((), 1.0 / factor, device=device)
@@ -37,20 +37,21 @@ class Fold:
         own = self._optimizer.__dict__
         if self._before is None:
             self._before = {key: own[key] for key in ("grad_scale", "found_inf") if key in own}
-        if grad_scale is not None:
-            own["grad_scale"] = grad_scale
-        if found_inf is not None:
-            own["found_inf"] = found_inf
+        given = {"grad_scale": grad_scale, "found_inf": found_inf}
+        self._ours |= {key: value for key, value in given.items() if value is not None}
+        own.update(self._ours)
 
     def restore(self) -> None:
         """Put back what stood there before; safe to call at any time."""
         if self._before is None:
             return
         own = self._optimizer.__dict__
-        for key in ("grad_scale", "found_inf"):
-            own.pop(key, None)
-        own.update(self._before)
-        self._before = None
+        # After a step that failed somebody else may have set them anew.
+        for key in [key for key, value in self._ours.items() if own.get(key) is value]:
+            del own[key]
+            if key in self._before:
+                own[key] = self._before[key]
+        self._before, self._ours = None, {}
 
 
 def foldable(optimizer: torch.optim.Optimizer) -> bool:
@@ -61,8 +62,8 @@ def foldable(optimizer: torch.optim.Optimizer) -> bool:
         return False
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # Of a sharded parameter the factor would have to be a tensor on the same mesh.
-    return not any(hasattr(parameter, "to_local") for parameter in held)
+    return len({parameter.device for parameter in held}) == 1 and not any(map(_is_sharded, held))
 
 
-def _devices(optimizer: torch.optim.Optimizer) -> set[torch.device]:
-    return {parameter.device for group in optimizer.param_groups for parameter in group["params"]}
+def _is_sharded(parameter: torch.Tensor) -> bool:
+    return hasattr(parameter, "to_local")

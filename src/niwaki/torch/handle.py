@@ -62,7 +62,7 @@ class Handle:
         self._nonfinite, self._stop_after = nonfinite, stop_after
         self._record, self._facts, self._attached = record, {}, attached
         self._found = _optimized(optimizers, model)
-        self._held = [_count(optimizer) for optimizer in optimizers]
+        self._held = [_identities(optimizer) for optimizer in optimizers]
         self._upkeep = Upkeep(optimizers, model, self._found, bound, prune)
         sharding = Sharding.of(self._found, process_group, check_ranks=check_ranks)
         self._clipping = Clipping(
@@ -83,6 +83,8 @@ class Handle:
         self._joint = clip is not None and any(leaf.scope is Scope.GLOBAL for leaf in leaves(clip))
         self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
         self._late = Late()
+        self._decided_on_device = False
+        self._clipped: dict[int, list[tuple[int, int]]] = {}
         self._on_device = None
         if DeviceStep.possible(self._clipping, optimizers):
             self._on_device = DeviceStep(self._clipping, optimizers[0])
@@ -176,6 +178,7 @@ class Handle:
             self._clipping.load(before)
             raise
         self.steps = steps
+        self._late = Late()
         self._upkeep.bound_state, self._upkeep.masks = bound, masks
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
@@ -212,21 +215,24 @@ class Handle:
 
     @torch.no_grad()
     def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
-        if [_count(one) for one in self._optimizers] != self._held:
+        if [_identities(one) for one in self._optimizers] != self._held:
             raise Refused(
                 "the optimizer has got other parameters since attach",
                 where="torch.attach",
                 hint="detach() the handle and attach again",
             )
-        if self._joint and torch._C._current_graph_task_id() != -1:
+        several = len(self._optimizers) > 1
+        if (self._joint or several) and torch._C._current_graph_task_id() != -1:
             raise Refused(
-                "the optimizer steps inside backward(), where the joint norm of all gradients is not "
+                "the optimizer steps inside backward(), where the gradients of other parameters are not "
                 "known yet",
                 where="torch.attach",
-                hint="use a rule per tensor there, such as ByNorm, AdaGC or AGC",
+                hint="use a rule per tensor there, such as ByNorm, AdaGC or AGC, and a handle for each "
+                "optimizer",
             )
         self._vigilance.stepped()
-        if self._round and id(optimizer) not in self._round:
+        stands = several and self._clipped.get(id(optimizer)) == _gradients(optimizer)
+        if self._round and id(optimizer) not in self._round and stands:
             self._round.add(id(optimizer))
             return
         if self._round:
@@ -237,13 +243,9 @@ class Handle:
         self.steps += 1
         if self._updates is not None:
             self._updates.remember()
-        if self._on_device is not None and self._fold is not None:
-            self.last = self._on_device.step(self._fold)
-            arrived = self._late.come()
-            self._late.send(self._on_device.counts())
-            if arrived is not None:
-                self._check_in_a_row(arrived[0])
-                self._vigilance.judge(accepted=arrived[1], engaged=arrived[2])
+        self._decided_on_device = self._on_device is not None and self._on_device.ready()
+        if self._on_device is not None and self._fold is not None and self._decided_on_device:
+            self._step_on_device(self._on_device, self._fold)
             return
         self._clipping.where = f"torch.attach, step {self.steps}"
         overflow = _flag(getattr(optimizer, "found_inf", None))
@@ -251,14 +253,25 @@ class Handle:
         self.last = self._clipping.step(
             scale=1.0 if scale is None else float(scale), overflow=overflow, fold=self._fold
         )
+        if several:
+            self._clipped = {id(one): _gradients(one) for one in self._optimizers}
         self._check_in_a_row(0 if overflow else int(self._clipping.state["bad_in_a_row"]))
+
+    def _step_on_device(self, device: DeviceStep, fold: Fold) -> None:
+        self.last = device.step(fold)
+        arrived = self._late.come()
+        self._late.send(device.counts())
+        if arrived is not None:
+            self._check_in_a_row(arrived[0])
+            self._vigilance.judge(accepted=arrived[1], engaged=arrived[2])
 
     def _check_in_a_row(self, in_a_row: int) -> None:
         if self._nonfinite == "skip" and in_a_row >= self._stop_after and self.last is not None:
             self._round = set()
+            self._unfold()
+            names = ", ".join(self.last.nonfinite[:3]) or "(a step before this one)"
             raise NonFinite(
-                f"{in_a_row} step(s) in a row with non-finite gradients, "
-                f"first in {', '.join(self.last.nonfinite[:3])}",
+                f"{in_a_row} step(s) in a row with non-finite gradients, first in {names}",
                 where=f"torch.attach, step {self.steps}",
                 hint="lower the learning rate or look at the inputs of that layer",
             )
@@ -273,10 +286,12 @@ class Handle:
         self._round = set()
         outcome = self.last
         assert outcome is not None  # noqa: S101  (a step was prepared)
-        if self._updates is not None:
+        if self._updates is not None and bool(outcome.skipped):
+            self._updates.pass_over()
+        elif self._updates is not None:
             self.last_update = self._updates.clip()
         self._upkeep.after(self.steps)
-        if self._on_device is None:
+        if not self._decided_on_device:
             self._vigilance.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
         if self._record is not None:
             facts = {"sparsity": self.sparsity, **self._facts}
@@ -297,8 +312,14 @@ def _flag(found_inf: torch.Tensor | None) -> bool:
     return found_inf is not None and bool(found_inf)
 
 
-def _count(optimizer: torch.optim.Optimizer) -> int:
-    return sum(len(group["params"]) for group in optimizer.param_groups)
+def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
+    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[tuple[int, int]]:
+    """Return what changes if somebody computes or writes a gradient of this optimizer."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    return [(0, 0) if p.grad is None else (id(p.grad), p.grad._version) for p in held]
 
 
 def _optimized(

@@ -18,6 +18,7 @@ import torch
 BLOCK = 32_768  # the most entries of one float32 dot: at most 1.9e-6 off, on constants
 ROW = 2_048  # the same of one row of a reduction by rows; half of it is half as far off, and slower
 WIDENED = 262_144  # how many half-precision entries are made float32 at a time
+SCALED = 4_194_304  # how many entries are divided by the largest at a time
 TINY = 1e-15  # the norm below which float32 squares lose digits
 
 
@@ -63,8 +64,26 @@ def norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     np.sqrt(found, out=found, where=good)
     if not good.all():
         rest = np.flatnonzero(~good).tolist()
-        found[rest] = on_host([norm(tensors[place]) for place in rest])
+        found[rest] = on_host(_device_norms([tensors[place] for place in rest]))
     return found
+
+
+def _device_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the norms as numbers where the tensors lie, those of one device in one go."""
+    found: dict[int, torch.Tensor] = {}
+    together: dict[torch.device, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        plain = tensor.layout is torch.strided and not tensor.is_complex() and tensor.numel()
+        narrow = tensor.dtype is torch.float64 or wide(tensor.device) is torch.float32
+        if on_cpu(tensor) or narrow or not plain:
+            found[place] = norm(tensor)
+        else:
+            together.setdefault(tensor.device, []).append(place)
+    for places in together.values():
+        dense = [tensors[place].detach() for place in places]
+        sizes = torch._foreach_norm(dense, 2, dtype=torch.float64)  # pyright: ignore[reportPrivateImportUsage]
+        found |= dict(zip(places, sizes, strict=True))
+    return [found[place] for place in range(len(tensors))]
 
 
 class _Large:
@@ -203,6 +222,6 @@ def _scaled_norm(flat: torch.Tensor) -> torch.Tensor:
     largest = peak(flat)
     scale = torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
     total = torch.zeros((), dtype=wide(flat.device), device=flat.device)
-    for block in flat.split(BLOCK):
+    for block in flat.split(SCALED):
         total += torch.linalg.vector_norm(block.to(total.dtype) / scale).square()
     return torch.sqrt(total) * scale

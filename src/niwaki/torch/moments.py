@@ -35,9 +35,16 @@ class Moments:
         return self._own.get(name)
 
     def follow(
-        self, parameters: Mapping[str, torch.Tensor], *, skip: torch.Tensor | None = None
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        *,
+        skip: torch.Tensor | None = None,
+        scale: torch.Tensor | float | None = None,
     ) -> None:
-        """Take in the gradients of a step as they are after clipping, unless it is skipped on its device."""
+        """Take in the gradients of a step as they are after clipping, unless it is skipped on its device.
+
+        `scale`: what an AMP scaler has multiplied them by.
+        """
         for name, parameter in parameters.items():
             if parameter.grad is None or self._kept_elsewhere(parameter):
                 continue
@@ -45,12 +52,13 @@ class Moments:
             gradient = gradient.to_dense() if gradient.layout is not torch.strided else gradient
             own = self._own.setdefault(name, torch.zeros_like(gradient, dtype=torch.float32))
             wide = gradient.to(own.dtype)
+            wide = wide if scale is None else wide / scale
             after = (own * _DECAY).addcmul_(wide, wide, value=1.0 - _DECAY)
             own.copy_(after if skip is None else torch.where(skip, own, after))
 
     def kept(self) -> dict[str, torch.Tensor]:
         """Return what has to go into a checkpoint: the moments that no optimizer has."""
-        return dict(self._own)
+        return {name: moments.clone() for name, moments in self._own.items()}
 
     def load(self, kept: Mapping[str, Any] | None, parameters: Mapping[str, torch.Tensor]) -> None:
         """Continue from what `kept` returned."""

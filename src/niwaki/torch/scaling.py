@@ -52,6 +52,12 @@ def scale_all_(parameters: Iterable[torch.Tensor], factor: float) -> None:
         torch._foreach_mul_(tensors, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
+def scale_one_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
+    """Multiply by a number on the tensor's device, in float32 or wider: a half would round the number."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    tensor.mul_(factor.to(wide).reshape([1] * tensor.dim()))
+
+
 def scale_units_(parameter: torch.Tensor, axis: int, factors: np.ndarray | torch.Tensor) -> None:
     """Multiply the units of a gradient along an axis; units with factor 1 keep their bits."""
     gradient = parameter.grad
@@ -88,7 +94,7 @@ def clamp_(
         moments = moments[gradient._indices()[0]]
     elif gradient.layout is not torch.strided:
         parameter.grad = tensor = gradient.to_dense()
-    most = moments.sqrt().mul_(limit)
+    most = moments.to(torch.promote_types(moments.dtype, torch.float32)).sqrt().mul_(limit)
     bounded = torch.minimum(torch.maximum(tensor.to(most.dtype), -most), most).to(tensor.dtype)
     tensor.copy_(torch.where(most > 0, bounded, tensor))
 

@@ -53,6 +53,11 @@ class Updates:
         for name, parameter in self._found.items():
             self._before[name].copy_(parameter)
 
+    def pass_over(self) -> None:
+        """Count a step that was not taken; it teaches nothing."""
+        state = self._clipping.state
+        self._clipping.state = {**state, "attempted": state["attempted"] + 1}
+
     def clip(self) -> Outcome:
         """Clip the updates of the step that was just taken."""
         rates = self._rates()
@@ -119,7 +124,11 @@ class _Corrected(Moments):
         return None
 
     def follow(
-        self, parameters: Mapping[str, torch.Tensor], *, skip: torch.Tensor | None = None
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        *,
+        skip: torch.Tensor | None = None,
+        scale: torch.Tensor | float | None = None,
     ) -> None:
         """Keep nothing: the optimizer does."""
 

@@ -5,6 +5,7 @@ It watches counts only, so it costs nothing, and it speaks through `warnings`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
@@ -87,5 +88,6 @@ class Vigilance:
 
 
 def _has_a_limit(rule: Rule) -> bool:
-    # Smooth rules act on every step by their nature, and an infinite limit is there to measure.
-    return not getattr(rule, "acts_always", False) and getattr(rule, "limit", None) != math.inf
+    # What comes first is the limit, or what it is made of; an infinite one is there to measure.
+    first = getattr(rule, dataclasses.fields(rule)[0].name)  # pyright: ignore[reportArgumentType]
+    return not getattr(rule, "by_design", False) and first != math.inf
