@@ -138,6 +138,14 @@ def _realign(
         return
     places = {key: place for place, key in enumerate(_numbered(before))}
     known = [(now, places[key]) for now, key in enumerate(_numbered(names)) if key in places]
+    if before and names and not known:
+        raise InvalidArgument(
+            "the state speaks of other tensors than these",
+            where="state",
+            got=", ".join(before[:3]),
+            allowed=", ".join(names[:3]),
+            hint="was the model wrapped or renamed since?",
+        )
     to, source = [now for now, _ in known], [then for _, then in known]
     for key, axis in axes.items():
         moved = np.moveaxis(fresh[key].copy(), axis, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,12 @@ class Outcome:
 
     @property
     def pre(self) -> float:
-        """The joint norm before: L2 over all tensors, or the largest magnitude for element scope."""
-        return self._joint(self._numbers(self.norms))
+        """The joint norm before: L2 over all tensors, or the largest magnitude for element scope.
+
+        Of a chain, before its first stage, whatever was measured there.
+        """
+        first = self.earlier[0] if self.earlier else self
+        return first._joint(first._numbers(first.norms))
 
     @property
     def post(self) -> float:
@@ -48,9 +52,15 @@ class Outcome:
 
     @property
     def factor(self) -> float:
-        """Joint norm after / before, of the tensors with finite norms: 1 if none of them was clipped."""
+        """Joint norm after / before, of the tensors with finite norms: 1 if none of them was clipped.
+
+        Of a chain, the product over its stages.
+        """
         if self._skipped():
             return 0.0
+        return math.prod(stage._own_factor() for stage in (*self.earlier, self))
+
+    def _own_factor(self) -> float:
         norms, after = self._numbers(self.norms), self._numbers(self.after)
         finite = np.isfinite(norms)
         before = self._joint(np.where(finite, norms, 0.0))
@@ -114,12 +124,10 @@ class Outcome:
 
     def as_row(self) -> dict[str, Any]:
         """Return the facts that a record keeps of every step."""
-        stages = (*self.earlier, self)
-        first = next((stage for stage in stages if not stage.element_wise), self)
-        norm, nonfinite = first.pre, self.nonfinite
+        norm, nonfinite = self.pre, self.nonfinite
         return {
             "norm": norm if math.isfinite(norm) else None,
-            "factor": math.prod(stage.factor for stage in stages),
+            "factor": self.factor,
             "clipped": self.engaged,
             "skipped": self._skipped(),
             **({"nonfinite": list(nonfinite[:8])} if nonfinite else {}),
@@ -130,12 +138,14 @@ class Outcome:
             culprits = ", ".join(self.nonfinite[:3]) + (", ..." if self.nonfinite[3:] else "")
             rest = f"; the others x{self.factor:.3g} clipped" if self.engaged else ""
             return f"{self.action}: non-finite entries in {culprits}{rest}"
-        before = "".join(f"{stage}; then " for stage in self.earlier)
+        if self.earlier:
+            stages = (*(replace(one, earlier=()) for one in (*self.earlier, self)),)
+            return "; then ".join(map(str, stages))
         word = "largest" if self.element_wise else "pre"
         text = f"{word} {self.pre:.4g} -> post {self.post:.4g} x{self.factor:.3g} {self.action}"
         share = ".4g" if self.element_wise else ".0%"
         top = "".join(f"; top: {name} {number:{share}}" for name, number in self.top(1))
-        return before + text + top
+        return text + top
 
     def _skipped(self) -> bool:
         return bool(np.asarray(self.skipped))

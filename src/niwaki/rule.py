@@ -208,7 +208,11 @@ def check_limit(limit: Any, *, where: str) -> Any:
         raise InvalidArgument(
             "the limit must be a number or a schedule", where=where, got=repr(limit), allowed="> 0"
         )
-    if math.isnan(float(limit)) or limit <= 0:
+    try:
+        number = float(limit)
+    except OverflowError as error:
+        raise InvalidArgument("the limit is too large for a float", where=where) from error
+    if math.isnan(number) or limit <= 0:
         raise InvalidArgument(
             "the limit must be positive",
             where=where,

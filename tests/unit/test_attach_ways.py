@@ -429,3 +429,151 @@ def test_numpy_refuses_what_judges_gradients_but_scales_updates() -> None:
     update = {"w": torch.ones(2).numpy()}
     with pytest.raises(Refused, match="StableAdamW needs second_moment"):
         nw.numpy.clip(update, nw.clip.StableAdamW(), second_moments=update)
+
+
+# Steps that fail
+
+
+def failing(optimizer: torch.optim.Optimizer) -> Any:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    return optimizer.register_step_pre_hook(fail)
+
+
+def test_after_a_raise_the_next_step_is_a_step_like_any_other(tmp_path: Any) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = nw.record.Recorder(tmp_path / "run.jsonl")
+    handle = nw.torch.attach(
+        optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), nonfinite="raise", record=recorder
+    )
+    for seed, bad in enumerate([True, False, True, False]):
+        optimizer.zero_grad()
+        backward(model, seed)
+        if bad:
+            model[0].weight.grad[0, 0] = math.nan
+            with pytest.raises(
+                nw.errors.NonFinite, match=r"step \d: non-finite gradient in 0.weight"
+            ):
+                optimizer.step()
+        else:
+            optimizer.step()
+            assert handle.last is not None and handle.last.action == "clipped"
+    recorder.close()
+    rows = [row for row in nw.record.read(recorder.path) if row["event"] == "step"]
+    assert [row["step"] for row in rows] == [2, 4]
+
+
+def test_weights_that_were_loaded_after_a_failed_step_are_no_update_of_it() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    nw.torch.attach(optimizer, model, update=nw.clip.BlockRMS(0.01))
+    hook = failing(optimizer)
+    backward(model, 0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    hook.remove()
+    model.load_state_dict(model_of(5).state_dict())
+    optimizer.zero_grad()
+    backward(model, 1)
+    optimizer.step()
+    moved = [
+        float((p - q).square().mean().sqrt().detach())
+        for p, q in zip(model.parameters(), model_of(5).parameters(), strict=True)
+    ]
+    assert max(moved) <= 0.01 * 0.1 * (1 + 1e-4)
+
+
+def test_a_step_that_calls_its_parents_step_is_one_step() -> None:
+    class Own(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    torch.optim.AdamW(
+        [nn.Parameter(torch.zeros(1))]
+    )  # torch hooks the parent's step when it is made
+    model = model_of()
+    optimizer = Own(model.parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.AutoClip(50.0))
+    for seed in range(5):
+        optimizer.zero_grad()
+        backward(model, seed)
+        optimizer.step()
+    assert handle.steps == 5 and handle.state_dict()["clip"]["accepted"] == 5
+    hook = failing(optimizer)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    hook.remove()
+    optimizer.step()
+    assert handle.steps == 7
+
+
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_a_joint_norm_of_gradients_that_are_scaled_in_part_is_refused(all_of_them: bool) -> None:
+    model = model_of()
+    pair = two(model)
+    handle = nw.torch.attach(pair, model, clip=nw.clip.ByGlobalNorm(1.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    loss = model(torch.ones(2, 6)).square().sum()
+    scaler.scale(loss).backward()
+    if not all_of_them:
+        with pytest.raises(Refused, match=r"unscale_\(each optimizer\)"):
+            scaler.step(pair[0])
+        return
+    for one in pair:
+        scaler.unscale_(one)
+    for one in pair:
+        scaler.step(one)
+    other = model_of()
+    other(torch.ones(2, 6)).square().sum().backward()
+    expected = torch.nn.utils.get_total_norm([p.grad for p in other.parameters()])
+    assert handle.last is not None and handle.last.pre == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_scale_and_a_factor_too_large_for_float32_are_not_folded() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e-6))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**110)
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    scaler.scale(model(torch.ones(2, 6)).square().sum()).backward()
+    scaler.step(optimizer)
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert float((after - before).norm()) == pytest.approx(1e-6, rel=0.05)
+
+
+def test_moments_of_our_own_follow_the_clipped_gradients_of_a_fused_step() -> None:
+    kept = []
+    for fused in (False, True):
+        model = model_of()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+        rule = nw.clip.Chain(nw.clip.SPAM(1e6, warmup=0), nw.clip.ByGlobalNorm(0.01))
+        handle = nw.torch.attach(optimizer, model, clip=rule)
+        backward(model, 0)
+        optimizer.step()
+        kept.append(handle.state_dict()["clip"]["second_moment"]["0.weight"])
+    torch.testing.assert_close(kept[0], kept[1], rtol=1e-5, atol=0)
+
+
+def test_what_cannot_be_recorded_is_refused_before_it_does_harm(tmp_path: Any) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InvalidArgument, match="this is no recorder"):
+        nw.torch.attach(optimizer, model, record="run.jsonl")  # type: ignore[arg-type]
+    handle = nw.torch.attach(optimizer, model, record=nw.record.Recorder(tmp_path / "a.jsonl"))
+    for facts in ({"norm": 1.0}, {"step": 3}, {"x": object()}):
+        with pytest.raises(InvalidArgument, match="Handle.note"):
+            handle.note(**facts)
+    backward(model, 0)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("rule", [nw.clip.ByValue(0.5), nw.clip.ByNorm(0.5)], ids=str)
+def test_a_gradient_whose_entries_share_memory_is_clipped(rule: Any) -> None:
+    parameter = nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.tensor([3.0]).expand(4)
+    outcome, _ = nw.torch.clip_(parameter, rule)
+    expected = 0.5 if isinstance(rule, nw.clip.ByValue) else 0.25
+    assert outcome.engaged
+    torch.testing.assert_close(parameter.grad, torch.full((4,), expected))

@@ -172,6 +172,10 @@ def test_the_state_of_groups_goes_through_json_and_finds_its_tensors() -> None:
         (lambda: Chain(ByNorm(1.0), nw.clip.BlockRMS(1.0)), InvalidArgument, "gradient, update"),
         (lambda: Groups({}), InvalidArgument, "no rule at all"),
         (lambda: Groups({"a": None}), InvalidArgument, "no rule at all"),
+        (lambda: Groups(3), InvalidArgument, "a mapping, or pairs"),
+        (lambda: Groups([("a",)]), InvalidArgument, "a mapping, or pairs"),
+        (lambda: spec.from_dict({"rule": "Chain", "rules": 3}), InvalidArgument, "a list; got 3"),
+        (lambda: ByNorm(10**400), InvalidArgument, "too large for a float"),
         (lambda: Groups({3: ByNorm(1.0)}), InvalidArgument, "glob or a predicate; got 3"),
         (lambda: Chain(ByNorm(1.0), nw.bound.Clamp(1.0)), InvalidArgument, "gradient, weight"),
         (
@@ -201,6 +205,8 @@ def test_groups_that_no_tensor_belongs_to_are_refused() -> None:
 def test_the_row_of_a_chain_has_the_norm_before_all_of_it() -> None:
     rule = Chain(ByGlobalNorm(4.0), ByValue(0.5))
     _, outcome, _ = nw.numpy.clip(gradients(), rule)
+    hidden = nw.numpy.clip(gradients(scale=1e6), Chain(ByValue(1e-3), ByGlobalNorm(1.0)))[1]
+    assert hidden.pre > 1e6 and hidden.as_row()["norm"] == hidden.pre
     row, alone = outcome.as_row(), nw.numpy.clip(gradients(), ByGlobalNorm(4.0))[1]
     assert row["norm"] == alone.pre and row["factor"] <= alone.factor
 

@@ -48,6 +48,8 @@ class Chain:
     @classmethod
     def from_fields(cls, rules: Sequence[Rule | Composite]) -> Chain:
         """Return the chain of these rules, as a file spells it."""
+        if not isinstance(rules, list | tuple):
+            raise InvalidArgument("the rules are a list", where="Chain", got=repr(rules))
         return cls(*rules)
 
     @property

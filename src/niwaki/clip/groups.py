@@ -51,7 +51,15 @@ class Groups:
         *,
         default: Inner = None,
     ) -> None:
-        pairs = tuple(groups.items() if isinstance(groups, Mapping) else map(tuple, groups))
+        try:
+            pairs = tuple(groups.items() if isinstance(groups, Mapping) else map(tuple, groups))
+            pairs = tuple((pattern, rule) for pattern, rule in pairs)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(
+                "groups are a mapping, or pairs, from a glob to a rule",
+                where="Groups",
+                got=repr(groups),
+            ) from error
         for pattern, _ in pairs:
             if not (isinstance(pattern, str) or callable(pattern)):
                 raise InvalidArgument(

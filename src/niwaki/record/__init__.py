@@ -2,6 +2,7 @@
 
 from niwaki.record.reading import SCHEMA, read, tally
 from niwaki.record.recorder import Recorder
+from niwaki.record.rows import check_facts
 from niwaki.record.sinks import Sink
 
-__all__ = ["SCHEMA", "Recorder", "Sink", "read", "tally"]
+__all__ = ["SCHEMA", "Recorder", "Sink", "check_facts", "read", "tally"]

@@ -14,7 +14,10 @@ from niwaki.errors import InvalidArgument
 from niwaki.outcome import Outcome
 from niwaki.record.tensors import joint, table
 
-_OWN = frozenset("event step gradients weights weight_norm updates update_norm left_out".split())
+_OWN = frozenset(
+    "event step gradients weights weight_norm updates update_norm left_out "
+    "norm factor clipped skipped nonfinite".split()
+)
 _encode = json.JSONEncoder(allow_nan=False).encode
 
 Norms = dict[str, dict[str, float]]
@@ -33,11 +36,7 @@ def step_row(
     fact with the name of an entry that the record has itself.
     """
     row = {} if outcome is None else outcome.as_row()
-    clash = sorted(facts.keys() & (_OWN | row.keys()))
-    if clash:
-        raise InvalidArgument(
-            "the record has entries of this name itself", where="Recorder.step(facts)", got=clash
-        )
+    check_facts(facts, where="Recorder.step(facts)")
     norms = {} if outcome is None else {"gradients": _gradients(outcome)}
     row = {"event": "step", "step": step, **row, **facts}
     for of, one in given.items():
@@ -45,6 +44,15 @@ def step_row(
             norms[of] = table(one, of)
             row[f"{of[:-1]}_norm"] = joint(norms[of])
     return row, norms
+
+
+def check_facts(facts: Mapping[str, Any], *, where: str) -> None:
+    """Refuse facts with the name of an entry that the record has itself, and values that JSON cannot say."""
+    clash = sorted(facts.keys() & _OWN)
+    if clash:
+        raise InvalidArgument("the record has entries of this name itself", where=where, got=clash)
+    for name, value in facts.items():
+        plain(value, f"{where}: {name}")
 
 
 def line(row: Mapping[str, Any]) -> bytes:

@@ -99,6 +99,13 @@ def attach(
             got=type(prune).__name__,
             allowed="nw.prune.Gradual(...), or the masks that nw.torch.prune_ returned",
         )
+    if record is not None and not isinstance(record, Recorder):
+        raise InvalidArgument(
+            "this is no recorder",
+            where="torch.attach(record)",
+            got=repr(record)[:80],
+            allowed="nw.record.Recorder(path)",
+        )
     conduct.check_policy(nonfinite, where="torch.attach")
     bad_steps = whole(stop_after)
     if bad_steps is None or bad_steps < 1:
@@ -141,6 +148,13 @@ def _checked_optimizers(
                 "would spoil its line search and its curvature",
                 where="torch.attach",
                 hint="bound its step by lr= or line_search_fn='strong_wolfe'",
+            )
+        if not hasattr(one, "_optimizer_step_pre_hooks"):
+            raise InvalidArgument(
+                "this optimizer takes no hooks: it wraps another one",
+                where="torch.attach",
+                got=type(one).__name__,
+                hint="attach to the optimizer inside it, such as wrapper.optimizer",
             )
         if one in _attached:
             raise Refused(

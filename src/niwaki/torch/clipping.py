@@ -269,7 +269,8 @@ class Clipping:
             return
         if stage.single and verdict.limit is None and _uniform(factor, gradients):
             number = float(factor[next(i for i, g in enumerate(gradients) if g is not None)])
-            if fold is not None and stage is self.stages[-1] and fold.take(number):
+            last = stage is self.stages[-1] and not self.keeps_moments
+            if fold is not None and last and fold.take(number, scale):
                 return
             scale_all_(self.parameters.values(), number)
             return

@@ -132,7 +132,9 @@ class DeviceStep:
         found = skip.to(torch.float32)
         if overflow is not None:
             found = torch.maximum(found, overflow.to(torch.float32))
-        fold.set(None if inverse is None else inverse.to(torch.float32), found)
+        if inverse is not None:
+            inverse = inverse.clamp(max=torch.finfo(torch.float32).max).to(torch.float32)
+        fold.set(inverse, found)
         self._commit(state, learned, skip, any_bad, overflow)
         if clipping.keeps_moments:
             clipping.moments.follow(clipping.parameters, skip=found > 0, scale=scale)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
-_SMALLEST = 1e-30  # 1 / factor has to stay well inside float32
+_LARGEST = 1e30  # scale / factor has to stay well inside float32
 
 
 class Fold:
@@ -22,9 +22,13 @@ class Fold:
         self._before: dict[str, Any] | None = None
         self._ours: dict[str, Any] = {}
 
-    def take(self, factor: float) -> bool:
-        """Let the coming step multiply all gradients by `factor`; false where it cannot."""
-        if not (_SMALLEST <= factor < 1.0) or not foldable(self._optimizer):
+    def take(self, factor: float, scale: float = 1.0) -> bool:
+        """Let the coming step multiply all gradients by `factor / scale`; false where it cannot.
+
+        `scale`: what an AMP scaler has multiplied them by, and the step divides by anyway.
+        """
+        fits = factor < 1.0 and scale / factor < _LARGEST
+        if not fits or not foldable(self._optimizer):
             return False
         device = self._optimizer.param_groups[0]["params"][0].device
         inverse = torch.full((), 1.0 / factor, device=device)

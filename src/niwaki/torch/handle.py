@@ -15,7 +15,7 @@ from niwaki.conduct import leaves
 from niwaki.errors import BadFile, InvalidArgument, NonFinite, Refused
 from niwaki.outcome import Outcome
 from niwaki.prune import Gradual
-from niwaki.record import Recorder
+from niwaki.record import Recorder, check_facts
 from niwaki.rule import Composite, Rule, Scope
 from niwaki.schedule import whole
 from niwaki.torch.bound import restored
@@ -24,6 +24,7 @@ from niwaki.torch.device_step import DeviceStep, Late
 from niwaki.torch.folding import Fold
 from niwaki.torch.moments import Moments
 from niwaki.torch.prune import Masks
+from niwaki.torch.rounds import Round, still_scaled, within_itself
 from niwaki.torch.sharding import Groups, Sharding
 from niwaki.torch.tensors import named
 from niwaki.torch.updates import Updates
@@ -84,11 +85,11 @@ class Handle:
         self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
         self._late = Late()
         self._decided_on_device = False
-        self._clipped: dict[int, list[tuple[int, int]]] = {}
         self._on_device = None
         if DeviceStep.possible(self._clipping, optimizers):
             self._on_device = DeviceStep(self._clipping, optimizers[0])
-        self._round: set[int] = set()
+        self._round = Round(optimizers)
+        self._inner = 0
         attached.update(optimizers)
         self._hooks = [
             hook
@@ -119,7 +120,12 @@ class Handle:
         return 0.0 if self.masks is None else self.masks.sparsity
 
     def note(self, **facts: Any) -> None:
-        """Add facts (the loss, the epoch) to the record's row of the coming step."""
+        """Add facts (the loss, the epoch) to the record's row of the coming step.
+
+        Raises `InvalidArgument` for the name of an entry that the record has itself (``norm``,
+        ``step``, ...), and for what JSON cannot say.
+        """
+        check_facts(facts, where="Handle.note")
         self._facts.update(facts)
 
     def detach(self) -> None:
@@ -131,6 +137,7 @@ class Handle:
             hook.remove()
         self._hooks = []
         self._vigilance.detach()
+        self._round.drop()
         self._unfold()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -179,9 +186,14 @@ class Handle:
             raise
         self.steps = steps
         self._late = Late()
+        self._round.drop()
         self._upkeep.bound_state, self._upkeep.masks = bound, masks
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._round.under_way(optimizer) and within_itself(optimizer):
+            self._inner += 1
+            return None
+        self._inner = 0
         self._unfold()
         found = [one for one in (*args, *kwargs.values()) if _is_closure(one)]
         if not found:
@@ -231,14 +243,30 @@ class Handle:
                 "optimizer",
             )
         self._vigilance.stepped()
-        stands = several and self._clipped.get(id(optimizer)) == _gradients(optimizer)
-        if self._round and id(optimizer) not in self._round and stands:
-            self._round.add(id(optimizer))
+        if self._round.joined(optimizer):
             return
-        if self._round:
+        if self._round.partly_done:
             # Another round begins before all have stepped in the last one.
             self._finish()
-        self._round = {id(optimizer)}
+        if several and getattr(optimizer, "grad_scale", None) is None:
+            self._refuse_scaled(optimizer)
+        try:
+            self._clip(optimizer)
+        except BaseException:
+            self._round.drop()
+            self._unfold()
+            raise
+
+    def _refuse_scaled(self, optimizer: torch.optim.Optimizer) -> None:
+        if still_scaled([one for one in self._optimizers if one is not optimizer]):
+            raise Refused(
+                "the AMP scaler has unscaled the gradients of one optimizer, those of the others not yet",
+                where="torch.attach",
+                hint="call scaler.unscale_(each optimizer) before the first scaler.step",
+            )
+
+    def _clip(self, optimizer: torch.optim.Optimizer) -> None:
+        self._round.begin(optimizer)
         self._upkeep.mask_gradients_()
         self.steps += 1
         if self._updates is not None:
@@ -253,8 +281,7 @@ class Handle:
         self.last = self._clipping.step(
             scale=1.0 if scale is None else float(scale), overflow=overflow, fold=self._fold
         )
-        if several:
-            self._clipped = {id(one): _gradients(one) for one in self._optimizers}
+        self._round.clipped()
         self._check_in_a_row(0 if overflow else int(self._clipping.state["bad_in_a_row"]))
 
     def _step_on_device(self, device: DeviceStep, fold: Fold) -> None:
@@ -267,8 +294,6 @@ class Handle:
 
     def _check_in_a_row(self, in_a_row: int) -> None:
         if self._nonfinite == "skip" and in_a_row >= self._stop_after and self.last is not None:
-            self._round = set()
-            self._unfold()
             names = ", ".join(self.last.nonfinite[:3]) or "(a step before this one)"
             raise NonFinite(
                 f"{in_a_row} step(s) in a row with non-finite gradients, first in {names}",
@@ -278,12 +303,15 @@ class Handle:
 
     @torch.no_grad()
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._inner:
+            self._inner -= 1
+            return
         self._unfold()
-        if len(self._round) == len(self._optimizers):
+        if self._round.end(optimizer):
             self._finish()
 
     def _finish(self) -> None:
-        self._round = set()
+        self._round.drop()
         outcome = self.last
         assert outcome is not None  # noqa: S101  (a step was prepared)
         if self._updates is not None and bool(outcome.skipped):
@@ -293,11 +321,11 @@ class Handle:
         self._upkeep.after(self.steps)
         if not self._decided_on_device:
             self._vigilance.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
+        noted, self._facts = self._facts, {}
         if self._record is not None:
-            facts = {"sparsity": self.sparsity, **self._facts}
+            facts = {"sparsity": self.sparsity, **noted}
             updates = None if self.last_update is None else self.last_update.tensors()
             self._record.step(self.steps, outcome, facts, updates=updates)
-        self._facts = {}
 
     def _unfold(self) -> None:
         if self._fold is not None:
@@ -314,12 +342,6 @@ def _flag(found_inf: torch.Tensor | None) -> bool:
 
 def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
     return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _gradients(optimizer: torch.optim.Optimizer) -> list[tuple[int, int]]:
-    """Return what changes if somebody computes or writes a gradient of this optimizer."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    return [(0, 0) if p.grad is None else (id(p.grad), p.grad._version) for p in held]
 
 
 def _optimized(

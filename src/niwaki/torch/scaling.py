@@ -110,6 +110,10 @@ def entries(parameter: torch.Tensor) -> torch.Tensor:
     assert gradient is not None  # noqa: S101  (the caller has looked)
     gradient = local(gradient)
     if gradient.layout is torch.strided:
+        if gradient.is_contiguous() or 0 not in gradient.stride():
+            return gradient
+        # Several of its entries are one number in memory.
+        parameter.grad = gradient = gradient.clone(memory_format=torch.contiguous_format)
         return gradient
     # A row that occurs twice in a sparse gradient is clipped by its sum, which is what the step applies.
     if gradient.layout is torch.sparse_coo and not gradient.is_coalesced():

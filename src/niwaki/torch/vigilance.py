@@ -27,7 +27,7 @@ class Vigilance:
     def __init__(self, rule: Rule | Composite | None, found: Mapping[str, torch.Tensor]) -> None:
         self._judged = rule is not None and any(map(_has_a_limit, leaves(rule)))
         self.accepted = self.engaged = 0
-        self._said = False
+        self._said = self._missed = False
         self._stepped, self._unstepped, self._version = True, 0, 0
         self._sentinel = next((p for p in found.values() if p.requires_grad and p.is_leaf), None)
         self._hook = None
@@ -79,7 +79,8 @@ class Vigilance:
             self._stepped = False
             return
         self._unstepped += 1
-        if self._unstepped == UNSTEPPED:
+        if self._unstepped == UNSTEPPED and not self._missed:
+            self._missed = True
             warnings.warn(
                 "niwaki: the weights change, but not by a step of the optimizer that was given to "
                 "attach, so nothing is clipped; attach to the optimizer that really steps",
