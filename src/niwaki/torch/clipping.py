@@ -5,8 +5,10 @@ Shared by `clip_`, which does it once, and `attach`, which keeps the state betwe
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -163,16 +165,18 @@ class Clipping:
     def _measured(
         self, stage: Stage, gradients: Sequence[torch.Tensor | None]
     ) -> tuple[np.ndarray, np.ndarray]:
-        missing = any(gradient is None for gradient in gradients)
+        missing = any(map(operator.is_, gradients, repeat(None)))
         present = np.full(len(gradients), True)
         if missing:
             present = np.array([gradient is not None for gradient in gradients])
         if stage.norms_only:
-            here = [gradient for gradient in gradients if gradient is not None]
-            numbers = norms(here if self.sharding is None else [local(one) for one in here])
+            chosen: Any = gradients
             if missing:
-                here, numbers = numbers, np.zeros(len(gradients))
-                numbers[present] = here
+                chosen = [gradient for gradient in gradients if gradient is not None]
+            numbers = norms(chosen if self.sharding is None else [local(one) for one in chosen])
+            if missing:
+                found, numbers = numbers, np.zeros(len(gradients))
+                numbers[present] = found
         else:
             numbers = self._mixed(stage, gradients)
             present = np.repeat(present, stage.counts[: len(gradients)])

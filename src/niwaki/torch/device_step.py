@@ -20,7 +20,7 @@ from niwaki.rule import Scope, State
 from niwaki.torch import measure
 from niwaki.torch.clipping import Clipping
 from niwaki.torch.device_namespace import DeviceNamespace
-from niwaki.torch.folding import Fold, foldable
+from niwaki.torch.folding import Fold, foldable, fused
 from niwaki.torch.moments import relative
 from niwaki.torch.scaling import clamp_, scale_one_, scale_units_
 
@@ -81,7 +81,7 @@ class DeviceStep:
     def ready(self) -> bool:
         """Return whether the coming step can be skipped on the device without harm."""
         optimizer = self._optimizer
-        if not foldable(optimizer):
+        if not fused(optimizer):
             return False
         # A fused SGD makes its momentum in the first step, and if that is skipped leaves it unwritten.
         return all(

@@ -19,6 +19,7 @@ class Fold:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
+        self._possible = foldable(optimizer)
         self._before: dict[str, Any] | None = None
         self._ours: dict[str, Any] = {}
 
@@ -28,7 +29,7 @@ class Fold:
         `scale`: what an AMP scaler has multiplied them by, and the step divides by anyway.
         """
         fits = factor < 1.0 and scale / factor < _LARGEST
-        if not fits or not foldable(self._optimizer):
+        if not (fits and self._possible and fused(self._optimizer)):
             return False
         device = self._optimizer.param_groups[0]["params"][0].device
         inverse = torch.full((), 1.0 / factor, device=device)
@@ -62,11 +63,16 @@ def foldable(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether a step of this optimizer takes `grad_scale`: fused, torch's own, one device."""
     if type(optimizer) not in _FUSED or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
-    if not all(group.get("fused") for group in optimizer.param_groups):
+    if not fused(optimizer):
         return False
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # Of a sharded parameter the factor would have to be a tensor on the same mesh.
     return len({parameter.device for parameter in held}) == 1 and not any(map(_is_sharded, held))
+
+
+def fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer is fused now: loading a state may change that."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _is_sharded(parameter: torch.Tensor) -> bool:

@@ -341,7 +341,7 @@ def _flag(found_inf: torch.Tensor | None) -> bool:
 
 
 def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
-    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    return [one for group in optimizer.param_groups for one in map(id, group["params"])]
 
 
 def _optimized(
