@@ -40,10 +40,10 @@ class Outcome:
     def pre(self) -> float:
         """The joint norm before: L2 over all tensors, or the largest magnitude for element scope.
 
-        Of a chain, before its first stage, whatever was measured there.
+        Of a chain, the largest of its stages': a later one sees only what an earlier one left.
         """
-        first = self.earlier[0] if self.earlier else self
-        return first._joint(first._numbers(first.norms))
+        stages = (*self.earlier, self)
+        return float(np.max([stage._joint(stage._numbers(stage.norms)) for stage in stages]))
 
     @property
     def post(self) -> float:
@@ -54,17 +54,22 @@ class Outcome:
     def factor(self) -> float:
         """Joint norm after / before, of the tensors with finite norms: 1 if none of them was clipped.
 
-        Of a chain, the product over its stages.
+        Of a chain that clamps entries somewhere, the product over its stages.
         """
         if self._skipped():
             return 0.0
-        return math.prod(stage._own_factor() for stage in (*self.earlier, self))
+        stages = (*self.earlier, self)
+        sizes = [stage._finite_sizes() for stage in stages]
+        if any(stage.element_wise for stage in stages):
+            return math.prod(after / before for before, after in sizes if before > 0.0)
+        before = max(before for before, _ in sizes)
+        return sizes[-1][1] / before if before > 0.0 else 1.0
 
-    def _own_factor(self) -> float:
+    def _finite_sizes(self) -> tuple[float, float]:
+        """Return the joint norms before and after, of the tensors with finite norms."""
         norms, after = self._numbers(self.norms), self._numbers(self.after)
         finite = np.isfinite(norms)
-        before = self._joint(np.where(finite, norms, 0.0))
-        return self._joint(np.where(finite, after, 0.0)) / before if before > 0.0 else 1.0
+        return tuple(self._joint(np.where(finite, values, 0.0)) for values in (norms, after))  # type: ignore[return-value]
 
     @property
     def engaged(self) -> bool:

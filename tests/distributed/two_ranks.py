@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -241,6 +242,7 @@ def experts_chain() -> dict[str, Any]:
     model, alone, arguments = experts()
     rule = nw.clip.Chain(nw.clip.ByNorm(0.7), nw.clip.ByGlobalNorm(0.6))
     outcome, _ = nw.torch.clip_(model, rule, check_ranks=True, **arguments)
+    last = dataclasses.replace(outcome, earlier=())  # the stage of the joint norm, by itself
     between, _ = nw.torch.clip_(alone, nw.clip.ByNorm(0.7))
     expected, _ = nw.torch.clip_(alone, nw.clip.ByGlobalNorm(0.6))
     own = {
@@ -249,8 +251,8 @@ def experts_chain() -> dict[str, Any]:
     return {
         "facts": [
             ["gradients", gap(gradients(model), own), 0.0],
-            ["before", outcome.pre, between.post],
-            ["outcome", numbers(outcome), numbers(expected)],
+            ["before", last.pre, between.post],
+            ["outcome", numbers(last), numbers(expected)],
         ]
     }
 
