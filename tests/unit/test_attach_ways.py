@@ -577,3 +577,29 @@ def test_a_gradient_whose_entries_share_memory_is_clipped(rule: Any) -> None:
     expected = 0.5 if isinstance(rule, nw.clip.ByValue) else 0.25
     assert outcome.engaged
     torch.testing.assert_close(parameter.grad, torch.full((4,), expected))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"clip": nw.clip.AGC(0.01)},
+        {"bound": nw.bound.MaxNorm(100.0)},
+        {"bound": nw.bound.Clamp(9.0)},
+    ],
+    ids=str,
+)
+def test_the_record_has_the_weight_norms_that_were_measured_anyway(
+    rules: Any, tmp_path: Any
+) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with nw.record.Recorder(tmp_path / "run.jsonl") as recorder:
+        nw.torch.attach(optimizer, model, record=recorder, **rules)
+        backward(model, 0)
+        optimizer.step()
+    row = [row for row in nw.record.read(recorder.path) if row["event"] == "step"][0]
+    if isinstance(rules.get("bound"), nw.bound.Clamp | nw.bound.SpectralCap):
+        assert "weights" not in row
+        return
+    expected = float(model[0].weight.detach().norm())
+    assert row["weights"]["top"]["0.weight"] == pytest.approx(expected, rel=1e-4)

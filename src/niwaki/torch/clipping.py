@@ -56,6 +56,8 @@ class Clipping:
         if sharding is not None:
             self.stages = sharding.extended(self.stages)
         self.keeps_moments = any("second_moment" in stage.needs for stage in self.stages)
+        self.weights: Outcome | None = None
+        """The norms of the weights, where the rule needed them."""
         self.state = from_plain(self.stages, None)
 
     def load(self, plain: Mapping[str, Any] | None) -> None:
@@ -241,6 +243,7 @@ class Clipping:
         numbers = self._mixed(replace(stage, kinds=tuple(kinds)), list(self.parameters.values()))
         if self.sharding is not None:
             numbers, _ = self.sharding.combined(stage, numbers, np.full(numbers.shape, True))
+        self.weights = Outcome(stage.owners, numbers, numbers, False)
         return numbers
 
     def _representable(self, stage: Stage, verdict: conduct.Verdict) -> conduct.Verdict:

@@ -325,7 +325,18 @@ class Handle:
         if self._record is not None:
             facts = {"sparsity": self.sparsity, **noted}
             updates = None if self.last_update is None else self.last_update.tensors()
-            self._record.step(self.steps, outcome, facts, updates=updates)
+            weights = self._weight_norms()
+            self._record.step(self.steps, outcome, facts, weights=weights, updates=updates)
+
+    def _weight_norms(self) -> dict[str, float] | None:
+        """Return the norms of the weights if the clip or the bound has measured them anyway."""
+        bounded = self.last_bound
+        # A bound that needs more than norms has measured something else.
+        norms = self._bound is not None and not self._bound.needs
+        if norms and bounded is not None and not bounded.element_wise:
+            return bounded.tensors()
+        measured = self._clipping.weights
+        return None if measured is None else measured.tensors()
 
     def _unfold(self) -> None:
         if self._fold is not None:
