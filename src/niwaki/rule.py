@@ -81,7 +81,8 @@ class Rule(Protocol):
     """A frozen dataclass: its limit comes first and may be positional, all else is keyword-only.
 
     If the share of steps that it clips is a matter of its design and not of a limit that was chosen, it
-    says so with ``by_design = True``, so that nobody is warned of that share.
+    says so with ``by_design = True``, so that nobody is warned of that share. One that adds up the norms
+    of tensors itself says ``adds_up_itself = True``: it is refused where some lie on other ranks.
     """
 
     @property

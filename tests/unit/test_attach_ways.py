@@ -12,6 +12,7 @@ from torch import nn
 
 import niwaki as nw
 from niwaki.errors import InvalidArgument, Refused
+from niwaki.rule import Decision, Quantity, Scope, Stateless, leave
 from niwaki.torch import vigilance
 
 
@@ -603,3 +604,30 @@ def test_the_record_has_the_weight_norms_that_were_measured_anyway(
         return
     expected = float(model[0].weight.detach().norm())
     assert row["weights"]["top"]["0.weight"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_rule_of_somebody_elses_needs_no_fields() -> None:
+    class Halve(Stateless):
+        scope, of = Scope.GLOBAL, Quantity.GRADIENT
+
+        def decide(self, norms: Any, state: Any, *, present: Any, facts: Any, xp: Any) -> Any:
+            return Decision(0.5 * xp.ones_like(norms), None, leave(xp)), state
+
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, model, clip=Halve())
+    backward(model, 0)
+    optimizer.step()
+    assert handle.last is not None and handle.last.factor == pytest.approx(0.5)
+
+
+def test_a_step_that_was_not_taken_has_no_update_of_the_step_before() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, model, update=nw.clip.BlockRMS(1.0))
+    steps(model, optimizer, 1)
+    assert handle.last_update is not None
+    model[0].weight.grad[0, 0] = math.nan
+    optimizer.step()
+    assert handle.last_update is None
+    assert handle.state_dict()["update"]["accepted"] == 1

@@ -11,7 +11,7 @@ from niwaki.checkpoint import from_plain, to_plain
 from niwaki.errors import InvalidArgument, NonFinite
 from niwaki.numpy.arrays import Arrays, check_entries, like, named
 from niwaki.numpy.measure import norm, peak, unit_norms
-from niwaki.numpy.scaling import clamped, representable, scaled
+from niwaki.numpy.scaling import clamped, representable, scaled, scaled_units
 from niwaki.outcome import Outcome
 from niwaki.plan import PEAKS, RELATIVE, Kind, Stage, stages
 from niwaki.rule import Composite, Quantity, Rule, State
@@ -207,20 +207,13 @@ def _applied(
         elif count == 1:
             applied[name] = scaled(array, float(factors[0]))
         elif np.any(factors != 1.0):
-            applied[name] = _scaled_units(array, factors, axes[name])
+            applied[name] = scaled_units(array, factors, axes[name])
     return applied
 
 
 def _clamped_relative(array: np.ndarray, limit: float, moments: np.ndarray) -> np.ndarray:
     most = limit * np.sqrt(moments.astype(np.float64))
     return np.where(most > 0, np.clip(array, -most, most), array).astype(array.dtype)
-
-
-def _scaled_units(array: np.ndarray, factors: np.ndarray, axis: int) -> np.ndarray:
-    shape = [1] * array.ndim
-    shape[axis] = -1
-    wide = np.result_type(array.dtype, np.float64)
-    return (array.astype(wide) * factors.reshape(shape)).astype(array.dtype)
 
 
 def _raise_if_asked(nonfinite: str, bad: np.ndarray, names: Sequence[str], *, where: str) -> None:

@@ -21,6 +21,16 @@ def scaled(array: np.ndarray, factor: float) -> np.ndarray:
     return np.asarray(array.astype(wide) * factor).astype(array.dtype)
 
 
+def scaled_units(array: np.ndarray, factors: np.ndarray, axis: int) -> np.ndarray:
+    """Return an array with every index of `axis` times its factor, itself where all are 1."""
+    if np.all(factors == 1.0):
+        return array
+    shape = [1] * array.ndim
+    shape[axis] = -1
+    wide = np.result_type(array.dtype, np.float64)
+    return (array.astype(wide) * factors.reshape(shape)).astype(array.dtype)
+
+
 def clamped(array: np.ndarray, largest: float, limit: float) -> np.ndarray:
     """Return an array with magnitudes at most `limit`, itself where `largest` is not above it."""
     return np.asarray(np.clip(array, -limit, limit)) if largest > limit else array

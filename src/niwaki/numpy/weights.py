@@ -14,7 +14,7 @@ from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName, sugg
 from niwaki.numpy.arrays import Arrays, check_entries, like, named
 from niwaki.numpy.heads import Names, bound_heads
 from niwaki.numpy.measure import norm, peak, unit_norms
-from niwaki.numpy.scaling import clamped, representable, scaled
+from niwaki.numpy.scaling import clamped, representable, scaled, scaled_units
 from niwaki.numpy.spectral import spectral_norm
 from niwaki.outcome import Outcome
 from niwaki.rule import Composite, Quantity, Rule, Scope, State
@@ -218,12 +218,7 @@ def _bounded(
         return np.where(array < 0.0, kept, array)
     if axis is None or len(factors) == 1:
         return scaled(array, float(factors[0]))
-    if np.all(factors == 1.0):
-        return array
-    shape = [1] * array.ndim
-    shape[axis] = -1
-    wide = np.result_type(array.dtype, np.float64)
-    return (array.astype(wide) * factors.reshape(shape)).astype(array.dtype)
+    return scaled_units(array, factors, axis)
 
 
 def _count_at_bound(

@@ -12,13 +12,12 @@ from torch import nn
 
 from niwaki.clip import ByGlobalNorm
 from niwaki.conduct import leaves
-from niwaki.errors import BadFile, InvalidArgument, NonFinite, Refused
+from niwaki.errors import InvalidArgument, NonFinite, Refused
 from niwaki.outcome import Outcome
 from niwaki.prune import Gradual
 from niwaki.record import Recorder, check_facts
 from niwaki.rule import Composite, Rule, Scope
 from niwaki.schedule import whole
-from niwaki.torch.bound import restored
 from niwaki.torch.clipping import Clipping
 from niwaki.torch.device_step import DeviceStep, Late
 from niwaki.torch.folding import Fold
@@ -28,7 +27,7 @@ from niwaki.torch.rounds import Round, still_scaled, within_itself
 from niwaki.torch.sharding import Groups, Sharding
 from niwaki.torch.tensors import named
 from niwaki.torch.updates import Updates
-from niwaki.torch.upkeep import Upkeep
+from niwaki.torch.upkeep import Upkeep, no_rule
 from niwaki.torch.vigilance import Vigilance
 
 _PARTS = ("steps", "clip", "update", "bound", "masks")
@@ -59,7 +58,7 @@ class Handle:
         """What the clip of updates did in the last step."""
         self.steps = 0
         """Attempted steps."""
-        self._optimizers, self._model, self._bound = list(optimizers), model, bound
+        self._optimizers, self._model = list(optimizers), model
         self._nonfinite, self._stop_after = nonfinite, stop_after
         self._record, self._facts, self._attached = record, {}, attached
         self._found = _optimized(optimizers, model)
@@ -169,11 +168,10 @@ class Handle:
         steps = whole(state["steps"])
         if steps is None or steps < 0:
             raise InvalidArgument("not a number of steps", where="steps", got=state["steps"])
-        bound = _restored(self._bound, state["bound"], list(self._found))
-        masks = None if state["masks"] is None else _unpacked(state["masks"])
+        bound, masks = self._upkeep.read(state["bound"], state["masks"])
         update = state.get("update")
         if update is not None and self._updates is None:
-            raise _no_rule("update")
+            raise no_rule("update")
         before = self._clipping.plain()
         self._clipping.load(state["clip"])
         try:
@@ -315,6 +313,7 @@ class Handle:
         outcome = self.last
         assert outcome is not None  # noqa: S101  (a step was prepared)
         if self._updates is not None and bool(outcome.skipped):
+            self.last_update = None
             self._updates.pass_over()
         elif self._updates is not None:
             self.last_update = self._updates.clip()
@@ -325,18 +324,9 @@ class Handle:
         if self._record is not None:
             facts = {"sparsity": self.sparsity, **noted}
             updates = None if self.last_update is None else self.last_update.tensors()
-            weights = self._weight_norms()
+            measured = self._clipping.weights
+            weights = self._upkeep.weight_norms() or (measured and measured.tensors())
             self._record.step(self.steps, outcome, facts, weights=weights, updates=updates)
-
-    def _weight_norms(self) -> dict[str, float] | None:
-        """Return the norms of the weights if the clip or the bound has measured them anyway."""
-        bounded = self.last_bound
-        # A bound that needs more than norms has measured something else.
-        norms = self._bound is not None and not self._bound.needs
-        if norms and bounded is not None and not bounded.element_wise:
-            return bounded.tensors()
-        measured = self._clipping.weights
-        return None if measured is None else measured.tensors()
 
     def _unfold(self) -> None:
         if self._fold is not None:
@@ -375,28 +365,3 @@ def _optimized(
             hint="attach the module that owns all of them",
         )
     return found
-
-
-def _no_rule(where: str) -> InvalidArgument:
-    return InvalidArgument(
-        "the state holds a rule's statistics, the handle has no such rule", where=where
-    )
-
-
-def _restored(
-    rule: Rule | None, plain: Mapping[str, Any] | None, names: list[str]
-) -> dict[str, Any] | None:
-    if plain is None:
-        return None
-    if rule is None:
-        raise _no_rule("bound")
-    return restored(rule, plain, names)
-
-
-def _unpacked(masks: object) -> Masks:
-    if not isinstance(masks, Mapping):
-        raise InvalidArgument("these are no masks", where="masks", got=type(masks).__name__)
-    try:
-        return Masks.from_state_dict(masks)
-    except BadFile as error:
-        raise InvalidArgument(f"these are no masks: {error}", where="masks") from error

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from niwaki.errors import Refused
+from niwaki.errors import BadFile, InvalidArgument, Refused
 from niwaki.outcome import Outcome
 from niwaki.prune import Gradual
 from niwaki.rule import Rule
-from niwaki.torch.bound import bound_named, targets
+from niwaki.torch.bound import bound_named, restored, targets
 from niwaki.torch.prune import Masks, prunable, prune_
 from niwaki.torch.tensors import named, unwrapped
 
@@ -45,6 +45,21 @@ class Upkeep:
         if isinstance(prune, Masks):
             self.masks = _held(prune, found, model)
             self.masks.apply_(model)
+
+    def read(self, bound: Any, masks: Any) -> tuple[dict[str, Any] | None, Masks | None]:
+        """Return the state of the bound and the masks of a checkpoint, checked; nothing is changed."""
+        if bound is not None and self._bound is None:
+            raise no_rule("bound")
+        if bound is not None and self._bound is not None:
+            bound = restored(self._bound, bound, list(self._found))
+        return bound, None if masks is None else _unpacked(masks)
+
+    def weight_norms(self) -> dict[str, float] | None:
+        """Return the norms of the weights if the bound has measured them anyway."""
+        # A bound that needs more than norms has measured something else.
+        if self.last is None or self.last.element_wise or self._bound is None or self._bound.needs:
+            return None
+        return self.last.tensors()
 
     def mask_gradients_(self) -> None:
         """Zero the gradients of what is masked, before they are measured."""
@@ -133,3 +148,19 @@ def _forget_masked(
         for value in optimizer.state.get(found[name], {}).values():
             if isinstance(value, torch.Tensor) and value.shape == mask.shape:
                 value.mul_(mask)
+
+
+def no_rule(where: str) -> InvalidArgument:
+    """Return the error for the state of a rule that the handle does not have."""
+    return InvalidArgument(
+        "the state holds a rule's statistics, the handle has no such rule", where=where
+    )
+
+
+def _unpacked(masks: object) -> Masks:
+    if not isinstance(masks, Mapping):
+        raise InvalidArgument("these are no masks", where="masks", got=type(masks).__name__)
+    try:
+        return Masks.from_state_dict(masks)
+    except BadFile as error:
+        raise InvalidArgument(f"these are no masks: {error}", where="masks") from error

@@ -90,5 +90,6 @@ class Vigilance:
 
 def _has_a_limit(rule: Rule) -> bool:
     # What comes first is the limit, or what it is made of; an infinite one is there to measure.
-    first = getattr(rule, dataclasses.fields(rule)[0].name)  # pyright: ignore[reportArgumentType]
-    return not getattr(rule, "by_design", False) and first != math.inf
+    fields = dataclasses.fields(rule) if dataclasses.is_dataclass(rule) else ()
+    infinite = bool(fields) and getattr(rule, fields[0].name) == math.inf
+    return not getattr(rule, "by_design", False) and not infinite
