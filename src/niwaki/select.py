@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from niwaki.errors import UnknownName, suggest
+from niwaki.errors import InvalidArgument, UnknownName, suggest
+
+Value = TypeVar("Value")
 
 
 def select(
@@ -48,3 +51,32 @@ def _matching(names: list[str], patterns: str | Sequence[str], *, where: str) ->
             )
         found.update(matched)
     return found
+
+
+def spread(
+    argument: str, given: Mapping[str, Value] | None, names: Iterable[str], *, where: str
+) -> dict[str, Value]:
+    """Return name -> value for what is said of tensors by name or glob.
+
+    A name goes before a glob, and an earlier glob before a later one. `argument`: what the mapping is
+    called, for errors. Raises `InvalidArgument` for no mapping, `UnknownName` for what names no tensor.
+
+    >>> spread("unit_axes", {"*kernel": -1, "embed.kernel": 0}, ["embed.kernel", "head.kernel"], where="")
+    {'embed.kernel': 0, 'head.kernel': -1}
+    """
+    if not isinstance(given, Mapping | None):
+        raise InvalidArgument(
+            f"{argument} go by the names of tensors",
+            where=where,
+            got=repr(given),
+            allowed="such as {'*kernel': -1}",
+        )
+    known = list(names)
+    found: dict[str, Value] = {}
+    for pattern, value in (given or {}).items():
+        for name in _matching(known, str(pattern), where=f"{where} ({argument})"):
+            if name == pattern:
+                found[name] = value
+            else:
+                found.setdefault(name, value)
+    return {name: found[name] for name in known if name in found}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -22,3 +23,43 @@ def test_bounds_and_bits(capsys: pytest.CaptureFixture[str]) -> None:
     assert table["weights bounded"][3] < table["nothing"][3]
     assert abs(table["weights pruned"][4] - 90.0) < 0.1
     assert table["weights pruned"][5] < 0.25 * table["nothing"][5]
+
+
+def test_numpy_network_prints_what_each_stage_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    runpy.run_path(str(EXAMPLES / "numpy_network.py"), run_name="__main__")
+    rows = capsys.readouterr().out.splitlines()[1:]
+    table = {
+        row[:23].strip(): [float(cell) for cell in row[23:].replace(",", "").rstrip("x").split()]
+        for row in rows
+    }
+    zeros, right, size, _ = zip(*table.values(), strict=True)
+    assert list(table)[::2] == ["dense", "pruned", "pruned, 16 values"]
+    assert zeros[0] == 0.0 and zeros[2] == zeros[4] == 90.0
+    assert right[0] >= 96.0 and min(right) >= 95.0
+    assert sorted(size, reverse=True) == list(size) and size[4] < size[0] / 15
+
+
+def test_numpy_network_has_the_gradients_of_its_loss() -> None:
+    pytest.importorskip("sklearn")
+    names = runpy.run_path(str(EXAMPLES / "numpy_network.py"))
+    rng = np.random.default_rng(0)
+    layers = [{n: a.astype(np.float64) for n, a in one.items()} for one in names["fresh"](0)]
+    inputs, classes = rng.normal(size=(5, 64)), rng.integers(10, size=5)
+
+    def loss() -> float:
+        logits = names["forward"](layers, inputs)[-1]
+        log_sums = np.log(np.exp(logits).sum(axis=1))
+        return float(np.mean(log_sums - logits[np.arange(5), classes]))
+
+    found = names["gradients"](layers, inputs, classes)
+    for layer, own in zip(layers, found, strict=True):
+        for name, array in layer.items():
+            assert own[name].shape == array.shape
+            place = np.unravel_index(np.argmax(np.abs(own[name])), array.shape)
+            ends = []
+            for offset in (1e-6, -2e-6):
+                array[place] += offset
+                ends.append(loss())
+            array[place] += 1e-6
+            assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(own[name][place], rel=1e-5)

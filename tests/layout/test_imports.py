@@ -14,11 +14,11 @@ from layout.source import modules
 
 # A name may import what stands before it, and what lies in its own folder.
 ORDER = [
-    *("errors", "files", "registry", "rule", "schedule", "select", "spec"),
+    *("errors", "files", "registry", "rule", "schedule", "select", "tree", "spec"),
     *("outcome", "plan", "conduct", "checkpoint", "record"),
     *("clip", "bound", "prune", "shrink", "quantize", "pack"),
-    "tasks",
-    *("numpy", "torch", "keras", "jax"),
+    *("tasks", "functional"),
+    *("numpy", "torch", "jax", "keras"),
     *("plugins", "audit", "advise"),
     "search",
     "report",

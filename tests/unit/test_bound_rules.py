@@ -123,14 +123,19 @@ def test_the_range_of_a_layer_holds_for_weight_and_bias() -> None:
     [
         (ALL[4], {}, InvalidArgument, "no tensor to bound; name fan-ins"),
         (ALL[4], {"fan_in": {"w": 0}}, InvalidArgument, "w: a fan-in is a number of inputs; got 0"),
-        (ALL[4], {"fan_in": {"v": 4}}, UnknownName, "fan_in names no such tensor; got 'v'"),
+        (
+            ALL[4],
+            {"fan_in": {"v": 4}},
+            UnknownName,
+            r"\(fan_in\): the pattern matches no .*got 'v'",
+        ),
         (ALL[5], {}, InvalidArgument, "no tensor to bound; name unit axes"),
         (ALL[6], {}, Refused, "QKClip needs the largest logit of every head"),
         (ALL[6], {"logits": {"a": [1.0]}}, Refused, "QKClip needs the largest logit"),
     ],
 )
 def test_what_a_rule_needs_must_be_given(rule: Any, arguments: Any, error: type, text: str) -> None:
-    with pytest.raises(error, match=f"^numpy.bound: {text}"):
+    with pytest.raises(error, match=f"^numpy.bound:? ?{text}"):
         nw.numpy.bound(weights(), rule, **arguments)
 
 

@@ -57,7 +57,7 @@ def test_scalars_of_numpy_are_arrays_without_axes() -> None:
         (3, "not a dict or list of arrays; got int"),
         ({}, "there is no array to act on"),
         ({"w": np.arange(3)}, "w: not a floating array; got int64"),
-        ({"w": [1.0]}, "w: not a floating array; got list"),
+        ({"w": [1.0]}, "w.0: not a floating array; got float"),
     ],
 )
 def test_what_is_no_array_is_refused(function: str, arrays: Any, text: str) -> None:
@@ -109,7 +109,11 @@ def test_units_are_bounded_along_the_axis_that_is_named() -> None:
     ("axes", "error", "text"),
     [
         ({"w": 2}, InvalidArgument, r"w: the tensor has no such axis; got 2; .*\(2, 3\)"),
-        ({"v": 0}, UnknownName, "unit_axes names no such tensor; got 'v'; known: w"),
+        (
+            {"v": 0},
+            UnknownName,
+            r"numpy.bound \(unit_axes\): the pattern matches no tensor; got 'v'; known: w",
+        ),
         ({}, InvalidArgument, "no tensor to bound; name unit axes"),
         (None, InvalidArgument, "no tensor to bound; name unit axes"),
     ],

@@ -1,43 +1,63 @@
-"""Dicts and lists of arrays: names for their entries on the way in, the same container on the way out.
+"""Trees of arrays: a name for every array on the way in, the same containers on the way out.
 
-Separate from clipping and bounding, which both take and return such containers.
+Separate from clipping and bounding, which both take and return such trees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from niwaki import tree
 from niwaki.errors import InvalidArgument, Refused
 from niwaki.numpy.measure import check_arrays
 from niwaki.rule import Rule, Scope
 
-Arrays = TypeVar("Arrays", Mapping[str, np.ndarray], Sequence[np.ndarray])
+Arrays = TypeVar("Arrays", bound=Iterable[Any])
+"""Dicts, lists, tuples and named tuples of arrays and of one another."""
 
 
-def named(arrays: Arrays, *, where: str) -> dict[str, np.ndarray]:
-    """Return name -> array; the entries of a list are named by their place, a generator is consumed once."""
-    if isinstance(arrays, np.ndarray) or not isinstance(arrays, Iterable):
-        raise InvalidArgument(
-            "not a dict or list of arrays", where=where, got=type(arrays).__name__
-        )
-    pairs = arrays.items() if isinstance(arrays, Mapping) else enumerate(arrays)
-    # NumPy turns arrays without axes into scalars at every opportunity.
-    found = {str(key): np.asarray(a) if isinstance(a, np.generic) else a for key, a in pairs}
-    if not found:
+def named(arrays: Iterable[Any], *, where: str) -> dict[str, Any]:
+    """Return name -> array for every leaf of a tree; see `niwaki.tree.flatten`."""
+    leaves = tree.flatten(arrays, where=where)
+    if not leaves:
         raise InvalidArgument(
             "there is no array to act on", where=where, hint="an exhausted generator?"
         )
-    return found
+    # NumPy turns arrays without axes into scalars at every opportunity.
+    return {
+        name: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+        for name, leaf in leaves.items()
+    }
 
 
-def like(example: Arrays, values: Sequence[np.ndarray | None]) -> Arrays:
-    """Return arrays in the kind of container that `example` is."""
-    if isinstance(example, Mapping):
-        return cast(Arrays, dict(zip(example, values, strict=True)))
-    return cast(Arrays, tuple(values) if isinstance(example, tuple) else list(values))
+def like(example: Arrays, arrays: Mapping[str, np.ndarray | None], *, where: str) -> Arrays:
+    """Return the containers of `example` with these arrays, by their names."""
+    return cast(Arrays, tree.unflatten(example, arrays, where=where))
+
+
+def beside(
+    arrays: Iterable[Any], found: Mapping[str, np.ndarray | None], *, where: str
+) -> dict[str, np.ndarray]:
+    """Return the arrays that go with those that were found, by name; there may be more of them."""
+    known = named(tree.collected(arrays), where=where)
+    for name, array in found.items():
+        own = known.get(name)
+        if name not in known or (array is not None and _shape(own) != _shape(array)):
+            raise InvalidArgument(
+                "this does not go with the gradients",
+                where=f"{where}: {name}",
+                got=_shape(own) if name in known else "nothing of this name",
+                allowed=_shape(array),
+            )
+    check_arrays({n: known[n] for n in found if known[n] is not None}, where=where)
+    return known
+
+
+def _shape(array: object) -> str:
+    return "None" if array is None else f"shape {np.shape(array)}"  # type: ignore[arg-type]
 
 
 def check_entries(rule: Rule, arrays: Mapping[str, np.ndarray], *, where: str) -> None:

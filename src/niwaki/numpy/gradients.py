@@ -1,15 +1,17 @@
-"""Clip dicts or lists of gradients held as NumPy arrays: a pure function that returns new arrays."""
+"""Clip trees of gradients held as NumPy arrays: a pure function that returns new arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from niwaki import conduct
+from niwaki import conduct, tree
 from niwaki.checkpoint import from_plain, to_plain
-from niwaki.errors import InvalidArgument, NonFinite
-from niwaki.numpy.arrays import Arrays, check_entries, like, named
+from niwaki.errors import NonFinite
+from niwaki.numpy import per_tensor
+from niwaki.numpy.arrays import Arrays, beside, check_entries, like, named
 from niwaki.numpy.measure import norm, peak, unit_norms
 from niwaki.numpy.scaling import clamped, representable, scaled, scaled_units
 from niwaki.outcome import Outcome
@@ -17,6 +19,7 @@ from niwaki.plan import PEAKS, RELATIVE, Kind, Stage, stages
 from niwaki.rule import Composite, Quantity, Rule, State
 
 Named = Mapping[str, np.ndarray | None]
+WHERE = "numpy.clip"
 
 
 def clip(
@@ -25,49 +28,49 @@ def clip(
     state: State | None = None,
     *,
     nonfinite: str = "skip",
-    weights: Arrays | None = None,
+    weights: Iterable[Any] | None = None,
     unit_axes: Mapping[str, int] | None = None,
-    second_moments: Arrays | None = None,
+    second_moments: Iterable[Any] | None = None,
 ) -> tuple[Arrays, Outcome, State]:
     """Return ``(clipped gradients, outcome, state)``; the input is left alone.
 
-    `grads`: a dict or list of floating arrays; ``None`` entries took no part and stay ``None``. For
-    rules on updates (`BlockRMS`): the updates, in units of the learning rate.
+    `grads`: any tree of dicts, lists, tuples and named tuples of floating arrays, which comes back as
+    the same containers; a generator as a list. The name of an array is the path to it, such as
+    ``layers.0.weight``. ``None`` took no part and stays ``None``. For rules on updates
+    (`BlockRMS`): the updates, in units of the learning rate.
     `state`: what the last call returned, plain data that JSON takes, or ``None`` for a fresh one; what
     it learned of a tensor goes with the tensor's name. `nonfinite`: ``skip`` returns
     zeros for the whole step, ``zero`` zeroes only the bad tensors, ``pass`` leaves them, ``raise``
     raises `NonFinite` naming them. A plain update with zeros is no update; moments still move.
-    `weights`: for rules that compare with them (`AGC`). `unit_axes`: for rules per unit, name -> the
-    axis whose index is one output unit; a tensor without an entry is one unit. `second_moments`: for
-    `SPAM`, the running means of squares as of before this step.
+    `weights`: for rules that compare with them (`AGC`), a tree with the same names. `unit_axes`: for
+    rules per unit, name or glob -> the axis whose index is one output unit; a name goes before a glob,
+    an earlier glob before a later one, and a tensor without an entry is one unit. `second_moments`:
+    for `SPAM`, the running means of squares as of before this step, a tree as `weights`.
 
-    Raises `InvalidArgument` for arrays that are not floating or do not fit together, and `Refused` for
-    a rule that does not act on gradients or needs what was not given.
+    Raises `InvalidArgument` for what is no such tree, for arrays that are not floating or do not fit
+    together, `UnknownName` for a name or glob that matches nothing, and `Refused` for a rule that
+    does not act on gradients or needs what was not given.
 
     >>> import numpy as np, niwaki as nw
     >>> grads, outcome, state = clip({"w": np.full(4, 10.0)}, nw.clip.ByGlobalNorm(1.0))
     >>> grads["w"].tolist(), outcome.pre, outcome.action
     ([0.5, 0.5, 0.5, 0.5], 20.0, 'clipped')
+    >>> layers = [{"weight": np.ones((2, 2)), "bias": None}, {"weight": np.ones((1, 2))}]
+    >>> clipped, outcome, state = clip(layers, nw.clip.ByNorm(1.0))
+    >>> outcome.names, clipped[0]["weight"].tolist()
+    (('0.weight', '0.bias', '1.weight'), [[0.5, 0.5], [0.5, 0.5]])
     """
     given = {"weights": weights, "second_moment": second_moments}
-    available = ["sizes", *(name for name, arrays in given.items() if arrays is not None)]
-    if getattr(rule, "of", None) is Quantity.UPDATE and second_moments is not None:
-        # Such a rule measures the gradients by them, and these are not given here.
-        available.remove("second_moment")
-    conduct.check_rule(
-        rule, Quantity.GRADIENT, Quantity.UPDATE, where="numpy.clip", available=available
-    )
-    conduct.check_policy(nonfinite, where="numpy.clip")
-    found: dict[str, np.ndarray | None] = dict(named(grads, where="numpy.clip"))
-    companions = {
-        name: _beside(arrays, found, where=f"numpy.clip({name})")
-        for name, arrays in given.items()
-        if arrays is not None
-    }
-    axes = dict(unit_axes or {})
+    available = _available(rule, given)
+    conduct.check_rule(rule, Quantity.GRADIENT, Quantity.UPDATE, where=WHERE, available=available)
+    conduct.check_policy(nonfinite, where=WHERE)
+    grads = tree.collected(grads)
+    found: dict[str, np.ndarray | None] = named(grads, where=WHERE)
+    companions = _companions(given, found)
     # Where weights are given, units are counted on them: the weights of an absent gradient have units too.
-    shaped = _present(companions.get("weights", found))
-    units = {name: array.shape[axes[name]] for name, array in shaped if name in axes}
+    shaped = {name: companions.get("weights", found)[name] for name in found}
+    axes = per_tensor.unit_axes(unit_axes, shaped, where=WHERE)
+    units = {name: array.shape[axes[name]] for name, array in _present(shaped) if name in axes}
     plan = stages(rule, list(found), units=units)
     before = from_plain(plan, state)
     learned: State = {}
@@ -86,7 +89,7 @@ def clip(
             facts=_facts(stage, found, axes, companions),
         )
         verdict = representable(verdict, _owned(stage, found))
-        _raise_if_asked(nonfinite, verdict.bad, stage.owners, where="numpy.clip")
+        _raise_if_asked(nonfinite, verdict.bad, stage.owners, where=WHERE)
         learned |= after
         bad, skip = bad | np.any(verdict.bad), bool(verdict.skip)
         found = _applied(stage, found, axes, norms, verdict, skip, companions)
@@ -104,7 +107,26 @@ def clip(
         if skip:
             break
     state = conduct.committed(before, learned, skip=np.asarray(skip), any_bad=bad, xp=np)
-    return like(grads, list(found.values())), outcomes[-1], to_plain(plan, state)
+    return like(grads, found, where=WHERE), outcomes[-1], to_plain(plan, state)
+
+
+def _available(rule: Rule | Composite, given: Mapping[str, object]) -> list[str]:
+    """Return the facts that can be brought for a rule, by what was given."""
+    names = ["sizes", *(name for name, arrays in given.items() if arrays is not None)]
+    if getattr(rule, "of", None) is Quantity.UPDATE and "second_moment" in names:
+        # Such a rule measures the gradients by them, and these are not given here.
+        names.remove("second_moment")
+    return names
+
+
+def _companions(
+    given: Mapping[str, Iterable[Any] | None], found: Named
+) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        name: beside(arrays, found, where=f"{WHERE}({name})")
+        for name, arrays in given.items()
+        if arrays is not None
+    }
 
 
 def _present(found: Named) -> list[tuple[str, np.ndarray]]:
@@ -117,17 +139,7 @@ def _check(stage: Stage, found: Named) -> None:
         if part.members is not None:
             members = {name for name, own in zip(stage.owners, part.members, strict=True) if own}
         chosen = {name: array for name, array in _present(found) if name in members}
-        check_entries(part.rule, chosen, where="numpy.clip")
-
-
-def _beside(arrays: Arrays, found: Named, *, where: str) -> dict[str, np.ndarray]:
-    beside = named(arrays, where=where)
-    for name, array in found.items():
-        if name not in beside or (array is not None and beside[name].shape != array.shape):
-            raise InvalidArgument(
-                "this does not go with the gradients", where=f"{where}: {name}", allowed=found
-            )
-    return beside
+        check_entries(part.rule, chosen, where=WHERE)
 
 
 def _spread(stage: Stage, values: Sequence[float | bool]) -> np.ndarray:

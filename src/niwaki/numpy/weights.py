@@ -1,4 +1,4 @@
-"""Bound dicts or lists of weights held as NumPy arrays: a pure function that returns new arrays."""
+"""Bound trees of weights held as NumPy arrays: a pure function that returns new arrays."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from niwaki import checkpoint, conduct
+from niwaki import checkpoint, conduct, tree
 from niwaki.bound.standing import standing
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
+from niwaki.errors import InvalidArgument, NonFinite, Refused
+from niwaki.numpy import per_tensor
 from niwaki.numpy.arrays import Arrays, check_entries, like, named
 from niwaki.numpy.heads import Names, bound_heads
 from niwaki.numpy.measure import norm, peak, unit_norms
@@ -38,31 +39,42 @@ def bound(
 ) -> tuple[Arrays, Outcome, State]:
     """Return ``(bounded weights, outcome, state)``; the input is left alone.
 
-    `unit_axes`: for rules per unit and for `SpectralCap`, name -> the axis whose index is one output
-    unit (0 for a matrix of shape (out, in)). `fan_in`: for `InitScaled`, name -> how many inputs feed one
-    output of the layer. Tensors without an entry are left alone, and the outcome says so. `logits`,
+    `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays, which comes back
+    as the same containers. The name of an array is the path to it, such as ``layers.0.weight``.
+    `unit_axes`: for rules per unit and for `SpectralCap`, name or glob -> the axis whose index is one
+    output unit (0 for a matrix of shape (out, in)). `fan_in`: for `InitScaled`, name or glob -> how many
+    inputs feed one output of the layer. A name goes before a glob, an earlier glob before a later one.
+    Tensors without an entry are left alone, and the outcome says so. `logits`,
     `attention`: for `QKClip`, attention -> largest logit per query head, and attention -> ``(query,
     key)``, names of the tensors whose first axis holds the heads.
 
     Raises `NonFinite` naming the tensor when a weight is not finite: no bound can mend it.
-    Raises `InvalidArgument` for what is no floating array and for unit axes that do not fit.
+    Raises `InvalidArgument` for what is no such tree or no floating array and for unit axes that do
+    not fit, `UnknownName` for a name or glob that matches nothing.
 
     >>> import numpy as np, niwaki as nw
     >>> weights, outcome, state = bound({"w": np.array([[3.0, 4.0], [0.0, 1.0]])},
     ...                                 nw.bound.Clamp(2.0))
     >>> weights["w"].tolist()
     [[2.0, 2.0], [0.0, 1.0]]
+    >>> layers = [{"weight": np.array([[3.0, 4.0]]), "bias": np.ones(1)}]
+    >>> bounded, outcome, _ = bound(layers, nw.bound.MaxNorm(1.0), unit_axes={"*weight": 0})
+    >>> bounded[0]["weight"].round(2).tolist(), outcome.left_alone
+    ([[0.6, 0.8]], {'0.bias': 'no unit axis was named'})
     """
     conduct.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
     if isinstance(rule, Composite):
         raise Refused("bounds are applied one at a time", where=WHERE, got=type(rule).__name__)
+    weights = tree.collected(weights)
     found = named(weights, where=WHERE)
     check_entries(rule, found, where=WHERE)
     if "largest_logit" in rule.needs:
         arrays, outcome, after = bound_heads(found, rule, state, logits=logits, attention=attention)  # type: ignore[arg-type]
-        return like(weights, list(arrays.values())), outcome, after
-    arrays, outcome, after = _bound_arrays(found, rule, state, unit_axes or {}, fan_in or {})
-    return like(weights, list(arrays.values())), outcome, after
+    else:
+        axes = per_tensor.unit_axes(unit_axes, found, where=WHERE)
+        inputs = per_tensor.fan_ins(fan_in, found, where=WHERE)
+        arrays, outcome, after = _bound_arrays(found, rule, state, axes, inputs)
+    return like(weights, arrays, where=WHERE), outcome, after
 
 
 def _bound_arrays(
@@ -129,8 +141,6 @@ def _targets(
     unit_axes: Mapping[str, int],
     fan_in: Mapping[str, int],
 ) -> tuple[dict[str, int | None], dict[str, str]]:
-    _check_axes(found, unit_axes)
-    _check_fan_in(found, fan_in)
     if rule.scope is Scope.UNIT or "spectral_norm" in rule.needs:
         axes: dict[str, int | None] = {n: unit_axes[n] for n in found if n in unit_axes}
         reason, hint = "no unit axis was named", "name unit axes: unit_axes={'w': 0}"
@@ -142,41 +152,6 @@ def _targets(
     if not axes:
         raise InvalidArgument("no tensor to bound", where=WHERE, hint=hint)
     return axes, {name: reason for name in found if name not in axes}
-
-
-def _check_axes(found: Mapping[str, np.ndarray], unit_axes: Mapping[str, int]) -> None:
-    _check_known("unit_axes", found, unit_axes)
-    for name, axis in unit_axes.items():
-        if not -found[name].ndim <= axis < found[name].ndim:
-            raise InvalidArgument(
-                "the tensor has no such axis",
-                where=f"{WHERE}: {name}",
-                got=axis,
-                allowed=f"an axis of shape {found[name].shape}",
-            )
-
-
-def _check_fan_in(found: Mapping[str, np.ndarray], fan_in: Mapping[str, int]) -> None:
-    _check_known("fan_in", found, fan_in)
-    for name, inputs in fan_in.items():
-        if not (isinstance(inputs, int | float | np.number) and 0 < inputs < math.inf):
-            raise InvalidArgument(
-                "a fan-in is a number of inputs",
-                where=f"{WHERE}: {name}",
-                got=repr(inputs),
-                allowed="> 0",
-            )
-
-
-def _check_known(argument: str, found: Mapping[str, object], names: Mapping[str, object]) -> None:
-    unknown = set(names) - set(found)
-    if unknown:
-        raise UnknownName(
-            f"{argument} names no such tensor",
-            where=WHERE,
-            got=repr(min(unknown)),
-            hint=suggest(min(unknown), found),
-        )
 
 
 def _check_finite(owners: list[str], norms: np.ndarray) -> None:
