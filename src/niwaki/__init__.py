@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from niwaki import bound as bound
     from niwaki import clip as clip
     from niwaki import errors as errors
+    from niwaki import jax as jax
+    from niwaki import keras as keras
     from niwaki import numpy as numpy
     from niwaki import pack as pack
     from niwaki import plugins as plugins
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from niwaki.search import sweep as sweep
 
 _FOLDERS = (
-    "audit bound clip errors numpy pack plugins prune quantize record registry report rule schedule"
+    "audit bound clip errors jax keras numpy pack plugins prune quantize record registry report rule schedule"
     " select shrink spec tasks torch"
 ).split()
 _NAMES = {
@@ -54,7 +56,7 @@ __all__ = [*_FOLDERS, *_NAMES, "__version__"]  # pyright: ignore[reportUnsupport
 
 
 def __getattr__(name: str) -> Any:
-    if name == "torch":
+    if name in ("torch", "jax", "keras"):
         # Through the registry, which says how to install a framework that is missing.
         from niwaki import registry
 

@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 from niwaki.errors import InvalidArgument, NiwakiError, Unavailable, UnknownName, suggest
 
 KINDS = ("clip", "bound", "prune", "score", "allocation", "task")
-FRAMEWORKS = ("torch",)
+FRAMEWORKS = ("torch", "jax", "keras")
+OF_MODELS = ("torch",)
+"""Those whose models can be saved, filled and trained by niwaki so far."""
 
 T = TypeVar("T")
 
@@ -113,12 +115,12 @@ def framework_of(thing: object) -> Any:
     """
     for ancestor in type(thing).__mro__:
         root = ancestor.__module__.partition(".")[0]
-        if root in FRAMEWORKS and root in sys.modules:
+        if root in OF_MODELS and root in sys.modules:
             return framework(root)
     raise InvalidArgument(
         "this is no model of a framework that niwaki serves",
         got=f"{type(thing).__module__}.{type(thing).__name__}",
-        allowed=f"a dict of arrays, or a model of {', '.join(FRAMEWORKS)}",
+        allowed=f"a dict of arrays, or a model of {', '.join(OF_MODELS)}",
     )
 
 

@@ -82,7 +82,8 @@ class Rule(Protocol):
 
     If the share of steps that it clips is a matter of its design and not of a limit that was chosen, it
     says so with ``by_design = True``, so that nobody is warned of that share. One that adds up the norms
-    of tensors itself says ``adds_up_itself = True``: it is refused where some lie on other ranks.
+    of tensors itself says ``adds_up_itself = True``: it is refused where some lie on other ranks. One that
+    exists to leave steps out says ``skips = True``: it is refused where a step cannot be left out.
     """
 
     @property

@@ -9,6 +9,8 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import nn
@@ -16,6 +18,10 @@ from torch import nn
 import niwaki as nw
 from contract.bound_rows import FAN_IN
 from contract.row import Row
+from niwaki.checkpoint import from_plain, to_plain
+from niwaki.conduct import leaves
+from niwaki.functional.naming import plan_for
+from niwaki.functional.weights import plan_bound
 
 Tensors = Mapping[str, np.ndarray | None]
 
@@ -165,13 +171,80 @@ def torch_updates(row: Row, tensors: Tensors, state: Any = None, **options: Any)
     return after, handle.last_update, handle.state_dict()["update"]
 
 
+def _jax_shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {n: SHAPES[n] if a is None else a.shape for n, a in sorted(tensors.items())}
+
+
+@functools.cache
+def _jax_transform(rule: Any, options: tuple[tuple[str, Any], ...], compiled: bool) -> Any:
+    transform = nw.jax.clip(rule, unit_axes=UNIT_AXES, **dict(options))
+    return transform, jax.jit(transform.update) if compiled else transform.update
+
+
+def _jax_clip(row: Row, tensors: Tensors, state: Any, options: Any, *, compiled: bool) -> Any:
+    transform, update = _jax_transform(row.rule, tuple(options.items()), compiled)
+    shapes = _jax_shapes(tensors)
+    weights = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    axes = {name: (axis,) for name, axis in UNIT_AXES.items()}
+    plan = plan_for(row.rule, shapes, axes)
+    start = transform.init(weights)
+    if state is not None:
+        arrays = from_plain(plan, state)
+        start = start._replace(
+            rule={k: jnp.asarray(v, start.rule[k].dtype) for k, v in arrays.items()}
+        )
+    moments = {name: jnp.full_like(kept, row.moments) for name, kept in start.moments.items()}
+    given = {name: None if a is None else jnp.asarray(a) for name, a in tensors.items()}
+    done, after = update(given, start._replace(moments=moments), weights)
+    if options.get("nonfinite") == "raise":
+        nw.jax.check(after, stop_after=1)
+    plain = to_plain(plan, {key: np.asarray(value) for key, value in after.rule.items()})
+    arrays = {name: None if done[name] is None else np.asarray(done[name]) for name in tensors}
+    return arrays, nw.jax.outcome(after), plain
+
+
+def _jax_bound(row: Row, tensors: Tensors, state: Any) -> Any:
+    nw.jax.bound(row.rule)
+    given = {name: jnp.asarray(array) for name, array in sorted(tensors.items())}
+    axes = {name: (axis,) for name, axis in UNIT_AXES.items()}
+    stage = plan_bound(row.rule, _jax_shapes(tensors), axes, FAN_IN, where="tests").stage
+    start = None
+    if state is not None:
+        start = nw.jax.BoundState(
+            {k: jnp.asarray(v) for k, v in from_plain([stage], state).items()}
+        )
+    done, outcome, after = nw.jax.project(
+        given, row.rule, start, unit_axes=UNIT_AXES, fan_in=FAN_IN
+    )
+    plain = to_plain([stage], {key: np.asarray(value) for key, value in after.rule.items()})
+    return {name: np.asarray(done[name]) for name in tensors}, outcome, plain
+
+
+@begun
+def jax_eager(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
+    with jax.enable_x64(True):
+        if row.kind == "bound":
+            return _jax_bound(row, tensors, state)
+        return _jax_clip(row, tensors, state, options, compiled=False)
+
+
+@begun
+def jax_jit(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
+    with jax.enable_x64(True):
+        return _jax_clip(row, tensors, state, options, compiled=True)
+
+
 FRAMEWORKS: dict[str, Apply] = {
+    "jax": jax_eager,
+    "jax.jit": jax_jit,
     "numpy": numpy,
     "torch_module": torch_module,
     "torch_parameters": torch_parameters,
     "torch_attach": torch_attach,
     "torch_updates": torch_updates,
 }
+# XLA and TensorFlow take subnormal numbers for zero.
+FLUSHING = [jax_eager, jax_jit]
 # A skipped step leaves None, not zeros.
 DROPS_GRADIENTS = {"torch_module", "torch_parameters", "torch_attach"}
 
@@ -180,5 +253,18 @@ def serves(name: str, row: Row) -> bool:
     """Return whether a rule can be met in this framework at all."""
     if row.of_updates or name == "torch_updates":
         return row.of_updates and name in ("numpy", "torch_updates")
+    if name.startswith("jax") and (_skips(row) or not _functional(row)):
+        return False
+    if name == "jax.jit" and row.kind == "bound":
+        return False
     # Bare parameters have no layers, which say what a unit is; no bound acts on them either.
     return name != "torch_parameters" or (row.kind == "clip" and not row.by_unit)
+
+
+def _skips(row: Row) -> bool:
+    return any(getattr(leaf, "skips", False) for leaf in leaves(row.rule))
+
+
+def _functional(row: Row) -> bool:
+    """Return whether a rule's facts are measured in frameworks that never write in place."""
+    return row.kind == "clip" or not {"spectral_norm", "largest_logit"} & set(row.rule.needs)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.frameworks import (
+    FLUSHING,
     FRAMEWORKS,
     SHAPES,
     UNIT_AXES,
@@ -92,8 +93,10 @@ def referred(row: Row, tensors: Tensors) -> dict[str, np.ndarray | None]:
 @given(data=st.data())
 def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
     tensors = data.draw(draws(dtype))
-    found, _, _ = apply(row, tensors)
     tiny = float(np.finfo(dtype).smallest_normal)
+    if apply in FLUSHING:
+        tensors = {name: np.where(np.abs(a) < tiny, dtype(0), a) for name, a in tensors.items()}
+    found, _, _ = apply(row, tensors)
     assert_equal(found, referred(row, tensors), rtol=ROUNDING[dtype], atol=tiny)
 
 
@@ -154,7 +157,8 @@ def test_an_infinite_limit_measures_only(row: Row, apply: Apply, dtype: type) ->
     assert outcome.action == "kept" and outcome.pre > 100.0 and outcome.factor == 1.0
 
 
-@cases(CLIPS)
+# Every set of absent tensors is compiled by itself: tests/unit/test_jax.py does it once.
+@cases(CLIPS, but=frozenset({"jax.jit"}))
 @settings(max_examples=15)
 @given(data=st.data())
 def test_absent_gradients_stay_absent_and_do_not_count(

@@ -54,6 +54,7 @@ class SkipSpikes:
     scope = Scope.GLOBAL
     of = Quantity.GRADIENT
     by_design = True
+    skips = True
     needs = frozenset[str]()
 
     def __post_init__(self) -> None:

@@ -1,0 +1,246 @@
+"""Clip updates inside of an optax chain, or around an optimizer that is then really not stepped.
+
+`clip` is one transform among others: it can only zero the updates of a step that is not to be taken.
+`clipped` owns the step of what it wraps, and so can leave it out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from niwaki import conduct
+from niwaki.errors import InvalidArgument, NonFinite, Refused
+from niwaki.functional.gradients import Companions, Measured, Passed, clip_named, fresh_state
+from niwaki.functional.naming import UnitAxes, plan_for, resolved_axes
+from niwaki.jax.leaves import named, replaced, shapes
+from niwaki.jax.library import library
+from niwaki.plan import PEAKS, Stage
+from niwaki.rule import Composite, Quantity, Rule
+
+Numbers = dict[str, dict[str, jax.Array]]
+"""``norms`` and ``peaks`` -> tensor -> numbers before and after the last step, shape (2, units)."""
+
+
+class ClipState(NamedTuple):
+    """The state of a clip: a pytree of small arrays that any checkpoint takes.
+
+    `rule`: counters and what the rule learned. `stages`: what was measured in the last step, which
+    `outcome` reads. `moments`: running means of squares, for rules that need them.
+    """
+
+    rule: dict[str, jax.Array]
+    stages: tuple[Numbers, ...]
+    skipped: jax.Array
+    moments: dict[str, jax.Array]
+
+
+class ClippedState(NamedTuple):
+    """The state of a clip, and that of the optimizer that it surrounds."""
+
+    clip: ClipState
+    inner: Any
+
+
+def clip(
+    rule: Rule | Composite, *, nonfinite: str = "skip", unit_axes: UnitAxes | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Return an optax transform that clips the updates it is given; put it before the optimizer.
+
+    ``optax.chain(nw.jax.clip(rule), optax.adamw(1e-3))``. Rules on updates (`BlockRMS`) stand after what
+    makes the update and before the learning rate.
+
+    `rule`: of `niwaki.clip`. `nonfinite`: what a step with NaN or infinite entries becomes. ``skip``
+    (default) zeros all updates, so that weights stay, but the moments of an optimizer after it still
+    move: `clipped` can leave the step out. ``zero`` zeros the bad arrays alone, ``pass`` leaves them, ``raise``
+    raises `NonFinite` where values are known, and is ``skip`` under ``jit``: then `check` the state.
+    `unit_axes`: for rules per unit, name or glob -> the axis whose index is one output unit, or the axes;
+    for Flax ``{"*kernel": -1}``. An array without an entry is one unit. Names are paths joined with
+    dots (``params.Dense_0.kernel``). Statistics are kept in float32 unless ``jax_enable_x64`` is on.
+
+    Works under ``jit``, ``scan``, ``vmap`` (a state per network) and on sharded arrays. Raises `Refused` for a rule
+    that exists to skip steps (`SkipSpikes`), and `InvalidArgument` for arrays that are not floating.
+
+    >>> import jax.numpy as jnp, optax, niwaki as nw
+    >>> tx = optax.chain(clip(nw.clip.ByGlobalNorm(1.0)), optax.sgd(1.0))
+    >>> params = {"w": jnp.zeros(4)}
+    >>> updates, state = tx.update({"w": jnp.full(4, 10.0)}, tx.init(params), params)
+    >>> updates["w"].tolist(), nw.jax.outcome(state).pre
+    ([-0.5, -0.5, -0.5, -0.5], 20.0)
+    """
+    inner = _Clip(rule, nonfinite, unit_axes, where="jax.clip")
+    for leaf in conduct.leaves(rule):
+        if getattr(leaf, "skips", False):
+            raise Refused(
+                f"{type(leaf).__name__} exists to leave steps out, and a transform cannot",
+                where="jax.clip",
+                hint="nw.jax.clipped(optimizer, rule) can",
+            )
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
+        passed, after = inner.step(updates, state, params, zero_skipped=True)
+        return replaced(updates, passed.arrays), after
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def clipped(
+    optimizer: optax.GradientTransformation,
+    rule: Rule | Composite,
+    *,
+    nonfinite: str = "skip",
+    unit_axes: UnitAxes | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Return an optimizer whose gradients are clipped, and which takes no step where none is to be taken.
+
+    A skipped step leaves weights, moments and step counts of `optimizer` as they are. Arguments and
+    errors are those of `clip`; here rules that skip are served too, and rules on updates are refused.
+
+    >>> import jax.numpy as jnp, optax, niwaki as nw
+    >>> tx = clipped(optax.adam(1e-3), nw.clip.AutoClip(10))
+    >>> params = {"w": jnp.ones(2)}
+    >>> updates, state = tx.update({"w": jnp.array([1.0, jnp.nan])}, tx.init(params), params)
+    >>> updates["w"].tolist(), int(state.inner[0].count), nw.jax.outcome(state).nonfinite
+    ([0.0, 0.0], 0, ('w',))
+    """
+    if getattr(rule, "of", None) is Quantity.UPDATE:
+        raise Refused(
+            f"{type(rule).__name__} acts on updates, which only the optimizer's own parts see",
+            where="jax.clipped",
+            hint="optax.chain(optax.scale_by_adam(), nw.jax.clip(rule), optax.scale_by_learning_rate(lr))",
+        )
+    own = _Clip(rule, nonfinite, unit_axes, where="jax.clipped")
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> ClippedState:
+        return ClippedState(own.init(params), inner.init(params))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, ClippedState]:
+        passed, after = own.step(updates, state.clip, params, zero_skipped=False)
+        moved, stepped = inner.update(
+            replaced(updates, passed.arrays), state.inner, params, **extra
+        )
+        skip = passed.skip
+        stay = lambda old, new: jnp.where(skip, old, new)  # noqa: E731
+        moved = jax.tree.map(lambda move: stay(jnp.zeros_like(move), move), moved)
+        return moved, ClippedState(after, jax.tree.map(stay, state.inner, stepped))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Clip:
+    """One rule with what the caller says of the arrays: the step that both transforms share."""
+
+    def __init__(
+        self, rule: Rule | Composite, nonfinite: str, unit_axes: UnitAxes | None, *, where: str
+    ) -> None:
+        available = ["sizes", "weights"]
+        if getattr(rule, "of", None) is not Quantity.UPDATE:
+            available.append("second_moment")
+        conduct.check_rule(
+            *(rule, Quantity.GRADIENT, Quantity.UPDATE), where=where, available=available
+        )
+        conduct.check_policy(nonfinite, where=where)
+        self.rule, self.nonfinite, self.unit_axes, self.where = rule, nonfinite, unit_axes, where
+        leaves = conduct.leaves(rule)
+        self.needs = frozenset[str]().union(*(leaf.needs for leaf in leaves))
+
+    def init(self, params: Any) -> ClipState:
+        own, found = library(), named(params, where=self.where)
+        plan, _ = self._plan(found)
+        moments = {}
+        if "second_moment" in self.needs:
+            moments = {
+                n: jnp.zeros(a.shape, own.sums_in(jnp.abs(a).dtype))
+                for n, a in found.items()
+                if a is not None
+            }
+        numbers = [own.constants([0.0] * sum(stage.counts)) for stage in plan]
+        stages = tuple(
+            _numbers(stage, Measured(n, n)) for stage, n in zip(plan, numbers, strict=True)
+        )
+        return ClipState(
+            strong(fresh_state(plan, library=own)), stages, jnp.zeros((), bool), moments
+        )
+
+    def step(
+        self, updates: Any, state: ClipState, params: Any, *, zero_skipped: bool
+    ) -> tuple[Passed, ClipState]:
+        found = named(updates, where=self.where)
+        weights: dict[str, jax.Array | None] = {}
+        if params is not None and (
+            "weights" in self.needs or any(one is None for one in found.values())
+        ):
+            weights = named(params, where=f"{self.where} (params)")
+        elif "weights" in self.needs:
+            raise InvalidArgument(
+                f"{type(self.rule).__name__} compares gradients with weights",
+                where=self.where,
+                got="params=None",
+                hint="pass them: tx.update(grads, state, params)",
+            )
+        plan, axes = self._plan(found, weights)
+        self._check_state(plan, state)
+        passed = clip_named(
+            plan,
+            found,
+            state.rule,
+            Companions(axes, weights, state.moments),
+            nonfinite=self.nonfinite,
+            zero_skipped=zero_skipped,
+            library=library(),
+        )
+        self._raise_if_known(plan, passed)
+        stages = tuple(_numbers(s, m) for s, m in zip(plan, passed.stages, strict=True))
+        return passed, ClipState(passed.state, stages, passed.skip, passed.moments)
+
+    def _plan(
+        self,
+        found: dict[str, jax.Array | None],
+        beside: dict[str, jax.Array | None] | None = None,
+    ) -> tuple[tuple[Stage, ...], dict]:
+        known = shapes(found, beside)
+        axes = resolved_axes(self.unit_axes, known, where=self.where)
+        return plan_for(self.rule, known, axes), axes
+
+    def _check_state(self, plan: tuple[Stage, ...], state: ClipState) -> None:
+        known = [set().union(*numbers.values()) for numbers in state.stages]
+        if known != [set(stage.names) for stage in plan]:
+            odd = sorted(set(plan[0].names) ^ known[0])[:3] if known else plan[0].names[:3]
+            raise InvalidArgument(
+                "this state is of other arrays or of another rule",
+                where=self.where,
+                got=", ".join(odd),
+                hint="make it with init(params) of this transform",
+            )
+
+    def _raise_if_known(self, plan: tuple[Stage, ...], passed: Passed) -> None:
+        if self.nonfinite != "raise" or isinstance(passed.bad, Tracer):
+            return
+        if bool(jnp.any(passed.bad)):
+            pairs = zip(plan[0].owners, passed.stages[0].norms.tolist(), strict=True)
+            culprits = dict.fromkeys(name for name, norm in pairs if not abs(norm) < float("inf"))
+            raise NonFinite(
+                f"non-finite entries in {', '.join(list(culprits)[:5])}", where=self.where
+            )
+
+
+def _numbers(stage: Stage, measured: Measured) -> Numbers:
+    both, start = jnp.stack([measured.norms, measured.after]), 0
+    numbers: Numbers = {"norms": {}, "peaks": {}}
+    for name, kind, count in zip(stage.names, stage.kinds, stage.counts, strict=True):
+        numbers["peaks" if kind in PEAKS else "norms"][name] = both[..., start : start + count]
+        start += count
+    return numbers
+
+
+def strong(state: dict[str, Any]) -> dict[str, jax.Array]:
+    """Return a state whose numbers have types of their own, which no later number can change."""
+    # Weakly typed numbers would change their type in the first step, and `scan` refuses that.
+    return {key: jax.lax.convert_element_type(value, value.dtype) for key, value in state.items()}

@@ -1,0 +1,107 @@
+"""Read what a clip did out of an optimizer's state, wherever in it the clip stands."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from niwaki.errors import InvalidArgument, NonFinite
+from niwaki.jax.clipping import ClipState, Numbers
+from niwaki.outcome import Outcome
+
+
+def outcome(state: Any) -> Outcome:
+    """Return what the clip in an optimizer's state did in the last step; this waits for the device.
+
+    `state`: of `nw.jax.clip`, `nw.jax.clipped`, or of anything built around one of them. Raises
+    `InvalidArgument` for a state with no clip or several, and for one of several networks (``vmap``).
+
+    >>> import jax.numpy as jnp, niwaki as nw
+    >>> tx = nw.jax.clip(nw.clip.ByNorm(1.0))
+    >>> _, state = tx.update({"w": jnp.array([3.0, 4.0])}, tx.init({"w": jnp.zeros(2)}))
+    >>> print(outcome(state))
+    pre 5 -> post 1 x0.2 clipped; top: w 100%
+    """
+    found = _clips(state)
+    if len(found) != 1:
+        raise InvalidArgument(
+            "a state with one clip is meant",
+            where="jax.outcome",
+            got=f"{len(found)} clips",
+            hint="pass the part of the state that is meant" if found else None,
+        )
+    return _outcome(found[0])
+
+
+def check(state: Any, *, stop_after: int = 10) -> None:
+    """Raise `NonFinite`, naming the arrays, once `stop_after` steps in a row had non-finite gradients.
+
+    Compiled code cannot raise: call this beside the loss that you log. It waits for the device.
+
+    >>> import jax.numpy as jnp, niwaki as nw
+    >>> tx = nw.jax.clip(nw.clip.ByNorm(1.0))
+    >>> _, state = tx.update({"w": jnp.array([jnp.inf])}, tx.init({"w": jnp.zeros(1)}))
+    >>> check(state, stop_after=1)
+    Traceback (most recent call last):
+    niwaki.errors.NonFinite: jax.check: 1 steps in a row with non-finite entries, the last in w
+    """
+    for clip in _clips(state):
+        in_a_row = int(np.max(np.asarray(clip.rule["bad_in_a_row"])))
+        if in_a_row >= stop_after:
+            culprits = ", ".join(_culprits(clip)[:5])
+            raise NonFinite(
+                f"{in_a_row} steps in a row with non-finite entries, the last in {culprits}",
+                where="jax.check",
+            )
+
+
+def _clips(state: Any) -> list[ClipState]:
+    leaves = jax.tree.leaves(state, is_leaf=lambda one: isinstance(one, ClipState))
+    return [leaf for leaf in leaves if isinstance(leaf, ClipState)]
+
+
+def _culprits(clip: ClipState) -> list[str]:
+    tensors = [
+        pair for numbers in clip.stages for kind in numbers.values() for pair in kind.items()
+    ]
+    bad = [name for name, both in tensors if not np.isfinite(np.asarray(both)[..., 0, :]).all()]
+    return list(dict.fromkeys(bad))
+
+
+def _outcome(clip: ClipState) -> Outcome:
+    skipped = np.asarray(clip.skipped)
+    if skipped.ndim:
+        raise InvalidArgument(
+            "this state is of several networks",
+            where="jax.outcome",
+            got=f"a batch of shape {skipped.shape}",
+            hint="take one: jax.tree.map(lambda x: x[0], state)",
+        )
+    found: list[Outcome] = []
+    for numbers in clip.stages:
+        found.append(_stage_outcome(numbers, bool(skipped), tuple(found)))
+    return found[-1]
+
+
+def _stage_outcome(numbers: Numbers, skipped: bool, earlier: tuple[Outcome, ...]) -> Outcome:
+    tensors = {
+        n: np.asarray(both, np.float64) for kind in numbers.values() for n, both in kind.items()
+    }
+    names = tuple(name for name, both in tensors.items() for _ in range(both.shape[-1]))
+    norms, after = np.concatenate(list(tensors.values()), axis=-1)
+    zeroed = any(
+        not math.isfinite(norm) and left == 0.0 for norm, left in zip(norms, after, strict=True)
+    )
+    return Outcome(
+        names=names,
+        norms=norms,
+        after=after,
+        skipped=skipped,
+        element_wise=not numbers["norms"],
+        nonfinite_policy="zero" if zeroed and not skipped else "skip",
+        peaks=frozenset(numbers["peaks"]),
+        earlier=earlier,
+    )
