@@ -72,8 +72,8 @@ $(DEMO_STAMP):
 # The tests run every framework at once; the demonstration's set is part of it.
 $(TEST_STAMP):
 	@$(make-venv)
-	@echo 'installing niwaki[dev,demo,keras,jax] into .venv (once; the frameworks are the large part)'
-	@$(INSTALL) -e '.[dev,demo,keras,jax]'
+	@echo 'installing niwaki[dev,demo,keras,jax,trainers] into .venv (once; the frameworks are the large part)'
+	@$(INSTALL) -e '.[dev,demo,keras,jax,trainers]'
 	@rm -f .venv/.*-stamp-*; touch $@ $(DEMO_STAMP)
 
 define make-venv

@@ -63,3 +63,30 @@ def test_numpy_network_has_the_gradients_of_its_loss() -> None:
                 ends.append(loss())
             array[place] += 1e-6
             assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(own[name][place], rel=1e-5)
+
+
+def test_lightning_clip(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lightning.pytorch")
+    runpy.run_path(str(EXAMPLES / "lightning_clip.py"), run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    without, clipped = ([float(cell) for cell in row[-3:]] for row in rows)
+    assert without[0] < 50 < 75 < clipped[0] and without[1] == 0 < clipped[1]
+
+
+def test_torch_norm_and_value(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    runpy.run_path(str(EXAMPLES / "torch_norm_and_value.py"), run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    table = {" ".join(row[:-3]): [float(cell) for cell in row[-3:]] for row in rows}
+    assert table.pop("nothing")[0] < 50
+    assert all(right > 75 and clipped > 50 for right, clipped, _ in table.values())
+    assert table["by norm, weights by value"][2] <= 0.5
+
+
+def test_optax_training(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optax")
+    runpy.run_path(str(EXAMPLES / "optax_training.py"), run_name="__main__")
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert float(first.split()[3]) > 85 and float(first.split()[6]) > 10
+    assert float(second.split()[-1]) <= 2.001
+    assert third.startswith("last step: pre ")

@@ -124,7 +124,9 @@ def _numbers(stage: Stage, found: Named, companions: Companions, library: Librar
     measured = [_relative(found[n], kinds[n], n, companions, library) for n in wholes]
     if not parts:
         return library.norm_vector(measured)
-    parts |= dict(zip(wholes, library.norms(measured), strict=True))
+    if measured:
+        norms = library.norm_vector(measured)
+        parts |= {name: norms[place] for place, name in enumerate(wholes)}
     return library.vector([parts[name] for name in stage.names])
 
 

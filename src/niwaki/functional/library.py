@@ -24,10 +24,6 @@ class Library(Measuring):
     arguments returns, a list of arrays, whose shapes are the same for both. `itemsize`: bytes of a dtype.
     """
 
-    def norm_vector(self, arrays: Sequence[Array]) -> Array:
-        """Return the L2 norms of arrays as one vector."""
-        return self.vector(self.norms(arrays))
-
     def scaled(self, arrays: Sequence[Array], factors: Array) -> list[Array]:
         """Return arrays times a number of a vector each: their own bits at 1, zeros at 0."""
         return [self._times(array, factors[place]) for place, array in enumerate(arrays)]
@@ -55,19 +51,11 @@ class Library(Measuring):
                 limits = self.xp.where(own, rounded, limits)
         return limits
 
-    def vector(self, numbers: Sequence[Array]) -> Array:
-        """Return numbers and short vectors as one vector in the dtype `wide`."""
-        return self.xp.concat([self.xp.reshape(self.widened(one), (-1,)) for one in numbers])
-
     def picked(self, vector: Array, places: Sequence[int]) -> Array:
         """Return some numbers of a vector, by their places in ascending order."""
         if len(places) == vector.shape[0]:
             return vector
         return self.xp.concat([vector[place : place + 1] for place in places] or [vector[:0]])
-
-    def constants(self, numbers: Sequence[float]) -> Array:
-        """Return known numbers as a vector in the dtype `wide`."""
-        return self.xp.asarray([float(number) for number in numbers], dtype=self.wide)
 
     def flags(self, booleans: Sequence[bool]) -> Array:
         """Return known booleans as a vector."""

@@ -22,6 +22,7 @@ Choice = Callable[[Array, Callable[[], list], Callable[[], list]], list]
 
 # Sums of squares between these, by bytes of their dtype, have neither lost digits nor overflowed.
 _SAFE = {4: (1e-25, 1e37), 8: (1e-280, 1e307)}
+_ANY = (-math.inf, math.inf)
 
 
 class Measuring:
@@ -32,16 +33,15 @@ class Measuring:
     ) -> None:
         self.xp, self.wide, self.cond, self.itemsize = xp, wide, cond, itemsize
 
-    def norms(self, arrays: Sequence[Array]) -> list[Array]:
-        """Return the L2 norm of each array, 0-d; not finite if any entry is not."""
+    def norm_vector(self, arrays: Sequence[Array]) -> Array:
+        """Return the L2 norms, one per array; not finite if any entry of the array is not."""
         every = [tuple(range(len(array.shape))) for array in arrays]
         return self._norms(arrays, every, [self.sum_of_squares(array) for array in arrays])
 
     def unit_norms(self, array: Array, axes: Axes) -> Array:
         """Return one L2 norm per output unit, shape (units,), in the order of `axes`."""
         rest = tuple(axis for axis in range(len(array.shape)) if axis not in axes)
-        (sizes,) = self._norms([array], [rest], [self._summed(self._squares(array), rest)])
-        return self.xp.reshape(sizes, (-1,))
+        return self._norms([array], [rest], [self._summed(self._squares(array), rest)])
 
     def peaks(self, arrays: Sequence[Array]) -> list[Array]:
         """Return the largest magnitude of each array, 0-d, 0 for an empty one; NaN if any entry is."""
@@ -63,6 +63,14 @@ class Measuring:
     def sums_in(self, dtype: Any) -> Any:
         """Return the dtype in which squares of real entries are summed: `wide`, or that of the entries."""
         return self.wide if self.itemsize(dtype) < self.itemsize(self.wide) else dtype
+
+    def vector(self, numbers: Sequence[Array]) -> Array:
+        """Return numbers and short vectors as one vector in the dtype `wide`."""
+        return self.xp.concat([self.xp.reshape(self.widened(one), (-1,)) for one in numbers])
+
+    def constants(self, numbers: Sequence[float]) -> Array:
+        """Return known numbers as a vector in the dtype `wide`."""
+        return self.xp.asarray([float(number) for number in numbers], dtype=self.wide)
 
     def widened(self, numbers: Array) -> Array:
         """Return numbers in the dtype `wide`."""
@@ -103,36 +111,42 @@ class Measuring:
 
     def _norms(
         self, arrays: Sequence[Array], rests: Sequence[Axes], sums: Sequence[Array]
-    ) -> list[Array]:
+    ) -> Array:
         """Return roots of sums of squares over these axes, measured again where digits may be lost."""
-        roots = [self.widened(self.xp.sqrt(one)) for one in sums]
-        doubtful = [n for n, one in enumerate(sums) if self._may_overflow(arrays[n], one)]
-        if not doubtful:
+        total = self.vector(sums)
+        roots = self.xp.sqrt(total)
+        limits = [self._limits(*pair) for pair in zip(arrays, sums, strict=True)]
+        if all(limit == _ANY for limit in limits):
             return roots
-        good = {place: self._safe(sums[place]) for place in doubtful}
-        every = self.xp.all(self.xp.concat([self.xp.reshape(g, (1,)) for g in good.values()]))
+        spread = [limit for limit, one in zip(limits, sums, strict=True) for _ in range(size(one))]
+        low, high = (self.constants(ends) for ends in zip(*spread, strict=True))
+        good = (total > low) & (total < high)
 
-        def again(place: int) -> Array:
-            careful = lambda: [self._carefully(arrays[place], rests[place])]  # noqa: E731
-            return self.cond(good[place], lambda: [roots[place]], careful)[0]
+        def again() -> list[Array]:
+            found, start = [], 0
+            for array, rest, limit, one in zip(arrays, rests, limits, sums, strict=True):
+                part = slice(start, start + size(one))
+                start = part.stop
+                found.append(self._again(array, rest, limit, good[part], roots[part]))
+            return [self.vector(found)]
 
-        found = self.cond(
-            every, lambda: [roots[n] for n in doubtful], lambda: [again(n) for n in doubtful]
-        )
-        for place, root in zip(doubtful, found, strict=True):
-            roots[place] = root
-        return roots
+        return self.cond(self.xp.all(good), lambda: [roots], again)[0]
 
-    def _may_overflow(self, array: Array, sums: Array) -> bool:
+    def _again(
+        self, array: Array, rest: Axes, limit: tuple[float, float], good: Array, roots: Array
+    ) -> Array:
+        if limit == _ANY:
+            return roots
+        careful = lambda: [self.xp.reshape(self._carefully(array, rest), (-1,))]  # noqa: E731
+        return self.cond(self.xp.all(good), lambda: [roots], careful)[0]
+
+    def _limits(self, array: Array, sums: Array) -> tuple[float, float]:
+        """Return between what a sum of squares has neither lost digits nor overflowed."""
         # Squares of half precision fit into single, those of single and bfloat16 into double.
         exact = self.itemsize(array.dtype) < self.itemsize(sums.dtype)
         if "bfloat16" in str(array.dtype):
             exact = self.itemsize(sums.dtype) > 4
-        return not exact and size(array) > 0
-
-    def _safe(self, sums: Array) -> Array:
-        low, high = _SAFE[self.itemsize(sums.dtype)]
-        return self.xp.all((sums > low) & (sums < high))
+        return _ANY if exact or not size(array) else _SAFE[self.itemsize(sums.dtype)]
 
     def _carefully(self, array: Array, rest: Axes) -> Array:
         """Return norms over axes in two passes, ``m * sqrt(sum((x / m)^2))``, m the largest magnitude."""

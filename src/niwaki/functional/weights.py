@@ -127,8 +127,9 @@ def _measured(plan: BoundPlan, name: str, array: Array, library: Library) -> Arr
         return library.unit_norms(array, plan.axes[name])
     if "negative_part" in plan.rule.needs:
         return library.depths([array])[0]
-    by_peak = plan.rule.scope is Scope.ELEMENT
-    return (library.peaks if by_peak else library.norms)([array])[0]
+    if plan.rule.scope is Scope.ELEMENT:
+        return library.peaks([array])[0]
+    return library.norm_vector([array])[0]
 
 
 def _applied(

@@ -15,27 +15,27 @@ from jax.core import Tracer
 
 from niwaki import conduct
 from niwaki.errors import InvalidArgument, NonFinite, Refused
-from niwaki.functional.gradients import Companions, Measured, Passed, clip_named, fresh_state
+from niwaki.functional.gradients import Companions, Passed, clip_named, fresh_state
 from niwaki.functional.naming import UnitAxes, plan_for, resolved_axes
+from niwaki.jax.labels import labels_of
 from niwaki.jax.leaves import named, replaced, shapes
 from niwaki.jax.library import library
-from niwaki.plan import PEAKS, Stage
+from niwaki.plan import Stage
 from niwaki.rule import Composite, Quantity, Rule
-
-Numbers = dict[str, dict[str, jax.Array]]
-"""``norms`` and ``peaks`` -> tensor -> numbers before and after the last step, shape (2, units)."""
 
 
 class ClipState(NamedTuple):
     """The state of a clip: a pytree of small arrays that any checkpoint takes.
 
-    `rule`: counters and what the rule learned. `stages`: what was measured in the last step, which
-    `outcome` reads. `moments`: running means of squares, for rules that need them.
+    `rule`: counters and what the rule learned. `numbers`: what was measured in the last step, before and
+    after, shape (2, numbers) for each stage. `labels`: what these speak of, as the bytes of a text, since
+    an array goes wherever the others go. `moments`: running means of squares, for rules that need them.
     """
 
     rule: dict[str, jax.Array]
-    stages: tuple[Numbers, ...]
+    numbers: tuple[jax.Array, ...]
     skipped: jax.Array
+    labels: jax.Array
     moments: dict[str, jax.Array]
 
 
@@ -161,13 +161,9 @@ class _Clip:
                 for n, a in found.items()
                 if a is not None
             }
-        numbers = [own.constants([0.0] * sum(stage.counts)) for stage in plan]
-        stages = tuple(
-            _numbers(stage, Measured(n, n)) for stage, n in zip(plan, numbers, strict=True)
-        )
-        return ClipState(
-            strong(fresh_state(plan, library=own)), stages, jnp.zeros((), bool), moments
-        )
+        numbers = tuple(jnp.zeros((2, sum(stage.counts)), own.wide) for stage in plan)
+        rule = strong(fresh_state(plan, library=own))
+        return ClipState(rule, numbers, jnp.zeros((), bool), labels_of(plan), moments)
 
     def step(
         self, updates: Any, state: ClipState, params: Any, *, zero_skipped: bool
@@ -197,8 +193,8 @@ class _Clip:
             library=library(),
         )
         self._raise_if_known(plan, passed)
-        stages = tuple(_numbers(s, m) for s, m in zip(plan, passed.stages, strict=True))
-        return passed, ClipState(passed.state, stages, passed.skip, passed.moments)
+        numbers = tuple(jnp.stack([one.norms, one.after]) for one in passed.stages)
+        return passed, ClipState(passed.state, numbers, passed.skip, state.labels, passed.moments)
 
     def _plan(
         self,
@@ -210,13 +206,14 @@ class _Clip:
         return plan_for(self.rule, known, axes), axes
 
     def _check_state(self, plan: tuple[Stage, ...], state: ClipState) -> None:
-        known = [set().union(*numbers.values()) for numbers in state.stages]
-        if known != [set(stage.names) for stage in plan]:
-            odd = sorted(set(plan[0].names) ^ known[0])[:3] if known else plan[0].names[:3]
+        known = [numbers.shape[-1] for numbers in state.numbers]
+        counts = [sum(stage.counts) for stage in plan]
+        if known != counts:
             raise InvalidArgument(
                 "this state is of other arrays or of another rule",
                 where=self.where,
-                got=", ".join(odd),
+                got=f"{known} numbers",
+                allowed=f"{counts}",
                 hint="make it with init(params) of this transform",
             )
 
@@ -229,15 +226,6 @@ class _Clip:
             raise NonFinite(
                 f"non-finite entries in {', '.join(list(culprits)[:5])}", where=self.where
             )
-
-
-def _numbers(stage: Stage, measured: Measured) -> Numbers:
-    both, start = jnp.stack([measured.norms, measured.after]), 0
-    numbers: Numbers = {"norms": {}, "peaks": {}}
-    for name, kind, count in zip(stage.names, stage.kinds, stage.counts, strict=True):
-        numbers["peaks" if kind in PEAKS else "norms"][name] = both[..., start : start + count]
-        start += count
-    return numbers
 
 
 def strong(state: dict[str, Any]) -> dict[str, jax.Array]:

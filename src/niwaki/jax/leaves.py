@@ -15,7 +15,7 @@ from niwaki.errors import InvalidArgument
 
 
 def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
-    """Return name -> array in the order of names, ``None`` for what took no part.
+    """Return name -> array, ``None`` for what took no part.
 
     Raises `InvalidArgument` for leaves that are not floating or complex, and for two leaves of one name.
     """
@@ -27,8 +27,7 @@ def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
         found[name] = None if leaf is None else _checked(leaf, name, where)
     if not found:
         raise InvalidArgument("there is no array to act on", where=where, got=type(tree).__name__)
-    # The order in which JAX keeps the keys of a dict, so that a state says for itself what it is of.
-    return dict(sorted(found.items()))
+    return found
 
 
 def replaced(tree: Any, arrays: Mapping[str, jax.Array | None]) -> Any:

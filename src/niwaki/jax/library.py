@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +13,19 @@ from niwaki.functional.library import Library
 from niwaki.rule import Array
 
 
+class JaxLibrary(Library):
+    """Arrays of JAX, traced or not."""
+
+    def scaled(self, arrays: Sequence[Array], factors: Array) -> list[Array]:
+        """Return arrays times a number of a vector each."""
+        # XLA would compute the factor again for every entry.
+        return super().scaled(arrays, jax.lax.optimization_barrier(factors))
+
+
 def library() -> Library:
     """Return the library for the precision that is in force: `wide` is float64 only under ``jax_enable_x64``."""
     wide = jnp.promote_types(jax.dtypes.canonicalize_dtype(float), jnp.float32)
-    return Library(jnp, wide=wide, cond=_cond, itemsize=_itemsize)
+    return JaxLibrary(jnp, wide=wide, cond=_cond, itemsize=_itemsize)
 
 
 def _cond(predicate: Array, one: Callable[[], list], other: Callable[[], list]) -> list:

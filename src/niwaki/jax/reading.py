@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import numpy as np
 
 from niwaki.errors import InvalidArgument, NonFinite
-from niwaki.jax.clipping import ClipState, Numbers
+from niwaki.jax.clipping import ClipState
+from niwaki.jax.labels import read_labels
 from niwaki.outcome import Outcome
 
 
@@ -64,11 +64,20 @@ def _clips(state: Any) -> list[ClipState]:
 
 
 def _culprits(clip: ClipState) -> list[str]:
-    tensors = [
-        pair for numbers in clip.stages for kind in numbers.values() for pair in kind.items()
+    pairs = zip(read_labels(_one(clip.labels, 1)), clip.numbers, strict=True)
+    bad = [
+        name
+        for labels, numbers in pairs
+        for name, norms in zip(labels.owners, np.moveaxis(np.asarray(numbers), -1, 0), strict=True)
+        if not np.isfinite(norms[..., 0]).all()
     ]
-    bad = [name for name, both in tensors if not np.isfinite(np.asarray(both)[..., 0, :]).all()]
     return list(dict.fromkeys(bad))
+
+
+def _one(array: Any, rank: int) -> np.ndarray:
+    """Return the first network's part of what several networks may have."""
+    array = np.asarray(array)
+    return array.reshape(-1, *array.shape[array.ndim - rank :])[0]
 
 
 def _outcome(clip: ClipState) -> Outcome:
@@ -81,27 +90,19 @@ def _outcome(clip: ClipState) -> Outcome:
             hint="take one: jax.tree.map(lambda x: x[0], state)",
         )
     found: list[Outcome] = []
-    for numbers in clip.stages:
-        found.append(_stage_outcome(numbers, bool(skipped), tuple(found)))
+    for labels, numbers in zip(read_labels(clip.labels), clip.numbers, strict=True):
+        norms, after = np.asarray(numbers, np.float64)
+        zeroed = bool(np.any(~np.isfinite(norms) & (after == 0.0))) and not skipped
+        found.append(
+            Outcome(
+                names=labels.owners,
+                norms=norms,
+                after=after,
+                skipped=bool(skipped),
+                element_wise=labels.peaks >= set(labels.owners),
+                nonfinite_policy="zero" if zeroed else "skip",
+                peaks=labels.peaks,
+                earlier=tuple(found),
+            )
+        )
     return found[-1]
-
-
-def _stage_outcome(numbers: Numbers, skipped: bool, earlier: tuple[Outcome, ...]) -> Outcome:
-    tensors = {
-        n: np.asarray(both, np.float64) for kind in numbers.values() for n, both in kind.items()
-    }
-    names = tuple(name for name, both in tensors.items() for _ in range(both.shape[-1]))
-    norms, after = np.concatenate(list(tensors.values()), axis=-1)
-    zeroed = any(
-        not math.isfinite(norm) and left == 0.0 for norm, left in zip(norms, after, strict=True)
-    )
-    return Outcome(
-        names=names,
-        norms=norms,
-        after=after,
-        skipped=skipped,
-        element_wise=not numbers["norms"],
-        nonfinite_policy="zero" if zeroed and not skipped else "skip",
-        peaks=frozenset(numbers["peaks"]),
-        earlier=earlier,
-    )

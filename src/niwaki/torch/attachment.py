@@ -28,6 +28,18 @@ from niwaki.torch.sharding import Groups
 
 _attached: WeakSet[torch.optim.Optimizer] = WeakSet()
 
+# Wrappers that take no hooks, and step the optimizer inside them, which does. Known by their names, so
+# that no trainer is imported to ask.
+_WRAPPERS = {
+    "accelerate.optimizer.AcceleratedOptimizer",
+    "lightning.pytorch.core.optimizer.LightningOptimizer",
+    "pytorch_lightning.core.optimizer.LightningOptimizer",
+}
+_ENGINES = {
+    "accelerate.utils.deepspeed.DeepSpeedOptimizerWrapper": "DeepSpeed",
+    "accelerate.utils.megatron_lm.MegatronLMOptimizerWrapper": "Megatron-LM",
+}
+
 
 def attach(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
@@ -45,7 +57,8 @@ def attach(
 ) -> Handle:
     """Clip before, mask and bound after every ``optimizer.step()``, and return the handle.
 
-    `optimizer`: one, or several that step together and share a joint norm (Muon beside AdamW). `clip`,
+    `optimizer`: one, or several that step together and share a joint norm (Muon beside AdamW); what
+    accelerate or Lightning has wrapped is meant by its wrapper too. `clip`,
     `bound`: rules of `niwaki.clip` and `niwaki.bound`; without a `clip`, gradients are still
     measured and bad steps skipped. `update`: a rule of `niwaki.clip` for the update, the change of the
     weights divided by the learning rate; it costs a copy of the weights (`BlockRMS` given as `clip` is
@@ -137,6 +150,7 @@ def _checked_optimizers(
     several: list[Any] = [optimizer]
     if isinstance(optimizer, Sequence):
         several = list(optimizer)
+    several = [inside(one) for one in several]
     for one in several:
         if not isinstance(one, torch.optim.Optimizer):
             raise InvalidArgument(
@@ -165,3 +179,19 @@ def _checked_optimizers(
     if not several:
         raise InvalidArgument("there is no optimizer", where="torch.attach", got="[]")
     return several
+
+
+def inside(optimizer: Any) -> Any:
+    """Return the optimizer inside of accelerate's and Lightning's wrappers, or what was given.
+
+    Raises `Refused` for the wrapper of an engine that owns gradients and steps.
+    """
+    names = {f"{one.__module__}.{one.__qualname__}" for one in type(optimizer).__mro__}
+    for name in names & _ENGINES.keys():
+        raise Refused(
+            f"{_ENGINES[name]} keeps the gradients to itself and steps inside backward(), so no rule can "
+            "come between",
+            where="torch.attach",
+            hint="use its own gradient_clipping setting, or train with DDP or FSDP2",
+        )
+    return inside(optimizer.optimizer) if names & _WRAPPERS else optimizer

@@ -1,0 +1,385 @@
+"""optax transforms: compiled, scanned, mapped, sharded, accumulated, checkpointed; and beside optax' own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+optax = pytest.importorskip("optax")
+
+import jax.numpy as jnp  # noqa: E402
+
+import niwaki as nw  # noqa: E402
+from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+
+PARAMS = {
+    "hidden": {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "bias": jnp.zeros(4)},
+    "head": [jnp.ones((4, 2)), jnp.zeros(2)],
+}
+ADAPTIVE = [
+    nw.clip.AutoClip(25, window=16),
+    nw.clip.ZClip(2.0, warmup=3),
+    nw.clip.AdaGC(warmup=2),
+    nw.clip.AGC(0.05),
+    nw.clip.SPAM(4.0, warmup=2),
+    nw.clip.Chain(nw.clip.ByValue(3.0), nw.clip.EMARatio(1.2, beta=0.5)),
+]
+
+
+def gradients(seed: int, scale: float = 1.0, like: Any = PARAMS) -> Any:
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: jnp.asarray(generator.normal(0, scale, a.shape), a.dtype), like)
+
+
+def series(count: int) -> list[Any]:
+    return [gradients(seed, 10.0 if seed % 4 == 3 else 1.0) for seed in range(count)]
+
+
+def assert_trees_close(found: Any, expected: Any, **tolerance: Any) -> None:
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    for one, other in pairs:
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), **tolerance)
+
+
+def run(tx: Any, grads: list[Any], params: Any = PARAMS, state: Any = None) -> tuple[Any, Any, Any]:
+    update = jax.jit(tx.update)
+    state = tx.init(params) if state is None else state
+    updates = None
+    for one in grads:
+        updates, state = update(one, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state, updates
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (nw.clip.ByGlobalNorm(1.5), optax.clip_by_global_norm(1.5)),
+        (nw.clip.ByValue(0.7), optax.clip(0.7)),
+        (nw.clip.BlockRMS(0.3), optax.clip_by_block_rms(0.3)),
+    ],
+    ids=str,
+)
+def test_equals_optax_where_both_define_the_same(ours: Any, theirs: Any) -> None:
+    for seed in range(5):
+        grads = gradients(seed, 2.0)
+        tx = nw.jax.clip(ours)
+        found, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+        expected, _ = theirs.update(grads, theirs.init(PARAMS), PARAMS)
+        assert_trees_close(found, expected, rtol=1e-6)
+
+
+def test_agc_equals_optax_where_the_axes_are_the_same() -> None:
+    params, grads = PARAMS["hidden"]["kernel"], gradients(0, 5.0)["hidden"]["kernel"]
+    ours, theirs = (
+        nw.jax.clip(nw.clip.AGC(0.05), unit_axes={"*": 1}),
+        optax.adaptive_grad_clip(0.05),
+    )
+    found, _ = ours.update({"kernel": grads}, ours.init({"kernel": params}), {"kernel": params})
+    expected, _ = theirs.update(grads, theirs.init(params), params)
+    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-6)
+
+
+def test_half_precision_norms_where_optax_overflows() -> None:
+    grads = {"w": jnp.full((100_000,), 100.0, jnp.float16)}
+    theirs, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())
+    assert not np.asarray(theirs["w"]).any()  # an infinite norm: every gradient becomes zero
+    tx = nw.jax.clip(nw.clip.ByGlobalNorm(1.0))
+    found, state = tx.update(grads, tx.init(grads))
+    assert nw.jax.outcome(state).pre == pytest.approx(31_622.7766, rel=1e-5)
+    np.testing.assert_allclose(np.asarray(found["w"], np.float64), 0.00316228, rtol=1e-3)
+
+
+@pytest.mark.parametrize("entry", [1e-30, 1e-3, 0.1, 1e18, 1e30])
+@pytest.mark.parametrize("shape", [(5_000_000,), (3, 1_000_003), (70_000, 7), (1, 1)])
+def test_single_precision_norms_are_exact_enough(entry: float, shape: tuple[int, ...]) -> None:
+    grads = {"w": jnp.full(shape, entry, jnp.float32), "other": jnp.zeros(3)}
+    tx = nw.jax.clip(nw.clip.ByNorm(np.inf))
+    _, state = jax.jit(tx.update)(grads, tx.init(grads))
+    expected = float(np.float32(entry)) * np.sqrt(np.prod(shape))
+    assert nw.jax.outcome(state).tensors()["w"] == pytest.approx(expected, rel=3e-6)
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
+def test_compiled_equals_not_compiled(rule: Any) -> None:
+    tx, grads = nw.jax.clip(rule, unit_axes={"hidden.kernel": 1, "head.0": 1}), series(12)
+    jitted, state, _ = run(optax.chain(tx, optax.sgd(0.1)), grads)
+    params, eager = PARAMS, tx.init(PARAMS)
+    for one in grads:
+        updates, eager = tx.update(one, eager, params)
+        params = jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
+    assert_trees_close(jitted, params, rtol=2e-5, atol=1e-6)
+    assert_trees_close(state[0].rule, eager.rule, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
+def test_scan_equals_a_loop(rule: Any) -> None:
+    tx = nw.jax.clipped(optax.adam(1e-2), rule)
+    grads = series(10)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
+
+    def body(carry: Any, one: Any) -> Any:
+        params, state = carry
+        updates, state = tx.update(one, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (scanned, state), _ = jax.lax.scan(body, (PARAMS, tx.init(PARAMS)), stacked)
+    looped, expected, _ = run(tx, grads)
+    assert_trees_close(scanned, looped, rtol=1e-5, atol=1e-6)
+    assert int(state.clip.rule["accepted"]) == int(expected.clip.rule["accepted"]) == 10
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
+def test_vmap_clips_every_network_by_itself(rule: Any) -> None:
+    tx = nw.jax.clip(rule)
+    several = [series(6), [gradients(90 + s, 3.0) for s in range(6)], series(6)[::-1]]
+    params = jax.tree.map(lambda a: jnp.stack([a] * 3), PARAMS)
+    state = jax.vmap(tx.init)(params)
+    for step in range(6):
+        batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[own[step] for own in several])
+        found, state = jax.vmap(tx.update)(batch, state, params)
+    for place, own in enumerate(several):
+        alone = tx.init(PARAMS)
+        for one in own:
+            expected, alone = tx.update(one, alone, PARAMS)
+        assert_trees_close(jax.tree.map(lambda a: a[place], found), expected, rtol=1e-5, atol=1e-7)  # noqa: B023
+    with pytest.raises(InvalidArgument, match="several networks"):
+        nw.jax.outcome(state)
+
+
+def test_a_nan_in_one_network_of_several_skips_that_one_only() -> None:
+    tx = nw.jax.clipped(optax.adam(1e-2), nw.clip.ByGlobalNorm(1.0))
+    params = {"w": jnp.ones((2, 3))}
+    state = jax.vmap(tx.init)(params)
+    grads = {"w": jnp.array([[1.0, jnp.nan, 0.0], [1.0, 1.0, 1.0]])}
+    updates, state = jax.vmap(tx.update)(grads, state, params)
+    assert not np.asarray(updates["w"][0]).any() and np.asarray(updates["w"][1]).all()
+    assert np.asarray(state.inner[0].count).tolist() == [0, 1]
+    with pytest.raises(NonFinite, match="1 steps in a row.* in w"):
+        nw.jax.check(state, stop_after=1)
+
+
+@pytest.mark.parametrize("entry", [jnp.nan, jnp.inf])
+def test_a_bad_step_leaves_weights_and_moments(entry: float) -> None:
+    tx = nw.jax.clipped(optax.adamw(1e-2), nw.clip.AutoClip(25))
+    params, state, _ = run(tx, series(3))
+    spoiled = gradients(9)
+    spoiled["head"][0] = spoiled["head"][0].at[1, 1].set(entry)
+    after, skipped, _ = run(tx, [spoiled], params, state)
+    assert_trees_close(after, params, rtol=0, atol=0)
+    assert_trees_close(skipped.inner, state.inner, rtol=0, atol=0)
+    assert nw.jax.outcome(skipped).nonfinite == ("head.0",)
+    assert nw.jax.outcome(skipped).action == "skipped"
+
+
+def test_the_plain_transform_cannot_leave_a_step_out() -> None:
+    with pytest.raises(Refused, match="SkipSpikes.*jax.clipped"):
+        nw.jax.clip(nw.clip.Chain(nw.clip.ByNorm(1.0), nw.clip.SkipSpikes()))
+    tx = nw.jax.clipped(optax.sgd(1.0), nw.clip.SkipSpikes(3.0, warmup=4))
+    params, state, _ = run(tx, [gradients(seed) for seed in range(6)])
+    after, state, _ = run(tx, [gradients(7, 1e3)], params, state)
+    assert_trees_close(after, params, rtol=0, atol=0)
+    assert nw.jax.outcome(state).action == "skipped"
+
+
+def test_accumulation_clips_the_mean_of_the_gradients() -> None:
+    rule, grads = nw.clip.AutoClip(25, window=8), series(12)
+    several = optax.MultiSteps(optax.chain(nw.jax.clip(rule), optax.sgd(0.1)), every_k_schedule=4)
+    params, state, _ = run(several, grads)
+    means = [jax.tree.map(lambda *a: sum(a) / 4, *grads[i : i + 4]) for i in (0, 4, 8)]
+    expected, _, _ = run(optax.chain(nw.jax.clip(rule), optax.sgd(0.1)), means)
+    assert_trees_close(params, expected, rtol=1e-5, atol=1e-7)
+    assert int(state.inner_opt_state[0].rule["accepted"]) == 3
+    assert nw.jax.outcome(state).pre > 0
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
+@pytest.mark.parametrize("way", ["orbax", "numpy"])
+def test_saved_loaded_and_continued_equals_not_stopping(
+    rule: Any, way: str, tmp_path: Path
+) -> None:
+    tx, grads = nw.jax.clipped(optax.adam(1e-2), rule), series(12)
+    straight, expected, _ = run(tx, grads)
+    params, state, _ = run(tx, grads[:5])
+    saved = {"params": params, "state": state}
+    if way == "orbax":
+        loaded = _through_orbax(saved, tx, tmp_path)
+    else:
+        leaves, form = jax.tree.flatten(saved)
+        np.savez(tmp_path / "state.npz", *[np.asarray(leaf) for leaf in leaves])
+        with np.load(tmp_path / "state.npz") as file:
+            loaded = jax.tree.unflatten(form, [jnp.asarray(file[name]) for name in file.files])
+    resumed, after, _ = run(tx, grads[5:], loaded["params"], loaded["state"])
+    assert_trees_close(resumed, straight, rtol=0, atol=0)
+    assert_trees_close(after, expected, rtol=0, atol=0)
+
+
+def _through_orbax(saved: Any, tx: Any, folder: Path) -> Any:
+    ocp = pytest.importorskip("orbax.checkpoint")
+    like = {"params": PARAMS, "state": tx.init(PARAMS)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "step", saved)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder / "step", like)
+
+
+def test_bounds_hold_after_every_step() -> None:
+    tx = optax.chain(
+        optax.sgd(1.0), nw.jax.bound(nw.bound.MaxNorm(0.5), unit_axes={"hidden.kernel": -1})
+    )
+    params, _, _ = run(tx, series(5))
+    norms = np.linalg.norm(np.asarray(params["hidden"]["kernel"]), axis=0)
+    assert norms.max() <= 0.5 * (1 + 1e-6) and norms.max() > 0.49
+    assert np.abs(np.asarray(params["head"][0])).max() > 1.0  # left alone: it has no unit axis
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [nw.bound.Clamp(0.3), nw.bound.MaxNorm(0.5), nw.bound.UnitNorm(), nw.bound.NonNegative()],
+    ids=str,
+)
+def test_projection_equals_numpy(rule: Any) -> None:
+    weights = {"a": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "b": np.ones(4, "f4")}
+    expected, told, _ = nw.numpy.bound(weights, rule, unit_axes={"a": 1})
+    found, outcome, _ = nw.jax.project(jax.tree.map(jnp.asarray, weights), rule, unit_axes={"a": 1})
+    compiled = jax.jit(lambda p: nw.jax.project(p, rule, unit_axes={"a": 1})[0])(weights)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-6)
+        np.testing.assert_allclose(compiled[name], array, rtol=1e-6)
+    assert outcome.share_at_bound == pytest.approx(told.share_at_bound)
+    assert sorted(outcome.left_alone) == sorted(told.left_alone)
+
+
+def test_scheduled_bounds_follow_the_steps() -> None:
+    rule = nw.bound.Clamp(nw.schedule.Linear(1.0, 0.5, steps=(0, 5)))
+    params, state = {"w": jnp.ones(2)}, None
+    for _ in range(6):
+        params, _, state = nw.jax.project(params, rule, state)
+    assert params["w"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("rule", [nw.bound.SpectralCap(1.0), nw.bound.QKClip()], ids=str)
+def test_bounds_that_need_more_are_refused(rule: Any) -> None:
+    with pytest.raises(Refused, match="is not measured here"):
+        nw.jax.bound(rule)
+
+
+def test_gradients_flow_through_a_clip() -> None:
+    tx = nw.jax.clip(nw.clip.ByGlobalNorm(1.0))
+
+    def moved(scale: Any) -> Any:
+        updates, _ = tx.update({"w": scale * jnp.array([3.0, 4.0])}, tx.init({"w": jnp.zeros(2)}))
+        return updates["w"][0]
+
+    # Above the limit only the direction is left, which does not depend on the scale.
+    assert float(jax.grad(moved)(1.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(jax.grad(moved)(0.1)) == pytest.approx(3.0, rel=1e-6)
+
+
+def test_extra_arguments_reach_the_optimizer() -> None:
+    tx = nw.jax.clipped(optax.contrib.reduce_on_plateau(), nw.clip.ByNorm(1.0))
+    params = {"w": jnp.ones(2)}
+    updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params, value=jnp.array(1.0))
+    assert np.isfinite(np.asarray(updates["w"])).all()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_raise_raises_where_values_are_known(compiled: bool) -> None:
+    tx = nw.jax.clip(nw.clip.ByNorm(1.0), nonfinite="raise")
+    grads, state = (
+        {"good": jnp.ones(2), "bad": jnp.array([jnp.nan])},
+        tx.init({"good": jnp.ones(2), "bad": jnp.ones(1)}),
+    )
+    if not compiled:
+        with pytest.raises(NonFinite, match="bad"):
+            tx.update(grads, state)
+        return
+    updates, state = jax.jit(tx.update)(grads, state)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(updates))
+    with pytest.raises(NonFinite, match="the last in bad"):
+        nw.jax.check(state, stop_after=1)
+
+
+def test_errors_say_what_to_do() -> None:
+    with pytest.raises(InvalidArgument, match="params=None.*tx.update"):
+        tx = nw.jax.clip(nw.clip.AGC())
+        tx.update(PARAMS, tx.init(PARAMS))
+    with pytest.raises(UnknownName, match="hidden.kernel"):
+        nw.jax.clip(nw.clip.AGC(), unit_axes={"hiden.kernel": 1}).init(PARAMS)
+    with pytest.raises(InvalidArgument, match="no such axis"):
+        nw.jax.clip(nw.clip.AGC(), unit_axes={"hidden.kernel": 2}).init(PARAMS)
+    with pytest.raises(InvalidArgument, match="not a floating array"):
+        nw.jax.clip(nw.clip.ByNorm(1.0)).init({"step": jnp.zeros((), int)})
+    with pytest.raises(InvalidArgument, match="two leaves have one name"):
+        nw.jax.clip(nw.clip.ByNorm(1.0)).init({"a": {"b": jnp.ones(1)}, "a.b": jnp.ones(1)})
+    with pytest.raises(InvalidArgument, match="0 clips"):
+        nw.jax.outcome(optax.adam(1e-3).init(PARAMS))
+    with pytest.raises(Refused, match="acts on updates"):
+        nw.jax.clipped(optax.adam(1e-3), nw.clip.BlockRMS())
+    with pytest.raises(InvalidArgument, match="other arrays or of another rule"):
+        tx = nw.jax.clip(nw.clip.ByNorm(1.0))
+        tx.update(PARAMS, tx.init({"w": jnp.ones(1)}))
+
+
+def test_absent_gradients_under_jit() -> None:
+    tx = nw.jax.clip(nw.clip.AGC(0.05), unit_axes={"hidden.kernel": 1})
+    grads = gradients(0, 10.0)
+    grads["hidden"]["kernel"] = None
+    found, state = jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS)
+    assert found["hidden"]["kernel"] is None and nw.jax.outcome(state).engaged
+
+
+SHARDED = """
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import jax.numpy as jnp, numpy as np, optax, niwaki as nw
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+assert len(jax.devices()) == 8
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
+specs = {"rows": P("data"), "grid": P("data", "model"), "columns": P(None, "model"), "whole": P()}
+shapes = {"rows": (65_536,), "grid": (512, 512), "columns": (3, 4096), "whole": (33,)}
+generator = np.random.default_rng(0)
+host = {n: generator.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+params = {n: np.ones(s, np.float32) for n, s in shapes.items()}
+
+def placed(tree):
+    return {n: jax.device_put(a, NamedSharding(mesh, specs[n])) for n, a in tree.items()}
+
+rules = [nw.clip.ByGlobalNorm(1.0), nw.clip.AutoClip(25), nw.clip.AGC(0.01), nw.clip.ByValue(0.5)]
+for rule in rules:
+    tx = nw.jax.clipped(optax.adam(1e-2), rule, unit_axes={"grid": 1, "columns": 1})
+    def train(where):
+        p, state = where(params), tx.init(where(params))
+        update = jax.jit(tx.update)
+        for scale in (1.0, 3.0, 0.5):
+            updates, state = update(where({n: scale * a for n, a in host.items()}), state, p)
+            p = optax.apply_updates(p, updates)
+        return p, state, update
+    sharded, state, update = train(placed)
+    single, expected, _ = train(lambda tree: jax.tree.map(jnp.asarray, tree))
+    for name in host:
+        assert sharded[name].sharding.is_equivalent_to(NamedSharding(mesh, specs[name]), len(shapes[name])), name
+        np.testing.assert_allclose(np.asarray(sharded[name]), np.asarray(single[name]), rtol=2e-6, atol=1e-7)
+    ours, theirs = nw.jax.outcome(state), nw.jax.outcome(expected)
+    assert abs(ours.pre / theirs.pre - 1) < 1e-6 and abs(ours.factor / theirs.factor - 1) < 1e-6
+    text = update.lower(placed(host), state, sharded).compile().as_text()
+    gathered = [line for line in text.splitlines() if " all-gather(" in line]
+    sizes = [np.prod([int(x) for x in line.split("[")[1].split("]")[0].split(",") if x]) for line in gathered]
+    assert max(sizes, default=0) <= 4096, (rule, sizes)
+    print("ok", type(rule).__name__, ours)
+"""
+
+
+def test_sharded_over_eight_devices() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SHARDED], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("ok ") == 4
