@@ -16,6 +16,9 @@ class NiwakiError(Exception):
     ByNorm: the limit must be positive; got -1; allowed: > 0
     """
 
+    # AutoGraph makes errors that come out of a tf.function anew, and cannot make one of several parts.
+    ag_pass_through = True
+
     def __init__(
         self,
         what: str,

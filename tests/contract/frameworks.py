@@ -17,9 +17,10 @@ from torch import nn
 
 import niwaki as nw
 from contract.bound_rows import FAN_IN
+from contract.namespaces import load_quietly
 from contract.row import Row
 from niwaki.checkpoint import from_plain, to_plain
-from niwaki.conduct import leaves
+from niwaki.conduct import COUNTERS, PREFIX, leaves
 from niwaki.functional.naming import plan_for
 from niwaki.functional.weights import plan_bound
 
@@ -171,7 +172,7 @@ def torch_updates(row: Row, tensors: Tensors, state: Any = None, **options: Any)
     return after, handle.last_update, handle.state_dict()["update"]
 
 
-def _jax_shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+def _sorted_shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     return {n: SHAPES[n] if a is None else a.shape for n, a in sorted(tensors.items())}
 
 
@@ -183,7 +184,7 @@ def _jax_transform(rule: Any, options: tuple[tuple[str, Any], ...], compiled: bo
 
 def _jax_clip(row: Row, tensors: Tensors, state: Any, options: Any, *, compiled: bool) -> Any:
     transform, update = _jax_transform(row.rule, tuple(options.items()), compiled)
-    shapes = _jax_shapes(tensors)
+    shapes = _sorted_shapes(tensors)
     weights = {name: jnp.ones(shape) for name, shape in shapes.items()}
     axes = {name: (axis,) for name, axis in UNIT_AXES.items()}
     plan = plan_for(row.rule, shapes, axes)
@@ -207,7 +208,7 @@ def _jax_bound(row: Row, tensors: Tensors, state: Any) -> Any:
     nw.jax.bound(row.rule)
     given = {name: jnp.asarray(array) for name, array in sorted(tensors.items())}
     axes = {name: (axis,) for name, axis in UNIT_AXES.items()}
-    stage = plan_bound(row.rule, _jax_shapes(tensors), axes, FAN_IN, where="tests").stage
+    stage = plan_bound(row.rule, _sorted_shapes(tensors), axes, FAN_IN, where="tests").stage
     start = None
     if state is not None:
         start = nw.jax.BoundState(
@@ -234,7 +235,66 @@ def jax_jit(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> An
         return _jax_clip(row, tensors, state, options, compiled=True)
 
 
+def _tensors(library: str) -> tuple[Any, Any]:
+    """Return how an array becomes a tensor of TensorFlow or torch, and back."""
+    if library == "torch":
+        return torch.from_numpy, lambda tensor: tensor.detach().numpy()
+    return load_quietly("tensorflow").constant, lambda tensor: tensor.numpy()
+
+
+@functools.cache
+def _keras_step(rule: Any, options: tuple[tuple[str, Any], ...], compiled: bool) -> Any:
+    def step(grads: Any, state: Any, weights: Any) -> Any:
+        done, _, after = nw.keras.clip(
+            grads, rule, state, variables=weights, unit_axes=UNIT_AXES, **dict(options)
+        )
+        return done, after
+
+    return load_quietly("tensorflow").function(step) if compiled else step
+
+
+def _keras_clip(
+    row: Row, tensors: Tensors, state: Any, options: Any, library: str, compiled: bool = False
+) -> Any:
+    tensor, array = _tensors(library)
+    shapes = _sorted_shapes(tensors)
+    weights = {name: tensor(np.ones(shape)) for name, shape in shapes.items()}
+    axes = {name: (axis,) for name, axis in UNIT_AXES.items()}
+    start = nw.keras.initial_state(row.rule, weights, unit_axes=UNIT_AXES)
+    plan = plan_for(row.rule, shapes, axes)
+    if state is not None:
+        kept = from_plain(plan, state)
+        start |= {k: tensor(np.asarray(v, array(start[k]).dtype)) for k, v in kept.items()}
+    for key in [key for key in start if key.startswith("moment.")]:
+        start[key] = tensor(np.full(start[key].shape, row.moments, array(start[key]).dtype))
+    given = {name: None if a is None else tensor(np.array(a)) for name, a in tensors.items()}
+    done, after = _keras_step(row.rule, tuple(options.items()), compiled)(given, start, weights)
+    if options.get("nonfinite") == "raise":
+        nw.keras.check(after, stop_after=1)
+    learned = {k: array(v) for k, v in after.items() if k in COUNTERS or k.startswith(PREFIX)}
+    arrays = {name: None if done[name] is None else array(done[name]) for name in tensors}
+    return arrays, nw.keras.outcome(after), to_plain(plan, learned)
+
+
+@begun
+def keras_torch(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
+    return _keras_clip(row, tensors, state, options, "torch")
+
+
+@begun
+def tensorflow(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
+    return _keras_clip(row, tensors, state, options, "tensorflow")
+
+
+@begun
+def tf_function(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
+    return _keras_clip(row, tensors, state, options, "tensorflow", compiled=True)
+
+
 FRAMEWORKS: dict[str, Apply] = {
+    "keras on torch": keras_torch,
+    "tensorflow": tensorflow,
+    "tf.function": tf_function,
     "jax": jax_eager,
     "jax.jit": jax_jit,
     "numpy": numpy,
@@ -244,7 +304,7 @@ FRAMEWORKS: dict[str, Apply] = {
     "torch_updates": torch_updates,
 }
 # XLA and TensorFlow take subnormal numbers for zero.
-FLUSHING = [jax_eager, jax_jit]
+FLUSHING = [jax_eager, jax_jit, tensorflow, tf_function]
 # A skipped step leaves None, not zeros.
 DROPS_GRADIENTS = {"torch_module", "torch_parameters", "torch_attach"}
 
@@ -255,7 +315,7 @@ def serves(name: str, row: Row) -> bool:
         return row.of_updates and name in ("numpy", "torch_updates")
     if name.startswith("jax") and (_skips(row) or not _functional(row)):
         return False
-    if name == "jax.jit" and row.kind == "bound":
+    if name in ("jax.jit", "keras on torch", "tensorflow", "tf.function") and row.kind == "bound":
         return False
     # Bare parameters have no layers, which say what a unit is; no bound acts on them either.
     return name != "torch_parameters" or (row.kind == "clip" and not row.by_unit)

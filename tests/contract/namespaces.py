@@ -1,6 +1,6 @@
 """The array namespaces under which every rule decides, each guarded so that it offers no name more.
 
-The adapter for TensorFlow shows the size of one for a new framework: exactly `ARRAY_OPERATIONS`.
+That for TensorFlow is the adapter of `niwaki.keras`, which shows the size of one for a new framework.
 """
 
 from __future__ import annotations
@@ -39,29 +39,6 @@ class Guard:
             raise AssertionError(f"{name} is not in niwaki.rule.ARRAY_OPERATIONS")
         self.used.add(name)
         return getattr(self._inner, name)
-
-
-class TensorFlowNamespace:
-    """TensorFlow under array-API names."""
-
-    def __init__(self) -> None:
-        tf = load_quietly("tensorflow")
-        self.abs, self.exp, self.log, self.sqrt, self.square = (
-            tf.math.abs,
-            tf.math.exp,
-            tf.math.log,
-            tf.math.sqrt,
-            tf.math.square,
-        )
-        self.maximum, self.minimum, self.isfinite = tf.maximum, tf.minimum, tf.math.is_finite
-        self.any, self.max, self.sum = tf.reduce_any, tf.reduce_max, tf.reduce_sum
-        self.arange, self.cumulative_sum, self.reshape = tf.range, tf.math.cumsum, tf.reshape
-        self.ones_like, self.zeros_like, self.where = tf.ones_like, tf.zeros_like, tf.where
-        self.astype, self.zeros, self.floor, self.sort = tf.cast, tf.zeros, tf.math.floor, tf.sort
-        self._tf = tf
-
-    def asarray(self, value: Any, dtype: Any = None) -> Any:
-        return self._tf.convert_to_tensor(value, dtype=dtype)
 
 
 Step = Callable[..., Any]
@@ -106,7 +83,8 @@ def place(name: str) -> Place:
     rounding = (
         1e-15 if name == "tf.function" else 0.0
     )  # its optimizer divides by roots in its own way
-    return Place(name, Guard(TensorFlowNamespace()), compiled, rounding=rounding)
+    adapter = load_quietly("niwaki.keras.tensorflow_namespace").TensorFlowNamespace()
+    return Place(name, Guard(adapter), compiled, rounding=rounding)
 
 
 def _as_it_is(step: Step) -> Step:

@@ -157,8 +157,8 @@ def test_an_infinite_limit_measures_only(row: Row, apply: Apply, dtype: type) ->
     assert outcome.action == "kept" and outcome.pre > 100.0 and outcome.factor == 1.0
 
 
-# Every set of absent tensors is compiled by itself: tests/unit/test_jax.py does it once.
-@cases(CLIPS, but=frozenset({"jax.jit"}))
+# Every set of absent tensors is compiled by itself, which tests/unit/test_jax.py does once.
+@cases(CLIPS, but=frozenset({"jax.jit", "tf.function"}))
 @settings(max_examples=15)
 @given(data=st.data())
 def test_absent_gradients_stay_absent_and_do_not_count(

@@ -90,3 +90,25 @@ def test_optax_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(first.split()[3]) > 85 and float(first.split()[6]) > 10
     assert float(second.split()[-1]) <= 2.001
     assert third.startswith("last step: pre ")
+
+
+def test_keras_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("keras")
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "keras_fit.py"), run_name="__main__")
+    plain, clipped, counts, leader = capsys.readouterr().out.splitlines()
+    assert float(plain.split()[2].rstrip("%")) < 20 < 90 < float(clipped.split()[2].rstrip("%;"))
+    assert counts.startswith("niwaki: 264 steps, ") and " 12 skipped; " in counts
+    assert "contributed most" in leader
+    assert "12 were skipped" in (tmp_path / "digits.html").read_text(encoding="utf-8")
+
+
+def test_tensorflow_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorflow")
+    runpy.run_path(str(EXAMPLES / "tensorflow_loop.py"), run_name="__main__")
+    without, clipped = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert float(without[2]) < 85 < float(clipped[2])
+    assert float(without[5]) == 0 < float(clipped[5])

@@ -127,12 +127,12 @@ class Measuring:
             for array, rest, limit, one in zip(arrays, rests, limits, sums, strict=True):
                 part = slice(start, start + size(one))
                 start = part.stop
-                found.append(self._again(array, rest, limit, good[part], roots[part]))
+                found.append(self._carefully_again(array, rest, limit, good[part], roots[part]))
             return [self.vector(found)]
 
         return self.cond(self.xp.all(good), lambda: [roots], again)[0]
 
-    def _again(
+    def _carefully_again(
         self, array: Array, rest: Axes, limit: tuple[float, float], good: Array, roots: Array
     ) -> Array:
         if limit == _ANY:

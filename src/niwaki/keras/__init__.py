@@ -1,1 +1,19 @@
 """niwaki for Keras 3 on every backend, and for TensorFlow's own loops."""
+
+from niwaki.keras.clipped_optimizer import ClippedOptimizer, clipped
+from niwaki.keras.constraint import Bound
+from niwaki.keras.gradients import check, clip, initial_state, outcome
+from niwaki.keras.monitor import Monitor
+from niwaki.keras.weights import bound_
+
+__all__ = [
+    "Bound",
+    "ClippedOptimizer",
+    "Monitor",
+    "bound_",
+    "check",
+    "clip",
+    "clipped",
+    "initial_state",
+    "outcome",
+]

@@ -11,13 +11,16 @@ from niwaki.report.compress_text import compress_table
 from niwaki.report.compress_view import compress_page
 from niwaki.report.page import write_page
 from niwaki.report.sweep_view import sweep_page, sweep_table
+from niwaki.report.training_view import TrainingPage, training_page
 
 __all__ = [
+    "TrainingPage",
     "audit_page",
     "audit_table",
     "compress_page",
     "compress_table",
     "sweep_page",
     "sweep_table",
+    "training_page",
     "write_page",
 ]

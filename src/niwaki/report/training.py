@@ -34,9 +34,9 @@ def training_section(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     ]
     parts.append(Words(_stages_sentence(history)))
     if history.loss:
-        parts += [_loss_chart(history, bands), _norm_chart(history, bands)]
+        parts += [loss_chart(history, bands), norm_chart(history, bands)]
     if any(value is not None for _, value in history.validation):
-        parts.append(_validation_chart(history, bands, named(result["metric"])))
+        parts.append(validation_chart(history, bands, named(result["metric"])))
     return Section("Training", parts)
 
 
@@ -49,7 +49,8 @@ def _stages_sentence(history: History) -> str:
     return "Stages: " + ", ".join(stages) + (f" and {more} more." if more else ".")
 
 
-def _loss_chart(history: History, bands: Sequence[Band]) -> Chart:
+def loss_chart(history: History, bands: Sequence[Band] = ()) -> Chart:
+    """Return the training loss at each step, on a log axis where that is needed to see its end."""
     values = [value for _, value in history.loss if value is not None]
     log = bool(values) and min(values) > 0 and max(values) / min(values) > _WIDE
     svg = line_chart(
@@ -63,7 +64,8 @@ def _loss_chart(history: History, bands: Sequence[Band]) -> Chart:
     return Chart("Loss", svg, "Lowest and highest value of each few steps, so that spikes stay.")
 
 
-def _norm_chart(history: History, bands: Sequence[Band]) -> Chart:
+def norm_chart(history: History, bands: Sequence[Band] = ()) -> Chart:
+    """Return the gradient norm before and after clipping, with marks for clipped and skipped steps."""
     top = max((value for _, value in history.norm if value is not None), default=1.0)
     # A step that was skipped has no finite norm; its mark stands at the top of the picture.
     skipped: list[Point] = [(x, top if y is None else y) for x, y in history.skipped]
@@ -89,7 +91,8 @@ def _norm_chart(history: History, bands: Sequence[Band]) -> Chart:
     return Chart("Gradient norm", svg, note)
 
 
-def _validation_chart(history: History, bands: Sequence[Band], metric: str) -> Chart:
+def validation_chart(history: History, bands: Sequence[Band], metric: str) -> Chart:
+    """Return a metric on the validation split after each epoch."""
     factor, unit = (100, ", %") if is_share(metric) else (1, "")
     points = [(x, None if y is None else factor * y) for x, y in thin(history.validation)]
     svg = line_chart(

@@ -1,0 +1,104 @@
+"""Train the small network in Keras on the backend of this process, every case, and write the weights.
+
+A script, because Keras has one backend per process: ``python train_keras.py sgd float64 out.npz``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+import niwaki as nw  # noqa: E402
+from parity import small_network as small  # noqa: E402
+
+TANH = {"tensorflow": "tensorflow.math", "jax": "jax.numpy", "torch": "torch"}
+
+
+class Small(keras.Model):
+    """The small network in the backend's own operations.
+
+    On torch and JAX those of Keras 3.15 compute float64 in float32, its layers' and its losses' among them.
+    """
+
+    def __init__(self, own: small.Weights) -> None:
+        super().__init__()
+        self.own = {
+            name: self.add_weight(
+                shape=array.shape, name=name.replace(".", "_"), dtype=str(array.dtype)
+            )
+            for name, array in own.items()
+        }
+        for name, array in own.items():
+            self.own[name].assign(array)
+        self.tanh = importlib.import_module(TANH[keras.config.backend()]).tanh
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Return what the network makes of a batch."""
+        value = {name: one.value for name, one in self.own.items()}
+        hidden = self.tanh(inputs @ value["hidden.kernel"] + value["hidden.bias"])
+        return hidden @ value["head.kernel"] + value["head.bias"]
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, *_: Any, **__: Any
+    ) -> Any:
+        """Return the mean squared error."""
+        errors = y_pred - keras.ops.convert_to_tensor(y, y_pred.dtype)
+        if keras.config.backend() == "tensorflow":
+            return keras.ops.mean(errors * errors)
+        return (errors * errors).mean()
+
+
+class SGD(keras.optimizers.SGD):
+    """Plain SGD, whose product Keras would round as well."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Step against the gradient."""
+        rate = small.LEARNING_RATE["sgd"]
+        self.assign_sub(variable, rate * gradient)
+
+
+def optimizer(kind: str) -> keras.optimizers.Optimizer:
+    """Return plain SGD, or Adam with the epsilon of all."""
+    if kind == "sgd":
+        return SGD(small.LEARNING_RATE[kind])
+    return keras.optimizers.Adam(small.LEARNING_RATE[kind], *small.BETAS, epsilon=small.EPSILON)
+
+
+def train(case: str, kind: str, dtype: str) -> small.Weights:
+    """Return the weights after all steps."""
+    rule, bound = small.CASES[case]
+    model = Small(small.weights(dtype))
+    axes = None if isinstance(bound, nw.bound.Clamp) else {"*kernel": 1}
+    step = nw.keras.clipped(optimizer(kind), rule, bound=bound, unit_axes=axes)
+    model.compile(step)
+    for inputs, targets in small.batches(dtype):
+        model.train_on_batch(inputs, targets)
+    return {name: keras.ops.convert_to_numpy(one) for name, one in model.own.items()}
+
+
+def main() -> None:
+    """Train every case."""
+    kind, dtype, path = sys.argv[1:]
+    keras.config.set_floatx(dtype)
+    if keras.config.backend() == "jax" and dtype == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    found = {
+        f"{case}/{name}": array
+        for case in small.CASES
+        for name, array in train(case, kind, dtype).items()
+    }
+    np.savez(path, **found)
+
+
+if __name__ == "__main__":
+    main()

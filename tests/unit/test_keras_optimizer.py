@@ -1,0 +1,446 @@
+"""An optimizer that clips: what Keras does where it does the same, and what it promises beyond, on every backend."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keras_backends import BACKEND, only, other_backends, two_devices
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import keras
+
+    two_devices()
+
+import niwaki as nw
+from niwaki.errors import InvalidArgument, NonFinite, Refused
+
+INF = float("inf")
+# Without it JAX compiles every operation by itself, which takes longer.
+JIT = BACKEND == "jax"
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(64, 8)).astype("float32")
+Y = (5.0 * RANDOM.normal(size=(64, 1))).astype("float32")
+SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
+
+
+def network(names: tuple[str, str] = ("one", "two"), **kwargs: Any) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.layers.Dense(6, activation="tanh", name=names[0], **kwargs),
+        keras.layers.Dense(1, name=names[1], **kwargs),
+    ]
+    return keras.Sequential([keras.Input((8,)), *layers])
+
+
+def fitted(optimizer: Any, model: Any = None, epochs: int = 5, jit: bool = JIT) -> keras.Model:
+    model = model or network()
+    if optimizer is not None:
+        model.compile(optimizer, loss="mse", jit_compile=jit)
+    model.fit(X, Y, batch_size=16, epochs=epochs, shuffle=False, verbose=0)
+    return model
+
+
+def flat(model: keras.Model) -> np.ndarray:
+    return np.concatenate([weights.ravel() for weights in model.get_weights()])
+
+
+def tensor(values: Any) -> Any:
+    return keras.ops.convert_to_tensor(np.asarray(values, "float32"))
+
+
+def values(variables: list[Any]) -> list[list[float]]:
+    return [keras.ops.convert_to_numpy(v).tolist() for v in variables]
+
+
+def weight(*numbers: float, name: str = "w") -> Any:
+    return keras.Variable(np.array(numbers, "float32"), name=name)
+
+
+PEERS = {
+    "global_clipnorm": (nw.clip.ByGlobalNorm(1.0), {"global_clipnorm": 1.0}),
+    "clipnorm": (nw.clip.ByNorm(0.5), {"clipnorm": 0.5}),
+    "clipvalue": (nw.clip.ByValue(0.1), {"clipvalue": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_is_what_keras_does_where_it_does_the_same(name: str) -> None:
+    rule, arguments = PEERS[name]
+    ours = fitted(nw.keras.clipped(SGD(0.05, momentum=0.9, weight_decay=0.01), rule))
+    theirs = fitted(SGD(0.05, momentum=0.9, weight_decay=0.01, **arguments))
+    assert ours.optimizer.last.engaged
+    np.testing.assert_allclose(flat(ours), flat(theirs), rtol=0, atol=1e-6)
+
+
+@only("tensorflow")
+def test_compiled_by_xla_it_is_the_same() -> None:
+    rule, arguments = PEERS["global_clipnorm"]
+    ours = fitted(nw.keras.clipped(Adam(0.01), rule), jit=True)
+    np.testing.assert_allclose(
+        flat(ours), flat(fitted(Adam(0.01, **arguments), jit=True)), rtol=0, atol=1e-6
+    )
+
+
+def test_a_limit_of_infinity_is_the_optimizer_alone_accumulation_included() -> None:
+    def inner() -> Any:
+        rate = keras.optimizers.schedules.ExponentialDecay(0.01, 3, 0.7)
+        return Adam(rate, gradient_accumulation_steps=3)
+
+    ours = fitted(nw.keras.clipped(inner(), nw.clip.ByGlobalNorm(INF)), jit=False)
+    theirs = fitted(inner(), jit=False)
+    assert flat(ours).tolist() == flat(theirs).tolist()
+    assert int(ours.optimizer.iterations) == int(theirs.optimizer.iterations) == 6
+    assert ours.optimizer.last.action == "kept"
+
+
+def test_what_is_clipped_is_the_average_of_an_update() -> None:
+    one, two = weight(0.0, 0.0), weight(0.0, name="v")
+    optimizer = nw.keras.clipped(SGD(1.0, gradient_accumulation_steps=2), nw.clip.ByGlobalNorm(1.0))
+    for grads in ([tensor([30.0, 8.0]), tensor([0.0])], [tensor([-24.0, 0.0]), tensor([0.0])]):
+        assert values([one]) == [[0.0, 0.0]]
+        optimizer.apply(grads, [one, two])
+    assert optimizer.last.pre == 5.0
+    np.testing.assert_allclose(values([one])[0], [-0.6, -0.8], rtol=1e-6)
+    assert values(optimizer._accumulated_gradients) == [[0.0, 0.0], [0.0]]
+
+
+def test_a_skipped_step_leaves_everything_as_it_is() -> None:
+    variables = [weight(1.0, 2.0), weight(3.0, name="v")]
+    inner = Adam(0.1, use_ema=True, ema_overwrite_frequency=2, weight_decay=0.1)
+    optimizer = nw.keras.clipped(inner, nw.clip.AutoClip(10))
+    optimizer.apply([tensor([1.0, 1.0]), tensor([2.0])], variables)
+    before = values([*variables, *inner.variables])
+    optimizer.apply([tensor([1.0, np.nan]), tensor([2.0])], variables)
+    assert values([*variables, *inner.variables]) == before
+    assert int(optimizer.iterations) == 1
+    assert (optimizer.last.action, optimizer.last.nonfinite) == ("skipped", ("w",))
+    optimizer.apply([tensor([1.0, 1.0]), tensor([2.0])], variables)
+    assert values(variables) != before[:2]
+    assert int(optimizer.iterations) == 2
+
+
+def test_rules_that_skip_are_served_whatever_the_policy() -> None:
+    variable = weight(0.0)
+    rule = nw.clip.SkipSpikes(2.0, window=4, warmup=4)
+    optimizer = nw.keras.clipped(SGD(1.0), rule, nonfinite="pass")
+    for gradient in (1.0, 1.1, 0.9, 1.0, 1.0, 1.0, 1e6):
+        optimizer.apply([tensor([gradient])], [variable])
+    assert optimizer.last.action == "skipped"
+    assert values([variable])[0][0] == pytest.approx(-6.0, abs=1e-5)
+
+
+def test_zeroed_tensors_leave_the_others_their_step() -> None:
+    variables = [weight(0.0), weight(0.0, name="v")]
+    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.ByNorm(1.0), nonfinite="zero")
+    optimizer.apply([tensor([np.inf]), tensor([2.0])], variables)
+    assert values(variables) == [[0.0], [-1.0]]
+    assert optimizer.last.action == "zeroed"
+
+
+def test_the_loss_scale_of_the_optimizer_is_taken_out_once() -> None:
+    variable = weight(0.0, 0.0)
+    optimizer = nw.keras.clipped(SGD(1.0, loss_scale_factor=1024.0), nw.clip.ByGlobalNorm(10.0))
+    assert float(optimizer.scale_loss(2.0)) == 2048.0
+    optimizer.apply([tensor([3072.0, 4096.0])], [variable])
+    assert optimizer.last.pre == 5.0
+    assert values([variable]) == [[-3.0, -4.0]]
+
+
+def test_mixed_precision_wraps_it_and_the_clip_sees_true_sizes() -> None:
+    rule = nw.clip.ByGlobalNorm(1.0)
+    plain = fitted(nw.keras.clipped(SGD(0.01), rule), epochs=1)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        mixed = network()
+        mixed.compile(nw.keras.clipped(SGD(0.01), rule), loss="mse")
+        assert isinstance(mixed.optimizer, keras.optimizers.LossScaleOptimizer)
+        own = nw.keras.clipped(SGD(0.01), rule)
+        fitted(keras.optimizers.LossScaleOptimizer(own, initial_scale=256.0), mixed, epochs=1)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert own.last.pre == pytest.approx(plain.optimizer.last.pre, rel=0.02)
+    assert int(own.iterations) == 4
+
+
+@only("jax")
+def test_stateless_apply_is_apply() -> None:
+    import jax
+
+    start = np.array([1.0, 2.0], "float32")
+    one, two = weight(*start), weight(*start)
+    optimizers = [nw.keras.clipped(Adam(0.1), nw.clip.ZClip()) for _ in range(2)]
+    for optimizer, variable in zip(optimizers, (one, two), strict=True):
+        optimizer.build([variable])
+    step = jax.jit(optimizers[0].stateless_apply)
+    state, weights = [v.value for v in optimizers[0].variables], [one.value]
+    for gradient in ([1.0, 2.0], [np.nan, 1.0], [1e6, 1.0], [2.0, -1.0]):
+        weights, state = step(state, [tensor(gradient)], weights)
+        optimizers[1].apply([tensor(gradient)], [two])
+    np.testing.assert_allclose(weights[0], values([two])[0], rtol=1e-6)
+    for mine, own in zip(state, optimizers[1].variables, strict=True):
+        np.testing.assert_allclose(mine, own.numpy(), rtol=1e-6)
+    assert values([one]) == [start.tolist()]
+
+
+ADAPTIVE: dict[str, Callable[[], Any]] = {
+    "by tensor, unit and all": lambda: nw.keras.clipped(
+        Adam(0.01),
+        nw.clip.Chain(nw.clip.AGC(0.05), nw.clip.AdaGC(1.02), nw.clip.ZClip()),
+        unit_axes=network(),
+        bound=nw.bound.MaxNorm(0.8),
+    ),
+    "a history, between micro-batches": lambda: nw.keras.clipped(
+        Adam(0.01, gradient_accumulation_steps=3), nw.clip.AutoClip(30)
+    ),
+    "its own moments": lambda: nw.keras.clipped(SGD(0.01), nw.clip.SPAM()),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_to_save_load_and_continue_is_not_to_stop(name: str, tmp_path: Path) -> None:
+    whole = fitted(ADAPTIVE[name](), epochs=2)
+    fitted(None, whole, epochs=1)
+    half = fitted(ADAPTIVE[name](), epochs=2)
+    half.save(tmp_path / "half.keras")
+    loaded = keras.saving.load_model(tmp_path / "half.keras")
+    # Their names may have changed: Keras loads a model under other paths than it had.
+    assert loaded.optimizer.last.norms.tolist() == half.optimizer.last.norms.tolist()
+    fitted(None, loaded, epochs=1)
+    assert flat(loaded).tolist() == flat(whole).tolist()
+    assert values(loaded.optimizer.variables) == values(whole.optimizer.variables)
+    assert loaded.optimizer.last.norms.tolist() == whole.optimizer.last.norms.tolist()
+
+
+class Store(dict):
+    """What Keras gives to an optimizer to save into."""
+
+
+def _stepped(names: list[str], sizes: list[int]) -> tuple[Any, list[Any]]:
+    variables = [weight(*[1.0] * n, name=name) for name, n in zip(names, sizes, strict=True)]
+    optimizer = nw.keras.clipped(SGD(0.1), nw.clip.AdaGC(1.05))
+    optimizer.build(variables)
+    return optimizer, variables
+
+
+def _limits(optimizer: Any) -> dict[str, float]:
+    state = optimizer._own.state()
+    key = next(key for key in state if key.startswith("rule.") and "gamma" in key)
+    numbers = keras.ops.convert_to_numpy(state[key]).tolist()
+    return dict(zip(optimizer._own.names, numbers, strict=True))
+
+
+def test_learned_entries_go_with_names_and_else_with_places() -> None:
+    first, variables = _stepped(["a", "b"], [2, 3])
+    for _ in range(3):
+        first.apply([tensor([1.0, 0.0]), tensor([5.0, 0.0, 0.0])], variables)
+    store = Store()
+    first.save_own_variables(store)
+    turned, _ = _stepped(["b", "a"], [3, 2])
+    turned.load_own_variables(store)
+    assert _limits(turned) == _limits(first)
+    assert turned.last.tensors() == first.last.tensors()
+    renamed, _ = _stepped(["c", "d"], [2, 3])
+    renamed.load_own_variables(store)
+    assert list(_limits(renamed).values()) == list(_limits(first).values())
+    fewer, _ = _stepped(["a"], [2])
+    with pytest.raises(InvalidArgument, match="other variables; got 2 of them"):
+        fewer.load_own_variables(store)
+
+
+def test_the_configuration_comes_back_as_it_was_given() -> None:
+    decay = keras.optimizers.schedules.ExponentialDecay(0.01, 3, 0.7)
+    inner = Adam(decay, gradient_accumulation_steps=4, loss_scale_factor=8.0)
+    optimizer = nw.keras.clipped(
+        inner,
+        nw.clip.Chain(nw.clip.ByValue(1.0), nw.clip.ZClip()),
+        bound=nw.bound.Clamp(2.0),
+        nonfinite="zero",
+        stop_after=3,
+        unit_axes={"*kernel": [-1]},
+    )
+    told = keras.saving.serialize_keras_object(optimizer)
+    again = keras.saving.deserialize_keras_object(copy.deepcopy(told))
+    assert (
+        keras.saving.serialize_keras_object(again)["config"].items()
+        >= {key: value for key, value in told["config"].items() if key != "inner_optimizer"}.items()
+    )
+    assert (again.rule, again.bound) == (optimizer.rule, optimizer.bound)
+    config = told["config"]["inner_optimizer"]["config"]
+    assert again.get_config()["inner_optimizer"]["config"] == config
+    assert (config["gradient_accumulation_steps"], config["loss_scale_factor"]) == (4, 8.0)
+    assert config["learning_rate"]["class_name"] == "ExponentialDecay"
+
+
+def test_the_learning_rate_is_that_of_the_optimizer_inside() -> None:
+    optimizer = nw.keras.clipped(SGD(0.5), nw.clip.ByNorm(1.0))
+    optimizer.learning_rate = 0.25
+    assert float(optimizer.inner_optimizer.learning_rate) == float(optimizer.learning_rate) == 0.25
+
+
+def test_ten_bad_steps_in_a_row_stop_the_training_and_name_the_culprit() -> None:
+    variables = [weight(0.0), weight(0.0, name="v")]
+    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.ByNorm(1.0), stop_after=2)
+    bad = [tensor([1.0]), tensor([np.nan])]
+    optimizer.apply(bad, variables)
+    with pytest.raises(NonFinite, match="2 steps in a row .* the last in v"):
+        optimizer.apply(bad, variables)
+    with pytest.raises(NonFinite, match="2 steps in a row"):
+        optimizer.check()
+
+
+def test_fit_ends_with_the_check() -> None:
+    model = network()
+    optimizer = nw.keras.clipped(SGD(0.1), nw.clip.ByNorm(1.0), stop_after=3)
+    model.compile(optimizer, loss="mse")
+    with pytest.raises(NonFinite, match="in a row with non-finite entries, the last in .*kernel"):
+        model.fit(np.full_like(X, np.nan), Y, batch_size=16, verbose=0)
+
+
+def test_raise_raises_where_values_are_known() -> None:
+    variable = weight(0.0)
+    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.ByNorm(1.0), nonfinite="raise")
+    with pytest.raises(NonFinite, match="keras.clipped: non-finite entries in w"):
+        optimizer.apply([tensor([np.inf])], [variable])
+    assert values([variable]) == [[0.0]]
+
+
+def test_a_bound_holds_after_every_step() -> None:
+    model = network()
+    bound = nw.bound.MaxNorm(0.5)
+    optimizer = nw.keras.clipped(SGD(0.1), nw.clip.ByNorm(1.0), bound=bound, unit_axes=model)
+    fitted(optimizer, model, epochs=1)
+    norms = np.linalg.norm(model.layers[0].kernel.numpy(), axis=0)
+    assert norms.max() <= 0.5 * (1 + 1e-6)
+    kernels = [layer.kernel.path for layer in model.layers]
+    assert list(dict.fromkeys(optimizer.last_bound.names)) == kernels
+    assert list(optimizer.last_bound.left_alone) == [layer.bias.path for layer in model.layers]
+
+
+def test_agc_compares_with_the_weights() -> None:
+    variable = weight(3.0, 4.0)
+    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.AGC(0.1))
+    optimizer.apply([tensor([0.0, 10.0])], [variable])
+    np.testing.assert_allclose(values([variable])[0], [3.0, 3.5], rtol=1e-6)
+
+
+def test_scales_that_are_overwritten_are_not_clipped() -> None:
+    variables = [weight(1.0), weight(1.0, name="scale")]
+    variables[1].overwrite_with_gradient = True
+    inner = SGD(1.0, gradient_accumulation_steps=2, loss_scale_factor=2.0)
+    optimizer = nw.keras.clipped(inner, nw.clip.ByGlobalNorm(1.0))
+    optimizer.apply([tensor([8.0]), tensor([70.0])], variables)
+    optimizer.apply([tensor([8.0]), tensor([50.0])], variables)
+    assert values(variables) == [[0.0], [70.0]]
+    assert optimizer.last.names == ("w",)
+
+
+def test_absent_gradients_take_no_part() -> None:
+    variables = [weight(1.0), weight(1.0, name="v")]
+    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.ByNorm(0.5))
+    with pytest.warns(UserWarning, match="Gradients do not exist for variables"):
+        optimizer.apply([None, tensor([2.0])], variables)
+    assert values(variables) == [[1.0], [0.5]]
+    optimizer.apply([tensor([2.0])], variables[:1])
+    assert values(variables) == [[0.5], [0.5]]
+
+
+def test_what_would_do_something_else_is_refused() -> None:
+    rule = nw.clip.ByNorm(1.0)
+    for argument in ("clipnorm", "global_clipnorm", "clipvalue"):
+        with pytest.raises(Refused, match=f"would clip as well, its {argument} is set"):
+            nw.keras.clipped(Adam(0.1, **{argument: 1.0}), rule)
+    with pytest.raises(Refused, match=r"LossScaleOptimizer\(nw.keras.clipped\(inner, rule\)\)"):
+        nw.keras.clipped(keras.optimizers.LossScaleOptimizer(Adam(0.1)), rule)
+    with pytest.raises(Refused, match="clipped already; put rules together"):
+        nw.keras.clipped(nw.keras.clipped(Adam(0.1), rule), rule)
+    with pytest.raises(Refused, match="acts on updates"):
+        nw.keras.clipped(Adam(0.1), nw.clip.BlockRMS())
+    with pytest.raises(InvalidArgument, match="no optimizer of Keras"):
+        nw.keras.clipped(3, rule)
+    with pytest.raises(Refused, match="MaxNorm acts on a weight"):
+        nw.keras.clipped(Adam(0.1), nw.bound.MaxNorm(1.0))
+
+
+def test_an_optimizer_may_be_named() -> None:
+    assert isinstance(nw.keras.clipped("adam", nw.clip.ByNorm(1.0)).inner_optimizer, Adam)
+
+
+@only("tensorflow")
+@pytest.mark.parametrize("kind", ["plain", "accumulated", "scaled"])
+def test_mirrored_replicas_are_one_device_on_the_joint_batch(kind: str) -> None:
+    import tensorflow as tf
+
+    def optimizer() -> Any:
+        steps = 2 if kind == "accumulated" else None
+        inner = SGD(0.05, momentum=0.9, gradient_accumulation_steps=steps)
+        rule = nw.clip.Chain(nw.clip.AdaGC(1.02), nw.clip.ByGlobalNorm(1.0))
+        own = nw.keras.clipped(inner, rule, bound=nw.bound.Clamp(0.4))
+        return keras.optimizers.LossScaleOptimizer(own) if kind == "scaled" else own
+
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        mirrored = network()
+        made = optimizer()
+        mirrored.compile(made, loss="mse")
+    poisoned = X.copy()
+    poisoned[17] = np.nan
+    single = network()
+    single.compile(optimizer(), loss="mse", jit_compile=False)
+    for model in (mirrored, single):
+        model.fit(poisoned, Y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_allclose(flat(mirrored), flat(single), rtol=0, atol=1e-6)
+    owns = [
+        m.optimizer.inner_optimizer if kind == "scaled" else m.optimizer for m in (mirrored, single)
+    ]
+    assert owns[0].last.pre == pytest.approx(owns[1].last.pre, rel=1e-5)
+    steps = [int(keras.ops.convert_to_numpy(own.iterations)) for own in owns]
+    assert steps == [2, 2] if kind == "accumulated" else [6, 6]
+
+
+@only("tensorflow")
+def test_sparse_gradients_stay_sparse_and_are_the_dense_ones() -> None:
+    import tensorflow as tf
+
+    slices = tf.IndexedSlices(tensor([[3.0], [1.0], [-1.0]]), tf.constant([2, 0, 2]), (4, 1))
+    tables = [keras.Variable(np.ones((4, 1), "float32"), name="table") for _ in range(2)]
+    optimizers = [nw.keras.clipped(SGD(1.0), nw.clip.ByGlobalNorm(1.0)) for _ in range(2)]
+    step = tf.function(lambda: optimizers[0].apply([slices], tables[:1]))
+    optimizers[0].build(tables[:1])
+    step()
+    optimizers[1].apply([tf.convert_to_tensor(slices)], tables[1:])
+    assert optimizers[0].last.pre == optimizers[1].last.pre == pytest.approx(5**0.5)
+    np.testing.assert_allclose(tables[0].numpy(), tables[1].numpy(), rtol=1e-6)
+
+
+@only("tensorflow")
+def test_a_checkpoint_of_tensorflow_holds_all_of_it(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    def made() -> tuple[Any, Any]:
+        variable = weight(1.0, 2.0)
+        optimizer = nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10))
+        optimizer.build([variable])
+        return optimizer, variable
+
+    one, variable = made()
+    for gradient in ([1.0, 2.0], [3.0, 4.0]):
+        one.apply([tensor(gradient)], [variable])
+    path = tf.train.Checkpoint(optimizer=one).save(str(tmp_path / "one"))
+    two, _ = made()
+    tf.train.Checkpoint(optimizer=two).restore(path).assert_existing_objects_matched()
+    assert values(two.variables) == values(one.variables)
+
+
+def test_the_backend_is_the_one_that_was_asked_for() -> None:
+    assert keras.config.backend() == BACKEND
+
+
+test_other_backends = other_backends(__file__)
