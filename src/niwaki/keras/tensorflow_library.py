@@ -44,10 +44,6 @@ class TensorFlowLibrary(Library):
             itemsize=lambda dtype: tf.as_dtype(dtype).size,
         )
 
-    def norms(self, arrays: Sequence[Any]) -> list[tf.Tensor]:
-        """Return the L2 norm of each array."""
-        return tf.unstack(self.norm_vector(arrays)) if arrays else []
-
     def norm_vector(self, arrays: Sequence[Any]) -> tf.Tensor:
         """Return the L2 norms as one vector, measured again where float32 squares may not do."""
         dense = [_whole(array) for array in arrays]
@@ -110,9 +106,10 @@ class TensorFlowLibrary(Library):
         if not arrays:
             return []
         rows = [array.values if isinstance(array, Slices) else array for array in arrays]
-        tiny = tf.reduce_any((factors > 0) & (factors < _LEAST))
+        # Zeros are left of a product with zero only where no entry is NaN.
+        unusual = tf.reduce_any(factors < _LEAST)
         careful = lambda: super(TensorFlowLibrary, self).scaled(rows, factors)  # noqa: E731
-        done = self.cond(tiny, careful, lambda: _products(rows, factors))
+        done = self.cond(unusual, careful, lambda: _products(rows, factors))
         return [_like(array, rows) for array, rows in zip(arrays, done, strict=True)]
 
     def scaled_units(self, array: Any, factors: tf.Tensor, axes: Axes) -> Any:
@@ -173,6 +170,6 @@ def _products(rows: Sequence[tf.Tensor], factors: tf.Tensor) -> list[tf.Tensor]:
         kind = tf.float32 if array.dtype in (tf.float16, tf.bfloat16) else array.dtype
         if kind not in numbers:
             numbers[kind] = tf.unstack(tf.cast(factors, kind))
-        product = tf.math.multiply_no_nan(tf.cast(array, kind), numbers[kind][place])
+        product = tf.cast(array, kind) * numbers[kind][place]
         done.append(tf.cast(product, array.dtype))
     return done

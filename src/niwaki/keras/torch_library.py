@@ -44,10 +44,6 @@ class TorchLibrary(Library):
             itemsize=lambda dtype: dtype.itemsize,
         )
 
-    def norms(self, arrays: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the L2 norm of each array."""
-        return list(self.norm_vector(arrays)) if arrays else []
-
     def norm_vector(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the L2 norms as one vector, without waiting for a device."""
         if all(measure.on_cpu(array) for array in arrays):
