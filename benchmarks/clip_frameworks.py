@@ -175,7 +175,12 @@ def keras_lane(rounds: int) -> None:
             nw.keras.clipped(keras.optimizers.Adam(1e-3), nw.clip.ByGlobalNorm(1.0)),
         )
         steps = [_keras_step(optimizer, arrays(*shape), backend) for optimizer in both]
-        compare(f"Keras on {backend}, Adam, {size}", *steps, rounds)
+        compare(f"Keras on {backend}, Adam alone, {size}", *steps, rounds)
+        fits = [
+            _keras_fit(type(optimizer).from_config(optimizer.get_config()), *shape)
+            for optimizer in both
+        ]
+        compare(f"Keras on {backend}, fit, {size}", *fits, rounds)
 
 
 def _keras_step(optimizer: Any, values: list[np.ndarray], backend: str) -> Step:
@@ -201,6 +206,19 @@ def _keras_step(optimizer: Any, values: list[np.ndarray], backend: str) -> Step:
         kept[:] = jax.block_until_ready(step(*kept, grads))
 
     return once
+
+
+def _keras_fit(optimizer: Any, layers: int, width: int) -> Step:
+    import keras
+
+    inputs = keras.Input((width,))
+    hidden = inputs
+    for _ in range(layers):
+        hidden = keras.layers.Dense(width, "tanh")(hidden)
+    model = keras.Model(inputs, hidden)
+    model.compile(optimizer, "mse")
+    batch = np.random.default_rng(0).normal(size=(4 * 64, width)).astype(np.float32)
+    return lambda: model.fit(batch, batch, batch_size=64, verbose=0)
 
 
 def main() -> None:
