@@ -236,6 +236,10 @@ def _decide(
         facts=_facts_at_scope(rule, facts, concerned, xp=xp),
         xp=xp,
     )
+    if decision.factor is not None and rule.of is not Quantity.WEIGHT:
+        # No rule asks for zeros: the joint norm, or what divides by it, is beyond these floats.
+        lost = xp.any(concerned & (decision.factor == 0))
+        decision = decision._replace(skip=decision.skip | lost)
     return decision, {key + name: value for name, value in after.items()}
 
 

@@ -208,7 +208,10 @@ def check_limit(limit: Any, *, where: str) -> Any:
         return limit
     if isinstance(limit, bool) or not isinstance(limit, numbers.Real):
         raise InvalidArgument(
-            "the limit must be a number or a schedule", where=where, got=repr(limit), allowed="> 0"
+            "the limit must be a number or a schedule",
+            where=where,
+            got=repr(limit),
+            allowed="> 0, or a schedule such as nw.schedule.Linear(1.0, 0.1, steps=(0, 1_000))",
         )
     try:
         number = float(limit)

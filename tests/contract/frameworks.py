@@ -194,7 +194,7 @@ def _jax_clip(row: Row, tensors: Tensors, state: Any, options: Any, *, compiled:
         start = start._replace(
             rule={k: jnp.asarray(v, start.rule[k].dtype) for k, v in arrays.items()}
         )
-    moments = {name: jnp.full_like(kept, row.moments) for name, kept in start.moments.items()}
+    moments = jax.tree.map(lambda kept: jnp.full_like(kept, row.moments), start.moments)
     given = {name: None if a is None else jnp.asarray(a) for name, a in tensors.items()}
     done, after = update(given, start._replace(moments=moments), weights)
     if options.get("nonfinite") == "raise":
@@ -312,7 +312,7 @@ DROPS_GRADIENTS = {"torch_module", "torch_parameters", "torch_attach"}
 def serves(name: str, row: Row) -> bool:
     """Return whether a rule can be met in this framework at all."""
     if row.of_updates or name == "torch_updates":
-        return row.of_updates and name in ("numpy", "torch_updates")
+        return row.of_updates and name in ("numpy", "torch_updates", "jax", "jax.jit")
     if name.startswith("jax") and (_skips(row) or not _functional(row)):
         return False
     if name in ("jax.jit", "keras on torch", "tensorflow", "tf.function") and row.kind == "bound":

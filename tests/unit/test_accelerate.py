@@ -207,6 +207,24 @@ def test_the_explicit_clip_knows_the_moments_of_a_prepared_optimizer() -> None:
     assert state is not None and "second_moment" in state
 
 
+@pytest.mark.parametrize("syncs", [True, False])
+def test_the_explicit_clip_beside_a_handle_is_refused(syncs: bool) -> None:
+    accelerator = accelerator_of(gradient_accumulation_steps=1 if syncs else 2)
+    raw, rule = network(), nw.clip.ByGlobalNorm(1.0)
+    model, optimizer = accelerator.prepare(raw, sgd(raw))
+    handle = nw.torch.attach(optimizer, model, clip=rule)
+    with accelerator.accumulate(model):
+        accelerator.backward(loss_of(model, INPUTS))
+        for one in (optimizer, optimizer.optimizer):
+            with pytest.raises(
+                Refused, match=r"\(optimizer\): this optimizer has a handle already"
+            ):
+                accelerate_clip_(accelerator, model, rule, optimizer=one)
+        handle.detach()
+        outcome, _ = accelerate_clip_(accelerator, model, rule, optimizer=optimizer)
+    assert (outcome is not None) is syncs
+
+
 @pytest.mark.parametrize(
     "rules",
     [

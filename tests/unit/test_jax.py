@@ -64,7 +64,7 @@ def run(tx: Any, grads: list[Any], params: Any = PARAMS, state: Any = None) -> t
         (nw.clip.ByValue(0.7), optax.clip(0.7)),
         (nw.clip.BlockRMS(0.3), optax.clip_by_block_rms(0.3)),
     ],
-    ids=str,
+    ids=["global norm", "value", "block RMS"],
 )
 def test_equals_optax_where_both_define_the_same(ours: Any, theirs: Any) -> None:
     for seed in range(5):
@@ -383,3 +383,80 @@ def test_sharded_over_eight_devices() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("ok ") == 4
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("rule", [nw.clip.ByGlobalNorm(1.0), nw.clip.ByNorm(1.0)], ids=str)
+@pytest.mark.parametrize("entry", [2e37, 9e37, 3e38])
+def test_float32_at_its_end_is_clipped_or_skipped_never_let_pass(
+    entry: float, rule: Any, compiled: bool
+) -> None:
+    tx, grads = nw.jax.clip(rule), {"a": jnp.full(2, entry), "b": jnp.ones(2)}
+    updates, state = (jax.jit(tx.update) if compiled else tx.update)(grads, tx.init(grads))
+    told = nw.jax.outcome(state)
+    norm = float(np.linalg.norm(np.asarray(updates["a"])))
+    assert (told.action, norm) == ("skipped", 0.0) or norm == pytest.approx(1.0, rel=1e-6)
+    assert told.action != "kept"
+
+
+def test_a_joint_norm_that_overflows_skips() -> None:
+    tx = nw.jax.clip(nw.clip.ByGlobalNorm(1.0))
+    grads = {str(place): jnp.full(2, 2e37) for place in range(20)}
+    updates, state = tx.update(grads, tx.init(grads))
+    assert nw.jax.outcome(state).action == "skipped"
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
+def test_a_fresh_state_can_be_donated(rule: Any) -> None:
+    tx = nw.jax.clipped(optax.adam(1e-2), rule)
+    update = jax.jit(tx.update, donate_argnums=(1,))
+    _, state = update(gradients(0), tx.init(PARAMS), PARAMS)
+    _, state = update(gradients(1), state, PARAMS)
+    assert int(state.clip.rule["accepted"]) == 2
+
+
+def test_complex_entries_have_no_order() -> None:
+    tree = {"w": jnp.array([3 + 4j])}
+    for rule in (nw.clip.ByValue(1.0), nw.clip.Chain(nw.clip.ByNorm(1.0), nw.clip.ByValue(1.0))):
+        tx = nw.jax.clip(rule)
+        with pytest.raises(Refused, match="w: complex"):
+            tx.update(tree, tx.init(tree))
+    with pytest.raises(Refused, match="w: complex"):
+        nw.jax.project(tree, nw.bound.Clamp(1.0))
+
+
+def test_a_state_of_other_names_is_refused() -> None:
+    tx = nw.jax.clip(nw.clip.AdaGC())
+    with pytest.raises(InvalidArgument, match="got a, b; allowed: x, y"):
+        tx.update(
+            {"x": jnp.ones(2), "y": jnp.ones(2)}, tx.init({"a": jnp.ones(2), "b": jnp.ones(2)})
+        )
+    with pytest.raises(InvalidArgument, match="no state of a clip"):
+        tx.update({"x": jnp.ones(2)}, None)
+
+
+def test_nothing_to_clip_is_no_error() -> None:
+    both = {"x": optax.sgd(1.0), "unused": nw.jax.clipped(optax.sgd(1.0), nw.clip.AutoClip(10))}
+    tx = optax.multi_transform(both, {"w": "x"})
+    updates, _ = tx.update({"w": jnp.ones(2)}, tx.init({"w": jnp.ones(2)}))
+    assert updates["w"].tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize("rule", [nw.clip.SPAM(), nw.clip.AGC(), nw.clip.AutoClip(10)], ids=str)
+def test_params_in_the_state_are_found_by_optax(rule: Any) -> None:
+    tx = optax.chain(nw.jax.clip(rule, unit_axes={"hidden.kernel": 1}), optax.adam(1e-2))
+    state = optax.tree_map_params(tx, lambda leaf: leaf + 1.0, tx.init(PARAMS))
+    assert float(state[1][0].mu["head"][1][0]) == 1.0
+    if isinstance(rule, nw.clip.SPAM):
+        assert float(state[0].moments["head"][1][0]) == 1.0
+
+
+def test_gradients_flow_where_one_tensor_has_none() -> None:
+    tx = nw.jax.clip(nw.clip.ByGlobalNorm(1.0))
+
+    def moved(scale: Any) -> Any:
+        grads = {"a": scale * jnp.array([3.0, 4.0]), "b": scale * jnp.zeros(2)}
+        return tx.update(grads, tx.init(grads))[0]["a"][0]
+
+    assert float(jax.grad(moved)(0.1)) == pytest.approx(3.0, rel=1e-6)

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     two_devices()
 
 import niwaki as nw
-from niwaki.errors import InvalidArgument, NonFinite, Refused
+from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName
 
 INF = float("inf")
 # Without it JAX compiles every operation by itself, which takes longer.
@@ -437,6 +437,127 @@ def test_a_checkpoint_of_tensorflow_holds_all_of_it(tmp_path: Path) -> None:
     two, _ = made()
     tf.train.Checkpoint(optimizer=two).restore(path).assert_existing_objects_matched()
     assert values(two.variables) == values(one.variables)
+
+
+def test_what_an_optimizer_was_relieved_of_is_not_lost_by_wrapping_it_again() -> None:
+    inner = SGD(0.1, gradient_accumulation_steps=4)
+    optimizer = nw.keras.clipped(inner, nw.clip.ByNorm(1.0))
+    with pytest.raises(Refused, match="another clipped optimizer has taken over .* a new SGD"):
+        nw.keras.clipped(inner, nw.clip.ByNorm(1.0))
+    assert optimizer.gradient_accumulation_steps == 4
+    with pytest.raises(InvalidArgument, match="no optimizer of Keras; got None"):
+        nw.keras.clipped(None, nw.clip.ByNorm(1.0))
+
+
+def test_what_was_said_by_full_paths_is_still_true_in_a_loaded_model(tmp_path: Path) -> None:
+    model = network()
+    paths = [variable.path for variable in model.trainable_variables]
+    start = paths[0].split("/")[0]
+    rule = nw.clip.Groups({f"{start}/one/*": nw.clip.AdaGC(1.05), "*": nw.clip.ByNorm(1.0)})
+    axes = {path: -1 for path in paths if path.endswith("kernel")}
+    bound = nw.bound.MaxNorm(0.8)
+    fitted(nw.keras.clipped(SGD(0.1), rule, unit_axes=axes, bound=bound), model, epochs=1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    fitted(None, loaded, epochs=1)
+    assert flat(loaded).tolist() == flat(fitted(None, model, epochs=1)).tolist()
+    assert list(loaded.optimizer.last.tensors()) == paths
+    # Of variables of other shapes nothing was said.
+    again = type(model.optimizer).from_config(model.optimizer.get_config())
+    other = [weight(1.0, name=path) for path in ("a", "b", "c", "d")]
+    with pytest.raises(UnknownName):
+        again.build(other)
+
+
+def test_weights_arrive_where_the_optimizer_cannot_read_its_own(tmp_path: Path) -> None:
+    whole = fitted(nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10)), epochs=1)
+    plain = fitted(Adam(0.1), epochs=1)
+    whole.save_weights(tmp_path / "clipped.weights.h5")
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    fresh = network()
+    fresh.compile(nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10)), loss="mse")
+    with pytest.warns(UserWarning, match="[Ss]kipping variable loading") as told:
+        fresh.load_weights(tmp_path / "clipped.weights.h5")
+    assert any("it has not been built yet" in str(one.message) for one in told)
+    assert flat(fresh).tolist() == flat(whole).tolist()
+    with pytest.warns(UserWarning, match="[Ss]kipping variable loading") as told:
+        whole.load_weights(tmp_path / "plain.weights.h5")
+    assert any("the file holds no clip" in str(one.message) for one in told)
+    assert flat(whole).tolist() == flat(plain).tolist()
+    other, _ = _stepped(["a", "b"], [2, 3])
+    store = Store()
+    whole.optimizer.save_own_variables(store)
+    with pytest.raises(InvalidArgument, match="this file is of another rule"):
+        other.load_own_variables(store)
+
+
+def test_a_model_that_is_frozen_as_a_whole_is_left_alone() -> None:
+    model = network()
+    rule = nw.clip.Groups({"*kernel": nw.clip.AutoClip(10), "*": nw.clip.ByNorm(1.0)})
+    bound = nw.bound.MaxNorm(1.0)
+    optimizer = nw.keras.clipped(SGD(0.1), rule, unit_axes=model, bound=bound)
+    model.trainable = False
+    before = flat(model).tolist()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The model does not have any trainable weights")
+        fitted(optimizer, model, epochs=1)
+    assert flat(model).tolist() == before
+    assert (optimizer.last, optimizer.last_bound) == (None, None)
+
+
+def test_a_legacy_file_holds_each_variable_once(tmp_path: Path) -> None:
+    model = network()
+    loss = keras.losses.MeanSquaredError()
+    model.compile(nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10)), loss=loss)
+    fitted(None, model, epochs=1)
+    paths = [variable.path for variable in model.optimizer.variables]
+    assert len(set(paths)) == len(paths)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save(tmp_path / "m.h5")
+        loaded = keras.saving.load_model(tmp_path / "m.h5")
+    # Of no optimizer does Keras load the state from such a file.
+    assert flat(loaded).tolist() == flat(model).tolist()
+
+
+@only("jax")
+def test_an_error_of_the_first_step_is_the_one_that_is_told() -> None:
+    model = fitted(nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10)), epochs=1)
+    other = keras.Sequential([keras.Input((8,)), *[keras.layers.Dense(n) for n in (3, 1)]])
+    with pytest.raises(ValueError, match="shape"):
+        fitted(model.optimizer, other, epochs=1)
+
+
+@only("tensorflow")
+def test_sums_of_replicas_that_wait_are_saved_as_they_add_up() -> None:
+    import tensorflow as tf
+
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+    def made() -> tuple[Any, Any]:
+        with strategy.scope():
+            variable = weight(0.0)
+            inner = SGD(1.0, gradient_accumulation_steps=2)
+            optimizer = nw.keras.clipped(inner, nw.clip.ByGlobalNorm(100.0))
+            optimizer.build([variable])
+        return optimizer, variable
+
+    def step(optimizer: Any, variable: Any) -> None:
+        def of_replica() -> None:
+            place = tf.distribute.get_replica_context().replica_id_in_sync_group
+            optimizer.apply([tensor([1.0]) + 2.0 * tf.cast(place, "float32")], [variable])
+
+        tf.function(lambda: strategy.run(of_replica))()
+
+    whole, first = made()
+    half, second = made()
+    step(whole, first)
+    store = Store()
+    whole.save_own_variables(store)
+    half.load_own_variables(store)
+    step(whole, first)
+    step(half, second)
+    assert values([first]) == values([second]) == [[-4.0]]
 
 
 def test_the_backend_is_the_one_that_was_asked_for() -> None:

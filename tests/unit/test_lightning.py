@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -363,6 +365,72 @@ def test_a_trainer_that_clips_as_well_is_refused(pl: Any) -> None:
     with pytest.raises(Refused, match=r"Module\.configure_gradient_clipping would clip as well"):
         trainer_of(pl, callback).fit(Module(), data())
     trainer_of(pl, callback, gradient_clip_val=0.0, max_epochs=1).fit(module_of(pl), data())
+
+
+CLIPS = {"clip": {"clip": nw.clip.ByGlobalNorm(1.0)}, "update": {"update": nw.clip.AutoClip(10)}}
+
+
+@pytest.mark.parametrize("rules", CLIPS.values(), ids=CLIPS)
+def test_either_clip_beside_that_of_the_trainer_is_refused(pl: Any, rules: Any) -> None:
+    with pytest.raises(Refused, match="clips as well"):
+        trainer_of(pl, LightningCallback(**rules), gradient_clip_val=0.5).fit(module_of(pl), data())
+
+
+@pytest.mark.parametrize("how", ["trainer", "module"])
+def test_without_a_clip_the_trainer_clips_and_what_it_left_is_measured(pl: Any, how: str) -> None:
+    class Module(type(module_of(pl))):
+        def configure_gradient_clipping(self, optimizer: Any, **limits: Any) -> None:
+            self.clip_gradients(optimizer, 0.5, "norm")
+
+    module = Module() if how == "module" else module_of(pl)
+    callback = LightningCallback(bound=nw.bound.MaxNorm(0.6))
+    options = {} if how == "module" else {"gradient_clip_val": 0.5}
+    trainer_of(pl, callback, **options).fit(module, data())
+    assert callback.handle is not None and callback.handle.last is not None
+    assert callback.handle.last.pre == pytest.approx(0.5, rel=1e-4)
+    norms = [part.weight.norm(dim=1).max().item() for part in (module.net[0], module.net[2])]
+    assert max(norms) <= 0.6001
+    both = nw.bound.MaxNorm(0.6)
+    net, _ = by_hand(clip=nw.clip.ByGlobalNorm(0.5), bound=both)
+    torch.testing.assert_close(module.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bad_step_that_the_trainer_clipped_is_skipped_and_names_every_tensor(pl: Any) -> None:
+    module, callback = module_of(pl), LightningCallback()
+    module.net[2].bias.register_hook(lambda grad: grad * float("nan"))
+    before = copy.deepcopy(module.net)
+    trainer_of(pl, callback, gradient_clip_val=0.5, limit_train_batches=1, max_epochs=1).fit(
+        module, data()
+    )
+    assert_same(module.net, before)
+    assert callback.handle is not None and callback.handle.last is not None
+    assert callback.handle.last.action == "skipped" and len(callback.handle.last.nonfinite) == 4
+
+
+class Named(LightningCallback):
+    """A person's own callback."""
+
+
+WAYS = {"pickle": lambda one: pickle.loads(pickle.dumps(one)), "copy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("own", [LightningCallback, Named])
+def test_a_copy_trains_as_the_callback_does_and_has_no_handle(pl: Any, own: Any, way: Any) -> None:
+    rules = {"clip": nw.clip.ZClip(), "bound": nw.bound.MaxNorm(0.6)}
+    callback = own(optimizers=0, **rules)
+    trainer_of(pl, callback).fit(module_of(pl), data())
+    again, module = way(callback), module_of(pl)
+    assert type(again) is type(callback) and again.state_key == callback.state_key
+    assert again.handles == [] and callback.handle is not None and callback.handle.steps > 0
+    trainer_of(pl, again).fit(module, data())
+    assert_same(module.net, by_hand(**rules)[0])
+    assert again.handle.steps == 2 * STEPS and way(again).handles is not way(again).handles
+
+
+def test_callbacks_of_one_class_have_one_type() -> None:
+    imported(PACKAGES[0])
+    assert type(LightningCallback()) is type(LightningCallback()) is not type(Named())
 
 
 @pytest.mark.parametrize(

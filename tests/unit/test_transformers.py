@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -209,9 +211,55 @@ def test_tied_weights_of_a_language_model_count_once(tmp_path: Path) -> None:
 
 
 def test_a_trainer_that_clips_as_well_is_refused(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, TransformersCallback(), max_grad_norm=1.0)
-    with pytest.raises(Refused, match=r"clips as well, to max_grad_norm=1\.0.*max_grad_norm=0\)"):
-        trainer.train()
+    for rules in ({"clip": nw.clip.ByGlobalNorm(1.0)}, {"update": nw.clip.AutoClip(10)}):
+        trainer = trainer_of(tmp_path, TransformersCallback(**rules), max_grad_norm=1.0)
+        with pytest.raises(Refused, match=r"clips as well, to max_grad_norm=1\.0.*norm=0\)"):
+            trainer.train()
+
+
+@pytest.mark.parametrize("kind", [InOrder, TrueNorm])
+def test_without_a_clip_the_trainer_clips_and_logs_its_own_norm(tmp_path: Path, kind: Any) -> None:
+    callback = TransformersCallback(bound=nw.bound.MaxNorm(0.6))
+    logs = {"logging_strategy": "steps", "logging_steps": 1}
+    trainer = trainer_of(tmp_path, callback, kind, max_grad_norm=0.5, **logs)
+    trainer.train()
+    model, handle = by_hand(clip=nw.clip.ByGlobalNorm(0.5), bound=nw.bound.MaxNorm(0.6))
+    torch.testing.assert_close(trainer.model.state_dict(), model.state_dict(), rtol=1e-4, atol=1e-5)
+    assert callback.handle is not None and callback.handle.last is not None
+    assert callback.handle.last.pre == pytest.approx(0.5, rel=1e-4)
+    assert handle.last is not None and handle.last.pre > 0.6
+    logged = trainer.state.log_history[2 * STEPS - 1]["grad_norm"]
+    assert logged == pytest.approx(handle.last.pre, rel=1e-3)
+
+
+def test_a_bad_step_that_the_trainer_clipped_is_skipped(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, TransformersCallback, InOrder, max_grad_norm=1.0, max_steps=1)
+    (callback,) = (
+        one for one in trainer.callback_handler.callbacks if isinstance(one, TransformersCallback)
+    )
+    trainer.model.net[2].bias.register_hook(lambda grad: grad * math.nan)
+    trainer.train()
+    assert callback.handle is not None and callback.handle.last is not None
+    assert callback.handle.last.action == "skipped" and len(callback.handle.last.nonfinite) == 4
+    assert_same(trainer.model, Network())
+
+
+WAYS = {"pickle": lambda one: pickle.loads(pickle.dumps(one)), "copy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_copy_is_another_callback_that_trains_alike(tmp_path: Path, way: Any) -> None:
+    rules = {"clip": nw.clip.ZClip(), "bound": nw.bound.MaxNorm(0.6)}
+    callback = TransformersCallback(**rules)
+    trainer_of(tmp_path, callback).train()
+    again, first = way(callback), callback.handle
+    assert again is not callback and isinstance(again, transformers.TrainerCallback)
+    assert again.handle is None and type(again)() is again and type(callback)() is callback
+    trainer = trainer_of(tmp_path, again)
+    trainer.train()
+    assert_same(trainer.model, by_hand(**rules)[0])
+    steps = again.handle and again.handle.steps
+    assert steps == 2 * STEPS and callback.handle is first
 
 
 def test_the_mixin_needs_a_callback_and_stands_first(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ class Library(Measuring):
 
     def _times(self, array: Array, factor: Array) -> Array:
         # In the widest float, because a factor for huge entries may be too small for their own dtype.
-        kind = array.dtype if "complex" in str(array.dtype) else self.sums_in(array.dtype)
+        narrow = self.itemsize(array.dtype) < self.itemsize(self.wide)
+        kind = self.wide if narrow and "complex" not in str(array.dtype) else array.dtype
         changed = self.xp.astype(array, kind) * self.xp.astype(factor, kind)
         # Not even a NaN is left of what is multiplied by 0.
         changed = self.xp.where(factor == 0, self.xp.zeros_like(changed), changed)

@@ -20,9 +20,15 @@ Axes = tuple[int, ...]
 
 Choice = Callable[[Array, Callable[[], list], Callable[[], list]], list]
 
+TOGETHER = 16
+"""How many arrays share the question whether to measure them again: one each is long to compile."""
+
 # Sums of squares between these, by bytes of their dtype, have neither lost digits nor overflowed.
 _SAFE = {4: (1e-25, 1e37), 8: (1e-280, 1e307)}
 _ANY = (-math.inf, math.inf)
+# Above the second, entries are multiplied by the first before they are squared; below the fourth by the third.
+_SCALES = {4: (2.0**-96, 2.0**40, 2.0**64, 2.0**-36), 8: (2.0**-800, 2.0**300, 2.0**600, 2.0**-300)}
+_LARGEST = {4: 2.0**125, 8: 2.0**1021}  # norms above are infinite: what divides by them would be 0
 
 
 class Measuring:
@@ -35,13 +41,14 @@ class Measuring:
 
     def norm_vector(self, arrays: Sequence[Array]) -> Array:
         """Return the L2 norms, one per array; not finite if any entry of the array is not."""
-        every = [tuple(range(len(array.shape))) for array in arrays]
-        return self._norms(arrays, every, [self.sum_of_squares(array) for array in arrays])
+        rests = [tuple(range(len(array.shape))) for array in arrays]
+        return self._norms(arrays, rests, self.sums(arrays), [1] * len(arrays))
 
     def unit_norms(self, array: Array, axes: Axes) -> Array:
         """Return one L2 norm per output unit, shape (units,), in the order of `axes`."""
         rest = tuple(axis for axis in range(len(array.shape)) if axis not in axes)
-        return self._norms([array], [rest], [self._summed(self._squares(array), rest)])
+        sums = self.vector([self._summed(self._squares(array), rest)])
+        return self._norms([array], [rest], sums, [sums.shape[0]])
 
     def peaks(self, arrays: Sequence[Array]) -> list[Array]:
         """Return the largest magnitude of each array, 0-d, 0 for an empty one; NaN if any entry is."""
@@ -56,9 +63,11 @@ class Measuring:
         magnitudes = self.xp.abs(array)
         return self.xp.max(magnitudes) if size(array) else self.xp.sum(magnitudes)
 
-    def sum_of_squares(self, array: Array) -> Array:
-        """Return the sum of squared magnitudes, 0-d, in the dtype `sums_in`."""
-        return self._summed(self._squares(array), tuple(range(len(array.shape))))
+    def sums(self, arrays: Sequence[Array]) -> Array:
+        """Return the sums of squared magnitudes, one per array."""
+        axes = [tuple(range(len(array.shape))) for array in arrays]
+        pairs = zip(arrays, axes, strict=True)
+        return self.vector([self._summed(self._squares(array), own) for array, own in pairs])
 
     def sums_in(self, dtype: Any) -> Any:
         """Return the dtype in which squares of real entries are summed: `wide`, or that of the entries."""
@@ -110,55 +119,80 @@ class Measuring:
         return self.xp.concat([sums, tail], axis=axis)
 
     def _norms(
-        self, arrays: Sequence[Array], rests: Sequence[Axes], sums: Sequence[Array]
+        self, arrays: Sequence[Array], rests: Sequence[Axes], sums: Array, counts: Sequence[int]
     ) -> Array:
         """Return roots of sums of squares over these axes, measured again where digits may be lost."""
-        total = self.vector(sums)
-        roots = self.xp.sqrt(total)
-        limits = [self._limits(*pair) for pair in zip(arrays, sums, strict=True)]
+        xp = self.xp
+        roots = self._rooted(sums)
+        limits = [self._limits(array) for array in arrays]
         if all(limit == _ANY for limit in limits):
             return roots
-        spread = [limit for limit, one in zip(limits, sums, strict=True) for _ in range(size(one))]
+        spread = [limit for limit, count in zip(limits, counts, strict=True) for _ in range(count)]
         low, high = (self.constants(ends) for ends in zip(*spread, strict=True))
-        good = (total > low) & (total < high)
+        good = (sums > low) & (sums < high)
 
         def again() -> list[Array]:
             found, start = [], 0
-            for array, rest, limit, one in zip(arrays, rests, limits, sums, strict=True):
-                part = slice(start, start + size(one))
+            for first in range(0, len(arrays), TOGETHER):
+                several = slice(first, first + TOGETHER)
+                part = slice(start, start + sum(counts[several]))
                 start = part.stop
-                found.append(self._carefully_again(array, rest, limit, good[part], roots[part]))
+                own = (arrays[several], rests[several], limits[several], counts[several])
+                found.append(self._again(*own, good[part], roots[part]))
             return [self.vector(found)]
 
-        return self.cond(self.xp.all(good), lambda: [roots], again)[0]
+        return self.cond(xp.all(good), lambda: [roots], again)[0]
 
-    def _carefully_again(
-        self, array: Array, rest: Axes, limit: tuple[float, float], good: Array, roots: Array
+    def _rooted(self, sums: Array) -> Array:
+        # The root of 0 has no derivative, and somebody may ask for it.
+        zero = sums == 0
+        return self.xp.where(
+            zero, sums, self.xp.sqrt(self.xp.where(zero, self.xp.ones_like(sums), sums))
+        )
+
+    def _again(
+        self,
+        arrays: Sequence[Array],
+        rests: Sequence[Axes],
+        limits: Sequence[tuple[float, float]],
+        counts: Sequence[int],
+        good: Array,
+        roots: Array,
     ) -> Array:
-        if limit == _ANY:
-            return roots
-        careful = lambda: [self.xp.reshape(self._carefully(array, rest), (-1,))]  # noqa: E731
+        """Return roots, all of them measured carefully if one of them has to be."""
+
+        def careful() -> list[Array]:
+            found, start = [], 0
+            for array, rest, limit, count in zip(arrays, rests, limits, counts, strict=True):
+                part = slice(start, start + count)
+                start = part.stop
+                found.append(roots[part] if limit == _ANY else self._carefully(array, rest))
+            return [self.vector(found)]
+
         return self.cond(self.xp.all(good), lambda: [roots], careful)[0]
 
-    def _limits(self, array: Array, sums: Array) -> tuple[float, float]:
+    def _limits(self, array: Array) -> tuple[float, float]:
         """Return between what a sum of squares has neither lost digits nor overflowed."""
         # Squares of half precision fit into single, those of single and bfloat16 into double.
-        exact = self.itemsize(array.dtype) < self.itemsize(sums.dtype)
-        if "bfloat16" in str(array.dtype):
-            exact = self.itemsize(sums.dtype) > 4
-        return _ANY if exact or not size(array) else _SAFE[self.itemsize(sums.dtype)]
+        dtype = self.xp.abs(array).dtype if "complex" in str(array.dtype) else array.dtype
+        own, sums = self.itemsize(dtype), self.itemsize(self.sums_in(dtype))
+        exact = sums > 4 if "bfloat16" in str(dtype) else own < sums
+        return _ANY if exact or 0 in tuple(array.shape) else _SAFE[sums]
 
     def _carefully(self, array: Array, rest: Axes) -> Array:
-        """Return norms over axes in two passes, ``m * sqrt(sum((x / m)^2))``, m the largest magnitude."""
+        """Return norms over axes in two passes, entries multiplied by a power of two before they are squared."""
         xp = self.xp
         real = xp.abs(array)
         real = xp.astype(real, self.sums_in(real.dtype))
         largest = xp.max(real, axis=rest) if rest else real
-        divisor = xp.where(largest > 0, largest, xp.ones_like(largest))
+        down, large, up, small = _SCALES[self.itemsize(real.dtype)]
+        one = xp.ones_like(largest)
+        scale = xp.where(largest > large, down * one, xp.where(largest < small, up * one, one))
         shape = [1 if axis in rest else length for axis, length in enumerate(real.shape)]
-        sums = self._summed(xp.square(real / xp.reshape(divisor, shape)), rest)
-        sizes = self.widened(largest) * self.widened(xp.sqrt(sums))
-        return xp.where((largest > 0) & xp.isfinite(largest), sizes, self.widened(largest))
+        sums = self._summed(xp.square(real * xp.reshape(scale, shape)), rest)
+        sizes = self.widened(self._rooted(sums)) / self.widened(scale)
+        too_large = sizes > _LARGEST[self.itemsize(self.wide)]
+        return xp.where(too_large, math.inf * xp.ones_like(sizes), sizes)
 
     def _depth(self, array: Array) -> Array:
         below = self.peak(self.xp.minimum(array, self.xp.zeros_like(array)))

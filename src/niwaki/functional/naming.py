@@ -6,6 +6,7 @@ Separate from clipping and bounding, which are told the same things in the same 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 
 from niwaki.errors import InvalidArgument
@@ -34,7 +35,8 @@ def resolved_fan_ins(
     """Return name -> how many inputs feed one output, or refuse what is no such number."""
     said = spread("fan_in", given, shapes, where=where)
     for name, number in said.items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+        usual = isinstance(number, numbers.Real) and not isinstance(number, bool)
+        if not usual or not 0 < number < math.inf:
             raise InvalidArgument(
                 "a fan-in is a number of inputs",
                 where=f"{where}: {name}",

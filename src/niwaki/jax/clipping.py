@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -17,7 +19,7 @@ from niwaki import conduct
 from niwaki.errors import InvalidArgument, NonFinite, Refused
 from niwaki.functional.gradients import Companions, Passed, clip_named, fresh_state
 from niwaki.functional.naming import UnitAxes, plan_for, resolved_axes
-from niwaki.jax.labels import labels_of
+from niwaki.jax.labels import labels_of, read_labels
 from niwaki.jax.leaves import named, replaced, shapes
 from niwaki.jax.library import library
 from niwaki.plan import Stage
@@ -36,7 +38,7 @@ class ClipState(NamedTuple):
     numbers: tuple[jax.Array, ...]
     skipped: jax.Array
     labels: jax.Array
-    moments: dict[str, jax.Array]
+    moments: Any
 
 
 class ClippedState(NamedTuple):
@@ -113,6 +115,12 @@ def clipped(
             where="jax.clipped",
             hint="optax.chain(optax.scale_by_adam(), nw.jax.clip(rule), optax.scale_by_learning_rate(lr))",
         )
+    if not isinstance(
+        optimizer, optax.GradientTransformation | optax.GradientTransformationExtraArgs
+    ):
+        raise InvalidArgument(
+            "this is no optimizer of optax", where="jax.clipped", got=repr(optimizer)[:80]
+        )
     own = _Clip(rule, nonfinite, unit_axes, where="jax.clipped")
     inner = optax.with_extra_args_support(optimizer)
 
@@ -153,17 +161,16 @@ class _Clip:
 
     def init(self, params: Any) -> ClipState:
         own, found = library(), named(params, where=self.where)
-        plan, _ = self._plan(found)
+        plan, _ = self._plan(found or _anything(params))
         moments = {}
         if "second_moment" in self.needs:
-            moments = {
-                n: jnp.zeros(a.shape, own.sums_in(jnp.abs(a).dtype))
-                for n, a in found.items()
-                if a is not None
-            }
+            moments = jax.tree.map(
+                lambda a: jnp.zeros(jnp.shape(a), own.sums_in(jnp.abs(a).dtype)), params
+            )
         numbers = tuple(jnp.zeros((2, sum(stage.counts)), own.wide) for stage in plan)
         rule = strong(fresh_state(plan, library=own))
-        return ClipState(rule, numbers, jnp.zeros((), bool), labels_of(plan), moments)
+        labels = jnp.asarray(labels_of(plan))
+        return ClipState(rule, numbers, jnp.zeros((), bool), labels, moments)
 
     def step(
         self, updates: Any, state: ClipState, params: Any, *, zero_skipped: bool
@@ -183,18 +190,20 @@ class _Clip:
             )
         plan, axes = self._plan(found, weights)
         self._check_state(plan, state)
+        self._check_entries(plan, found)
         passed = clip_named(
             plan,
             found,
             state.rule,
-            Companions(axes, weights, state.moments),
+            Companions(axes, weights, _present(state.moments, self.where)),
             nonfinite=self.nonfinite,
             zero_skipped=zero_skipped,
             library=library(),
         )
         self._raise_if_known(plan, passed)
         numbers = tuple(jnp.stack([one.norms, one.after]) for one in passed.stages)
-        return passed, ClipState(passed.state, numbers, passed.skip, state.labels, passed.moments)
+        moments = replaced(state.moments, passed.moments)
+        return passed, ClipState(passed.state, numbers, passed.skip, state.labels, moments)
 
     def _plan(
         self,
@@ -202,20 +211,39 @@ class _Clip:
         beside: dict[str, jax.Array | None] | None = None,
     ) -> tuple[tuple[Stage, ...], dict]:
         known = shapes(found, beside)
-        axes = resolved_axes(self.unit_axes, known, where=self.where)
+        if not known:
+            return (), {}
+        # Nothing is known of the axes of what only stands for arrays.
+        given = None if set(known) == {"array"} and known["array"] == () else self.unit_axes
+        axes = resolved_axes(given, known, where=self.where)
         return plan_for(self.rule, known, axes), axes
 
     def _check_state(self, plan: tuple[Stage, ...], state: ClipState) -> None:
-        known = [numbers.shape[-1] for numbers in state.numbers]
-        counts = [sum(stage.counts) for stage in plan]
-        if known != counts:
+        if not isinstance(state, ClipState):
+            raise InvalidArgument(
+                "this is no state of a clip",
+                where=self.where,
+                got=type(state).__name__,
+                hint="make it with init(params) of this transform",
+            )
+        expected = labels_of(plan)
+        same = state.labels.shape[-1:] == expected.shape
+        if same and not isinstance(state.labels, Tracer):
+            same = bool(np.all(np.asarray(state.labels) == expected))
+        if not same:
             raise InvalidArgument(
                 "this state is of other arrays or of another rule",
                 where=self.where,
-                got=f"{known} numbers",
-                allowed=f"{counts}",
+                got="unreadable labels"
+                if isinstance(state.labels, Tracer)
+                else _told(state.labels),
+                allowed=_told(expected),
                 hint="make it with init(params) of this transform",
             )
+
+    def _check_entries(self, plan: tuple[Stage, ...], found: dict[str, jax.Array | None]) -> None:
+        for stage in plan:
+            refuse_complex({name: found[name] for name in stage.peaks}, where=self.where)
 
     def _raise_if_known(self, plan: tuple[Stage, ...], passed: Passed) -> None:
         if self.nonfinite != "raise" or isinstance(passed.bad, Tracer):
@@ -228,7 +256,34 @@ class _Clip:
             )
 
 
+def refuse_complex(found: Mapping[str, jax.Array | None], *, where: str) -> None:
+    """Refuse complex entries where a rule acts entry by entry."""
+    for name, array in found.items():
+        if array is not None and jnp.iscomplexobj(array):
+            raise Refused(
+                "complex entries have no order to clamp by",
+                where=f"{where}: {name}",
+                hint="use a rule by norm",
+            )
+
+
 def strong(state: dict[str, Any]) -> dict[str, jax.Array]:
     """Return a state whose numbers have types of their own, which no later number can change."""
-    # Weakly typed numbers would change their type in the first step, and `scan` refuses that.
-    return {key: jax.lax.convert_element_type(value, value.dtype) for key, value in state.items()}
+    # Weakly typed numbers would change their type in the first step, and `scan` refuses that; two names for
+    # one buffer could not be donated.
+    return {key: jnp.array(value, value.dtype, copy=True) for key, value in state.items()}
+
+
+def _anything(params: Any) -> dict[str, jax.Array | None]:
+    """Return one array for what `optax.tree.map_params` gives instead of parameters, else nothing."""
+    stands_for_some = type(params).__module__.startswith("optax.")
+    return {"array": jnp.zeros(())} if stands_for_some else {}
+
+
+def _present(tree: Any, where: str) -> dict[str, jax.Array]:
+    return {name: leaf for name, leaf in named(tree, where=where).items() if leaf is not None}
+
+
+def _told(labels: Any) -> str:
+    owners = [name for one in read_labels(labels) for name in dict.fromkeys(one.owners)]
+    return ", ".join(owners[:5]) or "nothing"

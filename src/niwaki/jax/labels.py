@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from niwaki.plan import PEAKS, Stage
@@ -24,17 +23,18 @@ class Labels(NamedTuple):
     peaks: frozenset[str]
 
 
-def labels_of(plan: Sequence[Stage]) -> jax.Array:
+def labels_of(plan: Sequence[Stage]) -> np.ndarray:
     """Return the labels of the stages, one uint8 per byte."""
     stages = [
         {
             "names": stage.names,
             "counts": stage.counts,
             "peaks": [kind in PEAKS for kind in stage.kinds],
+            "rules": [type(part.rule).__name__ for part in stage.parts],
         }
         for stage in plan
     ]
-    return jnp.asarray(np.frombuffer(json.dumps(stages).encode(), np.uint8))
+    return np.frombuffer(json.dumps(stages).encode(), np.uint8)
 
 
 def read_labels(labels: jax.Array | np.ndarray) -> list[Labels]:

@@ -25,8 +25,6 @@ def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
         if name in found:
             raise InvalidArgument("two leaves have one name", where=where, got=repr(name))
         found[name] = None if leaf is None else _checked(leaf, name, where)
-    if not found:
-        raise InvalidArgument("there is no array to act on", where=where, got=type(tree).__name__)
     return found
 
 
@@ -44,11 +42,12 @@ def shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return name -> shape; of what took no part that of the array beside it, else an empty one."""
     known = {n: (beside or {}).get(n) if array is None else array for n, array in found.items()}
-    return {name: () if array is None else array.shape for name, array in known.items()}
+    return {name: getattr(array, "shape", ()) for name, array in known.items()}
 
 
 def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    # A tree that is an array has no path to it.
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "array"
 
 
 def _absent(leaf: Any) -> bool:

@@ -48,7 +48,12 @@ def check(state: Any, *, stop_after: int = 10) -> None:
     Traceback (most recent call last):
     niwaki.errors.NonFinite: jax.check: 1 steps in a row with non-finite entries, the last in w
     """
-    for clip in _clips(state):
+    if not isinstance(stop_after, int) or stop_after < 1:
+        raise InvalidArgument("stop_after must be >= 1", where="jax.check", got=repr(stop_after))
+    found = _clips(state)
+    if not found:
+        raise InvalidArgument("there is no clip in this state", where="jax.check")
+    for clip in found:
         in_a_row = int(np.max(np.asarray(clip.rule["bad_in_a_row"])))
         if in_a_row >= stop_after:
             culprits = ", ".join(_culprits(clip)[:5])

@@ -23,7 +23,7 @@ from niwaki.functional.weights import (
     fresh_bound_state,
     plan_bound,
 )
-from niwaki.jax.clipping import strong
+from niwaki.jax.clipping import refuse_complex, strong
 from niwaki.jax.leaves import named, replaced, shapes
 from niwaki.jax.library import library
 from niwaki.outcome import Outcome
@@ -144,6 +144,8 @@ class _Bound:
 
     def plan(self, found: Mapping[str, jax.Array | None]) -> BoundPlan:
         known = shapes(found)
+        if self.rule.scope is Scope.ELEMENT:
+            refuse_complex(found, where=self.where)
         axes = resolved_axes(self.unit_axes, known, where=self.where)
         inputs = resolved_fan_ins(self.fan_in, known, where=self.where)
         return plan_bound(self.rule, known, axes, inputs, where=self.where)

@@ -16,20 +16,19 @@ import numpy as np
 from niwaki import conduct, spec
 from niwaki.errors import InvalidArgument, NonFinite
 from niwaki.functional.naming import UnitAxes
-from niwaki.keras import batches, wrapping
-from niwaki.keras.clipping import check_clip, clip_for
-from niwaki.keras.gradients import names_of, prepared, value_of
-from niwaki.keras.learned import Learned, fresh_entries, number
+from niwaki.keras import batches, saved_state, wrapping
+from niwaki.keras.clipping import check_clip
+from niwaki.keras.gradients import prepared, value_of
+from niwaki.keras.learned import Learned, fresh_entries, rules_for
 from niwaki.keras.library import as_it_is, is_known, library
 from niwaki.keras.per_update import PerUpdate
-from niwaki.keras.saved_state import ACCUMULATED, BOUND, from_store, to_store
-from niwaki.keras.standing_bound import bound_for, check_bound
+from niwaki.keras.saved_state import ACCUMULATED, BOUND
+from niwaki.keras.standing_bound import check_bound
 from niwaki.keras.taking import taking
 from niwaki.outcome import Outcome
 from niwaki.rule import Array, Composite, Rule, State
 
 WHERE = wrapping.WHERE
-_ITERATION = "iteration"
 
 
 def clipped(
@@ -62,11 +61,14 @@ def clipped(
     for `InitScaled`, likewise.
 
     ``.last`` and ``.last_bound`` are what the last step did. Variables of it hold all that was learned, and
-    are saved with the model; ``import niwaki.keras`` before loading one. With mixed precision:
-    ``LossScaleOptimizer(clipped(optimizer, rule))``, which ``compile`` makes by itself.
+    are saved with the model; ``import niwaki.keras`` before loading one, which keeps the names of variables
+    that the rule knew. With mixed precision: ``LossScaleOptimizer(clipped(optimizer, rule))``, which
+    ``compile`` makes by itself. With ``use_ema`` averages move once per update, where Keras alone moves them
+    with every micro-batch; and as in Keras alone, to save, load and go on is then not exact.
 
-    Raises `Refused` for an optimizer that clips itself, is clipped already, or scales the loss around
-    the clip, and for rules on updates; `InvalidArgument` for what is no optimizer.
+    Raises `Refused` for an optimizer that clips itself, is clipped already or was given to another
+    ``clipped`` before, or scales the loss around the clip, and for rules on updates; `InvalidArgument` for
+    what is no optimizer.
 
     >>> import keras, niwaki as nw
     >>> weight = keras.Variable([1.0, 1.0], name="weight")
@@ -106,10 +108,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         check_clip(rule, nonfinite, weights=True, where=WHERE)
         if bound is not None:
             check_bound(bound, where=f"{WHERE} (bound)")
-        if isinstance(stop_after, bool) or not isinstance(stop_after, int) or stop_after < 1:
-            raise InvalidArgument(
-                "stop_after is a number of steps", where=WHERE, got=repr(stop_after), allowed=">= 1"
-            )
+        wrapping.check_stop_after(stop_after)
         inner = wrapping.inner_optimizer(inner_optimizer, ClippedOptimizer)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer, self.rule, self.bound = inner, rule, bound
@@ -119,12 +118,13 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             getattr(leaf, "skips", False) for leaf in conduct.leaves(rule)
         )
         self._own: Learned | None = None
+        self._told: Any = ()
         self._taking = taking(lambda: [*self.variables, *self._trainable_variables])
         # Both come before the clip.
-        self.loss_scale_factor = inner.loss_scale_factor
-        self.gradient_accumulation_steps = inner.gradient_accumulation_steps
-        inner.loss_scale_factor = inner.gradient_accumulation_steps = None
-        self.learning_rate = inner._learning_rate
+        self.loss_scale_factor, self.gradient_accumulation_steps = wrapping.taken_over(inner)
+        # Keras would make a variable that is assigned here one of its own.
+        if wrapping.is_schedule(inner._learning_rate):
+            self.learning_rate = inner._learning_rate
 
     @property
     def learning_rate(self) -> Any:
@@ -152,16 +152,15 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
     @property
     def steps(self) -> int:
         """Attempted updates, those that were skipped as well."""
-        if self._own is None:
-            return 0
-        return self._own.steps()
+        return 0 if self._own is None else self._own.steps()
 
     @property
     def last(self) -> Outcome | None:
         """What the clip did in the last update, ``None`` before the first one; reading waits for the device."""
-        if self._own is None:
+        own = self._own
+        if own is None or not own.clip.plan or not own.steps():
             return None
-        return self._own.clip.outcome(self._own.state()) if self.steps else None
+        return own.clip.outcome(own.state())
 
     @property
     def last_bound(self) -> Outcome | None:
@@ -177,16 +176,10 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         super().build(variables)
-        names = names_of(variables, [str(place) for place in range(len(variables))])
+        names = wrapping.names_as_told(variables, self._told)
         pairs = zip(names, variables, strict=True)
-        weights = {n: v for n, v in pairs if not getattr(v, "overwrite_with_gradient", False)}
-        shapes = {name: tuple(map(int, v.shape)) for name, v in weights.items()}
-        axes = wrapping.by_name(self.unit_axes, names, shapes, argument="unit_axes")
-        clip = clip_for(self.rule, shapes, nonfinite=self.nonfinite, unit_axes=axes, where=WHERE)
-        bound = None
-        if self.bound is not None:
-            inputs = wrapping.by_name(self.fan_in, names, shapes, argument="fan_in")
-            bound = bound_for(self.bound, shapes, axes, inputs, where=f"{WHERE} (bound)")
+        weights = {n: v for n, v in pairs if not batches.is_overwritten(v)}
+        clip, bound = rules_for(self, names, weights)
         with self._taking.outside():
             state = fresh_entries(clip, bound, weights)
         entries = {key: self._entry(key, value) for key, value in state.items()}
@@ -323,9 +316,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
 
         Compiled code cannot raise: call this now and then. ``fit`` ends with it.
         """
-        if self._own is None:
-            return
-        in_a_row = number(self._own.entries["bad_in_a_row"])
+        in_a_row = 0 if self._own is None else self._own.bad_in_a_row()
         if in_a_row >= self.stop_after:
             culprits = ", ".join(self.last.nonfinite[:5]) if self.last else ""
             raise NonFinite(
@@ -344,14 +335,16 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write what is not the inner optimizer's, which Keras saves beside it."""
-        store[_ITERATION] = keras.ops.convert_to_numpy(self._iterations)
+        store[saved_state.ITERATION] = keras.ops.convert_to_numpy(self._iterations)
         if self._own is not None:
-            to_store(store, self._saved(), self._own.names)
+            saved_state.to_store(store, self._saved(), self._own.names)
 
     def load_own_variables(self, store: Any) -> None:
-        """Read what `save_own_variables` wrote; entries go with names, else with places."""
+        """Read what `save_own_variables` wrote, or warn; entries go with names, else with places."""
+        if not saved_state.is_readable(store, self.name, built=self._own is not None):
+            return
         built, saved = self._learned, self._saved()
-        found = from_store(
+        found = saved_state.from_store(
             store,
             saved,
             built.names,
@@ -361,7 +354,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         )
         for key, value in found.items():
             saved[key].assign(value)
-        self._iterations.assign(np.asarray(store[_ITERATION]))
+        self._iterations.assign(np.asarray(store[saved_state.ITERATION]))
 
     def _saved(self) -> dict[str, Any]:
         kept = self._accumulated_gradients if self.gradient_accumulation_steps else []
@@ -370,11 +363,9 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """Return what it is made of, as plain data."""
-        inner = wrapping.inner_config(
-            self.inner_optimizer,
-            steps=self.gradient_accumulation_steps,
-            scale=self.loss_scale_factor,
-        )
+        steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
+        inner = wrapping.inner_config(self.inner_optimizer, steps=steps, scale=scale)
+        names = [] if self._own is None else self._own.names
         return {
             "name": self.name,
             "inner_optimizer": inner,
@@ -384,6 +375,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             "stop_after": self.stop_after,
             "unit_axes": wrapping.plain(self.unit_axes),
             "fan_in": wrapping.plain(self.fan_in),
+            "variables": wrapping.told(names, self._trainable_variables) or self._told,
         }
 
     @classmethod
@@ -395,4 +387,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         )
         rule, bound = spec.from_dict(given.pop("rule")), given.pop("bound")
         bound = None if bound is None else spec.from_dict(bound, "bound")
-        return cls(inner, rule, bound=bound, **given)
+        told = given.pop("variables", [])
+        made = cls(inner, rule, bound=bound, **given)
+        made._told = tuple(told)
+        return made

@@ -47,11 +47,13 @@ def clip(
 
     `grads`: a list, dict or nested containers of the arrays of TensorFlow, JAX or torch, such as
     ``tape.gradient`` returns them; they come back in the same containers. ``None`` took no part and stays
-    ``None``. A `tf.IndexedSlices` stays one: it is measured with the rows that occur twice added up.
+    ``None``. A `tf.IndexedSlices` is measured with the rows that occur twice added up, and stays one but where
+    `SPAM`, or a unit across rows, needs the whole table.
     `state`: what the last call returned, or ``None`` for a fresh one; `initial_state` makes one to begin
-    with, so that a ``tf.function`` is traced once. It is a flat dict of tensors, for
-    `tf.train.Checkpoint`, ``np.savez`` and JSON. `variables`: those of the gradients, which give the
-    names (else places do), and the weights for rules that compare with them (`AGC`).
+    with, so that a ``tf.function`` is traced once. It is a flat dict of tensors, for ``np.savez`` and JSON,
+    and with every entry in a `tf.Variable` for `tf.train.Checkpoint`, which saves no plain tensors.
+    `variables`: those of the gradients, which give the names (else places do), and the weights for rules
+    that compare with them (`AGC`).
     `nonfinite`: a step with NaN or infinite entries: ``skip`` returns zeros for all of it, ``zero`` zeroes
     the bad tensors alone, ``pass`` leaves them, ``raise`` raises where values are known and is ``skip`` in
     compiled code: then `check` the state. A step with zeros still moves moments; to leave it out, branch
@@ -230,8 +232,24 @@ def _found(
                 got=type(leaf).__name__,
             )
         shape = getattr(known.get(names[path]), "shape", None)
+        if leaf is not None and shape is not None and not _fits(leaf, tuple(shape)):
+            raise InvalidArgument(
+                "the gradient has not the shape of its variable",
+                where=f"{WHERE}: {names[path]}",
+                got=leaf.shape,
+                allowed=tuple(shape),
+            )
         found[names[path]] = prepared(leaf, shape, names[path])
     return found
+
+
+def _fits(array: Any, wanted: tuple[int, ...]) -> bool:
+    """Return whether the shape of an array, as far as it is known, is this one."""
+    shape = array.shape
+    if getattr(shape, "rank", 0) is None:
+        return True
+    pairs = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(own in (None, other) for own, other in pairs)
 
 
 def prepared(array: Any, shape: Any, name: str) -> Array | None:
@@ -295,11 +313,15 @@ def _settled(state: Mapping[str, Any] | None, fresh: State) -> State:
         raise InvalidArgument(
             "this state is of other arrays or of another rule",
             where=WHERE,
-            got=sorted(state)[:5] if isinstance(state, Mapping) else type(state).__name__,
-            allowed=f"{sorted(fresh)[:5]}",
+            got=_odd(state, fresh) if isinstance(state, Mapping) else type(state).__name__,
             hint="make it with nw.keras.initial_state(rule, variables)",
         )
     return {key: _as(state[key], like) for key, like in fresh.items()}
+
+
+def _odd(state: Mapping[str, Any], fresh: State) -> str:
+    odd = sorted(map(str, state.keys() - fresh.keys())), sorted(fresh.keys() - state.keys())
+    return f"{', '.join(odd[0][:3]) or 'nothing'} instead of {', '.join(odd[1][:3]) or 'nothing'}"
 
 
 def _as(value: Any, like: Array) -> Array:

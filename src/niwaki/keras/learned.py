@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from niwaki.keras.clipping import Clip
+from niwaki.keras.clipping import Clip, clip_for
 from niwaki.keras.gradients import value_of
 from niwaki.keras.library import library
 from niwaki.keras.saved_state import BOUND
-from niwaki.keras.standing_bound import StandingBound
+from niwaki.keras.standing_bound import StandingBound, bound_for
+from niwaki.keras.wrapping import WHERE, by_name
 from niwaki.rule import Array, State
 
 
@@ -41,12 +42,32 @@ class Learned:
 
     def steps(self, prefix: str = "") -> int:
         """Return how many steps the clip, or the bound, has seen."""
-        return number(self.entries[f"{prefix}attempted"])
+        return _number(self.entries[f"{prefix}attempted"])
+
+    def bad_in_a_row(self) -> int:
+        """Return how many steps in a row were not finite, up to the last one."""
+        entry = self.entries["bad_in_a_row"]
+        # On JAX an error in the first step leaves variables without values, and fit looks here before it is told.
+        return 0 if getattr(entry, "_value", entry) is None else _number(entry)
 
 
-def number(variable: Any) -> int:
-    """Return the whole number that a variable holds."""
-    return int(np.asarray(keras.ops.convert_to_numpy(variable)))
+def rules_for(
+    optimizer: Any, names: Sequence[str], weights: Mapping[str, Any]
+) -> tuple[Clip, StandingBound | None]:
+    """Return the clip and the bound that a clipped optimizer was given, for these variables."""
+    shapes = {name: tuple(map(int, v.shape)) for name, v in weights.items()}
+    if (
+        not shapes
+    ):  # A model that is frozen as a whole: nothing that was said by name meets anything.
+        return Clip(optimizer.rule, optimizer.nonfinite, {}, {}, (), frozenset()), None
+    axes = by_name(optimizer.unit_axes, names, shapes, argument="unit_axes")
+    clip = clip_for(
+        optimizer.rule, shapes, nonfinite=optimizer.nonfinite, unit_axes=axes, where=WHERE
+    )
+    if optimizer.bound is None:
+        return clip, None
+    inputs = by_name(optimizer.fan_in, names, shapes, argument="fan_in")
+    return clip, bound_for(optimizer.bound, shapes, axes, inputs, where=f"{WHERE} (bound)")
 
 
 def fresh_entries(
@@ -61,3 +82,8 @@ def fresh_entries(
     if bound is not None:
         state |= {BOUND + key: value for key, value in bound.fresh(own).items()}
     return {key: np.asarray(keras.ops.convert_to_numpy(value)) for key, value in state.items()}
+
+
+def _number(variable: Any) -> int:
+    """Return the whole number that a variable holds."""
+    return int(np.asarray(keras.ops.convert_to_numpy(variable)))

@@ -35,8 +35,9 @@ class Monitor(keras.callbacks.Callback):
     After each batch: raises `NonFinite` where the optimizer's ``check`` does, so that a run of bad steps ends the
     training; puts ``grad_norm`` (before clipping; of an epoch the median) and ``clipped`` (the share of the steps of
     the epoch so far) into the logs, from where the progress bar, ``History`` and, if they stand after it in
-    the list of callbacks, ``CSVLogger``, ``TensorBoard`` and ``EarlyStopping`` take them; writes a row. At the
-    end it prints two lines, which stay in ``summary``: how often it clipped and skipped, the median norm,
+    the list of callbacks, ``CSVLogger``, ``TensorBoard`` and ``EarlyStopping`` take them
+    (``EarlyStopping("grad_norm", mode="min")``: by itself it does not know which way is better); writes a row. At
+    the end it prints two lines, which stay in ``summary``: how often it clipped and skipped, the median norm,
     who contributed most, and whether the limit was never or nearly always met. ``fit(verbose=0)`` prints nothing.
 
     `record`: the path of a record, or a `nw.record.Recorder` of yours, which stays open. A path is continued

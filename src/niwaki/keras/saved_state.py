@@ -6,6 +6,7 @@ Keras renames layers freely (``dense_1``), so that a name that is gone is no rea
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,16 +19,26 @@ from niwaki.errors import InvalidArgument
 from niwaki.keras.clipping import LAST, MOMENT
 from niwaki.plan import Stage
 
-NAMES = "names"
+NAMES, ITERATION = "names", "iteration"
 BOUND, ACCUMULATED = "bound.", "accumulated."
 """Beginnings of entries: what a bound keeps, and sums of gradients that wait for their update."""
+
+
+def is_readable(store: Any, name: str, *, built: bool) -> bool:
+    """Return whether an optimizer of this name can read a file, or warn as Keras does."""
+    found = built and NAMES in set(store.keys())
+    if not found:
+        why = "the file holds no clip" if built else "it has not been built yet"
+        text = f"niwaki: skipping variable loading for optimizer '{name}', because {why}"
+        warnings.warn(text, stacklevel=3)
+    return found
 
 
 def to_store(store: Any, entries: Mapping[str, Any], names: Sequence[str]) -> None:
     """Write entries, and the names of the variables that they speak of."""
     store[NAMES] = np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
     for key, variable in entries.items():
-        store[_in_file(key, names)] = keras.ops.convert_to_numpy(variable)
+        store[_in_file(key, names)] = _of_all_replicas(variable)
 
 
 def from_store(
@@ -42,7 +53,7 @@ def from_store(
     """Return the values of entries that `to_store` wrote, perhaps for variables in another order."""
     keys = set(store.keys())
     missing = sorted(key for key in entries if _in_file(key, names) not in keys)
-    if missing or NAMES not in keys:
+    if missing:
         raise InvalidArgument(
             "this file is of another rule", where=where, got=sorted(keys)[:8], allowed=missing[:5]
         )
@@ -57,6 +68,20 @@ def from_store(
             key = prefix + (f"{LAST}{place}" if not prefix else LAST)
             found[key] = found[key][:, _columns(stage, before)]
     return found
+
+
+def _of_all_replicas(variable: Any) -> np.ndarray:
+    """Return the value of a variable; of one whose copies on the replicas differ, their mean.
+
+    Sums that wait for an update are added up over the replicas, each of which starts with what was saved.
+    """
+    copies = getattr(getattr(variable, "_value", None), "values", None)
+    own = np.asarray(keras.ops.convert_to_numpy(variable))
+    if not isinstance(copies, tuple) or own.dtype.kind != "f":
+        return own
+    every = [np.asarray(one) for one in copies]
+    same = all(np.array_equal(own, one, equal_nan=True) for one in every)
+    return own if same else np.mean(every, axis=0, dtype=np.float64).astype(own.dtype)
 
 
 def _in_file(key: str, names: Sequence[str]) -> str:

@@ -19,18 +19,8 @@ PART = 1 << 18
 """Entries of one float32 sum: 3e-7 off on constants at most. TensorFlow's own sums hardly grow worse with size, but
 XLA's do: 1e-5 for four parts, 2e-4 for a hundred."""
 
-SMALL = 4_096
-"""Entries up to which measuring again costs less than asking whether to."""
-
 _LEAST = 1.2e-38  # factors below are no normal float32
 _BITS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
-# Sums of squares between these have neither lost digits nor overflowed; those of float16 cannot.
-_SAFE = {
-    tf.float16: (-1.0, float("inf")),
-    tf.bfloat16: (1e-25, 1e37),
-    tf.float32: (1e-25, 1e37),
-    tf.float64: (1e-280, 1e307),
-}
 
 
 class TensorFlowLibrary(Library):
@@ -45,29 +35,24 @@ class TensorFlowLibrary(Library):
         )
 
     def norm_vector(self, arrays: Sequence[Any]) -> tf.Tensor:
-        """Return the L2 norms as one vector, measured again where float32 squares may not do."""
-        dense = [_whole(array) for array in arrays]
-        sums = self._sums(dense)
-        limits = [_SAFE[_real(array.dtype)] for array in dense]
-        low, high = (tf.constant(one, self.wide) for one in zip(*limits, strict=True))
-        good = (sums > low) & (sums < high)
-        roots = tf.sqrt(sums)
+        """Return the L2 norms as one vector."""
+        return super().norm_vector([_whole(array) for array in arrays])
 
-        def again() -> list[tf.Tensor]:
-            pairs = zip(dense, tf.unstack(good), tf.unstack(roots), strict=True)
-            return [tf.stack([self._again(*pair) for pair in pairs])]
-
-        return self.cond(tf.reduce_all(good), lambda: [roots], again)[0]
-
-    def sum_of_squares(self, array: tf.Tensor) -> tf.Tensor:
-        """Return the sum of squared magnitudes in float64, of float32 squares."""
-        return self._sums([array])[0]
-
-    def _sums(self, arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+    def sums(self, arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Return the sums of squared magnitudes in float64, of float32 squares."""
         halves = [self._half(array) for array in arrays]
         if len({half.dtype for half in halves}) > 1:
             halves = [self.widened(half) for half in halves]
         return 2.0 * self.widened(tf.stack(halves))
+
+    def sums_in(self, dtype: Any) -> Any:
+        """Return float32 but for float64: whatever is wider takes a copy here."""
+        return tf.float64 if dtype == tf.float64 else tf.float32
+
+    def _summed(self, squares: tf.Tensor, axes: Axes) -> tf.Tensor:
+        if squares.shape.is_fully_defined():
+            return super()._summed(squares, axes)
+        return tf.reduce_sum(squares, axis=axes) if axes else squares
 
     def _half(self, array: tf.Tensor) -> tf.Tensor:
         """Return half of the sum of squared magnitudes."""
@@ -128,18 +113,6 @@ class TensorFlowLibrary(Library):
             return _like(array, super().clamped(array.summed(), limit))
         return super().clamped(array, limit)
 
-    def _may_overflow(self, array: tf.Tensor, sums: tf.Tensor) -> bool:
-        return _real(array.dtype).size >= sums.dtype.size and array.shape.num_elements() != 0
-
-    def _again(self, array: tf.Tensor, good: tf.Tensor, root: tf.Tensor) -> tf.Tensor:
-        count = array.shape.num_elements()
-        careful = lambda: [self._carefully(array, tuple(range(len(array.shape))))]  # noqa: E731
-        if count == 0:
-            return root
-        if count is not None and count <= SMALL:
-            return tf.where(good, root, careful()[0])
-        return self.cond(good, lambda: [root], careful)[0]
-
 
 def _cond(predicate: Any, one: Callable[[], list], other: Callable[[], list]) -> list:
     return tf.cond(predicate, one, other)
@@ -156,10 +129,6 @@ def _like(array: Any, rows: tf.Tensor) -> Any:
         # A branch forgets it.
         rows = tf.ensure_shape(rows, array.shape)
     return rows
-
-
-def _real(dtype: Any) -> Any:
-    return {tf.complex64: tf.float32, tf.complex128: tf.float64}.get(dtype, dtype)
 
 
 def _products(rows: Sequence[tf.Tensor], factors: tf.Tensor) -> list[tf.Tensor]:

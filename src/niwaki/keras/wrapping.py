@@ -8,10 +8,12 @@ from typing import Any
 import keras
 
 from niwaki.errors import InvalidArgument, Refused
+from niwaki.keras.gradients import names_of
 from niwaki.keras.layers import fan_ins, unit_axes
 from niwaki.keras.per_update import PerUpdate
 
 WHERE = "keras.clipped"
+_TAKEN = "_is_clipped_by_niwaki"
 
 
 def inner_optimizer(given: Any, wrapper: type) -> Any:
@@ -25,6 +27,13 @@ def inner_optimizer(given: Any, wrapper: type) -> Any:
             got=repr(given),
             allowed="such as keras.optimizers.Adam(1e-3)",
         ) from error
+    if inner is None:
+        raise InvalidArgument(
+            "this is no optimizer of Keras",
+            where=WHERE,
+            got="None",
+            allowed="such as keras.optimizers.Adam(1e-3)",
+        )
     if isinstance(inner, wrapper):
         raise Refused(
             "this optimizer is clipped already",
@@ -51,7 +60,29 @@ def inner_optimizer(given: Any, wrapper: type) -> Any:
             where=WHERE,
             hint=f"wrap a new {type(inner).__name__}",
         )
+    if getattr(inner, _TAKEN, False):
+        raise Refused(
+            "another clipped optimizer has taken over from this one",
+            where=WHERE,
+            hint=f"wrap a new {type(inner).__name__}",
+        )
     return inner
+
+
+def taken_over(inner: Any) -> tuple[float | None, int | None]:
+    """Return the loss scale and the accumulation of an optimizer, which it then leaves to who wraps it."""
+    found = inner.loss_scale_factor, inner.gradient_accumulation_steps
+    inner.loss_scale_factor = inner.gradient_accumulation_steps = None
+    setattr(inner, _TAKEN, True)
+    return found
+
+
+def check_stop_after(steps: object) -> None:
+    """Refuse what is no number of steps."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InvalidArgument(
+            "stop_after is a number of steps", where=WHERE, got=repr(steps), allowed=">= 1"
+        )
 
 
 def is_schedule(learning_rate: Any) -> bool:
@@ -93,6 +124,27 @@ def by_name(given: Any, names: Sequence[str], known: Mapping[str, object], *, ar
         )
     pairs = zip(names, given, strict=True)
     return {name: one for name, one in pairs if one is not None and name in known}
+
+
+def told(names: Sequence[str], variables: Sequence[Any]) -> list[Any]:
+    """Return what a configuration says of the variables that an optimizer was built for."""
+    pairs = zip(names, variables, strict=True)
+    return [[name, list(map(int, variable.shape))] for name, variable in pairs]
+
+
+def names_as_told(variables: Sequence[Any], before: Sequence[Any]) -> list[str]:
+    """Return the names of variables, if they are those that `told` told of, as they were then.
+
+    Keras loads a model under other paths than it had, and what was said by name shall still be true.
+    """
+    names = names_of(list(variables), [str(place) for place in range(len(variables))])
+    known = [(str(name), list(shape)) for name, shape in before]
+    kinds = [[(_leaf(n), s) for n, s in each] for each in (known, told(names, variables))]
+    return [name for name, _ in known] if kinds[0] == kinds[1] else names
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition("/")[2].partition("#")[0]
 
 
 def plain(given: Any) -> Any:

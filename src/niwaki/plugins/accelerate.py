@@ -42,7 +42,8 @@ def accelerate_clip_(
     one whose gradients these are; without it all prepared optimizers are unscaled.
 
     Raises `Refused` for DeepSpeed, Megatron-LM, FSDP1 and XLA, where gradients are not there to be clipped,
-    and what `nw.torch.clip_` raises.
+    for an `optimizer` that `nw.torch.attach` has given a handle (without `optimizer` that is not seen), and
+    what `nw.torch.clip_` raises.
 
     >>> import torch, niwaki as nw
     >>> from types import SimpleNamespace
@@ -55,6 +56,7 @@ def accelerate_clip_(
     pre 5 -> post 1 x0.2 clipped; top: weight 100%
     """
     _check(accelerator, parameters)
+    _check_unattached(optimizer)
     if not accelerator.sync_gradients:
         return None, state
     from niwaki import torch
@@ -76,3 +78,14 @@ def _check(accelerator: Any, parameters: Any) -> None:
     if kind == "FSDP" and not accelerator.is_fsdp2:
         raise flattened(where)
     refuse_flattened(parameters, where=where)
+
+
+def _check_unattached(optimizer: Any) -> None:
+    from niwaki.torch.attachment import is_attached
+
+    if optimizer is not None and is_attached(optimizer):
+        raise Refused(
+            "this optimizer has a handle already: every step would be clipped twice",
+            where="accelerate_clip_(optimizer)",
+            hint="leave this call out and give attach the rule, or detach() the handle first",
+        )

@@ -1,7 +1,7 @@
 """What the trainers' callbacks share: the options of `attach`, and a class made of the trainer's own.
 
 A trainer takes callbacks of its own class only, and niwaki imports no trainer; so the class of a callback is
-made when the first one is.
+made when the first one is, and a copy or pickle makes it again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Options(TypedDict, total=False):
 class Attaching:
     """Options that wait for the trainer to have an optimizer.
 
+    A copy, and what comes out of a pickle, has the options, and no handle: that stays with its optimizer.
+
     Raises `InvalidArgument` for an option that `nw.torch.attach` does not have here.
     """
 
@@ -48,6 +50,20 @@ class Attaching:
             )
         self._options = options
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Name the class that can be imported, in the place of the one that was made of it."""
+        importable = vars(type(self)).get("_joined_from", type(self))
+        return _made_again, (importable,), self._apart()
+
+    def _apart(self) -> dict[str, Any]:
+        """Return the attributes of a copy, without what is of a training."""
+        return dict(self.__dict__)
+
+    @property
+    def _clips(self) -> bool:
+        """Whether the trainer's own clipping would be a second one."""
+        return any(self._options.get(name) is not None for name in ("clip", "update"))
+
     def _attach(
         self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], model: Any
     ) -> Handle:
@@ -57,10 +73,14 @@ class Attaching:
         return torch.attach(optimizer, model, **self._options)
 
 
-def joined(own: type, hosts: Sequence[type], **more: Any) -> type:
+def joined(own: type, hosts: Sequence[type]) -> type:
     """Return `own` as a class of the trainer's too, under the same name."""
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-    return type(own.__name__, (own, *hosts), {**names, **more})
+    return type(own.__name__, (own, *hosts), {**names, "_joined_from": own})
+
+
+def _made_again(own: type) -> Any:
+    return own.__new__(own)
 
 
 def curves(handle: Handle) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Unpack
 
 from niwaki.errors import InvalidArgument, Refused, Unavailable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from niwaki.torch import Handle
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+_OF_THE_MODULE = {"log", "log_dict"}  # methods of it, which Lightning puts on every callback
 _FLATTENED = {"FSDPStrategy", "XLAFSDPStrategy"}
 
 
@@ -39,13 +41,19 @@ class LightningCallback(Attaching):
     into Lightning's checkpoints, and a fit that is resumed from one goes on bit for bit; a fit without one
     starts afresh. ``niwaki/norm``, ``niwaki/factor``, ``niwaki/clipped`` and ``niwaki/skipped``
     (``niwaki/0/norm`` ... with several handles) are logged every ``log_every_n_steps`` like what
-    the module logs itself, and can be monitored. ``handles`` stay readable after the fit.
+    the module logs itself, and can be monitored. ``handles`` stay readable after the fit, in the process
+    that trained; a copy and a pickle (``strategy="ddp_spawn"``) have none.
+
+    Without `clip` and `update` it measures and skips bad steps, and the Trainer may clip: it goes
+    first, so what is measured is what it left, and pruned weights are still in its norm. A NaN in
+    a gradient then makes its norm, and so all gradients, NaN: the step is still skipped, but every tensor is
+    named. Clipping by value makes infinite entries finite, and such a step is taken.
 
     Raises `Unavailable` if neither `lightning.pytorch` nor `pytorch_lightning` has been imported (if both have
     been, the callback is one of either); `InvalidArgument` for options that do not exist. When a fit starts,
-    raises `Refused` if ``Trainer(gradient_clip_val=)`` or ``configure_gradient_clipping`` would clip
-    as well, for FSDP1 and DeepSpeed, without an optimizer, and for what `nw.torch.attach` refuses; warns if
-    the checkpoint has no state of this callback.
+    raises `Refused` if there is a `clip` or `update` and ``Trainer(gradient_clip_val=)`` or
+    ``configure_gradient_clipping`` would clip as well, for FSDP1 and DeepSpeed, without an optimizer, and for
+    what `nw.torch.attach` refuses; warns if the checkpoint has no state of this callback.
 
     A module that calls ``self.clip_gradients`` by hand clips as well, which is not seen.
     """
@@ -53,7 +61,7 @@ class LightningCallback(Attaching):
     def __new__(cls, **options: Any) -> LightningCallback:
         """Make the callback one of the trainer's package."""
         hosts = _hosts()
-        own = cls if issubclass(cls, hosts) else joined(cls, hosts)
+        own = cls if issubclass(cls, hosts) else _joined_once(cls, hosts)
         return object.__new__(own)
 
     def __init__(
@@ -82,7 +90,9 @@ class LightningCallback(Attaching):
         """Refuse, before anything is built, what cannot be right."""
         self._saved = None
         if stage == "fit":
-            _check(trainer, pl_module)
+            _check_strategy(trainer)
+            if self._clips:
+                _check_clipping(trainer, pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach, now that there are optimizers."""
@@ -128,6 +138,10 @@ class LightningCallback(Attaching):
         if self._fitting:
             self._restore()
 
+    def _apart(self) -> dict[str, Any]:
+        kept = {name: one for name, one in self.__dict__.items() if name not in _OF_THE_MODULE}
+        return kept | {"handles": [], "_logged": [], "_fitting": False}
+
     def _restore(self) -> None:
         if not self._saved:
             return
@@ -170,13 +184,19 @@ def _hosts() -> tuple[type, ...]:
     return hosts
 
 
-def _check(trainer: Any, module: Any) -> None:
+@cache
+def _joined_once(own: type, hosts: tuple[type, ...]) -> type:
+    # Lightning compares types: a module's callbacks replace those of the trainer that have the same one.
+    return joined(own, hosts)
+
+
+def _check_clipping(trainer: Any, module: Any) -> None:
     where = "LightningCallback"
     if trainer.gradient_clip_val:
         raise Refused(
             f"the Trainer clips as well, to gradient_clip_val={trainer.gradient_clip_val}",
             where=where,
-            hint="leave gradient_clip_val= out, or this callback's clip= and the callback",
+            hint="leave gradient_clip_val= out, or this callback's clip= and update=",
         )
     if not _is_lightnings(type(module), "configure_gradient_clipping"):
         raise Refused(
@@ -184,6 +204,10 @@ def _check(trainer: Any, module: Any) -> None:
             where=where,
             hint="remove it; for a look at gradients there is on_before_optimizer_step",
         )
+
+
+def _check_strategy(trainer: Any) -> None:
+    where = "LightningCallback"
     strategies = {one.__name__ for one in type(trainer.strategy).__mro__}
     if strategies & _FLATTENED:
         raise flattened(where)

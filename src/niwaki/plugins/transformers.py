@@ -32,15 +32,23 @@ class TransformersCallback(Attaching):
     `record`). The state goes into ``trainer_state.json`` of every checkpoint, and
     ``train(resume_from_checkpoint=...)`` goes on bit for bit, whatever
     ``restore_callback_states_from_checkpoint`` says; a training without it starts afresh. ``handle`` stays
-    readable after the training.
+    readable after the training; a copy and a pickle have none.
 
-    The Trainer measures and logs a ``grad_norm`` of its own before the step, which costs a pass, and which
-    makes NaN of all gradients if that norm is not finite: bad steps are still skipped, but every tensor is
-    named. With `TransformersMixin` it does not.
+    Without `clip` and `update` (such as the class itself among the callbacks, which the Trainer makes without
+    options) it measures and skips bad steps, and the Trainer may clip by ``max_grad_norm``: it
+    goes first, so what is measured is what it left, and pruned weights are still in its norm.
+
+    With ``max_grad_norm=0`` the Trainer measures and logs a ``grad_norm`` of its own before the step, which
+    costs a pass (not with `TransformersMixin`). Measuring makes NaN of all gradients if that norm is not
+    finite, clipping if it is NaN: bad steps are still skipped, but every tensor is named.
+
+    The Trainer tells callbacks nothing of an exception, and the hooks stay on: call ``callback.detach()`` in
+    a ``finally``, or use `TransformersMixin`, which does; the next ``train()`` with this callback does too.
 
     Raises `Unavailable` without transformers, and `InvalidArgument` for options that do not exist. When the
-    training begins, raises `Refused` if ``max_grad_norm`` is not 0 (it is 1 by default), for DeepSpeed and
-    FSDP1, and for what `nw.torch.attach` refuses; warns if a checkpoint has no state of this callback.
+    training begins, raises `Refused` if there is a `clip` or `update` and ``max_grad_norm`` is not 0 (it is 1
+    by default), for DeepSpeed and FSDP1, and for what `nw.torch.attach` refuses; warns if a checkpoint has no
+    state of this callback.
     """
 
     def __new__(cls, **options: Any) -> TransformersCallback:
@@ -71,11 +79,11 @@ class TransformersCallback(Attaching):
         **more: Any,
     ) -> None:
         """Attach, and continue from the checkpoint if there is one."""
-        if args.max_grad_norm:
+        if self._clips and args.max_grad_norm:
             raise Refused(
                 f"the Trainer clips as well, to max_grad_norm={args.max_grad_norm} (1.0 by default)",
                 where=type(self).__name__,
-                hint="TrainingArguments(..., max_grad_norm=0)",
+                hint="TrainingArguments(..., max_grad_norm=0), or leave out clip= and update=",
             )
         self.detach()
         self.handle = self._attach(optimizer, model)
@@ -96,6 +104,9 @@ class TransformersCallback(Attaching):
         kept = {} if self.handle is None else {_KEPT: to_json(self.handle.state_dict())}
         return {"args": {}, "attributes": {}, **kept}
 
+    def _apart(self) -> dict[str, Any]:
+        return self.__dict__ | {"handle": None}
+
     def _resume(self, state: Any) -> None:
         stored = (state.stateful_callbacks or {}).get(type(self).__name__, {})
         if _KEPT not in stored:
@@ -115,13 +126,14 @@ class TransformersMixin:
 
         class MyTrainer(nw.plugins.TransformersMixin, Trainer): ...
 
+        arguments = TrainingArguments(..., max_grad_norm=0)
         callback = nw.plugins.TransformersCallback(clip=nw.clip.ZClip())
         MyTrainer(model, arguments, ..., callbacks=[callback]).train()
 
     Stands before the Trainer, and needs a `TransformersCallback` among its callbacks. ``grad_norm`` in the logs
-    is the norm before the clip of the last step, and ``niwaki/factor``, ``niwaki/clipped`` and
-    ``niwaki/skipped`` stand beside it, wherever the Trainer reports to. The Trainer's own pass over the
-    gradients is left out. The hooks are taken off after an exception too.
+    is the norm before the clip of the last step, by whichever of the two clips, and ``niwaki/factor``,
+    ``niwaki/clipped`` and ``niwaki/skipped`` stand beside it, wherever the Trainer reports to. The Trainer's
+    pass over the gradients that only measures is left out. The hooks are taken off after an exception too.
 
     Raises `Refused` when the training begins without such a callback, and for a class that names the
     Trainer first, whose own methods would then be found.
@@ -156,12 +168,16 @@ class TransformersMixin:
         callback = self._callback()
         handle = None if callback is None else callback.handle
         if "loss" in logs and handle is not None and handle.last is not None:
-            logs["grad_norm"] = handle.last.pre
+            # Where the Trainer clips it has put its own norm there, and `pre` is what it left.
+            logs.setdefault("grad_norm", handle.last.pre)
             logs.update(curves(handle))
         super().log(logs, *args, **more)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> None:
-        """Measure nothing: the norm is known after the step."""
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Measure nothing: the norm is known after the step, or by the Trainer's own clip."""
+        if grad_norm is None:
+            return None
+        return super()._get_grad_norm(model, grad_norm)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _callback(self) -> TransformersCallback | None:
         callbacks = self.callback_handler.callbacks  # pyright: ignore[reportAttributeAccessIssue]

@@ -181,6 +181,14 @@ def _checked_optimizers(
     return several
 
 
+def is_attached(optimizer: Any) -> bool:
+    """Return whether the optimizer, or the one inside of it, has a handle that is on.
+
+    Raises `Refused` as `inside` does.
+    """
+    return inside(optimizer) in _attached
+
+
 def inside(optimizer: Any) -> Any:
     """Return the optimizer inside of accelerate's and Lightning's wrappers, or what was given.
 
