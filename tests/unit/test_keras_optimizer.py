@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -373,11 +374,17 @@ def test_an_optimizer_may_be_named() -> None:
     assert isinstance(nw.keras.clipped("adam", nw.clip.ByNorm(1.0)).inner_optimizer, Adam)
 
 
+@functools.cache
+def mirrored_strategy() -> Any:
+    """One for all tests: the collectives of a second one would bear the same numbers."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @only("tensorflow")
 @pytest.mark.parametrize("kind", ["plain", "accumulated", "scaled"])
 def test_mirrored_replicas_are_one_device_on_the_joint_batch(kind: str) -> None:
-    import tensorflow as tf
-
     def optimizer() -> Any:
         steps = 2 if kind == "accumulated" else None
         inner = SGD(0.05, momentum=0.9, gradient_accumulation_steps=steps)
@@ -385,7 +392,7 @@ def test_mirrored_replicas_are_one_device_on_the_joint_batch(kind: str) -> None:
         own = nw.keras.clipped(inner, rule, bound=nw.bound.Clamp(0.4))
         return keras.optimizers.LossScaleOptimizer(own) if kind == "scaled" else own
 
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = mirrored_strategy()
     with strategy.scope():
         mirrored = network()
         made = optimizer()
@@ -532,7 +539,7 @@ def test_an_error_of_the_first_step_is_the_one_that_is_told() -> None:
 def test_sums_of_replicas_that_wait_are_saved_as_they_add_up() -> None:
     import tensorflow as tf
 
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = mirrored_strategy()
 
     def made() -> tuple[Any, Any]:
         with strategy.scope():

@@ -79,7 +79,7 @@ def joined(own: type, hosts: Sequence[type]) -> type:
     return type(own.__name__, (own, *hosts), {**names, "_joined_from": own})
 
 
-def _made_again(own: type) -> Any:
+def _made_again(own: Any) -> Any:
     return own.__new__(own)
 
 
