@@ -1,17 +1,55 @@
-"""niwaki for JAX: rules as optax transforms, bounds as transforms and as projections."""
+"""niwaki for JAX: rules as optax transforms, bounds as transforms and as projections.
 
-from niwaki.jax.clipping import ClippedState, ClipState, clip, clipped
-from niwaki.jax.reading import check, outcome
-from niwaki.jax.weights import BoundState, bound, project
+Names are loaded on first use: Keras on JAX measures with this folder's library, and needs no optax.
+"""
 
-__all__ = [
-    "BoundState",
-    "ClipState",
-    "ClippedState",
-    "bound",
-    "check",
-    "clip",
-    "clipped",
-    "outcome",
-    "project",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import jax as _jax  # noqa: F401  (who has no JAX hears of it here, and not in mid-work)
+
+from niwaki.errors import Unavailable, suggest
+
+if TYPE_CHECKING:
+    from niwaki.jax.clipping import ClippedState as ClippedState
+    from niwaki.jax.clipping import ClipState as ClipState
+    from niwaki.jax.clipping import clip as clip
+    from niwaki.jax.clipping import clipped as clipped
+    from niwaki.jax.reading import check as check
+    from niwaki.jax.reading import outcome as outcome
+    from niwaki.jax.weights import BoundState as BoundState
+    from niwaki.jax.weights import bound as bound
+    from niwaki.jax.weights import project as project
+
+_PLACES = {
+    "BoundState": "weights",
+    "ClipState": "clipping",
+    "ClippedState": "clipping",
+    "bound": "weights",
+    "check": "reading",
+    "clip": "clipping",
+    "clipped": "clipping",
+    "outcome": "reading",
+    "project": "weights",
+}
+
+__all__ = [*_PLACES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"niwaki.jax has no {name!r}; {suggest(name, __all__)}")
+    try:
+        value = getattr(importlib.import_module(f"niwaki.jax.{_PLACES[name]}"), name)
+    except ImportError as error:
+        raise Unavailable(
+            f"optax is not installed ({error})", hint="pip install 'niwaki[jax]'"
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

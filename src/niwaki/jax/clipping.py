@@ -19,7 +19,7 @@ from niwaki import conduct
 from niwaki.errors import InvalidArgument, NonFinite, Refused
 from niwaki.functional.gradients import Companions, Passed, clip_named, fresh_state
 from niwaki.functional.naming import UnitAxes, plan_for, resolved_axes
-from niwaki.jax.labels import labels_of, read_labels
+from niwaki.functional.telling import as_bytes, described, from_bytes
 from niwaki.jax.leaves import named, replaced, shapes
 from niwaki.jax.library import library
 from niwaki.plan import Stage
@@ -169,7 +169,7 @@ class _Clip:
             )
         numbers = tuple(jnp.zeros((2, sum(stage.counts)), own.wide) for stage in plan)
         rule = strong(fresh_state(plan, library=own))
-        labels = jnp.asarray(labels_of(plan))
+        labels = jnp.asarray(as_bytes(described(plan)))
         return ClipState(rule, numbers, jnp.zeros((), bool), labels, moments)
 
     def step(
@@ -226,7 +226,7 @@ class _Clip:
                 got=type(state).__name__,
                 hint="make it with init(params) of this transform",
             )
-        expected = labels_of(plan)
+        expected = as_bytes(described(plan))
         same = state.labels.shape[-1:] == expected.shape
         if same and not isinstance(state.labels, Tracer):
             same = bool(np.all(np.asarray(state.labels) == expected))
@@ -285,5 +285,5 @@ def _present(tree: Any, where: str) -> dict[str, jax.Array]:
 
 
 def _told(labels: Any) -> str:
-    owners = [name for one in read_labels(labels) for name in dict.fromkeys(one.owners)]
-    return ", ".join(owners[:5]) or "nothing"
+    names = [name for stage in from_bytes(labels) for name in stage["names"]]
+    return ", ".join(names[:5]) or "nothing"

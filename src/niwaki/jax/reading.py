@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from niwaki.errors import InvalidArgument, NonFinite
+from niwaki.functional.telling import from_bytes, owners, told, were_zeroed
 from niwaki.jax.clipping import ClipState
-from niwaki.jax.labels import read_labels
 from niwaki.outcome import Outcome
 
 
@@ -69,11 +69,11 @@ def _clips(state: Any) -> list[ClipState]:
 
 
 def _culprits(clip: ClipState) -> list[str]:
-    pairs = zip(read_labels(_one(clip.labels, 1)), clip.numbers, strict=True)
+    pairs = zip(from_bytes(_one(clip.labels, 1)), clip.numbers, strict=True)
     bad = [
         name
-        for labels, numbers in pairs
-        for name, norms in zip(labels.owners, np.moveaxis(np.asarray(numbers), -1, 0), strict=True)
+        for stage, numbers in pairs
+        for name, norms in zip(owners(stage), np.moveaxis(np.asarray(numbers), -1, 0), strict=True)
         if not np.isfinite(norms[..., 0]).all()
     ]
     return list(dict.fromkeys(bad))
@@ -95,19 +95,11 @@ def _outcome(clip: ClipState) -> Outcome:
             hint="take one: jax.tree.map(lambda x: x[0], state)",
         )
     found: list[Outcome] = []
-    for labels, numbers in zip(read_labels(clip.labels), clip.numbers, strict=True):
+    for stage, numbers in zip(from_bytes(clip.labels), clip.numbers, strict=True):
         norms, after = np.asarray(numbers, np.float64)
-        zeroed = bool(np.any(~np.isfinite(norms) & (after == 0.0))) and not skipped
+        left_out = bool(skipped)
+        zeroed = were_zeroed(norms, after, skipped=left_out)
         found.append(
-            Outcome(
-                names=labels.owners,
-                norms=norms,
-                after=after,
-                skipped=bool(skipped),
-                element_wise=labels.peaks >= set(labels.owners),
-                nonfinite_policy="zero" if zeroed else "skip",
-                peaks=labels.peaks,
-                earlier=tuple(found),
-            )
+            told(stage, norms, after, skipped=left_out, zeroed=zeroed, earlier=tuple(found))
         )
     return found[-1]

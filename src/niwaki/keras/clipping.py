@@ -16,6 +16,7 @@ from niwaki.errors import Refused
 from niwaki.functional.gradients import Companions, Measured, Passed, clip_named, fresh_state
 from niwaki.functional.library import Library
 from niwaki.functional.naming import UnitAxes, plan_for, resolved_axes
+from niwaki.functional.telling import described, told, were_zeroed
 from niwaki.keras.library import is_known, readable
 from niwaki.outcome import Outcome
 from niwaki.plan import Stage
@@ -128,14 +129,6 @@ def clip_for(
     return Clip(rule, nonfinite, known, axes, plan_for(rule, known, axes), needs)
 
 
-def described(plan: Sequence[Stage]) -> list[dict[str, Any]]:
-    """Return what must be known of the stages of a plan to read their numbers, as plain data."""
-    return [
-        {"names": list(stage.names), "counts": list(stage.counts), "peaks": sorted(stage.peaks)}
-        for stage in plan
-    ]
-
-
 def outcome_of(stages: Sequence[Mapping[str, Any]], state: State) -> Outcome:
     """Return what happened in the step that left this state; `stages` as `described` gives them."""
     found: list[Outcome] = []
@@ -156,25 +149,10 @@ def _stage_outcome(
     zeroed = False
     if is_known(numbers):
         norms, after = np.asarray(readable(numbers), np.float64)
-        zeroed = bool(np.any(~np.isfinite(norms) & (after == 0.0))) and not bool(
-            np.asarray(readable(skipped))
-        )
+        zeroed = were_zeroed(norms, after, skipped=bool(np.asarray(readable(skipped))))
     else:
         norms = after = readable(numbers)
-    return Outcome(
-        names=tuple(
-            name
-            for name, count in zip(stage["names"], stage["counts"], strict=True)
-            for _ in range(count)
-        ),
-        norms=norms,
-        after=after,
-        skipped=readable(skipped),
-        element_wise=len(stage["peaks"]) == len(stage["names"]),
-        nonfinite_policy="zero" if zeroed else "skip",
-        peaks=frozenset(stage["peaks"]),
-        earlier=earlier,
-    )
+    return told(stage, norms, after, skipped=readable(skipped), zeroed=zeroed, earlier=earlier)
 
 
 def _beside(measured: Measured, library: Library) -> Array:

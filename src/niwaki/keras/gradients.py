@@ -5,7 +5,6 @@ It goes by the arrays and not by Keras' backend, so that a loop around `tf.Gradi
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,12 +16,12 @@ from niwaki import tree
 from niwaki.errors import InvalidArgument, NonFinite, Refused
 from niwaki.functional.library import Library
 from niwaki.functional.naming import UnitAxes
+from niwaki.functional.telling import as_bytes, described, from_bytes
 from niwaki.keras.clipping import (
     Clip,
     check_clip,
     clip_for,
     culprits,
-    described,
     outcome_of,
 )
 from niwaki.keras.library import as_it_is, framework_of, is_known, library_for, readable
@@ -294,10 +293,9 @@ def _clip(
 
 def _fresh(own: Clip, found: Mapping[str, Array | None], library: Library) -> State:
     dtypes = {n: library.wide if a is None else _for_squares(a, library) for n, a in found.items()}
-    text = json.dumps(described(own.plan)).encode()
-    key = f"{_OF}{zlib.crc32(text):08x}"
-    told = library.xp.asarray(np.frombuffer(text, np.uint8).copy())
-    return own.fresh(dtypes, library) | {key: told}
+    labels = as_bytes(described(own.plan))
+    key = f"{_OF}{zlib.crc32(labels.tobytes()):08x}"
+    return own.fresh(dtypes, library) | {key: library.xp.asarray(labels.copy())}
 
 
 def _for_squares(array: Array, library: Library) -> Any:
@@ -342,8 +340,7 @@ def _as(value: Any, like: Array) -> Array:
 def _description(state: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key, value in state.items():
         if key.startswith(_OF):
-            numbers = np.asarray(readable(value) if framework_of(value) else value, np.uint8)
-            return json.loads(numbers.tobytes())
+            return from_bytes(readable(value) if framework_of(value) else value)
     raise InvalidArgument(
         "this is no state of nw.keras.clip", where="keras.outcome", got=sorted(state)[:5]
     )
