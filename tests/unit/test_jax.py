@@ -385,6 +385,16 @@ def test_sharded_over_eight_devices() -> None:
     assert done.stdout.count("ok ") == 4
 
 
+@pytest.mark.parametrize("power", [*range(-120, -16, 8), *range(16, 124, 4)])
+def test_no_digits_are_lost_at_any_size(power: int) -> None:
+    entries = (np.random.default_rng(power + 200).normal(size=500) * 2.0**power).astype(np.float32)
+    grads = {"w": jnp.asarray(entries), "zero": jnp.zeros(3)}
+    tx = nw.jax.clip(nw.clip.ByNorm(np.inf))
+    _, state = tx.update(grads, tx.init(grads))
+    expected = float(np.linalg.norm(entries.astype(np.float64)))
+    assert nw.jax.outcome(state).tensors()["w"] == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("rule", [nw.clip.ByGlobalNorm(1.0), nw.clip.ByNorm(1.0)], ids=str)
 @pytest.mark.parametrize("entry", [2e37, 9e37, 3e38])
