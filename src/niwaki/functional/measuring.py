@@ -23,6 +23,9 @@ Choice = Callable[[Array, Callable[[], list], Callable[[], list]], list]
 TOGETHER = 16
 """How many arrays share the question whether to measure them again: one each is long to compile."""
 
+LARGEST = 2.0**125
+"""In single, norms above are infinite, and the step is skipped: what is divided by them would be lost."""
+
 # Sums of squares between these, by bytes of their dtype, have neither lost digits nor overflowed.
 _SAFE = {4: (1e-25, 1e37), 8: (1e-280, 1e307)}
 _ANY = (-math.inf, math.inf)
@@ -189,7 +192,10 @@ class Measuring:
         scale = xp.where(largest > large, down * one, xp.where(largest < small, up * one, one))
         shape = [1 if axis in rest else length for axis, length in enumerate(real.shape)]
         sums = self._summed(xp.square(real * xp.reshape(scale, shape)), rest)
-        return self._rooted(self.widened(sums)) / self.widened(scale)
+        sizes = self._rooted(self.widened(sums)) / self.widened(scale)
+        if self.itemsize(self.wide) > 4:
+            return sizes
+        return xp.where(sizes > LARGEST, math.inf * xp.ones_like(sizes), sizes)
 
     def _depth(self, array: Array) -> Array:
         below = self.peak(self.xp.minimum(array, self.xp.zeros_like(array)))
