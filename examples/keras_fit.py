@@ -39,10 +39,11 @@ def accuracy(optimizer: keras.optimizers.Optimizer, *callbacks: keras.callbacks.
 
 def main() -> None:
     """Print the accuracy with and without clipping, and what clipping did."""
-    monitor = nw.keras.Monitor("digits.jsonl", report=nw.report.TrainingPage("digits.html"))
+    page = nw.report.TrainingPage("runs/digits.html")
+    monitor = nw.keras.Monitor("runs/digits.jsonl", report=page)
     clipped = nw.keras.clipped(keras.optimizers.Adam(RATE), nw.clip.AutoClip(75))
     print(f"plain Adam:    {accuracy(keras.optimizers.Adam(RATE)):.1%} of the test images right")
-    print(f"with AutoClip: {accuracy(clipped, monitor):.1%}; its steps are drawn in digits.html")
+    print(f"with AutoClip: {accuracy(clipped, monitor):.1%}; its steps: runs/digits.html")
     print(*monitor.summary, sep="\n")
 
 

@@ -112,6 +112,7 @@ def judge_stage(
         "skipped_in_a_row": xp.astype(state["skipped_in_a_row"], norms.dtype),
     }
     factor, limit, skip, learned = None, None, None, {}
+    lost = bad
     for part in stage.parts:
         concerned, own_norms = good, seen
         if part.members is not None:
@@ -122,6 +123,8 @@ def judge_stage(
         learned |= after
         skip = decision.skip if skip is None else skip | decision.skip
         if decision.factor is not None:
+            if part.rule.of is Quantity.GRADIENT:
+                lost = lost | (concerned & (decision.factor == 0))
             own = xp.where(concerned, decision.factor * one, one)
             factor = own if factor is None else factor * own
             seen = seen * own
@@ -130,7 +133,8 @@ def judge_stage(
             seen = xp.minimum(seen, limit)
     factor = one if factor is None else factor
     if nonfinite in ("skip", "raise"):
-        skip = skip | xp.any(bad)
+        # No rule asks for zeros: the joint norm, or what divides by it, is beyond these floats.
+        skip = skip | xp.any(lost)
     if nonfinite == "zero":
         factor = xp.where(bad, zero, factor)
     return Verdict(factor, limit, bad, skip), learned
@@ -236,10 +240,6 @@ def _decide(
         facts=_facts_at_scope(rule, facts, concerned, xp=xp),
         xp=xp,
     )
-    if decision.factor is not None and rule.of is not Quantity.WEIGHT:
-        # No rule asks for zeros: the joint norm, or what divides by it, is beyond these floats.
-        lost = xp.any(concerned & (decision.factor == 0))
-        decision = decision._replace(skip=decision.skip | lost)
     return decision, {key + name: value for name, value in after.items()}
 
 

@@ -103,7 +103,7 @@ def test_keras_fit(
     assert float(plain.split()[2].rstrip("%")) < 20 < 90 < float(clipped.split()[2].rstrip("%;"))
     assert counts.startswith("niwaki: 264 steps, ") and " 12 skipped; " in counts
     assert "contributed most" in leader
-    assert "12 were skipped" in (tmp_path / "digits.html").read_text(encoding="utf-8")
+    assert "12 were skipped" in (tmp_path / "runs/digits.html").read_text(encoding="utf-8")
 
 
 def test_tensorflow_loop(capsys: pytest.CaptureFixture[str]) -> None:

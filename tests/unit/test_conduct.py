@@ -98,6 +98,33 @@ def test_a_step_that_goes_on_counts_the_good_norms_only(policy: str, factor: lis
     assert state["rule.sum"] == [4.0] and state["accepted"] == 1
 
 
+@pytest.mark.parametrize(
+    ("rule", "nonfinite", "skipped"),
+    [
+        pytest.param(nw.clip.ByNorm(1e-200), "skip", True, id="skip"),
+        pytest.param(nw.clip.ByNorm(1e-200), "raise", True, id="raise"),
+        pytest.param(nw.clip.ByNorm(1e-200), "zero", False, id="zero"),
+        pytest.param(nw.clip.ByNorm(1e-200), "pass", False, id="pass"),
+        pytest.param(nw.clip.StableAdamW(1e-200), "skip", False, id="update rule"),
+    ],
+)
+def test_a_factor_lost_to_zero_skips_gradients_where_the_policy_skips(
+    rule: Any, nonfinite: str, skipped: bool
+) -> None:
+    norms = np.array([1e200, 1.0])
+    verdict, state = conduct.judge(
+        rule,
+        norms,
+        conduct.begin(rule, norms, xp=np),
+        present=np.full(2, True),
+        xp=np,
+        nonfinite=nonfinite,
+        facts={"sizes": np.ones(2)},
+    )
+    assert verdict.factor.tolist() == [0.0, 1e-200] and not verdict.bad.any()
+    assert bool(verdict.skip) is skipped and state["accepted"] == int(not skipped)
+
+
 def test_absent_numbers_do_not_count() -> None:
     rule = SkipJumps(3.0)
     state = conduct.begin(rule, np.zeros(2), xp=np)

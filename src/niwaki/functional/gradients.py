@@ -115,7 +115,8 @@ def _numbers(stage: Stage, found: Named, companions: Companions, library: Librar
         if array is None:
             parts[name] = library.constants([0.0] * count)
         elif kind in PEAKS:
-            parts[name] = library.peaks([_relative(array, kind, name, companions, library)])[0]
+            entries = _relative(array, kind, name, companions, library)
+            parts[name] = library.widened(library.peak(entries))
         elif kind is Kind.UNITS and name in companions.axes:
             parts[name] = library.unit_norms(array, companions.axes[name])
         else:

@@ -52,18 +52,16 @@ class Measuring:
         sums = self.vector([self._summed(self._squares(array), rest)])
         return self._norms([array], [rest], sums, [sums.shape[0]])
 
-    def peaks(self, arrays: Sequence[Array]) -> list[Array]:
-        """Return the largest magnitude of each array, 0-d, 0 for an empty one; NaN if any entry is."""
-        return [self.widened(self.peak(array)) for array in arrays]
-
-    def depths(self, arrays: Sequence[Array]) -> list[Array]:
-        """Return how far each array reaches below zero, 0-d; NaN if any entry is not finite."""
-        return [self.widened(self._depth(array)) for array in arrays]
-
     def peak(self, array: Array) -> Array:
-        """Return the largest magnitude in the array's own dtype; NaN if any entry is."""
+        """Return the largest magnitude, 0-d, in the array's own dtype, 0 if empty; NaN if any entry is."""
         magnitudes = self.xp.abs(array)
         return self.xp.max(magnitudes) if size(array) else self.xp.sum(magnitudes)
+
+    def depth(self, array: Array) -> Array:
+        """Return how far the array reaches below zero, as `peak` does; NaN if any entry is not finite."""
+        below = self.peak(self.xp.minimum(array, self.xp.zeros_like(array)))
+        finite = self.xp.all(self.xp.isfinite(array))
+        return self.xp.where(finite, below, self.xp.asarray(math.nan, dtype=below.dtype))
 
     def sums(self, arrays: Sequence[Array]) -> Array:
         """Return the sums of squared magnitudes, one per array."""
@@ -196,11 +194,6 @@ class Measuring:
         if self.itemsize(self.wide) > 4:
             return sizes
         return xp.where(sizes > LARGEST, math.inf * xp.ones_like(sizes), sizes)
-
-    def _depth(self, array: Array) -> Array:
-        below = self.peak(self.xp.minimum(array, self.xp.zeros_like(array)))
-        finite = self.xp.all(self.xp.isfinite(array))
-        return self.xp.where(finite, below, self.xp.asarray(math.nan, dtype=below.dtype))
 
 
 def size(array: Array) -> int:

@@ -126,9 +126,9 @@ def _measured(plan: BoundPlan, name: str, array: Array, library: Library) -> Arr
     if name in plan.axes:
         return library.unit_norms(array, plan.axes[name])
     if "negative_part" in plan.rule.needs:
-        return library.depths([array])[0]
+        return library.widened(library.depth(array))
     if plan.rule.scope is Scope.ELEMENT:
-        return library.peaks([array])[0]
+        return library.widened(library.peak(array))
     return library.norm_vector([array])[0]
 
 

@@ -28,7 +28,7 @@ class Fold:
 
         `scale`: what an AMP scaler has multiplied them by, and the step divides by anyway.
         """
-        fits = factor < 1.0 and scale / factor < _LARGEST
+        fits = 0.0 < factor < 1.0 and scale / factor < _LARGEST
         if not (fits and self._possible and fused(self._optimizer)):
             return False
         device = self._optimizer.param_groups[0]["params"][0].device
