@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from niwaki.errors import InvalidArgument, NiwakiError, Unavailable, UnknownName, suggest
 
-KINDS = ("clip", "bound", "prune", "score", "allocation", "task")
+KINDS = ("clip", "bound", "prune", "score", "allocation", "pattern", "penalty", "task")
 FRAMEWORKS = ("torch", "jax", "keras")
 OF_MODELS = ("torch",)
 """Those whose models can be saved, filled and trained by niwaki so far."""

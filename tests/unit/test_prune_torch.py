@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import niwaki.torch.prune as pruning
+import niwaki.numpy.scored as scored
 from niwaki.errors import BadFile, InvalidArgument, NiwakiError, NonFinite, Refused, UnknownName
 from niwaki.prune import Gradual
 from niwaki.torch.masks import Masks
-from niwaki.torch.prune import prunable, prune_, update
+from niwaki.torch.prunable import prunable
+from niwaki.torch.prune import prune_, update
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -57,7 +58,7 @@ def test_blocks_and_strides_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
                 weight.copy_(weight.mul(8).round().div(8))
             module[4].weight = nn.Parameter(module[4].weight.t().contiguous().t())
     expected = prune_(whole, sparsity=0.7)
-    monkeypatch.setattr(pruning, "BLOCK", 7)
+    monkeypatch.setattr(scored, "BLOCK", 7)
     got = prune_(parts, sparsity=0.7)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 

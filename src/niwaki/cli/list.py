@@ -15,6 +15,8 @@ TITLES = {
     "prune": "prune: schedules of pruning",
     "score": "score: what a weight is worth",
     "allocation": "allocation: which tensors give up how many",
+    "pattern": "pattern: what is removed as one",
+    "penalty": "penalty: what prepares a network for pruning",
     "task": "task: what to train and how to judge it",
 }
 

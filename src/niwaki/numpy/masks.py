@@ -1,30 +1,59 @@
 """Prune trees of weights held as NumPy arrays, and keep pruned weights at zero.
 
-The readable reference of what the frameworks do in blocks and from histograms: one stable sort.
+The selection is the one of all frameworks (`niwaki.numpy.selecting`); here facts are given, not measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from niwaki import registry, tree
-from niwaki.errors import InvalidArgument, NonFinite, UnknownName, suggest
+from niwaki import tree
+from niwaki.errors import InvalidArgument, Refused, UnknownName, suggest
 from niwaki.numpy.arrays import Arrays, like, named
 from niwaki.numpy.measure import check_arrays
-from niwaki.prune import allocate
-from niwaki.select import select
+from niwaki.numpy.selecting import Question, find_masks
+from niwaki.numpy.source import Source, source_of
+from niwaki.prune import (
+    FACTS,
+    Coupled,
+    Heads,
+    Layers,
+    Layout,
+    Member,
+    NofM,
+    Pattern,
+    Score,
+    Target,
+    Units,
+    Unstructured,
+    as_pattern,
+    as_score,
+    check_sparsity,
+    target_of,
+)
+from niwaki.select import select, spread
 
 Masks = dict[str, np.ndarray]
+WHERE = "numpy.prune"
 
 
 def prune(
     weights: Arrays,
     *,
-    sparsity: float,
-    score: str = "magnitude",
-    allocation: str = "global",
+    sparsity: float | Mapping[str, float] | None = None,
+    width: float | None = None,
+    parameters: float | None = None,
+    macs: float | None = None,
+    bytes: float | None = None,
+    score: str | Score = "magnitude",
+    allocation: str | None = None,
+    pattern: str | Pattern = "unstructured",
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+    coupled: Sequence[Coupled] | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     masks: Mapping[str, np.ndarray] | None = None,
@@ -35,13 +64,21 @@ def prune(
     the order of the arrays, then of their entries. A mask is true where a weight is kept; arrays
     that were not selected have none.
 
-    `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays. `sparsity`: the
-    share of all selected weights that is zero afterwards, in [0, 1). `score`, `allocation`:
-    registered names. `only`, `exclude`: globs over the names of arrays (default: all of them, biases
-    too). `masks`: earlier masks by name; what they removed stays removed and counts.
+    `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays. One target, unless
+    the pattern says how much goes: `sparsity`, the share of all selected weights that is zero
+    afterwards, in [0, 1), or globs over names -> such a share, each layer by hand; `width`, the share of
+    units (heads, layers, blocks) that stays; or a budget for what stays, as a share of the selected arrays or a whole number: `parameters`, `macs`, `bytes`.
+    `score`, `allocation`, `pattern`: registered names (``niwaki list``) or objects; without an
+    `allocation` it is ``uniform`` for units and blocks, else ``global``. `facts`: what
+    the score needs beside the weights, fact (`niwaki.prune.FACTS`) -> name -> array; also ``outliers``
+    and ``curve`` for allocations and ``macs`` (of a whole array, per example). `layouts`: name -> which
+    axes are units and inputs, for patterns and scores that speak of them: no rank tells. `coupled`: what
+    goes together, if units or heads span several arrays. `only`, `exclude`: globs over the names of
+    arrays (default: all of them, biases too). `masks`: earlier masks by name; what they removed stays
+    removed and counts.
 
-    Raises `InvalidArgument` for the sparsity and for what is no such tree or does not fit it,
-    `UnknownName` for a name or glob, `NonFinite` naming an array with NaN or infinite weights.
+    Raises `InvalidArgument` for what is no such tree or target or does not fit, `UnknownName` for a name
+    or glob, `Refused` for combinations that mean nothing, `NonFinite` naming an array.
 
     >>> import numpy as np
     >>> layers = [{"weight": np.array([[3.0, -1.0, 2.0, -4.0]]), "bias": np.zeros(1)}]
@@ -51,18 +88,91 @@ def prune(
 
     Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global).
     """
-    where = "numpy.prune"
     weights = tree.collected(weights)
-    found = named(weights, where=where)
-    names = select(found, only=only, exclude=exclude, where=where)
-    scores = {name: _scores(name, found[name], score, where=where) for name in names}
-    kept = {name: mask.copy() for name, mask in _fitting(masks or {}, found, where=where).items()}
+    found = named(weights, where=WHERE)
+    names = select(found, only=only, exclude=exclude, where=WHERE)
     for name in names:
-        kept.setdefault(name, np.ones(found[name].shape, dtype=bool))
-    sizes = {name: found[name].size for name in names}
-    for pool in allocate(allocation, sizes, sparsity):
-        _prune_pool(pool.names, scores, kept, pool.remove)
+        _check_real(name, found[name])
+    earlier = _fitting(masks or {}, found, where=WHERE)
+    chosen = as_pattern(pattern)
+    hand = by_hand(sparsity, names, allocation, where=WHERE)
+    names = [name for name in names if name in hand] if hand else names
+    sources = _sources({name: found[name] for name in names}, facts or {}, layouts or {})
+    question = Question(
+        sources=sources,
+        score=as_score(score),
+        pattern=chosen,
+        allocation=allocation or default_allocation(chosen),
+        target=asked(
+            *(chosen, WHERE),
+            sparsity=0.0 if isinstance(sparsity, Mapping) else sparsity,
+            width=width,
+            parameters=parameters,
+            macs=macs,
+            bytes=bytes,
+        ),
+        coupled=_coupled(chosen, sources) if coupled is None else coupled,
+        earlier={name: earlier[name] for name in names if name in earlier},
+        outliers=dict((facts or {}).get("outliers", {})),
+        curves=dict((facts or {}).get("curve", {})),
+        by_hand=hand,
+    )
+    kept = {name: mask.copy() for name, mask in earlier.items()} | find_masks(question).masks
     return masked(weights, kept), kept
+
+
+def default_allocation(pattern: Pattern) -> str:
+    """Return the allocation that is meant where none is named.
+
+    Single weights, heads and layers compare across tensors; sums over units or blocks of different sizes
+    do not.
+    """
+    return "global" if isinstance(pattern, Unstructured | Layers | Heads) else "uniform"
+
+
+def by_hand(
+    sparsity: object, names: Sequence[str], allocation: str | None, *, where: str
+) -> dict[str, float]:
+    """Return name -> share that goes, where sparsities were given by name or glob; else nothing.
+
+    Raises `InvalidArgument` for a share out of range and beside an allocation, `UnknownName` for a glob.
+    """
+    if not isinstance(sparsity, Mapping):
+        return {}
+    if allocation is not None or not sparsity:
+        raise InvalidArgument(
+            "sparsities by hand are an allocation themselves",
+            where=where,
+            got=f"allocation={allocation!r}" if sparsity else "no sparsity",
+            allowed="sparsity={glob: share}, or one number and an allocation",
+        )
+    shares = spread("sparsity", sparsity, names, where=where)
+    for name, share in shares.items():
+        check_sparsity(share, where=f"{where}: {name}")
+    return shares
+
+
+def asked(pattern: Pattern, where: str, **given: float | None) -> Target | None:
+    """Return the target, or none where the pattern says how much goes; refuse what fits neither."""
+    named_targets = {unit: value for unit, value in given.items() if value is not None}
+    if isinstance(pattern, NofM):
+        if named_targets:
+            raise InvalidArgument(
+                f"{pattern} says itself how much goes: {pattern.sparsity:.0%}",
+                where=where,
+                got=", ".join(f"{unit}={value!r}" for unit, value in named_targets.items()),
+                allowed="no target",
+            )
+        return None
+    if isinstance(pattern, Unstructured) and given.get("width") is not None:
+        raise InvalidArgument(
+            "width speaks of units",
+            where=where,
+            got=f"width={given['width']!r} of single weights",
+            allowed=f'width={given["width"]!r} with pattern="units" if units are meant, '
+            "sparsity= (what goes) or parameters= (what stays) if weights are",
+        )
+    return target_of(where=where, **given)
 
 
 def masked(weights: Arrays, masks: Mapping[str, np.ndarray]) -> Arrays:
@@ -84,31 +194,66 @@ def masked(weights: Arrays, masks: Mapping[str, np.ndarray]) -> Arrays:
     return like(weights, found, where="numpy.masked")
 
 
-def _scores(name: str, array: np.ndarray, score: str, *, where: str) -> np.ndarray:
-    check_arrays({name: array}, where=where)
-    if np.iscomplexobj(array):
-        raise InvalidArgument("complex weights have no scores", where=f"{where}: {name}")
-    with np.errstate(over="ignore"):
-        scores = registry.find("score", score)(array.astype(np.float32), xp=np)
-    if not (np.isfinite(scores).all() and (scores >= 0).all()):
-        raise NonFinite(
-            "a weight or its score is NaN, infinite or negative", where=f"{where}: {name}"
+def _sources(
+    arrays: Mapping[str, np.ndarray],
+    facts: Mapping[str, Mapping[str, Any]],
+    layouts: Mapping[str, Layout],
+) -> dict[str, Source]:
+    allowed = {*FACTS, "macs", "outliers", "curve"}
+    for fact, of in facts.items():
+        if fact not in allowed:
+            raise UnknownName(
+                "unknown fact", where=WHERE, got=repr(fact), hint=suggest(fact, allowed)
+            )
+        _check_names(of, arrays, f"facts[{fact!r}]")
+    _check_names(layouts, arrays, "layouts")
+    sources = {}
+    for name, array in arrays.items():
+        own = {
+            fact: np.asarray(of[name]) for fact, of in facts.items() if name in of and fact in FACTS
+        }
+        macs = facts.get("macs", {}).get(name, np.nan) / max(array.size, 1)
+        sources[name] = source_of(
+            name, array, facts=own, layout=layouts.get(name), macs=float(macs), where=WHERE
         )
-    return scores
+    return sources
 
 
-def _prune_pool(
-    names: Sequence[str], scores: Mapping[str, np.ndarray], kept: Masks, remove: int
-) -> None:
-    """Clear so many more entries of the masks that `remove` are cleared, if fewer are now."""
-    mask = np.concatenate([kept[name].ravel() for name in names])
-    left = np.flatnonzero(mask)
-    every = np.concatenate([scores[name].ravel() for name in names])
-    more = max(remove - (mask.size - left.size), 0)
-    mask[left[np.argsort(every[left], kind="stable")[:more]]] = False
-    ends = np.cumsum([kept[name].size for name in names])
-    for name, part in zip(names, np.split(mask, ends[:-1]), strict=True):
-        kept[name] = part.reshape(kept[name].shape)
+def _check_names(of: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: str) -> None:
+    for name in of:
+        if name not in arrays:
+            raise UnknownName(
+                "no selected array has this name",
+                where=f"{WHERE}: {where}",
+                got=repr(name),
+                hint=suggest(name, arrays),
+            )
+
+
+def _coupled(pattern: Pattern, sources: Mapping[str, Source]) -> list[Coupled]:
+    if isinstance(pattern, Layers):
+        return [Coupled(name, 1, (Member(name, 0, size=0),)) for name in sources]
+    if isinstance(pattern, Units):
+        found = [
+            Coupled(name, one.shape[one.layout.units], (Member(name, one.layout.units),))
+            for name, one in sources.items()
+            if one.layout is not None
+        ]
+        if found:
+            return found
+    if pattern.coupled:
+        raise Refused(
+            f"which arrays go together as {type(pattern).__name__.lower()} is not known",
+            where=WHERE,
+            hint="give layouts={name: nw.prune.Layout(...)} for units, or coupled=[...]",
+        )
+    return []
+
+
+def _check_real(name: str, array: np.ndarray) -> None:
+    check_arrays({name: array}, where=WHERE)
+    if np.iscomplexobj(array):
+        raise InvalidArgument("complex weights have no scores", where=f"{WHERE}: {name}")
 
 
 def _fitting(

@@ -1,0 +1,247 @@
+"""Count and compare scores block by block, so that no more than a block of them is ever in memory.
+
+Every framework hands its weights over as blocks of NumPy arrays (views, where they lie on the host), so
+that the same weights get the same masks everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from niwaki.errors import NonFinite, Refused
+from niwaki.numpy.part import Part
+from niwaki.prune.allocation import Pool
+from niwaki.prune.score import Score
+from niwaki.prune.selection import NOTHING, Count, Threshold, keys, score_of, shift, threshold
+
+BLOCK = 1 << 16
+"""Entries of a block: 256 KiB of float32, which stay in a core's cache from one operation to the next."""
+
+SAMPLE = 1 << 15
+"""How many scores a first look takes from the tensors of a pool."""
+
+REMEMBERED = 1 << 21
+"""How many scores are kept from one count to the next: 8 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The scores of what can go in one tensor: float32 blocks in index order, NaN for what is gone.
+
+    `blocks`: called with a stride, gives the blocks of every stride-th score. `gone`: how many are gone.
+    `part`: where other processes have the rest of the tensor; `items` and `gone` then speak of all of it,
+    the blocks of what is here, and what follows is called by all of them in the same order.
+    """
+
+    name: str
+    items: int
+    gone: int
+    blocks: Callable[[int], Iterable[np.ndarray]]
+    part: Part | None = None
+
+    def check(self) -> None:
+        """Raise `NonFinite` for a score that is no finite number."""
+        seen, infinite = 0, 0
+        for block in self.blocks(1):
+            with np.errstate(over="ignore"):
+                if np.isfinite(block.sum()):
+                    continue
+            # The sum of finite numbers may overflow, and what is gone is NaN.
+            seen += int(np.count_nonzero(np.isnan(block)))
+            infinite += int(np.count_nonzero(np.isinf(block)))
+        if self.part is not None:
+            seen, infinite = self.part.total(seen, infinite)
+        if infinite or seen > self.gone:
+            raise NonFinite(
+                "a weight or its score is NaN or infinite",
+                where=self.name,
+                hint="prune from a checkpoint before the network diverged",
+            )
+
+    def sample(self, stride: int) -> np.ndarray:
+        """Return the keys of every stride-th score of each block."""
+        found = [block[~np.isnan(block)] for block in self.blocks(stride)]
+        return keys(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+    def inside(self, below: float, above: float) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield ``(how many scores are less than `below`, those from it to `above`)`` by block."""
+        for block in self.blocks(1):
+            less = block < below
+            under = np.count_nonzero(less)
+            inside = block <= above
+            inside ^= less
+            yield under, block[inside]
+
+    def kept(self, found: Threshold, out: np.ndarray) -> int:
+        """Write into `out` (bool, 1-D) which items stay; return how many ties have been removed."""
+        ties, everywhere = found.ties, None
+        if ties and self.part is not None:
+            ties, everywhere = self.part.first(self._equal(found.value), ties)
+        value, left, start = np.float32(found.value), ties, 0
+        for block in self.blocks(1):
+            stays = out[start : start + len(block)]
+            start += len(block)
+            np.greater_equal(block, value, out=stays)
+            if left:
+                equal = np.flatnonzero(block == value)[:left]
+                stays[equal] = False
+                left -= len(equal)
+        return ties - left if everywhere is None else everywhere
+
+    def _equal(self, value: float) -> np.ndarray:
+        """Return the indices of the scores that equal a value."""
+        found, start = [np.zeros(0, np.int64)], 0
+        for block in self.blocks(1):
+            found.append(np.flatnonzero(block == np.float32(value)) + start)
+            start += len(block)
+        return np.concatenate(found)
+
+    def values(self) -> np.ndarray:
+        """Return all scores, zero where the weight is gone."""
+        every = np.concatenate(list(self.blocks(1)))
+        return np.nan_to_num(every, copy=False, nan=0.0)
+
+
+class _Counter:
+    """Counts the scores of a pool; remembers few that lie close together, so as not to look twice."""
+
+    def __init__(self, scored: Sequence[Scores]) -> None:
+        self._scored = scored
+        self._low, self._high, self._below = 0, -1, 0
+        self._kept: list[np.ndarray] = []
+
+    def __call__(self, low: int, high: int) -> tuple[int, np.ndarray]:
+        if self._low <= low and high <= self._high:
+            found = np.concatenate(self._kept)
+            less = found < score_of(low)
+            bins = _bins(low, high)
+            _add(bins, found[~less & (found <= score_of(high))], low, high)
+            return self._below + int(np.count_nonzero(less)), bins
+        below, bins, kept, room = 0, _bins(low, high), [], REMEMBERED
+        for one in self._scored:
+            for under, inside in one.inside(score_of(low), score_of(high)):
+                below += under
+                _add(bins, inside, low, high)
+                room -= len(inside)
+                if room >= 0:
+                    kept.append(inside)
+        if room >= 0:
+            self._low, self._high, self._below, self._kept = low, high, below, kept
+        return below, bins
+
+
+def pool_threshold(scored: Sequence[Scores], remove: int) -> Threshold:
+    """Return the threshold by which of all items of these tensors together `remove` are gone."""
+    total = sum(one.items for one in scored)
+    left = total - sum(one.gone for one in scored)
+    more = max(remove - (total - left), 0)
+    if more == 0:
+        return NOTHING
+    if any(one.part is not None for one in scored):
+        # No sample: all are to look between the same bounds.
+        return threshold(_counted_together(scored), more)
+    sample = None
+    if left > 16 * SAMPLE:
+        sample = np.concatenate([one.sample(total // SAMPLE) for one in scored])
+    return threshold(_Counter(scored), more, sample=sample, total=left)
+
+
+def _counted_together(scored: Sequence[Scores]) -> Count:
+    """Return what counts parts over those who have them, and what is whole as it is."""
+    by_holders: dict[tuple[int, ...], list[Scores]] = {}
+    for one in scored:
+        by_holders.setdefault(() if one.part is None else one.part.over, []).append(one)
+    counters = [
+        (_Counter(by_holders[over]), by_holders[over][0].part) for over in sorted(by_holders)
+    ]
+
+    def count(low: int, high: int) -> tuple[int, np.ndarray]:
+        every = np.zeros(len(_bins(low, high)) + 1, np.int64)
+        for counter, part in counters:
+            below, bins = counter(low, high)
+            numbers = np.concatenate([[below], bins])
+            every += numbers if part is None else part.summed(numbers)
+        return int(every[0]), every[1:]
+
+    return count
+
+
+def _bins(low: int, high: int) -> np.ndarray:
+    return np.zeros(((high - low) >> shift(low, high)) + 1, np.int64)
+
+
+def _add(bins: np.ndarray, scores: np.ndarray, low: int, high: int) -> None:
+    if len(scores):
+        places = (keys(scores) - low) >> shift(low, high)
+        np.add(bins, np.bincount(places, minlength=len(bins)), out=bins)
+
+
+def keep_best(
+    scored: Mapping[str, Scores], pools: Iterable[Pool], out: Mapping[str, np.ndarray]
+) -> dict[str, Threshold]:
+    """Write into `out` what stays of each tensor; return the thresholds by tensor name."""
+    thresholds = {}
+    for pool in pools:
+        found = pool_threshold([scored[name] for name in pool.names], pool.remove)
+        ties = found.ties
+        for name in pool.names:
+            thresholds[name] = found
+            ties -= scored[name].kept(Threshold(found.value, ties), out[name])
+    return thresholds
+
+
+def score_blocks(
+    blocks: Iterable[np.ndarray],
+    facts: Mapping[str, np.ndarray],
+    kept: np.ndarray | None,
+    score: Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray],
+    stride: int,
+) -> Iterator[np.ndarray]:
+    """Yield the scores of blocks of weights in index order, NaN where an earlier mask is false.
+
+    `facts`: arrays of the weight's whole shape, or broadcast to it; `kept`: bool, 1-D.
+    """
+    start = 0
+    for block in blocks:
+        part = slice(start, start + len(block), stride)
+        start += len(block)
+        own = {name: np.asarray(fact.flat[part], np.float32) for name, fact in facts.items()}
+        with np.errstate(over="ignore"):
+            narrow = block[::stride].astype(np.float32, copy=False)
+        scores = score(narrow, own)
+        if kept is not None:
+            scores = np.where(kept[part], scores, np.float32(np.nan))
+        yield scores
+
+
+def split(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the entries of an array in index order in blocks of at most `BLOCK`, copying no more than one."""
+    if array.flags.c_contiguous or array.size <= BLOCK:
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, BLOCK):
+            yield flat[start : start + BLOCK]
+    else:
+        for part in array:
+            yield from split(part)
+
+
+def check_blockwise(score: Score, *, where: str) -> None:
+    """Refuse a score that needs to see more of a tensor than a block of its weights."""
+    kind = type(score)
+    why = {
+        "scores units": kind.of_units_only,
+        "compares within rows": kind.within_rows,
+        "looks at whole tensors": kind.of_tensors,
+        "reconstructs what stays": kind.updates,
+        f"needs {', '.join(sorted(score.needs))}": bool(score.needs),
+    }
+    reasons = [reason for reason, holds in why.items() if holds]
+    if reasons:
+        raise Refused(
+            f"{kind.__name__} {reasons[0]}, and here is a part of a tensor at a time",
+            where=where,
+            allowed="scores by single weights alone, such as magnitude",
+        )

@@ -1,0 +1,89 @@
+"""What pruning did: one row per tensor, with the reason and what it did to the layer's output.
+
+Plain data, so that a program can read it, and a table for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """`removed` of `size` weights of a tensor are zero now, `why`.
+
+    `output_error`: the relative L2 error that this alone makes in the output of its layer, for the inputs
+    it had before; none where no data was given. `reads_nothing`: indices of units all of whose weights
+    are gone; `unread`: indices of inputs that no unit reads any more.
+    """
+
+    name: str
+    removed: int
+    size: int
+    why: str
+    output_error: float | None = None
+    reads_nothing: tuple[int, ...] = ()
+    unread: tuple[int, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """The share of its weights that are zero."""
+        return self.removed / self.size if self.size else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """All rows; `output_error` is that of the whole network, `notes` are what else is to be known."""
+
+    rows: tuple[Row, ...] = ()
+    output_error: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the weights in all rows that are zero."""
+        size = sum(row.size for row in self.rows)
+        return sum(row.removed for row in self.rows) / size if size else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data, for JSON."""
+        return {
+            "sparsity": self.sparsity,
+            "output_error": self.output_error,
+            "rows": [asdict(row) for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        """Return a table with one line per tensor.
+
+        >>> print(Account((Row(name="fc", removed=3, size=4, why="magnitude <= 0.1"),)))
+        tensor      removed          of  sparsity  output error  why
+        fc                3           4     75.0%             -  magnitude <= 0.1
+        all               3           4     75.0%             -
+        """
+        width = max([len(row.name) for row in self.rows] + [8])
+        head = f"{'tensor':<{width}}  {'removed':>9}  {'of':>10}  {'sparsity':>8}  {'output error':>12}  why"
+        lines = [head, *(_line(row, width) for row in self.rows)]
+        removed, size = (sum(getattr(row, key) for row in self.rows) for key in ("removed", "size"))
+        whole = Row(name="all", removed=removed, size=size, why="", output_error=self.output_error)
+        return "\n".join([*lines, _line(whole, width).rstrip(), *self.notes])
+
+
+def _line(row: Row, width: int) -> str:
+    error = "-" if row.output_error is None else f"{row.output_error:.3g}"
+    dead = [
+        f"{what} {_listed(indices)}"
+        for what, indices in (("reads nothing:", row.reads_nothing), ("unread:", row.unread))
+        if indices
+    ]
+    why = "; ".join(filter(None, [row.why, *dead]))
+    numbers = f"{row.removed:>9,}  {row.size:>10,}  {row.sparsity:>8.1%}  {error:>12}"
+    return f"{row.name:<{width}}  {numbers}  {why}"
+
+
+def _listed(indices: Sequence[int]) -> str:
+    shown = ", ".join(map(str, indices[:6]))
+    return f"{shown} and {len(indices) - 6} more" if len(indices) > 6 else shown
