@@ -15,7 +15,7 @@ from niwaki.plugins.scalars import scalars
 if TYPE_CHECKING:
     import torch
 
-    from niwaki.prune import Gradual
+    from niwaki.prune import Timetable
     from niwaki.record import Recorder
     from niwaki.rule import Composite, Rule
     from niwaki.torch import Handle, Masks
@@ -27,7 +27,7 @@ class Options(TypedDict, total=False):
     clip: Rule | Composite | None
     update: Rule | Composite | None
     bound: Rule | None
-    prune: Gradual | Masks | None
+    prune: Timetable | Masks | None
     nonfinite: str
     stop_after: int
     record: Recorder | None

@@ -16,7 +16,7 @@ from torch import nn
 
 from niwaki import conduct
 from niwaki.errors import InvalidArgument, Refused
-from niwaki.prune import Gradual
+from niwaki.prune.timetable import Timetable
 from niwaki.record import Recorder
 from niwaki.rule import Composite, Quantity, Rule
 from niwaki.schedule import whole
@@ -48,7 +48,7 @@ def attach(
     clip: Rule | Composite | None = None,
     update: Rule | Composite | None = None,
     bound: Rule | None = None,
-    prune: Gradual | Masks | None = None,
+    prune: Timetable | Masks | None = None,
     nonfinite: str = "skip",
     stop_after: int = 10,
     record: Recorder | None = None,
@@ -62,7 +62,8 @@ def attach(
     `bound`: rules of `niwaki.clip` and `niwaki.bound`; without a `clip`, gradients are still
     measured and bad steps skipped. `update`: a rule of `niwaki.clip` for the update, the change of the
     weights divided by the learning rate; it costs a copy of the weights (`BlockRMS` given as `clip` is
-    meant like this). `prune`: a `Gradual` schedule, or `Masks` to hold. Bounds and
+    meant like this). `prune`: a schedule (`OneShot`, `Gradual`, `Iterative`, `SET`, `RigL`), or `Masks` to
+    hold; scores by gradients see those of the training steps, dense and before the clip. Bounds and
     schedules leave alone what the optimizer does not hold or what is frozen: ``handle.last_bound`` and
     ``handle.masks`` say so in their ``left_alone``. `nonfinite`: what a step with NaN or infinite
     gradients does; ``skip`` (default) takes no step and leaves moments alone. `stop_after`: raise
@@ -76,8 +77,9 @@ def attach(
     A closure that is called once per step is wrapped.
 
     Raises `Refused` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
-    optimizer that has a handle, for parameters that the model does not have, and for a bound or
-    schedule that has nothing to act on. Raises `InvalidArgument` for arguments of another kind. A step
+    optimizer that has a handle, for parameters that the model does not have, for a bound or schedule
+    that has nothing to act on, and for a score that needs more than training steps show (`Wanda`).
+    Raises `InvalidArgument` for arguments of another kind. A step
     that an AMP scaler skips is no bad one in a row, and as an attempted one it is known only where the
     optimizer is fused (otherwise it is never called). Warns once of a limit
     that clips more than 95 % or less than 0.1 % of the steps, and of weights that change without a step
@@ -105,12 +107,12 @@ def attach(
         )
     if bound is not None:
         conduct.check_rule(bound, Quantity.WEIGHT, where="torch.attach(bound)", available=MEASURED)
-    if prune is not None and not isinstance(prune, Gradual | Masks):
+    if prune is not None and not isinstance(prune, Timetable | Masks):
         raise InvalidArgument(
             "prune takes a schedule or masks",
             where="torch.attach",
             got=type(prune).__name__,
-            allowed="nw.prune.Gradual(...), or the masks that nw.torch.prune_ returned",
+            allowed="a schedule such as nw.prune.Gradual(...), or the masks that nw.torch.prune_ returned",
         )
     if record is not None and not isinstance(record, Recorder):
         raise InvalidArgument(

@@ -14,7 +14,7 @@ from niwaki.clip import ByGlobalNorm
 from niwaki.conduct import leaves
 from niwaki.errors import InvalidArgument, NonFinite, Refused
 from niwaki.outcome import Outcome
-from niwaki.prune import Gradual
+from niwaki.prune.timetable import Timetable
 from niwaki.record import Recorder, check_facts
 from niwaki.rule import Composite, Rule, Scope
 from niwaki.schedule import whole
@@ -30,7 +30,8 @@ from niwaki.torch.updates import Updates
 from niwaki.torch.upkeep import Upkeep, no_rule
 from niwaki.torch.vigilance import Vigilance
 
-_PARTS = ("steps", "clip", "update", "bound", "masks")
+_PARTS = {"steps", "clip", "update", "bound", "masks", "prune"}
+_LATER = {"update", "prune"}  # parts that states of earlier versions lack
 
 
 class Handle:
@@ -44,7 +45,7 @@ class Handle:
         clip: Rule | Composite | None,
         update: Rule | Composite | None,
         bound: Rule | None,
-        prune: Gradual | Masks | None,
+        prune: Timetable | Masks | None,
         nonfinite: str,
         stop_after: int,
         record: Recorder | None,
@@ -155,6 +156,7 @@ class Handle:
             "update": self._updates.plain() if self._updates is not None and self.steps else None,
             "bound": self._upkeep.bound_state,
             "masks": None if self.masks is None else self.masks.state_dict(),
+            "prune": self._upkeep.plain(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -162,13 +164,14 @@ class Handle:
 
         Raises `InvalidArgument` for what is no state of such a handle, and then changes nothing.
         """
-        if not isinstance(state, Mapping) or not {*_PARTS} - {"update"} <= set(state) <= {*_PARTS}:
+        if not isinstance(state, Mapping) or not _PARTS - _LATER <= set(state) <= _PARTS:
             got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise InvalidArgument("not the state of a handle", where="load_state_dict", got=got)
         steps = whole(state["steps"])
         if steps is None or steps < 0:
             raise InvalidArgument("not a number of steps", where="steps", got=state["steps"])
         bound, masks = self._upkeep.read(state["bound"], state["masks"])
+        schedule = self._upkeep.read_schedule(state.get("prune"), steps)
         update = state.get("update")
         if update is not None and self._updates is None:
             raise no_rule("update")
@@ -186,6 +189,7 @@ class Handle:
         self._late = Late()
         self._round.drop()
         self._upkeep.bound_state, self._upkeep.masks = bound, masks
+        self._upkeep.load_schedule(schedule)
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self._round.under_way(optimizer) and within_itself(optimizer):
@@ -265,8 +269,8 @@ class Handle:
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> None:
         self._round.begin(optimizer)
-        self._upkeep.mask_gradients_()
         self.steps += 1
+        self._upkeep.before(self.steps, getattr(optimizer, "grad_scale", None))
         if self._updates is not None:
             self._updates.remember()
         self._decided_on_device = self._on_device is not None and self._on_device.ready()
@@ -317,7 +321,7 @@ class Handle:
             self._updates.pass_over()
         elif self._updates is not None:
             self.last_update = self._updates.clip()
-        self._upkeep.after(self.steps)
+        self._upkeep.after(self.steps, outcome)
         if not self._decided_on_device:
             self._vigilance.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
         noted, self._facts = self._facts, {}

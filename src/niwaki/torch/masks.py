@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
 from niwaki.prune import pack_mask, unpack_mask
+from niwaki.prune.account import Account
 from niwaki.torch.tensors import unwrapped
 
-PART = 1 << 22  # entries
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PLAIN = (torch.Tensor, nn.Parameter)
 
 
 class Masks(Mapping[str, torch.Tensor]):
     """Parameter name -> boolean tensor of the parameter's shape, true where the weight is kept.
 
-    `left_alone`: parameter name -> why it has no mask. Raises `InvalidArgument` for a mask that is
+    `left_alone`: parameter name -> why it has no mask. `account`: what was removed, why, and what that
+    did to the outputs (print it), of the call that made them. Raises `InvalidArgument` for a mask that is
     not boolean.
 
     >>> masks = Masks({"weight": torch.tensor([[True, False]])})
@@ -35,9 +39,11 @@ class Masks(Mapping[str, torch.Tensor]):
         kept: Mapping[str, torch.Tensor] | None = None,
         *,
         left_alone: Mapping[str, str] | None = None,
+        account: Account | None = None,
     ) -> None:
         self._kept = dict(kept or {})
         self.left_alone = dict(left_alone or {})
+        self.account = account or Account()
         for name, mask in self._kept.items():
             if mask.dtype != torch.bool:
                 raise InvalidArgument("a mask is boolean", where=name, got=mask.dtype)
@@ -68,10 +74,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Return parameter name -> ``(removed weights, all weights)``."""
-        return {
-            name: (mask.numel() - int(mask.count_nonzero()), mask.numel())
-            for name, mask in self._kept.items()
-        }
+        return {name: (removed(mask), mask.numel()) for name, mask in self._kept.items()}
 
     @torch.no_grad()
     def apply_(self, module: nn.Module) -> None:
@@ -89,12 +92,12 @@ class Masks(Mapping[str, torch.Tensor]):
     def to(self, device: torch.device | str) -> Masks:
         """Return these masks on another device."""
         moved = {name: mask.to(device) for name, mask in self._kept.items()}
-        return Masks(moved, left_alone=self.left_alone)
+        return Masks(moved, left_alone=self.left_alone, account=self.account)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return name -> ``{"bits": uint8 tensor, "shape": list}``: plain data, a bit per weight.
 
-        What `torch.load` reads with ``weights_only=True``. `left_alone` is no part of it.
+        What `torch.load` reads with ``weights_only=True``. `left_alone` and `account` are no part of it.
         """
         return {
             name: {
@@ -134,11 +137,22 @@ class Masks(Mapping[str, torch.Tensor]):
         return pairs
 
 
+def removed(mask: torch.Tensor) -> int:
+    """Return how many weights a mask removes."""
+    if mask.device.type == "cpu":
+        # Ten times as fast as torch's.
+        return mask.numel() - int(np.count_nonzero(mask.numpy()))
+    return mask.numel() - int(mask.count_nonzero())
+
+
 def _clear_(tensor: torch.Tensor, kept: torch.Tensor) -> None:
-    # In parts, since the inverted mask of a large tensor is a large tensor.
-    rows = len(tensor) if tensor.numel() <= PART else max(PART * len(tensor) // tensor.numel(), 1)
-    for part, mask in zip(tensor.split(rows), kept.split(rows), strict=True):
-        part.masked_fill_(~mask, 0.0)
+    """Set the entries of a tensor to +0.0 where they are not kept."""
+    if tensor.device.type == "cpu" and tensor.is_floating_point() and type(tensor) in _PLAIN:
+        # The bits times 0 or 1, in one thread: masked_fill_ needs an inverted mask, and waits for threads.
+        bits = tensor.detach().view(_BITS[tensor.element_size()]).numpy()
+        np.multiply(bits, kept.numpy(), out=bits)
+        return
+    tensor.masked_fill_(~kept, 0.0)
 
 
 def _unpacked(name: str, one: Mapping[str, Any]) -> torch.Tensor:

@@ -1,51 +1,60 @@
-"""Measure scores and apply masks: pruning of torch modules, in place, without wrapping a layer.
+"""Prune torch modules in place, without wrapping a layer: measure, select, mask, and say what it did.
 
-The threshold is found from histograms of float bits (`niwaki.prune.threshold`), in blocks, so that
-exactly the asked number of weights goes, ties fall the same way everywhere, and memory stays small.
+The selection itself is shared by all frameworks (`niwaki.numpy.selecting`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from niwaki import registry
-from niwaki.errors import InvalidArgument, NonFinite, Refused
-from niwaki.prune import Gradual, allocate, threshold
-from niwaki.prune.selection import BINS
+from niwaki.errors import InvalidArgument, Refused
+from niwaki.numpy.masks import asked, by_hand, default_allocation
+from niwaki.numpy.selecting import Answer, Question, check_combination, find_masks
+from niwaki.prune import (
+    Layers,
+    Pattern,
+    Score,
+    Target,
+    Timetable,
+    Units,
+    as_pattern,
+    as_score,
+)
+from niwaki.prune.owl import outlier_share
 from niwaki.select import select
+from niwaki.torch.accounting import account_of
+from niwaki.torch.facts import following, measure
 from niwaki.torch.masks import Masks
+from niwaki.torch.prunable import prunable
+from niwaki.torch.questions import Facts, coupled_in, members_of, on_host, sources_of, totals_of
 from niwaki.torch.tensors import unwrapped
 
-PRUNED = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-"""Layer types whose ``weight`` is pruned."""
-
-# Scores, their bits and a histogram's index stand in memory for one block at a time.
-BLOCK = 1 << 20
-
-Score = Callable[..., torch.Tensor]
+WHERE = "torch.prune_"
 
 
-@torch.no_grad()
 def prune_(
     module: nn.Module,
+    sparsity: float | Mapping[str, float] | None = None,
     *,
-    sparsity: float,
-    score: str = "magnitude",
-    allocation: str = "global",
+    width: float | None = None,
+    parameters: float | None = None,
+    macs: float | None = None,
+    bytes: float | None = None,
+    score: str | Score = "magnitude",
+    allocation: str | None = None,
+    pattern: str | Pattern = "unstructured",
+    data: Iterable[Any] | None = None,
+    loss: Any = None,
+    facts: Facts | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    protect: Collection[str] | None = None,
     masks: Masks | None = None,
 ) -> Masks:
     """Set the least important weights of a module to zero, in place, and return the masks.
@@ -53,14 +62,31 @@ def prune_(
     The weights of Linear, Conv and ConvTranspose layers are scored in float32; of each pool of the
     allocation exactly the asked number goes, ties by parameter order, then index order. Biases,
     normalisation, embeddings (and a weight tied to one) and recurrent cells are left alone:
-    ``masks.left_alone`` says why. Tensors that lost every weight stand in ``masks.emptied``.
+    ``masks.left_alone`` says why. Tensors that lost every weight stand in ``masks.emptied``;
+    ``masks.account`` says per tensor what went, why, and, with `data`, what that did to the output.
 
-    `sparsity`: the share of all selected weights that is zero afterwards, in [0, 1). `score`,
-    `allocation`: registered names. `only`, `exclude`: globs over parameter names. `masks`: earlier
-    masks; what they removed stays removed and counts towards the sparsity.
+    One target, unless the pattern says how much goes: `sparsity`, the share of all selected weights that
+    is zero afterwards, in [0, 1), or globs over parameter names -> such a share, each layer by hand;
+    `width`, the share of units (heads, layers, blocks) that stays, in
+    (0, 1]; or a budget for what stays of the whole module, as a share or a whole number: `parameters`,
+    `macs` (multiply-accumulates of one example), `bytes` (kept values and one bit per masked weight).
+    `score`, `allocation`, `pattern`: registered names (``niwaki list``) or objects of `niwaki.prune`;
+    without an `allocation` it is ``uniform`` for units and blocks, else ``global``. `data`: batches
+    ``(inputs, targets)`` or inputs, for scores that need them; read once per measuring, in memory that
+    does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients. `facts`: measured facts,
+    fact -> parameter -> array (`niwaki.prune.FACTS`, ``macs``, ``outliers``, ``curve``), instead of
+    measuring them. `only`, `exclude`: globs over parameter names. `protect`: what is left alone, of
+    ``first``, ``last``, ``norms``, ``embeddings``; by default norms and embeddings, and for units and
+    layers also the last layer, whose units are the outputs. `masks`: earlier masks; what they removed
+    stays removed and counts.
 
-    Raises `InvalidArgument` for the sparsity, `UnknownName` for a name or a glob, `Refused` when
-    nothing can be pruned, `NonFinite` naming a tensor with NaN or infinite weights.
+    Units take their bias with them, and, with `data`, the scale and shift of the normalisation that
+    follows them, so that their output is zero. A score that compares within rows (``wanda``) or
+    reconstructs (``obc``, ``sparsegpt``) takes from each tensor of a joint pool as many as magnitude would.
+
+    Raises `InvalidArgument` for a target that is missing or can be read in two ways, `UnknownName` for a
+    name or a glob, `Refused` when nothing can be pruned or a combination means nothing, `NonFinite`
+    naming a tensor with NaN or infinite weights or scores.
 
     >>> import torch, niwaki as nw
     >>> layer = torch.nn.Linear(4, 1)
@@ -72,23 +98,60 @@ def prune_(
     Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global). Deviation from
     ``torch.nn.utils.prune``: exact counts under ties, no parametrization, a few MiB of memory.
     """
-    scored: Score = registry.find("score", score)
-    weights, left_alone = _selected(module, only, exclude)
-    kept = _earlier(weights, masks)
-    sizes = {name: weight.numel() for name, weight in weights.items()}
-    for name, weight in weights.items():
-        _check_scores(name, weight, scored)
-    for pool in allocate(allocation, sizes, sparsity):
-        _prune_pool({name: weights[name] for name in pool.names}, kept, pool.remove, scored)
-    found = Masks(kept, left_alone={k: v for k, v in left_alone.items() if k not in kept})
-    found.apply_(module)
-    return found
+    chosen, asked_score = as_pattern(pattern), as_score(score)
+    check_combination(asked_score, chosen)
+    if isinstance(data, Iterator):
+        raise InvalidArgument(
+            "data is read more than once, and an iterator gives it once",
+            where=f"{WHERE}: data",
+            got=type(data).__name__,
+            allowed="a list or a DataLoader of batches",
+        )
+    one = 0.0 if isinstance(sparsity, Mapping) else sparsity
+    target = asked(
+        *(chosen, WHERE), sparsity=one, width=width, parameters=parameters, macs=macs, bytes=bytes
+    )
+    if protect is None:
+        last = ("last",) if isinstance(chosen, Units | Layers) else ()
+        protect = ("norms", "embeddings", *last)
+    weights, left_alone = _selected(module, only, exclude, protect)
+    hand = by_hand(sparsity, list(weights), allocation, where=WHERE)
+    if hand:
+        left_alone |= {n: "no sparsity is given for it" for n in weights if n not in hand}
+        weights = {name: one for name, one in weights.items() if name in hand}
+    pruning = _Pruning(
+        module=module,
+        weights=weights,
+        score=asked_score,
+        pattern=chosen,
+        allocation=allocation or default_allocation(chosen),
+        target=target,
+        data=data,
+        loss=loss,
+        facts=facts or {},
+        by_hand=hand,
+    )
+    found = pruning.run_(masks)
+    left_alone = {**left_alone, **found.left_alone}
+    return Masks(
+        found,
+        left_alone={name: why for name, why in left_alone.items() if name not in found},
+        account=found.account,
+    )
 
 
-def update(module: nn.Module, gradual: Gradual, step: int, masks: Masks | None = None) -> Masks:
-    """Prune further when `gradual` is due at `step`, else only re-apply the masks; return them.
+def update(
+    module: nn.Module,
+    schedule: Timetable,
+    step: int,
+    masks: Masks | None = None,
+    *,
+    facts: Facts | None = None,
+) -> Masks:
+    """Prune further when `schedule` is due at `step`, else only re-apply the masks; return them.
 
-    To be called after each optimizer step. Raises what `prune_` raises.
+    To be called after each optimizer step. Raises what `prune_` raises, and `Refused` for a schedule that
+    lets weights come back or rewinds them, which `attach` does.
 
     >>> import torch, niwaki as nw
     >>> layer, masks = torch.nn.Linear(10, 10), None
@@ -100,62 +163,137 @@ def update(module: nn.Module, gradual: Gradual, step: int, masks: Masks | None =
 
     Source: Zhu and Gupta 2017, "To prune, or not to prune".
     """
-    if not gradual.due(step):
+    if schedule.regrows_by is not None or schedule.rewinds_to is not None:
+        raise Refused(
+            f"{type(schedule).__name__} needs what attach sees of a step",
+            where="torch.update",
+            hint="nw.torch.attach(optimizer, model, prune=schedule)",
+        )
+    if not schedule.due(step):
         masks = masks or Masks()
         masks.apply_(module)
         return masks
     return prune_(
         module,
-        sparsity=gradual.sparsity_at(step),
-        score=gradual.score,
-        allocation=gradual.allocation,
-        only=gradual.only,
-        exclude=gradual.exclude,
+        sparsity=None if schedule.pattern_says else schedule.sparsity_at(step),
+        score=schedule.scored_by(),
+        allocation=schedule.allocation,
+        pattern=schedule.pattern,
+        only=schedule.only,
+        exclude=schedule.exclude,
         masks=masks,
+        facts=facts,
     )
 
 
-def prunable(module: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return ``(name -> weight that can be pruned, name -> why a parameter cannot)``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pruning:
+    """One call of `prune_`, checked."""
 
-    A parameter with several owners (tied weights) counts once, under its first name, and only if
-    each owner is a layer whose weights are pruned.
-    """
-    reasons: dict[int, str] = {}
-    module = unwrapped(module)
-    for layer in module.modules():
-        for leaf, parameter in layer.named_parameters(recurse=False):
-            reason = _why_not(layer, leaf, parameter)
-            if reason:
-                reasons.setdefault(id(parameter), reason)
-    named = dict(module.named_parameters())
-    weights: dict[str, torch.Tensor] = {
-        name: one for name, one in named.items() if id(one) not in reasons
-    }
-    return weights, {n: reasons[id(one)] for n, one in named.items() if id(one) in reasons}
+    module: nn.Module
+    weights: Mapping[str, torch.Tensor]
+    score: Score
+    pattern: Pattern
+    allocation: str
+    target: Target | None
+    data: Iterable[Any] | None
+    loss: Any
+    facts: Facts
+    by_hand: Mapping[str, float]
 
+    def run_(self, masks: Masks | None) -> Masks:
+        """Prune in as many rounds as the score asks for."""
+        found = masks or Masks()
+        for number in range(1, self.score.rounds + 1):
+            target = None if self.target is None else self.target.after(number, self.score.rounds)
+            question, left_alone = self._question(target, found)
+            answer = find_masks(question)
+            found = self._applied(answer, found, left_alone, last=number == self.score.rounds)
+        return found
 
-def _why_not(layer: nn.Module, leaf: str, parameter: torch.Tensor) -> str | None:
-    if leaf.startswith("bias"):
-        return "a bias"
-    if not isinstance(layer, PRUNED) or leaf != "weight":
-        return f"{leaf} of {type(layer).__name__}: no weight of a Linear or Conv layer"
-    if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
-        return "it has no values yet"
-    if parameter.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"its dtype is {parameter.dtype}"
-    return None
+    def _question(self, target: Target | None, earlier: Masks) -> tuple[Question, dict[str, str]]:
+        norms = {}
+        if isinstance(self.pattern, Units) and self.data is not None:
+            norms = following(self.module, self.data)
+        coupled, left_alone = [], {}
+        members = dict(self.weights)
+        if self.pattern.coupled:
+            coupled, left_alone = coupled_in(self.module, self.pattern, self.weights, norms)
+            members = members_of(self.module, coupled)
+        facts = self._measured(members)
+        question = Question(
+            sources=sources_of(self.module, members, facts),
+            score=self.score,
+            pattern=self.pattern,
+            allocation=self.allocation,
+            target=target,
+            coupled=coupled,
+            earlier=_on_host(earlier, members),
+            totals=totals_of(self.module, facts),
+            outliers=facts.get("outliers", {}),
+            curves=facts.get("curve", {}),
+            by_hand=self.by_hand,
+        )
+        return question, left_alone
+
+    def _measured(self, members: Mapping[str, torch.Tensor]) -> dict[str, Mapping[str, Any]]:
+        needs = set(self.score.needs) - {"noise"}
+        if self.target is not None and self.target.unit == "macs":
+            needs.add("macs")
+        outliers = self.allocation == "owl" and "outliers" not in self.facts
+        if outliers:
+            needs.add("input_norm")
+        needs -= self.facts.keys()
+        found: dict[str, Mapping[str, Any]] = dict(self.facts)
+        if needs:
+            scored = {n: one for n, one in members.items() if n in self.weights or one.dim() > 1}
+            found |= measure(
+                *(self.module, frozenset(needs), scored),
+                data=self.data,
+                loss=self.loss,
+                where=WHERE,
+            )
+        if outliers:
+            norms = found["input_norm"]
+            found["outliers"] = {n: _outlying(self.weights[n], norms[n]) for n in self.weights}
+        return found
+
+    def _applied(
+        self, answer: Answer, earlier: Masks, left_alone: Mapping[str, str], *, last: bool
+    ) -> Masks:
+        reconstructed = None
+        if self.score.updates:
+            from niwaki.torch.reconstruction import reconstruct_
+
+            reconstructed = reconstruct_(
+                self.module, answer.removes, self.data, self.score, earlier=earlier
+            )
+            answer = replace(answer, masks=reconstructed.masks)
+        parameters = dict(unwrapped(self.module).named_parameters())
+        kept = dict(earlier.items())
+        for name, mask in answer.masks.items():
+            kept[name] = torch.from_numpy(mask).to(parameters[name].device)
+        masks = Masks(kept, left_alone={**left_alone, **answer.left_alone})
+        account = account_of(self.module, masks, answer, self.data if last else None)
+        if reconstructed is not None:
+            account = reconstructed.account(account)
+        with torch.no_grad():
+            masks.apply_(self.module)
+        return Masks(kept, left_alone=masks.left_alone, account=account)
 
 
 def _selected(
-    module: nn.Module, only: str | Sequence[str] | None, exclude: str | Sequence[str] | None
+    module: nn.Module,
+    only: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    protect: Collection[str],
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    weights, left_alone = prunable(module)
-    chosen = set(select([*weights, *left_alone], only=only, exclude=exclude, where="torch.prune_"))
+    weights, left_alone = prunable(module, protect)
+    chosen = set(select([*weights, *left_alone], only=only, exclude=exclude, where=WHERE))
     if not chosen & set(weights):
         raise Refused(
             "nothing of this can be pruned",
-            where="torch.prune_",
+            where=WHERE,
             got="; ".join(f"{k}: {why}" for k, why in list(left_alone.items())[:3]),
             allowed="weights of Linear and Conv layers",
         )
@@ -163,90 +301,29 @@ def _selected(
     return {name: weight for name, weight in weights.items() if name in chosen}, left_alone
 
 
-def _earlier(weights: Mapping[str, torch.Tensor], masks: Masks | None) -> dict[str, torch.Tensor]:
-    """Return new masks to be written into: what earlier ones kept, or everything."""
-    kept = {name: mask.clone() for name, mask in (masks or {}).items()}
+def _on_host(masks: Masks, weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return earlier masks as arrays, or refuse one that does not fit."""
+    found = {}
     for name, weight in weights.items():
-        if name not in kept:
-            kept[name] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-        if kept[name].shape != weight.shape:
+        if name not in masks:
+            continue
+        if masks[name].shape != weight.shape:
             raise InvalidArgument(
                 "the earlier mask does not fit its parameter",
                 where=name,
-                got=tuple(kept[name].shape),
+                got=tuple(masks[name].shape),
                 allowed=tuple(weight.shape),
             )
-        kept[name] = kept[name].to(weight.device).contiguous()
-    return kept
+        found[name] = np.ascontiguousarray(masks[name].cpu().numpy())
+    return found
 
 
-def _prune_pool(
-    weights: Mapping[str, torch.Tensor],
-    kept: Mapping[str, torch.Tensor],
-    remove: int,
-    score: Score,
-) -> None:
-    """Clear so many more entries of the masks that `remove` are cleared, if fewer are now."""
-    gone = sum(kept[name].numel() - int(kept[name].count_nonzero()) for name in weights)
-    found = threshold(_counter(weights, kept, score), max(remove - gone, 0))
-    ties = found.ties
-    for name, weight in weights.items():
-        for bits, still in _blocks(weight, kept[name], score):
-            equal = (bits == found.bits) & still
-            still &= bits >= found.bits
-            if ties and equal.any():
-                first = equal & (equal.cumsum(0, dtype=torch.int32) <= ties)
-                ties -= int(first.count_nonzero())
-                still &= ~first
+def _outlying(weight: torch.Tensor, norm: Any) -> float:
+    """Return the share of ``|w| * input norm`` that stands out (Yin et al. 2024), row by row."""
+    norms = np.broadcast_to(on_host(norm), weight.shape)
 
+    def metrics() -> Iterator[np.ndarray]:
+        for row, own in zip(weight.detach(), norms, strict=True):
+            yield np.abs(on_host(row)).astype(np.float32) * own
 
-def _counter(
-    weights: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor], score: Score
-) -> Callable[[int | None], np.ndarray]:
-    def count(prefix: int | None) -> np.ndarray:
-        total = np.zeros(BINS, dtype=np.int64)
-        for name, weight in weights.items():
-            for bits, still in _blocks(weight, kept[name], score):
-                high = bits >> 16
-                if prefix is None:
-                    # The last bin, of no float, takes what is gone; no rank reaches it.
-                    bins = high.masked_fill_(~still, BINS - 1)
-                else:
-                    bins = bits[(high == prefix) & still] & (BINS - 1)
-                total += torch.bincount(bins, minlength=BINS).cpu().numpy()
-        return total
-
-    return count
-
-
-def _check_scores(name: str, weight: torch.Tensor, score: Score) -> None:
-    for block in _flat(weight):
-        if not (block.isfinite().all() and (score(block.float(), xp=torch) >= 0).all()):
-            raise NonFinite(
-                "a weight or its score is NaN, infinite or negative",
-                where=name,
-                hint="prune from a checkpoint before the network diverged",
-            )
-
-
-def _blocks(
-    weight: torch.Tensor, kept: torch.Tensor, score: Score
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield ``(bits of the scores, view of the mask)`` block by block, in index order."""
-    mask, start = kept.view(-1), 0
-    for block in _flat(weight):
-        # abs: a score of -0.0 has to sort as zero.
-        bits = score(block.float(), xp=torch).abs().view(torch.int32)
-        yield bits, mask[start : start + len(block)]
-        start += len(block)
-
-
-def _flat(weight: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield a tensor's entries in index order, at most `BLOCK` at a time, whatever its strides."""
-    if weight.is_contiguous() or weight.numel() <= BLOCK:
-        yield from weight.detach().reshape(-1).split(BLOCK)
-    elif len(weight) == 1:
-        yield from _flat(weight[0])
-    else:
-        for part in weight.split(max(BLOCK // weight[0].numel(), 1)):
-            yield from _flat(part)
+    return outlier_share(metrics)

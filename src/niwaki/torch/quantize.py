@@ -11,7 +11,7 @@ from niwaki.errors import InvalidArgument
 from niwaki.quantize import Coded, kmeans, uniform
 from niwaki.select import select
 from niwaki.torch import memory
-from niwaki.torch.prune import prunable
+from niwaki.torch.prunable import prunable
 from niwaki.torch.tensors import unit_axes, unwrapped
 
 

@@ -17,7 +17,7 @@ from niwaki.tasks.task import Data, Task, source_of
 from niwaki.torch.arrays import fill_, to_arrays
 from niwaki.torch.isolation import isolated
 from niwaki.torch.networks import NETWORKS
-from niwaki.torch.prune import prunable
+from niwaki.torch.prunable import prunable
 from niwaki.torch.shrinking import shrink
 from niwaki.torch.training import TorchTraining, batch_tensor, loss_of, outputs
 

@@ -1,4 +1,4 @@
-"""What `attach` does after a step: masks by schedule, masks held, weights bounded.
+"""What `attach` does around a step: masks by schedule, masks held, weights bounded.
 
 All of it speaks of the parameters that the optimizer holds and moves, and of no others.
 """
@@ -14,14 +14,28 @@ from torch import nn
 
 from niwaki.errors import BadFile, InvalidArgument, Refused
 from niwaki.outcome import Outcome
-from niwaki.prune import Gradual
+from niwaki.prune.pattern import as_pattern
+from niwaki.prune.timetable import Timetable
 from niwaki.rule import Rule
+from niwaki.schedule import whole
 from niwaki.torch.bound import bound_named, restored, targets
 from niwaki.torch.prune import Masks, prunable, prune_
+from niwaki.torch.regrowth import check_whole, forget_moments_, noise, rewired
+from niwaki.torch.rewinding import Rewind
 from niwaki.torch.tensors import named, unwrapped
 
 FOREIGN = "not held by this optimizer"
 FROZEN = "frozen: it requires no gradient"
+
+# What a training step shows of a weight: its gradient, the weight, the learning rate.
+_SHOWN = {
+    "gradient": lambda gradient, weight, rate: gradient,
+    "squared_gradient": lambda gradient, weight, rate: gradient * gradient,
+    "moved": lambda gradient, weight, rate: -rate * weight * gradient,
+}
+_SUMS = frozenset({"moved"})
+"""Facts that are sums over all steps; the others are means since the last masks."""
+_OF_ALLOCATIONS = {"owl": {"outliers"}, "sensitivity": {"curve"}}
 
 
 class Upkeep:
@@ -33,18 +47,34 @@ class Upkeep:
         model: nn.Module,
         found: Mapping[str, torch.Tensor],
         bound: Rule | None,
-        prune: Gradual | Masks | None,
+        prune: Timetable | Masks | None,
     ) -> None:
         self.last: Outcome | None = None
         self.masks: Masks | None = None
         self.bound_state: dict[str, Any] | None = None
         self._optimizers, self._model, self._found = optimizers, model, found
         self._bound = bound
-        self._schedule = prune if isinstance(prune, Gradual) else None
+        self._schedule = prune if isinstance(prune, Timetable) else None
+        self._shown = _Shown(frozenset())
+        self._rewind = Rewind(optimizers, model, found)
+        self._dense: dict[str, torch.Tensor] = {}
+        self._seen, self._due = -1, []
+        self._prunable = set() if self._schedule is None else set(prunable(model)[0])
         self._check_targets()
+        if self._schedule is not None:
+            self._shown = _Shown(_shown_in_training(self._schedule))
+            if self._schedule.rewinds_to == 0:
+                self._rewind.keep()
         if isinstance(prune, Masks):
             self.masks = _held(prune, found, model)
             self.masks.apply_(model)
+
+    def plain(self) -> dict[str, Any] | None:
+        """Return where the schedule stands, for a checkpoint; masks and bound stand apart."""
+        if self._schedule is None:
+            return None
+        tensors = {"shown": self._shown.plain(), "rewind": self._rewind.plain()}
+        return {"seen": self._seen, **{k: one for k, one in tensors.items() if one is not None}}
 
     def read(self, bound: Any, masks: Any) -> tuple[dict[str, Any] | None, Masks | None]:
         """Return the state of the bound and the masks of a checkpoint, checked; nothing is changed."""
@@ -54,6 +84,27 @@ class Upkeep:
             bound = restored(self._bound, bound, list(self._found))
         return bound, None if masks is None else _unpacked(masks)
 
+    def read_schedule(self, plain: Any, steps: int) -> tuple[int, Any, Any]:
+        """Return what `plain` returned, checked; nothing is changed."""
+        if plain is not None and self._schedule is None:
+            raise no_rule("prune")
+        plain = {"seen": steps} if plain is None else plain
+        seen = whole(plain.get("seen")) if isinstance(plain, Mapping) else None
+        if seen is None or set(plain) - {"seen", "shown", "rewind"}:
+            raise InvalidArgument("this is no state of a schedule", where="prune")
+        kept = self._rewind.read(plain.get("rewind"))
+        schedule = self._schedule
+        goal = None if schedule is None else schedule.rewinds_to
+        if schedule and kept is None and goal is not None and goal <= seen < schedule.last:
+            raise InvalidArgument(f"the state has no copy of step {goal}", where="prune: rewind")
+        return seen, self._shown.read(plain.get("shown"), self._found), kept
+
+    def load_schedule(self, read: tuple[int, Any, Any]) -> None:
+        """Continue with what `read_schedule` returned."""
+        self._seen, shown, kept = read
+        self._shown.load(shown)
+        self._rewind.load(kept)
+
     def weight_norms(self) -> dict[str, float] | None:
         """Return the norms of the weights if the bound has measured them anyway."""
         # A bound that needs more than norms has measured something else.
@@ -61,25 +112,108 @@ class Upkeep:
             return None
         return self.last.tensors()
 
-    def mask_gradients_(self) -> None:
-        """Zero the gradients of what is masked, before they are measured."""
+    def before(self, steps: int, scale: torch.Tensor | None) -> None:
+        """Note what the dense gradients show, then zero those of what is masked.
+
+        To be called before they are measured. `scale`: what an AMP scaler has multiplied them by.
+        """
+        if self._schedule is not None:
+            self._look(self._schedule, steps, scale)
         if self.masks is not None:
             self.masks.mask_gradients_(self._model)
 
-    def after(self, steps: int) -> None:
-        """Renew the masks if they are due, apply them, and bound the weights."""
-        if self._schedule is not None and self._due(self._schedule, steps):
-            self.masks = self._pruned(self._schedule, steps)
-            for optimizer in self._optimizers:
-                _forget_masked(optimizer, self._found, self.masks)
+    def after(self, steps: int, outcome: Outcome) -> None:
+        """Renew the masks if they are due and the step was taken, apply them, and bound the weights."""
         if self.masks is not None:
             self.masks.apply_(self._model)
+        if self._schedule is not None:
+            self._follow(self._schedule, steps, outcome)
         if self._bound is not None:
             outcome, self.bound_state = bound_named(
                 self._model, self._free(), self._bound, self.bound_state
             )
             left_alone = {**outcome.left_alone, **self._others()}
             self.last = replace(outcome, left_alone=left_alone)
+
+    def _look(self, schedule: Timetable, steps: int, scale: torch.Tensor | None) -> None:
+        # More than one where steps were skipped; step 0 comes with the first.
+        self._due = [step for step in range(self._seen + 1, steps + 1) if schedule.due(step)]
+        self._dense = {}
+        if self.masks is not None and schedule.regrows_by is not None:
+            if self._due and schedule.regrows_by == "gradient":
+                own = {name: p.grad for name, p in self._free().items() if name in self.masks}
+                self._dense = {name: one.abs() for name, one in own.items() if one is not None}
+        elif self._shown.facts and (self._due or steps <= schedule.last):
+            self._shown.note(self._scored(schedule), self._rates(), scale)
+
+    def _follow(self, schedule: Timetable, steps: int, outcome: Outcome) -> None:
+        if steps == schedule.rewinds_to:
+            self._rewind.keep()
+        # Asked only where it matters: the answer may lie on a device.
+        if (self._due or self._shown.waiting) and not _taken(outcome):
+            self._shown.drop()
+            self._dense = {}
+            return
+        self._shown.take_in()
+        if self._due:
+            self._renew(schedule, steps)
+        self._seen, self._dense = steps, {}
+
+    def _renew(self, schedule: Timetable, steps: int) -> None:
+        before, step = self.masks, self._due[-1]
+        if before is not None and schedule.regrows_by is not None:
+            # Masks that stood before the first step are the first masks.
+            after = before if step == 0 else self._moved(schedule, before, step)
+        else:
+            after = self._pruned(schedule, steps)
+            self._shown.restart()
+        self.masks = after
+        self._rewind.restore_()
+        if steps >= schedule.last:
+            self._rewind.forget()
+        for optimizer in self._optimizers:
+            forget_moments_(optimizer, self._found, before or {}, after)
+        after.apply_(self._model)
+
+    def _moved(self, schedule: Timetable, masks: Masks, step: int) -> Masks:
+        """Return masks with as many kept weights as before; a tensor without a gradient keeps its own."""
+        own = {name: one for name, one in self._free().items() if name in masks}
+        by_noise = schedule.regrows_by == "noise"
+        worth = noise(own, schedule.seed, step) if by_noise else self._dense
+        moved = rewired(own, masks, worth, schedule.drop_at(step))
+        return Masks(moved, left_alone=masks.left_alone)
+
+    def _pruned(self, schedule: Timetable, steps: int) -> Masks:
+        others, exclude = self._others(), schedule.exclude or ()
+        masks = prune_(
+            self._model,
+            sparsity=None if schedule.pattern_says else schedule.sparsity_at(steps),
+            score=schedule.scored_by(),
+            allocation=schedule.allocation,
+            pattern=schedule.pattern,
+            only=schedule.only,
+            exclude=[*([exclude] if isinstance(exclude, str) else exclude), *others] or None,
+            masks=self.masks,
+            facts=self._shown.found(self._scored(schedule)) or None,
+        )
+        reasons = {name: others.get(name, why) for name, why in masks.left_alone.items()}
+        return Masks(masks, left_alone=reasons, account=masks.account)
+
+    def _scored(self, schedule: Timetable) -> dict[str, torch.Tensor]:
+        """Return the parameters that a score may ask facts of."""
+        free = self._free()
+        if as_pattern(schedule.pattern).coupled:
+            return free
+        return {name: one for name, one in free.items() if name in self._prunable}
+
+    def _rates(self) -> dict[str, float]:
+        rates = {
+            id(parameter): float(group["lr"])
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        return {name: rates[id(parameter)] for name, parameter in self._found.items()}
 
     def _free(self) -> dict[str, torch.Tensor]:
         """Return what this optimizer moves: its parameters without the frozen ones."""
@@ -101,31 +235,16 @@ class Upkeep:
                     "the optimizer holds nothing but frozen parameters", where="torch.attach(bound)"
                 )
             targets(self._model, self._bound, self._free())
-        if self._schedule is not None and not prunable(self._model)[0].keys() & self._free().keys():
+        if self._schedule is None:
+            return
+        own = {n: one for n, one in self._free().items() if n in self._prunable}
+        if not own:
             raise Refused(
                 "the optimizer holds no weight of a Linear or Conv layer that could be pruned",
                 where="torch.attach(prune)",
             )
-
-    def _due(self, schedule: Gradual, steps: int) -> bool:
-        # Steps count from 1 here, so masks that were due before the first step are made after it.
-        first, last = schedule.steps
-        late = self.masks is None and first < steps <= last
-        return late or schedule.due(steps)
-
-    def _pruned(self, schedule: Gradual, steps: int) -> Masks:
-        others, exclude = self._others(), schedule.exclude or ()
-        masks = prune_(
-            self._model,
-            sparsity=schedule.sparsity_at(steps),
-            score=schedule.score,
-            allocation=schedule.allocation,
-            only=schedule.only,
-            exclude=[*([exclude] if isinstance(exclude, str) else exclude), *others] or None,
-            masks=self.masks,
-        )
-        reasons = {name: others.get(name, why) for name, why in masks.left_alone.items()}
-        return Masks(masks, left_alone=reasons)
+        if self._schedule.regrows_by is not None:
+            check_whole(own, where="torch.attach(prune)")
 
 
 def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> Masks:
@@ -139,15 +258,129 @@ def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> 
     return Masks(kept, left_alone={**masks.left_alone, **foreign})
 
 
-def _forget_masked(
-    optimizer: torch.optim.Optimizer, found: Mapping[str, torch.Tensor], masks: Masks
-) -> None:
-    # A moment that outlives its weight would move it again, or dominate it if it regrows.
-    for name in masks.keys() & found.keys():
-        mask = masks[name]
-        for value in optimizer.state.get(found[name], {}).values():
-            if isinstance(value, torch.Tensor) and value.shape == mask.shape:
-                value.mul_(mask)
+def _taken(outcome: Outcome) -> bool:
+    """Return whether a step was taken, and its gradients say something."""
+    return not bool(outcome.skipped) and not outcome.nonfinite
+
+
+class _Shown:
+    """What the gradients of training steps show of weights: running facts for scores.
+
+    A step's part is noted before its gradients are masked, and taken in once the step was taken.
+    """
+
+    def __init__(self, facts: frozenset[str]) -> None:
+        self.facts = facts
+        self._steps = 0
+        self._sums: dict[str, dict[str, torch.Tensor]] = {fact: {} for fact in sorted(facts)}
+        self._now: dict[str, dict[str, torch.Tensor]] = {}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step's part is noted and not taken in."""
+        return bool(self._now)
+
+    def note(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        rates: Mapping[str, float],
+        scale: torch.Tensor | None,
+    ) -> None:
+        """Note what this step shows; a weight without a gradient shows zeros."""
+        self._now = {fact: {} for fact in self._sums}
+        for name, weight in weights.items():
+            if weight.grad is None:
+                continue
+            # A copy: the gradient itself is masked and clipped before the step is known to be taken.
+            gradient = weight.grad.detach().to(torch.float32, copy=True)
+            gradient = gradient if scale is None else gradient / scale
+            for fact, now in self._now.items():
+                now[name] = _SHOWN[fact](gradient, weight.detach().float(), rates[name])
+
+    def take_in(self) -> None:
+        """Add the step's part to the sums."""
+        for fact, now in self._now.items():
+            sums = self._sums[fact]
+            for name, one in now.items():
+                sums[name] = sums[name] + one if name in sums else one
+        self._steps += bool(self._now)
+        self._now = {}
+
+    def drop(self) -> None:
+        """Forget the step's part."""
+        self._now = {}
+
+    def restart(self) -> None:
+        """Begin new means."""
+        self._steps = 0
+        self._sums = {fact: one if fact in _SUMS else {} for fact, one in self._sums.items()}
+
+    def found(self, weights: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+        """Return fact -> name -> tensor, for all of these weights."""
+        return {
+            fact: {
+                name: sums[name] / (1 if fact in _SUMS else self._steps)
+                if name in sums
+                else torch.zeros_like(weight, dtype=torch.float32)
+                for name, weight in weights.items()
+            }
+            for fact, sums in self._sums.items()
+        }
+
+    def plain(self) -> dict[str, Any] | None:
+        """Return everything, for a checkpoint."""
+        sums = {fact: dict(one) for fact, one in self._sums.items()}
+        return {"steps": self._steps, "sums": sums} if self.facts else None
+
+    def read(self, plain: Any, found: Mapping[str, torch.Tensor]) -> tuple[int, Any]:
+        """Return what `plain` returned, checked; raises `InvalidArgument` for what does not fit."""
+        if plain is None and not self.facts:
+            return 0, {}
+        sums = plain.get("sums") if isinstance(plain, Mapping) else None
+        steps = whole(plain.get("steps")) if isinstance(plain, Mapping) else None
+        if steps is None or not isinstance(sums, Mapping) or sums.keys() != self._sums.keys():
+            raise InvalidArgument(
+                "the state has not the facts that the score needs",
+                where="prune: shown",
+                got=sorted(sums) if isinstance(sums, Mapping) else type(sums).__name__,
+                allowed=sorted(self._sums),
+            )
+        return steps, {fact: _fitting(one, found) for fact, one in sums.items()}
+
+    def load(self, read: tuple[int, Any]) -> None:
+        """Continue with what `read` returned."""
+        self._steps, self._sums = read
+        self._now = {}
+
+
+def _fitting(given: Any, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if not isinstance(given, Mapping):
+        raise InvalidArgument("this is no state of a schedule", where="prune: shown")
+    for name, tensor in given.items():
+        if name not in found or getattr(tensor, "shape", None) != found[name].shape:
+            raise InvalidArgument("what was measured in training does not fit", where=str(name))
+    return {name: tensor.to(found[name].device, copy=True) for name, tensor in given.items()}
+
+
+def _shown_in_training(schedule: Timetable) -> frozenset[str]:
+    """Return the facts that training has to show, or refuse the score or the allocation."""
+    score = schedule.scored_by()
+    asked = {
+        type(score).__name__: score.needs | {"inputs"} if score.updates else score.needs,
+        f"allocation {schedule.allocation!r}": _OF_ALLOCATIONS.get(
+            schedule.allocation or "", set()
+        ),
+    }
+    for asker, needs in asked.items():
+        missing = needs - _SHOWN.keys() - {"noise"}
+        if missing:
+            raise Refused(
+                f"{asker} needs {', '.join(sorted(missing))}, which training steps do not show",
+                where="torch.attach(prune)",
+                allowed=f"what needs no more than {', '.join(_SHOWN)}",
+                hint="masks = nw.torch.prune_(model, ..., data=batches), then attach(prune=masks)",
+            )
+    return frozenset(score.needs & _SHOWN.keys())
 
 
 def no_rule(where: str) -> InvalidArgument:

@@ -1,0 +1,48 @@
+"""What masks do to a module, measured before they are applied: per layer and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from niwaki.numpy.selecting import Answer
+from niwaki.prune.account import Account, Row
+from niwaki.torch.masks import Masks, removed
+from niwaki.torch.output_errors import output_errors
+from niwaki.torch.prunable import layouts
+
+
+def account_of(
+    module: nn.Module, masks: Masks, answer: Answer, data: Iterable[Any] | None
+) -> Account:
+    """Return one row per masked tensor; with `data` also the errors that the masks are about to make."""
+    errors: Mapping[str, float] = {}
+    if data is not None:
+        errors = output_errors(module, masks, data)
+    axes = layouts(module)
+    rows = []
+    for name, mask in masks.items():
+        reads_nothing, unread = (), ()
+        if name in axes and axes[name].inputs is not None:
+            canonical = axes[name].canonical(mask.cpu().numpy())
+            reads_nothing = _dead(canonical.reshape(len(canonical), -1).any(axis=1))
+            unread = _dead(canonical.reshape(-1, canonical.shape[-1]).any(axis=0))
+        rows.append(
+            Row(
+                name=name,
+                removed=removed(mask),
+                size=mask.numel(),
+                why=answer.why.get(name, "as before"),
+                output_error=errors.get(name),
+                reads_nothing=reads_nothing,
+                unread=unread,
+            )
+        )
+    return Account(tuple(rows), errors.get(""))
+
+
+def _dead(alive: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(~alive).tolist())

@@ -1,0 +1,109 @@
+"""What follows a layer: the normalisation and the activation that take its output, and nothing between.
+
+Tensors are followed from call to call, so a functional activation is found as a module is. An addition
+(a shortcut), a product or a change of shape ends the trail: what comes after speaks of more than the
+layer's own units.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
+ACTIVATIONS = frozenset(
+    "relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish sigmoid logsigmoid log_sigmoid"
+    " tanh softplus softsign hardtanh hardsigmoid hardswish hardshrink softshrink tanhshrink"
+    " threshold clamp clamp_min clip".split()
+)
+# In eval mode these change no value.
+_CARRIED = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
+    " contiguous clone to float double half bfloat16 type detach".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Where an output comes from: the `use`-th reading of a weight; `axis` is that of its units."""
+
+    name: str
+    use: int
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A tensor on a path, held weakly: following keeps nothing in memory. `version`: of its values."""
+
+    path: Path
+    tensor: weakref.ref[torch.Tensor]
+    version: int
+
+
+@dataclass(slots=True)
+class Trail:
+    """Follows outputs through norms and activations, for one run of a network at a time.
+
+    `scales`: id of a parameter -> its name. `on_values`: called with each output as it goes, the last
+    time for a path with what its units put out: after the norm and the activation, if any.
+    `norms`: weight name -> the scales of the norms that follow it, none for one without a scale.
+    `units`: weight name -> how many units it puts out.
+    """
+
+    scales: Mapping[int, str]
+    on_values: Callable[[Path, torch.Tensor], None] | None = None
+    norms: dict[str, set[str | None]] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    _open: dict[int, Followed] = field(default_factory=dict)
+    _uses: dict[str, int] = field(default_factory=dict)
+
+    def start(self, name: str, axis: int, outputs: torch.Tensor) -> None:
+        """Begin to follow the outputs of a weight, whose units lie along an axis."""
+        self.units[name] = outputs.shape[axis]
+        self._uses[name] = use = self._uses.get(name, -1) + 1
+        self._put(Path(name, use, axis), outputs, tell=True)
+
+    def before(self, args: tuple[Any, ...]) -> Followed | None:
+        """Return whose output the first argument of a call is, if it still is what it was."""
+        tensor = args[0] if args else None
+        found = self._open.get(id(tensor))
+        if not isinstance(tensor, torch.Tensor) or found is None or found.tensor() is not tensor:
+            return None
+        return found if found.version == tensor._version else None
+
+    def after(self, followed: Followed, called: str, kwargs: Mapping[str, Any], out: Any) -> None:
+        """Go on with the result of a call on a followed output."""
+        path, called = followed.path, called.strip("_")
+        if not isinstance(out, torch.Tensor):
+            return
+        if called in NORMS:
+            scale = self.scales.get(id(kwargs.get("weight")))
+            self.norms.setdefault(path.name, set()).add(scale)
+            self._put(path, out, tell=True)
+        elif called in ACTIVATIONS:
+            self._open.pop(id(followed.tensor()), None)
+            if self.on_values:
+                self.on_values(path, out)
+        elif called in _CARRIED:
+            self._put(path, out, tell=False)
+
+    def end(self) -> None:
+        """Forget this run of the network."""
+        self._open.clear()
+        self._uses.clear()
+
+    def _put(self, path: Path, tensor: torch.Tensor, *, tell: bool) -> None:
+        if tell and self.on_values:
+            self.on_values(path, tensor)
+        self._open[id(tensor)] = Followed(path, weakref.ref(tensor), tensor._version)
+
+
+def scales_of(module: nn.Module) -> dict[int, str]:
+    """Return id -> name of the parameters that may be the scale of a normalisation."""
+    return {id(one): name for name, one in module.named_parameters() if one.dim() == 1}
