@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from niwaki.jax.clipping import ClipState as ClipState
     from niwaki.jax.clipping import clip as clip
     from niwaki.jax.clipping import clipped as clipped
+    from niwaki.jax.penalties import penalty as penalty
     from niwaki.jax.reading import check as check
     from niwaki.jax.reading import outcome as outcome
     from niwaki.jax.weights import BoundState as BoundState
@@ -32,6 +33,7 @@ _PLACES = {
     "clip": "clipping",
     "clipped": "clipping",
     "outcome": "reading",
+    "penalty": "penalties",
     "project": "weights",
 }
 

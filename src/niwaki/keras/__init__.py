@@ -4,16 +4,19 @@ from niwaki.keras.clipped_optimizer import ClippedOptimizer, clipped
 from niwaki.keras.constraint import Bound
 from niwaki.keras.gradients import check, clip, initial_state, outcome
 from niwaki.keras.monitor import Monitor
+from niwaki.keras.penalties import Penalty, penalty
 from niwaki.keras.weights import bound_
 
 __all__ = [
     "Bound",
     "ClippedOptimizer",
     "Monitor",
+    "Penalty",
     "bound_",
     "check",
     "clip",
     "clipped",
     "initial_state",
     "outcome",
+    "penalty",
 ]

@@ -8,10 +8,13 @@ from niwaki.torch.clip import clip_
 from niwaki.torch.handle import Handle
 from niwaki.torch.logits import note_logits, watch_logits
 from niwaki.torch.masks import Masks
+from niwaki.torch.penalties import penalty
 from niwaki.torch.prune import prune_
 from niwaki.torch.quantize import quantize_
+from niwaki.torch.recovery import recover_
 from niwaki.torch.resizing import resize_
 from niwaki.torch.runner import runner_for
+from niwaki.torch.sensitivity_curves import sensitivity
 from niwaki.torch.shrinking import shrink
 
 __all__ = [
@@ -23,10 +26,13 @@ __all__ = [
     "declare_attention",
     "fill_",
     "note_logits",
+    "penalty",
     "prune_",
     "quantize_",
+    "recover_",
     "resize_",
     "runner_for",
+    "sensitivity",
     "shrink",
     "to_arrays",
     "to_stored",
