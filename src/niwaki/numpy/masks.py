@@ -67,15 +67,15 @@ def prune(
     `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays. One target, unless
     the pattern says how much goes: `sparsity`, the share of all selected weights that is zero
     afterwards, in [0, 1), or globs over names -> such a share, each layer by hand; `width`, the share of
-    units (heads, layers, blocks) that stays; or a budget for what stays, as a share of the selected arrays or a whole number: `parameters`, `macs`, `bytes`.
-    `score`, `allocation`, `pattern`: registered names (``niwaki list``) or objects; without an
-    `allocation` it is ``uniform`` for units and blocks, else ``global``. `facts`: what
-    the score needs beside the weights, fact (`niwaki.prune.FACTS`) -> name -> array; also ``outliers``
-    and ``curve`` for allocations and ``macs`` (of a whole array, per example). `layouts`: name -> which
-    axes are units and inputs, for patterns and scores that speak of them: no rank tells. `coupled`: what
-    goes together, if units or heads span several arrays. `only`, `exclude`: globs over the names of
-    arrays (default: all of them, biases too). `masks`: earlier masks by name; what they removed stays
-    removed and counts.
+    units (heads, layers, blocks) that stays; or a budget for what stays, as a share of the selected
+    arrays or a whole number: `parameters`, `macs`, `bytes`. `score`, `allocation`, `pattern`: registered
+    names (``niwaki list``) or objects; without an `allocation` it is ``uniform`` for units and blocks,
+    else ``global``. `facts`: what the score needs beside the weights, fact (`niwaki.prune.FACTS`) ->
+    name -> array; also ``outliers`` and ``curve`` for allocations and ``macs`` (of a whole array, per
+    example). `layouts`: name -> which axes are units and inputs, for patterns and scores that speak of
+    them: no rank tells. `coupled`: what goes together, if units or heads span several arrays. `only`,
+    `exclude`: globs over the names of arrays (default: all of them, biases too). `masks`: earlier masks
+    by name; what they removed stays removed and counts.
 
     Raises `InvalidArgument` for what is no such tree or target or does not fit, `UnknownName` for a name
     or glob, `Refused` for combinations that mean nothing, `NonFinite` naming an array.

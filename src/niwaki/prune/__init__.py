@@ -6,7 +6,7 @@ are worth, how many go from where, and turns counts into a threshold.
 
 from __future__ import annotations
 
-from niwaki.prune import erk, isomorphic, sensitivity  # noqa: F401  (these register allocations)
+from niwaki import registry
 from niwaki.prune.allocation import Pool, Tensor, allocate, check_sparsity
 from niwaki.prune.dynamic import SET, RigL
 from niwaki.prune.gradient_scores import SNIP, Fisher, GraSP, Movement, SynFlow, Taylor
@@ -94,3 +94,6 @@ __all__ = [
     "threshold",
     "unpack_mask",
 ]
+
+# Every file of this folder is imported, so that a new score or allocation is found by itself.
+registry.discover(__name__, __path__, "allocation")

@@ -7,81 +7,91 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
+from niwaki.torch.batches import batches_of
 from niwaki.torch.masks import Masks
 from niwaki.torch.prunable import PRUNED, owner
+from niwaki.torch.steadiness import steady
 from niwaki.torch.tensors import unwrapped
+
+BATCHES = 4
+"""How many batches the errors are measured on."""
 
 
 @torch.no_grad()
 def output_errors(module: nn.Module, masks: Masks, data: Iterable[Any]) -> dict[str, float]:
     """Return parameter name -> ``|f(x) - f'(x)| / |f(x)|`` of its layer, and "" -> that of the module.
 
-    f is the layer with its weight as it is and f' with its weight masked, for the inputs x that `data`
-    gives it in the module as it is; norms are over all outputs. Modes are restored.
+    f is the layer with its weight as it is and f' with its weight masked, for the inputs x that the first
+    batches of `data` give it in the module as it is; norms are over all outputs. Modes are restored.
     """
     plain = unwrapped(module)
     sums: dict[str, list[float]] = {}
     hooks = [
-        owner(plain, name).register_forward_hook(_hook(name, mask, sums))
+        owner(plain, name).register_forward_hook(_hook(name, mask, sums), with_kwargs=True)
         for name, mask in masks.items()
         if isinstance(owner(plain, name), PRUNED) and name.rpartition(".")[2] == "weight"
     ]
-    training = {one: one.training for one in plain.modules()}
-    plain.eval()
-    batches, before = [], []
     try:
-        for batch in data:
-            inputs = inputs_of(batch)
-            batches.append(inputs)
-            before.append(plain(*inputs))
-            if len(before) == BATCHES:
-                break
+        before = outputs_of(plain, data)
     finally:
         for hook in hooks:
             hook.remove()
-    try:
-        weights = _masked(plain, masks)
-        after = [torch.func.functional_call(plain, weights, inputs) for inputs in batches]
-    finally:
-        for one, mode in training.items():
-            one.training = mode
+    after = outputs_of(plain, data, _masked(plain, masks))
     errors = {name: _ratio(*pair) for name, pair in sums.items()}
+    whole = relative_error(before, after)
+    return errors if whole is None else errors | {"": whole}
+
+
+@torch.no_grad()
+def outputs_of(
+    module: nn.Module, data: Iterable[Any], weights: Mapping[str, torch.Tensor] | None = None
+) -> list[Any]:
+    """Return what a module gives for the first batches in eval mode, with other weights if they are given."""
+    module = unwrapped(module)
+    with steady(module):
+        return [
+            torch.func.functional_call(module, dict(weights or {}), one.positional, dict(one.named))
+            for one in islice(
+                batches_of(data, next(module.parameters()).device, where="data"), BATCHES
+            )
+        ]
+
+
+def relative_error(before: Iterable[Any], after: Iterable[Any]) -> float | None:
+    """Return the relative L2 distance of outputs; none if they are not tensors."""
     pairs = [_pair(one, other) for one, other in zip(before, after, strict=True)]
-    if pairs and None not in pairs:
-        errors[""] = _ratio(sum(p[0] for p in pairs if p), sum(p[1] for p in pairs if p))
-    return errors
-
-
-BATCHES = 4
-"""How many batches the errors are measured on."""
-
-
-def inputs_of(batch: Any) -> tuple[Any, ...]:
-    """Return what a batch gives the module: of ``(inputs, targets)`` the inputs."""
-    first = batch[0] if isinstance(batch, tuple | list) else batch
-    return tuple(first) if isinstance(first, tuple | list) else (first,)
+    known = [pair for pair in pairs if pair is not None]
+    if not known or len(known) < len(pairs):
+        return None
+    return _ratio(sum(pair[0] for pair in known), sum(pair[1] for pair in known))
 
 
 def _hook(name: str, mask: torch.Tensor, sums: dict[str, list[float]]) -> Callable[..., None]:
-    def compare(layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        weight = layer.weight * mask.to(layer.weight.device)
-        forward = type(layer).forward
-        kept = layer.weight
-        del layer._parameters["weight"]
-        layer.weight = weight  # type: ignore[assignment]
+    leaf, own = name.rpartition(".")[2], False
+
+    def compare(
+        layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> None:
+        nonlocal own
+        if own or not isinstance(output, torch.Tensor):
+            return
+        weight = layer.get_parameter(leaf)
+        own = True
         try:
-            other = forward(layer, *inputs)
+            kept = {leaf: weight * mask.to(weight.device)}
+            other = torch.func.functional_call(layer, kept, args, named)
         finally:
-            del layer.weight
-            layer._parameters["weight"] = kept  # type: ignore[assignment]
+            own = False
         total = sums.setdefault(name, [0.0, 0.0])
-        total[0] += float((output.double() - other.double()).square().sum())
-        total[1] += float(output.double().square().sum())
+        difference, whole = _pair(output, other) or (0.0, 0.0)
+        total[0] += difference
+        total[1] += whole
 
     return compare
 

@@ -17,22 +17,28 @@ from niwaki.errors import InvalidArgument, Refused
 from niwaki.numpy.masks import asked, by_hand, default_allocation
 from niwaki.numpy.selecting import Answer, Question, check_combination, find_masks
 from niwaki.prune import (
+    OBC,
     Layers,
+    NofM,
     Pattern,
     Score,
+    SparseGPT,
     Target,
     Timetable,
     Units,
     as_pattern,
     as_score,
 )
+from niwaki.prune.account import Account
 from niwaki.prune.owl import outlier_share
 from niwaki.select import select
 from niwaki.torch.accounting import account_of
 from niwaki.torch.facts import following, measure
 from niwaki.torch.masks import Masks
+from niwaki.torch.output_errors import outputs_of, relative_error
 from niwaki.torch.prunable import prunable
 from niwaki.torch.questions import Facts, coupled_in, members_of, on_host, sources_of, totals_of
+from niwaki.torch.reconstruction import reconstruct_
 from niwaki.torch.tensors import unwrapped
 
 WHERE = "torch.prune_"
@@ -261,25 +267,36 @@ class _Pruning:
     def _applied(
         self, answer: Answer, earlier: Masks, left_alone: Mapping[str, str], *, last: bool
     ) -> Masks:
-        reconstructed = None
+        account = None
         if self.score.updates:
-            from niwaki.torch.reconstruction import reconstruct_
-
-            reconstructed = reconstruct_(
-                self.module, answer.removes, self.data, self.score, earlier=earlier
-            )
-            answer = replace(answer, masks=reconstructed.masks)
+            answer, account = self._reconstructed(answer, earlier)
         parameters = dict(unwrapped(self.module).named_parameters())
         kept = dict(earlier.items())
         for name, mask in answer.masks.items():
             kept[name] = torch.from_numpy(mask).to(parameters[name].device)
         masks = Masks(kept, left_alone={**left_alone, **answer.left_alone})
-        account = account_of(self.module, masks, answer, self.data if last else None)
-        if reconstructed is not None:
-            account = reconstructed.account(account)
+        if account is None:
+            account = account_of(self.module, masks, answer, self.data if last else None)
         with torch.no_grad():
             masks.apply_(self.module)
         return Masks(kept, left_alone=masks.left_alone, account=account)
+
+    def _reconstructed(self, answer: Answer, earlier: Masks) -> tuple[Answer, Account]:
+        """Return the masks that the reconstruction chose, and what it did, the weights being re-fitted."""
+        assert isinstance(self.score, OBC | SparseGPT)  # noqa: S101  (no other score updates)
+        before = [] if self.data is None else outputs_of(self.module, self.data)
+        found = reconstruct_(
+            *(self.module, answer.removes, self.data, self.score),
+            pattern=self.pattern if isinstance(self.pattern, NofM) else None,
+            earlier=earlier,
+        )
+        answer = replace(
+            answer, masks=found.masks, why=dict.fromkeys(answer.why, "least harm once re-fitted")
+        )
+        masks = Masks({name: torch.from_numpy(mask) for name, mask in found.masks.items()})
+        account = found.account(account_of(self.module, masks, answer, None))
+        after = [] if self.data is None else outputs_of(self.module, self.data)
+        return answer, replace(account, output_error=relative_error(before, after))
 
 
 def _selected(
