@@ -11,6 +11,8 @@ from niwaki.torch.masks import Masks
 from niwaki.torch.penalties import penalty
 from niwaki.torch.prune import prune_
 from niwaki.torch.quantize import quantize_
+from niwaki.torch.recalibration import recalibrate_
+from niwaki.torch.reconstruction import reconstruct_
 from niwaki.torch.recovery import recover_
 from niwaki.torch.resizing import resize_
 from niwaki.torch.runner import runner_for
@@ -30,6 +32,8 @@ __all__ = [
     "prune_",
     "quantize_",
     "recover_",
+    "recalibrate_",
+    "reconstruct_",
     "resize_",
     "runner_for",
     "sensitivity",
