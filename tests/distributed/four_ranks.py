@@ -22,6 +22,7 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import niwaki as nw
+from distributed import masks
 from distributed.networks import (
     STRENGTHS,
     Block,
@@ -296,4 +297,12 @@ SCENARIOS = {
     "attach fsdp x tp": partial(attach, fsdp_and_tp),
     "attach hybrid": partial(attach, hybrid),
     "reductions": reductions,
+    **masks.scenarios("fsdp x tp", fsdp_and_tp),
+    **masks.scenarios("hybrid", hybrid),
+    **masks.scenarios("mixed", mixed),
+    **{
+        key: scenario
+        for how, placements in PLACEMENTS.items()
+        for key, scenario in masks.scenarios(how, partial(by_hand, *placements)).items()
+    },
 }

@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import niwaki as nw
+from distributed import masks
 from distributed.networks import (
     STRENGTHS,
     Block,
@@ -382,6 +383,7 @@ def whole_sum(tensor: DTensor) -> float:
     return float(tensor.full_tensor().abs().sum())
 
 
+SPLIT = {"fsdp": fsdp, "tp": tensor_parallel}
 SCENARIOS = {
     **{f"fsdp {key}": partial(by_rule, fsdp, rule) for key, rule in RULES.items()},
     **{f"tp {key}": partial(by_rule, tensor_parallel, rule) for key, rule in RULES.items()},
@@ -415,4 +417,15 @@ SCENARIOS = {
     "pipeline": pipeline,
     "different decisions": different_decisions,
     "in place": in_place,
+    **masks.scenarios("fsdp", fsdp),
+    **masks.scenarios("tp", tensor_parallel),
+    **{f"prune whole masks {k}": partial(masks.whole_masks, b) for k, b in SPLIT.items()},
+    **{f"prune refused {k}": partial(masks.refused, b) for k, b in SPLIT.items()},
+    **{f"prune nan {k}": partial(masks.nan_on_one_rank, b) for k, b in SPLIT.items()},
+    "prune in training": partial(masks.in_training, fsdp, partial(torch.optim.AdamW, lr=1e-2)),
+    "prune in training tp": partial(
+        masks.in_training, tensor_parallel, partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
+    ),
+    "prune moments": partial(masks.moments_forgotten, fsdp),
+    "prune ddp": masks.in_ddp,
 }

@@ -1,4 +1,4 @@
-"""niwaki for JAX: rules as optax transforms, bounds as transforms and as projections.
+"""niwaki for JAX: rules as optax transforms, bounds as transforms and as projections, masks of pytrees.
 
 Names are loaded on first use: Keras on JAX measures with this folder's library, and needs no optax.
 """
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from niwaki.jax.clipping import clip as clip
     from niwaki.jax.clipping import clipped as clipped
     from niwaki.jax.penalties import penalty as penalty
+    from niwaki.jax.pruning import masked as masked
+    from niwaki.jax.pruning import masked_moments as masked_moments
+    from niwaki.jax.pruning import prune as prune
+    from niwaki.jax.pruning import update_masks as update_masks
     from niwaki.jax.reading import check as check
     from niwaki.jax.reading import outcome as outcome
     from niwaki.jax.weights import BoundState as BoundState
@@ -32,9 +36,13 @@ _PLACES = {
     "check": "reading",
     "clip": "clipping",
     "clipped": "clipping",
+    "masked": "pruning",
+    "masked_moments": "pruning",
     "outcome": "reading",
     "penalty": "penalties",
     "project": "weights",
+    "prune": "pruning",
+    "update_masks": "pruning",
 }
 
 __all__ = [*_PLACES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -61,6 +61,8 @@ def of_values(name: str, values: np.ndarray, gone: np.ndarray) -> Scores:
 def of_blocks(source: Source, score: Score, pattern: Blocks, kept: np.ndarray | None) -> Scores:
     """Return the scores of the tiles of one weight, in the order of units, kernel positions, inputs."""
     layout = layout_of(source)
+    if layout.inputs is None:
+        raise InvalidArgument("blocks need an axis of inputs", where=source.label, got=str(layout))
     tiles = _tiles(layout.canonical(source.array()), pattern)
     gone = np.zeros(len(tiles), bool)
     if kept is not None:
@@ -104,9 +106,8 @@ def of_coupled(
             facts[name] = np.concatenate(parts, axis=1)
     gone = np.zeros(coupled.items, bool)
     if all(one.name in earlier for one in scored):
-        gone = ~np.concatenate(
-            [_rows(earlier[one.name], one, coupled.items) for one in scored], axis=1
-        ).any(axis=1)
+        alive = [_rows(earlier[one.name], one, coupled.items) for one in scored]
+        gone = np.asarray(~np.concatenate(alive, axis=1).any(axis=1))
     scores = score_groups(score, weights, facts, where=coupled.of)
     if any(one.size == 0 for one in scored):
         # Whole tensors of any size are to compare.

@@ -21,18 +21,33 @@ ENTRIES = 1 << 20
 def keep_within_rows(source: Source, score: Score, remove: int, out: np.ndarray) -> None:
     """Clear in `out` the lowest of each row until `remove` are cleared, the same number from each row.
 
-    What does not divide evenly goes from the first rows, one more each. What is cleared already goes
-    first; a row that has lost more than its share keeps the rest. Ties by index.
+    What does not divide evenly goes from the first rows, one more each. What is cleared already counts;
+    a row that has lost more than its share keeps the rest, and the others lose less. Ties by index.
     """
     layout = layout_of(source)
     view = layout.canonical(out)
-    each, more = divmod(remove, len(view))
+    quotas = _quotas(view.reshape(len(view), -1), remove)
     for rows, scores in _canonical_scores(source, score, view, layout.canonical):
         order = scores.reshape(len(scores), -1).argsort(axis=1, kind="stable")
-        quota = each + (np.arange(rows.start, rows.stop) < more)
         ranks = np.empty_like(order)
         np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
-        view[rows] &= (ranks >= quota[:, None]).reshape(scores.shape)
+        view[rows] &= (ranks >= quotas[rows, None]).reshape(scores.shape)
+
+
+def _quotas(kept: np.ndarray, remove: int) -> np.ndarray:
+    """Return how many are cleared of each row afterwards: `remove` in all, or what is cleared already."""
+    gone = kept.shape[1] - np.count_nonzero(kept, axis=1)
+    low, high = 0, kept.shape[1]
+    while low < high:
+        middle = (low + high + 1) // 2
+        if np.maximum(gone, middle).sum() <= remove:
+            low = middle
+        else:
+            high = middle - 1
+    quotas = np.maximum(gone, low)
+    more = max(remove - int(quotas.sum()), 0)
+    quotas[np.flatnonzero(gone <= low)[:more]] += 1
+    return quotas
 
 
 def keep_n_of_m(source: Source, score: Score, pattern: NofM, out: np.ndarray) -> None:

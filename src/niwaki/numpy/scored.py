@@ -70,7 +70,7 @@ class Scores:
         """Yield ``(how many scores are less than `below`, those from it to `above`)`` by block."""
         for block in self.blocks(1):
             less = block < below
-            under = np.count_nonzero(less)
+            under = int(np.count_nonzero(less))
             inside = block <= above
             inside ^= less
             yield under, block[inside]
@@ -111,7 +111,7 @@ class _Counter:
     def __init__(self, scored: Sequence[Scores]) -> None:
         self._scored = scored
         self._low, self._high, self._below = 0, -1, 0
-        self._kept: list[np.ndarray] = []
+        self._kept = [np.zeros(0, np.float32)]
 
     def __call__(self, low: int, high: int) -> tuple[int, np.ndarray]:
         if self._low <= low and high <= self._high:
@@ -120,7 +120,8 @@ class _Counter:
             bins = _bins(low, high)
             _add(bins, found[~less & (found <= score_of(high))], low, high)
             return self._below + int(np.count_nonzero(less)), bins
-        below, bins, kept, room = 0, _bins(low, high), [], REMEMBERED
+        below, bins, room = 0, _bins(low, high), REMEMBERED
+        kept = [np.zeros(0, np.float32)]
         for one in self._scored:
             for under, inside in one.inside(score_of(low), score_of(high)):
                 below += under

@@ -5,6 +5,7 @@ Frameworks hand weights and facts over as NumPy arrays or blocks of them (`Sourc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from zlib import crc32
@@ -20,6 +21,7 @@ from niwaki.prune.allocation import Pool, Tensor, allocate
 from niwaki.prune.layout import Coupled
 from niwaki.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
 from niwaki.prune.score import Score
+from niwaki.prune.selection import NOTHING
 from niwaki.prune.target import Target
 from niwaki.prune.weight_scores import Magnitude
 
@@ -76,6 +78,13 @@ def find_masks(question: Question) -> Answer:
     if isinstance(question.pattern, NofM):
         return _n_of_m(question, question.pattern)
     scored = _scored(question)
+    if question.by_hand and not question.by_hand.keys() & scored.keys():
+        raise Refused(
+            "sparsities by hand go by the names of weights, and what goes here has names of its own",
+            where="sparsity",
+            got=", ".join(list(scored)[:3]),
+            hint="one call per layer, with only=",
+        )
     for one in scored.values():
         one.check()
     attempt = _Attempt(question, scored)
@@ -90,7 +99,7 @@ def check_combination(score: Score, pattern: Pattern) -> None:
             where="score",
             hint='pattern="units"',
         )
-    if score.updates and pattern.coupled:
+    if score.updates and not isinstance(pattern, Unstructured | NofM):
         raise Refused(
             f"{type(score).__name__} reconstructs from single weights, and not {type(pattern).__name__}",
             where="score",
@@ -105,7 +114,8 @@ def check_parts(question: Question) -> None:
         return
     check_blockwise(question.score, where=parts[0])
     target = None if question.target is None else question.target.unit
-    if not isinstance(question.pattern, Unstructured) or target != "sparsity":
+    by_share = target == "sparsity" or bool(question.by_hand)
+    if not isinstance(question.pattern, Unstructured) or not by_share:
         raise Refused(
             "of sharded weights, single ones go, by sparsity",
             where=parts[0],
@@ -121,7 +131,8 @@ class _Attempt:
         self._question, self._scored = question, scored
         self._tensors = {name: self._facts(name, one) for name, one in scored.items()}
         self.items = sum(one.items for one in scored.values())
-        self.tensors = len(scored)
+        # Only a global threshold takes all items of a tensor; all items of all are never asked for.
+        self.floor = 1 if question.allocation == "global" else len(scored)
 
     def at(self, share: float) -> Answer:
         """Return the masks with this share of the items gone."""
@@ -132,14 +143,18 @@ class _Attempt:
         stays = self._one_per_item(out)
         thresholds = keep_best(self._scored, pools, stays)
         self._spread(stays, out)
+        # Where nothing more goes, nothing is a reason.
         why = {
-            name: f"{self._label(name)} <= {found.value:.4g}" for name, found in thresholds.items()
+            name: f"{self._label(name)} <= {found.value:.4g}"
+            for name, found in thresholds.items()
+            if found is not NOTHING
         }
         if self._question.pattern.coupled:
             members = {m.name: one.of for one in self._question.coupled for m in one.members}
             goes = {
                 name: f"goes with {of}" if of in members else f"{of}: {why[of]}"
                 for name, of in members.items()
+                if of in why
             }
             why = goes | why
         removes = {name: int(one.size - np.count_nonzero(one)) for name, one in stays.items()}
@@ -297,22 +312,31 @@ def _share(question: Question, attempt: _Attempt) -> float:
 
 
 def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, target: Target) -> int:
-    # Most allocations leave each tensor one item.
-    low, high = 0, attempt.items - attempt.tensors
-    if (least := cost(attempt.at(high / attempt.items).masks)) > budget:
+    def left_by(count: int) -> float:
+        return cost(attempt.at(count / attempt.items).masks)
+
+    low, high = 0, attempt.items - attempt.floor
+    above, least = left_by(low), left_by(high)
+    if least > budget:
         raise Refused(
             "the target cannot be met by pruning what is selected",
             where=target.unit,
-            got=f"{target.value:g}, of which at least {least:,.0f} of {budget:,.0f} would stay",
+            got=f"{target.value:g}: {budget:,.0f} may stay, and {least:,.0f} do at least",
             hint="select more, or ask for less",
         )
-    while low < high:
-        middle = (low + high) // 2
-        if cost(attempt.at(middle / attempt.items).masks) <= budget:
-            high = middle
+    if above <= budget:
+        return low
+    # What is left is nearly a straight line, on which few guesses hit; halving bounds their number.
+    guesses = 0
+    while high - low > 1:
+        guesses += 1
+        share = 0.5 if guesses % 3 == 0 else (above - budget) / (above - least)
+        middle = min(max(low + math.ceil(share * (high - low)), low + 1), high - 1)
+        if (left := left_by(middle)) <= budget:
+            high, least = middle, left
         else:
-            low = middle + 1
-    return low
+            low, above = middle, left
+    return high
 
 
 def _cost_and_budget(question: Question, target: Target) -> tuple[Callable[[Masks], float], float]:

@@ -46,6 +46,18 @@ def directory_entry(start: int, end: int) -> dict[str, Any]:
 
 def read(stream: BinaryIO, file_size: int, budget: Budget, where: str) -> Header:
     """Return the header of an open file of `file_size` bytes; raise `BadFile` for a bad one."""
+    whole, start = read_json(stream, file_size, budget, where)
+    version, manifest = _manifest(whole.pop(METADATA, None), where)
+    budget.admit("tensors", len(whole), where)
+    spans = {name: _span(name, item, start, where) for name, item in whole.items()}
+    require_tiling(spans, start, file_size, where)
+    return Header(spans, manifest, version, start)
+
+
+def read_json(
+    stream: BinaryIO, file_size: int, budget: Budget, where: str
+) -> tuple[dict[str, Any], int]:
+    """Return what the header of any safetensors file says, and where it ends; raise `BadFile`."""
     prefix = stream.read(LENGTH_BYTES)
     require(len(prefix) == LENGTH_BYTES, "the file is cut short in its first eight bytes", where)
     length = int.from_bytes(prefix, "little")
@@ -53,13 +65,7 @@ def read(stream: BinaryIO, file_size: int, budget: Budget, where: str) -> Header
     require(length <= file_size - LENGTH_BYTES, "the header ends beyond the file", where, length)
     text = stream.read(length)
     require(len(text) == length and text[:1] == b"{", "this is no safetensors file", where)
-    whole = parse_json(text, where)
-    version, manifest = _manifest(whole.pop(METADATA, None), where)
-    budget.admit("tensors", len(whole), where)
-    start = LENGTH_BYTES + length
-    spans = {name: _span(name, item, start, where) for name, item in whole.items()}
-    _require_tiling(spans, start, file_size, where)
-    return Header(spans, manifest, version, start)
+    return parse_json(text, where), LENGTH_BYTES + length
 
 
 def _manifest(metadata: Any, where: str) -> tuple[Version, str]:
@@ -79,14 +85,15 @@ def _manifest(metadata: Any, where: str) -> tuple[Version, str]:
 
 def _span(name: str, item: Any, start: int, where: str) -> tuple[int, int]:
     offsets = item.get("data_offsets") if isinstance(item, dict) else None
-    if not _ascending(offsets) or not _same(item, directory_entry(*offsets)):
+    if not ascending(offsets) or not _same(item, directory_entry(*offsets)):
         raise BadFile(
             "malformed directory entry", where=f"{where}, tensor {name[:80]!r}", got=repr(item)[:80]
         )
     return start + offsets[0], start + offsets[1]
 
 
-def _ascending(offsets: Any) -> TypeGuard[list[int]]:
+def ascending(offsets: Any) -> TypeGuard[list[int]]:
+    """Return whether these are offsets: two whole numbers, the first not above the second."""
     good = isinstance(offsets, list) and len(offsets) == 2
     return good and all(type(at) is int for at in offsets) and 0 <= offsets[0] <= offsets[1]
 
@@ -96,9 +103,10 @@ def _same(item: Any, wanted: dict[str, Any]) -> bool:
     return item == wanted and type(item["shape"][0]) is int
 
 
-def _require_tiling(
+def require_tiling(
     spans: dict[str, tuple[int, int]], start: int, file_size: int, where: str
 ) -> None:
+    """Raise `BadFile` unless the payloads lie one after the other, up to the end of the file."""
     at = start
     for name, (first, last) in sorted(spans.items(), key=lambda pair: pair[1]):
         place = f"{where}, tensor {name[:80]!r}"

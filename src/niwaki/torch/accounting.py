@@ -26,7 +26,9 @@ def account_of(
     rows = []
     for name, mask in masks.items():
         reads_nothing, unread = (), ()
-        if name in axes and axes[name].inputs is not None:
+        # Of a part no one can tell what reads nothing.
+        whole = name not in masks.places
+        if whole and name in axes and axes[name].inputs is not None:
             canonical = axes[name].canonical(mask.cpu().numpy())
             reads_nothing = _dead(canonical.reshape(len(canonical), -1).any(axis=1))
             unread = _dead(canonical.reshape(-1, canonical.shape[-1]).any(axis=0))
@@ -41,8 +43,9 @@ def account_of(
                 unread=unread,
             )
         )
-    return Account(tuple(rows), errors.get(""))
+    notes = ("sharded tensors: counts are of this rank's parts",) if masks.places else ()
+    return Account(tuple(rows), errors.get(""), notes)
 
 
-def _dead(alive: np.ndarray) -> tuple[int, ...]:
-    return tuple(np.flatnonzero(~alive).tolist())
+def _dead(alive: Any) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(~np.asarray(alive)).tolist())

@@ -6,7 +6,7 @@ step of an optimizer, which would let masked weights grow again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from torch import nn
 from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
 from niwaki.prune import pack_mask, unpack_mask
 from niwaki.prune.account import Account
+from niwaki.torch import sharded_masks
+from niwaki.torch.sharded_masks import Place
+from niwaki.torch.sharding import local
 from niwaki.torch.tensors import unwrapped
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -26,8 +29,9 @@ class Masks(Mapping[str, torch.Tensor]):
     """Parameter name -> boolean tensor of the parameter's shape, true where the weight is kept.
 
     `left_alone`: parameter name -> why it has no mask. `account`: what was removed, why, and what that
-    did to the outputs (print it), of the call that made them. Raises `InvalidArgument` for a mask that is
-    not boolean.
+    did to the outputs (print it), of the call that made them. `places`: of sharded weights (DTensor) a mask
+    is that of this rank's part, and so are all counts; where it belongs in the whole. A whole mask is cut to
+    the part when it is first applied. Raises `InvalidArgument` for a mask that is not boolean.
 
     >>> masks = Masks({"weight": torch.tensor([[True, False]])})
     >>> masks.sparsity, masks.counts()
@@ -40,13 +44,23 @@ class Masks(Mapping[str, torch.Tensor]):
         *,
         left_alone: Mapping[str, str] | None = None,
         account: Account | None = None,
+        places: Mapping[str, Place] | None = None,
     ) -> None:
+        if not isinstance(kept, Mapping | None):
+            raise InvalidArgument(
+                "masks go by the names of parameters", where="Masks", got=type(kept).__name__
+            )
         self._kept = dict(kept or {})
+        inherited = kept.places if isinstance(kept, Masks) else {}
+        self.places = dict(inherited if places is None else places)
         self.left_alone = dict(left_alone or {})
         self.account = account or Account()
         for name, mask in self._kept.items():
-            if mask.dtype != torch.bool:
-                raise InvalidArgument("a mask is boolean", where=name, got=mask.dtype)
+            if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+                got = getattr(mask, "dtype", None)
+                raise InvalidArgument(
+                    "a mask is a boolean tensor", where=name, got=f"{type(mask).__name__} of {got}"
+                )
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._kept[name]
@@ -92,31 +106,51 @@ class Masks(Mapping[str, torch.Tensor]):
     def to(self, device: torch.device | str) -> Masks:
         """Return these masks on another device."""
         moved = {name: mask.to(device) for name, mask in self._kept.items()}
-        return Masks(moved, left_alone=self.left_alone, account=self.account)
+        return Masks(moved, left_alone=self.left_alone, account=self.account, places=self.places)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return name -> ``{"bits": uint8 tensor, "shape": list}``: plain data, a bit per weight.
 
         What `torch.load` reads with ``weights_only=True``. `left_alone` and `account` are no part of it.
+        Of a sharded weight the part of this rank, with ``"of"``, the shape of the whole, and ``"from"``,
+        where the part begins: each rank saves its own, or `joined` makes them whole.
         """
-        return {
-            name: {
-                "bits": torch.from_numpy(pack_mask(mask.cpu().numpy())),
-                "shape": list(mask.shape),
-            }
-            for name, mask in self._kept.items()
-        }
+        return {name: self._packed(name, mask) for name, mask in self._kept.items()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Any]]) -> Masks:
         """Return the masks that `state_dict` described; raises `BadFile` naming the tensor."""
-        return cls({name: _unpacked(name, one) for name, one in state.items()})
+        kept = {name: _unpacked(name, one) for name, one in state.items()}
+        return cls(kept, places={n: _place(n, one) for n, one in state.items() if "of" in one})
+
+    @classmethod
+    def joined(cls, masks: Iterable[Masks]) -> Masks:
+        """Return the whole masks that the masks of all ranks are parts of; no rank waits for another here.
+
+        Their states go from rank to rank by ``torch.distributed.all_gather_object``, or as files. Raises
+        `InvalidArgument` naming a tensor, if a part is missing or two differ.
+        """
+        parts: dict[str, list[tuple[torch.Tensor, Place | None]]] = {}
+        for one in masks:
+            for name, mask in one.items():
+                parts.setdefault(name, []).append((mask, one.places.get(name)))
+        return cls({name: sharded_masks.joined(name, every) for name, every in parts.items()})
+
+    def here(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
+        """Return the mask of a parameter as far as this lies on this rank; raises `InvalidArgument`."""
+        return sharded_masks.here(name, self._kept[name], self.places.get(name), parameter)
+
+    def _packed(self, name: str, mask: torch.Tensor) -> dict[str, Any]:
+        bits = torch.from_numpy(pack_mask(mask.cpu().numpy()))
+        place = self.places.get(name)
+        own = {} if place is None else {"of": list(place.whole), "from": list(place.offsets)}
+        return {"bits": bits, "shape": list(mask.shape), **own}
 
     def _pairs(self, module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
         # All are looked at before the first is written to.
         pairs = []
         parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
-        for name, mask in self._kept.items():
+        for name in self._kept:
             if name not in parameters:
                 raise UnknownName(
                     "the module has no such parameter",
@@ -124,13 +158,9 @@ class Masks(Mapping[str, torch.Tensor]):
                     got=repr(name),
                     hint=suggest(name, parameters),
                 )
-            if parameters[name].shape != mask.shape:
-                raise InvalidArgument(
-                    "the mask does not fit its parameter",
-                    where=name,
-                    got=tuple(mask.shape),
-                    allowed=tuple(parameters[name].shape),
-                )
+            mask = self.here(name, parameters[name])
+            if mask is not self._kept[name]:
+                self.places[name] = sharded_masks.place_of(parameters[name])  # type: ignore[assignment]
             # Once, and not each step: masks come from a file on the CPU.
             self._kept[name] = mask.to(parameters[name].device)
             pairs.append((parameters[name], self._kept[name]))
@@ -146,7 +176,8 @@ def removed(mask: torch.Tensor) -> int:
 
 
 def _clear_(tensor: torch.Tensor, kept: torch.Tensor) -> None:
-    """Set the entries of a tensor to +0.0 where they are not kept."""
+    """Set the entries of a tensor, of which this rank may have a part, to +0.0 where they are not kept."""
+    tensor = local(tensor)
     if tensor.device.type == "cpu" and tensor.is_floating_point() and type(tensor) in _PLAIN:
         # The bits times 0 or 1, in one thread: masked_fill_ needs an inverted mask, and waits for threads.
         bits = tensor.detach().view(_BITS[tensor.element_size()]).numpy()
@@ -161,3 +192,16 @@ def _unpacked(name: str, one: Mapping[str, Any]) -> torch.Tensor:
         return torch.from_numpy(unpack_mask(one["bits"].cpu().numpy(), shape))
     except (NiwakiError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise BadFile("this is no packed mask", where=name, got=error) from error
+
+
+def _place(name: str, one: Mapping[str, Any]) -> Place:
+    try:
+        place = Place(tuple(map(int, one["of"])), tuple(map(int, one["from"])))
+        ends = [at + int(n) for at, n in zip(place.offsets, one["shape"], strict=True)]
+        fits = all(0 <= at for at in place.offsets)
+        fits = fits and all(end <= n for end, n in zip(ends, place.whole, strict=True))
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadFile("this is no part of a mask", where=name, got=error) from error
+    if not fits:
+        raise BadFile("this part does not lie in its mask", where=name, got=place)
+    return place

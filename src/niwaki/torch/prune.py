@@ -5,7 +5,8 @@ The selection itself is shared by all frameworks (`niwaki.numpy.selecting`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from niwaki.errors import InvalidArgument, Refused
 from niwaki.numpy.masks import asked, by_hand, default_allocation
+from niwaki.numpy.scored import check_blockwise
 from niwaki.numpy.selecting import Answer, Question, check_combination, find_masks
 from niwaki.prune import (
     OBC,
@@ -30,15 +32,26 @@ from niwaki.prune import (
     as_score,
 )
 from niwaki.prune.account import Account
-from niwaki.prune.owl import outlier_share
 from niwaki.select import select
 from niwaki.torch.accounting import account_of
 from niwaki.torch.facts import following, measure
+from niwaki.torch.isolation import isolated
 from niwaki.torch.masks import Masks
-from niwaki.torch.output_errors import outputs_of, relative_error
+from niwaki.torch.output_errors import first_of, outputs_of, relative_error
 from niwaki.torch.prunable import prunable
-from niwaki.torch.questions import Facts, coupled_in, members_of, on_host, sources_of, totals_of
+from niwaki.torch.questions import (
+    Facts,
+    check_facts,
+    counted,
+    coupled_in,
+    members_of,
+    outlying,
+    sources_of,
+    totals_of,
+    with_axes,
+)
 from niwaki.torch.reconstruction import reconstruct_
+from niwaki.torch.sharded_masks import place_of
 from niwaki.torch.tensors import unwrapped
 
 WHERE = "torch.prune_"
@@ -86,6 +99,10 @@ def prune_(
     layers also the last layer, whose units are the outputs. `masks`: earlier masks; what they removed
     stays removed and counts.
 
+    Of sharded weights (DTensor) single ones go, by scores that need no data and by sparsity, over all ranks
+    together: the same as of the whole weights. All ranks call; each has the masks of its parts
+    (`Masks.joined` makes them whole).
+
     Units take their bias with them, and, with `data`, the scale and shift of the normalisation that
     follows them, so that their output is zero. A score that compares within rows (``wanda``) or
     reconstructs (``obc``, ``sparsegpt``) takes from each tensor of a joint pool as many as magnitude would.
@@ -104,6 +121,14 @@ def prune_(
     Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global). Deviation from
     ``torch.nn.utils.prune``: exact counts under ties, no parametrization, a few MiB of memory.
     """
+    if not isinstance(module, nn.Module):
+        raise InvalidArgument(
+            "what is pruned is a module, as its layers say what the axes of a weight are",
+            where=WHERE,
+            got=type(module).__name__,
+            hint="nw.numpy.prune takes trees of arrays",
+        )
+    check_facts(module, facts or {})
     chosen, asked_score = as_pattern(pattern), as_score(score)
     check_combination(asked_score, chosen)
     if isinstance(data, Iterator):
@@ -125,6 +150,7 @@ def prune_(
     if hand:
         left_alone |= {n: "no sparsity is given for it" for n in weights if n not in hand}
         weights = {name: one for name, one in weights.items() if name in hand}
+    _check_sharded(weights, asked_score, data)
     pruning = _Pruning(
         module=module,
         weights=weights,
@@ -208,13 +234,17 @@ class _Pruning:
     by_hand: Mapping[str, float]
 
     def run_(self, masks: Masks | None) -> Masks:
-        """Prune in as many rounds as the score asks for."""
-        found = masks or Masks()
-        for number in range(1, self.score.rounds + 1):
-            target = None if self.target is None else self.target.after(number, self.score.rounds)
-            question, left_alone = self._question(target, found)
-            answer = find_masks(question)
-            found = self._applied(answer, found, left_alone, last=number == self.score.rounds)
+        """Prune in as many rounds as the score asks for; after an error the weights are as before."""
+        found, rounds = Masks(masks), self.score.rounds
+        with isolated(0, 0), _put_back(self.module, of_rounds=rounds > 1) as put_back_:
+            for number in range(1, rounds + 1):
+                target = None if self.target is None else self.target.after(number, rounds)
+                question, left_alone = self._question(target, found)
+                answer = find_masks(question)
+                if number == rounds:
+                    # The account compares with the weights before the first round.
+                    put_back_()
+                found = self._applied(answer, found, left_alone, last=number == rounds)
         return found
 
     def _question(self, target: Target | None, earlier: Masks) -> tuple[Question, dict[str, str]]:
@@ -226,6 +256,8 @@ class _Pruning:
         if self.pattern.coupled:
             coupled, left_alone = coupled_in(self.module, self.pattern, self.weights, norms)
             members = members_of(self.module, coupled)
+        else:
+            members, left_alone = with_axes(self.module, members, self.pattern, self.score)
         facts = self._measured(members)
         question = Question(
             sources=sources_of(self.module, members, facts),
@@ -244,13 +276,15 @@ class _Pruning:
 
     def _measured(self, members: Mapping[str, torch.Tensor]) -> dict[str, Mapping[str, Any]]:
         needs = set(self.score.needs) - {"noise"}
-        if self.target is not None and self.target.unit == "macs":
-            needs.add("macs")
         outliers = self.allocation == "owl" and "outliers" not in self.facts
         if outliers:
             needs.add("input_norm")
         needs -= self.facts.keys()
         found: dict[str, Mapping[str, Any]] = dict(self.facts)
+        if self.target is not None and self.target.unit == "macs" and "macs" not in found:
+            # Of the whole module, as the budget is.
+            every = {**counted(self.module), **{n: o for n, o in members.items() if o.dim() > 1}}
+            found |= measure(self.module, {"macs"}, every, data=self.data, where=WHERE)
         if needs:
             scored = {n: one for n, one in members.items() if n in self.weights or one.dim() > 1}
             found |= measure(
@@ -261,7 +295,9 @@ class _Pruning:
             )
         if outliers:
             norms = found["input_norm"]
-            found["outliers"] = {n: _outlying(self.weights[n], norms[n]) for n in self.weights}
+            found["outliers"] = {
+                n: outlying(self.weights[n], norms[n]) for n in members if n in self.weights
+            }
         return found
 
     def _applied(
@@ -271,20 +307,24 @@ class _Pruning:
         if self.score.updates:
             answer, account = self._reconstructed(answer, earlier)
         parameters = dict(unwrapped(self.module).named_parameters())
-        kept = dict(earlier.items())
+        kept, places = dict(earlier.items()), dict(earlier.places)
         for name, mask in answer.masks.items():
             kept[name] = torch.from_numpy(mask).to(parameters[name].device)
-        masks = Masks(kept, left_alone={**left_alone, **answer.left_alone})
+            if (place := place_of(parameters[name])) is not None:
+                places[name] = place
+        left_alone = {**left_alone, **answer.left_alone}
+        masks = Masks(kept, left_alone=left_alone, places=places)
         if account is None:
             account = account_of(self.module, masks, answer, self.data if last else None)
         with torch.no_grad():
             masks.apply_(self.module)
-        return Masks(kept, left_alone=masks.left_alone, account=account)
+        return Masks(masks, left_alone=left_alone, account=account)
 
     def _reconstructed(self, answer: Answer, earlier: Masks) -> tuple[Answer, Account]:
         """Return the masks that the reconstruction chose, and what it did, the weights being re-fitted."""
         assert isinstance(self.score, OBC | SparseGPT)  # noqa: S101  (no other score updates)
-        before = [] if self.data is None else outputs_of(self.module, self.data)
+        batches = [] if self.data is None else first_of(self.module, self.data)
+        before = outputs_of(self.module, batches)
         found = reconstruct_(
             *(self.module, answer.removes, self.data, self.score),
             pattern=self.pattern if isinstance(self.pattern, NofM) else None,
@@ -295,8 +335,26 @@ class _Pruning:
         )
         masks = Masks({name: torch.from_numpy(mask) for name, mask in found.masks.items()})
         account = found.account(account_of(self.module, masks, answer, None))
-        after = [] if self.data is None else outputs_of(self.module, self.data)
+        after = outputs_of(self.module, batches)
         return answer, replace(account, output_error=relative_error(before, after))
+
+
+@contextmanager
+def _put_back(module: nn.Module, *, of_rounds: bool) -> Iterator[Callable[[], None]]:
+    """Give what puts the weights back as they are now, and do so after an error between rounds."""
+    parameters = list(module.parameters()) if of_rounds else []
+    before = [one.detach().clone() for one in parameters]
+
+    def put_back_() -> None:
+        with torch.no_grad():
+            for parameter, old in zip(parameters, before, strict=True):
+                parameter.copy_(old)
+
+    try:
+        yield put_back_
+    except BaseException:
+        put_back_()
+        raise
 
 
 def _selected(
@@ -318,29 +376,25 @@ def _selected(
     return {name: weight for name, weight in weights.items() if name in chosen}, left_alone
 
 
+def _check_sharded(weights: Mapping[str, torch.Tensor], score: Score, data: Any) -> None:
+    split = [name for name, weight in weights.items() if place_of(weight) is not None]
+    if not split:
+        return
+    check_blockwise(score, where=split[0])
+    if data is not None:
+        raise Refused(
+            "of sharded weights nothing is measured",
+            where=f"{WHERE}: data",
+            got=split[0],
+            hint='score="magnitude" needs no data',
+        )
+
+
 def _on_host(masks: Masks, weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Return earlier masks as arrays, or refuse one that does not fit."""
     found = {}
     for name, weight in weights.items():
         if name not in masks:
             continue
-        if masks[name].shape != weight.shape:
-            raise InvalidArgument(
-                "the earlier mask does not fit its parameter",
-                where=name,
-                got=tuple(masks[name].shape),
-                allowed=tuple(weight.shape),
-            )
-        found[name] = np.ascontiguousarray(masks[name].cpu().numpy())
+        found[name] = np.ascontiguousarray(masks.here(name, weight).cpu().numpy())
     return found
-
-
-def _outlying(weight: torch.Tensor, norm: Any) -> float:
-    """Return the share of ``|w| * input norm`` that stands out (Yin et al. 2024), row by row."""
-    norms = np.broadcast_to(on_host(norm), weight.shape)
-
-    def metrics() -> Iterator[np.ndarray]:
-        for row, own in zip(weight.detach(), norms, strict=True):
-            yield np.abs(on_host(row)).astype(np.float32) * own
-
-    return outlier_share(metrics)

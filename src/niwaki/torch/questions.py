@@ -10,12 +10,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from niwaki.errors import Refused
+from niwaki.errors import Refused, UnknownName, suggest
 from niwaki.numpy import scored
 from niwaki.numpy.source import Source
-from niwaki.prune import Coupled, Heads, Layers, Layout, Member, Pattern, Units
+from niwaki.prune import (
+    FACTS,
+    Coupled,
+    Heads,
+    Layers,
+    Layout,
+    Member,
+    Pattern,
+    Score,
+    Units,
+    Unstructured,
+)
+from niwaki.prune.owl import outlier_share
 from niwaki.torch.head_groups import coupled_heads
-from niwaki.torch.prunable import layouts, siblings
+from niwaki.torch.prunable import layouts, owner, prunable, siblings
+from niwaki.torch.sharded_masks import part_of
+from niwaki.torch.sharding import local
 from niwaki.torch.tensors import unwrapped
 
 _OF_NUMPY = (torch.float16, torch.float32, torch.float64)
@@ -40,15 +54,19 @@ def source_of(name: str, weight: torch.Tensor, layout: Layout | None, facts: Fac
         for fact, of in facts.items()
         if name in of and fact not in ("macs", "outliers", "curve")
     }
-    on_cpu = weight.device.type == "cpu" and weight.dtype in _OF_NUMPY
+    # Biases and scales of units take part in no product that is counted.
+    unknown = math.nan if weight.dim() > 1 else 0.0
+    here = local(weight)
+    on_cpu = here.device.type == "cpu" and here.dtype in _OF_NUMPY
     return Source(
         name=name,
-        shape=tuple(weight.shape),
-        array=lambda: on_host(weight),
-        blocks=None if on_cpu else lambda: _blocks(weight),
+        shape=tuple(here.shape),
+        array=lambda: on_host(here),
+        blocks=None if on_cpu else lambda: _blocks(here),
+        part=part_of(weight),
         layout=layout,
         facts=own,
-        macs=float(facts.get("macs", {}).get(name, math.nan)) / max(weight.numel(), 1),
+        macs=float(facts.get("macs", {}).get(name, unknown)) / max(weight.numel(), 1),
         itemsize=weight.element_size(),
     )
 
@@ -59,6 +77,17 @@ def on_host(tensor: Any) -> np.ndarray:
         return np.asarray(tensor)
     tensor = tensor.detach()
     return (tensor if tensor.dtype in _OF_NUMPY else tensor.float()).cpu().numpy()
+
+
+def outlying(weight: torch.Tensor, norm: Any) -> float:
+    """Return the share of ``|w| * input norm`` that stands out (Yin et al. 2024), row by row."""
+    norms = np.broadcast_to(on_host(norm), weight.shape)
+
+    def metrics() -> Iterator[np.ndarray]:
+        for row, own in zip(weight.detach(), norms, strict=True):
+            yield np.abs(on_host(row)).astype(np.float32) * own
+
+    return outlier_share(metrics)
 
 
 def coupled_in(
@@ -102,7 +131,11 @@ def members_of(module: nn.Module, coupled: list[Coupled]) -> dict[str, torch.Ten
 
 def totals_of(module: nn.Module, facts: Facts) -> dict[str, float]:
     """Return the whole module's parameters, bytes and, if they were measured, multiply-accumulates."""
-    parameters = list(unwrapped(module).parameters())
+    parameters = [
+        one
+        for one in unwrapped(module).parameters()
+        if not isinstance(one, nn.UninitializedParameter)
+    ]
     totals = {
         "parameters": float(sum(one.numel() for one in parameters)),
         "bytes": float(sum(one.numel() * one.element_size() for one in parameters)),
@@ -110,6 +143,57 @@ def totals_of(module: nn.Module, facts: Facts) -> dict[str, float]:
     if "macs" in facts:
         totals["macs"] = float(sum(facts["macs"].values()))
     return totals
+
+
+def counted(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights whose multiply-accumulates are those of a module: of layers and attention."""
+    module = unwrapped(module)
+    found, _ = prunable(module, ("norms",))
+    for name, one in module.named_parameters():
+        if isinstance(owner(module, name), nn.MultiheadAttention) and name.endswith("proj_weight"):
+            found[name] = one
+    return found
+
+
+def with_axes(
+    module: nn.Module, weights: Mapping[str, torch.Tensor], pattern: Pattern, score: Score
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return ``(weights that have the axes of which a pattern or score speaks, why the others do not)``.
+
+    Raises `Refused` if none has.
+    """
+    by_rows = score.within_rows or score.updates
+    if isinstance(pattern, Unstructured) and not by_rows:
+        return dict(weights), {}
+    axes, left_alone = layouts(module), {}
+    for name in weights:
+        if name not in axes:
+            left_alone[name] = "which axis are its units is not known"
+        elif axes[name].inputs is None:
+            left_alone[name] = "it has no axis of inputs"
+    if len(left_alone) == len(weights):
+        name, why = next(iter(left_alone.items()))
+        raise Refused("no weight has the axes that are needed", where=name, got=why)
+    return {name: one for name, one in weights.items() if name not in left_alone}, left_alone
+
+
+def check_facts(module: nn.Module, facts: Facts) -> None:
+    """Raise `UnknownName` for facts that there are not, and of parameters that the module has not."""
+    known = {*FACTS, "macs", "outliers", "curve"}
+    parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+    for fact, of in facts.items():
+        if fact not in known:
+            raise UnknownName(
+                "unknown fact", where="facts", got=repr(fact), hint=suggest(fact, known)
+            )
+        for name in of:
+            if name not in parameters:
+                raise UnknownName(
+                    "the module has no such parameter",
+                    where=f"facts[{fact!r}]",
+                    got=repr(name),
+                    hint=suggest(name, parameters),
+                )
 
 
 def _blocks(weight: torch.Tensor) -> Iterator[np.ndarray]:

@@ -37,6 +37,11 @@ def reduced(
     return joint, sums[len(numbers) :] > 0
 
 
+def summed(groups: tuple[Any, ...], numbers: np.ndarray) -> np.ndarray:
+    """Return numbers of any one type added up over all ranks of some groups; the input may be changed."""
+    return _all_reduced(groups, numbers, "SUM")
+
+
 def norm(numbers: np.ndarray) -> float:
     """Return the L2 norm of norms, safe against overflow; not finite if one of them is not."""
     largest = peak(numbers)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from niwaki.errors import NonFinite, Refused
+from niwaki.torch.sharding import local
 
 
 def rewired(
@@ -87,8 +88,8 @@ def forget_moments_(
     for name in after.keys() & found.keys():
         kept = after[name] & before[name] if name in before else after[name]
         for value in optimizer.state.get(found[name], {}).values():
-            if isinstance(value, torch.Tensor) and value.shape == kept.shape:
-                value.masked_fill_(~kept, 0.0)
+            if isinstance(value, torch.Tensor) and local(value).shape == kept.shape:
+                local(value).masked_fill_(~kept, 0.0)
 
 
 def check_whole(weights: Mapping[str, torch.Tensor], *, where: str) -> None:

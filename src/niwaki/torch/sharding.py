@@ -173,7 +173,8 @@ class Sharding:
         """Return whether this rank has but a part of a tensor."""
         return is_sharded(tensor) and _copies(tensor) < tensor.device_mesh.size()  # type: ignore[attr-defined]
 
-    def own_units(self, tensor: torch.Tensor, axis: int) -> slice:
+    @staticmethod
+    def own_units(tensor: torch.Tensor, axis: int) -> slice:
         """Return which units along an axis lie on this rank, as `torch.chunk` deals them out.
 
         FSDP splits what tensor parallelism has split before, although its mesh dimension comes first.

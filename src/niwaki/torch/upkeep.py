@@ -255,7 +255,7 @@ def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> 
     if foreign and len(foreign) == len(masks):
         raise Refused("the optimizer holds no masked parameter", where="torch.attach(prune)")
     kept = {name: mask for name, mask in masks.items() if name not in foreign}
-    return Masks(kept, left_alone={**masks.left_alone, **foreign})
+    return Masks(kept, left_alone={**masks.left_alone, **foreign}, places=masks.places)
 
 
 def _taken(outcome: Outcome) -> bool:

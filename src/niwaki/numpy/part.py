@@ -1,0 +1,61 @@
+"""One part of a tensor whose other parts lie with other processes: counts are summed, ties shared out.
+
+Separate from counting, which it turns into counting together; who sums, and how, the framework says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The rectangle of a tensor that lies here.
+
+    `whole`: the shape of the tensor. `shape`: of the part. `offsets`: where it begins, by axis. `summed`:
+    returns an array of int64 added up over all parts, each entry of the tensor counted once; a collective.
+    `over`: who they are; what is over the same is summed in one go, others in the order of this.
+    """
+
+    whole: tuple[int, ...]
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    summed: Callable[[np.ndarray], np.ndarray]
+    over: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of entries of the whole tensor."""
+        return math.prod(self.whole)
+
+    def total(self, *numbers: int) -> list[int]:
+        """Return some whole numbers, each added up over all parts."""
+        return self.summed(np.array(numbers, np.int64)).tolist()
+
+    def places(self, indices: np.ndarray) -> np.ndarray:
+        """Return where in the whole tensor entries of this part stand, both counted in index order."""
+        here = np.unravel_index(indices, self.shape)
+        there = [axis + start for axis, start in zip(here, self.offsets, strict=True)]
+        return np.ravel_multi_index(there, self.whole)
+
+    def first(self, indices: np.ndarray, count: int) -> tuple[int, int]:
+        """Return ``(how many of these entries, how many of all)`` are the first `count` of all parts'.
+
+        `indices`: of this part, ascending. A collective.
+        """
+        everywhere = self.total(len(indices))[0]
+        if everywhere <= count:
+            return len(indices), everywhere
+        places = self.places(indices)
+        low, high = 0, self.size
+        while low < high:
+            middle = (low + high) // 2
+            if self.total(int(np.searchsorted(places, middle)))[0] >= count:
+                high = middle
+            else:
+                low = middle + 1
+        return int(np.searchsorted(places, low)), count
