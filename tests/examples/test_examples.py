@@ -112,3 +112,13 @@ def test_tensorflow_loop(capsys: pytest.CaptureFixture[str]) -> None:
     without, clipped = (line.split() for line in capsys.readouterr().out.splitlines())
     assert float(without[2]) < 85 < float(clipped[2])
     assert float(without[5]) == 0 < float(clipped[5])
+
+
+def test_prune_and_recover(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    runpy.run_path(str(EXAMPLES / "prune_and_recover.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    dense, random, magnitude, refitted = (float(line.split()[1].rstrip("%")) for line in lines[:4])
+    assert random < magnitude < refitted and refitted > dense - 5
+    assert float(lines[-1].split()[-1].rstrip("%")) > dense - 3
+    assert "least harm once re-fitted" in lines[5]

@@ -43,7 +43,7 @@ def of_tensor(source: Source, score: Score, kept: np.ndarray | None) -> Scores:
     facts = {name: whole_fact(source, name) for name in sorted(score.needs)}
     kept = np.ones(source.shape, bool) if kept is None else kept
     scores = np.asarray(score.of_tensor(weights * kept, facts, xp=np))
-    return of_values(source.label, scores.reshape(-1), ~kept.reshape(-1))
+    return of_values(source.label, scores.reshape(-1), np.asarray(~kept.reshape(-1)))
 
 
 def of_values(name: str, values: np.ndarray, gone: np.ndarray) -> Scores:
@@ -66,7 +66,7 @@ def of_blocks(source: Source, score: Score, pattern: Blocks, kept: np.ndarray | 
     tiles = _tiles(layout.canonical(source.array()), pattern)
     gone = np.zeros(len(tiles), bool)
     if kept is not None:
-        gone = ~_tiles(layout.canonical(kept), pattern).any(axis=1)
+        gone = np.asarray(~_tiles(layout.canonical(kept), pattern).any(axis=1))
     facts = {
         name: _tiles(layout.canonical(whole_fact(source, name)), pattern) for name in score.needs
     }

@@ -129,7 +129,9 @@ def reconstruct_(
     with steady(module):
         regressions = Regressions(module, parameters, dense, data, where=WHERE)
         try:
-            for name in tqdm(regressions.order, "reconstruct", leave=False, disable=not progress):
+            for name in tqdm(
+                regressions.order, "reconstruct", leave=False, disable=None if progress else True
+            ):
                 if removes[name] > masks[name].size - int(masks[name].sum()) or pattern:
                     amount = pattern or removes[name]
                     found, row = _refit(regressions, name, amount, method, masks[name])
