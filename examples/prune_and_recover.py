@@ -1,7 +1,7 @@
 """Prune a trained network to a tenth of its weights, and get its accuracy back: one score after another.
 
-Trains a small network on scikit-learn's digits, prunes copies of it by random, by magnitude and by reconstruction, distils
-the last one from the dense network, and prints what was removed. About fifteen seconds.
+Trains a small network on scikit-learn's digits, prunes copies of it at random, by magnitude and by reconstruction,
+distils the last one from the dense network, and prints what was removed. About fifteen seconds.
 """
 
 from __future__ import annotations

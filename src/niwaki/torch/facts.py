@@ -112,7 +112,7 @@ def following(module: nn.Module, data: Iterable[Any], *, where: str = "prune_") 
     {'0': '1'}
     """
     module = unwrapped(module)
-    _check_data(data, where)
+    check_data(data, where)
     with _held(module, 0):
         batch = next(batches_of(data, _device(module.parameters()), where=f"{where}: data"))
         return forward_facts.following(module, batch)
@@ -218,7 +218,7 @@ def _check(needs: frozenset[str], data: Any, loss: Any, where: str) -> None:
             hint="pass data=, an iterable of batches "
             + ("(inputs, targets)" if needs & OF_GRADIENTS else "of inputs"),
         )
-    _check_data(data, where)
+    check_data(data, where)
     if needs & OF_GRADIENTS and not callable(loss):
         raise InvalidArgument(
             f"the score needs {_listed(needs & OF_GRADIENTS)}, the gradient of a loss",
@@ -232,7 +232,7 @@ def _listed(facts: Iterable[str]) -> str:
     return " and ".join(sorted(facts))
 
 
-def _check_data(data: Any, where: str) -> None:
+def check_data(data: Any, where: str) -> None:
     """Refuse one batch in the place of many, whose rows or halves would pass for batches."""
     single = isinstance(data, tuple) and any(isinstance(one, torch.Tensor) for one in data)
     if single or isinstance(data, torch.Tensor | Mapping) or not isinstance(data, Iterable):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from niwaki.errors import Refused
 from niwaki.prune import Coupled, Member
 from niwaki.torch.attention import Attention, Rows, attentions
+from niwaki.torch.prunable import prunable
 
 
 def coupled_heads(
@@ -18,10 +19,11 @@ def coupled_heads(
     """Return ``(one group per attention layer, weight -> why it belongs to no head)``.
 
     Where query heads share a key head, an item is a key head with all its query heads. Only layers are
-    meant whose output projection is among the `weights`. Raises `Refused` if there is none.
+    meant whose projections are among the `weights`. Raises `Refused` if there is none.
     """
     found = attentions(module)
-    groups = [_group(name, one) for name, one in found.items() if _chosen(one, weights)]
+    known = prunable(module)[0].keys()
+    groups = [_group(name, one) for name, one in found.items() if _chosen(one, weights, known)]
     if not groups:
         raise Refused(
             "the module has no attention whose heads are known here",
@@ -33,8 +35,11 @@ def coupled_heads(
     return groups, {name: "no part of an attention head" for name in weights if name not in taken}
 
 
-def _chosen(one: Attention, weights: Mapping[str, torch.Tensor]) -> bool:
-    return bool(one.output) and all(rows.name in weights for rows in one.output)
+def _chosen(one: Attention, weights: Mapping[str, torch.Tensor], known: Collection[str]) -> bool:
+    # In-projections of nn.MultiheadAttention belong to no Linear layer, and go with what reads them.
+    linear = (rows for rows in (*one.query, *one.key, *one.value) if rows.name in known)
+    every = [*linear, *one.output]
+    return bool(one.output) and all(rows.name in weights for rows in every)
 
 
 def _group(name: str, one: Attention) -> Coupled:

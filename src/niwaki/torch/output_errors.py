@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from niwaki.torch.batches import batches_of
+from niwaki.torch.batches import Batch, batches_of
 from niwaki.torch.masks import Masks
 from niwaki.torch.prunable import PRUNED, owner
 from niwaki.torch.steadiness import steady
@@ -31,6 +31,7 @@ def output_errors(module: nn.Module, masks: Masks, data: Iterable[Any]) -> dict[
     batches of `data` give it in the module as it is; norms are over all outputs. Modes are restored.
     """
     plain = unwrapped(module)
+    batches = first_of(plain, data)
     sums: dict[str, list[float]] = {}
     hooks = [
         owner(plain, name).register_forward_hook(_hook(name, mask, sums), with_kwargs=True)
@@ -38,28 +39,32 @@ def output_errors(module: nn.Module, masks: Masks, data: Iterable[Any]) -> dict[
         if isinstance(owner(plain, name), PRUNED) and name.rpartition(".")[2] == "weight"
     ]
     try:
-        before = outputs_of(plain, data)
+        before = outputs_of(plain, batches)
     finally:
         for hook in hooks:
             hook.remove()
-    after = outputs_of(plain, data, _masked(plain, masks))
+    after = outputs_of(plain, batches, _masked(plain, masks))
     errors = {name: _ratio(*pair) for name, pair in sums.items()}
     whole = relative_error(before, after)
     return errors if whole is None else errors | {"": whole}
 
 
+def first_of(module: nn.Module, data: Iterable[Any]) -> list[Batch]:
+    """Return the first batches: read once, as data may be shuffled anew each time."""
+    device = next(module.parameters()).device
+    return list(islice(batches_of(data, device, where="data"), BATCHES))
+
+
 @torch.no_grad()
 def outputs_of(
-    module: nn.Module, data: Iterable[Any], weights: Mapping[str, torch.Tensor] | None = None
+    module: nn.Module, batches: Iterable[Batch], weights: Mapping[str, torch.Tensor] | None = None
 ) -> list[Any]:
-    """Return what a module gives for the first batches in eval mode, with other weights if they are given."""
+    """Return what a module gives for these batches in eval mode, with other weights if they are given."""
     module = unwrapped(module)
     with steady(module):
         return [
             torch.func.functional_call(module, dict(weights or {}), one.positional, dict(one.named))
-            for one in islice(
-                batches_of(data, next(module.parameters()).device, where="data"), BATCHES
-            )
+            for one in batches
         ]
 
 

@@ -55,11 +55,14 @@ def prunable(
         name: one for name, one in named.items() if id(one) not in reasons
     }
     left_alone = {n: reasons[id(one)] for n, one in named.items() if id(one) in reasons}
+    names = {id(one): name for name, one in named.items()}
+    # Of all layers, also those that are left alone: what comes before a tied head is not the last.
+    layers = [one._parameters.get("weight") for one in module.modules() if isinstance(one, PRUNED)]
     for which, place in (("first", 0), ("last", -1)):
-        layers = [name for name in weights if isinstance(owner(module, name), PRUNED)]
-        if which in protect and layers:
-            left_alone[layers[place]] = PROTECTED[which]
-            del weights[layers[place]]
+        name = names.get(id(layers[place])) if layers else None
+        if which in protect and name in weights:
+            left_alone[name] = PROTECTED[which]
+            del weights[name]
     return weights, left_alone
 
 
@@ -119,6 +122,8 @@ def _why_not(
 ) -> str | None:
     if leaf.startswith("bias"):
         return "a bias"
+    if leaf.endswith("_orig") and hasattr(layer, leaf.replace("_orig", "_mask")):
+        return "masked by torch.nn.utils.prune, whose remove() makes it a weight again"
     if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
         return "it has no values yet"
     kinds = (*(NORMS if "norms" not in protect else ()),) + (
@@ -128,4 +133,8 @@ def _why_not(
         return f"{leaf} of {type(layer).__name__}: no weight of a Linear or Conv layer"
     if parameter.dtype not in _FLOATS:
         return f"its dtype is {parameter.dtype}"
+    if parameter.layout != torch.strided:
+        return f"its layout is {parameter.layout}"
+    if not parameter.numel():
+        return "it is empty"
     return None

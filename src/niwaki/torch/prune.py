@@ -34,7 +34,7 @@ from niwaki.prune import (
 from niwaki.prune.account import Account
 from niwaki.select import select
 from niwaki.torch.accounting import account_of
-from niwaki.torch.facts import following, measure
+from niwaki.torch.facts import check_data, following, measure
 from niwaki.torch.isolation import isolated
 from niwaki.torch.masks import Masks
 from niwaki.torch.output_errors import first_of, outputs_of, relative_error
@@ -131,6 +131,8 @@ def prune_(
     check_facts(module, facts or {})
     chosen, asked_score = as_pattern(pattern), as_score(score)
     check_combination(asked_score, chosen)
+    if data is not None:
+        check_data(data, WHERE)
     if isinstance(data, Iterator):
         raise InvalidArgument(
             "data is read more than once, and an iterator gives it once",

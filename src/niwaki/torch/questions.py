@@ -104,8 +104,11 @@ def coupled_in(
         return coupled_heads(module, weights)
     axes = layouts(module)
     found, left_alone = [], {}
+    taken = {one for name in weights for one in siblings(module, name, norms)}
     for name, weight in weights.items():
-        if isinstance(pattern, Layers):
+        if isinstance(pattern, Units) and name in taken:
+            left_alone[name] = "it goes with the units that it scales"
+        elif isinstance(pattern, Layers):
             members = [Member(name, 0, size=0)]
             members += [Member(one, 0, size=0, scored=False) for one in siblings(module, name, {})]
             found.append(Coupled(name, 1, tuple(members)))

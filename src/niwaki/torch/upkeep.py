@@ -68,6 +68,8 @@ class Upkeep:
         if isinstance(prune, Masks):
             self.masks = _held(prune, found, model)
             self.masks.apply_(model)
+            for optimizer in optimizers:
+                forget_moments_(optimizer, found, {}, self.masks)
 
     def plain(self) -> dict[str, Any] | None:
         """Return where the schedule stands, for a checkpoint; masks and bound stand apart."""

@@ -1,0 +1,192 @@
+"""The masks of a pruned model: which weights are kept, held outside of the model itself.
+
+The model keeps its layers, names, config and files; masks are applied after each step of an optimizer,
+by `nw.keras.Pruning` in ``fit`` and by hand in a loop of one's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
+from niwaki.files import as_path, write_bytes
+from niwaki.keras.gradients import names_of, value_of
+from niwaki.prune import pack_mask, unpack_mask
+from niwaki.prune.account import Account
+
+_SHAPES = "niwaki.masks"
+
+
+class Masks(Mapping[str, np.ndarray]):
+    """Path of a variable -> boolean array of its shape, true where the weight is kept.
+
+    `left_alone`: path -> why it has no mask. `account`: what was removed, why, and what that did to the
+    outputs (print it), of the call that made them. Raises `InvalidArgument` for a mask that is not boolean.
+
+    >>> masks = Masks({"net/head/kernel": np.array([[True, False]])})
+    >>> masks.sparsity, masks.counts()
+    (0.5, {'net/head/kernel': (1, 2)})
+    """
+
+    def __init__(
+        self,
+        kept: Mapping[str, np.ndarray] | None = None,
+        *,
+        left_alone: Mapping[str, str] | None = None,
+        account: Account | None = None,
+    ) -> None:
+        self._kept = dict(kept or {})
+        self.left_alone = dict(left_alone or {})
+        self.account = account or Account()
+        for name, mask in self._kept.items():
+            if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+                got = getattr(mask, "dtype", type(mask).__name__)
+                raise InvalidArgument("a mask is a boolean array", where=name, got=got)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} tensors, {self.sparsity:.2%} zero)"
+
+    @property
+    def sparsity(self) -> float:
+        """The share of masked weights among all weights that have a mask, in [0, 1]."""
+        counts = self.counts().values()
+        total = sum(size for _, size in counts)
+        return sum(removed for removed, _ in counts) / total if total else 0.0
+
+    @property
+    def emptied(self) -> tuple[str, ...]:
+        """The names of the variables that kept no weight at all."""
+        return tuple(name for name, (removed, size) in self.counts().items() if removed == size > 0)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return path -> ``(removed weights, all weights)``."""
+        return {
+            name: (mask.size - int(np.count_nonzero(mask)), mask.size)
+            for name, mask in self._kept.items()
+        }
+
+    def apply_(self, model: Any) -> None:
+        """Set the masked weights of a model to exactly ``+0.0``, also inside of a ``tf.function``."""
+        for variable, mask in self.pairs(model.weights):
+            variable.assign(_where(mask, value_of(variable)))
+
+    def mask_gradients(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        """Return gradients with zeros where their variables are masked; ``None`` stays.
+
+        `variables`: of which these are the gradients, in the same order, such as
+        ``model.trainable_variables``; masks of others are passed over. Sparse gradients stay as they are.
+        Weights can be masked likewise, where variables are not written to: with JAX.
+        """
+        own = {id(v): mask for _, v, mask in self._matched(variables) if v is not None}
+        return [
+            grad
+            if grad is None or hasattr(grad, "dense_shape") or id(variable) not in own
+            else _where(own[id(variable)], grad)
+            for grad, variable in zip(gradients, variables, strict=True)
+        ]
+
+    def pairs(self, variables: Sequence[Any]) -> list[tuple[Any, np.ndarray]]:
+        """Return each masked variable with its mask; raises for one that is missing or does not fit.
+
+        A model that was built again or loaded has other paths in front; then the one that ends alike is meant.
+        """
+        pairs = []
+        for name, variable, mask in self._matched(variables):
+            if variable is None:
+                raise UnknownName(
+                    "the model has no such variable",
+                    where="Masks",
+                    got=repr(name),
+                    hint=suggest(name, _names(variables)),
+                )
+            if tuple(variable.shape) != mask.shape:
+                raise InvalidArgument(
+                    "the mask does not fit its variable",
+                    where=name,
+                    got=mask.shape,
+                    allowed=tuple(variable.shape),
+                )
+            pairs.append((variable, mask))
+        return pairs
+
+    def _matched(self, variables: Sequence[Any]) -> Iterator[tuple[str, Any, np.ndarray]]:
+        known = dict(zip(_names(variables), variables, strict=True))
+        for name, mask in self._kept.items():
+            yield name, known[name] if name in known else _alike(name, known), mask
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return path -> ``{"bits": uint8 array, "shape": list}``: plain data, a bit per weight."""
+        return {
+            name: {"bits": pack_mask(mask), "shape": list(mask.shape)}
+            for name, mask in self._kept.items()
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Mapping[str, Any]]) -> Masks:
+        """Return the masks that `state_dict` described; raises `BadFile` naming the variable."""
+        return cls({name: _unpacked(name, one) for name, one in state.items()})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them as a safetensors file, a bit per weight, atomically."""
+        state = self.state_dict()
+        shapes = json.dumps({name: one["shape"] for name, one in state.items()})
+        bits = {name: one["bits"] for name, one in state.items()}
+        write_bytes(path, safetensors.numpy.save(bits, {_SHAPES: shapes}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Masks:
+        """Return the masks that `save` wrote; raises `BadFile` for what is no such file."""
+        try:
+            with safetensors.safe_open(as_path(path), framework="numpy") as file:  # type: ignore[no-untyped-call]
+                shapes = json.loads((file.metadata() or {})[_SHAPES])
+                state = {
+                    name: {"bits": file.get_tensor(name), "shape": shape}
+                    for name, shape in shapes.items()
+                }
+        except (OSError, LookupError, ValueError, safetensors.SafetensorError) as error:
+            raise BadFile("this is no file of masks", where=str(path), got=error) from error
+        return cls.from_state_dict(state)
+
+
+def _names(variables: Sequence[Any]) -> list[str]:
+    return names_of(list(variables), [str(place) for place in range(len(variables))])
+
+
+def _alike(name: str, known: Mapping[str, Any]) -> Any:
+    """Return the one variable whose path differs in its first part alone, or has no such part."""
+    rest = name.partition("/")[2]
+    found = [
+        variable
+        for path, variable in known.items()
+        if path == rest or path.partition("/")[2] in (name, rest or None)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _where(mask: Any, values: Any) -> Any:
+    kept = keras.ops.convert_to_tensor(mask)
+    return keras.ops.where(kept, values, keras.ops.zeros_like(values))
+
+
+def _unpacked(name: str, one: Mapping[str, Any]) -> np.ndarray:
+    try:
+        return unpack_mask(np.asarray(one["bits"]), [int(size) for size in one["shape"]])
+    except (NiwakiError, LookupError, TypeError, ValueError) as error:
+        raise BadFile("this is no packed mask", where=name, got=error) from error

@@ -1,0 +1,507 @@
+"""Pruning of Keras models on each backend: any kind of model, in fit and in loops, saved, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras")
+layers = keras.layers
+
+import niwaki as nw  # noqa: E402
+from keras_backends import BACKEND, only, other_backends  # noqa: E402
+from niwaki.errors import BadFile, InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from niwaki.keras import Masks, Pruning, clipped, prune_, strip_  # noqa: E402
+
+RNG = np.random.default_rng(7)
+INPUTS = RNG.normal(size=(48, 6)).astype("float32")
+TARGETS = (INPUTS @ RNG.normal(size=(6, 3))).astype("float32")
+BATCHES = [(INPUTS[:24], TARGETS[:24]), (INPUTS[24:], TARGETS[24:])]
+IMAGES = RNG.normal(size=(12, 6, 6, 2)).astype("float32")
+LOSS = keras.losses.MeanSquaredError()
+
+
+def network(seed: int = 0, name: str = "net", regularizer: Any = None) -> Any:
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(16, "relu", kernel_regularizer=regularizer, name="hidden"),
+            layers.Dense(3, name="head"),
+        ],
+        name=name,
+    )
+
+
+def convolutional() -> Any:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(4, 3, padding="same", name="one"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(name="relu"),
+            layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="two"),
+            layers.Flatten(),
+            layers.Dense(3, name="head"),
+        ],
+        name="net",
+    )
+
+
+def array(variable: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
+def compiled(model: Any, optimizer: Any = None, **options: Any) -> Any:
+    model.compile(optimizer or keras.optimizers.Adam(0.01), LOSS, **options)
+    return model
+
+
+def fit(model: Any, *callbacks: Any, **options: Any) -> Any:
+    settings = {"batch_size": 8, "shuffle": False, "verbose": 0, "epochs": 1, **options}
+    model.fit(INPUTS, TARGETS, callbacks=list(callbacks), **settings)
+    return model
+
+
+def zeros(model: Any) -> int:
+    return sum(int((array(v) == 0).sum()) for v in model.trainable_variables if v.name == "kernel")
+
+
+class Strange(layers.Layer):
+    """A layer that niwaki does not know."""
+
+    def build(self, shape: Any) -> None:
+        self.mixing = self.add_weight(shape=(shape[-1], shape[-1]), name="mixing")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + keras.ops.matmul(inputs, self.mixing)
+
+
+class Subclassed(keras.Model):
+    """No graph: a shared layer, a nested model and an unknown layer."""
+
+    def __init__(self) -> None:
+        super().__init__(name="own")
+        self.first = layers.Dense(6, activation="relu", name="first")
+        self.nested = network(name="nested")
+        self.strange = Strange(name="strange")
+
+    def call(self, inputs: Any) -> Any:
+        return self.nested(self.strange(self.first(self.first(inputs))))
+
+
+def subclassed() -> Any:
+    keras.utils.set_random_seed(0)
+    model = Subclassed()
+    model(INPUTS)
+    return model
+
+
+def test_exactly_as_many_go_as_are_asked_for_and_ties_break_by_order() -> None:
+    model = network()
+    for variable in model.trainable_variables:
+        variable.assign(np.ones(variable.shape))
+    masks = prune_(model, sparsity=0.5)
+    assert masks.sparsity == 0.5 and zeros(model) == 72
+    assert masks.counts() == {"net/hidden/kernel": (72, 96), "net/head/kernel": (0, 48)}
+    # Units first, then inputs: as torch, whose kernels lie the other way round.
+    assert not masks["net/hidden/kernel"].T.reshape(-1)[:72].any()
+    assert masks.left_alone == {"net/hidden/bias": "a bias", "net/head/bias": "a bias"}
+
+
+@pytest.mark.parametrize("score", ["snip", "fisher", "wanda"])
+def test_scores_that_need_data(score: str) -> None:
+    model = network()
+    masks = prune_(model, sparsity=0.6, score=score, data=BATCHES, loss=LOSS)
+    assert zeros(model) == round(0.6 * 144)
+    assert masks.account.output_error is not None and masks.account.output_error > 0
+    assert all(row.why for row in masks.account.rows)
+
+
+def test_gradients_are_those_of_the_loss_and_leave_nothing_behind() -> None:
+    from niwaki.keras.facts import measure
+    from niwaki.keras.prunable import oriented
+
+    model = network()
+    found = oriented(model, where="test")
+    wanted = {"net/head/kernel": found["net/head/kernel"]}
+    before = [array(one) for one in model.weights]
+    needs = frozenset({"gradient", "input_norm", "zeros", "output", "deviation", "macs"})
+    facts = measure(model, needs, wanted, data=BATCHES, loss=LOSS, where="test")
+    hidden = np.maximum(INPUTS @ before[0] + before[1], 0)
+    error = hidden @ before[2] + before[3] - TARGETS
+    expected = 2 * hidden.T @ error / error.size
+    np.testing.assert_allclose(facts["gradient"]["net/head/kernel"], expected, rtol=1e-4, atol=1e-6)
+    norms = np.linalg.norm(hidden, axis=0)
+    np.testing.assert_allclose(facts["input_norm"]["net/head/kernel"][:, 0], norms, rtol=1e-5)
+    outputs = error + TARGETS
+    np.testing.assert_allclose(
+        facts["output"]["net/head/kernel"], np.abs(outputs).mean(0), rtol=1e-5
+    )
+    np.testing.assert_allclose(facts["deviation"]["net/head/kernel"], outputs.std(0), rtol=1e-5)
+    assert facts["macs"]["net/head/kernel"] == 48
+    first = {"net/hidden/kernel": found["net/hidden/kernel"]}
+    shares = measure(model, frozenset({"zeros"}), first, data=BATCHES, loss=None, where="test")
+    np.testing.assert_allclose(shares["zeros"]["net/hidden/kernel"], (hidden == 0).mean(axis=0))
+    assert all(np.array_equal(array(a), b) for a, b in zip(model.weights, before, strict=True))
+    assert all("call" not in vars(layer) for layer in model.layers)
+
+
+def test_norms_of_the_inputs_of_convolutions() -> None:
+    from niwaki.keras.facts import measure
+    from niwaki.keras.prunable import oriented
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False, name="plain"),
+            layers.DepthwiseConv2D(3, dilation_rate=1, use_bias=False, name="deep"),
+        ],
+        name="net",
+    )
+    found = oriented(model, where="test")
+    wanted = {name: found[name] for name in ("net/plain/kernel", "net/deep/kernel")}
+    facts = measure(
+        model, frozenset({"input_norm", "macs"}), wanted, data=[IMAGES], loss=None, where="test"
+    )
+    padded = np.pad(IMAGES, [(0, 0), (0, 1), (0, 1), (0, 0)]).astype(np.float64)
+    for row, column in ((0, 0), (2, 1)):
+        seen = padded[:, row : row + 5 : 2, column : column + 5 : 2]
+        norms = np.sqrt(np.square(seen).sum(axis=(0, 1, 2)))
+        got = facts["input_norm"]["net/plain/kernel"][row, column, :, 0]
+        np.testing.assert_allclose(got, norms, rtol=1e-5)
+    assert facts["macs"] == {"net/plain/kernel": 9 * 72, "net/deep/kernel": 36}
+
+
+def test_units_take_bias_and_norm_with_them_and_put_out_zero() -> None:
+    model = convolutional()
+    masks = prune_(model, width=0.5, pattern="units", data=[IMAGES])
+    assert masks.counts()["net/one/kernel"] == (36, 72)
+    gone = ~masks["net/norm/gamma"]
+    assert gone.sum() == 2 and np.array_equal(gone, ~masks["net/norm/beta"])
+    inside = keras.Model(model.inputs[0], model.get_layer("relu").output)
+    outputs = array(inside(IMAGES))
+    assert (outputs[..., gone] == 0).all() and (outputs[..., ~gone] != 0).any()
+    assert masks.left_alone["net/head/kernel"].startswith("the last layer")
+
+
+def test_scores_of_units() -> None:
+    model = convolutional()
+    model.get_layer("norm").gamma.assign([1.0, 0.1, 2.0, 0.2])
+    masks = prune_(
+        model, width=0.5, pattern="units", score="bn_scale", data=[IMAGES], only="*one/kernel"
+    )
+    assert masks["net/norm/gamma"].tolist() == [True, False, True, False]
+    with pytest.raises(Refused, match="no one normalisation"):
+        prune_(convolutional(), width=0.5, pattern="units", score="bn_scale", data=[IMAGES])
+    prune_(convolutional(), width=0.5, pattern="units", score="apoz", data=[IMAGES])
+
+
+def test_heads_go_as_one() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5, 8))
+    attention = layers.MultiHeadAttention(4, 2, name="attention")
+    model = keras.Model(inputs, attention(inputs, inputs), name="net")
+    masks = prune_(model, width=0.5, pattern="heads")
+    query = masks["attention/query/kernel"]
+    alive = query.any(axis=(0, 2))
+    assert alive.sum() == 2 and np.array_equal(query.all(axis=(0, 2)), alive)
+    assert np.array_equal(masks["attention/attention_output/kernel"].all(axis=(1, 2)), alive)
+    assert np.array_equal(masks["attention/value/bias"].all(axis=1), alive)
+    rows = prune_(model, sparsity=0.75, score="wanda", data=[np.ones((2, 5, 8))])
+    assert rows.sparsity == 0.75
+
+
+def test_any_kind_of_model_and_what_is_left_alone_is_named() -> None:
+    model = subclassed()
+    masks = prune_(model, sparsity=0.5, score="wanda", data=BATCHES)
+    reason = masks.left_alone[next(name for name in masks.left_alone if "mixing" in name)]
+    assert reason == "mixing of Strange: no kernel of a Dense or Conv layer"
+    # The shared layer counts once.
+    assert sum(size for _, size in masks.counts().values()) == 36 + 96 + 48
+    model = compiled(subclassed())
+    pruning = Pruning(nw.prune.OneShot(0.5, step=2))
+    fit(model, pruning)
+    assert pruning.masks.sparsity == 0.5 and zeros(model) >= 90
+
+
+def test_n_of_m_blocks_and_budgets() -> None:
+    model = convolutional()
+    masks = prune_(model, pattern=nw.prune.NofM(keep=1, of=4))
+    assert (masks["net/two/kernel"].sum(axis=2) == 1).all()
+    assert masks.left_alone["net/one/kernel"].startswith("4 does not divide")
+    prune_(convolutional(), sparsity=0.5, pattern=nw.prune.Blocks(2, 1))
+    model = convolutional()
+    parameters = sum(array(one).size for one in model.trainable_variables)
+    masks = prune_(model, parameters=0.5)
+    assert sum(gone for gone, _ in masks.counts().values()) == -(-parameters // 2)
+    assert prune_(convolutional(), macs=0.5, data=[IMAGES]).sparsity > 0.3
+
+
+def test_masks_on_disk_take_a_bit_per_weight(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(512, name="wide")], name="net")
+    masks = prune_(model, sparsity=0.9)
+    masks.save(tmp_path / "masks.safetensors")
+    assert os.path.getsize(tmp_path / "masks.safetensors") < 64 * 512 / 8 + 400
+    again = Masks.load(tmp_path / "masks.safetensors")
+    assert np.array_equal(again["net/wide/kernel"], masks["net/wide/kernel"])
+    state = Masks.from_state_dict(masks.state_dict())
+    assert state.counts() == masks.counts()
+    (tmp_path / "cut").write_bytes((tmp_path / "masks.safetensors").read_bytes()[:-9])
+    for name in ("cut", "none"):
+        with pytest.raises(BadFile, match="no file of masks"):
+            Masks.load(tmp_path / name)
+
+
+def test_masks_find_a_model_that_was_built_again() -> None:
+    masks = prune_(network(name="net"), sparsity=0.5)
+    other = network(name="other")
+    masks.apply_(other)
+    assert zeros(other) == 72
+    Masks({name.partition("/")[2]: mask for name, mask in masks.items()}).apply_(network())
+    with pytest.raises(UnknownName, match="no such variable"):
+        masks.apply_(convolutional())
+    with pytest.raises(InvalidArgument, match="does not fit"):
+        Masks({"net/head/kernel": np.ones((2, 2), bool)}).apply_(other)
+
+
+CASES = {
+    "torch": ["plain", "clipped", "accumulated", "half"],
+    "jax": ["plain", "clipped", "executions", "half"],  # compiled, as by default
+    "tensorflow": ["plain", "clipped", "jit", "executions", "accumulated", "half"],
+}
+
+
+@pytest.mark.parametrize("case", CASES[BACKEND])
+def test_masks_hold_in_every_step_of_fit(case: str) -> None:
+    options: dict[str, Any] = {"jit_compile": True} if case == "jit" else {}
+    if case == "executions":
+        options["steps_per_execution"] = 3
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.01, use_ema=case == "plain")
+    if case == "accumulated":
+        optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
+    if case == "clipped":
+        optimizer = clipped(optimizer, nw.clip.ByGlobalNorm(0.1), bound=nw.bound.Clamp(0.3))
+    policy = "mixed_float16" if case == "half" else "float32"
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = compiled(network(), optimizer, **options)
+        pruning = Pruning(nw.prune.Gradual(0.8, steps=(1, 7), every=3))
+        seen: list[tuple[int, int]] = []
+        look = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: seen.append((batch, zeros(pruning.model)))
+        )
+        fit(model, pruning, look, epochs=3)
+        model.predict(INPUTS, verbose=0)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert pruning.masks.sparsity == pytest.approx(0.8, abs=0.005)
+    counts = [count for _, count in seen]
+    assert counts == sorted(counts) and counts[-1] == round(0.8 * 144) == zeros(model)
+    weights = {one.path: array(one) for one in model.trainable_variables}
+    assert all((weights[name][~mask] == 0).all() for name, mask in pruning.masks.items())
+    assert all((weights[name][mask] != 0).any() for name, mask in pruning.masks.items())
+
+
+def test_moments_of_masked_weights_are_zero_and_the_clip_does_not_see_their_gradients() -> None:
+    inner = keras.optimizers.Adam(0.01)
+    model = compiled(network(), clipped(inner, nw.clip.ByGlobalNorm(np.inf)))
+    masks = Masks({"net/hidden/kernel": np.zeros((6, 16), bool)})
+    fit(model, Pruning(masks=masks))
+    tops = [name for name, share in model.optimizer.inner_optimizer.last.top(9) if share > 0]
+    assert "net/head/bias" in tops and "net/hidden/kernel" not in tops
+    place = [one.path for one in model.trainable_variables].index("net/hidden/kernel")
+    assert not array(inner._velocities[place]).any() and array(inner._velocities[3]).any()
+    pruning = Pruning(nw.prune.OneShot(0.5, step=3))
+    model = compiled(network(), "adam")
+    fit(model, pruning)
+    inner = model.optimizer.inner_optimizer
+    kept = pruning.masks["net/hidden/kernel"]
+    momentum = array(inner._momentums[place])
+    assert (momentum[~kept] == 0).all() and momentum[kept].any()
+
+
+def trained(path: Path, stop: int | None, how: str) -> Any:
+    """Return the weights after four epochs, with a kill and a fresh start after `stop` of them."""
+
+    def fresh() -> tuple[Any, Any]:
+        optimizer = clipped(keras.optimizers.Adam(0.02), nw.clip.AutoClip(50))
+        model = network(regularizer=nw.keras.Penalty(nw.prune.L1(1e-3)))
+        nw.keras.bound_(model, nw.bound.MaxNorm(1.5), only="head")
+        return compiled(model, optimizer), Pruning(nw.prune.Gradual(0.8, steps=(2, 20), every=5))
+
+    class Killed(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == stop:
+                raise KeyboardInterrupt
+
+    model, pruning = fresh()
+    save: Any = keras.callbacks.ModelCheckpoint(path / "model.keras")
+    if how == "backup":
+        save = keras.callbacks.BackupAndRestore(path / "backup")
+    if stop is None:
+        fit(model, pruning, epochs=4)
+        return model, pruning
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, save, pruning, Killed(), epochs=4)
+    model, pruning = fresh()
+    if how == "backup":
+        fit(model, save, pruning, epochs=4)
+    else:
+        model = keras.models.load_model(path / "model.keras")
+        fit(model, pruning, epochs=4, initial_epoch=stop)
+    return model, pruning
+
+
+@pytest.mark.parametrize("how", ["file", "backup"])
+def test_killed_and_resumed_is_not_to_have_been_killed(tmp_path: Path, how: str) -> None:
+    whole, pruning = trained(tmp_path, None, how)
+    resumed, again = trained(tmp_path, 2, how)
+    assert again.masks.sparsity == pruning.masks.sparsity > 0.79
+    for one, other in zip(whole.weights, resumed.weights, strict=True):
+        assert np.array_equal(array(one), array(other)), one.path
+
+
+def test_a_saved_model_goes_on_with_its_masks_and_can_be_stripped(tmp_path: Path) -> None:
+    model, pruning = compiled(network()), Pruning(nw.prune.OneShot(0.75))
+    names, config = [one.name for one in model.layers], json.dumps(model.get_config())
+    fit(model, pruning)
+    assert [one.name for one in model.layers] == names and json.dumps(model.get_config()) == config
+    model.save(tmp_path / "model.keras")
+    plain = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    assert zeros(plain) == 108
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    fit(loaded)  # without the callback: the optimizer holds the masks
+    assert zeros(loaded) == 108
+    strip_(loaded)
+    assert isinstance(loaded.optimizer, keras.optimizers.Adam)
+    loaded.save(tmp_path / "plain.keras")
+    again = keras.models.load_model(tmp_path / "plain.keras")
+    assert isinstance(again.optimizer, keras.optimizers.Adam)
+    fit(again)
+    assert zeros(again) < 60
+
+
+def test_given_masks_are_held_and_then_a_schedule_goes_on_from_them() -> None:
+    model = network()
+    masks = prune_(model, sparsity=0.5)
+    fit(compiled(model), Pruning(masks=masks))
+    assert zeros(model) == 72
+    pruning = Pruning(nw.prune.Iterative(0.9, steps=(1, 5), rounds=2))
+    seen: list[int] = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(zeros(pruning.model))
+    )
+    fit(model, pruning, look)
+    # Its steps begin with it, and it has half of the way behind it.
+    assert seen == [98, 98, 98, 98, 130, 130]
+    grown = [pruning.masks[name] & ~masks[name] for name in masks]
+    assert zeros(model) == 130 and not any(one.any() for one in grown)
+
+
+def as_any(wrong: Any) -> Any:
+    return wrong
+
+
+def steps_of_ones_own(model: Any, masks: Masks) -> None:
+    variables, optimizer = model.trainable_variables, keras.optimizers.Adam(0.05)
+    optimizer.build(variables)
+    from niwaki.keras.gradient_facts import gradients
+
+    for inputs, targets in BATCHES * 2:
+        own = gradients(model, variables, lambda out, y=targets: LOSS(y, out), inputs)
+        optimizer.apply(masks.mask_gradients(own, variables), variables)
+        masks.apply_(model)
+
+
+def test_a_loop_of_ones_own() -> None:
+    model = network()
+    masks = prune_(model, sparsity=0.75)
+    before = array(model.layers[0].kernel)
+    steps_of_ones_own(model, masks)
+    assert zeros(model) == 108 and not np.array_equal(before, array(model.layers[0].kernel))
+
+
+def test_frozen_weights_are_left_alone_by_a_schedule() -> None:
+    model = network()
+    model.layers[0].trainable = False
+    before = array(model.layers[0].kernel)
+    pruning = Pruning(nw.prune.OneShot(0.5))
+    fit(compiled(model), pruning)
+    assert list(pruning.masks) == ["net/head/kernel"]
+    assert pruning.masks.left_alone["net/hidden/kernel"] == "it is not trained"
+    assert np.array_equal(before, array(model.layers[0].kernel))
+
+
+def test_the_same_accuracy_as_before_at_90_percent() -> None:
+    digits = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+    pixels, classes = digits[0].astype("float32") / 16, digits[1]
+    order = np.random.default_rng(0).permutation(len(pixels))
+    train, test = order[400:], order[:400]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((64,)), layers.Dense(128, activation="relu"), layers.Dense(10)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(5e-3), loss, metrics=["accuracy"])
+    pruning = Pruning(nw.prune.Gradual(0.9, steps=(40, 160), every=10))
+    model.fit(
+        pixels[train], classes[train], batch_size=64, epochs=15, verbose=0, callbacks=[pruning]
+    )
+    assert pruning.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert model.evaluate(pixels[test], classes[test], verbose=0)[1] >= 0.93
+
+
+@only("torch")
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda: prune_(network()), InvalidArgument, "one target"),
+        (lambda: prune_(network(), 50), InvalidArgument, "share above 1"),
+        (lambda: prune_(network(), 0.5, score="snip"), InvalidArgument, "pass data="),
+        (lambda: prune_(network(), 0.5, score="snip", data=BATCHES), InvalidArgument, "pass loss="),
+        (lambda: prune_(network(), 0.5, score="grasp", data=BATCHES), Refused, "not measured"),
+        (lambda: prune_(network(), 0.5, score="obc", data=BATCHES), Refused, "reconstruction"),
+        (lambda: prune_(network(), 0.5, data=iter(BATCHES)), InvalidArgument, "read again"),
+        (lambda: prune_(network(), 0.5, data=BATCHES[0]), InvalidArgument, "read again"),
+        (lambda: prune_(network(), 0.5, only="hiden*"), UnknownName, "hidden"),
+        (lambda: prune_(network(), 0.5, only="*bias"), Refused, "nothing of this"),
+        (lambda: prune_(network(), 0.5, protect=("norm",)), UnknownName, "norms"),
+        (lambda: prune_(network(), width=0.5, pattern="heads"), Refused, "no attention"),
+        (lambda: prune_(keras.Sequential(), 0.5), InvalidArgument, "no variables yet"),
+        (lambda: prune_(3, 0.5), InvalidArgument, "no model of Keras"),
+        (lambda: Pruning(), InvalidArgument, "schedule or masks"),
+        (lambda: Pruning(nw.prune.OneShot(0.5, score="movement")), Refused, "not measured"),
+        (lambda: Pruning(as_any(nw.prune.Gradual)), InvalidArgument, "no schedule"),
+        (lambda: Pruning(masks=as_any({"a": 1})), InvalidArgument, "nw.keras.Masks"),
+        (
+            lambda: Pruning(nw.prune.Iterative(0.5, steps=(5, 9), rounds=2, rewind=1)),
+            *(Refused, "rewinds"),
+        ),
+        (lambda: Pruning(masks=Masks()).set_model(network()), Refused, "not compiled"),
+    ],
+)
+def test_what_is_refused(call: Callable[[], Any], error: type, said: str) -> None:
+    with pytest.raises(error, match=said):
+        call()
+
+
+@only("torch")
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    model = network()
+    model.layers[0].kernel.assign(np.full((6, 16), np.nan))
+    with pytest.raises(NonFinite, match="net/hidden/kernel"):
+        prune_(model, 0.5)
+
+
+test_other_backends = other_backends(__file__)
