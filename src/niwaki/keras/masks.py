@@ -21,11 +21,12 @@ from niwaki.files import as_path, write_bytes
 from niwaki.keras.gradients import names_of, value_of
 from niwaki.prune import pack_mask, unpack_mask
 from niwaki.prune.account import Account
+from niwaki.prune.held import Held
 
 _SHAPES = "niwaki.masks"
 
 
-class Masks(Mapping[str, np.ndarray]):
+class Masks(Held[np.ndarray]):
     """Path of a variable -> boolean array of its shape, true where the weight is kept.
 
     `left_alone`: path -> why it has no mask. `account`: what was removed, why, and what that did to the
@@ -43,37 +44,11 @@ class Masks(Mapping[str, np.ndarray]):
         left_alone: Mapping[str, str] | None = None,
         account: Account | None = None,
     ) -> None:
-        self._kept = dict(kept or {})
-        self.left_alone = dict(left_alone or {})
-        self.account = account or Account()
+        super().__init__(kept, left_alone, account)
         for name, mask in self._kept.items():
             if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
                 got = getattr(mask, "dtype", type(mask).__name__)
                 raise InvalidArgument("a mask is a boolean array", where=name, got=got)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._kept[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __repr__(self) -> str:
-        return f"Masks({len(self)} tensors, {self.sparsity:.2%} zero)"
-
-    @property
-    def sparsity(self) -> float:
-        """The share of masked weights among all weights that have a mask, in [0, 1]."""
-        counts = self.counts().values()
-        total = sum(size for _, size in counts)
-        return sum(removed for removed, _ in counts) / total if total else 0.0
-
-    @property
-    def emptied(self) -> tuple[str, ...]:
-        """The names of the variables that kept no weight at all."""
-        return tuple(name for name, (removed, size) in self.counts().items() if removed == size > 0)
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Return path -> ``(removed weights, all weights)``."""

@@ -15,10 +15,10 @@ import keras
 import numpy as np
 from keras import layers
 
-from niwaki.errors import UnknownName, suggest
 from niwaki.keras.gradients import names_of
 from niwaki.keras.layers import Weight, weights_of
 from niwaki.prune import Layout
+from niwaki.prune.protection import PROTECTED, check_protect
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
@@ -28,13 +28,6 @@ NORMS = (
     *(layers.BatchNormalization, layers.LayerNormalization, layers.GroupNormalization),
     *(layers.RMSNormalization, layers.UnitNormalization),
 )
-PROTECTED = {
-    "first": "the first layer: it sees the inputs",
-    "last": "the last layer: its units are the outputs",
-    "norms": "a scale of a normalisation",
-    "embeddings": "an embedding",
-}
-"""What `protect` can name, with the reason that is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,18 +109,6 @@ def kernel_of(layer: Any) -> Any:
         if isinstance(vars(layer).get(name), keras.Variable):
             return vars(layer)[name]
     return getattr(layer, "kernel", None)
-
-
-def check_protect(protect: Collection[str]) -> None:
-    """Raise `UnknownName` for what cannot be protected."""
-    for which in [protect] if isinstance(protect, str) else protect:
-        if isinstance(protect, str) or which not in PROTECTED:
-            raise UnknownName(
-                "protect takes a tuple of kinds of layers",
-                where="protect",
-                got=repr(which),
-                hint=suggest(which, PROTECTED),
-            )
 
 
 def _oriented(name: str, one: Weight) -> Oriented:

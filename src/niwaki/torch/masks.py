@@ -6,7 +6,7 @@ step of an optimizer, which would let masked weights grow again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
 from niwaki.prune import pack_mask, unpack_mask
 from niwaki.prune.account import Account
+from niwaki.prune.held import Held
 from niwaki.torch import sharded_masks
 from niwaki.torch.sharded_masks import Place
 from niwaki.torch.sharding import local
@@ -25,7 +26,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
-class Masks(Mapping[str, torch.Tensor]):
+class Masks(Held[torch.Tensor]):
     """Parameter name -> boolean tensor of the parameter's shape, true where the weight is kept.
 
     `left_alone`: parameter name -> why it has no mask. `account`: what was removed, why, and what that
@@ -50,41 +51,15 @@ class Masks(Mapping[str, torch.Tensor]):
             raise InvalidArgument(
                 "masks go by the names of parameters", where="Masks", got=type(kept).__name__
             )
-        self._kept = dict(kept or {})
+        super().__init__(kept, left_alone, account)
         inherited = kept.places if isinstance(kept, Masks) else {}
         self.places = dict(inherited if places is None else places)
-        self.left_alone = dict(left_alone or {})
-        self.account = account or Account()
         for name, mask in self._kept.items():
             if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
                 got = getattr(mask, "dtype", None)
                 raise InvalidArgument(
                     "a mask is a boolean tensor", where=name, got=f"{type(mask).__name__} of {got}"
                 )
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._kept[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __repr__(self) -> str:
-        return f"Masks({len(self)} tensors, {self.sparsity:.2%} zero)"
-
-    @property
-    def sparsity(self) -> float:
-        """The share of masked weights among all weights that have a mask, in [0, 1]."""
-        counts = self.counts().values()
-        total = sum(size for _, size in counts)
-        return sum(removed for removed, _ in counts) / total if total else 0.0
-
-    @property
-    def emptied(self) -> tuple[str, ...]:
-        """The names of the tensors that kept no weight at all."""
-        return tuple(name for name, (removed, size) in self.counts().items() if removed == size > 0)
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Return parameter name -> ``(removed weights, all weights)``."""

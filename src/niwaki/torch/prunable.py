@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from niwaki.errors import UnknownName, suggest
 from niwaki.prune import Layout
+from niwaki.prune.protection import PROTECTED, check_protect
 from niwaki.torch.tensors import unwrapped
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -21,14 +21,6 @@ PRUNED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-
-PROTECTED = {
-    "first": "the first layer: it sees the inputs",
-    "last": "the last layer: its units are the outputs",
-    "norms": "a scale of a normalisation",
-    "embeddings": "an embedding",
-}
-"""What `protect` can name, with the reason that is given."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -64,18 +56,6 @@ def prunable(
             left_alone[name] = PROTECTED[which]
             del weights[name]
     return weights, left_alone
-
-
-def check_protect(protect: Collection[str]) -> None:
-    """Raise `UnknownName` for what cannot be protected."""
-    for which in [protect] if isinstance(protect, str) else protect:
-        if isinstance(protect, str) or which not in PROTECTED:
-            raise UnknownName(
-                "protect takes a tuple of kinds of layers",
-                where="protect",
-                got=repr(which),
-                hint=suggest(which, PROTECTED),
-            )
 
 
 def layouts(module: nn.Module) -> dict[str, Layout]:
