@@ -22,7 +22,7 @@ def penalty(
     unit_axes: UnitAxes | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    step: int | jax.Array = 0,
+    step: int | jax.Array | None = None,
     masks: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """Return a penalty as a scalar: call it where the loss is computed, under ``grad`` and ``jit``.
@@ -34,7 +34,8 @@ def penalty(
     `params`: a pytree of floating arrays. Arrays do not say what layers they are of, so all that are
     selected count, biases too: `only`, `exclude` are globs over their names (``"*kernel"`` for Flax).
     `unit_axes`: for `GroupLasso`, name or glob -> the axis, or axes, of one output unit; arrays without an
-    entry do not count. `masks`: for `GrowingL2`, name -> true where a weight is kept. `step`: for schedules,
+    entry do not count. `masks`: for `GrowingL2`, name -> true where a weight is kept. `step`: a strength that
+    changes needs it,
     a number or an array, counted from 0.
 
     Raises `InvalidArgument` for a rule, axes, masks or a step that do not fit, `UnknownName` for a name or

@@ -37,7 +37,7 @@ def penalty(
     *,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    step: Any = 0,
+    step: Any = None,
     masks: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return a penalty on the weights of a built model as a scalar of the backend: add it to the loss.
@@ -48,7 +48,8 @@ def penalty(
     calls on every backend. Kernels of Dense, EinsumDense and convolutions count, for `ScaleL1` the scales
     of batch normalisations; biases, embeddings, recurrent kernels and what is not trained do not.
 
-    `only`, `exclude`: paths of variables (``net/dense/kernel``) or globs over them. `step`: for schedules,
+    `only`, `exclude`: paths of variables (``net/dense/kernel``) or globs over them. `step`: a strength that changes
+    needs it,
     a number, a tensor or a variable, counted from 0. `masks`: for `GrowingL2`, path -> true where a weight
     is kept; those of biases and norms do not count.
 

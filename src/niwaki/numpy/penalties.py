@@ -23,7 +23,7 @@ def penalty(
     unit_axes: UnitAxes | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    step: int = 0,
+    step: int | None = None,
     masks: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[float, Arrays]:
     """Return ``(value, gradients)`` of a penalty: add the one to the loss, the others to its gradients.
@@ -35,7 +35,7 @@ def penalty(
     what layers they are of, so all that are selected count, biases too: `only`, `exclude` are globs
     over their names. `unit_axes`: for `GroupLasso`, name or glob -> the axis, or axes, of one output unit;
     arrays without an entry do not count. `masks`: for `GrowingL2`, name -> true where a weight is kept.
-    `step`: for schedules, counted from 0.
+    `step`: counted from 0; a strength that changes needs it.
 
     Raises `InvalidArgument` for a rule, axes, masks or a step that do not fit, `UnknownName` for a name or
     glob, `NonFinite` naming an array.

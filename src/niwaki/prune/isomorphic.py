@@ -35,7 +35,10 @@ def within_shapes(tensors: Mapping[str, Tensor], sparsity: float) -> list[Pool]:
     for name, shape in shapes.items():
         alike.setdefault(shape, []).append(name)
     merged = {
-        names[0]: Tensor(items=sum(tensors[name].items for name in names))
+        names[0]: Tensor(
+            items=sum(tensors[name].items for name in names),
+            gone=sum(tensors[name].gone for name in names),
+        )
         for names in alike.values()
     }
     pools = by_quota(merged, dict.fromkeys(merged, sparsity), sparsity, where="isomorphic")

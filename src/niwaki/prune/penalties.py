@@ -55,9 +55,24 @@ class Penalty:
         """Return the strength at a step, which may be traced: 0-d, floating, like `step`."""
         return value_at(self.strength, step, xp=xp)
 
-    def strength_at(self, step: int) -> float:
-        """Return the strength at a step counted from 0; raises `InvalidArgument` for what is none."""
-        known = whole(step)
+    @property
+    def changes(self) -> bool:
+        """Whether the strength depends on the step."""
+        return _is_schedule(self.strength)
+
+    def strength_at(self, step: int | None) -> float:
+        """Return the strength at a step counted from 0.
+
+        Raises `InvalidArgument` for what is no step, and for none where the strength depends on it.
+        """
+        if step is None and self.changes:
+            raise InvalidArgument(
+                f"the strength of {type(self).__name__} changes from step to step",
+                where="penalty(step)",
+                got=None,
+                allowed="step=, the number of steps taken so far",
+            )
+        known = 0 if step is None else whole(step)
         if known is None or known < 0:
             raise InvalidArgument(
                 "a step is a whole number, counted from 0", where="penalty(step)", got=repr(step)
@@ -226,6 +241,11 @@ class GrowingL2(Penalty):
                     allowed=f">= {least}",
                 )
             object.__setattr__(self, field, steps)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the strength depends on the step: it grows."""
+        return True
 
     def strength_now(self, step: Array, *, xp: Namespace) -> Array:
         """Return the strength at a step."""

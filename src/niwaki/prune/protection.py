@@ -11,6 +11,8 @@ PROTECTED = {
     "last": "the last layer: its units are the outputs",
     "norms": "a scale of a normalisation",
     "embeddings": "an embedding",
+    "recurrent": "a recurrent cell",
+    "attention": "a fused projection of attention",
 }
 """What `protect` can name, with the reason that is given."""
 

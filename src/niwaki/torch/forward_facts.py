@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,8 +89,8 @@ class Forward:
 def following(module: nn.Module, batch: Batch) -> dict[str, str]:
     """Return layer name -> name of the normalisation that takes its output, where there is one.
 
-    Only norms with a scale per unit of the layer count, and layers whose every use is followed by the
-    same. `batch`: one run shows it. Call it on a module that is held in eval mode.
+    Only norms with a scale per unit of the layer count that follow no other layer, and layers whose every
+    use is followed by the same. `batch`: one run shows it. Call it on a module that is held in eval mode.
     """
     weights = {name: one for name, one in module.named_parameters() if one.dim() > 1}
     trail = Trail(scales_of(module))
@@ -101,4 +102,7 @@ def following(module: nn.Module, batch: Batch) -> dict[str, str]:
         scale = next(iter(norms))
         if len(norms) == 1 and scale and scales[scale].shape == (trail.units[name],):
             found[name.rpartition(".")[0]] = scale.rpartition(".")[0]
-    return found
+    # The scale of a norm that serves several layers is no one layer's to take away.
+    every = [scale for norms in trail.norms.values() for scale in norms if scale]
+    shared = Counter(scale.rpartition(".")[0] for scale in every)
+    return {layer: norm for layer, norm in found.items() if shared[norm] == 1}

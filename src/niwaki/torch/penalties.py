@@ -40,7 +40,7 @@ def penalty(
     *,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    step: int = 0,
+    step: int | None = None,
     masks: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return a penalty on the weights of a module as a scalar: add it to the loss.
@@ -51,7 +51,8 @@ def penalty(
     no gradient do not. Tied weights count once, sharded ones as a whole on every rank. Nothing waits for
     the host; weights that are not finite make the sum so, and the clip that follows names them.
 
-    `only`, `exclude`: globs over parameter names. `step`: for schedules, counted from 0. `masks`: for
+    `only`, `exclude`: globs over parameter names. `step`: counted from 0; a strength that changes needs it.
+    `masks`: for
     `GrowingL2`, such as `prune_` returns, true where a weight is kept; those of biases and norms do not count.
 
     Raises `InvalidArgument` for a rule, masks or a step that do not fit, `UnknownName` for a glob or a mask

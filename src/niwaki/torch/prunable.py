@@ -22,11 +22,14 @@ PRUNED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
+BY_DEFAULT = ("norms", "embeddings", "recurrent", "attention")
+"""What is protected unless something else is said."""
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def prunable(
-    module: nn.Module, protect: Collection[str] = ("norms", "embeddings")
+    module: nn.Module, protect: Collection[str] = BY_DEFAULT
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return ``(name -> weight that can be pruned, name -> why a parameter cannot)``.
 
@@ -67,6 +70,8 @@ def layouts(module: nn.Module) -> dict[str, Layout]:
     found = {}
     for name, _ in module.named_parameters():
         layer, leaf = owner(module, name), name.rpartition(".")[2]
+        if _fused(layer, leaf):
+            found[name] = Layout(units=0, inputs=1)
         if leaf != "weight":
             continue
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *EMBEDDINGS)):
@@ -109,7 +114,10 @@ def _why_not(
     kinds = (*(NORMS if "norms" not in protect else ()),) + (
         EMBEDDINGS if "embeddings" not in protect else ()
     )
-    if not isinstance(layer, (*PRUNED, *kinds)) or leaf != "weight":
+    fused = _fused(layer, leaf)
+    if fused in protect:
+        return f"{leaf} of {type(layer).__name__}: {PROTECTED[fused]}"
+    if not fused and (not isinstance(layer, (*PRUNED, *kinds)) or leaf != "weight"):
         return f"{leaf} of {type(layer).__name__}: no weight of a Linear or Conv layer"
     if parameter.dtype not in _FLOATS:
         return f"its dtype is {parameter.dtype}"
@@ -118,3 +126,12 @@ def _why_not(
     if not parameter.numel():
         return "it is empty"
     return None
+
+
+def _fused(layer: nn.Module, leaf: str) -> str:
+    """Return the kind of layer whose weight of this name makes several things at once, or nothing."""
+    if isinstance(layer, nn.RNNBase | nn.RNNCellBase) and leaf.startswith("weight_"):
+        return "recurrent"
+    if isinstance(layer, nn.MultiheadAttention) and leaf.endswith("proj_weight"):
+        return "attention"
+    return ""

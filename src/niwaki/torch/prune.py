@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from niwaki.errors import InvalidArgument, Refused
-from niwaki.numpy.masks import asked, by_hand, default_allocation
+from niwaki.numpy.masks import allocation_of, asked, by_hand
 from niwaki.numpy.scored import check_blockwise
 from niwaki.numpy.selecting import Answer, Question, check_combination, find_masks
 from niwaki.prune import (
@@ -38,7 +38,7 @@ from niwaki.torch.facts import check_data, following, measure
 from niwaki.torch.isolation import isolated
 from niwaki.torch.masks import Masks
 from niwaki.torch.output_errors import first_of, outputs_of, relative_error
-from niwaki.torch.prunable import prunable
+from niwaki.torch.prunable import BY_DEFAULT, prunable
 from niwaki.torch.questions import (
     Facts,
     check_facts,
@@ -90,13 +90,15 @@ def prune_(
     (0, 1]; or a budget for what stays of the whole module, as a share or a whole number: `parameters`,
     `macs` (multiply-accumulates of one example), `bytes` (kept values and one bit per masked weight).
     `score`, `allocation`, `pattern`: registered names (``niwaki list``) or objects of `niwaki.prune`;
-    without an `allocation` it is ``uniform`` for units and blocks, else ``global``. `data`: batches
+    without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
+    (``wanda``), else ``global``. `data`: batches
     ``(inputs, targets)`` or inputs, for scores that need them; read once per measuring, in memory that
     does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients. `facts`: measured facts,
     fact -> parameter -> array (`niwaki.prune.FACTS`, ``macs``, ``outliers``, ``curve``), instead of
     measuring them. `only`, `exclude`: globs over parameter names. `protect`: what is left alone, of
-    ``first``, ``last``, ``norms``, ``embeddings``; by default norms and embeddings, and for units and
-    layers also the last layer, whose units are the outputs. `masks`: earlier masks; what they removed
+    ``first``, ``last``, ``norms``, ``embeddings``, ``recurrent`` cells and ``attention`` (fused projections);
+    by default all but first and last, and for units and layers also the last layer, whose units are the
+    outputs. `masks`: earlier masks; what they removed
     stays removed and counts.
 
     Of sharded weights (DTensor) single ones go, by scores that need no data and by sparsity, over all ranks
@@ -128,8 +130,8 @@ def prune_(
             got=type(module).__name__,
             hint="nw.numpy.prune takes trees of arrays",
         )
-    check_facts(module, facts or {})
     chosen, asked_score = as_pattern(pattern), as_score(score)
+    check_facts(module, facts or {}, asked_score)
     check_combination(asked_score, chosen)
     if data is not None:
         check_data(data, WHERE)
@@ -146,7 +148,7 @@ def prune_(
     )
     if protect is None:
         last = ("last",) if isinstance(chosen, Units | Layers) else ()
-        protect = ("norms", "embeddings", *last)
+        protect = (*BY_DEFAULT, *last)
     weights, left_alone = _selected(module, only, exclude, protect)
     hand = by_hand(sparsity, list(weights), allocation, where=WHERE)
     if hand:
@@ -158,12 +160,13 @@ def prune_(
         weights=weights,
         score=asked_score,
         pattern=chosen,
-        allocation=allocation or default_allocation(chosen),
+        allocation=allocation_of(allocation, chosen, asked_score),
         target=target,
         data=data,
         loss=loss,
         facts=facts or {},
         by_hand=hand,
+        spared=_spared(module, exclude),
     )
     found = pruning.run_(masks)
     left_alone = {**left_alone, **found.left_alone}
@@ -234,6 +237,7 @@ class _Pruning:
     loss: Any
     facts: Facts
     by_hand: Mapping[str, float]
+    spared: Collection[str]
 
     def run_(self, masks: Masks | None) -> Masks:
         """Prune in as many rounds as the score asks for; after an error the weights are as before."""
@@ -256,7 +260,9 @@ class _Pruning:
         coupled, left_alone = [], {}
         members = dict(self.weights)
         if self.pattern.coupled:
-            coupled, left_alone = coupled_in(self.module, self.pattern, self.weights, norms)
+            coupled, left_alone = coupled_in(
+                self.module, self.pattern, self.weights, norms, self.spared
+            )
             members = members_of(self.module, coupled)
         else:
             members, left_alone = with_axes(self.module, members, self.pattern, self.score)
@@ -357,6 +363,12 @@ def _put_back(module: nn.Module, *, of_rounds: bool) -> Iterator[Callable[[], No
     except BaseException:
         put_back_()
         raise
+
+
+def _spared(module: nn.Module, exclude: str | Sequence[str] | None) -> set[str]:
+    """Return the parameters that are excluded by name."""
+    names = list(dict(unwrapped(module).named_parameters()))
+    return set(names) - set(select(names, only=None, exclude=exclude, where=WHERE))
 
 
 def _selected(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from niwaki.prune import (
 )
 from niwaki.prune.owl import outlier_share
 from niwaki.torch.head_groups import coupled_heads
-from niwaki.torch.prunable import layouts, owner, prunable, siblings
+from niwaki.torch.prunable import layouts, prunable, siblings
 from niwaki.torch.sharded_masks import part_of
 from niwaki.torch.sharding import local
 from niwaki.torch.tensors import unwrapped
@@ -95,27 +95,33 @@ def coupled_in(
     pattern: Pattern,
     weights: Mapping[str, torch.Tensor],
     norms: Mapping[str, str],
+    spared: Collection[str] = (),
 ) -> tuple[list[Coupled], dict[str, str]]:
     """Return ``(what goes together, parameter -> why it has no such items)`` for a pattern.
 
     `weights`: what may go, by name. `norms`: layer name -> name of the normalisation that follows it.
+    `spared`: biases, scales and shifts that do not go with their units.
     """
     if isinstance(pattern, Heads):
         return coupled_heads(module, weights)
     axes = layouts(module)
     found, left_alone = [], {}
-    taken = {one for name in weights for one in siblings(module, name, norms)}
+    along = {
+        name: [one for one in siblings(module, name, norms) if one not in spared]
+        for name in weights
+    }
+    taken = {one for several in along.values() for one in several}
     for name, weight in weights.items():
         if isinstance(pattern, Units) and name in taken:
             left_alone[name] = "it goes with the units that it scales"
         elif isinstance(pattern, Layers):
             members = [Member(name, 0, size=0)]
-            members += [Member(one, 0, size=0, scored=False) for one in siblings(module, name, {})]
+            members += [Member(one, 0, size=0, scored=False) for one in along[name]]
             found.append(Coupled(name, 1, tuple(members)))
         elif isinstance(pattern, Units) and name in axes:
             axis = axes[name].units
             members = [Member(name, axis)]
-            members += [Member(one, 0, scored=False) for one in siblings(module, name, norms)]
+            members += [Member(one, 0, scored=False) for one in along[name]]
             found.append(Coupled(name, weight.shape[axis], tuple(members)))
         elif isinstance(pattern, Units):
             left_alone[name] = "which axis are its units is not known"
@@ -150,12 +156,7 @@ def totals_of(module: nn.Module, facts: Facts) -> dict[str, float]:
 
 def counted(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the weights whose multiply-accumulates are those of a module: of layers and attention."""
-    module = unwrapped(module)
-    found, _ = prunable(module, ("norms",))
-    for name, one in module.named_parameters():
-        if isinstance(owner(module, name), nn.MultiheadAttention) and name.endswith("proj_weight"):
-            found[name] = one
-    return found
+    return prunable(module, ("norms", "recurrent"))[0]
 
 
 def with_axes(
@@ -180,9 +181,9 @@ def with_axes(
     return {name: one for name, one in weights.items() if name not in left_alone}, left_alone
 
 
-def check_facts(module: nn.Module, facts: Facts) -> None:
+def check_facts(module: nn.Module, facts: Facts, score: Score) -> None:
     """Raise `UnknownName` for facts that there are not, and of parameters that the module has not."""
-    known = {*FACTS, "macs", "outliers", "curve"}
+    known = {*FACTS, *score.needs, "macs", "outliers", "curve"}
     parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
     for fact, of in facts.items():
         if fact not in known:

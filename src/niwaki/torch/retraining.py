@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from niwaki.errors import BadFile, Refused
+from niwaki.errors import BadFile, NonFinite, Refused
 from niwaki.files import as_path, write_atomically
 from niwaki.rule import Composite, Rule
 from niwaki.torch.attachment import attach
@@ -104,7 +104,14 @@ class Retraining:
                 leave=False,
             )
             losses = [self._step(batch) for batch in batches]
-        self._losses.append(float(torch.stack(losses).float().mean()))
+        mean = float(torch.stack(losses).float().mean())
+        if not math.isfinite(mean):
+            raise NonFinite(
+                "the loss is NaN or infinite",
+                where=f"{WHERE}, epoch {epoch + 1}",
+                hint="lower rate=, or look for NaN in the data; the weights are as before",
+            )
+        self._losses.append(mean)
 
     def _step(self, batch: Batch) -> torch.Tensor:
         share = min(self._handle.steps / (self._batches * self._epochs), 1.0)
