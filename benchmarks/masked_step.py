@@ -56,11 +56,15 @@ def main() -> None:
                 times[name].append(taken)
     for name in ("plain", "attached"):
         ratio = statistics.median(a / b for a, b in zip(times["masked"], times[name], strict=True))
-        print(f"masked step / {name + ' step':13} {ratio:.3f}  ({statistics.median(times[name]) * 1e3:.0f} ms)")
+        print(
+            f"masked step / {name + ' step':13} {ratio:.3f}  ({statistics.median(times[name]) * 1e3:.0f} ms)"
+        )
     file = io.BytesIO()
     torch.save(handle.state_dict()["masks"], file)
     size = sum(mask.numel() for mask in masks.values())
-    print(f"masks on disk: {file.tell():,} bytes for {size:,} weights ({size / 8:,.0f} bytes of bits)")
+    print(
+        f"masks on disk: {file.tell():,} bytes for {size:,} weights ({size / 8:,.0f} bytes of bits)"
+    )
 
 
 if __name__ == "__main__":

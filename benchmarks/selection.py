@@ -66,7 +66,9 @@ def measured(way: str, weights: int) -> dict[str, float]:
     """Run one way once in this process; return its seconds, extra MiB and removed weights."""
     module = network(weights, equal="equal" in way)
     warm = network(12_000, equal=False)
-    function = {"niwaki": by_niwaki, "torch": by_torch, "cat": by_kthvalue}[way.split()[0].rstrip(",")]
+    function = {"niwaki": by_niwaki, "torch": by_torch, "cat": by_kthvalue}[
+        way.split()[0].rstrip(",")
+    ]
     function(warm)
     size = sum(one.numel() for one in module.parameters())
     before, started = peak(), time.perf_counter()
@@ -137,7 +139,11 @@ def main() -> None:
     parser.add_argument("--way", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        run = streamed(options.weights) if options.way == "stream" else measured(options.way, options.weights)
+        run = (
+            streamed(options.weights)
+            if options.way == "stream"
+            else measured(options.way, options.weights)
+        )
         print(json.dumps(run))
         return
     print(f"{options.weights:,} weights, {SPARSITY:.0%} to go, {torch.get_num_threads()} threads")
@@ -150,7 +156,9 @@ def main() -> None:
         seconds = statistics.median(run["seconds"] for run in runs)
         extra = max(run["extra_mib"] for run in runs)
         off = int(runs[0]["removed"] - runs[0]["asked"])
-        print(f"{way:28} {seconds:8.3f} s  x{seconds / own:5.1f}  {extra:8.0f} MiB extra  off by {off}")
+        print(
+            f"{way:28} {seconds:8.3f} s  x{seconds / own:5.1f}  {extra:8.0f} MiB extra  off by {off}"
+        )
     if options.stream:
         run = child("stream", options.stream)
         off = int(run["removed"] - run["asked"])

@@ -2,6 +2,8 @@
 
 A rule is written as its fields plus its name: ``{"rule": "ByGlobalNorm", "limit": 1.0}``. A schedule
 stands where a number may stand: ``{"schedule": "Linear", "start": 1.0, "stop": 0.1, "steps": [0, 100]}``.
+A score or pattern that has fields of its own stands as such a table under its name:
+``{"rule": "OneShot", "sparsity": 0.5, "pattern": {"rule": "n:m", "keep": 2, "of": 4}}``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from niwaki.files import as_path
 from niwaki.rule import Composite, Quantity, Rule
 
 SCHEDULES = {cls.__name__: cls for cls in (schedule.Linear, schedule.Cubic, schedule.Stepwise)}
+OF_FIELDS = {"score": "score", "pattern": "pattern"}
+"""Field -> the kind of the objects in it; elsewhere there are clips and bounds."""
 
 T = TypeVar("T")
 
@@ -44,13 +48,13 @@ def from_dict(spec: Mapping[str, Any], kind: str = "clip") -> Any:
     if "rule" not in spec:
         raise InvalidArgument("the key 'rule' is missing", where=kind, got=sorted(spec))
     cls = registry.find(kind, str(spec["rule"]))
-    values = {key: _plain_to_value(value) for key, value in spec.items() if key != "rule"}
+    values = {key: _plain_to_value(value, key) for key, value in spec.items() if key != "rule"}
     return construct(cls, values, where=f"{kind} {spec['rule']}")
 
 
 def construct(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """Return ``cls(**values)`` for a dataclass after checking that its keys are known and complete."""
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    fields = {field.name: field for field in _declared(cls, where) if field.init}
     for key in values:
         if key not in fields:
             raise UnknownName("unknown key", where=where, got=repr(key), hint=suggest(key, fields))
@@ -95,17 +99,31 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def _fields(thing: Any) -> dict[str, Any]:
     return {
-        field.name: _value_to_plain(getattr(thing, field.name))
-        for field in dataclasses.fields(thing)
+        field.name: _value_to_plain(getattr(thing, field.name), field.name)
+        for field in _declared(thing, "spec")
         if field.init
     }
 
 
-def _value_to_plain(value: Any) -> Any:
+def _declared(thing: Any, where: str) -> tuple[dataclasses.Field[Any], ...]:
+    if dataclasses.is_dataclass(thing):
+        return dataclasses.fields(thing)
+    name = getattr(thing, "__name__", type(thing).__name__)
+    raise InvalidArgument(
+        "what has no declared fields has no plain form",
+        where=where,
+        got=name,
+        hint="make its class a dataclass",
+    )
+
+
+def _value_to_plain(value: Any, field: str = "") -> Any:
     if type(value) in SCHEDULES.values():
         return {"schedule": type(value).__name__, **_fields(value)}
     if isinstance(value, tuple):
         return [_value_to_plain(one) for one in value]
+    if field in OF_FIELDS and not isinstance(value, str | None):
+        return to_dict(value, OF_FIELDS[field])
     if isinstance(value, Rule | Composite) and not isinstance(value, type):
         return to_dict(value, "bound" if value.of is Quantity.WEIGHT else "clip")
     if value is None or isinstance(value, bool | int | float | str):
@@ -113,13 +131,13 @@ def _value_to_plain(value: Any) -> Any:
     raise NiwakiError("this value has no plain form", where="spec", got=repr(value))
 
 
-def _plain_to_value(value: Any) -> Any:
+def _plain_to_value(value: Any, field: str = "") -> Any:
     if isinstance(value, list):
         return tuple(_plain_to_value(one) for one in value)
     if not isinstance(value, Mapping):
         return value
-    if "rule" in value:
-        return from_dict(value)
+    if "rule" in value or field in OF_FIELDS:
+        return from_dict(value, OF_FIELDS.get(field, "clip"))
     name = value.get("schedule")
     if name not in SCHEDULES:
         raise UnknownName(

@@ -175,11 +175,17 @@ def in_ddp() -> dict[str, Any]:
     regrown = [n for n, p in model.named_parameters() if n in masks and p[~masks[n]].any()]
     copied = copy.deepcopy(masks)
     copied.apply_(copy.deepcopy(model))
+    before = {n: p.tolist() for n, p in model.named_parameters()}
+    own = [torch.randn(8, 6, generator=torch.Generator().manual_seed(rank()))]
+    refused = message(lambda: nw.torch.prune_(wrapped, 0.8, score="wanda", data=own, masks=masks))
+    after = {n: p.tolist() for n, p in model.named_parameters()}
     return {
         "facts": [
             ["masks", as_lists(masks), as_lists(expected)],
             ["copied", as_lists(copied), as_lists(expected)],
             ["regrown", regrown, []],
+            ["refused", refused.startswith("Refused: torch.prune_: the ranks found"), True],
+            ["untouched", after == before, True],
         ],
         "same": {"weights": {n: p.tolist() for n, p in model.named_parameters()}},
     }

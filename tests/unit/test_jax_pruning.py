@@ -110,6 +110,63 @@ def test_moments_of_masked_weights_are_forgotten() -> None:
     assert int(found.inner[0].count) == 1 and leaves_equal(found.clip, state.clip)
 
 
+@pytest.mark.parametrize("way", ["masked", "prefix", "multi_transform"])
+def test_moments_of_a_part_of_the_params_are_forgotten(way: str) -> None:
+    tree = params()
+    inner, freeze = optax.adam(0.1), optax.set_to_zero()
+    kernels = jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in str(path[-1]), tree)
+    labels = jax.tree.map(lambda kernel: "train" if kernel else "freeze", kernels)
+    tx, names = {
+        "masked": (optax.masked(inner, kernels), ("hidden.kernel", "head.kernel")),
+        "prefix": (optax.masked(inner, {"hidden": False, "head": True}), ("head.kernel",)),
+        "multi_transform": (
+            optax.multi_transform({"train": inner, "freeze": freeze}, labels),
+            ("hidden.kernel", "head.kernel"),
+        ),
+    }[way]
+    _, state = tx.update(tree, tx.init(tree), tree)
+    _, masks = nw.jax.prune(tree, sparsity=0.5)
+    found = jax.jit(nw.jax.masked_moments)(state, tree, masks)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+
+    def adam(of: Any) -> Any:
+        return (of.inner_states["train"] if way == "multi_transform" else of).inner_state[0]
+
+    for name in names:
+        layer, leaf = name.split(".")
+        for moment in ("mu", "nu"):
+            before, after = (getattr(adam(of), moment)[layer][leaf] for of in (state, found))
+            assert leaves_equal(after, jnp.where(masks[name], before, 0.0))
+            assert not leaves_equal(after, before)
+    assert int(adam(found).count) == 1
+    with pytest.raises(UnknownName, match="'w'"):
+        nw.jax.masked_moments(state, tree, {"w": jnp.ones(2, bool)})
+
+
+def test_counters_and_keys_beside_weights_stay() -> None:
+    weights = jnp.arange(4.0)
+    tree = {"w": weights, "step": jnp.array(3), "key": jax.random.key(0), "name": "a", "x": None}
+    pruned, masks = nw.jax.prune(tree, sparsity=0.5, only="w")
+    assert pruned["w"].tolist() == [0.0, 0.0, 2.0, 3.0] and list(masks) == ["w"]
+    assert all(pruned[name] is tree[name] for name in ("step", "key", "name", "x"))
+    rule = nw.prune.OneShot(0.5, step=2, only="w")
+    for step in range(4):
+        later, masks = nw.jax.update_masks(tree, rule, step, masks)
+        assert later["w"].tolist() == pruned["w"].tolist() and later["key"] is tree["key"]
+    for name in ("step", "key", "name"):
+        with pytest.raises(InvalidArgument, match=f"{name}: not a floating array"):
+            nw.jax.prune(tree, sparsity=0.5, only=["w", name])
+    with pytest.raises(InvalidArgument, match="step: not a floating array"):
+        nw.jax.masked(tree, {"step": jnp.array(True)})
+
+
+def test_a_byte_of_bfloat16_counts_as_one() -> None:
+    tree = {"w": jnp.arange(1, 17, dtype=jnp.bfloat16)}
+    _, masks = nw.jax.prune(tree, bytes=18)
+    # Sixteen bits for the mask, and two bytes each.
+    assert int(masks["w"].sum()) == 8
+
+
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
@@ -120,6 +177,16 @@ def test_moments_of_masked_weights_are_forgotten() -> None:
         (lambda t: nw.jax.masked(t, {"head.bias": jnp.ones(2, bool)}), InvalidArgument, "head.b"),
         (lambda t: nw.jax.masked(t, {"head.bias": jnp.ones(3)}), InvalidArgument, "bool (3,)"),
         (lambda t: nw.jax.update_masks(t, 0.5, 1), InvalidArgument, "schedule"),
+        (lambda t: nw.jax.update_masks(t, GRADUAL, "5"), InvalidArgument, "whole number"),
+        (lambda t: nw.jax.update_masks(t, GRADUAL, 5, [1]), InvalidArgument, "names of leaves"),
+        (lambda t: nw.jax.update_masks(t, GRADUAL, 6, [1]), InvalidArgument, "names of leaves"),
+        (lambda t: nw.jax.masked(t, None), InvalidArgument, "names of leaves; got NoneType"),
+        (lambda t: nw.jax.prune(t, sparsity=0.5, score="obc"), Refused, "nw.torch.prune_"),
+        (
+            lambda t: nw.jax.prune(t, sparsity=0.5, facts={"gradient": jnp.ones(3)}),
+            InvalidArgument,
+            "facts['gradient']: this is no mapping",
+        ),
         (lambda t: nw.jax.update_masks(t, nw.prune.SET(0.5, until=9), 1), Refused, "attach"),
         (
             lambda t: nw.jax.prune({"w": jnp.array([jnp.nan, 1.0])}, sparsity=0.5),

@@ -462,6 +462,177 @@ def test_the_same_accuracy_as_before_at_90_percent() -> None:
     assert model.evaluate(pixels[test], classes[test], verbose=0)[1] >= 0.93
 
 
+def nested() -> Any:
+    """A model and one inside of it whose layers have the same name and the same shapes."""
+    keras.utils.set_random_seed(0)
+    base = keras.Sequential([keras.Input((6,)), layers.Dense(6, name="d")], name="base")
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, layers.Dense(6, name="d")(base(inputs)), name="net")
+
+
+def gone(model: Any) -> list[list[bool]]:
+    kernels = [one for one in model.weights if one.name == "kernel"]
+    return [(array(one) == 0).reshape(-1).tolist() for one in kernels]
+
+
+@pytest.mark.parametrize("which", ["base/d/kernel", "d/kernel", "*"])
+def test_masks_find_their_layer_in_a_loaded_model(tmp_path: Path, which: str) -> None:
+    model = nested()
+    masks = prune_(model, sparsity=0.5, only=which)
+    wanted = gone(model)
+    masks.save(tmp_path / "masks.safetensors")
+    fresh = nested()
+    fresh.save(tmp_path / "model.keras")
+    for kept in (masks, Masks.load(tmp_path / "masks.safetensors")):
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert [one.path for one in loaded.weights].count("d/kernel") == 2  # paths are not saved
+        kept.apply_(loaded)
+        assert gone(loaded) == wanted
+        # And as earlier masks of another call.
+        more = prune_(loaded, sparsity=0.75, masks=kept)
+        more.apply_(loaded)
+        assert zeros(loaded) == 54 and len(more) == 2
+
+
+def test_no_two_masks_speak_of_one_variable_and_none_is_guessed(tmp_path: Path) -> None:
+    plain, every = network(), np.zeros((6, 16), bool)
+    with pytest.raises(InvalidArgument, match="two masks speak of one variable"):
+        Masks({"net/hidden/kernel": every, "hidden/kernel": every}).apply_(plain)
+    masks = prune_(nested(), sparsity=0.5, only="base*")
+    nested().save(tmp_path / "model.keras")
+    frozen: Any = keras.models.load_model(tmp_path / "model.keras")
+    frozen.get_layer("base").trainable = False
+    variables = frozen.trainable_variables
+    assert [one.path for one in variables] == ["d/kernel", "d/bias"]  # not those of the masks
+    with pytest.raises(InvalidArgument, match="not clear which variable"):
+        masks.mask_gradients([None] * len(variables), variables)
+    with pytest.raises(InvalidArgument, match="not clear which variable"):
+        Masks({"d/kernel": np.zeros((6, 6), bool)}).apply_(frozen)
+
+
+def test_two_callbacks_in_one_fit_are_refused() -> None:
+    first, second = Pruning(nw.prune.OneShot(0.5)), Pruning(nw.prune.OneShot(0.75))
+    model = compiled(network())
+    with pytest.raises(Refused, match="two of these callbacks"):
+        fit(model, first, second)
+    fit(model, second)
+    assert second.masks.sparsity == 0.75
+
+
+def test_what_another_callback_restores_is_masked_when_training_ends() -> None:
+    # The largest loss is that of the first epoch, before anything is pruned.
+    early = keras.callbacks.EarlyStopping("loss", mode="max", patience=9, restore_best_weights=True)
+    model, pruning = compiled(network()), Pruning(nw.prune.OneShot(0.5, step=8))
+    fit(model, early, pruning, epochs=3)
+    assert early.best_epoch == 0 and pruning.masks.sparsity == 0.5
+    assert all((array(v)[~mask] == 0).all() for v, mask in pruning.masks.pairs(model.weights))
+
+
+def test_masks_outlast_compiling_again() -> None:
+    model, pruning = compiled(network()), Pruning(nw.prune.Gradual(0.8, steps=(2, 10), every=2))
+    fit(model, pruning)
+    half = zeros(model)
+    assert 0 < half < 115
+    fit(compiled(model), pruning)
+    assert zeros(model) == round(0.8 * 144)  # it goes on where it was, at step 6
+    fit(compiled(model, keras.optimizers.SGD(0.1)), pruning)
+    assert zeros(model) == round(0.8 * 144)
+    # Another model, or weights that have come back, have no part in these masks.
+    fit(compiled(network(1, "other")), pruning)
+    assert pruning.masks.sparsity < 0.8
+
+
+def test_weights_of_a_pruned_model_without_its_masks_are_warned_of(tmp_path: Path) -> None:
+    model, pruning = compiled(network()), Pruning(nw.prune.OneShot(0.75))
+    fit(model, pruning)
+    weights = [array(one) for one in model.weights]
+    other = network()
+    other.set_weights(weights)
+    with pytest.warns(UserWarning, match="no masks are known"):
+        fit(compiled(other), Pruning(nw.prune.OneShot(0.5, step=99)))
+    other.set_weights(weights)
+    fit(compiled(other), Pruning(nw.prune.OneShot(0.5, step=99), masks=pruning.masks))
+    assert zeros(other) == 108
+    model.save_weights(tmp_path / "a.weights.h5")
+    fresh = compiled(network())
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        fresh.load_weights(tmp_path / "a.weights.h5")
+    fit(fresh, pruning)
+    assert zeros(fresh) == 108
+
+
+class Own(nw.prune.Magnitude):
+    """A score that is no dataclass, and whose `repr` is an address."""
+
+    def __init__(self, power: Any = 1.0) -> None:
+        object.__setattr__(self, "power", power)
+
+    __repr__ = object.__repr__
+
+
+def test_a_schedule_with_a_score_of_ones_own_goes_on() -> None:
+    model = compiled(network())
+    fit(model, Pruning(nw.prune.OneShot(0.5, step=8, score=Own(2.0))))
+    attempts = model.optimizer.attempts
+    fit(model, Pruning(nw.prune.OneShot(0.5, step=8, score=Own(2.0))))
+    assert attempts == 6 and model.optimizer.attempts == 12 and zeros(model) == 72
+    fit(model, Pruning(nw.prune.OneShot(0.5, step=8, score=Own(3.0))))
+    assert model.optimizer.attempts == 6
+    with pytest.raises(InvalidArgument, match=r"schedule\.score\.power: this cannot be told"):
+        Pruning(nw.prune.OneShot(0.5, score=Own(np.ones(3))))
+
+
+def test_a_subclassed_model_that_is_not_built_is_pruned_in_fit() -> None:
+    for model in (Subclassed(), keras.Sequential([layers.Dense(6), layers.Dense(3)])):
+        pruning = Pruning(nw.prune.OneShot(0.5, step=2))
+        fit(compiled(model), pruning)
+        assert pruning.masks.sparsity == 0.5 and zeros(model) >= 27
+        assert model.optimizer.attempts == 6
+    model = Subclassed()
+    masks = {"own/first/kernel": np.zeros((6, 6), bool)}
+    seen: list[int] = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(zeros(look.model))
+    )
+    fit(compiled(model), Pruning(masks=Masks(masks)), look)
+    assert seen == [36] * 6  # from the first step on
+
+
+def two_headed(kind: str) -> Any:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    hidden = layers.Dense(8, name="hidden")(inputs)
+    heads = {"a": layers.Dense(3, name="a")(hidden), "b": layers.Dense(2, name="b")(hidden)}
+    return keras.Model(inputs, heads if kind == "dict" else list(heads.values()), name="net")
+
+
+@pytest.mark.parametrize("kind", ["dict", "list"])
+def test_models_with_several_outputs_are_measured(kind: str) -> None:
+    def loss(outputs: Any, targets: Any) -> Any:
+        pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(targets), strict=True)
+        return sum(keras.ops.mean(keras.ops.square(one - other)) for one, other in pairs)
+
+    targets: Any = {"a": TARGETS, "b": TARGETS[:, :2]}
+    targets = targets if kind == "dict" else list(targets.values())
+    for score in ("snip", "wanda"):
+        model = two_headed(kind)
+        masks = prune_(model, 0.5, score=score, data=[(INPUTS, targets)], loss=loss)
+        assert masks.sparsity == 0.5 and zeros(model) == 44
+
+
+def test_evaluating_with_the_callback_leaves_the_optimizer() -> None:
+    model, pruning = compiled(network()), Pruning(masks=prune_(network(), sparsity=0.5))
+    fit(model)
+    before, weights = model.optimizer, array(model.layers[0].kernel)
+    model.evaluate(INPUTS, TARGETS, verbose=0, callbacks=[pruning])
+    model.predict(INPUTS, verbose=0, callbacks=[pruning])
+    assert model.optimizer is before and np.array_equal(weights, array(model.layers[0].kernel))
+    fit(model, pruning)
+    own, masks = model.optimizer, pruning.masks
+    model.evaluate(INPUTS, TARGETS, verbose=0, callbacks=[pruning])
+    assert model.optimizer is own is not before and pruning.masks is masks and zeros(model) == 72
+
+
 @only("torch")
 @pytest.mark.parametrize(
     ("call", "error", "said"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,51 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_path_with_a_nul_character_is_an_invalid_argument(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="NUL"):
         spec.read_toml(tmp_path / "a\0b.toml")
+
+
+@pytest.mark.parametrize(
+    ("rule", "toml"),
+    [
+        (
+            nw.prune.OneShot(0.5, pattern=nw.prune.NofM(keep=2, of=4)),
+            'sparsity = 0.5\npattern = {rule = "n:m", keep = 2, of = 4}',
+        ),
+        (
+            nw.prune.OneShot(0.5, pattern=nw.prune.Blocks(4, 4), score=nw.prune.L2Norm()),
+            'sparsity = 0.5\npattern = {rule = "blocks", units = 4, inputs = 4}\n'
+            'score = {rule = "l2"}',
+        ),
+        (
+            nw.prune.OneShot(0.5, pattern=nw.prune.Units(), score=nw.prune.Taylor()),
+            'sparsity = 0.5\npattern = {rule = "units"}\nscore = {rule = "taylor"}',
+        ),
+        (
+            nw.prune.OneShot(0.5, score=nw.prune.Random(seed=3), only=("a*", "b*")),
+            'sparsity = 0.5\nonly = ["a*", "b*"]\nscore = {rule = "random", seed = 3}',
+        ),
+        (nw.prune.OneShot(0.5, score="taylor"), 'sparsity = 0.5\nscore = "taylor"'),
+    ],
+)
+def test_schedules_of_pruning_with_objects(rule: Any, toml: str, tmp_path: Path) -> None:
+    assert spec.from_dict(json.loads(json.dumps(spec.to_dict(rule, "prune"))), "prune") == rule
+    path = tmp_path / "rule.toml"
+    path.write_text(f'rule = "OneShot"\n{toml}\n', encoding="utf-8")
+    read = spec.read_toml(path)
+    assert spec.from_dict(read, "prune") == rule
+    # What was written by hand is what would be written, but for defaults.
+    plain = spec.to_dict(rule, "prune")
+    assert {key: plain[key] for key in read} == read
+
+
+def test_scores_without_a_name_or_without_fields_have_no_plain_form() -> None:
+    class Own(nw.prune.Score):
+        pass
+
+    with pytest.raises(UnknownName, match="no registered score; got Own"):
+        spec.to_dict(nw.prune.OneShot(0.5, score=Own()), "prune")
+    with pytest.raises(UnknownName, match="unknown score; got 'tayler'; did you mean 'taylor'"):
+        spec.from_dict({"rule": "OneShot", "sparsity": 0.5, "score": {"rule": "tayler"}}, "prune")
+    with pytest.raises(InvalidArgument, match="score: the key 'rule' is missing"):
+        spec.from_dict({"rule": "OneShot", "sparsity": 0.5, "score": {"seed": 1}}, "prune")
+    with pytest.raises(InvalidArgument, match="no declared fields .*Own.*dataclass"):
+        spec.construct(Own, {}, where="score own")

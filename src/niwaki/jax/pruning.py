@@ -17,7 +17,7 @@ from jax.core import Tracer
 from niwaki import numpy as host
 from niwaki.errors import InvalidArgument, Refused, UnknownName, suggest
 from niwaki.jax.leaves import named, replaced
-from niwaki.numpy.scheduling import check_schedule
+from niwaki.numpy.scheduling import step_of
 from niwaki.prune import Coupled, Layout, Pattern, Score
 from niwaki.prune.one_shot import Timetable
 
@@ -72,12 +72,12 @@ def prune(
         score=score,
         allocation=allocation,
         pattern=pattern,
-        facts=_facts_on_host(facts),
+        facts=facts,
         layouts=layouts,
         coupled=coupled,
         only=only,
         exclude=exclude,
-        masks=_masks_on_host(masks),
+        masks=_masks_on_host(masks, where=where),
     )
     placed = _beside(params, kept, where=where)
     return masked(params, placed), placed
@@ -95,18 +95,12 @@ def masked(tree: Any, masks: Mapping[str, Any]) -> Any:
     >>> masked({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})["w"].tolist()
     [1.0, 0.0]
     """
-    found = named(tree, where="jax.masked")
-    for name, mask in masks.items():
-        if name not in found:
-            raise UnknownName(
-                "a mask without its leaf",
-                where="jax.masked",
-                got=repr(name),
-                hint=suggest(name, found),
-            )
-        leaf = found[name]
+    found = _leaves(tree, where="jax.masked")
+    _check_masks(masks, found, where="jax.masked")
+    for name, leaf in named({name: found[name] for name in masks}, where="jax.masked").items():
         if leaf is not None:
-            found[name] = jnp.where(_fitting(name, mask, leaf.shape), leaf, jnp.zeros_like(leaf))
+            mask = _fitting(name, masks[name], leaf.shape)
+            found[name] = jnp.where(mask, leaf, jnp.zeros_like(leaf))
     return replaced(tree, found)
 
 
@@ -114,8 +108,9 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
     """Return an optimizer's state with its moments of masked weights at zero; runs under ``jit``.
 
     Every part of the state that is built like `params`, with floating leaves, is masked like them: the
-    moments of optax's optimizers, the traces of momentum. The rest, counters and parts built otherwise
-    (by ``optax.masked``), stays as it is. `masked` weights stay at zero without it; it is for optimizers that go
+    moments of optax's optimizers, the traces of momentum; what ``optax.masked`` and
+    ``optax.multi_transform`` left out of them (``optax.MaskedNode``) may be missing. The rest, counters and
+    parts built otherwise, stays as it is. `masked` weights stay at zero without it; it is for optimizers that go
     on with other masks.
 
     Raises what `masked` raises.
@@ -126,17 +121,24 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
     >>> masked_moments(state, params, {"w": jnp.array([True, False])}).mu["w"].tolist()
     [1.0, 0.0]
     """
-    shape = jax.tree.structure(params)
+    _check_masks(masks, _leaves(params, where="jax.masked_moments"), where="jax.masked_moments")
 
     def alike(part: Any) -> bool:
-        return jax.tree.structure(part) == shape and all(
-            jnp.shape(one) == jnp.shape(other) and jnp.issubdtype(jnp.result_type(one), jnp.inexact)
-            for one, other in zip(jax.tree.leaves(part), jax.tree.leaves(params), strict=True)
+        leaves, structure = jax.tree.flatten(part, is_leaf=_left_out)
+        try:
+            beside = structure.flatten_up_to(params)
+        except ValueError:
+            return False
+        return all(
+            _left_out(one) or (_floating(one) and jnp.shape(one) == getattr(other, "shape", None))
+            for one, other in zip(leaves, beside, strict=True)
         )
 
-    return jax.tree.map(
-        lambda part: masked(part, masks) if alike(part) else part, state, is_leaf=alike
-    )
+    def forgotten(part: Any) -> Any:
+        there = _leaves(part, where="jax.masked_moments")
+        return masked(part, {name: mask for name, mask in masks.items() if name in there})
+
+    return jax.tree.map(lambda part: forgotten(part) if alike(part) else part, state, is_leaf=alike)
 
 
 def update_masks(
@@ -170,16 +172,20 @@ def update_masks(
     Source: Zhu and Gupta 2017, "To prune, or not to prune".
     """
     where = "jax.update_masks"
-    check_schedule(schedule, where=where)
+    step = step_of(schedule, step, where=where)
     if not schedule.due(step):
-        masks = dict(masks or {})
-        return (_masked(params, masks) if masks else params), masks
+        masks = {} if masks is None else masks
+        found = _leaves(params, where=where)
+        _check_masks(masks, found, where=where)
+        # Compiled, and given nothing that has no mask: a leaf may be what jit does not take.
+        there = _masked({name: found[name] for name in masks}, dict(masks))
+        return replaced(params, found | there), dict(masks)
     _, kept = host.prune_at(
         _on_host(params, where=where),
         schedule,
         step,
-        _masks_on_host(masks),
-        facts=_facts_on_host(facts),
+        _masks_on_host(masks, where=where),
+        facts=facts,
         layouts=layouts,
         coupled=coupled,
     )
@@ -190,9 +196,44 @@ def update_masks(
 _masked = jax.jit(masked)
 
 
-def _on_host(params: Any, *, where: str) -> dict[str, np.ndarray]:
-    found = {}
-    for name, leaf in named(params, where=where).items():
+def _leaves(tree: Any, *, where: str) -> dict[str, Any]:
+    """Return name -> leaf of any kind: counters and keys lie beside weights."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
+    names = named(structure.unflatten([None] * len(leaves)), where=where)
+    return dict(zip(names, leaves, strict=True))
+
+
+def _floating(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _left_out(node: Any) -> bool:
+    """Return whether this stands for what an optimizer does not see: ``optax.MaskedNode`` is an empty tuple."""
+    return isinstance(node, tuple) and not node
+
+
+def _check_masks(masks: Any, found: Mapping[str, Any], *, where: str) -> None:
+    if not isinstance(masks, Mapping):
+        raise InvalidArgument(
+            "masks go by the names of leaves", where=where, got=type(masks).__name__
+        )
+    for name in masks:
+        if name not in found:
+            raise UnknownName(
+                "a mask without its leaf",
+                where=where,
+                got=repr(name),
+                hint=suggest(str(name), found),
+            )
+
+
+def _on_host(params: Any, *, where: str) -> dict[str, Any]:
+    """Return name -> array; what is not floating as it is, to be refused only where it is selected."""
+    leaves = _leaves(params, where=where)
+    found = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+    floating = {name: leaf for name, leaf in found.items() if _floating(leaf)}
+    for name, leaf in named(floating, where=where).items():
         if isinstance(leaf, Tracer):
             raise Refused(
                 "which weights go depends on their values, which are not known under jit",
@@ -206,34 +247,20 @@ def _on_host(params: Any, *, where: str) -> dict[str, np.ndarray]:
                 hint="jax.experimental.multihost_utils.process_allgather gathers it",
             )
         if leaf is not None:
-            found[name] = _narrow(leaf)
+            found[name] = np.asarray(leaf)
     return found
 
 
-def _narrow(leaf: jax.Array) -> np.ndarray:
-    """Return an array of a type that NumPy has itself: bfloat16 and float8 as float32, exactly."""
-    array = np.asarray(leaf)
-    return array if array.dtype.kind in "fc" else array.astype(np.float32)
-
-
-def _facts_on_host(facts: Facts | None) -> dict[str, dict[str, Any]] | None:
-    if facts is None:
-        return None
-    return {
-        fact: {
-            name: _narrow(one) if isinstance(one, jax.Array) else one for name, one in of.items()
-        }
-        for fact, of in facts.items()
-    }
-
-
-def _masks_on_host(masks: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
-    return {name: np.asarray(mask) for name, mask in (masks or {}).items()}
+def _masks_on_host(masks: Mapping[str, Any] | None, *, where: str) -> dict[str, np.ndarray]:
+    masks = {} if masks is None else masks
+    _check_masks(masks, masks, where=where)
+    return {name: np.asarray(mask) for name, mask in masks.items()}
 
 
 def _beside(params: Any, kept: Mapping[str, np.ndarray], *, where: str) -> Masks:
     """Return masks as arrays that lie as their weights do."""
-    found = named(params, where=where)
+    leaves = _leaves(params, where=where)
+    found = named({name: leaves[name] for name in kept}, where=where)
     return {name: jax.device_put(mask, found[name].sharding) for name, mask in kept.items()}  # type: ignore[union-attr]
 
 

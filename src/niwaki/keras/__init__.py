@@ -7,7 +7,8 @@ from niwaki.keras.masks import Masks
 from niwaki.keras.monitor import Monitor
 from niwaki.keras.penalties import Penalty, penalty
 from niwaki.keras.pruning import prune_
-from niwaki.keras.sparse_training import Pruning, strip_
+from niwaki.keras.sparse_training import Pruning
+from niwaki.keras.standing_in import strip_
 from niwaki.keras.weights import bound_
 
 __all__ = [

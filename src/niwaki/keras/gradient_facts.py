@@ -53,7 +53,7 @@ class Gradients:
         }
 
     def _value(self, outputs: Any, targets: Any) -> Any:
-        targets = keras.ops.convert_to_tensor(targets)
+        targets = keras.tree.map_structure(keras.ops.convert_to_tensor, targets)
         # Those of Keras take targets first.
         of_keras = isinstance(self._loss, keras.losses.Loss)
         loss = self._loss(targets, outputs) if of_keras else self._loss(outputs, targets)

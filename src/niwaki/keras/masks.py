@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,19 +18,21 @@ import safetensors.numpy
 
 from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
 from niwaki.files import as_path, write_bytes
-from niwaki.keras.gradients import names_of, value_of
+from niwaki.keras.gradients import value_of
+from niwaki.keras.matching import Place, matched, names
 from niwaki.prune import pack_mask, unpack_mask
 from niwaki.prune.account import Account
 from niwaki.prune.held import Held
 
-_SHAPES = "niwaki.masks"
+_SHAPES, _PLACES = "niwaki.masks", "niwaki.masks.places"
 
 
 class Masks(Held[np.ndarray]):
     """Path of a variable -> boolean array of its shape, true where the weight is kept.
 
     `left_alone`: path -> why it has no mask. `account`: what was removed, why, and what that did to the
-    outputs (print it), of the call that made them. Raises `InvalidArgument` for a mask that is not boolean.
+    outputs (print it), of the call that made them. `places`: where the variables stood in their model, by
+    which they are found in one that was loaded. Raises `InvalidArgument` for a mask that is not boolean.
 
     >>> masks = Masks({"net/head/kernel": np.array([[True, False]])})
     >>> masks.sparsity, masks.counts()
@@ -43,8 +45,10 @@ class Masks(Held[np.ndarray]):
         *,
         left_alone: Mapping[str, str] | None = None,
         account: Account | None = None,
+        places: Mapping[str, Place] | None = None,
     ) -> None:
         super().__init__(kept, left_alone, account)
+        self._places = {name: one for name, one in (places or {}).items() if name in self._kept}
         for name, mask in self._kept.items():
             if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
                 got = getattr(mask, "dtype", type(mask).__name__)
@@ -67,9 +71,9 @@ class Masks(Held[np.ndarray]):
 
         `variables`: of which these are the gradients, in the same order, such as
         ``model.trainable_variables``; masks of others are passed over. Sparse gradients stay as they are.
-        Weights can be masked likewise, where variables are not written to: with JAX.
+        Weights can be masked likewise, where variables are not written to: with JAX. Raises as `pairs`.
         """
-        own = {id(v): mask for _, v, mask in self._matched(variables) if v is not None}
+        own = {id(v): self[name] for name, v in self._matched(variables).items() if v is not None}
         return [
             grad
             if grad is None or hasattr(grad, "dense_shape") or id(variable) not in own
@@ -80,16 +84,19 @@ class Masks(Held[np.ndarray]):
     def pairs(self, variables: Sequence[Any]) -> list[tuple[Any, np.ndarray]]:
         """Return each masked variable with its mask; raises for one that is missing or does not fit.
 
-        A model that was built again or loaded has other paths in front; then the one that ends alike is meant.
+        A model that was built again or loaded has other paths in front, or several variables of one path:
+        then the one that ends alike, or stands in the same place, is meant. `InvalidArgument` where that
+        is not one.
         """
         pairs = []
-        for name, variable, mask in self._matched(variables):
+        for name, variable in self._matched(variables).items():
+            mask = self[name]
             if variable is None:
                 raise UnknownName(
                     "the model has no such variable",
                     where="Masks",
                     got=repr(name),
-                    hint=suggest(name, _names(variables)),
+                    hint=suggest(name, names(variables)),
                 )
             if tuple(variable.shape) != mask.shape:
                 raise InvalidArgument(
@@ -101,58 +108,72 @@ class Masks(Held[np.ndarray]):
             pairs.append((variable, mask))
         return pairs
 
-    def _matched(self, variables: Sequence[Any]) -> Iterator[tuple[str, Any, np.ndarray]]:
-        known = dict(zip(_names(variables), variables, strict=True))
-        for name, mask in self._kept.items():
-            yield name, known[name] if name in known else _alike(name, known), mask
+    def renamed(self, variables: Mapping[str, Any]) -> Masks:
+        """Return them by other names, of the variables that they mean; those of none keep theirs."""
+        own = {id(variable): name for name, variable in variables.items()}
+        found = self._matched(list(variables.values()))
+        now = {name: own.get(id(variable), name) for name, variable in found.items()}
+        return Masks(
+            {now[name]: mask for name, mask in self._kept.items()},
+            left_alone=self.left_alone,
+            account=self.account,
+            places={now[name]: place for name, place in self._places.items()},
+        )
+
+    def _matched(self, variables: Sequence[Any]) -> dict[str, Any]:
+        shapes = {name: mask.shape for name, mask in self._kept.items()}
+        return matched(shapes, self._places, variables)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return path -> ``{"bits": uint8 array, "shape": list}``: plain data, a bit per weight."""
+        """Return path -> ``{"bits": uint8 array, "shape": list, "place": list}``, a bit per weight.
+
+        Plain data; ``place`` is missing where it is not known.
+        """
         return {
-            name: {"bits": pack_mask(mask), "shape": list(mask.shape)}
+            name: {"bits": pack_mask(mask), "shape": list(mask.shape)} | self._place(name)
             for name, mask in self._kept.items()
         }
+
+    def _place(self, name: str) -> dict[str, list[int]]:
+        found = self._places.get(name)
+        return {"place": [found.at, found.among, found.bearing]} if found else {}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Any]]) -> Masks:
         """Return the masks that `state_dict` described; raises `BadFile` naming the variable."""
-        return cls({name: _unpacked(name, one) for name, one in state.items()})
+        places = {name: _place(name, one["place"]) for name, one in state.items() if "place" in one}
+        return cls({name: _unpacked(name, one) for name, one in state.items()}, places=places)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them as a safetensors file, a bit per weight, atomically."""
         state = self.state_dict()
-        shapes = json.dumps({name: one["shape"] for name, one in state.items()})
+        facts = {
+            _SHAPES: {name: one["shape"] for name, one in state.items()},
+            _PLACES: {name: one["place"] for name, one in state.items() if "place" in one},
+        }
         bits = {name: one["bits"] for name, one in state.items()}
-        write_bytes(path, safetensors.numpy.save(bits, {_SHAPES: shapes}))
+        told = {key: json.dumps(fact) for key, fact in facts.items()}
+        write_bytes(path, safetensors.numpy.save(bits, told))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
         """Return the masks that `save` wrote; raises `BadFile` for what is no such file."""
         try:
             with safetensors.safe_open(as_path(path), framework="numpy") as file:  # type: ignore[no-untyped-call]
-                shapes = json.loads((file.metadata() or {})[_SHAPES])
-                state = {
+                told = file.metadata() or {}
+                shapes, places = json.loads(told[_SHAPES]), json.loads(told.get(_PLACES, "{}"))
+                state: dict[str, dict[str, Any]] = {
                     name: {"bits": file.get_tensor(name), "shape": shape}
                     for name, shape in shapes.items()
                 }
-        except (OSError, LookupError, ValueError, safetensors.SafetensorError) as error:
+                for name, place in places.items():
+                    state[name]["place"] = place
+        except (
+            *(OSError, LookupError, ValueError, AttributeError, TypeError),
+            safetensors.SafetensorError,
+        ) as error:
             raise BadFile("this is no file of masks", where=str(path), got=error) from error
         return cls.from_state_dict(state)
-
-
-def _names(variables: Sequence[Any]) -> list[str]:
-    return names_of(list(variables), [str(place) for place in range(len(variables))])
-
-
-def _alike(name: str, known: Mapping[str, Any]) -> Any:
-    """Return the one variable whose path differs in its first part alone, or has no such part."""
-    rest = name.partition("/")[2]
-    found = [
-        variable
-        for path, variable in known.items()
-        if path == rest or path.partition("/")[2] in (name, rest or None)
-    ]
-    return found[0] if len(found) == 1 else None
 
 
 def _where(mask: Any, values: Any) -> Any:
@@ -165,3 +186,13 @@ def _unpacked(name: str, one: Mapping[str, Any]) -> np.ndarray:
         return unpack_mask(np.asarray(one["bits"]), [int(size) for size in one["shape"]])
     except (NiwakiError, LookupError, TypeError, ValueError) as error:
         raise BadFile("this is no packed mask", where=name, got=error) from error
+
+
+def _place(name: str, numbers: Any) -> Place:
+    try:
+        place = Place(*map(int, numbers))
+    except (TypeError, ValueError) as error:
+        raise BadFile("this is no place of a variable", where=name, got=numbers) from error
+    if not (0 <= place.at < place.among and place.bearing > 0):
+        raise BadFile("this is no place of a variable", where=name, got=numbers)
+    return place

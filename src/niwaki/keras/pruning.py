@@ -11,7 +11,7 @@ from typing import Any
 
 from niwaki.keras.masks import Masks
 from niwaki.keras.questions import Facts, Request
-from niwaki.numpy.masks import asked, by_hand, default_allocation
+from niwaki.numpy.masks import allocation_of, asked, by_hand
 from niwaki.prune import Pattern, Score, as_pattern, as_score
 
 WHERE = "keras.prune_"
@@ -51,7 +51,8 @@ def prune_(
     share of units (heads, layers, blocks) that stays, in (0, 1]; or a budget for what stays of the whole
     model, as a share or a whole number: `parameters`, `macs` (of one example; needs `data`), `bytes`.
     `score`, `allocation`, `pattern`: registered names (``niwaki list``) or objects of `niwaki.prune`;
-    without an `allocation` it is ``uniform`` for units and blocks, else ``global``. `data`: batches
+    without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
+    (``wanda``), else ``global``. `data`: batches
     ``(inputs, targets)`` or inputs, that can be read again. `loss`: a loss of Keras, or ``loss(outputs,
     targets)``, one number. `facts`: measured facts, fact -> path -> array of the variable's shape
     (`niwaki.prune.FACTS`, ``macs``, ``outliers``, ``curve``). `only`, `exclude`: globs over paths.
@@ -86,7 +87,7 @@ def prune_(
         model=model,
         score=as_score(score),
         pattern=chosen,
-        allocation=allocation or default_allocation(chosen),
+        allocation=allocation_of(allocation, chosen, as_score(score)),
         target=target,
         hand=lambda names: by_hand(sparsity, names, allocation, where=WHERE),
         data=data,

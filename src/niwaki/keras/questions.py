@@ -18,6 +18,7 @@ from niwaki.keras.accounting import account_of
 from niwaki.keras.facts import following, measure
 from niwaki.keras.head_groups import coupled_heads
 from niwaki.keras.masks import Masks
+from niwaki.keras.matching import places_of
 from niwaki.keras.prunable import Oriented, is_weight, oriented, prunable, siblings
 from niwaki.keras.watching import check_data
 from niwaki.numpy.selecting import Question, check_combination, find_masks
@@ -96,6 +97,8 @@ class Request:
         if self.data is not None:
             check_data(self.data, where=WHERE)
         found, names, left_alone = self.selected()
+        every = {n: one.variable for n, one in oriented(self.model, where=WHERE).items()}
+        earlier = earlier.renamed(every)
         hand = self.hand(names)
         if hand:
             left_alone |= {
@@ -114,6 +117,7 @@ class Request:
             kept,
             left_alone={name: why for name, why in reasons.items() if name not in kept},
             account=account_of(self.model, found, fitting, answer, self.data),
+            places=places_of(every),
         )
 
     def _protected(self) -> Collection[str]:
@@ -182,7 +186,7 @@ class Request:
     def _measured(
         self, members: Mapping[str, Oriented], chosen: Mapping[str, Oriented]
     ) -> dict[str, Mapping[str, Any]]:
-        _check_facts(self.facts)
+        _check_facts(self.facts, self.score)
         needs = set(self.score.needs) - {"noise"}
         if self.target is not None and self.target.unit == "macs":
             needs.add("macs")
@@ -263,8 +267,8 @@ def _totals(found: Mapping[str, Oriented], facts: Facts) -> dict[str, float]:
     return totals
 
 
-def _check_facts(facts: Facts) -> None:
-    allowed = {*FACTS, *_OF_TENSORS}
+def _check_facts(facts: Facts, score: Score) -> None:
+    allowed = {*FACTS, *_OF_TENSORS, *score.needs}
     for fact in facts:
         if fact not in allowed:
             raise UnknownName(

@@ -6,22 +6,39 @@ several of them, are compiled as one.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import keras
+import numpy as np
 
-from niwaki.errors import InvalidArgument, Refused
+from niwaki.errors import InvalidArgument, NiwakiError, Refused
+from niwaki.keras.described import described
 from niwaki.keras.facts import check as check_facts
 from niwaki.keras.masked_optimizer import MaskedOptimizer, accumulation
 from niwaki.keras.masks import Masks
-from niwaki.keras.prunable import check_protect, is_weight, oriented
+from niwaki.keras.matching import places_of
+from niwaki.keras.prunable import check_protect, is_weight, oriented, prunable
 from niwaki.keras.questions import Facts, Request
-from niwaki.numpy.masks import asked, default_allocation
+from niwaki.keras.standing_in import (
+    Standing,
+    before_first_step,
+    is_unbuilt,
+    optimizers,
+    put,
+    standing,
+)
+from niwaki.numpy.masks import allocation_of, asked
 from niwaki.prune import as_pattern
 from niwaki.prune.timetable import Timetable
 
 WHERE = "keras.Pruning"
+_PRUNED = 0.05  # of a kernel, exactly zero: no initialiser draws that
+
+# Model -> who changes its masks: of several in one `fit` the last.
+_FOLLOWERS: WeakKeyDictionary[Any, ReferenceType[Pruning]] = WeakKeyDictionary()
 
 
 class Pruning(keras.callbacks.Callback):
@@ -35,18 +52,23 @@ class Pruning(keras.callbacks.Callback):
     Masks live in the optimizer of the compiled model, which is stood around for that: so they are saved
     with it, a bit per weight, by ``model.save``, ``ModelCheckpoint`` and ``BackupAndRestore``, and a
     training that is killed and goes on with the same callback is the training that was not killed. A
-    model that was pruned by another schedule keeps its masks, and the steps of this one begin.
+    model that was pruned by another schedule keeps its masks, and the steps of this one begin. After
+    ``compile`` again, which forgets them, the same callback holds its masks on, as long as the weights obey.
+    Where weights are zero and no masks are known it warns: pass `masks`.
     ``import niwaki.keras`` before loading such a file; ``load_model(path, compile=False)`` and `strip_` need
     nothing. Steps are attempted updates, counted from the first batch that a schedule saw; with
-    ``steps_per_execution`` masks change after the execution in which they are due.
+    ``steps_per_execution`` masks change after the execution in which they are due. Callbacks that set
+    weights when training ends (``EarlyStopping(restore_best_weights=True)``) stand before this one, which
+    masks what they have restored.
 
     `schedule`: `OneShot`, `Gradual` or `Iterative` of `niwaki.prune`. `masks`: to begin with; without a
     schedule they stay. `data`, `loss`, `facts`, `protect`: as for `nw.keras.prune_`, for scores that need
     them. ``.masks``: those of now.
 
-    Raises `InvalidArgument` without a schedule or masks; `Refused` for schedules that rewind or regrow, scores that
-    reconstruct or need what Keras cannot measure, a model that is not compiled, and under
-    `tf.distribute` with several replicas.
+    Raises `InvalidArgument` without a schedule or masks, or for a score whose fields do not tell it from
+    others after a restart; `Refused` for a second one in the same ``fit``, for schedules that rewind or
+    regrow, scores that reconstruct or need what Keras cannot measure, a model that is not compiled, and
+    under `tf.distribute` with several replicas.
 
     >>> import keras, numpy as np, niwaki as nw
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
@@ -74,9 +96,11 @@ class Pruning(keras.callbacks.Callback):
         self._schedule, self._given = schedule, masks
         self._measure: dict[str, Any] = {"data": data, "loss": loss, "facts": facts or {}}
         self._protect = protect
-        self._latest = masks or Masks()
+        self._told = "" if schedule is None else described(schedule, where=f"{WHERE}: schedule")
+        self._latest = self._start = masks or Masks()
         self._begin = self._calls = 0
         self._optimizer: MaskedOptimizer | None = None
+        self._undo: tuple[Standing, MaskedOptimizer | None] | None = None
 
     @property
     def masks(self) -> Masks:
@@ -95,19 +119,45 @@ class Pruning(keras.callbacks.Callback):
                 where=WHERE,
                 got=f"{strategy.num_replicas_in_sync} replicas",
             )
-        self._optimizer, self._latest = None, self._given or Masks()
-        if model.built:
-            self._place(model)
+        _FOLLOWERS[model] = ref(self)
+        # Here, as what other callbacks restore when training begins holds masks; undone if no training begins.
+        self._undo, self._optimizer = (standing(model), self._optimizer), None
+        if not is_unbuilt(model):
+            self._place(model, self._undo[1])
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """See that there is an optimizer that holds masks."""
-        if self._optimizer is None:
-            self._place(self.model)
+        """See that the optimizer holds masks from the first step on."""
+        model, before = self.model, self._undo[1] if self._undo else None
+        self._undo = None
+        if _FOLLOWERS[model]() is not self:
+            raise Refused(
+                "two of these callbacks in one fit",
+                where=WHERE,
+                hint="one Pruning(schedule, masks=masks), or one fit after the other",
+            )
+        if self._optimizer is not None:
+            self._hold_first(model)
+            return
+
+        def begin() -> None:
+            self._place(model, before)
+            self._hold_first(model)
+
+        before_first_step(model, begin, where=WHERE)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Leave the optimizer of a model that is only evaluated as it is."""
+        self._leave()
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        """Leave the optimizer of a model that only predicts as it is."""
+        self._leave()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Do what was due when training was left: by now every other callback has restored what it does."""
-        self._follow(self.model)
-        self._calls = self._own.attempts
+        if self._optimizer is not None:
+            self._follow(self.model)
+            self._calls = self._own.attempts
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Note where this execution begins."""
@@ -122,8 +172,11 @@ class Pruning(keras.callbacks.Callback):
             self._calls = self._own.attempts
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Note the masks that training ended with."""
-        self._follow(self.model)
+        """Mask what callbacks before this one have restored, and note the masks that training ended with."""
+        if self._optimizer is not None:
+            model = self.model
+            self._optimizer.enforce()
+            self._follow(model)
 
     @property
     def _own(self) -> MaskedOptimizer:
@@ -158,7 +211,7 @@ class Pruning(keras.callbacks.Callback):
             model=model,
             score=schedule.scored_by(),
             pattern=pattern,
-            allocation=schedule.allocation or default_allocation(pattern),
+            allocation=allocation_of(schedule.allocation, pattern, schedule.scored_by()),
             target=asked(pattern, WHERE, sparsity=share),
             only=schedule.only,
             exclude=schedule.exclude,
@@ -169,40 +222,81 @@ class Pruning(keras.callbacks.Callback):
 
     def _held(self, model: Any) -> Masks:
         """Return the masks that the optimizer holds, by path."""
-        names, masks = _names(model), self._own.masks()
-        trained = model.trainable_variables
+        every = {name: one.variable for name, one in oriented(model, where=WHERE).items()}
+        names = {id(variable): name for name, variable in every.items()}
+        trained, masks = model.trainable_variables, self._own.masks()
         kept = {names[id(trained[place])]: mask for place, mask in masks.items()}
-        return Masks(kept, left_alone=self._latest.left_alone, account=self._latest.account)
+        return Masks(
+            kept,
+            left_alone=self._latest.left_alone,
+            account=self._latest.account,
+            places=places_of(every),
+        )
 
     def _hold(self, model: Any, masks: Masks) -> None:
         places = _places(model)
         pairs = masks.pairs(model.weights)
         self._own.hold({places[id(v)]: mask for v, mask in pairs if id(v) in places})
 
-    def _place(self, model: Any) -> None:
-        scale, before = _optimizers(model)
-        told = "" if self._schedule is None else repr(self._schedule)
-        places = self._wanted(model)
+    def _leave(self) -> None:
+        if self._undo is not None:
+            before, self._optimizer = self._undo
+            before.restore()
+            self._undo = None
+
+    def _place(self, model: Any, last: MaskedOptimizer | None) -> None:
+        """Stand around the optimizer of a model; `last`: that of the training before, with this callback."""
+        scale, before = optimizers(model)
         held = isinstance(before, MaskedOptimizer)
-        goes_on = held and before.schedule == told
+        goes_on = held and before.schedule == self._told
+        kept = None if held else self._kept(model)
+        self._start = kept or self._given or Masks()
+        if not held and not len(self._start):
+            _warn_of_zeros(model)
+        places = self._wanted(model)
         if goes_on and places <= set(before.places):
             own = before
         else:
             inner = before.inner_optimizer if held else before
             places |= set(before.places) if held else set()
             began = (before.attempts, before.seen) if goes_on else (0, -1)
-            own = MaskedOptimizer(inner, places=sorted(places), schedule=told, began=began)
+            if kept and last is not None:
+                began = (last.steps * accumulation(inner), last.seen)
+            own = MaskedOptimizer(inner, places=sorted(places), schedule=self._told, began=began)
             own.build(model.trainable_variables)
             own.hold(before.masks() if held else {})
-            _put(model, scale, own)
-        self._optimizer, self._per_step, self._seen = own, accumulation(own), own.seen
-        if len(self._latest) and not (goes_on and told):
-            self._hold(model, self._latest)
+            put(model, scale, own)
+        self._optimizer, self._per_step = own, accumulation(own)
+        self._seen, self._calls = own.seen, own.attempts
+
+    def _kept(self, model: Any) -> Masks | None:
+        """Return the masks of the training before, if the model still obeys them."""
+        if not len(self._latest):
+            return None
+        try:
+            pairs = self._latest.pairs(model.weights)
+        except NiwakiError:
+            return None
+        obeyed = all(not _array(variable)[~mask].any() for variable, mask in pairs)
+        return self._latest if obeyed else None
+
+    def _hold_first(self, model: Any) -> None:
+        """Hold the masks to begin with, and with a schedule those that were restored as well."""
+        if not len(self._start):
+            # What was said of another training is not true of one that begins.
+            self._latest = Masks() if self._seen < 0 else self._latest
+            self._latest = self._held(model)
+            return
+        pairs, places = self._start.pairs(model.weights), _places(model)
+        held = self._own.masks() if self._schedule is not None else {}
+        masks = {places[id(v)]: mask for v, mask in pairs if id(v) in places}
+        self._own.hold({place: mask & held.get(place, True) for place, mask in masks.items()})
+        self._latest = self._start
 
     def _wanted(self, model: Any) -> set[int]:
         """Return the places of the trained variables that masks may speak of."""
         places = _places(model)
-        found = {id(variable) for variable, _ in self._latest.pairs(model.weights)}
+        found = {id(variable) for variable, _ in self._start.pairs(model.weights)}
         if self._schedule is not None:
             known, names, _ = self._request(self._schedule, model, 0.0).selected()
             coupled = as_pattern(self._schedule.pattern).coupled
@@ -210,40 +304,23 @@ class Pruning(keras.callbacks.Callback):
         return {places[identity] for identity in found if identity in places}
 
 
-def strip_(model: Any) -> None:
-    """Put the optimizer of a compiled model back as it was before `Pruning`; weights stay as they are.
-
-    Nothing holds the masks from then on, and a file of the model needs no niwaki. A model that was not
-    pruned in training is left as it is.
-    """
-    scale, before = _optimizers(model)
-    if isinstance(before, MaskedOptimizer):
-        _put(model, scale, before.inner_optimizer)
-
-
-def _optimizers(model: Any) -> tuple[Any, Any]:
-    """Return the loss scale of mixed precision, if there is one, and the optimizer inside of it."""
-    optimizer = getattr(model, "optimizer", None)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer, optimizer.inner_optimizer
-    return None, optimizer
+def _warn_of_zeros(model: Any) -> None:
+    """Say that a model has zeros as a pruned one has, and nothing to hold them."""
+    found = oriented(model, where=WHERE)
+    for name in prunable(found, ("norms", "embeddings"))[0]:
+        share = float((_array(found[name].variable) == 0).mean())
+        # A kernel of nothing but zeros was made so by its initialiser.
+        if _PRUNED <= share < 1.0:
+            text = (
+                f"niwaki: {share:.0%} of {name} is zero, and no masks are known that hold it so: "
+                "load the model with its optimizer, or pass masks= to nw.keras.Pruning"
+            )
+            warnings.warn(text, stacklevel=2)
+            return
 
 
-def _put(model: Any, scale: Any, optimizer: Any) -> None:
-    """Give a compiled model another optimizer, and forget the step that was compiled with the one before."""
-    if scale is None:
-        model.optimizer = optimizer
-    else:
-        scale.inner_optimizer = optimizer
-    model.train_function = None
-    if hasattr(model, "_compile_config"):
-        # What a file of the model will say of it.
-        model._compile_config.config["optimizer"] = model.optimizer
-
-
-def _names(model: Any) -> dict[int, str]:
-    known = oriented(model, where=WHERE)
-    return {id(one.variable): name for name, one in known.items()}
+def _array(variable: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(variable))
 
 
 def _places(model: Any) -> dict[int, int]:

@@ -49,7 +49,7 @@ def steady(model: Any) -> Iterator[None]:
 
 def run(model: Any, inputs: Any) -> Any:
     """Return what a model makes of inputs in inference mode, without gradients."""
-    return keras.ops.stop_gradient(model(inputs, training=False))
+    return keras.tree.map_structure(keras.ops.stop_gradient, model(inputs, training=False))
 
 
 def batches(data: Any, *, where: str) -> Iterator[tuple[Any, Any]]:

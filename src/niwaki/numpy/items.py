@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from niwaki.errors import InvalidArgument, NiwakiError
-from niwaki.numpy.scored import Scores, score_blocks, split
+from niwaki.errors import InvalidArgument, NiwakiError, NonFinite, Refused
+from niwaki.numpy.scored import Scores, check_scores, score_blocks, split
 from niwaki.numpy.source import Source
 from niwaki.prune.layout import Coupled, Layout, Member
 from niwaki.prune.pattern import Blocks
@@ -22,17 +22,14 @@ def of_weights(source: Source, score: Score, kept: np.ndarray | None) -> Scores:
     """Return the scores of single weights."""
     flat = None if kept is None else kept.reshape(-1)
     facts = {name: whole_fact(source, name) for name in sorted(score.needs)}
-
-    def formula(weights: np.ndarray, own: Mapping[str, np.ndarray]) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(score.of_weights(weights, own, xp=np), np.float32)
-
     gone = 0 if flat is None else flat.size - int(np.count_nonzero(flat))
     return Scores(
         source.label,
         math.prod(source.whole),
         gone if source.part is None else source.part.total(gone)[0],
-        lambda stride: score_blocks(source.entries(), facts, flat, formula, stride),
+        lambda stride: score_blocks(
+            source.entries(), facts, flat, score, stride, where=source.label
+        ),
         source.part,
     )
 
@@ -42,8 +39,42 @@ def of_tensor(source: Source, score: Score, kept: np.ndarray | None) -> Scores:
     weights = source.array().astype(np.float64)
     facts = {name: whole_fact(source, name) for name in sorted(score.needs)}
     kept = np.ones(source.shape, bool) if kept is None else kept
-    scores = np.asarray(score.of_tensor(weights * kept, facts, xp=np))
+    scores = score.of_tensor(np.asarray(weights * kept), facts, xp=np)
+    check_scores(score, scores, source.shape, where=source.label)
     return of_values(source.label, scores.reshape(-1), np.asarray(~kept.reshape(-1)))
+
+
+def check_range(source: Source) -> None:
+    """Refuse float64 weights that float32, in which scores are compared, cannot tell apart.
+
+    That is one beyond its largest number (`NonFinite`), or a tensor all of whose weights lie below its
+    smallest normal number (`Refused`); weights that are nothing beside others of theirs are no matter.
+    """
+    if source.itemsize <= np.dtype(np.float32).itemsize:
+        return
+    single, beyond, normal, small = np.finfo(np.float32), 0, 0, 0
+    for block in source.entries():
+        sizes = np.abs(block)
+        beyond += int(np.count_nonzero((sizes > single.max) & np.isfinite(sizes)))
+        normal += int(np.count_nonzero(sizes >= single.tiny))
+        small += int(np.count_nonzero((sizes > 0.0) & (sizes < single.tiny)))
+    if source.part is not None:
+        beyond, normal, small = source.part.total(beyond, normal, small)
+    hint = "make the masks from all weights times one power of two"
+    if beyond:
+        raise NonFinite(
+            "a weight is infinite in float32, in which scores are compared",
+            where=source.label,
+            got=f"{beyond} above {single.max:.2g}",
+            hint=hint,
+        )
+    if small and not normal:
+        raise Refused(
+            "all weights are zero in float32, in which scores are compared, or next to it",
+            where=source.label,
+            got=f"none above {single.tiny:.2g}",
+            hint=hint,
+        )
 
 
 def of_values(name: str, values: np.ndarray, gone: np.ndarray) -> Scores:
@@ -133,13 +164,14 @@ def score_groups(
     """Return one score per row of `weights`."""
     with np.errstate(over="ignore", invalid="ignore"):
         wide = weights.astype(np.float64)
-        scores = np.asarray(score.of_groups(wide, facts, xp=np))
-    if scores.shape != (len(weights),):
+        scores = score.of_groups(wide, facts, xp=np)
+    array = isinstance(scores, np.ndarray)
+    if not (array and scores.shape == (len(weights),) and scores.dtype.kind in "fiub"):
         raise InvalidArgument(
-            f"{type(score).__name__}.of_groups gives one number per group",
+            f"{type(score).__name__}.of_groups gives one real number per group",
             where=where,
-            got=scores.shape,
-            allowed=f"({len(weights)},)",
+            got=f"{scores.dtype} {scores.shape}" if array else type(scores).__name__,
+            allowed=f"an array of shape ({len(weights)},)",
         )
     return scores
 
@@ -163,7 +195,8 @@ def unit_fact(source: Source, name: str, coupled: Coupled) -> np.ndarray:
     """Return a fact of units, one number per item of a group."""
     if name not in source.facts:
         raise missing_fact(name, source.label)
-    values = np.asarray(source.facts[name])
+    values = np.asarray(source.facts[name]).view()
+    values.flags.writeable = False
     if values.shape != (coupled.items,):
         raise InvalidArgument(
             f"the fact {name!r} speaks of units, one number each",

@@ -6,6 +6,7 @@ The selection is the one of all frameworks (`niwaki.numpy.selecting`); here fact
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,19 @@ import numpy as np
 from niwaki import tree
 from niwaki.errors import InvalidArgument, Refused, UnknownName, suggest
 from niwaki.numpy.arrays import Arrays, like, named
+from niwaki.numpy.given import (
+    OF_TENSORS,
+    WHERE,
+    check_coupled,
+    check_facts,
+    check_layouts,
+    check_masks_alone,
+    wide,
+)
 from niwaki.numpy.measure import check_arrays
 from niwaki.numpy.selecting import Question, find_masks
 from niwaki.numpy.source import Source, source_of
 from niwaki.prune import (
-    FACTS,
     Coupled,
     Heads,
     Layers,
@@ -37,7 +46,6 @@ from niwaki.prune import (
 from niwaki.select import select, spread
 
 Masks = dict[str, np.ndarray]
-WHERE = "numpy.prune"
 
 
 def prune(
@@ -60,25 +68,28 @@ def prune(
 ) -> tuple[Arrays, Masks]:
     """Return ``(weights with the least important at zero, masks)``; the input is left alone.
 
-    Scores are taken in float32; of each pool of the allocation exactly the asked number goes, ties by
+    Scores are compared in float32; of each pool of the allocation exactly the asked number goes, ties by
     the order of the arrays, then of their entries. A mask is true where a weight is kept; arrays
     that were not selected have none.
 
-    `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays. One target, unless
-    the pattern says how much goes: `sparsity`, the share of all selected weights that is zero
-    afterwards, in [0, 1), or globs over names -> such a share, each layer by hand; `width`, the share of
-    units (heads, layers, blocks) that stays; or a budget for what stays, as a share of the selected
-    arrays or a whole number: `parameters`, `macs`, `bytes`. `score`, `allocation`, `pattern`: registered
-    names (``niwaki list``) or objects; without an `allocation` it is ``uniform`` for units and blocks,
-    else ``global``. `facts`: what the score needs beside the weights, fact (`niwaki.prune.FACTS`) ->
-    name -> array; also ``outliers`` and ``curve`` for allocations and ``macs`` (of a whole array, per
-    example). `layouts`: name -> which axes are units and inputs, for patterns and scores that speak of
-    them: no rank tells. `coupled`: what goes together, if units or heads span several arrays. `only`,
+    `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays, also of the bfloat16 and
+    float8 of ``ml_dtypes``. One target, unless the pattern says how much goes: `sparsity`, the share of all
+    selected weights that is zero afterwards, in [0, 1), or globs over names -> such a share, each layer by
+    hand; `width`, the share of units (heads, layers, blocks) that stays; or a budget for what stays, as a
+    share of the selected arrays or a whole number: `parameters`, `macs`, `bytes`. `score`, `allocation`,
+    `pattern`: registered names (``niwaki list``) or objects, but no score that reconstructs what stays;
+    without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
+    (``wanda``), else ``global``.
+    `facts`: what the score needs beside the weights, fact (`niwaki.prune.FACTS`, or a score's own) -> name
+    -> array; also ``outliers`` and ``curve`` for allocations and ``macs`` (of a whole array, per example).
+    `layouts`: name -> which axes are units and inputs, for patterns and scores that speak of them: no rank
+    tells. `coupled`: what goes together, if units or heads span several arrays. `only`,
     `exclude`: globs over the names of arrays (default: all of them, biases too). `masks`: earlier masks
     by name; what they removed stays removed and counts.
 
     Raises `InvalidArgument` for what is no such tree or target or does not fit, `UnknownName` for a name
-    or glob, `Refused` for combinations that mean nothing, `NonFinite` naming an array.
+    or glob, `Refused` for combinations that mean nothing and float64 weights that float32 does not hold,
+    `NonFinite` naming an array.
 
     >>> import numpy as np
     >>> layers = [{"weight": np.array([[3.0, -1.0, 2.0, -4.0]]), "bias": np.zeros(1)}]
@@ -88,21 +99,23 @@ def prune(
 
     Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global).
     """
+    asked_score, chosen = as_score(score), as_pattern(pattern)
+    check_masks_alone(asked_score)
     weights = tree.collected(weights)
     found = named(weights, where=WHERE)
     names = select(found, only=only, exclude=exclude, where=WHERE)
     for name in names:
         _check_real(name, found[name])
-    earlier = _fitting(masks or {}, found, where=WHERE)
-    chosen = as_pattern(pattern)
+    earlier = _fitting({} if masks is None else masks, found, where=WHERE)
     hand = by_hand(sparsity, names, allocation, where=WHERE)
     names = [name for name in names if name in hand] if hand else names
-    sources = _sources({name: found[name] for name in names}, facts or {}, layouts or {})
+    chosen_arrays = {name: found[name] for name in names}
+    sources = _sources(chosen_arrays, facts or {}, layouts or {}, asked_score)
     question = Question(
         sources=sources,
-        score=as_score(score),
+        score=asked_score,
         pattern=chosen,
-        allocation=allocation or default_allocation(chosen),
+        allocation=allocation_of(allocation, chosen, asked_score),
         target=asked(
             *(chosen, WHERE),
             sparsity=0.0 if isinstance(sparsity, Mapping) else sparsity,
@@ -111,7 +124,7 @@ def prune(
             macs=macs,
             bytes=bytes,
         ),
-        coupled=_coupled(chosen, sources) if coupled is None else coupled,
+        coupled=_coupled(chosen, sources) if coupled is None else check_coupled(coupled, sources),
         earlier={name: earlier[name] for name in names if name in earlier},
         outliers=dict((facts or {}).get("outliers", {})),
         curves=dict((facts or {}).get("curve", {})),
@@ -121,13 +134,37 @@ def prune(
     return masked(weights, kept), kept
 
 
-def default_allocation(pattern: Pattern) -> str:
-    """Return the allocation that is meant where none is named.
+def allocation_of(allocation: str | None, pattern: Pattern, score: Score) -> str:
+    """Return the allocation that is meant where none is named; refuse one that means nothing here.
 
-    Single weights, heads and layers compare across tensors; sums over units or blocks of different sizes
-    do not.
+    Single weights, heads and layers compare across tensors; sums over units or blocks of different sizes,
+    and scores that compare within rows, do not.
     """
-    return "global" if isinstance(pattern, Unstructured | Layers | Heads) else "uniform"
+    kind = type(pattern).__name__
+    by_tensor = allocation in ("erk", "isomorphic", "owl", "sensitivity")
+    if allocation is not None and pattern.fixed_share:
+        raise Refused(
+            f"{kind} says itself how much goes from where", where="allocation", got=allocation
+        )
+    if isinstance(pattern, Layers) and allocation not in (None, "global"):
+        raise Refused(
+            "a layer is one item, of which every other allocation leaves each tensor one",
+            where="allocation",
+            got=allocation,
+            allowed="global",
+        )
+    if isinstance(pattern, Heads) and by_tensor:
+        raise Refused(
+            "this allocation looks at single weights, and heads span several",
+            where="allocation",
+            got=allocation,
+            allowed="global, uniform, lamp",
+        )
+    if allocation is not None:
+        return allocation
+    within = isinstance(pattern, Unstructured) and score.within_rows
+    together = isinstance(pattern, Unstructured | Layers | Heads) and not within
+    return "global" if together else "uniform"
 
 
 def by_hand(
@@ -149,7 +186,7 @@ def by_hand(
     shares = spread("sparsity", sparsity, names, where=where)
     for name, share in shares.items():
         check_sparsity(share, where=f"{where}: {name}")
-    return shares
+    return {name: float(share) for name, share in shares.items()}
 
 
 def asked(pattern: Pattern, where: str, **given: float | None) -> Target | None:
@@ -189,7 +226,7 @@ def masked(weights: Arrays, masks: Mapping[str, np.ndarray]) -> Arrays:
     found = named(weights, where="numpy.masked")
     for name, mask in _fitting(masks, found, where="numpy.masked").items():
         if found[name] is not None:
-            check_arrays({name: found[name]}, where="numpy.masked")
+            check_arrays({name: wide(found[name])}, where="numpy.masked")
             found[name] = np.where(mask, found[name], found[name].dtype.type(0))
     return like(weights, found, where="numpy.masked")
 
@@ -198,36 +235,23 @@ def _sources(
     arrays: Mapping[str, np.ndarray],
     facts: Mapping[str, Mapping[str, Any]],
     layouts: Mapping[str, Layout],
+    score: Score,
 ) -> dict[str, Source]:
-    allowed = {*FACTS, "macs", "outliers", "curve"}
-    for fact, of in facts.items():
-        if fact not in allowed:
-            raise UnknownName(
-                "unknown fact", where=WHERE, got=repr(fact), hint=suggest(fact, allowed)
-            )
-        _check_names(of, arrays, f"facts[{fact!r}]")
-    _check_names(layouts, arrays, "layouts")
+    check_facts(facts, arrays, score)
+    check_layouts(layouts, arrays)
     sources = {}
     for name, array in arrays.items():
         own = {
-            fact: np.asarray(of[name]) for fact, of in facts.items() if name in of and fact in FACTS
+            fact: wide(np.asarray(of[name]))
+            for fact, of in facts.items()
+            if name in of and fact not in OF_TENSORS
         }
         macs = facts.get("macs", {}).get(name, np.nan) / max(array.size, 1)
-        sources[name] = source_of(
-            name, array, facts=own, layout=layouts.get(name), macs=float(macs), where=WHERE
+        source = source_of(
+            name, wide(array), facts=own, layout=layouts.get(name), macs=float(macs), where=WHERE
         )
+        sources[name] = replace(source, itemsize=array.dtype.itemsize)
     return sources
-
-
-def _check_names(of: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: str) -> None:
-    for name in of:
-        if name not in arrays:
-            raise UnknownName(
-                "no selected array has this name",
-                where=f"{WHERE}: {where}",
-                got=repr(name),
-                hint=suggest(name, arrays),
-            )
 
 
 def _coupled(pattern: Pattern, sources: Mapping[str, Source]) -> list[Coupled]:
@@ -251,7 +275,7 @@ def _coupled(pattern: Pattern, sources: Mapping[str, Source]) -> list[Coupled]:
 
 
 def _check_real(name: str, array: np.ndarray) -> None:
-    check_arrays({name: array}, where=WHERE)
+    check_arrays({name: wide(array)}, where=WHERE)
     if np.iscomplexobj(array):
         raise InvalidArgument("complex weights have no scores", where=f"{WHERE}: {name}")
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from niwaki.errors import NonFinite, Refused
 from niwaki.numpy.items import layout_of, whole_fact
+from niwaki.numpy.scored import weight_scores
 from niwaki.numpy.source import Source
 from niwaki.prune.pattern import NofM
 from niwaki.prune.score import Score
@@ -89,8 +90,9 @@ def _canonical_scores(
     for start in range(0, len(weights), step):
         rows = slice(start, min(start + step, len(weights)))
         own = {name: np.asarray(fact[rows], np.float32) for name, fact in facts.items()}
-        with np.errstate(over="ignore", invalid="ignore"):
-            scores = score.of_weights(weights[rows].astype(np.float32), own, xp=np)
+        with np.errstate(over="ignore"):
+            narrow = weights[rows].astype(np.float32)
+        scores = weight_scores(score, narrow, own, where=source.label)
         if not np.isfinite(scores).all():
             raise NonFinite("a weight or its score is NaN or infinite", where=source.label)
         yield rows, np.where(kept[rows], scores, -np.inf)

@@ -14,7 +14,8 @@ from niwaki.errors import InvalidArgument, Refused
 from niwaki.numpy.arrays import Arrays
 from niwaki.numpy.masks import masked, prune
 from niwaki.prune import Coupled, Layout
-from niwaki.prune.one_shot import Timetable
+from niwaki.prune.timetable import Timetable, check_fields
+from niwaki.schedule import whole
 
 WHERE = "numpy.prune_at"
 
@@ -51,10 +52,10 @@ def prune_at(
 
     Source: Zhu and Gupta 2017, "To prune, or not to prune".
     """
-    check_schedule(schedule, where=WHERE)
-    masks = dict(masks or {})
+    step = step_of(schedule, step, where=WHERE)
+    masks = {} if masks is None else masks
     if not schedule.due(step):
-        return masked(weights, masks), masks
+        return masked(weights, masks), dict(masks)
     return prune(
         weights,
         sparsity=None if schedule.pattern_says else schedule.sparsity_at(step),
@@ -70,14 +71,13 @@ def prune_at(
     )
 
 
-def check_schedule(schedule: Timetable, *, where: str) -> None:
-    """Refuse what is no schedule of masks alone."""
-    if not isinstance(schedule, Timetable):
+def step_of(schedule: Timetable, step: int, *, where: str) -> int:
+    """Return the step as a Python number; refuse what is none, or no schedule of masks alone."""
+    check_fields(schedule, where=where)
+    number = whole(step)
+    if number is None or number < 0:
         raise InvalidArgument(
-            "this is no schedule",
-            where=where,
-            got=type(schedule).__name__,
-            allowed="such as nw.prune.Gradual",
+            "a step is a whole number", where=f"{where}: step", got=repr(step), allowed=">= 0"
         )
     if schedule.regrows_by is not None or schedule.rewinds_to is not None:
         raise Refused(
@@ -86,3 +86,4 @@ def check_schedule(schedule: Timetable, *, where: str) -> None:
             allowed="OneShot, Gradual, Iterative without rewind",
             hint="nw.torch.attach has the others",
         )
+    return number

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from niwaki.errors import NonFinite, Refused
+from niwaki.errors import InvalidArgument, NonFinite, Refused
 from niwaki.numpy.part import Part
 from niwaki.prune.allocation import Pool
 from niwaki.prune.score import Score
@@ -25,6 +25,9 @@ SAMPLE = 1 << 15
 
 REMEMBERED = 1 << 21
 """How many scores are kept from one count to the next: 8 MiB."""
+
+FEW = 1 << 14
+"""Up to so many scores are ordered rather than counted, which costs a millisecond for any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +147,19 @@ def pool_threshold(scored: Sequence[Scores], remove: int) -> Threshold:
     if any(one.part is not None for one in scored):
         # No sample: all are to look between the same bounds.
         return threshold(_counted_together(scored), more)
+    if more <= left <= FEW:
+        return _of_few(np.concatenate([block for one in scored for block in one.blocks(1)]), more)
     sample = None
     if left > 16 * SAMPLE:
         sample = np.concatenate([one.sample(total // SAMPLE) for one in scored])
     return threshold(_Counter(scored), more, sample=sample, total=left)
+
+
+def _of_few(scores: np.ndarray, remove: int) -> Threshold:
+    """Return the threshold of scores that are all here, NaN for what is gone."""
+    # NaN sorts last. Zero is added for minus zero, which equals zero.
+    value = np.partition(scores, remove - 1)[remove - 1] + np.float32(0.0)
+    return Threshold(float(value), remove - int(np.count_nonzero(scores < value)))
 
 
 def _counted_together(scored: Sequence[Scores]) -> Count:
@@ -198,8 +210,10 @@ def score_blocks(
     blocks: Iterable[np.ndarray],
     facts: Mapping[str, np.ndarray],
     kept: np.ndarray | None,
-    score: Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray],
+    score: Score,
     stride: int,
+    *,
+    where: str,
 ) -> Iterator[np.ndarray]:
     """Yield the scores of blocks of weights in index order, NaN where an earlier mask is false.
 
@@ -212,10 +226,36 @@ def score_blocks(
         own = {name: np.asarray(fact.flat[part], np.float32) for name, fact in facts.items()}
         with np.errstate(over="ignore"):
             narrow = block[::stride].astype(np.float32, copy=False)
-        scores = score(narrow, own)
+        scores = weight_scores(score, narrow, own, where=where)
         if kept is not None:
             scores = np.where(kept[part], scores, np.float32(np.nan))
         yield scores
+
+
+def weight_scores(
+    score: Score, weights: np.ndarray, facts: Mapping[str, np.ndarray], *, where: str
+) -> np.ndarray:
+    """Return the score of each of some weights in float32, or refuse what is not one number each."""
+    # Blocks may be views of the caller's arrays, which no score is to change.
+    shown = weights.view()
+    shown.flags.writeable = False
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = score.of_weights(shown, facts, xp=np)
+        check_scores(score, scores, weights.shape, where=where)
+        return np.asarray(scores, np.float32)
+
+
+def check_scores(score: Score, scores: object, shape: tuple[int, ...], *, where: str) -> None:
+    """Refuse what is not one real number per weight, naming the score."""
+    # Of an array without axes NumPy gives a scalar.
+    array = isinstance(scores, np.ndarray | np.generic)
+    if not (array and scores.shape == shape and scores.dtype.kind in "fiub"):
+        raise InvalidArgument(
+            f"{type(score).__name__} gives one real number per weight, in their shape",
+            where=where,
+            got=f"{scores.dtype} {scores.shape}" if array else type(scores).__name__,
+            allowed=f"an array of shape {shape}",
+        )
 
 
 def split(array: np.ndarray) -> Iterator[np.ndarray]:

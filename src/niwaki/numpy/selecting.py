@@ -69,10 +69,14 @@ def find_masks(question: Question) -> Answer:
     """Return the masks that answer the question, exactly as many items as it asks for.
 
     Raises `InvalidArgument` for facts and layouts that are missing, `Refused` for a target that cannot be
-    met and for combinations that mean nothing, `NonFinite` naming a tensor.
+    met, for combinations that mean nothing and weights that float32 does not hold, `NonFinite` naming a
+    tensor.
     """
     check_combination(question.score, question.pattern)
     check_parts(question)
+    if not (question.score.of_tensors and isinstance(question.pattern, Unstructured)):
+        for source in question.sources.values():
+            items.check_range(source)
     if "noise" in question.score.needs:
         question = replace(question, sources=_with_noise(question))
     if isinstance(question.pattern, NofM):
@@ -202,6 +206,7 @@ class _Attempt:
                 shape = (canonical[0], canonical[-1], *canonical[1:-1])
         return Tensor(
             items=scored.items,
+            gone=scored.gone,
             shape=shape,
             scores=scored.values if scored.part is None else None,
             outliers=question.outliers.get(name),

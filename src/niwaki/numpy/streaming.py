@@ -19,7 +19,7 @@ import numpy as np
 
 from niwaki.errors import BadFile, Refused
 from niwaki.files import as_path, write_atomically
-from niwaki.numpy.items import of_weights
+from niwaki.numpy.items import check_range, of_weights
 from niwaki.numpy.scored import Scores, check_blockwise, pool_threshold, split
 from niwaki.numpy.source import Source, source_of
 from niwaki.pack.header import LENGTH_BYTES
@@ -101,7 +101,7 @@ def prune_file(
     check_blockwise(chosen, where=WHERE)
     path, out = as_path(source).expanduser(), as_path(target).expanduser()
     bits = None if masks is None else as_path(masks).expanduser()
-    if bits is not None and bits.absolute() in (path.absolute(), out.absolute()):
+    if bits is not None and os.path.realpath(bits) in map(os.path.realpath, (path, out)):
         raise Refused("masks and weights go into two files", where=WHERE, got=str(bits))
     with _opened(path) as file:
         weights, left_alone = _selected(file, only, exclude)
@@ -209,8 +209,10 @@ def _scored(file: _File, tensor: Tensor, score: Score) -> Scores:
         shape=tensor.shape,
         array=array,
         blocks=lambda: file.floats(tensor),
+        itemsize=np.dtype(_TYPES[tensor.dtype]).itemsize,
         where=file.where,
     )
+    check_range(source)
     return of_weights(source, score, None)
 
 

@@ -8,13 +8,17 @@ of tensors whose items are compared with one another. An allocation is a functio
 from __future__ import annotations
 
 import math
+import numbers
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from niwaki import registry
 from niwaki.errors import InvalidArgument
+from niwaki.schedule import whole
 
 ALLOWED = "0 <= sparsity < 1"
 
@@ -27,6 +31,7 @@ class Tensor:
     `niwaki.prune.Layout`; here in the order (units, inputs, kernel ...). `scores`: returns the scores of
     its items, float32 of shape (items,), in memory. `outliers`: the share of its |w| * input norms that
     stand out (`owl`), or none. `curve`: measured losses of accuracy by sparsity (`sensitivity`), or none.
+    `gone`: how many of its items are gone already.
     """
 
     items: int
@@ -34,6 +39,7 @@ class Tensor:
     scores: Callable[[], np.ndarray] | None = None
     outliers: float | None = None
     curve: Mapping[float, float] | None = None
+    gone: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +54,22 @@ def allocate(name: str, tensors: Mapping[str, Tensor], sparsity: float) -> list[
     """Return the pools of the allocation registered as `name`.
 
     `tensors`: tensor name -> what is known of it. `sparsity`: the share of items that go, in [0, 1).
-    Raises `UnknownName` for the name, `InvalidArgument` for the sparsity.
+    A tensor without items is no matter of the allocation and has a pool of its own.
+    Raises `UnknownName` for the name, `InvalidArgument` for the sparsity, and for pools that do not hold
+    each tensor once or give up more than they have.
 
     >>> allocate("global", {"a": Tensor(items=6), "b": Tensor(items=4)}, 0.5)
     [Pool(names=('a', 'b'), remove=5)]
     """
-    return registry.find("allocation", name)(tensors, sparsity)
+    check_sparsity(sparsity)
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            "an allocation goes by its registered name", where="allocation", got=repr(name)[:80]
+        )
+    some = {one: known for one, known in tensors.items() if known.items}
+    pools = registry.find("allocation", name)(some, float(sparsity)) if some else []
+    _check_pools(pools, some, name)
+    return [*pools, *(Pool((one,), 0) for one in tensors if one not in some)]
 
 
 @registry.register(
@@ -106,7 +122,8 @@ def by_quota(
     """Return one pool per tensor of (nearly) its own share, exactly ``round(sparsity * items)`` in all.
 
     `shares`: tensor name -> the share of its items that go; their mean by items is the sparsity. Each
-    tensor keeps one item. Raises `InvalidArgument`, saying `where`, if that leaves too few to remove.
+    tensor keeps one item, and what is gone already stays gone: where that is more than a tensor's share, the
+    others lose less. Raises `InvalidArgument`, saying `where`, if that leaves too few to remove.
     """
     target = round(sparsity * sum(one.items for one in tensors.values()))
     most = {name: max(one.items - 1, 0) for name, one in tensors.items()}
@@ -118,13 +135,16 @@ def by_quota(
             allowed=f"at most {sum(most.values())}",
         )
     quotas = {name: shares[name] * one.items for name, one in tensors.items()}
-    counts = _largest_remainder(quotas, most, target)
+    least = {name: min(one.gone, one.items) for name, one in tensors.items()}
+    quotas = _above(quotas, least, target)
+    most = {name: max(most[name], least[name]) for name in most}
+    counts = _largest_remainder(quotas, most, max(target, sum(least.values())))
     return [Pool((name,), count) for name, count in counts.items()]
 
 
 def check_sparsity(sparsity: float, *, where: str = "sparsity") -> None:
     """Raise `InvalidArgument` unless ``0 <= sparsity < 1``."""
-    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    number = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)
     if not number or not 0.0 <= sparsity < 1.0:
         raise InvalidArgument(
             "the share of weights to remove is out of range",
@@ -132,6 +152,49 @@ def check_sparsity(sparsity: float, *, where: str = "sparsity") -> None:
             got=repr(sparsity),
             allowed=ALLOWED,
         )
+
+
+def _check_pools(pools: Any, tensors: Mapping[str, Tensor], allocation: str) -> None:
+    """Refuse what an allocation must not return."""
+    where = f"allocation {allocation}"
+    if not isinstance(pools, list) or not all(isinstance(pool, Pool) for pool in pools):
+        raise InvalidArgument(
+            "an allocation returns a list of Pool", where=where, got=repr(pools)[:80]
+        )
+    times = Counter(name for pool in pools for name in pool.names)
+    if wrong := [name for name in {**tensors, **times} if (name in tensors) != times[name]]:
+        raise InvalidArgument(
+            "each tensor is in one pool",
+            where=where,
+            got=f"{wrong[0]!r} in {times[wrong[0]]}",
+            allowed=", ".join(list(tensors)[:5]),
+        )
+    for pool in pools:
+        items, remove = sum(tensors[name].items for name in pool.names), whole(pool.remove)
+        if remove is None or not 0 <= remove <= items:
+            raise InvalidArgument(
+                "a pool gives up so many of its items",
+                where=f"{where}: {', '.join(pool.names[:3])}",
+                got=repr(pool.remove),
+                allowed=f"a whole number, 0 to {items}",
+            )
+
+
+def _above(quotas: Mapping[str, float], least: Mapping[str, int], target: int) -> dict[str, float]:
+    """Return the quotas with none below its `least`; those of the others shrink alike for it."""
+    held: set[str] = set()
+    while True:
+        free = sum(quota for name, quota in quotas.items() if name not in held)
+        rest = max(target - sum(least[name] for name in held), 0)
+        scale = min(rest / free, 1.0) if held and free else 1.0
+        found = {
+            name: float(least[name]) if name in held else quota * scale
+            for name, quota in quotas.items()
+        }
+        short = {name for name in quotas if found[name] < least[name]}
+        if not short:
+            return found
+        held |= short
 
 
 def _largest_remainder(

@@ -9,16 +9,45 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from niwaki.errors import InvalidArgument
+from niwaki.schedule import whole
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The axis of a weight along which its units (outputs) lie, and the one of its inputs.
 
-    The other axes are a kernel's. `inputs`: none where a weight has no inputs to group.
+    The other axes are a kernel's. `inputs`: none where a weight has no inputs to group. Raises
+    `InvalidArgument` for what are not two different whole numbers.
     """
 
     units: int
     inputs: int | None = None
+
+    def __post_init__(self) -> None:
+        units = whole(self.units)
+        inputs = None if self.inputs is None else whole(self.inputs)
+        if units is None or (inputs is None) != (self.inputs is None) or units == inputs:
+            raise InvalidArgument(
+                "units and inputs are two different axes",
+                where="Layout",
+                got=f"units={self.units!r}, inputs={self.inputs!r}",
+                allowed="whole numbers; inputs=None where there are none",
+            )
+        object.__setattr__(self, "units", units)
+        object.__setattr__(self, "inputs", inputs)
+
+    def check(self, shape: tuple[int, ...], *, where: str) -> None:
+        """Raise `InvalidArgument` for a weight that has not these axes."""
+        axes, rank = [axis for axis in (self.units, self.inputs) if axis is not None], len(shape)
+        inside = all(-rank <= axis < rank for axis in axes)
+        if not inside or len({axis % rank for axis in axes}) < len(axes):
+            raise InvalidArgument(
+                "the layout does not fit its weight",
+                where=where,
+                got=self,
+                allowed=f"axes of {shape}",
+            )
 
     def canonical(self, array: np.ndarray) -> np.ndarray:
         """Return a view of shape (units, kernel positions ..., inputs), the same in every framework.

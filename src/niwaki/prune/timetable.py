@@ -78,6 +78,25 @@ class Timetable:
         return 0.0
 
 
+def check_fields(schedule: Any, *, where: str) -> None:
+    """Refuse what is no schedule, and a schedule that leaves out what every one of them says."""
+    if not isinstance(schedule, Timetable):
+        raise InvalidArgument(
+            "this is no schedule",
+            where=where,
+            got=type(schedule).__name__,
+            allowed="such as nw.prune.Gradual",
+        )
+    fields = ("sparsity", "score", "allocation", "pattern", "only", "exclude")
+    if missing := [field for field in fields if not hasattr(schedule, field)]:
+        raise InvalidArgument(
+            "a schedule says all that Timetable names",
+            where=f"{where}: {type(schedule).__name__}",
+            got=f"no {', '.join(missing)}",
+            allowed=", ".join(fields),
+        )
+
+
 def settle(schedule: Any, *, shares: tuple[str, ...], numbers_from: Mapping[str, int]) -> None:
     """Check the fields of a schedule, and store plain Python numbers, so that it can be written down.
 
@@ -93,8 +112,7 @@ def settle(schedule: Any, *, shares: tuple[str, ...], numbers_from: Mapping[str,
     for field, least in numbers_from.items():
         object.__setattr__(schedule, field, _whole(schedule, field, least))
     for field in ("only", "exclude"):
-        if isinstance(getattr(schedule, field), list):
-            object.__setattr__(schedule, field, tuple(getattr(schedule, field)))
+        object.__setattr__(schedule, field, _globs(getattr(schedule, field), f"{where}.{field}"))
     as_score(schedule.score)
     as_pattern(schedule.pattern)
     if schedule.allocation is not None:
@@ -124,6 +142,14 @@ def settle_span(schedule: Any) -> None:
             got=schedule.pattern,
             hint="OneShot(NofM(...).sparsity, pattern=NofM(...))",
         )
+
+
+def _globs(given: Any, where: str) -> str | tuple[str, ...] | None:
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, list | tuple) and all(isinstance(one, str) for one in given):
+        return tuple(given)
+    raise InvalidArgument("globs over names are strings", where=where, got=repr(given))
 
 
 def _whole(schedule: Any, field: str, least: int) -> int:

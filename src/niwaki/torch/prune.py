@@ -51,6 +51,7 @@ from niwaki.torch.questions import (
     with_axes,
 )
 from niwaki.torch.reconstruction import reconstruct_
+from niwaki.torch.replicas import check_replicas
 from niwaki.torch.sharded_masks import place_of
 from niwaki.torch.tensors import unwrapped
 
@@ -324,6 +325,7 @@ class _Pruning:
         masks = Masks(kept, left_alone=left_alone, places=places)
         if account is None:
             account = account_of(self.module, masks, answer, self.data if last else None)
+        check_replicas(self.module, masks)
         with torch.no_grad():
             masks.apply_(self.module)
         return Masks(masks, left_alone=left_alone, account=account)
