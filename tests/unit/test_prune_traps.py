@@ -463,6 +463,8 @@ def test_names_in_distributed_data_parallel(tmp_path: Any) -> None:
         masks = prune_(wrapped, sparsity=0.5, score="taylor", data=batches(), loss=loss)
         assert set(masks) == {"0.weight", "4.weight", "9.weight"}
         masks.apply_(wrapped)
+        # The module holds on to the group, which waits for its threads when it goes.
+        del wrapped
     finally:
         torch.distributed.destroy_process_group()
 
