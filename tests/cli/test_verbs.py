@@ -507,7 +507,7 @@ def test_a_sweep_out_of_range(option: str, value: str, said: str, task: Path) ->
 def test_ctrl_c_says_that_the_same_command_resumes(task: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     grid = ("--limits", "1", "--sparsities", "0", "--seeds", 1000, "--epochs", 2)
-    with spawn("sweep", task, *grid, "--out", out, "--quiet") as process:
+    with spawn("sweep", task, *grid, "--out", out, "--quiet", preexec_fn=_heeds_ctrl_c) as process:
         deadline = time.monotonic() + 30
         while not list(out.glob("runs/*.json")) and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
@@ -518,6 +518,11 @@ def test_ctrl_c_says_that_the_same_command_resumes(task: Path, tmp_path: Path) -
     assert shown == ""
     assert said == "niwaki: interrupted; the same command resumes where it stopped\n"
     assert list(out.glob("runs/*.json")) and not (out / "sweep.json").exists()
+
+
+def _heeds_ctrl_c() -> None:
+    # a shell starts what runs in its background with SIGINT ignored, and children inherit that
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # The same in processes of their own
