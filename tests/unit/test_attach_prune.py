@@ -358,12 +358,15 @@ class _Noting(Score):
         return xp.abs(weights)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("scale", [None, 1024.0])
 @pytest.mark.parametrize("bad", [None, 3])
 def test_scores_by_gradients_get_the_dense_ones_of_the_steps_that_were_taken(
-    scale: float | None, bad: int | None
+    scale: float | None, bad: int | None, masked: bool
 ) -> None:
     model = nn.Linear(4, 3, bias=False)
+    # The weight whose gradient will be infinite is masked by then, or not.
+    model.weight.data[0, 0] = 0.01 if masked else 2.0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.125, momentum=0.5, fused=True)
     score = _Noting()
     rule = Gradual(0.75, steps=(2, 6), every=4, initial=0.25, score=score)
@@ -546,3 +549,25 @@ def test_a_state_without_a_schedule_s_part_goes_on_from_its_steps() -> None:
     _step(model, optimizer, 1)
     assert masks is not None and handle.masks is not None
     assert all(torch.equal(masks[name], handle.masks[name]) for name in masks)
+
+
+@pytest.mark.parametrize("hidden", [float("inf"), float("nan")])
+def test_a_move_waits_for_a_step_whose_hidden_gradients_are_finite(hidden: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
+    rule = RigL(0.5, until=9, every=2)
+    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0), prune=rule)
+    moved = []
+    for step in range(1, 5):
+        masks = handle.masks
+        before = None if masks is None else masks["weight"].clone()
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).square().sum().backward()
+        if step == 2:
+            model.weight.grad[~before] = hidden
+        optimizer.step()
+        moved.append(before is not None and not torch.equal(before, handle.masks["weight"]))
+        assert model.weight.isfinite().all() and handle.masks.sparsity == 0.5
+    # Due at 2: made up for at 3.
+    assert moved[1:3] == [False, True]

@@ -151,8 +151,9 @@ class Upkeep:
     def _follow(self, schedule: Timetable, steps: int, outcome: Outcome) -> None:
         if steps == schedule.rewinds_to:
             self._rewind.keep()
-        # Asked only where it matters: the answer may lie on a device.
-        if (self._due or self._shown.waiting) and not _taken(outcome):
+        # Asked only where it matters: the answers may lie on a device.
+        waits = bool(self._due) or self._shown.waiting
+        if waits and not (_taken(outcome) and self._shown.finite() and _finite(self._dense)):
             self._shown.drop()
             self._dense = {}
             return
@@ -265,6 +266,12 @@ def _taken(outcome: Outcome) -> bool:
     return not bool(outcome.skipped) and not outcome.nonfinite
 
 
+def _finite(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether all is finite: what masks hide of a gradient, no one has looked at before."""
+    flags = [one.isfinite().all() for one in tensors.values()]
+    return not flags or bool(torch.stack([one.to(flags[0].device) for one in flags]).all())
+
+
 class _Shown:
     """What the gradients of training steps show of weights: running facts for scores.
 
@@ -307,6 +314,10 @@ class _Shown:
                 sums[name] = sums[name] + one if name in sums else one
         self._steps += bool(self._now)
         self._now = {}
+
+    def finite(self) -> bool:
+        """Return whether the step's part is finite."""
+        return all(_finite(now) for now in self._now.values())
 
     def drop(self) -> None:
         """Forget the step's part."""
