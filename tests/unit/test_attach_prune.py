@@ -110,6 +110,16 @@ def test_given_masks_of_another_optimizer_s_parameters_are_not_held() -> None:
         nw.torch.attach(optimizer, model, prune=nw.torch.Masks({"0.weight": masks["0.weight"]}))
 
 
+def test_given_masks_keep_their_account() -> None:
+    model = model_of()
+    masks = nw.torch.prune_(model, sparsity=0.5, data=[torch.randn(4, 6)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = nw.torch.attach(optimizer, model, prune=masks)
+    step(model, optimizer, 0)
+    assert handle.masks is not None and handle.masks.account == masks.account
+    assert handle.masks.account.rows and handle.masks.account.output_error
+
+
 def test_a_schedule_from_step_zero_prunes_at_the_first_step() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -559,12 +569,12 @@ def test_a_move_waits_for_a_step_whose_hidden_gradients_are_finite(hidden: float
     rule = RigL(0.5, until=9, every=2)
     handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0), prune=rule)
     moved = []
-    for step in range(1, 5):
+    for number in range(1, 5):
         masks = handle.masks
         before = None if masks is None else masks["weight"].clone()
         optimizer.zero_grad()
         model(torch.ones(2, 4)).square().sum().backward()
-        if step == 2:
+        if number == 2:
             model.weight.grad[~before] = hidden
         optimizer.step()
         moved.append(before is not None and not torch.equal(before, handle.masks["weight"]))

@@ -633,6 +633,16 @@ def test_evaluating_with_the_callback_leaves_the_optimizer() -> None:
     assert model.optimizer is own is not before and pruning.masks is masks and zeros(model) == 72
 
 
+class Mine(nw.prune.Timetable):
+    """A schedule of one's own, of a field that is left out or says nothing known."""
+
+    def __init__(self, **wrong: Any) -> None:
+        fields = {"sparsity": 0.5, "score": "magnitude", "allocation": None}
+        fields |= {"pattern": "unstructured", "only": None, **wrong}
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+
 @only("torch")
 @pytest.mark.parametrize(
     ("call", "error", "said"),
@@ -654,6 +664,11 @@ def test_evaluating_with_the_callback_leaves_the_optimizer() -> None:
         (lambda: Pruning(), InvalidArgument, "schedule or masks"),
         (lambda: Pruning(nw.prune.OneShot(0.5, score="movement")), Refused, "not measured"),
         (lambda: Pruning(as_any(nw.prune.Gradual)), InvalidArgument, "no schedule"),
+        (lambda: Pruning(Mine()), InvalidArgument, "Mine: .*got no exclude"),
+        (lambda: Pruning(Mine(exclude=5)), InvalidArgument, "Mine.exclude"),
+        (lambda: Pruning(Mine(exclude=None, score="magnitud")), UnknownName, "'magnitude'"),
+        (lambda: Pruning(Mine(exclude=None, pattern="unitts")), UnknownName, "'units'"),
+        (lambda: Pruning(Mine(exclude=None, allocation="globl")), UnknownName, "'global'"),
         (lambda: Pruning(masks=as_any({"a": 1})), InvalidArgument, "nw.keras.Masks"),
         (
             lambda: Pruning(nw.prune.Iterative(0.5, steps=(5, 9), rounds=2, rewind=1)),

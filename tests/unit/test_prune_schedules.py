@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import niwaki as nw
 from niwaki import spec
 from niwaki.errors import InvalidArgument, NiwakiError, NonFinite, Refused, UnknownName
 from niwaki.prune import NofM
@@ -20,6 +21,7 @@ from niwaki.prune.iterative import Iterative
 from niwaki.prune.one_shot import OneShot
 from niwaki.prune.timetable import Timetable
 from niwaki.torch.regrowth import check_whole, forget_moments_, lowest, noise, rewired
+from niwaki.torch.scheduling import update
 
 SCHEDULES: dict[str, Timetable] = {
     "one-shot": OneShot(0.9, step=7),
@@ -49,6 +51,61 @@ def test_a_schedule_as_data_and_back(rule: Timetable) -> None:
     assert spec.from_dict(plain, "prune") == rule
     with pytest.raises(UnknownName, match="unknown key"):
         spec.from_dict({**plain, "sparsitty": 0.5}, "prune")
+
+
+class Mine(Timetable):
+    """A schedule of one's own, of a field that is left out or says nothing known."""
+
+    def __init__(self, **wrong: Any) -> None:
+        fields = {"sparsity": 0.5, "score": "magnitude", "allocation": None}
+        fields |= {"pattern": "unstructured", "only": None, "exclude": None, **wrong}
+        for name, value in fields.items():
+            if value is not ...:
+                setattr(self, name, value)
+
+    def due(self, step: int) -> bool:
+        return step == 2
+
+    def sparsity_at(self, step: int) -> float:
+        return 0.5 if step > 1 else 0.0
+
+    @property
+    def last(self) -> int:
+        return 2
+
+
+WRONG: list[tuple[dict[str, Any], type[NiwakiError], str]] = [
+    ({"score": "magnitud"}, UnknownName, "magnitude"),
+    ({"score": 3}, InvalidArgument, "no score"),
+    ({"score": ...}, InvalidArgument, "got no score"),
+    ({"pattern": "unitts"}, UnknownName, "units"),
+    ({"pattern": ...}, InvalidArgument, "got no pattern"),
+    ({"allocation": "globl"}, UnknownName, "global"),
+    ({"allocation": ["erk"]}, InvalidArgument, "registered name"),
+    ({"only": 5}, InvalidArgument, "Mine.only"),
+    ({"exclude": ...}, InvalidArgument, "got no exclude"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "said"), WRONG)
+def test_what_a_schedule_of_ones_own_says_wrongly_is_named_before_the_first_step(
+    wrong: dict[str, Any], error: type[NiwakiError], said: str
+) -> None:
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for call in (
+        lambda: nw.torch.attach(optimizer, model, prune=Mine(**wrong)),
+        lambda: nw.numpy.prune_at({"a": np.ones(4)}, Mine(**wrong), 1),
+        lambda: update(model, Mine(**wrong), 1),
+    ):
+        with pytest.raises(error, match=said) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    handle = nw.torch.attach(optimizer, model, prune=Mine())
+    for _ in range(2):
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    assert handle.sparsity == 0.5
 
 
 @given(st.integers(0, 60), st.integers(2, 12), st.integers(0, 300), st.floats(0.01, 0.99))

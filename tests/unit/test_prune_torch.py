@@ -18,7 +18,8 @@ from niwaki.errors import BadFile, InvalidArgument, NiwakiError, NonFinite, Refu
 from niwaki.prune import Gradual
 from niwaki.torch.masks import Masks
 from niwaki.torch.prunable import prunable
-from niwaki.torch.prune import prune_, update
+from niwaki.torch.prune import prune_
+from niwaki.torch.scheduling import update
 
 
 def net(seed: int = 0) -> nn.Sequential:

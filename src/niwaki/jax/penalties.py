@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from niwaki.functional.naming import UnitAxes, resolved_axes
 from niwaki.jax.leaves import named, shapes
-from niwaki.prune.penalties import Penalty, check_masks, check_penalty, concerned, term
+from niwaki.prune.penalty_terms import Penalty, check_masks, check_penalty, concerned, term
 
 WHERE = "jax.penalty"
 

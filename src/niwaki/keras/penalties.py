@@ -16,8 +16,8 @@ from niwaki.errors import InvalidArgument, Refused
 from niwaki.functional.naming import resolved_axes
 from niwaki.keras.layers import Weight, weights_of
 from niwaki.keras.library import library
-from niwaki.prune.penalties import Penalty as Rule
-from niwaki.prune.penalties import check_masks, check_penalty, term
+from niwaki.prune.penalty_terms import Penalty as Rule
+from niwaki.prune.penalty_terms import check_masks, check_penalty, term
 from niwaki.schedule import Schedule
 from niwaki.select import select
 

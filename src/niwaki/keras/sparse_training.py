@@ -32,7 +32,7 @@ from niwaki.keras.standing_in import (
 )
 from niwaki.numpy.masks import allocation_of, asked
 from niwaki.prune import as_pattern
-from niwaki.prune.timetable import Timetable
+from niwaki.prune.timetable import Timetable, check_fields
 
 WHERE = "keras.Pruning"
 _PRUNED = 0.05  # of a kernel, exactly zero: no initialiser draws that
@@ -349,13 +349,7 @@ def _check(schedule: Any, masks: Any, data: Any, loss: Any, facts: Mapping[str, 
         )
     if schedule is None:
         return
-    if not isinstance(schedule, Timetable):
-        raise InvalidArgument(
-            "this is no schedule of pruning",
-            where=WHERE,
-            got=repr(schedule)[:80],
-            allowed="such as nw.prune.Gradual(0.9, steps=(100, 1_000))",
-        )
+    check_fields(schedule, where=WHERE)
     name = type(schedule).__name__
     if schedule.regrows_by is not None:
         raise Refused(

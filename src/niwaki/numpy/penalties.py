@@ -11,7 +11,7 @@ from niwaki.errors import InvalidArgument, NonFinite
 from niwaki.functional.naming import UnitAxes, resolved_axes
 from niwaki.numpy.arrays import Arrays, like, named
 from niwaki.numpy.measure import check_arrays
-from niwaki.prune.penalties import Penalty, check_masks, check_penalty, concerned, term
+from niwaki.prune.penalty_terms import Penalty, check_masks, check_penalty, concerned, term
 
 WHERE = "numpy.penalty"
 

@@ -29,7 +29,8 @@ from niwaki.prune.pattern import (
     Unstructured,
     as_pattern,
 )
-from niwaki.prune.penalties import L1, GroupLasso, GrowingL2, Penalty, ScaleL1
+from niwaki.prune.penalties import L1, GroupLasso, GrowingL2, ScaleL1
+from niwaki.prune.penalty_terms import Penalty
 from niwaki.prune.random_scores import Random
 from niwaki.prune.reconstruction_scores import OBC, SparseGPT
 from niwaki.prune.score import FACTS, Score, as_score

@@ -62,14 +62,20 @@ def allocate(name: str, tensors: Mapping[str, Tensor], sparsity: float) -> list[
     [Pool(names=('a', 'b'), remove=5)]
     """
     check_sparsity(sparsity)
+    allocation = as_allocation(name)
+    some = {one: known for one, known in tensors.items() if known.items}
+    pools = allocation(some, float(sparsity)) if some else []
+    _check_pools(pools, some, name)
+    return [*pools, *(Pool((one,), 0) for one in tensors if one not in some)]
+
+
+def as_allocation(name: str) -> Callable[[Mapping[str, Tensor], float], list[Pool]]:
+    """Return the allocation registered as `name`; raises `UnknownName`, or `InvalidArgument` for no name."""
     if not isinstance(name, str):
         raise InvalidArgument(
             "an allocation goes by its registered name", where="allocation", got=repr(name)[:80]
         )
-    some = {one: known for one, known in tensors.items() if known.items}
-    pools = registry.find("allocation", name)(some, float(sparsity)) if some else []
-    _check_pools(pools, some, name)
-    return [*pools, *(Pool((one,), 0) for one in tensors if one not in some)]
+    return registry.find("allocation", name)
 
 
 @registry.register(

@@ -9,9 +9,8 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from niwaki import registry
 from niwaki.errors import InvalidArgument
-from niwaki.prune.allocation import check_sparsity
+from niwaki.prune.allocation import as_allocation, check_sparsity
 from niwaki.prune.pattern import Pattern, as_pattern
 from niwaki.prune.score import Score, as_score
 from niwaki.schedule import whole
@@ -79,12 +78,15 @@ class Timetable:
 
 
 def check_fields(schedule: Any, *, where: str) -> None:
-    """Refuse what is no schedule, and a schedule that leaves out what every one of them says."""
+    """Refuse what is no schedule, and one that leaves out what every one of them says or says nothing known.
+
+    Raises `InvalidArgument`, or `UnknownName` for a name that is not registered.
+    """
     if not isinstance(schedule, Timetable):
         raise InvalidArgument(
             "this is no schedule",
             where=where,
-            got=type(schedule).__name__,
+            got=repr(schedule)[:80],
             allowed="such as nw.prune.Gradual",
         )
     fields = ("sparsity", "score", "allocation", "pattern", "only", "exclude")
@@ -95,6 +97,7 @@ def check_fields(schedule: Any, *, where: str) -> None:
             got=f"no {', '.join(missing)}",
             allowed=", ".join(fields),
         )
+    _check_names(schedule)
 
 
 def settle(schedule: Any, *, shares: tuple[str, ...], numbers_from: Mapping[str, int]) -> None:
@@ -113,10 +116,7 @@ def settle(schedule: Any, *, shares: tuple[str, ...], numbers_from: Mapping[str,
         object.__setattr__(schedule, field, _whole(schedule, field, least))
     for field in ("only", "exclude"):
         object.__setattr__(schedule, field, _globs(getattr(schedule, field), f"{where}.{field}"))
-    as_score(schedule.score)
-    as_pattern(schedule.pattern)
-    if schedule.allocation is not None:
-        registry.find("allocation", schedule.allocation)
+    _check_names(schedule)
 
 
 def settle_span(schedule: Any) -> None:
@@ -142,6 +142,16 @@ def settle_span(schedule: Any) -> None:
             got=schedule.pattern,
             hint="OneShot(NofM(...).sparsity, pattern=NofM(...))",
         )
+
+
+def _check_names(schedule: Timetable) -> None:
+    where = type(schedule).__name__
+    schedule.scored_by()
+    as_pattern(schedule.pattern)
+    if schedule.allocation is not None:
+        as_allocation(schedule.allocation)
+    for field in ("only", "exclude"):
+        _globs(getattr(schedule, field), f"{where}.{field}")
 
 
 def _globs(given: Any, where: str) -> str | tuple[str, ...] | None:

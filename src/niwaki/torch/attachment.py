@@ -16,14 +16,14 @@ from torch import nn
 
 from niwaki import conduct
 from niwaki.errors import InvalidArgument, Refused
-from niwaki.prune.timetable import Timetable
+from niwaki.prune.timetable import Timetable, check_fields
 from niwaki.record import Recorder
 from niwaki.rule import Composite, Quantity, Rule
 from niwaki.schedule import whole
 from niwaki.torch.bound import MEASURED
 from niwaki.torch.clipping import AVAILABLE
 from niwaki.torch.handle import Handle
-from niwaki.torch.prune import Masks
+from niwaki.torch.masks import Masks
 from niwaki.torch.sharding import Groups
 
 _attached: WeakSet[torch.optim.Optimizer] = WeakSet()
@@ -114,6 +114,8 @@ def attach(
             got=type(prune).__name__,
             allowed="a schedule such as nw.prune.Gradual(...), or the masks that nw.torch.prune_ returned",
         )
+    if isinstance(prune, Timetable):
+        check_fields(prune, where="torch.attach(prune)")
     if record is not None and not isinstance(record, Recorder):
         raise InvalidArgument(
             "this is no recorder",

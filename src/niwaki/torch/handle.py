@@ -21,8 +21,8 @@ from niwaki.schedule import whole
 from niwaki.torch.clipping import Clipping
 from niwaki.torch.device_step import DeviceStep, Late
 from niwaki.torch.folding import Fold
+from niwaki.torch.masks import Masks
 from niwaki.torch.moments import Moments
-from niwaki.torch.prune import Masks
 from niwaki.torch.rounds import Round, still_scaled, within_itself
 from niwaki.torch.sharding import Groups, Sharding
 from niwaki.torch.tensors import named

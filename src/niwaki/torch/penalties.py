@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from niwaki.errors import Refused
-from niwaki.prune.penalties import Penalty, check_masks, check_penalty, term
+from niwaki.prune.penalty_terms import Penalty, check_masks, check_penalty, term
 from niwaki.select import select
 from niwaki.torch.device_namespace import DeviceNamespace
 from niwaki.torch.sharding import is_sharded

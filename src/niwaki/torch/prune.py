@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from niwaki.errors import InvalidArgument, Refused
 from niwaki.numpy.masks import allocation_of, asked, by_hand
@@ -26,7 +27,6 @@ from niwaki.prune import (
     Score,
     SparseGPT,
     Target,
-    Timetable,
     Units,
     as_pattern,
     as_score,
@@ -178,52 +178,6 @@ def prune_(
     )
 
 
-def update(
-    module: nn.Module,
-    schedule: Timetable,
-    step: int,
-    masks: Masks | None = None,
-    *,
-    facts: Facts | None = None,
-) -> Masks:
-    """Prune further when `schedule` is due at `step`, else only re-apply the masks; return them.
-
-    To be called after each optimizer step. Raises what `prune_` raises, and `Refused` for a schedule that
-    lets weights come back or rewinds them, which `attach` does.
-
-    >>> import torch, niwaki as nw
-    >>> layer, masks = torch.nn.Linear(10, 10), None
-    >>> rule = nw.prune.Gradual(0.8, steps=(0, 4), every=2)
-    >>> for step in range(6):
-    ...     masks = update(layer, rule, step, masks)
-    ...     print(masks.sparsity, end=" ")
-    0.0 0.0 0.7 0.7 0.8 0.8
-
-    Source: Zhu and Gupta 2017, "To prune, or not to prune".
-    """
-    if schedule.regrows_by is not None or schedule.rewinds_to is not None:
-        raise Refused(
-            f"{type(schedule).__name__} needs what attach sees of a step",
-            where="torch.update",
-            hint="nw.torch.attach(optimizer, model, prune=schedule)",
-        )
-    if not schedule.due(step):
-        masks = masks or Masks()
-        masks.apply_(module)
-        return masks
-    return prune_(
-        module,
-        sparsity=None if schedule.pattern_says else schedule.sparsity_at(step),
-        score=schedule.scored_by(),
-        allocation=schedule.allocation,
-        pattern=schedule.pattern,
-        only=schedule.only,
-        exclude=schedule.exclude,
-        masks=masks,
-        facts=facts,
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pruning:
     """One call of `prune_`, checked."""
@@ -243,12 +197,13 @@ class _Pruning:
     def run_(self, masks: Masks | None) -> Masks:
         """Prune in as many rounds as the score asks for; after an error the weights are as before."""
         found, rounds = Masks(masks), self.score.rounds
-        with isolated(0, 0), _put_back(self.module, of_rounds=rounds > 1) as put_back_:
+        moves = rounds > 1 or self.score.updates
+        with isolated(0, 0), _put_back(self.module, weights_move=moves) as put_back_:
             for number in range(1, rounds + 1):
                 target = None if self.target is None else self.target.after(number, rounds)
                 question, left_alone = self._question(target, found)
                 answer = find_masks(question)
-                if number == rounds:
+                if number == rounds > 1:
                     # The account compares with the weights before the first round.
                     put_back_()
                 found = self._applied(answer, found, left_alone, last=number == rounds)
@@ -350,9 +305,13 @@ class _Pruning:
 
 
 @contextmanager
-def _put_back(module: nn.Module, *, of_rounds: bool) -> Iterator[Callable[[], None]]:
-    """Give what puts the weights back as they are now, and do so after an error between rounds."""
-    parameters = list(module.parameters()) if of_rounds else []
+def _put_back(module: nn.Module, *, weights_move: bool) -> Iterator[Callable[[], None]]:
+    """Give what puts the weights back as they are now, and do so after an error.
+
+    `weights_move`: whether they do in the block before its last act, which either fails or is done as a
+    whole: between rounds, or because they are re-fitted.
+    """
+    parameters = [one for one in module.parameters() if weights_move and not is_lazy(one)]
     before = [one.detach().clone() for one in parameters]
 
     def put_back_() -> None:

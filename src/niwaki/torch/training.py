@@ -21,7 +21,7 @@ from niwaki.tasks.task import Data, Task
 from niwaki.torch.arrays import fill_, to_arrays
 from niwaki.torch.attachment import attach
 from niwaki.torch.isolation import isolated
-from niwaki.torch.prune import Masks
+from niwaki.torch.masks import Masks
 from niwaki.torch.sharing import share_, shared
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -19,23 +19,16 @@ from niwaki.prune.timetable import Timetable
 from niwaki.rule import Rule
 from niwaki.schedule import whole
 from niwaki.torch.bound import bound_named, restored, targets
-from niwaki.torch.prune import Masks, prunable, prune_
+from niwaki.torch.masks import Masks
+from niwaki.torch.prunable import prunable
 from niwaki.torch.regrowth import check_whole, forget_moments_, noise, rewired
 from niwaki.torch.rewinding import Rewind
+from niwaki.torch.scheduling import pruned_at
+from niwaki.torch.shown import Shown, finite, shown_in_training
 from niwaki.torch.tensors import named, unwrapped
 
 FOREIGN = "not held by this optimizer"
 FROZEN = "frozen: it requires no gradient"
-
-# What a training step shows of a weight: its gradient, the weight, the learning rate.
-_SHOWN = {
-    "gradient": lambda gradient, weight, rate: gradient,
-    "squared_gradient": lambda gradient, weight, rate: gradient * gradient,
-    "moved": lambda gradient, weight, rate: -rate * weight * gradient,
-}
-_SUMS = frozenset({"moved"})
-"""Facts that are sums over all steps; the others are means since the last masks."""
-_OF_ALLOCATIONS = {"owl": {"outliers"}, "sensitivity": {"curve"}}
 
 
 class Upkeep:
@@ -55,14 +48,14 @@ class Upkeep:
         self._optimizers, self._model, self._found = optimizers, model, found
         self._bound = bound
         self._schedule = prune if isinstance(prune, Timetable) else None
-        self._shown = _Shown(frozenset())
+        self._shown = Shown(frozenset())
         self._rewind = Rewind(optimizers, model, found)
         self._dense: dict[str, torch.Tensor] = {}
         self._seen, self._due = -1, []
         self._prunable = set() if self._schedule is None else set(prunable(model)[0])
         self._check_targets()
         if self._schedule is not None:
-            self._shown = _Shown(_shown_in_training(self._schedule))
+            self._shown = Shown(shown_in_training(self._schedule))
             if self._schedule.rewinds_to == 0:
                 self._rewind.keep()
         if isinstance(prune, Masks):
@@ -153,7 +146,7 @@ class Upkeep:
             self._rewind.keep()
         # Asked only where it matters: the answers may lie on a device.
         waits = bool(self._due) or self._shown.waiting
-        if waits and not (_taken(outcome) and self._shown.finite() and _finite(self._dense)):
+        if waits and not (_taken(outcome) and self._shown.finite() and finite(self._dense)):
             self._shown.drop()
             self._dense = {}
             return
@@ -187,18 +180,9 @@ class Upkeep:
         return Masks(moved, left_alone=masks.left_alone)
 
     def _pruned(self, schedule: Timetable, steps: int) -> Masks:
-        others, exclude = self._others(), schedule.exclude or ()
-        masks = prune_(
-            self._model,
-            sparsity=None if schedule.pattern_says else schedule.sparsity_at(steps),
-            score=schedule.scored_by(),
-            allocation=schedule.allocation,
-            pattern=schedule.pattern,
-            only=schedule.only,
-            exclude=[*([exclude] if isinstance(exclude, str) else exclude), *others] or None,
-            masks=self.masks,
-            facts=self._shown.found(self._scored(schedule)) or None,
-        )
+        others = self._others()
+        facts = self._shown.found(self._scored(schedule)) or None
+        masks = pruned_at(self._model, schedule, steps, self.masks, exclude=others, facts=facts)
         reasons = {name: others.get(name, why) for name, why in masks.left_alone.items()}
         return Masks(masks, left_alone=reasons, account=masks.account)
 
@@ -258,142 +242,13 @@ def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> 
     if foreign and len(foreign) == len(masks):
         raise Refused("the optimizer holds no masked parameter", where="torch.attach(prune)")
     kept = {name: mask for name, mask in masks.items() if name not in foreign}
-    return Masks(kept, left_alone={**masks.left_alone, **foreign}, places=masks.places)
+    left_alone = {**masks.left_alone, **foreign}
+    return Masks(kept, left_alone=left_alone, account=masks.account, places=masks.places)
 
 
 def _taken(outcome: Outcome) -> bool:
     """Return whether a step was taken, and its gradients say something."""
     return not bool(outcome.skipped) and not outcome.nonfinite
-
-
-def _finite(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Return whether all is finite: what masks hide of a gradient, no one has looked at before."""
-    flags = [one.isfinite().all() for one in tensors.values()]
-    return not flags or bool(torch.stack([one.to(flags[0].device) for one in flags]).all())
-
-
-class _Shown:
-    """What the gradients of training steps show of weights: running facts for scores.
-
-    A step's part is noted before its gradients are masked, and taken in once the step was taken.
-    """
-
-    def __init__(self, facts: frozenset[str]) -> None:
-        self.facts = facts
-        self._steps = 0
-        self._sums: dict[str, dict[str, torch.Tensor]] = {fact: {} for fact in sorted(facts)}
-        self._now: dict[str, dict[str, torch.Tensor]] = {}
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a step's part is noted and not taken in."""
-        return bool(self._now)
-
-    def note(
-        self,
-        weights: Mapping[str, torch.Tensor],
-        rates: Mapping[str, float],
-        scale: torch.Tensor | None,
-    ) -> None:
-        """Note what this step shows; a weight without a gradient shows zeros."""
-        self._now = {fact: {} for fact in self._sums}
-        for name, weight in weights.items():
-            if weight.grad is None:
-                continue
-            # A copy: the gradient itself is masked and clipped before the step is known to be taken.
-            gradient = weight.grad.detach().to(torch.float32, copy=True)
-            gradient = gradient if scale is None else gradient / scale
-            for fact, now in self._now.items():
-                now[name] = _SHOWN[fact](gradient, weight.detach().float(), rates[name])
-
-    def take_in(self) -> None:
-        """Add the step's part to the sums."""
-        for fact, now in self._now.items():
-            sums = self._sums[fact]
-            for name, one in now.items():
-                sums[name] = sums[name] + one if name in sums else one
-        self._steps += bool(self._now)
-        self._now = {}
-
-    def finite(self) -> bool:
-        """Return whether the step's part is finite."""
-        return all(_finite(now) for now in self._now.values())
-
-    def drop(self) -> None:
-        """Forget the step's part."""
-        self._now = {}
-
-    def restart(self) -> None:
-        """Begin new means."""
-        self._steps = 0
-        self._sums = {fact: one if fact in _SUMS else {} for fact, one in self._sums.items()}
-
-    def found(self, weights: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-        """Return fact -> name -> tensor, for all of these weights."""
-        return {
-            fact: {
-                name: sums[name] / (1 if fact in _SUMS else self._steps)
-                if name in sums
-                else torch.zeros_like(weight, dtype=torch.float32)
-                for name, weight in weights.items()
-            }
-            for fact, sums in self._sums.items()
-        }
-
-    def plain(self) -> dict[str, Any] | None:
-        """Return everything, for a checkpoint."""
-        sums = {fact: dict(one) for fact, one in self._sums.items()}
-        return {"steps": self._steps, "sums": sums} if self.facts else None
-
-    def read(self, plain: Any, found: Mapping[str, torch.Tensor]) -> tuple[int, Any]:
-        """Return what `plain` returned, checked; raises `InvalidArgument` for what does not fit."""
-        if plain is None and not self.facts:
-            return 0, {}
-        sums = plain.get("sums") if isinstance(plain, Mapping) else None
-        steps = whole(plain.get("steps")) if isinstance(plain, Mapping) else None
-        if steps is None or not isinstance(sums, Mapping) or sums.keys() != self._sums.keys():
-            raise InvalidArgument(
-                "the state has not the facts that the score needs",
-                where="prune: shown",
-                got=sorted(sums) if isinstance(sums, Mapping) else type(sums).__name__,
-                allowed=sorted(self._sums),
-            )
-        return steps, {fact: _fitting(one, found) for fact, one in sums.items()}
-
-    def load(self, read: tuple[int, Any]) -> None:
-        """Continue with what `read` returned."""
-        self._steps, self._sums = read
-        self._now = {}
-
-
-def _fitting(given: Any, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    if not isinstance(given, Mapping):
-        raise InvalidArgument("this is no state of a schedule", where="prune: shown")
-    for name, tensor in given.items():
-        if name not in found or getattr(tensor, "shape", None) != found[name].shape:
-            raise InvalidArgument("what was measured in training does not fit", where=str(name))
-    return {name: tensor.to(found[name].device, copy=True) for name, tensor in given.items()}
-
-
-def _shown_in_training(schedule: Timetable) -> frozenset[str]:
-    """Return the facts that training has to show, or refuse the score or the allocation."""
-    score = schedule.scored_by()
-    asked = {
-        type(score).__name__: score.needs | {"inputs"} if score.updates else score.needs,
-        f"allocation {schedule.allocation!r}": _OF_ALLOCATIONS.get(
-            schedule.allocation or "", set()
-        ),
-    }
-    for asker, needs in asked.items():
-        missing = needs - _SHOWN.keys() - {"noise"}
-        if missing:
-            raise Refused(
-                f"{asker} needs {', '.join(sorted(missing))}, which training steps do not show",
-                where="torch.attach(prune)",
-                allowed=f"what needs no more than {', '.join(_SHOWN)}",
-                hint="masks = nw.torch.prune_(model, ..., data=batches), then attach(prune=masks)",
-            )
-    return frozenset(score.needs & _SHOWN.keys())
 
 
 def no_rule(where: str) -> InvalidArgument:
