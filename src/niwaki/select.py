@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TypeVar
 
 from niwaki.errors import InvalidArgument, UnknownName, suggest
@@ -21,14 +21,15 @@ def select(
     """Return the names that match a glob of `only` (default: all) and none of `exclude`, in order.
 
     A pattern that matches nothing raises `UnknownName` with the nearest names, so that a typing
-    mistake never turns into "nothing was done".
+    mistake never turns into "nothing was done". Raises `InvalidArgument` for what holds no patterns.
 
     >>> select(["conv.weight", "conv.bias", "head.weight"], only="*.weight", exclude="head.*")
     ['conv.weight']
     """
     known = list(names)
-    kept = set(known) if only is None else _matching(known, only, where=where)
-    dropped = set() if exclude is None else _matching(known, exclude, where=where)
+    wanted, unwanted = _patterns(only, f"{where}: only"), _patterns(exclude, f"{where}: exclude")
+    kept = set(known) if only is None else _matching(known, wanted, where=where)
+    dropped = _matching(known, unwanted, where=where)
     chosen = [name for name in known if name in kept and name not in dropped]
     if not chosen:
         raise UnknownName(
@@ -37,9 +38,25 @@ def select(
     return chosen
 
 
-def _matching(names: list[str], patterns: str | Sequence[str], *, where: str) -> set[str]:
+def _patterns(given: str | Sequence[str] | None, where: str) -> list[str]:
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return [given]
+    # Not any iterable: an iterator gives its patterns once, and the next selection none.
+    if not isinstance(given, Sequence | Set) or not all(isinstance(one, str) for one in given):
+        raise InvalidArgument(
+            "names are chosen by globs",
+            where=where,
+            got=repr(given)[:80],
+            allowed="a string or a sequence of strings",
+        )
+    return list(given)
+
+
+def _matching(names: list[str], patterns: Iterable[str], *, where: str) -> set[str]:
     found: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in patterns:
         # An exact name is found even where it holds the characters of a glob.
         matched = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)]
         if not matched:
@@ -74,7 +91,7 @@ def spread(
     known = list(names)
     found: dict[str, Value] = {}
     for pattern, value in (given or {}).items():
-        for name in _matching(known, str(pattern), where=f"{where} ({argument})"):
+        for name in _matching(known, [str(pattern)], where=f"{where} ({argument})"):
             if name == pattern:
                 found[name] = value
             else:

@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import niwaki as nw
-from distributed import masks
+from distributed import masks, recovering
 from distributed.networks import (
     STRENGTHS,
     Block,
@@ -428,4 +428,5 @@ SCENARIOS = {
     ),
     "prune moments": partial(masks.moments_forgotten, fsdp),
     "prune ddp": masks.in_ddp,
+    "recover ddp": recovering.continued,
 }

@@ -288,6 +288,9 @@ def test_what_goes_together_is_of_these_arrays() -> None:
         lambda: taylor(None),
         lambda: prune({"a": WEIGHTS}, width=0.5, pattern="units", coupled=[1]),  # type: ignore[list-item]
         lambda: prune({"a": WEIGHTS}, sparsity=0.5, allocation=3),  # type: ignore[arg-type]
+        lambda: prune({"a": WEIGHTS}, sparsity=0.5, only=5),  # type: ignore[arg-type]
+        lambda: prune({"a": WEIGHTS}, sparsity=0.5, exclude=["a", 5]),  # type: ignore[list-item]
+        lambda: OneShot(0.5, allocation=3),  # type: ignore[arg-type]
         lambda: prune_at({"a": WEIGHTS}, OneShot(0.5), "3"),  # type: ignore[arg-type]
         lambda: prune_at({"a": WEIGHTS}, OneShot(0.5), None),  # type: ignore[arg-type]
         lambda: prune_at({"a": WEIGHTS}, OneShot(0.5), -1),

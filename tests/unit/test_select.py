@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from niwaki.errors import UnknownName
+from niwaki.errors import InvalidArgument, UnknownName
 from niwaki.select import select
 
 NAMES = ["conv.weight", "conv.bias", "head.weight", "head.bias", "block[0].weight"]
@@ -35,6 +37,22 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(argument: str) -> None
 def test_letters_have_a_case() -> None:
     with pytest.raises(UnknownName):
         select(NAMES, only="CONV.*")
+
+
+@pytest.mark.parametrize("argument", ["only", "exclude"])
+@pytest.mark.parametrize("given", [5, True, b"conv*", ["*.bias", 5], {"conv*": 1}, iter(["conv*"])])
+def test_what_holds_no_globs_is_named(argument: str, given: object) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        select(NAMES, where="prune_", **{argument: given})  # type: ignore[arg-type]
+    assert str(raised.value) == (
+        f"prune_: {argument}: names are chosen by globs; got {given!r}; "
+        "allowed: a string or a sequence of strings"
+    )
+
+
+@pytest.mark.parametrize("given", [("head.*",), {"head.*"}, {"head.*": 1}.keys()])
+def test_globs_come_in_any_collection(given: Any) -> None:
+    assert select(NAMES, only=given) == ["head.weight", "head.bias"]
 
 
 @pytest.mark.parametrize("options", [{"exclude": "*"}, {"only": []}])

@@ -92,7 +92,8 @@ def recover_(
     everything is put back bit for bit; so also after an error. `seed`: each epoch draws its random
     numbers, a DataLoader's order included, from (seed, epoch). `checkpoint`: a file that is written after each
     epoch and continued from, bit for bit as if never stopped, given the same module and arguments, and data
-    that is the same in each epoch or shuffled by torch's random numbers.
+    that is the same in each epoch or shuffled by torch's random numbers. Of replicas (DDP) the first writes it
+    for all, and all are given the same path.
 
     Modules that are not in training mode as a whole are put into it; modes are restored, and the
     gradients cleared. Frozen parameters do not move.

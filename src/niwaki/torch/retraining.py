@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from niwaki.errors import BadFile, NonFinite, Refused
+from niwaki.errors import BadFile, NiwakiError, NonFinite, Refused
 from niwaki.files import as_path, write_atomically
 from niwaki.rule import Composite, Rule
 from niwaki.torch.attachment import attach
@@ -26,11 +26,14 @@ from niwaki.torch.fingerprint import fingerprint, tensors_of
 from niwaki.torch.isolation import isolated
 from niwaki.torch.masks import Masks
 from niwaki.torch.regrowth import forget_moments_
+from niwaki.torch.replicas import gathered, rank_of
 from niwaki.torch.steadiness import steady
 from niwaki.torch.tensors import unwrapped
 
-_FORMAT = "niwaki recovery 1"
-_PARTS = {"format", "plan", "losses", "weights", "optimizer", "handle", "generators"}
+_FORMAT = "niwaki recovery 2"
+_OWN = {"plan", "losses", "buffers", "generators"}
+"""What replicas have each for itself; that of the first stands beside what they share."""
+_PARTS = {"format", "weights", "optimizer", "handle", "others", *_OWN}
 
 
 class Retraining:
@@ -63,7 +66,7 @@ class Retraining:
     ) -> tuple[float, ...]:
         """Train to the end, from the checkpoint if there is one; return the mean loss of each epoch."""
         plan = {} if checkpoint is None else self._plan(clip, bound)
-        saved = None if checkpoint is None else _read(checkpoint, plan)
+        saved = None if checkpoint is None else self._read(checkpoint, plan)
         named = dict(unwrapped(self._module).named_parameters())
         forget_moments_(self._optimizer, named, {}, self._masks)
         if saved is not None and checkpoint is not None:
@@ -133,6 +136,7 @@ class Retraining:
         """Return what makes this recovery another one, as plain data; the loss cannot be seen."""
         teacher = self._lesson.teacher
         return {
+            "replicas": len(gathered(self._module, None)),
             "epochs": self._epochs,
             "batches": self._batches,
             "seed": self._seed,
@@ -149,21 +153,52 @@ class Retraining:
         }
 
     def _save(self, path: str | os.PathLike[str], plan: dict[str, Any]) -> None:
-        content = {
-            "format": _FORMAT,
+        buffers = dict(unwrapped(self._module).named_buffers())
+        own = {
             "plan": plan,
             "losses": self._losses,
-            "weights": {name: one.detach() for name, one in tensors_of(self._module).items()},
+            "buffers": {name: one.detach().cpu() for name, one in buffers.items()},
+            "generators": [one.get_state() for one in _generators(self._data)],
+        }
+        first, *others = gathered(self._module, own)
+        if rank_of(self._module) > 0:
+            return
+        weights = dict(unwrapped(self._module).named_parameters())
+        content = {
+            "format": _FORMAT,
+            "weights": {name: one.detach() for name, one in weights.items()},
             "optimizer": self._optimizer.state_dict(),
             "handle": self._handle.state_dict(),
-            "generators": [one.get_state() for one in _generators(self._data)],
+            **first,
+            "others": others,
         }
         write_atomically(path, lambda stream: torch.save(content, stream))
 
+    def _read(self, path: str | os.PathLike[str], plan: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the checkpoint, if there is one; what is wrong with it on one replica is raised on all."""
+        saved, wrong = None, None
+        try:
+            saved = _read(path, plan, rank_of(self._module))
+        except NiwakiError as error:
+            wrong = error
+        epochs = None if saved is None else len(saved["losses"])
+        found = gathered(self._module, str(wrong) if wrong else epochs)
+        if wrong is not None:
+            raise wrong
+        if len(set(found)) > 1:
+            raise Refused(
+                "the ranks found different checkpoints",
+                where=str(path),
+                got=", ".join(f"rank {rank}: {one}" for rank, one in enumerate(found)),
+                allowed="the same path on all ranks, on a disk that all of them see",
+            )
+        return saved
+
     @torch.no_grad()
     def _restore(self, saved: Mapping[str, Any]) -> None:
+        tensors = {**saved["weights"], **saved["buffers"]}
         for name, tensor in tensors_of(self._module).items():
-            tensor.copy_(saved["weights"][name])
+            tensor.copy_(tensors[name])
         self._optimizer.load_state_dict(saved["optimizer"])
         for parameter, state in self._optimizer.state.items():
             for key, value in state.items():
@@ -197,7 +232,9 @@ def _generators(data: Any) -> list[torch.Generator]:
     return [one for one in found.values() if isinstance(one, torch.Generator)]
 
 
-def _read(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> dict[str, Any] | None:
+def _read(
+    path: str | os.PathLike[str], plan: Mapping[str, Any], rank: int
+) -> dict[str, Any] | None:
     path = as_path(path)
     if not path.exists():
         return None
@@ -209,6 +246,8 @@ def _read(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> dict[str, An
         ) from error
     if not isinstance(saved, dict) or set(saved) != _PARTS or saved["format"] != _FORMAT:
         raise BadFile("this is no checkpoint of a recovery", where=str(path), allowed=_FORMAT)
+    if 0 < rank <= len(saved["others"]):
+        saved |= saved["others"][rank - 1]
     then = saved["plan"]
     differing = [key for key in plan if then.get(key) != plan[key]]
     if differing:
