@@ -8,6 +8,7 @@ niwaki. Each way runs in a process of its own, one after the other, so that peak
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -71,6 +72,8 @@ def measured(way: str, weights: int) -> dict[str, float]:
     ]
     function(warm)
     size = sum(one.numel() for one in module.parameters())
+    # Else a collection of what the imports left may fall into any of the ways.
+    gc.collect()
     before, started = peak(), time.perf_counter()
     masks = function(module)
     seconds = time.perf_counter() - started

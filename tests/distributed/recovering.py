@@ -85,6 +85,10 @@ def continued() -> dict[str, Any]:
         message(lambda: recover(other, masks, checkpoint=path, seed=rank())),
         message(lambda: recover(other.module, masks, checkpoint=path)),
     ]
+    judged, masks = replica()
+    dense = as_lists(judged)
+    says = iter([1.0, 2.0 if rank() == 0 else 0.0])
+    verdict = recover(judged, masks, judge=lambda _: next(says))
     files = sorted(one.name for one in folder.iterdir())
     dist.barrier()
     if rank() == 0:
@@ -99,6 +103,7 @@ def continued() -> dict[str, Any]:
             ["files", files, ["recovery.pt"]],
             ["elsewhere", "the ranks found different checkpoints" in said[0], True],
             ["another", "Refused" in said[1] and ("seed 0, now 1" in said[1]), True],
+            ["judges", [verdict.kept, as_lists(judged) == dense], [False, True]],
             ["alone", "replicas 2, now 1" in said[2], True],
         ],
         "same": {"weights": weights},

@@ -7,18 +7,20 @@ that the same weights get the same masks everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from niwaki.errors import InvalidArgument, NonFinite, Refused
 from niwaki.numpy.part import Part
+from niwaki.numpy.threads import each, evenly, workers
 from niwaki.prune.allocation import Pool
 from niwaki.prune.score import Score
 from niwaki.prune.selection import NOTHING, Count, Threshold, keys, score_of, shift, threshold
 
-BLOCK = 1 << 16
-"""Entries of a block: 256 KiB of float32, which stay in a core's cache from one operation to the next."""
+BLOCK = 1 << 18
+"""Entries of a block: 1 MiB of float32, which stay in a core's cache from one operation to the next."""
 
 SAMPLE = 1 << 15
 """How many scores a first look takes from the tensors of a pool."""
@@ -49,10 +51,9 @@ class Scores:
         """Raise `NonFinite` for a score that is no finite number."""
         seen, infinite = 0, 0
         for block in self.blocks(1):
-            with np.errstate(over="ignore"):
-                if np.isfinite(block.sum()):
-                    continue
-            # The sum of finite numbers may overflow, and what is gone is NaN.
+            if np.isfinite(block).all():
+                continue
+            # What is gone is NaN.
             seen += int(np.count_nonzero(np.isnan(block)))
             infinite += int(np.count_nonzero(np.isinf(block)))
         if self.part is not None:
@@ -69,21 +70,28 @@ class Scores:
         found = [block[~np.isnan(block)] for block in self.blocks(stride)]
         return keys(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
-    def inside(self, below: float, above: float) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield ``(how many scores are less than `below`, those from it to `above`)`` by block."""
+    def inside(self, below: float, above: float) -> Iterator[tuple[int, np.ndarray, bool]]:
+        """Yield ``(how many are less than `below`, those from it to `above`, all finite)`` by block."""
         for block in self.blocks(1):
             less = block < below
             under = int(np.count_nonzero(less))
             inside = block <= above
             inside ^= less
-            yield under, block[inside]
+            # Twice as fast as by the mask itself.
+            yield under, block[np.flatnonzero(inside)], bool(np.isfinite(block).all())
 
     def kept(self, found: Threshold, out: np.ndarray) -> int:
         """Write into `out` (bool, 1-D) which items stay; return how many ties have been removed."""
+        value, start = np.float32(found.value), 0
+        if found.all_ties:
+            for block in self.blocks(1):
+                np.greater(block, value, out=out[start : start + len(block)])
+                start += len(block)
+            return 0
         ties, everywhere = found.ties, None
         if ties and self.part is not None:
             ties, everywhere = self.part.first(self._equal(found.value), ties)
-        value, left, start = np.float32(found.value), ties, 0
+        left = ties
         for block in self.blocks(1):
             stays = out[start : start + len(block)]
             start += len(block)
@@ -103,16 +111,27 @@ class Scores:
         return np.concatenate(found)
 
     def values(self) -> np.ndarray:
-        """Return all scores, zero where the weight is gone."""
+        """Return all scores, zero where the weight is gone; raises `NonFinite`."""
+        self.check()
         every = np.concatenate(list(self.blocks(1)))
         return np.nan_to_num(every, copy=False, nan=0.0)
 
 
-class _Counter:
-    """Counts the scores of a pool; remembers few that lie close together, so as not to look twice."""
+def check_all(scored: Sequence[Scores]) -> None:
+    """Raise `NonFinite` for a score that is no finite number, of the first tensor that has one."""
+    together = any(one.part is not None for one in scored)
+    entries = 0 if together else sum(one.items for one in scored)
+    each(Scores.check, scored, entries=entries)
 
-    def __init__(self, scored: Sequence[Scores]) -> None:
-        self._scored = scored
+
+class _Counter:
+    """Counts the scores of a pool; remembers few that lie close together, so as not to look twice.
+
+    `checked`: whether they are known to be finite. Else they are checked on the way.
+    """
+
+    def __init__(self, scored: Sequence[Scores], *, checked: bool) -> None:
+        self._scored, self._checked = scored, checked
         self._low, self._high, self._below = 0, -1, 0
         self._kept = [np.zeros(0, np.float32)]
 
@@ -123,28 +142,66 @@ class _Counter:
             bins = _bins(low, high)
             _add(bins, found[~less & (found <= score_of(high))], low, high)
             return self._below + int(np.count_nonzero(less)), bins
-        below, bins, room = 0, _bins(low, high), REMEMBERED
-        kept = [np.zeros(0, np.float32)]
-        for one in self._scored:
-            for under, inside in one.inside(score_of(low), score_of(high)):
-                below += under
-                _add(bins, inside, low, high)
-                room -= len(inside)
-                if room >= 0:
-                    kept.append(inside)
-        if room >= 0:
-            self._low, self._high, self._below, self._kept = low, high, below, kept
+        lists = evenly(self._scored, workers(), entries=lambda one: one.items)
+        entries = sum(one.items for one in self._scored)
+        room = REMEMBERED // len(lists)
+        counts = each(lambda several: _count(several, low, high, room), lists, entries=entries)
+        if not (self._checked or all(one.finite for one in counts)):
+            check_all(self._scored)
+        self._checked = True
+        below, bins = sum(one.below for one in counts), counts[0].bins
+        for one in counts[1:]:
+            bins += one.bins
+        if all(one.inside is not None for one in counts):
+            self._low, self._high, self._below = low, high, below
+            self._kept = [part for one in counts for part in one.inside or ()]
         return below, bins
 
 
+class _Counts(NamedTuple):
+    below: int
+    bins: np.ndarray
+    inside: list[np.ndarray] | None
+    finite: bool
+
+
+def _count(scored: Sequence[Scores], low: int, high: int, room: int) -> _Counts:
+    """Return how many lie below, the bins, and the scores inside, if these are no more than `room`."""
+    below, bins, finite = 0, _bins(low, high), True
+    kept: list[np.ndarray] | None = [np.zeros(0, np.float32)]
+    waiting, many = [np.zeros(0, np.float32)], 0
+    for one in scored:
+        for under, inside, usual in one.inside(score_of(low), score_of(high)):
+            below, finite = below + under, finite and usual
+            room -= len(inside)
+            if kept is not None:
+                kept.append(inside)
+            if room < 0:
+                kept = None
+            waiting.append(inside)
+            many += len(inside)
+            # All bins are looked at each time: not for a few scores.
+            if many >= len(bins):
+                _add(bins, np.concatenate(waiting), low, high)
+                waiting, many = [np.zeros(0, np.float32)], 0
+    _add(bins, np.concatenate(waiting), low, high)
+    return _Counts(below, bins, kept, finite)
+
+
 def pool_threshold(scored: Sequence[Scores], remove: int) -> Threshold:
-    """Return the threshold by which of all items of these tensors together `remove` are gone."""
+    """Return the threshold by which of all items of these tensors together `remove` are gone.
+
+    Raises `NonFinite` for a score that is no finite number, of the first tensor that has one.
+    """
     total = sum(one.items for one in scored)
     left = total - sum(one.gone for one in scored)
     more = max(remove - (total - left), 0)
+    together = any(one.part is not None for one in scored)
+    if more == 0 or together or left <= FEW:
+        check_all(scored)
     if more == 0:
         return NOTHING
-    if any(one.part is not None for one in scored):
+    if together:
         # No sample: all are to look between the same bounds.
         return threshold(_counted_together(scored), more)
     if more <= left <= FEW:
@@ -152,14 +209,15 @@ def pool_threshold(scored: Sequence[Scores], remove: int) -> Threshold:
     sample = None
     if left > 16 * SAMPLE:
         sample = np.concatenate([one.sample(total // SAMPLE) for one in scored])
-    return threshold(_Counter(scored), more, sample=sample, total=left)
+    return threshold(_Counter(scored, checked=left <= FEW), more, sample=sample, total=left)
 
 
 def _of_few(scores: np.ndarray, remove: int) -> Threshold:
     """Return the threshold of scores that are all here, NaN for what is gone."""
     # NaN sorts last. Zero is added for minus zero, which equals zero.
     value = np.partition(scores, remove - 1)[remove - 1] + np.float32(0.0)
-    return Threshold(float(value), remove - int(np.count_nonzero(scores < value)))
+    ties = remove - int(np.count_nonzero(scores < value))
+    return Threshold(float(value), ties, ties == int(np.count_nonzero(scores == value)))
 
 
 def _counted_together(scored: Sequence[Scores]) -> Count:
@@ -168,7 +226,8 @@ def _counted_together(scored: Sequence[Scores]) -> Count:
     for one in scored:
         by_holders.setdefault(() if one.part is None else one.part.over, []).append(one)
     counters = [
-        (_Counter(by_holders[over]), by_holders[over][0].part) for over in sorted(by_holders)
+        (_Counter(by_holders[over], checked=True), by_holders[over][0].part)
+        for over in sorted(by_holders)
     ]
 
     def count(low: int, high: int) -> tuple[int, np.ndarray]:
@@ -196,14 +255,26 @@ def keep_best(
     scored: Mapping[str, Scores], pools: Iterable[Pool], out: Mapping[str, np.ndarray]
 ) -> dict[str, Threshold]:
     """Write into `out` what stays of each tensor; return the thresholds by tensor name."""
-    thresholds = {}
-    for pool in pools:
-        found = pool_threshold([scored[name] for name in pool.names], pool.remove)
-        ties = found.ties
-        for name in pool.names:
-            thresholds[name] = found
-            ties -= scored[name].kept(Threshold(found.value, ties), out[name])
-    return thresholds
+    pools = list(pools)
+    together = any(one.part is not None for one in scored.values())
+    # Those who have parts of a tensor ask each other, one pool after the other.
+    entries = 0 if together else sum(one.items for one in scored.values())
+    found = each(lambda pool: _kept_of(scored, pool, out), pools, entries=entries)
+    return {name: one for pool, one in zip(pools, found, strict=True) for name in pool.names}
+
+
+def _kept_of(scored: Mapping[str, Scores], pool: Pool, out: Mapping[str, np.ndarray]) -> Threshold:
+    """Write into `out` what stays of the tensors of one pool; return its threshold."""
+    own = [scored[name] for name in pool.names]
+    found = pool_threshold(own, pool.remove)
+    if found.all_ties or not found.ties:
+        entries = sum(one.items for one in own)
+        each(lambda name: scored[name].kept(found, out[name]), pool.names, entries=entries)
+        return found
+    ties = found.ties
+    for name in pool.names:
+        ties -= scored[name].kept(replace(found, ties=ties), out[name])
+    return found
 
 
 def score_blocks(

@@ -15,8 +15,9 @@ import numpy as np
 from niwaki.errors import Refused
 from niwaki.numpy import items
 from niwaki.numpy.rows import divides, keep_n_of_m, keep_within_rows
-from niwaki.numpy.scored import Scores, check_blockwise, keep_best
+from niwaki.numpy.scored import Scores, check_all, check_blockwise, keep_best
 from niwaki.numpy.source import Source
+from niwaki.numpy.threads import each
 from niwaki.prune.allocation import Pool, Tensor, allocate
 from niwaki.prune.layout import Coupled
 from niwaki.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
@@ -89,8 +90,6 @@ def find_masks(question: Question) -> Answer:
             got=", ".join(list(scored)[:3]),
             hint="one call per layer, with only=",
         )
-    for one in scored.values():
-        one.check()
     attempt = _Attempt(question, scored)
     return attempt.at(_share(question, attempt))
 
@@ -143,13 +142,13 @@ class _Attempt:
         pools = self._pools(share)
         if _within_rows(self._question):
             return self._by_rows(pools)
-        out = _fresh(self._question)
-        stays = self._one_per_item(out)
+        out, stays = self._out()
         thresholds = keep_best(self._scored, pools, stays)
         self._spread(stays, out)
+        label = type(self._question.score).__name__.lower()
         # Where nothing more goes, nothing is a reason.
         why = {
-            name: f"{self._label(name)} <= {found.value:.4g}"
+            name: f"{label} <= {found.value:.4g}"
             for name, found in thresholds.items()
             if found is not NOTHING
         }
@@ -161,8 +160,11 @@ class _Attempt:
                 if of in why
             }
             why = goes | why
-        removes = {name: int(one.size - np.count_nonzero(one)) for name, one in stays.items()}
-        return Answer(out, why, {}, removes)
+        sizes = sum(one.size for one in stays.values())
+        gone = each(
+            lambda one: int(one.size - np.count_nonzero(one)), list(stays.values()), entries=sizes
+        )
+        return Answer(out, why, {}, dict(zip(stays, gone, strict=True)))
 
     def _pools(self, share: float) -> list[Pool]:
         own = self._question.by_hand
@@ -174,6 +176,7 @@ class _Attempt:
         return allocate(self._question.allocation, self._tensors, share)
 
     def _by_rows(self, pools: Sequence[Pool]) -> Answer:
+        check_all(list(self._scored.values()))
         amounts, out, why = amounts_of(pools, self._question), _fresh(self._question), {}
         score = self._question.score
         for name, amount in amounts.items():
@@ -181,11 +184,15 @@ class _Attempt:
             why[name] = f"lowest {type(score).__name__.lower()} of each unit"
         return Answer(out, why, {}, amounts)
 
-    def _one_per_item(self, out: Masks) -> Masks:
-        """Return arrays for what stays: of single weights the masks themselves."""
+    def _out(self) -> tuple[Masks, Masks]:
+        """Return masks, and what says of each item whether it stays: of single weights the masks themselves."""
         if isinstance(self._question.pattern, Unstructured):
-            return {name: out[name].reshape(-1) for name in self._scored}
-        return {name: np.ones(one.items, bool) for name, one in self._scored.items()}
+            sources = self._question.sources
+            # Not filled: every entry is written, by threads that then share the page faults too.
+            out = {name: np.empty(sources[name].shape, bool) for name in self._scored}
+            return out, {name: mask.reshape(-1) for name, mask in out.items()}
+        stays = {name: np.ones(one.items, bool) for name, one in self._scored.items()}
+        return _fresh(self._question), stays
 
     def _spread(self, stays: Masks, out: Masks) -> None:
         pattern = self._question.pattern
@@ -212,9 +219,6 @@ class _Attempt:
             outliers=question.outliers.get(name),
             curve=question.curves.get(name),
         )
-
-    def _label(self, name: str) -> str:
-        return type(self._question.score).__name__.lower()
 
 
 def amounts_of(pools: Sequence[Pool], question: Question) -> dict[str, int]:
@@ -293,11 +297,10 @@ def _n_of_m(question: Question, pattern: NofM) -> Answer:
 
 
 def _fresh(question: Question) -> Masks:
+    sources, earlier = question.sources, question.earlier
     return {
-        name: earlier.copy()
-        if (earlier := question.earlier.get(name)) is not None
-        else np.ones(source.shape, bool)
-        for name, source in question.sources.items()
+        name: earlier[name].copy() if name in earlier else np.ones(source.shape, bool)
+        for name, source in sources.items()
     }
 
 

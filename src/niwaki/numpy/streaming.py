@@ -9,9 +9,10 @@ import json
 import math
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,7 +73,7 @@ def prune_file(
     """Write a safetensors file with the least important weights of another at zero, and say what went.
 
     The same weights go as by `prune` of the same arrays, in the order of the file; a few MiB of memory
-    are used, whatever the size of the file or of a tensor. The file is read four or five times. Types,
+    are used, whatever the size of the file or of a tensor. The file is read three or four times. Types,
     shapes, metadata and the order of tensors stay.
 
     `source`: a safetensors file; F16, BF16, F32 and F64 tensors can be pruned, others are copied.
@@ -122,6 +123,7 @@ class _File:
     stream: BinaryIO
     tensors: list[Tensor]
     start: int
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, start: int, end: int, dtype: str = "u1") -> Iterator[np.ndarray]:
         """Yield what lies between two places in chunks, in arrays of their own."""
@@ -137,12 +139,13 @@ class _File:
     def _exactly(self, at: int, out: np.ndarray) -> np.ndarray:
         view, done = out.data, 0
         try:
-            self.stream.seek(at)
-            while done < len(view):
-                count = self.stream.readinto(view[done:])  # type: ignore[attr-defined]
-                if not count:
-                    raise BadFile("the file became shorter while it was read", where=self.where)
-                done += count
+            with self.reading:
+                self.stream.seek(at)
+                while done < len(view):
+                    count = self.stream.readinto(view[done:])  # type: ignore[attr-defined]
+                    if not count:
+                        raise BadFile("the file became shorter while it was read", where=self.where)
+                    done += count
         except OSError as error:
             raise BadFile(f"cannot be read ({error.strerror})", where=self.where) from error
         return out
@@ -195,8 +198,6 @@ def _limits(
         for name, tensor in weights.items()
     }
     pools = allocate(allocation, facts, sparsity)
-    for one in scored.values():
-        one.check()
     return [(pool, pool_threshold([scored[n] for n in pool.names], pool.remove)) for pool in pools]
 
 
@@ -236,8 +237,7 @@ class _Writing:
         self.file, self.counts = file, {}
         self._score, self._progress = score, progress
         self._pools = {name: place for place, (pool, _) in enumerate(limits) for name in pool.names}
-        self._values = [limit.value for _, limit in limits]
-        self._ties = [limit.ties for _, limit in limits]
+        self._limits = [limit for _, limit in limits]
         self._total = max((one.end for one in file.tensors), default=file.start)
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
@@ -260,8 +260,9 @@ class _Writing:
         for raw in self.file.read(tensor.start, tensor.end, _TYPES[tensor.dtype]):
             stays = np.empty(len(raw), bool)
             scores = of_weights(source_of(tensor.name, _floats(tensor, raw)), self._score, None)
-            limit = Threshold(self._values[pool], self._ties[pool])
-            self._ties[pool] -= scores.kept(limit, stays)
+            limit = self._limits[pool]
+            done = scores.kept(limit, stays)
+            self._limits[pool] = replace(limit, ties=limit.ties - done)
             removed += len(stays) - int(np.count_nonzero(stays))
             # The bits times 0 or 1: no infinity, no sign, no rounding comes in between.
             plain = raw.view(f"<u{raw.itemsize}")

@@ -8,7 +8,7 @@ up over blocks, tensors, shards and streams; no more than counts is ever seen he
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,10 +27,12 @@ class Threshold:
     """Remove every score below `value`, and the first `ties` of those that equal it.
 
     *First* is by tensor order, then by index order, so that ties fall the same way everywhere.
+    `all_ties`: whether these are all that equal it, so that none has to be looked for.
     """
 
     value: float
     ties: int
+    all_ties: bool = field(default=False, repr=False, compare=False)
 
 
 NOTHING = Threshold(float("-inf"), 0)
@@ -99,7 +101,7 @@ def threshold(
         place, rank = _locate(bins, remove - below)
         wide = shift(low, high)
         if wide == 0:
-            return Threshold(score_of(low + place), rank)
+            return Threshold(score_of(low + place), rank, rank == int(bins[place]))
         low, high = low + (place << wide), min(high, low + ((place + 1) << wide) - 1)
 
 

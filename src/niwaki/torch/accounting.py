@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from niwaki.numpy.selecting import Answer
+from niwaki.numpy.threads import each
 from niwaki.prune.account import Account, Row
 from niwaki.torch.masks import Masks, removed
 from niwaki.torch.output_errors import output_errors
@@ -23,8 +24,9 @@ def account_of(
     if data is not None:
         errors = output_errors(module, masks, data)
     axes = layouts(module)
-    rows = []
-    for name, mask in masks.items():
+
+    def row(name: str) -> Row:
+        mask = masks[name]
         reads_nothing, unread = (), ()
         # Of a part no one can tell what reads nothing.
         whole = name not in masks.places
@@ -32,17 +34,17 @@ def account_of(
             canonical = axes[name].canonical(mask.cpu().numpy())
             reads_nothing = _dead(canonical.reshape(len(canonical), -1).any(axis=1))
             unread = _dead(canonical.reshape(-1, canonical.shape[-1]).any(axis=0))
-        rows.append(
-            Row(
-                name=name,
-                removed=removed(mask),
-                size=mask.numel(),
-                why=answer.why.get(name, "as before"),
-                output_error=errors.get(name),
-                reads_nothing=reads_nothing,
-                unread=unread,
-            )
+        return Row(
+            name=name,
+            removed=removed(mask),
+            size=mask.numel(),
+            why=answer.why.get(name, "as before"),
+            output_error=errors.get(name),
+            reads_nothing=reads_nothing,
+            unread=unread,
         )
+
+    rows = each(row, list(masks), entries=sum(mask.numel() for mask in masks.values()))
     notes = ("sharded tensors: counts are of this rank's parts",) if masks.places else ()
     return Account(tuple(rows), errors.get(""), notes)
 

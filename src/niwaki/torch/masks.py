@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName, suggest
+from niwaki.numpy.threads import each
 from niwaki.prune import pack_mask, unpack_mask
 from niwaki.prune.account import Account
 from niwaki.prune.held import Held
@@ -65,13 +66,12 @@ class Masks(Held[torch.Tensor]):
         """Return parameter name -> ``(removed weights, all weights)``."""
         return {name: (removed(mask), mask.numel()) for name, mask in self._kept.items()}
 
-    @torch.no_grad()
     def apply_(self, module: nn.Module) -> None:
         """Set the masked weights of a module to exactly ``+0.0``."""
-        for parameter, mask in self._pairs(module):
-            _clear_(parameter, mask)
+        pairs = self._pairs(module)
+        entries = sum(mask.numel() for _, mask in pairs if mask.is_cpu)
+        each(lambda pair: _clear_(*pair), pairs, entries=entries)
 
-    @torch.no_grad()
     def mask_gradients_(self, module: nn.Module) -> None:
         """Set the gradients of masked weights to zero, where there are gradients."""
         for parameter, mask in self._pairs(module):
@@ -150,6 +150,7 @@ def removed(mask: torch.Tensor) -> int:
     return mask.numel() - int(mask.count_nonzero())
 
 
+@torch.no_grad()
 def _clear_(tensor: torch.Tensor, kept: torch.Tensor) -> None:
     """Set the entries of a tensor, of which this rank may have a part, to +0.0 where they are not kept."""
     tensor = local(tensor)

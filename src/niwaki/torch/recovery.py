@@ -25,6 +25,7 @@ from niwaki.torch.fingerprint import tensors_of
 from niwaki.torch.isolation import isolated
 from niwaki.torch.masks import Masks
 from niwaki.torch.recalibration import Judge
+from niwaki.torch.replicas import gathered
 from niwaki.torch.retraining import Retraining
 from niwaki.torch.steadiness import steady
 from niwaki.torch.tensors import unwrapped
@@ -93,7 +94,7 @@ def recover_(
     numbers, a DataLoader's order included, from (seed, epoch). `checkpoint`: a file that is written after each
     epoch and continued from, bit for bit as if never stopped, given the same module and arguments, and data
     that is the same in each epoch or shuffled by torch's random numbers. Of replicas (DDP) the first writes it
-    for all, and all are given the same path.
+    for all, and all are given the same path; they keep the weights if all their judges say so.
 
     Modules that are not in training mode as a whole are put into it; modes are restored, and the
     gradients cleared. Frozen parameters do not move.
@@ -125,6 +126,8 @@ def recover_(
             losses = training.run_(clip, bound, checkpoint)
             after = _judged(judge, module, seed)
             kept = before is None or after is None or (math.isfinite(after) and not after < before)
+            # Each replica asks its own judge; all keep, or none.
+            kept = all(gathered(module, kept))
             if kept:
                 keep()
     return Recovery(before=before, after=after, kept=kept, losses=losses)
