@@ -116,6 +116,18 @@ def test_exactly_as_many_go_as_are_asked_for_and_ties_break_by_order() -> None:
     assert masks.left_alone == {"net/hidden/bias": "a bias", "net/head/bias": "a bias"}
 
 
+def test_the_error_of_several_outputs_is_that_over_all_of_them() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    heads = [layers.Dense(n, name=f"head{n}")(inputs) for n in (4, 3)]
+    model = keras.Model(inputs, {"a": heads[0], "b": [heads[1]]})
+    one = keras.Model(inputs, keras.ops.concatenate(heads, 1))
+    dense = keras.ops.convert_to_numpy(one(INPUTS))
+    masks = prune_(model, sparsity=0.5, data=[INPUTS])
+    moved = np.linalg.norm(dense - keras.ops.convert_to_numpy(one(INPUTS)))
+    assert masks.account.output_error == pytest.approx(moved / np.linalg.norm(dense), rel=1e-4)
+
+
 @pytest.mark.parametrize("score", ["snip", "fisher", "wanda"])
 def test_scores_that_need_data(score: str) -> None:
     model = network()

@@ -115,6 +115,42 @@ def test_an_account_of_several_rounds_speaks_of_all_of_them() -> None:
     assert not any("inf" in row.why for row in masks.account.rows)
 
 
+class Heads(nn.Module):
+    """Several outputs in a container."""
+
+    def __init__(self, made: Callable[..., Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.made = nn.Linear(6, 4), nn.Linear(6, 3), made
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.made(self.a(x), self.b(x))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda a, b: (a, b),
+        lambda a, b: {"logits": a, "more": [b, None, a.argmax(1)]},
+        lambda a, b: torch.cat([a, b], 1),
+    ],
+    ids=["tuple", "dict", "tensor"],
+)
+def test_the_error_of_several_outputs_is_that_over_all_of_them(made: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    module, data = Heads(made), [torch.randn(8, 6)]
+    dense = torch.cat([module.a(data[0]), module.b(data[0])], 1)
+    masks = prune_(module, sparsity=0.5, data=data)
+    pruned = torch.cat([module.a(data[0]), module.b(data[0])], 1)
+    expected = torch.linalg.vector_norm(dense - pruned) / torch.linalg.vector_norm(dense)
+    assert masks.account.output_error == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_outputs_of_other_shapes_have_no_error() -> None:
+    module = Heads(lambda a, b: [a[a[:, 0] > 0], b])
+    masks = prune_(module, sparsity=0.9, data=[torch.randn(64, 6)])
+    assert masks.account.output_error is None
+
+
 @pytest.mark.parametrize("score", ["magnitude", "taylor", "obc"])
 def test_shuffled_data_gives_the_error_of_the_masks_and_not_of_the_order(score: str) -> None:
     torch.manual_seed(3)

@@ -61,7 +61,7 @@ def _errors(
     every = {id(variable): variable for variable in model.weights}
 
     def add(name: str, before: Any, after: Any) -> None:
-        if hasattr(before, "shape"):
+        if hasattr(before, "shape") and hasattr(after, "shape") and before.shape == after.shape:
             one, other = numbers(before), numbers(after)
             part = np.array([np.square(one - other).sum(), np.square(one).sum()])
             sums[name] = sums.get(name, np.zeros(2)) + part
@@ -80,7 +80,10 @@ def _errors(
         with watched(model, see):
             before = run(model, inputs) if hasattr(model, "call") else None
         with _masked(masked, masks):
-            add("", before, run(model, inputs))
+            after = run(model, inputs)
+        # Of a model with several outputs, over all of them.
+        for one, other in zip(*map(keras.tree.flatten, (before, after)), strict=False):
+            add("", one, other)
     return {name: _ratio(*map(float, pair)) for name, pair in sums.items()}
 
 

@@ -6,7 +6,7 @@ Streaming: no more than one layer's outputs are kept beside a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -69,7 +69,7 @@ def outputs_of(
 
 
 def relative_error(before: Iterable[Any], after: Iterable[Any]) -> float | None:
-    """Return the relative L2 distance of outputs; none if they are not tensors."""
+    """Return the relative L2 distance of outputs, over all their tensors; none if they have none."""
     pairs = [_pair(one, other) for one, other in zip(before, after, strict=True)]
     known = [pair for pair in pairs if pair is not None]
     if not known or len(known) < len(pairs):
@@ -109,9 +109,23 @@ def _masked(module: nn.Module, masks: Masks) -> Mapping[str, torch.Tensor]:
 
 
 def _pair(one: Any, other: Any) -> tuple[float, float] | None:
-    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+    """Return ``(|f - f'|^2, |f|^2)`` over all tensors of an output; none if it has none, or other shapes."""
+    first, second = list(_tensors(one)), list(_tensors(other))
+    if not first or [a.shape for a in first] != [b.shape for b in second]:
         return None
-    return float((one.double() - other.double()).square().sum()), float(one.double().square().sum())
+    pairs = zip(first, second, strict=True)
+    difference = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+    return difference, sum(float(a.double().square().sum()) for a in first)
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Yield the floating tensors of an output: of tuples, lists and dicts too, as of several heads."""
+    if isinstance(output, torch.Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping | list | tuple):
+        for one in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(one)
 
 
 def _ratio(difference: float, whole: float) -> float:
