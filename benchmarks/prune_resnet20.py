@@ -2,7 +2,8 @@
 
 CIFAR-10, weights as published, no training: at 50, 70, 80 and 90 % the accuracy on all 10,000 test images, once
 as pruned and once with batch norms recalibrated if held-out training images said so (marked ``*``). Scores that measure
-see 256 training images; what is kept and what not is judged by 512 others; the test images choose nothing.
+see 256 training images; what is kept and what not is judged by 512 others, and so are the curves of the allocation
+`sensitivity`, by magnitude for all scores; the test images choose nothing.
 `--finetune`: two epochs of training with masks at 90 %, last weights. Each cell that is done stands in a file,
 so that a run can be stopped and goes on where it was.
 
@@ -120,11 +121,24 @@ def combinations(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     return [(score, allocation) for score in chosen for allocation in places]
 
 
+def curves(held: Pair) -> dict[str, list[tuple[float, float]]]:
+    """Return what pruning each weight alone by magnitude costs on held-out training images."""
+    found = nw.torch.sensitivity(trained(), lambda module: accuracy(module, held))
+    return {name: list(curve.items()) for name, curve in found.items()}
+
+
 def cell(
-    score: str, allocation: str, sparsity: float, calibration: Pair, held: Pair, test: Pair
+    score: str,
+    allocation: str,
+    sparsity: float,
+    calibration: Pair,
+    held: Pair,
+    test: Pair,
+    known: dict[str, list[tuple[float, float]]],
 ) -> dict[str, Any]:
     """Prune once; return accuracies and seconds, or the reason why there are none."""
     module, start = trained(), (time.perf_counter(), time.process_time())
+    curve = {name: dict(map(tuple, points)) for name, points in known.items()}
     data = batches(calibration, 64)
     try:
         nw.torch.prune_(
@@ -134,6 +148,7 @@ def cell(
             allocation=allocation,
             data=data,
             loss=F.cross_entropy,
+            facts={"curve": curve} if curve else None,
         )
     except NiwakiError as error:
         return {"refused": str(error)}
@@ -257,7 +272,11 @@ def main() -> None:
     for score, allocation in tqdm(rows, "scores x allocations"):
         for sparsity in SPARSITIES:
             key = f"{score} {allocation} {sparsity}"
-            cells.get(key, lambda: cell(score, allocation, sparsity, calibration, held, test))  # noqa: B023
+            measured = (
+                cells.get("curves", lambda: curves(held)) if allocation == "sensitivity" else {}
+            )
+            arguments_of = (score, allocation, sparsity, calibration, held, test, measured)
+            cells.get(key, lambda: cell(*arguments_of))  # noqa: B023
     print(f"\ndense: {100 * dense['accuracy']:.2f} % of {len(test[1]):,} test images\n")
     print(table(cells.done, rows))
     if arguments.finetune:
