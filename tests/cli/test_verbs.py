@@ -26,6 +26,8 @@ from niwaki.cli.app import VERBS, main
 SOURCE = Path(__file__).parents[2] / "src"
 HELP_SECONDS = 0.25
 PROGRAM = "import sys; from niwaki.cli.app import main; main(prog_name='niwaki')"
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+HEEDS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 
 TASK = """
 import numpy as np
@@ -74,10 +76,10 @@ def bad(*arguments: object) -> str:
     return lines[0]
 
 
-def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+def spawn(*arguments: object, program: str = PROGRAM, **options: Any) -> subprocess.Popen[str]:
     """Start the program as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -507,22 +509,18 @@ def test_a_sweep_out_of_range(option: str, value: str, said: str, task: Path) ->
 def test_ctrl_c_says_that_the_same_command_resumes(task: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     grid = ("--limits", "1", "--sparsities", "0", "--seeds", 1000, "--epochs", 2)
-    with spawn("sweep", task, *grid, "--out", out, "--quiet", preexec_fn=_heeds_ctrl_c) as process:
-        deadline = time.monotonic() + 30
-        while not list(out.glob("runs/*.json")) and time.monotonic() < deadline:
+    with spawn("sweep", task, *grid, "--out", out, "--quiet", program=HEEDS + PROGRAM) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("runs/*.json")):
             assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no run ended in time"
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        shown, said = process.communicate(timeout=20)
+        shown, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert shown == ""
     assert said == "niwaki: interrupted; the same command resumes where it stopped\n"
     assert list(out.glob("runs/*.json")) and not (out / "sweep.json").exists()
-
-
-def _heeds_ctrl_c() -> None:
-    # a shell starts what runs in its background with SIGINT ignored, and children inherit that
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # The same in processes of their own
