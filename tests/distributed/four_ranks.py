@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import niwaki as nw
-from distributed import masks
+from distributed import bounding, masks, together
 from distributed.networks import (
     STRENGTHS,
     Block,
@@ -88,6 +88,17 @@ def by_hand(first: Any, second: Any) -> tuple[Any, Any]:
     for layer in (model.up, model.down):
         weight = layer.weight.detach()
         layer.weight = nn.Parameter(distribute_tensor(weight, mesh, [first, second]))
+    return model, alone
+
+
+def crossed() -> tuple[Any, Any]:
+    """Return a network of a layer on the rows of the square and one on its columns, none on all; and alone."""
+    model, alone = pair()
+    square = two_by_two()
+    for layer, axis in ((model.up, "tp"), (model.down, "dp")):
+        layer.weight = nn.Parameter(
+            distribute_tensor(layer.weight.detach(), square[axis], [Shard(0)])
+        )
     return model, alone
 
 
@@ -305,4 +316,40 @@ SCENARIOS = {
         for how, placements in PLACEMENTS.items()
         for key, scenario in masks.scenarios(how, partial(by_hand, *placements)).items()
     },
+    **bounding.scenarios("fsdp x tp", fsdp_and_tp),
+    **bounding.scenarios("hybrid", hybrid),
+    **bounding.scenarios("mixed", mixed),
+    **bounding.scenarios("uneven", bounding.uneven),
+    **{
+        key: scenario
+        for how, placements in PLACEMENTS.items()
+        for key, scenario in bounding.scenarios(how, partial(by_hand, *placements)).items()
+    },
+    # The norm lies on the columns of the square alone: two of the ranks see it only in passing.
+    "bound nan of a column": partial(bounding.nan_on_one_rank, fsdp_and_tp, "head.weight", at=0),
+    "bound in training": partial(
+        *(bounding.in_training, fsdp_and_tp),
+        *(partial(torch.optim.AdamW, lr=1e-2, foreach=False), "clamp", "max norm"),
+    ),
+    **{
+        f"bound nan in a cross, {name} of {at}": partial(
+            bounding.nan_on_one_rank, crossed, f"{name}.weight", at=at
+        )
+        for name, at in (("up", 0), ("up", 3), ("down", 1), ("down", 2), ("head", 3))
+    },
+    **{
+        f"bound crossed, {key}": partial(bounding.bounded, crossed, rule)
+        for key, rule in bounding.RULES.items()
+    },
+    "bound apart": bounding.apart,
+    "together fsdp x tp": partial(together.resumed, fsdp_and_tp),
+    **together.scenarios("fsdp x tp", fsdp_and_tp),
+    **{
+        f"penalty {how}, {key}": partial(together.penalised, build, rule, beside=True)
+        for how, build in (("hybrid", hybrid), ("mixed", mixed))
+        for key, rule in together.PENALTIES.items()
+    },
+    "bound reductions": partial(
+        bounding.reductions, fsdp_and_tp, {"max norm": 2, "clamp": 4, "clamp out of reach": 2}
+    ),
 }

@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import niwaki as nw
-from distributed import masks, recovering
+from distributed import bounding, masks, recovering, together
 from distributed.networks import (
     STRENGTHS,
     Block,
@@ -55,6 +55,12 @@ def fsdp() -> tuple[Any, Any]:
     model, alone = pair()
     for layer in (model.up, model.down):
         fully_shard(layer)
+    return fully_shard(model), alone
+
+
+def fsdp_normed() -> tuple[Any, Any]:
+    """Return a network with a batch norm in fully sharded parts, and alone."""
+    model, alone = pair(together.Normed)
     return fully_shard(model), alone
 
 
@@ -429,4 +435,30 @@ SCENARIOS = {
     "prune moments": partial(masks.moments_forgotten, fsdp),
     "prune ddp": masks.in_ddp,
     "recover ddp": recovering.continued,
+    **bounding.scenarios("fsdp", fsdp),
+    **bounding.scenarios("tp", tensor_parallel),
+    **{f"bound halves {k}": partial(bounding.in_halves, b) for k, b in SPLIT.items()},
+    **bounding.scenarios("uneven", bounding.uneven),
+    "bound in training": partial(
+        bounding.in_training, fsdp, partial(torch.optim.AdamW, lr=1e-2), *bounding.RULES
+    ),
+    "bound in training tp": partial(
+        *(bounding.in_training, tensor_parallel),
+        *(partial(torch.optim.SGD, lr=1e-2, momentum=0.9), "clamp", "unit norm", "spectral cap"),
+    ),
+    "bound nan of a part": partial(bounding.nan_on_one_rank, fsdp, "down.weight"),
+    "bound nan of a plain one": partial(bounding.nan_on_one_rank, tensor_parallel, "head.weight"),
+    "bound nan of a copy": partial(bounding.nan_on_one_rank, bounding.copies, "up.weight"),
+    "bound refused": bounding.refused,
+    "together fsdp": partial(together.resumed, fsdp),
+    "together tp": partial(together.resumed, tensor_parallel),
+    **together.scenarios("fsdp", fsdp),
+    **together.scenarios("tp", tensor_parallel),
+    "penalty fsdp, scales": partial(
+        together.penalised, fsdp_normed, nw.prune.ScaleL1(0.1), beside=True
+    ),
+    "bound after a forward": partial(bounding.after_a_forward, fsdp),
+    "bound reductions": partial(
+        bounding.reductions, fsdp, {"max norm": 1, "clamp": 2, "clamp out of reach": 1}
+    ),
 }

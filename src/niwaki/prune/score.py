@@ -52,6 +52,7 @@ class Score:
     def of_weights(self, weights: Array, facts: Mapping[str, Array], *, xp: Namespace) -> Array:
         """Return one float per weight: elementwise, so any block of a tensor can be given.
 
+        Called by several threads at once where there are many weights, and more than once for each.
         `weights`: float32, any shape. `facts`: name -> array of the same shape.
         """
         raise Refused(

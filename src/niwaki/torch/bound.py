@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from niwaki.rule import Composite, Quantity, Rule, Scope, State
 from niwaki.select import select
 from niwaki.torch.fan_in import fan_ins
 from niwaki.torch.heads import Logits, bound_heads, check_supplied, layers_of
+from niwaki.torch.resharding import reshard_
 from niwaki.torch.scaling import representable
+from niwaki.torch.sharded_weights import MEND, ShardedWeights
 from niwaki.torch.tensors import named, unit_axes
 from niwaki.torch.weights import apply_, count_at_bound, measured
 
@@ -49,6 +51,9 @@ def bound_(
     `only`, `exclude`: globs over parameter names. `logits`: for `QKClip`, attention's name -> largest
     logit per query head; without it, what `watch_logits` or `note_logits` has noted since last time.
 
+    Of sharded weights (DTensor) the whole is meant: all ranks call this, decide alike, and bound what they
+    have. `SpectralCap` gathers one weight at a time; `QKClip` is refused on them.
+
     Raises `NonFinite` naming the tensor when a weight is not finite: no bound can mend it.
 
     >>> import torch, niwaki as nw
@@ -61,6 +66,7 @@ def bound_(
     conduct.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
     if not isinstance(module, nn.Module):
         raise InvalidArgument("bounds act on a module", where=WHERE, got=type(module).__name__)
+    reshard_(module)
     found = named(module, where=WHERE)
     chosen = select(found, only=only, exclude=exclude, where=WHERE)
     return bound_named(module, {name: found[name] for name in chosen}, rule, state, logits=logits)
@@ -80,7 +86,9 @@ def bound_named(
         return bound_heads(module, found, rule, state, logits)  # type: ignore[arg-type]
     axes, left_alone = targets(module, rule, found)
     small, vectors = _divided(rule, state)
-    numbers = measured(rule, found, axes, vectors)
+    parts = ShardedWeights.of(found, rule, axes)
+    here = found if parts is None else parts.here
+    numbers = measured(rule, found, axes, vectors) if parts is None else parts.measured(vectors)
     norms = np.concatenate(list(numbers.values()))
     _check_finite(numbers)
     owners = [name for name, part in numbers.items() for _ in part]
@@ -92,13 +100,17 @@ def bound_named(
         verdict = verdict._replace(limit=np.array(list(limits), dtype=np.float64))
     left = conduct.norms_after(norms, verdict, xp=np)
     held = standing(rule, left, verdict.factor, attempted=int(after["attempted"]) - 1)
-    at_bound, entries, start = 0, 0, 0
+    at_bound: dict[str, int] = {}
+    start = 0
     for name, axis in axes.items():
         part = slice(start, start + len(numbers[name]))
         start = part.stop
-        apply_(found[name], rule, axis, numbers[name], verdict, part)
-        reached, of = count_at_bound(found[name], rule, numbers[name], verdict, held, part)
-        at_bound, entries = at_bound + reached, entries + of
+        own = part if parts is None else parts.own(name, part)
+        apply_(here[name], rule, axis, numbers[name], verdict, own)
+        limit = None if verdict.limit is None else verdict.limit[part]
+        reached = count_at_bound(here[name], rule, numbers[name], limit)
+        if reached is not None:
+            at_bound[name] = reached
     if "spectral_norm" in rule.needs:
         after[VECTORS] = {name: vectors[name] for name in axes}
     outcome = Outcome(
@@ -108,7 +120,7 @@ def bound_named(
         skipped=False,
         element_wise=rule.scope is Scope.ELEMENT,
         left_alone=left_alone,
-        share_at_bound=at_bound / max(entries, 1),
+        share_at_bound=_share(rule, found, axes, at_bound, held, parts),
     )
     return outcome, after
 
@@ -187,11 +199,26 @@ def _facts(module: nn.Module, rule: Rule, owners: Sequence[str]) -> dict[str, np
     return {"fan_in": np.array([known[name] for name in owners], dtype=np.float64)}
 
 
+def _share(
+    rule: Rule,
+    found: Mapping[str, torch.Tensor],
+    chosen: Iterable[str],
+    at_bound: Mapping[str, int],
+    held: np.ndarray,
+    parts: ShardedWeights | None,
+) -> float:
+    """Return the share of entries, or of units and tensors, that stand at the bound."""
+    if rule.scope is not Scope.ELEMENT:
+        return np.count_nonzero(held) / max(len(held), 1)
+    reached = at_bound if parts is None else parts.totals(at_bound)
+    return sum(reached.values()) / max(sum(found[name].numel() for name in chosen), 1)
+
+
 def _check_finite(numbers: Mapping[str, np.ndarray]) -> None:
     for name, values in numbers.items():
         if not np.all(np.isfinite(values)):
             raise NonFinite(
                 f"non-finite weights in {name}",
                 where=WHERE,
-                hint="load the last good checkpoint: no bound can mend them",
+                hint=MEND,
             )

@@ -23,6 +23,7 @@ from niwaki.torch.device_step import DeviceStep, Late
 from niwaki.torch.folding import Fold
 from niwaki.torch.masks import Masks
 from niwaki.torch.moments import Moments
+from niwaki.torch.resharding import reshard_
 from niwaki.torch.rounds import Round, still_scaled, within_itself
 from niwaki.torch.sharding import Groups, Sharding
 from niwaki.torch.tensors import named
@@ -352,6 +353,7 @@ def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
 def _optimized(
     optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
 ) -> dict[str, torch.Tensor]:
+    reshard_(model)
     held = [p for one in optimizers for group in one.param_groups for p in group["params"]]
     chosen = {id(parameter) for parameter in held}
     if len(chosen) < len(held):

@@ -21,6 +21,7 @@ from niwaki.outcome import Outcome
 from niwaki.rule import State
 from niwaki.torch.attention import Attention, attentions
 from niwaki.torch.logits import known, taken
+from niwaki.torch.sharding import is_sharded
 
 Logits = Mapping[str, Any]
 WHERE = "torch.bound_"
@@ -46,6 +47,14 @@ def layers_of(
     if not chosen:
         raise Refused("no attention has all its query and key projections selected", where=WHERE)
     touched = {name for one in chosen.values() for name in one.names}
+    sharded = [name for name in found if name in touched and is_sharded(found[name])]
+    if sharded:
+        raise Refused(
+            "heads of sharded weights lie on several ranks, and so do the logits that they made",
+            where=f"{WHERE} (QKClip)",
+            got=", ".join(sharded[:3]),
+            hint="use SpectralCap on these weights, or keep the projections of queries and keys whole",
+        )
     return chosen, {name: NO_HEADS for name in found if name not in touched}
 
 

@@ -19,6 +19,7 @@ from niwaki.prune import pack_mask, unpack_mask
 from niwaki.prune.account import Account
 from niwaki.prune.held import Held
 from niwaki.torch import sharded_masks
+from niwaki.torch.resharding import reshard_
 from niwaki.torch.sharded_masks import Place
 from niwaki.torch.sharding import local
 from niwaki.torch.tensors import unwrapped
@@ -124,6 +125,7 @@ class Masks(Held[torch.Tensor]):
     def _pairs(self, module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
         # All are looked at before the first is written to.
         pairs = []
+        reshard_(module)
         parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
         for name in self._kept:
             if name not in parameters:

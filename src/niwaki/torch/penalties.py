@@ -12,6 +12,8 @@ from niwaki.errors import Refused
 from niwaki.prune.penalty_terms import Penalty, check_masks, check_penalty, term
 from niwaki.select import select
 from niwaki.torch.device_namespace import DeviceNamespace
+from niwaki.torch.resharding import reshard_
+from niwaki.torch.sharded_terms import beside, followed
 from niwaki.torch.sharding import is_sharded
 from niwaki.torch.tensors import unit_axes, unwrapped
 
@@ -53,7 +55,8 @@ def penalty(
 
     `only`, `exclude`: globs over parameter names. `step`: counted from 0; a strength that changes needs it.
     `masks`: for
-    `GrowingL2`, such as `prune_` returns, true where a weight is kept; those of biases and norms do not count.
+    `GrowingL2`, such as `prune_` returns, true where a weight is kept; those of biases and norms do not count;
+    of a sharded weight whole, or of the part on this rank.
 
     Raises `InvalidArgument` for a rule, masks or a step that do not fit, `UnknownName` for a glob or a mask
     that matches nothing, `Refused` with the reasons if nothing is penalised.
@@ -67,9 +70,13 @@ def penalty(
     (3.5355, [0.0, 0.0], None)
     """
     check_penalty(rule, masks, where=WHERE)
+    if masks is not None:
+        # They speak of the parts, not of what a forward pass has left gathered.
+        reshard_(model)
     model = unwrapped(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if masks is not None:
+        masks = beside(masks, parameters)
         shapes = {name: tuple(one.shape) for name, one in parameters.items()}
         check_masks(masks, shapes, where=WHERE)
     axes, _ = unit_axes(model)
@@ -129,7 +136,7 @@ def _why_not(
 def _term(
     rule: Penalty, parameter: torch.Tensor, axis: int | None, kept: torch.Tensor | None
 ) -> torch.Tensor:
-    wide = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+    wide = followed(parameter).to(torch.promote_types(parameter.dtype, torch.float32))
     value: Any = term(
         rule,
         wide,

@@ -52,6 +52,7 @@ from niwaki.torch.questions import (
 )
 from niwaki.torch.reconstruction import reconstruct_
 from niwaki.torch.replicas import check_replicas
+from niwaki.torch.resharding import reshard_
 from niwaki.torch.sharded_masks import place_of
 from niwaki.torch.tensors import unwrapped
 
@@ -131,6 +132,7 @@ def prune_(
             got=type(module).__name__,
             hint="nw.numpy.prune takes trees of arrays",
         )
+    reshard_(module)
     chosen, asked_score = as_pattern(pattern), as_score(score)
     check_facts(module, facts or {}, asked_score)
     check_combination(asked_score, chosen)

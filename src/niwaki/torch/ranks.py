@@ -31,10 +31,14 @@ def reduced(
     sums = _all_reduced(groups, np.concatenate([squares, present]), "SUM")
     joint = np.sqrt(sums[: len(numbers)]) / _SHIFT
     if peaks.any():
-        # A maximum may lose a NaN, never an infinity.
-        largest = np.where(np.isnan(numbers[peaks]), np.inf, numbers[peaks])
-        joint[peaks] = _all_reduced(groups, largest, "MAX")
+        joint[peaks] = largest(groups, numbers[peaks])
     return joint, sums[len(numbers) :] > 0
+
+
+def largest(groups: tuple[Any, ...], numbers: np.ndarray) -> np.ndarray:
+    """Return the largest of each number over all ranks of some groups, infinite where one is NaN."""
+    # A maximum may lose a NaN, never an infinity.
+    return _all_reduced(groups, np.where(np.isnan(numbers), np.inf, numbers), "MAX")
 
 
 def summed(groups: tuple[Any, ...], numbers: np.ndarray) -> np.ndarray:

@@ -43,9 +43,10 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Joint:
+class Joint:
     """DTensors over one set of ranks: the groups to reduce over in turn, name -> 1 / copies of an entry."""
 
+    over: tuple[int, ...]
     groups: tuple[Any, ...]
     shares: dict[str, float]
 
@@ -80,7 +81,7 @@ class Sharding:
     def __init__(
         self, found: Mapping[str, torch.Tensor], groups: Groups | None, *, check_ranks: bool
     ) -> None:
-        self._joints = _joints(found)
+        self._joints = joints(found)
         self._others = _others(found, groups)
         self._check_ranks = check_ranks
         self._layouts: dict[int, _Layout] = {}
@@ -256,8 +257,12 @@ class Sharding:
         return _Layout(stage, joints, others, peaks, comparable)
 
 
-def _joints(found: Mapping[str, torch.Tensor]) -> list[_Joint]:
-    by_ranks: dict[tuple[int, ...], _Joint] = {}
+def joints(found: Mapping[str, torch.Tensor], *, copied: bool = False) -> list[Joint]:
+    """Return the sets of ranks that share tensors, in one order on all ranks, smaller sets first.
+
+    `copied`: whole copies are shared too. Raises `Refused` for a mesh without this rank.
+    """
+    by_ranks: dict[tuple[int, ...], Joint] = {}
     for name, tensor in found.items():
         if not is_sharded(tensor):
             continue
@@ -269,11 +274,12 @@ def _joints(found: Mapping[str, torch.Tensor]) -> list[_Joint]:
                 hint="give each rank the parameters that it holds, and process_group=",
             )
         copies = _copies(tensor)
-        if copies < mesh.size():
-            joint = by_ranks.setdefault(_ranks(mesh), _Joint(_mesh_groups(mesh), {}))
+        if copied or copies < mesh.size():
+            over = _ranks(mesh)
+            joint = by_ranks.setdefault(over, Joint(over, _mesh_groups(mesh), {}))
             joint.shares[name] = 1.0 / copies
     # One order on all ranks, so that overlapping sets of ranks never wait for each other.
-    return [by_ranks[over] for over in sorted(by_ranks)]
+    return [by_ranks[over] for over in sorted(by_ranks, key=lambda over: (len(over), over))]
 
 
 def _copies(tensor: Any) -> int:

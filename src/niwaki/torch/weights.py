@@ -71,21 +71,15 @@ def apply_(
 
 
 def count_at_bound(
-    tensor: torch.Tensor,
-    rule: Rule,
-    numbers: np.ndarray,
-    verdict: Verdict,
-    held: np.ndarray,
-    part: slice,
-) -> tuple[int, int]:
-    """Return ``(how many entries or units of a tensor stand at the bound, of how many)``."""
-    if verdict.limit is not None:
-        limit = float(verdict.limit[part][0])
-        reached = int(torch.count_nonzero(tensor.abs() >= limit)) if numbers[0] >= limit else 0
-        return reached, tensor.numel()
+    tensor: torch.Tensor, rule: Rule, numbers: np.ndarray, limit: np.ndarray | None
+) -> int | None:
+    """Return how many entries stand at the bound, ``None`` where the numbers say that none does."""
+    if limit is not None:
+        most = float(limit[0])
+        return int(torch.count_nonzero(tensor.abs() >= most)) if numbers[0] >= most else None
     if "negative_part" in rule.needs:
-        return int(torch.count_nonzero(tensor <= 0)), tensor.numel()
-    return int(np.count_nonzero(held[part])), len(numbers)
+        return int(torch.count_nonzero(tensor <= 0))
+    return None
 
 
 def _scale_units_(tensor: torch.Tensor, axis: int | None, factors: np.ndarray) -> None:

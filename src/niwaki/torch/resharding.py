@@ -1,0 +1,28 @@
+"""Weights that FSDP has left gathered: their parts are put back before anything writes to them.
+
+Separate because it is a fact of one wrapper. The outermost module that is fully sharded keeps its
+weights whole after a forward pass, until the next backward; they are copies, and what is written to
+them is lost.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def reshard_(module: nn.Module) -> None:
+    """Have all of a module's FSDP units hold the parts of this rank; others are left as they are.
+
+    During a backward pass, which needs the gathered weights, nothing is done.
+    """
+    # Imported by whoever uses it, and slowly.
+    unit = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if unit is None or torch._C._current_graph_task_id() != -1:
+        return
+    units: list[Any] = [one for one in module.modules() if isinstance(one, unit)]
+    for one in units:
+        one.reshard()
