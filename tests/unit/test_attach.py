@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -451,6 +452,8 @@ def test_stop_after_is_a_whole_number(stop_after: Any) -> None:
 
 @pytest.mark.parametrize("part", ["bound", "prune"])
 def test_what_can_never_act_is_refused_at_once(part: str) -> None:
+    # Once it is imported, modules are asked whether they are sharded.
+    importlib.import_module("torch.distributed.fsdp")
     rule = nw.bound.MaxNorm(1.0) if part == "bound" else nw.prune.Gradual(0.5, steps=(0, 2))
     model = model_of()
     parameters = list(model.parameters())

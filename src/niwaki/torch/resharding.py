@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 
-def reshard_(module: nn.Module) -> None:
+def reshard_(module: Any) -> None:
     """Have all of a module's FSDP units hold the parts of this rank; others are left as they are.
 
-    During a backward pass, which needs the gathered weights, nothing is done.
+    Nothing is done during a backward pass, which needs the gathered weights, nor to what is no module.
     """
     # Imported by whoever uses it, and slowly.
     unit = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    if unit is None or torch._C._current_graph_task_id() != -1:
+    if unit is None or not isinstance(module, nn.Module):
+        return
+    if torch._C._current_graph_task_id() != -1:
         return
     units: list[Any] = [one for one in module.modules() if isinstance(one, unit)]
     for one in units:
