@@ -223,13 +223,13 @@ class Cells:
 
 def table(cells: dict[str, Any], rows: list[tuple[str, str]]) -> str:
     """Return the Markdown table: accuracy as pruned / recalibrated, ``*`` where that was kept."""
-    head = "| score | allocation | " + " | ".join(f"{s:.0%}" for s in SPARSITIES) + " | seconds |"
+    head = "| score | allocation | " + " | ".join(f"{s:.0%}" for s in SPARSITIES) + " | CPU s |"
     lines = [head, "| --- | --- |" + " ---: |" * (len(SPARSITIES) + 1)]
     for score, allocation in rows:
         found = [cells[f"{score} {allocation} {s}"] for s in SPARSITIES]
         if all("refused" in one for one in found):
             continue
-        seconds = max(one.get("seconds", 0.0) for one in found)
+        seconds = max(one.get("cpu_seconds", 0.0) for one in found)
         lines.append(
             f"| {score} | {allocation} | {' | '.join(map(shown, found))} | {seconds:.1f} |"
         )

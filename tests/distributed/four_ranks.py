@@ -36,7 +36,7 @@ from distributed.networks import (
     pair,
     rank,
 )
-from niwaki.torch.sharding import Sharding
+from niwaki.torch.meshes import own_units
 
 RULES = {
     "global": nw.clip.ByGlobalNorm(0.5),
@@ -135,7 +135,7 @@ def units_lie_where_they_are_said_to_lie() -> dict[str, Any]:
         for placements in ([Shard(0), Shard(0)], [Shard(0), Replicate()], [Shard(1), Shard(0)]):
             labels = torch.arange(rows).double().reshape(-1, 1).repeat(1, 2)
             whole = distribute_tensor(labels, mesh, placements)
-            found = Sharding({"w": whole}, None, check_ranks=False).own_units(whole, 0)
+            found = own_units(whole, 0)
             said = list(range(rows))[found]
             if whole.to_local().shape[1] and whole.to_local()[:, 0].tolist() != said:
                 wrong.append([rows, str(placements), said])
@@ -146,14 +146,13 @@ def units_lie_where_they_are_said_to_lie() -> dict[str, Any]:
         parallelize_module(layer, mesh["tp"], {"0": ColwiseParallel()})
         fully_shard(layer, mesh=mesh["dp"])
         weight = layer[0].weight
-        found = Sharding({"w": weight}, None, check_ranks=False).own_units(weight, 0)
+        found = own_units(weight, 0)
         said = list(range(rows))[found]
         if weight.to_local()[:, 0].tolist() != said:
             wrong.append([rows, str(weight.placements), said])
     strided = _StridedShard(0, split_factor=2)
     apart = DTensor.from_local(torch.ones(4, 2), mesh, [strided, Replicate()])
-    sharding = Sharding({"w": apart}, None, check_ranks=False)
-    said = message(lambda: sharding.own_units(apart, 0))
+    said = message(lambda: own_units(apart, 0))
     return {
         "facts": [
             ["wrong", wrong, []],

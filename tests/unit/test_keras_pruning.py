@@ -120,7 +120,8 @@ def test_the_error_of_several_outputs_is_that_over_all_of_them() -> None:
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))
     heads = [layers.Dense(n, name=f"head{n}")(inputs) for n in (4, 3)]
-    model = keras.Model(inputs, {"a": heads[0], "b": [heads[1]]})
+    best = keras.ops.argmax(heads[0], 1)
+    model = keras.Model(inputs, {"a": heads[0], "b": [heads[1]], "best": best})
     one = keras.Model(inputs, keras.ops.concatenate(heads, 1))
     dense = keras.ops.convert_to_numpy(one(INPUTS))
     masks = prune_(model, sparsity=0.5, data=[INPUTS])

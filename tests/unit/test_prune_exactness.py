@@ -8,7 +8,6 @@ from torch import nn
 
 import niwaki as nw
 from niwaki.errors import InvalidArgument, NonFinite, Refused
-from niwaki.torch.scheduling import update
 
 DATA = [torch.randn(32, 12, generator=torch.Generator().manual_seed(1))]
 
@@ -38,7 +37,9 @@ def test_many_small_rounds_end_exactly(allocation: str) -> None:
     model, masks = net(), None
     schedule = nw.prune.Gradual(0.9, steps=(0, 60), every=1, allocation=allocation)
     for step in range(61):
-        masks = update(model, schedule, step, masks)
+        if schedule.due(step):
+            share = schedule.sparsity_at(step)
+            masks = nw.torch.prune_(model, share, allocation=allocation, masks=masks)
     assert removed(masks) == round(0.9 * (12 * 32 + 320 + 30))  # type: ignore[arg-type]
 
 

@@ -21,7 +21,6 @@ from niwaki.prune.iterative import Iterative
 from niwaki.prune.one_shot import OneShot
 from niwaki.prune.timetable import Timetable
 from niwaki.torch.regrowth import check_whole, forget_moments_, lowest, noise, rewired
-from niwaki.torch.scheduling import update
 
 SCHEDULES: dict[str, Timetable] = {
     "one-shot": OneShot(0.9, step=7),
@@ -96,7 +95,6 @@ def test_what_a_schedule_of_ones_own_says_wrongly_is_named_before_the_first_step
     for call in (
         lambda: nw.torch.attach(optimizer, model, prune=Mine(**wrong)),
         lambda: nw.numpy.prune_at({"a": np.ones(4)}, Mine(**wrong), 1),
-        lambda: update(model, Mine(**wrong), 1),
     ):
         with pytest.raises(error, match=said) as raised:
             call()

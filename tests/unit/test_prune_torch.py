@@ -19,7 +19,6 @@ from niwaki.prune import Gradual
 from niwaki.torch.masks import Masks
 from niwaki.torch.prunable import prunable
 from niwaki.torch.prune import prune_
-from niwaki.torch.scheduling import update
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -212,15 +211,17 @@ def test_masks_of_other_tensors_are_kept() -> None:
     assert "4.weight" not in more.left_alone
 
 
-def test_update_follows_the_schedule_and_holds_between() -> None:
-    module, masks = net(), None
+def test_rounds_by_a_schedule_hold_between() -> None:
+    module, masks = net(), Masks()
     rule = Gradual(0.9, steps=(2, 10), every=3)
     seen = []
     for step in range(14):
         with torch.no_grad():
             for weight in module.parameters():
                 weight.add_(0.01)
-        masks = update(module, rule, step, masks)
+        masks.apply_(module)
+        if rule.due(step):
+            masks = prune_(module, rule.sparsity_at(step), masks=masks)
         seen.append(round(masks.sparsity, 2))
         assert all(not bool(module.get_parameter(n)[~mask].any()) for n, mask in masks.items())
     expected = [0, 0, 0, 0, 0, 0.68, 0.68, 0.68, 0.89, 0.89, 0.9, 0.9, 0.9, 0.9]

@@ -34,9 +34,8 @@ def penalty(
     `params`: a pytree of floating arrays. Arrays do not say what layers they are of, so all that are
     selected count, biases too: `only`, `exclude` are globs over their names (``"*kernel"`` for Flax).
     `unit_axes`: for `GroupLasso`, name or glob -> the axis, or axes, of one output unit; arrays without an
-    entry do not count. `masks`: for `GrowingL2`, name -> true where a weight is kept. `step`: a strength that
-    changes needs it,
-    a number or an array, counted from 0.
+    entry do not count. `masks`: for `GrowingL2`, name -> true where a weight is kept. `step`: a number or an
+    array, counted from 0; a strength that changes needs it.
 
     Raises `InvalidArgument` for a rule, axes, masks or a step that do not fit, `UnknownName` for a name or
     glob.

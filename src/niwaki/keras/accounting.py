@@ -61,10 +61,12 @@ def _errors(
     every = {id(variable): variable for variable in model.weights}
 
     def add(name: str, before: Any, after: Any) -> None:
-        if hasattr(before, "shape") and hasattr(after, "shape") and before.shape == after.shape:
-            one, other = numbers(before), numbers(after)
-            part = np.array([np.square(one - other).sum(), np.square(one).sum()])
-            sums[name] = sums.get(name, np.zeros(2)) + part
+        # Of several outputs over all of them; of what is no float, or changed its shape, not at all.
+        first, second = _floats(before), _floats(after)
+        if first and [a.shape for a in first] == [b.shape for b in second]:
+            pairs = zip(map(numbers, first), map(numbers, second), strict=True)
+            parts = [[np.square(a - b).sum(), np.square(a).sum()] for a, b in pairs]
+            sums[name] = sums.get(name, np.zeros(2)) + np.sum(parts, axis=0)
 
     def see(layer: Any, call: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
         for identity in {id(one) for one in vars(layer).values()} & masks.keys():
@@ -80,11 +82,17 @@ def _errors(
         with watched(model, see):
             before = run(model, inputs) if hasattr(model, "call") else None
         with _masked(masked, masks):
-            after = run(model, inputs)
-        # Of a model with several outputs, over all of them.
-        for one, other in zip(*map(keras.tree.flatten, (before, after)), strict=False):
-            add("", one, other)
+            add("", before, run(model, inputs))
     return {name: _ratio(*map(float, pair)) for name, pair in sums.items()}
+
+
+def _floats(output: Any) -> list[Any]:
+    leaves = [one for one in keras.tree.flatten(output) if hasattr(one, "shape")]
+    return [
+        one
+        for one in leaves
+        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(one.dtype))
+    ]
 
 
 @contextmanager

@@ -23,9 +23,10 @@ from niwaki.plan import PEAKS, RELATIVE, Kind, Stage, stages
 from niwaki.rule import Composite, Rule, Scope, State
 from niwaki.torch.folding import Fold
 from niwaki.torch.measure import norms, on_host, peak, unit_norms
+from niwaki.torch.meshes import local, own_units
 from niwaki.torch.moments import Moments, relative
 from niwaki.torch.scaling import clamp_, representable, scale_, scale_all_, scale_units_
-from niwaki.torch.sharding import Sharding, local
+from niwaki.torch.sharding import Sharding
 from niwaki.torch.tensors import unit_axes
 
 AVAILABLE = ("sizes", "weights", "second_moment")
@@ -317,7 +318,7 @@ class Clipping:
         gradient, axis = parameter.grad, self.axes[name]
         assert gradient is not None  # noqa: S101  (the caller has looked)
         if self.sharding is not None and self.sharding.is_split(gradient):
-            factors = factors[self.sharding.own_units(gradient, axis)]
+            factors = factors[own_units(gradient, axis)]
         scale_units_(parameter, axis, factors)
 
 

@@ -21,7 +21,7 @@ from niwaki.outcome import Outcome
 from niwaki.rule import State
 from niwaki.torch.attention import Attention, attentions
 from niwaki.torch.logits import known, taken
-from niwaki.torch.sharding import is_sharded
+from niwaki.torch.meshes import is_sharded
 
 Logits = Mapping[str, Any]
 WHERE = "torch.bound_"

@@ -19,9 +19,9 @@ from niwaki.prune import pack_mask, unpack_mask
 from niwaki.prune.account import Account
 from niwaki.prune.held import Held
 from niwaki.torch import sharded_masks
+from niwaki.torch.meshes import local
 from niwaki.torch.resharding import reshard_
 from niwaki.torch.sharded_masks import Place
-from niwaki.torch.sharding import local
 from niwaki.torch.tensors import unwrapped
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

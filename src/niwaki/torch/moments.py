@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from niwaki.errors import InvalidArgument
-from niwaki.torch.sharding import local
+from niwaki.torch.meshes import local
 
 _DECAY = 0.999  # Adam's default
 

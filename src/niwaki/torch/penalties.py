@@ -12,9 +12,9 @@ from niwaki.errors import Refused
 from niwaki.prune.penalty_terms import Penalty, check_masks, check_penalty, term
 from niwaki.select import select
 from niwaki.torch.device_namespace import DeviceNamespace
+from niwaki.torch.meshes import is_sharded
 from niwaki.torch.resharding import reshard_
 from niwaki.torch.sharded_terms import beside, followed
-from niwaki.torch.sharding import is_sharded
 from niwaki.torch.tensors import unit_axes, unwrapped
 
 WHERE = "torch.penalty"
@@ -54,9 +54,8 @@ def penalty(
     the host; weights that are not finite make the sum so, and the clip that follows names them.
 
     `only`, `exclude`: globs over parameter names. `step`: counted from 0; a strength that changes needs it.
-    `masks`: for
-    `GrowingL2`, such as `prune_` returns, true where a weight is kept; those of biases and norms do not count;
-    of a sharded weight whole, or of the part on this rank.
+    `masks`: for `GrowingL2`, such as `prune_` returns, true where a weight is kept; those of biases and norms
+    do not count; of a sharded weight whole, or of the part on this rank.
 
     Raises `InvalidArgument` for a rule, masks or a step that do not fit, `UnknownName` for a glob or a mask
     that matches nothing, `Refused` with the reasons if nothing is penalised.

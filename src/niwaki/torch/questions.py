@@ -27,9 +27,9 @@ from niwaki.prune import (
 )
 from niwaki.prune.owl import outlier_share
 from niwaki.torch.head_groups import coupled_heads
+from niwaki.torch.meshes import local
 from niwaki.torch.prunable import layouts, prunable, siblings
 from niwaki.torch.sharded_masks import part_of
-from niwaki.torch.sharding import local
 from niwaki.torch.tensors import unwrapped
 
 _OF_NUMPY = (torch.float16, torch.float32, torch.float64)

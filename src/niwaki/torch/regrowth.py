@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from niwaki.errors import NonFinite, Refused
-from niwaki.torch.sharding import local
+from niwaki.torch.meshes import local
 
 
 def rewired(

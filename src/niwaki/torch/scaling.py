@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from niwaki.torch.sharding import local
+from niwaki.torch.meshes import local
 
 _FLUSHED = 1e-30  # a float32 kernel flushes smaller factors
 

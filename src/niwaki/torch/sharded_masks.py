@@ -15,7 +15,7 @@ import torch
 from niwaki.errors import InvalidArgument, Refused
 from niwaki.numpy.part import Part
 from niwaki.torch import ranks
-from niwaki.torch.sharding import Sharding, is_sharded, local
+from niwaki.torch.meshes import is_sharded, local, own_units
 
 
 class Place(NamedTuple):
@@ -39,7 +39,7 @@ def place_of(tensor: torch.Tensor) -> Place | None:
     if any(placement.is_partial() for placement in _lies(tensor)):
         raise Refused("sums that are still to be made have no single weights", where="sharded")
     try:
-        starts = [Sharding.own_units(tensor, axis).start for axis in range(tensor.dim())]
+        starts = [own_units(tensor, axis).start for axis in range(tensor.dim())]
     except Refused as error:
         raise Refused(
             "the weights of this rank are no rectangle", where="sharded", got=error

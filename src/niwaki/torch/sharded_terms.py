@@ -13,7 +13,7 @@ import torch
 
 from niwaki.torch import sharded_masks
 from niwaki.torch.masks import Masks
-from niwaki.torch.sharding import is_sharded, local
+from niwaki.torch.meshes import is_sharded, local
 
 
 def followed(parameter: torch.Tensor) -> torch.Tensor:

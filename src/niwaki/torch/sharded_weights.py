@@ -15,7 +15,7 @@ import torch
 from niwaki.errors import NiwakiError, NonFinite, Refused
 from niwaki.rule import Rule, Scope
 from niwaki.torch import ranks
-from niwaki.torch.sharding import Joint, Sharding, is_sharded, joints, local
+from niwaki.torch.meshes import Joint, is_sharded, joints, local, own_units
 from niwaki.torch.weights import measured
 
 WHERE = "torch.bound_"
@@ -110,7 +110,7 @@ class ShardedWeights:
             if name not in self._split:
                 continue
             try:
-                self._units[name] = Sharding.own_units(self._found[name], self._axes[name] or 0)
+                self._units[name] = own_units(self._found[name], self._axes[name] or 0)
             except Refused as error:
                 # Raised later, when the other ranks, whose units may be in order, have heard of it.
                 self._error = self._error or error
@@ -148,10 +148,8 @@ class ShardedWeights:
             whole = ranks.largest(joint.groups, np.append(own, troubles))
             whole, heard = whole[: len(own)], whole[len(own) :]
         else:
-            shares, no_peaks = (
-                np.repeat(list(joint.shares.values()), counts),
-                np.zeros(len(own), bool),
-            )
+            shares = np.repeat(list(joint.shares.values()), counts)
+            no_peaks = np.zeros(len(own), bool)
             whole, heard = ranks.reduced(joint.groups, own, np.array(troubles), shares, no_peaks)
         numbers.update(zip(names, np.split(whole, np.cumsum(counts))[:-1], strict=True))
         return heard.astype(np.float64).tolist()

@@ -12,7 +12,6 @@ import fnmatch
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,31 +23,12 @@ from niwaki.outcome import Outcome
 from niwaki.plan import PEAKS, Kind, Part, Stage
 from niwaki.rule import Scope
 from niwaki.torch import measure, ranks
+from niwaki.torch.meshes import copies_of, is_sharded, joints, local, own_units, ranks_of
 
 Groups: TypeAlias = "dist.ProcessGroup | Mapping[str, dist.ProcessGroup]"
 """A process group, or globs over parameter names -> process group."""
 
 _ALIKE = 1e-6  # replicas that are summed in another order differ by rounding
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of a tensor that lies on this rank; a plain tensor is its own."""
-    part = getattr(tensor, "to_local", None)
-    return tensor if part is None else part()
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor is a DTensor, replicated ones among them."""
-    return hasattr(tensor, "device_mesh")
-
-
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """DTensors over one set of ranks: the groups to reduce over in turn, name -> 1 / copies of an entry."""
-
-    over: tuple[int, ...]
-    groups: tuple[Any, ...]
-    shares: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,43 +152,13 @@ class Sharding:
 
     def is_split(self, tensor: torch.Tensor) -> bool:
         """Return whether this rank has but a part of a tensor."""
-        return is_sharded(tensor) and _copies(tensor) < tensor.device_mesh.size()  # type: ignore[attr-defined]
-
-    @staticmethod
-    def own_units(tensor: torch.Tensor, axis: int) -> slice:
-        """Return which units along an axis lie on this rank, as `torch.chunk` deals them out.
-
-        FSDP splits what tensor parallelism has split before, although its mesh dimension comes first.
-        """
-        mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
-        placements: Any = tensor.placements  # type: ignore[attr-defined]
-        splits = [
-            (getattr(placement, "split_factor", 1), size, place)
-            for placement, size, place in zip(
-                placements, mesh.shape, mesh.get_coordinate(), strict=True
-            )
-            if getattr(placement, "dim", None) == axis
-        ]
-        start, length, done, as_fsdp = 0, tensor.shape[axis], 1, True
-        for factor, size, place in sorted(splits, key=lambda split: split[0]):
-            most = math.ceil(length / size)
-            offset = min(length, most * place)
-            start, length = start + offset, min(most, length - offset)
-            as_fsdp = as_fsdp and factor in (1, done)
-            done *= size
-        if not as_fsdp or length != local(tensor).shape[axis]:
-            raise Refused(
-                "the units of this rank do not lie side by side",
-                where=f"sharded {tuple(tensor.shape)}, {placements}",
-                hint="use a rule by tensor",
-            )
-        return slice(start, start + length)
+        return is_sharded(tensor) and copies_of(tensor) < tensor.device_mesh.size()  # type: ignore[attr-defined]
 
     def unit_norms(self, tensor: torch.Tensor, axis: int) -> np.ndarray:
         """Return one norm per unit of the whole tensor, of what lies here; 0 where nothing does."""
         numbers = np.zeros(tensor.shape[axis])
         here = measure.unit_norms(local(tensor), axis).cpu().double().numpy()
-        numbers[self.own_units(tensor, axis)] = here
+        numbers[own_units(tensor, axis)] = here
         return numbers
 
     def _with_others(self, stage: Stage) -> Stage:
@@ -257,48 +207,6 @@ class Sharding:
         return _Layout(stage, joints, others, peaks, comparable)
 
 
-def joints(found: Mapping[str, torch.Tensor], *, copied: bool = False) -> list[Joint]:
-    """Return the sets of ranks that share tensors, in one order on all ranks, smaller sets first.
-
-    `copied`: whole copies are shared too. Raises `Refused` for a mesh without this rank.
-    """
-    by_ranks: dict[tuple[int, ...], Joint] = {}
-    for name, tensor in found.items():
-        if not is_sharded(tensor):
-            continue
-        mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
-        if mesh.get_coordinate() is None:
-            raise Refused(
-                "this rank is not in the mesh of the parameter",
-                where=name,
-                hint="give each rank the parameters that it holds, and process_group=",
-            )
-        copies = _copies(tensor)
-        if copied or copies < mesh.size():
-            over = _ranks(mesh)
-            joint = by_ranks.setdefault(over, Joint(over, _mesh_groups(mesh), {}))
-            joint.shares[name] = 1.0 / copies
-    # One order on all ranks, so that overlapping sets of ranks never wait for each other.
-    return [by_ranks[over] for over in sorted(by_ranks, key=lambda over: (len(over), over))]
-
-
-def _copies(tensor: Any) -> int:
-    pairs = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
-    return math.prod(size for placement, size in pairs if not hasattr(placement, "dim"))
-
-
-@lru_cache(maxsize=8)
-def _ranks(mesh: Any) -> tuple[int, ...]:
-    return tuple(sorted(mesh.mesh.flatten().tolist()))
-
-
-def _mesh_groups(mesh: Any) -> tuple[Any, ...]:
-    if mesh.ndim > 1 and mesh.size() == dist.get_world_size():
-        return (dist.group.WORLD,)
-    # A sum over the dimensions one by one is the sum over all, and needs no group of its own.
-    return tuple(mesh.get_group(dim) for dim in range(mesh.ndim) if mesh.size(dim) > 1)
-
-
 def _others(found: Mapping[str, torch.Tensor], groups: Groups | None) -> list[_Others]:
     if groups is None:
         return []
@@ -338,7 +246,7 @@ def _counted_by_mesh(tensor: torch.Tensor, group: Any) -> bool:
     if not is_sharded(tensor):
         return False
     mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
-    return bool({*_ranks(mesh)} & {*dist.get_process_group_ranks(group)} - {dist.get_rank()})
+    return bool({*ranks_of(mesh)} & {*dist.get_process_group_ranks(group)} - {dist.get_rank()})
 
 
 def _runs(stage: Stage) -> list[Stage]:

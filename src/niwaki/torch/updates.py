@@ -18,8 +18,9 @@ from niwaki.outcome import Outcome
 from niwaki.plan import Kind
 from niwaki.rule import Composite, Rule
 from niwaki.torch.clipping import Clipping
+from niwaki.torch.meshes import local
 from niwaki.torch.moments import Moments, relative
-from niwaki.torch.sharding import Sharding, local
+from niwaki.torch.sharding import Sharding
 
 
 class Updates:

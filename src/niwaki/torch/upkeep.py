@@ -21,9 +21,9 @@ from niwaki.schedule import whole
 from niwaki.torch.bound import bound_named, restored, targets
 from niwaki.torch.masks import Masks
 from niwaki.torch.prunable import prunable
+from niwaki.torch.prune import prune_
 from niwaki.torch.regrowth import check_whole, forget_moments_, noise, rewired
 from niwaki.torch.rewinding import Rewind
-from niwaki.torch.scheduling import pruned_at
 from niwaki.torch.shown import Shown, finite, shown_in_training
 from niwaki.torch.tensors import named, unwrapped
 
@@ -180,9 +180,18 @@ class Upkeep:
         return Masks(moved, left_alone=masks.left_alone)
 
     def _pruned(self, schedule: Timetable, steps: int) -> Masks:
-        others = self._others()
-        facts = self._shown.found(self._scored(schedule)) or None
-        masks = pruned_at(self._model, schedule, steps, self.masks, exclude=others, facts=facts)
+        others, own = self._others(), schedule.exclude or ()
+        masks = prune_(
+            self._model,
+            sparsity=None if schedule.pattern_says else schedule.sparsity_at(steps),
+            score=schedule.scored_by(),
+            allocation=schedule.allocation,
+            pattern=schedule.pattern,
+            only=schedule.only,
+            exclude=[*([own] if isinstance(own, str) else own), *others] or None,
+            masks=self.masks,
+            facts=self._shown.found(self._scored(schedule)) or None,
+        )
         reasons = {name: others.get(name, why) for name, why in masks.left_alone.items()}
         return Masks(masks, left_alone=reasons, account=masks.account)
 
