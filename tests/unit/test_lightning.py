@@ -70,6 +70,11 @@ def data() -> Any:
     return torch.utils.data.DataLoader(INPUTS, batch_size=BATCH)
 
 
+def batches() -> list[Any]:
+    """Return the loader's batches: fresh copies, because a sum over a view may be rounded differently."""
+    return [batch.clone() for batch in INPUTS.split(BATCH)]
+
+
 def trainer_of(pl: Any, callback: Any, **options: Any) -> Any:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "max_epochs": 2}
@@ -82,7 +87,7 @@ def by_hand(epochs: int = 2, accumulate: int = 1, dtype: Any = None, **rules: An
     optimizer = sgd(net.parameters())
     handle = nw.torch.attach(optimizer, net, **rules)
     for _ in range(epochs):
-        for index, batch in enumerate(INPUTS.split(BATCH)):
+        for index, batch in enumerate(batches()):
             if index % accumulate == 0:
                 optimizer.zero_grad()
             with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
@@ -122,7 +127,7 @@ def module_that_counts(pl: Any) -> Any:
     """Return a module with a batch for each step: a plain loader cannot resume within an epoch."""
     module = module_of(pl)
     module.training_step = lambda batch, batch_idx: loss_of(
-        module.net, INPUTS.split(BATCH)[module.trainer.global_step % STEPS]
+        module.net, batches()[module.trainer.global_step % STEPS]
     )
     return module
 
@@ -222,7 +227,7 @@ def test_gradients_that_a_scaler_has_scaled_are_clipped_by_their_own_norm(
     net = network()
     handle = nw.torch.attach(adam(fused)(net.parameters()), net, clip=nw.clip.ByGlobalNorm(1.0))
     plain = []
-    for batch in [*INPUTS.split(BATCH), *INPUTS.split(BATCH)]:
+    for batch in 2 * batches():
         net.zero_grad()
         loss_of(net, batch).backward()
         handle._optimizers[0].step()

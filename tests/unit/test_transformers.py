@@ -70,7 +70,8 @@ def by_hand(accumulate: int = 1, dtype: Any = None, **rules: Any) -> Any:
     optimizer = sgd(model)
     handle = nw.torch.attach(optimizer, model, **rules)
     for _ in range(2):
-        batches = INPUTS.split(BATCH)
+        # Fresh copies as the Trainer's are: a sum over a view may be rounded differently.
+        batches = [batch.clone() for batch in INPUTS.split(BATCH)]
         for window in (batches[i : i + accumulate] for i in range(0, STEPS, accumulate)):
             optimizer.zero_grad()
             for batch in window:
