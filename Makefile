@@ -1,4 +1,4 @@
-# niwaki: the three commands of a contributor are `make demo`, `make test` and `make check`.
+# karikomi: the three commands of a contributor are `make demo`, `make test` and `make check`.
 #
 # One environment, .venv, serves all of them: `demo` installs what the demonstration needs and `test`
 # adds the rest. A stamp per set is keyed on pyproject.toml, constraints.txt and this folder's path,
@@ -38,7 +38,7 @@ help: ## show this list
 	@echo '  torch without CUDA: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
 
 demo: demo-env ## compress a small network on real data that is bundled; writes runs/demo
-	$(BIN)/niwaki compress --out $(DEMO_OUT)
+	$(BIN)/karikomi compress --out $(DEMO_OUT)
 
 test: test-env ## run every test, docstring example and documentation block
 	@$(BIN)/python -m pytest -n $(WORKERS) --max-skips $(MAX_SKIPS) $(PYTEST_ARGS)
@@ -65,14 +65,14 @@ $(shell $(BIN)/python -c '' 2>/dev/null || rm -f .venv/.*-stamp-*)
 
 $(DEMO_STAMP):
 	@$(make-venv)
-	@echo 'installing niwaki[demo] into .venv (once; torch is the large part)'
+	@echo 'installing karikomi[demo] into .venv (once; torch is the large part)'
 	@$(INSTALL) -e '.[demo]'
 	@rm -f .venv/.*-stamp-*; touch $@
 
 # The tests run every framework at once; the demonstration's set is part of it.
 $(TEST_STAMP):
 	@$(make-venv)
-	@echo 'installing niwaki[dev,demo,keras,jax,trainers] into .venv (once; the frameworks are the large part)'
+	@echo 'installing karikomi[dev,demo,keras,jax,trainers] into .venv (once; the frameworks are the large part)'
 	@$(INSTALL) -e '.[dev,demo,keras,jax,trainers]'
 	@rm -f .venv/.*-stamp-*; touch $@ $(DEMO_STAMP)
 
@@ -87,7 +87,7 @@ done; \
 if test "$$lacking"; then \
     echo "$$lacking cannot make environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
 else \
-    echo 'niwaki needs Python 3.11 or later, found none as $(CANDIDATES); set PYTHON=/path/to/python' >&2; \
+    echo 'karikomi needs Python 3.11 or later, found none as $(CANDIDATES); set PYTHON=/path/to/python' >&2; \
 fi; \
 exit 1
 endef

@@ -33,7 +33,7 @@ from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 
 def _enter_scratch(namespace: dict[str, object]) -> None:
-    scratch = TemporaryDirectory(prefix="niwaki-docs-")
+    scratch = TemporaryDirectory(prefix="karikomi-docs-")
     namespace["_scratch"] = (scratch, Path.cwd())
     os.chdir(scratch.name)
 

@@ -1,4 +1,4 @@
-"""What a step with niwaki's global-norm clip costs beside the framework's own clip, compiled, in one run.
+"""What a step with karikomi's global-norm clip costs beside the framework's own clip, compiled, in one run.
 
 optax: ``chain(clip, optimizer)`` under ``jit`` against ``optax.clip_by_global_norm``. TensorFlow: a ``tf.function``
 against ``tf.clip_by_global_norm``. Keras: one whole ``optimizer.apply``, compiled, on TensorFlow, JAX and torch against
@@ -65,9 +65,9 @@ def optax_lane(rounds: int) -> None:
     import jax
     import optax
 
-    import niwaki as nw
+    import karikomi as kk
 
-    rule = nw.clip.ByGlobalNorm(1.0)
+    rule = kk.clip.ByGlobalNorm(1.0)
 
     def step(tx: Any, params: list) -> Step:
         # In the order in which it comes out, or XLA gives every buffer to another array and copies.
@@ -88,12 +88,12 @@ def optax_lane(rounds: int) -> None:
         for name, inner in (("sgd", optax.sgd(0.1)), ("adamw", optax.adamw(1e-3))):
             own = optax.clip_by_global_norm(1.0)
             theirs = step(optax.chain(own, inner), params)
-            ours = step(optax.chain(nw.jax.clip(rule), inner), params)
+            ours = step(optax.chain(kk.jax.clip(rule), inner), params)
             compare(f"optax, clip + {name}, {size}", theirs, ours, rounds)
         # What leaves bad steps out has its peer in what leaves bad steps out.
         chain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
         theirs = step(optax.apply_if_finite(chain, 10), params)
-        ours = step(nw.jax.clipped(optax.adamw(1e-3), rule), params)
+        ours = step(kk.jax.clipped(optax.adamw(1e-3), rule), params)
         compare(f"optax, clipped, apply_if_finite, {size}", theirs, ours, rounds)
 
 
@@ -107,13 +107,13 @@ def tensorflow_lane(rounds: int) -> None:
 def _clip_alone(size: str, values: list[np.ndarray], rounds: int) -> None:
     import tensorflow as tf
 
-    import niwaki as nw
+    import karikomi as kk
 
-    rule, grads = nw.clip.ByGlobalNorm(1.0), [tf.constant(value) for value in values]
+    rule, grads = kk.clip.ByGlobalNorm(1.0), [tf.constant(value) for value in values]
     for name, options in (("graph", {}), ("XLA", {"jit_compile": True})):
         own = tf.function(lambda g: tf.clip_by_global_norm(g, 1.0), **options)
-        ours = tf.function(lambda g, s: nw.keras.clip(g, rule, s)[::2], **options)
-        state = nw.keras.initial_state(rule, grads)
+        ours = tf.function(lambda g, s: kk.keras.clip(g, rule, s)[::2], **options)
+        state = kk.keras.initial_state(rule, grads)
         compare(
             f"TensorFlow, clip alone, {name}, {size}",
             functools.partial(own, grads),
@@ -125,12 +125,12 @@ def _clip_alone(size: str, values: list[np.ndarray], rounds: int) -> None:
 def _training_step(size: str, values: list[np.ndarray], rounds: int) -> None:
     import tensorflow as tf
 
-    import niwaki as nw
+    import karikomi as kk
 
-    rule = nw.clip.ByGlobalNorm(1.0)
+    rule = kk.clip.ByGlobalNorm(1.0)
     weights = [tf.Variable(value * np.float32(value.shape[-1] ** -0.5)) for value in values]
     inputs = tf.constant(np.ones((32, values[0].shape[0]), np.float32))
-    state = nw.keras.initial_state(rule, weights)
+    state = kk.keras.initial_state(rule, weights)
 
     def gradients() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -150,7 +150,7 @@ def _training_step(size: str, values: list[np.ndarray], rounds: int) -> None:
 
     @tf.function
     def ours(state: dict) -> dict:
-        grads, _, state = nw.keras.clip(gradients(), rule, state, variables=weights)
+        grads, _, state = kk.keras.clip(gradients(), rule, state, variables=weights)
         descend(grads)
         return state
 
@@ -166,13 +166,13 @@ def keras_lane(rounds: int) -> None:
     """Time one whole step of Adam, compiled where the backend compiles."""
     import keras
 
-    import niwaki as nw
+    import karikomi as kk
 
     backend = keras.config.backend()
     for size, shape in SIZES.items():
         both = (
             keras.optimizers.Adam(1e-3, global_clipnorm=1.0),
-            nw.keras.clipped(keras.optimizers.Adam(1e-3), nw.clip.ByGlobalNorm(1.0)),
+            kk.keras.clipped(keras.optimizers.Adam(1e-3), kk.clip.ByGlobalNorm(1.0)),
         )
         steps = [_keras_step(optimizer, arrays(*shape), backend) for optimizer in both]
         compare(f"Keras on {backend}, Adam alone, {size}", *steps, rounds)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import niwaki as nw
+import karikomi as kk
 
 Shapes = Sequence[tuple[int, ...]]
 Side = Callable[[], object]
@@ -92,10 +92,10 @@ class Row:
         self, size: str, what: str, times: dict[str, list[float]], target: float | None
     ) -> None:
         self.size, self.what, self.target = size, what, target
-        self.ours = statistics.median(times["niwaki"]) * 1e3
+        self.ours = statistics.median(times["karikomi"]) * 1e3
         self.theirs = statistics.median(times["peer"]) * 1e3
-        self.ratio = ratio(times["niwaki"], times["peer"])
-        self.to_floor = ratio(times["niwaki"], times["floor"]) if "floor" in times else None
+        self.ratio = ratio(times["karikomi"], times["peer"])
+        self.to_floor = ratio(times["karikomi"], times["floor"]) if "floor" in times else None
         self.floor = ratio(times["floor"], times["peer"]) if "floor" in times else None
 
     def __str__(self) -> str:
@@ -112,13 +112,13 @@ class Row:
 def norm_only(shapes: Shapes, rounds: int) -> dict[str, list[float]]:
     """Time a clip that does not engage."""
     ours, theirs, floors = model_of(shapes), model_of(shapes), model_of(shapes)
-    step = attached(ours, nw.clip.ByGlobalNorm(1e6), None)
+    step = attached(ours, kk.clip.ByGlobalNorm(1e6), None)
     parameters = list(theirs.parameters())
     # Memory of its own, as the others have: what another side has just read would be in the cache.
     flat = [p.grad.view(-1) for p in floors.parameters() if p.grad is not None]
     return paired(
         {
-            "niwaki": step,
+            "karikomi": step,
             "peer": lambda: torch.nn.utils.clip_grad_norm_(parameters, 1e6),
             "floor": lambda: [float(torch.dot(one, one)) for one in flat],
         },
@@ -131,26 +131,26 @@ def each_tensor(shapes: Shapes, rounds: int) -> dict[str, list[float]]:
     ours, theirs = model_of(shapes), model_of(shapes)
     sizes = [float(p.grad.norm()) for p in ours.parameters() if p.grad is not None]
     limit = statistics.median(sizes)
-    step = attached(ours, nw.clip.ByNorm(limit), None)
+    step = attached(ours, kk.clip.ByNorm(limit), None)
 
     def peer() -> None:
         for parameter in theirs.parameters():
             torch.nn.utils.clip_grad_norm_(parameter, limit)
 
-    return paired_fresh({"niwaki": step, "peer": peer}, (ours, theirs), rounds)
+    return paired_fresh({"karikomi": step, "peer": peer}, (ours, theirs), rounds)
 
 
 def each_unit(shapes: Shapes, rounds: int) -> dict[str, list[float]]:
     """Time AGC beside the operations of timm's, all units of matrices and kernels clipped or not."""
     ours, theirs = model_of(shapes), model_of(shapes)
     layered = Layered(ours)
-    step = attached(layered, nw.clip.AGC(0.01), None)
+    step = attached(layered, kk.clip.AGC(0.01), None)
 
     def peer() -> None:
         for parameter in theirs.parameters():
             _timm_agc(parameter)
 
-    return paired_fresh({"niwaki": step, "peer": peer}, (ours, theirs), rounds)
+    return paired_fresh({"karikomi": step, "peer": peer}, (ours, theirs), rounds)
 
 
 class Layered(torch.nn.Module):
@@ -190,10 +190,10 @@ def _unit_norms(tensor: torch.Tensor) -> torch.Tensor:
 def attached(model: torch.nn.Module, rule: Any, optimizer: torch.optim.Optimizer | None) -> Side:
     """Return what runs per step: the optimizer's step with our hooks, or the hooks alone."""
     if optimizer is not None:
-        nw.torch.attach(optimizer, model, clip=rule)
+        kk.torch.attach(optimizer, model, clip=rule)
         return optimizer.step
     idle = Idle(model.parameters(), {"lr": 0.0})
-    nw.torch.attach(idle, model, clip=rule)
+    kk.torch.attach(idle, model, clip=rule)
     return idle.step
 
 
@@ -209,7 +209,7 @@ def with_step(shapes: Shapes, limit: float, rounds: int) -> dict[str, list[float
     ours, theirs = model_of(shapes), model_of(shapes)
     options = {"lr": 1e-8, "fused": True}
     step = attached(
-        ours, nw.clip.ByGlobalNorm(limit), torch.optim.AdamW(ours.parameters(), **options)
+        ours, kk.clip.ByGlobalNorm(limit), torch.optim.AdamW(ours.parameters(), **options)
     )
     other = torch.optim.AdamW(theirs.parameters(), **options)
     parameters = list(theirs.parameters())
@@ -219,7 +219,7 @@ def with_step(shapes: Shapes, limit: float, rounds: int) -> dict[str, list[float
         torch.nn.utils.clip_grad_norm_(parameters, limit)
         other.step()
 
-    sides: dict[str, Side] = {"niwaki": step, "peer": peer}
+    sides: dict[str, Side] = {"karikomi": step, "peer": peer}
     if not refill:
         return paired(sides, rounds)
     return paired_fresh(sides, (ours, theirs), rounds)
@@ -255,7 +255,7 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds, median ms"
     )
-    print(f"{'parameters':<22}{'step':<34}{'niwaki':>9}{'torch':>9}{'ratio':>8}  target")
+    print(f"{'parameters':<22}{'step':<34}{'karikomi':>9}{'torch':>9}{'ratio':>8}  target")
     rows: list[Row] = []
     for size, shapes in SIZES.items():
         small = "100 x" in size

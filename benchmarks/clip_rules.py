@@ -22,37 +22,37 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 
 RULES: dict[str, Any] = {
     "none (NaN steps still skipped)": None,
-    "ByValue(0.01)": nw.clip.ByValue(0.01),
-    "ByValue(0.1)": nw.clip.ByValue(0.1),
-    "ByNorm(0.1)": nw.clip.ByNorm(0.1),
-    "ByNorm(1.0)": nw.clip.ByNorm(1.0),
-    "ByGlobalNorm(0.1)": nw.clip.ByGlobalNorm(0.1),
-    "ByGlobalNorm(1.0)": nw.clip.ByGlobalNorm(1.0),
-    "ByGlobalNorm(10.0)": nw.clip.ByGlobalNorm(10.0),
-    "AGC(0.01)": nw.clip.AGC(0.01),
-    "AGC(0.1)": nw.clip.AGC(0.1),
-    "AutoClip(10)": nw.clip.AutoClip(10),
-    "AutoClip(50)": nw.clip.AutoClip(50),
-    "Quantile(0.9)": nw.clip.Quantile(0.9),
-    "EMARatio(2.0)": nw.clip.EMARatio(2.0),
-    "ZClip(2.5)": nw.clip.ZClip(2.5),
-    "AdaGC(1.05)": nw.clip.AdaGC(1.05),
-    "SPAM(5000)": nw.clip.SPAM(5000.0),
-    "SPAM(50)": nw.clip.SPAM(50.0),
-    "Smooth(1.0)": nw.clip.Smooth(1.0),
-    "Normalize(1.0)": nw.clip.Normalize(1.0),
-    "SkipSpikes(6.0)": nw.clip.SkipSpikes(6.0),
-    "ZClip(2.5), then ByGlobalNorm(1.0)": nw.clip.Chain(
-        nw.clip.ZClip(2.5), nw.clip.ByGlobalNorm(1.0)
+    "ByValue(0.01)": kk.clip.ByValue(0.01),
+    "ByValue(0.1)": kk.clip.ByValue(0.1),
+    "ByNorm(0.1)": kk.clip.ByNorm(0.1),
+    "ByNorm(1.0)": kk.clip.ByNorm(1.0),
+    "ByGlobalNorm(0.1)": kk.clip.ByGlobalNorm(0.1),
+    "ByGlobalNorm(1.0)": kk.clip.ByGlobalNorm(1.0),
+    "ByGlobalNorm(10.0)": kk.clip.ByGlobalNorm(10.0),
+    "AGC(0.01)": kk.clip.AGC(0.01),
+    "AGC(0.1)": kk.clip.AGC(0.1),
+    "AutoClip(10)": kk.clip.AutoClip(10),
+    "AutoClip(50)": kk.clip.AutoClip(50),
+    "Quantile(0.9)": kk.clip.Quantile(0.9),
+    "EMARatio(2.0)": kk.clip.EMARatio(2.0),
+    "ZClip(2.5)": kk.clip.ZClip(2.5),
+    "AdaGC(1.05)": kk.clip.AdaGC(1.05),
+    "SPAM(5000)": kk.clip.SPAM(5000.0),
+    "SPAM(50)": kk.clip.SPAM(50.0),
+    "Smooth(1.0)": kk.clip.Smooth(1.0),
+    "Normalize(1.0)": kk.clip.Normalize(1.0),
+    "SkipSpikes(6.0)": kk.clip.SkipSpikes(6.0),
+    "ZClip(2.5), then ByGlobalNorm(1.0)": kk.clip.Chain(
+        kk.clip.ZClip(2.5), kk.clip.ByGlobalNorm(1.0)
     ),
-    "SkipSpikes(6.0), then ByGlobalNorm(1.0)": nw.clip.Chain(
-        nw.clip.SkipSpikes(6.0), nw.clip.ByGlobalNorm(1.0)
+    "SkipSpikes(6.0), then ByGlobalNorm(1.0)": kk.clip.Chain(
+        kk.clip.SkipSpikes(6.0), kk.clip.ByGlobalNorm(1.0)
     ),
-    "BlockRMS(1.0), on updates": nw.clip.BlockRMS(1.0),
+    "BlockRMS(1.0), on updates": kk.clip.BlockRMS(1.0),
 }
 OPTIMIZERS: dict[str, Any] = {
     "SGD, lr 0.1, momentum 0.9": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -94,7 +94,7 @@ def train(rule: Any, make: Any, steps: int, seed: int) -> dict[str, float]:
         nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
     )
     optimizer = make(model.parameters())
-    handle = nw.torch.attach(optimizer, model, clip=rule)
+    handle = kk.torch.attach(optimizer, model, clip=rule)
     engaged = skipped = 0
     seconds = []
     for inputs, labels in batches(x, y, steps, seed):

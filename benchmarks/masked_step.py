@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from prune_resnet20 import ResNet20
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 
 
 def trainer(model: nn.Module) -> torch.optim.Optimizer:
@@ -42,11 +42,11 @@ def main() -> None:
     torch.manual_seed(0)
     plain = ResNet20().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     attached, masked = copy.deepcopy(plain), copy.deepcopy(plain)
-    masks = nw.torch.prune_(masked, sparsity=0.9)
+    masks = kk.torch.prune_(masked, sparsity=0.9)
     models = {"plain": plain, "attached": attached, "masked": masked}
     optimizers = {name: trainer(model) for name, model in models.items()}
-    nw.torch.attach(optimizers["attached"], attached)
-    handle = nw.torch.attach(optimizers["masked"], masked, prune=masks)
+    kk.torch.attach(optimizers["attached"], attached)
+    handle = kk.torch.attach(optimizers["masked"], masked, prune=masks)
     images = torch.randn(128, 3, 32, 32).to(memory_format=torch.channels_last)
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(options.rounds + 3):

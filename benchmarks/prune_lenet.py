@@ -1,6 +1,6 @@
 """LeNet-300-100 and LeNet-5 (Caffe) on MNIST, from scratch to a fraction of their weights.
 
-Dense training, then gradual magnitude pruning through `nw.torch.attach`, with clipped gradients and shifts
+Dense training, then gradual magnitude pruning through `kk.torch.attach`, with clipped gradients and shifts
 of one pixel. Trained on all 60,000 training images; the last weights are judged once, on all 10,000 test
 images. "12x fewer" counts every parameter: all of the network's (266,610 and 431,080, biases included)
 divided by those that are not zero afterwards. Single biases are not pruned, so the weights are pruned a
@@ -32,12 +32,12 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import niwaki as nw
-from niwaki.files import write_text
-from niwaki.torch.networks import lenet5, lenet300
+import karikomi as kk
+from karikomi.files import write_text
+from karikomi.torch.networks import lenet5, lenet300
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("NIWAKI_DATA", ROOT.parent / "shared" / "data")) / "mnist.npz"
+DATA = Path(os.environ.get("KARIKOMI_DATA", ROOT.parent / "shared" / "data")) / "mnist.npz"
 MEAN, DEVIATION = 33.318421, 78.567490  # of the 60,000 training images
 HELD_OUT = 10_000
 NETWORKS = {"300-100": lenet300, "5": lenet5}
@@ -97,7 +97,7 @@ class Asked:
     validate: bool
     bfloat16: bool
     threads: int
-    versions: str = f"niwaki {nw.__version__}, torch {torch.__version__}"
+    versions: str = f"karikomi {kk.__version__}, torch {torch.__version__}"
 
     def __str__(self) -> str:
         """Return the short name for a progress bar."""
@@ -178,7 +178,7 @@ def fit(
         gradual = gradual_for(model, dense, asked, total)
         taught = lessons(dense, learned, asked) if recipe.distill else None
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate, fused=True)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), prune=gradual)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), prune=gradual)
     for _ in range(epochs):
         order = torch.randperm(len(learned), generator=generator)
         places = torch.randint(0, 9, (len(learned),), generator=generator)
@@ -217,14 +217,14 @@ def error(model: nn.Module, judged: Images) -> float:
     return 100 * int(wrong.sum()) / len(judged)
 
 
-def gradual_for(model: nn.Module, dense: nn.Module, asked: Asked, total: int) -> nw.prune.Gradual:
+def gradual_for(model: nn.Module, dense: nn.Module, asked: Asked, total: int) -> kk.prune.Gradual:
     """Return the schedule after which, biases kept, a `ratio`-th of the dense network is left."""
     biases = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)
     kept, weights = math.floor(size(dense) / asked.ratio) - biases, size(model) - biases
     if not 0 < kept <= weights:
         raise SystemExit(f"{asked.ratio:g}x: the {biases} biases leave room for {kept} weights")
     last = max(int(total * asked.recipe.ramp), 2)
-    return nw.prune.Gradual(
+    return kk.prune.Gradual(
         1 - kept / weights,
         steps=(1, last),
         every=max(last // 40, 1),
@@ -244,8 +244,8 @@ def narrowed(model: nn.Module, units: tuple[int, ...]) -> nn.Module:
     shares = {
         name: 1 - kept / width for name, kept, width in zip(weights, units, widths, strict=False)
     }
-    nw.torch.prune_(model, shares, pattern="units")
-    small, _ = nw.torch.shrink(model, torch.zeros(1, 1, 28, 28))
+    kk.torch.prune_(model, shares, pattern="units")
+    small, _ = kk.torch.shrink(model, torch.zeros(1, 1, 28, 28))
     return small
 
 

@@ -28,13 +28,13 @@ from safetensors.numpy import load_file
 from torch import nn
 from tqdm import tqdm
 
-import niwaki as nw
-from niwaki import registry
-from niwaki.errors import NiwakiError
-from niwaki.files import write_text
-from niwaki.torch.recalibration import recalibrate_
+import karikomi as kk
+from karikomi import registry
+from karikomi.errors import KarikomiError
+from karikomi.files import write_text
+from karikomi.torch.recalibration import recalibrate_
 
-DATA = Path(os.environ.get("NIWAKI_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("KARIKOMI_DATA") or Path(__file__).parents[2] / "shared" / "data")
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 CALIBRATION, HELD_OUT, TRAINING = slice(0, 256), slice(256, 768), slice(768, 50_000)
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
@@ -123,7 +123,7 @@ def combinations(arguments: argparse.Namespace) -> list[tuple[str, str]]:
 
 def curves(held: Pair) -> dict[str, list[tuple[float, float]]]:
     """Return what pruning each weight alone by magnitude costs on held-out training images."""
-    found = nw.torch.sensitivity(trained(), lambda module: accuracy(module, held))
+    found = kk.torch.sensitivity(trained(), lambda module: accuracy(module, held))
     return {name: list(curve.items()) for name, curve in found.items()}
 
 
@@ -141,7 +141,7 @@ def cell(
     curve = {name: dict(map(tuple, points)) for name, points in known.items()}
     data = batches(calibration, 64)
     try:
-        nw.torch.prune_(
+        kk.torch.prune_(
             module,
             sparsity,
             score=score,
@@ -150,7 +150,7 @@ def cell(
             loss=F.cross_entropy,
             facts={"curve": curve} if curve else None,
         )
-    except NiwakiError as error:
+    except KarikomiError as error:
         return {"refused": str(error)}
     found: dict[str, Any] = {
         "seconds": time.perf_counter() - start[0],
@@ -168,7 +168,7 @@ def finetuned(
     """Prune and train with masks; return the accuracy before, and of the last weights."""
     module = trained()
     calibration = images("cifar10_train.npz", CALIBRATION)
-    masks = nw.torch.prune_(
+    masks = kk.torch.prune_(
         module, sparsity, score=score, data=batches(calibration, 64), loss=F.cross_entropy
     )
     before = accuracy(module, test)
@@ -256,7 +256,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     # Figures of one state of the code are no figures of another.
-    package = Path(nw.__file__).parent
+    package = Path(kk.__file__).parent
     files = sorted(
         one for part in ("prune", "numpy", "torch") for one in (package / part).glob("*.py")
     )

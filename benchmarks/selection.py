@@ -1,7 +1,7 @@
 """Exact global magnitude pruning of many weights, paired with torch's ways, and streamed from a file.
 
 Prints one row per way: seconds (median), peak memory above weights and masks, weights removed, and the ratio to
-niwaki. Each way runs in a process of its own, one after the other, so that peaks do not mix.
+karikomi. Each way runs in a process of its own, one after the other, so that peaks do not mix.
 ``--stream 1000000000`` adds pruning of a safetensors file of that many weights in bounded memory.
 """
 
@@ -23,10 +23,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-import niwaki as nw
+import karikomi as kk
 
 SPARSITY = 0.9
-WAYS = ("niwaki", "niwaki, all scores equal", "torch global_unstructured", "cat + kthvalue")
+WAYS = ("karikomi", "karikomi, all scores equal", "torch global_unstructured", "cat + kthvalue")
 
 
 def network(weights: int, *, equal: bool) -> nn.Sequential:
@@ -39,9 +39,9 @@ def network(weights: int, *, equal: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def by_niwaki(module: nn.Sequential) -> list[torch.Tensor]:
+def by_karikomi(module: nn.Sequential) -> list[torch.Tensor]:
     """Prune and return the masks."""
-    return list(nw.torch.prune_(module, sparsity=SPARSITY).values())
+    return list(kk.torch.prune_(module, sparsity=SPARSITY).values())
 
 
 def by_torch(module: nn.Sequential) -> list[torch.Tensor]:
@@ -67,7 +67,7 @@ def measured(way: str, weights: int) -> dict[str, float]:
     """Run one way once in this process; return its seconds, extra MiB and removed weights."""
     module = network(weights, equal="equal" in way)
     warm = network(12_000, equal=False)
-    function = {"niwaki": by_niwaki, "torch": by_torch, "cat": by_kthvalue}[
+    function = {"karikomi": by_karikomi, "torch": by_torch, "cat": by_kthvalue}[
         way.split()[0].rstrip(",")
     ]
     function(warm)
@@ -93,7 +93,7 @@ def streamed(weights: int) -> dict[str, float]:
         source, target = Path(folder) / "dense.safetensors", Path(folder) / "pruned.safetensors"
         write(source, weights)
         before, started = peak(), time.perf_counter()
-        result = nw.numpy.prune_file(source, target, sparsity=SPARSITY)
+        result = kk.numpy.prune_file(source, target, sparsity=SPARSITY)
         return {
             "seconds": time.perf_counter() - started,
             "peak_mib": peak() / 2**20,
@@ -154,7 +154,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for way in WAYS:
             rounds[way].append(child(way, options.weights))
-    own = statistics.median(run["seconds"] for run in rounds["niwaki"])
+    own = statistics.median(run["seconds"] for run in rounds["karikomi"])
     for way, runs in rounds.items():
         seconds = statistics.median(run["seconds"] for run in runs)
         extra = max(run["extra_mib"] for run in runs)

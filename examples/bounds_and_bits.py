@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-import niwaki as nw
-from niwaki.quantize import uniform
+import karikomi as kk
+from karikomi.quantize import uniform
 
 EPOCHS = 40
-TASK = nw.tasks.load("digits")
+TASK = kk.tasks.load("digits")
 DATA = TASK.data()
-RUNNER = nw.torch.runner_for(TASK, DATA, seed=0)
+RUNNER = kk.torch.runner_for(TASK, DATA, seed=0)
 
 
 def trained(**held: object) -> dict[str, np.ndarray]:
     """Return the arrays of the network after the same training, with other things held meanwhile."""
-    phase = nw.tasks.Phase(stage="example", epochs=EPOCHS, learning_rate=4e-3, **held)
+    phase = kk.tasks.Phase(stage="example", epochs=EPOCHS, learning_rate=4e-3, **held)
     training = RUNNER.train(RUNNER.fresh(), phase)
-    with tempfile.TemporaryDirectory() as folder, nw.record.Recorder(Path(folder) / "rows") as rows:
+    with tempfile.TemporaryDirectory() as folder, kk.record.Recorder(Path(folder) / "rows") as rows:
         for _ in range(EPOCHS):
             training.run_epoch(rows)
     return training.arrays()
@@ -47,15 +47,15 @@ def packed(arrays: dict[str, np.ndarray]) -> int:
     """Return the bytes of the packed file with 8-bit weights."""
     coded = {name: uniform(arrays[name], bits=8, axis=0) for name in RUNNER.prunable()}
     with tempfile.TemporaryDirectory() as folder:
-        return nw.save({**arrays, **coded}, Path(folder) / "model.niwaki").stat().st_size
+        return kk.save({**arrays, **coded}, Path(folder) / "model.karikomi").stat().st_size
 
 
 def main() -> None:
     """Print the table."""
     rows = {
         "nothing": trained(),
-        "gradients clipped": trained(clip=nw.clip.ByGlobalNorm(1.0)),
-        "weights bounded": trained(bound=nw.bound.Clamp(0.25)),
+        "gradients clipped": trained(clip=kk.clip.ByGlobalNorm(1.0)),
+        "weights bounded": trained(bound=kk.bound.Clamp(0.25)),
         "weights pruned": trained(sparsity=0.9),
     }
     print("                    largest   test error %                    8-bit file")

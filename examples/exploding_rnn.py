@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch.nn.functional import cross_entropy, embedding
 from tqdm import tqdm
 
-import niwaki as nw
+import karikomi as kk
 
 UNITS, BATCH, TEST, CHECK_EVERY = 50, 20, 1_000, 100
 LIMITS = {"none": math.inf, "1": 1.0}  # an infinite limit only measures
@@ -75,7 +75,7 @@ def step(
     """Take one step and return the norm before clipping; what is not finite goes through, in both arms."""
     optimizer.zero_grad()
     cross_entropy(network(symbols), classes).backward()
-    outcome, _ = nw.torch.clip_(network, nw.clip.ByGlobalNorm(limit), nonfinite="pass")
+    outcome, _ = kk.torch.clip_(network, kk.clip.ByGlobalNorm(limit), nonfinite="pass")
     optimizer.step()
     return outcome.pre
 

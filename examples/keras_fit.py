@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from sklearn.datasets import load_digits
 
-import niwaki as nw
+import karikomi as kk
 
 EPOCHS, BATCH, RATE = 12, 64, 6e-3
 
@@ -29,7 +29,7 @@ def accuracy(optimizer: keras.optimizers.Optimizer, *callbacks: keras.callbacks.
     keras.utils.set_random_seed(0)
     hidden = keras.layers.Dense(64, "relu", name="hidden")
     model = keras.Sequential([keras.Input((64,)), hidden, keras.layers.Dense(10, name="classes")])
-    nw.keras.bound_(model, nw.bound.MaxNorm(3.0))  # the weights into one unit: fit keeps them so
+    kk.keras.bound_(model, kk.bound.MaxNorm(3.0))  # the weights into one unit: fit keeps them so
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
     train, test = digits()
@@ -39,9 +39,9 @@ def accuracy(optimizer: keras.optimizers.Optimizer, *callbacks: keras.callbacks.
 
 def main() -> None:
     """Print the accuracy with and without clipping, and what clipping did."""
-    page = nw.report.TrainingPage("runs/digits.html")
-    monitor = nw.keras.Monitor("runs/digits.jsonl", report=page)
-    clipped = nw.keras.clipped(keras.optimizers.Adam(RATE), nw.clip.AutoClip(75))
+    page = kk.report.TrainingPage("runs/digits.html")
+    monitor = kk.keras.Monitor("runs/digits.jsonl", report=page)
+    clipped = kk.keras.clipped(keras.optimizers.Adam(RATE), kk.clip.AutoClip(75))
     print(f"plain Adam:    {accuracy(keras.optimizers.Adam(RATE)):.1%} of the test images right")
     print(f"with AutoClip: {accuracy(clipped, monitor):.1%}; its steps: runs/digits.html")
     print(*monitor.summary, sep="\n")

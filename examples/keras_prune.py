@@ -13,10 +13,10 @@ import keras
 import numpy as np
 from sklearn.datasets import load_digits
 
-import niwaki as nw
+import karikomi as kk
 
 EPOCHS, STOP, BATCH = 20, 8, 64
-SCHEDULE = nw.prune.Gradual(0.9, steps=(50, 300), every=25)
+SCHEDULE = kk.prune.Gradual(0.9, steps=(50, 300), every=25)
 
 
 def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -30,10 +30,10 @@ def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarra
 def network() -> keras.Model:
     """Return a network with an L1 penalty on its hidden layer, and gradients clipped."""
     keras.utils.set_random_seed(0)
-    penalty = nw.keras.Penalty(nw.prune.L1(1e-5))
+    penalty = kk.keras.Penalty(kk.prune.L1(1e-5))
     hidden = keras.layers.Dense(128, "relu", kernel_regularizer=penalty, name="hidden")
     model = keras.Sequential([keras.Input((64,)), hidden, keras.layers.Dense(10, name="classes")])
-    optimizer = nw.keras.clipped(keras.optimizers.Adam(3e-3), nw.clip.AutoClip(75))
+    optimizer = kk.keras.clipped(keras.optimizers.Adam(3e-3), kk.clip.AutoClip(75))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
     return model
@@ -49,11 +49,11 @@ def main() -> None:
     folder = Path("runs")
     folder.mkdir(exist_ok=True)
     begun = network()
-    begun.fit(*train, BATCH, STOP, verbose=0, callbacks=[nw.keras.Pruning(SCHEDULE)])
+    begun.fit(*train, BATCH, STOP, verbose=0, callbacks=[kk.keras.Pruning(SCHEDULE)])
     begun.save(folder / "half-way.keras")
 
     model: Any = keras.models.load_model(folder / "half-way.keras")
-    pruning = nw.keras.Pruning(SCHEDULE)
+    pruning = kk.keras.Pruning(SCHEDULE)
     model.fit(*train, BATCH, EPOCHS, initial_epoch=STOP, verbose=0, callbacks=[pruning])
     right = model.evaluate(*test, verbose=0)[1]
     print(f"pruned: {right:.1%} right, {pruning.masks.sparsity:.1%} of the kernels zero")
@@ -61,7 +61,7 @@ def main() -> None:
 
     pruning.masks.save(folder / "masks.safetensors")
     print(f"masks:  {(folder / 'masks.safetensors').stat().st_size:,} bytes")
-    nw.keras.strip_(model)
+    kk.keras.strip_(model)
     model.save(folder / "digits.keras")  # the zeros stay, and nothing holds them there any more
 
 

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import niwaki as nw
+import karikomi as kk
 
 # What Lightning says about devices and workers is of no use here.
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -62,14 +62,14 @@ def accuracy(callback: pl.Callback) -> float:
 def main() -> None:
     """Train twice and say what the clip did."""
     # Without a rule the callback measures, and skips steps that are not finite.
-    rules = {"no clip": None, "norm <= 1": nw.clip.ByGlobalNorm(1.0)}
+    rules = {"no clip": None, "norm <= 1": kk.clip.ByGlobalNorm(1.0)}
     print("           test digits right %   steps clipped %   largest norm")
     with tempfile.TemporaryDirectory() as folder:
         for name, rule in rules.items():
             path = Path(folder) / name
-            with nw.record.Recorder(path) as record:
-                right = accuracy(nw.plugins.LightningCallback(clip=rule, record=record))
-            steps = [row for row in nw.record.read(path) if row["event"] == "step"]
+            with kk.record.Recorder(path) as record:
+                right = accuracy(kk.plugins.LightningCallback(clip=rule, record=record))
+            steps = [row for row in kk.record.read(path) if row["event"] == "step"]
             clipped = 100 * sum(row["clipped"] for row in steps) / len(steps)
             largest = max(row["norm"] for row in steps)
             print(f"{name:9} {right:20.1f} {clipped:17.1f} {largest:14.3g}")

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-import niwaki as nw
-from niwaki.quantize import kmeans, uniform
-from niwaki.tree import flatten, unflatten
+import karikomi as kk
+from karikomi.quantize import kmeans, uniform
+from karikomi.tree import flatten, unflatten
 
 WIDTHS, STEPS, BATCH, RATE = (64, 128, 64, 10), 2_400, 32, 0.4
-CLIP = nw.clip.AutoClip(90)  # the limit: what 90 % of the gradient norms so far stayed below
-BOUND = nw.bound.Clamp(0.5)  # no weight beyond +-0.5, so that few bits can tell them apart
-PRUNE = nw.prune.Gradual(0.9, steps=(600, 1_800), every=25)
+CLIP = kk.clip.AutoClip(90)  # the limit: what 90 % of the gradient norms so far stayed below
+BOUND = kk.bound.Clamp(0.5)  # no weight beyond +-0.5, so that few bits can tell them apart
+PRUNE = kk.prune.Gradual(0.9, steps=(600, 1_800), every=25)
 
 Layers = list[dict[str, np.ndarray]]
 
@@ -67,22 +67,22 @@ def gradients(layers: Layers, inputs: np.ndarray, classes: np.ndarray) -> Layers
     return found[::-1]
 
 
-def trained(inputs: np.ndarray, classes: np.ndarray, prune: nw.prune.Gradual | None) -> Layers:
+def trained(inputs: np.ndarray, classes: np.ndarray, prune: kk.prune.Gradual | None) -> Layers:
     """Return a network after all steps: clip, move, mask, bound, each a line."""
     layers, state, masks, rng = fresh(seed=0), None, {}, np.random.default_rng(1)
     for step in range(STEPS):
         batch = rng.integers(len(inputs), size=BATCH)
         grads = gradients(layers, inputs[batch], classes[batch])
-        grads, _, state = nw.numpy.clip(grads, CLIP, state)
+        grads, _, state = kk.numpy.clip(grads, CLIP, state)
         layers = [
             {name: layer[name] - RATE * own[name] for name in layer}
             for layer, own in zip(layers, grads, strict=True)
         ]
         if prune and prune.due(step):
             goal = prune.sparsity_at(step)
-            layers, masks = nw.numpy.prune(layers, sparsity=goal, only="*.weight", masks=masks)
-        layers = nw.numpy.masked(layers, masks)  # what was pruned does not grow again
-        layers, _, _ = nw.numpy.bound(layers, BOUND)
+            layers, masks = kk.numpy.prune(layers, sparsity=goal, only="*.weight", masks=masks)
+        layers = kk.numpy.masked(layers, masks)  # what was pruned does not grow again
+        layers, _, _ = kk.numpy.bound(layers, BOUND)
     return layers
 
 
@@ -92,8 +92,8 @@ def as_stored(layers: Layers, quantize: Callable[..., Any] | None) -> tuple[Laye
     if quantize:
         arrays |= {n: quantize(array) for n, array in arrays.items() if n.endswith("weight")}
     with tempfile.TemporaryDirectory() as folder:
-        path = nw.save(arrays, Path(folder) / "digits.niwaki")
-        return unflatten(layers, nw.load(path)), path.stat().st_size
+        path = kk.save(arrays, Path(folder) / "digits.karikomi")
+        return unflatten(layers, kk.load(path)), path.stat().st_size
 
 
 def main() -> None:

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import optax
 from sklearn.datasets import load_digits
 
-import niwaki as nw
+import karikomi as kk
 
 DIGITS = load_digits()
 IMAGES, LABELS = jnp.asarray(DIGITS.data / 16, jnp.float32), jnp.asarray(DIGITS.target)
 TRAIN, TEST = slice(0, 1_400), slice(1_400, None)
 
 OPTIMIZER = optax.chain(
-    nw.jax.clipped(optax.adam(3e-3), nw.clip.AutoClip(25)),
-    nw.jax.bound(nw.bound.MaxNorm(2.0), unit_axes={"*kernel": -1}),
+    kk.jax.clipped(optax.adam(3e-3), kk.clip.AutoClip(25)),
+    kk.jax.bound(kk.bound.MaxNorm(2.0), unit_axes={"*kernel": -1}),
 )
 
 
@@ -56,15 +56,15 @@ def main() -> None:
         order = jax.random.permutation(jax.random.key(epoch), 1_400)
         for batch in order.reshape(-1, 50):
             params, state = step(params, state, IMAGES[batch], LABELS[batch])
-            clipped += nw.jax.outcome(state).engaged
-        nw.jax.check(state)
+            clipped += kk.jax.outcome(state).engaged
+        kk.jax.check(state)
     right = jnp.mean(logits(params, IMAGES[TEST]).argmax(1) == LABELS[TEST])
     norms = [jnp.linalg.norm(layer["kernel"], axis=0).max() for layer in params.values()]
     print(
         f"test digits right {100 * right:.1f} %, clipped {100 * clipped / 560:.0f} % of the steps"
     )
     print(f"largest norm of a unit's weights {max(norms):.3f}")
-    print(f"last step: {nw.jax.outcome(state)}")
+    print(f"last step: {kk.jax.outcome(state)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 
 SPARSITY = 0.9
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -43,7 +43,7 @@ def trained(train: Pair) -> nn.Module:
     model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 50), nn.ReLU())
     model.append(nn.Linear(50, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     for _ in range(30):
         for inputs, classes in batches(train):
             optimizer.zero_grad()
@@ -59,11 +59,11 @@ def main() -> None:
     print(f"dense: {accuracy(dense, test):.1%} of the test images right")
     for score in ("random", "magnitude", "obc"):
         model = copy.deepcopy(dense)
-        masks = nw.torch.prune_(model, SPARSITY, score=score, data=batches(train))
+        masks = kk.torch.prune_(model, SPARSITY, score=score, data=batches(train))
         print(f"{score}: {accuracy(model, test):.1%} with {masks.sparsity:.0%} of the weights gone")
     print(masks.account)
     judge = batches(train)[0]  # a held-out part of the training images is better
-    nw.torch.recover_(
+    kk.torch.recover_(
         *(model, masks, batches(train)[1:]),
         loss=nn.functional.cross_entropy,
         teacher=dense,

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-import niwaki as nw
+import karikomi as kk
 
 DIGITS = load_digits()
 IMAGES, LABELS = tf.constant(DIGITS.data / 16, tf.float32), tf.constant(DIGITS.target, tf.int32)
@@ -50,16 +50,16 @@ def train(rule: object) -> None:
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, found)
             loss = tf.reduce_mean(losses)
         grads = tape.gradient(loss, weights)
-        grads, _, state = nw.keras.clip(grads, rule, state, variables=weights)
+        grads, _, state = kk.keras.clip(grads, rule, state, variables=weights)
         for weight, grad in zip(weights, grads, strict=True):
             weight.assign_sub(RATE * grad)
         return state
 
-    state, clipped, steps = nw.keras.initial_state(rule, weights), 0, 0
+    state, clipped, steps = kk.keras.initial_state(rule, weights), 0, 0
     for epoch in range(10):
         for batch in np.random.default_rng(epoch).permutation(TRAIN).reshape(-1, 50):
             state = step(tf.gather(IMAGES, batch), tf.gather(LABELS, batch), state)
-            clipped, steps = clipped + nw.keras.outcome(state).engaged, steps + 1
+            clipped, steps = clipped + kk.keras.outcome(state).engaged, steps + 1
     guesses = tf.argmax(logits(weights, IMAGES[-TEST:]), 1, tf.int32)
     right = tf.reduce_mean(tf.cast(guesses == LABELS[-TEST:], tf.float32))
     print(
@@ -69,8 +69,8 @@ def train(rule: object) -> None:
 
 def main() -> None:
     """Train without and with a limit, at a learning rate that is too large without."""
-    train(nw.clip.ByGlobalNorm(float("inf")))
-    train(nw.clip.ByGlobalNorm(0.5))
+    train(kk.clip.ByGlobalNorm(float("inf")))
+    train(kk.clip.ByGlobalNorm(0.5))
 
 
 if __name__ == "__main__":

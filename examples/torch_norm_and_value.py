@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 
 DIGITS = load_digits()
 IMAGES = torch.tensor(DIGITS.data / 16, dtype=torch.float32)
@@ -23,7 +23,7 @@ def train(clip: object, bound: object) -> tuple[float, float, float]:
     layers = [layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
-    handle = nw.torch.attach(optimizer, model, clip=clip, bound=bound)
+    handle = kk.torch.attach(optimizer, model, clip=clip, bound=bound)
     clipped = 0
     for _ in range(10):
         for batch in torch.randperm(1_400).split(50):
@@ -40,10 +40,10 @@ def main() -> None:
     """Print what each way of clipping comes to, at a learning rate that is too large without."""
     ways = {
         "nothing": (None, None),
-        "gradients by norm": (nw.clip.ByGlobalNorm(1.0), None),
-        "gradients by value": (nw.clip.ByValue(0.01), None),
-        "by norm, weights by value": (nw.clip.ByGlobalNorm(1.0), nw.bound.Clamp(0.5)),
-        "by value, weights by norm": (nw.clip.ByValue(0.01), nw.bound.MaxNorm(3.0)),
+        "gradients by norm": (kk.clip.ByGlobalNorm(1.0), None),
+        "gradients by value": (kk.clip.ByValue(0.01), None),
+        "by norm, weights by value": (kk.clip.ByGlobalNorm(1.0), kk.bound.Clamp(0.5)),
+        "by value, weights by norm": (kk.clip.ByValue(0.01), kk.bound.MaxNorm(3.0)),
     }
     print(f"{'':27} test digits right %   steps clipped %   largest weight")
     for name, (clip, bound) in ways.items():

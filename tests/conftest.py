@@ -21,14 +21,14 @@ hypothesis.settings.load_profile("ci")
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Return the folder of real data: $NIWAKI_DATA, or ../shared/data beside the repository."""
-    named = os.environ.get("NIWAKI_DATA")
+    """Return the folder of real data: $KARIKOMI_DATA, or ../shared/data beside the repository."""
+    named = os.environ.get("KARIKOMI_DATA")
     folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
     if folder.is_dir():
         return folder
     if named:
-        pytest.fail(f"NIWAKI_DATA names no folder: {named}")
-    pytest.skip(f"{NO_DATA}: set NIWAKI_DATA to a folder with the real data sets")
+        pytest.fail(f"KARIKOMI_DATA names no folder: {named}")
+    pytest.skip(f"{NO_DATA}: set KARIKOMI_DATA to a folder with the real data sets")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 BACKEND = os.environ.get("KERAS_BACKEND", "torch")
 OTHERS = [name for name in ("jax", "tensorflow") if find_spec(name)]
 LIMIT = 300.0  # seconds
-_INSIDE = "NIWAKI_KERAS_LANE"
+_INSIDE = "KARIKOMI_KERAS_LANE"
 
 
 def only(*backends: str) -> Callable:

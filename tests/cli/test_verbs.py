@@ -20,19 +20,19 @@ import pytest
 import safetensors.numpy
 from click.testing import CliRunner, Result
 
-from niwaki import __version__, pack, registry
-from niwaki.cli.app import VERBS, main
+from karikomi import __version__, pack, registry
+from karikomi.cli.app import VERBS, main
 
 SOURCE = Path(__file__).parents[2] / "src"
 HELP_SECONDS = 0.25
-PROGRAM = "import sys; from niwaki.cli.app import main; main(prog_name='niwaki')"
+PROGRAM = "import sys; from karikomi.cli.app import main; main(prog_name='karikomi')"
 # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
 HEEDS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 
 TASK = """
 import numpy as np
 from torch import nn
-from niwaki.tasks import Data, Recipe, Split, Task
+from karikomi.tasks import Data, Recipe, Split, Task
 
 def split(size, seed):
     generator = np.random.default_rng(seed)
@@ -54,7 +54,7 @@ task = Task(
 
 def run(*arguments: object) -> Result:
     """Call the program in this process."""
-    return CliRunner().invoke(main, [str(one) for one in arguments], prog_name="niwaki")
+    return CliRunner().invoke(main, [str(one) for one in arguments], prog_name="karikomi")
 
 
 def good(*arguments: object) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def bad(*arguments: object) -> str:
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     lines = result.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("niwaki: error: "), result.stderr
+    assert len(lines) == 1 and lines[0].startswith("karikomi: error: "), result.stderr
     return lines[0]
 
 
@@ -113,8 +113,8 @@ def stored(arrays: dict[str, np.ndarray], tmp_path: Path) -> Path:
 @pytest.fixture
 def packed(stored: Path, tmp_path: Path) -> Path:
     """Return the arrays as a packed file."""
-    good("pack", stored, tmp_path / "model.niwaki", "--entries", 16)
-    return tmp_path / "model.niwaki"
+    good("pack", stored, tmp_path / "model.karikomi", "--entries", 16)
+    return tmp_path / "model.karikomi"
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def task(tmp_path: Path) -> Path:
 
 def test_help_names_every_verb_and_imports_none() -> None:
     code = (
-        "import sys; from niwaki.cli.app import main\n"
+        "import sys; from karikomi.cli.app import main\n"
         "try: main(['--help'])\n"
         "finally: print(*sorted(sys.modules))"
     )
@@ -144,8 +144,8 @@ def test_help_names_every_verb_and_imports_none() -> None:
     ).stdout
     text, modules = shown.rsplit("\n", 2)[0], set(shown.splitlines()[-1].split())
     assert all(f"  {verb} " in text for verb in VERBS)
-    assert {"niwaki.cli.app", "click"} <= modules
-    assert not modules & {"numpy", "jinja2", "pydantic", "niwaki.cli.pack", "niwaki.registry"}
+    assert {"karikomi.cli.app", "click"} <= modules
+    assert not modules & {"numpy", "jinja2", "pydantic", "karikomi.cli.pack", "karikomi.registry"}
 
 
 def test_help_is_quick() -> None:
@@ -165,20 +165,20 @@ def test_each_verb_has_a_module() -> None:
     for verb in VERBS:
         command = group.get_command(None, verb)  # type: ignore[arg-type]
         assert command is not None and command.callback is not None
-        assert command.callback.__module__ == f"niwaki.cli.{verb}"
+        assert command.callback.__module__ == f"karikomi.cli.{verb}"
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_shows_an_example(verb: str) -> None:
     result = run(verb, "--help")
     assert result.exit_code == 0
-    assert f"Example: niwaki {verb} " in result.stdout
+    assert f"Example: karikomi {verb} " in result.stdout
     assert "--json" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
 def test_the_version() -> None:
-    assert run("--version").stdout == f"niwaki, version {__version__}\n"
+    assert run("--version").stdout == f"karikomi, version {__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_defect_of_ours_keeps_its_traceback(
     monkeypatch.setattr(pack, "inspect", broken)
     result = run("inspect", packed)
     assert isinstance(result.exception, ZeroDivisionError)
-    assert "niwaki: error" not in result.output
+    assert "karikomi: error" not in result.output
 
 
 # pack, unpack, inspect
@@ -233,7 +233,7 @@ def test_lossless_there_and_back(
     if suffix == ".npz":
         source = tmp_path / "model.npz"
         np.savez(source, **arrays)
-    made = good("pack", source, tmp_path / "new" / "a.niwaki")
+    made = good("pack", source, tmp_path / "new" / "a.karikomi")
     back = tmp_path / "other" / "b.safetensors"
     assert good("unpack", made["file"], back)["file"] == str(back)
     found = safetensors.numpy.load_file(back)
@@ -254,7 +254,7 @@ def test_lossless_there_and_back(
 def test_only_float_matrices_are_quantized(
     option: str, value: int, quantizer: str, arrays: dict[str, np.ndarray], stored: Path
 ) -> None:
-    out = stored.with_name("q.niwaki")
+    out = stored.with_name("q.karikomi")
     made = good("pack", stored, out, option, value)
     kinds = {one["name"]: one["quantizer"] for one in made["tensors"]}
     assert kinds == {
@@ -291,7 +291,7 @@ def test_inspect_accounts_for_every_byte(packed: Path) -> None:
 
 
 def test_a_failed_pack_leaves_what_was_there(stored: Path, tmp_path: Path) -> None:
-    out = tmp_path / "kept.niwaki"
+    out = tmp_path / "kept.karikomi"
     good("pack", stored, out)
     before = out.read_bytes()
     np.savez(tmp_path / "nan.npz", weight=np.full((4, 4), np.nan, np.float32))
@@ -299,7 +299,7 @@ def test_a_failed_pack_leaves_what_was_there(stored: Path, tmp_path: Path) -> No
     assert out.read_bytes() == before
     good("pack", stored, out, "--entries", 2)
     assert out.read_bytes() != before
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".niwaki", ".npz", ".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".karikomi", ".npz", ".safetensors"}
 
 
 def test_no_verb_overwrites_what_it_reads(stored: Path) -> None:
@@ -362,9 +362,9 @@ def _no_array(path: Path) -> None:
 def test_a_hostile_npz(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "x.npz")
-    assert "x.npz" in bad("pack", "x.npz", "x.niwaki")
+    assert "x.npz" in bad("pack", "x.npz", "x.karikomi")
     assert not (tmp_path / "pwned").exists()
-    assert not (tmp_path / "x.niwaki").exists()
+    assert not (tmp_path / "x.karikomi").exists()
 
 
 def _header(text: bytes) -> bytes:
@@ -384,27 +384,27 @@ def _header(text: bytes) -> bytes:
 )
 def test_a_hostile_safetensors(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
-    line = bad("pack", tmp_path / "x.safetensors", tmp_path / "x.niwaki")
+    line = bad("pack", tmp_path / "x.safetensors", tmp_path / "x.karikomi")
     assert line.isprintable()
 
 
 def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     # Not a colour: click itself strips those where stderr is no terminal.
-    assert bad("inspect", tmp_path / "\x07x.niwaki").isprintable()
+    assert bad("inspect", tmp_path / "\x07x.karikomi").isprintable()
 
 
 def test_files_that_are_something_else(packed: Path, tmp_path: Path) -> None:
     packed.rename(tmp_path / "renamed.safetensors")
-    assert "packed file" in bad("pack", tmp_path / "renamed.safetensors", tmp_path / "y.niwaki")
-    assert "no such file" in bad("pack", tmp_path / "nowhere.npz", tmp_path / "y.niwaki")
+    assert "packed file" in bad("pack", tmp_path / "renamed.safetensors", tmp_path / "y.karikomi")
+    assert "no such file" in bad("pack", tmp_path / "nowhere.npz", tmp_path / "y.karikomi")
     (tmp_path / "x.pt").write_bytes(b"")
-    assert ".safetensors, .npz" in bad("pack", tmp_path / "x.pt", tmp_path / "y.niwaki")
+    assert ".safetensors, .npz" in bad("pack", tmp_path / "x.pt", tmp_path / "y.karikomi")
     assert "ending in .safetensors" in bad("unpack", tmp_path / "x.pt", tmp_path / "y.bin")
 
 
 def test_an_output_that_cannot_be_written(stored: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot write" in bad("pack", stored, tmp_path / "file" / "x.niwaki")
+    assert "cannot write" in bad("pack", stored, tmp_path / "file" / "x.karikomi")
 
 
 # list
@@ -434,8 +434,8 @@ def test_the_list_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatc
 
 
 def _trained(task: Path, folder: Path) -> dict[str, np.ndarray]:
-    from niwaki.record import Recorder
-    from niwaki.tasks import Phase, load
+    from karikomi.record import Recorder
+    from karikomi.tasks import Phase, load
 
     chosen = load(str(task))
     runner = registry.framework("torch").runner_for(chosen, chosen.data(), seed=0)
@@ -452,8 +452,8 @@ def test_audit_names_the_damage(task: Path, tmp_path: Path) -> None:
     after["2.weight"][1] = 0
     after["2.bias"][1] = -9
     safetensors.numpy.save_file(before, tmp_path / "before.safetensors")
-    pack.save(after, tmp_path / "after.niwaki")
-    files = (tmp_path / "before.safetensors", tmp_path / "after.niwaki")
+    pack.save(after, tmp_path / "after.karikomi")
+    files = (tmp_path / "before.safetensors", tmp_path / "after.karikomi")
     found = good("audit", *files, "--task", task, "--out", tmp_path / "made" / "here")
     assert re.match(r"class 1 lost \d+\.\d points, \d+ of 35 examples", found["warnings"][0])
     assert (found["before"], found["after"]) == tuple(map(str, files))
@@ -519,7 +519,7 @@ def test_ctrl_c_says_that_the_same_command_resumes(task: Path, tmp_path: Path) -
         shown, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert shown == ""
-    assert said == "niwaki: interrupted; the same command resumes where it stopped\n"
+    assert said == "karikomi: interrupted; the same command resumes where it stopped\n"
     assert list(out.glob("runs/*.json")) and not (out / "sweep.json").exists()
 
 
@@ -527,10 +527,10 @@ def test_ctrl_c_says_that_the_same_command_resumes(task: Path, tmp_path: Path) -
 
 
 def test_exit_codes_of_the_real_program(packed: Path, tmp_path: Path) -> None:
-    (tmp_path / "short.niwaki").write_bytes(packed.read_bytes()[:-1])
+    (tmp_path / "short.karikomi").write_bytes(packed.read_bytes()[:-1])
     calls = {
         0: ("inspect", packed, "--json"),
-        1: ("inspect", tmp_path / "short.niwaki", "--json"),
+        1: ("inspect", tmp_path / "short.karikomi", "--json"),
         2: ("inspect", "--nope"),
     }
     for code, call in calls.items():

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-import niwaki as nw
+import karikomi as kk
 from contract.row import (
     Arrays,
     Axes,
@@ -62,38 +62,38 @@ def _largest_sigma(arrays: Arrays, axes: Axes) -> float:
 
 BOUND_ROWS = [
     Row(
-        rule=nw.bound.Clamp(0.5),
+        rule=kk.bound.Clamp(0.5),
         reference=lambda arrays, axes: clamped(arrays, 0.5),
         bound=lambda arrays, axes: largest(arrays) / 0.5,
         idempotent=True,
     ),
     Row(
-        rule=nw.bound.MaxNorm(1.0),
+        rule=kk.bound.MaxNorm(1.0),
         reference=per_unit(lambda unit: shrunk(unit, norm(unit), 1.0)),
         bound=largest_unit(1.0),
         idempotent=True,
     ),
     Row(
-        rule=nw.bound.UnitNorm(1.0),
+        rule=kk.bound.UnitNorm(1.0),
         reference=per_unit(_on_sphere),
         bound=largest_unit(1.0),
         idempotent=True,
         always=True,
     ),
     Row(
-        rule=nw.bound.NonNegative(),
+        rule=kk.bound.NonNegative(),
         reference=lambda arrays, axes: [np.where(array > 0, array, 0.0) for array in arrays],
         idempotent=True,
         always=True,
     ),
     Row(
-        rule=nw.bound.InitScaled(0.5),
+        rule=kk.bound.InitScaled(0.5),
         reference=lambda arrays, axes: _init_scaled(arrays, 0.5),
         bound=lambda arrays, axes: _times_range(arrays, 0.5),
         idempotent=True,
     ),
     Row(
-        rule=nw.bound.SpectralCap(1.0),
+        rule=kk.bound.SpectralCap(1.0),
         reference=lambda arrays, axes: _capped(arrays, axes, 1.0),
         bound=_largest_sigma,
         idempotent=True,

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 from contract.bound_rows import FAN_IN
 from contract.namespaces import load_quietly
 from contract.row import Row
-from niwaki.checkpoint import from_plain, to_plain
-from niwaki.conduct import COUNTERS, PREFIX, leaves
-from niwaki.functional.naming import plan_for
-from niwaki.functional.weights import plan_bound
+from karikomi.checkpoint import from_plain, to_plain
+from karikomi.conduct import COUNTERS, PREFIX, leaves
+from karikomi.functional.naming import plan_for
+from karikomi.functional.weights import plan_bound
 
 Tensors = Mapping[str, np.ndarray | None]
 
@@ -42,7 +42,7 @@ class Apply(Protocol):
 
     def __call__(
         self, row: Row, tensors: Tensors, state: Any = None, **options: Any
-    ) -> tuple[dict[str, np.ndarray | None], nw.Outcome, Any]: ...
+    ) -> tuple[dict[str, np.ndarray | None], kk.Outcome, Any]: ...
 
 
 class Network(nn.Module):
@@ -109,11 +109,11 @@ def _filled(tensors: Tensors, number: float) -> dict[str, np.ndarray]:
 def numpy(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
     if row.kind == "bound":
         facts = {"unit_axes": UNIT_AXES, "fan_in": FAN_IN}
-        return nw.numpy.bound(tensors, row.rule, state, **facts, **options)  # type: ignore[arg-type]
+        return kk.numpy.bound(tensors, row.rule, state, **facts, **options)  # type: ignore[arg-type]
     facts = {"weights": _filled(tensors, 1.0), "unit_axes": UNIT_AXES}
     if row.moments is not None:
         facts["second_moments"] = _filled(tensors, row.moments)
-    return nw.numpy.clip(tensors, row.rule, state, **facts, **options)  # type: ignore[arg-type]
+    return kk.numpy.clip(tensors, row.rule, state, **facts, **options)  # type: ignore[arg-type]
 
 
 @begun
@@ -121,9 +121,9 @@ def torch_module(row: Row, tensors: Tensors, state: Any = None, **options: Any) 
     model = network(tensors, gradients=row.kind == "clip")
     if row.kind == "clip":
         options["optimizer"] = idle(row, model.parameters())
-        outcome, state = nw.torch.clip_(model, row.rule, state, **options)
+        outcome, state = kk.torch.clip_(model, row.rule, state, **options)
         return _gradients(dict(model.named_parameters())), outcome, state
-    outcome, state = nw.torch.bound_(model, row.rule, state, **options)
+    outcome, state = kk.torch.bound_(model, row.rule, state, **options)
     return {n: p.detach().numpy() for n, p in model.named_parameters()}, outcome, state
 
 
@@ -131,7 +131,7 @@ def torch_module(row: Row, tensors: Tensors, state: Any = None, **options: Any) 
 def torch_parameters(row: Row, tensors: Tensors, state: Any = None, **options: Any) -> Any:
     parameters = dict(network(tensors, gradients=True).named_parameters())
     options["optimizer"] = idle(row, parameters.values())
-    outcome, state = nw.torch.clip_(iter(parameters.items()), row.rule, state, **options)
+    outcome, state = kk.torch.clip_(iter(parameters.items()), row.rule, state, **options)
     return _gradients(parameters), outcome, state
 
 
@@ -146,7 +146,7 @@ def torch_attach(row: Row, tensors: Tensors, state: Any = None, **options: Any) 
     """One step of an optimizer that moves nothing, so that what `attach` made of it can be read."""
     model = network(tensors, gradients=row.kind == "clip")
     optimizer = idle(row, model.parameters())
-    handle = nw.torch.attach(optimizer, model, **{row.kind: row.rule}, **options)
+    handle = kk.torch.attach(optimizer, model, **{row.kind: row.rule}, **options)
     _load(handle, row.kind, state)
     optimizer.step()
     after = handle.state_dict()[row.kind]
@@ -164,7 +164,7 @@ def torch_updates(row: Row, tensors: Tensors, state: Any = None, **options: Any)
             parameter.data.fill_(-0.0)
             parameter.grad.neg_()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    handle = nw.torch.attach(optimizer, model, update=row.rule, **options)
+    handle = kk.torch.attach(optimizer, model, update=row.rule, **options)
     _load(handle, "update", state)
     optimizer.step()
     moved = {n: None if p.grad is None else p.detach() for n, p in model.named_parameters()}
@@ -178,7 +178,7 @@ def _sorted_shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
 
 @functools.cache
 def _jax_transform(rule: Any, options: tuple[tuple[str, Any], ...], compiled: bool) -> Any:
-    transform = nw.jax.clip(rule, unit_axes=UNIT_AXES, **dict(options))
+    transform = kk.jax.clip(rule, unit_axes=UNIT_AXES, **dict(options))
     return transform, jax.jit(transform.update) if compiled else transform.update
 
 
@@ -198,23 +198,23 @@ def _jax_clip(row: Row, tensors: Tensors, state: Any, options: Any, *, compiled:
     given = {name: None if a is None else jnp.asarray(a) for name, a in tensors.items()}
     done, after = update(given, start._replace(moments=moments), weights)
     if options.get("nonfinite") == "raise":
-        nw.jax.check(after, stop_after=1)
+        kk.jax.check(after, stop_after=1)
     plain = to_plain(plan, {key: np.asarray(value) for key, value in after.rule.items()})
     arrays = {name: None if done[name] is None else np.asarray(done[name]) for name in tensors}
-    return arrays, nw.jax.outcome(after), plain
+    return arrays, kk.jax.outcome(after), plain
 
 
 def _jax_bound(row: Row, tensors: Tensors, state: Any) -> Any:
-    nw.jax.bound(row.rule)
+    kk.jax.bound(row.rule)
     given = {name: jnp.asarray(array) for name, array in sorted(tensors.items())}
     axes = {name: (axis,) for name, axis in UNIT_AXES.items()}
     stage = plan_bound(row.rule, _sorted_shapes(tensors), axes, FAN_IN, where="tests").stage
     start = None
     if state is not None:
-        start = nw.jax.BoundState(
+        start = kk.jax.BoundState(
             {k: jnp.asarray(v) for k, v in from_plain([stage], state).items()}
         )
-    done, outcome, after = nw.jax.project(
+    done, outcome, after = kk.jax.project(
         given, row.rule, start, unit_axes=UNIT_AXES, fan_in=FAN_IN
     )
     plain = to_plain([stage], {key: np.asarray(value) for key, value in after.rule.items()})
@@ -245,7 +245,7 @@ def _tensors(library: str) -> tuple[Any, Any]:
 @functools.cache
 def _keras_step(rule: Any, options: tuple[tuple[str, Any], ...], compiled: bool) -> Any:
     def step(grads: Any, state: Any, weights: Any) -> Any:
-        done, _, after = nw.keras.clip(
+        done, _, after = kk.keras.clip(
             grads, rule, state, variables=weights, unit_axes=UNIT_AXES, **dict(options)
         )
         return done, after
@@ -260,7 +260,7 @@ def _keras_clip(
     shapes = _sorted_shapes(tensors)
     weights = {name: tensor(np.ones(shape)) for name, shape in shapes.items()}
     axes = {name: (axis,) for name, axis in UNIT_AXES.items()}
-    start = nw.keras.initial_state(row.rule, weights, unit_axes=UNIT_AXES)
+    start = kk.keras.initial_state(row.rule, weights, unit_axes=UNIT_AXES)
     plan = plan_for(row.rule, shapes, axes)
     if state is not None:
         kept = from_plain(plan, state)
@@ -270,10 +270,10 @@ def _keras_clip(
     given = {name: None if a is None else tensor(np.array(a)) for name, a in tensors.items()}
     done, after = _keras_step(row.rule, tuple(options.items()), compiled)(given, start, weights)
     if options.get("nonfinite") == "raise":
-        nw.keras.check(after, stop_after=1)
+        kk.keras.check(after, stop_after=1)
     learned = {k: array(v) for k, v in after.items() if k in COUNTERS or k.startswith(PREFIX)}
     arrays = {name: None if done[name] is None else array(done[name]) for name in tensors}
-    return arrays, nw.keras.outcome(after), to_plain(plan, learned)
+    return arrays, kk.keras.outcome(after), to_plain(plan, learned)
 
 
 @begun

@@ -1,6 +1,6 @@
 """The array namespaces under which every rule decides, each guarded so that it offers no name more.
 
-That for TensorFlow is the adapter of `niwaki.keras`, which shows the size of one for a new framework.
+That for TensorFlow is the adapter of `karikomi.keras`, which shows the size of one for a new framework.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.rule import ARRAY_OPERATIONS
+from karikomi.rule import ARRAY_OPERATIONS
 
 
 def load_quietly(name: str) -> Any:
@@ -36,7 +36,7 @@ class Guard:
 
     def __getattr__(self, name: str) -> Any:
         if name not in ARRAY_OPERATIONS:
-            raise AssertionError(f"{name} is not in niwaki.rule.ARRAY_OPERATIONS")
+            raise AssertionError(f"{name} is not in karikomi.rule.ARRAY_OPERATIONS")
         self.used.add(name)
         return getattr(self._inner, name)
 
@@ -83,7 +83,7 @@ def place(name: str) -> Place:
     rounding = (
         1e-15 if name == "tf.function" else 0.0
     )  # its optimizer divides by roots in its own way
-    adapter = load_quietly("niwaki.keras.tensorflow_namespace").TensorFlowNamespace()
+    adapter = load_quietly("karikomi.keras.tensorflow_namespace").TensorFlowNamespace()
     return Place(name, Guard(adapter), compiled, rounding=rounding)
 
 

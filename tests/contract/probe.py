@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from niwaki.rule import (
+from karikomi.rule import (
     Array,
     Decision,
     Namespace,

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from niwaki import conduct
-from niwaki.checkpoint import to_plain
-from niwaki.plan import alone
-from niwaki.rule import Quantity, Scope
+from karikomi import conduct
+from karikomi.checkpoint import to_plain
+from karikomi.plan import alone
+from karikomi.rule import Quantity, Scope
 
 Arrays = list[np.ndarray]
 Axes = Sequence[int | None]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-import niwaki as nw
+import karikomi as kk
 from contract.bound_rows import BOUND_ROWS
 from contract.probe import TensorEMA
 from contract.row import Arrays, Axes, Reference, Row, clamped, joint, largest, norm, shrunk, units
@@ -66,23 +66,23 @@ USUAL = (0.5, 1.5, 1.0 - 0.5 * math.sqrt(2.0), 1.0, 1.0 + 0.5 * math.sqrt(2.0), 
 
 ROWS = [
     Row(
-        rule=nw.clip.ByValue(1.0),
+        rule=kk.clip.ByValue(1.0),
         reference=lambda arrays, axes: clamped(arrays, 1.0),
         bound=lambda arrays, axes: largest(arrays) / 1.0,
         idempotent=True,
     ),
     Row(
-        rule=nw.clip.ByNorm(1.0),
+        rule=kk.clip.ByNorm(1.0),
         reference=lambda arrays, axes: [shrunk(array, norm(array), 1.0) for array in arrays],
         bound=lambda arrays, axes: max(norm(array) for array in arrays) / 1.0,
     ),
     Row(
-        rule=nw.clip.ByGlobalNorm(1.0),
+        rule=kk.clip.ByGlobalNorm(1.0),
         reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
     ),
     Row(
-        rule=nw.clip.AGC(0.5),
+        rule=kk.clip.AGC(0.5),
         reference=_agc(0.5),
         bound=lambda arrays, axes: max(
             norm(unit) / (0.5 * max(weight, 1e-3))
@@ -90,62 +90,62 @@ ROWS = [
         ),
     ),
     Row(
-        rule=nw.clip.AutoClip(50.0),
+        rule=kk.clip.AutoClip(50.0),
         reference=_joint_to(lambda size: float(np.median([*USUAL, *([size] if size else [])]))),
         bound=lambda arrays, axes: joint(arrays) / 1.0,
         taught=USUAL,
     ),
     Row(
-        rule=nw.clip.ZClip(1.0, warmup=6),
+        rule=kk.clip.ZClip(1.0, warmup=6),
         reference=_joint_to(lambda size: 1.0 + 0.25 / (size - 1.0) if size > 1.5 else size),
         bound=lambda arrays, axes: joint(arrays) / 1.5,
         taught=USUAL,
     ),
     Row(
-        rule=nw.clip.AdaGC(),
+        rule=kk.clip.AdaGC(),
         reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
     ),
     Row(
-        rule=nw.clip.Quantile(0.5, window=6, warmup=6),
+        rule=kk.clip.Quantile(0.5, window=6, warmup=6),
         reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
         taught=USUAL,
     ),
     Row(
-        rule=nw.clip.EMARatio(2.0, beta=0.5),
+        rule=kk.clip.EMARatio(2.0, beta=0.5),
         reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
         taught=(0.5,) * 4,
     ),
     # In units of sqrt(4) an entry of 1 is 0.5, the root of the threshold.
     Row(
-        rule=nw.clip.SPAM(0.25, warmup=0),
+        rule=kk.clip.SPAM(0.25, warmup=0),
         reference=lambda arrays, axes: clamped(arrays, 1.0),
         bound=lambda arrays, axes: largest(arrays) / 1.0,
         idempotent=True,
         moments=4.0,
     ),
     Row(
-        rule=nw.clip.BlockRMS(1.0),
+        rule=kk.clip.BlockRMS(1.0),
         reference=lambda arrays, axes: [shrunk(array, _rms(array), 1.0) for array in arrays],
         bound=lambda arrays, axes: max(_rms(array) for array in arrays) / 1.0,
     ),
-    Row(rule=nw.clip.StableAdamW(1.0), reference=_alone),
+    Row(rule=kk.clip.StableAdamW(1.0), reference=_alone),
     Row(
-        rule=nw.clip.Smooth(1.0),
+        rule=kk.clip.Smooth(1.0),
         reference=lambda arrays, axes: [array / (joint(arrays) + 1.0) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
         always=True,
     ),
     Row(
-        rule=nw.clip.Normalize(1.0),
+        rule=kk.clip.Normalize(1.0),
         reference=lambda arrays, axes: [array / (joint(arrays) + 0.01) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
         always=True,
     ),
     # It scales nothing; what it skips is tested by itself.
-    Row(rule=nw.clip.SkipSpikes(window=8, warmup=6), reference=_alone, taught=USUAL),
+    Row(rule=kk.clip.SkipSpikes(window=8, warmup=6), reference=_alone, taught=USUAL),
     *BOUND_ROWS,
 ]
 PROBES = [
@@ -158,13 +158,13 @@ PROBES = [
 # The rules that also have a scope of their own per tensor.
 VARIANTS = [
     Row(
-        rule=nw.clip.Smooth(1.0, per="tensor"),
+        rule=kk.clip.Smooth(1.0, per="tensor"),
         reference=lambda arrays, axes: [array / (norm(array) + 1.0) for array in arrays],
         bound=lambda arrays, axes: max(norm(array) for array in arrays) / 1.0,
         always=True,
     ),
     Row(
-        rule=nw.clip.Normalize(1.0, per="tensor"),
+        rule=kk.clip.Normalize(1.0, per="tensor"),
         reference=lambda arrays, axes: [array / (norm(array) + 0.01) for array in arrays],
         bound=lambda arrays, axes: max(norm(array) for array in arrays) / 1.0,
         always=True,
@@ -174,28 +174,28 @@ VARIANTS = [
 EAGER = [
     Row(rule=rule, reference=_alone)
     for rule in (
-        nw.clip.AutoClip(30.0, window=3),
-        nw.clip.AutoClip(100.0, window=1),
-        nw.clip.ZClip(0.5, alpha=0.5, warmup=2, clip_factor=0.9),
-        nw.clip.AdaGC(1.5, beta=0.5, limit=4.0, warmup=2),
-        nw.clip.Quantile(0.3, window=3, warmup=1),
-        nw.clip.EMARatio(1.5, beta=0.5, per="tensor"),
-        nw.clip.EMARatio(1.5, beta=0.5, per="tensor", learn="raw"),
-        nw.clip.SPAM(4.0, warmup=2),
-        nw.clip.SkipSpikes(1.0, window=3, warmup=2, patience=1),
+        kk.clip.AutoClip(30.0, window=3),
+        kk.clip.AutoClip(100.0, window=1),
+        kk.clip.ZClip(0.5, alpha=0.5, warmup=2, clip_factor=0.9),
+        kk.clip.AdaGC(1.5, beta=0.5, limit=4.0, warmup=2),
+        kk.clip.Quantile(0.3, window=3, warmup=1),
+        kk.clip.EMARatio(1.5, beta=0.5, per="tensor"),
+        kk.clip.EMARatio(1.5, beta=0.5, per="tensor", learn="raw"),
+        kk.clip.SPAM(4.0, warmup=2),
+        kk.clip.SkipSpikes(1.0, window=3, warmup=2, patience=1),
     )
 ]
 # Rules made of rules, which decide nothing by themselves; their own laws are in tests/unit/test_compose.py.
 COMPOSED = [
     Row(
-        rule=nw.clip.Chain(nw.clip.ByNorm(1.0), nw.clip.ByGlobalNorm(1.5)),
+        rule=kk.clip.Chain(kk.clip.ByNorm(1.0), kk.clip.ByGlobalNorm(1.5)),
         reference=lambda arrays, axes: _to_joint([shrunk(a, norm(a), 1.0) for a in arrays], 1.5),
         bound=lambda arrays, axes: max(joint(arrays) / 1.5, *map(norm, arrays)),
     ),
     # Leaves alone what is a single number, and so the gain by itself.
     Row(
-        rule=nw.clip.Groups(
-            [(lambda name: name == "gain", None)], default=nw.clip.ByGlobalNorm(1.0)
+        rule=kk.clip.Groups(
+            [(lambda name: name == "gain", None)], default=kk.clip.ByGlobalNorm(1.0)
         ),
         reference=lambda arrays, axes: _but_scalars(arrays, _to_joint),
         bound=lambda arrays, axes: joint([a for a in arrays if a.ndim]) / 1.0,

@@ -16,21 +16,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import niwaki as nw
+import karikomi as kk
 from contract.rows import EAGER, ROWS, VARIANTS
-from niwaki import conduct, schedule
-from niwaki.checkpoint import from_plain, to_plain
-from niwaki.errors import InvalidArgument
-from niwaki.plan import alone
+from karikomi import conduct, schedule
+from karikomi.checkpoint import from_plain, to_plain
+from karikomi.errors import InvalidArgument
+from karikomi.plan import alone
 
 STEPS = 1_000
 NAMES = ("a", "b", "c")
 RULES = [row.rule for row in [*ROWS, *VARIANTS, *EAGER] if row.kind == "clip"]
 RULES += [
-    nw.clip.EMARatio(per="tensor"),
-    nw.clip.SkipSpikes(3.0),
-    nw.clip.AutoClip(50.0, window=64),
-    nw.clip.SPAM(),
+    kk.clip.EMARatio(per="tensor"),
+    kk.clip.SkipSpikes(3.0),
+    kk.clip.AutoClip(50.0, window=64),
+    kk.clip.SPAM(),
 ]
 LEARNING = [rule for rule in RULES if rule.init(np.zeros(1), xp=np)]
 # What a scale belongs to: these arguments are in units of the measured norm.
@@ -136,7 +136,7 @@ def test_the_scale_of_norms_and_limits_changes_nothing_else(rule: Any, power: in
     norms = series(1, 400) * (1.0 if name in WITHOUT_UNIT else scale)
     found, states = run(scaled, norms)
     verdicts, expected = undisturbed(rule, 1, 400)
-    if rule.scope is not nw.rule.Scope.ELEMENT:
+    if rule.scope is not kk.rule.Scope.ELEMENT:
         assert found == verdicts
     in_norms = {"ring", "first", "smallest", "largest", "mean", "sd", "gamma"}
     for key, value in expected[-1].items():
@@ -149,10 +149,10 @@ def test_the_scale_of_norms_and_limits_changes_nothing_else(rule: Any, power: in
 def test_zero_gradients_for_a_while_change_nothing(rule: Any, start: int) -> None:
     norms = np.insert(series(2, 400), [start] * 200, 0.0, axis=0)
     zeros, states = run(rule, norms[start : start + 200], _state_at(rule, start))
-    assert all(verdict == zeros[0] for verdict in zeros) or rule.scope is nw.rule.Scope.ELEMENT
+    assert all(verdict == zeros[0] for verdict in zeros) or rule.scope is kk.rule.Scope.ELEMENT
     after, _ = run(rule, norms[start + 200 :], states[-1])
     without = undisturbed(rule, 2, 400)[0][start:]
-    if not isinstance(rule, nw.clip.SPAM):  # it counts steps of the mean square, which saw them
+    if not isinstance(rule, kk.clip.SPAM):  # it counts steps of the mean square, which saw them
         assert after == without
     factors = [np.frombuffer(verdict[:24]) for verdict in after]
     assert all((factor > 0).all() for factor in factors)
@@ -195,7 +195,7 @@ def test_it_learns(rule: Any) -> None:
 
 @rules(LEARNING)
 def test_an_absent_tensor_neither_counts_nor_teaches(rule: Any) -> None:
-    if rule.scope is nw.rule.Scope.GLOBAL:
+    if rule.scope is kk.rule.Scope.GLOBAL:
         lone = series(4).copy()
         lone[:, 1] = 0.0
         found, states = run(rule, series(4), absent=(1,))
@@ -246,23 +246,23 @@ def test_zero_is_refused_where_it_means_nothing(rule: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "arguments"),
     [
-        (nw.clip.AutoClip, {"percentile": 100.1}),
-        (nw.clip.AutoClip, {"window": 2.5}),
-        (nw.clip.ZClip, {"alpha": 1.0}),
-        (nw.clip.ZClip, {"clip_factor": 1.1}),
-        (nw.clip.AdaGC, {"ratio": 0.99}),
-        (nw.clip.AdaGC, {"ratio": schedule.Linear(2.0, 0.5, steps=(0, 9))}),
-        (nw.clip.AdaGC, {"beta": 1.0}),
-        (nw.clip.AdaGC, {"warmup": True}),
-        (nw.clip.Quantile, {"quantile": 1.5}),
-        (nw.clip.Quantile, {"window": 10, "warmup": 11}),
-        (nw.clip.EMARatio, {"per": "layer"}),
-        (nw.clip.EMARatio, {"learn": "both"}),
-        (nw.clip.Smooth, {"limit": 1.0, "per": "element"}),
-        (nw.clip.Normalize, {"gamma": math.inf}),
-        (nw.clip.AGC, {"eps": math.inf}),
-        (nw.clip.SkipSpikes, {"window": 1}),
-        (nw.clip.SkipSpikes, {"window": 64, "warmup": 65}),
+        (kk.clip.AutoClip, {"percentile": 100.1}),
+        (kk.clip.AutoClip, {"window": 2.5}),
+        (kk.clip.ZClip, {"alpha": 1.0}),
+        (kk.clip.ZClip, {"clip_factor": 1.1}),
+        (kk.clip.AdaGC, {"ratio": 0.99}),
+        (kk.clip.AdaGC, {"ratio": schedule.Linear(2.0, 0.5, steps=(0, 9))}),
+        (kk.clip.AdaGC, {"beta": 1.0}),
+        (kk.clip.AdaGC, {"warmup": True}),
+        (kk.clip.Quantile, {"quantile": 1.5}),
+        (kk.clip.Quantile, {"window": 10, "warmup": 11}),
+        (kk.clip.EMARatio, {"per": "layer"}),
+        (kk.clip.EMARatio, {"learn": "both"}),
+        (kk.clip.Smooth, {"limit": 1.0, "per": "element"}),
+        (kk.clip.Normalize, {"gamma": math.inf}),
+        (kk.clip.AGC, {"eps": math.inf}),
+        (kk.clip.SkipSpikes, {"window": 1}),
+        (kk.clip.SkipSpikes, {"window": 64, "warmup": 65}),
     ],
     ids=str,
 )
@@ -272,18 +272,18 @@ def test_what_is_out_of_range_is_refused(make: Any, arguments: dict) -> None:
 
 
 MEASURING = [
-    nw.clip.AGC(math.inf),
-    nw.clip.AutoClip(100.0),
-    nw.clip.ZClip(math.inf),
-    nw.clip.AdaGC(math.inf, limit=math.inf),
-    nw.clip.EMARatio(math.inf),
-    nw.clip.EMARatio(math.inf, per="tensor", learn="raw"),
-    nw.clip.SPAM(math.inf),
-    nw.clip.BlockRMS(math.inf),
-    nw.clip.StableAdamW(math.inf),
-    nw.clip.Smooth(math.inf),
-    nw.clip.Normalize(math.inf),
-    nw.clip.SkipSpikes(math.inf),
+    kk.clip.AGC(math.inf),
+    kk.clip.AutoClip(100.0),
+    kk.clip.ZClip(math.inf),
+    kk.clip.AdaGC(math.inf, limit=math.inf),
+    kk.clip.EMARatio(math.inf),
+    kk.clip.EMARatio(math.inf, per="tensor", learn="raw"),
+    kk.clip.SPAM(math.inf),
+    kk.clip.BlockRMS(math.inf),
+    kk.clip.StableAdamW(math.inf),
+    kk.clip.Smooth(math.inf),
+    kk.clip.Normalize(math.inf),
+    kk.clip.SkipSpikes(math.inf),
 ]
 
 
@@ -299,16 +299,16 @@ def test_an_infinite_limit_measures_only(rule: Any) -> None:
 
 
 SCHEDULED = [
-    (nw.clip.AGC, {}),
-    (nw.clip.ZClip, {}),
-    (nw.clip.AdaGC, {"warmup": 5}),
-    (nw.clip.EMARatio, {}),
-    (nw.clip.SPAM, {}),
-    (nw.clip.BlockRMS, {}),
-    (nw.clip.StableAdamW, {}),
-    (nw.clip.Smooth, {}),
-    (nw.clip.Normalize, {}),
-    (nw.clip.SkipSpikes, {}),
+    (kk.clip.AGC, {}),
+    (kk.clip.ZClip, {}),
+    (kk.clip.AdaGC, {"warmup": 5}),
+    (kk.clip.EMARatio, {}),
+    (kk.clip.SPAM, {}),
+    (kk.clip.BlockRMS, {}),
+    (kk.clip.StableAdamW, {}),
+    (kk.clip.Smooth, {}),
+    (kk.clip.Normalize, {}),
+    (kk.clip.SkipSpikes, {}),
 ]
 
 
@@ -324,12 +324,12 @@ def test_every_first_argument_may_be_a_schedule(make: Any, options: dict) -> Non
 
 
 def test_a_new_scale_is_not_skipped_for_ever() -> None:
-    rule = nw.clip.SkipSpikes(patience=16)
+    rule = kk.clip.SkipSpikes(patience=16)
     generator = np.random.default_rng(7)
     norms = np.exp(generator.normal(0.0, 0.1, (600, 3)))
     norms[200:] *= 10.0
     skipped = [verdict[-1] == 1 for verdict in run(rule, norms)[0]]
     assert not any(skipped[:200]) and all(skipped[200:216]) and not skipped[216]
     assert not any(skipped[320:])
-    patient = run(nw.clip.SkipSpikes(patience=100_000), norms)[0]
+    patient = run(kk.clip.SkipSpikes(patience=100_000), norms)[0]
     assert all(verdict[-1] == 1 for verdict in patient[200:])

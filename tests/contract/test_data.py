@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-import niwaki as nw
+import karikomi as kk
 from contract.frameworks import Apply, torch_attach, torch_updates
 from contract.row import Row
 from contract.rows import EVERY, LIMITED, PROBES, ROWS
 from contract.test_laws import assert_equal, cases, sample
-from niwaki import spec
-from niwaki.errors import InvalidArgument, Refused
-from niwaki.rule import Rule
+from karikomi import spec
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.rule import Rule
 
 SERIES = [sample(seed, scale=2.0 ** (seed - 2)) for seed in range(6)]
 
@@ -174,7 +174,7 @@ def test_toml_gives_the_rule_back(row: Row, tmp_path) -> None:
     limit = "limit = {schedule = 'Linear', start = 2.0, stop = 0.5, steps = [0, 10]}"
     file = tmp_path / "rule.toml"
     file.write_text(f"[here]\nrule = '{type(row.rule).__name__}'\n{limit}\n", encoding="utf-8")
-    expected = dataclasses.replace(row.rule, limit=nw.schedule.Linear(2.0, 0.5, steps=(0, 10)))
+    expected = dataclasses.replace(row.rule, limit=kk.schedule.Linear(2.0, 0.5, steps=(0, 10)))
     rule: Any = spec.from_dict(spec.read_toml(file)["here"], row.kind)
     assert rule == expected
     assert spec.from_dict(spec.to_dict(rule, row.kind), row.kind) == expected
@@ -182,7 +182,7 @@ def test_toml_gives_the_rule_back(row: Row, tmp_path) -> None:
 
 @cases(LIMITED)
 def test_a_scheduled_limit_follows_the_attempted_steps(row: Row, apply: Apply) -> None:
-    schedule = nw.schedule.Linear(2.0, 0.5, steps=(0, 3))
+    schedule = kk.schedule.Linear(2.0, 0.5, steps=(0, 3))
     scheduled = dataclasses.replace(row, rule=dataclasses.replace(row.rule, limit=schedule))
     state = None
     for step in range(5):
@@ -215,7 +215,7 @@ def test_a_limit_that_is_no_positive_number_is_refused(row: Row, limit: Any) -> 
 def test_a_schedule_that_leaves_the_positive_numbers_is_refused(
     row: Row, ends: tuple[float, float]
 ) -> None:
-    schedule = nw.schedule.Linear(*ends, steps=(0, 10))
+    schedule = kk.schedule.Linear(*ends, steps=(0, 10))
     with pytest.raises(InvalidArgument, match="of the schedule.*must be positive"):
         dataclasses.replace(row.rule, limit=schedule)
 

@@ -12,11 +12,11 @@ from contract.namespaces import COMPILED, INSTALLED, NAMES, Guard, Place, load_q
 from contract.namespaces import place as place_of
 from contract.row import Row
 from contract.rows import DECIDING, EAGER, ROWS
-from niwaki import conduct, registry
-from niwaki.bound import QKClip
-from niwaki.functional.library import MEASURE_OPERATIONS
-from niwaki.rule import ARRAY_OPERATIONS, Composite, Scope
-from niwaki.schedule import Linear
+from karikomi import conduct, registry
+from karikomi.bound import QKClip
+from karikomi.functional.library import MEASURE_OPERATIONS
+from karikomi.rule import ARRAY_OPERATIONS, Composite, Scope
+from karikomi.schedule import Linear
 
 NAN, INF = float("nan"), float("inf")
 
@@ -181,6 +181,6 @@ def test_the_guard_refuses_other_names() -> None:
 if "tensorflow" in INSTALLED:
 
     def test_the_adapter_offers_exactly_what_is_asked_for() -> None:
-        adapter = load_quietly("niwaki.keras.tensorflow_namespace").TensorFlowNamespace
+        adapter = load_quietly("karikomi.keras.tensorflow_namespace").TensorFlowNamespace
         offered = {name for name in dir(adapter) if not name.startswith("_")}
         assert offered == MEASURE_OPERATIONS

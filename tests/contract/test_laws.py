@@ -21,7 +21,7 @@ from contract.frameworks import (
 )
 from contract.row import Row, norm
 from contract.rows import CLIPS, EVERY, LIMITED
-from niwaki.errors import InvalidArgument
+from karikomi.errors import InvalidArgument
 
 Arrays = dict[str, np.ndarray]
 ROUNDING = {np.float64: 1e-12, np.float32: 1e-6}

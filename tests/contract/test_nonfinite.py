@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import niwaki as nw
+import karikomi as kk
 from contract.frameworks import DROPS_GRADIENTS, FRAMEWORKS, SHAPES, Apply, idle, network
 from contract.row import Row
 from contract.rows import CLIPS, EVERY
 from contract.test_laws import assert_equal, cases, referred, sample
-from niwaki.errors import InvalidArgument, NonFinite
+from karikomi.errors import InvalidArgument, NonFinite
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 DROPPING = [FRAMEWORKS[name] for name in DROPS_GRADIENTS]
@@ -73,7 +73,7 @@ def test_raise_changes_nothing(row: Row) -> None:
     model = network(tensors, gradients=True)
     with pytest.raises(NonFinite):
         optimizer = idle(row, model.parameters())
-        nw.torch.clip_(model, row.rule, nonfinite="raise", optimizer=optimizer)
+        kk.torch.clip_(model, row.rule, nonfinite="raise", optimizer=optimizer)
     kept = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
     assert_equal(kept, tensors)
 

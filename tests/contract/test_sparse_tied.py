@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 from contract.frameworks import idle
 from contract.row import Row, norm
 from contract.rows import CLIPS
@@ -41,7 +41,7 @@ def _sparse(*, coalesced: bool) -> torch.Tensor:
 def test_a_sparse_gradient_is_clipped_as_the_dense_one(row: Row, coalesced: bool) -> None:
     model = _embedding(_sparse(coalesced=coalesced))
     optimizer = idle(row, model.parameters())
-    outcome, _ = nw.torch.clip_(model, row.rule, row.start(), optimizer=optimizer)
+    outcome, _ = kk.torch.clip_(model, row.rule, row.start(), optimizer=optimizer)
     found = model.weight.grad
     assert found is not None and outcome.engaged
     assert found.is_sparse
@@ -56,7 +56,7 @@ def test_a_bad_sparse_gradient_is_no_step(row: Row, entry: float) -> None:
     gradient = _sparse(coalesced=True)
     gradient._values()[0, 1] = entry
     model = _embedding(gradient)
-    outcome, state = nw.torch.clip_(model, row.rule)
+    outcome, state = kk.torch.clip_(model, row.rule)
     assert outcome.skipped and model.weight.grad is None and state["bad_in_a_row"] == 1
 
 
@@ -70,14 +70,14 @@ def test_tied_weights_count_once(row: Row, attached: bool) -> None:
     encode.weight.grad = torch.from_numpy(DENSE.copy())
     optimizer = idle(row, model.parameters())
     if attached:
-        handle = nw.torch.attach(optimizer, model, clip=row.rule)
+        handle = kk.torch.attach(optimizer, model, clip=row.rule)
         start = row.start()
         if start is not None:
             handle.load_state_dict({"steps": 0, "masks": None, "bound": None, "clip": start})
         optimizer.step()
         outcome = handle.last
     else:
-        outcome, _ = nw.torch.clip_(model, row.rule, row.start(), optimizer=optimizer)
+        outcome, _ = kk.torch.clip_(model, row.rule, row.start(), optimizer=optimizer)
     assert outcome is not None and [*outcome.tensors()] == ["encode.weight", "encode.bias"]
     assert outcome.pre == pytest.approx(_measured(row), rel=1e-12)
     assert decode.weight.grad is not None

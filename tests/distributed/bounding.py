@@ -13,22 +13,22 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-import niwaki as nw
+import karikomi as kk
 from distributed.masks import differing, here
 from distributed.networks import attached, backward, gap, message, pair, rank, weights
 
 Build = Callable[[], tuple[Any, Any]]
 RULES = {
-    "clamp": nw.bound.Clamp(0.25),
-    "clamp that narrows": nw.bound.Clamp(nw.schedule.Linear(0.6, 0.2, steps=(0, 2))),
-    "clamp out of reach": nw.bound.Clamp(50.0),
-    "non-negative": nw.bound.NonNegative(),
-    "max norm": nw.bound.MaxNorm(0.5),
-    "max norm of tensors": nw.bound.MaxNorm(0.9, per="tensor"),
-    "unit norm": nw.bound.UnitNorm(0.7),
-    "unit norm of tensors": nw.bound.UnitNorm(per="tensor"),
-    "init scaled": nw.bound.InitScaled(0.6),
-    "spectral cap": nw.bound.SpectralCap(0.8),
+    "clamp": kk.bound.Clamp(0.25),
+    "clamp that narrows": kk.bound.Clamp(kk.schedule.Linear(0.6, 0.2, steps=(0, 2))),
+    "clamp out of reach": kk.bound.Clamp(50.0),
+    "non-negative": kk.bound.NonNegative(),
+    "max norm": kk.bound.MaxNorm(0.5),
+    "max norm of tensors": kk.bound.MaxNorm(0.9, per="tensor"),
+    "unit norm": kk.bound.UnitNorm(0.7),
+    "unit norm of tensors": kk.bound.UnitNorm(per="tensor"),
+    "init scaled": kk.bound.InitScaled(0.6),
+    "spectral cap": kk.bound.SpectralCap(0.8),
 }
 
 
@@ -62,11 +62,11 @@ def bounded(build: Build, rule: Any, dtype: Any = None) -> dict[str, Any]:
     for step in range(3):
         for one in (model, alone):
             moved(one, step)
-        outcome, state = nw.torch.bound_(model, rule, state)
-        expected, alone_state = nw.torch.bound_(alone, rule, alone_state)
+        outcome, state = kk.torch.bound_(model, rule, state)
+        expected, alone_state = kk.torch.bound_(alone, rule, alone_state)
         facts.append(["outcome", found(outcome), found(expected)])
         facts.append(["weights", gap(weights(model), weights(alone)), 0.0])
-        if rule.scope is nw.rule.Scope.ELEMENT:
+        if rule.scope is kk.rule.Scope.ELEMENT:
             facts.append(["bits", differing(model, alone), []])
     assert state is not None and alone_state is not None
     facts.append(["state", small(state), small(alone_state)])
@@ -77,9 +77,9 @@ def in_halves(build: Build) -> dict[str, Any]:
     """The limit is rounded as the dtype of the whole rounds it."""
     model, alone = (one.to(torch.bfloat16) for one in build())
     facts = []
-    for rule in (nw.bound.Clamp(0.1), nw.bound.MaxNorm(0.3), nw.bound.InitScaled(0.3)):
-        outcome, _ = nw.torch.bound_(model, rule)
-        expected, _ = nw.torch.bound_(alone, rule)
+    for rule in (kk.bound.Clamp(0.1), kk.bound.MaxNorm(0.3), kk.bound.InitScaled(0.3)):
+        outcome, _ = kk.torch.bound_(model, rule)
+        expected, _ = kk.torch.bound_(alone, rule)
         facts.append(["outcome", found(outcome), found(expected)])
         facts.append(["bits", differing(model, alone), []])
     return {"facts": facts}
@@ -89,7 +89,7 @@ def in_training(build: Build, optimizer: Any, *bounds: str) -> dict[str, Any]:
     """Clip and bound through `attach`, for some rules."""
     facts, same = [], {}
     for key in bounds:
-        rules = {"clip": nw.clip.ByGlobalNorm(0.5), "bound": RULES[key]}
+        rules = {"clip": kk.clip.ByGlobalNorm(0.5), "bound": RULES[key]}
         done = attached(*build(), optimizer, rules=rules)
         facts += [[f"{key}, {what}", own, alone] for what, own, alone in done["facts"]]
         same[key] = done["same"]["numbers"]
@@ -108,7 +108,7 @@ def nan_on_one_rank(build: Build, place: str, at: int = 1) -> dict[str, Any]:
             # One that is above zero is nothing to a rule of what is below.
             bad = torch.inf if key == "non-negative" else torch.nan
             here(model.get_parameter(place)).view(-1)[-1] = bad
-        said[key] = message(partial(nw.torch.bound_, model, rule))
+        said[key] = message(partial(kk.torch.bound_, model, rule))
     raised = {key: text.startswith("NonFinite: ") for key, text in said.items()}
     named = [f"non-finite weights in {place}" in text for text in said.values()]
     heard = ["non-finite weights on another rank" in text for text in said.values()]
@@ -127,7 +127,7 @@ def named_by_all(build: Build) -> dict[str, Any]:
     if rank() == 0:
         here(model.up.weight).view(-1)[0] = torch.inf
     before = {name: here(one).clone() for name, one in model.named_parameters()}
-    said = [message(partial(nw.torch.bound_, model, rule)) for rule in RULES.values()]
+    said = [message(partial(kk.torch.bound_, model, rule)) for rule in RULES.values()]
     same = [torch.equal(here(one), before[name]) for name, one in model.named_parameters()]
     named = [text.startswith("NonFinite: torch.bound_: non-finite weights in up.") for text in said]
     return {
@@ -142,13 +142,13 @@ class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k = nn.Linear(6, 8), nn.Linear(6, 8)
-        nw.torch.declare_attention(self, heads=2, q="q", k="k")
+        kk.torch.declare_attention(self, heads=2, q="q", k="k")
 
 
 def refused() -> dict[str, Any]:
     """What cannot be done right on parts is refused on all ranks before anything changes."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    rule = nw.bound.QKClip(1.0)
+    rule = kk.bound.QKClip(1.0)
     model = Attending()
     whole = model.q.weight.detach().clone()
     dist.broadcast(whole, 0)
@@ -157,9 +157,9 @@ def refused() -> dict[str, Any]:
     sums = nn.Linear(2, 2)
     sums.weight = nn.Parameter(DTensor.from_local(torch.ones(2, 2), mesh, [Partial()]))
     said = {
-        "heads": message(lambda: nw.torch.bound_(model, rule, logits={"": [9.0, 9.0]})),
-        "attach": message(lambda: nw.torch.attach(sgd, model, bound=rule)),
-        "sums": message(lambda: nw.torch.bound_(sums, nw.bound.Clamp(0.1))),
+        "heads": message(lambda: kk.torch.bound_(model, rule, logits={"": [9.0, 9.0]})),
+        "attach": message(lambda: kk.torch.attach(sgd, model, bound=rule)),
+        "sums": message(lambda: kk.torch.bound_(sums, kk.bound.Clamp(0.1))),
     }
     clear = {
         "heads": "Refused: torch.bound_ (QKClip): heads of sharded weights lie on several ranks",
@@ -182,8 +182,8 @@ def apart() -> dict[str, Any]:
     layer.weight = nn.Parameter(
         DTensor.from_local(torch.ones(rows, 2), mesh, [Shard(0)], shape=(4, 2), stride=(2, 1))
     )
-    said = message(lambda: nw.torch.bound_(layer, nw.bound.MaxNorm(1.0), only="weight"))
-    outcome, _ = nw.torch.bound_(layer, nw.bound.MaxNorm(1.0, per="tensor"), only="weight")
+    said = message(lambda: kk.torch.bound_(layer, kk.bound.MaxNorm(1.0), only="weight"))
+    outcome, _ = kk.torch.bound_(layer, kk.bound.MaxNorm(1.0, per="tensor"), only="weight")
     kept = here(layer.weight).flatten().tolist()
     return {
         "facts": [
@@ -229,7 +229,7 @@ def reductions(build: Build, expected: dict[str, int]) -> dict[str, Any]:
     for key, many in expected.items():
         for one, count in zip(build(), (many, 0), strict=True):
             with mock.patch.object(dist, "all_reduce", side_effect=dist.all_reduce) as calls:
-                nw.torch.bound_(one, RULES[key])
+                kk.torch.bound_(one, RULES[key])
             facts.append([key, calls.call_count, count])
     return {"facts": facts}
 
@@ -238,11 +238,11 @@ def after_a_forward(build: Build) -> dict[str, Any]:
     """A forward pass before it, that nothing follows, changes nothing."""
     facts = []
     actions: dict[str, Callable[[Any], Any]] = {
-        "bound": lambda one: nw.torch.bound_(one, RULES["clamp"]),
-        "prune": lambda one: nw.torch.prune_(one, 0.5, protect=()),
-        "masks": lambda one: nw.torch.Masks(whole).apply_(one),
+        "bound": lambda one: kk.torch.bound_(one, RULES["clamp"]),
+        "prune": lambda one: kk.torch.prune_(one, 0.5, protect=()),
+        "masks": lambda one: kk.torch.Masks(whole).apply_(one),
     }
-    whole = nw.torch.prune_(build()[1], 0.5, protect=())
+    whole = kk.torch.prune_(build()[1], 0.5, protect=())
     model: Any = None
     for key, action in actions.items():
         model, alone = build()
@@ -257,7 +257,7 @@ def after_a_forward(build: Build) -> dict[str, Any]:
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     with torch.no_grad():
         model(torch.ones(2, 6))
-    said = message(lambda: nw.torch.attach(sgd, model, bound=RULES["clamp"]))
+    said = message(lambda: kk.torch.attach(sgd, model, bound=RULES["clamp"]))
     facts.append(["attach", said, "no error"])
     return {"facts": facts}
 

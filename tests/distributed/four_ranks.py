@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.distributed.tensor.placement_types import _StridedShard
 
-import niwaki as nw
+import karikomi as kk
 from distributed import bounding, masks, together
 from distributed.networks import (
     STRENGTHS,
@@ -36,14 +36,14 @@ from distributed.networks import (
     pair,
     rank,
 )
-from niwaki.torch.meshes import own_units
+from karikomi.torch.meshes import own_units
 
 RULES = {
-    "global": nw.clip.ByGlobalNorm(0.5),
-    "value": nw.clip.ByValue(0.05),
-    "agc": nw.clip.AGC(0.01),
-    "zclip": nw.clip.ZClip(warmup=2),
-    "chain": nw.clip.Chain(nw.clip.AGC(0.05), nw.clip.ByGlobalNorm(0.5)),
+    "global": kk.clip.ByGlobalNorm(0.5),
+    "value": kk.clip.ByValue(0.05),
+    "agc": kk.clip.AGC(0.01),
+    "zclip": kk.clip.ZClip(warmup=2),
+    "chain": kk.clip.Chain(kk.clip.AGC(0.05), kk.clip.ByGlobalNorm(0.5)),
 }
 
 
@@ -116,8 +116,8 @@ def by_placement(first: Any, second: Any, rule: Any) -> dict[str, Any]:
         if hasattr(parameter, "placements"):
             gradient = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
         parameter.grad = gradient
-    outcome, _ = nw.torch.clip_(model, rule, check_ranks=True)
-    expected, _ = nw.torch.clip_(alone, rule)
+    outcome, _ = kk.torch.clip_(model, rule, check_ranks=True)
+    expected, _ = kk.torch.clip_(alone, rule)
     return {
         "facts": [
             ["outcome", numbers(outcome), numbers(expected)],
@@ -178,14 +178,14 @@ def stages_of_shards() -> dict[str, Any]:
             expected[name].grad.clone(), parameter.device_mesh, parameter.placements
         )
     across = square.get_group("pp")
-    rule = nw.clip.Chain(nw.clip.ByGlobalNorm(0.8), nw.clip.ByGlobalNorm(0.5))
-    outcome, _ = nw.torch.clip_(own, rule, process_group=across, check_ranks=True)
-    alone, _ = nw.torch.clip_(whole, rule)
+    rule = kk.clip.Chain(kk.clip.ByGlobalNorm(0.8), kk.clip.ByGlobalNorm(0.5))
+    outcome, _ = kk.torch.clip_(own, rule, process_group=across, check_ranks=True)
+    alone, _ = kk.torch.clip_(whole, rule)
     facts.append(["outcome", numbers(outcome), numbers(alone)])
     mine = gradients(own)
     facts.append(["gradients", gap(mine, {n: expected[n].grad for n in mine}), 0.0])
     over_all = message(
-        lambda: nw.torch.clip_(own, rule, process_group={f"{place}.*": square.get_group("dp")})
+        lambda: kk.torch.clip_(own, rule, process_group={f"{place}.*": square.get_group("dp")})
     )
     facts.append(["counted by the mesh", over_all.startswith("UnknownName"), True])
     return {"facts": facts}
@@ -207,8 +207,8 @@ def replicated_experts() -> dict[str, Any]:
     expert.grad = grown[names[1 + own]].clone()
     held = [(names[0], shared), (names[1 + own], expert)]
     arguments = {"process_group": {"experts.*": square.get_group("expert")}, "check_ranks": True}
-    outcome, _ = nw.torch.clip_(held, nw.clip.ByGlobalNorm(0.5), **arguments)
-    expected, _ = nw.torch.clip_(alone, nw.clip.ByGlobalNorm(0.5))
+    outcome, _ = kk.torch.clip_(held, kk.clip.ByGlobalNorm(0.5), **arguments)
+    expected, _ = kk.torch.clip_(alone, kk.clip.ByGlobalNorm(0.5))
     facts.append(["outcome", numbers(outcome), numbers(expected)])
     facts.append(["expert", float(expert.grad[0, 0]), float(alone[1 + own][1].grad[0, 0])])
     return {"facts": facts}
@@ -220,13 +220,13 @@ def trap() -> dict[str, Any]:
     backward(model)
     backward(alone)
     torchs = message(lambda: nn.utils.clip_grad_norm_(model.parameters(), 0.5))
-    outcome, _ = nw.torch.clip_(model, RULES["global"])
+    outcome, _ = kk.torch.clip_(model, RULES["global"])
     expected = float(nn.utils.clip_grad_norm_(alone.parameters(), 0.5))
     single, _ = pair()
     fully_shard(single)
     backward(single)
     lazy: Any = nn.utils.get_total_norm([parameter.grad for parameter in single.parameters()])
-    ours, _ = nw.torch.clip_(single, nw.clip.ByGlobalNorm(1e9))
+    ours, _ = kk.torch.clip_(single, kk.clip.ByGlobalNorm(1e9))
     return {
         "facts": [
             ["torch on two meshes", torchs.startswith(("RuntimeError", "ValueError")), True],
@@ -247,8 +247,8 @@ def sequence_parallel() -> dict[str, Any]:
     split = model[0](inputs.chunk(4)[rank()]).redistribute(placements=[Replicate()]).to_local()
     model[1](split).square().sum().backward()
     pending = [str(p) for p in model[0].weight.grad.placements]
-    outcome, _ = nw.torch.clip_(model, RULES["global"], check_ranks=True)
-    expected, _ = nw.torch.clip_(alone, RULES["global"])
+    outcome, _ = kk.torch.clip_(model, RULES["global"], check_ranks=True)
+    expected, _ = kk.torch.clip_(alone, RULES["global"])
     return {
         "facts": [
             ["outcome", numbers(outcome), numbers(expected)],
@@ -277,7 +277,7 @@ def reductions() -> dict[str, Any]:
             return real(*given, **more)
 
         dist.all_reduce = counted
-        nw.torch.clip_(model, RULES["global"])
+        kk.torch.clip_(model, RULES["global"])
         dist.all_reduce = real
         counts.append(len(calls))
     # The square, and the rows of it; the square; the square (and the line of four), and columns.

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 from distributed.networks import attached, backward, message, pair, rank, weights
 
 Build = Callable[[], tuple[Any, Any]]
@@ -36,7 +36,7 @@ def gathered(masks: Any) -> dict[str, list]:
     """Return whole masks, from the states of all ranks, as lists."""
     states: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(states, through_a_file(masks.state_dict()))
-    whole = nw.torch.Masks.joined(map(nw.torch.Masks.from_state_dict, states))
+    whole = kk.torch.Masks.joined(map(kk.torch.Masks.from_state_dict, states))
     return {name: mask.tolist() for name, mask in whole.items()}
 
 
@@ -68,8 +68,8 @@ def pruned(build: Build, ties: str, **options: Any) -> dict[str, Any]:
             tied(one, equal=ties == "all")
     masks = expected = None
     for sparsity in (0.37, 0.81):
-        masks = nw.torch.prune_(model, sparsity, masks=masks, **options)
-        expected = nw.torch.prune_(alone, sparsity, masks=expected, **options)
+        masks = kk.torch.prune_(model, sparsity, masks=masks, **options)
+        expected = kk.torch.prune_(alone, sparsity, masks=expected, **options)
         facts.append([f"masks {sparsity}", gathered(masks), as_lists(expected)])
         facts.append(["weights", differing(model, alone), []])
         facts.append(["left alone", sorted(masks.left_alone), sorted(expected.left_alone)])
@@ -79,14 +79,14 @@ def pruned(build: Build, ties: str, **options: Any) -> dict[str, Any]:
 def whole_masks(build: Build) -> dict[str, Any]:
     """Masks of one process go onto any parts; those of another rank's part do not."""
     model, alone = build()
-    masks = nw.torch.Masks(nw.torch.prune_(alone, 0.5))
+    masks = kk.torch.Masks(kk.torch.prune_(alone, 0.5))
     masks.apply_(model)
     gone = [name for name in masks if differing(model, alone).count(name)]
     states: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(states, masks.state_dict())
-    foreign = nw.torch.Masks.from_state_dict(states[1 - rank()])
+    foreign = kk.torch.Masks.from_state_dict(states[1 - rank()])
     said = message(lambda: foreign.apply_(model))
-    missing = message(lambda: nw.torch.Masks.joined([foreign]))
+    missing = message(lambda: kk.torch.Masks.joined([foreign]))
     return {
         "facts": [
             ["weights", gone, []],
@@ -116,7 +116,7 @@ def refused(build: Build) -> dict[str, Any]:
         "nothing": {},
     }
     said = {
-        key: message(lambda own=own: nw.torch.prune_(model, **own)) for key, own in asked.items()
+        key: message(lambda own=own: kk.torch.prune_(model, **own)) for key, own in asked.items()
     }
     kinds = {key: text.partition(":")[0] for key, text in said.items()}
     expected = dict.fromkeys(asked, "Refused")
@@ -132,15 +132,15 @@ def nan_on_one_rank(build: Build) -> dict[str, Any]:
     model, _ = build()
     if rank() == 1:
         here(model.up.weight).view(-1)[0] = torch.nan
-    said = message(lambda: nw.torch.prune_(model, 0.5))
+    said = message(lambda: kk.torch.prune_(model, 0.5))
     return {"facts": [["named", said.startswith("NonFinite: up.weight"), True]]}
 
 
 def in_training(build: Build, optimizer: Any) -> dict[str, Any]:
     """Gradual pruning through `attach`: weights, statistics and decisions as in one process."""
     rules = {
-        "clip": nw.clip.ZClip(warmup=2),
-        "prune": nw.prune.Gradual(0.7, steps=(0, 4), every=2),
+        "clip": kk.clip.ZClip(warmup=2),
+        "prune": kk.prune.Gradual(0.7, steps=(0, 4), every=2),
     }
     return attached(*build(), optimizer, rules=rules)
 
@@ -149,7 +149,7 @@ def moments_forgotten(build: Build) -> dict[str, Any]:
     """The moments of masked weights are zero in every part."""
     model, _ = build()
     adam = torch.optim.Adam(model.parameters(), lr=0.1)
-    handle = nw.torch.attach(adam, model, prune=nw.prune.OneShot(0.5, step=2))
+    handle = kk.torch.attach(adam, model, prune=kk.prune.OneShot(0.5, step=2))
     for _ in range(2):
         backward(model)
         adam.step()
@@ -166,9 +166,9 @@ def in_ddp() -> dict[str, Any]:
     """Replicas: names are the user's, every rank has the same masks, and they hold while training."""
     model, alone = pair()
     wrapped = nn.parallel.DistributedDataParallel(model)
-    masks, expected = nw.torch.prune_(wrapped, 0.6), nw.torch.prune_(alone, 0.6)
+    masks, expected = kk.torch.prune_(wrapped, 0.6), kk.torch.prune_(alone, 0.6)
     sgd = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
-    nw.torch.attach(sgd, wrapped, clip=nw.clip.ByGlobalNorm(0.5), prune=masks)
+    kk.torch.attach(sgd, wrapped, clip=kk.clip.ByGlobalNorm(0.5), prune=masks)
     for _ in range(3):
         backward(wrapped)
         sgd.step()
@@ -177,7 +177,7 @@ def in_ddp() -> dict[str, Any]:
     copied.apply_(copy.deepcopy(model))
     before = {n: p.tolist() for n, p in model.named_parameters()}
     own = [torch.randn(8, 6, generator=torch.Generator().manual_seed(rank()))]
-    refused = message(lambda: nw.torch.prune_(wrapped, 0.8, score="wanda", data=own, masks=masks))
+    refused = message(lambda: kk.torch.prune_(wrapped, 0.8, score="wanda", data=own, masks=masks))
     after = {n: p.tolist() for n, p in model.named_parameters()}
     return {
         "facts": [

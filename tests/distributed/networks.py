@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 
 STRENGTHS = (1.0, 0.8, 1.2, 30.0, 1.0)
 
@@ -89,8 +89,8 @@ def clipped(
     for strength in strengths:
         for one in (model, alone):
             backward(one, strength)
-        outcome, state = nw.torch.clip_(model, rule, state, **arguments)
-        expected, alone_state = nw.torch.clip_(alone, rule, alone_state)
+        outcome, state = kk.torch.clip_(model, rule, state, **arguments)
+        expected, alone_state = kk.torch.clip_(alone, rule, alone_state)
         facts += compared(outcome, expected, model, alone)
     facts.append(["state", plain(state), plain(alone_state)])
     return {"facts": facts, "same": {"state": plain(state), "numbers": [f[1] for f in facts]}}
@@ -124,8 +124,8 @@ def attached(
     """Train both networks with a handle; `before` may spoil the gradients of a step."""
     optimizers = [optimizer(one.parameters()) for one in (model, alone)]
     handles = [
-        nw.torch.attach(optimizers[0], model, **rules, **arguments),
-        nw.torch.attach(optimizers[1], alone, **rules),
+        kk.torch.attach(optimizers[0], model, **rules, **arguments),
+        kk.torch.attach(optimizers[1], alone, **rules),
     ]
     facts: list[list[Any]] = []
     for step, strength in enumerate(strengths):

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import niwaki as nw
+import karikomi as kk
 from distributed.networks import message, rank
-from niwaki.files import write_atomically
+from karikomi.files import write_atomically
 
 
 class Stopped(Exception):
@@ -28,7 +28,7 @@ def replica() -> tuple[Any, Any]:
     torch.manual_seed(0)
     layers = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
     wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(*layers), broadcast_buffers=False)
-    return wrapped, nw.torch.prune_(wrapped, 0.5)
+    return wrapped, kk.torch.prune_(wrapped, 0.5)
 
 
 def own_data() -> Any:
@@ -51,7 +51,7 @@ def recover(wrapped: Any, masks: Any, *, stop_at: int = 99, **given: Any) -> Any
         return F.cross_entropy(outputs, targets)
 
     how = {"loss": loss, "epochs": 3, "rate": 0.05, "progress": False, **given}
-    return nw.torch.recover_(wrapped, masks, own_data(), **how)
+    return kk.torch.recover_(wrapped, masks, own_data(), **how)
 
 
 def as_lists(wrapped: Any) -> dict[str, list]:
@@ -72,7 +72,9 @@ def continued() -> dict[str, Any]:
     path = folder / "recovery.pt"
     straight, masks = replica()
     wanted = recover(straight, masks)
-    with mock.patch("niwaki.torch.retraining.write_atomically", side_effect=write_atomically) as w:
+    with mock.patch(
+        "karikomi.torch.retraining.write_atomically", side_effect=write_atomically
+    ) as w:
         stopped, masks = replica()
         raised = message(lambda: recover(stopped, masks, stop_at=6, checkpoint=path))
         again, masks = replica()

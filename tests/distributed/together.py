@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 
-import niwaki as nw
+import karikomi as kk
 from distributed.bounding import found
 from distributed.masks import as_lists, gathered, here, through_a_file
 from distributed.networks import gap, gradients, numbers, rank, weights
@@ -24,9 +24,9 @@ from distributed.networks import gap, gradients, numbers, rank, weights
 Build = Callable[[], tuple[Any, Any]]
 STEPS, STOP = 8, 3
 PENALTIES = {
-    "l1": nw.prune.L1(0.1),
-    "group lasso": nw.prune.GroupLasso(0.1),
-    "growing l2": nw.prune.GrowingL2(1.0, growth=0.1, every=1),
+    "l1": kk.prune.L1(0.1),
+    "group lasso": kk.prune.GroupLasso(0.1),
+    "growing l2": kk.prune.GrowingL2(1.0, growth=0.1, every=1),
 }
 
 
@@ -36,13 +36,13 @@ class Run:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-        self.handle = nw.torch.attach(
+        self.handle = kk.torch.attach(
             self.optimizer,
             model,
-            clip=nw.clip.AutoClip(50),
-            update=nw.clip.BlockRMS(1.0),
-            bound=nw.bound.MaxNorm(0.6),
-            prune=nw.prune.Gradual(0.7, steps=(1, 6), every=2),
+            clip=kk.clip.AutoClip(50),
+            update=kk.clip.BlockRMS(1.0),
+            bound=kk.bound.MaxNorm(0.6),
+            prune=kk.prune.Gradual(0.7, steps=(1, 6), every=2),
         )
 
     def steps(self, first: int, last: int) -> Run:
@@ -50,7 +50,7 @@ class Run:
         for step in range(first, last):
             inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
             loss = self.model(inputs.to(next(self.model.parameters()).dtype)).square().sum()
-            loss = loss + nw.torch.penalty(self.model, nw.prune.GroupLasso(1e-3), step=step)
+            loss = loss + kk.torch.penalty(self.model, kk.prune.GroupLasso(1e-3), step=step)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -107,19 +107,19 @@ def penalised(build: Build, rule: Any, *, beside: bool) -> dict[str, Any]:
     """A penalty is that of the whole, and so is its gradient, alone or beside a loss."""
     model, alone = build()
     masks = expected = None
-    if isinstance(rule, nw.prune.GrowingL2):
+    if isinstance(rule, kk.prune.GrowingL2):
         marked = build()
         options = {"sparsity": 0.5, "protect": ()}
-        masks, expected = (nw.torch.prune_(one, **options) for one in marked)
+        masks, expected = (kk.torch.prune_(one, **options) for one in marked)
         # Whole ones, of which each rank takes its part.
-        masks = masks if beside else nw.torch.Masks(expected)
+        masks = masks if beside else kk.torch.Masks(expected)
     facts = []
     terms = []
     for one, kept in ((model, masks), (alone, expected)):
         torch.manual_seed(2)
         inputs = torch.randn(8, 6).to(next(one.parameters()).dtype)
         loss = one(inputs).square().sum() if beside else 0.0
-        term = nw.torch.penalty(one, rule, step=3, masks=kept)
+        term = kk.torch.penalty(one, rule, step=3, masks=kept)
         (loss + term).backward()
         terms.append(term)
     facts.append(["term", *(float(one.detach()) for one in terms)])

@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-import niwaki as nw
+import karikomi as kk
 from distributed import bounding, masks, recovering, together
 from distributed.networks import (
     STRENGTHS,
@@ -37,16 +37,16 @@ from distributed.networks import (
 )
 
 RULES = {
-    "global": nw.clip.ByGlobalNorm(0.5),
-    "norm": nw.clip.ByNorm(0.3),
-    "value": nw.clip.ByValue(0.05),
-    "agc": nw.clip.AGC(0.01),
-    "zclip": nw.clip.ZClip(warmup=2),
-    "autoclip": nw.clip.AutoClip(50),
-    "adagc": nw.clip.AdaGC(1.05, warmup=2),
-    "chain": nw.clip.Chain(nw.clip.AGC(0.05), nw.clip.ByGlobalNorm(0.5)),
-    "remeasured": nw.clip.Chain(nw.clip.ByValue(0.2), nw.clip.ByGlobalNorm(0.5)),
-    "groups": nw.clip.Groups({"head.*": nw.clip.ByValue(0.1)}, default=nw.clip.ByGlobalNorm(0.5)),
+    "global": kk.clip.ByGlobalNorm(0.5),
+    "norm": kk.clip.ByNorm(0.3),
+    "value": kk.clip.ByValue(0.05),
+    "agc": kk.clip.AGC(0.01),
+    "zclip": kk.clip.ZClip(warmup=2),
+    "autoclip": kk.clip.AutoClip(50),
+    "adagc": kk.clip.AdaGC(1.05, warmup=2),
+    "chain": kk.clip.Chain(kk.clip.AGC(0.05), kk.clip.ByGlobalNorm(0.5)),
+    "remeasured": kk.clip.Chain(kk.clip.ByValue(0.2), kk.clip.ByGlobalNorm(0.5)),
+    "groups": kk.clip.Groups({"head.*": kk.clip.ByValue(0.1)}, default=kk.clip.ByGlobalNorm(0.5)),
 }
 
 
@@ -79,7 +79,7 @@ def by_rule(build: Any, rule: Any) -> dict[str, Any]:
 
 def spam() -> dict[str, Any]:
     """Second moments lie where the gradients lie."""
-    return clipped(*fsdp(), nw.clip.SPAM(50.0), strengths=(1.0, 1.0, 30.0, 1.0))
+    return clipped(*fsdp(), kk.clip.SPAM(50.0), strengths=(1.0, 1.0, 30.0, 1.0))
 
 
 def replicas() -> dict[str, Any]:
@@ -88,8 +88,8 @@ def replicas() -> dict[str, Any]:
     wrapped = nn.parallel.DistributedDataParallel(model)
     backward(wrapped)
     backward(alone)
-    outcome, _ = nw.torch.clip_(wrapped, RULES["global"], check_ranks=True)
-    expected, _ = nw.torch.clip_(alone, RULES["global"])
+    outcome, _ = kk.torch.clip_(wrapped, RULES["global"], check_ranks=True)
+    expected, _ = kk.torch.clip_(alone, RULES["global"])
     return {"facts": compared(outcome, expected, model, alone)}
 
 
@@ -102,14 +102,14 @@ def attach_fused() -> dict[str, Any]:
 def attach_plain() -> dict[str, Any]:
     """Tensor parallel beside plain replicas, an adaptive rule, SGD; the ranks are compared."""
     sgd = partial(torch.optim.SGD, lr=1e-2)
-    rules = {"clip": nw.clip.Chain(nw.clip.AutoClip(50), nw.clip.ByGlobalNorm(0.5))}
+    rules = {"clip": kk.clip.Chain(kk.clip.AutoClip(50), kk.clip.ByGlobalNorm(0.5))}
     return attached(*tensor_parallel(), sgd, rules=rules, check_ranks=True)
 
 
 def attach_update() -> dict[str, Any]:
     """Updates of sharded weights."""
     sgd = partial(torch.optim.SGD, lr=1e-2)
-    return attached(*fsdp(), sgd, rules={"update": nw.clip.BlockRMS(0.01)})
+    return attached(*fsdp(), sgd, rules={"update": kk.clip.BlockRMS(0.01)})
 
 
 def nan_on_one_rank(nonfinite: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def nan_on_one_rank(nonfinite: str) -> dict[str, Any]:
             gradient.to_local()[-1, 0] = torch.nan
 
     sgd = partial(torch.optim.SGD, lr=1e-2)
-    rules = {"clip": nw.clip.ZClip(warmup=2), "nonfinite": nonfinite}
+    rules = {"clip": kk.clip.ZClip(warmup=2), "nonfinite": nonfinite}
     return attached(*fsdp(), sgd, before=spoil, rules=rules)
 
 
@@ -135,7 +135,7 @@ def nan_raises() -> dict[str, Any]:
     backward(model)
     if rank() == 0:
         model.down.bias.grad.to_local()[0] = torch.inf
-    said = message(lambda: nw.torch.clip_(model, nw.clip.AGC(0.01), nonfinite="raise"))
+    said = message(lambda: kk.torch.clip_(model, kk.clip.AGC(0.01), nonfinite="raise"))
     return {"facts": [["named", "down.bias" in said and said.startswith("NonFinite"), True]]}
 
 
@@ -145,7 +145,7 @@ def nan_by_value() -> dict[str, Any]:
     backward(model)
     if rank() == 0:
         model.down.weight.grad.to_local()[0, 0] = torch.nan
-    outcome, _ = nw.torch.clip_(model, nw.clip.ByValue(1.0))
+    outcome, _ = kk.torch.clip_(model, kk.clip.ByValue(1.0))
     gone = all(parameter.grad is None for parameter in model.parameters())
     return {
         "facts": [
@@ -163,8 +163,8 @@ def none_on_one_rank() -> dict[str, Any]:
     if rank() == 1:
         model.up.weight.grad = None
     alone.up.weight.grad[5:] = 0.0
-    outcome, state = nw.torch.clip_(model, nw.clip.AdaGC(1.05))
-    expected, expected_state = nw.torch.clip_(alone, nw.clip.AdaGC(1.05))
+    outcome, state = kk.torch.clip_(model, kk.clip.AdaGC(1.05))
+    expected, expected_state = kk.torch.clip_(alone, kk.clip.AdaGC(1.05))
     facts = [
         ["outcome", numbers(outcome), numbers(expected)],
         ["state", plain(state), plain(expected_state)],
@@ -179,7 +179,7 @@ def pending_sum() -> dict[str, Any]:
     weight.grad = DTensor.from_local(
         torch.tensor([1.0, 2.0, 2.0]) * (rank() + 1), mesh, [Partial()]
     )
-    outcome, _ = nw.torch.clip_([weight], nw.clip.ByGlobalNorm(3.0), check_ranks=True)
+    outcome, _ = kk.torch.clip_([weight], kk.clip.ByGlobalNorm(3.0), check_ranks=True)
     kept = weight.grad.to_local().tolist()
     return {"facts": [["norm", outcome.pre, 9.0], ["gradient", kept, [1.0, 2.0, 2.0]]]}
 
@@ -195,7 +195,7 @@ def huge_and_tiny() -> dict[str, Any]:
         weight.grad = distribute_tensor(
             torch.full((4,), size, dtype=torch.float64), mesh, [Shard(0)]
         )
-        outcome, _ = nw.torch.clip_([weight], nw.clip.ByGlobalNorm(size))
+        outcome, _ = kk.torch.clip_([weight], kk.clip.ByGlobalNorm(size))
         facts.append([f"norm {size}", outcome.pre / size, 2.0])
         facts.append([f"gradient {size}", float(weight.grad.to_local()[0]) / size, 0.5])
     return {"facts": facts}
@@ -234,8 +234,8 @@ def by_experts(rule: Any, *, joint: int = 5) -> dict[str, Any]:
     tensors, which each rank reports of its own.
     """
     model, alone, arguments = experts()
-    outcome, _ = nw.torch.clip_(model, rule, check_ranks=True, **arguments)
-    expected, _ = nw.torch.clip_(alone, rule)
+    outcome, _ = kk.torch.clip_(model, rule, check_ranks=True, **arguments)
+    expected, _ = kk.torch.clip_(alone, rule)
     own = {
         name: gradient for name, gradient in gradients(alone).items() if name in gradients(model)
     }
@@ -247,11 +247,11 @@ def by_experts(rule: Any, *, joint: int = 5) -> dict[str, Any]:
 def experts_chain() -> dict[str, Any]:
     """A joint norm after a rule on single tensors is measured again: others' tensors were clipped too."""
     model, alone, arguments = experts()
-    rule = nw.clip.Chain(nw.clip.ByNorm(0.7), nw.clip.ByGlobalNorm(0.6))
-    outcome, _ = nw.torch.clip_(model, rule, check_ranks=True, **arguments)
+    rule = kk.clip.Chain(kk.clip.ByNorm(0.7), kk.clip.ByGlobalNorm(0.6))
+    outcome, _ = kk.torch.clip_(model, rule, check_ranks=True, **arguments)
     last = dataclasses.replace(outcome, earlier=())  # the stage of the joint norm, by itself
-    between, _ = nw.torch.clip_(alone, nw.clip.ByNorm(0.7))
-    expected, _ = nw.torch.clip_(alone, nw.clip.ByGlobalNorm(0.6))
+    between, _ = kk.torch.clip_(alone, kk.clip.ByNorm(0.7))
+    expected, _ = kk.torch.clip_(alone, kk.clip.ByGlobalNorm(0.6))
     own = {
         name: gradient for name, gradient in gradients(alone).items() if name in gradients(model)
     }
@@ -270,7 +270,7 @@ def experts_update() -> dict[str, Any]:
     kept = []
     for one, more in ((model, arguments), (alone, {})):
         sgd = torch.optim.SGD(one.parameters(), lr=1.0)
-        handle = nw.torch.attach(sgd, one, update=nw.clip.BlockRMS(0.15), **more)
+        handle = kk.torch.attach(sgd, one, update=kk.clip.BlockRMS(0.15), **more)
         sgd.step()
         kept.append({name: parameter.detach() for name, parameter in one.named_parameters()})
     own = {name: parameter for name, parameter in kept[1].items() if name in kept[0]}
@@ -280,11 +280,11 @@ def experts_update() -> dict[str, Any]:
 def experts_nan() -> dict[str, Any]:
     """A NaN in an expert of rank 1: rank 0 skips too, and says where it was."""
     found = {}
-    for key, rule in (("norm", nw.clip.ByNorm(0.1)), ("global", RULES["global"])):
+    for key, rule in (("norm", kk.clip.ByNorm(0.1)), ("global", RULES["global"])):
         model, _, arguments = experts()
         if rank() == 1:
             model.experts["3"].weight.grad[0, 0] = torch.nan
-        outcome, _ = nw.torch.clip_(model, rule, **arguments)
+        outcome, _ = kk.torch.clip_(model, rule, **arguments)
         found[key] = [outcome.action, outcome.nonfinite]
     named = "experts.3.weight" if rank() == 1 else "(other ranks of experts.*)"
     return {"facts": [[key, value, ["skipped", [named]]] for key, value in found.items()]}
@@ -297,8 +297,8 @@ def experts_learn() -> dict[str, Any]:
         model, alone, arguments = experts()
         for parameter in (*model.parameters(), *alone.parameters()):
             parameter.grad *= strength
-        outcome, states = nw.torch.clip_(model, nw.clip.ZClip(warmup=2), states, **arguments)
-        expected, alone_state = nw.torch.clip_(alone, nw.clip.ZClip(warmup=2), alone_state)
+        outcome, states = kk.torch.clip_(model, kk.clip.ZClip(warmup=2), states, **arguments)
+        expected, alone_state = kk.torch.clip_(alone, kk.clip.ZClip(warmup=2), alone_state)
     facts = [
         ["state", states, alone_state],
         ["outcome", numbers(outcome), numbers(expected)],
@@ -309,14 +309,14 @@ def experts_learn() -> dict[str, Any]:
 def experts_refused() -> dict[str, Any]:
     """Of other ranks only one number is known, so a group of rules takes all or nothing of it."""
     model, _, arguments = experts()
-    rule = nw.clip.Groups(
-        {"*.weight": nw.clip.ByGlobalNorm(0.1)}, default=nw.clip.ByGlobalNorm(0.2)
+    rule = kk.clip.Groups(
+        {"*.weight": kk.clip.ByGlobalNorm(0.1)}, default=kk.clip.ByGlobalNorm(0.2)
     )
-    said = message(lambda: nw.torch.clip_(model, rule, **arguments))
+    said = message(lambda: kk.torch.clip_(model, rule, **arguments))
     wrong = message(
-        lambda: nw.torch.clip_(model, rule, process_group={"expert.*": dist.group.WORLD})
+        lambda: kk.torch.clip_(model, rule, process_group={"expert.*": dist.group.WORLD})
     )
-    none = message(lambda: nw.torch.clip_(model, rule, process_group=7))
+    none = message(lambda: kk.torch.clip_(model, rule, process_group=7))
     return {
         "facts": [
             ["partial", said.startswith("Refused") and "same globs" in said, True],
@@ -338,9 +338,9 @@ def pipeline() -> dict[str, Any]:
             parameter.grad = torch.full_like(parameter, 0.2 + place)
     facts = []
     own = nn.ModuleList([stages[0]]) if rank() == 0 else nn.ModuleDict({"1": stages[1]})
-    sizes = nw.clip.ByGlobalNorm(1.0)
-    outcome, _ = nw.torch.clip_(own, sizes, process_group=dist.group.WORLD, check_ranks=True)
-    expected, _ = nw.torch.clip_(alone, sizes)
+    sizes = kk.clip.ByGlobalNorm(1.0)
+    outcome, _ = kk.torch.clip_(own, sizes, process_group=dist.group.WORLD, check_ranks=True)
+    expected, _ = kk.torch.clip_(alone, sizes)
     kept = gradients(alone)
     facts.append(["outcome", numbers(outcome), numbers(expected)])
     mine = gradients(own)
@@ -353,13 +353,13 @@ def different_decisions() -> dict[str, Any]:
     model, _ = fsdp()
     backward(model)
     before = gradients(model)
-    rule = nw.clip.ByGlobalNorm(0.5 if rank() == 0 else 0.25)
-    said = message(lambda: nw.torch.clip_(model, rule, check_ranks=True))
+    rule = kk.clip.ByGlobalNorm(0.5 if rank() == 0 else 0.25)
+    said = message(lambda: kk.torch.clip_(model, rule, check_ranks=True))
     replica, _ = pair()
     backward(replica)
     if rank() == 1:
         replica.head.bias.grad[0] = torch.nan
-    skipped = message(lambda: nw.torch.clip_(replica, nw.clip.ByNorm(1.0), check_ranks=True))
+    skipped = message(lambda: kk.torch.clip_(replica, kk.clip.ByNorm(1.0), check_ranks=True))
     facts = [
         ["limit", said.startswith("Refused") and "to 0.25" in said and "to 0.5" in said, True],
         ["unchanged", gap(gradients(model), before), 0.0],
@@ -374,7 +374,7 @@ def in_place() -> dict[str, Any]:
     backward(model)
     gradient = model.up.weight.grad
     before = whole_sum(gradient)
-    nw.torch.clip_(model, nw.clip.ByNorm(1e-3))
+    kk.torch.clip_(model, kk.clip.ByNorm(1e-3))
     after = whole_sum(model.up.weight.grad)
     return {
         "facts": [
@@ -406,16 +406,16 @@ SCENARIOS = {
     "huge and tiny": huge_and_tiny,
     "experts global": partial(by_experts, RULES["global"]),
     "experts norm": partial(by_experts, RULES["norm"], joint=0),
-    "experts value": partial(by_experts, nw.clip.ByValue(0.25)),
+    "experts value": partial(by_experts, kk.clip.ByValue(0.25)),
     "experts agc": partial(by_experts, RULES["agc"], joint=0),
     "experts chain": experts_chain,
     "experts chain back": partial(
-        by_experts, nw.clip.Chain(nw.clip.ByGlobalNorm(0.6), nw.clip.ByNorm(0.2)), joint=0
+        by_experts, kk.clip.Chain(kk.clip.ByGlobalNorm(0.6), kk.clip.ByNorm(0.2)), joint=0
     ),
     "experts update": experts_update,
     "experts groups": partial(
         by_experts,
-        nw.clip.Groups({"experts.*": nw.clip.ByGlobalNorm(0.3)}, default=nw.clip.ByGlobalNorm(0.2)),
+        kk.clip.Groups({"experts.*": kk.clip.ByGlobalNorm(0.3)}, default=kk.clip.ByGlobalNorm(0.2)),
     ),
     "experts nan": experts_nan,
     "experts learn": experts_learn,
@@ -455,7 +455,7 @@ SCENARIOS = {
     **together.scenarios("fsdp", fsdp),
     **together.scenarios("tp", tensor_parallel),
     "penalty fsdp, scales": partial(
-        together.penalised, fsdp_normed, nw.prune.ScaleL1(0.1), beside=True
+        together.penalised, fsdp_normed, kk.prune.ScaleL1(0.1), beside=True
     ),
     "bound after a forward": partial(bounding.after_a_forward, fsdp),
     "bound reductions": partial(

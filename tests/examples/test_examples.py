@@ -101,7 +101,7 @@ def test_keras_fit(
     runpy.run_path(str(EXAMPLES / "keras_fit.py"), run_name="__main__")
     plain, clipped, counts, leader = capsys.readouterr().out.splitlines()
     assert float(plain.split()[2].rstrip("%")) < 20 < 90 < float(clipped.split()[2].rstrip("%;"))
-    assert counts.startswith("niwaki: 264 steps, ") and " 12 skipped; " in counts
+    assert counts.startswith("karikomi: 264 steps, ") and " 12 skipped; " in counts
     assert "contributed most" in leader
     assert "12 were skipped" in (tmp_path / "runs/digits.html").read_text(encoding="utf-8")
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from niwaki.errors import BadFile, InvalidArgument
-from niwaki.pack import Budget, inspect, load, load_coded, save
-from niwaki.pack.contest import CODECS
-from niwaki.pack.cursor import Cursor, signed_varint, varint
-from niwaki.pack.stored import describe
-from niwaki.quantize import kmeans, uniform
+from karikomi.errors import BadFile, InvalidArgument
+from karikomi.pack import Budget, inspect, load, load_coded, save
+from karikomi.pack.contest import CODECS
+from karikomi.pack.cursor import Cursor, signed_varint, varint
+from karikomi.pack.stored import describe
+from karikomi.quantize import kmeans, uniform
 
 GENERATOR = np.random.default_rng(3)
 DENSE = GENERATOR.normal(size=(12, 40)).astype(np.float32)
@@ -92,7 +92,7 @@ def encode_manifest(text: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> bytes:
-    path = save(TENSORS, tmp_path_factory.mktemp("hostile") / "x.niwaki", notes={"k": "v"})
+    path = save(TENSORS, tmp_path_factory.mktemp("hostile") / "x.karikomi", notes={"k": "v"})
     assert {one.name: one.codec for one in inspect(path).entries} | {"uniform": ""} == {
         name: name if name != "uniform" else "" for name in TENSORS
     }
@@ -108,8 +108,8 @@ def parts(original) -> Parts:
 def refuse(tmp_path):
     """Return a check that a file is refused in one line that has `fact` in it, and say the line."""
 
-    def check(content: bytes, fact: str = "niwaki", **budget: int) -> str:
-        path = tmp_path / "bad.niwaki"
+    def check(content: bytes, fact: str = "karikomi", **budget: int) -> str:
+        path = tmp_path / "bad.karikomi"
         path.write_bytes(content)
         tracemalloc.start()
         try:
@@ -223,12 +223,12 @@ def test_a_lying_header_length_is_refused(original, refuse, length):
         b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"a":' + b"9" * 5000 + b"}",
         b'{"__metadata__": {"format": "pt"}}',
-        b'{"__metadata__": {"niwaki": 1}}',
-        b'{"__metadata__": {"niwaki": "1.0"}}',
-        b'{"__metadata__": {"niwaki": "1.0", "manifest": 3}}',
-        b'{"__metadata__": {"niwaki": "1.0", "manifest": "!"}}',
-        b'{"__metadata__": {"niwaki": "1.0", "manifest": "\\ud800"}}',
-        b'{"__metadata__": {"niwaki": "1.0", "manifest": "", "more": ""}}',
+        b'{"__metadata__": {"karikomi": 1}}',
+        b'{"__metadata__": {"karikomi": "1.0"}}',
+        b'{"__metadata__": {"karikomi": "1.0", "manifest": 3}}',
+        b'{"__metadata__": {"karikomi": "1.0", "manifest": "!"}}',
+        b'{"__metadata__": {"karikomi": "1.0", "manifest": "\\ud800"}}',
+        b'{"__metadata__": {"karikomi": "1.0", "manifest": "", "more": ""}}',
     ],
 )
 def test_malformed_headers_are_refused(refuse, header):
@@ -239,7 +239,7 @@ def test_malformed_headers_are_refused(refuse, header):
     "version", ["2.0", "0.9", "1", "1.0.0", "", "1.x", "-1.0", "\u0661.0", "9" * 99]
 )
 def test_other_versions_are_refused(parts, refuse, version):
-    parts.metadata["niwaki"] = version
+    parts.metadata["karikomi"] = version
     refuse(parts.build(), "version")
 
 
@@ -250,7 +250,7 @@ def test_other_manifest_versions_are_refused(parts, refuse, version):
 
 
 def test_a_later_minor_version_is_read(parts, tmp_path):
-    parts.metadata["niwaki"], parts.manifest["v"] = "1.7", [1, 7]
+    parts.metadata["karikomi"], parts.manifest["v"] = "1.7", [1, 7]
     path = tmp_path / "x"
     path.write_bytes(parts.build())
     assert_identical(load(path))
@@ -258,7 +258,7 @@ def test_a_later_minor_version_is_read(parts, tmp_path):
 
 def later(parts: Parts) -> bytes:
     """Return the file as a later minor version would have written it."""
-    parts.metadata["niwaki"], parts.manifest["v"] = "1.7", [1, 7]
+    parts.metadata["karikomi"], parts.manifest["v"] = "1.7", [1, 7]
     return parts.build()
 
 
@@ -278,7 +278,7 @@ def later(parts: Parts) -> bytes:
 def test_what_a_later_minor_version_adds_is_named_as_such(parts, refuse, change, fact):
     change(parts)
     assert "later version" not in refuse(parts.build(), fact)
-    refuse(later(parts), rf"from a later version, 1\.7: .*{fact}.*upgrade niwaki")
+    refuse(later(parts), rf"from a later version, 1\.7: .*{fact}.*upgrade karikomi")
 
 
 def test_a_damaged_file_of_a_later_version_is_not_said_to_be_newer(parts, refuse):
@@ -290,7 +290,7 @@ def test_a_damaged_file_of_a_later_version_is_not_said_to_be_newer(parts, refuse
     ("header", "manifest"), [("1.7", [1, 0]), ("1.0", [1, 7]), ("1.8", [1, 7])]
 )
 def test_header_and_manifest_must_state_one_version(parts, refuse, header, manifest):
-    parts.metadata["niwaki"], parts.manifest["v"] = header, manifest
+    parts.metadata["karikomi"], parts.manifest["v"] = header, manifest
     refuse(parts.build(), "header and manifest state different versions")
 
 
@@ -472,7 +472,7 @@ def test_bad_quantizers_are_refused(parts, refuse, grid):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e-40])
 def test_bad_scales_are_refused(parts, refuse, scale):
-    from niwaki.pack import planes
+    from karikomi.pack import planes
 
     tables, *chunks = parts.parts("uniform")
     cursor = Cursor(tables)
@@ -494,7 +494,7 @@ def test_codes_beyond_the_codebook_are_refused(parts, refuse):
 
 def rans_file(parts: Parts, table: bytes | None, chunk: bytes | None) -> bytes:
     """Return the file with another frequency table or another stream of the rANS tensor."""
-    from niwaki.pack import planes
+    from karikomi.pack import planes
 
     tables, stream = parts.parts("rans")
     cursor = Cursor(tables)
@@ -565,7 +565,7 @@ def test_too_few_lanes_for_the_symbols_are_refused():
 
 
 def gap_chunk(symbols, values, nonzero=None, total=None) -> bytes:
-    from niwaki.pack import planes
+    from karikomi.pack import planes
 
     symbols, values = np.array(symbols, np.uint8), np.array(values, np.float32)
     counts = varint(values.size if nonzero is None else nonzero)
@@ -721,7 +721,7 @@ def test_a_budget_must_make_sense(bad):
 def test_a_million_names_are_refused_soon(refuse):
     names = ",".join(f'"{i}":0' for i in range(10**5))
     refuse(
-        assemble(b'{"__metadata__":{"niwaki":"1.0","manifest":""},' + names.encode() + b"}", b"")
+        assemble(b'{"__metadata__":{"karikomi":"1.0","manifest":""},' + names.encode() + b"}", b"")
     )
 
 
@@ -738,7 +738,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
-    from niwaki.pack.reader import opened
+    from karikomi.pack.reader import opened
 
     # Large enough that no read-ahead has all of it.
     path = save({"noise": GENERATOR.integers(0, 2**62, 2**17)}, tmp_path / "x")

@@ -59,7 +59,7 @@ def _targets(node: ast.AST, package: str, known: set[str]) -> Iterator[str]:
         for alias in node.names:
             inner = f"{origin}.{alias.name}"
             # The version is a fact, not a use of the front door.
-            if inner != "niwaki.__version__":
+            if inner != "karikomi.__version__":
                 yield inner if inner in known else origin
     elif isinstance(node, ast.Call):
         yield from _by_string(node)

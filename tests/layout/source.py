@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
-PACKAGE = SOURCE / "niwaki"
+PACKAGE = SOURCE / "karikomi"
 
 
 @cache

@@ -23,11 +23,11 @@ ORDER = [
     "search",
     "report",
     # The front door itself, for those who stand after everything that it opens to.
-    "niwaki",
+    "karikomi",
     "cli",
 ]
 
-# Outside of the framework folders: what `pip install niwaki` brings, and nothing else.
+# Outside of the framework folders: what `pip install karikomi` brings, and nothing else.
 EVERYWHERE = {
     "click",
     "jinja2",
@@ -36,7 +36,7 @@ EVERYWHERE = {
     "pydantic",
     "safetensors",
 }
-EVERYWHERE |= {"niwaki", "tqdm"} | set(sys.stdlib_module_names)
+EVERYWHERE |= {"karikomi", "tqdm"} | set(sys.stdlib_module_names)
 ALSO = {
     "torch": {"torch", "onnx", "onnxscript"},
     "keras": {"keras", "tensorflow", "torch", "jax"},
@@ -53,17 +53,17 @@ def _found() -> dict[str, list[Import]]:
 
 
 def _place(module: str) -> str:
-    """Return the name in ORDER that a module belongs to; the front door is `niwaki` itself."""
+    """Return the name in ORDER that a module belongs to; the front door is `karikomi` itself."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else parts[0]
 
 
 def against_the_order(module: str, found: list[Import]) -> list[str]:
     """Return one line per import of something that stands after the module's own place."""
-    if module == "niwaki":
+    if module == "karikomi":
         return []
     own = _place(module)
-    places = [(_place(one.target), one) for one in found if one.target.split(".")[0] == "niwaki"]
+    places = [(_place(one.target), one) for one in found if one.target.split(".")[0] == "karikomi"]
     return [
         f"{module}:{one.line} imports {one.target}, and {place} stands after {own}"
         for place, one in places
@@ -119,42 +119,47 @@ def test_no_cycles() -> None:
 def _written(folder: Path, module: str, text: str) -> list[Import]:
     path = folder / "one.py"
     path.write_text(text, encoding="utf-8")
-    return imports(module, path, ["niwaki", "niwaki.clip", "niwaki.search", "niwaki.clip.agc"])
+    return imports(
+        module, path, ["karikomi", "karikomi.clip", "karikomi.search", "karikomi.clip.agc"]
+    )
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "import niwaki.search",
-        "from niwaki import search",
+        "import karikomi.search",
+        "from karikomi import search",
         "from .. import search",
         "from ..search.campaign import compress",
-        "from niwaki import compress",
-        "import niwaki as nw",
-        "def f():\n    from niwaki.search import compress",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from niwaki import search",
-        "import importlib\nimportlib.import_module('niwaki.search')",
+        "from karikomi import compress",
+        "import karikomi as kk",
+        "def f():\n    from karikomi.search import compress",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from karikomi import search",
+        "import importlib\nimportlib.import_module('karikomi.search')",
     ],
 )
 def test_the_order_is_checked_in_every_spelling(tmp_path: Path, text: str) -> None:
     """The check itself: each of these is an import of a later place from clip/."""
     assert (
-        len(against_the_order("niwaki.clip.one", _written(tmp_path, "niwaki.clip.one", text))) == 1
+        len(against_the_order("karikomi.clip.one", _written(tmp_path, "karikomi.clip.one", text)))
+        == 1
     )
 
 
 @pytest.mark.parametrize(
-    "text", ["from . import agc", "from niwaki import __version__", "from .agc import AGC"]
+    "text", ["from . import agc", "from karikomi import __version__", "from .agc import AGC"]
 )
 def test_the_order_lets_pass_what_is_allowed(tmp_path: Path, text: str) -> None:
-    assert against_the_order("niwaki.clip.one", _written(tmp_path, "niwaki.clip.one", text)) == []
+    assert (
+        against_the_order("karikomi.clip.one", _written(tmp_path, "karikomi.clip.one", text)) == []
+    )
 
 
 @pytest.mark.parametrize(
     "text", ["import torch", "def f():\n    import tensorflow.keras", "import yaml"]
 )
 def test_strangers_are_found_at_any_depth(tmp_path: Path, text: str) -> None:
-    assert len(strangers("niwaki.clip.one", _written(tmp_path, "niwaki.clip.one", text))) == 1
+    assert len(strangers("karikomi.clip.one", _written(tmp_path, "karikomi.clip.one", text))) == 1
 
 
 def test_a_cycle_is_found_unless_one_import_is_late() -> None:

@@ -14,7 +14,7 @@ import pytest
 from layout.source import PACKAGE, SOURCE, modules
 
 PACKAGES = [name for name, path in modules().items() if path.name == "__init__.py"]
-RULE_PACKAGES = [name for name in ("niwaki.clip", "niwaki.bound") if name in PACKAGES]
+RULE_PACKAGES = [name for name in ("karikomi.clip", "karikomi.bound") if name in PACKAGES]
 FRAMEWORKS = (
     "torch",
     "tensorflow",
@@ -72,28 +72,28 @@ def _fresh(code: str, *arguments: str) -> str:
 
 
 def test_the_front_door_imports_no_framework() -> None:
-    loaded = _fresh("import sys, niwaki; print(*sys.modules)").split()
+    loaded = _fresh("import sys, karikomi; print(*sys.modules)").split()
     assert set(FRAMEWORKS) & set(loaded) == set()
 
 
 def test_every_public_name_is_reached_from_a_fresh_front_door() -> None:
-    names = "registry spec select rule errors clip pack NiwakiError save".split()
+    names = "registry spec select rule errors clip pack KarikomiError save".split()
     for name in names:
-        assert _fresh(f"import niwaki; print(niwaki.{name} is not None)") == "True\n"
-    assert set(names) <= set(_fresh("import niwaki; print(*dir(niwaki))").split())
+        assert _fresh(f"import karikomi; print(karikomi.{name} is not None)") == "True\n"
+    assert set(names) <= set(_fresh("import karikomi; print(*dir(karikomi))").split())
 
 
 def test_the_front_door_says_the_same_to_type_checkers() -> None:
     """The mirror under TYPE_CHECKING names what the front door hands out, no more and no less."""
     body = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
-    mirrored = set(re.findall(r"^    from niwaki\S* import \w+ as (\w+)$", body, re.MULTILINE))
-    assert mirrored == set(importlib.import_module("niwaki").__all__) - {"__version__"}
+    mirrored = set(re.findall(r"^    from karikomi\S* import \w+ as (\w+)$", body, re.MULTILINE))
+    assert mirrored == set(importlib.import_module("karikomi").__all__) - {"__version__"}
 
 
 def test_the_front_door_is_cheap() -> None:
     """The fastest of several fresh interpreters, so that a busy machine does not fail the test."""
     code = (
-        "import numpy, time; start = time.perf_counter(); import niwaki; "
+        "import numpy, time; start = time.perf_counter(); import karikomi; "
         "print(1e3 * (time.perf_counter() - start))"
     )
     assert min(float(_fresh(code)) for _ in range(5)) < IMPORT_MS
@@ -103,4 +103,4 @@ def test_the_front_door_is_cheap() -> None:
     not (PACKAGE / "cli" / "app.py").exists(), reason="there is no command line yet"
 )
 def test_the_command_line_explains_itself() -> None:
-    assert "Usage:" in _fresh("from niwaki.cli.app import main; main()", "--help")
+    assert "Usage:" in _fresh("from karikomi.cli.app import main; main()", "--help")

@@ -23,7 +23,7 @@ Run = Callable[..., pytest.RunResult]
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return a function that runs the tests above in a folder that has no data beside it."""
-    monkeypatch.delenv("NIWAKI_DATA", raising=False)
+    monkeypatch.delenv("KARIKOMI_DATA", raising=False)
     nested = pytester.mkdir("tests")
     (nested / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text("utf-8"))
     (nested / "test_one.py").write_text(SKIPS)
@@ -51,5 +51,5 @@ def test_without_a_limit_skipping_is_free(run: Run) -> None:
 def test_a_named_folder_that_is_not_there_is_an_error(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("NIWAKI_DATA", str(tmp_path / "nowhere"))
-    run("-k", "data").stdout.fnmatch_lines(["*NIWAKI_DATA names no folder*"])
+    monkeypatch.setenv("KARIKOMI_DATA", str(tmp_path / "nowhere"))
+    run("-k", "data").stdout.fnmatch_lines(["*KARIKOMI_DATA names no folder*"])

@@ -53,7 +53,7 @@ def test_no_file_names_a_path_of_one_machine() -> None:
 
 @pytest.mark.parametrize("folder", ["work", "root", "tmp", "home", "Users"])
 def test_a_machine_path_is_found(folder: str) -> None:
-    assert machine_paths(f"see '/{folder}/niwaki' for more") != []
+    assert machine_paths(f"see '/{folder}/karikomi' for more") != []
 
 
 @pytest.mark.parametrize(

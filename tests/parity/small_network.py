@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-import niwaki as nw
+import karikomi as kk
 
 STEPS = 200
 UNIT_AXES = {"hidden.kernel": 1, "head.kernel": 1}
 CASES: dict[str, tuple[Any, Any]] = {
-    "ByGlobalNorm": (nw.clip.ByGlobalNorm(0.5), None),
-    "ByNorm": (nw.clip.ByNorm(0.3), None),
-    "ByValue": (nw.clip.ByValue(0.05), None),
-    "AGC": (nw.clip.AGC(0.05), nw.bound.MaxNorm(0.9)),
-    "AutoClip": (nw.clip.AutoClip(25, window=32), nw.bound.Clamp(0.6)),
-    "ZClip": (nw.clip.ZClip(2.0, warmup=10), None),
-    "AdaGC": (nw.clip.AdaGC(warmup=5), None),
-    "Quantile": (nw.clip.Quantile(0.6, window=16, warmup=8), None),
-    "SkipSpikes": (nw.clip.SkipSpikes(3.0, warmup=8, window=32), None),
-    "Chain": (nw.clip.Chain(nw.clip.ByValue(0.2), nw.clip.EMARatio(1.5)), nw.bound.UnitNorm()),
-    "schedule": (nw.clip.ByGlobalNorm(nw.schedule.Linear(1.0, 0.1, steps=(0, 150))), None),
+    "ByGlobalNorm": (kk.clip.ByGlobalNorm(0.5), None),
+    "ByNorm": (kk.clip.ByNorm(0.3), None),
+    "ByValue": (kk.clip.ByValue(0.05), None),
+    "AGC": (kk.clip.AGC(0.05), kk.bound.MaxNorm(0.9)),
+    "AutoClip": (kk.clip.AutoClip(25, window=32), kk.bound.Clamp(0.6)),
+    "ZClip": (kk.clip.ZClip(2.0, warmup=10), None),
+    "AdaGC": (kk.clip.AdaGC(warmup=5), None),
+    "Quantile": (kk.clip.Quantile(0.6, window=16, warmup=8), None),
+    "SkipSpikes": (kk.clip.SkipSpikes(3.0, warmup=8, window=32), None),
+    "Chain": (kk.clip.Chain(kk.clip.ByValue(0.2), kk.clip.EMARatio(1.5)), kk.bound.UnitNorm()),
+    "schedule": (kk.clip.ByGlobalNorm(kk.schedule.Linear(1.0, 0.1, steps=(0, 150))), None),
 }
 # Frameworks keep learning rates in float32: ones that every float can say.
 LEARNING_RATE = {"sgd": 0.0625, "adam": 2.0**-8}
@@ -73,7 +73,7 @@ def train(case: str, kind: str, dtype: str) -> Weights:
     own, states, step = weights(dtype), (None, None), 0
     moments = {n: (np.zeros_like(a), np.zeros_like(a)) for n, a in own.items()}
     for inputs, targets in batches(dtype):
-        grads, outcome, after = nw.numpy.clip(
+        grads, outcome, after = kk.numpy.clip(
             gradients(own, inputs, targets), rule, states[0], weights=own, unit_axes=UNIT_AXES
         )
         states = (after, states[1])
@@ -83,8 +83,8 @@ def train(case: str, kind: str, dtype: str) -> Weights:
         for name, grad in grads.items():
             own[name] = own[name] - _update(kind, grad, moments, name, step).astype(dtype)
         if bound is not None:
-            axes = {} if isinstance(bound, nw.bound.Clamp) else UNIT_AXES
-            own, _, kept = nw.numpy.bound(own, bound, states[1], unit_axes=axes)
+            axes = {} if isinstance(bound, kk.bound.Clamp) else UNIT_AXES
+            own, _, kept = kk.numpy.bound(own, bound, states[1], unit_axes=axes)
             states = (after, kept)
     return own
 

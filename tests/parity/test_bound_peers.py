@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 from contract.namespaces import INSTALLED, load_quietly
 
 # Keras comes with TensorFlow; it is driven on torch here.
@@ -33,12 +33,12 @@ def ours_torch(array: np.ndarray, rule: Any) -> np.ndarray:
     """Return the same for a Linear, whose weight is (out, in)."""
     layer = nn.Linear(array.shape[0], array.shape[1], bias=False)
     layer.weight.data.copy_(torch.from_numpy(array.T.copy()))
-    nw.torch.bound_(layer, rule)
+    kk.torch.bound_(layer, rule)
     return layer.weight.detach().numpy().T
 
 
 def ours_numpy(array: np.ndarray, rule: Any) -> np.ndarray:
-    return nw.numpy.bound({"w": array}, rule, unit_axes={"w": 1})[0]["w"]
+    return kk.numpy.bound({"w": array}, rule, unit_axes={"w": 1})[0]["w"]
 
 
 @needs_keras
@@ -46,9 +46,9 @@ def ours_numpy(array: np.ndarray, rule: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     ("rule", "name", "arguments"),
     [
-        (nw.bound.MaxNorm(2.0), "MaxNorm", {"max_value": 2.0, "axis": 0}),
-        (nw.bound.UnitNorm(), "UnitNorm", {"axis": 0}),
-        (nw.bound.NonNegative(), "NonNeg", {}),
+        (kk.bound.MaxNorm(2.0), "MaxNorm", {"max_value": 2.0, "axis": 0}),
+        (kk.bound.UnitNorm(), "UnitNorm", {"axis": 0}),
+        (kk.bound.NonNegative(), "NonNeg", {}),
     ],
     ids=lambda one: type(one).__name__ if not isinstance(one, str | dict) else "",
 )
@@ -69,8 +69,8 @@ def test_max_norm_of_keras_drifts_below_the_limit_and_ours_stands() -> None:
     state = None
     for _ in range(500):
         theirs = keras_bounded(theirs, "MaxNorm", max_value=1.0, axis=0)
-        found, _, state = nw.numpy.bound(
-            {"w": mine}, nw.bound.MaxNorm(1.0), state, unit_axes={"w": 1}
+        found, _, state = kk.numpy.bound(
+            {"w": mine}, kk.bound.MaxNorm(1.0), state, unit_axes={"w": 1}
         )
         mine = found["w"]
     # Far within the ball nothing is to be done; 500 calls take 1 % of it away all the same.
@@ -82,7 +82,7 @@ def test_max_norm_of_keras_drifts_below_the_limit_and_ours_stands() -> None:
 def test_unit_norm_of_keras_leaves_short_units_short() -> None:
     short = np.array([[3e-7], [4e-7]], dtype=np.float32)
     assert np.linalg.norm(keras_bounded(short, "UnitNorm", axis=0)) == pytest.approx(5 / 6)
-    assert np.linalg.norm(ours_numpy(short, nw.bound.UnitNorm())) == pytest.approx(1.0)
+    assert np.linalg.norm(ours_numpy(short, kk.bound.UnitNorm())) == pytest.approx(1.0)
 
 
 @needs_keras
@@ -91,7 +91,7 @@ def test_the_axis_of_keras_is_per_channel_pair_where_ours_is_per_filter() -> Non
     theirs = keras_bounded(kernel, "MaxNorm", max_value=0.5, axis=0)
     layer = nn.Conv2d(4, 5, 3, bias=False)
     layer.weight.data.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()))
-    nw.torch.bound_(layer, nw.bound.MaxNorm(0.5))
+    kk.torch.bound_(layer, kk.bound.MaxNorm(0.5))
     assert np.linalg.norm(theirs.reshape(-1, 5), axis=0).min() > 1.0
     ours = layer.weight.detach().flatten(1).norm(dim=1)
     assert ours.tolist() == pytest.approx([0.5] * 5, rel=1e-6)
@@ -106,7 +106,7 @@ class TestSpectralNorm:
         layer.weight.data.mul_(5.0)
         ours = nn.Linear(30, 20, bias=False)
         ours.weight.data.copy_(layer.weight)
-        nw.torch.bound_(ours, nw.bound.SpectralCap(1.0))
+        kk.torch.bound_(ours, kk.bound.SpectralCap(1.0))
         theirs = nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=200)
         _ = theirs.train().weight
         torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-3, atol=1e-5)
@@ -117,7 +117,7 @@ class TestSpectralNorm:
         layer.weight.data.normal_()
         ours = nn.Linear(300, 300, bias=False)
         ours.weight.data.copy_(layer.weight)
-        nw.torch.bound_(ours, nw.bound.SpectralCap(1.0))
+        kk.torch.bound_(ours, kk.bound.SpectralCap(1.0))
         theirs = nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=1)
         first = torch.linalg.svdvals(theirs.train().weight.detach())[0]
         # Fifteen iterations at construction and one a pass: the first steps run above the cap.
@@ -125,7 +125,7 @@ class TestSpectralNorm:
         small = nn.Linear(4, 4, bias=False)
         small.weight.data.mul_(0.01)
         before = small.weight.clone()
-        nw.torch.bound_(small, nw.bound.SpectralCap(1.0))
+        kk.torch.bound_(small, kk.bound.SpectralCap(1.0))
         assert torch.equal(small.weight, before)
         stretched = nn.utils.parametrizations.spectral_norm(small)
         assert float(torch.linalg.svdvals(stretched.weight.detach())[0]) > 0.9
@@ -157,7 +157,7 @@ class TestInitScaled:
     def test_the_same_where_every_bias_follows_its_weight(self, k: float) -> None:
         theirs, ours = self.network(), self.network()
         published_clipping(theirs.parameters(), k)
-        nw.torch.bound_(ours, nw.bound.InitScaled(k))
+        kk.torch.bound_(ours, kk.bound.InitScaled(k))
         for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=0.0)
 
@@ -169,7 +169,7 @@ class TestInitScaled:
         biases = [p for p in theirs.parameters() if p.dim() == 1]
         # As optimizers are told to: decay on matrices, none on vectors.
         published_clipping([*weights[::-1], *biases], 1.0)
-        nw.torch.bound_(ours, nw.bound.InitScaled(1.0))
+        kk.torch.bound_(ours, kk.bound.InitScaled(1.0))
         assert theirs[3].bias.unique().tolist() == pytest.approx([27**-0.5])
         assert ours[3].bias.unique().tolist() == pytest.approx([32**-0.5])
 
@@ -177,8 +177,8 @@ class TestInitScaled:
         gained = nn.Sequential(nn.Linear(400, 4), nn.LayerNorm(4))
         published_clipping(gained.parameters(), 1.0)
         assert gained[1].weight.unique().tolist() == pytest.approx([0.05])  # the norm is dead
-        outcome, _ = nw.torch.bound_(
-            fresh := nn.Sequential(nn.Linear(400, 4), nn.LayerNorm(4)), nw.bound.InitScaled(1.0)
+        outcome, _ = kk.torch.bound_(
+            fresh := nn.Sequential(nn.Linear(400, 4), nn.LayerNorm(4)), kk.bound.InitScaled(1.0)
         )
         assert fresh[1].weight.unique().tolist() == [1.0]
         assert outcome.left_alone["1.weight"] == "LayerNorm has no fan-in"
@@ -186,7 +186,7 @@ class TestInitScaled:
             with pytest.raises(ValueError, match="neither vector"):
                 published_clipping(layer.parameters(), 1.0)
             layer.weight.data.fill_(9.0)
-            nw.torch.bound_(layer, nw.bound.InitScaled(1.0))
+            kk.torch.bound_(layer, kk.bound.InitScaled(1.0))
             inputs = layer.weight[0].numel()
             assert layer.weight.unique().tolist() == pytest.approx([inputs**-0.5])
 
@@ -200,9 +200,9 @@ class TestQKClip:
         return {"wq": sample(1, (8, 5)), "wk": sample(2, (2 * key_heads, 5))}
 
     def ours(self, key_heads: int) -> dict[str, np.ndarray]:
-        found, _, _ = nw.numpy.bound(
+        found, _, _ = kk.numpy.bound(
             self.heads(key_heads),
-            nw.bound.QKClip(100.0),
+            kk.bound.QKClip(100.0),
             logits={"a": self.LOGITS},
             attention={"a": ("wq", "wk")},
         )

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import niwaki as nw
+import karikomi as kk
 from contract.namespaces import INSTALLED, load_quietly
-from niwaki.errors import InvalidArgument
+from karikomi.errors import InvalidArgument
 
 Arrays = list[np.ndarray]
 Peer = Callable[[Arrays, float], Arrays]
@@ -88,26 +88,26 @@ def _keras(arrays: Arrays, **option: float) -> Arrays:
 
 
 # Peers whose framework is not installed take no part. Keras needs none but torch.
-PEERS: dict[Peer, type] = {torch_norm: nw.clip.ByGlobalNorm, torch_value: nw.clip.ByValue}
+PEERS: dict[Peer, type] = {torch_norm: kk.clip.ByGlobalNorm, torch_value: kk.clip.ByValue}
 if "jax" in INSTALLED:
-    PEERS |= {optax_global_norm: nw.clip.ByGlobalNorm, optax_value: nw.clip.ByValue}
+    PEERS |= {optax_global_norm: kk.clip.ByGlobalNorm, optax_value: kk.clip.ByValue}
 if "tensorflow" in INSTALLED:
-    PEERS |= {tf_norm: nw.clip.ByNorm, tf_global_norm: nw.clip.ByGlobalNorm}
+    PEERS |= {tf_norm: kk.clip.ByNorm, tf_global_norm: kk.clip.ByGlobalNorm}
     PEERS |= {
-        keras_clipnorm: nw.clip.ByNorm,
-        keras_global_clipnorm: nw.clip.ByGlobalNorm,
-        keras_clipvalue: nw.clip.ByValue,
+        keras_clipnorm: kk.clip.ByNorm,
+        keras_global_clipnorm: kk.clip.ByGlobalNorm,
+        keras_clipvalue: kk.clip.ByValue,
     }
 
 
 def ours_torch(arrays: Arrays, rule: Any) -> Arrays:
     parameters = _with_gradients(arrays)
-    nw.torch.clip_(parameters, rule)
+    kk.torch.clip_(parameters, rule)
     return _gradients(parameters)
 
 
 def ours_numpy(arrays: Arrays, rule: Any) -> Arrays:
-    return nw.numpy.clip(arrays, rule)[0]
+    return kk.numpy.clip(arrays, rule)[0]
 
 
 @pytest.mark.parametrize("ours", [ours_torch, ours_numpy])
@@ -125,7 +125,7 @@ def test_the_same_as_the_peer(peer: Peer, rule: type, limit: float, ours: Any) -
 @pytest.mark.parametrize("limit", [0.1, 0.3, 0.7, 1.0])
 def test_by_value_has_the_very_bits_of_torch(limit: float) -> None:
     arrays = [np.linspace(-2, 2, 101, dtype=np.float32)]
-    assert ours_torch(arrays, nw.clip.ByValue(limit))[0].tobytes() == (
+    assert ours_torch(arrays, kk.clip.ByValue(limit))[0].tobytes() == (
         torch_value(arrays, limit)[0].tobytes()
     )
 
@@ -133,7 +133,7 @@ def test_by_value_has_the_very_bits_of_torch(limit: float) -> None:
 def test_a_norm_at_the_limit_is_left_alone_where_torch_rescales() -> None:
     at_limit = [np.array([3.0], dtype=np.float32)]
     assert torch_norm(at_limit, 3.0)[0][0] < 3.0
-    assert ours_torch(at_limit, nw.clip.ByGlobalNorm(3.0))[0][0] == 3.0
+    assert ours_torch(at_limit, kk.clip.ByGlobalNorm(3.0))[0][0] == 3.0
 
 
 def _halves() -> list[torch.nn.Parameter]:
@@ -147,7 +147,7 @@ def test_torch_zeroes_finite_half_precision_gradients_and_we_do_not() -> None:
     theirs, ours = _halves(), _halves()
     total = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
     assert torch.isinf(total) and not any(p.grad.any() for p in theirs if p.grad is not None)
-    outcome, _ = nw.torch.clip_(ours, nw.clip.ByGlobalNorm(1.0))
+    outcome, _ = kk.torch.clip_(ours, kk.clip.ByGlobalNorm(1.0))
     assert outcome.pre == pytest.approx(173205.0808, rel=1e-6)
     for gradient in _gradients(ours):
         np.testing.assert_allclose(gradient, 1 / np.sqrt(3e6), rtol=1e-3)
@@ -157,12 +157,12 @@ def test_torch_turns_gradients_around_at_a_negative_limit_and_we_refuse() -> Non
     theirs = torch_norm([np.array([3.0, 4.0], dtype=np.float32)], -1.0)
     np.testing.assert_allclose(theirs[0], [-0.6, -0.8], rtol=1e-5)
     with pytest.raises(InvalidArgument, match="the limit must be positive; got -1"):
-        nw.clip.ByGlobalNorm(-1.0)
+        kk.clip.ByGlobalNorm(-1.0)
 
 
 def test_torch_counts_a_parameter_twice_and_we_once() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.tensor([3.0])
     assert float(torch.nn.utils.get_total_norm([parameter.grad] * 2)) > 4.2
-    outcome, _ = nw.torch.clip_([parameter, parameter], nw.clip.ByGlobalNorm(1.0))
+    outcome, _ = kk.torch.clip_([parameter, parameter], kk.clip.ByGlobalNorm(1.0))
     assert outcome.pre == 3.0 and float(parameter.grad) == 1.0

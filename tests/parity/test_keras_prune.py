@@ -11,7 +11,7 @@ keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
 layers, nn = keras.layers, torch.nn
 
-import niwaki as nw  # noqa: E402
+import karikomi as kk  # noqa: E402
 from keras_backends import other_backends  # noqa: E402
 
 RNG = np.random.default_rng(3)
@@ -91,10 +91,10 @@ def both(ties: bool = False, used: bool = False, **options: Any) -> tuple[Any, A
     ]
     data = {"data": [(images, torch.from_numpy(CLASSES))]} if options.pop("data", False) else {}
     loss = {"loss": nn.functional.cross_entropy} if data else {}
-    expected = nw.torch.prune_(module, **options, **data, **loss, **skip[0])
+    expected = kk.torch.prune_(module, **options, **data, **loss, **skip[0])
     own = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     given = {"data": [(IMAGES, CLASSES)], "loss": own} if data else {}
-    return nw.keras.prune_(model, **options, **given, **skip[1]), expected
+    return kk.keras.prune_(model, **options, **given, **skip[1]), expected
 
 
 def check_the_same(found: Any, expected: Any, *, share: float = 1.0) -> None:
@@ -116,9 +116,9 @@ def check_the_same(found: Any, expected: Any, *, share: float = 1.0) -> None:
         {"sparsity": 0.5, "allocation": "uniform"},
         {"sparsity": 0.7, "allocation": "erk"},
         {"sparsity": 0.7, "score": "lamp"},
-        {"pattern": nw.prune.NofM(keep=1, of=4)},
+        {"pattern": kk.prune.NofM(keep=1, of=4)},
         {"width": 0.5, "pattern": "units"},
-        {"sparsity": 0.5, "pattern": nw.prune.Blocks(4, 2)},
+        {"sparsity": 0.5, "pattern": kk.prune.Blocks(4, 2)},
         {"parameters": 0.4},
         {"bytes": 0.4},
     ],
@@ -156,7 +156,7 @@ def test_the_same_training_at_90_percent_ends_at_the_same_accuracy() -> None:
     pixels, classes = datasets.load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(pixels))
     pixels, classes = pixels[order].astype(np.float32) / 16, classes[order]
-    schedule = nw.prune.Gradual(0.9, steps=(40, 240), every=20)
+    schedule = kk.prune.Gradual(0.9, steps=(40, 240), every=20)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
     model = keras.Sequential(
@@ -164,7 +164,7 @@ def test_the_same_training_at_90_percent_ends_at_the_same_accuracy() -> None:
     )
     model.set_weights([one.detach().numpy().T.copy() for one in module.parameters()])
     optimizer = torch.optim.Adam(module.parameters(), 3e-3, eps=1e-7)
-    handle = nw.torch.attach(optimizer, module, prune=schedule)
+    handle = kk.torch.attach(optimizer, module, prune=schedule)
     for _ in range(20):
         for start in range(400, len(pixels), 100):
             own = slice(start, start + 100)
@@ -176,7 +176,7 @@ def test_the_same_training_at_90_percent_ends_at_the_same_accuracy() -> None:
         keras.optimizers.Adam(3e-3, epsilon=1e-7),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    pruning = nw.keras.Pruning(schedule)
+    pruning = kk.keras.Pruning(schedule)
     settings: dict[str, Any] = {"batch_size": 100, "epochs": 20, "shuffle": False, "verbose": 0}
     model.fit(pixels[400:], classes[400:], callbacks=[pruning], **settings)
     held: Any = handle.masks

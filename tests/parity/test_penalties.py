@@ -14,19 +14,19 @@ keras = pytest.importorskip("keras")
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 
-import niwaki as nw  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
 from keras_backends import BACKEND, only, other_backends  # noqa: E402
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
 
-RULES = [nw.prune.L1(0.3), nw.prune.GroupLasso(0.3), nw.prune.GrowingL2(0.3, growth=0.1)]
+RULES = [kk.prune.L1(0.3), kk.prune.GroupLasso(0.3), kk.prune.GrowingL2(0.3, growth=0.1)]
 NAMES = ["L1", "GroupLasso", "GrowingL2"]
 
 
 def options(rule: Any, weights: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Return what a rule has to be told of one array named ``w``."""
-    if isinstance(rule, nw.prune.GroupLasso):
+    if isinstance(rule, kk.prune.GroupLasso):
         return {"unit_axes": {"w": 0}}
-    if isinstance(rule, nw.prune.GrowingL2):
+    if isinstance(rule, kk.prune.GrowingL2):
         kept = np.random.default_rng(seed).random(weights.shape) < 0.5
         return {"masks": {"w": kept}, "step": 7}
     return {}
@@ -49,7 +49,7 @@ def in_torch(rule: Any, weights: np.ndarray, told: dict[str, Any]) -> tuple[floa
         layer = torch.nn.Linear(shape[1], shape[0], bias=False)
     layer.weight.data = torch.tensor(weights)
     masks = {"weight": torch.tensor(told["masks"]["w"])} if "masks" in told else None
-    value = nw.torch.penalty(layer, rule, step=told.get("step", 0), masks=masks)
+    value = kk.torch.penalty(layer, rule, step=told.get("step", 0), masks=masks)
     value.backward()
     return value.item(), layer.weight.grad.numpy()
 
@@ -58,7 +58,7 @@ def in_jax(rule: Any, weights: np.ndarray, told: dict[str, Any]) -> tuple[float,
     @jax.jit
     def both(array: Any, step: Any) -> Any:
         given = told | ({"step": step} if "step" in told else {})
-        return jax.value_and_grad(lambda w: nw.jax.penalty({"w": w}, rule, **given))(array)
+        return jax.value_and_grad(lambda w: kk.jax.penalty({"w": w}, rule, **given))(array)
 
     value, slope = both(jnp.asarray(weights), jnp.asarray(told.get("step", 0)))
     return float(value), np.asarray(slope)
@@ -106,7 +106,7 @@ def in_keras(rule: Any, weights: np.ndarray, told: dict[str, Any]) -> tuple[floa
     if "masks" in told:
         masks = {"net/layer/kernel": np.moveaxis(told["masks"]["w"], (0, 1), (-1, -2))}
     step = keras.ops.convert_to_tensor(told.get("step", 0))
-    value, slope = keras_slope(model, lambda: nw.keras.penalty(model, rule, step=step, masks=masks))
+    value, slope = keras_slope(model, lambda: kk.keras.penalty(model, rule, step=step, masks=masks))
     return value, np.moveaxis(slope, (-1, -2), (0, 1)).reshape(weights.shape)
 
 
@@ -125,7 +125,7 @@ def test_every_framework_has_the_numbers_of_the_reference(
     weights[1] = 0.0  # a whole unit, of which the norm has no derivative
     weights[0, 0] = 0.0
     told = options(rule, weights)
-    expected, gradients = nw.numpy.penalty({"w": weights}, rule, **told)
+    expected, gradients = kk.numpy.penalty({"w": weights}, rule, **told)
     value, slope = WAYS[way](rule, weights, told)
     assert value == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(slope, gradients["w"], rtol=1e-6, atol=1e-7)
@@ -137,8 +137,8 @@ def test_every_framework_has_the_numbers_of_the_reference(
 @pytest.mark.parametrize("scale", [1e30, 1e-30])
 def test_norms_far_from_one_neither_overflow_nor_vanish(way: str, scale: float) -> None:
     weights = (np.random.default_rng(5).normal(size=(3, 4)) * scale).astype(np.float32)
-    rule, told = nw.prune.GroupLasso(0.3), {"unit_axes": {"w": 0}}
-    expected, gradients = nw.numpy.penalty({"w": weights}, rule, **told)
+    rule, told = kk.prune.GroupLasso(0.3), {"unit_axes": {"w": 0}}
+    expected, gradients = kk.numpy.penalty({"w": weights}, rule, **told)
     value, slope = WAYS[way](rule, weights, told)
     assert value == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(slope, gradients["w"], rtol=1e-5)
@@ -148,9 +148,9 @@ def test_norms_far_from_one_neither_overflow_nor_vanish(way: str, scale: float) 
 def test_long_units_have_exact_slopes() -> None:
     weights = np.random.default_rng(5).normal(size=(1, 1 << 18)).astype(np.float32)
     told = {"unit_axes": {"w": 0}}
-    _, gradients = nw.numpy.penalty({"w": weights}, nw.prune.GroupLasso(0.3), **told)
+    _, gradients = kk.numpy.penalty({"w": weights}, kk.prune.GroupLasso(0.3), **told)
     for way in (in_torch, in_jax):
-        _, slope = way(nw.prune.GroupLasso(0.3), weights, told)
+        _, slope = way(kk.prune.GroupLasso(0.3), weights, told)
         np.testing.assert_allclose(slope, gradients["w"], rtol=1e-5)
 
 
@@ -159,14 +159,14 @@ def test_long_units_have_exact_slopes() -> None:
 def test_half_precision_adds_up_in_single_precision(dtype: str) -> None:
     layer = torch.nn.Linear(300, 300, bias=False, dtype=getattr(torch, dtype))
     layer.weight.data.fill_(2.0)
-    value = nw.torch.penalty(layer, nw.prune.L1(1.0))
+    value = kk.torch.penalty(layer, kk.prune.L1(1.0))
     assert value.dtype == torch.float32 and value.item() == 180_000  # float16 ends at 65,504
     value.backward()
     assert (
         layer.weight.grad.dtype == layer.weight.dtype and layer.weight.grad.unique().tolist() == [1]
     )
     params = {"w": jnp.full((300, 300), 2.0, dtype)}
-    assert float(nw.jax.penalty(params, nw.prune.L1(1.0))) == 180_000
+    assert float(kk.jax.penalty(params, kk.prune.L1(1.0))) == 180_000
 
 
 @only("torch")
@@ -177,7 +177,7 @@ def test_a_weight_that_is_not_finite_is_not_hidden(rule: Any) -> None:
     if "masks" in told:
         told["masks"] = {"w": np.zeros((2, 2), bool)}
     with pytest.raises(NonFinite, match="w: a weight is NaN"):
-        nw.numpy.penalty({"w": weights}, rule, **told)
+        kk.numpy.penalty({"w": weights}, rule, **told)
     for way in (in_torch, in_jax):
         assert math.isnan(way(rule, weights.astype(np.float32), told)[0])
 
@@ -201,7 +201,7 @@ class Penalised(keras.Model):
         training: bool = True,
     ) -> Any:
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        term = nw.keras.penalty(self, self.rule, step=self.steps, only=self.only)
+        term = kk.keras.penalty(self, self.rule, step=self.steps, only=self.only)
         self.steps.assign_add(float(training))
         return loss + term
 
@@ -223,10 +223,10 @@ def numbers(array: Any) -> np.ndarray:
 
 def test_the_loss_of_ones_own_model_follows_a_schedule_in_fit() -> None:
     class Scheduled(Penalised):
-        rule = nw.prune.L1(nw.schedule.Stepwise(((0, 0.0), (6, 0.5))))
+        rule = kk.prune.L1(kk.schedule.Stepwise(((0, 0.0), (6, 0.5))))
 
     class Late(Penalised):
-        rule = nw.prune.L1(nw.schedule.Stepwise(((0, 0.0), (10_000, 0.5))))
+        rule = kk.prune.L1(kk.schedule.Stepwise(((0, 0.0), (10_000, 0.5))))
 
     plain, scheduled, late = fitted(keras.Model), fitted(Scheduled), fitted(Late)
     scheduled.evaluate(*small_data(), verbose=0)
@@ -239,10 +239,10 @@ def test_the_loss_of_ones_own_model_follows_a_schedule_in_fit() -> None:
 
 def test_a_regularizer_in_fit_does_what_the_term_in_the_loss_does() -> None:
     class Constant(Penalised):
-        rule = nw.prune.GroupLasso(0.2)
+        rule = kk.prune.GroupLasso(0.2)
         only = "*hidden*"
 
-    regularizer = nw.keras.Penalty(nw.prune.GroupLasso(0.2), unit_axis=-1)
+    regularizer = kk.keras.Penalty(kk.prune.GroupLasso(0.2), unit_axis=-1)
     first, second = fitted(Constant), fitted(keras.Model, kernel_regularizer=regularizer)
     kernels = [numbers(model.get_layer("hidden").kernel) for model in (first, second)]
     np.testing.assert_allclose(*kernels, rtol=1e-5, atol=1e-7)
@@ -251,7 +251,7 @@ def test_a_regularizer_in_fit_does_what_the_term_in_the_loss_does() -> None:
 
 
 def test_a_regularizer_survives_a_file(tmp_path: Path) -> None:
-    regularizer = nw.keras.Penalty(nw.prune.GroupLasso(0.2), unit_axis=-1)
+    regularizer = kk.keras.Penalty(kk.prune.GroupLasso(0.2), unit_axis=-1)
     model = fitted(keras.Model, kernel_regularizer=regularizer)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
@@ -276,38 +276,38 @@ def test_who_is_penalised_in_keras() -> None:
         name="net",
     )
     model.get_layer("norm").gamma.assign([1.0, -2.0, 0.5, 0.0])
-    assert numbers(nw.keras.penalty(model, nw.prune.ScaleL1(0.1))) == pytest.approx(0.35)
+    assert numbers(kk.keras.penalty(model, kk.prune.ScaleL1(0.1))) == pytest.approx(0.35)
     kernels = [v for v in model.trainable_variables if "kernel" in v.name]
     assert len(kernels) == 5
     total = sum(np.abs(numbers(v)).sum(dtype=np.float64) for v in kernels)
-    assert numbers(nw.keras.penalty(model, nw.prune.L1(0.1))) == pytest.approx(
+    assert numbers(kk.keras.penalty(model, kk.prune.L1(0.1))) == pytest.approx(
         0.1 * total, rel=1e-5
     )
     model.get_layer("head").trainable = False
     with pytest.raises(Refused, match="it is not trained"):
-        nw.keras.penalty(model, nw.prune.L1(0.1), only="net/head/kernel")
+        kk.keras.penalty(model, kk.prune.L1(0.1), only="net/head/kernel")
     with pytest.raises(UnknownName, match="net/head/kernel"):
-        nw.keras.penalty(model, nw.prune.L1(0.1), only="net/head/kernl")
+        kk.keras.penalty(model, kk.prune.L1(0.1), only="net/head/kernl")
 
 
 def test_mixed_precision_adds_up_in_single_precision() -> None:
     head = keras.layers.Dense(300, use_bias=False, dtype="mixed_float16", kernel_initializer="ones")
     model = keras.Sequential([keras.Input((300,)), head])
-    assert numbers(nw.keras.penalty(model, nw.prune.L1(1.0))) == 90_000
+    assert numbers(kk.keras.penalty(model, kk.prune.L1(1.0))) == 90_000
 
 
 @only("torch")
 def test_a_regularizer_refuses_what_it_cannot_follow() -> None:
     with pytest.raises(Refused, match="knows no step.*compute_loss"):
-        nw.keras.Penalty(nw.prune.GrowingL2())
+        kk.keras.Penalty(kk.prune.GrowingL2())
     with pytest.raises(Refused, match="knows no step"):
-        nw.keras.Penalty(nw.prune.L1(nw.schedule.Linear(0.0, 1.0, steps=(0, 9))))
+        kk.keras.Penalty(kk.prune.L1(kk.schedule.Linear(0.0, 1.0, steps=(0, 9))))
     with pytest.raises(InvalidArgument, match="unit_axis is needed"):
-        nw.keras.Penalty(nw.prune.GroupLasso(1.0))
+        kk.keras.Penalty(kk.prune.GroupLasso(1.0))
     with pytest.raises(InvalidArgument, match="of no use"):
-        nw.keras.Penalty(nw.prune.L1(1.0), unit_axis=-1)
+        kk.keras.Penalty(kk.prune.L1(1.0), unit_axis=-1)
     with pytest.raises(InvalidArgument, match="no penalty"):
-        nw.keras.Penalty(nw.bound.Clamp(1.0))
+        kk.keras.Penalty(kk.bound.Clamp(1.0))
 
 
 test_other_backends = other_backends(__file__)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-import niwaki as nw
+import karikomi as kk
 from contract.namespaces import load_quietly
 
 needs_torch_pruning = pytest.mark.skipif(
@@ -37,7 +37,7 @@ def gone(tensor: torch.Tensor) -> int:
 def test_torch_doubles_the_state_and_renames_the_weight() -> None:
     theirs, ours = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
     prune.l1_unstructured(theirs, "weight", amount=0.5)
-    masks = nw.torch.prune_(ours, sparsity=0.5)
+    masks = kk.torch.prune_(ours, sparsity=0.5)
     assert set(theirs.state_dict()) == {"weight_orig", "weight_mask"} and size(theirs) == 512
     with pytest.raises(RuntimeError, match="weight_orig"):
         nn.Linear(16, 16, bias=False).load_state_dict(theirs.state_dict())
@@ -50,7 +50,7 @@ def test_torch_doubles_the_state_and_renames_the_weight() -> None:
 def test_torch_modules_cannot_be_copied() -> None:
     theirs, ours = nn.Linear(4, 4), nn.Linear(4, 4)
     prune.l1_unstructured(theirs, "weight", amount=0.5)
-    masks = nw.torch.prune_(ours, sparsity=0.5)
+    masks = kk.torch.prune_(ours, sparsity=0.5)
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(theirs)
     copied, held = copy.deepcopy((ours, masks))
@@ -63,7 +63,7 @@ def test_torch_breaks_ties_in_no_order() -> None:
     for layer in (theirs, ours):
         nn.init.ones_(layer.weight)
     prune.l1_unstructured(theirs, "weight", amount=0.5)
-    nw.torch.prune_(ours, sparsity=0.5)
+    kk.torch.prune_(ours, sparsity=0.5)
     mask: torch.Tensor = theirs.weight_mask  # type: ignore[assignment]
     first = torch.arange(4096).reshape(64, 64) >= 2048
     # As many both, but theirs are those that topk happens to give.
@@ -76,7 +76,7 @@ def test_torch_counts_rounds_of_what_is_left_and_here_of_the_whole() -> None:
     masks = None
     for _ in range(2):
         prune.l1_unstructured(theirs, "weight", amount=0.5)
-        masks = nw.torch.prune_(ours, sparsity=0.5, masks=masks)
+        masks = kk.torch.prune_(ours, sparsity=0.5, masks=masks)
     mask: torch.Tensor = theirs.weight_mask  # type: ignore[assignment]
     assert gone(mask) == 75 and gone(ours.weight) == 50
 
@@ -109,7 +109,7 @@ def test_torch_pruning_removes_nothing_of_equal_units() -> None:
         for one in module.parameters():
             nn.init.ones_(one)
     pruned_by_torch_pruning(theirs, 0.3, [theirs[3]])
-    masks = nw.torch.prune_(ours, width=0.7, pattern="units")
+    masks = kk.torch.prune_(ours, width=0.7, pattern="units")
     # Its threshold keeps what is above it, unless that is nothing at all.
     assert theirs[0].out_features == 10
     assert masks["0.bias"].tolist() == [False] * 3 + [True] * 7
@@ -120,7 +120,7 @@ def test_torch_pruning_leaves_a_module_in_eval_mode() -> None:
     theirs, ours = pair().train(), pair().train()
     pruned_by_torch_pruning(theirs, 0.3, [theirs[3]])
     data = [(torch.randn(4, 8), torch.randint(0, 10, (4,)))]
-    nw.torch.prune_(
+    kk.torch.prune_(
         *(ours,), width=0.7, pattern="units", score="taylor", data=data, loss=nn.CrossEntropyLoss()
     )
     assert not any(one.training for one in theirs.modules())
@@ -131,7 +131,7 @@ def test_torch_pruning_leaves_a_module_in_eval_mode() -> None:
 def test_torch_pruning_takes_half_of_the_classes_unless_told() -> None:
     theirs, ours = pair(), pair()
     pruned_by_torch_pruning(theirs, 0.5, [])
-    masks = nw.torch.prune_(ours, width=0.5, pattern="units")
+    masks = kk.torch.prune_(ours, width=0.5, pattern="units")
     assert theirs(torch.randn(2, 8)).shape[1] < 10
     assert "the outputs" in masks.left_alone["3.weight"]
     assert gone(ours.get_parameter("3.weight")) == 0
@@ -148,7 +148,7 @@ def test_a_strict_threshold_over_prunes_ties(amount: float) -> None:
     theirs = weights * (weights > threshold)
     ours = nn.Linear(8, 1)
     ours.weight.data = weights.clone()
-    nw.torch.prune_(ours, sparsity=amount)
+    kk.torch.prune_(ours, sparsity=amount)
     assert gone(theirs) == 5
     assert gone(ours.weight) == round(8 * amount)
 
@@ -162,7 +162,7 @@ def test_input_norms_of_tokens_are_those_of_channels() -> None:
     # FasterAI takes axis 1 for the channels, as it is in images.
     wrong = torch.linalg.vector_norm(inputs, dim=(0, 2))
     right = torch.linalg.vector_norm(inputs, dim=(0, 1))
-    masks = nw.torch.prune_(layer, sparsity=0.5, score="wanda", data=[inputs])
+    masks = kk.torch.prune_(layer, sparsity=0.5, score="wanda", data=[inputs])
     kept: dict[str, Any] = {
         name: (weight.abs() * norm).argsort(1)[:, 2:].sort(1).values
         for name, norm in {"wrong": wrong, "right": right}.items()

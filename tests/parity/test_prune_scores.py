@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from contract.namespaces import load_quietly
-from niwaki.prune import (
+from karikomi.prune import (
     FPGM,
     LAMP,
     SNIP,

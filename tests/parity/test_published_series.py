@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import niwaki as nw
+import karikomi as kk
 from contract.namespaces import INSTALLED, load_quietly
-from niwaki import conduct
-from niwaki.clip import histogram
+from karikomi import conduct
+from karikomi.clip import histogram
 from parity import norms as recorded
 from parity import published
 
@@ -55,7 +55,7 @@ def test_the_series_is_long_and_has_spikes() -> None:
 @pytest.mark.parametrize("percentile", [0.0, 10.0, 33.3, 50.0, 90.0, 99.9, 100.0])
 def test_autoclip(percentile: float) -> None:
     limits = published.autoclip(SERIES, percentile)
-    rule = nw.clip.AutoClip(percentile, window=len(SERIES))
+    rule = kk.clip.AutoClip(percentile, window=len(SERIES))
     np.testing.assert_allclose(after(rule, SERIES), clipped_to(limits), rtol=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_autoclip(percentile: float) -> None:
 @pytest.mark.parametrize("window", [1, 20, 300])
 def test_autoclip_from_its_histogram_is_off_by_what_it_says(percentile: float, window: int) -> None:
     limits = np.array(published.autoclip(SERIES, percentile))
-    found = after(nw.clip.AutoClip(percentile, window=window), SERIES)[:, 0]
+    found = after(kk.clip.AutoClip(percentile, window=window), SERIES)[:, 0]
     expected = clipped_to(limits)[:, 0]
     ratio = found / expected
     assert ratio[:window] == pytest.approx(1.0, rel=1e-9)
@@ -75,7 +75,7 @@ def test_autoclip_from_its_histogram_is_off_by_what_it_says(percentile: float, w
 def test_one_nan_ends_the_published_autoclip_and_not_ours() -> None:
     spoilt = [*SERIES[:40], NAN, *SERIES[40:80]]
     assert np.isnan(published.autoclip(spoilt, 10.0)[40:]).all()
-    rule = nw.clip.AutoClip(10.0)
+    rule = kk.clip.AutoClip(10.0)
     found = after(rule, spoilt)
     assert np.isnan(found[40])
     assert np.delete(found, 40, axis=0).tobytes() == after(rule, SERIES[:80]).tobytes()
@@ -92,7 +92,7 @@ def test_zclip(z: float, alpha: float, warmup: int, clip_factor: float, eps: flo
     series = SERIES * 4096.0
     peer = published.ZClip(z=z, eps=eps, **options)
     limits = [peer.limit(norm) for norm in series]
-    found = after(nw.clip.ZClip(z, **options), series) / 4096.0
+    found = after(kk.clip.ZClip(z, **options), series) / 4096.0
     assert_same(found, clipped_to(limits, series) / 4096.0, least=5, most=400)
 
 
@@ -101,7 +101,7 @@ def test_the_scale_of_the_loss_changes_the_published_zclip_and_not_ours() -> Non
     small = 2.0**-30
     peer = published.ZClip(z=2.5, **options)
     assert all(peer.limit(norm) == math.inf for norm in SERIES * small)
-    rule = nw.clip.ZClip(2.5, **options)
+    rule = kk.clip.ZClip(2.5, **options)
     assert (after(rule, SERIES * small) / small).tobytes() == after(rule, SERIES).tobytes()
 
 
@@ -110,7 +110,7 @@ def test_one_nan_ends_the_published_zclip_and_not_ours() -> None:
     for norm in [*SERIES[:100], NAN]:
         peer.limit(norm)
     assert peer.limit(51_297.0) == math.inf and math.isnan(peer.mean)
-    rule = nw.clip.ZClip()
+    rule = kk.clip.ZClip()
     found = after(rule, [*SERIES[:100], NAN, 51_297.0])
     assert found[-1] < 100.0
     assert found[-1] == after(rule, [*SERIES[:100], 51_297.0])[-1]
@@ -126,14 +126,14 @@ def test_adagc(ratio: float, beta: float, limit: float, warmup: int, eps: float)
     options = {"beta": beta, "limit": limit * scale, "warmup": warmup}
     peer = published.AdaGC(ratio=ratio, eps=eps, **options)
     expected = np.array([peer.clipped(list(norms)) for norms in TENSORS * scale]) / scale
-    found = after(nw.clip.AdaGC(ratio, **options), TENSORS * scale) / scale
+    found = after(kk.clip.AdaGC(ratio, **options), TENSORS * scale) / scale
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert 100 <= int((expected < TENSORS * (1 - 1e-9)).sum()) < TENSORS.size
 
 
 def test_the_warm_up_of_pytorch_optimizer_divides_by_the_square_and_ours_does_not() -> None:
     assert published.adagc_of_pytorch_optimizer(2.0, 1.0) == 0.5
-    assert after(nw.clip.AdaGC(limit=1.0), [[2.0]]).tolist() == [[1.0]]
+    assert after(kk.clip.AdaGC(limit=1.0), [[2.0]]).tolist() == [[1.0]]
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.25, 0.9, 1.0])
@@ -142,7 +142,7 @@ def test_quantile(quantile: float, window: int, warmup: int) -> None:
     limits = published.rolling_quantile(
         list(SERIES), quantile=quantile, window=window, warmup=warmup
     )
-    rule = nw.clip.Quantile(quantile, window=window, warmup=warmup)
+    rule = kk.clip.Quantile(quantile, window=window, warmup=warmup)
     np.testing.assert_allclose(after(rule, SERIES), clipped_to(limits), rtol=1e-6)
 
 
@@ -150,14 +150,14 @@ def test_quantile(quantile: float, window: int, warmup: int) -> None:
 @pytest.mark.parametrize(("ratio", "beta"), [(2.0, 0.99), (1.1, 0.5), (1.0, 0.0)])
 def test_ema_ratio(ratio: float, beta: float, learn: str) -> None:
     limits = published.ema_ratio(SERIES, ratio=ratio, beta=beta, clipped=learn == "clipped")
-    found = after(nw.clip.EMARatio(ratio, beta=beta, learn=learn), SERIES)
+    found = after(kk.clip.EMARatio(ratio, beta=beta, learn=learn), SERIES)
     assert_same(found, clipped_to(limits), least=5, most=len(SERIES))
 
 
 def test_ema_ratio_per_tensor_is_the_same_for_each() -> None:
-    rule = nw.clip.EMARatio(1.5, per="tensor")
+    rule = kk.clip.EMARatio(1.5, per="tensor")
     for place, series in enumerate(TENSORS.T):
-        alone = after(nw.clip.EMARatio(1.5), series)
+        alone = after(kk.clip.EMARatio(1.5), series)
         assert after(rule, TENSORS)[:, place].tobytes() == alone[:, 0].tobytes()
 
 
@@ -165,7 +165,7 @@ def test_ema_ratio_per_tensor_is_the_same_for_each() -> None:
 def test_skip_spikes(sigma: float, window: int) -> None:
     expected = published.skip_step(SERIES.tolist(), window=window, sigma=sigma, mended=True)
     warmup = max(20, window // 2) - 1  # there the norm that is judged counts as well
-    rule = nw.clip.SkipSpikes(sigma, window=window, warmup=warmup, patience=10_000)
+    rule = kk.clip.SkipSpikes(sigma, window=window, warmup=warmup, patience=10_000)
     found = np.isnan(after(rule, SERIES))[:, 0].tolist()
     assert found == expected and sum(found) > 3
 
@@ -175,7 +175,7 @@ def test_a_spike_hides_the_next_one_in_the_published_code_and_not_in_ours() -> N
     series[[200, 260]] = [20.0, 5.0]
     skipped = published.skip_step(series.tolist(), window=128, sigma=6.0)
     assert np.flatnonzero(skipped).tolist() == [200]
-    found = np.isnan(after(nw.clip.SkipSpikes(), series))[:, 0]
+    found = np.isnan(after(kk.clip.SkipSpikes(), series))[:, 0]
     assert np.flatnonzero(found).tolist() == [200, 260]
 
 
@@ -184,13 +184,13 @@ def test_a_nan_skips_128_further_steps_of_the_published_code_and_none_of_ours() 
     series[150] = NAN
     skipped = published.skip_step(series, window=128, sigma=6.0)
     assert sum(skipped) == 129 and all(skipped[150:279])
-    assert np.isnan(after(nw.clip.SkipSpikes(), series)).sum() == 1
+    assert np.isnan(after(kk.clip.SkipSpikes(), series)).sum() == 1
 
 
 def test_equal_norms_are_all_skipped_by_the_published_code_and_none_by_ours() -> None:
     skipped = published.skip_step([1.0] * 100, window=128, sigma=6.0)
     assert sum(skipped[63:]) > 30
-    assert not np.isnan(after(nw.clip.SkipSpikes(), [0.1] * 100)).any()
+    assert not np.isnan(after(kk.clip.SkipSpikes(), [0.1] * 100)).any()
 
 
 def spam(rule: Any, gradients: np.ndarray, beta: float) -> np.ndarray:
@@ -222,7 +222,7 @@ def test_spam(threshold: float, beta: float, warmup: int) -> None:
     gradients = noise(len(SERIES), 30)
     peer = published.SPAM(threshold=threshold, beta=beta, warmup=warmup)
     expected = np.array([peer.clipped(gradient) for gradient in gradients])
-    rule = nw.clip.SPAM(threshold, warmup=warmup)
+    rule = kk.clip.SPAM(threshold, warmup=warmup)
     found = spam(rule, gradients, beta)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert (found != gradients).sum() > 3
@@ -234,7 +234,7 @@ def test_a_late_entry_never_learns_in_the_published_spam_and_does_in_ours() -> N
     peer = published.SPAM(threshold=5000.0, beta=0.999, warmup=20)
     expected = np.array([peer.clipped(gradient) for gradient in gradients])
     assert not expected[:, 2].any() and expected[:, [0, 1, 3]].all()
-    found = spam(nw.clip.SPAM(), gradients, 0.999)
+    found = spam(kk.clip.SPAM(), gradients, 0.999)
     assert found[30:, 2].all()
     np.testing.assert_allclose(np.delete(found, 2, axis=1), np.delete(expected, 2, axis=1), 1e-6)
 
@@ -242,7 +242,7 @@ def test_a_late_entry_never_learns_in_the_published_spam_and_does_in_ours() -> N
 def test_stable_adamw() -> None:
     gradients, beta = noise(len(SERIES), 12), 0.99
     divisors = published.stable_adamw(gradients, beta=beta)
-    rule, second = nw.clip.StableAdamW(), np.zeros(12)
+    rule, second = kk.clip.StableAdamW(), np.zeros(12)
     for step, (gradient, divisor) in enumerate(zip(gradients, divisors, strict=True), 1):
         second = beta * second + (1 - beta) * gradient**2
         size = np.linalg.norm(gradient / np.sqrt(second / (1 - beta**step)))
@@ -259,17 +259,17 @@ def test_agc(limit: float) -> None:
     weights = np.array([2.0, 0.3, 1e-5, 0.0])
     allowed = limit * np.maximum(weights, 1e-3)
     expected = np.where(TENSORS > allowed, TENSORS * (allowed / TENSORS), TENSORS)
-    found = after(nw.clip.AGC(limit), TENSORS, {"weights": weights})
+    found = after(kk.clip.AGC(limit), TENSORS, {"weights": weights})
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_smooth_and_normalize() -> None:
     column = SERIES[:, None]
-    found = after(nw.clip.Smooth(0.5), SERIES)
+    found = after(kk.clip.Smooth(0.5), SERIES)
     np.testing.assert_allclose(found, column * 0.5 / (column + 0.5), rtol=1e-12)
-    found = after(nw.clip.Normalize(0.5), SERIES)
+    found = after(kk.clip.Normalize(0.5), SERIES)
     np.testing.assert_allclose(found, column * 0.5 / (column + 0.01), rtol=1e-12)
-    each = after(nw.clip.Normalize(0.5, per="tensor"), TENSORS)
+    each = after(kk.clip.Normalize(0.5, per="tensor"), TENSORS)
     np.testing.assert_allclose(each, TENSORS * 0.5 / (TENSORS + 0.01), rtol=1e-12)
 
 
@@ -288,7 +288,7 @@ if "jax" in INSTALLED:
         )
         sizes = np.linalg.norm(gradient.astype(np.float64), axis=0)
         facts = {"weights": np.linalg.norm(weights, axis=0)}
-        found = after(nw.clip.AGC(limit), [sizes], facts)[0]
+        found = after(kk.clip.AGC(limit), [sizes], facts)[0]
         np.testing.assert_allclose(
             np.linalg.norm(np.asarray(expected["w"]), axis=0), found, rtol=1e-5
         )
@@ -300,5 +300,5 @@ if "jax" in INSTALLED:
         transform = optax.clip_by_block_rms(limit)
         expected, _ = transform.update([update], transform.init([update]))
         size = np.linalg.norm(update.astype(np.float64))
-        found = after(nw.clip.BlockRMS(limit), [[size]], {"sizes": np.array([21.0])})
+        found = after(kk.clip.BlockRMS(limit), [[size]], {"sizes": np.array([21.0])})
         np.testing.assert_allclose(found[0, 0], np.linalg.norm(expected[0]), rtol=1e-5)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import niwaki as nw
+import karikomi as kk
 from parity import small_network as small
 
 SETTINGS = {("sgd", "float64"): 1e-8, ("adam", "float32"): 1e-3}
@@ -47,7 +47,7 @@ def with_torch(case: str, kind: str, dtype: str) -> small.Weights:
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=rate)
     if kind == "adam":
         optimizer = torch.optim.Adam(model.parameters(), rate, small.BETAS, small.EPSILON)
-    nw.torch.attach(optimizer, model, clip=rule, bound=bound)
+    kk.torch.attach(optimizer, model, clip=rule, bound=bound)
     for inputs, targets in small.batches(dtype):
         optimizer.zero_grad()
         loss = torch.nn.functional.mse_loss(model(torch.tensor(inputs)), torch.tensor(targets))
@@ -65,10 +65,10 @@ def with_optax(case: str, kind: str, dtype: str) -> small.Weights:
     if kind == "adam":
         inner = optax.adam(small.LEARNING_RATE["adam"], *small.BETAS, small.EPSILON)
     with jax.enable_x64(dtype == "float64"):
-        parts = [nw.jax.clipped(inner, rule, unit_axes=small.UNIT_AXES)]
+        parts = [kk.jax.clipped(inner, rule, unit_axes=small.UNIT_AXES)]
         if bound is not None:
-            axes = None if isinstance(bound, nw.bound.Clamp) else small.UNIT_AXES
-            parts.append(nw.jax.bound(bound, unit_axes=axes))
+            axes = None if isinstance(bound, kk.bound.Clamp) else small.UNIT_AXES
+            parts.append(kk.jax.bound(bound, unit_axes=axes))
         tx = optax.chain(*parts)
 
         def loss(params: Any, inputs: Any, targets: Any) -> Any:
@@ -99,20 +99,20 @@ def with_tape(case: str, kind: str, dtype: str) -> small.Weights:
             hidden = tf.tanh(inputs @ own["hidden.kernel"] + own["hidden.bias"])
             found = hidden @ own["head.kernel"] + own["head.bias"]
             loss = tf.reduce_mean(tf.square(found - targets))
-        grads, _, state = nw.keras.clip(
+        grads, _, state = kk.keras.clip(
             tape.gradient(loss, own), rule, state, variables=own, unit_axes=axes
         )
         for name, grad in grads.items():
             own[name].assign_sub(small.LEARNING_RATE["sgd"] * grad)
         return state
 
-    state, kept = nw.keras.initial_state(rule, own, unit_axes=axes), None
+    state, kept = kk.keras.initial_state(rule, own, unit_axes=axes), None
     for inputs, targets in small.batches(dtype):
         state = step(tf.constant(inputs), tf.constant(targets), state)
         if bound is not None:
             arrays = {name: one.numpy() for name, one in own.items()}
-            own_axes = {} if isinstance(bound, nw.bound.Clamp) else small.UNIT_AXES
-            bounded, _, kept = nw.numpy.bound(arrays, bound, kept, unit_axes=own_axes)
+            own_axes = {} if isinstance(bound, kk.bound.Clamp) else small.UNIT_AXES
+            bounded, _, kept = kk.numpy.bound(arrays, bound, kept, unit_axes=own_axes)
             for name, array in bounded.items():
                 own[name].assign(array)
     return {name: one.numpy() for name, one in own.items()}

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-import niwaki as nw  # noqa: E402
+import karikomi as kk  # noqa: E402
 from parity import small_network as small  # noqa: E402
 
 TANH = {"tensorflow": "tensorflow.math", "jax": "jax.numpy", "torch": "torch"}
@@ -76,8 +76,8 @@ def train(case: str, kind: str, dtype: str) -> small.Weights:
     """Return the weights after all steps."""
     rule, bound = small.CASES[case]
     model = Small(small.weights(dtype))
-    axes = None if isinstance(bound, nw.bound.Clamp) else {"*kernel": 1}
-    step = nw.keras.clipped(optimizer(kind), rule, bound=bound, unit_axes=axes)
+    axes = None if isinstance(bound, kk.bound.Clamp) else {"*kernel": 1}
+    step = kk.keras.clipped(optimizer(kind), rule, bound=bound, unit_axes=axes)
     model.compile(step)
     for inputs, targets in small.batches(dtype):
         model.train_on_batch(inputs, targets)

@@ -17,9 +17,9 @@ from accelerate.state import AcceleratorState, GradientState  # noqa: E402
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper  # noqa: E402
 from accelerate.utils.megatron_lm import MegatronLMOptimizerWrapper  # noqa: E402
 
-import niwaki as nw  # noqa: E402
-from niwaki.errors import Refused  # noqa: E402
-from niwaki.plugins import accelerate_clip_  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import Refused  # noqa: E402
+from karikomi.plugins import accelerate_clip_  # noqa: E402
 
 INPUTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 BATCH = 5
@@ -66,7 +66,7 @@ def half_precision() -> Any:
 def by_hand(accumulate: int = 1, epochs: int = 2, make: Any = sgd, **rules: Any) -> Any:
     model = network()
     optimizer = make(model)
-    handle = nw.torch.attach(optimizer, model, **rules)
+    handle = kk.torch.attach(optimizer, model, **rules)
     norms = []
     for _ in range(epochs):
         for index, batch in enumerate(INPUTS.split(BATCH), start=1):
@@ -95,18 +95,18 @@ def assert_same(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_attach_takes_what_was_prepared(accumulate: int) -> None:
-    rules = {"clip": nw.clip.ZClip(), "bound": nw.bound.MaxNorm(0.6)}
+    rules = {"clip": kk.clip.ZClip(), "bound": kk.bound.MaxNorm(0.6)}
     accelerator = accelerator_of(gradient_accumulation_steps=accumulate)
     raw = network()
     model, optimizer = accelerator.prepare(raw, sgd(raw))
     assert isinstance(optimizer, AcceleratedOptimizer)
-    handle = nw.torch.attach(optimizer, model, **rules)
+    handle = kk.torch.attach(optimizer, model, **rules)
     train(accelerator, model, optimizer)
     other, norms = by_hand(accumulate, **rules)
     assert_same(raw, other)
     assert handle.steps == len(norms) == 16 // accumulate
     with pytest.raises(Refused, match="has a handle already"):
-        nw.torch.attach(optimizer.optimizer, model)
+        kk.torch.attach(optimizer.optimizer, model)
 
 
 def test_attach_sees_through_compilation_and_wrappers_of_wrappers() -> None:
@@ -114,7 +114,7 @@ def test_attach_sees_through_compilation_and_wrappers_of_wrappers() -> None:
     raw = network()
     optimizer = accelerator.prepare(accelerator.prepare(sgd(raw)))
     model = accelerator.prepare(torch.compile(raw, backend="eager"))
-    handle = nw.torch.attach(AcceleratedOptimizer(optimizer), model)
+    handle = kk.torch.attach(AcceleratedOptimizer(optimizer), model)
     train(accelerator, model, optimizer, epochs=1)
     assert handle.steps == 8
     assert handle.last is not None and handle.last.names[0] == "0.weight"
@@ -124,12 +124,12 @@ def test_several_prepared_optimizers_share_a_joint_norm() -> None:
     accelerator = accelerator_of()
     raw = network()
     model, *both = accelerator.prepare(raw, sgd(raw[0]), sgd(raw[2]))
-    handle = nw.torch.attach(both, model, clip=nw.clip.ByGlobalNorm(1.0))
+    handle = kk.torch.attach(both, model, clip=kk.clip.ByGlobalNorm(1.0))
     joined = SimpleNamespace(
         step=lambda: [one.step() for one in both], zero_grad=lambda: raw.zero_grad()
     )
     train(accelerator, model, joined)
-    other, _ = by_hand(clip=nw.clip.ByGlobalNorm(1.0))
+    other, _ = by_hand(clip=kk.clip.ByGlobalNorm(1.0))
     assert handle.steps == 16
     assert_same(raw, other)
 
@@ -143,8 +143,8 @@ def test_gradients_scaled_for_float16_are_clipped_by_their_own_norm(
     raw = network()
     model, optimizer = accelerator.prepare(raw, adam(raw, fused))
     assert optimizer.scaler is accelerator.scaler
-    rule, state = nw.clip.ByGlobalNorm(1.0), None
-    handle = None if explicit else nw.torch.attach(optimizer, model, clip=rule)
+    rule, state = kk.clip.ByGlobalNorm(1.0), None
+    handle = None if explicit else kk.torch.attach(optimizer, model, clip=rule)
 
     def each() -> None:
         nonlocal state
@@ -168,10 +168,10 @@ def test_an_overflow_of_the_scaler_is_a_step_not_taken(explicit: bool) -> None:
     before = [parameter.clone() for parameter in raw.parameters()]
     model, optimizer = accelerator.prepare(raw, sgd(raw))
     if not explicit:
-        nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+        kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     accelerator.backward(loss_of(model, INPUTS) * float("inf"))
     if explicit:
-        outcome, _ = accelerate_clip_(accelerator, model, nw.clip.ByGlobalNorm(1.0))
+        outcome, _ = accelerate_clip_(accelerator, model, kk.clip.ByGlobalNorm(1.0))
         assert outcome is not None and outcome.action == "skipped"
     optimizer.step()
     assert accelerator.optimizer_step_was_skipped and accelerator.scaler.get_scale() == 32.0
@@ -186,11 +186,11 @@ def test_the_explicit_clip_waits_for_the_last_part_of_a_step(accumulate: int) ->
 
     def each() -> None:
         nonlocal state
-        outcome, state = accelerate_clip_(accelerator, model, nw.clip.ZClip(), state)
+        outcome, state = accelerate_clip_(accelerator, model, kk.clip.ZClip(), state)
         outcomes.append(outcome)
 
     train(accelerator, model, optimizer, each)
-    other, norms = by_hand(accumulate, clip=nw.clip.ZClip())
+    other, norms = by_hand(accumulate, clip=kk.clip.ZClip())
     assert_same(raw, other)
     assert [one is not None for one in outcomes] == [i % accumulate == 0 for i in range(1, 17)]
     assert [one.pre for one in outcomes if one is not None] == norms
@@ -201,18 +201,18 @@ def test_the_explicit_clip_knows_the_moments_of_a_prepared_optimizer() -> None:
     raw = network()
     model, optimizer = accelerator.prepare(raw, adam(raw))
     accelerator.backward(loss_of(model, INPUTS))
-    _, state = accelerate_clip_(accelerator, model, nw.clip.SPAM(5.0), optimizer=optimizer)
+    _, state = accelerate_clip_(accelerator, model, kk.clip.SPAM(5.0), optimizer=optimizer)
     assert state is not None and "second_moment" not in state
-    _, state = accelerate_clip_(accelerator, model, nw.clip.SPAM(5.0))
+    _, state = accelerate_clip_(accelerator, model, kk.clip.SPAM(5.0))
     assert state is not None and "second_moment" in state
 
 
 @pytest.mark.parametrize("syncs", [True, False])
 def test_the_explicit_clip_beside_a_handle_is_refused(syncs: bool) -> None:
     accelerator = accelerator_of(gradient_accumulation_steps=1 if syncs else 2)
-    raw, rule = network(), nw.clip.ByGlobalNorm(1.0)
+    raw, rule = network(), kk.clip.ByGlobalNorm(1.0)
     model, optimizer = accelerator.prepare(raw, sgd(raw))
-    handle = nw.torch.attach(optimizer, model, clip=rule)
+    handle = kk.torch.attach(optimizer, model, clip=rule)
     with accelerator.accumulate(model):
         accelerator.backward(loss_of(model, INPUTS))
         for one in (optimizer, optimizer.optimizer):
@@ -228,8 +228,8 @@ def test_the_explicit_clip_beside_a_handle_is_refused(syncs: bool) -> None:
 @pytest.mark.parametrize(
     "rules",
     [
-        {"clip": nw.clip.ZClip(), "bound": nw.bound.SpectralCap(1.0)},
-        {"clip": nw.clip.SPAM(5.0), "prune": nw.prune.Gradual(0.5, steps=(3, 30), every=3)},
+        {"clip": kk.clip.ZClip(), "bound": kk.bound.SpectralCap(1.0)},
+        {"clip": kk.clip.SPAM(5.0), "prune": kk.prune.Gradual(0.5, steps=(3, 30), every=3)},
     ],
     ids=["statistics", "moments and masks"],
 )
@@ -240,14 +240,14 @@ def test_a_handle_is_saved_and_loaded_with_everything_else(tmp_path: Path, rules
         return (accelerator, model, *accelerator.prepare(model, sgd(model))[1:])
 
     accelerator, whole, optimizer = prepared()
-    handle = nw.torch.attach(optimizer, whole, **rules)
+    handle = kk.torch.attach(optimizer, whole, **rules)
     accelerator.register_for_checkpointing(handle)
     train(accelerator, whole, optimizer)
     accelerator.save_state(str(tmp_path))
     train(accelerator, whole, optimizer)
 
     accelerator, rest, optimizer = prepared()
-    resumed = nw.torch.attach(optimizer, rest, **rules)
+    resumed = kk.torch.attach(optimizer, rest, **rules)
     accelerator.register_for_checkpointing(resumed)
     accelerator.load_state(str(tmp_path))
     assert resumed.steps == 16
@@ -264,7 +264,7 @@ def test_engines_that_keep_the_gradients_are_refused(wrapper: Any, name: str) ->
     accelerator_of()
     model = network()
     with pytest.raises(Refused, match=f"{name} keeps the gradients to itself"):
-        nw.torch.attach(wrapper(sgd(model)), model)
+        kk.torch.attach(wrapper(sgd(model)), model)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_engines_that_keep_the_gradients_are_refused(wrapper: Any, name: str) ->
     [
         ("DEEPSPEED", "DeepSpeed keeps the gradients.*gradient_clipping"),
         ("MEGATRON_LM", "Megatron-LM keeps"),
-        ("XLA", r"not reduced yet; nw\.torch\.attach"),
+        ("XLA", r"not reduced yet; kk\.torch\.attach"),
         ("FSDP", "FSDP1 flattens.*FSDP2"),
     ],
 )
@@ -280,7 +280,7 @@ def test_the_explicit_clip_refuses_gradients_that_are_not_there(kind: str, reaso
     kinds = accelerate.utils.DistributedType
     fake = SimpleNamespace(distributed_type=kinds[kind], is_fsdp2=False, sync_gradients=False)
     with pytest.raises(Refused, match=reason):
-        accelerate_clip_(fake, network(), nw.clip.ByGlobalNorm(1.0))
+        accelerate_clip_(fake, network(), kk.clip.ByGlobalNorm(1.0))
 
 
 def test_parameters_that_fsdp1_has_flattened_are_refused() -> None:
@@ -290,10 +290,10 @@ def test_parameters_that_fsdp1_has_flattened_are_refused() -> None:
     torch.nn.Module.__init__(inner)
     plain = SimpleNamespace(distributed_type="NO", sync_gradients=True)
     with pytest.raises(Refused, match="FSDP1 flattens"):
-        accelerate_clip_(plain, torch.nn.Sequential(inner), nw.clip.ByGlobalNorm(1.0))
+        accelerate_clip_(plain, torch.nn.Sequential(inner), kk.clip.ByGlobalNorm(1.0))
 
 
 def test_an_fsdp2_accelerator_is_not_refused() -> None:
     kind = accelerate.utils.DistributedType.FSDP
     fake = SimpleNamespace(distributed_type=kind, is_fsdp2=True, sync_gradients=False)
-    assert accelerate_clip_(fake, network(), nw.clip.ByGlobalNorm(1.0)) == (None, None)
+    assert accelerate_clip_(fake, network(), kk.clip.ByGlobalNorm(1.0)) == (None, None)

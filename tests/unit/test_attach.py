@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, NonFinite, Refused
+import karikomi as kk
+from karikomi.errors import InvalidArgument, NonFinite, Refused
 
 NAN = float("nan")
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -57,24 +57,24 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 @optimizers
 @pytest.mark.parametrize(
-    "rule", [nw.clip.ByValue(0.1), nw.clip.ByNorm(0.5), nw.clip.ByGlobalNorm(1.0)], ids=str
+    "rule", [kk.clip.ByValue(0.1), kk.clip.ByNorm(0.5), kk.clip.ByGlobalNorm(1.0)], ids=str
 )
 def test_the_loop_stays_as_it_was_and_equals_clipping_by_hand(make: Any, rule: Any) -> None:
     ours, theirs = model_of(), model_of()
     optimizer, other = make(ours.parameters()), make(theirs.parameters())
-    handle = nw.torch.attach(optimizer, ours, clip=rule, bound=nw.bound.Clamp(0.3))
+    handle = kk.torch.attach(optimizer, ours, clip=rule, bound=kk.bound.Clamp(0.3))
     assert handle.last is None
     state = bound_state = None
     for seed in range(5):
         step(ours, optimizer, seed)
         other.zero_grad()
         backward(theirs, seed)
-        outcome, state = nw.torch.clip_(theirs, rule, state)
+        outcome, state = kk.torch.clip_(theirs, rule, state)
         other.step()
-        _, bound_state = nw.torch.bound_(theirs, nw.bound.Clamp(0.3), bound_state)
+        _, bound_state = kk.torch.bound_(theirs, kk.bound.Clamp(0.3), bound_state)
         assert handle.last is not None and handle.last_bound is not None
         assert str(handle.last) == str(outcome) and handle.last.action == "clipped"
-    if optimizer.defaults.get("fused") and isinstance(rule, nw.clip.ByGlobalNorm):
+    if optimizer.defaults.get("fused") and isinstance(rule, kk.clip.ByGlobalNorm):
         # Folded into the step: divided by 1 / factor in place of multiplied by the factor.
         for name, tensor in weights(theirs).items():
             torch.testing.assert_close(weights(ours)[name], tensor, rtol=1e-5, atol=1e-6)
@@ -93,7 +93,7 @@ def _moments(optimizer: torch.optim.Optimizer) -> list[Any]:
 def test_a_skipped_step_touches_neither_weights_nor_moments(make: Any, entry: float) -> None:
     model = model_of()
     optimizer = make(model.parameters())
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     step(model, optimizer, 0)
     before, moments = weights(model), _moments(optimizer)
     optimizer.zero_grad()
@@ -115,7 +115,7 @@ def test_a_skipped_step_touches_neither_weights_nor_moments(make: Any, entry: fl
 def test_other_policies_take_the_step(policy: str, action: str) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0), nonfinite=policy)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(1.0), nonfinite=policy)
     before = weights(model)
     backward(model, 0)
     model[0].bias.grad[0] = NAN
@@ -128,7 +128,7 @@ def test_other_policies_take_the_step(policy: str, action: str) -> None:
 def test_accumulated_gradients_are_clipped_once_a_step() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     before = weights(model)
     for seed in range(4):
         backward(model, seed)
@@ -148,7 +148,7 @@ def test_all_parameter_groups_are_clipped_together_and_frozen_ones_not_at_all() 
         {"params": [model[2].bias, model[2].weight], "lr": 0.01, "weight_decay": 0.1},
     ]
     optimizer = torch.optim.AdamW(groups)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     backward(model, 0)
     joint = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     optimizer.step()
@@ -160,7 +160,7 @@ def test_all_parameter_groups_are_clipped_together_and_frozen_ones_not_at_all() 
 def test_parameters_that_came_later_are_not_passed_over() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     optimizer.add_param_group({"params": list(model[2].parameters())})
     backward(model, 0)
     with pytest.raises(Refused, match=r"other parameters since attach.*detach\(\)"):
@@ -172,7 +172,7 @@ def test_parameters_that_came_later_are_not_passed_over() -> None:
 def test_a_closure_is_clipped_after_it_was_called(make: Any, by_name: bool) -> None:
     ours, theirs = model_of(), model_of()
     optimizer, other = make(ours.parameters()), make(theirs.parameters())
-    handle = nw.torch.attach(optimizer, ours, clip=nw.clip.ByNorm(0.5))
+    handle = kk.torch.attach(optimizer, ours, clip=kk.clip.ByNorm(0.5))
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -181,7 +181,7 @@ def test_a_closure_is_clipped_after_it_was_called(make: Any, by_name: bool) -> N
     loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
     other.zero_grad()
     expected = backward(theirs, 0)
-    nw.torch.clip_(theirs, nw.clip.ByNorm(0.5))
+    kk.torch.clip_(theirs, kk.clip.ByNorm(0.5))
     other.step()
     assert_same(weights(ours), weights(theirs))
     assert torch.equal(loss, expected) and handle.steps == 1
@@ -195,7 +195,7 @@ def test_an_optimizer_that_calls_its_closure_twice_is_refused_at_the_second_call
 
     model = model_of()
     optimizer = Twice(model.parameters(), lr=0.1)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(0.5))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(0.5))
     with pytest.raises(Refused, match="Twice calls its closure more than once"):
         optimizer.step(lambda: backward(model, 0))
 
@@ -203,13 +203,13 @@ def test_an_optimizer_that_calls_its_closure_twice_is_refused_at_the_second_call
 def test_lbfgs_is_refused_with_the_reason() -> None:
     model = model_of()
     with pytest.raises(Refused, match="LBFGS.*line search.*curvature"):
-        nw.torch.attach(torch.optim.LBFGS(model.parameters()), model)
+        kk.torch.attach(torch.optim.LBFGS(model.parameters()), model)
 
 
 def test_no_closure_is_no_closure() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     backward(model, 0)
     optimizer.step(closure=None)
     assert handle.steps == 1
@@ -218,7 +218,7 @@ def test_no_closure_is_no_closure() -> None:
 def test_detaching_puts_everything_back() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e-3))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1e-3))
     step(model, optimizer, 0)
     handle.detach()
     handle.detach()
@@ -235,7 +235,7 @@ def test_bad_steps_in_a_row_raise_and_name_the_tensor(
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = {"nonfinite": policy, "stop_after": stop_after}
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), **options)
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), **options)
     for seed in range(bad - 1):
         backward(model, seed)
         model[0].weight.grad[0] = NAN
@@ -258,7 +258,7 @@ def test_the_schedulers_of_torch_have_nothing_to_complain_of() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     for seed in range(3):
         step(model, optimizer, seed)
         scheduler.step()  # a warning would be an error here
@@ -268,8 +268,8 @@ def test_the_schedulers_of_torch_have_nothing_to_complain_of() -> None:
 def test_rows_go_to_the_record_with_what_was_noted(tmp_path: Any) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with nw.record.Recorder(tmp_path / "r.jsonl") as recorder:
-        handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), record=recorder)
+    with kk.record.Recorder(tmp_path / "r.jsonl") as recorder:
+        handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), record=recorder)
         for seed in range(3):
             optimizer.zero_grad()
             loss = backward(model, seed)
@@ -278,7 +278,7 @@ def test_rows_go_to_the_record_with_what_was_noted(tmp_path: Any) -> None:
                 model[0].weight.grad[0] = NAN
             optimizer.step()
         optimizer.step()
-    first, bad, _, last = list(nw.record.read(tmp_path / "r.jsonl"))[1:]
+    first, bad, _, last = list(kk.record.read(tmp_path / "r.jsonl"))[1:]
     assert first["step"] == 1 and first["clipped"] and first["epoch"] == 0
     assert first["norm"] > 1.0 and 0 < first["factor"] < 1 and first["loss"] > 0
     assert bad["skipped"] and bad["norm"] is None and bad["nonfinite"] == ["0.weight"]
@@ -288,9 +288,9 @@ def test_rows_go_to_the_record_with_what_was_noted(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"clip": nw.bound.Clamp(1.0)}, Refused, r"attach\(clip\): Clamp acts on a weight"),
-        ({"bound": nw.clip.ByNorm(1.0)}, Refused, r"attach\(bound\): ByNorm acts on a gradient"),
-        ({"clip": nw.clip.ByNorm}, InvalidArgument, "this is no rule"),
+        ({"clip": kk.bound.Clamp(1.0)}, Refused, r"attach\(clip\): Clamp acts on a weight"),
+        ({"bound": kk.clip.ByNorm(1.0)}, Refused, r"attach\(bound\): ByNorm acts on a gradient"),
+        ({"clip": kk.clip.ByNorm}, InvalidArgument, "this is no rule"),
         ({"prune": 0.9}, InvalidArgument, "prune takes a schedule or masks; got float"),
         ({"nonfinite": "ignore"}, InvalidArgument, "unknown policy.*got ignore"),
         ({"stop_after": 0}, InvalidArgument, "stop_after must be >= 1; got 0"),
@@ -300,20 +300,20 @@ def test_rows_go_to_the_record_with_what_was_noted(tmp_path: Any) -> None:
 def test_wrong_arguments_are_refused(arguments: Any, error: type, text: str) -> None:
     model = model_of()
     with pytest.raises(error, match=text):
-        nw.torch.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, **arguments)
+        kk.torch.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, **arguments)
 
 
 def test_what_is_no_optimizer_or_has_foreign_parameters_is_refused() -> None:
     model, other = model_of(), nn.Linear(1, 1)
     with pytest.raises(InvalidArgument, match="no torch optimizer; got Linear"):
-        nw.torch.attach(other, model)  # type: ignore[arg-type]
+        kk.torch.attach(other, model)  # type: ignore[arg-type]
     with pytest.raises(Refused, match="the optimizer holds 2 parameter"):
-        nw.torch.attach(torch.optim.SGD([*model.parameters(), *other.parameters()]), model)
+        kk.torch.attach(torch.optim.SGD([*model.parameters(), *other.parameters()]), model)
 
 
 @pytest.mark.parametrize("unscale", [True, False])
 @pytest.mark.parametrize(
-    "rule", [nw.clip.ByGlobalNorm(1.0), nw.clip.ByNorm(0.5), nw.clip.ByValue(0.1)]
+    "rule", [kk.clip.ByGlobalNorm(1.0), kk.clip.ByNorm(0.5), kk.clip.ByValue(0.1)]
 )
 @optimizers
 def test_gradients_of_an_amp_scaler_are_clipped_in_their_true_size(
@@ -321,7 +321,7 @@ def test_gradients_of_an_amp_scaler_are_clipped_in_their_true_size(
 ) -> None:
     ours, theirs = model_of(), model_of()
     optimizer, other = make(ours.parameters()), make(theirs.parameters())
-    handle = nw.torch.attach(optimizer, ours, clip=rule)
+    handle = kk.torch.attach(optimizer, ours, clip=rule)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for seed in range(3):
         inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
@@ -334,7 +334,7 @@ def test_gradients_of_an_amp_scaler_are_clipped_in_their_true_size(
         scaler.update()
         other.zero_grad()
         (theirs(inputs).square().sum() * 30).backward()
-        expected, _ = nw.torch.clip_(theirs, rule)
+        expected, _ = kk.torch.clip_(theirs, rule)
         other.step()
         assert handle.last is not None and handle.last.engaged
         assert handle.last.pre == pytest.approx(expected.pre, rel=1e-4)
@@ -346,7 +346,7 @@ def test_gradients_of_an_amp_scaler_are_clipped_in_their_true_size(
 def test_an_overflow_of_the_scaler_is_a_skipped_step(fused: bool) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = weights(model)
     scaler.scale(model(torch.ones(1, 6)).sum()).backward()
@@ -361,8 +361,8 @@ def test_an_overflow_of_the_scaler_is_a_skipped_step(fused: bool) -> None:
 def test_without_a_clip_gradients_are_measured_and_bad_steps_skipped(tmp_path: Any) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with nw.record.Recorder(tmp_path / "r.jsonl") as recorder:
-        handle = nw.torch.attach(optimizer, model, stop_after=2, record=recorder)
+    with kk.record.Recorder(tmp_path / "r.jsonl") as recorder:
+        handle = kk.torch.attach(optimizer, model, stop_after=2, record=recorder)
         step(model, optimizer, 0)
         assert handle.last is not None and handle.last.action == "kept" and handle.last.pre > 1
         before = weights(model)
@@ -376,7 +376,7 @@ def test_without_a_clip_gradients_are_measured_and_bad_steps_skipped(tmp_path: A
         assert_same(weights(model), before)
         with pytest.raises(NonFinite, match="2 step.*in a row"):
             optimizer.step()
-    rows = [row for row in nw.record.read(tmp_path / "r.jsonl") if row["event"] == "step"]
+    rows = [row for row in kk.record.read(tmp_path / "r.jsonl") if row["event"] == "step"]
     assert rows[0]["norm"] > 1 and rows[1]["skipped"]
 
 
@@ -386,7 +386,7 @@ def test_a_bound_touches_what_the_optimizer_moves_and_says_so() -> None:
         parameter.data.fill_(2.0)
     model[2].bias.requires_grad_(False)
     optimizer = torch.optim.SGD(model[2].parameters(), lr=0.0)
-    handle = nw.torch.attach(optimizer, model, bound=nw.bound.Clamp(1.0))
+    handle = kk.torch.attach(optimizer, model, bound=kk.bound.Clamp(1.0))
     optimizer.step()
     largest = {name: float(tensor.max()) for name, tensor in weights(model).items()}
     assert largest == {"0.weight": 2.0, "0.bias": 2.0, "2.weight": 1.0, "2.bias": 2.0}
@@ -403,7 +403,7 @@ def test_a_step_that_the_scaler_skips_is_no_bad_one_in_a_row(policy: str) -> Non
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     options: Any = {"stop_after": 2, "nonfinite": policy}
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), **options)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = weights(model)
     for _ in range(4):
@@ -423,21 +423,21 @@ def test_a_step_that_the_scaler_skips_is_no_bad_one_in_a_row(policy: str) -> Non
 def test_a_second_handle_is_refused_until_the_first_is_detached() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(1.0))
     with pytest.raises(Refused, match=r"a handle already.*detach\(\) the other"):
-        nw.torch.attach(optimizer, model)
+        kk.torch.attach(optimizer, model)
     handle.detach()
-    second = nw.torch.attach(optimizer, model)
+    second = kk.torch.attach(optimizer, model)
     handle.detach()
     with pytest.raises(Refused, match="a handle already"):
-        nw.torch.attach(optimizer, model)
+        kk.torch.attach(optimizer, model)
     second.detach()
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_handle_is_not_copied(copied: Any) -> None:
     model = model_of()
-    handle = nw.torch.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    handle = kk.torch.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
     with pytest.raises(Refused, match=r"neither copied nor pickled; save handle.state_dict\(\)"):
         copied(handle)
 
@@ -447,26 +447,26 @@ def test_stop_after_is_a_whole_number(stop_after: Any) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InvalidArgument, match="stop_after must be >= 1; got"):
-        nw.torch.attach(optimizer, model, stop_after=stop_after)
+        kk.torch.attach(optimizer, model, stop_after=stop_after)
 
 
 @pytest.mark.parametrize("part", ["bound", "prune"])
 def test_what_can_never_act_is_refused_at_once(part: str) -> None:
     # Once it is imported, modules are asked whether they are sharded.
     importlib.import_module("torch.distributed.fsdp")
-    rule = nw.bound.MaxNorm(1.0) if part == "bound" else nw.prune.Gradual(0.5, steps=(0, 2))
+    rule = kk.bound.MaxNorm(1.0) if part == "bound" else kk.prune.Gradual(0.5, steps=(0, 2))
     model = model_of()
     parameters = list(model.parameters())
     with pytest.raises(InvalidArgument, match="bounds and masks need the module; got list"):
-        nw.torch.attach(torch.optim.SGD(parameters, lr=0.1), parameters, **{part: rule})  # type: ignore[arg-type]
+        kk.torch.attach(torch.optim.SGD(parameters, lr=0.1), parameters, **{part: rule})  # type: ignore[arg-type]
     biases = [model[0].bias, model[2].bias]
     with pytest.raises(Refused, match="unit axis|could be pruned"):
-        nw.torch.attach(torch.optim.SGD(biases, lr=0.1), model, **{part: rule})
+        kk.torch.attach(torch.optim.SGD(biases, lr=0.1), model, **{part: rule})
     model.requires_grad_(False)
     with pytest.raises(Refused, match="frozen|could be pruned"):
-        nw.torch.attach(torch.optim.SGD(parameters, lr=0.1), model, **{part: rule})
+        kk.torch.attach(torch.optim.SGD(parameters, lr=0.1), model, **{part: rule})
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    assert nw.torch.attach(optimizer, parameters, clip=nw.clip.ByNorm(1.0)).last is None  # type: ignore[arg-type]
+    assert kk.torch.attach(optimizer, parameters, clip=kk.clip.ByNorm(1.0)).last is None  # type: ignore[arg-type]
 
 
 GOOD = {"steps": 1, "clip": None, "bound": None, "masks": None}
@@ -485,7 +485,7 @@ GOOD = {"steps": 1, "clip": None, "bound": None, "masks": None}
 def test_a_state_that_makes_no_sense_is_refused_and_changes_nothing(state: Any) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(1.0))
     step(model, optimizer, 0)
     before = copy.deepcopy(handle.state_dict())
     with pytest.raises(InvalidArgument):

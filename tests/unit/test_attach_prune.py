@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, Refused
-from niwaki.prune import NofM, Score, Wanda
-from niwaki.prune.dynamic import SET, RigL
-from niwaki.prune.gradual import Gradual
-from niwaki.prune.iterative import Iterative
-from niwaki.prune.one_shot import OneShot
-from niwaki.prune.timetable import Timetable
+import karikomi as kk
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.prune import NofM, Score, Wanda
+from karikomi.prune.dynamic import SET, RigL
+from karikomi.prune.gradual import Gradual
+from karikomi.prune.iterative import Iterative
+from karikomi.prune.one_shot import OneShot
+from karikomi.prune.timetable import Timetable
 from unit.test_attach import OPTIMIZERS, assert_same, backward, model_of, optimizers, step, weights
 
 # 8 x 6 and 3 x 8: the two weights that can be pruned.
@@ -35,8 +35,8 @@ def test_masks_hold_through_momentum_and_weight_decay(make: Any) -> None:
     optimizer = make(model.parameters())
     for seed in range(3):
         step(model, optimizer, seed)
-    masks = nw.torch.prune_(model, sparsity=0.5)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), prune=masks)
+    masks = kk.torch.prune_(model, sparsity=0.5)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), prune=masks)
     for seed in range(10):
         step(model, optimizer, seed)
         for name, mask in masks.items():
@@ -48,8 +48,8 @@ def test_masks_hold_through_momentum_and_weight_decay(make: Any) -> None:
 def test_masked_gradients_do_not_count_in_the_norm() -> None:
     model = nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    masks = nw.torch.prune_(model, sparsity=0.5)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e6), prune=masks)
+    masks = kk.torch.prune_(model, sparsity=0.5)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1e6), prune=masks)
     model.weight.grad = torch.tensor([[3.0, 4.0]])
     optimizer.step()
     assert handle.last is not None and handle.last.pre in (3.0, 4.0)
@@ -61,7 +61,7 @@ def test_gradual_pruning_reaches_its_sparsity_at_its_last_step(make: Any, sparsi
     model = model_of()
     optimizer = make(model.parameters())
     rule = Gradual(sparsity, steps=(2, 13), every=4)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), prune=rule)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), prune=rule)
     seen = []
     for seed in range(16):
         step(model, optimizer, seed)
@@ -86,7 +86,7 @@ def test_only_what_the_optimizer_moves_is_pruned(frozen: bool) -> None:
     optimizer = torch.optim.SGD(owned, lr=0.1, momentum=0.9)
     before = weights(model)
     rule = Gradual(0.5, steps=(0, 2), every=1)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), prune=rule)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), prune=rule)
     for seed in range(3):
         step(model, optimizer, seed)
     assert torch.equal(model[0].weight, before["0.weight"]) and _zeros(model) == 12
@@ -97,24 +97,24 @@ def test_only_what_the_optimizer_moves_is_pruned(frozen: bool) -> None:
 
 def test_given_masks_of_another_optimizer_s_parameters_are_not_held() -> None:
     model = model_of()
-    masks = nw.torch.prune_(model, sparsity=0.5)
+    masks = kk.torch.prune_(model, sparsity=0.5)
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
     optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, model, prune=masks)
+    handle = kk.torch.attach(optimizer, model, prune=masks)
     assert handle.masks is not None and list(handle.masks) == ["2.weight"]
     assert handle.masks.left_alone["0.weight"] == "not held by this optimizer"
     assert bool((model[0].weight == 1.0).all())
     handle.detach()
     with pytest.raises(Refused, match="holds no masked parameter"):
-        nw.torch.attach(optimizer, model, prune=nw.torch.Masks({"0.weight": masks["0.weight"]}))
+        kk.torch.attach(optimizer, model, prune=kk.torch.Masks({"0.weight": masks["0.weight"]}))
 
 
 def test_given_masks_keep_their_account() -> None:
     model = model_of()
-    masks = nw.torch.prune_(model, sparsity=0.5, data=[torch.randn(4, 6)])
+    masks = kk.torch.prune_(model, sparsity=0.5, data=[torch.randn(4, 6)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, model, prune=masks)
+    handle = kk.torch.attach(optimizer, model, prune=masks)
     step(model, optimizer, 0)
     assert handle.masks is not None and handle.masks.account == masks.account
     assert handle.masks.account.rows and handle.masks.account.output_error
@@ -124,7 +124,7 @@ def test_a_schedule_from_step_zero_prunes_at_the_first_step() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rule = Gradual(0.5, steps=(0, 200), initial=0.25)
-    handle = nw.torch.attach(optimizer, model, prune=rule)
+    handle = kk.torch.attach(optimizer, model, prune=rule)
     step(model, optimizer, 0)
     assert handle.sparsity == pytest.approx(rule.sparsity_at(1), abs=1 / 72) and _zeros(model) > 17
     step(model, optimizer, 1)
@@ -132,7 +132,7 @@ def test_a_schedule_from_step_zero_prunes_at_the_first_step() -> None:
 
 
 def test_masks_move_to_the_device_of_their_parameter_once() -> None:
-    masks = nw.torch.Masks({"weight": torch.ones(3, 2, dtype=torch.bool)})
+    masks = kk.torch.Masks({"weight": torch.ones(3, 2, dtype=torch.bool)})
     module = nn.Linear(2, 3, device="meta")
     masks.apply_(module)
     moved = masks["weight"]
@@ -165,14 +165,14 @@ def _network() -> nn.Sequential:
     )
 
 
-def _attached(kind: str, name: str) -> tuple[nn.Module, torch.optim.Optimizer, nw.torch.Handle]:
+def _attached(kind: str, name: str) -> tuple[nn.Module, torch.optim.Optimizer, kk.torch.Handle]:
     model = _network()
     optimizer = OPTIMIZERS[name](model.parameters())
-    handle = nw.torch.attach(
+    handle = kk.torch.attach(
         optimizer,
         model,
-        clip=nw.clip.ByNorm(nw.schedule.Linear(2.0, 0.1, steps=(0, 10))),
-        bound=nw.bound.Clamp(nw.schedule.Linear(0.9, 0.4, steps=(0, 10))),
+        clip=kk.clip.ByNorm(kk.schedule.Linear(2.0, 0.1, steps=(0, 10))),
+        bound=kk.bound.Clamp(kk.schedule.Linear(0.9, 0.4, steps=(0, 10))),
         prune=SCHEDULES[kind],
     )
     return model, optimizer, handle
@@ -235,7 +235,7 @@ def test_what_is_masked_is_zero_in_weights_and_moments_and_the_rest_goes_on(
 ) -> None:
     model = _network()
     optimizer = make(model.parameters())
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0), prune=SCHEDULES[kind])
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(1.0), prune=SCHEDULES[kind])
     parameters = dict(model.named_parameters())
     for seed in range(STEPS + 5):
         before = weights(model)
@@ -287,7 +287,7 @@ def test_rigl_grows_where_the_dense_gradient_of_the_step_is_largest() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     rule = RigL(0.5, until=9, every=4, drop=0.5)
     # A clip of entries would level the gradients, were it before the choice.
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByValue(1e-3), prune=rule)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByValue(1e-3), prune=rule)
     for seed in range(4):
         before = handle.masks
         optimizer.zero_grad()
@@ -333,8 +333,8 @@ def test_what_is_not_finite_moves_nothing_where_it_is_set_to_zero() -> None:
     model = _network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     rule = RigL(0.6, until=11, every=2)
-    handle = nw.torch.attach(
-        optimizer, model, clip=nw.clip.ByNorm(1.0), prune=rule, nonfinite="zero"
+    handle = kk.torch.attach(
+        optimizer, model, clip=kk.clip.ByNorm(1.0), prune=rule, nonfinite="zero"
     )
     _step(model, optimizer, 0)
     before = handle.masks
@@ -346,7 +346,7 @@ def test_what_is_not_finite_moves_nothing_where_it_is_set_to_zero() -> None:
 
 def test_masks_of_one_s_own_are_where_moving_begins() -> None:
     model, optimizer, handle = _attached("set", "sgd")
-    handle.masks = masks = nw.torch.prune_(model, sparsity=0.25)
+    handle.masks = masks = kk.torch.prune_(model, sparsity=0.25)
     _step(model, optimizer, 0)
     assert handle.masks is masks
     _step(model, optimizer, 1)
@@ -380,7 +380,7 @@ def test_scores_by_gradients_get_the_dense_ones_of_the_steps_that_were_taken(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.125, momentum=0.5, fused=True)
     score = _Noting()
     rule = Gradual(0.75, steps=(2, 6), every=4, initial=0.25, score=score)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(0.01), prune=rule)
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(0.01), prune=rule)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
     shown: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for number in range(1, 7):
@@ -415,17 +415,17 @@ def test_a_ticket_rewound_to_the_start_trains_like_a_fresh_network_with_its_mask
     model = _network()
     start = copy.deepcopy(model)
     optimizer = OPTIMIZERS[name](model.parameters())
-    handle = nw.torch.attach(
+    handle = kk.torch.attach(
         optimizer,
         model,
-        clip=nw.clip.ByNorm(1.0),
+        clip=kk.clip.ByNorm(1.0),
         prune=Iterative(0.8, steps=(3, 9), rounds=3, rewind=0),
     )
     for seed in range(9):
         _step(model, optimizer, seed)
     assert handle.masks is not None and handle.state_dict()["prune"] == {"seen": 9}
     fresh = OPTIMIZERS[name](start.parameters())
-    nw.torch.attach(fresh, start, clip=nw.clip.ByNorm(1.0), prune=handle.masks)
+    kk.torch.attach(fresh, start, clip=kk.clip.ByNorm(1.0), prune=handle.masks)
     assert_same(dict(model.state_dict()), dict(start.state_dict()))
     for seed in range(20, 25):
         _step(model, optimizer, seed)
@@ -465,7 +465,7 @@ def test_a_score_that_training_does_not_feed_is_refused_with_the_way_to_go(rule:
     model = _network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(Refused, match=r"training steps do not show.*prune_\(model, \.\.\., data="):
-        nw.torch.attach(optimizer, model, prune=rule)
+        kk.torch.attach(optimizer, model, prune=rule)
 
 
 @pytest.mark.parametrize("kind", ["set", "rigl"])
@@ -474,7 +474,7 @@ def test_two_optimizers_and_a_frozen_layer(kind: str) -> None:
     model[3].requires_grad_(False)
     one = torch.optim.SGD(model[0].parameters(), lr=0.1, momentum=0.9)
     two = torch.optim.AdamW([*model[1].parameters(), *model[5].parameters()], lr=0.01)
-    handle = nw.torch.attach([one, two], model, prune=SCHEDULES[kind])
+    handle = kk.torch.attach([one, two], model, prune=SCHEDULES[kind])
     frozen, seen = model[3].weight.clone(), set()
     for seed in range(STEPS):
         for optimizer in (one, two):
@@ -494,8 +494,8 @@ def test_training_goes_on_to_learn(kind: str) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     aims = (inputs[:, :3] > 0).long().argmax(1)
-    handle = nw.torch.attach(
-        optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), prune=SCHEDULES[kind]
+    handle = kk.torch.attach(
+        optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), prune=SCHEDULES[kind]
     )
     losses = []
     for _ in range(150):
@@ -513,7 +513,7 @@ def test_a_state_of_something_else_is_refused() -> None:
         handle.load_state_dict({"steps": 1})
     model, optimizer, _ = _attached("gradual", "sgd")
     step(model, optimizer, 0)
-    bare = nw.torch.attach(torch.optim.SGD(model.parameters()), model)
+    bare = kk.torch.attach(torch.optim.SGD(model.parameters()), model)
     good = {"steps": 1, "clip": {"attempted": 1}, "bound": None, "masks": None}
     with pytest.raises(InvalidArgument, match="the handle has no such rule"):
         bare.load_state_dict({**good, "clip": None, "bound": good["clip"]})
@@ -543,7 +543,7 @@ def test_a_state_of_another_schedule_is_refused_and_changes_nothing(kind: str, w
     with pytest.raises(InvalidArgument) as caught:
         handle.load_state_dict({**state, "steps": 7, "prune": wrong})
     assert "\n" not in str(caught.value) and handle.steps == 1
-    bare = nw.torch.attach(torch.optim.SGD(model.parameters()), model)
+    bare = kk.torch.attach(torch.optim.SGD(model.parameters()), model)
     with pytest.raises(InvalidArgument, match="no such rule"):
         bare.load_state_dict(
             {"steps": 1, "clip": None, "bound": None, "masks": None, "prune": wrong}
@@ -567,7 +567,7 @@ def test_a_move_waits_for_a_step_whose_hidden_gradients_are_finite(hidden: float
     model = nn.Linear(4, 3, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
     rule = RigL(0.5, until=9, every=2)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByNorm(1.0), prune=rule)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(1.0), prune=rule)
     moved = []
     for number in range(1, 5):
         masks = handle.masks

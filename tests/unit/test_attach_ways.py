@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, Refused
-from niwaki.rule import Decision, Quantity, Scope, Stateless, leave
-from niwaki.torch import vigilance
+import karikomi as kk
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.rule import Decision, Quantity, Scope, Stateless, leave
+from karikomi.torch import vigilance
 
 
 def model_of(seed: int = 0) -> nn.Sequential:
@@ -40,18 +40,18 @@ def two(model: nn.Sequential) -> list[torch.optim.Optimizer]:
 def test_several_optimizers_share_one_joint_norm(order: tuple[int, int]) -> None:
     ours, theirs = model_of(), model_of()
     mine, others = two(ours), two(theirs)
-    handle = nw.torch.attach(mine, ours, clip=nw.clip.ByGlobalNorm(1.0), bound=nw.bound.Clamp(0.3))
+    handle = kk.torch.attach(mine, ours, clip=kk.clip.ByGlobalNorm(1.0), bound=kk.bound.Clamp(0.3))
     for seed in range(4):
         ours.zero_grad()
         theirs.zero_grad()
         backward(ours, seed)
         backward(theirs, seed)
-        nw.torch.clip_(theirs, nw.clip.ByGlobalNorm(1.0))
+        kk.torch.clip_(theirs, kk.clip.ByGlobalNorm(1.0))
         for place in order:
             mine[place].step()
         for place in order:
             others[place].step()
-        nw.torch.bound_(theirs, nw.bound.Clamp(0.3))
+        kk.torch.bound_(theirs, kk.bound.Clamp(0.3))
     assert handle.steps == 4
     assert handle.last is not None and len(handle.last.names) == 4
     assert_close(ours, theirs)
@@ -62,8 +62,8 @@ def test_optimizers_of_a_gan_have_handles_of_their_own() -> None:
     both = nn.ModuleDict({"generator": generator, "critic": critic})
     optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (generator, critic)]
     handles = [
-        nw.torch.attach(optimizers[0], both, clip=nw.clip.ByGlobalNorm(1.0)),
-        nw.torch.attach(optimizers[1], both, bound=nw.bound.Clamp(0.01)),
+        kk.torch.attach(optimizers[0], both, clip=kk.clip.ByGlobalNorm(1.0)),
+        kk.torch.attach(optimizers[1], both, bound=kk.bound.Clamp(0.01)),
     ]
     for step in range(4):
         turn = 0 if step == 3 else 1
@@ -79,16 +79,16 @@ def test_optimizers_that_hold_the_same_parameter_are_refused() -> None:
     model = model_of()
     pair = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
     with pytest.raises(Refused, match="hold the same parameter"):
-        nw.torch.attach(pair, model)
+        kk.torch.attach(pair, model)
     with pytest.raises(InvalidArgument, match="there is no optimizer"):
-        nw.torch.attach([], model)
+        kk.torch.attach([], model)
 
 
 def in_backward(model: nn.Module, rule: Any) -> list[Any]:
     handles = []
     for parameter in model.parameters():
         own = torch.optim.SGD([parameter], lr=0.1)
-        handles.append(nw.torch.attach(own, model, clip=rule))
+        handles.append(kk.torch.attach(own, model, clip=rule))
 
         def step(p: torch.Tensor, own: torch.optim.Optimizer = own) -> None:
             own.step()
@@ -100,13 +100,13 @@ def in_backward(model: nn.Module, rule: Any) -> list[Any]:
 
 def test_an_optimizer_inside_backward_clips_every_tensor_when_it_steps() -> None:
     ours, theirs = model_of(), model_of()
-    handles = in_backward(ours, nw.clip.ByNorm(0.5))
+    handles = in_backward(ours, kk.clip.ByNorm(0.5))
     other = torch.optim.SGD(theirs.parameters(), lr=0.1)
     for seed in range(3):
         backward(ours, seed)
         other.zero_grad()
         backward(theirs, seed)
-        nw.torch.clip_(theirs, nw.clip.ByNorm(0.5))
+        kk.torch.clip_(theirs, kk.clip.ByNorm(0.5))
         other.step()
     assert [handle.steps for handle in handles] == [3] * 4
     assert_close(ours, theirs)
@@ -114,7 +114,7 @@ def test_an_optimizer_inside_backward_clips_every_tensor_when_it_steps() -> None
 
 def test_a_joint_norm_is_refused_inside_backward() -> None:
     model = model_of()
-    in_backward(model, nw.clip.ByGlobalNorm(0.5))
+    in_backward(model, kk.clip.ByGlobalNorm(0.5))
     with pytest.raises(Refused, match="inside backward.*per tensor"):
         backward(model, 0)
 
@@ -122,7 +122,7 @@ def test_a_joint_norm_is_refused_inside_backward() -> None:
 def test_several_optimizers_inside_backward_are_refused_under_one_handle() -> None:
     model = model_of()
     pair = two(model)
-    nw.torch.attach(pair, model, clip=nw.clip.ByNorm(0.5))
+    kk.torch.attach(pair, model, clip=kk.clip.ByNorm(0.5))
     model[2].bias.register_post_accumulate_grad_hook(lambda p: pair[1].step())
     with pytest.raises(Refused, match="inside backward.*a handle for each"):
         backward(model, 0)
@@ -131,7 +131,7 @@ def test_several_optimizers_inside_backward_are_refused_under_one_handle() -> No
 def test_gradients_that_are_new_since_the_first_of_several_steps_are_clipped_anew() -> None:
     model = model_of()
     first, second = two(model)
-    handle = nw.torch.attach([first, second], model, clip=nw.clip.ByGlobalNorm(1.0))
+    handle = kk.torch.attach([first, second], model, clip=kk.clip.ByGlobalNorm(1.0))
     backward(model, 0)
     first.step()
     model.zero_grad()
@@ -145,7 +145,7 @@ def test_gradients_that_are_new_since_the_first_of_several_steps_are_clipped_ane
 def test_a_parameter_that_was_replaced_is_not_passed_over() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.zeros(8, 6))
     backward(model, 0)
     with pytest.raises(Refused, match="other parameters since attach"):
@@ -157,7 +157,7 @@ def test_second_moments_of_our_own_are_unscaled_and_not_shared_with_a_checkpoint
     for fused in (False, True):
         model = model_of()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=fused)
-        handle = nw.torch.attach(optimizer, model, clip=nw.clip.SPAM(3.0, warmup=1))
+        handle = kk.torch.attach(optimizer, model, clip=kk.clip.SPAM(3.0, warmup=1))
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         for seed in range(4):
             optimizer.zero_grad()
@@ -178,7 +178,7 @@ def test_a_compiled_model_has_the_names_of_the_model() -> None:
     model = model_of()
     compiled: Any = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, compiled, clip=nw.clip.AGC(0.01))
+    handle = kk.torch.attach(optimizer, compiled, clip=kk.clip.AGC(0.01))
     backward(compiled, 0)
     optimizer.step()
     assert handle.last is not None and handle.last.engaged
@@ -191,7 +191,7 @@ def test_a_compiled_model_has_the_names_of_the_model() -> None:
 def test_block_rms_bounds_the_rms_of_every_update() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.BlockRMS(1.0))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.BlockRMS(1.0))
     before = [parameter.detach().clone() for parameter in model.parameters()]
     backward(model, 0)
     optimizer.step()
@@ -210,7 +210,7 @@ def test_an_update_within_the_limit_keeps_its_bits() -> None:
     ours, theirs = model_of(), model_of()
     optimizer = torch.optim.Adam(ours.parameters(), lr=0.01)
     other = torch.optim.Adam(theirs.parameters(), lr=0.01)
-    nw.torch.attach(optimizer, ours, update=nw.clip.BlockRMS(100.0))
+    kk.torch.attach(optimizer, ours, update=kk.clip.BlockRMS(100.0))
     for seed in range(3):
         for model, one in ((ours, optimizer), (theirs, other)):
             one.zero_grad()
@@ -223,8 +223,8 @@ def test_an_update_within_the_limit_keeps_its_bits() -> None:
 def test_rules_for_gradients_serve_for_updates_too() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    handle = nw.torch.attach(
-        optimizer, model, clip=nw.clip.ByGlobalNorm(5.0), update=nw.clip.ByGlobalNorm(2.0)
+    handle = kk.torch.attach(
+        optimizer, model, clip=kk.clip.ByGlobalNorm(5.0), update=kk.clip.ByGlobalNorm(2.0)
     )
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
     backward(model, 0)
@@ -255,7 +255,7 @@ def test_stable_adamw_is_the_papers(fused: bool) -> None:
     model = model_of().double()
     mine = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1, fused=fused)
-    handle = nw.torch.attach(optimizer, model, update=nw.clip.StableAdamW())
+    handle = kk.torch.attach(optimizer, model, update=kk.clip.StableAdamW())
     state: dict[int, Any] = {}
     engaged = 0
     for step in range(1, 13):
@@ -276,15 +276,15 @@ def test_stable_adamw_is_the_papers(fused: bool) -> None:
 def test_stable_adamw_needs_the_moments_of_adam() -> None:
     model = model_of()
     with pytest.raises(Refused, match="needs the second moments that Adam.*got SGD.*BlockRMS"):
-        nw.torch.attach(
-            torch.optim.SGD(model.parameters(), lr=0.1), model, update=nw.clip.StableAdamW()
+        kk.torch.attach(
+            torch.optim.SGD(model.parameters(), lr=0.1), model, update=kk.clip.StableAdamW()
         )
 
 
 def test_a_skipped_update_is_taken_back_whole() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    handle = nw.torch.attach(optimizer, model, update=nw.clip.SkipSpikes(2.0, warmup=3, window=8))
+    handle = kk.torch.attach(optimizer, model, update=kk.clip.SkipSpikes(2.0, warmup=3, window=8))
     for seed in range(6):
         optimizer.zero_grad()
         backward(model, seed, scale=1e-3)
@@ -302,15 +302,15 @@ def test_update_rules_are_refused_where_no_update_is_seen() -> None:
     model = model_of()
     backward(model, 0)
     with pytest.raises(Refused, match="BlockRMS acts on a update|BlockRMS acts on an update"):
-        nw.torch.clip_(model, nw.clip.BlockRMS(1.0))
+        kk.torch.clip_(model, kk.clip.BlockRMS(1.0))
 
 
 def test_a_state_with_updates_continues_bit_for_bit() -> None:
     def trained(stop: int | None) -> list[torch.Tensor]:
         model = model_of()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        rule = nw.clip.EMARatio(1.1)
-        handle = nw.torch.attach(optimizer, model, clip=nw.clip.SPAM(3.0, warmup=1), update=rule)
+        rule = kk.clip.EMARatio(1.1)
+        handle = kk.torch.attach(optimizer, model, clip=kk.clip.SPAM(3.0, warmup=1), update=rule)
         for seed in range(10):
             if seed == stop:
                 kept = (model.state_dict(), optimizer.state_dict(), handle.state_dict())
@@ -318,8 +318,8 @@ def test_a_state_with_updates_continues_bit_for_bit() -> None:
                 model.load_state_dict(kept[0])
                 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
                 optimizer.load_state_dict(kept[1])
-                handle = nw.torch.attach(
-                    optimizer, model, clip=nw.clip.SPAM(3.0, warmup=1), update=rule
+                handle = kk.torch.attach(
+                    optimizer, model, clip=kk.clip.SPAM(3.0, warmup=1), update=rule
                 )
                 handle.load_state_dict(kept[2])
             optimizer.zero_grad()
@@ -345,7 +345,7 @@ def test_a_limit_that_always_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(vigilance, "ENOUGH_FOR_OFTEN", 8)
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e-3))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1e-3))
     with pytest.warns(UserWarning, match=r"100\.0% of 8 steps were clipped") as said:
         steps(model, optimizer, 30)
     assert len(said) == 1
@@ -356,7 +356,7 @@ def test_a_limit_that_never_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(vigilance, "ENOUGH_FOR_SELDOM", 10)
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e9))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1e9))
     with pytest.warns(UserWarning, match=r"0\.00% of 10 steps.*does next to nothing") as said:
         steps(model, optimizer, 30)
     assert len(said) == 1
@@ -366,12 +366,12 @@ def test_a_limit_that_never_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyPa
     "rule",
     [
         None,
-        nw.clip.Smooth(1.0),
-        nw.clip.Normalize(1.0),
-        nw.clip.ByGlobalNorm(math.inf),
-        nw.clip.EMARatio(math.inf),
-        nw.clip.SkipSpikes(6.0),
-        nw.clip.AutoClip(1.0),
+        kk.clip.Smooth(1.0),
+        kk.clip.Normalize(1.0),
+        kk.clip.ByGlobalNorm(math.inf),
+        kk.clip.EMARatio(math.inf),
+        kk.clip.SkipSpikes(6.0),
+        kk.clip.AutoClip(1.0),
     ],
 )
 def test_rules_that_measure_or_always_act_are_not_spoken_of(
@@ -381,7 +381,7 @@ def test_rules_that_measure_or_always_act_are_not_spoken_of(
     monkeypatch.setattr(vigilance, "ENOUGH_FOR_SELDOM", 10)
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    nw.torch.attach(optimizer, model, clip=rule)
+    kk.torch.attach(optimizer, model, clip=rule)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         steps(model, optimizer, 20)
@@ -390,7 +390,7 @@ def test_rules_that_measure_or_always_act_are_not_spoken_of(
 def test_weights_that_change_without_a_step_are_spoken_of() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     other = torch.optim.SGD(model.parameters(), lr=1e-3)
     with pytest.warns(UserWarning, match="nothing is clipped") as said:
         steps(model, other, 12)
@@ -400,7 +400,7 @@ def test_weights_that_change_without_a_step_are_spoken_of() -> None:
 def test_accumulation_and_loading_are_not_mistaken_for_a_missing_clip() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for seed in range(40):
@@ -421,7 +421,7 @@ def test_a_finite_gradient_beside_a_tiny_history_is_clipped_and_not_called_bad()
     }
     optimizer.state[parameter] = tiny
     parameter.grad = torch.full((3,), 1e30)
-    outcome, _ = nw.torch.clip_(parameter, nw.clip.SPAM(4.0, warmup=0), optimizer=optimizer)
+    outcome, _ = kk.torch.clip_(parameter, kk.clip.SPAM(4.0, warmup=0), optimizer=optimizer)
     assert outcome.action == "clipped" and not outcome.nonfinite
     torch.testing.assert_close(parameter.grad, torch.full((3,), 2e-10))
 
@@ -429,7 +429,7 @@ def test_a_finite_gradient_beside_a_tiny_history_is_clipped_and_not_called_bad()
 def test_numpy_refuses_what_judges_gradients_but_scales_updates() -> None:
     update = {"w": torch.ones(2).numpy()}
     with pytest.raises(Refused, match="StableAdamW needs second_moment"):
-        nw.numpy.clip(update, nw.clip.StableAdamW(), second_moments=update)
+        kk.numpy.clip(update, kk.clip.StableAdamW(), second_moments=update)
 
 
 # Steps that fail
@@ -445,9 +445,9 @@ def failing(optimizer: torch.optim.Optimizer) -> Any:
 def test_after_a_raise_the_next_step_is_a_step_like_any_other(tmp_path: Any) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    recorder = nw.record.Recorder(tmp_path / "run.jsonl")
-    handle = nw.torch.attach(
-        optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), nonfinite="raise", record=recorder
+    recorder = kk.record.Recorder(tmp_path / "run.jsonl")
+    handle = kk.torch.attach(
+        optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), nonfinite="raise", record=recorder
     )
     for seed, bad in enumerate([True, False, True, False]):
         optimizer.zero_grad()
@@ -455,21 +455,21 @@ def test_after_a_raise_the_next_step_is_a_step_like_any_other(tmp_path: Any) -> 
         if bad:
             model[0].weight.grad[0, 0] = math.nan
             with pytest.raises(
-                nw.errors.NonFinite, match=r"step \d: non-finite gradient in 0.weight"
+                kk.errors.NonFinite, match=r"step \d: non-finite gradient in 0.weight"
             ):
                 optimizer.step()
         else:
             optimizer.step()
             assert handle.last is not None and handle.last.action == "clipped"
     recorder.close()
-    rows = [row for row in nw.record.read(recorder.path) if row["event"] == "step"]
+    rows = [row for row in kk.record.read(recorder.path) if row["event"] == "step"]
     assert [row["step"] for row in rows] == [2, 4]
 
 
 def test_weights_that_were_loaded_after_a_failed_step_are_no_update_of_it() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    nw.torch.attach(optimizer, model, update=nw.clip.BlockRMS(0.01))
+    kk.torch.attach(optimizer, model, update=kk.clip.BlockRMS(0.01))
     hook = failing(optimizer)
     backward(model, 0)
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -496,7 +496,7 @@ def test_a_step_that_calls_its_parents_step_is_one_step() -> None:
     )  # torch hooks the parent's step when it is made
     model = model_of()
     optimizer = Own(model.parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.AutoClip(50.0))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.AutoClip(50.0))
     for seed in range(5):
         optimizer.zero_grad()
         backward(model, seed)
@@ -514,7 +514,7 @@ def test_a_step_that_calls_its_parents_step_is_one_step() -> None:
 def test_a_joint_norm_of_gradients_that_are_scaled_in_part_is_refused(all_of_them: bool) -> None:
     model = model_of()
     pair = two(model)
-    handle = nw.torch.attach(pair, model, clip=nw.clip.ByGlobalNorm(1.0))
+    handle = kk.torch.attach(pair, model, clip=kk.clip.ByGlobalNorm(1.0))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     loss = model(torch.ones(2, 6)).square().sum()
     scaler.scale(loss).backward()
@@ -535,7 +535,7 @@ def test_a_joint_norm_of_gradients_that_are_scaled_in_part_is_refused(all_of_the
 def test_a_scale_and_a_factor_too_large_for_float32_are_not_folded() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e-6))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1e-6))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**110)
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
     scaler.scale(model(torch.ones(2, 6)).square().sum()).backward()
@@ -549,8 +549,8 @@ def test_moments_of_our_own_follow_the_clipped_gradients_of_a_fused_step() -> No
     for fused in (False, True):
         model = model_of()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
-        rule = nw.clip.Chain(nw.clip.SPAM(1e6, warmup=0), nw.clip.ByGlobalNorm(0.01))
-        handle = nw.torch.attach(optimizer, model, clip=rule)
+        rule = kk.clip.Chain(kk.clip.SPAM(1e6, warmup=0), kk.clip.ByGlobalNorm(0.01))
+        handle = kk.torch.attach(optimizer, model, clip=rule)
         backward(model, 0)
         optimizer.step()
         kept.append(handle.state_dict()["clip"]["second_moment"]["0.weight"])
@@ -561,8 +561,8 @@ def test_what_cannot_be_recorded_is_refused_before_it_does_harm(tmp_path: Any) -
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InvalidArgument, match="this is no recorder"):
-        nw.torch.attach(optimizer, model, record="run.jsonl")  # type: ignore[arg-type]
-    handle = nw.torch.attach(optimizer, model, record=nw.record.Recorder(tmp_path / "a.jsonl"))
+        kk.torch.attach(optimizer, model, record="run.jsonl")  # type: ignore[arg-type]
+    handle = kk.torch.attach(optimizer, model, record=kk.record.Recorder(tmp_path / "a.jsonl"))
     for facts in ({"norm": 1.0}, {"step": 3}, {"x": object()}):
         with pytest.raises(InvalidArgument, match="Handle.note"):
             handle.note(**facts)
@@ -570,12 +570,12 @@ def test_what_cannot_be_recorded_is_refused_before_it_does_harm(tmp_path: Any) -
     optimizer.step()
 
 
-@pytest.mark.parametrize("rule", [nw.clip.ByValue(0.5), nw.clip.ByNorm(0.5)], ids=str)
+@pytest.mark.parametrize("rule", [kk.clip.ByValue(0.5), kk.clip.ByNorm(0.5)], ids=str)
 def test_a_gradient_whose_entries_share_memory_is_clipped(rule: Any) -> None:
     parameter = nn.Parameter(torch.zeros(4))
     parameter.grad = torch.tensor([3.0]).expand(4)
-    outcome, _ = nw.torch.clip_(parameter, rule)
-    expected = 0.5 if isinstance(rule, nw.clip.ByValue) else 0.25
+    outcome, _ = kk.torch.clip_(parameter, rule)
+    expected = 0.5 if isinstance(rule, kk.clip.ByValue) else 0.25
     assert outcome.engaged
     torch.testing.assert_close(parameter.grad, torch.full((4,), expected))
 
@@ -583,9 +583,9 @@ def test_a_gradient_whose_entries_share_memory_is_clipped(rule: Any) -> None:
 @pytest.mark.parametrize(
     "rules",
     [
-        {"clip": nw.clip.AGC(0.01)},
-        {"bound": nw.bound.MaxNorm(100.0)},
-        {"bound": nw.bound.Clamp(9.0)},
+        {"clip": kk.clip.AGC(0.01)},
+        {"bound": kk.bound.MaxNorm(100.0)},
+        {"bound": kk.bound.Clamp(9.0)},
     ],
     ids=str,
 )
@@ -594,12 +594,12 @@ def test_the_record_has_the_weight_norms_that_were_measured_anyway(
 ) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    with nw.record.Recorder(tmp_path / "run.jsonl") as recorder:
-        nw.torch.attach(optimizer, model, record=recorder, **rules)
+    with kk.record.Recorder(tmp_path / "run.jsonl") as recorder:
+        kk.torch.attach(optimizer, model, record=recorder, **rules)
         backward(model, 0)
         optimizer.step()
-    row = [row for row in nw.record.read(recorder.path) if row["event"] == "step"][0]
-    if isinstance(rules.get("bound"), nw.bound.Clamp | nw.bound.SpectralCap):
+    row = [row for row in kk.record.read(recorder.path) if row["event"] == "step"][0]
+    if isinstance(rules.get("bound"), kk.bound.Clamp | kk.bound.SpectralCap):
         assert "weights" not in row
         return
     expected = float(model[0].weight.detach().norm())
@@ -615,7 +615,7 @@ def test_a_rule_of_somebody_elses_needs_no_fields() -> None:
 
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, model, clip=Halve())
+    handle = kk.torch.attach(optimizer, model, clip=Halve())
     backward(model, 0)
     optimizer.step()
     assert handle.last is not None and handle.last.factor == pytest.approx(0.5)
@@ -624,7 +624,7 @@ def test_a_rule_of_somebody_elses_needs_no_fields() -> None:
 def test_a_step_that_was_not_taken_has_no_update_of_the_step_before() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = nw.torch.attach(optimizer, model, update=nw.clip.BlockRMS(1.0))
+    handle = kk.torch.attach(optimizer, model, update=kk.clip.BlockRMS(1.0))
     steps(model, optimizer, 1)
     assert handle.last_update is not None
     model[0].weight.grad[0, 0] = math.nan

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from niwaki import report
-from niwaki.audit import audit
-from niwaki.audit.alarms import alarms
-from niwaki.audit.predictions import LISTED, Predictions
-from niwaki.errors import InvalidArgument
-from niwaki.tasks import Arrays, Data, Split, Task
+from karikomi import report
+from karikomi.audit import audit
+from karikomi.audit.alarms import alarms
+from karikomi.audit.predictions import LISTED, Predictions
+from karikomi.errors import InvalidArgument
+from karikomi.tasks import Arrays, Data, Split, Task
 
 
 class Linear:
@@ -82,9 +82,9 @@ def test_a_dead_output_unit_is_named(classes: int) -> None:
 
 def test_a_dead_output_unit_of_a_trained_network_is_named() -> None:
     pytest.importorskip("torch")
-    from niwaki import registry
-    from niwaki.record import Recorder
-    from niwaki.tasks import Phase, load
+    from karikomi import registry
+    from karikomi.record import Recorder
+    from karikomi.tasks import Phase, load
 
     class Silent(Recorder):
         def __init__(self) -> None: ...

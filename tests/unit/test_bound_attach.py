@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, Refused
-from niwaki.torch.logits import watch_logits
+import karikomi as kk
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.torch.logits import watch_logits
 
 BOUNDS = [
-    nw.bound.UnitNorm(1.0),
-    nw.bound.NonNegative(),
-    nw.bound.InitScaled(1.5),
-    nw.bound.SpectralCap(0.8),
-    nw.bound.QKClip(0.5),
+    kk.bound.UnitNorm(1.0),
+    kk.bound.NonNegative(),
+    kk.bound.InitScaled(1.5),
+    kk.bound.SpectralCap(0.8),
+    kk.bound.QKClip(0.5),
 ]
 
 
@@ -58,10 +58,10 @@ def trained(rule: Any, steps: int, resume_at: int | None = None) -> tuple[nn.Mod
 def _begun(rule: Any) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
     torch.manual_seed(0)
     model = Small()
-    if isinstance(rule, nw.bound.QKClip):
+    if isinstance(rule, kk.bound.QKClip):
         watch_logits(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return model, optimizer, nw.torch.attach(optimizer, model, bound=rule)
+    return model, optimizer, kk.torch.attach(optimizer, model, bound=rule)
 
 
 @pytest.mark.parametrize("rule", BOUNDS, ids=lambda rule: type(rule).__name__)
@@ -75,7 +75,7 @@ def test_resuming_is_the_same_as_not_stopping(rule: Any) -> None:
 
 
 def test_every_step_ends_within_the_cap() -> None:
-    model, handle = trained(nw.bound.SpectralCap(0.8), 6)
+    model, handle = trained(kk.bound.SpectralCap(0.8), 6)
     sizes = [torch.linalg.svdvals(p.detach())[0] for p in model.parameters() if p.dim() == 2]
     assert max(sizes) <= 0.8 * 1.001 and handle.last_bound.left_alone["inward.bias"] == "a bias"
 
@@ -84,18 +84,18 @@ def test_a_bound_that_can_never_act_is_refused_at_once() -> None:
     norms = nn.LayerNorm(4)
     optimizer = torch.optim.SGD(norms.parameters(), lr=0.1)
     with pytest.raises(Refused, match="no selected tensor has a fan-in"):
-        nw.torch.attach(optimizer, norms, bound=nw.bound.InitScaled())
+        kk.torch.attach(optimizer, norms, bound=kk.bound.InitScaled())
     with pytest.raises(Refused, match="the module has no attention that is known here"):
-        nw.torch.attach(optimizer, norms, bound=nw.bound.QKClip())
+        kk.torch.attach(optimizer, norms, bound=kk.bound.QKClip())
     layer = nn.MultiheadAttention(8, 2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     with pytest.raises(Refused, match="QKClip needs the largest logit .*watch_logits"):
-        nw.torch.attach(optimizer, layer, bound=nw.bound.QKClip())
+        kk.torch.attach(optimizer, layer, bound=kk.bound.QKClip())
 
 
 def test_a_handle_refuses_the_state_of_another_bound() -> None:
-    _, handle = trained(nw.bound.SpectralCap(0.8), 1)
-    _, other = trained(nw.bound.NonNegative(), 1)
+    _, handle = trained(kk.bound.SpectralCap(0.8), 1)
+    _, other = trained(kk.bound.NonNegative(), 1)
     for one, foreign in ((handle, other), (other, handle)):
         with pytest.raises(InvalidArgument):
             one.load_state_dict({**one.state_dict(), "bound": foreign.state_dict()["bound"]})

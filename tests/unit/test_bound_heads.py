@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName
-from niwaki.torch.attention import attentions, declare_attention
-from niwaki.torch.logits import note_logits, watch_logits
+import karikomi as kk
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.torch.attention import attentions, declare_attention
+from karikomi.torch.logits import note_logits, watch_logits
 
-RULE = nw.bound.QKClip(1.0)
+RULE = kk.bound.QKClip(1.0)
 
 
 class Grouped(nn.Module):
@@ -88,8 +88,8 @@ def test_every_head_pays_for_itself_alone(options: dict[str, Any], alpha: float)
     query, key = torch.randn(2, 6, 12), torch.randn(2, 7, layer.kdim)
     before = by_hand(layer, query, key).detach()
     rest = {n: p.clone() for n, p in layer.named_parameters() if "out_proj" in n or "v" in n}
-    rule = nw.bound.QKClip(float(before.median()), alpha=alpha)
-    outcome, _ = nw.torch.bound_(layer, rule, logits={"": before})
+    rule = kk.bound.QKClip(float(before.median()), alpha=alpha)
+    outcome, _ = kk.torch.bound_(layer, rule, logits={"": before})
     expected = before.clamp_max(rule.limit)
     torch.testing.assert_close(by_hand(layer, query, key).detach(), expected)
     assert outcome.share_at_bound == pytest.approx(2 / 3) and outcome.post == rule.limit
@@ -104,7 +104,7 @@ def test_every_head_pays_for_itself_alone(options: dict[str, Any], alpha: float)
 def test_the_values_of_a_packed_projection_keep_their_bits() -> None:
     layer = nn.MultiheadAttention(8, 2)
     weight, bias = layer.in_proj_weight[16:].clone(), layer.in_proj_bias[16:].clone()
-    nw.torch.bound_(layer, RULE, logits={"": [9.0, 9.0]})
+    kk.torch.bound_(layer, RULE, logits={"": [9.0, 9.0]})
     assert torch.equal(layer.in_proj_weight[16:], weight)
     assert torch.equal(layer.in_proj_bias[16:], bias)
 
@@ -120,11 +120,11 @@ def test_declared_layers_follow_the_same_law(heads: int, kv_heads: int, fused: b
     inputs = torch.randn(20, 8)
     attention(inputs)
     before = attention.logits(inputs).detach()
-    rule = nw.bound.QKClip(float(before.median()))
+    rule = kk.bound.QKClip(float(before.median()))
     key = attention.qkv if fused else attention.k
     first = 3 * heads if fused else 0
     kept = key.weight[first : first + 3 * kv_heads].clone()
-    outcome, _ = nw.torch.bound_(model, rule)
+    outcome, _ = kk.torch.bound_(model, rule)
     expected = before.clamp_max(rule.limit)
     torch.testing.assert_close(attention.logits(inputs).detach(), expected)
     assert outcome.names == ("1",) * heads
@@ -134,7 +134,7 @@ def test_declared_layers_follow_the_same_law(heads: int, kv_heads: int, fused: b
 
 def test_a_declaration_goes_with_copies() -> None:
     model = copy.deepcopy(nn.Sequential(Grouped()))
-    outcome, _ = nw.torch.bound_(model, RULE, logits={"0": torch.full((4,), 2.0)})
+    outcome, _ = kk.torch.bound_(model, RULE, logits={"0": torch.full((4,), 2.0)})
     assert outcome.post == 1.0
 
 
@@ -153,7 +153,7 @@ class TestWatch:
         watch_logits(layer)
         swap = (lambda one: one) if batch_first else (lambda one: one.transpose(0, 1))
         layer(swap(query), key=swap(key), value=swap(value))
-        outcome, _ = nw.torch.bound_(layer, nw.bound.QKClip())
+        outcome, _ = kk.torch.bound_(layer, kk.bound.QKClip())
         assert outcome.norms == pytest.approx(by_hand(layer, query, key).clamp_min(0).tolist())
 
     def test_masked_pairs_do_not_count(self) -> None:
@@ -174,7 +174,7 @@ class TestWatch:
             ({"attn_mask": causal, "key_padding_mask": padding}, causal | padding[:, None, None]),
         ]:
             layer(inputs, inputs, inputs, **arguments)
-            outcome, _ = nw.torch.bound_(layer, nw.bound.QKClip())
+            outcome, _ = kk.torch.bound_(layer, kk.bound.QKClip())
             expected = by_hand(layer, inputs, inputs, hidden).clamp_min(0)
             assert outcome.norms == pytest.approx(expected.tolist())
 
@@ -186,22 +186,22 @@ class TestWatch:
         for inputs in (small, large, small):
             layer(inputs, inputs, inputs)
         layer.eval()(*[100.0 * large] * 3)
-        outcome, _ = nw.torch.bound_(layer, nw.bound.QKClip())
+        outcome, _ = kk.torch.bound_(layer, kk.bound.QKClip())
         expected = torch.stack([by_hand(layer, x, x) for x in (small, large)]).amax(0)
         assert outcome.norms == pytest.approx(expected.tolist())
-        outcome, _ = nw.torch.bound_(layer, nw.bound.QKClip())
+        outcome, _ = kk.torch.bound_(layer, kk.bound.QKClip())
         assert outcome.names == () and outcome.share_at_bound == 0.0
         assert outcome.left_alone["in_proj_weight"] == "no finite logits were supplied for it"
 
     def test_large_batches_are_read_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("niwaki.torch.logits._ENTRIES", 60)
+        monkeypatch.setattr("karikomi.torch.logits._ENTRIES", 60)
         layer = nn.MultiheadAttention(8, 2, batch_first=True)
         inputs = torch.randn(7, 5, 8)
         padding = torch.rand(7, 5) < 0.3
         padding[:, 0] = False
         watch_logits(layer)
         layer(inputs, inputs, inputs, key_padding_mask=padding)
-        outcome, _ = nw.torch.bound_(layer, nw.bound.QKClip())
+        outcome, _ = kk.torch.bound_(layer, kk.bound.QKClip())
         expected = by_hand(layer, inputs, inputs, padding[:, None, None]).clamp_min(0)
         assert outcome.norms == pytest.approx(expected.tolist())
 
@@ -211,19 +211,19 @@ class TestWatch:
         watch = watch_logits(model)
         assert watch.names == ("layers.0.self_attn", "layers.1.self_attn")
         model(torch.randn(2, 4, 8))
-        outcome, _ = nw.torch.bound_(model, RULE)
+        outcome, _ = kk.torch.bound_(model, RULE)
         assert outcome.names == ("layers.0.self_attn",) * 2 + ("layers.1.self_attn",) * 2
         watch.remove()
         model(torch.randn(2, 4, 8))
         with pytest.raises(Refused, match="QKClip needs the largest logit of every head"):
-            nw.torch.bound_(model, RULE)
+            kk.torch.bound_(model, RULE)
 
     def test_a_pass_that_gave_nan_bounds_nothing(self) -> None:
         layer = nn.MultiheadAttention(8, 2)
         before = layer.in_proj_weight.clone()
         watch_logits(layer)
         layer(*[torch.full((3, 1, 8), math.nan)] * 3)
-        outcome, _ = nw.torch.bound_(layer, RULE)
+        outcome, _ = kk.torch.bound_(layer, RULE)
         assert torch.equal(layer.in_proj_weight, before) and outcome.names == ()
 
     def test_gradients_do_not_see_the_watch(self) -> None:
@@ -261,19 +261,19 @@ def test_logits_that_do_not_fit_are_refused(logits: Any, error: type, text: str)
     model = nn.ModuleDict({"a": nn.MultiheadAttention(8, 2)})
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(error, match=text):
-        nw.torch.bound_(model, RULE, logits=logits)
+        kk.torch.bound_(model, RULE, logits=logits)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_only_whole_layers_are_meant() -> None:
     model = nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": nn.MultiheadAttention(8, 2)})
     logits = {"a": [9.0, 9.0]}
-    outcome, _ = nw.torch.bound_(model, RULE, only="a.*", logits=logits)
+    outcome, _ = kk.torch.bound_(model, RULE, only="a.*", logits=logits)
     assert outcome.names == ("a", "a")
     with pytest.raises(Refused, match="no attention has all its query and key projections sel"):
-        nw.torch.bound_(model, RULE, only="a.in_proj_weight", logits=logits)
+        kk.torch.bound_(model, RULE, only="a.in_proj_weight", logits=logits)
     with pytest.raises(Refused, match="the module has no attention that is known here; declare"):
-        nw.torch.bound_(nn.Linear(2, 2), RULE, logits=logits)
+        kk.torch.bound_(nn.Linear(2, 2), RULE, logits=logits)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     note_logits(model["a"], torch.tensor([4.0, 1.0]) if rank else torch.tensor([1.0, 9.0]))
     if rank:
         note_logits(model["b"], torch.tensor([2.0, 0.5]))
-    outcome, _ = nw.torch.bound_(model, RULE)
+    outcome, _ = kk.torch.bound_(model, RULE)
     torch.save((list(outcome.norms), model.state_dict()), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import niwaki as nw
-from niwaki import spec
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName
-from niwaki.schedule import Linear
+import karikomi as kk
+from karikomi import spec
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.schedule import Linear
 
 AXIS = {"w": 0}
 ALL = [
-    nw.bound.Clamp(1.0),
-    nw.bound.MaxNorm(1.0),
-    nw.bound.UnitNorm(2.0, per="tensor"),
-    nw.bound.NonNegative(),
-    nw.bound.InitScaled(3.0),
-    nw.bound.SpectralCap(1.0),
-    nw.bound.QKClip(50.0, alpha=0.25),
+    kk.bound.Clamp(1.0),
+    kk.bound.MaxNorm(1.0),
+    kk.bound.UnitNorm(2.0, per="tensor"),
+    kk.bound.NonNegative(),
+    kk.bound.InitScaled(3.0),
+    kk.bound.SpectralCap(1.0),
+    kk.bound.QKClip(50.0, alpha=0.25),
 ]
 
 
@@ -42,7 +42,7 @@ def test_a_bound_is_plain_data_and_back(rule: Any) -> None:
 @pytest.mark.parametrize("limit", [0, -1.0, float("nan"), "1", True, None])
 def test_limits_that_are_none_are_refused(name: str, limit: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"^{name}: the limit must be"):
-        getattr(nw.bound, name)(limit)
+        getattr(kk.bound, name)(limit)
 
 
 @pytest.mark.parametrize("name", ["MaxNorm", "UnitNorm"])
@@ -51,18 +51,18 @@ def test_another_extent_is_refused(name: str, per: Any) -> None:
     with pytest.raises(
         InvalidArgument, match=rf"^{name}\(per\): unknown extent .* 'unit', 'tensor'"
     ):
-        getattr(nw.bound, name)(1.0, per=per)
+        getattr(kk.bound, name)(1.0, per=per)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), "0.5", True])
 def test_an_alpha_that_is_no_share_is_refused(alpha: Any) -> None:
     with pytest.raises(InvalidArgument, match="^QKClip: alpha is a share; .*allowed: 0 to 1"):
-        nw.bound.QKClip(100.0, alpha=alpha)
+        kk.bound.QKClip(100.0, alpha=alpha)
 
 
 def test_short_units_grow_long_ones_shrink_and_zeros_stay() -> None:
     array = np.array([[3.0, 4.0], [0.0, 1e-20], [0.0, 0.0], [0.0, 2.0]])
-    found, outcome, _ = nw.numpy.bound({"w": array}, nw.bound.UnitNorm(2.0), unit_axes=AXIS)
+    found, outcome, _ = kk.numpy.bound({"w": array}, kk.bound.UnitNorm(2.0), unit_axes=AXIS)
     assert np.linalg.norm(found["w"], axis=1).tolist() == pytest.approx([2.0, 2.0, 0.0, 2.0])
     assert found["w"][3].tobytes() == array[3].tobytes()
     assert outcome.engaged and outcome.share_at_bound == 0.75
@@ -71,21 +71,21 @@ def test_short_units_grow_long_ones_shrink_and_zeros_stay() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_norm_next_to_nothing_has_no_direction(dtype: type) -> None:
     array = np.full((1, 1), np.finfo(dtype).smallest_subnormal)
-    found, outcome, _ = nw.numpy.bound({"w": array}, nw.bound.UnitNorm(1.0), unit_axes=AXIS)
+    found, outcome, _ = kk.numpy.bound({"w": array}, kk.bound.UnitNorm(1.0), unit_axes=AXIS)
     assert found["w"][0, 0] == (1.0 if dtype is np.float16 else array[0, 0])
     assert outcome.engaged == (dtype is np.float16)
 
 
 def test_per_tensor_is_one_norm_for_all_entries() -> None:
-    found, outcome, _ = nw.numpy.bound(weights(), nw.bound.UnitNorm(3.0, per="tensor"))
+    found, outcome, _ = kk.numpy.bound(weights(), kk.bound.UnitNorm(3.0, per="tensor"))
     assert np.linalg.norm(found["w"]) == pytest.approx(3.0) and outcome.names == ("w",)
 
 
 def test_a_limit_may_be_a_schedule() -> None:
-    rule = nw.bound.UnitNorm(Linear(1.0, 3.0, steps=(0, 2)))
+    rule = kk.bound.UnitNorm(Linear(1.0, 3.0, steps=(0, 2)))
     state, sizes, shares = None, [], []
     for _ in range(3):
-        found, outcome, state = nw.numpy.bound(weights(), rule, state, unit_axes=AXIS)
+        found, outcome, state = kk.numpy.bound(weights(), rule, state, unit_axes=AXIS)
         sizes.append(float(np.linalg.norm(found["w"][0])))
         shares.append(outcome.share_at_bound)
     assert sizes == pytest.approx([1.0, 2.0, 3.0]) and shares == [1.0, 1.0, 1.0]
@@ -94,7 +94,7 @@ def test_a_limit_may_be_a_schedule() -> None:
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1))
 def test_nothing_stays_below_zero_and_the_rest_keeps_its_bits(numbers: list[float]) -> None:
     array = np.array(numbers)
-    found, outcome, _ = nw.numpy.bound({"w": array}, nw.bound.NonNegative())
+    found, outcome, _ = kk.numpy.bound({"w": array}, kk.bound.NonNegative())
     assert found["w"].min() >= 0.0 and not np.signbit(found["w"][array < 0]).any()
     assert found["w"][array > 0].tobytes() == array[array > 0].tobytes()
     assert outcome.pre == max(0.0, -float(array.min())) and outcome.post == 0.0
@@ -106,13 +106,13 @@ def test_nothing_stays_below_zero_and_the_rest_keeps_its_bits(numbers: list[floa
 def test_a_bad_weight_is_named_on_either_side(rule: Any, bad: float) -> None:
     array = np.array([[1.0, bad], [2.0, 3.0]])
     with pytest.raises(NonFinite, match="non-finite entries in w$"):
-        nw.numpy.bound({"w": array}, rule, unit_axes=AXIS, fan_in={"w": 2})
+        kk.numpy.bound({"w": array}, rule, unit_axes=AXIS, fan_in={"w": 2})
 
 
 def test_the_range_of_a_layer_holds_for_weight_and_bias() -> None:
     named = {"b": np.full(3, -9.0), "w": np.full((3, 4), 9.0), "gain": np.full(3, 9.0)}
-    rule = nw.bound.InitScaled(2.0)
-    found, outcome, _ = nw.numpy.bound(named, rule, fan_in={"w": 4, "b": 4})
+    rule = kk.bound.InitScaled(2.0)
+    found, outcome, _ = kk.numpy.bound(named, rule, fan_in={"w": 4, "b": 4})
     assert set(found["w"].ravel()) == {1.0} and set(found["b"]) == {-1.0}
     assert found["gain"] is named["gain"] and outcome.left_alone == {"gain": "no fan-in was named"}
     assert outcome.share_at_bound == 1.0
@@ -136,20 +136,20 @@ def test_the_range_of_a_layer_holds_for_weight_and_bias() -> None:
 )
 def test_what_a_rule_needs_must_be_given(rule: Any, arguments: Any, error: type, text: str) -> None:
     with pytest.raises(error, match=f"^numpy.bound:? ?{text}"):
-        nw.numpy.bound(weights(), rule, **arguments)
+        kk.numpy.bound(weights(), rule, **arguments)
 
 
 def test_several_bounds_in_one_are_refused() -> None:
-    chain = nw.clip.Chain(nw.bound.Clamp(1.0), nw.bound.NonNegative())
+    chain = kk.clip.Chain(kk.bound.Clamp(1.0), kk.bound.NonNegative())
     with pytest.raises(Refused, match="^numpy.bound: bounds are applied one at a time; got Chain"):
-        nw.numpy.bound(weights(), chain)  # type: ignore[arg-type]
+        kk.numpy.bound(weights(), chain)  # type: ignore[arg-type]
 
 
 def test_what_stands_at_the_bound_is_reported_as_standing() -> None:
-    for rule in (nw.bound.MaxNorm(1.0), nw.bound.SpectralCap(1.0)):
-        found, outcome, state = nw.numpy.bound(weights(scale=9.0), rule, unit_axes=AXIS)
+    for rule in (kk.bound.MaxNorm(1.0), kk.bound.SpectralCap(1.0)):
+        found, outcome, state = kk.numpy.bound(weights(scale=9.0), rule, unit_axes=AXIS)
         assert outcome.share_at_bound == 1.0 and outcome.engaged
-        again, outcome, _ = nw.numpy.bound(found, rule, state, unit_axes=AXIS)
+        again, outcome, _ = kk.numpy.bound(found, rule, state, unit_axes=AXIS)
         assert outcome.share_at_bound == 1.0 and not outcome.engaged
         assert again["w"].tobytes() == found["w"].tobytes()
 
@@ -157,13 +157,13 @@ def test_what_stands_at_the_bound_is_reported_as_standing() -> None:
 class TestSpectralCap:
     """Power iteration on NumPy arrays."""
 
-    RULE = nw.bound.SpectralCap(1.0)
+    RULE = kk.bound.SpectralCap(1.0)
 
     @pytest.mark.parametrize("shape", [(4, 6), (40, 3), (5, 2, 3, 3), (60, 80)])
     def test_the_first_step_has_converged(self, shape: tuple[int, ...]) -> None:
         named = weights(1, shape)
         sigma = np.linalg.svd(named["w"].reshape(shape[0], -1))[1][0]
-        found, outcome, _ = nw.numpy.bound(named, self.RULE, unit_axes=AXIS)
+        found, outcome, _ = kk.numpy.bound(named, self.RULE, unit_axes=AXIS)
         assert outcome.pre == pytest.approx(sigma, rel=1e-6) and outcome.post <= 1.0
         assert np.linalg.svd(found["w"].reshape(shape[0], -1))[1][0] == pytest.approx(1.0, rel=1e-6)
 
@@ -171,8 +171,8 @@ class TestSpectralCap:
         state = resumed = None
         for seed in range(4):
             named = {"w": weights(0)["w"] + 0.01 * weights(seed)["w"]}
-            found, outcome, state = nw.numpy.bound(named, self.RULE, state, unit_axes=AXIS)
-            again, _, resumed = nw.numpy.bound(named, self.RULE, resumed, unit_axes=AXIS)
+            found, outcome, state = kk.numpy.bound(named, self.RULE, state, unit_axes=AXIS)
+            again, _, resumed = kk.numpy.bound(named, self.RULE, resumed, unit_axes=AXIS)
             resumed = json.loads(json.dumps(resumed))
             assert again["w"].tobytes() == found["w"].tobytes()
             sigma = np.linalg.svd(named["w"])[1][0]
@@ -180,23 +180,23 @@ class TestSpectralCap:
         assert list(state["vectors"]) == ["w"]
 
     def test_vectors_of_another_shape_are_refused(self) -> None:
-        _, _, state = nw.numpy.bound(weights(), self.RULE, unit_axes=AXIS)
+        _, _, state = kk.numpy.bound(weights(), self.RULE, unit_axes=AXIS)
         with pytest.raises(InvalidArgument, match="vectors: w: these vectors are of another array"):
-            nw.numpy.bound(weights(0, (4, 7)), self.RULE, state, unit_axes=AXIS)
+            kk.numpy.bound(weights(0, (4, 7)), self.RULE, state, unit_axes=AXIS)
 
     def test_zeros_that_grow_again_are_found_again(self) -> None:
-        _, _, state = nw.numpy.bound({"w": np.zeros((2, 3))}, self.RULE, unit_axes=AXIS)
+        _, _, state = kk.numpy.bound({"w": np.zeros((2, 3))}, self.RULE, unit_axes=AXIS)
         state["vectors"] = {"w": np.eye(3)[:, :2].tolist()}
         grown = {"w": np.array([[0.0, 0.0, 5.0], [0.0, 0.0, 0.0]])}
-        found, outcome, _ = nw.numpy.bound(grown, self.RULE, state, unit_axes=AXIS)
+        found, outcome, _ = kk.numpy.bound(grown, self.RULE, state, unit_axes=AXIS)
         assert outcome.pre == pytest.approx(5.0) and found["w"][0, 2] == pytest.approx(1.0)
 
     def test_complex_weights_and_foreign_states_are_refused(self) -> None:
         with pytest.raises(Refused, match="w: the spectral norm of complex entries"):
-            nw.numpy.bound({"w": np.ones((2, 2), complex)}, self.RULE, unit_axes=AXIS)
-        _, _, state = nw.numpy.bound(weights(), nw.bound.Clamp(1.0))
+            kk.numpy.bound({"w": np.ones((2, 2), complex)}, self.RULE, unit_axes=AXIS)
+        _, _, state = kk.numpy.bound(weights(), kk.bound.Clamp(1.0))
         with pytest.raises(InvalidArgument, match="SpectralCap: this state has no vectors"):
-            nw.numpy.bound(weights(), self.RULE, state, unit_axes=AXIS)
+            kk.numpy.bound(weights(), self.RULE, state, unit_axes=AXIS)
 
 
 class TestQKClip:
@@ -231,8 +231,8 @@ class TestQKClip:
     ) -> None:
         named = self.projections(heads, key_heads)
         before = self.logits(named, heads, key_heads)
-        rule = nw.bound.QKClip(float(np.median(before)), alpha=alpha)
-        found, outcome, _ = nw.numpy.bound(
+        rule = kk.bound.QKClip(float(np.median(before)), alpha=alpha)
+        found, outcome, _ = kk.numpy.bound(
             named, rule, logits={"a": before}, attention=self.ATTENTION
         )
         expected = np.minimum(before, rule.limit)
@@ -244,14 +244,14 @@ class TestQKClip:
     def test_shared_key_heads_keep_their_bits(self) -> None:
         named = self.projections(4, 2)
         arguments: Any = {"logits": {"a": [500.0] * 4}, "attention": self.ATTENTION}
-        found, _, _ = nw.numpy.bound(named, nw.bound.QKClip(), **arguments)
+        found, _, _ = kk.numpy.bound(named, kk.bound.QKClip(), **arguments)
         assert found["wk"] is named["wk"] and found["bk"] is named["bk"]
         np.testing.assert_allclose(found["wq"], named["wq"] / 5)
 
     def test_a_negative_largest_logit_is_below_every_limit(self) -> None:
         named = self.projections()
         arguments: Any = {"logits": {"a": [-500.0] * 4}, "attention": self.ATTENTION}
-        found, outcome, _ = nw.numpy.bound(named, nw.bound.QKClip(), **arguments)
+        found, outcome, _ = kk.numpy.bound(named, kk.bound.QKClip(), **arguments)
         assert outcome.action == "kept" and all(found[name] is named[name] for name in named)
 
     @pytest.mark.parametrize(
@@ -268,6 +268,6 @@ class TestQKClip:
         self, logits: Any, attention: Any, error: type, text: str
     ) -> None:
         with pytest.raises(error, match=text):
-            nw.numpy.bound(
-                self.projections(), nw.bound.QKClip(), logits=logits, attention=attention
+            kk.numpy.bound(
+                self.projections(), kk.bound.QKClip(), logits=logits, attention=attention
             )

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, NonFinite, Refused
-from niwaki.torch.fan_in import fan_ins
-from niwaki.torch.spectral import spectral_norm
+import karikomi as kk
+from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.torch.fan_in import fan_ins
+from karikomi.torch.spectral import spectral_norm
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -27,7 +27,7 @@ def linear(rows: list[list[float]], dtype: torch.dtype = torch.float32) -> nn.Li
 def test_unit_norm_scales_both_ways_and_writes_only_what_is_off(dtype: torch.dtype) -> None:
     layer = linear([[3.0, 4.0], [0.0, 0.0], [0.0, 0.25], [0.0, 1.0]], dtype)
     last = layer.weight[3].clone()
-    outcome, _ = nw.torch.bound_(layer, nw.bound.UnitNorm(1.0))
+    outcome, _ = kk.torch.bound_(layer, kk.bound.UnitNorm(1.0))
     rounding = 2 * torch.finfo(dtype).eps
     sizes = layer.weight.detach().double().norm(dim=1)
     assert sizes.tolist() == pytest.approx([1.0, 0.0, 1.0, 1.0], abs=rounding)
@@ -37,7 +37,7 @@ def test_unit_norm_scales_both_ways_and_writes_only_what_is_off(dtype: torch.dty
 
 def test_unit_norm_of_a_transposed_convolution_is_along_its_outputs() -> None:
     layer = nn.ConvTranspose2d(3, 5, 2)
-    outcome, _ = nw.torch.bound_(layer, nw.bound.UnitNorm(2.0))
+    outcome, _ = kk.torch.bound_(layer, kk.bound.UnitNorm(2.0))
     assert layer.weight.movedim(1, 0).flatten(1).norm(dim=1).tolist() == pytest.approx([2.0] * 5)
     assert outcome.left_alone == {"bias": "a bias"}
 
@@ -46,42 +46,42 @@ def test_unit_norm_of_a_transposed_convolution_is_along_its_outputs() -> None:
 def test_a_tensor_is_scaled_by_factors_beyond_float32(factor: float) -> None:
     layer = linear([[3.0, 4.0]])
     layer.weight.data.mul_(factor)
-    nw.torch.bound_(layer, nw.bound.UnitNorm(5.0 * factor * 1.5, per="tensor"))
+    kk.torch.bound_(layer, kk.bound.UnitNorm(5.0 * factor * 1.5, per="tensor"))
     assert (layer.weight / factor).tolist()[0] == pytest.approx([4.5, 6.0], rel=1e-5)
 
 
 def test_a_tiny_weight_grows_without_overflow() -> None:
     layer = linear([[3e-28, 4e-28]])
-    nw.torch.bound_(layer, nw.bound.UnitNorm(1.0, per="tensor"))
+    kk.torch.bound_(layer, kk.bound.UnitNorm(1.0, per="tensor"))
     assert layer.weight.tolist()[0] == pytest.approx([0.6, 0.8])
     layer = linear([[3e-28, 4e-28]])
-    nw.torch.bound_(layer, nw.bound.UnitNorm(5e-25))
+    kk.torch.bound_(layer, kk.bound.UnitNorm(5e-25))
     assert layer.weight.tolist()[0] == pytest.approx([3e-25, 4e-25])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_non_negative_zeroes_what_is_below_and_nothing_else(dtype: torch.dtype) -> None:
     layer = linear([[0.5, -2.0, 0.0, -0.25]], dtype)
-    outcome, state = nw.torch.bound_(layer, nw.bound.NonNegative())
+    outcome, state = kk.torch.bound_(layer, kk.bound.NonNegative())
     assert layer.weight.tolist() == [[0.5, 0.0, 0.0, 0.0]]
     assert not torch.signbit(layer.weight).any()
     assert (outcome.pre, outcome.post, outcome.share_at_bound) == (2.0, 0.0, 0.75)
-    outcome, _ = nw.torch.bound_(layer, nw.bound.NonNegative(), state)
+    outcome, _ = kk.torch.bound_(layer, kk.bound.NonNegative(), state)
     assert not outcome.engaged and outcome.share_at_bound == 0.75
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
     "rule",
-    [nw.bound.NonNegative(), nw.bound.InitScaled(), nw.bound.SpectralCap(1.0), nw.bound.UnitNorm()],
+    [kk.bound.NonNegative(), kk.bound.InitScaled(), kk.bound.SpectralCap(1.0), kk.bound.UnitNorm()],
     ids=lambda rule: type(rule).__name__,
 )
 def test_a_bad_weight_is_named(rule: Any, bad: float) -> None:
     layer = linear([[1.0, bad], [1.0, 1.0]])
-    state = nw.torch.bound_(linear([[1.0, 2.0], [1.0, 1.0]]), rule)[1]
+    state = kk.torch.bound_(linear([[1.0, 2.0], [1.0, 1.0]]), rule)[1]
     for before in (None, state):
         with pytest.raises(NonFinite, match="^torch.bound_: non-finite weights in weight"):
-            nw.torch.bound_(layer, rule, before)
+            kk.torch.bound_(layer, rule, before)
 
 
 class TestInitScaled:
@@ -103,7 +103,7 @@ class TestInitScaled:
         layer, inputs = self.LAYERS[name]
         assert set(fan_ins(layer)[0].values()) == {inputs}
         before = {key: value.clone() for key, value in layer.state_dict().items()}
-        outcome, _ = nw.torch.bound_(layer, nw.bound.InitScaled(1.0 + 1e-6))
+        outcome, _ = kk.torch.bound_(layer, kk.bound.InitScaled(1.0 + 1e-6))
         assert not outcome.engaged and outcome.left_alone == {}
         assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
         assert outcome.pre > 0.8 / inputs**0.5
@@ -122,7 +122,7 @@ class TestInitScaled:
         model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.PReLU())
         for parameter in model.parameters():
             parameter.data.fill_(9.0)
-        outcome, _ = nw.torch.bound_(model, nw.bound.InitScaled(2.0))
+        outcome, _ = kk.torch.bound_(model, kk.bound.InitScaled(2.0))
         assert outcome.left_alone == {
             "0.weight": "Embedding has no fan-in",
             "2.weight": "LayerNorm has no fan-in",
@@ -132,7 +132,7 @@ class TestInitScaled:
         assert set(model[1].weight.flatten().tolist()) == {1.0} == set(model[1].bias.tolist())
         assert set(model[2].weight.tolist()) == {9.0} and outcome.share_at_bound == 1.0
         with pytest.raises(Refused, match="no selected tensor has a fan-in; got weight .LayerNorm"):
-            nw.torch.bound_(nn.LayerNorm(4), nw.bound.InitScaled())
+            kk.torch.bound_(nn.LayerNorm(4), kk.bound.InitScaled())
 
 
 class TestSpectralCap:
@@ -158,7 +158,7 @@ class TestSpectralCap:
         axis = 1 if isinstance(layer, nn.ConvTranspose1d) else 0
         weight: Any = layer.weight
         before = self.sigma(weight, axis)
-        outcome, _ = nw.torch.bound_(layer, nw.bound.SpectralCap(0.25), only="weight")
+        outcome, _ = kk.torch.bound_(layer, kk.bound.SpectralCap(0.25), only="weight")
         assert outcome.pre == pytest.approx(before, rel=1e-4)
         assert self.sigma(weight, axis) == pytest.approx(0.25, rel=1e-4)
         assert outcome.share_at_bound == 1.0
@@ -168,7 +168,7 @@ class TestSpectralCap:
         layer, state, worst = nn.Linear(96, 64), None, 0.0
         for _ in range(60):
             layer.weight.data.add_(torch.randn_like(layer.weight), alpha=2e-3)
-            _, state = nw.torch.bound_(layer, nw.bound.SpectralCap(1.0), state)
+            _, state = kk.torch.bound_(layer, kk.bound.SpectralCap(1.0), state)
             worst = max(worst, self.sigma(layer.weight))
         assert self.sigma(layer.weight) > 0.999 and worst < 1.001
 
@@ -179,13 +179,13 @@ class TestSpectralCap:
             push = torch.outer(torch.randn(100), torch.randn(200)) * 0.02
             layer.weight.data.add_(push if step % 2 else 0.0)
             expected = self.sigma(layer.weight)
-            outcome, state = nw.torch.bound_(layer, nw.bound.SpectralCap(1.0), state)
+            outcome, state = kk.torch.bound_(layer, kk.bound.SpectralCap(1.0), state)
             assert outcome.pre == pytest.approx(expected, rel=1e-3)
 
     def test_small_weights_keep_their_bits_and_biases_are_left_alone(self) -> None:
         layer = nn.Linear(8, 8)
         before = layer.weight.clone()
-        outcome, _ = nw.torch.bound_(layer, nw.bound.SpectralCap(99.0))
+        outcome, _ = kk.torch.bound_(layer, kk.bound.SpectralCap(99.0))
         assert torch.equal(layer.weight, before) and outcome.share_at_bound == 0.0
         assert outcome.left_alone == {"bias": "a bias"}
 
@@ -196,7 +196,7 @@ class TestSpectralCap:
         state = None
         for _ in range(3):
             expected = self.sigma(layer.weight)
-            outcome, state = nw.torch.bound_(layer, nw.bound.SpectralCap(0.5), state)
+            outcome, state = kk.torch.bound_(layer, kk.bound.SpectralCap(0.5), state)
             assert outcome.pre == pytest.approx(expected, rel=1e-4)
         assert self.sigma(layer.weight) == pytest.approx(0.5, rel=2 * torch.finfo(dtype).eps + 1e-5)
 
@@ -239,7 +239,7 @@ class TestSpectralCap:
             for step in range(8):
                 noise = torch.randn(layer.weight.shape, generator=generator)
                 layer.weight.data.add_(noise, alpha=0.05)
-                _, state = nw.torch.bound_(layer, nw.bound.SpectralCap(2.0), state)
+                _, state = kk.torch.bound_(layer, kk.bound.SpectralCap(2.0), state)
                 rows.append(layer.weight.detach().clone())
                 if step == stop:
                     file = io.BytesIO()
@@ -253,28 +253,28 @@ class TestSpectralCap:
             assert all(map(torch.equal, run(stop), plain))
 
     def test_a_state_of_something_else_is_refused(self) -> None:
-        layer, rule = nn.Linear(4, 3), nw.bound.SpectralCap(1.0)
-        _, state = nw.torch.bound_(layer, rule)
+        layer, rule = nn.Linear(4, 3), kk.bound.SpectralCap(1.0)
+        _, state = kk.torch.bound_(layer, rule)
         with pytest.raises(
             InvalidArgument, match="vectors: weight: these vectors are of another ten"
         ):
-            nw.torch.bound_(nn.Linear(5, 3), rule, state)
+            kk.torch.bound_(nn.Linear(5, 3), rule, state)
         for broken in [None, {"weight": [1.0]}, {"weight": torch.ones(4, 3, dtype=torch.int64)}]:
             with pytest.raises(InvalidArgument, match="SpectralCap: this state has no vectors"):
-                nw.torch.bound_(layer, rule, {**state, "vectors": broken})
+                kk.torch.bound_(layer, rule, {**state, "vectors": broken})
         with pytest.raises(InvalidArgument, match="this state belongs to another rule"):
-            nw.torch.bound_(layer, nw.bound.Clamp(1.0), state)
+            kk.torch.bound_(layer, kk.bound.Clamp(1.0), state)
 
 
 def test_several_bounds_in_one_are_refused() -> None:
-    chain = nw.clip.Chain(nw.bound.Clamp(1.0), nw.bound.NonNegative())
+    chain = kk.clip.Chain(kk.bound.Clamp(1.0), kk.bound.NonNegative())
     with pytest.raises(Refused, match="^torch.bound_: bounds are applied one at a time; got Chain"):
-        nw.torch.bound_(nn.Linear(2, 2), chain)  # type: ignore[arg-type]
+        kk.torch.bound_(nn.Linear(2, 2), chain)  # type: ignore[arg-type]
 
 
 def test_a_tied_weight_is_bounded_once() -> None:
     model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
     model[1].weight = model[0].weight
-    for rule in (nw.bound.SpectralCap(0.1), nw.bound.InitScaled(0.5), nw.bound.UnitNorm()):
-        outcome, _ = nw.torch.bound_(model, rule)
+    for rule in (kk.bound.SpectralCap(0.1), kk.bound.InitScaled(0.5), kk.bound.UnitNorm()):
+        outcome, _ = kk.torch.bound_(model, rule)
         assert set(outcome.names) == {"0.weight"}

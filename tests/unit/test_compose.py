@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-import niwaki as nw
-from niwaki import spec
-from niwaki.clip import ByGlobalNorm, ByNorm, ByValue, Chain, Groups
-from niwaki.errors import InvalidArgument, Refused, UnknownName
-from niwaki.plan import Kind, stages
-from niwaki.schedule import Linear
+import karikomi as kk
+from karikomi import spec
+from karikomi.clip import ByGlobalNorm, ByNorm, ByValue, Chain, Groups
+from karikomi.errors import InvalidArgument, Refused, UnknownName
+from karikomi.plan import Kind, stages
+from karikomi.schedule import Linear
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,16 +33,16 @@ def gradients(seed: int = 0, scale: float = 5.0) -> Arrays:
 
 def one_after_the_other(arrays: Arrays, *rules: Any) -> Arrays:
     for rule in rules:
-        arrays, _, _ = nw.numpy.clip(arrays, rule)
+        arrays, _, _ = kk.numpy.clip(arrays, rule)
     return arrays
 
 
-def in_torch(arrays: Arrays, rule: Any) -> tuple[Arrays, nw.Outcome]:
+def in_torch(arrays: Arrays, rule: Any) -> tuple[Arrays, kk.Outcome]:
     pairs = {name: nn.Parameter(torch.zeros(array.shape)) for name, array in arrays.items()}
     for name, parameter in pairs.items():
         parameter.data = parameter.data.double()
         parameter.grad = torch.from_numpy(arrays[name].copy())
-    outcome, _ = nw.torch.clip_(pairs.items(), rule)
+    outcome, _ = kk.torch.clip_(pairs.items(), rule)
     return {n: p.grad.numpy() for n, p in pairs.items() if p.grad is not None}, outcome
 
 
@@ -59,7 +59,7 @@ CHAINS = [
 @pytest.mark.parametrize("rules", CHAINS, ids=str)
 def test_a_chain_is_its_rules_one_after_the_other(rules: Any) -> None:
     expected = one_after_the_other(gradients(), *rules)
-    ours, outcome, _ = nw.numpy.clip(gradients(), Chain(*rules))
+    ours, outcome, _ = kk.numpy.clip(gradients(), Chain(*rules))
     theirs, _ = in_torch(gradients(), Chain(*rules))
     for name, array in expected.items():
         np.testing.assert_allclose(ours[name], array, rtol=1e-12)
@@ -74,24 +74,24 @@ def test_a_chain_measures_once_unless_elements_changed() -> None:
     assert len(stages(Chain(ByValue(1.0), ByGlobalNorm(1.0)), names)) == 2
     assert len(stages(Chain(ByGlobalNorm(1.0), ByValue(1.0), ByGlobalNorm(1.0)), names)) == 3
     units = {"embed.weight": 7}
-    (stage,) = stages(Chain(ByGlobalNorm(1.0), nw.clip.AGC(0.1)), names, units=units)
+    (stage,) = stages(Chain(ByGlobalNorm(1.0), kk.clip.AGC(0.1)), names, units=units)
     assert set(stage.kinds) == {Kind.UNITS} and stage.counts == (7, 1, 1, 1)
 
 
 def test_the_outcome_of_a_chain_tells_every_stage() -> None:
-    _, outcome, _ = nw.numpy.clip(gradients(), Chain(ByValue(2.0), ByGlobalNorm(1e9)))
+    _, outcome, _ = kk.numpy.clip(gradients(), Chain(ByValue(2.0), ByGlobalNorm(1e9)))
     assert outcome.engaged and len(outcome.earlier) == 1
     assert "; then " in str(outcome) and str(outcome).startswith("largest")
 
 
 def test_a_skip_of_one_rule_teaches_none() -> None:
-    rule = Chain(nw.clip.EMARatio(2.0), nw.clip.SkipSpikes(3.0, warmup=4))
+    rule = Chain(kk.clip.EMARatio(2.0), kk.clip.SkipSpikes(3.0, warmup=4))
     state = None
     for seed in range(12):
-        _, outcome, state = nw.numpy.clip(gradients(seed), rule, state)
+        _, outcome, state = kk.numpy.clip(gradients(seed), rule, state)
         assert not outcome.skipped
     before = json.loads(json.dumps(state))
-    _, outcome, state = nw.numpy.clip(gradients(0, scale=500.0), rule, state)
+    _, outcome, state = kk.numpy.clip(gradients(0, scale=500.0), rule, state)
     assert outcome.skipped
     changed = {key for key in state if state[key] != before[key]}
     assert changed == {"attempted", "skipped_in_a_row"}
@@ -108,7 +108,7 @@ def test_groups_are_clipped_apart_and_the_excluded_left_alone() -> None:
         **one_after_the_other(body, ByGlobalNorm(2.0)),
         "head.weight": arrays["head.weight"],
     }
-    for found in (nw.numpy.clip(arrays, GROUPED)[0], in_torch(arrays, GROUPED)[0]):
+    for found in (kk.numpy.clip(arrays, GROUPED)[0], in_torch(arrays, GROUPED)[0]):
         for name, array in expected.items():
             np.testing.assert_allclose(found[name], array, rtol=1e-6)
     assert found["head.weight"].tobytes() == arrays["head.weight"].tobytes()
@@ -126,13 +126,13 @@ def test_groups_may_mix_clamps_and_norms() -> None:
 def test_a_bad_gradient_in_an_excluded_group_skips_the_step() -> None:
     arrays = gradients()
     arrays["head.weight"][0, 0] = np.nan
-    _, outcome, _ = nw.numpy.clip(arrays, GROUPED)
+    _, outcome, _ = kk.numpy.clip(arrays, GROUPED)
     assert outcome.action == "skipped" and outcome.nonfinite == ("head.weight",)
 
 
 def test_the_first_matching_group_wins_and_predicates_choose_too() -> None:
     rule = Groups([("*.weight", ByNorm(1.0)), (lambda name: name.startswith("body"), ByNorm(9.0))])
-    found, _, _ = nw.numpy.clip(gradients(scale=50.0), rule)
+    found, _, _ = kk.numpy.clip(gradients(scale=50.0), rule)
     assert np.linalg.norm(found["body.weight"]) == pytest.approx(1.0)
     assert np.linalg.norm(found["body.bias"]) == pytest.approx(9.0)
 
@@ -140,7 +140,7 @@ def test_the_first_matching_group_wins_and_predicates_choose_too() -> None:
 def test_groups_and_chains_nest() -> None:
     inner = Chain(ByNorm(3.0), ByGlobalNorm(4.0))
     rule = Chain(Groups({"embed.*": inner}, default=ByNorm(2.0)), ByGlobalNorm(1.0))
-    found, outcome, state = nw.numpy.clip(gradients(), rule)
+    found, outcome, state = kk.numpy.clip(gradients(), rule)
     arrays = gradients()
     first = one_after_the_other({"embed.weight": arrays.pop("embed.weight")}, *inner.rules)
     expected = one_after_the_other(
@@ -152,13 +152,13 @@ def test_groups_and_chains_nest() -> None:
 
 
 def test_the_state_of_groups_goes_through_json_and_finds_its_tensors() -> None:
-    rule = Groups({"embed.*": nw.clip.EMARatio(1.5, per="tensor")}, default=nw.clip.EMARatio(1.5))
+    rule = Groups({"embed.*": kk.clip.EMARatio(1.5, per="tensor")}, default=kk.clip.EMARatio(1.5))
     arrays, state = gradients(), None
     for seed in range(5):
-        _, _, state = nw.numpy.clip(gradients(seed), rule, state)
+        _, _, state = kk.numpy.clip(gradients(seed), rule, state)
     turned = dict(reversed(arrays.items()))
-    ours, _, one = nw.numpy.clip(arrays, rule, json.loads(json.dumps(state)))
-    theirs, _, other = nw.numpy.clip(turned, rule, state)
+    ours, _, one = kk.numpy.clip(arrays, rule, json.loads(json.dumps(state)))
+    theirs, _, other = kk.numpy.clip(turned, rule, state)
     for name, array in ours.items():
         np.testing.assert_allclose(array, theirs[name], rtol=1e-15)
     assert one["accepted"] == other["accepted"] == 6
@@ -169,7 +169,7 @@ def test_the_state_of_groups_goes_through_json_and_finds_its_tensors() -> None:
     [
         (lambda: Chain(), InvalidArgument, "at least one rule"),
         (lambda: Chain(ByNorm), InvalidArgument, "this is no rule"),
-        (lambda: Chain(ByNorm(1.0), nw.clip.BlockRMS(1.0)), InvalidArgument, "gradient, update"),
+        (lambda: Chain(ByNorm(1.0), kk.clip.BlockRMS(1.0)), InvalidArgument, "gradient, update"),
         (lambda: Groups({}), InvalidArgument, "no rule at all"),
         (lambda: Groups({"a": None}), InvalidArgument, "no rule at all"),
         (lambda: Groups(3), InvalidArgument, "a mapping, or pairs"),
@@ -177,9 +177,9 @@ def test_the_state_of_groups_goes_through_json_and_finds_its_tensors() -> None:
         (lambda: spec.from_dict({"rule": "Chain", "rules": 3}), InvalidArgument, "a list; got 3"),
         (lambda: ByNorm(10**400), InvalidArgument, "too large for a float"),
         (lambda: Groups({3: ByNorm(1.0)}), InvalidArgument, "glob or a predicate; got 3"),
-        (lambda: Chain(ByNorm(1.0), nw.bound.Clamp(1.0)), InvalidArgument, "gradient, weight"),
+        (lambda: Chain(ByNorm(1.0), kk.bound.Clamp(1.0)), InvalidArgument, "gradient, weight"),
         (
-            lambda: nw.numpy.clip(gradients(), Chain(nw.bound.Clamp(1.0))),
+            lambda: kk.numpy.clip(gradients(), Chain(kk.bound.Clamp(1.0))),
             Refused,
             "acts on a weight",
         ),
@@ -192,22 +192,22 @@ def test_what_makes_no_sense_is_refused(make: Any, error: type, text: str) -> No
 
 def test_a_pattern_without_a_tensor_is_an_error_with_the_nearest_names() -> None:
     with pytest.raises(UnknownName, match=r"embd.*embed"):
-        nw.numpy.clip(gradients(), Groups({"embd.weight": None}, default=ByNorm(1.0)))
+        kk.numpy.clip(gradients(), Groups({"embd.weight": None}, default=ByNorm(1.0)))
 
 
 def test_groups_that_no_tensor_belongs_to_are_refused() -> None:
     rule = Groups([(lambda name: name == "nothing", ByNorm(1.0))])
-    for clip in (nw.numpy.clip, in_torch):
+    for clip in (kk.numpy.clip, in_torch):
         with pytest.raises(InvalidArgument, match="no tensor belongs to a group"):
             clip(gradients(), rule)
 
 
 def test_the_row_of_a_chain_has_the_norm_before_all_of_it() -> None:
     rule = Chain(ByGlobalNorm(4.0), ByValue(0.5))
-    _, outcome, _ = nw.numpy.clip(gradients(), rule)
-    hidden = nw.numpy.clip(gradients(scale=1e6), Chain(ByValue(1e-3), ByGlobalNorm(1.0)))[1]
+    _, outcome, _ = kk.numpy.clip(gradients(), rule)
+    hidden = kk.numpy.clip(gradients(scale=1e6), Chain(ByValue(1e-3), ByGlobalNorm(1.0)))[1]
     assert hidden.pre > 1e6 and hidden.as_row()["norm"] == hidden.pre
-    row, alone = outcome.as_row(), nw.numpy.clip(gradients(), ByGlobalNorm(4.0))[1]
+    row, alone = outcome.as_row(), kk.numpy.clip(gradients(), ByGlobalNorm(4.0))[1]
     assert row["norm"] == alone.pre and row["factor"] <= alone.factor
 
 

@@ -16,19 +16,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import niwaki as nw  # noqa: E402
-from niwaki.errors import (  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import (  # noqa: E402
     BadFile,
     InvalidArgument,
-    NiwakiError,
+    KarikomiError,
     NonFinite,
     Refused,
     UnknownName,
 )
-from niwaki.search.accounting import fixed_width_bytes  # noqa: E402
-from niwaki.search.lock import lock  # noqa: E402
-from niwaki.search.stages import Stages  # noqa: E402
-from niwaki.tasks import Data, Recipe, Split, Task  # noqa: E402
+from karikomi.search.accounting import fixed_width_bytes  # noqa: E402
+from karikomi.search.lock import lock  # noqa: E402
+from karikomi.search.stages import Stages  # noqa: E402
+from karikomi.tasks import Data, Recipe, Split, Task  # noqa: E402
 
 RECIPE = Recipe(
     batch_size=32,
@@ -79,7 +79,7 @@ def _task(**changes: Any) -> Task:
 
 
 def _run(task: Task, out: Path, **more: Any) -> dict[str, Any]:
-    return nw.compress(task, out=out, progress=False, **{"max_drop": 0.05, **more})
+    return kk.compress(task, out=out, progress=False, **{"max_drop": 0.05, **more})
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +91,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 def test_the_figures_are_those_of_the_file(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, result = whole
     file = Path(result["file"])
-    arrays = nw.load(file)
-    model = nw.load(file, into=_net()).eval()
+    arrays = kk.load(file)
+    model = kk.load(file, into=_net()).eval()
     with torch.no_grad():
         outputs = model(torch.from_numpy(_data().test.inputs)).numpy()
-    assert result["metric_after"] == nw.tasks.accuracy(outputs, _data().test.targets)
+    assert result["metric_after"] == kk.tasks.accuracy(outputs, _data().test.targets)
     assert result["bytes_packed"] == file.stat().st_size
     assert result["ratio"] == result["bytes_dense"] / result["bytes_packed"]
     weights = sum(np.count_nonzero(arrays[name]) for name in ("0.weight", "3.weight"))
@@ -106,7 +106,7 @@ def test_the_figures_are_those_of_the_file(whole: tuple[Path, dict[str, Any]]) -
 
 
 def test_every_stage_is_recorded(whole: tuple[Path, dict[str, Any]]) -> None:
-    rows = list(nw.record.read(whole[1]["record"]))
+    rows = list(kk.record.read(whole[1]["record"]))
     steps = [row for row in rows if row["event"] == "step"]
     assert len(steps) == whole[1]["clip"]["steps"]
     assert {row["stage"].partition("-")[0] for row in steps} == {"train", "prune", "quantize"}
@@ -115,9 +115,9 @@ def test_every_stage_is_recorded(whole: tuple[Path, dict[str, Any]]) -> None:
 
 def test_the_same_call_again_changes_nothing(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, first = whole
-    bytes_before = (folder / "model.niwaki").read_bytes()
+    bytes_before = (folder / "model.karikomi").read_bytes()
     again = _run(_task(), folder)
-    assert again["resumed"] and (folder / "model.niwaki").read_bytes() == bytes_before
+    assert again["resumed"] and (folder / "model.karikomi").read_bytes() == bytes_before
     volatile = {"resumed", "seconds"}
     assert {k: v for k, v in again.items() if k not in volatile} == {
         k: v for k, v in first.items() if k not in volatile
@@ -129,7 +129,7 @@ def test_the_same_call_again_changes_nothing(whole: tuple[Path, dict[str, Any]])
 def test_a_run_that_dies_in_any_epoch_ends_in_the_same_bytes(
     stop: int, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from niwaki.search.folder import Folder
+    from karikomi.search.folder import Folder
 
     written = Folder.write_arrays
     count = 0
@@ -147,7 +147,7 @@ def test_a_run_that_dies_in_any_epoch_ends_in_the_same_bytes(
     monkeypatch.undo()
     result = _run(_task(), tmp_path / "out")
     assert result["clip"] == whole[1]["clip"]
-    for name in ("model.niwaki", "record.jsonl"):
+    for name in ("model.karikomi", "record.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
@@ -156,7 +156,7 @@ def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
     recipe.write_text("train_epochs = 20\nprune_epochs = 10\ntune_epochs = 5\n")
 
     def command(name: str) -> list[str]:
-        program = "from niwaki.cli.app import main; main()"
+        program = "from karikomi.cli.app import main; main()"
         verb = ["compress", "digits", "--config", str(recipe), "--out", str(tmp_path / name)]
         return [sys.executable, "-c", program, *verb, "--quiet"]
 
@@ -173,7 +173,9 @@ def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
         process.wait()
     assert killed, "no process was alive to be killed"
     subprocess.run(command("killed"), check=True, capture_output=True)
-    calm, stopped = ((tmp_path / name / "model.niwaki").read_bytes() for name in ("calm", "killed"))
+    calm, stopped = (
+        (tmp_path / name / "model.karikomi").read_bytes() for name in ("calm", "killed")
+    )
     assert calm == stopped
 
 
@@ -217,7 +219,7 @@ def test_a_tampered_stage_is_not_published(tmp_path: Path) -> None:
         content = bytearray(path.read_bytes())
         content[-3] ^= 0x40
         path.write_bytes(bytes(content))
-    with pytest.raises(NiwakiError, match="not published"):
+    with pytest.raises(KarikomiError, match="not published"):
         _run(_task(), tmp_path / "out")
     assert not (tmp_path / "out" / "result.json").exists()
     assert Path(result["file"]).read_bytes() == published
@@ -240,7 +242,7 @@ def test_tied_weights_share_one_codebook(tmp_path: Path) -> None:
     task = _task(model=functools.partial(_Residual, tied=True))
     result = _run(task, tmp_path / "out", max_drop=1.0)
     assert result["verified"]
-    arrays = nw.load(result["file"])
+    arrays = kk.load(result["file"])
     assert np.array_equal(arrays["first.weight"], arrays["second.weight"])
     assert len(np.unique(arrays["first.weight"])) <= 9
 
@@ -278,19 +280,19 @@ def _raising(*_: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"model": _raising}, NiwakiError, "model function raised; got RuntimeError: broken"),
-        ({"data": _raising}, NiwakiError, "data function failed; got RuntimeError: broken"),
-        ({"loss": _raising}, NiwakiError, "loss failed on a training batch; got RuntimeError"),
-        ({"metric": _raising}, NiwakiError, "metric failed; got RuntimeError: broken"),
-        ({"augment": _raising}, NiwakiError, "augment function failed; got RuntimeError"),
+        ({"model": _raising}, KarikomiError, "model function raised; got RuntimeError: broken"),
+        ({"data": _raising}, KarikomiError, "data function failed; got RuntimeError: broken"),
+        ({"loss": _raising}, KarikomiError, "loss failed on a training batch; got RuntimeError"),
+        ({"metric": _raising}, KarikomiError, "metric failed; got RuntimeError: broken"),
+        ({"augment": _raising}, KarikomiError, "augment function failed; got RuntimeError"),
         ({"metric": lambda outputs, targets: float("nan")}, NonFinite, "metric is not finite"),
-        ({"metric": lambda outputs, targets: None}, NiwakiError, "metric failed; got TypeError"),
+        ({"metric": lambda outputs, targets: None}, KarikomiError, "metric failed; got TypeError"),
         ({"loss": lambda o, t: o.sum(1)}, InvalidArgument, "the loss must be a 0-d tensor"),
         ({"loss": "hinge"}, InvalidArgument, "unknown loss"),
         ({"metric": "recall"}, InvalidArgument, "unknown metric"),
         ({"model": "lenet"}, InvalidArgument, "unknown network"),
         ({"model": lambda: 3}, InvalidArgument, "the model is no torch module"),
-        ({"data": lambda: 3}, InvalidArgument, "must return nw.tasks.Data"),
+        ({"data": lambda: 3}, InvalidArgument, "must return kk.tasks.Data"),
     ],
 )
 def test_what_is_wrong_with_a_task_is_said_in_one_line(
@@ -357,28 +359,28 @@ def test_arguments_are_checked_before_the_folder_is_claimed(
 def test_tasks_by_name(tmp_path: Path) -> None:
     (tmp_path / "neighbour.py").write_text("WORD = 'beside'\n")
     (tmp_path / "mine.py").write_text(
-        "import niwaki as nw\nfrom neighbour import WORD\n"
-        "task = nw.tasks.Task(name=WORD, model='lenet300', data=lambda: None)\n"
+        "import karikomi as kk\nfrom neighbour import WORD\n"
+        "task = kk.tasks.Task(name=WORD, model='lenet300', data=lambda: None)\n"
         "def leave(): raise SystemExit(3)\n"
     )
-    assert nw.tasks.load(str(tmp_path / "mine.py")).name == "beside"
-    with pytest.raises(NiwakiError, match="own code raised; got SystemExit: 3"):
-        nw.tasks.load(f"{tmp_path / 'mine.py'}:leave")
+    assert kk.tasks.load(str(tmp_path / "mine.py")).name == "beside"
+    with pytest.raises(KarikomiError, match="own code raised; got SystemExit: 3"):
+        kk.tasks.load(f"{tmp_path / 'mine.py'}:leave")
     with pytest.raises(UnknownName, match="did you mean 'task'"):
-        nw.tasks.load(f"{tmp_path / 'mine.py'}:tusk")
+        kk.tasks.load(f"{tmp_path / 'mine.py'}:tusk")
     with pytest.raises(UnknownName, match="did you mean 'digits'"):
-        nw.tasks.load("digit")
+        kk.tasks.load("digit")
     with pytest.raises(InvalidArgument, match="takes no data path"):
-        nw.tasks.load("digits", data="x.npz")
+        kk.tasks.load("digits", data="x.npz")
     with pytest.raises(InvalidArgument, match="--data path/to/mnist.npz"):
-        nw.tasks.checked_data(nw.tasks.load("mnist-lenet5"))
+        kk.tasks.checked_data(kk.tasks.load("mnist-lenet5"))
     (tmp_path / "mnist.npz").write_bytes(b"PK\x03\x04cut")
     with pytest.raises(BadFile, match="MNIST archive, or it is cut short"):
-        nw.tasks.checked_data(nw.tasks.load("mnist-lenet5", data=tmp_path / "mnist.npz"))
+        kk.tasks.checked_data(kk.tasks.load("mnist-lenet5", data=tmp_path / "mnist.npz"))
 
 
 def test_mnist_is_what_the_papers_used(data_dir: Path) -> None:
-    data = nw.tasks.checked_data(nw.tasks.load("mnist-lenet300", data=data_dir / "mnist.npz"))
+    data = kk.tasks.checked_data(kk.tasks.load("mnist-lenet300", data=data_dir / "mnist.npz"))
     assert [len(data.train), len(data.validation), len(data.test)] == [55_000, 5_000, 10_000]
     assert abs(float(data.train.inputs.mean())) < 0.01
     assert abs(float(data.train.inputs.std()) - 1) < 0.01

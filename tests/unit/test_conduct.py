@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-import niwaki as nw
-from niwaki import conduct
-from niwaki.checkpoint import to_plain
-from niwaki.errors import InvalidArgument, Refused
-from niwaki.plan import alone
-from niwaki.rule import (
+import karikomi as kk
+from karikomi import conduct
+from karikomi.checkpoint import to_plain
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.plan import alone
+from karikomi.rule import (
     Array,
     Decision,
     Namespace,
@@ -101,11 +101,11 @@ def test_a_step_that_goes_on_counts_the_good_norms_only(policy: str, factor: lis
 @pytest.mark.parametrize(
     ("rule", "nonfinite", "skipped"),
     [
-        pytest.param(nw.clip.ByNorm(1e-200), "skip", True, id="skip"),
-        pytest.param(nw.clip.ByNorm(1e-200), "raise", True, id="raise"),
-        pytest.param(nw.clip.ByNorm(1e-200), "zero", False, id="zero"),
-        pytest.param(nw.clip.ByNorm(1e-200), "pass", False, id="pass"),
-        pytest.param(nw.clip.StableAdamW(1e-200), "skip", False, id="update rule"),
+        pytest.param(kk.clip.ByNorm(1e-200), "skip", True, id="skip"),
+        pytest.param(kk.clip.ByNorm(1e-200), "raise", True, id="raise"),
+        pytest.param(kk.clip.ByNorm(1e-200), "zero", False, id="zero"),
+        pytest.param(kk.clip.ByNorm(1e-200), "pass", False, id="pass"),
+        pytest.param(kk.clip.StableAdamW(1e-200), "skip", False, id="update rule"),
     ],
 )
 def test_a_factor_lost_to_zero_skips_gradients_where_the_policy_skips(
@@ -176,24 +176,24 @@ class Dipping:
         return 1.0 - step
 
 
-@pytest.mark.parametrize("rule", [nw.clip.ByValue, nw.clip.ByNorm, nw.clip.ByGlobalNorm])
+@pytest.mark.parametrize("rule", [kk.clip.ByValue, kk.clip.ByNorm, kk.clip.ByGlobalNorm])
 def test_no_schedule_reverses_a_gradient_and_zero_leaves_alone(rule: Any) -> None:
     state = None
     for expected in (0.5, 2.0, 2.0):
-        found, _, state = nw.numpy.clip([np.array([2.0])], rule(Dipping()), state)
+        found, _, state = kk.numpy.clip([np.array([2.0])], rule(Dipping()), state)
         assert found[0].tolist() == [1.0 if expected == 0.5 else expected]
 
 
 @pytest.mark.parametrize("wrong", [Scope.UNIT, Dipping, SimpleNamespace(value=3.0)])
 def test_a_schedule_has_a_method_value(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match="must be a number or a schedule"):
-        nw.clip.ByNorm(wrong)
+        kk.clip.ByNorm(wrong)
 
 
 @pytest.mark.parametrize("limit", [np.float32(0.5), np.float64(0.5), np.int64(2), np.uint8(1)])
 def test_numbers_of_numpy_are_limits(limit: Any) -> None:
     assert type(check_limit(limit, where="here")) in (int, float)
-    plain = nw.clip.ByNorm(limit.item())
-    assert nw.clip.ByNorm(limit) == plain and hash(nw.clip.ByNorm(limit)) == hash(plain)
+    plain = kk.clip.ByNorm(limit.item())
+    assert kk.clip.ByNorm(limit) == plain and hash(kk.clip.ByNorm(limit)) == hash(plain)
     with pytest.raises(InvalidArgument, match="must be positive"):
-        nw.clip.ByNorm(-limit.astype(float))
+        kk.clip.ByNorm(-limit.astype(float))

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from niwaki import errors
-from niwaki.errors import NiwakiError, suggest
+from karikomi import errors
+from karikomi.errors import KarikomiError, suggest
 
 CHILDREN = {
     errors.InvalidArgument: ValueError,
@@ -21,14 +21,14 @@ CHILDREN = {
 
 
 def test_no_child_is_forgotten_here() -> None:
-    assert set(NiwakiError.__subclasses__()) == set(CHILDREN)
+    assert set(KarikomiError.__subclasses__()) == set(CHILDREN)
 
 
 @pytest.mark.parametrize(("child", "builtin"), CHILDREN.items(), ids=lambda one: one.__name__)
 def test_each_child_has_one_line_and_is_the_builtin_that_fits(child: type, builtin: type) -> None:
     error = child("too\n  large", where="x", got=[1, 2], allowed="< 1", hint="make it\tsmaller")
     assert str(error) == "x: too large; got [1, 2]; allowed: < 1; make it smaller"
-    assert isinstance(error, builtin) and isinstance(error, NiwakiError)
+    assert isinstance(error, builtin) and isinstance(error, KarikomiError)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert str(child("alone")) == "alone"
 

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import pytest
 
-from niwaki import files
-from niwaki.errors import InvalidArgument, NiwakiError, Unwritable
+from karikomi import files
+from karikomi.errors import InvalidArgument, KarikomiError, Unwritable
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_file_in_place_of_the_folder_is_unwritable(target: Path) -> None:
 
 def test_a_folder_in_place_of_the_file_is_unwritable(tmp_path: Path) -> None:
     (tmp_path / "folder" / "inner").mkdir(parents=True)
-    with pytest.raises(NiwakiError, match="folder: cannot write the file"):
+    with pytest.raises(KarikomiError, match="folder: cannot write the file"):
         files.write_bytes(tmp_path / "folder", b"new")
     assert _only(tmp_path / "folder")
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import niwaki as nw
-from niwaki.errors import NonFinite
-from niwaki.torch import measure
+import karikomi as kk
+from karikomi.errors import NonFinite
+from karikomi.torch import measure
 
 FUSED: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, **o: torch.optim.Adam(p, lr=0.01, **o),
@@ -49,7 +49,7 @@ class Operations(TorchDispatchMode):
 def run(make: Any, rule: Any, steps: int = 5, **options: Any) -> tuple[Any, Any, nn.Module]:
     model = model_of()
     optimizer = make(model.parameters(), fused=True)
-    handle = nw.torch.attach(optimizer, model, clip=rule, **options)
+    handle = kk.torch.attach(optimizer, model, clip=rule, **options)
     for seed in range(steps):
         backward(model, seed)
         optimizer.step()
@@ -59,7 +59,7 @@ def run(make: Any, rule: Any, steps: int = 5, **options: Any) -> tuple[Any, Any,
 
 @fused
 def test_a_folded_step_is_the_clipped_step(make: Any) -> None:
-    handle, optimizer, model = run(make, nw.clip.ByGlobalNorm(1.0))
+    handle, optimizer, model = run(make, kk.clip.ByGlobalNorm(1.0))
     other = model_of()
     theirs = make(other.parameters(), fused=True)
     for seed in range(5):
@@ -78,7 +78,7 @@ def test_a_folded_factor_multiplies_nothing_and_an_idle_limit_neither(make: Any)
     for limit, engaged in ((1.0, True), (1e9, False)):
         model = model_of()
         optimizer = make(model.parameters(), fused=True)
-        handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(limit))
+        handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(limit))
         backward(model, 0)
         with Operations() as operations:
             optimizer.step()
@@ -87,7 +87,7 @@ def test_a_folded_factor_multiplies_nothing_and_an_idle_limit_neither(make: Any)
 
 
 def test_a_factor_that_is_not_one_number_is_multiplied() -> None:
-    handle, _, model = run(FUSED["sgd"], nw.clip.ByNorm(0.1), steps=1)
+    handle, _, model = run(FUSED["sgd"], kk.clip.ByNorm(0.1), steps=1)
     for parameter in model.parameters():
         assert float(parameter.grad.norm()) <= 0.1 * (1 + 1e-6)
     assert handle.last.engaged
@@ -96,7 +96,7 @@ def test_a_factor_that_is_not_one_number_is_multiplied() -> None:
 def test_attributes_are_put_back_after_a_step_that_failed() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e-3))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1e-3))
     broken = optimizer.register_step_pre_hook(_fail)
     backward(model, 0)
     with pytest.raises(RuntimeError, match="no step today"):
@@ -114,7 +114,7 @@ def _fail(*_: Any) -> None:
 def test_a_factor_too_small_for_float32_is_not_folded() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1e-3))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1e-3))
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e34)
@@ -125,18 +125,18 @@ def test_a_factor_too_small_for_float32_is_not_folded() -> None:
 
 
 RULES = {
-    "global": nw.clip.ByGlobalNorm(1.0),
-    "learning": nw.clip.EMARatio(1.2),
-    "zclip": nw.clip.Chain(nw.clip.ZClip(warmup=2), nw.clip.ByGlobalNorm(5.0)),
-    "per tensor": nw.clip.ByNorm(0.5),
-    "per unit": nw.clip.AGC(0.05),
-    "by value": nw.clip.ByValue(0.2),
-    "chain": nw.clip.Chain(nw.clip.ByValue(0.2), nw.clip.ByGlobalNorm(0.5)),
-    "groups": nw.clip.Groups({"0.*": nw.clip.ByNorm(0.1)}, default=nw.clip.ByGlobalNorm(1.0)),
-    "auto": nw.clip.AutoClip(50.0),
-    "spikes": nw.clip.SPAM(2.0, warmup=1),
-    "adagc": nw.clip.AdaGC(warmup=2),
-    "skip spikes": nw.clip.SkipSpikes(1.0, warmup=2, window=8),
+    "global": kk.clip.ByGlobalNorm(1.0),
+    "learning": kk.clip.EMARatio(1.2),
+    "zclip": kk.clip.Chain(kk.clip.ZClip(warmup=2), kk.clip.ByGlobalNorm(5.0)),
+    "per tensor": kk.clip.ByNorm(0.5),
+    "per unit": kk.clip.AGC(0.05),
+    "by value": kk.clip.ByValue(0.2),
+    "chain": kk.clip.Chain(kk.clip.ByValue(0.2), kk.clip.ByGlobalNorm(0.5)),
+    "groups": kk.clip.Groups({"0.*": kk.clip.ByNorm(0.1)}, default=kk.clip.ByGlobalNorm(1.0)),
+    "auto": kk.clip.AutoClip(50.0),
+    "spikes": kk.clip.SPAM(2.0, warmup=1),
+    "adagc": kk.clip.AdaGC(warmup=2),
+    "skip spikes": kk.clip.SkipSpikes(1.0, warmup=2, window=8),
 }
 
 
@@ -167,7 +167,7 @@ def test_on_a_device_the_same_is_decided_without_the_host(
         with monkeypatch.context() as patch:
             if device:
                 patch.setattr(measure, "on_cpu", lambda tensor: False)
-            handle = nw.torch.attach(optimizer, model, clip=rule, stop_after=3)
+            handle = kk.torch.attach(optimizer, model, clip=rule, stop_after=3)
             said = []
             for seed in range(9):
                 backward(model, seed, scale=30.0 if seed != 7 else 3000.0)
@@ -196,7 +196,7 @@ def test_on_a_device_bad_steps_in_a_row_still_raise(monkeypatch: pytest.MonkeyPa
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), stop_after=3)
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), stop_after=3)
     with pytest.raises(NonFinite, match="first in 0.weight"):
         for seed in range(6):
             backward(model, seed)
@@ -216,7 +216,7 @@ def test_on_a_device_an_amp_scaler_and_the_clip_share_one_pass(
         with monkeypatch.context() as patch:
             if device:
                 patch.setattr(measure, "on_cpu", lambda tensor: False)
-            handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+            handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
             for seed in range(4):
                 optimizer.zero_grad()
                 inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
@@ -241,7 +241,7 @@ def test_a_first_step_that_is_skipped_leaves_no_unwritten_momentum(
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
     monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
-    nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0))
+    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     backward(model, 0)
     model[0].weight.grad[0, 0] = float("nan")
     optimizer.step()
@@ -257,10 +257,10 @@ def test_a_first_step_that_is_skipped_leaves_no_unwritten_momentum(
 @pytest.mark.parametrize(
     "rule",
     [
-        nw.clip.Chain(nw.clip.AGC(0.05), nw.clip.ByNorm(0.2)),
-        nw.clip.Chain(nw.clip.ByNorm(0.2), nw.clip.AGC(0.05)),
-        nw.clip.Chain(nw.clip.Groups({"0.weight": nw.clip.AGC(0.05)}), nw.clip.ByValue(0.05)),
-        nw.clip.Chain(nw.clip.ByGlobalNorm(1.0), nw.clip.EMARatio(1.1)),
+        kk.clip.Chain(kk.clip.AGC(0.05), kk.clip.ByNorm(0.2)),
+        kk.clip.Chain(kk.clip.ByNorm(0.2), kk.clip.AGC(0.05)),
+        kk.clip.Chain(kk.clip.Groups({"0.weight": kk.clip.AGC(0.05)}), kk.clip.ByValue(0.05)),
+        kk.clip.Chain(kk.clip.ByGlobalNorm(1.0), kk.clip.EMARatio(1.1)),
     ],
     ids=str,
 )
@@ -285,7 +285,7 @@ def test_a_checkpoint_of_an_optimizer_that_is_not_fused_ends_the_folding(
         monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
     model = model_of()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(0.1))
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(0.1))
     optimizer.load_state_dict(torch.optim.Adam(model_of().parameters(), lr=0.01).state_dict())
     backward(model, 0)
     optimizer.step()
@@ -300,7 +300,7 @@ def test_nothing_is_left_on_the_optimizer_after_too_many_bad_steps(
         monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    handle = nw.torch.attach(optimizer, model, clip=nw.clip.ByGlobalNorm(1.0), stop_after=2)
+    handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), stop_after=2)
     good = handle.state_dict()
     with pytest.raises(NonFinite, match="in a row with non-finite gradients, first in 0.weight"):
         for seed in range(5):

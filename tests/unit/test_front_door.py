@@ -8,12 +8,12 @@ import sys
 BLOCKED = """
 import sys
 sys.modules["torch"] = None
-import niwaki as nw
-assert nw.numpy.clip and nw.save and nw.clip.ByNorm
+import karikomi as kk
+assert kk.numpy.clip and kk.save and kk.clip.ByNorm
 try:
-    nw.torch
-except nw.NiwakiError as error:
-    assert isinstance(error, ImportError) and "pip install 'niwaki[torch]'" in str(error), error
+    kk.torch
+except kk.KarikomiError as error:
+    assert isinstance(error, ImportError) and "pip install '.[torch]'" in str(error), error
 else:
     raise SystemExit("torch was there")
 """

@@ -15,20 +15,20 @@ optax = pytest.importorskip("optax")
 
 import jax.numpy as jnp  # noqa: E402
 
-import niwaki as nw  # noqa: E402
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
 
 PARAMS = {
     "hidden": {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "bias": jnp.zeros(4)},
     "head": [jnp.ones((4, 2)), jnp.zeros(2)],
 }
 ADAPTIVE = [
-    nw.clip.AutoClip(25, window=16),
-    nw.clip.ZClip(2.0, warmup=3),
-    nw.clip.AdaGC(warmup=2),
-    nw.clip.AGC(0.05),
-    nw.clip.SPAM(4.0, warmup=2),
-    nw.clip.Chain(nw.clip.ByValue(3.0), nw.clip.EMARatio(1.2, beta=0.5)),
+    kk.clip.AutoClip(25, window=16),
+    kk.clip.ZClip(2.0, warmup=3),
+    kk.clip.AdaGC(warmup=2),
+    kk.clip.AGC(0.05),
+    kk.clip.SPAM(4.0, warmup=2),
+    kk.clip.Chain(kk.clip.ByValue(3.0), kk.clip.EMARatio(1.2, beta=0.5)),
 ]
 
 
@@ -60,16 +60,16 @@ def run(tx: Any, grads: list[Any], params: Any = PARAMS, state: Any = None) -> t
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (nw.clip.ByGlobalNorm(1.5), optax.clip_by_global_norm(1.5)),
-        (nw.clip.ByValue(0.7), optax.clip(0.7)),
-        (nw.clip.BlockRMS(0.3), optax.clip_by_block_rms(0.3)),
+        (kk.clip.ByGlobalNorm(1.5), optax.clip_by_global_norm(1.5)),
+        (kk.clip.ByValue(0.7), optax.clip(0.7)),
+        (kk.clip.BlockRMS(0.3), optax.clip_by_block_rms(0.3)),
     ],
     ids=["global norm", "value", "block RMS"],
 )
 def test_equals_optax_where_both_define_the_same(ours: Any, theirs: Any) -> None:
     for seed in range(5):
         grads = gradients(seed, 2.0)
-        tx = nw.jax.clip(ours)
+        tx = kk.jax.clip(ours)
         found, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
         expected, _ = theirs.update(grads, theirs.init(PARAMS), PARAMS)
         assert_trees_close(found, expected, rtol=1e-6)
@@ -78,7 +78,7 @@ def test_equals_optax_where_both_define_the_same(ours: Any, theirs: Any) -> None
 def test_agc_equals_optax_where_the_axes_are_the_same() -> None:
     params, grads = PARAMS["hidden"]["kernel"], gradients(0, 5.0)["hidden"]["kernel"]
     ours, theirs = (
-        nw.jax.clip(nw.clip.AGC(0.05), unit_axes={"*": 1}),
+        kk.jax.clip(kk.clip.AGC(0.05), unit_axes={"*": 1}),
         optax.adaptive_grad_clip(0.05),
     )
     found, _ = ours.update({"kernel": grads}, ours.init({"kernel": params}), {"kernel": params})
@@ -90,9 +90,9 @@ def test_half_precision_norms_where_optax_overflows() -> None:
     grads = {"w": jnp.full((100_000,), 100.0, jnp.float16)}
     theirs, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())
     assert not np.asarray(theirs["w"]).any()  # an infinite norm: every gradient becomes zero
-    tx = nw.jax.clip(nw.clip.ByGlobalNorm(1.0))
+    tx = kk.jax.clip(kk.clip.ByGlobalNorm(1.0))
     found, state = tx.update(grads, tx.init(grads))
-    assert nw.jax.outcome(state).pre == pytest.approx(31_622.7766, rel=1e-5)
+    assert kk.jax.outcome(state).pre == pytest.approx(31_622.7766, rel=1e-5)
     np.testing.assert_allclose(np.asarray(found["w"], np.float64), 0.00316228, rtol=1e-3)
 
 
@@ -100,15 +100,15 @@ def test_half_precision_norms_where_optax_overflows() -> None:
 @pytest.mark.parametrize("shape", [(5_000_000,), (3, 1_000_003), (70_000, 7), (1, 1)])
 def test_single_precision_norms_are_exact_enough(entry: float, shape: tuple[int, ...]) -> None:
     grads = {"w": jnp.full(shape, entry, jnp.float32), "other": jnp.zeros(3)}
-    tx = nw.jax.clip(nw.clip.ByNorm(np.inf))
+    tx = kk.jax.clip(kk.clip.ByNorm(np.inf))
     _, state = jax.jit(tx.update)(grads, tx.init(grads))
     expected = float(np.float32(entry)) * np.sqrt(np.prod(shape))
-    assert nw.jax.outcome(state).tensors()["w"] == pytest.approx(expected, rel=3e-6)
+    assert kk.jax.outcome(state).tensors()["w"] == pytest.approx(expected, rel=3e-6)
 
 
 @pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
 def test_compiled_equals_not_compiled(rule: Any) -> None:
-    tx, grads = nw.jax.clip(rule, unit_axes={"hidden.kernel": 1, "head.0": 1}), series(12)
+    tx, grads = kk.jax.clip(rule, unit_axes={"hidden.kernel": 1, "head.0": 1}), series(12)
     jitted, state, _ = run(optax.chain(tx, optax.sgd(0.1)), grads)
     params, eager = PARAMS, tx.init(PARAMS)
     for one in grads:
@@ -120,7 +120,7 @@ def test_compiled_equals_not_compiled(rule: Any) -> None:
 
 @pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
 def test_scan_equals_a_loop(rule: Any) -> None:
-    tx = nw.jax.clipped(optax.adam(1e-2), rule)
+    tx = kk.jax.clipped(optax.adam(1e-2), rule)
     grads = series(10)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
 
@@ -137,7 +137,7 @@ def test_scan_equals_a_loop(rule: Any) -> None:
 
 @pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
 def test_vmap_clips_every_network_by_itself(rule: Any) -> None:
-    tx = nw.jax.clip(rule)
+    tx = kk.jax.clip(rule)
     several = [series(6), [gradients(90 + s, 3.0) for s in range(6)], series(6)[::-1]]
     params = jax.tree.map(lambda a: jnp.stack([a] * 3), PARAMS)
     state = jax.vmap(tx.init)(params)
@@ -150,11 +150,11 @@ def test_vmap_clips_every_network_by_itself(rule: Any) -> None:
             expected, alone = tx.update(one, alone, PARAMS)
         assert_trees_close(jax.tree.map(lambda a: a[place], found), expected, rtol=1e-5, atol=1e-7)  # noqa: B023
     with pytest.raises(InvalidArgument, match="several networks"):
-        nw.jax.outcome(state)
+        kk.jax.outcome(state)
 
 
 def test_a_nan_in_one_network_of_several_skips_that_one_only() -> None:
-    tx = nw.jax.clipped(optax.adam(1e-2), nw.clip.ByGlobalNorm(1.0))
+    tx = kk.jax.clipped(optax.adam(1e-2), kk.clip.ByGlobalNorm(1.0))
     params = {"w": jnp.ones((2, 3))}
     state = jax.vmap(tx.init)(params)
     grads = {"w": jnp.array([[1.0, jnp.nan, 0.0], [1.0, 1.0, 1.0]])}
@@ -162,41 +162,41 @@ def test_a_nan_in_one_network_of_several_skips_that_one_only() -> None:
     assert not np.asarray(updates["w"][0]).any() and np.asarray(updates["w"][1]).all()
     assert np.asarray(state.inner[0].count).tolist() == [0, 1]
     with pytest.raises(NonFinite, match="1 steps in a row.* in w"):
-        nw.jax.check(state, stop_after=1)
+        kk.jax.check(state, stop_after=1)
 
 
 @pytest.mark.parametrize("entry", [jnp.nan, jnp.inf])
 def test_a_bad_step_leaves_weights_and_moments(entry: float) -> None:
-    tx = nw.jax.clipped(optax.adamw(1e-2), nw.clip.AutoClip(25))
+    tx = kk.jax.clipped(optax.adamw(1e-2), kk.clip.AutoClip(25))
     params, state, _ = run(tx, series(3))
     spoiled = gradients(9)
     spoiled["head"][0] = spoiled["head"][0].at[1, 1].set(entry)
     after, skipped, _ = run(tx, [spoiled], params, state)
     assert_trees_close(after, params, rtol=0, atol=0)
     assert_trees_close(skipped.inner, state.inner, rtol=0, atol=0)
-    assert nw.jax.outcome(skipped).nonfinite == ("head.0",)
-    assert nw.jax.outcome(skipped).action == "skipped"
+    assert kk.jax.outcome(skipped).nonfinite == ("head.0",)
+    assert kk.jax.outcome(skipped).action == "skipped"
 
 
 def test_the_plain_transform_cannot_leave_a_step_out() -> None:
     with pytest.raises(Refused, match="SkipSpikes.*jax.clipped"):
-        nw.jax.clip(nw.clip.Chain(nw.clip.ByNorm(1.0), nw.clip.SkipSpikes()))
-    tx = nw.jax.clipped(optax.sgd(1.0), nw.clip.SkipSpikes(3.0, warmup=4))
+        kk.jax.clip(kk.clip.Chain(kk.clip.ByNorm(1.0), kk.clip.SkipSpikes()))
+    tx = kk.jax.clipped(optax.sgd(1.0), kk.clip.SkipSpikes(3.0, warmup=4))
     params, state, _ = run(tx, [gradients(seed) for seed in range(6)])
     after, state, _ = run(tx, [gradients(7, 1e3)], params, state)
     assert_trees_close(after, params, rtol=0, atol=0)
-    assert nw.jax.outcome(state).action == "skipped"
+    assert kk.jax.outcome(state).action == "skipped"
 
 
 def test_accumulation_clips_the_mean_of_the_gradients() -> None:
-    rule, grads = nw.clip.AutoClip(25, window=8), series(12)
-    several = optax.MultiSteps(optax.chain(nw.jax.clip(rule), optax.sgd(0.1)), every_k_schedule=4)
+    rule, grads = kk.clip.AutoClip(25, window=8), series(12)
+    several = optax.MultiSteps(optax.chain(kk.jax.clip(rule), optax.sgd(0.1)), every_k_schedule=4)
     params, state, _ = run(several, grads)
     means = [jax.tree.map(lambda *a: sum(a) / 4, *grads[i : i + 4]) for i in (0, 4, 8)]
-    expected, _, _ = run(optax.chain(nw.jax.clip(rule), optax.sgd(0.1)), means)
+    expected, _, _ = run(optax.chain(kk.jax.clip(rule), optax.sgd(0.1)), means)
     assert_trees_close(params, expected, rtol=1e-5, atol=1e-7)
     assert int(state.inner_opt_state[0].rule["accepted"]) == 3
-    assert nw.jax.outcome(state).pre > 0
+    assert kk.jax.outcome(state).pre > 0
 
 
 @pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
@@ -204,7 +204,7 @@ def test_accumulation_clips_the_mean_of_the_gradients() -> None:
 def test_saved_loaded_and_continued_equals_not_stopping(
     rule: Any, way: str, tmp_path: Path
 ) -> None:
-    tx, grads = nw.jax.clipped(optax.adam(1e-2), rule), series(12)
+    tx, grads = kk.jax.clipped(optax.adam(1e-2), rule), series(12)
     straight, expected, _ = run(tx, grads)
     params, state, _ = run(tx, grads[:5])
     saved = {"params": params, "state": state}
@@ -231,7 +231,7 @@ def _through_orbax(saved: Any, tx: Any, folder: Path) -> Any:
 
 def test_bounds_hold_after_every_step() -> None:
     tx = optax.chain(
-        optax.sgd(1.0), nw.jax.bound(nw.bound.MaxNorm(0.5), unit_axes={"hidden.kernel": -1})
+        optax.sgd(1.0), kk.jax.bound(kk.bound.MaxNorm(0.5), unit_axes={"hidden.kernel": -1})
     )
     params, _, _ = run(tx, series(5))
     norms = np.linalg.norm(np.asarray(params["hidden"]["kernel"]), axis=0)
@@ -241,14 +241,14 @@ def test_bounds_hold_after_every_step() -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [nw.bound.Clamp(0.3), nw.bound.MaxNorm(0.5), nw.bound.UnitNorm(), nw.bound.NonNegative()],
+    [kk.bound.Clamp(0.3), kk.bound.MaxNorm(0.5), kk.bound.UnitNorm(), kk.bound.NonNegative()],
     ids=str,
 )
 def test_projection_equals_numpy(rule: Any) -> None:
     weights = {"a": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "b": np.ones(4, "f4")}
-    expected, told, _ = nw.numpy.bound(weights, rule, unit_axes={"a": 1})
-    found, outcome, _ = nw.jax.project(jax.tree.map(jnp.asarray, weights), rule, unit_axes={"a": 1})
-    compiled = jax.jit(lambda p: nw.jax.project(p, rule, unit_axes={"a": 1})[0])(weights)
+    expected, told, _ = kk.numpy.bound(weights, rule, unit_axes={"a": 1})
+    found, outcome, _ = kk.jax.project(jax.tree.map(jnp.asarray, weights), rule, unit_axes={"a": 1})
+    compiled = jax.jit(lambda p: kk.jax.project(p, rule, unit_axes={"a": 1})[0])(weights)
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-6)
         np.testing.assert_allclose(compiled[name], array, rtol=1e-6)
@@ -257,21 +257,21 @@ def test_projection_equals_numpy(rule: Any) -> None:
 
 
 def test_scheduled_bounds_follow_the_steps() -> None:
-    rule = nw.bound.Clamp(nw.schedule.Linear(1.0, 0.5, steps=(0, 5)))
+    rule = kk.bound.Clamp(kk.schedule.Linear(1.0, 0.5, steps=(0, 5)))
     params, state = {"w": jnp.ones(2)}, None
     for _ in range(6):
-        params, _, state = nw.jax.project(params, rule, state)
+        params, _, state = kk.jax.project(params, rule, state)
     assert params["w"].tolist() == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("rule", [nw.bound.SpectralCap(1.0), nw.bound.QKClip()], ids=str)
+@pytest.mark.parametrize("rule", [kk.bound.SpectralCap(1.0), kk.bound.QKClip()], ids=str)
 def test_bounds_that_need_more_are_refused(rule: Any) -> None:
     with pytest.raises(Refused, match="is not measured here"):
-        nw.jax.bound(rule)
+        kk.jax.bound(rule)
 
 
 def test_gradients_flow_through_a_clip() -> None:
-    tx = nw.jax.clip(nw.clip.ByGlobalNorm(1.0))
+    tx = kk.jax.clip(kk.clip.ByGlobalNorm(1.0))
 
     def moved(scale: Any) -> Any:
         updates, _ = tx.update({"w": scale * jnp.array([3.0, 4.0])}, tx.init({"w": jnp.zeros(2)}))
@@ -283,7 +283,7 @@ def test_gradients_flow_through_a_clip() -> None:
 
 
 def test_extra_arguments_reach_the_optimizer() -> None:
-    tx = nw.jax.clipped(optax.contrib.reduce_on_plateau(), nw.clip.ByNorm(1.0))
+    tx = kk.jax.clipped(optax.contrib.reduce_on_plateau(), kk.clip.ByNorm(1.0))
     params = {"w": jnp.ones(2)}
     updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params, value=jnp.array(1.0))
     assert np.isfinite(np.asarray(updates["w"])).all()
@@ -291,7 +291,7 @@ def test_extra_arguments_reach_the_optimizer() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_raise_raises_where_values_are_known(compiled: bool) -> None:
-    tx = nw.jax.clip(nw.clip.ByNorm(1.0), nonfinite="raise")
+    tx = kk.jax.clip(kk.clip.ByNorm(1.0), nonfinite="raise")
     grads, state = (
         {"good": jnp.ones(2), "bad": jnp.array([jnp.nan])},
         tx.init({"good": jnp.ones(2), "bad": jnp.ones(1)}),
@@ -303,42 +303,42 @@ def test_raise_raises_where_values_are_known(compiled: bool) -> None:
     updates, state = jax.jit(tx.update)(grads, state)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(updates))
     with pytest.raises(NonFinite, match="the last in bad"):
-        nw.jax.check(state, stop_after=1)
+        kk.jax.check(state, stop_after=1)
 
 
 def test_errors_say_what_to_do() -> None:
     with pytest.raises(InvalidArgument, match="params=None.*tx.update"):
-        tx = nw.jax.clip(nw.clip.AGC())
+        tx = kk.jax.clip(kk.clip.AGC())
         tx.update(PARAMS, tx.init(PARAMS))
     with pytest.raises(UnknownName, match="hidden.kernel"):
-        nw.jax.clip(nw.clip.AGC(), unit_axes={"hiden.kernel": 1}).init(PARAMS)
+        kk.jax.clip(kk.clip.AGC(), unit_axes={"hiden.kernel": 1}).init(PARAMS)
     with pytest.raises(InvalidArgument, match="no such axis"):
-        nw.jax.clip(nw.clip.AGC(), unit_axes={"hidden.kernel": 2}).init(PARAMS)
+        kk.jax.clip(kk.clip.AGC(), unit_axes={"hidden.kernel": 2}).init(PARAMS)
     with pytest.raises(InvalidArgument, match="not a floating array"):
-        nw.jax.clip(nw.clip.ByNorm(1.0)).init({"step": jnp.zeros((), int)})
+        kk.jax.clip(kk.clip.ByNorm(1.0)).init({"step": jnp.zeros((), int)})
     with pytest.raises(InvalidArgument, match="two leaves have one name"):
-        nw.jax.clip(nw.clip.ByNorm(1.0)).init({"a": {"b": jnp.ones(1)}, "a.b": jnp.ones(1)})
+        kk.jax.clip(kk.clip.ByNorm(1.0)).init({"a": {"b": jnp.ones(1)}, "a.b": jnp.ones(1)})
     with pytest.raises(InvalidArgument, match="0 clips"):
-        nw.jax.outcome(optax.adam(1e-3).init(PARAMS))
+        kk.jax.outcome(optax.adam(1e-3).init(PARAMS))
     with pytest.raises(Refused, match="acts on updates"):
-        nw.jax.clipped(optax.adam(1e-3), nw.clip.BlockRMS())
+        kk.jax.clipped(optax.adam(1e-3), kk.clip.BlockRMS())
     with pytest.raises(InvalidArgument, match="other arrays or of another rule"):
-        tx = nw.jax.clip(nw.clip.ByNorm(1.0))
+        tx = kk.jax.clip(kk.clip.ByNorm(1.0))
         tx.update(PARAMS, tx.init({"w": jnp.ones(1)}))
 
 
 def test_absent_gradients_under_jit() -> None:
-    tx = nw.jax.clip(nw.clip.AGC(0.05), unit_axes={"hidden.kernel": 1})
+    tx = kk.jax.clip(kk.clip.AGC(0.05), unit_axes={"hidden.kernel": 1})
     grads = gradients(0, 10.0)
     grads["hidden"]["kernel"] = None
     found, state = jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS)
-    assert found["hidden"]["kernel"] is None and nw.jax.outcome(state).engaged
+    assert found["hidden"]["kernel"] is None and kk.jax.outcome(state).engaged
 
 
 SHARDED = """
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
-import jax.numpy as jnp, numpy as np, optax, niwaki as nw
+import jax.numpy as jnp, numpy as np, optax, karikomi as kk
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 assert len(jax.devices()) == 8
@@ -352,9 +352,9 @@ params = {n: np.ones(s, np.float32) for n, s in shapes.items()}
 def placed(tree):
     return {n: jax.device_put(a, NamedSharding(mesh, specs[n])) for n, a in tree.items()}
 
-rules = [nw.clip.ByGlobalNorm(1.0), nw.clip.AutoClip(25), nw.clip.AGC(0.01), nw.clip.ByValue(0.5)]
+rules = [kk.clip.ByGlobalNorm(1.0), kk.clip.AutoClip(25), kk.clip.AGC(0.01), kk.clip.ByValue(0.5)]
 for rule in rules:
-    tx = nw.jax.clipped(optax.adam(1e-2), rule, unit_axes={"grid": 1, "columns": 1})
+    tx = kk.jax.clipped(optax.adam(1e-2), rule, unit_axes={"grid": 1, "columns": 1})
     def train(where):
         p, state = where(params), tx.init(where(params))
         update = jax.jit(tx.update)
@@ -367,7 +367,7 @@ for rule in rules:
     for name in host:
         assert sharded[name].sharding.is_equivalent_to(NamedSharding(mesh, specs[name]), len(shapes[name])), name
         np.testing.assert_allclose(np.asarray(sharded[name]), np.asarray(single[name]), rtol=2e-6, atol=1e-7)
-    ours, theirs = nw.jax.outcome(state), nw.jax.outcome(expected)
+    ours, theirs = kk.jax.outcome(state), kk.jax.outcome(expected)
     assert abs(ours.pre / theirs.pre - 1) < 1e-6 and abs(ours.factor / theirs.factor - 1) < 1e-6
     text = update.lower(placed(host), state, sharded).compile().as_text()
     gathered = [line for line in text.splitlines() if " all-gather(" in line]
@@ -389,37 +389,37 @@ def test_sharded_over_eight_devices() -> None:
 def test_no_digits_are_lost_at_any_size(power: int) -> None:
     entries = (np.random.default_rng(power + 200).normal(size=500) * 2.0**power).astype(np.float32)
     grads = {"w": jnp.asarray(entries), "zero": jnp.zeros(3)}
-    tx = nw.jax.clip(nw.clip.ByNorm(np.inf))
+    tx = kk.jax.clip(kk.clip.ByNorm(np.inf))
     _, state = tx.update(grads, tx.init(grads))
     expected = float(np.linalg.norm(entries.astype(np.float64)))
-    assert nw.jax.outcome(state).tensors()["w"] == pytest.approx(expected, rel=1e-6)
+    assert kk.jax.outcome(state).tensors()["w"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("rule", [nw.clip.ByGlobalNorm(1.0), nw.clip.ByNorm(1.0)], ids=str)
+@pytest.mark.parametrize("rule", [kk.clip.ByGlobalNorm(1.0), kk.clip.ByNorm(1.0)], ids=str)
 @pytest.mark.parametrize("entry", [2e37, 9e37, 3e38])
 def test_float32_at_its_end_is_clipped_or_skipped_never_let_pass(
     entry: float, rule: Any, compiled: bool
 ) -> None:
-    tx, grads = nw.jax.clip(rule), {"a": jnp.full(2, entry), "b": jnp.ones(2)}
+    tx, grads = kk.jax.clip(rule), {"a": jnp.full(2, entry), "b": jnp.ones(2)}
     updates, state = (jax.jit(tx.update) if compiled else tx.update)(grads, tx.init(grads))
-    told = nw.jax.outcome(state)
+    told = kk.jax.outcome(state)
     norm = float(np.linalg.norm(np.asarray(updates["a"], np.float64)))
     assert (told.action, norm) == ("skipped", 0.0) or norm == pytest.approx(1.0, rel=1e-6)
     assert told.action != "kept"
 
 
 def test_a_joint_norm_that_overflows_skips() -> None:
-    tx = nw.jax.clip(nw.clip.ByGlobalNorm(1.0))
+    tx = kk.jax.clip(kk.clip.ByGlobalNorm(1.0))
     grads = {str(place): jnp.full(2, 2e37) for place in range(20)}
     updates, state = tx.update(grads, tx.init(grads))
-    assert nw.jax.outcome(state).action == "skipped"
+    assert kk.jax.outcome(state).action == "skipped"
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(updates))
 
 
 @pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
 def test_a_fresh_state_can_be_donated(rule: Any) -> None:
-    tx = nw.jax.clipped(optax.adam(1e-2), rule)
+    tx = kk.jax.clipped(optax.adam(1e-2), rule)
     update = jax.jit(tx.update, donate_argnums=(1,))
     _, state = update(gradients(0), tx.init(PARAMS), PARAMS)
     _, state = update(gradients(1), state, PARAMS)
@@ -428,16 +428,16 @@ def test_a_fresh_state_can_be_donated(rule: Any) -> None:
 
 def test_complex_entries_have_no_order() -> None:
     tree = {"w": jnp.array([3 + 4j])}
-    for rule in (nw.clip.ByValue(1.0), nw.clip.Chain(nw.clip.ByNorm(1.0), nw.clip.ByValue(1.0))):
-        tx = nw.jax.clip(rule)
+    for rule in (kk.clip.ByValue(1.0), kk.clip.Chain(kk.clip.ByNorm(1.0), kk.clip.ByValue(1.0))):
+        tx = kk.jax.clip(rule)
         with pytest.raises(Refused, match="w: complex"):
             tx.update(tree, tx.init(tree))
     with pytest.raises(Refused, match="w: complex"):
-        nw.jax.project(tree, nw.bound.Clamp(1.0))
+        kk.jax.project(tree, kk.bound.Clamp(1.0))
 
 
 def test_a_state_of_other_names_is_refused() -> None:
-    tx = nw.jax.clip(nw.clip.AdaGC())
+    tx = kk.jax.clip(kk.clip.AdaGC())
     with pytest.raises(InvalidArgument, match="got a, b; allowed: x, y"):
         tx.update(
             {"x": jnp.ones(2), "y": jnp.ones(2)}, tx.init({"a": jnp.ones(2), "b": jnp.ones(2)})
@@ -447,23 +447,23 @@ def test_a_state_of_other_names_is_refused() -> None:
 
 
 def test_nothing_to_clip_is_no_error() -> None:
-    both = {"x": optax.sgd(1.0), "unused": nw.jax.clipped(optax.sgd(1.0), nw.clip.AutoClip(10))}
+    both = {"x": optax.sgd(1.0), "unused": kk.jax.clipped(optax.sgd(1.0), kk.clip.AutoClip(10))}
     tx = optax.multi_transform(both, {"w": "x"})
     updates, _ = tx.update({"w": jnp.ones(2)}, tx.init({"w": jnp.ones(2)}))
     assert updates["w"].tolist() == [-1.0, -1.0]
 
 
-@pytest.mark.parametrize("rule", [nw.clip.SPAM(), nw.clip.AGC(), nw.clip.AutoClip(10)], ids=str)
+@pytest.mark.parametrize("rule", [kk.clip.SPAM(), kk.clip.AGC(), kk.clip.AutoClip(10)], ids=str)
 def test_params_in_the_state_are_found_by_optax(rule: Any) -> None:
-    tx = optax.chain(nw.jax.clip(rule, unit_axes={"hidden.kernel": 1}), optax.adam(1e-2))
+    tx = optax.chain(kk.jax.clip(rule, unit_axes={"hidden.kernel": 1}), optax.adam(1e-2))
     state = optax.tree_map_params(tx, lambda leaf: leaf + 1.0, tx.init(PARAMS))
     assert float(state[1][0].mu["head"][1][0]) == 1.0
-    if isinstance(rule, nw.clip.SPAM):
+    if isinstance(rule, kk.clip.SPAM):
         assert float(state[0].moments["head"][1][0]) == 1.0
 
 
 def test_gradients_flow_where_one_tensor_has_none() -> None:
-    tx = nw.jax.clip(nw.clip.ByGlobalNorm(1.0))
+    tx = kk.jax.clip(kk.clip.ByGlobalNorm(1.0))
 
     def moved(scale: Any) -> Any:
         grads = {"a": scale * jnp.array([3.0, 4.0]), "b": scale * jnp.zeros(2)}

@@ -17,11 +17,11 @@ optax = pytest.importorskip("optax")
 
 import jax.numpy as jnp  # noqa: E402
 
-import niwaki as nw  # noqa: E402
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
 
-GRADUAL = nw.prune.Gradual(0.8, steps=(5, 25), every=5, only="*kernel")
-CLIP, BOUND, PENALTY = nw.clip.ZClip(2.0, warmup=3), nw.bound.Clamp(0.5), nw.prune.L1(1e-3)
+GRADUAL = kk.prune.Gradual(0.8, steps=(5, 25), every=5, only="*kernel")
+CLIP, BOUND, PENALTY = kk.clip.ZClip(2.0, warmup=3), kk.bound.Clamp(0.5), kk.prune.L1(1e-3)
 STEPS, STOP = 30, 17
 
 
@@ -57,9 +57,9 @@ def leaves_equal(one: Any, other: Any) -> bool:
 )
 def test_the_same_weights_go_as_in_numpy(sparsity: float, seed: int, score: str) -> None:
     tree = params(seed)
-    pruned, masks = nw.jax.prune(tree, sparsity=sparsity, score=score)
+    pruned, masks = kk.jax.prune(tree, sparsity=sparsity, score=score)
     arrays = jax.tree.map(np.asarray, tree)
-    expected, kept = nw.numpy.prune(arrays, sparsity=sparsity, score=score)
+    expected, kept = kk.numpy.prune(arrays, sparsity=sparsity, score=score)
     assert leaves_equal(pruned, expected)
     assert {n: np.asarray(m).tolist() for n, m in masks.items()} == {
         n: m.tolist() for n, m in kept.items()
@@ -69,7 +69,7 @@ def test_the_same_weights_go_as_in_numpy(sparsity: float, seed: int, score: str)
 
 def test_bfloat16_is_scored_as_it_is_and_stays_so() -> None:
     tree = {"w": jnp.arange(-8, 8, dtype=jnp.bfloat16), "none": None}
-    pruned, masks = nw.jax.prune(tree, sparsity=0.5)
+    pruned, masks = kk.jax.prune(tree, sparsity=0.5)
     assert pruned["w"].dtype == jnp.bfloat16 and pruned["none"] is None
     # Magnitudes 0 to 3 once or twice: seven weights; then the first of the two fours.
     assert np.flatnonzero(~np.asarray(masks["w"])).tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
@@ -77,12 +77,12 @@ def test_bfloat16_is_scored_as_it_is_and_stays_so() -> None:
 
 def test_units_by_layout_and_what_was_gone_stays_gone() -> None:
     tree = params()
-    axes = {"hidden.kernel": nw.prune.Layout(units=-1, inputs=-2)}
-    first, masks = nw.jax.prune(
+    axes = {"hidden.kernel": kk.prune.Layout(units=-1, inputs=-2)}
+    first, masks = kk.jax.prune(
         tree, width=0.5, pattern="units", layouts=axes, only="hidden.kernel"
     )
     assert int((np.asarray(masks["hidden.kernel"]).any(axis=0)).sum()) == 4
-    _, more = nw.jax.prune(first, sparsity=0.75, only="hidden.kernel", masks=masks)
+    _, more = kk.jax.prune(first, sparsity=0.75, only="hidden.kernel", masks=masks)
     assert not (np.asarray(more["hidden.kernel"]) & ~np.asarray(masks["hidden.kernel"])).any()
     assert int(more["hidden.kernel"].sum()) == 12
 
@@ -90,22 +90,22 @@ def test_units_by_layout_and_what_was_gone_stays_gone() -> None:
 def test_masked_runs_compiled_and_zeroes_whatever_stands_there() -> None:
     masks = {"w": jnp.array([True, False, False, False])}
     tree = {"w": jnp.array([-1.0, jnp.nan, -jnp.inf, -2.0]), "b": jnp.ones(1), "none": None}
-    found = jax.jit(nw.jax.masked)(tree, masks)
+    found = jax.jit(kk.jax.masked)(tree, masks)
     assert found["w"].tolist() == [-1.0, 0.0, 0.0, 0.0]
     assert not np.signbit(np.asarray(found["w"])[1:]).any()
     assert found["b"].tolist() == [1.0] and found["none"] is None
-    slopes = jax.grad(lambda t: (nw.jax.masked(t, masks)["w"] ** 2).sum())({"w": jnp.ones(4)})
+    slopes = jax.grad(lambda t: (kk.jax.masked(t, masks)["w"] ** 2).sum())({"w": jnp.ones(4)})
     assert slopes["w"].tolist() == [2.0, 0.0, 0.0, 0.0]
 
 
 def test_moments_of_masked_weights_are_forgotten() -> None:
-    tree, tx = params(), nw.jax.clipped(optax.adam(0.1), nw.clip.ZClip())
+    tree, tx = params(), kk.jax.clipped(optax.adam(0.1), kk.clip.ZClip())
     updates, state = tx.update(tree, tx.init(tree), tree)
-    _, masks = nw.jax.prune(tree, sparsity=0.5)
-    found = jax.jit(nw.jax.masked_moments)(state, tree, masks)
+    _, masks = kk.jax.prune(tree, sparsity=0.5)
+    found = jax.jit(kk.jax.masked_moments)(state, tree, masks)
     for moment in ("mu", "nu"):
         before, after = (getattr(one.inner[0], moment) for one in (state, found))
-        assert leaves_equal(after, nw.jax.masked(before, masks))
+        assert leaves_equal(after, kk.jax.masked(before, masks))
         assert not leaves_equal(after, before)
     assert int(found.inner[0].count) == 1 and leaves_equal(found.clip, state.clip)
 
@@ -125,8 +125,8 @@ def test_moments_of_a_part_of_the_params_are_forgotten(way: str) -> None:
         ),
     }[way]
     _, state = tx.update(tree, tx.init(tree), tree)
-    _, masks = nw.jax.prune(tree, sparsity=0.5)
-    found = jax.jit(nw.jax.masked_moments)(state, tree, masks)
+    _, masks = kk.jax.prune(tree, sparsity=0.5)
+    found = jax.jit(kk.jax.masked_moments)(state, tree, masks)
     assert jax.tree.structure(found) == jax.tree.structure(state)
 
     def adam(of: Any) -> Any:
@@ -140,29 +140,29 @@ def test_moments_of_a_part_of_the_params_are_forgotten(way: str) -> None:
             assert not leaves_equal(after, before)
     assert int(adam(found).count) == 1
     with pytest.raises(UnknownName, match="'w'"):
-        nw.jax.masked_moments(state, tree, {"w": jnp.ones(2, bool)})
+        kk.jax.masked_moments(state, tree, {"w": jnp.ones(2, bool)})
 
 
 def test_counters_and_keys_beside_weights_stay() -> None:
     weights = jnp.arange(4.0)
     tree = {"w": weights, "step": jnp.array(3), "key": jax.random.key(0), "name": "a", "x": None}
-    pruned, masks = nw.jax.prune(tree, sparsity=0.5, only="w")
+    pruned, masks = kk.jax.prune(tree, sparsity=0.5, only="w")
     assert pruned["w"].tolist() == [0.0, 0.0, 2.0, 3.0] and list(masks) == ["w"]
     assert all(pruned[name] is tree[name] for name in ("step", "key", "name", "x"))
-    rule = nw.prune.OneShot(0.5, step=2, only="w")
+    rule = kk.prune.OneShot(0.5, step=2, only="w")
     for step in range(4):
-        later, masks = nw.jax.update_masks(tree, rule, step, masks)
+        later, masks = kk.jax.update_masks(tree, rule, step, masks)
         assert later["w"].tolist() == pruned["w"].tolist() and later["key"] is tree["key"]
     for name in ("step", "key", "name"):
         with pytest.raises(InvalidArgument, match=f"{name}: not a floating array"):
-            nw.jax.prune(tree, sparsity=0.5, only=["w", name])
+            kk.jax.prune(tree, sparsity=0.5, only=["w", name])
     with pytest.raises(InvalidArgument, match="step: not a floating array"):
-        nw.jax.masked(tree, {"step": jnp.array(True)})
+        kk.jax.masked(tree, {"step": jnp.array(True)})
 
 
 def test_a_byte_of_bfloat16_counts_as_one() -> None:
     tree = {"w": jnp.arange(1, 17, dtype=jnp.bfloat16)}
-    _, masks = nw.jax.prune(tree, bytes=18)
+    _, masks = kk.jax.prune(tree, bytes=18)
     # Sixteen bits for the mask, and two bytes each.
     assert int(masks["w"].sum()) == 8
 
@@ -170,26 +170,26 @@ def test_a_byte_of_bfloat16_counts_as_one() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
-        (lambda t: nw.jax.prune(t), InvalidArgument, "one target"),
-        (lambda t: nw.jax.prune(t, sparsity=0.5, only="kernels"), UnknownName, "kernels"),
-        (lambda t: jax.jit(lambda x: nw.jax.prune(x, sparsity=0.5))(t), Refused, "under jit"),
-        (lambda t: nw.jax.masked(t, {"w": jnp.ones(2, bool)}), UnknownName, "'w'"),
-        (lambda t: nw.jax.masked(t, {"head.bias": jnp.ones(2, bool)}), InvalidArgument, "head.b"),
-        (lambda t: nw.jax.masked(t, {"head.bias": jnp.ones(3)}), InvalidArgument, "bool (3,)"),
-        (lambda t: nw.jax.update_masks(t, 0.5, 1), InvalidArgument, "schedule"),
-        (lambda t: nw.jax.update_masks(t, GRADUAL, "5"), InvalidArgument, "whole number"),
-        (lambda t: nw.jax.update_masks(t, GRADUAL, 5, [1]), InvalidArgument, "names of leaves"),
-        (lambda t: nw.jax.update_masks(t, GRADUAL, 6, [1]), InvalidArgument, "names of leaves"),
-        (lambda t: nw.jax.masked(t, None), InvalidArgument, "names of leaves; got NoneType"),
-        (lambda t: nw.jax.prune(t, sparsity=0.5, score="obc"), Refused, "nw.torch.prune_"),
+        (lambda t: kk.jax.prune(t), InvalidArgument, "one target"),
+        (lambda t: kk.jax.prune(t, sparsity=0.5, only="kernels"), UnknownName, "kernels"),
+        (lambda t: jax.jit(lambda x: kk.jax.prune(x, sparsity=0.5))(t), Refused, "under jit"),
+        (lambda t: kk.jax.masked(t, {"w": jnp.ones(2, bool)}), UnknownName, "'w'"),
+        (lambda t: kk.jax.masked(t, {"head.bias": jnp.ones(2, bool)}), InvalidArgument, "head.b"),
+        (lambda t: kk.jax.masked(t, {"head.bias": jnp.ones(3)}), InvalidArgument, "bool (3,)"),
+        (lambda t: kk.jax.update_masks(t, 0.5, 1), InvalidArgument, "schedule"),
+        (lambda t: kk.jax.update_masks(t, GRADUAL, "5"), InvalidArgument, "whole number"),
+        (lambda t: kk.jax.update_masks(t, GRADUAL, 5, [1]), InvalidArgument, "names of leaves"),
+        (lambda t: kk.jax.update_masks(t, GRADUAL, 6, [1]), InvalidArgument, "names of leaves"),
+        (lambda t: kk.jax.masked(t, None), InvalidArgument, "names of leaves; got NoneType"),
+        (lambda t: kk.jax.prune(t, sparsity=0.5, score="obc"), Refused, "kk.torch.prune_"),
         (
-            lambda t: nw.jax.prune(t, sparsity=0.5, facts={"gradient": jnp.ones(3)}),
+            lambda t: kk.jax.prune(t, sparsity=0.5, facts={"gradient": jnp.ones(3)}),
             InvalidArgument,
             "facts['gradient']: this is no mapping",
         ),
-        (lambda t: nw.jax.update_masks(t, nw.prune.SET(0.5, until=9), 1), Refused, "attach"),
+        (lambda t: kk.jax.update_masks(t, kk.prune.SET(0.5, until=9), 1), Refused, "attach"),
         (
-            lambda t: nw.jax.prune({"w": jnp.array([jnp.nan, 1.0])}, sparsity=0.5),
+            lambda t: kk.jax.prune({"w": jnp.array([jnp.nan, 1.0])}, sparsity=0.5),
             NonFinite,
             "w: a weight",
         ),
@@ -207,17 +207,17 @@ def test_what_means_nothing_is_refused(call: Any, error: type[Exception], said: 
 @functools.cache
 def jax_loop() -> tuple[Any, Any]:
     """Return an optimizer of everything, and its compiled step."""
-    tx = nw.jax.clipped(optax.chain(optax.adamw(0.05), nw.jax.bound(BOUND)), CLIP)
+    tx = kk.jax.clipped(optax.chain(optax.adamw(0.05), kk.jax.bound(BOUND)), CLIP)
 
     @jax.jit
     def step(own: Any, state: Any, masks: Any, inputs: Any, targets: Any) -> Any:
         def loss(own: Any) -> Any:
             error = jnp.mean((forward(own, inputs, jnp) - targets) ** 2)
-            return error + nw.jax.penalty(own, PENALTY, only="*kernel")
+            return error + kk.jax.penalty(own, PENALTY, only="*kernel")
 
-        grads = nw.jax.masked(jax.grad(loss)(own), masks)
+        grads = kk.jax.masked(jax.grad(loss)(own), masks)
         updates, state = tx.update(grads, state, own)
-        return nw.jax.masked(optax.apply_updates(own, updates), masks), state
+        return kk.jax.masked(optax.apply_updates(own, updates), masks), state
 
     return tx, step
 
@@ -228,8 +228,8 @@ def train_jax(saved: Any, steps: range) -> Any:
     for number in steps:
         own, state = step(own, state, masks, *batch(number))
         if GRADUAL.due(number):
-            own, masks = nw.jax.update_masks(own, GRADUAL, number, masks)
-            state = nw.jax.masked_moments(state, own, masks)
+            own, masks = kk.jax.update_masks(own, GRADUAL, number, masks)
+            state = kk.jax.masked_moments(state, own, masks)
     return {"params": own, "state": state, "masks": masks}
 
 
@@ -241,7 +241,7 @@ def test_jax_clip_bound_penalty_and_pruning_killed_and_resumed(way: str, tmp_pat
     resumed = train_jax(through(half, way, tmp_path), range(STOP + 1, STEPS + 1))
     assert leaves_equal(resumed, straight)
     check_trained(straight["params"], straight["masks"])
-    assert nw.jax.outcome(straight["state"]).pre > 0.0
+    assert kk.jax.outcome(straight["state"]).pre > 0.0
 
 
 def through(saved: Any, way: str, folder: Path) -> Any:
@@ -281,12 +281,12 @@ def train_numpy(saved: dict[str, Any], steps: range) -> dict[str, Any]:
     for number in steps:
         inputs, targets = batch(number)
         grads = slopes(own, inputs, targets)
-        _, pull = nw.numpy.penalty(own, PENALTY, only="*kernel")
-        grads = nw.numpy.masked(total(grads, pull), masks)
-        grads, _, clip = nw.numpy.clip(grads, CLIP, clip)
-        momentum = nw.numpy.masked(total(momentum, grads, 0.9), masks)
-        own, _, bound = nw.numpy.bound(total(own, momentum, 1.0, -0.05), BOUND, bound)
-        own, masks = nw.numpy.prune_at(own, GRADUAL, number, masks)
+        _, pull = kk.numpy.penalty(own, PENALTY, only="*kernel")
+        grads = kk.numpy.masked(total(grads, pull), masks)
+        grads, _, clip = kk.numpy.clip(grads, CLIP, clip)
+        momentum = kk.numpy.masked(total(momentum, grads, 0.9), masks)
+        own, _, bound = kk.numpy.bound(total(own, momentum, 1.0, -0.05), BOUND, bound)
+        own, masks = kk.numpy.prune_at(own, GRADUAL, number, masks)
     return {"weights": own, "momentum": momentum, "clip": clip, "bound": bound, "masks": masks}
 
 
@@ -324,23 +324,23 @@ def test_numpy_clip_bound_penalty_and_pruning_killed_and_resumed(tmp_path: Path)
 
 def test_numpy_schedules_of_other_kinds() -> None:
     own = {"w": np.arange(1.0, 101.0)}
-    rule = nw.prune.Iterative(0.488, steps=(1, 3), rounds=3)
+    rule = kk.prune.Iterative(0.488, steps=(1, 3), rounds=3)
     masks, left = None, []
     for step in range(5):
         # What is gone has moved far from zero, and is gone all the same.
         moved = np.where(own["w"] == 0.0, 999.0, own["w"] + 1.0)
-        own, masks = nw.numpy.prune_at({"w": moved}, rule, step, masks)
+        own, masks = kk.numpy.prune_at({"w": moved}, rule, step, masks)
         left.append(int(np.count_nonzero(own["w"])))
     assert left == [100, 80, 64, 51, 51]
     assert np.flatnonzero(own["w"]).tolist() == list(range(49, 100))
-    pattern = nw.prune.OneShot(0.5, step=2, pattern=nw.prune.NofM(keep=2, of=4))
-    axes = {"w": nw.prune.Layout(units=0, inputs=1)}
+    pattern = kk.prune.OneShot(0.5, step=2, pattern=kk.prune.NofM(keep=2, of=4))
+    axes = {"w": kk.prune.Layout(units=0, inputs=1)}
     grid = {"w": np.arange(1.0, 17.0).reshape(2, 8)}
-    pruned, _ = nw.numpy.prune_at(grid, pattern, 2, layouts=axes)
+    pruned, _ = kk.numpy.prune_at(grid, pattern, 2, layouts=axes)
     assert [int(np.count_nonzero(row)) for row in pruned["w"]] == [4, 4]
     for other in (
-        nw.prune.RigL(0.5, until=9),
-        nw.prune.Iterative(0.5, steps=(1, 3), rounds=2, rewind=0),
+        kk.prune.RigL(0.5, until=9),
+        kk.prune.Iterative(0.5, steps=(1, 3), rounds=2, rewind=0),
     ):
         with pytest.raises(Refused, match="brings weights back"):
-            nw.numpy.prune_at(own, other, 1)
+            kk.numpy.prune_at(own, other, 1)

@@ -13,11 +13,11 @@ import pytest
 keras = pytest.importorskip("keras")
 layers = keras.layers
 
-import niwaki as nw  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, Refused  # noqa: E402
+from karikomi.keras import Monitor, clipped  # noqa: E402
+from karikomi.record import Recorder, read, tally  # noqa: E402
 from keras_backends import BACKEND, only, other_backends  # noqa: E402
-from niwaki.errors import InvalidArgument, NonFinite, Refused  # noqa: E402
-from niwaki.keras import Monitor, clipped  # noqa: E402
-from niwaki.record import Recorder, read, tally  # noqa: E402
 
 BATCHES, BATCH = 4, 8
 
@@ -35,7 +35,7 @@ def data(*, bad: bool = False) -> tuple[np.ndarray, np.ndarray]:
 def network(rule: Any = None, *, rate: float = 0.01, wrap: Any = None, **options: Any) -> Any:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="head")], name="net")
-    rule = nw.clip.ByGlobalNorm(10.0) if rule is None else rule
+    rule = kk.clip.ByGlobalNorm(10.0) if rule is None else rule
     optimizer = clipped(keras.optimizers.SGD(rate), rule, **options)
     model.compile(optimizer if wrap is None else wrap(optimizer), loss="mse")
     return model
@@ -96,19 +96,19 @@ def test_the_bar_shows_the_last_step(capsys: pytest.CaptureFixture[str]) -> None
     assert "grad_norm: " in shown and "clipped: 0.25" in shown
     assert shown.endswith("\n".join([*monitor.summary, ""]))
     assert monitor.summary[0].startswith(
-        "niwaki: 4 steps, 1 clipped (25.0%), 0 skipped; median gradient norm "
+        "karikomi: 4 steps, 1 clipped (25.0%), 0 skipped; median gradient norm "
     )
-    assert monitor.summary[1] == "niwaki: net/head/kernel contributed most in 100% of them"
+    assert monitor.summary[1] == "karikomi: net/head/kernel contributed most in 100% of them"
 
 
 @only("torch")
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        (nw.clip.ByGlobalNorm(1e9), "the limit was never met"),
-        (nw.clip.ByGlobalNorm(1e-9), "the limit was met nearly always"),
-        (nw.clip.ByGlobalNorm(float("inf")), ""),
-        (nw.clip.Normalize(), ""),
+        (kk.clip.ByGlobalNorm(1e9), "the limit was never met"),
+        (kk.clip.ByGlobalNorm(1e-9), "the limit was met nearly always"),
+        (kk.clip.ByGlobalNorm(float("inf")), ""),
+        (kk.clip.Normalize(), ""),
     ],
 )
 def test_a_limit_that_says_nothing_is_spoken_of(
@@ -122,7 +122,7 @@ def test_a_limit_that_says_nothing_is_spoken_of(
 
 def test_a_run_of_bad_steps_ends_the_training_and_is_on_record(tmp_path: Path) -> None:
     path, drawn = tmp_path / "run.jsonl", tmp_path / "clip.html"
-    monitor = Monitor(path, report=nw.report.TrainingPage(drawn))
+    monitor = Monitor(path, report=kk.report.TrainingPage(drawn))
     with pytest.raises(NonFinite, match="3 steps in a row .*net/head/kernel"):
         fit(network(stop_after=3), monitor, bad=True)
     del monitor
@@ -140,7 +140,7 @@ def test_a_skipped_step_is_seen_though_the_optimizer_did_not_move(tmp_path: Path
     monitor = Monitor(path)
     fit(model, monitor, bad=True)
     assert tally(read(path)) == {"steps": 4, "clipped": 0, "skipped": 4}
-    assert monitor.summary[1] == "niwaki: every gradient was zero or not finite"
+    assert monitor.summary[1] == "karikomi: every gradient was zero or not finite"
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 0
 
 
@@ -175,7 +175,7 @@ def test_a_recorder_of_ones_own_is_neither_cut_nor_closed(tmp_path: Path) -> Non
 
 @only("torch")
 def test_a_page_that_cannot_be_drawn_costs_no_training(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path / "run.jsonl", report=nw.report.TrainingPage(tmp_path))
+    monitor = Monitor(tmp_path / "run.jsonl", report=kk.report.TrainingPage(tmp_path))
     with pytest.warns(UserWarning, match="the report was not drawn .Unwritable"):
         assert len(fit(network(), monitor).history["loss"]) == 1
 
@@ -186,7 +186,7 @@ def test_one_step_in_several_is_enough(tmp_path: Path) -> None:
     losses = fit(network(rate=0.0), monitor).history["loss"]
     assert [row["step"] for row in steps(path)] == [2, 4]
     assert np.mean([row["loss"] for row in steps(path)]) == pytest.approx(losses[0], rel=1e-4)
-    assert monitor.summary[0].startswith("niwaki: 2 steps")
+    assert monitor.summary[0].startswith("karikomi: 2 steps")
 
 
 def test_a_loss_scale_and_accumulation_stand_in_nobodys_way(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_loss_scale_and_accumulation_stand_in_nobodys_way(tmp_path: Path) -> N
     assert len(steps(path)) >= 1 and all(row["norm"] < 1e3 for row in steps(path))
     model = network()
     model.compile(
-        clipped(keras.optimizers.SGD(0.01, gradient_accumulation_steps=2), nw.clip.ByNorm(1.0)),
+        clipped(keras.optimizers.SGD(0.01, gradient_accumulation_steps=2), kk.clip.ByNorm(1.0)),
         loss="mse",
     )
     fit(model, Monitor(path))
@@ -207,7 +207,7 @@ def test_an_optimizer_that_does_not_clip_is_refused_with_the_next_step() -> None
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     model.compile("adam", loss="mse")
     with pytest.raises(
-        Refused, match=r"clips nothing.* got Adam; model\.compile\(nw\.keras\.clipped"
+        Refused, match=r"clips nothing.* got Adam; model\.compile\(kk\.keras\.clipped"
     ):
         fit(model, Monitor())
 
@@ -219,7 +219,7 @@ def test_an_optimizer_that_does_not_clip_is_refused_with_the_next_step() -> None
         ({"every": 0}, "every n-th batch; got 0"),
         (
             {"record": "r", "report": "clip.html"},
-            r"report=nw\.report\.TrainingPage\('clip\.html'\)",
+            r"report=kk\.report\.TrainingPage\('clip\.html'\)",
         ),
         ({"report": print}, "drawn from a record"),
         ({"record": 3}, "path"),

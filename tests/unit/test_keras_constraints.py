@@ -12,21 +12,21 @@ import pytest
 keras = pytest.importorskip("keras")
 layers = keras.layers
 
-import niwaki as nw  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from karikomi.keras import Bound, bound_  # noqa: E402
 from keras_backends import BACKEND, only, other_backends  # noqa: E402
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
-from niwaki.keras import Bound, bound_  # noqa: E402
 
 JIT = BACKEND != "torch"
 RULES = {
-    "Clamp": (nw.bound.Clamp(0.5), {}),
-    "MaxNorm": (nw.bound.MaxNorm(0.9), {"unit_axis": -1}),
-    "MaxNorm of the tensor": (nw.bound.MaxNorm(0.9, per="tensor"), {}),
-    "UnitNorm": (nw.bound.UnitNorm(0.7), {"unit_axis": -1}),
-    "UnitNorm of rows": (nw.bound.UnitNorm(0.7), {"unit_axis": 0}),
-    "NonNegative": (nw.bound.NonNegative(), {}),
-    "InitScaled": (nw.bound.InitScaled(1.5), {"fan_in": 12}),
-    "measuring only": (nw.bound.Clamp(float("inf")), {}),
+    "Clamp": (kk.bound.Clamp(0.5), {}),
+    "MaxNorm": (kk.bound.MaxNorm(0.9), {"unit_axis": -1}),
+    "MaxNorm of the tensor": (kk.bound.MaxNorm(0.9, per="tensor"), {}),
+    "UnitNorm": (kk.bound.UnitNorm(0.7), {"unit_axis": -1}),
+    "UnitNorm of rows": (kk.bound.UnitNorm(0.7), {"unit_axis": 0}),
+    "NonNegative": (kk.bound.NonNegative(), {}),
+    "InitScaled": (kk.bound.InitScaled(1.5), {"fan_in": 12}),
+    "measuring only": (kk.bound.Clamp(float("inf")), {}),
 }
 # Without a setting of its own JAX has no float64.
 DTYPES = ["float16", "bfloat16", "float32", *(["float64"] if BACKEND != "jax" else [])]
@@ -43,7 +43,7 @@ def weights(shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
 def reference(array: np.ndarray, rule: Any, options: dict[str, Any]) -> np.ndarray:
     given = {"unit_axes": "unit_axis", "fan_in": "fan_in"}
     said = {name: {"w": options[key]} for name, key in given.items() if key in options}
-    return nw.numpy.bound({"w": array}, rule, **said)[0]["w"]
+    return kk.numpy.bound({"w": array}, rule, **said)[0]["w"]
 
 
 def network(*inner: Any, shape: tuple[int, ...] = (4,)) -> Any:
@@ -85,9 +85,9 @@ def test_a_weight_within_its_bound_keeps_every_bit(dtype: str) -> None:
     array[0, 0] = -0.0
     given = keras.ops.convert_to_tensor(array, dtype=dtype)
     for rule, options in (
-        (nw.bound.Clamp(9.0), {}),
-        (nw.bound.MaxNorm(9.0), {"unit_axis": -1}),
-        (nw.bound.InitScaled(99.0), {"fan_in": 9}),
+        (kk.bound.Clamp(9.0), {}),
+        (kk.bound.MaxNorm(9.0), {"unit_axis": -1}),
+        (kk.bound.InitScaled(99.0), {"fan_in": 9}),
     ):
         assert numbers(Bound(rule, **options)(given)).tobytes() == numbers(given).tobytes()
 
@@ -95,7 +95,7 @@ def test_a_weight_within_its_bound_keeps_every_bit(dtype: str) -> None:
 def test_several_axes_name_one_unit_and_odd_entries_are_left() -> None:
     array = weights((3, 3, 2, 2)).astype("float32")
     array[0, 0, 1, 1] = np.nan
-    found = numbers(Bound(nw.bound.MaxNorm(1.0), unit_axis=(-2, -1))(array))
+    found = numbers(Bound(kk.bound.MaxNorm(1.0), unit_axis=(-2, -1))(array))
     norms = np.sqrt(np.square(found).sum(axis=(0, 1)))
     np.testing.assert_allclose(norms[0], 1.0, rtol=1e-6)
     assert np.array_equal(found[..., 1, 1], array[..., 1, 1], equal_nan=True)
@@ -104,7 +104,7 @@ def test_several_axes_name_one_unit_and_odd_entries_are_left() -> None:
 @only("torch")
 def test_keras_own_max_norm_drifts_below_its_limit_and_ours_stands() -> None:
     ours, theirs = (
-        Bound(nw.bound.MaxNorm(1.0), unit_axis=-1),
+        Bound(kk.bound.MaxNorm(1.0), unit_axis=-1),
         keras.constraints.MaxNorm(1.0, axis=0),
     )
     first = mine = ours(weights((4, 3), 9.0).astype("float32"))
@@ -120,8 +120,8 @@ def test_fit_keeps_a_constraint_given_to_a_layer() -> None:
     free = layers.Dense(3, name="free")
     held = layers.Dense(
         5,
-        kernel_constraint=Bound(nw.bound.MaxNorm(0.25), unit_axis=-1),
-        bias_constraint=Bound(nw.bound.Clamp(0.01)),
+        kernel_constraint=Bound(kk.bound.MaxNorm(0.25), unit_axis=-1),
+        bias_constraint=Bound(kk.bound.Clamp(0.01)),
     )
     trained(network(held, free))
     assert np.linalg.norm(numbers(held.kernel), axis=0).max() <= 0.25 * (1 + 1e-6)
@@ -135,7 +135,7 @@ def test_a_config_is_plain_and_comes_back() -> None:
         bound = Bound(rule, **options)
         again = keras.constraints.deserialize(keras.constraints.serialize(bound))
         assert again.get_config() == bound.get_config() and again.rule == rule
-    both = Bound(nw.bound.MaxNorm(1.0), unit_axis=(-2, -1))
+    both = Bound(kk.bound.MaxNorm(1.0), unit_axis=(-2, -1))
     assert Bound.from_config(both.get_config()).unit_axis == (-2, -1)
     with pytest.raises(UnknownName, match="MaxNrm"):
         Bound.from_config({"rule": {"rule": "MaxNrm", "limit": 1.0}})
@@ -145,19 +145,19 @@ def test_a_config_is_plain_and_comes_back() -> None:
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        (nw.bound.MaxNorm(nw.schedule.Linear(2.0, 1.0, steps=(0, 9))), {}, "knows no step"),
-        (nw.bound.SpectralCap(1.0), {}, "sees one weight .* needs spectral_norm"),
-        (nw.bound.QKClip(), {}, "sees one weight .* needs largest_logit"),
-        (nw.clip.ByNorm(1.0), {}, "acts on a gradient"),
-        (nw.bound.MaxNorm, {}, "no rule"),
+        (kk.bound.MaxNorm(kk.schedule.Linear(2.0, 1.0, steps=(0, 9))), {}, "knows no step"),
+        (kk.bound.SpectralCap(1.0), {}, "sees one weight .* needs spectral_norm"),
+        (kk.bound.QKClip(), {}, "sees one weight .* needs largest_logit"),
+        (kk.clip.ByNorm(1.0), {}, "acts on a gradient"),
+        (kk.bound.MaxNorm, {}, "no rule"),
         (2.0, {}, "no rule"),
-        (nw.bound.MaxNorm(1.0), {}, "must be told unit_axis"),
-        (nw.bound.InitScaled(1.0), {}, "must be told fan_in"),
-        (nw.bound.InitScaled(1.0), {"fan_in": 0}, "a number of inputs"),
-        (nw.bound.Clamp(1.0), {"unit_axis": -1}, "unit_axis is of no use"),
-        (nw.bound.Clamp(1.0), {"fan_in": 3}, "fan_in is of no use"),
-        (nw.bound.MaxNorm(1.0), {"unit_axis": 0.5}, "a whole number"),
-        (nw.bound.MaxNorm(1.0), {"unit_axis": ()}, "a whole number"),
+        (kk.bound.MaxNorm(1.0), {}, "must be told unit_axis"),
+        (kk.bound.InitScaled(1.0), {}, "must be told fan_in"),
+        (kk.bound.InitScaled(1.0), {"fan_in": 0}, "a number of inputs"),
+        (kk.bound.Clamp(1.0), {"unit_axis": -1}, "unit_axis is of no use"),
+        (kk.bound.Clamp(1.0), {"fan_in": 3}, "fan_in is of no use"),
+        (kk.bound.MaxNorm(1.0), {"unit_axis": 0.5}, "a whole number"),
+        (kk.bound.MaxNorm(1.0), {"unit_axis": ()}, "a whole number"),
     ],
 )
 def test_what_a_constraint_cannot_follow_is_refused(rule: Any, options: Any, message: str) -> None:
@@ -168,7 +168,7 @@ def test_what_a_constraint_cannot_follow_is_refused(rule: Any, options: Any, mes
 @only("torch")
 def test_axes_that_a_weight_does_not_have_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="no such axis"):
-        Bound(nw.bound.MaxNorm(1.0), unit_axis=2)(np.ones((2, 2), "float32"))
+        Bound(kk.bound.MaxNorm(1.0), unit_axis=2)(np.ones((2, 2), "float32"))
 
 
 # Attached to a built model.
@@ -177,9 +177,9 @@ def test_axes_that_a_weight_does_not_have_are_refused() -> None:
 def test_a_built_model_is_bounded_at_once_and_in_fit() -> None:
     model = network(layers.Dense(6, name="dense_a"), layers.Dense(3, name="head"))
     kernel, before = model.layers[0].kernel, numbers(model.layers[0].kernel)
-    rule = nw.bound.MaxNorm(0.3)
+    rule = kk.bound.MaxNorm(0.3)
     outcome = bound_(model, rule, only="dense*")
-    expected, told, _ = nw.numpy.bound({"w": before}, rule, unit_axes={"w": -1})
+    expected, told, _ = kk.numpy.bound({"w": before}, rule, unit_axes={"w": -1})
     np.testing.assert_allclose(numbers(kernel), expected["w"], rtol=1e-6)
     assert set(outcome.names) == {"net/dense_a/kernel"} and outcome.action == "clipped"
     assert outcome.left_alone == {"net/dense_a/bias": "a bias"}
@@ -193,14 +193,14 @@ def test_a_built_model_is_bounded_at_once_and_in_fit() -> None:
 
 @only("torch")
 @pytest.mark.parametrize(
-    "rule", [nw.bound.Clamp(0.1), nw.bound.NonNegative(), nw.bound.InitScaled(0.3)]
+    "rule", [kk.bound.Clamp(0.1), kk.bound.NonNegative(), kk.bound.InitScaled(0.3)]
 )
 def test_every_rule_reports_as_the_reference_does(rule: Any) -> None:
     model = network(layers.Dense(6, name="a", bias_initializer="ones"))
     kernel, bias = model.layers[0].kernel, model.layers[0].bias
     arrays = {"kernel": numbers(kernel), "bias": numbers(bias)}
-    fans = {"fan_in": {"*": 4}} if isinstance(rule, nw.bound.InitScaled) else {}
-    expected, told, _ = nw.numpy.bound(arrays, rule, **fans)
+    fans = {"fan_in": {"*": 4}} if isinstance(rule, kk.bound.InitScaled) else {}
+    expected, told, _ = kk.numpy.bound(arrays, rule, **fans)
     outcome = bound_(model, rule)
     np.testing.assert_allclose(numbers(kernel), expected["kernel"], rtol=1e-6)
     np.testing.assert_allclose(numbers(bias), expected["bias"], rtol=1e-6)
@@ -211,7 +211,7 @@ def test_every_rule_reports_as_the_reference_does(rule: Any) -> None:
 def test_a_model_that_was_trained_already_is_bounded_from_then_on() -> None:
     """On TensorFlow and JAX a compiled step does not look at constraints that came after it."""
     model = trained(network(layers.Dense(3, name="a")))
-    bound_(model, nw.bound.Clamp(0.05))
+    bound_(model, kk.bound.Clamp(0.05))
     assert np.abs(numbers(trained(model).layers[0].kernel)).max() <= np.float32(0.05)
 
 
@@ -239,8 +239,8 @@ def test_what_is_attached_is_in_the_file(case: str, tmp_path: Path) -> None:
     make, shape = SAVED[case]
     model = keras.Sequential([keras.Input(shape), make()])
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "niwaki")
-        bound_(model, nw.bound.Clamp(0.125))
+        warnings.filterwarnings("error", "karikomi")
+        bound_(model, kk.bound.Clamp(0.125))
     held = [variable.constraint.get_config() for variable in model.trainable_variables]
     again = reloaded(model, tmp_path)
     assert [v.constraint.get_config() for v in again.trainable_variables] == held
@@ -250,7 +250,7 @@ def test_a_loaded_model_is_kept_within_its_bound_when_training_goes_on(tmp_path:
     model = network(
         layers.Conv1D(3, 2, name="conv"), layers.Flatten(), layers.Dense(1), shape=(6, 2)
     )
-    bound_(model, nw.bound.UnitNorm(0.5), only=["conv", "dense*"])
+    bound_(model, kk.bound.UnitNorm(0.5), only=["conv", "dense*"])
     again = trained(reloaded(trained(model), tmp_path))
     norms = np.sqrt(np.square(numbers(again.get_layer("conv").kernel)).sum(axis=(0, 1)))
     np.testing.assert_allclose(norms, 0.5, rtol=1e-6)
@@ -275,8 +275,8 @@ class Subclassed(keras.Model):
 def test_what_a_file_will_not_have_is_said() -> None:
     model = Subclassed()
     model.build((None, 4))
-    with pytest.warns(UserWarning, match=r"inner/kernel.* nw\.keras\.clipped\(optimizer"):
-        bound_(model, nw.bound.MaxNorm(0.1))
+    with pytest.warns(UserWarning, match=r"inner/kernel.* kk\.keras\.clipped\(optimizer"):
+        bound_(model, kk.bound.MaxNorm(0.1))
     assert model.inner.kernel.constraint is not None
 
 
@@ -285,9 +285,9 @@ def test_projections_of_attention_are_bounded_but_not_saved(tmp_path: Path) -> N
     inputs = keras.Input((4, 2))
     attention = layers.MultiHeadAttention(2, 3, name="attention")
     model = keras.Model(inputs, layers.Dense(1, name="head")(attention(inputs, inputs)))
-    with pytest.warns(UserWarning, match="niwaki") as caught:
-        outcome = bound_(model, nw.bound.MaxNorm(0.1))
-    (said,) = [text for one in caught if (text := str(one.message)).startswith("niwaki")]
+    with pytest.warns(UserWarning, match="karikomi") as caught:
+        outcome = bound_(model, kk.bound.MaxNorm(0.1))
+    (said,) = [text for one in caught if (text := str(one.message)).startswith("karikomi")]
     assert "query/kernel" in said and "and 1 more" in said
     assert "head/kernel" not in said and "head/kernel" in outcome.names
     again = reloaded(model, tmp_path)
@@ -299,23 +299,23 @@ def test_projections_of_attention_are_bounded_but_not_saved(tmp_path: Path) -> N
 def test_a_pattern_that_matches_nothing_names_the_nearest() -> None:
     model = network(layers.Dense(3, name="encoder"), layers.Dense(3, name="head"))
     with pytest.raises(UnknownName, match="did you mean 'encoder'"):
-        bound_(model, nw.bound.Clamp(1.0), only="encodr")
-    outcome = bound_(model, nw.bound.Clamp(1.0), only="*kernel", exclude="head")
+        bound_(model, kk.bound.Clamp(1.0), only="encodr")
+    outcome = bound_(model, kk.bound.Clamp(1.0), only="*kernel", exclude="head")
     assert outcome.names == ("net/encoder/kernel",)
     with pytest.raises(Refused, match="leaves no weight"):
-        bound_(model, nw.bound.Clamp(1.0), only="head", exclude="*")
+        bound_(model, kk.bound.Clamp(1.0), only="head", exclude="*")
 
 
 @only("torch")
 def test_another_constraint_is_not_taken_away() -> None:
     model = network(layers.Dense(3), layers.Dense(3, name="b", kernel_constraint="non_neg"))
     with pytest.raises(Refused, match="net/b/kernel: the weight has another constraint.*NonNeg"):
-        bound_(model, nw.bound.Clamp(0.01))
+        bound_(model, kk.bound.Clamp(0.01))
     assert model.layers[0].kernel.constraint is None
     assert np.abs(numbers(model.layers[0].kernel)).max() > 0.01
-    bound_(model, nw.bound.Clamp(0.01), exclude="b")
+    bound_(model, kk.bound.Clamp(0.01), exclude="b")
     with pytest.raises(Refused, match="another constraint already; got Bound"):
-        bound_(model, nw.bound.Clamp(0.02), exclude="b")
+        bound_(model, kk.bound.Clamp(0.02), exclude="b")
 
 
 @only("torch")
@@ -324,13 +324,13 @@ def test_frozen_weights_and_those_without_a_unit_are_left_alone() -> None:
         layers.Dense(3, name="frozen"), layers.BatchNormalization(name="norm"), layers.Dense(3)
     )
     model.get_layer("frozen").trainable = False
-    outcome = bound_(model, nw.bound.MaxNorm(0.1))
+    outcome = bound_(model, kk.bound.MaxNorm(0.1))
     assert outcome.left_alone["net/frozen/kernel"] == "not trained"
     assert outcome.left_alone["net/norm/moving_mean"] == "not trained"
     assert outcome.left_alone["net/norm/gamma"] == "BatchNormalization declares no unit axis"
     assert len(set(outcome.names)) == 1
     with pytest.raises(Refused, match="no selected weight.*a bias"):
-        bound_(model, nw.bound.MaxNorm(0.1), only="*bias")
+        bound_(model, kk.bound.MaxNorm(0.1), only="*bias")
 
 
 @only("torch")
@@ -338,12 +338,12 @@ def test_weights_that_are_not_finite_or_not_there_are_refused() -> None:
     model = network(layers.Dense(3, name="a"))
     model.layers[0].bias.assign([0.0, np.nan, 0.0])
     with pytest.raises(NonFinite, match="net/a/bias"):
-        bound_(model, nw.bound.Clamp(0.01))
+        bound_(model, kk.bound.Clamp(0.01))
     assert model.layers[0].kernel.constraint is None
     with pytest.raises(InvalidArgument, match="no variables yet"):
-        bound_(keras.Sequential([layers.Dense(3)]), nw.bound.Clamp(1.0))
+        bound_(keras.Sequential([layers.Dense(3)]), kk.bound.Clamp(1.0))
     with pytest.raises(Refused, match="knows no step"):
-        bound_(model, nw.bound.Clamp(nw.schedule.Linear(2.0, 1.0, steps=(0, 9))))
+        bound_(model, kk.bound.Clamp(kk.schedule.Linear(2.0, 1.0, steps=(0, 9))))
 
 
 test_other_backends = other_backends(__file__)

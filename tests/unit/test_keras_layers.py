@@ -10,8 +10,8 @@ import pytest
 keras = pytest.importorskip("keras")
 layers = keras.layers
 
-from niwaki.errors import InvalidArgument  # noqa: E402
-from niwaki.keras.layers import fan_ins, unit_axes  # noqa: E402
+from karikomi.errors import InvalidArgument  # noqa: E402
+from karikomi.keras.layers import fan_ins, unit_axes  # noqa: E402
 
 IMAGES, SERIES, PLAIN = (8, 8, 4), (6, 5), (7,)
 CASES: dict[str, tuple[Any, tuple[int, ...], dict[str, tuple[int, ...]]]] = {

@@ -20,8 +20,8 @@ with warnings.catch_warnings():
 
     two_devices()
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName
+import karikomi as kk
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
 
 INF = float("inf")
 # Without it JAX compiles every operation by itself, which takes longer.
@@ -66,16 +66,16 @@ def weight(*numbers: float, name: str = "w") -> Any:
 
 
 PEERS = {
-    "global_clipnorm": (nw.clip.ByGlobalNorm(1.0), {"global_clipnorm": 1.0}),
-    "clipnorm": (nw.clip.ByNorm(0.5), {"clipnorm": 0.5}),
-    "clipvalue": (nw.clip.ByValue(0.1), {"clipvalue": 0.1}),
+    "global_clipnorm": (kk.clip.ByGlobalNorm(1.0), {"global_clipnorm": 1.0}),
+    "clipnorm": (kk.clip.ByNorm(0.5), {"clipnorm": 0.5}),
+    "clipvalue": (kk.clip.ByValue(0.1), {"clipvalue": 0.1}),
 }
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_is_what_keras_does_where_it_does_the_same(name: str) -> None:
     rule, arguments = PEERS[name]
-    ours = fitted(nw.keras.clipped(SGD(0.05, momentum=0.9, weight_decay=0.01), rule))
+    ours = fitted(kk.keras.clipped(SGD(0.05, momentum=0.9, weight_decay=0.01), rule))
     theirs = fitted(SGD(0.05, momentum=0.9, weight_decay=0.01, **arguments))
     assert ours.optimizer.last.engaged
     np.testing.assert_allclose(flat(ours), flat(theirs), rtol=0, atol=1e-6)
@@ -84,7 +84,7 @@ def test_is_what_keras_does_where_it_does_the_same(name: str) -> None:
 @only("tensorflow")
 def test_compiled_by_xla_it_is_the_same() -> None:
     rule, arguments = PEERS["global_clipnorm"]
-    ours = fitted(nw.keras.clipped(Adam(0.01), rule), jit=True)
+    ours = fitted(kk.keras.clipped(Adam(0.01), rule), jit=True)
     np.testing.assert_allclose(
         flat(ours), flat(fitted(Adam(0.01, **arguments), jit=True)), rtol=0, atol=1e-6
     )
@@ -95,7 +95,7 @@ def test_a_limit_of_infinity_is_the_optimizer_alone_accumulation_included() -> N
         rate = keras.optimizers.schedules.ExponentialDecay(0.01, 3, 0.7)
         return Adam(rate, gradient_accumulation_steps=3)
 
-    ours = fitted(nw.keras.clipped(inner(), nw.clip.ByGlobalNorm(INF)), jit=False)
+    ours = fitted(kk.keras.clipped(inner(), kk.clip.ByGlobalNorm(INF)), jit=False)
     theirs = fitted(inner(), jit=False)
     assert flat(ours).tolist() == flat(theirs).tolist()
     assert int(ours.optimizer.iterations) == int(theirs.optimizer.iterations) == 6
@@ -104,7 +104,7 @@ def test_a_limit_of_infinity_is_the_optimizer_alone_accumulation_included() -> N
 
 def test_what_is_clipped_is_the_average_of_an_update() -> None:
     one, two = weight(0.0, 0.0), weight(0.0, name="v")
-    optimizer = nw.keras.clipped(SGD(1.0, gradient_accumulation_steps=2), nw.clip.ByGlobalNorm(1.0))
+    optimizer = kk.keras.clipped(SGD(1.0, gradient_accumulation_steps=2), kk.clip.ByGlobalNorm(1.0))
     for grads in ([tensor([30.0, 8.0]), tensor([0.0])], [tensor([-24.0, 0.0]), tensor([0.0])]):
         assert values([one]) == [[0.0, 0.0]]
         optimizer.apply(grads, [one, two])
@@ -116,7 +116,7 @@ def test_what_is_clipped_is_the_average_of_an_update() -> None:
 def test_a_skipped_step_leaves_everything_as_it_is() -> None:
     variables = [weight(1.0, 2.0), weight(3.0, name="v")]
     inner = Adam(0.1, use_ema=True, ema_overwrite_frequency=2, weight_decay=0.1)
-    optimizer = nw.keras.clipped(inner, nw.clip.AutoClip(10))
+    optimizer = kk.keras.clipped(inner, kk.clip.AutoClip(10))
     optimizer.apply([tensor([1.0, 1.0]), tensor([2.0])], variables)
     before = values([*variables, *inner.variables])
     optimizer.apply([tensor([1.0, np.nan]), tensor([2.0])], variables)
@@ -130,8 +130,8 @@ def test_a_skipped_step_leaves_everything_as_it_is() -> None:
 
 def test_rules_that_skip_are_served_whatever_the_policy() -> None:
     variable = weight(0.0)
-    rule = nw.clip.SkipSpikes(2.0, window=4, warmup=4)
-    optimizer = nw.keras.clipped(SGD(1.0), rule, nonfinite="pass")
+    rule = kk.clip.SkipSpikes(2.0, window=4, warmup=4)
+    optimizer = kk.keras.clipped(SGD(1.0), rule, nonfinite="pass")
     for gradient in (1.0, 1.1, 0.9, 1.0, 1.0, 1.0, 1e6):
         optimizer.apply([tensor([gradient])], [variable])
     assert optimizer.last.action == "skipped"
@@ -140,7 +140,7 @@ def test_rules_that_skip_are_served_whatever_the_policy() -> None:
 
 def test_zeroed_tensors_leave_the_others_their_step() -> None:
     variables = [weight(0.0), weight(0.0, name="v")]
-    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.ByNorm(1.0), nonfinite="zero")
+    optimizer = kk.keras.clipped(SGD(1.0), kk.clip.ByNorm(1.0), nonfinite="zero")
     optimizer.apply([tensor([np.inf]), tensor([2.0])], variables)
     assert values(variables) == [[0.0], [-1.0]]
     assert optimizer.last.action == "zeroed"
@@ -148,7 +148,7 @@ def test_zeroed_tensors_leave_the_others_their_step() -> None:
 
 def test_the_loss_scale_of_the_optimizer_is_taken_out_once() -> None:
     variable = weight(0.0, 0.0)
-    optimizer = nw.keras.clipped(SGD(1.0, loss_scale_factor=1024.0), nw.clip.ByGlobalNorm(10.0))
+    optimizer = kk.keras.clipped(SGD(1.0, loss_scale_factor=1024.0), kk.clip.ByGlobalNorm(10.0))
     assert float(optimizer.scale_loss(2.0)) == 2048.0
     optimizer.apply([tensor([3072.0, 4096.0])], [variable])
     assert optimizer.last.pre == 5.0
@@ -156,14 +156,14 @@ def test_the_loss_scale_of_the_optimizer_is_taken_out_once() -> None:
 
 
 def test_mixed_precision_wraps_it_and_the_clip_sees_true_sizes() -> None:
-    rule = nw.clip.ByGlobalNorm(1.0)
-    plain = fitted(nw.keras.clipped(SGD(0.01), rule), epochs=1)
+    rule = kk.clip.ByGlobalNorm(1.0)
+    plain = fitted(kk.keras.clipped(SGD(0.01), rule), epochs=1)
     keras.config.set_dtype_policy("mixed_float16")
     try:
         mixed = network()
-        mixed.compile(nw.keras.clipped(SGD(0.01), rule), loss="mse")
+        mixed.compile(kk.keras.clipped(SGD(0.01), rule), loss="mse")
         assert isinstance(mixed.optimizer, keras.optimizers.LossScaleOptimizer)
-        own = nw.keras.clipped(SGD(0.01), rule)
+        own = kk.keras.clipped(SGD(0.01), rule)
         fitted(keras.optimizers.LossScaleOptimizer(own, initial_scale=256.0), mixed, epochs=1)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -177,7 +177,7 @@ def test_stateless_apply_is_apply() -> None:
 
     start = np.array([1.0, 2.0], "float32")
     one, two = weight(*start), weight(*start)
-    optimizers = [nw.keras.clipped(Adam(0.1), nw.clip.ZClip()) for _ in range(2)]
+    optimizers = [kk.keras.clipped(Adam(0.1), kk.clip.ZClip()) for _ in range(2)]
     for optimizer, variable in zip(optimizers, (one, two), strict=True):
         optimizer.build([variable])
     step = jax.jit(optimizers[0].stateless_apply)
@@ -192,16 +192,16 @@ def test_stateless_apply_is_apply() -> None:
 
 
 ADAPTIVE: dict[str, Callable[[], Any]] = {
-    "by tensor, unit and all": lambda: nw.keras.clipped(
+    "by tensor, unit and all": lambda: kk.keras.clipped(
         Adam(0.01),
-        nw.clip.Chain(nw.clip.AGC(0.05), nw.clip.AdaGC(1.02), nw.clip.ZClip()),
+        kk.clip.Chain(kk.clip.AGC(0.05), kk.clip.AdaGC(1.02), kk.clip.ZClip()),
         unit_axes=network(),
-        bound=nw.bound.MaxNorm(0.8),
+        bound=kk.bound.MaxNorm(0.8),
     ),
-    "a history, between micro-batches": lambda: nw.keras.clipped(
-        Adam(0.01, gradient_accumulation_steps=3), nw.clip.AutoClip(30)
+    "a history, between micro-batches": lambda: kk.keras.clipped(
+        Adam(0.01, gradient_accumulation_steps=3), kk.clip.AutoClip(30)
     ),
-    "its own moments": lambda: nw.keras.clipped(SGD(0.01), nw.clip.SPAM()),
+    "its own moments": lambda: kk.keras.clipped(SGD(0.01), kk.clip.SPAM()),
 }
 
 
@@ -226,7 +226,7 @@ class Store(dict):
 
 def _stepped(names: list[str], sizes: list[int]) -> tuple[Any, list[Any]]:
     variables = [weight(*[1.0] * n, name=name) for name, n in zip(names, sizes, strict=True)]
-    optimizer = nw.keras.clipped(SGD(0.1), nw.clip.AdaGC(1.05))
+    optimizer = kk.keras.clipped(SGD(0.1), kk.clip.AdaGC(1.05))
     optimizer.build(variables)
     return optimizer, variables
 
@@ -259,10 +259,10 @@ def test_learned_entries_go_with_names_and_else_with_places() -> None:
 def test_the_configuration_comes_back_as_it_was_given() -> None:
     decay = keras.optimizers.schedules.ExponentialDecay(0.01, 3, 0.7)
     inner = Adam(decay, gradient_accumulation_steps=4, loss_scale_factor=8.0)
-    optimizer = nw.keras.clipped(
+    optimizer = kk.keras.clipped(
         inner,
-        nw.clip.Chain(nw.clip.ByValue(1.0), nw.clip.ZClip()),
-        bound=nw.bound.Clamp(2.0),
+        kk.clip.Chain(kk.clip.ByValue(1.0), kk.clip.ZClip()),
+        bound=kk.bound.Clamp(2.0),
         nonfinite="zero",
         stop_after=3,
         unit_axes={"*kernel": [-1]},
@@ -281,14 +281,14 @@ def test_the_configuration_comes_back_as_it_was_given() -> None:
 
 
 def test_the_learning_rate_is_that_of_the_optimizer_inside() -> None:
-    optimizer = nw.keras.clipped(SGD(0.5), nw.clip.ByNorm(1.0))
+    optimizer = kk.keras.clipped(SGD(0.5), kk.clip.ByNorm(1.0))
     optimizer.learning_rate = 0.25
     assert float(optimizer.inner_optimizer.learning_rate) == float(optimizer.learning_rate) == 0.25
 
 
 def test_ten_bad_steps_in_a_row_stop_the_training_and_name_the_culprit() -> None:
     variables = [weight(0.0), weight(0.0, name="v")]
-    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.ByNorm(1.0), stop_after=2)
+    optimizer = kk.keras.clipped(SGD(1.0), kk.clip.ByNorm(1.0), stop_after=2)
     bad = [tensor([1.0]), tensor([np.nan])]
     optimizer.apply(bad, variables)
     with pytest.raises(NonFinite, match="2 steps in a row .* the last in v"):
@@ -299,7 +299,7 @@ def test_ten_bad_steps_in_a_row_stop_the_training_and_name_the_culprit() -> None
 
 def test_fit_ends_with_the_check() -> None:
     model = network()
-    optimizer = nw.keras.clipped(SGD(0.1), nw.clip.ByNorm(1.0), stop_after=3)
+    optimizer = kk.keras.clipped(SGD(0.1), kk.clip.ByNorm(1.0), stop_after=3)
     model.compile(optimizer, loss="mse")
     with pytest.raises(NonFinite, match="in a row with non-finite entries, the last in .*kernel"):
         model.fit(np.full_like(X, np.nan), Y, batch_size=16, verbose=0)
@@ -307,7 +307,7 @@ def test_fit_ends_with_the_check() -> None:
 
 def test_raise_raises_where_values_are_known() -> None:
     variable = weight(0.0)
-    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.ByNorm(1.0), nonfinite="raise")
+    optimizer = kk.keras.clipped(SGD(1.0), kk.clip.ByNorm(1.0), nonfinite="raise")
     with pytest.raises(NonFinite, match="keras.clipped: non-finite entries in w"):
         optimizer.apply([tensor([np.inf])], [variable])
     assert values([variable]) == [[0.0]]
@@ -315,8 +315,8 @@ def test_raise_raises_where_values_are_known() -> None:
 
 def test_a_bound_holds_after_every_step() -> None:
     model = network()
-    bound = nw.bound.MaxNorm(0.5)
-    optimizer = nw.keras.clipped(SGD(0.1), nw.clip.ByNorm(1.0), bound=bound, unit_axes=model)
+    bound = kk.bound.MaxNorm(0.5)
+    optimizer = kk.keras.clipped(SGD(0.1), kk.clip.ByNorm(1.0), bound=bound, unit_axes=model)
     fitted(optimizer, model, epochs=1)
     norms = np.linalg.norm(model.layers[0].kernel.numpy(), axis=0)
     assert norms.max() <= 0.5 * (1 + 1e-6)
@@ -327,7 +327,7 @@ def test_a_bound_holds_after_every_step() -> None:
 
 def test_agc_compares_with_the_weights() -> None:
     variable = weight(3.0, 4.0)
-    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.AGC(0.1))
+    optimizer = kk.keras.clipped(SGD(1.0), kk.clip.AGC(0.1))
     optimizer.apply([tensor([0.0, 10.0])], [variable])
     np.testing.assert_allclose(values([variable])[0], [3.0, 3.5], rtol=1e-6)
 
@@ -336,7 +336,7 @@ def test_scales_that_are_overwritten_are_not_clipped() -> None:
     variables = [weight(1.0), weight(1.0, name="scale")]
     variables[1].overwrite_with_gradient = True
     inner = SGD(1.0, gradient_accumulation_steps=2, loss_scale_factor=2.0)
-    optimizer = nw.keras.clipped(inner, nw.clip.ByGlobalNorm(1.0))
+    optimizer = kk.keras.clipped(inner, kk.clip.ByGlobalNorm(1.0))
     optimizer.apply([tensor([8.0]), tensor([70.0])], variables)
     optimizer.apply([tensor([8.0]), tensor([50.0])], variables)
     assert values(variables) == [[0.0], [70.0]]
@@ -345,7 +345,7 @@ def test_scales_that_are_overwritten_are_not_clipped() -> None:
 
 def test_absent_gradients_take_no_part() -> None:
     variables = [weight(1.0), weight(1.0, name="v")]
-    optimizer = nw.keras.clipped(SGD(1.0), nw.clip.ByNorm(0.5))
+    optimizer = kk.keras.clipped(SGD(1.0), kk.clip.ByNorm(0.5))
     with pytest.warns(UserWarning, match="Gradients do not exist for variables"):
         optimizer.apply([None, tensor([2.0])], variables)
     assert values(variables) == [[1.0], [0.5]]
@@ -354,24 +354,24 @@ def test_absent_gradients_take_no_part() -> None:
 
 
 def test_what_would_do_something_else_is_refused() -> None:
-    rule = nw.clip.ByNorm(1.0)
+    rule = kk.clip.ByNorm(1.0)
     for argument in ("clipnorm", "global_clipnorm", "clipvalue"):
         with pytest.raises(Refused, match=f"would clip as well, its {argument} is set"):
-            nw.keras.clipped(Adam(0.1, **{argument: 1.0}), rule)
-    with pytest.raises(Refused, match=r"LossScaleOptimizer\(nw.keras.clipped\(inner, rule\)\)"):
-        nw.keras.clipped(keras.optimizers.LossScaleOptimizer(Adam(0.1)), rule)
+            kk.keras.clipped(Adam(0.1, **{argument: 1.0}), rule)
+    with pytest.raises(Refused, match=r"LossScaleOptimizer\(kk.keras.clipped\(inner, rule\)\)"):
+        kk.keras.clipped(keras.optimizers.LossScaleOptimizer(Adam(0.1)), rule)
     with pytest.raises(Refused, match="clipped already; put rules together"):
-        nw.keras.clipped(nw.keras.clipped(Adam(0.1), rule), rule)
+        kk.keras.clipped(kk.keras.clipped(Adam(0.1), rule), rule)
     with pytest.raises(Refused, match="acts on updates"):
-        nw.keras.clipped(Adam(0.1), nw.clip.BlockRMS())
+        kk.keras.clipped(Adam(0.1), kk.clip.BlockRMS())
     with pytest.raises(InvalidArgument, match="no optimizer of Keras"):
-        nw.keras.clipped(3, rule)
+        kk.keras.clipped(3, rule)
     with pytest.raises(Refused, match="MaxNorm acts on a weight"):
-        nw.keras.clipped(Adam(0.1), nw.bound.MaxNorm(1.0))
+        kk.keras.clipped(Adam(0.1), kk.bound.MaxNorm(1.0))
 
 
 def test_an_optimizer_may_be_named() -> None:
-    assert isinstance(nw.keras.clipped("adam", nw.clip.ByNorm(1.0)).inner_optimizer, Adam)
+    assert isinstance(kk.keras.clipped("adam", kk.clip.ByNorm(1.0)).inner_optimizer, Adam)
 
 
 @functools.cache
@@ -388,8 +388,8 @@ def test_mirrored_replicas_are_one_device_on_the_joint_batch(kind: str) -> None:
     def optimizer() -> Any:
         steps = 2 if kind == "accumulated" else None
         inner = SGD(0.05, momentum=0.9, gradient_accumulation_steps=steps)
-        rule = nw.clip.Chain(nw.clip.AdaGC(1.02), nw.clip.ByGlobalNorm(1.0))
-        own = nw.keras.clipped(inner, rule, bound=nw.bound.Clamp(0.4))
+        rule = kk.clip.Chain(kk.clip.AdaGC(1.02), kk.clip.ByGlobalNorm(1.0))
+        own = kk.keras.clipped(inner, rule, bound=kk.bound.Clamp(0.4))
         return keras.optimizers.LossScaleOptimizer(own) if kind == "scaled" else own
 
     strategy = mirrored_strategy()
@@ -418,7 +418,7 @@ def test_sparse_gradients_stay_sparse_and_are_the_dense_ones() -> None:
 
     slices = tf.IndexedSlices(tensor([[3.0], [1.0], [-1.0]]), tf.constant([2, 0, 2]), (4, 1))
     tables = [keras.Variable(np.ones((4, 1), "float32"), name="table") for _ in range(2)]
-    optimizers = [nw.keras.clipped(SGD(1.0), nw.clip.ByGlobalNorm(1.0)) for _ in range(2)]
+    optimizers = [kk.keras.clipped(SGD(1.0), kk.clip.ByGlobalNorm(1.0)) for _ in range(2)]
     step = tf.function(lambda: optimizers[0].apply([slices], tables[:1]))
     optimizers[0].build(tables[:1])
     step()
@@ -433,7 +433,7 @@ def test_a_checkpoint_of_tensorflow_holds_all_of_it(tmp_path: Path) -> None:
 
     def made() -> tuple[Any, Any]:
         variable = weight(1.0, 2.0)
-        optimizer = nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10))
+        optimizer = kk.keras.clipped(Adam(0.1), kk.clip.AutoClip(10))
         optimizer.build([variable])
         return optimizer, variable
 
@@ -448,22 +448,22 @@ def test_a_checkpoint_of_tensorflow_holds_all_of_it(tmp_path: Path) -> None:
 
 def test_what_an_optimizer_was_relieved_of_is_not_lost_by_wrapping_it_again() -> None:
     inner = SGD(0.1, gradient_accumulation_steps=4)
-    optimizer = nw.keras.clipped(inner, nw.clip.ByNorm(1.0))
+    optimizer = kk.keras.clipped(inner, kk.clip.ByNorm(1.0))
     with pytest.raises(Refused, match="another clipped optimizer has taken over .* a new SGD"):
-        nw.keras.clipped(inner, nw.clip.ByNorm(1.0))
+        kk.keras.clipped(inner, kk.clip.ByNorm(1.0))
     assert optimizer.gradient_accumulation_steps == 4
     with pytest.raises(InvalidArgument, match="no optimizer of Keras; got None"):
-        nw.keras.clipped(None, nw.clip.ByNorm(1.0))
+        kk.keras.clipped(None, kk.clip.ByNorm(1.0))
 
 
 def test_what_was_said_by_full_paths_is_still_true_in_a_loaded_model(tmp_path: Path) -> None:
     model = network()
     paths = [variable.path for variable in model.trainable_variables]
     start = paths[0].split("/")[0]
-    rule = nw.clip.Groups({f"{start}/one/*": nw.clip.AdaGC(1.05), "*": nw.clip.ByNorm(1.0)})
+    rule = kk.clip.Groups({f"{start}/one/*": kk.clip.AdaGC(1.05), "*": kk.clip.ByNorm(1.0)})
     axes = {path: -1 for path in paths if path.endswith("kernel")}
-    bound = nw.bound.MaxNorm(0.8)
-    fitted(nw.keras.clipped(SGD(0.1), rule, unit_axes=axes, bound=bound), model, epochs=1)
+    bound = kk.bound.MaxNorm(0.8)
+    fitted(kk.keras.clipped(SGD(0.1), rule, unit_axes=axes, bound=bound), model, epochs=1)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     fitted(None, loaded, epochs=1)
@@ -477,12 +477,12 @@ def test_what_was_said_by_full_paths_is_still_true_in_a_loaded_model(tmp_path: P
 
 
 def test_weights_arrive_where_the_optimizer_cannot_read_its_own(tmp_path: Path) -> None:
-    whole = fitted(nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10)), epochs=1)
+    whole = fitted(kk.keras.clipped(Adam(0.1), kk.clip.AutoClip(10)), epochs=1)
     plain = fitted(Adam(0.1), epochs=1)
     whole.save_weights(tmp_path / "clipped.weights.h5")
     plain.save_weights(tmp_path / "plain.weights.h5")
     fresh = network()
-    fresh.compile(nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10)), loss="mse")
+    fresh.compile(kk.keras.clipped(Adam(0.1), kk.clip.AutoClip(10)), loss="mse")
     with pytest.warns(UserWarning, match="[Ss]kipping variable loading") as told:
         fresh.load_weights(tmp_path / "clipped.weights.h5")
     assert any("it has not been built yet" in str(one.message) for one in told)
@@ -500,9 +500,9 @@ def test_weights_arrive_where_the_optimizer_cannot_read_its_own(tmp_path: Path) 
 
 def test_a_model_that_is_frozen_as_a_whole_is_left_alone() -> None:
     model = network()
-    rule = nw.clip.Groups({"*kernel": nw.clip.AutoClip(10), "*": nw.clip.ByNorm(1.0)})
-    bound = nw.bound.MaxNorm(1.0)
-    optimizer = nw.keras.clipped(SGD(0.1), rule, unit_axes=model, bound=bound)
+    rule = kk.clip.Groups({"*kernel": kk.clip.AutoClip(10), "*": kk.clip.ByNorm(1.0)})
+    bound = kk.bound.MaxNorm(1.0)
+    optimizer = kk.keras.clipped(SGD(0.1), rule, unit_axes=model, bound=bound)
     model.trainable = False
     before = flat(model).tolist()
     with warnings.catch_warnings():
@@ -515,7 +515,7 @@ def test_a_model_that_is_frozen_as_a_whole_is_left_alone() -> None:
 def test_a_legacy_file_holds_each_variable_once(tmp_path: Path) -> None:
     model = network()
     loss = keras.losses.MeanSquaredError()
-    model.compile(nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10)), loss=loss)
+    model.compile(kk.keras.clipped(Adam(0.1), kk.clip.AutoClip(10)), loss=loss)
     fitted(None, model, epochs=1)
     paths = [variable.path for variable in model.optimizer.variables]
     assert len(set(paths)) == len(paths)
@@ -529,7 +529,7 @@ def test_a_legacy_file_holds_each_variable_once(tmp_path: Path) -> None:
 
 @only("jax")
 def test_an_error_of_the_first_step_is_the_one_that_is_told() -> None:
-    model = fitted(nw.keras.clipped(Adam(0.1), nw.clip.AutoClip(10)), epochs=1)
+    model = fitted(kk.keras.clipped(Adam(0.1), kk.clip.AutoClip(10)), epochs=1)
     other = keras.Sequential([keras.Input((8,)), *[keras.layers.Dense(n) for n in (3, 1)]])
     with pytest.raises(ValueError, match="shape"):
         fitted(model.optimizer, other, epochs=1)
@@ -545,7 +545,7 @@ def test_sums_of_replicas_that_wait_are_saved_as_they_add_up() -> None:
         with strategy.scope():
             variable = weight(0.0)
             inner = SGD(1.0, gradient_accumulation_steps=2)
-            optimizer = nw.keras.clipped(inner, nw.clip.ByGlobalNorm(100.0))
+            optimizer = kk.keras.clipped(inner, kk.clip.ByGlobalNorm(100.0))
             optimizer.build([variable])
         return optimizer, variable
 

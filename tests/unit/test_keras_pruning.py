@@ -14,10 +14,10 @@ import pytest
 keras = pytest.importorskip("keras")
 layers = keras.layers
 
-import niwaki as nw  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import BadFile, InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from karikomi.keras import Masks, Pruning, clipped, prune_, strip_  # noqa: E402
 from keras_backends import BACKEND, only, other_backends  # noqa: E402
-from niwaki.errors import BadFile, InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
-from niwaki.keras import Masks, Pruning, clipped, prune_, strip_  # noqa: E402
 
 RNG = np.random.default_rng(7)
 INPUTS = RNG.normal(size=(48, 6)).astype("float32")
@@ -75,7 +75,7 @@ def zeros(model: Any) -> int:
 
 
 class Strange(layers.Layer):
-    """A layer that niwaki does not know."""
+    """A layer that karikomi does not know."""
 
     def build(self, shape: Any) -> None:
         self.mixing = self.add_weight(shape=(shape[-1], shape[-1]), name="mixing")
@@ -139,8 +139,8 @@ def test_scores_that_need_data(score: str) -> None:
 
 
 def test_gradients_are_those_of_the_loss_and_leave_nothing_behind() -> None:
-    from niwaki.keras.facts import measure
-    from niwaki.keras.prunable import oriented
+    from karikomi.keras.facts import measure
+    from karikomi.keras.prunable import oriented
 
     model = network()
     found = oriented(model, where="test")
@@ -168,8 +168,8 @@ def test_gradients_are_those_of_the_loss_and_leave_nothing_behind() -> None:
 
 
 def test_norms_of_the_inputs_of_convolutions() -> None:
-    from niwaki.keras.facts import measure
-    from niwaki.keras.prunable import oriented
+    from karikomi.keras.facts import measure
+    from karikomi.keras.prunable import oriented
 
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
@@ -241,17 +241,17 @@ def test_any_kind_of_model_and_what_is_left_alone_is_named() -> None:
     # The shared layer counts once.
     assert sum(size for _, size in masks.counts().values()) == 36 + 96 + 48
     model = compiled(subclassed())
-    pruning = Pruning(nw.prune.OneShot(0.5, step=2))
+    pruning = Pruning(kk.prune.OneShot(0.5, step=2))
     fit(model, pruning)
     assert pruning.masks.sparsity == 0.5 and zeros(model) >= 90
 
 
 def test_n_of_m_blocks_and_budgets() -> None:
     model = convolutional()
-    masks = prune_(model, pattern=nw.prune.NofM(keep=1, of=4))
+    masks = prune_(model, pattern=kk.prune.NofM(keep=1, of=4))
     assert (masks["net/two/kernel"].sum(axis=2) == 1).all()
     assert masks.left_alone["net/one/kernel"].startswith("4 does not divide")
-    prune_(convolutional(), sparsity=0.5, pattern=nw.prune.Blocks(2, 1))
+    prune_(convolutional(), sparsity=0.5, pattern=kk.prune.Blocks(2, 1))
     model = convolutional()
     parameters = sum(array(one).size for one in model.trainable_variables)
     masks = prune_(model, parameters=0.5)
@@ -303,13 +303,13 @@ def test_masks_hold_in_every_step_of_fit(case: str) -> None:
     if case == "accumulated":
         optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
     if case == "clipped":
-        optimizer = clipped(optimizer, nw.clip.ByGlobalNorm(0.1), bound=nw.bound.Clamp(0.3))
+        optimizer = clipped(optimizer, kk.clip.ByGlobalNorm(0.1), bound=kk.bound.Clamp(0.3))
     policy = "mixed_float16" if case == "half" else "float32"
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
         model = compiled(network(), optimizer, **options)
-        pruning = Pruning(nw.prune.Gradual(0.8, steps=(1, 7), every=3))
+        pruning = Pruning(kk.prune.Gradual(0.8, steps=(1, 7), every=3))
         seen: list[tuple[int, int]] = []
         look = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: seen.append((batch, zeros(pruning.model)))
@@ -328,14 +328,14 @@ def test_masks_hold_in_every_step_of_fit(case: str) -> None:
 
 def test_moments_of_masked_weights_are_zero_and_the_clip_does_not_see_their_gradients() -> None:
     inner = keras.optimizers.Adam(0.01)
-    model = compiled(network(), clipped(inner, nw.clip.ByGlobalNorm(np.inf)))
+    model = compiled(network(), clipped(inner, kk.clip.ByGlobalNorm(np.inf)))
     masks = Masks({"net/hidden/kernel": np.zeros((6, 16), bool)})
     fit(model, Pruning(masks=masks))
     tops = [name for name, share in model.optimizer.inner_optimizer.last.top(9) if share > 0]
     assert "net/head/bias" in tops and "net/hidden/kernel" not in tops
     place = [one.path for one in model.trainable_variables].index("net/hidden/kernel")
     assert not array(inner._velocities[place]).any() and array(inner._velocities[3]).any()
-    pruning = Pruning(nw.prune.OneShot(0.5, step=3))
+    pruning = Pruning(kk.prune.OneShot(0.5, step=3))
     model = compiled(network(), "adam")
     fit(model, pruning)
     inner = model.optimizer.inner_optimizer
@@ -348,10 +348,10 @@ def trained(path: Path, stop: int | None, how: str) -> Any:
     """Return the weights after four epochs, with a kill and a fresh start after `stop` of them."""
 
     def fresh() -> tuple[Any, Any]:
-        optimizer = clipped(keras.optimizers.Adam(0.02), nw.clip.AutoClip(50))
-        model = network(regularizer=nw.keras.Penalty(nw.prune.L1(1e-3)))
-        nw.keras.bound_(model, nw.bound.MaxNorm(1.5), only="head")
-        return compiled(model, optimizer), Pruning(nw.prune.Gradual(0.8, steps=(2, 20), every=5))
+        optimizer = clipped(keras.optimizers.Adam(0.02), kk.clip.AutoClip(50))
+        model = network(regularizer=kk.keras.Penalty(kk.prune.L1(1e-3)))
+        kk.keras.bound_(model, kk.bound.MaxNorm(1.5), only="head")
+        return compiled(model, optimizer), Pruning(kk.prune.Gradual(0.8, steps=(2, 20), every=5))
 
     class Killed(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -386,7 +386,7 @@ def test_killed_and_resumed_is_not_to_have_been_killed(tmp_path: Path, how: str)
 
 
 def test_a_saved_model_goes_on_with_its_masks_and_can_be_stripped(tmp_path: Path) -> None:
-    model, pruning = compiled(network()), Pruning(nw.prune.OneShot(0.75))
+    model, pruning = compiled(network()), Pruning(kk.prune.OneShot(0.75))
     names, config = [one.name for one in model.layers], json.dumps(model.get_config())
     fit(model, pruning)
     assert [one.name for one in model.layers] == names and json.dumps(model.get_config()) == config
@@ -410,7 +410,7 @@ def test_given_masks_are_held_and_then_a_schedule_goes_on_from_them() -> None:
     masks = prune_(model, sparsity=0.5)
     fit(compiled(model), Pruning(masks=masks))
     assert zeros(model) == 72
-    pruning = Pruning(nw.prune.Iterative(0.9, steps=(1, 5), rounds=2))
+    pruning = Pruning(kk.prune.Iterative(0.9, steps=(1, 5), rounds=2))
     seen: list[int] = []
     look = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.append(zeros(pruning.model))
@@ -429,7 +429,7 @@ def as_any(wrong: Any) -> Any:
 def steps_of_ones_own(model: Any, masks: Masks) -> None:
     variables, optimizer = model.trainable_variables, keras.optimizers.Adam(0.05)
     optimizer.build(variables)
-    from niwaki.keras.gradient_facts import gradients
+    from karikomi.keras.gradient_facts import gradients
 
     for inputs, targets in BATCHES * 2:
         own = gradients(model, variables, lambda out, y=targets: LOSS(y, out), inputs)
@@ -449,7 +449,7 @@ def test_frozen_weights_are_left_alone_by_a_schedule() -> None:
     model = network()
     model.layers[0].trainable = False
     before = array(model.layers[0].kernel)
-    pruning = Pruning(nw.prune.OneShot(0.5))
+    pruning = Pruning(kk.prune.OneShot(0.5))
     fit(compiled(model), pruning)
     assert list(pruning.masks) == ["net/head/kernel"]
     assert pruning.masks.left_alone["net/hidden/kernel"] == "it is not trained"
@@ -467,7 +467,7 @@ def test_the_same_accuracy_as_before_at_90_percent() -> None:
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(5e-3), loss, metrics=["accuracy"])
-    pruning = Pruning(nw.prune.Gradual(0.9, steps=(40, 160), every=10))
+    pruning = Pruning(kk.prune.Gradual(0.9, steps=(40, 160), every=10))
     model.fit(
         pixels[train], classes[train], batch_size=64, epochs=15, verbose=0, callbacks=[pruning]
     )
@@ -524,7 +524,7 @@ def test_no_two_masks_speak_of_one_variable_and_none_is_guessed(tmp_path: Path) 
 
 
 def test_two_callbacks_in_one_fit_are_refused() -> None:
-    first, second = Pruning(nw.prune.OneShot(0.5)), Pruning(nw.prune.OneShot(0.75))
+    first, second = Pruning(kk.prune.OneShot(0.5)), Pruning(kk.prune.OneShot(0.75))
     model = compiled(network())
     with pytest.raises(Refused, match="two of these callbacks"):
         fit(model, first, second)
@@ -535,14 +535,14 @@ def test_two_callbacks_in_one_fit_are_refused() -> None:
 def test_what_another_callback_restores_is_masked_when_training_ends() -> None:
     # The largest loss is that of the first epoch, before anything is pruned.
     early = keras.callbacks.EarlyStopping("loss", mode="max", patience=9, restore_best_weights=True)
-    model, pruning = compiled(network()), Pruning(nw.prune.OneShot(0.5, step=8))
+    model, pruning = compiled(network()), Pruning(kk.prune.OneShot(0.5, step=8))
     fit(model, early, pruning, epochs=3)
     assert early.best_epoch == 0 and pruning.masks.sparsity == 0.5
     assert all((array(v)[~mask] == 0).all() for v, mask in pruning.masks.pairs(model.weights))
 
 
 def test_masks_outlast_compiling_again() -> None:
-    model, pruning = compiled(network()), Pruning(nw.prune.Gradual(0.8, steps=(2, 10), every=2))
+    model, pruning = compiled(network()), Pruning(kk.prune.Gradual(0.8, steps=(2, 10), every=2))
     fit(model, pruning)
     half = zeros(model)
     assert 0 < half < 115
@@ -556,15 +556,15 @@ def test_masks_outlast_compiling_again() -> None:
 
 
 def test_weights_of_a_pruned_model_without_its_masks_are_warned_of(tmp_path: Path) -> None:
-    model, pruning = compiled(network()), Pruning(nw.prune.OneShot(0.75))
+    model, pruning = compiled(network()), Pruning(kk.prune.OneShot(0.75))
     fit(model, pruning)
     weights = [array(one) for one in model.weights]
     other = network()
     other.set_weights(weights)
     with pytest.warns(UserWarning, match="no masks are known"):
-        fit(compiled(other), Pruning(nw.prune.OneShot(0.5, step=99)))
+        fit(compiled(other), Pruning(kk.prune.OneShot(0.5, step=99)))
     other.set_weights(weights)
-    fit(compiled(other), Pruning(nw.prune.OneShot(0.5, step=99), masks=pruning.masks))
+    fit(compiled(other), Pruning(kk.prune.OneShot(0.5, step=99), masks=pruning.masks))
     assert zeros(other) == 108
     model.save_weights(tmp_path / "a.weights.h5")
     fresh = compiled(network())
@@ -574,7 +574,7 @@ def test_weights_of_a_pruned_model_without_its_masks_are_warned_of(tmp_path: Pat
     assert zeros(fresh) == 108
 
 
-class Own(nw.prune.Magnitude):
+class Own(kk.prune.Magnitude):
     """A score that is no dataclass, and whose `repr` is an address."""
 
     def __init__(self, power: Any = 1.0) -> None:
@@ -585,19 +585,19 @@ class Own(nw.prune.Magnitude):
 
 def test_a_schedule_with_a_score_of_ones_own_goes_on() -> None:
     model = compiled(network())
-    fit(model, Pruning(nw.prune.OneShot(0.5, step=8, score=Own(2.0))))
+    fit(model, Pruning(kk.prune.OneShot(0.5, step=8, score=Own(2.0))))
     attempts = model.optimizer.attempts
-    fit(model, Pruning(nw.prune.OneShot(0.5, step=8, score=Own(2.0))))
+    fit(model, Pruning(kk.prune.OneShot(0.5, step=8, score=Own(2.0))))
     assert attempts == 6 and model.optimizer.attempts == 12 and zeros(model) == 72
-    fit(model, Pruning(nw.prune.OneShot(0.5, step=8, score=Own(3.0))))
+    fit(model, Pruning(kk.prune.OneShot(0.5, step=8, score=Own(3.0))))
     assert model.optimizer.attempts == 6
     with pytest.raises(InvalidArgument, match=r"schedule\.score\.power: this cannot be told"):
-        Pruning(nw.prune.OneShot(0.5, score=Own(np.ones(3))))
+        Pruning(kk.prune.OneShot(0.5, score=Own(np.ones(3))))
 
 
 def test_a_subclassed_model_that_is_not_built_is_pruned_in_fit() -> None:
     for model in (Subclassed(), keras.Sequential([layers.Dense(6), layers.Dense(3)])):
-        pruning = Pruning(nw.prune.OneShot(0.5, step=2))
+        pruning = Pruning(kk.prune.OneShot(0.5, step=2))
         fit(compiled(model), pruning)
         assert pruning.masks.sparsity == 0.5 and zeros(model) >= 27
         assert model.optimizer.attempts == 6
@@ -646,7 +646,7 @@ def test_evaluating_with_the_callback_leaves_the_optimizer() -> None:
     assert model.optimizer is own is not before and pruning.masks is masks and zeros(model) == 72
 
 
-class Mine(nw.prune.Timetable):
+class Mine(kk.prune.Timetable):
     """A schedule of one's own, of a field that is left out or says nothing known."""
 
     def __init__(self, **wrong: Any) -> None:
@@ -675,16 +675,16 @@ class Mine(nw.prune.Timetable):
         (lambda: prune_(keras.Sequential(), 0.5), InvalidArgument, "no variables yet"),
         (lambda: prune_(3, 0.5), InvalidArgument, "no model of Keras"),
         (lambda: Pruning(), InvalidArgument, "schedule or masks"),
-        (lambda: Pruning(nw.prune.OneShot(0.5, score="movement")), Refused, "not measured"),
-        (lambda: Pruning(as_any(nw.prune.Gradual)), InvalidArgument, "no schedule"),
+        (lambda: Pruning(kk.prune.OneShot(0.5, score="movement")), Refused, "not measured"),
+        (lambda: Pruning(as_any(kk.prune.Gradual)), InvalidArgument, "no schedule"),
         (lambda: Pruning(Mine()), InvalidArgument, "Mine: .*got no exclude"),
         (lambda: Pruning(Mine(exclude=5)), InvalidArgument, "Mine.exclude"),
         (lambda: Pruning(Mine(exclude=None, score="magnitud")), UnknownName, "'magnitude'"),
         (lambda: Pruning(Mine(exclude=None, pattern="unitts")), UnknownName, "'units'"),
         (lambda: Pruning(Mine(exclude=None, allocation="globl")), UnknownName, "'global'"),
-        (lambda: Pruning(masks=as_any({"a": 1})), InvalidArgument, "nw.keras.Masks"),
+        (lambda: Pruning(masks=as_any({"a": 1})), InvalidArgument, "kk.keras.Masks"),
         (
-            lambda: Pruning(nw.prune.Iterative(0.5, steps=(5, 9), rounds=2, rewind=1)),
+            lambda: Pruning(kk.prune.Iterative(0.5, steps=(5, 9), rounds=2, rewind=1)),
             *(Refused, "rewinds"),
         ),
         (lambda: Pruning(masks=Masks()).set_model(network()), Refused, "not compiled"),

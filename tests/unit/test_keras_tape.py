@@ -19,22 +19,22 @@ with warnings.catch_warnings():
     if find_spec("tensorflow"):
         import tensorflow as tf
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, NonFinite, Refused
+import karikomi as kk
+from karikomi.errors import InvalidArgument, NonFinite, Refused
 
 pytestmark = pytest.mark.skipif(not find_spec("tensorflow"), reason="no tensorflow")
 
 SHAPES = {"table": (20, 4), "kernel": (4, 3), "bias": (3,)}
 UNIT_AXES = {"kernel": -1, "table": 0}
 RULES = {
-    "ByGlobalNorm": nw.clip.ByGlobalNorm(1.0),
-    "ByNorm": nw.clip.ByNorm(0.5),
-    "ByValue": nw.clip.ByValue(0.1),
-    "AGC": nw.clip.AGC(0.01),
-    "AutoClip": nw.clip.AutoClip(10),
-    "ZClip": nw.clip.ZClip(),
-    "AdaGC": nw.clip.AdaGC(1.05),
-    "Chain": nw.clip.Chain(nw.clip.ByValue(0.5), nw.clip.ByNorm(0.5)),
+    "ByGlobalNorm": kk.clip.ByGlobalNorm(1.0),
+    "ByNorm": kk.clip.ByNorm(0.5),
+    "ByValue": kk.clip.ByValue(0.1),
+    "AGC": kk.clip.AGC(0.01),
+    "AutoClip": kk.clip.AutoClip(10),
+    "ZClip": kk.clip.ZClip(),
+    "AdaGC": kk.clip.AdaGC(1.05),
+    "Chain": kk.clip.Chain(kk.clip.ByValue(0.5), kk.clip.ByNorm(0.5)),
 }
 MODES = {"eager": None, "graph": False, "xla": True}
 
@@ -76,20 +76,20 @@ def test_the_numbers_are_those_of_the_reference(name: str, mode: str) -> None:
     weights = {n: v.numpy() for n, v in zip(SHAPES, known, strict=True)} if name == "AGC" else None
 
     def step(grads: Any, state: Any) -> Any:
-        return nw.keras.clip(grads, rule, state, variables=known, unit_axes=UNIT_AXES)[::2]
+        return kk.keras.clip(grads, rule, state, variables=known, unit_axes=UNIT_AXES)[::2]
 
     step = compiled(step, mode)
-    state = nw.keras.initial_state(rule, known, unit_axes=UNIT_AXES)
+    state = kk.keras.initial_state(rule, known, unit_axes=UNIT_AXES)
     expected_state = None
     for number in range(4):
         grads, state = step(gradients(number), state)
-        expected, outcome, expected_state = nw.numpy.clip(
+        expected, outcome, expected_state = kk.numpy.clip(
             dense(gradients(number)), rule, expected_state, unit_axes=UNIT_AXES, weights=weights
         )
         assert isinstance(grads[0], tf.IndexedSlices)
         for key, array in dense(grads).items():
             np.testing.assert_allclose(array, expected[key], rtol=1e-6, atol=1e-7)
-        told = nw.keras.outcome(state)
+        told = kk.keras.outcome(state)
         assert (told.action, told.nonfinite) == (outcome.action, outcome.nonfinite)
         # The reference does not measure what comes after a stage that skips.
         if not (told.skipped and name == "Chain"):
@@ -100,24 +100,24 @@ def test_the_numbers_are_those_of_the_reference(name: str, mode: str) -> None:
 
 def test_containers_names_and_what_is_absent_stay() -> None:
     grads = {"a": [tf.constant([3.0, 4.0]), None], "b": (tf.constant(1.0),)}
-    clipped, outcome, _ = nw.keras.clip(grads, nw.clip.ByNorm(1.0))
+    clipped, outcome, _ = kk.keras.clip(grads, kk.clip.ByNorm(1.0))
     assert clipped["a"][1] is None and isinstance(clipped["b"], tuple)
     np.testing.assert_allclose(clipped["a"][0], [0.6, 0.8], rtol=1e-6)
     assert outcome.names == ("a.0", "a.1", "b.0")
     unnamed = [tf.Variable(0.0, name="same"), tf.Variable([0.0, 0.0], name="same")]
-    _, outcome, _ = nw.keras.clip(
-        list(map(tf.ones_like, unnamed)), nw.clip.ByNorm(1.0), variables=unnamed
+    _, outcome, _ = kk.keras.clip(
+        list(map(tf.ones_like, unnamed)), kk.clip.ByNorm(1.0), variables=unnamed
     )
     assert outcome.names == ("same", "same#2")
 
 
 def test_a_trained_tape_loop_is_the_clipped_optimizer() -> None:
     inputs = tf.constant(np.random.default_rng(0).normal(size=(32, 4)).astype("float32"))
-    rule = nw.clip.AutoClip(30)
+    rule = kk.clip.AutoClip(30)
 
     def trained(step_of: Callable) -> tuple[np.ndarray, Any]:
         weight = tf.Variable(np.full((4, 1), 0.5, "float32"), name="w")
-        state = nw.keras.initial_state(rule, [weight])
+        state = kk.keras.initial_state(rule, [weight])
         for start in range(0, 32, 4):
             state = step_of(weight, inputs[start : start + 4], state)
         return weight.numpy(), state
@@ -128,12 +128,12 @@ def test_a_trained_tape_loop_is_the_clipped_optimizer() -> None:
         return tape.gradient(loss, [weight])
 
     def by_hand(weight: Any, batch: Any, state: Any) -> Any:
-        (grad,), _, state = nw.keras.clip(grads_of(weight, batch), rule, state, variables=[weight])
+        (grad,), _, state = kk.keras.clip(grads_of(weight, batch), rule, state, variables=[weight])
         weight.assign_sub(0.1 * grad)
         return state
 
     results = [trained(by_hand), trained(tf.function(by_hand))]
-    optimizer = nw.keras.clipped(keras.optimizers.SGD(0.1), rule)
+    optimizer = kk.keras.clipped(keras.optimizers.SGD(0.1), rule)
     variable = keras.Variable(np.full((4, 1), 0.5, "float32"), name="w")
 
     def by_optimizer(weight: Any, batch: Any, state: Any) -> Any:
@@ -146,20 +146,20 @@ def test_a_trained_tape_loop_is_the_clipped_optimizer() -> None:
     results.append(trained(by_optimizer))
     for weight, _ in results[1:]:
         np.testing.assert_allclose(weight, results[0][0], rtol=0, atol=1e-6)
-    assert nw.keras.outcome(results[1][1]).pre == pytest.approx(optimizer.last.pre, rel=1e-5)
+    assert kk.keras.outcome(results[1][1]).pre == pytest.approx(optimizer.last.pre, rel=1e-5)
 
 
 def test_a_state_goes_through_files_and_continues(tmp_path: Path) -> None:
-    rule, known = nw.clip.Chain(nw.clip.AdaGC(1.05), nw.clip.AutoClip(10)), variables()
+    rule, known = kk.clip.Chain(kk.clip.AdaGC(1.05), kk.clip.AutoClip(10)), variables()
 
     def after(state: Any, steps: range) -> Any:
         for number in steps:
-            grads, _, state = nw.keras.clip(gradients(number), rule, state, variables=known)
+            grads, _, state = kk.keras.clip(gradients(number), rule, state, variables=known)
         return [g.numpy().tolist() for g in map(tf.convert_to_tensor, grads)]
 
-    state = nw.keras.initial_state(rule, known)
+    state = kk.keras.initial_state(rule, known)
     for number in range(2):
-        _, _, state = nw.keras.clip(gradients(number), rule, state, variables=known)
+        _, _, state = kk.keras.clip(gradients(number), rule, state, variables=known)
     plain = {key: value.numpy().tolist() for key, value in state.items()}
     np.savez(tmp_path / "state.npz", **{key: value.numpy() for key, value in state.items()})
     held = {key: tf.Variable(value) for key, value in state.items()}
@@ -176,7 +176,7 @@ def test_a_state_goes_through_files_and_continues(tmp_path: Path) -> None:
 def test_what_is_not_known_yet_is_said() -> None:
     @tf.function
     def step(grad: Any) -> Any:
-        grads, outcome, state = nw.keras.clip([grad], nw.clip.ByNorm(1.0), nonfinite="raise")
+        grads, outcome, state = kk.keras.clip([grad], kk.clip.ByNorm(1.0), nonfinite="raise")
         with pytest.raises(InvalidArgument, match="inside of a function that is being compiled"):
             _ = outcome.pre
         return grads, state
@@ -185,10 +185,10 @@ def test_what_is_not_known_yet_is_said() -> None:
     assert grad.numpy().tolist() == [0.0, 0.0]
     assert bool(state["skipped"])
     with pytest.raises(NonFinite, match="1 steps in a row .* the last in 0"):
-        nw.keras.check(state, stop_after=1)
-    nw.keras.check(state)
+        kk.keras.check(state, stop_after=1)
+    kk.keras.check(state)
     with pytest.raises(NonFinite, match="keras.clip: non-finite entries in 0"):
-        nw.keras.clip([tf.constant([np.nan])], nw.clip.ByNorm(1.0), nonfinite="raise")
+        kk.keras.clip([tf.constant([np.nan])], kk.clip.ByNorm(1.0), nonfinite="raise")
 
 
 def test_sizes_that_only_variables_tell() -> None:
@@ -198,17 +198,17 @@ def test_sizes_that_only_variables_tell() -> None:
     def step(rows: Any, places: Any) -> Any:
         sparse = tf.IndexedSlices(rows, places, None)
         with pytest.raises(InvalidArgument, match="shape of this gradient is not known; pass var"):
-            nw.keras.clip([sparse], nw.clip.ByNorm(1.0))
-        return nw.keras.clip([sparse], nw.clip.ByNorm(1.0), variables=known)[::2]
+            kk.keras.clip([sparse], kk.clip.ByNorm(1.0))
+        return kk.keras.clip([sparse], kk.clip.ByNorm(1.0), variables=known)[::2]
 
     (grad,), state = step(tf.ones((3, 2)), tf.constant([1, 1, 0]))
-    assert nw.keras.outcome(state).pre == pytest.approx(10.0**0.5)
+    assert kk.keras.outcome(state).pre == pytest.approx(10.0**0.5)
     np.testing.assert_allclose(np.linalg.norm(tf.convert_to_tensor(grad)), 1.0, rtol=1e-6)
 
 
 def test_clamped_rows_are_the_clamped_sums() -> None:
     sparse = tf.IndexedSlices(tf.constant([[3.0], [1.0], [2.0]]), tf.constant([1, 0, 1]), (2, 1))
-    (grad,), _, _ = nw.keras.clip([sparse], nw.clip.ByValue(4.0))
+    (grad,), _, _ = kk.keras.clip([sparse], kk.clip.ByValue(4.0))
     assert tf.convert_to_tensor(grad).numpy().tolist() == [[1.0], [4.0]]
 
 
@@ -228,11 +228,11 @@ HARD = {
 def test_norms_survive_overflow_underflow_and_length(name: str, mode: str) -> None:
     array = HARD[name]
     exact = float(np.linalg.norm(array.astype(np.float128)))
-    rules = nw.clip.ByNorm(1e-3), nw.clip.ByValue(1e-3)
+    rules = kk.clip.ByNorm(1e-3), kk.clip.ByValue(1e-3)
     for rule in rules:
-        step = compiled(lambda grad, rule=rule: nw.keras.clip([grad], rule)[::2], mode)
+        step = compiled(lambda grad, rule=rule: kk.keras.clip([grad], rule)[::2], mode)
         (grad,), state = step(tf.constant(array))
-        told = nw.keras.outcome(state)
+        told = kk.keras.outcome(state)
         expected = exact if rule is rules[0] else float(np.abs(array).max(initial=0.0))
         assert told.pre == pytest.approx(expected, rel=2e-6)
         assert told.post <= 1e-3 * (1 + 1e-3)
@@ -244,7 +244,7 @@ def test_norms_survive_overflow_underflow_and_length(name: str, mode: str) -> No
 @pytest.mark.parametrize("mode", MODES)
 def test_factors_too_small_for_their_dtype_still_scale(mode: str) -> None:
     grad = tf.constant([3e38, -1e38])
-    (clipped,), _ = compiled(lambda grad: nw.keras.clip([grad], nw.clip.ByNorm(1e-3))[::2], mode)(
+    (clipped,), _ = compiled(lambda grad: kk.keras.clip([grad], kk.clip.ByNorm(1e-3))[::2], mode)(
         grad
     )
     np.testing.assert_allclose(clipped, np.array([3.0, -1.0]) * 1e-3 / 10**0.5, rtol=1e-5)
@@ -254,37 +254,37 @@ def test_factors_too_small_for_their_dtype_still_scale(mode: str) -> None:
 def test_one_nan_is_found_among_many(mode: str) -> None:
     array = np.linspace(1.0, 2.0, 1000, dtype="float32")
     array[500] = np.nan
-    step = compiled(lambda grad: nw.keras.clip([grad], nw.clip.ByValue(1.0))[2], mode)
-    assert nw.keras.outcome(step(tf.constant(array))).nonfinite == ("0",)
+    step = compiled(lambda grad: kk.keras.clip([grad], kk.clip.ByValue(1.0))[2], mode)
+    assert kk.keras.outcome(step(tf.constant(array))).nonfinite == ("0",)
 
 
 def test_the_arrays_of_the_other_backends_are_served_whatever_keras_runs_on() -> None:
     torch = pytest.importorskip("torch")
-    (grad,), outcome, state = nw.keras.clip([torch.tensor([3.0, 4.0])], nw.clip.ByNorm(1.0))
+    (grad,), outcome, state = kk.keras.clip([torch.tensor([3.0, 4.0])], kk.clip.ByNorm(1.0))
     assert (grad.tolist(), outcome.pre) == (pytest.approx([0.6, 0.8]), 5.0)
     jnp = pytest.importorskip("jax.numpy")
-    (grad,), outcome, _ = nw.keras.clip([jnp.array([3.0, 4.0])], nw.clip.ByNorm(1.0), state)
+    (grad,), outcome, _ = kk.keras.clip([jnp.array([3.0, 4.0])], kk.clip.ByNorm(1.0), state)
     assert (grad.tolist(), outcome.pre) == (pytest.approx([0.6, 0.8]), 5.0)
 
 
 def test_what_cannot_be_done_is_refused() -> None:
     grads = [tf.constant([1.0])]
     with pytest.raises(Refused, match="pass variables=model.trainable_variables"):
-        nw.keras.clip(grads, nw.clip.AGC(0.1))
+        kk.keras.clip(grads, kk.clip.AGC(0.1))
     with pytest.raises(Refused, match="acts on updates"):
-        nw.keras.clip(grads, nw.clip.BlockRMS())
-    with pytest.raises(InvalidArgument, match="got ndarray; nw.numpy.clip is for NumPy's"):
-        nw.keras.clip([np.ones(3)], nw.clip.ByNorm(1.0))
+        kk.keras.clip(grads, kk.clip.BlockRMS())
+    with pytest.raises(InvalidArgument, match="got ndarray; kk.numpy.clip is for NumPy's"):
+        kk.keras.clip([np.ones(3)], kk.clip.ByNorm(1.0))
     with pytest.raises(InvalidArgument, match="not a floating array"):
-        nw.keras.clip([tf.constant([1])], nw.clip.ByNorm(1.0))
+        kk.keras.clip([tf.constant([1])], kk.clip.ByNorm(1.0))
     with pytest.raises(InvalidArgument, match="1 gradients, 3 variables"):
-        nw.keras.clip(grads, nw.clip.ByNorm(1.0), variables=variables())
+        kk.keras.clip(grads, kk.clip.ByNorm(1.0), variables=variables())
     with pytest.raises(InvalidArgument, match="no gradient to clip"):
-        nw.keras.clip([None], nw.clip.ByNorm(1.0))
-    _, _, state = nw.keras.clip(grads, nw.clip.AdaGC(1.05))
+        kk.keras.clip([None], kk.clip.ByNorm(1.0))
+    _, _, state = kk.keras.clip(grads, kk.clip.AdaGC(1.05))
     with pytest.raises(InvalidArgument, match="state is of other arrays or of another rule"):
-        nw.keras.clip([*grads, *grads], nw.clip.AdaGC(1.05), state)
+        kk.keras.clip([*grads, *grads], kk.clip.AdaGC(1.05), state)
     with pytest.raises(Refused, match="complex entries have no order"):
-        nw.keras.clip([tf.constant([1j])], nw.clip.ByValue(1.0))
-    (grad,), _, _ = nw.keras.clip([tf.constant([3.0 + 4.0j])], nw.clip.ByNorm(1.0))
+        kk.keras.clip([tf.constant([1j])], kk.clip.ByValue(1.0))
+    (grad,), _, _ = kk.keras.clip([tf.constant([3.0 + 4.0j])], kk.clip.ByNorm(1.0))
     np.testing.assert_allclose(grad, [0.6 + 0.8j], rtol=1e-6)

@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
-import niwaki as nw  # noqa: E402
-from niwaki.errors import InvalidArgument, Refused, Unavailable  # noqa: E402
-from niwaki.plugins import LightningCallback  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import InvalidArgument, Refused, Unavailable  # noqa: E402
+from karikomi.plugins import LightningCallback  # noqa: E402
 
 pytestmark = [
     # Lightning 2.6 asks isinstance(spec, LeafSpec) of torch's pytrees, which torch 2.13 deprecates.
@@ -85,7 +85,7 @@ def trainer_of(pl: Any, callback: Any, **options: Any) -> Any:
 def by_hand(epochs: int = 2, accumulate: int = 1, dtype: Any = None, **rules: Any) -> Any:
     net = network()
     optimizer = sgd(net.parameters())
-    handle = nw.torch.attach(optimizer, net, **rules)
+    handle = kk.torch.attach(optimizer, net, **rules)
     for _ in range(epochs):
         for index, batch in enumerate(batches()):
             if index % accumulate == 0:
@@ -104,7 +104,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_fit_is_the_loop_by_hand(pl: Any, accumulate: int) -> None:
-    rules = {"clip": nw.clip.ZClip(), "bound": nw.bound.MaxNorm(0.6)}
+    rules = {"clip": kk.clip.ZClip(), "bound": kk.bound.MaxNorm(0.6)}
     callback, module = LightningCallback(**rules), module_of(pl)
     trainer_of(pl, callback, accumulate_grad_batches=accumulate).fit(module, data())
     net, handle = by_hand(accumulate=accumulate, **rules)
@@ -116,10 +116,10 @@ def test_a_fit_is_the_loop_by_hand(pl: Any, accumulate: int) -> None:
 
 
 STATEFUL = {
-    "statistics": {"clip": nw.clip.ZClip(), "bound": nw.bound.SpectralCap(1.0)},
-    "moments of our own": {"clip": nw.clip.SPAM(5.0)},
-    "masks": {"clip": nw.clip.AdaGC(), "prune": nw.prune.Gradual(0.5, steps=(3, 30), every=3)},
-    "updates": {"update": nw.clip.AutoClip(10)},
+    "statistics": {"clip": kk.clip.ZClip(), "bound": kk.bound.SpectralCap(1.0)},
+    "moments of our own": {"clip": kk.clip.SPAM(5.0)},
+    "masks": {"clip": kk.clip.AdaGC(), "prune": kk.prune.Gradual(0.5, steps=(3, 30), every=3)},
+    "updates": {"update": kk.clip.AutoClip(10)},
 }
 
 
@@ -163,7 +163,7 @@ def test_without_its_state_a_resumed_fit_would_differ_and_says_so(pl: Any, tmp_p
     trainer = trainer_of(pl, [])
     trainer.fit(module_of(pl), data())
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    callback = LightningCallback(clip=nw.clip.ZClip())
+    callback = LightningCallback(clip=kk.clip.ZClip())
     with pytest.warns(UserWarning, match="has no state of this callback"):
         trainer_of(pl, callback, max_epochs=3).fit(
             module_of(pl), data(), ckpt_path=tmp_path / "half.ckpt"
@@ -176,7 +176,7 @@ def test_a_search_for_a_learning_rate_before_the_fit_leaves_no_trace(
 ) -> None:
     callbacks = sys.modules[f"{pl.__name__}.callbacks"]
     finder = callbacks.LearningRateFinder(num_training_steps=6, update_attr=False)
-    callback, module = LightningCallback(clip=nw.clip.ZClip()), module_of(pl)
+    callback, module = LightningCallback(clip=kk.clip.ZClip()), module_of(pl)
     module.lr = 0.01
     trainer_of(pl, [callback, finder], default_root_dir=tmp_path).fit(module, data())
     assert callback.handle is not None and callback.handle.steps == 2 * STEPS
@@ -185,7 +185,7 @@ def test_a_search_for_a_learning_rate_before_the_fit_leaves_no_trace(
 def test_a_second_fit_starts_afresh_and_a_validation_touches_nothing(
     pl: Any, tmp_path: Path
 ) -> None:
-    callback = LightningCallback(clip=nw.clip.ZClip())
+    callback = LightningCallback(clip=kk.clip.ZClip())
     trainer = trainer_of(pl, callback)
     trainer.fit(module_of(pl), data())
     trainer.save_checkpoint(tmp_path / "all.ckpt")
@@ -203,9 +203,9 @@ def test_a_second_fit_starts_afresh_and_a_validation_touches_nothing(
 
 
 def test_bfloat16_is_clipped_as_by_hand(pl: Any) -> None:
-    callback, module = LightningCallback(clip=nw.clip.ByGlobalNorm(1.0)), module_of(pl)
+    callback, module = LightningCallback(clip=kk.clip.ByGlobalNorm(1.0)), module_of(pl)
     trainer_of(pl, callback, precision="bf16-mixed").fit(module, data())
-    net, _ = by_hand(dtype=torch.bfloat16, clip=nw.clip.ByGlobalNorm(1.0))
+    net, _ = by_hand(dtype=torch.bfloat16, clip=kk.clip.ByGlobalNorm(1.0))
     assert_same(module.net, net)
 
 
@@ -219,13 +219,13 @@ def test_gradients_that_a_scaler_has_scaled_are_clipped_by_their_own_norm(
 ) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=4)
     plugin = sys.modules[f"{pl.__name__}.plugins"].MixedPrecision("16-mixed", "cpu", scaler)
-    callback = LightningCallback(clip=nw.clip.ByGlobalNorm(1.0))
+    callback = LightningCallback(clip=kk.clip.ByGlobalNorm(1.0))
     module = module_of(pl, adam(fused))
     norms = []
     module.on_train_batch_end = lambda *_: norms.append(callback.handle.last.pre)
     trainer_of(pl, callback, plugins=[plugin]).fit(module, data())
     net = network()
-    handle = nw.torch.attach(adam(fused)(net.parameters()), net, clip=nw.clip.ByGlobalNorm(1.0))
+    handle = kk.torch.attach(adam(fused)(net.parameters()), net, clip=kk.clip.ByGlobalNorm(1.0))
     plain = []
     for batch in 2 * batches():
         net.zero_grad()
@@ -241,24 +241,24 @@ def test_what_the_last_step_did_is_logged_as_often_as_the_trainer_logs(
     pl: Any, tmp_path: Path
 ) -> None:
     csv = sys.modules[f"{pl.__name__}.loggers"].CSVLogger(tmp_path)
-    callback, module, norms = LightningCallback(clip=nw.clip.ByGlobalNorm(100.0)), module_of(pl), []
+    callback, module, norms = LightningCallback(clip=kk.clip.ByGlobalNorm(100.0)), module_of(pl), []
     module.on_train_batch_end = lambda *_: norms.append(callback.handle.last.pre)
     trainer = trainer_of(pl, callback, logger=csv, log_every_n_steps=3)
     seen = csv.experiment.metrics
     csv.experiment.save = lambda: None
     trainer.fit(module, data())
     assert [row["step"] for row in seen] == [2, 5, 8, 11, 14]
-    assert [row["niwaki/norm"] for row in seen] == pytest.approx(
+    assert [row["karikomi/norm"] for row in seen] == pytest.approx(
         [norms[i] for i in range(2, 16, 3)]
     )
-    assert {float(row["niwaki/clipped"]) for row in seen} == {0.0, 1.0}
-    assert all({"niwaki/factor", "niwaki/skipped"} < row.keys() for row in seen)
+    assert {float(row["karikomi/clipped"]) for row in seen} == {0.0, 1.0}
+    assert all({"karikomi/factor", "karikomi/skipped"} < row.keys() for row in seen)
 
 
 def test_the_norm_can_be_monitored_without_a_logger(pl: Any) -> None:
     callback = LightningCallback()
     stop = sys.modules[f"{pl.__name__}.callbacks"].EarlyStopping
-    stop = stop("niwaki/norm", check_on_train_epoch_end=True, stopping_threshold=1e9, patience=9)
+    stop = stop("karikomi/norm", check_on_train_epoch_end=True, stopping_threshold=1e9, patience=9)
     trainer = trainer_of(pl, [callback, stop], log_every_n_steps=1, max_epochs=5)
     trainer.fit(module_of(pl), data())
     assert trainer.current_epoch == 1
@@ -274,7 +274,7 @@ def test_a_bad_step_is_skipped_and_logged_as_skipped(pl: Any) -> None:
     trainer = trainer_of(pl, callback, max_epochs=1, log_every_n_steps=1, limit_train_batches=3)
     trainer.fit(module, data())
     assert actions == ["kept", "kept", "skipped"]
-    assert trainer.callback_metrics["niwaki/skipped"] == 1.0
+    assert trainer.callback_metrics["karikomi/skipped"] == 1.0
     assert all(torch.isfinite(p).all() for p in module.parameters())
 
 
@@ -301,7 +301,7 @@ def gan_of(pl: Any) -> Any:
 
 
 def test_every_optimizer_of_a_gan_has_a_handle_of_its_own(pl: Any) -> None:
-    callback = LightningCallback(clip=nw.clip.ByGlobalNorm(1.0))
+    callback = LightningCallback(clip=kk.clip.ByGlobalNorm(1.0))
     trainer = trainer_of(pl, callback, max_epochs=1, log_every_n_steps=1)
     trainer.fit(gan_of(pl), data())
     assert [handle.steps for handle in callback.handles] == [3, 5]
@@ -309,19 +309,19 @@ def test_every_optimizer_of_a_gan_has_a_handle_of_its_own(pl: Any) -> None:
         ("generator.weight", "generator.bias"),
         ("critic.weight", "critic.bias"),
     ]
-    assert {"niwaki/0/norm", "niwaki/1/norm"} < trainer.callback_metrics.keys()
+    assert {"karikomi/0/norm", "karikomi/1/norm"} < trainer.callback_metrics.keys()
 
 
 def test_one_optimizer_can_be_chosen_and_several_can_share_a_norm(pl: Any) -> None:
-    critic = LightningCallback(optimizers=1, bound=nw.bound.Clamp(0.01))
-    generator = LightningCallback(optimizers=0, clip=nw.clip.ByGlobalNorm(1.0))
+    critic = LightningCallback(optimizers=1, bound=kk.bound.Clamp(0.01))
+    generator = LightningCallback(optimizers=0, clip=kk.clip.ByGlobalNorm(1.0))
     module = gan_of(pl)
     trainer = trainer_of(pl, [critic, generator], max_epochs=1)
     trainer.fit(module, data())
     assert module.critic.weight.abs().max() <= 0.01 < module.generator.weight.abs().max()
     assert [callback.handle.steps for callback in (generator, critic)] == [3, 5]
     assert critic.state_key != generator.state_key
-    both = LightningCallback(optimizers=(0, 1), clip=nw.clip.ByGlobalNorm(1.0))
+    both = LightningCallback(optimizers=(0, 1), clip=kk.clip.ByGlobalNorm(1.0))
     trainer_of(pl, both, max_epochs=1, limit_train_batches=1).fit(gan_of(pl), data())
     assert [len(handle.last.names) for handle in both.handles] == [4]
     with pytest.raises(InvalidArgument, match="no such optimizer; got 2; allowed: 0 to 1"):
@@ -333,7 +333,7 @@ def test_the_optimizer_that_a_module_sees_is_the_one_that_has_a_handle(pl: Any) 
 
     def on_train_start() -> None:
         with pytest.raises(Refused, match="has a handle already") as caught:
-            nw.torch.attach(module.optimizers(), module)
+            kk.torch.attach(module.optimizers(), module)
         refusals.append(caught)
 
     module.on_train_start = on_train_start
@@ -345,7 +345,7 @@ def test_the_optimizer_that_a_module_sees_is_the_one_that_has_a_handle(pl: Any) 
 def test_the_hooks_come_off_at_the_end_and_after_an_exception(pl: Any, fails: bool) -> None:
     module, made = module_of(pl), []
     module.configure_optimizers = lambda: made.append(sgd(module.parameters())) or made[-1]
-    callback = LightningCallback(clip=nw.clip.ByGlobalNorm(1.0))
+    callback = LightningCallback(clip=kk.clip.ByGlobalNorm(1.0))
     if fails:
         module.on_train_epoch_end = lambda: 1 / 0
         with pytest.raises(ZeroDivisionError):
@@ -356,11 +356,11 @@ def test_the_hooks_come_off_at_the_end_and_after_an_exception(pl: Any, fails: bo
     loss_of(module.net, 1e6 * INPUTS).backward()
     made[0].step()
     assert callback.handle.steps == STEPS
-    nw.torch.attach(made[0], module).detach()
+    kk.torch.attach(made[0], module).detach()
 
 
 def test_a_trainer_that_clips_as_well_is_refused(pl: Any) -> None:
-    callback = LightningCallback(clip=nw.clip.ByGlobalNorm(1.0))
+    callback = LightningCallback(clip=kk.clip.ByGlobalNorm(1.0))
     with pytest.raises(Refused, match=r"clips as well, to gradient_clip_val=0\.5"):
         trainer_of(pl, callback, gradient_clip_val=0.5).fit(module_of(pl), data())
 
@@ -372,7 +372,7 @@ def test_a_trainer_that_clips_as_well_is_refused(pl: Any) -> None:
     trainer_of(pl, callback, gradient_clip_val=0.0, max_epochs=1).fit(module_of(pl), data())
 
 
-CLIPS = {"clip": {"clip": nw.clip.ByGlobalNorm(1.0)}, "update": {"update": nw.clip.AutoClip(10)}}
+CLIPS = {"clip": {"clip": kk.clip.ByGlobalNorm(1.0)}, "update": {"update": kk.clip.AutoClip(10)}}
 
 
 @pytest.mark.parametrize("rules", CLIPS.values(), ids=CLIPS)
@@ -388,15 +388,15 @@ def test_without_a_clip_the_trainer_clips_and_what_it_left_is_measured(pl: Any, 
             self.clip_gradients(optimizer, 0.5, "norm")
 
     module = Module() if how == "module" else module_of(pl)
-    callback = LightningCallback(bound=nw.bound.MaxNorm(0.6))
+    callback = LightningCallback(bound=kk.bound.MaxNorm(0.6))
     options = {} if how == "module" else {"gradient_clip_val": 0.5}
     trainer_of(pl, callback, **options).fit(module, data())
     assert callback.handle is not None and callback.handle.last is not None
     assert callback.handle.last.pre == pytest.approx(0.5, rel=1e-4)
     norms = [part.weight.norm(dim=1).max().item() for part in (module.net[0], module.net[2])]
     assert max(norms) <= 0.6001
-    both = nw.bound.MaxNorm(0.6)
-    net, _ = by_hand(clip=nw.clip.ByGlobalNorm(0.5), bound=both)
+    both = kk.bound.MaxNorm(0.6)
+    net, _ = by_hand(clip=kk.clip.ByGlobalNorm(0.5), bound=both)
     torch.testing.assert_close(module.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-5)
 
 
@@ -422,7 +422,7 @@ WAYS = {"pickle": lambda one: pickle.loads(pickle.dumps(one)), "copy": copy.deep
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("own", [LightningCallback, Named])
 def test_a_copy_trains_as_the_callback_does_and_has_no_handle(pl: Any, own: Any, way: Any) -> None:
-    rules = {"clip": nw.clip.ZClip(), "bound": nw.bound.MaxNorm(0.6)}
+    rules = {"clip": kk.clip.ZClip(), "bound": kk.bound.MaxNorm(0.6)}
     callback = own(optimizers=0, **rules)
     trainer_of(pl, callback).fit(module_of(pl), data())
     again, module = way(callback), module_of(pl)
@@ -465,7 +465,7 @@ def test_what_attach_refuses_is_refused_when_the_fit_starts(pl: Any) -> None:
 
 def test_an_option_that_does_not_exist_is_named_at_once(pl: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"no option 'clips'; did you mean 'clip'"):
-        LightningCallback(clips=nw.clip.ByGlobalNorm(1.0))
+        LightningCallback(clips=kk.clip.ByGlobalNorm(1.0))
 
 
 def test_the_class_is_of_the_package_that_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,13 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-import niwaki as nw  # noqa: E402
-from niwaki.errors import BadFile, InvalidArgument  # noqa: E402
-from niwaki.numpy.part import Part  # noqa: E402
-from niwaki.numpy.scored import Scores, keep_best  # noqa: E402
-from niwaki.prune.allocation import Pool  # noqa: E402
-from niwaki.torch.masks import Masks  # noqa: E402
-from niwaki.torch.sharded_masks import Place  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import BadFile, InvalidArgument  # noqa: E402
+from karikomi.numpy.part import Part  # noqa: E402
+from karikomi.numpy.scored import Scores, keep_best  # noqa: E402
+from karikomi.prune.allocation import Pool  # noqa: E402
+from karikomi.torch.masks import Masks  # noqa: E402
+from karikomi.torch.sharded_masks import Place  # noqa: E402
 
 
 def network() -> nn.Module:
@@ -167,7 +167,7 @@ def test_parts_keep_what_the_whole_keeps(seed: int) -> None:
 
 def trained(module: nn.Module, masks: Any, steps: int = 3) -> nn.Module:
     sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    nw.torch.attach(sgd, module, prune=masks)
+    kk.torch.attach(sgd, module, prune=masks)
     for step in range(steps):
         inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
         sgd.zero_grad()
@@ -178,7 +178,7 @@ def trained(module: nn.Module, masks: Any, steps: int = 3) -> nn.Module:
 
 def test_deep_copies_of_module_and_masks_train_alike() -> None:
     module = network()
-    masks = nw.torch.prune_(module, 0.7)
+    masks = kk.torch.prune_(module, 0.7)
     twin, own = copy.deepcopy(module), copy.deepcopy(masks)
     one, other = trained(module, masks), trained(twin, own)
     for name, weight in one.named_parameters():
@@ -191,7 +191,7 @@ def test_deep_copies_of_module_and_masks_train_alike() -> None:
 def test_a_compiled_module_is_pruned_under_the_names_of_its_own() -> None:
     plain, module = network(), network()
     compiled = torch.compile(module, backend="eager")
-    masks, expected = nw.torch.prune_(compiled, 0.7), nw.torch.prune_(plain, 0.7)
+    masks, expected = kk.torch.prune_(compiled, 0.7), kk.torch.prune_(plain, 0.7)
     assert set(masks) == set(expected) == {"0.weight", "2.weight"}
     trained(compiled, masks), trained(plain, expected)
     for name, weight in plain.named_parameters():

@@ -1,4 +1,4 @@
-"""`niwaki.numpy`: what it takes and gives back, and what it refuses."""
+"""`karikomi.numpy`: what it takes and gives back, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName
-from niwaki.rule import Decision, Quantity, Scope, Stateless, leave
+import karikomi as kk
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.rule import Decision, Quantity, Scope, Stateless, leave
 
 G = np.array([3.0, 4.0])
 
@@ -28,23 +28,23 @@ class Halve(Stateless):
 
 @pytest.mark.parametrize("container", [list, tuple])
 def test_a_sequence_comes_back_as_it_was(container: Any) -> None:
-    found, outcome, _ = nw.numpy.clip(container([G, None]), nw.clip.ByNorm(1.0))
+    found, outcome, _ = kk.numpy.clip(container([G, None]), kk.clip.ByNorm(1.0))
     assert type(found) is container and found[1] is None
     assert outcome.names == ("0", "1")
 
 
 def test_a_generator_is_consumed_once_and_an_exhausted_one_refused() -> None:
     arrays = (array for array in [G, G])
-    found, outcome, _ = nw.numpy.clip(arrays, nw.clip.ByGlobalNorm(1.0))  # type: ignore[type-var]
+    found, outcome, _ = kk.numpy.clip(arrays, kk.clip.ByGlobalNorm(1.0))  # type: ignore[type-var]
     assert len(found) == 2 and outcome.pre == pytest.approx(50**0.5)
     with pytest.raises(InvalidArgument, match="no array to act on; an exhausted generator"):
-        nw.numpy.clip(arrays, nw.clip.ByGlobalNorm(1.0))  # type: ignore[type-var]
+        kk.numpy.clip(arrays, kk.clip.ByGlobalNorm(1.0))  # type: ignore[type-var]
 
 
 def test_scalars_of_numpy_are_arrays_without_axes() -> None:
     for number in (np.float32(3.0), np.array(3.0, dtype=np.float32)):
-        for rule in (nw.clip.ByValue(1.0), nw.clip.ByNorm(1.0)):
-            found, _, _ = nw.numpy.clip({"x": number}, rule)  # type: ignore[dict-item]
+        for rule in (kk.clip.ByValue(1.0), kk.clip.ByNorm(1.0)):
+            found, _, _ = kk.numpy.clip({"x": number}, rule)  # type: ignore[dict-item]
             assert isinstance(found["x"], np.ndarray) and found["x"].dtype == np.float32
             assert found["x"].shape == () and float(found["x"]) == 1.0
 
@@ -61,14 +61,14 @@ def test_scalars_of_numpy_are_arrays_without_axes() -> None:
     ],
 )
 def test_what_is_no_array_is_refused(function: str, arrays: Any, text: str) -> None:
-    rule = nw.clip.ByNorm(1.0) if function == "clip" else nw.bound.Clamp(1.0)
+    rule = kk.clip.ByNorm(1.0) if function == "clip" else kk.bound.Clamp(1.0)
     with pytest.raises(InvalidArgument, match=rf"^numpy\.{function}: {text}"):
-        getattr(nw.numpy, function)(arrays, rule)
+        getattr(kk.numpy, function)(arrays, rule)
 
 
 def test_weights_are_never_absent() -> None:
     with pytest.raises(InvalidArgument, match="w: not a floating array; got NoneType"):
-        nw.numpy.bound({"w": None}, nw.bound.Clamp(1.0))  # type: ignore[dict-item]
+        kk.numpy.bound({"w": None}, kk.bound.Clamp(1.0))  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -76,28 +76,28 @@ def test_weights_are_never_absent() -> None:
 def test_a_clamp_that_stands_is_reported_as_standing(dtype: type, limit: float) -> None:
     weights = {"w": np.array([9.0, -9.0, 0.0, 0.0], dtype=dtype)}
     for _ in range(2):
-        weights, outcome, _ = nw.numpy.bound(weights, nw.bound.Clamp(limit))
+        weights, outcome, _ = kk.numpy.bound(weights, kk.bound.Clamp(limit))
         assert outcome.share_at_bound == 0.5
     assert not outcome.engaged and weights["w"][0] == dtype(limit)
 
 
 def test_a_limit_beyond_the_dtype_changes_nothing() -> None:
     half = {"w": np.array([65504.0, -1.0], dtype=np.float16)}
-    found, outcome, _ = nw.numpy.clip(half, nw.clip.ByValue(1e30))
+    found, outcome, _ = kk.numpy.clip(half, kk.clip.ByValue(1e30))
     assert np.array_equal(found["w"], half["w"]) and outcome.action == "kept"
 
 
 def test_complex_entries_are_refused_by_element() -> None:
     mixed = {"a": G, "z": np.array([3 + 4j])}
     with pytest.raises(Refused, match="z: complex entries have no order to clamp by"):
-        nw.numpy.clip(mixed, nw.clip.ByValue(9.0))
+        kk.numpy.clip(mixed, kk.clip.ByValue(9.0))
     with pytest.raises(Refused, match="z: complex entries have no order to clamp by"):
-        nw.numpy.bound(mixed, nw.bound.Clamp(9.0))
+        kk.numpy.bound(mixed, kk.bound.Clamp(9.0))
 
 
 def test_units_are_bounded_along_the_axis_that_is_named() -> None:
     weights = {"w": np.ones((2, 3)), "z": np.full((2, 2), 2 + 2j), "b": np.ones(2)}
-    found, outcome, _ = nw.numpy.bound(weights, Halve(), unit_axes={"w": 1, "z": -1})
+    found, outcome, _ = kk.numpy.bound(weights, Halve(), unit_axes={"w": 1, "z": -1})
     assert outcome.names == ("w", "w", "w", "z", "z")
     np.testing.assert_array_equal(found["w"], 0.5)
     np.testing.assert_array_equal(found["z"], 1 + 1j)
@@ -120,16 +120,16 @@ def test_units_are_bounded_along_the_axis_that_is_named() -> None:
 )
 def test_axes_that_do_not_fit_are_refused(axes: Any, error: type, text: str) -> None:
     with pytest.raises(error, match=text):
-        nw.numpy.bound({"w": np.ones((2, 3))}, Halve(), unit_axes=axes)
+        kk.numpy.bound({"w": np.ones((2, 3))}, Halve(), unit_axes=axes)
 
 
 def test_units_without_entries_are_no_error() -> None:
     for shape in [(0, 3), (3, 0)]:
-        _, outcome, _ = nw.numpy.bound({"w": np.ones(shape)}, Halve(), unit_axes={"w": 0})
+        _, outcome, _ = kk.numpy.bound({"w": np.ones(shape)}, Halve(), unit_axes={"w": 0})
         assert len(outcome.norms) == shape[0] and outcome.pre == 0.0
 
 
 def test_a_bad_weight_is_named_and_nothing_comes_back() -> None:
     weights = {"a": np.ones(2), "w": np.array([1.0, np.nan])}
     with pytest.raises(NonFinite, match="non-finite entries in w$"):
-        nw.numpy.bound(weights, nw.bound.Clamp(0.5))
+        kk.numpy.bound(weights, kk.bound.Clamp(0.5))

@@ -1,4 +1,4 @@
-"""Nested trees of arrays in `niwaki.numpy`, how `niwaki.tree` names their leaves, and masks of them."""
+"""Nested trees of arrays in `karikomi.numpy`, how `karikomi.tree` names their leaves, and masks of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import niwaki as nw
-from niwaki import tree
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName
+import karikomi as kk
+from karikomi import tree
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
 
 RNG = np.random.default_rng(0)
 
@@ -130,17 +130,17 @@ def deep() -> list[Any]:
 )
 @pytest.mark.parametrize("function", ["clip", "bound", "prune"])
 def test_what_is_no_tree_of_arrays_is_refused(function: str, whole: Any, text: str) -> None:
-    rules = {"clip": nw.clip.ByNorm(1.0), "bound": nw.bound.Clamp(1.0)}
+    rules = {"clip": kk.clip.ByNorm(1.0), "bound": kk.bound.Clamp(1.0)}
     with pytest.raises(InvalidArgument, match=rf"^numpy\.{function}: {text}"):
         if function == "prune":
-            nw.numpy.prune(whole, sparsity=0.5)
+            kk.numpy.prune(whole, sparsity=0.5)
         else:
-            getattr(nw.numpy, function)(whole, rules[function])
+            getattr(kk.numpy, function)(whole, rules[function])
 
 
 def test_the_same_container_twice_is_no_cycle() -> None:
     shared = {"w": np.full(4, 1.0)}
-    found, outcome, _ = nw.numpy.clip({"a": shared, "b": shared}, nw.clip.ByNorm(1.0))
+    found, outcome, _ = kk.numpy.clip({"a": shared, "b": shared}, kk.clip.ByNorm(1.0))
     assert outcome.names == ("a.w", "b.w") and found["b"]["w"].tolist() == [0.5] * 4
 
 
@@ -150,7 +150,7 @@ def test_a_container_that_cannot_be_made_anew_is_refused(tmp_path: Any) -> None:
         np.load(tmp_path / "w.npz") as file,
         pytest.raises(Refused, match=r"^numpy\.bound: a NpzFile cannot be built anew.*pass a dict"),
     ):
-        nw.numpy.bound(file, nw.bound.Clamp(0.5))
+        kk.numpy.bound(file, kk.bound.Clamp(0.5))
 
 
 def test_other_leaves_than_the_trees_are_refused() -> None:
@@ -161,16 +161,16 @@ def test_other_leaves_than_the_trees_are_refused() -> None:
 @pytest.mark.parametrize("make", [iter, deque, lambda arrays: (a for a in arrays)])
 def test_what_is_walked_once_comes_back_as_a_list(make: Any) -> None:
     arrays = [{"w": np.full(4, 1.0)}, (np.full(1, 2.0),)]
-    found, outcome, _ = nw.numpy.clip(make(arrays), nw.clip.ByNorm(0.5))
+    found, outcome, _ = kk.numpy.clip(make(arrays), kk.clip.ByNorm(0.5))
     assert type(found) is list and outcome.names == ("0.w", "1.0")
     assert found[0]["w"].tolist() == [0.25] * 4 and found[1][0].tolist() == [0.5]
 
 
 RULES = [
-    *(nw.clip.ByValue(0.4), nw.clip.ByNorm(0.7), nw.clip.ByGlobalNorm(1.0), nw.clip.AGC(0.3)),
-    *(nw.clip.AutoClip(50), nw.clip.AdaGC(), nw.clip.SPAM(), nw.clip.SkipSpikes()),
-    nw.clip.Chain(nw.clip.ByValue(0.5), nw.clip.ByGlobalNorm(1.0)),
-    nw.clip.Groups({"layers.*": nw.clip.AGC(0.1), "head.*": None}, default=nw.clip.ByNorm(1.0)),
+    *(kk.clip.ByValue(0.4), kk.clip.ByNorm(0.7), kk.clip.ByGlobalNorm(1.0), kk.clip.AGC(0.3)),
+    *(kk.clip.AutoClip(50), kk.clip.AdaGC(), kk.clip.SPAM(), kk.clip.SkipSpikes()),
+    kk.clip.Chain(kk.clip.ByValue(0.5), kk.clip.ByGlobalNorm(1.0)),
+    kk.clip.Groups({"layers.*": kk.clip.AGC(0.1), "head.*": None}, default=kk.clip.ByNorm(1.0)),
 ]
 
 
@@ -188,11 +188,11 @@ def test_clipping_a_tree_is_clipping_the_flat_dict_of_its_leaves(rule: Any) -> N
     for _ in range(4):
         grads = network()
         flat = tree.flatten(grads)
-        nested, nested_outcome, nested_state = nw.numpy.clip(
+        nested, nested_outcome, nested_state = kk.numpy.clip(
             grads, rule, nested_state, unit_axes={"*weight": 0}, **facts(grads, name=False)
         )
         axes = {name: 0 for name in NAMES if name.endswith("weight")}
-        found, flat_outcome, flat_state = nw.numpy.clip(
+        found, flat_outcome, flat_state = kk.numpy.clip(
             flat, rule, flat_state, unit_axes=axes, **facts(flat, name=True)
         )
         assert same_containers(grads, nested)
@@ -208,19 +208,19 @@ def test_clipping_a_tree_is_clipping_the_flat_dict_of_its_leaves(rule: Any) -> N
 @pytest.mark.parametrize(
     ("rule", "facts"),
     [
-        (nw.bound.Clamp(0.4), {}),
-        (nw.bound.NonNegative(), {}),
-        (nw.bound.MaxNorm(0.7), {"unit_axes": {"*weight": 0}}),
-        (nw.bound.SpectralCap(0.7), {"unit_axes": {"*weight": 0}}),
-        (nw.bound.InitScaled(0.7), {"fan_in": {"layers.0.*": 3, "head.weight": 2}}),
+        (kk.bound.Clamp(0.4), {}),
+        (kk.bound.NonNegative(), {}),
+        (kk.bound.MaxNorm(0.7), {"unit_axes": {"*weight": 0}}),
+        (kk.bound.SpectralCap(0.7), {"unit_axes": {"*weight": 0}}),
+        (kk.bound.InitScaled(0.7), {"fan_in": {"layers.0.*": 3, "head.weight": 2}}),
     ],
     ids=lambda one: type(one).__name__,
 )
 def test_bounding_a_tree_is_bounding_the_flat_dict_of_its_leaves(rule: Any, facts: Any) -> None:
     weights = network()
     weights["layers"][1] = Layer(*weights["layers"][0])
-    nested, outcome, state = nw.numpy.bound(weights, rule, **facts)
-    flat, flat_outcome, flat_state = nw.numpy.bound(tree.flatten(weights), rule, **facts)
+    nested, outcome, state = kk.numpy.bound(weights, rule, **facts)
+    flat, flat_outcome, flat_state = kk.numpy.bound(tree.flatten(weights), rule, **facts)
     assert same_containers(weights, nested) and list(tree.flatten(nested)) == list(flat)
     for name, leaf in tree.flatten(nested).items():
         np.testing.assert_array_equal(leaf, flat[name], err_msg=name)
@@ -230,9 +230,9 @@ def test_bounding_a_tree_is_bounding_the_flat_dict_of_its_leaves(rule: Any, fact
 
 def test_heads_are_scaled_inside_of_a_tree() -> None:
     weights = {"attn": {"q": np.ones((4, 2)), "k": np.ones((4, 2))}}
-    found, _, _ = nw.numpy.bound(
+    found, _, _ = kk.numpy.bound(
         weights,
-        nw.bound.QKClip(1.0),
+        kk.bound.QKClip(1.0),
         logits={"attn": [4.0, 1.0]},
         attention={"attn": ("attn.q", "attn.k")},
     )
@@ -243,7 +243,7 @@ def test_heads_are_scaled_inside_of_a_tree() -> None:
 def test_a_name_goes_before_a_glob_and_an_earlier_glob_before_a_later_one() -> None:
     weights = {"a": {"w": np.ones((2, 3))}, "b": {"w": np.ones((2, 3))}, "c": np.ones((2, 3))}
     axes = {"a*": 0, "*w": 1, "*": 1, "c": 0}
-    _, outcome, _ = nw.numpy.bound(weights, nw.bound.MaxNorm(1.0), unit_axes=axes)
+    _, outcome, _ = kk.numpy.bound(weights, kk.bound.MaxNorm(1.0), unit_axes=axes)
     assert [outcome.names.count(name) for name in ("a.w", "b.w", "c")] == [2, 3, 2]
 
 
@@ -264,10 +264,10 @@ def test_axes_that_fit_no_tensor_are_refused(
     function: str, axes: Any, error: type, text: str
 ) -> None:
     weights = {"a": {"weight": np.ones((2, 3))}, "gain": np.ones(())}
-    rule = nw.clip.AGC(0.1) if function == "clip" else nw.bound.MaxNorm(1.0)
+    rule = kk.clip.AGC(0.1) if function == "clip" else kk.bound.MaxNorm(1.0)
     beside = {"weights": weights} if function == "clip" else {}
     with pytest.raises(error, match=rf"^numpy\.{function}:? ?{text}"):
-        getattr(nw.numpy, function)(weights, rule, unit_axes=axes, **beside)
+        getattr(kk.numpy, function)(weights, rule, unit_axes=axes, **beside)
 
 
 @pytest.mark.parametrize(
@@ -284,13 +284,13 @@ def test_axes_that_fit_no_tensor_are_refused(
 def test_weights_of_another_tree_are_refused(weights: Any, text: str) -> None:
     grads = {"a": {"w": np.ones(2)}}
     with pytest.raises(InvalidArgument, match=rf"^numpy\.clip\(weights\): {text}"):
-        nw.numpy.clip(grads, nw.clip.AGC(0.1), weights=weights)
+        kk.numpy.clip(grads, kk.clip.AGC(0.1), weights=weights)
 
 
 def test_weights_may_have_more_and_a_generator_stands_for_a_list() -> None:
     weights = ({"w": np.full(4, size), "frozen": np.ones(9)} for size in (1.0, 2.0))
-    found, _, _ = nw.numpy.clip(
-        [{"w": np.full(4, 1.0)}, {"w": np.full(4, 1.0)}], nw.clip.AGC(0.1), weights=weights
+    found, _, _ = kk.numpy.clip(
+        [{"w": np.full(4, 1.0)}, {"w": np.full(4, 1.0)}], kk.clip.AGC(0.1), weights=weights
     )
     assert found[0]["w"].tolist() == pytest.approx([0.1] * 4)
     assert found[1]["w"].tolist() == pytest.approx([0.2] * 4)
@@ -311,10 +311,10 @@ def test_masks_are_those_of_torch_ties_and_earlier_masks_too(allocation: str, dt
     for sparsity in (0.3, 0.3, 0.8):
         for layer, own in zip(module, weights, strict=True):
             layer.weight.data = torch.from_numpy(own["weight"].copy())
-        weights, masks = nw.numpy.prune(
+        weights, masks = kk.numpy.prune(
             weights, sparsity=sparsity, allocation=allocation, only="*weight", masks=masks
         )
-        theirs = nw.torch.prune_(module, sparsity=sparsity, allocation=allocation, masks=theirs)
+        theirs = kk.torch.prune_(module, sparsity=sparsity, allocation=allocation, masks=theirs)
         assert set(masks) == {"0.weight", "1.weight"}
         for name, mask in masks.items():
             assert np.array_equal(mask, theirs[name].numpy()), name
@@ -328,7 +328,7 @@ def test_masks_are_those_of_torch_ties_and_earlier_masks_too(allocation: str, dt
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=30), st.floats(0, 0.99))
 def test_exactly_the_asked_number_goes_and_nothing_larger(entries: list[int], share: float) -> None:
     weights = {"a": {"w": np.array(entries, dtype=np.float64)}}
-    pruned, masks = nw.numpy.prune(weights, sparsity=share)
+    pruned, masks = kk.numpy.prune(weights, sparsity=share)
     kept = masks["a.w"]
     assert np.count_nonzero(~kept) == round(share * len(entries))
     sizes = np.abs(entries)
@@ -341,7 +341,7 @@ def test_exactly_the_asked_number_goes_and_nothing_larger(entries: list[int], sh
 def test_gradients_are_masked_as_weights_and_absent_ones_stay() -> None:
     masks = {"0.w": np.array([True, False]), "1.w": np.array([False, False])}
     grads = [{"w": np.array([-1.0, -2.0]), "b": np.ones(1)}, {"w": None}]
-    found = nw.numpy.masked(grads, masks)
+    found = kk.numpy.masked(grads, masks)
     assert found[0]["w"].tolist() == [-1.0, 0.0] and found[0]["b"] is grads[0]["b"]
     assert found[1]["w"] is None and grads[0]["w"].tolist() == [-1.0, -2.0]
 
@@ -367,4 +367,4 @@ def test_what_cannot_be_pruned_is_refused(
     weights: Any, options: Any, error: type, text: str
 ) -> None:
     with pytest.raises(error, match=text):
-        nw.numpy.prune(weights, **{"sparsity": 0.5, **options})
+        kk.numpy.prune(weights, **{"sparsity": 0.5, **options})

@@ -10,11 +10,11 @@ import safetensors
 import safetensors.numpy
 from hypothesis import given, settings
 
-from niwaki.errors import InvalidArgument, Unwritable
-from niwaki.pack import encoded_sizes, expand, inspect, load, load_coded, save
-from niwaki.pack.contest import CHUNK, CODECS, choose
-from niwaki.pack.stored import describe
-from niwaki.quantize import Codebook, Coded, kmeans, uniform
+from karikomi.errors import InvalidArgument, Unwritable
+from karikomi.pack import encoded_sizes, expand, inspect, load, load_coded, save
+from karikomi.pack.contest import CHUNK, CODECS, choose
+from karikomi.pack.stored import describe
+from karikomi.quantize import Codebook, Coded, kmeans, uniform
 
 DTYPES = "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 >i4 >f4 >u2 >f8".split()
 arrays = st.sampled_from(DTYPES).flatmap(
@@ -41,7 +41,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 @given(tensors=st.dictionaries(names, arrays, max_size=4))
 @settings(max_examples=150)
 def test_arrays_come_back_bit_for_bit(tmp_path_factory, tensors):
-    path = save(tensors, tmp_path_factory.mktemp("pack") / "x.niwaki")
+    path = save(tensors, tmp_path_factory.mktemp("pack") / "x.karikomi")
     loaded = load(path)
     assert list(loaded) == sorted(tensors)
     assert all(same(loaded[name], tensors[name]) for name in tensors)
@@ -98,7 +98,7 @@ def test_each_codec_wins_somewhere(codec):
     st.booleans(),
 )
 def test_quantized_tensors_come_back_as_codes_and_as_floats(tmp_path_factory, array, bits, axis):
-    path = tmp_path_factory.mktemp("pack") / "x.niwaki"
+    path = tmp_path_factory.mktemp("pack") / "x.karikomi"
     tensors = {
         "uniform": uniform(array, bits=bits, axis=0 if axis else None),
         "codebook": kmeans(array, entries=bits),
@@ -160,17 +160,17 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 
 def test_any_safetensors_reader_opens_the_file(tmp_path):
     array = np.zeros((100, 10), np.float32)
-    path = save({"größe/0.weight": kmeans(array), "b": array[0]}, tmp_path / "x.niwaki")
+    path = save({"größe/0.weight": kmeans(array), "b": array[0]}, tmp_path / "x.karikomi")
     with safetensors.safe_open(path, "np") as file:
         assert set(file.keys()) == {"größe/0.weight", "b"}
-        assert file.metadata()["niwaki"] == "1.0"
+        assert file.metadata()["karikomi"] == "1.0"
         assert file.get_tensor("b").dtype == np.uint8 and file.get_tensor("b").ndim == 1
 
 
 def test_expanded_files_are_plain_safetensors(tmp_path):
     coded = uniform(np.random.default_rng(0).normal(size=(30, 20)))
     tensors = {"w": coded, "n": np.array(3), "m": np.eye(3, dtype=bool)}
-    path = save(tensors, tmp_path / "x.niwaki", notes={"task": "digits"})
+    path = save(tensors, tmp_path / "x.karikomi", notes={"task": "digits"})
     out = expand(path, tmp_path / "deep" / "x.safetensors")
     plain = safetensors.numpy.load_file(out)
     assert same(plain["w"], coded.decode()) and same(plain["n"], tensors["n"])
@@ -239,5 +239,5 @@ def test_a_path_with_a_nul_character_is_an_invalid_argument(tmp_path):
 def test_the_home_sign_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    save({"a": np.ones(3)}, "~/x.niwaki")
-    assert (tmp_path / "x.niwaki").is_file() and load("~/x.niwaki")["a"].sum() == 3
+    save({"a": np.ones(3)}, "~/x.karikomi")
+    assert (tmp_path / "x.karikomi").is_file() and load("~/x.karikomi")["a"].sum() == 3

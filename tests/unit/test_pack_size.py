@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from niwaki.pack import inspect, rans, save
-from niwaki.pack.contest import choose
-from niwaki.quantize import kmeans, uniform
+from karikomi.pack import inspect, rans, save
+from karikomi.pack.contest import choose
+from karikomi.quantize import kmeans, uniform
 
 
 def gauss(size, spread, density=1.0):
@@ -80,15 +80,15 @@ def lenet(seed=0):
 
 
 def test_lenet_keeps_to_its_budget(tmp_path):
-    seen = inspect(save(lenet(), tmp_path / "x.niwaki"))
-    assert seen.total == (tmp_path / "x.niwaki").stat().st_size < 12_500
+    seen = inspect(save(lenet(), tmp_path / "x.karikomi"))
+    assert seen.total == (tmp_path / "x.karikomi").stat().st_size < 12_500
     assert seen.header + seen.manifest + seen.tables < 1_400
     assert seen.manifest < 150 * len(seen.entries)
 
 
 def test_every_byte_is_accounted_for(tmp_path):
     tensors = {**lenet(), "steps": np.array(7), "none": np.zeros((0, 3))}
-    seen = inspect(save(tensors, tmp_path / "x.niwaki"))
+    seen = inspect(save(tensors, tmp_path / "x.karikomi"))
     assert seen.payload + seen.tables + seen.header + seen.manifest == seen.total
     assert sum(one.manifest for one in seen.entries) == seen.manifest
     assert 0 < seen.header - sum(one.header for one in seen.entries) < 60

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from niwaki.errors import InvalidArgument, Refused, Unavailable, UnknownName, Unwritable
-from niwaki.plugins import MLflow, TensorBoard, WandB
-from niwaki.record import Recorder, Sink, read
+from karikomi.errors import InvalidArgument, Refused, Unavailable, UnknownName, Unwritable
+from karikomi.plugins import MLflow, TensorBoard, WandB
+from karikomi.record import Recorder, Sink, read
 
 ROW = {
     "event": "step",
@@ -22,7 +22,7 @@ ROW = {
     "stage": "train",
     "gradients": {"tensors": 3},
 }
-CURVES = {"niwaki/norm": 2.5, "niwaki/clipped": 1.0}
+CURVES = {"karikomi/norm": 2.5, "karikomi/clipped": 1.0}
 
 
 class Writer:
@@ -96,7 +96,7 @@ def test_tensorboard_opens_and_closes_a_folder(
 
 def test_tensorboard_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(Unavailable, match=r"pip install 'niwaki\[torch,track\]'"):
+    with pytest.raises(Unavailable, match=r"pip install '\.\[torch,track\]'"):
         TensorBoard(tmp_path)
 
 
@@ -127,8 +127,8 @@ def test_wandb_logs_over_its_own_axis_without_a_step(commit: bool) -> None:
     sink.write({"event": "epoch", "epoch": 1})
     sink.flush()
     sink.close()
-    assert run.defined == [("niwaki/step", None), ("niwaki/*", "niwaki/step")]
-    assert run.logged == [({**CURVES, "niwaki/step": 5}, None, commit)]
+    assert run.defined == [("karikomi/step", None), ("karikomi/*", "karikomi/step")]
+    assert run.logged == [({**CURVES, "karikomi/step": 5}, None, commit)]
     assert isinstance(sink, Sink)
 
 
@@ -186,7 +186,7 @@ def test_mlflow_keeps_to_the_limits_of_one_request(mlflow: Any) -> None:
         sink.write({**ROW, "step": step, "rate (1/s)": 1})
     sink.close()
     assert [len(metrics) for _, metrics in Client.batches] == [1_000, 1_000, 1_000, 750]
-    assert Client.batches[0][1][2][0] == "niwaki/rate _1/s_"
+    assert Client.batches[0][1][2][0] == "karikomi/rate _1/s_"
 
 
 def test_mlflow_logs_to_the_run_that_was_active_when_it_was_made(mlflow: Any) -> None:
@@ -231,7 +231,7 @@ def test_all_of_them_behind_one_recorder(tmp_path: Path, mlflow: Any) -> None:
         tmp_path / "r", sinks=[TensorBoard(writer), WandB(run), MLflow("known")]
     ) as recorder:
         recorder.step(1, facts={"loss": 0.5})
-    assert [call for call in writer.calls if call != "flush"] == [("niwaki/loss", 0.5, 1)]
-    assert run.logged == [({"niwaki/loss": 0.5, "niwaki/step": 1}, None, True)]
-    assert [metric[0] for _, metrics in Client.batches for metric in metrics] == ["niwaki/loss"]
+    assert [call for call in writer.calls if call != "flush"] == [("karikomi/loss", 0.5, 1)]
+    assert run.logged == [({"karikomi/loss": 0.5, "karikomi/step": 1}, None, True)]
+    assert [metric[0] for _, metrics in Client.batches for metric in metrics] == ["karikomi/loss"]
     assert [row["event"] for row in read(tmp_path / "r")] == ["start", "step"]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from niwaki import registry
-from niwaki.errors import InvalidArgument, UnknownName
-from niwaki.prune import LAMP, Tensor, allocate, outlier_share
+from karikomi import registry
+from karikomi.errors import InvalidArgument, UnknownName
+from karikomi.prune import LAMP, Tensor, allocate, outlier_share
 
 SPARSITY = st.floats(0, 1, exclude_max=True)
 PER_TENSOR = ["uniform", "erk", "lamp", "owl", "sensitivity"]

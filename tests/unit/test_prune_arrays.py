@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-import niwaki as nw
-from niwaki import registry
-from niwaki.errors import InvalidArgument, NiwakiError, NonFinite, Refused, UnknownName
-from niwaki.numpy import prune, prune_at, prune_file, scored
-from niwaki.numpy.items import of_values
-from niwaki.numpy.scored import FEW, pool_threshold
-from niwaki.prune import Layout, NofM, OneShot, Pool, Tensor, Timetable, allocate
+import karikomi as kk
+from karikomi import registry
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.numpy import prune, prune_at, prune_file, scored
+from karikomi.numpy.items import of_values
+from karikomi.numpy.scored import FEW, pool_threshold
+from karikomi.prune import Layout, NofM, OneShot, Pool, Tensor, Timetable, allocate
 
 ROWS = {"a": Layout(units=0, inputs=1)}
 WEIGHTS = np.arange(1.0, 13.0, dtype=np.float32).reshape(3, 4)
@@ -32,7 +32,7 @@ def kept(masks: dict[str, np.ndarray]) -> dict[str, list[int]]:
 # --- scores of one's own
 
 
-class Returns(nw.prune.Score):
+class Returns(kk.prune.Score):
     """A score that makes anything of its weights."""
 
     def __init__(self, make: Any) -> None:
@@ -67,7 +67,7 @@ def test_what_is_not_one_number_per_weight_is_refused(make: Any, how: str, tmp_p
         elif how == "n:m":
             prune({"a": WEIGHTS}, score=score, pattern=NofM(keep=2, of=4), layouts=ROWS)
         elif how == "blocks":
-            pattern = nw.prune.Blocks(1, 2)
+            pattern = kk.prune.Blocks(1, 2)
             prune({"a": WEIGHTS}, sparsity=0.5, score=score, pattern=pattern, layouts=ROWS)
         else:
             prune({"a": WEIGHTS}, sparsity=0.5, score=score)
@@ -99,7 +99,7 @@ def test_no_score_changes_the_weights() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trust(nw.prune.Score):
+class Trust(kk.prune.Score):
     """|w| times a fact that nobody else knows."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"trust"})
@@ -112,7 +112,7 @@ def test_a_fact_of_ones_own() -> None:
     trust = np.array([4.0, 1.0, 1.0, 1.0])
     _, masks = prune({"a": np.ones(4)}, sparsity=0.75, score=Trust(), facts={"trust": {"a": trust}})
     assert kept(masks) == {"a": [0]}
-    with pytest.raises(NiwakiError, match="unknown fact; got 'trust'"):
+    with pytest.raises(KarikomiError, match="unknown fact; got 'trust'"):
         prune({"a": np.ones(4)}, sparsity=0.75, facts={"trust": {"a": trust}})
 
 
@@ -121,17 +121,17 @@ def test_a_fact_of_ones_own_in_torch() -> None:
     module = torch.nn.Linear(4, 1)
     trust = torch.tensor([1e6, 1.0, 1.0, 1.0])
     facts = {"trust": {"weight": trust}}
-    masks = nw.torch.prune_(module, sparsity=0.75, score=Trust(), facts=facts)
+    masks = kk.torch.prune_(module, sparsity=0.75, score=Trust(), facts=facts)
     assert masks["weight"].tolist() == [[True, False, False, False]]
 
 
-@pytest.mark.parametrize("score", ["obc", "sparsegpt", nw.prune.OBC()])
+@pytest.mark.parametrize("score", ["obc", "sparsegpt", kk.prune.OBC()])
 def test_what_reconstructs_does_not_prune_by_magnitude_instead(score: Any) -> None:
     for call in (
         lambda: prune({"a": WEIGHTS}, sparsity=0.5, score=score, layouts=ROWS),
         lambda: prune_at({"a": WEIGHTS}, OneShot(0.5, score=score), 0, layouts=ROWS),
     ):
-        with pytest.raises(Refused, match=r"re-fits .*nw\.torch\.prune_"):
+        with pytest.raises(Refused, match=r"re-fits .*kk\.torch\.prune_"):
             call()
 
 
@@ -264,7 +264,7 @@ def taylor(gradient: Any) -> Any:
 
 
 def test_what_goes_together_is_of_these_arrays() -> None:
-    coupled = [nw.prune.Coupled("a", 3, (nw.prune.Member("a", 0), nw.prune.Member("bias", 0)))]
+    coupled = [kk.prune.Coupled("a", 3, (kk.prune.Member("a", 0), kk.prune.Member("bias", 0)))]
     with pytest.raises(UnknownName, match="coupled 'a'.*'bias'"):
         prune({"a": WEIGHTS}, width=0.5, pattern="units", coupled=coupled)
 

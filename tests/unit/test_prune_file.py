@@ -17,10 +17,10 @@ safetensors = pytest.importorskip("safetensors")
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-import niwaki as nw  # noqa: E402
-from niwaki.errors import BadFile, InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
-from niwaki.numpy import streaming  # noqa: E402
-from niwaki.prune import unpack_mask  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import BadFile, InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from karikomi.numpy import streaming  # noqa: E402
+from karikomi.prune import unpack_mask  # noqa: E402
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def in_file_order(path: Path) -> dict[str, np.ndarray]:
 def test_the_same_weights_go_as_in_memory(allocation: str, sparsity: float, tmp_path: Path) -> None:
     source, target = tmp_path / "dense.safetensors", tmp_path / "pruned.safetensors"
     save_file(arrays(), source, metadata={"format": "np"})
-    report = nw.numpy.prune_file(
+    report = kk.numpy.prune_file(
         source, target, sparsity=sparsity, allocation=allocation, only="*.weight"
     )
     dense = in_file_order(source)
     chosen = {name: one for name, one in dense.items() if name.endswith("weight")}
-    expected, masks = nw.numpy.prune(chosen, sparsity=sparsity, allocation=allocation)
+    expected, masks = kk.numpy.prune(chosen, sparsity=sparsity, allocation=allocation)
     found = load_file(target)
     for name, array in (dense | expected).items():
         assert found[name].dtype == array.dtype and found[name].tobytes() == array.tobytes(), name
@@ -85,10 +85,10 @@ def test_ties_go_by_the_order_of_the_file(
     save_file({"x": whole[:cut], "y": whole[cut:]}, folder / "dense.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "CHUNK", 8)
-        report = nw.numpy.prune_file(
+        report = kk.numpy.prune_file(
             folder / "dense.safetensors", folder / "out.safetensors", sparsity=sparsity
         )
-    expected, _ = nw.numpy.prune(in_file_order(folder / "dense.safetensors"), sparsity=sparsity)
+    expected, _ = kk.numpy.prune(in_file_order(folder / "dense.safetensors"), sparsity=sparsity)
     found = load_file(folder / "out.safetensors")
     assert all(found[name].tobytes() == array.tobytes() for name, array in expected.items())
     assert sum(gone for gone, _ in report.counts.values()) == round(sparsity * len(values))
@@ -103,7 +103,7 @@ def test_bfloat16_and_masks_in_a_file_of_their_own(tmp_path: Path) -> None:
     source, target, bits = (tmp_path / f"{n}.safetensors" for n in ("dense", "pruned", "masks"))
     weight = torch.randn(9, 13, generator=torch.Generator().manual_seed(0)).bfloat16()
     save_tensors({"w": weight, "v": torch.full((3,), -1e-3), "n": torch.arange(3)}, source)
-    report = nw.numpy.prune_file(source, target, sparsity=0.6, masks=bits)
+    report = kk.numpy.prune_file(source, target, sparsity=0.6, masks=bits)
     assert report.left_alone == {"n": "its dtype is I64"} and report.sparsity == 0.6
     found = load_tensors(target)
     assert found["w"].dtype is torch.bfloat16 and found["n"].tolist() == [0, 1, 2]
@@ -121,7 +121,7 @@ def test_a_file_onto_itself_and_progress(tmp_path: Path) -> None:
     path, seen = tmp_path / "w.safetensors", []
     save_file({"w": np.arange(1.0, 1001.0)}, path)
     before = path.stat().st_size
-    nw.numpy.prune_file(path, path, sparsity=0.9, progress=lambda done, of: seen.append((done, of)))
+    kk.numpy.prune_file(path, path, sparsity=0.9, progress=lambda done, of: seen.append((done, of)))
     assert np.flatnonzero(load_file(path)["w"]).tolist() == list(range(900, 1000))
     assert seen == [(before, before)] and path.stat().st_size == before
 
@@ -135,7 +135,7 @@ def test_an_interrupt_leaves_nothing(with_masks: bool, tmp_path: Path) -> None:
     save_file({"w": np.ones(10)}, source)
     bits = tmp_path / "bits.safetensors" if with_masks else None
     with pytest.raises(KeyboardInterrupt):
-        nw.numpy.prune_file(
+        kk.numpy.prune_file(
             source, tmp_path / "out.safetensors", sparsity=0.5, masks=bits, progress=interrupt
         )
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
@@ -146,7 +146,7 @@ def test_not_finite_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     for bad in (np.nan, np.inf, 1e300):
         save_file({"fine": np.ones(5), "bad": np.array([1.0, bad])}, source)
         with pytest.raises(NonFinite, match="bad: a weight"):
-            nw.numpy.prune_file(source, tmp_path / "out.safetensors", sparsity=0.5)
+            kk.numpy.prune_file(source, tmp_path / "out.safetensors", sparsity=0.5)
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -171,7 +171,7 @@ def test_what_means_nothing_is_refused(
     if "masks" in options:
         options = {"masks": tmp_path / options["masks"]}
     with pytest.raises(error) as raised:
-        nw.numpy.prune_file(
+        kk.numpy.prune_file(
             tmp_path / "w.safetensors", tmp_path / "out.safetensors", **{"sparsity": 0.5, **options}
         )
     assert said in str(raised.value)
@@ -201,7 +201,7 @@ FINE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (packed(FINE | {"more": 1}), "malformed directory"),
         (packed(FINE, v=FINE), "overlap"),
         (packed(FINE, __metadata__={"a": 1}), "metadata"),
-        (packed(FINE, __metadata__={"niwaki": "1.0"}), "packed file"),
+        (packed(FINE, __metadata__={"karikomi": "1.0"}), "packed file"),
         (packed(FINE).replace(b'{"w"', b'{"w":1,"w"'), "cut|twice|malformed"),
     ],
 )
@@ -209,20 +209,20 @@ def test_a_damaged_file_is_refused(content: bytes, said: str, tmp_path: Path) ->
     source = tmp_path / "w.safetensors"
     source.write_bytes(content)
     with pytest.raises(BadFile, match=said):
-        nw.numpy.prune_file(source, tmp_path / "out.safetensors", sparsity=0.5)
+        kk.numpy.prune_file(source, tmp_path / "out.safetensors", sparsity=0.5)
     with pytest.raises(BadFile, match="regular|cannot be read"):
-        nw.numpy.prune_file(tmp_path, tmp_path / "out.safetensors", sparsity=0.5)
+        kk.numpy.prune_file(tmp_path, tmp_path / "out.safetensors", sparsity=0.5)
     with pytest.raises(BadFile, match="cannot be read"):
-        nw.numpy.prune_file(tmp_path / "none", tmp_path / "out.safetensors", sparsity=0.5)
+        kk.numpy.prune_file(tmp_path / "none", tmp_path / "out.safetensors", sparsity=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 SCRIPT = """
 import resource, sys
-import numpy as np, niwaki as nw
-nw.numpy.prune_file  # loaded
+import numpy as np, karikomi as kk
+kk.numpy.prune_file  # loaded
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-report = nw.numpy.prune_file(sys.argv[1], sys.argv[1] + ".out", sparsity=0.5)
+report = kk.numpy.prune_file(sys.argv[1], sys.argv[1] + ".out", sparsity=0.5)
 print(report.counts["w"][0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from niwaki import spec
-from niwaki.errors import InvalidArgument, NiwakiError, UnknownName
-from niwaki.prune import Gradual, pack_mask, unpack_mask
+from karikomi import spec
+from karikomi.errors import InvalidArgument, KarikomiError, UnknownName
+from karikomi.prune import Gradual, pack_mask, unpack_mask
 
 
 def test_the_cubic_of_zhu_and_gupta() -> None:
@@ -54,7 +54,7 @@ def test_sparsity_never_falls(final: float, share: float, last: int) -> None:
         ({"allocation": "globl"}, UnknownName, "did you mean 'global'"),
     ],
 )
-def test_bad_arguments(change: dict[str, Any], error: type[NiwakiError], says: str) -> None:
+def test_bad_arguments(change: dict[str, Any], error: type[KarikomiError], says: str) -> None:
     with pytest.raises(error, match=says) as caught:
         Gradual(**{"sparsity": 0.9, "steps": (0, 10), **change})
     assert "\n" not in str(caught.value)

@@ -11,16 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import niwaki as nw
-from niwaki import spec
-from niwaki.errors import InvalidArgument, NiwakiError, NonFinite, Refused, UnknownName
-from niwaki.prune import NofM
-from niwaki.prune.dynamic import SET, RigL
-from niwaki.prune.gradual import Gradual
-from niwaki.prune.iterative import Iterative
-from niwaki.prune.one_shot import OneShot
-from niwaki.prune.timetable import Timetable
-from niwaki.torch.regrowth import check_whole, forget_moments_, lowest, noise, rewired
+import karikomi as kk
+from karikomi import spec
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.prune import NofM
+from karikomi.prune.dynamic import SET, RigL
+from karikomi.prune.gradual import Gradual
+from karikomi.prune.iterative import Iterative
+from karikomi.prune.one_shot import OneShot
+from karikomi.prune.timetable import Timetable
+from karikomi.torch.regrowth import check_whole, forget_moments_, lowest, noise, rewired
 
 SCHEDULES: dict[str, Timetable] = {
     "one-shot": OneShot(0.9, step=7),
@@ -73,7 +73,7 @@ class Mine(Timetable):
         return 2
 
 
-WRONG: list[tuple[dict[str, Any], type[NiwakiError], str]] = [
+WRONG: list[tuple[dict[str, Any], type[KarikomiError], str]] = [
     ({"score": "magnitud"}, UnknownName, "magnitude"),
     ({"score": 3}, InvalidArgument, "no score"),
     ({"score": ...}, InvalidArgument, "got no score"),
@@ -88,18 +88,18 @@ WRONG: list[tuple[dict[str, Any], type[NiwakiError], str]] = [
 
 @pytest.mark.parametrize(("wrong", "error", "said"), WRONG)
 def test_what_a_schedule_of_ones_own_says_wrongly_is_named_before_the_first_step(
-    wrong: dict[str, Any], error: type[NiwakiError], said: str
+    wrong: dict[str, Any], error: type[KarikomiError], said: str
 ) -> None:
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for call in (
-        lambda: nw.torch.attach(optimizer, model, prune=Mine(**wrong)),
-        lambda: nw.numpy.prune_at({"a": np.ones(4)}, Mine(**wrong), 1),
+        lambda: kk.torch.attach(optimizer, model, prune=Mine(**wrong)),
+        lambda: kk.numpy.prune_at({"a": np.ones(4)}, Mine(**wrong), 1),
     ):
         with pytest.raises(error, match=said) as raised:
             call()
         assert "\n" not in str(raised.value)
-    handle = nw.torch.attach(optimizer, model, prune=Mine())
+    handle = kk.torch.attach(optimizer, model, prune=Mine())
     for _ in range(2):
         model(torch.ones(1, 4)).sum().backward()
         optimizer.step()
@@ -156,7 +156,7 @@ def test_the_share_that_moves_falls_along_a_cosine(until: int, every: int, drop:
         (lambda: RigL(0.5, until=9, allocation="erkk"), UnknownName, "did you mean 'erk'"),
     ],
 )
-def test_bad_arguments(make: Any, error: type[NiwakiError], says: str) -> None:
+def test_bad_arguments(make: Any, error: type[KarikomiError], says: str) -> None:
     with pytest.raises(error, match=says) as caught:
         make()
     assert "\n" not in str(caught.value)

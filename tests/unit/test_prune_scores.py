@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import niwaki.prune.weight_scores
+import karikomi.prune.weight_scores
 from contract.namespaces import INSTALLED, load_quietly
-from niwaki import registry
-from niwaki.errors import InvalidArgument, Refused
-from niwaki.prune import (
+from karikomi import registry
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.prune import (
     FACTS,
     FPGM,
     LAMP,
@@ -33,7 +33,7 @@ from niwaki.prune import (
     Wanda,
     as_score,
 )
-from niwaki.prune.score import PER_UNIT
+from karikomi.prune.score import PER_UNIT
 
 # Two groups of three weights, and for each fact numbers that can be multiplied in the head.
 WEIGHTS = [[1.0, -2.0, 2.0], [0.0, 3.0, -4.0]]
@@ -231,7 +231,7 @@ def test_fpgm_is_the_sum_of_all_distances(rows: list[list[float]], step: int) ->
     weights = np.array(rows)
     expected = [sum(math.dist(one, other) for other in rows) for one in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(niwaki.prune.weight_scores, "ROWS", step)
+        patch.setattr(karikomi.prune.weight_scores, "ROWS", step)
         found = FPGM().of_groups(weights, {}, xp=np)
     size = np.abs(weights).max(initial=1e-30)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * size * len(rows))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niwaki.errors import InvalidArgument
-from niwaki.prune import Threshold, threshold
-from niwaki.prune.selection import Count, keys, shift
+from karikomi.errors import InvalidArgument
+from karikomi.prune import Threshold, threshold
+from karikomi.prune.selection import Count, keys, shift
 
 SCORES = st.lists(
     st.one_of(

@@ -13,11 +13,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, NonFinite
-from niwaki.numpy import scored, threads
-from niwaki.numpy.threads import each, evenly, workers
-from niwaki.prune import Score
+import karikomi as kk
+from karikomi.errors import InvalidArgument, NonFinite
+from karikomi.numpy import scored, threads
+from karikomi.numpy.threads import each, evenly, workers
+from karikomi.prune import Score
 
 
 @pytest.fixture(params=["1", "2", "5"])
@@ -64,11 +64,11 @@ def test_masks_are_those_of_a_stable_sort(
     monkeypatch.setattr(scored, "SAMPLE", sample)
     weights = arrays(kind)
     total = sum(one.size for one in weights.values())
-    masks = nw.numpy.prune(weights, sparsity=sparsity)[1]
+    masks = kk.numpy.prune(weights, sparsity=sparsity)[1]
     kept = np.concatenate([one.ravel() for one in masks.values()])
     np.testing.assert_array_equal(kept, by_sorting(weights, round(sparsity * total)))
     # And again, among what is left.
-    more = nw.numpy.prune(weights, sparsity=0.95, masks=masks)[1]
+    more = kk.numpy.prune(weights, sparsity=0.95, masks=masks)[1]
     kept = np.concatenate([one.ravel() for one in more.values()])
     np.testing.assert_array_equal(kept, by_sorting(weights, round(0.95 * total)))
 
@@ -77,9 +77,9 @@ def test_masks_are_those_of_a_stable_sort(
 def test_pools_side_by_side(several: int, allocation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = arrays("few values")
     weights["w90"][0, 0] = 7.0
-    found = nw.numpy.prune(weights, sparsity=0.7, allocation=allocation)[1]
+    found = kk.numpy.prune(weights, sparsity=0.7, allocation=allocation)[1]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    alone = nw.numpy.prune(weights, sparsity=0.7, allocation=allocation)[1]
+    alone = kk.numpy.prune(weights, sparsity=0.7, allocation=allocation)[1]
     assert all(np.array_equal(found[name], alone[name]) for name in weights)
 
 
@@ -87,12 +87,12 @@ def test_pools_side_by_side(several: int, allocation: str, monkeypatch: pytest.M
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_the_first_bad_tensor_is_named(several: int, bad: float, masked: bool) -> None:
     weights = arrays("normal")
-    masks = nw.numpy.prune(weights, sparsity=0.2)[1] if masked else None
+    masks = kk.numpy.prune(weights, sparsity=0.2)[1] if masked else None
     for name in ("w7", "w90"):
         places = np.argwhere(masks[name]) if masks else [(3, 3)]
         weights[name][tuple(places[-1])] = bad
     with pytest.raises(NonFinite, match="w90"):
-        nw.numpy.prune(weights, sparsity=0.5, masks=masks)
+        kk.numpy.prune(weights, sparsity=0.5, masks=masks)
 
 
 def test_modules_and_files(several: int, tmp_path: Path) -> None:
@@ -102,12 +102,12 @@ def test_modules_and_files(several: int, tmp_path: Path) -> None:
     layers = nn.Sequential(*[nn.Linear(37, len(one), bias=False) for one in weights.values()])
     for layer, one in zip(layers, weights.values(), strict=True):
         layer.weight = nn.Parameter(torch.from_numpy(one.copy()))
-    masks = nw.torch.prune_(layers, 0.6)
+    masks = kk.torch.prune_(layers, 0.6)
     np.testing.assert_array_equal(torch.cat([one.ravel() for one in masks.values()]), kept)
     pairs = zip(layers, masks.values(), strict=True)
     assert all((layer.weight[~mask] == 0).all() for layer, mask in pairs)
     save_file(weights, tmp_path / "dense.safetensors")
-    nw.numpy.prune_file(tmp_path / "dense.safetensors", tmp_path / "half.safetensors", sparsity=0.6)
+    kk.numpy.prune_file(tmp_path / "dense.safetensors", tmp_path / "half.safetensors", sparsity=0.6)
     half = load_file(tmp_path / "half.safetensors")
     # safetensors orders tensors by itself.
     order = sorted(weights)
@@ -131,7 +131,7 @@ def test_what_a_score_raises_is_raised(several: int) -> None:
     weights = arrays("normal")
     weights["w40"][1, 1] = 7.0
     with pytest.raises(InvalidArgument, match="not this one"):
-        nw.numpy.prune(weights, sparsity=0.5, score=_Refusing())
+        kk.numpy.prune(weights, sparsity=0.5, score=_Refusing())
 
 
 def test_each_keeps_the_order_and_starts_no_threads_within_threads(several: int) -> None:

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-import niwaki as nw
+import karikomi as kk
 
 STEPS, STOP = 40, 17
 PENALTIES = {
-    "group lasso": nw.prune.GroupLasso(1e-3),
-    "l1 that fades": nw.prune.L1(nw.schedule.Linear(1e-3, 0.0, steps=(0, 30))),
+    "group lasso": kk.prune.GroupLasso(1e-3),
+    "l1 that fades": kk.prune.L1(kk.schedule.Linear(1e-3, 0.0, steps=(0, 30))),
 }
 SCHEDULES = {
-    "gradual": nw.prune.Gradual(0.8, steps=(3, 30), every=5),
-    "gradual by gradients": nw.prune.Gradual(0.8, steps=(3, 30), every=5, score="taylor"),
-    "units": nw.prune.Gradual(0.5, steps=(3, 30), every=5, pattern="units"),
-    "rewound": nw.prune.Iterative(0.8, steps=(8, 30), rounds=3, rewind=4),
-    "rigl": nw.prune.RigL(0.8, until=30, every=5),
+    "gradual": kk.prune.Gradual(0.8, steps=(3, 30), every=5),
+    "gradual by gradients": kk.prune.Gradual(0.8, steps=(3, 30), every=5, score="taylor"),
+    "units": kk.prune.Gradual(0.5, steps=(3, 30), every=5, pattern="units"),
+    "rewound": kk.prune.Iterative(0.8, steps=(8, 30), rounds=3, rewind=4),
+    "rigl": kk.prune.RigL(0.8, until=30, every=5),
 }
 
 
@@ -35,11 +35,11 @@ class Run:
         ).append(nn.Linear(16, 4))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         self.penalty = penalty
-        self.handle = nw.torch.attach(
+        self.handle = kk.torch.attach(
             self.optimizer,
             self.model,
-            clip=nw.clip.AutoClip(50),
-            bound=nw.bound.MaxNorm(1.5),
+            clip=kk.clip.AutoClip(50),
+            bound=kk.bound.MaxNorm(1.5),
             prune=schedule,
         )
 
@@ -49,7 +49,7 @@ class Run:
             generator = torch.Generator().manual_seed(step)
             inputs = torch.randn(32, 12, generator=generator)
             loss = nn.functional.cross_entropy(self.model(inputs), inputs[:, :4].argmax(1))
-            loss = loss + nw.torch.penalty(self.model, self.penalty, step=step)
+            loss = loss + kk.torch.penalty(self.model, self.penalty, step=step)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import niwaki.numpy.scored as scored
-from niwaki.errors import BadFile, InvalidArgument, NiwakiError, NonFinite, Refused, UnknownName
-from niwaki.prune import Gradual
-from niwaki.torch.masks import Masks
-from niwaki.torch.prunable import prunable
-from niwaki.torch.prune import prune_
+import karikomi.numpy.scored as scored
+from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.prune import Gradual
+from karikomi.torch.masks import Masks
+from karikomi.torch.prunable import prunable
+from karikomi.torch.prune import prune_
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -159,7 +159,9 @@ def test_non_finite_weights_are_named_and_nothing_changes(bad: float) -> None:
         ({"masks": Masks({"0.weight": torch.ones(2, dtype=torch.bool)})}, InvalidArgument),
     ],
 )
-def test_bad_arguments_change_nothing(change: dict[str, object], error: type[NiwakiError]) -> None:
+def test_bad_arguments_change_nothing(
+    change: dict[str, object], error: type[KarikomiError]
+) -> None:
     module = net()
     before = copy.deepcopy(module.state_dict())
     with pytest.raises(error):

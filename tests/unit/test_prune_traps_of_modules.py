@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import niwaki as nw
-from niwaki.errors import Refused
-from niwaki.prune import Blocks, NofM, SynFlow
-from niwaki.torch.masks import Masks
+import karikomi as kk
+from karikomi.errors import Refused
+from karikomi.prune import Blocks, NofM, SynFlow
+from karikomi.torch.masks import Masks
 from prune_networks import batches, linear, mlp, net, parameter, untouched
 
-prune_: Callable[..., Masks] = nw.torch.prune_
+prune_: Callable[..., Masks] = kk.torch.prune_
 loss = F.cross_entropy
 
 
@@ -86,7 +86,7 @@ def test_an_error_after_weights_have_changed_puts_them_back(
             raise Refused("the ranks found different masks")
 
     seen: list[bool] = []
-    monkeypatch.setattr("niwaki.torch.prune.check_replicas", differ)
+    monkeypatch.setattr("karikomi.torch.prune.check_replicas", differ)
     with pytest.raises(Refused):
         prune_(module, sparsity=0.5, score=score, data=data)
     # A re-fit has moved them by then, rounds put them back themselves before the last.
@@ -174,10 +174,10 @@ def test_new_statistics_are_kept_only_if_they_help() -> None:
         return -float(sum((one(x) - dense(x)).square().sum() for x, _ in data))
 
     with untouched(module):
-        assert not nw.torch.recalibrate_(module, data, judge=near).kept
+        assert not kk.torch.recalibrate_(module, data, judge=near).kept
     prune_(module, sparsity=0.95)
     before = parameter_of_buffer(module)
-    assert nw.torch.recalibrate_(module, [one for one, _ in batches(20, seed=7)], judge=near).kept
+    assert kk.torch.recalibrate_(module, [one for one, _ in batches(20, seed=7)], judge=near).kept
     assert not torch.equal(before, parameter_of_buffer(module)) and not module[1].training
 
 
@@ -407,7 +407,7 @@ def test_no_optimizer_brings_a_weight_back(make: Callable[[Iterable[Any]], Any])
     # Alone it does.
     assert parameter(module, "0.weight")[~masks["0.weight"]].any()
     masks.apply_(module)
-    handle = nw.torch.attach(optimizer, module, prune=nw.prune.OneShot(0.6, 1))
+    handle = kk.torch.attach(optimizer, module, prune=kk.prune.OneShot(0.6, 1))
     for _ in range(3):
         step()
     assert handle.masks is not None and handle.masks.sparsity == pytest.approx(0.6, abs=0.01)

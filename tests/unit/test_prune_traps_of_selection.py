@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import niwaki as nw
-import niwaki.numpy.selecting as selecting
-from niwaki.errors import InvalidArgument, NiwakiError, NonFinite, Refused, UnknownName
-from niwaki.prune import Blocks, Layout, NofM
-from niwaki.torch.masks import Masks
+import karikomi as kk
+import karikomi.numpy.selecting as selecting
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.prune import Blocks, Layout, NofM
+from karikomi.torch.masks import Masks
 from prune_networks import batches, linear, mlp, net, parameter, untouched
 
-prune_: Callable[..., Masks] = nw.torch.prune_
+prune_: Callable[..., Masks] = kk.torch.prune_
 loss = F.cross_entropy
 ALLOCATIONS = ("uniform", "erk", "lamp", "owl", "isomorphic")
 
@@ -227,7 +227,7 @@ def test_a_width_leaves_each_layer_a_unit(width: float) -> None:
         ({"parameters": 3}, Refused),
     ],
 )
-def test_what_means_nothing_is_refused_in_one_line(how: Any, error: type[NiwakiError]) -> None:
+def test_what_means_nothing_is_refused_in_one_line(how: Any, error: type[KarikomiError]) -> None:
     with untouched(module := mlp(8, 8, 4)), pytest.raises(error) as caught:
         prune_(module, **how)
     assert "\n" not in str(caught.value)
@@ -244,7 +244,7 @@ def test_blocks_of_what_has_no_inputs() -> None:
     assert masks.left_alone["1.weight"] == "it has no axis of inputs"
     arrays, layouts = {"scale": np.ones(8)}, {"scale": Layout(units=0)}
     with pytest.raises(InvalidArgument, match="axis of inputs"):
-        nw.numpy.prune(arrays, sparsity=0.5, pattern=Blocks(2, 2), layouts=layouts)
+        kk.numpy.prune(arrays, sparsity=0.5, pattern=Blocks(2, 2), layouts=layouts)
 
 
 def test_layers_go_by_budgets_and_heads_not_by_names_of_weights() -> None:

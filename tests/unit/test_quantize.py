@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from niwaki.errors import InvalidArgument, NonFinite
-from niwaki.quantize import Codebook, Coded, UniformGrid, kmeans, uniform
+from karikomi.errors import InvalidArgument, NonFinite
+from karikomi.quantize import Codebook, Coded, UniformGrid, kmeans, uniform
 
 finite = st.floats(-(2.0**99), 2.0**99, width=32)
 weights = hnp.arrays(

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from niwaki.errors import InvalidArgument, Refused
-from niwaki.torch.recalibration import recalibrate_
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.torch.recalibration import recalibrate_
 
 
 def network() -> nn.Sequential:

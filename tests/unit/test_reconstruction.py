@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from niwaki.errors import InvalidArgument, NonFinite, Refused, UnknownName
-from niwaki.numpy import least_squares, surgeon
-from niwaki.numpy.column_sweep import sparsegpt
-from niwaki.numpy.least_squares import LeastSquares
-from niwaki.numpy.surgeon import obc
-from niwaki.prune import NofM
-from niwaki.prune.account import Account, Row
-from niwaki.prune.reconstruction_scores import OBC, SparseGPT
-from niwaki.torch.patches import patches
-from niwaki.torch.reading import Reading, Watch
-from niwaki.torch.reconstruction import reconstruct_
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.numpy import least_squares, surgeon
+from karikomi.numpy.column_sweep import sparsegpt
+from karikomi.numpy.least_squares import LeastSquares
+from karikomi.numpy.surgeon import obc
+from karikomi.prune import NofM
+from karikomi.prune.account import Account, Row
+from karikomi.prune.reconstruction_scores import OBC, SparseGPT
+from karikomi.torch.patches import patches
+from karikomi.torch.reading import Reading, Watch
+from karikomi.torch.reconstruction import reconstruct_
 
 METHODS = [obc, sparsegpt]
 
@@ -284,7 +284,7 @@ def test_of_every_four_inputs_of_a_kernel_position_two_stay() -> None:
 
 
 def test_a_refit_that_is_no_better_is_not_kept_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import niwaki.torch.reconstruction as driver
+    import karikomi.torch.reconstruction as driver
 
     def worse(weights, problem, remove, **given):
         found = obc(weights, problem, remove, **given)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from niwaki.errors import BadFile, InvalidArgument, Unwritable
-from niwaki.record import SCHEMA, Recorder, read
+from karikomi.errors import BadFile, InvalidArgument, Unwritable
+from karikomi.record import SCHEMA, Recorder, read
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_a_file_that_is_no_record_is_refused_and_left_as_it_is(path: Path, conte
     path.parent.mkdir()
     path.write_bytes(content)
     for use in (Recorder, lambda path: list(read(path))):
-        with pytest.raises(BadFile, match=r"record\.jsonl: this is no record of niwaki"):
+        with pytest.raises(BadFile, match=r"record\.jsonl: this is no record of karikomi"):
             use(path)
         assert path.read_bytes() == content
 
@@ -212,7 +212,7 @@ def test_a_record_of_a_later_version_is_refused_and_left_as_it_is(path: Path) ->
     path.parent.mkdir()
     path.write_bytes(content := b'{"event": "start", "schema": 2, "more": 1}\n{"event": "st')
     for use in (Recorder, lambda path: list(read(path))):
-        with pytest.raises(BadFile, match="from a later version; got schema 2; .*upgrade niwaki"):
+        with pytest.raises(BadFile, match="from a later version; got schema 2; .*upgrade karikomi"):
             use(path)
         assert path.read_bytes() == content
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from niwaki.errors import InvalidArgument, Unwritable
-from niwaki.record import Recorder, Sink, read
+from karikomi.errors import InvalidArgument, Unwritable
+from karikomi.record import Recorder, Sink, read
 
 
 class Kept:

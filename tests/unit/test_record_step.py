@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niwaki.errors import InvalidArgument
-from niwaki.outcome import Outcome
-from niwaki.record import Recorder, read
-from niwaki.record.tensors import LEVELS, joint, sketched
+from karikomi.errors import InvalidArgument
+from karikomi.outcome import Outcome
+from karikomi.record import Recorder, read
+from karikomi.record.tensors import LEVELS, joint, sketched
 
 NAN, INF = math.nan, math.inf
 

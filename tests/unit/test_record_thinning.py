@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niwaki.record import Recorder, read, tally
-from niwaki.record.thinning import LeftOut, every, keeps
+from karikomi.record import Recorder, read, tally
+from karikomi.record.thinning import LeftOut, every, keeps
 
 BOUND = 1 << 16
 PAD = "x" * 400

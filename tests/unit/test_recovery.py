@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-import niwaki as nw
-from niwaki.errors import BadFile, InvalidArgument, NiwakiError, NonFinite, Refused
+import karikomi as kk
+from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Refused
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -37,7 +37,7 @@ def batches(count: int = 8) -> Batches:
 
 def pruned(seed: int = 0) -> tuple[nn.Sequential, Any]:
     module = network(seed)
-    return module, nw.torch.prune_(module, sparsity=0.6)
+    return module, kk.torch.prune_(module, sparsity=0.6)
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def recover(module: nn.Module, masks: Any, **given: Any) -> Any:
     given = {"data": batches(), "loss": F.cross_entropy, "epochs": 2, "rate": 0.01, **given}
-    return nw.torch.recover_(module, masks, **given)
+    return kk.torch.recover_(module, masks, **given)
 
 
 @pytest.mark.parametrize("taught", [False, True])
@@ -100,7 +100,7 @@ def test_the_rate_falls_by_a_cosine_to_zero() -> None:
 
 def test_a_step_with_a_teacher_is_the_published_formula() -> None:
     module, teacher = nn.Linear(3, 4), nn.Linear(3, 4)
-    masks = nw.torch.prune_(module, sparsity=0.25)
+    masks = kk.torch.prune_(module, sparsity=0.25)
     inputs, targets = torch.randn(5, 3), torch.randint(4, (5,))
     expected = copy.deepcopy(module)
     outputs = expected(inputs)
@@ -151,7 +151,7 @@ def test_inputs_alone_suffice_for_the_teacher_alone() -> None:
 @pytest.mark.parametrize("axis", [1, -1])
 def test_the_axis_of_the_classes_has_to_be_said_where_there_are_more_than_two(axis: int) -> None:
     module = nn.Conv2d(2, 3, 1)
-    masks = nw.torch.prune_(module, sparsity=0.5)
+    masks = kk.torch.prune_(module, sparsity=0.5)
     teacher, inputs = nn.Conv2d(2, 3, 1), torch.randn(4, 2, 5, 6)
     given = {"data": [inputs], "loss": None, "teacher": teacher, "weight": 1.0, "epochs": 1}
     with pytest.raises(InvalidArgument, match=r"more than two axes.*axis=1.*axis=-1"):
@@ -232,8 +232,8 @@ def test_killed_and_resumed_is_not_stopped(kind: str, at: int, tmp_path: Path) -
     given: dict[str, Any] = {
         "epochs": 5,
         "teacher": network(1),
-        "clip": nw.clip.ZClip(),
-        "bound": nw.bound.MaxNorm(1.0),
+        "clip": kk.clip.ZClip(),
+        "bound": kk.bound.MaxNorm(1.0),
         "judge": lambda one: -float(F.cross_entropy(one(batches()[0][0]), batches()[0][1])),
     }
     straight, masks = pruned()
@@ -259,7 +259,7 @@ def test_a_checkpoint_goes_on_in_another_memory_format(tmp_path: Path) -> None:
     def make() -> tuple[nn.Module, Any]:
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3))
-        return module, nw.torch.prune_(module, sparsity=0.5)
+        return module, kk.torch.prune_(module, sparsity=0.5)
 
     data = [(torch.randn(8, 3, 4, 4), torch.randint(3, (8,))) for _ in range(4)]
     straight, masks = make()
@@ -284,7 +284,7 @@ def test_the_checkpoint_is_plain_data_and_of_one_recovery(tmp_path: Path) -> Non
         recover(other, others, checkpoint=path)
     module, masks = pruned()
     before = state(module)
-    for given in ({"epochs": 3}, {"rate": 0.02}, {"seed": 1}, {"clip": nw.clip.ByNorm(1.0)}):
+    for given in ({"epochs": 3}, {"rate": 0.02}, {"seed": 1}, {"clip": kk.clip.ByNorm(1.0)}):
         with pytest.raises(Refused, match="another recovery"):
             recover(module, masks, checkpoint=path, **given)
     del saved["weights"]["0.weight"]
@@ -364,7 +364,7 @@ def test_bad_requests_are_one_line_and_leave_the_network(kind: str) -> None:
     given, words = BAD[kind]
     module, masks = pruned()
     before = state(module)
-    with pytest.raises(NiwakiError, match=words) as caught:
+    with pytest.raises(KarikomiError, match=words) as caught:
         recover(**{"module": module, "masks": masks, **given})
     assert "\n" not in str(caught.value) and same(before, state(module))
 
@@ -421,7 +421,7 @@ def digit_network() -> nn.Sequential:
 
 def train(module: nn.Module, epochs: int, **attached: Any) -> Any:
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
-    handle = nw.torch.attach(optimizer, module, **attached)
+    handle = kk.torch.attach(optimizer, module, **attached)
     torch.manual_seed(0)
     for _ in range(epochs):
         for inputs, targets in digit_batches():
@@ -447,11 +447,11 @@ def test_digits_at_90_percent_by_sensitivity_come_back_within_two_points() -> No
     def judge(one: nn.Module) -> float:
         return accuracy(one, *held)
 
-    curves = nw.torch.sensitivity(module, judge)
-    masks = nw.torch.prune_(module, 0.9, allocation="sensitivity", facts={"curve": curves})
+    curves = kk.torch.sensitivity(module, judge)
+    masks = kk.torch.prune_(module, 0.9, allocation="sensitivity", facts={"curve": curves})
     assert masks.sparsity == pytest.approx(0.9, abs=1e-4)
     damaged = accuracy(module, *final)
-    found = nw.torch.recover_(
+    found = kk.torch.recover_(
         *(module, masks, digit_batches()),
         loss=F.cross_entropy,
         epochs=15,
@@ -472,9 +472,9 @@ def test_digits_at_90_percent_by_sensitivity_come_back_within_two_points() -> No
 def test_pruned_at_initialisation_and_trained_through_attach(score: str) -> None:
     module = digit_network()
     data = list(digit_batches())
-    masks = nw.torch.prune_(module, 0.9, score=score, data=data, loss=F.cross_entropy)
+    masks = kk.torch.prune_(module, 0.9, score=score, data=data, loss=F.cross_entropy)
     assert not masks.emptied and accuracy(module, *digits()[4:]) < 0.4
-    handle = train(module, 20, prune=masks, clip=nw.clip.ByGlobalNorm(5.0))
+    handle = train(module, 20, prune=masks, clip=kk.clip.ByGlobalNorm(5.0))
     assert handle.sparsity == masks.sparsity == pytest.approx(0.9, abs=1e-4)
     for name, mask in masks.items():
         assert not module.get_parameter(name)[~mask].any()

@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-import niwaki as nw
-from niwaki import registry
-from niwaki.errors import InvalidArgument, Unavailable, UnknownName
+import karikomi as kk
+from karikomi import registry
+from karikomi.errors import InvalidArgument, Unavailable, UnknownName
 
 
 def test_names_lead_to_things_and_back() -> None:
-    assert registry.find("clip", "ByNorm") is nw.clip.ByNorm
-    assert registry.name_of("clip", nw.clip.ByNorm(1.0)) == "ByNorm"
+    assert registry.find("clip", "ByNorm") is kk.clip.ByNorm
+    assert registry.name_of("clip", kk.clip.ByNorm(1.0)) == "ByNorm"
     with pytest.raises(
         UnknownName, match="clip: unknown clip; got 'ByNrom'; did you mean 'ByNorm'"
     ):
         registry.find("clip", "ByNrom")
     with pytest.raises(UnknownName, match="no registered bound; got ByNorm"):
-        registry.name_of("bound", nw.clip.ByNorm(1.0))
+        registry.name_of("bound", kk.clip.ByNorm(1.0))
 
 
 def test_entries_are_sorted_and_explain_themselves() -> None:
@@ -41,13 +41,13 @@ def test_entries_are_sorted_and_explain_themselves() -> None:
 
 
 def test_folders_offer_what_is_registered_in_them() -> None:
-    for kind, folder in (("clip", nw.clip), ("bound", nw.bound)):
-        own = {e.name for e in registry.entries(kind) if e.thing.__module__.startswith("niwaki.")}
+    for kind, folder in (("clip", kk.clip), ("bound", kk.bound)):
+        own = {e.name for e in registry.entries(kind) if e.thing.__module__.startswith("karikomi.")}
         assert own == set(folder.__all__)
     with pytest.raises(AttributeError, match="no rule 'ByNrm'; did you mean 'ByNorm'"):
-        _ = nw.clip.ByNrm
-    with pytest.raises(AttributeError, match="niwaki has no 'clp'; did you mean 'clip'"):
-        _ = nw.clp
+        _ = kk.clip.ByNrm
+    with pytest.raises(AttributeError, match="karikomi has no 'clp'; did you mean 'clip'"):
+        _ = kk.clp
 
 
 @pytest.fixture
@@ -60,16 +60,16 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
 
 def test_one_name_belongs_to_one_thing(entries: dict[Any, Any]) -> None:
     again = registry.register("clip", formula="f", source="s")
-    assert again(nw.clip.ByNorm) is nw.clip.ByNorm
+    assert again(kk.clip.ByNorm) is kk.clip.ByNorm
     other = type("ByNorm", (), {"__module__": "elsewhere"})
-    with pytest.raises(InvalidArgument, match=r"elsewhere: .*twice; got also in niwaki\.clip"):
+    with pytest.raises(InvalidArgument, match=r"elsewhere: .*twice; got also in karikomi\.clip"):
         again(other)
     with pytest.raises(InvalidArgument, match="unknown kind; got clup"):
         registry.register("clup", formula="f", source="s")
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
-    points = [EntryPoint("mine", value, "niwaki.rules") for value in values]
+    points = [EntryPoint("mine", value, "karikomi.rules") for value in values]
     monkeypatch.setattr(registry, "_loaded", False)
     monkeypatch.setattr(registry, "_broken", [])
     monkeypatch.setattr(registry, "entry_points", lambda *, group: points)
@@ -100,9 +100,9 @@ def test_a_plug_in_that_fails_takes_nothing_else_with_it(
     _install(monkeypatch, "broken", "good")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert registry.find("clip", "ByNorm") is nw.clip.ByNorm
+        assert registry.find("clip", "ByNorm") is kk.clip.ByNorm
         assert registry.find("clip", "Mine") is object
-        assert registry.name_of("clip", nw.clip.ByNorm(1.0)) == "ByNorm"
+        assert registry.name_of("clip", kk.clip.ByNorm(1.0)) == "ByNorm"
 
 
 def test_a_plug_in_that_fails_is_named_where_it_may_be_missed(
@@ -129,17 +129,17 @@ def test_a_plug_in_may_look_things_up_while_it_is_loaded(
 
     monkeypatch.setattr(EntryPoint, "load", load)
     _install(monkeypatch, "mine")
-    assert registry.find("clip", "Mine") is nw.clip.ByNorm
+    assert registry.find("clip", "Mine") is kk.clip.ByNorm
 
 
-def test_what_fails_in_niwaki_itself_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_karikomi_itself_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(registry.importlib, "import_module", lambda name: exec("1 / 0"))
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
                 registry.find("clip", "ByNorm")
-    assert registry.find("clip", "ByNorm") is nw.clip.ByNorm
+    assert registry.find("clip", "ByNorm") is kk.clip.ByNorm
 
 
 def test_threads_that_come_while_rules_are_loaded_wait(
@@ -176,7 +176,7 @@ def test_threads_that_come_while_rules_are_loaded_wait(
 
 RACE = """
 import threading
-from niwaki import registry
+from karikomi import registry
 barrier, found = threading.Barrier(4), []
 
 def look():
@@ -206,7 +206,7 @@ def test_the_framework_of_a_model_is_found_by_its_class() -> None:
     class Own(torch.nn.Linear):
         pass
 
-    assert registry.framework_of(Own(1, 1)) is nw.torch
+    assert registry.framework_of(Own(1, 1)) is kk.torch
     with pytest.raises(InvalidArgument, match=r"no model of a framework.*got numpy\.ndarray"):
         registry.framework_of(np.ones(1))
 
@@ -221,5 +221,5 @@ def test_a_framework_that_is_missing_says_how_to_install_it(
         raise ModuleNotFoundError("No module named 'torch'")
 
     monkeypatch.setattr(registry.importlib, "import_module", missing)
-    with pytest.raises(Unavailable, match=r"torch is not installed.*pip install 'niwaki\[torch\]'"):
+    with pytest.raises(Unavailable, match=r"torch is not installed.*pip install '\.\[torch\]'"):
         registry.framework("torch")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niwaki import report
-from niwaki.errors import InvalidArgument, Unwritable
+from karikomi import report
+from karikomi.errors import InvalidArgument, Unwritable
 
 LAYERS = (("0", 64, 256), ("2", 256, 128), ("4", 128, 10))
 EVIL = '<script>alert("1")</script>'
@@ -29,8 +29,8 @@ def audit_result() -> dict[str, Any]:
     classes[8]["after"] = 0.91
     return {
         "task": "digits",
-        "before": "runs/x/dense.niwaki",
-        "after": "runs/x/model.niwaki",
+        "before": "runs/x/dense.karikomi",
+        "after": "runs/x/model.karikomi",
         "examples": 360,
         "metric": "accuracy",
         "metric_before": 0.974,
@@ -114,7 +114,7 @@ def compress_result() -> dict[str, Any]:
         "framework": "torch",
         "network": "DigitsNet 64-256-128-10",
         "seed": 0,
-        "niwaki": "0.1.0",
+        "karikomi": "0.1.0",
         "metric": "accuracy",
         "metric_before": 0.974,
         "metric_after": 0.972,
@@ -132,7 +132,7 @@ def compress_result() -> dict[str, Any]:
         "verified": True,
         "seconds": 41.2,
         "resumed": False,
-        "file": "runs/x/model.niwaki",
+        "file": "runs/x/model.karikomi",
         "report": "runs/x/report.html",
         "record": "runs/x/record.jsonl",
         "bytes_by_cause": {**causes, "packed": sum(t["bytes"]["packed"] for t in each)},
@@ -298,8 +298,8 @@ def test_compress_page_says_what_was_promised() -> None:
         "4 was left alone: its units are the outputs of the network.",
         "1 train (steps 0 to 99), 2 prune (steps 100 to 169), 3 quantize (steps 170 to 199)",
         "class 8 lost 5.0 points",
-        "arrays = nw.load('runs/x/model.niwaki')",
-        "niwaki compress digits --max-drop 0.005 --seed 0 --out runs/x",
+        "arrays = kk.load('runs/x/model.karikomi')",
+        "karikomi compress digits --max-drop 0.005 --seed 0 --out runs/x",
     ):
         assert said in text
     assert "NOT held" not in text
@@ -393,7 +393,7 @@ def test_compress_table_reads_at_eighty_columns() -> None:
     head = next(line for line in lines if line.startswith("tensor"))
     rows = lines[lines.index(head) + 1 : lines.index(head) + 1 + len(result["tensors"])]
     assert {len(line) for line in rows} == {len(head)}
-    assert lines[-2:] == ["file      runs/x/model.niwaki", "report    runs/x/report.html"]
+    assert lines[-2:] == ["file      runs/x/model.karikomi", "report    runs/x/report.html"]
 
 
 def test_many_tensors_are_counted_in_the_terminal() -> None:

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niwaki.report.bars import Bar, Dots, bar_chart, dot_chart
-from niwaki.report.charts import Band, line_chart
-from niwaki.report.drawing import STYLES, WIDTH, Axis, Series, mark
-from niwaki.report.history import peaks, read_history, thin
-from niwaki.report.scale import fit, tick_text
-from niwaki.report.terminal import align
-from niwaki.report.wording import change, percent, size
+from karikomi.report.bars import Bar, Dots, bar_chart, dot_chart
+from karikomi.report.charts import Band, line_chart
+from karikomi.report.drawing import STYLES, WIDTH, Axis, Series, mark
+from karikomi.report.history import peaks, read_history, thin
+from karikomi.report.scale import fit, tick_text
+from karikomi.report.terminal import align
+from karikomi.report.wording import change, percent, size
 
-STYLE = (resources.files("niwaki.report") / "templates" / "style.css").read_text(encoding="utf-8")
+STYLE = (resources.files("karikomi.report") / "templates" / "style.css").read_text(encoding="utf-8")
 FINITE = st.floats(-1e12, 1e12)
 POSITIVE = st.floats(1e-12, 1e12)
 ANY = st.none() | st.floats() | st.integers()

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import niwaki as nw
-from niwaki import spec
-from niwaki.errors import InvalidArgument
-from niwaki.schedule import Cubic, Linear, Schedule, Stepwise, value_at
+import karikomi as kk
+from karikomi import spec
+from karikomi.errors import InvalidArgument
+from karikomi.schedule import Cubic, Linear, Schedule, Stepwise, value_at
 
 ends = st.floats(-1e6, 1e6)
 steps = st.tuples(st.integers(0, 1000), st.integers(1, 10_000)).map(lambda p: (p[0], p[0] + p[1]))
@@ -90,10 +90,10 @@ def test_a_stepwise_limit_is_a_warm_up() -> None:
     assert [warm.at(step) for step in range(5)] == [float("inf"), float("inf"), 1.0, 0.5, 0.5]
     state, sizes = None, []
     for _ in range(4):
-        _, outcome, state = nw.numpy.clip([np.array([3.0])], nw.clip.ByGlobalNorm(warm), state)
+        _, outcome, state = kk.numpy.clip([np.array([3.0])], kk.clip.ByGlobalNorm(warm), state)
         sizes.append(outcome.post)
     assert sizes == [3.0, 3.0, 1.0, 0.5]
-    rule = nw.clip.ByNorm(warm)
+    rule = kk.clip.ByNorm(warm)
     assert spec.from_dict(spec.to_dict(rule)) == rule
 
 
@@ -117,4 +117,4 @@ def test_points_that_are_no_schedule_are_refused(points: Any) -> None:
 
 def test_a_limit_that_is_ever_below_zero_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="must be positive"):
-        nw.clip.ByNorm(Stepwise(((0, 1.0), (5, -1.0))))
+        kk.clip.ByNorm(Stepwise(((0, 1.0), (5, -1.0))))

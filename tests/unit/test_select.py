@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from niwaki.errors import InvalidArgument, UnknownName
-from niwaki.select import select
+from karikomi.errors import InvalidArgument, UnknownName
+from karikomi.select import select
 
 NAMES = ["conv.weight", "conv.bias", "head.weight", "head.bias", "block[0].weight"]
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import niwaki as nw
-from niwaki.errors import BadFile, InvalidArgument, NiwakiError, NonFinite, Refused, UnknownName
+import karikomi as kk
+from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
 
 
 def network() -> nn.Sequential:
@@ -47,7 +47,7 @@ def test_each_point_is_what_prune_does_to_that_weight_alone(score: str) -> None:
     module = network()
     before = state(module)
     kwargs: dict[str, Any] = {"score": score, "data": data(), "loss": F.cross_entropy}
-    curves = nw.torch.sensitivity(module, judge, sparsities=(0.9, 0.5), **kwargs)
+    curves = kk.torch.sensitivity(module, judge, sparsities=(0.9, 0.5), **kwargs)
     assert state(module) == before and [one.training for one in module] == [
         True,
         False,
@@ -60,22 +60,22 @@ def test_each_point_is_what_prune_does_to_that_weight_alone(score: str) -> None:
         for name, curve in curves.items():
             for share, loss in curve.items():
                 alone = copy.deepcopy(module)
-                nw.torch.prune_(alone, share, only=name, **kwargs)
+                kk.torch.prune_(alone, share, only=name, **kwargs)
                 assert loss == pytest.approx(dense - judge(alone.eval()), abs=1e-6)
 
 
 def test_the_curves_are_the_facts_of_the_allocation() -> None:
     module = network()
-    curves = nw.torch.sensitivity(module, judge, progress=False)
-    masks = nw.torch.prune_(module, 0.6, allocation="sensitivity", facts={"curve": curves})
+    curves = kk.torch.sensitivity(module, judge, progress=False)
+    masks = kk.torch.prune_(module, 0.6, allocation="sensitivity", facts={"curve": curves})
     plain = copy.deepcopy(dict(curves))
-    other = nw.torch.prune_(network(), 0.6, allocation="sensitivity", facts={"curve": plain})
+    other = kk.torch.prune_(network(), 0.6, allocation="sensitivity", facts={"curve": plain})
     assert masks.counts() == other.counts() and masks.sparsity == pytest.approx(0.6, abs=0.01)
-    uniform = nw.torch.prune_(network(), 0.6, allocation="uniform")
+    uniform = kk.torch.prune_(network(), 0.6, allocation="uniform")
     assert masks.counts() != uniform.counts()
     with pytest.raises(InvalidArgument, match="4.weight.*curve"):
-        part = nw.torch.sensitivity(network(), judge, exclude="4.*")
-        nw.torch.prune_(network(), 0.6, allocation="sensitivity", facts={"curve": part})
+        part = kk.torch.sensitivity(network(), judge, exclude="4.*")
+        kk.torch.prune_(network(), 0.6, allocation="sensitivity", facts={"curve": part})
 
 
 @given(st.sets(st.floats(0.0, 0.99), min_size=1, max_size=4))
@@ -86,14 +86,14 @@ def test_what_a_judge_of_weights_sees_never_rises_with_sparsity(shares: set[floa
     def kept(one: nn.Module) -> float:
         return sum(float(p.detach().abs().double().sum()) for p in one.parameters())
 
-    curves = nw.torch.sensitivity(module, kept, sparsities=[*shares])
+    curves = kk.torch.sensitivity(module, kept, sparsities=[*shares])
     for curve in curves.values():
         assert list(curve) == sorted(shares)
         assert list(curve.values()) == sorted(curve.values()) and min(curve.values()) >= 0.0
 
 
 def test_it_prints_as_a_table() -> None:
-    curves = nw.torch.sensitivity(network(), lambda one: 0.5, sparsities=(0.5, 0.875))
+    curves = kk.torch.sensitivity(network(), lambda one: 0.5, sparsities=(0.5, 0.875))
     assert str(curves).splitlines() == [
         "tensor        50%    87.5%",
         "0.weight   0.0000   0.0000",
@@ -121,45 +121,45 @@ def counting(stop: int = 10**6) -> tuple[Any, list[int]]:
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_killed_and_resumed_measures_only_what_is_missing(stop: int, tmp_path: Path) -> None:
     path = tmp_path / "curves.json"
-    wanted = nw.torch.sensitivity(network(), judge, sparsities=(0.5, 0.7, 0.9))
+    wanted = kk.torch.sensitivity(network(), judge, sparsities=(0.5, 0.7, 0.9))
     module = network()
     before = state(module)
     with pytest.raises(Stopped):
-        nw.torch.sensitivity(module, counting(stop)[0], sparsities=(0.5, 0.7, 0.9), checkpoint=path)
+        kk.torch.sensitivity(module, counting(stop)[0], sparsities=(0.5, 0.7, 0.9), checkpoint=path)
     assert state(module) == before and module.training
     judged, calls = counting()
-    found = nw.torch.sensitivity(module, judged, sparsities=(0.5, 0.7, 0.9), checkpoint=path)
+    found = kk.torch.sensitivity(module, judged, sparsities=(0.5, 0.7, 0.9), checkpoint=path)
     # Once for the dense network each time, and once per point in all.
     assert dict(found) == dict(wanted) and found.dense == wanted.dense
     assert len(calls) == 1 + 6 - (stop - 1)
     judged, calls = counting()
-    more = nw.torch.sensitivity(module, judged, sparsities=(0.8, 0.9), checkpoint=path)
+    more = kk.torch.sensitivity(module, judged, sparsities=(0.8, 0.9), checkpoint=path)
     assert len(calls) == 1 + 2 and list(more["0.weight"]) == [0.8, 0.9]
 
 
 def test_a_checkpoint_of_another_question_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "curves.json"
     module = network()
-    nw.torch.sensitivity(module, judge, sparsities=(0.5,), checkpoint=path)
+    kk.torch.sensitivity(module, judge, sparsities=(0.5,), checkpoint=path)
     text = path.read_text()
     with pytest.raises(Refused, match="of another score"):
-        nw.torch.sensitivity(module, judge, score="random", checkpoint=path)
+        kk.torch.sensitivity(module, judge, score="random", checkpoint=path)
     with pytest.raises(Refused, match="of another judge"):
-        nw.torch.sensitivity(module, lambda one: 0.0, checkpoint=path)
+        kk.torch.sensitivity(module, lambda one: 0.0, checkpoint=path)
     with torch.no_grad():
         module.get_parameter("0.bias").add_(1e-7)
     with pytest.raises(Refused, match="of another module"):
-        nw.torch.sensitivity(module, judge, checkpoint=path)
+        kk.torch.sensitivity(module, judge, checkpoint=path)
     broken = json.loads(text)
     broken["curves"]["0.weight"][0][1] = float("nan")
     for content in ("", "[]", text[:40], text.replace("sensitivity 1", "x"), json.dumps(broken)):
         path.write_text(content)
         with pytest.raises(BadFile, match="no curves of sensitivity") as caught:
-            nw.torch.sensitivity(network(), judge, checkpoint=path)
+            kk.torch.sensitivity(network(), judge, checkpoint=path)
         assert "\n" not in str(caught.value)
 
 
-BAD: dict[str, tuple[dict[str, Any], type[NiwakiError], str]] = {
+BAD: dict[str, tuple[dict[str, Any], type[KarikomiError], str]] = {
     "judge": ({"judge": 0.9}, InvalidArgument, "the judge is a function"),
     "nan": ({"judge": lambda one: float("nan")}, NonFinite, "nan of the dense module"),
     "share": ({"sparsities": (0.5, 1.0)}, InvalidArgument, "sparsities"),
@@ -179,7 +179,7 @@ def test_bad_requests_are_one_line_and_leave_the_network(kind: str) -> None:
     module = network()
     before = state(module)
     with pytest.raises(error, match=words) as caught:
-        nw.torch.sensitivity(**{"module": module, "judge": judge, **kwargs})
+        kk.torch.sensitivity(**{"module": module, "judge": judge, **kwargs})
     assert "\n" not in str(caught.value) and state(module) == before
 
 
@@ -187,7 +187,7 @@ def test_a_judge_that_fails_on_a_pruned_network_names_the_point() -> None:
     module = network()
     before, answers = state(module), iter([1.0, 0.5, float("inf")])
     with pytest.raises(NonFinite, match="inf of 0.weight at sparsity 0.9"):
-        nw.torch.sensitivity(module, lambda one: next(answers), sparsities=(0.5, 0.9))
+        kk.torch.sensitivity(module, lambda one: next(answers), sparsities=(0.5, 0.9))
     assert state(module) == before and module.training
 
 
@@ -199,7 +199,7 @@ def test_names_with_the_characters_of_globs_are_names() -> None:
     def judged(one: nn.Module) -> float:
         return -float(sum(int((p == 0).sum()) for p in one.parameters()))
 
-    curves = nw.torch.sensitivity(module, judged, sparsities=(0.5,))
+    curves = kk.torch.sensitivity(module, judged, sparsities=(0.5,))
     assert {name: curve[0.5] for name, curve in curves.items()} == dict.fromkeys(
         ["[ab].weight", "a.weight", "*.weight"], 3.0
     )

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from niwaki.torch.prune import prune_
-from niwaki.torch.shrinking import shrink
+from karikomi.torch.prune import prune_
+from karikomi.torch.shrinking import shrink
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niwaki.errors import InvalidArgument
-from niwaki.shrink import ShrinkReport, Units, plan
+from karikomi.errors import InvalidArgument
+from karikomi.shrink import ShrinkReport, Units, plan
 
 
 def units(reads: str, read: str, constants: list[float], **rest: str) -> Units:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from niwaki.errors import InvalidArgument, Refused
-from niwaki.torch.shrinking import shrink
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.torch.shrinking import shrink
 
 
 def kill(layer: nn.Linear, unit: int) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from niwaki.errors import Refused
-from niwaki.torch.prune import prune_
-from niwaki.torch.resizing import resize_
-from niwaki.torch.shrinking import shrink
+from karikomi.errors import Refused
+from karikomi.torch.prune import prune_
+from karikomi.torch.resizing import resize_
+from karikomi.torch.shrinking import shrink
 
 IMAGES = torch.ones(2, 1, 6, 6)
 

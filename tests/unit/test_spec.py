@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import niwaki as nw
-from niwaki import spec
-from niwaki.errors import BadFile, InvalidArgument, NiwakiError, UnknownName
+import karikomi as kk
+from karikomi import spec
+from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def test_wrong_tables_are_named(plain: Any, error: type, text: str) -> None:
 
 
 def test_a_nested_schedule_becomes_plain_and_comes_back() -> None:
-    rule = nw.clip.ByNorm(nw.schedule.Cubic(1.0, 0.1, steps=(0, 100)))
+    rule = kk.clip.ByNorm(kk.schedule.Cubic(1.0, 0.1, steps=(0, 100)))
     plain = spec.to_dict(rule)
     assert plain == {
         "rule": "ByNorm",
@@ -75,8 +75,8 @@ def test_a_nested_schedule_becomes_plain_and_comes_back() -> None:
 
 def test_a_bound_is_no_clip() -> None:
     with pytest.raises(UnknownName, match="no registered clip; got Clamp"):
-        spec.to_dict(nw.bound.Clamp(1.0))
-    assert spec.to_dict(nw.bound.Clamp(1.0), "bound") == {"rule": "Clamp", "limit": 1.0}
+        spec.to_dict(kk.bound.Clamp(1.0))
+    assert spec.to_dict(kk.bound.Clamp(1.0), "bound") == {"rule": "Clamp", "limit": 1.0}
 
 
 def test_what_has_no_plain_form_is_refused() -> None:
@@ -84,8 +84,8 @@ def test_what_has_no_plain_form_is_refused() -> None:
         def value(self, step: Any, *, xp: Any) -> Any:
             return step
 
-    with pytest.raises(NiwakiError, match="no plain form"):
-        spec.to_dict(nw.clip.ByNorm(Own()))
+    with pytest.raises(KarikomiError, match="no plain form"):
+        spec.to_dict(kk.clip.ByNorm(Own()))
 
 
 def test_values_are_checked_against_declared_types() -> None:
@@ -119,23 +119,23 @@ def test_a_path_with_a_nul_character_is_an_invalid_argument(tmp_path: Path) -> N
     ("rule", "toml"),
     [
         (
-            nw.prune.OneShot(0.5, pattern=nw.prune.NofM(keep=2, of=4)),
+            kk.prune.OneShot(0.5, pattern=kk.prune.NofM(keep=2, of=4)),
             'sparsity = 0.5\npattern = {rule = "n:m", keep = 2, of = 4}',
         ),
         (
-            nw.prune.OneShot(0.5, pattern=nw.prune.Blocks(4, 4), score=nw.prune.L2Norm()),
+            kk.prune.OneShot(0.5, pattern=kk.prune.Blocks(4, 4), score=kk.prune.L2Norm()),
             'sparsity = 0.5\npattern = {rule = "blocks", units = 4, inputs = 4}\n'
             'score = {rule = "l2"}',
         ),
         (
-            nw.prune.OneShot(0.5, pattern=nw.prune.Units(), score=nw.prune.Taylor()),
+            kk.prune.OneShot(0.5, pattern=kk.prune.Units(), score=kk.prune.Taylor()),
             'sparsity = 0.5\npattern = {rule = "units"}\nscore = {rule = "taylor"}',
         ),
         (
-            nw.prune.OneShot(0.5, score=nw.prune.Random(seed=3), only=("a*", "b*")),
+            kk.prune.OneShot(0.5, score=kk.prune.Random(seed=3), only=("a*", "b*")),
             'sparsity = 0.5\nonly = ["a*", "b*"]\nscore = {rule = "random", seed = 3}',
         ),
-        (nw.prune.OneShot(0.5, score="taylor"), 'sparsity = 0.5\nscore = "taylor"'),
+        (kk.prune.OneShot(0.5, score="taylor"), 'sparsity = 0.5\nscore = "taylor"'),
     ],
 )
 def test_schedules_of_pruning_with_objects(rule: Any, toml: str, tmp_path: Path) -> None:
@@ -150,11 +150,11 @@ def test_schedules_of_pruning_with_objects(rule: Any, toml: str, tmp_path: Path)
 
 
 def test_scores_without_a_name_or_without_fields_have_no_plain_form() -> None:
-    class Own(nw.prune.Score):
+    class Own(kk.prune.Score):
         pass
 
     with pytest.raises(UnknownName, match="no registered score; got Own"):
-        spec.to_dict(nw.prune.OneShot(0.5, score=Own()), "prune")
+        spec.to_dict(kk.prune.OneShot(0.5, score=Own()), "prune")
     with pytest.raises(UnknownName, match="unknown score; got 'tayler'; did you mean 'taylor'"):
         spec.from_dict({"rule": "OneShot", "sparsity": 0.5, "score": {"rule": "tayler"}}, "prune")
     with pytest.raises(InvalidArgument, match="score: the key 'rule' is missing"):

@@ -17,14 +17,14 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
-from niwaki import record, report
-from niwaki.clip.by_global_norm import ByGlobalNorm
-from niwaki.errors import BadFile, InvalidArgument, Refused, Unwritable
-from niwaki.search import grid_run
-from niwaki.search.grid import sweep
-from niwaki.search.grid_run import Run, Setting, TimedRecorder, packed_bytes
-from niwaki.search.lock import lock
-from niwaki.tasks import Data, Recipe, Split, Task
+from karikomi import record, report
+from karikomi.clip.by_global_norm import ByGlobalNorm
+from karikomi.errors import BadFile, InvalidArgument, Refused, Unwritable
+from karikomi.search import grid_run
+from karikomi.search.grid import sweep
+from karikomi.search.grid_run import Run, Setting, TimedRecorder, packed_bytes
+from karikomi.search.lock import lock
+from karikomi.tasks import Data, Recipe, Split, Task
 
 GRID: dict[str, Any] = {"limits": (1e-6, None), "sparsities": (0.0, 0.9), "seeds": 2, "epochs": 3}
 STEPS = 3 * (200 // 20)
@@ -68,7 +68,7 @@ def test_every_point_of_the_grid_is_there(whole: tuple[Path, dict[str, Any]]) ->
     at = [(point["limit"], point["sparsity"]) for point in result["points"]]
     assert at == [(1e-6, 0.0), (1e-6, 0.9), (None, 0.0), (None, 0.9)]
     assert (result["task"], result["metric"], result["seeds"]) == ("blobs", "accuracy", [0, 1])
-    assert {"python", "torch", "threads", "niwaki"} <= result["environment"].keys()
+    assert {"python", "torch", "threads", "karikomi"} <= result["environment"].keys()
     assert result["warnings"] == []
     for point in result["points"]:
         assert (point["runs"], point["diverged"]) == (2, 0)

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import niwaki as nw
-from niwaki.errors import InvalidArgument, NonFinite, Refused
-from niwaki.rule import Decision, Quantity, Scope, leave
-from niwaki.torch import measure
-from niwaki.torch.measure import norm, peak, unit_norms
-from niwaki.torch.tensors import unit_axes
+import karikomi as kk
+from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.rule import Decision, Quantity, Scope, leave
+from karikomi.torch import measure
+from karikomi.torch.measure import norm, peak, unit_norms
+from karikomi.torch.tensors import unit_axes
 
-RULES = [nw.clip.ByValue(0.5), nw.clip.ByNorm(0.5), nw.clip.ByGlobalNorm(0.5)]
+RULES = [kk.clip.ByValue(0.5), kk.clip.ByNorm(0.5), kk.clip.ByGlobalNorm(0.5)]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 ROWS = torch.tensor([[3.0, 4.0], [0.1, 0.0], [1.0, 1.0]])
@@ -52,8 +52,8 @@ def _sparse(*, coalesced: bool) -> torch.Tensor:
 def test_a_sparse_gradient_is_clipped_as_the_dense_one(rule: Any, coalesced: bool) -> None:
     gradient = _sparse(coalesced=coalesced)
     dense, sparse = _with_gradient(gradient.to_dense()), _with_gradient(gradient)
-    expected, _ = nw.torch.clip_(dense, rule)
-    outcome, _ = nw.torch.clip_(sparse, rule)
+    expected, _ = kk.torch.clip_(dense, rule)
+    outcome, _ = kk.torch.clip_(sparse, rule)
     assert outcome.pre == pytest.approx(expected.pre, rel=1e-12)
     assert sparse.grad is not None and sparse.grad.is_sparse and dense.grad is not None
     torch.testing.assert_close(sparse.grad.to_dense(), dense.grad)
@@ -64,7 +64,7 @@ def test_an_embedding_with_sparse_gradients_trains() -> None:
     optimizer = torch.optim.SGD(embedding.parameters(), lr=1.0)
     before = embedding.weight.detach().clone()
     embedding(torch.tensor([2, 2, 7])).mul(100.0).sum().backward()
-    outcome, _ = nw.torch.clip_(embedding, nw.clip.ByGlobalNorm(1.0))
+    outcome, _ = kk.torch.clip_(embedding, kk.clip.ByGlobalNorm(1.0))
     optimizer.step()
     assert outcome.pre == pytest.approx(100 * (3 * 4 + 3) ** 0.5, rel=1e-6)
     moved = (embedding.weight.detach() - before).abs()
@@ -76,7 +76,7 @@ def test_a_sparse_gradient_with_nan_is_skipped() -> None:
     gradient = _sparse(coalesced=True)
     gradient._values()[1, 0] = float("nan")
     parameter = _with_gradient(gradient)
-    outcome, _ = nw.torch.clip_(parameter, nw.clip.ByNorm(1.0))
+    outcome, _ = kk.torch.clip_(parameter, kk.clip.ByNorm(1.0))
     assert outcome.skipped and parameter.grad is None
 
 
@@ -85,12 +85,12 @@ def test_tied_weights_count_once(rule: Any) -> None:
     model = nn.ModuleDict({"encode": nn.Linear(3, 3), "decode": nn.Linear(3, 3, bias=False)})
     model["decode"].weight = model["encode"].weight
     model["encode"].weight.grad = torch.full((3, 3), 2.0)
-    outcome, _ = nw.torch.clip_(model, rule)
+    outcome, _ = kk.torch.clip_(model, rule)
     assert outcome.names == ("encode.weight", "encode.bias")
     assert outcome.pre == (2.0 if rule == RULES[0] else 6.0)
     size = peak if rule == RULES[0] else norm
     assert float(size(model["encode"].weight.grad)) == pytest.approx(0.5)
-    again, _ = nw.torch.clip_([model["encode"].weight] * 3, nw.clip.ByGlobalNorm(100.0))
+    again, _ = kk.torch.clip_([model["encode"].weight] * 3, kk.clip.ByGlobalNorm(100.0))
     assert again.names == ("0",)
 
 
@@ -113,8 +113,8 @@ def test_dtype_device_and_layout_are_kept(rule: Any, dtype: torch.dtype, device:
         entries = gradient.double().cpu().numpy()
         stride, address = gradient.stride(), gradient.data_ptr()
         parameter = _with_gradient(gradient)
-        nw.torch.clip_(parameter, rule)
-        expected, _, _ = nw.numpy.clip([entries], rule)
+        kk.torch.clip_(parameter, rule)
+        expected, _, _ = kk.numpy.clip([entries], rule)
         assert parameter.grad is gradient, layout
         assert (gradient.dtype, gradient.device.type) == (dtype, device)
         assert (gradient.stride(), gradient.data_ptr()) == (stride, address), layout
@@ -162,7 +162,7 @@ def test_there_is_one_norm_per_unit(shape: tuple[int, ...]) -> None:
 
 def test_the_magnitude_of_complex_entries_counts() -> None:
     parameter = _with_gradient(torch.tensor([3 + 4j, 0j], dtype=torch.complex64))
-    outcome, _ = nw.torch.clip_(parameter, nw.clip.ByNorm(1.0))
+    outcome, _ = kk.torch.clip_(parameter, kk.clip.ByNorm(1.0))
     assert outcome.pre == 5.0 and parameter.grad is not None
     torch.testing.assert_close(parameter.grad, torch.tensor([0.6 + 0.8j, 0j]))
 
@@ -171,7 +171,7 @@ def test_complex_entries_are_refused_before_anything_is_clamped() -> None:
     first = _with_gradient(torch.tensor([9.0]))
     second = _with_gradient(torch.tensor([0.1 + 0.1j]))
     with pytest.raises(Refused, match="1: complex entries have no order"):
-        nw.torch.clip_([first, second], nw.clip.ByValue(1.0))
+        kk.torch.clip_([first, second], kk.clip.ByValue(1.0))
     assert first.grad is not None and float(first.grad) == 9.0
 
 
@@ -180,10 +180,10 @@ def test_a_generator_is_consumed_once_and_an_exhausted_one_refused() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     generator = model.parameters()
-    outcome, _ = nw.torch.clip_(generator, nw.clip.ByGlobalNorm(1.0))
+    outcome, _ = kk.torch.clip_(generator, kk.clip.ByGlobalNorm(1.0))
     assert outcome.pre == pytest.approx(6**0.5) and outcome.engaged
     with pytest.raises(InvalidArgument, match="no parameter to act on.*exhausted generator"):
-        nw.torch.clip_(generator, nw.clip.ByGlobalNorm(1.0))
+        kk.torch.clip_(generator, kk.clip.ByGlobalNorm(1.0))
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
@@ -191,7 +191,7 @@ def test_gradients_passed_as_parameters_are_refused(create_graph: bool) -> None:
     weight = torch.tensor([3.0, 4.0], requires_grad=True)
     gradients = torch.autograd.grad(weight.pow(3).sum(), [weight], create_graph=create_graph)
     with pytest.raises(InvalidArgument, match="were gradients passed as parameters"):
-        nw.torch.clip_(gradients, nw.clip.ByGlobalNorm(1.0))
+        kk.torch.clip_(gradients, kk.clip.ByGlobalNorm(1.0))
     del gradients
     gc.collect()
 
@@ -199,26 +199,26 @@ def test_gradients_passed_as_parameters_are_refused(create_graph: bool) -> None:
 @pytest.mark.parametrize("wrong", [3, None, [3], ["weight"], {"weight": 1}])
 def test_what_is_no_parameter_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match="^torch.clip_: not a"):
-        nw.torch.clip_(wrong, nw.clip.ByNorm(1.0))
+        kk.torch.clip_(wrong, kk.clip.ByNorm(1.0))
 
 
 def test_parameter_groups_of_an_optimizer_are_refused() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     with pytest.raises(Refused, match=r"optimizer parameter groups.*group\['params'\]"):
-        nw.torch.clip_(optimizer.param_groups, nw.clip.ByNorm(1.0))
+        kk.torch.clip_(optimizer.param_groups, kk.clip.ByNorm(1.0))
 
 
 def test_two_tensors_under_one_name_are_refused() -> None:
     pairs = [("weight", _with_gradient(torch.ones(1))), ("weight", _with_gradient(torch.ones(1)))]
     with pytest.raises(InvalidArgument, match="two tensors bear one name; got 'weight'"):
-        nw.torch.clip_(pairs, nw.clip.ByNorm(1.0))
+        kk.torch.clip_(pairs, kk.clip.ByNorm(1.0))
 
 
 def test_tensors_below_the_limit_are_not_written_to() -> None:
     small, large = _with_gradient(torch.ones(1)), _with_gradient(torch.full((1,), 9.0))
     assert small.grad is not None and large.grad is not None
     versions = small.grad._version, large.grad._version
-    nw.torch.clip_([small, large], nw.clip.ByNorm(2.0))
+    kk.torch.clip_([small, large], kk.clip.ByNorm(2.0))
     assert (small.grad._version - versions[0], large.grad._version - versions[1]) == (0, 1)
 
 
@@ -253,7 +253,7 @@ def test_a_bound_that_stands_is_reported_as_standing(dtype: torch.dtype, limit: 
     layer = nn.Linear(4, 2, bias=False).to(dtype)
     layer.weight.data = torch.tensor([[9, 9, 0, 0], [-9, 0, 0, 0]], dtype=dtype)
     for _ in range(2):
-        outcome, _ = nw.torch.bound_(layer, nw.bound.Clamp(limit))
+        outcome, _ = kk.torch.bound_(layer, kk.bound.Clamp(limit))
         assert outcome.share_at_bound == 3 / 8
     assert not outcome.engaged
     assert float(layer.weight.detach().max()) == float(torch.tensor(limit, dtype=dtype))
@@ -263,24 +263,24 @@ def test_a_bound_speaks_of_what_it_leaves_alone_and_selects_by_glob() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     for parameter in model.parameters():
         parameter.data.fill_(2.0)
-    outcome, _ = nw.torch.bound_(model, nw.bound.Clamp(1.0), only="*.weight", exclude="1.*")
+    outcome, _ = kk.torch.bound_(model, kk.bound.Clamp(1.0), only="*.weight", exclude="1.*")
     assert outcome.names == ("0.weight",)
     assert [float(p.detach().max()) for p in model.parameters()] == [1.0, 2.0, 2.0, 2.0]
     model.register_parameter("scale", nn.Parameter(torch.tensor([3 + 4j])))
-    outcome, _ = nw.torch.bound_(model, nw.bound.Clamp(1.0))
+    outcome, _ = kk.torch.bound_(model, kk.bound.Clamp(1.0))
     assert outcome.left_alone == {"scale": "not floating"}
     with pytest.raises(Refused, match="no selected tensor is floating"):
-        nw.torch.bound_(model, nw.bound.Clamp(1.0), only="scale")
+        kk.torch.bound_(model, kk.bound.Clamp(1.0), only="scale")
 
 
 def test_a_bound_takes_modules_and_finite_weights_only() -> None:
     with pytest.raises(InvalidArgument, match="bounds act on a module; got list"):
-        nw.torch.bound_([nn.Parameter(torch.ones(1))], nw.bound.Clamp(1.0))  # type: ignore[arg-type]
+        kk.torch.bound_([nn.Parameter(torch.ones(1))], kk.bound.Clamp(1.0))  # type: ignore[arg-type]
     layer = nn.Linear(2, 2)
     layer.bias.data[0] = float("inf")
     before = layer.weight.detach().clone()
     with pytest.raises(NonFinite, match="non-finite weights in bias"):
-        nw.torch.bound_(layer, nw.bound.Clamp(1e-6))
+        kk.torch.bound_(layer, kk.bound.Clamp(1e-6))
     assert torch.equal(layer.weight, before)
 
 
@@ -302,13 +302,13 @@ def test_all_norms_of_a_device_come_in_one_transfer(
     for place, parameter in enumerate(model.parameters()):
         parameter.grad = None if place == 3 else torch.full_like(parameter, place + 1.0)
     measuring = dataclasses.replace(rule, limit=float("inf"))
-    expected, _ = nw.torch.clip_(model, measuring)
+    expected, _ = kk.torch.clip_(model, measuring)
     moved: list[torch.Tensor] = []
     real = torch.Tensor.cpu
     monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda one: moved.append(one) or real(one))
     with Syncs() as syncs:
-        outcome, _ = nw.torch.clip_(model, measuring)
+        outcome, _ = kk.torch.clip_(model, measuring)
     assert (syncs.count, [tuple(one.shape) for one in moved]) == (0, [(9,)])
     assert outcome.names == expected.names and outcome.norms[3] == 0.0
     np.testing.assert_allclose(outcome.norms, expected.norms, rtol=1e-7)
@@ -363,16 +363,16 @@ def test_a_learned_statistic_goes_with_the_name_of_its_unit() -> None:
     rule, state = UnitMean(), None
     layer = nn.Linear(2, 3, bias=False)
     layer.weight.data = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
-    _, state = nw.torch.bound_(layer, rule, state)
+    _, state = kk.torch.bound_(layer, rule, state)
     assert state["names"] == ["weight"] * 3 and state["rule.sum"] == [1.0, 2.0, 3.0]
     layer.other = nn.Linear(2, 1, bias=False)
     layer.other.weight.data.fill_(0.0)
-    _, state = nw.torch.bound_(layer, rule, json.loads(json.dumps(state)))
+    _, state = kk.torch.bound_(layer, rule, json.loads(json.dumps(state)))
     assert state["names"] == ["weight", "weight", "weight", "other.weight"]
     assert state["rule.sum"] == [2.0, 4.0, 6.0, 0.0]
     axes = {"weight": 0, "new": 0}
     arrays = {"new": np.ones((1, 2)), "weight": np.ones((2, 1))}
-    _, _, state = nw.numpy.bound(arrays, rule, state, unit_axes=axes)
+    _, _, state = kk.numpy.bound(arrays, rule, state, unit_axes=axes)
     assert state["names"] == ["new", "weight", "weight"]
     assert state["rule.sum"] == pytest.approx([2**0.5, 3.0, 5.0])
 

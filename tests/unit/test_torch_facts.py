@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from niwaki.errors import InvalidArgument, NiwakiError, NonFinite, Refused, UnknownName
-from niwaki.torch.facts import MEASURED, following, measure
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.torch.facts import MEASURED, following, measure
 
 MSE = F.mse_loss
 
@@ -312,7 +312,7 @@ def test_blocks_of_rows_change_no_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(48, 2))
     data = [torch.randn(5, 2, 4, 4)]
     whole = of(net, "gram", data)
-    monkeypatch.setattr("niwaki.torch.input_facts._BLOCK", 100)
+    monkeypatch.setattr("karikomi.torch.input_facts._BLOCK", 100)
     for name, one in of(net, "gram", data).items():
         close(one, whole[name])
 
@@ -719,7 +719,7 @@ def test_keywords_and_arrays_are_inputs_too() -> None:
 
 X, Y = torch.ones(2, 3), torch.ones(2, 2)
 
-BAD: dict[str, tuple[type[NiwakiError], str, dict[str, Any]]] = {
+BAD: dict[str, tuple[type[KarikomiError], str, dict[str, Any]]] = {
     "no data": (InvalidArgument, "gradient, measured on data; pass data=", {"data": None}),
     "no loss": (InvalidArgument, "pass loss=", {"loss": None}),
     "empty": (InvalidArgument, "no batches", {"data": iter([])}),

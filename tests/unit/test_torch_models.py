@@ -12,10 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import niwaki as nw  # noqa: E402
-from niwaki import pack  # noqa: E402
-from niwaki.errors import InvalidArgument, Refused  # noqa: E402
-from niwaki.quantize import Coded  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi import pack  # noqa: E402
+from karikomi.errors import InvalidArgument, Refused  # noqa: E402
+from karikomi.quantize import Coded  # noqa: E402
 
 
 class Scaled(torch.nn.Module):
@@ -81,22 +81,22 @@ def test_save_and_load_into_a_fresh_model(
 ) -> None:
     model = fresh(make, 0, dtype)
     if how == "pruned":
-        nw.torch.prune_(model, sparsity=0.7)
+        kk.torch.prune_(model, sparsity=0.7)
     if how == "bits":
-        nw.torch.quantize_(model, bits=5)
+        kk.torch.quantize_(model, bits=5)
     if how == "entries":
-        nw.torch.quantize_(model, entries=6)
-    path = nw.save(model, tmp_path / "model.niwaki")
-    into = nw.load(path, into=fresh(make, 1, dtype))
+        kk.torch.quantize_(model, entries=6)
+    path = kk.save(model, tmp_path / "model.karikomi")
+    into = kk.load(path, into=fresh(make, 1, dtype))
     assert same(model, into)
     # What was loaded can be saved again without losing its codes.
-    assert nw.save(into, tmp_path / "again.niwaki").read_bytes() == path.read_bytes()
+    assert kk.save(into, tmp_path / "again.karikomi").read_bytes() == path.read_bytes()
 
 
 def test_quantized_weights_are_stored_as_codes_under_every_name(tmp_path: Path) -> None:
     model = fresh(Tied, 0, torch.float32)
-    coded = nw.torch.quantize_(model, bits=4)
-    stored = pack.load_coded(nw.save(model, tmp_path / "tied.niwaki"))
+    coded = kk.torch.quantize_(model, bits=4)
+    stored = pack.load_coded(kk.save(model, tmp_path / "tied.karikomi"))
     assert list(coded) == ["first.weight"]
     assert isinstance(stored["first.weight"], Coded) and isinstance(stored["second.weight"], Coded)
     assert isinstance(stored["first.bias"], np.ndarray)
@@ -104,44 +104,44 @@ def test_quantized_weights_are_stored_as_codes_under_every_name(tmp_path: Path) 
 
 def test_codes_survive_parts_copies_and_pickles(tmp_path: Path) -> None:
     model = mlp()
-    nw.torch.quantize_(model, bits=8)
-    whole = nw.save(model, tmp_path / "whole").read_bytes()
+    kk.torch.quantize_(model, bits=8)
+    whole = kk.save(model, tmp_path / "whole").read_bytes()
     parts = mlp()
     parts.load_state_dict(fresh(mlp, 0, torch.float32).state_dict())
     again = copy.deepcopy(model)
-    assert nw.save(again, tmp_path / "copy").read_bytes() == whole
-    assert nw.save(pickle.loads(pickle.dumps(model)), tmp_path / "pickle").read_bytes() == whole
+    assert kk.save(again, tmp_path / "copy").read_bytes() == whole
+    assert kk.save(pickle.loads(pickle.dumps(model)), tmp_path / "pickle").read_bytes() == whole
     for layer in (parts[0], parts[2], parts[3]):
-        nw.torch.quantize_(layer, bits=8)
+        kk.torch.quantize_(layer, bits=8)
     assert all(
         isinstance(one, Coded)
-        for name, one in nw.torch.to_stored(parts).items()
+        for name, one in kk.torch.to_stored(parts).items()
         if name.endswith("weight")
     )
 
 
 def test_units_of_transposed_convolutions_have_their_own_scales() -> None:
-    coded = nw.torch.quantize_(upward(), bits=8)
+    coded = kk.torch.quantize_(upward(), bits=8)
     assert coded["0.weight"].grid.axis == 1 and coded["0.weight"].grid.scale.size == 5
     assert coded["1.weight"].grid.axis == 0 and coded["1.weight"].grid.scale.size == 2
 
 
 def test_changed_weights_are_refused(tmp_path: Path) -> None:
     model = mlp()
-    nw.torch.quantize_(model, bits=8)
+    kk.torch.quantize_(model, bits=8)
     with torch.no_grad():
         model[2].weight[0, 0] += 1.0
     with pytest.raises(Refused, match="2.weight: the weights have changed since quantize_"):
-        nw.save(model, tmp_path / "model.niwaki")
-    nw.torch.quantize_(model, bits=8)
-    nw.save(model, tmp_path / "model.niwaki")
+        kk.save(model, tmp_path / "model.karikomi")
+    kk.torch.quantize_(model, bits=8)
+    kk.save(model, tmp_path / "model.karikomi")
 
 
 def test_shrink_comes_before_quantize() -> None:
     model = mlp()
-    nw.torch.quantize_(model, bits=8)
+    kk.torch.quantize_(model, bits=8)
     with pytest.raises(Refused, match="shrink before quantize_"):
-        nw.torch.shrink(model, torch.zeros(2, 20))
+        kk.torch.shrink(model, torch.zeros(2, 20))
 
 
 def test_a_shrunk_network_with_batch_norm_fills_a_fresh_one(tmp_path: Path) -> None:
@@ -150,43 +150,43 @@ def test_a_shrunk_network_with_batch_norm_fills_a_fresh_one(tmp_path: Path) -> N
         for dead in (1, 4):
             model[0].weight[dead], model[0].bias[dead] = 0.0, 0.0
             model[4].weight[:, 64 * dead : 64 * (dead + 1)] = 0.0
-    small, report = nw.torch.shrink(model, torch.randn(2, 3, 8, 8))
+    small, report = kk.torch.shrink(model, torch.randn(2, 3, 8, 8))
     assert report.removed == 2
-    path = nw.save(small, tmp_path / "small.niwaki")
-    into = nw.load(path, into=fresh(conv, 1, torch.float32).eval())
+    path = kk.save(small, tmp_path / "small.karikomi")
+    into = kk.load(path, into=fresh(conv, 1, torch.float32).eval())
     inputs = torch.randn(5, 3, 8, 8)
     assert into[0].out_channels == 6 and into[1].num_features == 6
     assert torch.equal(into(inputs), small(inputs))
 
 
 def test_a_file_of_another_network_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:
-    path = nw.save(
+    path = kk.save(
         torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 3)), tmp_path / "f"
     )
     into = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Linear(32, 10))
     before = copy.deepcopy(into)
     with pytest.raises(Refused, match="other outputs"):
-        nw.load(path, into=into)
+        kk.load(path, into=into)
     with pytest.raises(Refused, match="other inputs"):
-        nw.load(path, into=torch.nn.Sequential(torch.nn.Linear(9, 32), torch.nn.Linear(32, 3)))
+        kk.load(path, into=torch.nn.Sequential(torch.nn.Linear(9, 32), torch.nn.Linear(32, 3)))
     with pytest.raises(InvalidArgument, match="is missing"):
-        nw.load(path, into=torch.nn.Linear(8, 16))
+        kk.load(path, into=torch.nn.Linear(8, 16))
     assert same(into, before)
 
 
 def test_values_that_the_model_cannot_hold_are_refused() -> None:
     arrays = {"weight": np.full((1, 2), 1e300), "bias": np.zeros(1)}
     with pytest.raises(InvalidArgument, match="weight: values too large"):
-        nw.torch.fill_(torch.nn.Linear(2, 1), arrays)
+        kk.torch.fill_(torch.nn.Linear(2, 1), arrays)
 
 
 def test_types_that_numpy_lacks_are_named() -> None:
     with pytest.raises(Refused, match="weight: NumPy has no bfloat16"):
-        nw.torch.to_arrays(torch.nn.Linear(2, 1).to(torch.bfloat16))
+        kk.torch.to_arrays(torch.nn.Linear(2, 1).to(torch.bfloat16))
 
 
 def test_both_or_none_of_bits_and_entries() -> None:
     with pytest.raises(InvalidArgument, match="exactly one"):
-        nw.torch.quantize_(mlp())
+        kk.torch.quantize_(mlp())
     with pytest.raises(InvalidArgument, match="exactly one"):
-        nw.torch.quantize_(mlp(), bits=8, entries=16)
+        kk.torch.quantize_(mlp(), bits=8, entries=16)

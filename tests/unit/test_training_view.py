@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import niwaki as nw
-from niwaki.outcome import Outcome
-from niwaki.report import TrainingPage, training_page
+import karikomi as kk
+from karikomi.outcome import Outcome
+from karikomi.report import TrainingPage, training_page
 
 
 def step(number: int, norm: float | None, **more: Any) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def test_a_hostile_row_is_only_text() -> None:
 
 
 def test_a_recorded_run_is_drawn_into_its_file(tmp_path: Path) -> None:
-    with nw.record.Recorder(tmp_path / "run.jsonl") as recorder:
+    with kk.record.Recorder(tmp_path / "run.jsonl") as recorder:
         for number, norm in enumerate((1.0, 3.0, 5.0)):
             outcome = Outcome(("a", "b"), [norm, 0.0], [min(norm, 2.0), 0.0], skipped=False)
             recorder.step(number, outcome)
     page = TrainingPage(tmp_path / "page.html")
-    assert page(nw.record.read(tmp_path / "run.jsonl")) == tmp_path / "page.html"
+    assert page(kk.record.read(tmp_path / "run.jsonl")) == tmp_path / "page.html"
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "2 of 3 steps were clipped" in text and "100.0 %" in text
 

@@ -15,10 +15,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
-import niwaki as nw  # noqa: E402
-from niwaki.errors import BadFile, InvalidArgument, Refused, Unavailable  # noqa: E402
-from niwaki.plugins import TransformersCallback, TransformersMixin  # noqa: E402
-from niwaki.plugins.json_state import from_json, to_json  # noqa: E402
+import karikomi as kk  # noqa: E402
+from karikomi.errors import BadFile, InvalidArgument, Refused, Unavailable  # noqa: E402
+from karikomi.plugins import TransformersCallback, TransformersMixin  # noqa: E402
+from karikomi.plugins.json_state import from_json, to_json  # noqa: E402
 
 INPUTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 BATCH = 5
@@ -68,7 +68,7 @@ def trainer_of(folder: Path, callback: Any, kind: Any = TrueNorm, **options: Any
 def by_hand(accumulate: int = 1, dtype: Any = None, **rules: Any) -> Any:
     model = Network()
     optimizer = sgd(model)
-    handle = nw.torch.attach(optimizer, model, **rules)
+    handle = kk.torch.attach(optimizer, model, **rules)
     for _ in range(2):
         # Fresh copies as the Trainer's are: a sum over a view may be rounded differently.
         batches = [batch.clone() for batch in INPUTS.split(BATCH)]
@@ -89,7 +89,7 @@ def assert_same(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("kind", [InOrder, TrueNorm])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_training_is_the_loop_by_hand(tmp_path: Path, kind: Any, accumulate: int) -> None:
-    rules = {"clip": nw.clip.ZClip(), "bound": nw.bound.MaxNorm(0.6)}
+    rules = {"clip": kk.clip.ZClip(), "bound": kk.bound.MaxNorm(0.6)}
     callback = TransformersCallback(**rules)
     trainer = trainer_of(tmp_path, callback, kind, gradient_accumulation_steps=accumulate)
     trainer.train()
@@ -101,17 +101,17 @@ def test_a_training_is_the_loop_by_hand(tmp_path: Path, kind: Any, accumulate: i
 
 
 def test_bfloat16_is_clipped_as_by_hand(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, TransformersCallback(clip=nw.clip.ByGlobalNorm(1.0)), bf16=True)
+    trainer = trainer_of(tmp_path, TransformersCallback(clip=kk.clip.ByGlobalNorm(1.0)), bf16=True)
     trainer.train()
-    model, _ = by_hand(dtype=torch.bfloat16, clip=nw.clip.ByGlobalNorm(1.0))
+    model, _ = by_hand(dtype=torch.bfloat16, clip=kk.clip.ByGlobalNorm(1.0))
     assert_same(trainer.model, model)
 
 
 STATEFUL = {
-    "statistics": {"clip": nw.clip.ZClip(), "bound": nw.bound.SpectralCap(1.0)},
-    "moments of our own": {"clip": nw.clip.SPAM(5.0)},
-    "masks": {"clip": nw.clip.AdaGC(), "prune": nw.prune.Gradual(0.5, steps=(3, 30), every=3)},
-    "updates": {"update": nw.clip.AutoClip(10)},
+    "statistics": {"clip": kk.clip.ZClip(), "bound": kk.bound.SpectralCap(1.0)},
+    "moments of our own": {"clip": kk.clip.SPAM(5.0)},
+    "masks": {"clip": kk.clip.AdaGC(), "prune": kk.prune.Gradual(0.5, steps=(3, 30), every=3)},
+    "updates": {"update": kk.clip.AutoClip(10)},
 }
 
 
@@ -146,7 +146,7 @@ def test_a_resumed_training_equals_one_that_never_stopped(
 
 
 def test_a_second_training_starts_afresh(tmp_path: Path) -> None:
-    callback = TransformersCallback(clip=nw.clip.ZClip())
+    callback = TransformersCallback(clip=kk.clip.ZClip())
     trainer = trainer_of(tmp_path, callback)
     trainer.train()
     first = callback.handle
@@ -160,15 +160,15 @@ def test_the_logged_norm_is_the_one_before_the_clip(tmp_path: Path) -> None:
             norms.append(callback.handle.last.pre)
 
     norms: list[float] = []
-    callback = TransformersCallback(clip=nw.clip.ByGlobalNorm(1.0))
+    callback = TransformersCallback(clip=kk.clip.ByGlobalNorm(1.0))
     trainer = trainer_of(tmp_path, callback, logging_strategy="steps", logging_steps=3)
     trainer.add_callback(Watch())
     trainer.train()
     *rows, last = trainer.state.log_history
     assert [row["step"] for row in rows] == [3, 6, 9, 12, 15]
     assert [row["grad_norm"] for row in rows] == [norms[i] for i in range(2, 16, 3)]
-    assert all(row["niwaki/factor"] == pytest.approx(1 / row["grad_norm"]) for row in rows)
-    assert all(row["niwaki/clipped"] == 1.0 for row in rows) and "grad_norm" not in last
+    assert all(row["karikomi/factor"] == pytest.approx(1 / row["grad_norm"]) for row in rows)
+    assert all(row["karikomi/clipped"] == 1.0 for row in rows) and "grad_norm" not in last
 
 
 @pytest.mark.parametrize("kind", [InOrder, TrueNorm])
@@ -197,7 +197,7 @@ def test_tied_weights_of_a_language_model_count_once(tmp_path: Path) -> None:
     tokens = {"bos_token_id": 0, "eos_token_id": 0}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **tokens))
     rows = torch.randint(0, 20, (8, 6), generator=torch.Generator().manual_seed(0))
-    callback = TransformersCallback(clip=nw.clip.ByGlobalNorm(0.1))
+    callback = TransformersCallback(clip=kk.clip.ByGlobalNorm(0.1))
     trainer = trainer_of(tmp_path, callback, logging_strategy="steps", logging_steps=1)
     own = TrueNorm(
         model,
@@ -212,7 +212,7 @@ def test_tied_weights_of_a_language_model_count_once(tmp_path: Path) -> None:
 
 
 def test_a_trainer_that_clips_as_well_is_refused(tmp_path: Path) -> None:
-    for rules in ({"clip": nw.clip.ByGlobalNorm(1.0)}, {"update": nw.clip.AutoClip(10)}):
+    for rules in ({"clip": kk.clip.ByGlobalNorm(1.0)}, {"update": kk.clip.AutoClip(10)}):
         trainer = trainer_of(tmp_path, TransformersCallback(**rules), max_grad_norm=1.0)
         with pytest.raises(Refused, match=r"clips as well, to max_grad_norm=1\.0.*norm=0\)"):
             trainer.train()
@@ -220,11 +220,11 @@ def test_a_trainer_that_clips_as_well_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [InOrder, TrueNorm])
 def test_without_a_clip_the_trainer_clips_and_logs_its_own_norm(tmp_path: Path, kind: Any) -> None:
-    callback = TransformersCallback(bound=nw.bound.MaxNorm(0.6))
+    callback = TransformersCallback(bound=kk.bound.MaxNorm(0.6))
     logs = {"logging_strategy": "steps", "logging_steps": 1}
     trainer = trainer_of(tmp_path, callback, kind, max_grad_norm=0.5, **logs)
     trainer.train()
-    model, handle = by_hand(clip=nw.clip.ByGlobalNorm(0.5), bound=nw.bound.MaxNorm(0.6))
+    model, handle = by_hand(clip=kk.clip.ByGlobalNorm(0.5), bound=kk.bound.MaxNorm(0.6))
     torch.testing.assert_close(trainer.model.state_dict(), model.state_dict(), rtol=1e-4, atol=1e-5)
     assert callback.handle is not None and callback.handle.last is not None
     assert callback.handle.last.pre == pytest.approx(0.5, rel=1e-4)
@@ -250,7 +250,7 @@ WAYS = {"pickle": lambda one: pickle.loads(pickle.dumps(one)), "copy": copy.deep
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a_copy_is_another_callback_that_trains_alike(tmp_path: Path, way: Any) -> None:
-    rules = {"clip": nw.clip.ZClip(), "bound": nw.bound.MaxNorm(0.6)}
+    rules = {"clip": kk.clip.ZClip(), "bound": kk.bound.MaxNorm(0.6)}
     callback = TransformersCallback(**rules)
     trainer_of(tmp_path, callback).train()
     again, first = way(callback), callback.handle
@@ -264,7 +264,7 @@ def test_a_copy_is_another_callback_that_trains_alike(tmp_path: Path, way: Any) 
 
 
 def test_the_mixin_needs_a_callback_and_stands_first(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"no callback that clips; callbacks=\[nw"):
+    with pytest.raises(Refused, match=r"no callback that clips; callbacks=\[kk"):
         trainer_of(tmp_path, None).train()
     with pytest.raises(Refused, match=r"Wrong: the mixin stands behind the Trainer"):
 
@@ -279,7 +279,7 @@ def test_the_hooks_come_off_at_the_end_and_with_the_mixin_after_an_exception(
         def on_epoch_end(self, *given: Any, **more: Any) -> None:
             raise ZeroDivisionError
 
-    callback = TransformersCallback(clip=nw.clip.ByGlobalNorm(1.0))
+    callback = TransformersCallback(clip=kk.clip.ByGlobalNorm(1.0))
     trainer = trainer_of(tmp_path, callback, num_train_epochs=1)
     if fails:
         trainer.add_callback(Fails())
@@ -289,11 +289,11 @@ def test_the_hooks_come_off_at_the_end_and_with_the_mixin_after_an_exception(
         trainer.train()
     trainer.optimizer.step()
     assert callback.handle is not None and callback.handle.steps == STEPS
-    nw.torch.attach(trainer.optimizer, trainer.model).detach()
+    kk.torch.attach(trainer.optimizer, trainer.model).detach()
 
 
 def test_without_the_mixin_a_training_after_an_exception_attaches_again(tmp_path: Path) -> None:
-    callback = TransformersCallback(clip=nw.clip.ByGlobalNorm(1.0))
+    callback = TransformersCallback(clip=kk.clip.ByGlobalNorm(1.0))
     trainer = trainer_of(tmp_path, callback, InOrder)
     step = trainer.training_step
     trainer.training_step = lambda *given: 1 / 0
@@ -306,7 +306,7 @@ def test_without_the_mixin_a_training_after_an_exception_attaches_again(tmp_path
 
 def test_options_and_their_absence() -> None:
     with pytest.raises(InvalidArgument, match="no option 'rule'"):
-        TransformersCallback(rule=nw.clip.ByGlobalNorm(1.0))
+        TransformersCallback(rule=kk.clip.ByGlobalNorm(1.0))
     one, other = TransformersCallback(), TransformersCallback()
     assert one is not other and isinstance(one, transformers.TrainerCallback)
     assert type(one).__name__ == "TransformersCallback" and type(one)() is one
@@ -342,5 +342,5 @@ def test_a_state_is_json_to_the_last_bit() -> None:
     "stored", [None, {}, {"plain": {}, "tensors": "%"}, {"plain": {}, "tensors": "AAAA"}]
 )
 def test_what_is_no_state_is_one_clear_error(stored: Any) -> None:
-    with pytest.raises(BadFile, match="checkpoint: this is no state of niwaki"):
+    with pytest.raises(BadFile, match="checkpoint: this is no state of karikomi"):
         from_json(stored)

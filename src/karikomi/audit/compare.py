@@ -1,0 +1,93 @@
+"""Compare two networks on the same test split: the figures first, then what is wrong with them.
+
+Knows no framework: outputs and gradients come from the runner of the task's framework.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from karikomi import registry
+from karikomi.audit.alarms import alarms
+from karikomi.audit.predictions import Predictions
+from karikomi.audit.robustness import gradient_agreement, under_noise
+from karikomi.errors import InvalidArgument
+from karikomi.tasks import Arrays, Data, Runner, Task, checked_data
+
+
+def audit(
+    task: Task,
+    before: Arrays,
+    after: Arrays,
+    *,
+    seed: int = 0,
+    runner: Runner | None = None,
+    data: Data | None = None,
+    labels: tuple[str, str] = ("before", "after"),
+) -> dict[str, Any]:
+    """Return what `after` does differently from `before` on a task's test split, as plain data.
+
+    `before`, `after`: the arrays of one network of the task each; shapes may be smaller after a
+    shrink. `seed`: of the noise. `runner`, `data`: taken from the task unless given. `labels`: what
+    the two are called in the result.
+
+    The keys: ``metric_before``, ``metric_after``; with the metric ``"accuracy"`` also ``classes``
+    (accuracy of each), ``agreement`` (share of equal predictions), ``changed``, ``lost`` and
+    ``gained`` (counts) and up to 20 ``changed_examples``, lost ones first; ``noise`` (the metric
+    under Gaussian noise of ``sigma`` times the inputs' standard deviation); ``gradient_agreement``
+    (cosines between the loss's gradients by the input, over up to 512 examples); and ``warnings``,
+    each with its numbers. With another metric the keys of predictions are empty or None, and a
+    warning says so. An output that is not finite counts as it compares, and is warned of.
+
+    Raises `InvalidArgument` for arrays that do not fit the task's network and for a negative seed,
+    and whatever loading the data raises.
+
+    >>> import karikomi as kk
+    >>> task = kk.tasks.load("digits")
+    >>> arrays = kk.registry.framework("torch").runner_for(task, task.data(), seed=0).fresh()
+    >>> result = audit(task, arrays, arrays)
+    >>> result["agreement"], result["changed"], result["warnings"]
+    (1.0, 0, [])
+    """
+    if type(seed) is not int or seed < 0:
+        raise InvalidArgument("the seed is a whole number", where="audit", got=seed, allowed=">= 0")
+    data = checked_data(task) if data is None else data
+    run: Runner = runner or registry.framework(task.framework).runner_for(task, data, seed=seed)
+    pair, test = (before, after), data.test
+    outputs = tuple(run.outputs(arrays, test.inputs) for arrays in pair)
+    scores = tuple(_finite(task.judge(one, test.targets)) for one in outputs)
+    result: dict[str, Any] = {
+        "task": task.name,
+        "before": labels[0],
+        "after": labels[1],
+        "examples": len(test),
+        "metric": task.metric_name,
+        "metric_before": scores[0],
+        "metric_after": scores[1],
+        **_predictions(task, outputs, test.targets),
+        "noise": under_noise(task, run, pair, test, seed=seed),
+        "gradient_agreement": gradient_agreement(run, pair, test),
+        "nonfinite": [_nonfinite(one) for one in outputs],
+    }
+    return {**result, "warnings": alarms(result)}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _nonfinite(outputs: np.ndarray) -> int:
+    return int(np.sum(~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)))
+
+
+def _predictions(
+    task: Task, outputs: tuple[np.ndarray, ...], targets: np.ndarray
+) -> dict[str, Any]:
+    if task.metric != "accuracy":
+        unknown = dict.fromkeys(("agreement", "changed", "lost", "gained"))
+        return {"classes": [], **unknown, "changed_examples": []}
+    before, after = (np.argmax(one, axis=-1).reshape(-1) for one in outputs)
+    return Predictions(targets.reshape(-1), before, after).facts()

@@ -1,0 +1,163 @@
+"""The state of rules as plain data, for JSON and checkpoints, and back.
+
+Statistics of single tensors stand beside the names of these tensors, so that they find their
+tensors again whatever the order is then; a new tensor starts afresh.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from karikomi.conduct import PREFIX, Verdict, begin_stages, committed, judge_stage
+from karikomi.errors import InvalidArgument
+from karikomi.plan import Stage, alone
+from karikomi.rule import Rule, Scope, State
+
+_NAMES = "names"
+
+
+def judge_named(
+    rule: Rule,
+    names: Sequence[str],
+    norms: np.ndarray,
+    state: Mapping[str, Any] | None,
+    *,
+    present: np.ndarray,
+    nonfinite: str = "skip",
+    facts: Mapping[str, np.ndarray] | None = None,
+) -> tuple[Verdict, dict[str, Any]]:
+    """Return the verdict and the state after it as plain data, for NumPy numbers that bear names.
+
+    `names`: one per number; a tensor of several units has its name as many times. `state`: what
+    this returned for the same rule, whatever the names were then, or ``None`` for a fresh one.
+    """
+    stage = alone(rule, names)
+    arrays = from_plain([stage], state)
+    verdict, learned = judge_stage(
+        stage, norms, arrays, present=present, xp=np, nonfinite=nonfinite, facts=facts
+    )
+    any_bad = np.any(verdict.bad)
+    arrays = committed(arrays, learned, skip=verdict.skip, any_bad=any_bad, xp=np)
+    return verdict, to_plain([stage], arrays)
+
+
+def to_plain(stages: Sequence[Stage], state: State) -> dict[str, Any]:
+    """Return a state as plain numbers and lists, for JSON and for ``torch.load(weights_only=True)``.
+
+    A stage whose rules keep an entry per measured number also has an entry ``names``.
+    """
+    plain = {key: value.tolist() for key, value in state.items()}
+    for place, stage in enumerate(stages):
+        if _named_axes(stage):
+            plain[_names_key(place)] = list(stage.owners)
+    return plain
+
+
+def from_plain(stages: Sequence[Stage], plain: Mapping[str, Any] | None) -> State:
+    """Return the NumPy state for these stages that `to_plain` wrote for perhaps other names.
+
+    Statistics go with their names: a known name keeps its own, a new one starts afresh, those of
+    vanished names are dropped. Raises `InvalidArgument` for what is no state of these rules.
+    """
+    vectors = [np.zeros(sum(stage.counts)) for stage in stages]
+    fresh = begin_stages(stages, vectors, xp=np)
+    if plain is None:
+        return fresh
+    axes = [_named_axes(stage) for stage in stages]
+    expected = {*fresh, *(_names_key(place) for place, own in enumerate(axes) if own)}
+    if not isinstance(plain, Mapping) or set(plain) != expected:
+        raise InvalidArgument(
+            "this state belongs to another rule",
+            where=", ".join(type(p.rule).__name__ for stage in stages for p in stage.parts),
+            got=sorted(map(str, plain)) if isinstance(plain, Mapping) else type(plain).__name__,
+            allowed=sorted(expected),
+        )
+    every = {key: (axis, place) for place, own in enumerate(axes) for key, axis in own.items()}
+    before = [_checked_names(plain[_names_key(i)]) if own else [] for i, own in enumerate(axes)]
+    state = {}
+    for key, like in fresh.items():
+        shape = list(like.shape)
+        if key in every:
+            axis, place = every[key]
+            shape[axis] = len(before[place])
+        state[key] = _array(key, plain[key], like.dtype, tuple(shape))
+    for stage, own, names in zip(stages, axes, before, strict=True):
+        _realign(state, fresh, own, names, list(stage.owners))
+    return state
+
+
+def _names_key(place: int) -> str:
+    return _NAMES if place == 0 else f"{_NAMES}.{place}"
+
+
+def _named_axes(stage: Stage) -> dict[str, int]:
+    """Return entry of the state -> the axis along which it has one number per name."""
+    count, axes = sum(stage.counts), {}
+    for part in stage.parts:
+        if part.rule.scope is Scope.GLOBAL:
+            continue
+        one, more = (part.rule.init(np.zeros(n), xp=np) for n in (count, count + 1))
+        for key, value in one.items():
+            differing = [i for i, n in enumerate(more[key].shape) if n != value.shape[i]]
+            if differing:
+                axes[f"{PREFIX}{part.key}{key}"] = differing[0]
+    return axes
+
+
+def _checked_names(names: object) -> list[str]:
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InvalidArgument("the names of a state are a list of str", got=repr(names)[:80])
+    return list(names)
+
+
+def _array(key: str, value: object, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+        # Of an empty list no kind can be seen.
+        fits = np.can_cast(array.dtype, dtype, "same_kind") or array.size == 0
+    except (TypeError, ValueError, OverflowError):
+        array, fits = np.empty(0), False
+    if not fits or array.shape != shape:
+        raise InvalidArgument(
+            "this entry of the state does not fit",
+            where=key,
+            got=repr(value)[:80],
+            allowed=f"{dtype} of shape {shape}",
+        )
+    return array.astype(dtype)
+
+
+def _realign(
+    state: State, fresh: State, axes: Mapping[str, int], before: list[str], names: list[str]
+) -> None:
+    if before == names or not axes:
+        return
+    places = {key: place for place, key in enumerate(_numbered(before))}
+    known = [(now, places[key]) for now, key in enumerate(_numbered(names)) if key in places]
+    if before and names and not known:
+        raise InvalidArgument(
+            "the state speaks of other tensors than these",
+            where="state",
+            got=", ".join(before[:3]),
+            allowed=", ".join(names[:3]),
+            hint="was the model wrapped or renamed since?",
+        )
+    to, source = [now for now, _ in known], [then for _, then in known]
+    for key, axis in axes.items():
+        moved = np.moveaxis(fresh[key].copy(), axis, 0)
+        moved[to] = np.moveaxis(state[key], axis, 0)[source]
+        state[key] = np.moveaxis(moved, 0, axis)
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    # Of units, which share the name of their tensor, the third is the third.
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        numbered.append((name, seen[name]))
+        seen[name] += 1
+    return numbered

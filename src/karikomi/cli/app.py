@@ -1,0 +1,90 @@
+"""The program ``karikomi``: which verbs there are, and how every one of them ends.
+
+A verb's module is imported only when the verb is called, so that ``karikomi --help`` costs next to
+nothing. Exit codes: 0 done, 1 one line says what was wrong, 2 bad usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+from typing import Any
+
+import click
+
+from karikomi import __version__
+from karikomi.errors import KarikomiError, suggest
+
+VERBS = {
+    "compress": "Train, prune, quantize and pack a network; the main job.",
+    "sweep": "Train at many clip limits and sparsities: table and plot.",
+    "audit": "Show what a compressed network does differently.",
+    "pack": "Store a file of arrays as a small .karikomi file.",
+    "unpack": "Turn a .karikomi file back into safetensors.",
+    "inspect": "Show what each tensor of a .karikomi file costs.",
+    "list": "List rules, scores, schedules and tasks with formula and source.",
+}
+
+RESUMABLE = ("compress", "sweep")
+
+
+class Verbs(click.Group):
+    """The group of all verbs: loads them late, and turns errors into a line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order in which a newcomer meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a verb, importing its module."""
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(f"karikomi.cli.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, or end with the nearest names."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            ctx.fail(f"there is no verb {args[0]!r}; {suggest(args[0], VERBS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of verbs without importing them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; what a user can mend ends in one line, anything else in its traceback."""
+        try:
+            return super().invoke(ctx)
+        except KarikomiError as error:
+            from karikomi.report.terminal import printable
+
+            click.echo(f"karikomi: error: {printable(error)}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EIO):
+                raise
+            click.echo(f"karikomi: error: cannot write the result ({error.strerror})", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo(f"karikomi: interrupted; {_after_interrupt(ctx)}", err=True)
+            ctx.exit(130)
+
+
+def _after_interrupt(ctx: click.Context) -> str:
+    if ctx.invoked_subcommand in RESUMABLE:
+        return "the same command resumes where it stopped"
+    return "no file was left half-written, and the same command starts again"
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="VERB [ARGS]...",
+    epilog="Example: karikomi compress --out runs/first    (each verb has its own --help)",
+)
+@click.version_option(__version__, prog_name="karikomi")
+def main() -> None:
+    """Clip gradients, bound weights, and make networks small: prune, shrink, quantize, pack."""

@@ -1,0 +1,85 @@
+"""Named arrays from a file that a user gives: .karikomi, .safetensors or .npz, by its ending."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+from karikomi import pack
+from karikomi.errors import BadFile, InvalidArgument, Refused
+
+ENDINGS = (".karikomi", ".safetensors", ".npz")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file by name.
+
+    Raises `BadFile` for a file that is missing, damaged or hostile, or holds types that NumPy has
+    not, `InvalidArgument` for another ending. Nothing in a file is ever run.
+    """
+    readers = dict(zip(ENDINGS, (pack.load, _safetensors, _npz), strict=True))
+    if not path.is_file():
+        raise BadFile("there is no such file", where=str(path))
+    if path.suffix not in readers:
+        raise InvalidArgument(
+            "this kind of file is not known",
+            where=str(path),
+            got=repr(path.suffix),
+            allowed=", ".join(ENDINGS),
+        )
+    try:
+        return readers[path.suffix](path)
+    except OSError as error:
+        raise BadFile(
+            f"cannot read the file ({error.strerror or error})", where=str(path)
+        ) from error
+    except MemoryError as error:
+        raise BadFile("not enough memory for what it asks", where=str(path)) from error
+
+
+def refuse_same(source: Path, out: Path) -> None:
+    """Raise `Refused` where a verb would overwrite the file that it reads."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise Refused(
+            "the output is the input", where=str(out), hint="give the output another name"
+        )
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as stored:
+            if "karikomi" in (stored.metadata() or {}):
+                raise Refused(
+                    "this is a packed file",
+                    where=str(path),
+                    hint="rename it to .karikomi, or unpack it first",
+                )
+            # Copies, because what is read is mapped from a file that may be replaced.
+            return {name: np.array(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise BadFile("this is no safetensors file", where=str(path), got=error) from error
+    except TypeError as error:
+        raise BadFile(
+            "a tensor has a type that NumPy has not",
+            where=str(path),
+            got=error,
+            hint="convert it to float32 first",
+        ) from error
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    most = pack.Budget().decoded
+    try:
+        with zipfile.ZipFile(path) as archive:
+            asked = sum(member.file_size for member in archive.infolist())
+        if asked > most:
+            raise BadFile("too large", where=str(path), got=f"{asked} bytes", allowed=f"<= {most}")
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError) as error:
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile("this is no .npz file of arrays", where=str(path), got=error) from error

@@ -1,0 +1,56 @@
+"""``karikomi audit``: two files of one network, compared on the task that they were made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from karikomi.cli.printing import as_json, show
+
+
+@click.command(epilog="Example: karikomi audit dense.safetensors small.karikomi --task digits")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option(
+    "--task", required=True, help="Built-in task, package.module:attribute, or a .py file."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Data file of tasks that need one.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for audit.json and audit.html."
+)
+@as_json
+def command(
+    before: Path,
+    after: Path,
+    task: str,
+    data: Path | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what the network in AFTER does differently from the one in BEFORE.
+
+    Both are .karikomi, .safetensors or .npz files. On the task's test split: accuracy per class,
+    predictions that changed, robustness against noise, and agreement of the input gradients.
+    """
+    from karikomi import report
+    from karikomi.audit import audit
+    from karikomi.cli.arrays import read_arrays
+    from karikomi.files import write_json
+    from karikomi.tasks import load
+
+    pair = [read_arrays(path) for path in (before, after)]
+    chosen = load(task, data=data)
+    result = audit(chosen, pair[0], pair[1], seed=seed, labels=(str(before), str(after)))
+    text = report.audit_table(result)
+    written: dict[str, str | None] = {"file": None, "report": None}
+    if out is not None:
+        written = {"file": str(out / "audit.json"), "report": str(out / "audit.html")}
+        write_json(out / "audit.json", result)
+        report.write_page(out / "audit.html", report.audit_page(result))
+        text += f"\n\n{out / 'audit.json'}\n{out / 'audit.html'}"
+    show({**result, **written}, text, as_json)

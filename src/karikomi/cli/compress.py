@@ -1,0 +1,81 @@
+"""``karikomi compress``: the main job, from a task and a budget to a verified small file and a page."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from karikomi.cli.printing import FOLDER, as_json, show, to_stderr
+
+
+@click.command(epilog="Example: karikomi compress mnist-lenet300 --data mnist.npz --max-drop 0.002")
+@click.argument("task", default="digits")
+@click.option("--data", type=click.Path(path_type=Path), help="Data file of tasks that need one.")
+@click.option(
+    "--max-drop",
+    type=float,
+    default=0.005,
+    show_default=True,
+    help="How far the metric may fall below the dense network's, on the validation split.",
+)
+@click.option("--out", type=FOLDER, help="Run folder [default: runs/TASK].")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of weights and data order."
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="TOML file; its keys are those of the task's recipe, and a [clip] table names a rule.",
+)
+@as_json
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    task: str,
+    data: Path | None,
+    max_drop: float,
+    out: Path | None,
+    seed: int,
+    config: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train a network, then prune, quantize and pack it within an accuracy budget.
+
+    TASK is a built-in task (see `karikomi list task`), package.module:attribute, or a .py file whose
+    attribute `task` is a kk.tasks.Task. Without TASK it is `digits`, which needs no download.
+
+    The run folder gets model.karikomi, report.html, result.json and record.jsonl. A run that was stopped
+    at any moment continues with the same command.
+    """
+    from karikomi import record, report
+    from karikomi.files import write_json
+    from karikomi.search import compress
+    from karikomi.tasks import load
+
+    with to_stderr():
+        chosen = load(task, data=data)
+        if config is not None:
+            chosen = dataclasses.replace(chosen, recipe=_recipe(chosen.recipe, config))
+        result = compress(chosen, out=out, max_drop=max_drop, seed=seed, progress=not quiet)
+        folder = Path(result["file"]).parent
+        result["task"] = task
+        result["report"] = str(folder / "report.html")
+        result |= {key: str(path) for key, path in (("data", data), ("config", config)) if path}
+        report.write_page(
+            result["report"], report.compress_page(result, list(record.read(result["record"])))
+        )
+        write_json(folder / "result.json", result)
+    show(result, report.compress_table(result), as_json)
+
+
+def _recipe(recipe: Any, config: Path) -> Any:
+    from karikomi import spec
+
+    values = spec.read_toml(config)
+    if "clip" in values:
+        values["clip"] = spec.from_dict(values["clip"])
+    checked = spec.validated(type(recipe), values, where=str(config))
+    return dataclasses.replace(recipe, **{key: getattr(checked, key) for key in values})

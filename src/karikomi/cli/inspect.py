@@ -1,0 +1,95 @@
+"""``karikomi inspect``: where the bytes of a packed file go, beside what coding could reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from karikomi.cli.printing import as_json, show, terminal_width
+
+if TYPE_CHECKING:
+    from karikomi.pack import Account, Inspection
+
+
+@click.command(epilog="Example: karikomi inspect model.karikomi --json")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@as_json
+def command(file: Path, as_json: bool) -> None:
+    """Verify FILE (.karikomi) and show for each tensor its codec, quantizer and size.
+
+    bytes: payload and tables. bits/w: the same in bits per weight. bound: bytes that an ideal coder
+    of single symbols needs (order-0 entropy); a codec that looks at neighbours can go below it.
+    """
+    from karikomi.pack import inspect
+
+    seen = inspect(file)
+    show(_result(file, seen), _text(file, seen), as_json)
+
+
+def _result(file: Path, seen: Inspection) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "bytes_packed": seen.total,
+        "bytes_payload": seen.payload,
+        "bytes_tables": seen.tables,
+        "bytes_header": seen.header,
+        "bytes_manifest": seen.manifest,
+        "bytes_decoded": seen.dense,
+        "ratio_decoded": seen.ratio,
+        "notes": seen.notes,
+        "tensors": [_tensor(one) for one in seen.entries],
+    }
+
+
+def _tensor(one: Account) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "shape": list(one.shape),
+        "dtype": one.dtype,
+        "codec": one.codec,
+        "quantizer": one.quantizer,
+        "elements": one.elements,
+        "nonzero": one.nonzero,
+        "bytes": one.payload + one.tables,
+        "bytes_decoded": one.dense,
+        "bits_per_weight": one.bits_per_weight,
+        "entropy_bound": one.shannon,
+    }
+
+
+def _text(file: Path, seen: Inspection) -> str:
+    from karikomi.report.inputs import shape
+    from karikomi.report.terminal import align, printable, text_block
+    from karikomi.report.wording import count, ratio, size
+
+    head = ("tensor", "shape", "codec", "quantizer", "bytes", "bits/w", "bound")
+    rows = [
+        (
+            one.name,
+            shape(list(one.shape)),
+            one.codec,
+            one.quantizer,
+            count(one.payload + one.tables),
+            f"{one.bits_per_weight:.2f}",
+            count(one.shannon),
+        )
+        for one in seen.entries
+    ]
+    parts = (
+        ("payload", seen.payload),
+        ("tables", seen.tables),
+        ("header", seen.header),
+        ("manifest", seen.manifest),
+        ("file", seen.total),
+    )
+    return text_block(
+        [
+            *align([head, *rows], left=4, width=terminal_width()),
+            "",
+            *align([(name, count(value)) for name, value in parts]),
+            "",
+            f"{printable(file)}: {size(seen.dense)} -> {size(seen.total)} ({ratio(seen.ratio)})",
+        ]
+    )

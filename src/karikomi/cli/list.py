@@ -1,0 +1,64 @@
+"""``karikomi list``: everything that is chosen by name, each with its formula and its source."""
+
+from __future__ import annotations
+
+import textwrap
+
+import click
+
+from karikomi import registry
+from karikomi.cli.printing import as_json, show, terminal_width
+
+TITLES = {
+    "clip": "clip: rules for gradients",
+    "bound": "bound: rules for weights",
+    "prune": "prune: schedules of pruning",
+    "score": "score: what a weight is worth",
+    "allocation": "allocation: which tensors give up how many",
+    "pattern": "pattern: what is removed as one",
+    "penalty": "penalty: what prepares a network for pruning",
+    "task": "task: what to train and how to judge it",
+}
+
+
+@click.command(epilog="Example: karikomi list task")
+@click.argument("kind", required=False, type=click.Choice(registry.KINDS))
+@as_json
+def command(kind: str | None, as_json: bool) -> None:
+    """List what is registered under KIND, or everything: name, formula, source."""
+    entries = registry.entries(kind)
+    rows = [
+        {"kind": one.kind, "name": one.name, "formula": one.formula, "source": one.source}
+        for one in entries
+    ]
+    show({"entries": rows}, _text(entries), as_json)
+
+
+def _text(entries: list[registry.Entry]) -> str:
+    kinds = dict.fromkeys(entry.kind for entry in entries)
+    column = 2 + max((len(entry.name) for entry in entries), default=0)
+    blocks = [
+        "\n".join([TITLES[kind], *(_lines(one, column) for one in entries if one.kind == kind)])
+        for kind in kinds
+    ]
+    return "\n\n".join(blocks)
+
+
+def _lines(entry: registry.Entry, column: int) -> str:
+    indent = " " * (column + 2)
+    width = max(terminal_width(), column + 40)
+    first = textwrap.wrap(
+        entry.formula,
+        width,
+        initial_indent=f"  {entry.name:<{column}}",
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
+    second = textwrap.wrap(
+        entry.source,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
+    return "\n".join([*first, *second])

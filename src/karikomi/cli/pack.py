@@ -1,0 +1,82 @@
+"""``karikomi pack``: a file of arrays made small, bit for bit unless quantization is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from karikomi.cli.printing import as_json, show
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from karikomi.quantize import Coded
+
+
+@click.command(epilog="Example: karikomi pack model.safetensors model.karikomi --entries 16")
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--entries",
+    type=int,
+    help="Quantize: this many shared values per tensor (k-means), beside an exact zero.",
+)
+@click.option(
+    "--bits",
+    type=int,
+    help="Quantize: an even grid of this many bits, one scale per index of the first axis.",
+)
+@as_json
+def command(source: Path, out: Path, entries: int | None, bits: int | None, as_json: bool) -> None:
+    """Store the arrays of IN (.safetensors or .npz) in OUT, entropy-coded.
+
+    Without an option every array comes back bit for bit. With --entries or --bits, floating-point
+    arrays of two or more axes are quantized, and come back as float32; all others stay as they are.
+    """
+    if entries is not None and bits is not None:
+        raise click.UsageError("--entries and --bits exclude one another")
+    from karikomi import pack
+    from karikomi.cli.arrays import read_arrays, refuse_same
+    from karikomi.report.wording import ratio, size
+
+    refuse_same(source, out)
+    arrays = read_arrays(source)
+    coded = {name: _quantized(name, array, entries, bits) for name, array in arrays.items()}
+    pack.save(coded, out)
+    seen = pack.inspect(out)
+    dense = sum(array.nbytes for array in arrays.values())
+    result = {
+        "file": str(out),
+        "bytes_in": source.stat().st_size,
+        "bytes_dense": dense,
+        "bytes_packed": seen.total,
+        "ratio": dense / seen.total,
+        "tensors": [
+            {
+                "name": one.name,
+                "codec": one.codec,
+                "quantizer": one.quantizer,
+                "bytes": one.payload + one.tables,
+            }
+            for one in seen.entries
+        ],
+    }
+    text = (
+        f"{out}: {size(dense)} -> {size(seen.total)} ({ratio(result['ratio'])}),"
+        f" {len(arrays)} tensors"
+    )
+    show(result, text, as_json)
+
+
+def _quantized(
+    name: str, array: np.ndarray, entries: int | None, bits: int | None
+) -> np.ndarray | Coded:
+    from karikomi.quantize import kmeans, uniform
+
+    if array.dtype.kind != "f" or array.ndim < 2:
+        return array
+    if entries is not None:
+        return kmeans(array, entries=entries, name=name)
+    return array if bits is None else uniform(array, bits=bits, axis=0, name=name)

@@ -1,0 +1,38 @@
+"""``karikomi unpack``: the way back, so that no one is ever bound to the packed format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from karikomi.cli.printing import as_json, show
+
+
+@click.command(epilog="Example: karikomi unpack model.karikomi model.safetensors")
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@as_json
+def command(source: Path, out: Path, as_json: bool) -> None:
+    """Decode FILE (.karikomi), check every digest, and write OUT (.safetensors), dense."""
+    from karikomi import pack
+    from karikomi.cli.arrays import refuse_same
+    from karikomi.errors import InvalidArgument
+    from karikomi.report.wording import size
+
+    if out.suffix != ".safetensors":
+        raise InvalidArgument(
+            "the output is a safetensors file",
+            where="unpack",
+            got=str(out),
+            allowed="a name ending in .safetensors",
+        )
+    refuse_same(source, out)
+    pack.expand(source, out)
+    result = {
+        "file": str(out),
+        "bytes_packed": source.stat().st_size,
+        "bytes": out.stat().st_size,
+    }
+    text = f"{out}: {size(result['bytes_packed'])} -> {size(result['bytes'])}"
+    show(result, text, as_json)

@@ -1,0 +1,78 @@
+"""What the rules here accept besides limits: ratios, shares, counts and a choice of scope.
+
+Apart from the rules so that a wrong number is refused with the same words everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from karikomi.errors import InvalidArgument
+from karikomi.rule import Scope, check_limit
+from karikomi.schedule import whole
+
+SCOPES = {"global": Scope.GLOBAL, "tensor": Scope.TENSOR}
+
+
+def check_ratio(ratio: Any, *, where: str) -> Any:
+    """Return a ratio to what was usual, a number >= 1 or a schedule; ``inf`` measures only.
+
+    Below 1 every clipped step would lower what is usual, down to nothing.
+    """
+    ratio = check_limit(ratio, where=f"{where} (ratio)")
+    ends = [getattr(ratio, end, ratio) for end in ("start", "stop")]
+    if any(isinstance(end, numbers.Real) and end < 1 for end in ends):
+        raise InvalidArgument(
+            "the ratio must be at least 1", where=where, got=ratio, allowed=">= 1, or a schedule"
+        )
+    return ratio
+
+
+def check_number(
+    value: Any, name: str, *, where: str, low: float, high: float = math.inf, open_low: bool = False
+) -> float:
+    """Return a finite number from `low` to `high`; `open_low` leaves `low` itself out."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    number = float(value) if real else math.nan
+    inside = low < number <= high if open_low else low <= number <= high
+    if not inside or not math.isfinite(number):
+        allowed = f"{'>' if open_low else '>='} {low:g}"
+        allowed += f" and <= {high:g}" if math.isfinite(high) else ""
+        raise InvalidArgument(
+            f"{name} is out of range", where=where, got=repr(value), allowed=allowed
+        )
+    return number
+
+
+def check_decay(value: Any, name: str, *, where: str) -> float:
+    """Return how much a running mean keeps of itself in one step: 0 <= value < 1."""
+    number = check_number(value, name, where=where, low=0.0, high=1.0)
+    if number == 1.0:
+        raise InvalidArgument(
+            f"{name} is out of range", where=where, got=value, allowed=">= 0, < 1"
+        )
+    return number
+
+
+def check_count(value: Any, name: str, *, where: str, low: int, high: int = 1_000_000) -> int:
+    """Return a whole number from `low` to `high`."""
+    count = whole(value)
+    if count is None or not low <= count <= high:
+        raise InvalidArgument(
+            f"{name} is out of range",
+            where=where,
+            got=repr(value),
+            allowed=f"whole numbers from {low} to {high}",
+        )
+    return count
+
+
+def check_choice(value: Any, name: str, choices: Any, *, where: str) -> str:
+    """Return one of the words that are allowed."""
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidArgument(
+            f"{name} is unknown", where=where, got=repr(value), allowed=" or ".join(choices)
+        )
+    return value

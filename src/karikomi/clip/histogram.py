@@ -1,0 +1,88 @@
+"""How often norms of each size came, in bins of a fixed ratio: quantiles of a history without end.
+
+The bins are laid around the first norm, so that scaling all norms by a power of two changes no
+count. A quantile is off by at most a factor `ERROR`, as long as norms stay within `OCTAVES` doublings
+of the first one; the smallest and the largest norm are kept exactly.
+"""
+
+from __future__ import annotations
+
+import math
+
+from karikomi.clip.history import rank
+from karikomi.rule import Array, Namespace, State
+
+PER_OCTAVE = 32
+OCTAVES = 20
+ERROR = 2 ** (1 / PER_OCTAVE)
+"""A bin's upper edge over its lower one: 1.022."""
+
+_MIDDLE = PER_OCTAVE * OCTAVES
+_BINS = 2 * _MIDDLE + 1
+_TINY = 2.0**-100  # below any ratio that matters, and above what float32 cannot hold
+_LN2 = math.log(2.0)
+
+
+def begin(like: Array, *, xp: Namespace) -> State:
+    """Return an empty histogram: ``counts``, and the ``first``, ``smallest`` and ``largest`` norm."""
+    nothing = xp.sum(xp.zeros_like(like))
+    ends = dict.fromkeys(("first", "smallest", "largest"), nothing)
+    return {"counts": xp.zeros((_BINS,), dtype=like.dtype), **ends}
+
+
+def count(state: State, norm: Array, taught: Array, *, xp: Namespace) -> State:
+    """Return the histogram with one more norm, a 0-d array, or as it was."""
+    fresh = taught & (state["first"] == 0)
+    first = xp.where(fresh, norm, state["first"])
+    octaves = _octaves(norm, first, xp=xp)
+    bin_ = xp.floor(PER_OCTAVE * octaves + 0.5)
+    edge = _MIDDLE * xp.ones_like(bin_)
+    bin_ = xp.minimum(xp.maximum(bin_, -edge), edge) + _MIDDLE
+    counts = state["counts"]
+    here = (xp.arange(_BINS, dtype=counts.dtype) == bin_) & taught
+    smallest, largest = state["smallest"], state["largest"]
+    return {
+        "counts": xp.where(here, counts + 1, counts),
+        "first": first,
+        "smallest": xp.where(fresh | (taught & (norm < smallest)), norm, smallest),
+        "largest": xp.where(taught & (norm > largest), norm, largest),
+    }
+
+
+def quantile(state: State, share: float, *, xp: Namespace) -> Array:
+    """Return a quantile, linear between ranks, as a 0-d array; 0 while nothing was counted."""
+    until = xp.cumulative_sum(state["counts"], axis=0)
+    total = xp.max(until)
+    last = xp.where(total > 0, total - 1, total)
+    low, part = rank(share, last, xp=xp)
+    below = _at_rank(state, until, low, last, xp=xp)
+    above = _at_rank(state, until, xp.where(low < last, low + 1, last), last, xp=xp)
+    return below + (above - below) * part
+
+
+def _at_rank(state: State, until: Array, place: Array, last: Array, *, xp: Namespace) -> Array:
+    """Return the norm of this rank, as if the norms of a bin stood evenly in it by their logarithms."""
+    counts, first = state["counts"], state["first"]
+    smallest, largest = state["smallest"], state["largest"]
+    zeros, ones = xp.zeros_like(counts), xp.ones_like(counts)
+    passed = until <= place
+    bin_ = xp.sum(xp.where(passed, ones, zeros))
+    before = xp.max(xp.where(passed, until, zeros))
+    here = xp.arange(_BINS, dtype=counts.dtype) == bin_
+    within = (place - before + 0.5) / xp.max(xp.where(here, counts, ones))
+    lower = (bin_ - _MIDDLE - 0.5) / PER_OCTAVE
+    upper = (bin_ - _MIDDLE + 0.5) / PER_OCTAVE
+    # The outermost bins reach as far as norms were seen.
+    lower = xp.where(bin_ == 0, xp.minimum(_octaves(smallest, first, xp=xp), upper), lower)
+    upper = xp.where(bin_ == _BINS - 1, xp.maximum(_octaves(largest, first, xp=xp), lower), upper)
+    norm = first * xp.exp(_LN2 * (lower + within * (upper - lower)))
+    norm = xp.minimum(xp.maximum(norm, smallest), largest)
+    return xp.where(place <= 0, smallest, xp.where(place >= last, largest, norm))
+
+
+def _octaves(norm: Array, first: Array, *, xp: Namespace) -> Array:
+    """Return ``log2(norm / first)`` through the ratio that is at most 1, which cannot overflow."""
+    larger, smaller = xp.maximum(norm, first), xp.minimum(norm, first)
+    ratio = smaller / xp.where(larger > 0, larger, xp.ones_like(larger))
+    size = -xp.log(xp.maximum(ratio, _TINY * xp.ones_like(ratio))) / _LN2
+    return xp.where(norm > first, size, -size)

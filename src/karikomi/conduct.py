@@ -1,0 +1,276 @@
+"""What holds for every rule in every framework: non-finite numbers, skipped steps, counters.
+
+Pure arithmetic around `Rule.decide`, written once. Non-finite norms never reach a rule, a skipped
+step commits nothing but its count, and statistics are kept only of accepted steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.outcome import Outcome
+from karikomi.plan import Part, Stage, alone
+from karikomi.rule import (
+    Array,
+    Composite,
+    Decision,
+    Namespace,
+    Quantity,
+    Rule,
+    Scope,
+    State,
+    combine,
+    is_composite,
+)
+
+POLICIES = ("skip", "raise", "zero", "pass")
+"""What to do with a step that has a non-finite gradient; the first is the default."""
+
+COUNTERS = ("attempted", "accepted", "bad_in_a_row", "skipped_in_a_row")
+"""Entries of every state; the rules find ``attempted`` as the fact ``step``, the last under its name."""
+
+PREFIX = "rule."
+
+
+class Verdict(NamedTuple):
+    """What apply does: one `factor` or `limit` per measured number, `bad` numbers, and whether to skip."""
+
+    factor: Array
+    limit: Array | None
+    bad: Array
+    skip: Array
+
+
+def begin(rule: Rule, norms: Array, *, xp: Namespace) -> State:
+    """Return the fresh state of one rule for vectors of measured norms like `norms`, a flat dict."""
+    return begin_stages([alone(rule, [""] * norms.shape[0])], [norms], xp=xp)
+
+
+def begin_stages(stages: Sequence[Stage], norms: Iterable[Array], *, xp: Namespace) -> State:
+    """Return the fresh state of all stages, for vectors like these, one per stage."""
+    state: State = dict.fromkeys(COUNTERS, xp.asarray(0))
+    for stage, vector in zip(stages, norms, strict=True):
+        # Of the numbers only length and dtype matter, and the first step may be a non-finite one.
+        like = xp.zeros_like(vector)
+        for part in stage.parts:
+            own = like[:1] if part.rule.scope is Scope.GLOBAL else like
+            inner = part.rule.init(own, xp=xp)
+            state |= {f"{PREFIX}{part.key}{key}": value for key, value in inner.items()}
+    return state
+
+
+def judge(
+    rule: Rule,
+    norms: Array,
+    state: State,
+    *,
+    present: Array,
+    xp: Namespace,
+    nonfinite: str = "skip",
+    facts: Mapping[str, Array] | None = None,
+) -> tuple[Verdict, State]:
+    """Return what apply has to do for these measured norms, and the state afterwards.
+
+    `norms`: shape (n,), one per tensor (or unit, for rules of that scope), a non-finite entry
+    meaning that its tensor has non-finite entries. `present`: shape (n,), false for tensors that
+    took no part. `facts`: what else the rule needs, by name.
+    """
+    stage = alone(rule, [""] * norms.shape[0])
+    verdict, after = judge_stage(
+        stage, norms, state, present=present, xp=xp, nonfinite=nonfinite, facts=facts
+    )
+    any_bad = xp.any(verdict.bad)
+    return verdict, committed(state, after, skip=verdict.skip, any_bad=any_bad, xp=xp)
+
+
+def judge_stage(
+    stage: Stage,
+    norms: Array,
+    state: State,
+    *,
+    present: Array,
+    xp: Namespace,
+    nonfinite: str = "skip",
+    facts: Mapping[str, Array] | None = None,
+    members: Mapping[str, Array] | None = None,
+) -> tuple[Verdict, State]:
+    """Return the verdict of one stage, and what its rules have learned if the step is taken.
+
+    `members`: the masks of the parts by their keys, where the framework keeps them on a device. The
+    second result is given to `committed`, together with that of all other stages of the step.
+    """
+    bad = present & ~xp.isfinite(norms)
+    good = present & ~bad
+    zero, one = xp.zeros_like(norms), xp.ones_like(norms)
+    seen = xp.where(good, norms, zero)
+    common = {
+        **(facts or {}),
+        "step": xp.astype(state["attempted"], norms.dtype),
+        "skipped_in_a_row": xp.astype(state["skipped_in_a_row"], norms.dtype),
+    }
+    factor, limit, skip, learned = None, None, None, {}
+    lost = bad
+    for part in stage.parts:
+        concerned, own_norms = good, seen
+        if part.members is not None:
+            mask = (members or {}).get(part.key)
+            concerned = good & (xp.asarray(part.members) if mask is None else mask)
+            own_norms = xp.where(concerned, seen, zero)
+        decision, after = _decide(part, own_norms, state, concerned, common, xp=xp)
+        learned |= after
+        skip = decision.skip if skip is None else skip | decision.skip
+        if decision.factor is not None:
+            if part.rule.of is Quantity.GRADIENT:
+                lost = lost | (concerned & (decision.factor == 0))
+            own = xp.where(concerned, decision.factor * one, one)
+            factor = own if factor is None else factor * own
+            seen = seen * own
+        if decision.limit is not None:
+            limit = _limit(decision.limit, limit, concerned, one, xp=xp)
+            seen = xp.minimum(seen, limit)
+    factor = one if factor is None else factor
+    if nonfinite in ("skip", "raise"):
+        # No rule asks for zeros: the joint norm, or what divides by it, is beyond these floats.
+        skip = skip | xp.any(lost)
+    if nonfinite == "zero":
+        factor = xp.where(bad, zero, factor)
+    return Verdict(factor, limit, bad, skip), learned
+
+
+def committed(state: State, learned: State, *, skip: Array, any_bad: Array, xp: Namespace) -> State:
+    """Return the state after a step: a skipped one leaves nothing but its count."""
+    kept = {key: xp.where(skip, state[key], value) for key, value in learned.items()}
+    zero, one = xp.zeros_like(state["attempted"]), xp.ones_like(state["attempted"])
+    in_a_row = xp.where(skip, state["skipped_in_a_row"] + one, zero)
+    return {
+        **state,
+        **kept,
+        "attempted": state["attempted"] + one,
+        "accepted": state["accepted"] + xp.where(skip, zero, one),
+        "bad_in_a_row": xp.where(any_bad, state["bad_in_a_row"] + one, zero),
+        # A non-finite step says nothing of the rule that counts these, and must not move it.
+        "skipped_in_a_row": xp.where(any_bad, state["skipped_in_a_row"], in_a_row),
+    }
+
+
+def check_policy(nonfinite: str, *, where: str) -> None:
+    """Refuse an unknown policy for non-finite gradients."""
+    if nonfinite not in POLICIES:
+        raise InvalidArgument(
+            "unknown policy for non-finite gradients", where=where, got=nonfinite, allowed=POLICIES
+        )
+
+
+def check_rule(rule: object, *of: Quantity, where: str, available: Sequence[str] = ()) -> None:
+    """Refuse what is no rule, acts on something else, or needs what this caller cannot measure."""
+    if isinstance(rule, type) or not isinstance(rule, Rule | Composite):
+        raise InvalidArgument(
+            "this is no rule", where=where, got=repr(rule), allowed="such as kk.clip.ByNorm(1.0)"
+        )
+    name = type(rule).__name__
+    if rule.of not in of:
+        wanted = " or ".join(f"a {one.value}" for one in of)
+        raise Refused(f"{name} acts on a {rule.of.value}, not on {wanted}", where=where)
+    for leaf in leaves(rule):
+        missing = sorted(leaf.needs - set(available))
+        if missing:
+            raise Refused(
+                f"{type(leaf).__name__} needs {', '.join(missing)}, which is not measured here",
+                where=where,
+                allowed=", ".join(available) or "norms",
+            )
+
+
+def leaves(rule: Rule | Composite) -> list[Rule]:
+    """Return the rules that decide by themselves, of a composite or a rule."""
+    if is_composite(rule):
+        return [leaf for inner in rule.rules for leaf in leaves(inner)]
+    return [cast(Rule, rule)]
+
+
+def outcome_of(
+    stage: Stage,
+    norms: Array,
+    verdict: Verdict,
+    *,
+    skip: Array,
+    nonfinite: str,
+    earlier: tuple[Outcome, ...] = (),
+    left_alone: Mapping[str, str] | None = None,
+    xp: Namespace,
+) -> Outcome:
+    """Return what the verdict of a stage did, or will do once it is applied."""
+    return Outcome(
+        names=tuple(stage.owners),
+        norms=norms,
+        after=norms_after(norms, verdict, xp=xp),
+        skipped=skip,
+        element_wise=stage.element_wise,
+        nonfinite_policy=nonfinite,
+        left_alone=dict(left_alone or {}),
+        peaks=stage.peaks,
+        earlier=earlier,
+    )
+
+
+def norms_after(norms: Array, verdict: Verdict, *, xp: Namespace) -> Array:
+    """Return what the measured norms are once the verdict is applied; zeroed tensors have norm 0."""
+    kept = xp.where(verdict.factor == 0, xp.zeros_like(norms), norms) * verdict.factor
+    return kept if verdict.limit is None else xp.minimum(kept, verdict.limit)
+
+
+def _decide(
+    part: Part,
+    seen: Array,
+    state: State,
+    concerned: Array,
+    facts: Mapping[str, Array],
+    *,
+    xp: Namespace,
+) -> tuple[Decision, State]:
+    rule, key = part.rule, PREFIX + part.key
+    inner = {name[len(key) :]: value for name, value in state.items() if name.startswith(key)}
+    decision, after = rule.decide(
+        _at_scope(rule, seen, xp=xp),
+        inner,
+        present=_any_at_scope(rule, concerned, xp=xp),
+        facts=_facts_at_scope(rule, facts, concerned, xp=xp),
+        xp=xp,
+    )
+    return decision, {key + name: value for name, value in after.items()}
+
+
+def _limit(
+    own: Array, known: Array | None, concerned: Array, one: Array, *, xp: Namespace
+) -> Array:
+    # A limit of zero (of a schedule, or learned from nothing but zeros) leaves the tensor alone.
+    own = own * one
+    own = xp.where(concerned & (own > 0), own, math.inf * one)
+    return own if known is None else xp.minimum(known, own)
+
+
+def _at_scope(rule: Rule, norms: Array, *, xp: Namespace) -> Array:
+    return combine(norms, xp=xp) if rule.scope is Scope.GLOBAL else norms
+
+
+def _any_at_scope(rule: Rule, good: Array, *, xp: Namespace) -> Array:
+    return xp.reshape(xp.any(good), (1,)) if rule.scope is Scope.GLOBAL else good
+
+
+def _facts_at_scope(
+    rule: Rule, facts: Mapping[str, Array], concerned: Array, *, xp: Namespace
+) -> Mapping[str, Array]:
+    if rule.scope is not Scope.GLOBAL or not rule.needs:
+        return facts
+    joint: dict[str, Any] = dict(facts)
+    if "weights" in rule.needs:
+        joint["weights"] = combine(
+            xp.where(concerned, facts["weights"], 0.0 * facts["weights"]), xp=xp
+        )
+    if "sizes" in rule.needs:
+        sizes = xp.where(concerned, facts["sizes"], 0.0 * facts["sizes"])
+        joint["sizes"] = xp.reshape(xp.sum(sizes), (1,))
+    return joint

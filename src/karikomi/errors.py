@@ -1,0 +1,89 @@
+"""Every error a user can meet: one line that says what, where, got, allowed and the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KarikomiError(Exception):
+    """Root of all errors that karikomi raises on purpose.
+
+    The text is one line, built from its parts: ``where: what; got ...; allowed: ...; next step``.
+    Each child also derives from the built-in that fits, so that ``except ValueError`` keeps working.
+
+    >>> print(InvalidArgument("the limit must be positive", where="ByNorm", got=-1, allowed="> 0"))
+    ByNorm: the limit must be positive; got -1; allowed: > 0
+    """
+
+    # AutoGraph makes errors that come out of a tf.function anew, and cannot make one of several parts.
+    ag_pass_through = True
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        got: object = None,
+        allowed: object = None,
+        hint: str | None = None,
+    ) -> None:
+        parts = [f"{where}: {what}" if where else what]
+        if got is not None:
+            parts.append(f"got {got}")
+        if allowed is not None:
+            parts.append(f"allowed: {allowed}")
+        if hint:
+            parts.append(hint)
+        super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
+
+
+class InvalidArgument(KarikomiError, ValueError):
+    """A value outside of its range, or a combination that has no meaning."""
+
+
+class UnknownName(KarikomiError, LookupError):
+    """A name that is not known here: a rule, a task, a tensor, a key of a file."""
+
+
+class Refused(KarikomiError, RuntimeError):
+    """A request that is understood but would do something else than it says."""
+
+
+class NonFinite(KarikomiError, ArithmeticError):
+    """Gradients, weights or scores with NaN or infinite entries, where policy says to stop."""
+
+
+class BadFile(KarikomiError, ValueError):
+    """A file that is cut short, altered, hostile, or from a later version."""
+
+
+class Unavailable(KarikomiError, ImportError):
+    """Something that is not installed."""
+
+
+class Unwritable(KarikomiError, OSError):
+    """A file or folder that cannot be written: permissions, a full disk."""
+
+
+def install_hint(extra: str) -> str:
+    """Return how to install an optional dependency; until a release that is from a clone.
+
+    >>> install_hint("torch")
+    "pip install '.[torch]' in a clone of karikomi"
+    """
+    return f"pip install '.[{extra}]' in a clone of karikomi"
+
+
+def suggest(name: str, known: Iterable[str], *, most: int = 3) -> str:
+    """Return ``"did you mean 'x'?"`` for the nearest known names, or a list when none is near.
+
+    >>> suggest("limt", ["limit", "every"])
+    "did you mean 'limit'?"
+    """
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(repr(one) for one in near)}?"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"known: {shown or 'nothing'}"

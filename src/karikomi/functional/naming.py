@@ -1,0 +1,62 @@
+"""What is known of named arrays before any is measured: the stages of a rule, and the axes of a unit.
+
+Separate from clipping and bounding, which are told the same things in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+
+from karikomi.errors import InvalidArgument
+from karikomi.functional.measuring import Axes
+from karikomi.plan import Stage, stages
+from karikomi.rule import Composite, Rule
+from karikomi.schedule import whole
+from karikomi.select import spread
+
+Shapes = Mapping[str, tuple[int, ...]]
+UnitAxes = Mapping[str, int | Sequence[int]]
+"""Name or glob -> the axis whose index is one output unit, or the axes that together name one."""
+
+
+def resolved_axes(given: UnitAxes | None, shapes: Shapes, *, where: str) -> dict[str, Axes]:
+    """Return name -> ascending, non-negative axes, or refuse those that the tensors do not have."""
+    said = spread("unit_axes", given, shapes, where=where)
+    return {
+        name: _axes(axes, shapes[name], where=f"{where}: {name}") for name, axes in said.items()
+    }
+
+
+def resolved_fan_ins(
+    given: Mapping[str, int] | None, shapes: Shapes, *, where: str
+) -> dict[str, float]:
+    """Return name -> how many inputs feed one output, or refuse what is no such number."""
+    said = spread("fan_in", given, shapes, where=where)
+    for name, number in said.items():
+        usual = isinstance(number, numbers.Real) and not isinstance(number, bool)
+        if not usual or not 0 < number < math.inf:
+            raise InvalidArgument(
+                "a fan-in is a number of inputs",
+                where=f"{where}: {name}",
+                got=repr(number),
+                allowed="> 0",
+            )
+    return {name: float(number) for name, number in said.items()}
+
+
+def plan_for(rule: Rule | Composite, shapes: Shapes, axes: Mapping[str, Axes]) -> tuple[Stage, ...]:
+    """Return the stages of a rule for tensors of these shapes."""
+    units = {name: math.prod(shapes[name][axis] for axis in own) for name, own in axes.items()}
+    return stages(rule, list(shapes), units=units)
+
+
+def _axes(given: int | Sequence[int], shape: tuple[int, ...], *, where: str) -> Axes:
+    several = list(given) if isinstance(given, Sequence) else [given]
+    rank = len(shape)
+    if not several or any(whole(axis) is None or not -rank <= axis < rank for axis in several):
+        raise InvalidArgument(
+            "the tensor has no such axis", where=where, got=given, allowed=f"axes of shape {shape}"
+        )
+    return tuple(sorted({axis % rank for axis in several}))

@@ -1,0 +1,76 @@
+"""What the numbers in a state speak of, as plain data, and the outcome that they tell.
+
+Separate because a state of arrays alone cannot be read by whoever finds it in a checkpoint, and because
+every framework that keeps one tells the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from karikomi.outcome import Outcome
+from karikomi.plan import Stage
+from karikomi.rule import Array
+
+Description = Mapping[str, Any]
+"""Of one stage: ``names`` of tensors, ``counts`` of their numbers, which are ``peaks``, and its ``rules``."""
+
+
+def described(plan: Sequence[Stage]) -> list[dict[str, Any]]:
+    """Return what must be known of the stages of a plan to read their numbers, as JSON takes it."""
+    return [
+        {
+            "names": list(stage.names),
+            "counts": list(stage.counts),
+            "peaks": sorted(stage.peaks),
+            "rules": [type(part.rule).__name__ for part in stage.parts],
+        }
+        for stage in plan
+    ]
+
+
+def as_bytes(stages: Sequence[Description]) -> np.ndarray:
+    """Return descriptions as an array of uint8, which goes wherever other arrays go."""
+    return np.frombuffer(json.dumps(list(stages)).encode(), np.uint8)
+
+
+def from_bytes(entries: Any) -> list[dict[str, Any]]:
+    """Return the descriptions that `as_bytes` wrote."""
+    return json.loads(np.asarray(entries, np.uint8).tobytes())
+
+
+def owners(stage: Description) -> tuple[str, ...]:
+    """Return the name of the tensor that each number speaks of."""
+    pairs = zip(stage["names"], stage["counts"], strict=True)
+    return tuple(name for name, count in pairs for _ in range(count))
+
+
+def told(
+    stage: Description,
+    norms: Array,
+    after: Array,
+    *,
+    skipped: Array,
+    zeroed: bool,
+    earlier: tuple[Outcome, ...],
+) -> Outcome:
+    """Return the outcome of one stage; `zeroed`: whether tensors that were not finite were set to zero."""
+    return Outcome(
+        names=owners(stage),
+        norms=norms,
+        after=after,
+        skipped=skipped,
+        element_wise=len(stage["peaks"]) == len(stage["names"]),
+        nonfinite_policy="zero" if zeroed else "skip",
+        peaks=frozenset(stage["peaks"]),
+        earlier=earlier,
+    )
+
+
+def were_zeroed(norms: np.ndarray, after: np.ndarray, *, skipped: bool) -> bool:
+    """Return whether a step was taken with tensors set to zero that were not finite."""
+    return not skipped and bool(np.any(~np.isfinite(norms) & (after == 0.0)))

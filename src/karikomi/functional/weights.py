@@ -1,0 +1,150 @@
+"""Bound named weights: measure, decide, apply, without a branch on any value.
+
+The same steps as `karikomi.numpy.weights`, in a form that can be traced. A weight that is not finite is left
+as it is, since no bound can mend it: who can see values says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from karikomi import conduct
+from karikomi.errors import InvalidArgument
+from karikomi.functional.library import Library
+from karikomi.functional.measuring import Axes
+from karikomi.functional.naming import Shapes
+from karikomi.plan import Stage, alone
+from karikomi.rule import Array, Rule, Scope, State
+
+MEASURED = ("fan_in", "negative_part")
+"""What rules on weights may need here besides norms."""
+
+
+@dataclass(frozen=True)
+class BoundPlan:
+    """Which arrays a rule bounds, and how they are measured.
+
+    `counts`: how many numbers each has. `axes`: the unit axes of those that are measured by unit.
+    `left_alone`: name -> why.
+    """
+
+    rule: Rule
+    counts: dict[str, int]
+    axes: dict[str, Axes]
+    fan_in: dict[str, float]
+    left_alone: dict[str, str]
+
+    @property
+    def stage(self) -> Stage:
+        """The rule for all its numbers."""
+        return alone(self.rule, [name for name, count in self.counts.items() for _ in range(count)])
+
+
+class Bounded(NamedTuple):
+    """What came of one step: arrays, the state after it, and numbers in the order of the plan's stage."""
+
+    arrays: dict[str, Array]
+    state: State
+    norms: Array
+    after: Array
+    factor: Array
+    limit: Array | None
+
+
+def plan_bound(
+    rule: Rule,
+    shapes: Shapes,
+    axes: Mapping[str, Axes],
+    fan_in: Mapping[str, float],
+    *,
+    where: str,
+) -> BoundPlan:
+    """Return the plan of a rule for arrays of these shapes, or refuse one that has nothing to bound."""
+    concerned, reason = list(shapes), ""
+    own_axes: dict[str, Axes] = {}
+    if rule.scope is Scope.UNIT:
+        concerned, reason = [name for name in shapes if name in axes], "has no unit axis"
+        own_axes = {name: axes[name] for name in concerned}
+    elif "fan_in" in rule.needs:
+        concerned, reason = [name for name in shapes if name in fan_in], "has no fan-in"
+    if not concerned:
+        raise InvalidArgument(
+            "no tensor to bound",
+            where=where,
+            got=f"every one of them {reason}",
+            hint="name them: unit_axes={'*kernel': -1}, fan_in={'*kernel': 784}",
+        )
+    counts = {name: _units(shapes[name], own_axes.get(name, ())) for name in concerned}
+    left_alone = {name: reason for name in shapes if name not in counts}
+    return BoundPlan(rule, counts, own_axes, dict(fan_in), left_alone)
+
+
+def fresh_bound_state(plan: BoundPlan, *, library: Library) -> State:
+    """Return the state of a bound before its first step."""
+    vector = library.constants([0.0] * sum(plan.counts.values()))
+    return conduct.begin_stages([plan.stage], [vector], xp=library.xp)
+
+
+def bound_named(
+    plan: BoundPlan, found: Mapping[str, Array], state: State, *, library: Library
+) -> Bounded:
+    """Return what a plan makes of these weights, the ones that it does not speak of untouched."""
+    xp, stage = library.xp, plan.stage
+    norms = library.vector([_measured(plan, name, found[name], library) for name in plan.counts])
+    facts = {}
+    if "fan_in" in plan.rule.needs:
+        facts["fan_in"] = library.constants([plan.fan_in[name] for name in stage.owners])
+    verdict, learned = conduct.judge_stage(
+        stage, norms, state, present=xp.isfinite(norms), xp=xp, nonfinite="pass", facts=facts
+    )
+    if verdict.limit is not None:
+        dtypes = [found[name].dtype for name in stage.owners]
+        verdict = verdict._replace(limit=library.representable(verdict.limit, dtypes))
+    after = conduct.committed(
+        state, learned, skip=verdict.skip, any_bad=xp.any(~xp.isfinite(norms)), xp=xp
+    )
+    arrays, start = dict(found), 0
+    for name, count in plan.counts.items():
+        part = slice(start, start + count)
+        start = part.stop
+        arrays[name] = _applied(plan, name, found[name], verdict, part, library)
+    settled = {key: xp.astype(value, state[key].dtype) for key, value in after.items()}
+    left = conduct.norms_after(norms, verdict, xp=xp)
+    return Bounded(arrays, settled, norms, left, verdict.factor, verdict.limit)
+
+
+def _units(shape: tuple[int, ...], axes: Axes) -> int:
+    count = 1
+    for axis in axes:
+        count *= shape[axis]
+    return count
+
+
+def _measured(plan: BoundPlan, name: str, array: Array, library: Library) -> Array:
+    if name in plan.axes:
+        return library.unit_norms(array, plan.axes[name])
+    if "negative_part" in plan.rule.needs:
+        return library.widened(library.depth(array))
+    if plan.rule.scope is Scope.ELEMENT:
+        return library.widened(library.peak(array))
+    return library.norm_vector([array])[0]
+
+
+def _applied(
+    plan: BoundPlan,
+    name: str,
+    array: Array,
+    verdict: conduct.Verdict,
+    part: slice,
+    library: Library,
+) -> Array:
+    if verdict.limit is not None:
+        return library.clamped(array, verdict.limit[part][0])
+    factors = verdict.factor[part]
+    if name in plan.axes:
+        return library.scaled_units(array, factors, plan.axes[name])
+    if "negative_part" in plan.rule.needs:
+        return library.scaled_below_zero(array, factors[0])
+    return library.scaled([array], factors)[0]

@@ -1,0 +1,63 @@
+"""karikomi for JAX: rules as optax transforms, bounds as transforms and as projections, masks of pytrees.
+
+Names are loaded on first use: Keras on JAX measures with this folder's library, and needs no optax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import jax as _jax  # noqa: F401  (who has no JAX hears of it here, and not in mid-work)
+
+from karikomi.errors import Unavailable, install_hint, suggest
+
+if TYPE_CHECKING:
+    from karikomi.jax.clipping import ClippedState as ClippedState
+    from karikomi.jax.clipping import ClipState as ClipState
+    from karikomi.jax.clipping import clip as clip
+    from karikomi.jax.clipping import clipped as clipped
+    from karikomi.jax.penalties import penalty as penalty
+    from karikomi.jax.pruning import masked as masked
+    from karikomi.jax.pruning import masked_moments as masked_moments
+    from karikomi.jax.pruning import prune as prune
+    from karikomi.jax.pruning import update_masks as update_masks
+    from karikomi.jax.reading import check as check
+    from karikomi.jax.reading import outcome as outcome
+    from karikomi.jax.weights import BoundState as BoundState
+    from karikomi.jax.weights import bound as bound
+    from karikomi.jax.weights import project as project
+
+_PLACES = {
+    "BoundState": "weights",
+    "ClipState": "clipping",
+    "ClippedState": "clipping",
+    "bound": "weights",
+    "check": "reading",
+    "clip": "clipping",
+    "clipped": "clipping",
+    "masked": "pruning",
+    "masked_moments": "pruning",
+    "outcome": "reading",
+    "penalty": "penalties",
+    "project": "weights",
+    "prune": "pruning",
+    "update_masks": "pruning",
+}
+
+__all__ = [*_PLACES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"karikomi.jax has no {name!r}; {suggest(name, __all__)}")
+    try:
+        value = getattr(importlib.import_module(f"karikomi.jax.{_PLACES[name]}"), name)
+    except ImportError as error:
+        raise Unavailable(f"optax is not installed ({error})", hint=install_hint("jax")) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

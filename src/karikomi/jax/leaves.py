@@ -1,0 +1,67 @@
+"""The leaves of a pytree under their names: the path to a leaf, joined with dots.
+
+Separate because states and rules know arrays by name, whatever container holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from karikomi.errors import InvalidArgument
+
+
+def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
+    """Return name -> array, ``None`` for what took no part.
+
+    Raises `InvalidArgument` for leaves that are not floating or complex, and for two leaves of one name.
+    """
+    found: dict[str, jax.Array | None] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_absent)[0]:
+        name = _name(path)
+        if name in found:
+            raise InvalidArgument("two leaves have one name", where=where, got=repr(name))
+        found[name] = None if leaf is None else _checked(leaf, name, where)
+    return found
+
+
+def replaced(tree: Any, arrays: Mapping[str, jax.Array | None]) -> Any:
+    """Return the tree with other leaves, by the names that `named` gives them."""
+
+    def one(path: Any, leaf: Any) -> Any:
+        return leaf if leaf is None else arrays[_name(path)]
+
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=_absent)
+
+
+def shapes(
+    found: Mapping[str, jax.Array | None], beside: Mapping[str, jax.Array | None] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape; of what took no part that of the array beside it, else an empty one."""
+    known = {n: (beside or {}).get(n) if array is None else array for n, array in found.items()}
+    return {name: getattr(array, "shape", ()) for name, array in known.items()}
+
+
+def _name(path: Any) -> str:
+    # A tree that is an array has no path to it.
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "array"
+
+
+def _absent(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _checked(leaf: Any, name: str, where: str) -> jax.Array:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        raise InvalidArgument(
+            "not a floating array",
+            where=f"{where}: {name}",
+            got=type(leaf).__name__ if dtype is None else dtype,
+            allowed="float, complex",
+            hint="optax.masked leaves parameters of other kinds out",
+        )
+    return jnp.asarray(leaf)

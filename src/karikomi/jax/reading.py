@@ -1,0 +1,105 @@
+"""Read what a clip did out of an optimizer's state, wherever in it the clip stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from karikomi.errors import InvalidArgument, NonFinite
+from karikomi.functional.telling import from_bytes, owners, told, were_zeroed
+from karikomi.jax.clipping import ClipState
+from karikomi.outcome import Outcome
+
+
+def outcome(state: Any) -> Outcome:
+    """Return what the clip in an optimizer's state did in the last step; this waits for the device.
+
+    `state`: of `kk.jax.clip`, `kk.jax.clipped`, or of anything built around one of them. Raises
+    `InvalidArgument` for a state with no clip or several, and for one of several networks (``vmap``).
+
+    >>> import jax.numpy as jnp, karikomi as kk
+    >>> tx = kk.jax.clip(kk.clip.ByNorm(1.0))
+    >>> _, state = tx.update({"w": jnp.array([3.0, 4.0])}, tx.init({"w": jnp.zeros(2)}))
+    >>> print(outcome(state))
+    pre 5 -> post 1 x0.2 clipped; top: w 100%
+    """
+    found = _clips(state)
+    if len(found) != 1:
+        raise InvalidArgument(
+            "a state with one clip is meant",
+            where="jax.outcome",
+            got=f"{len(found)} clips",
+            hint="pass the part of the state that is meant" if found else None,
+        )
+    return _outcome(found[0])
+
+
+def check(state: Any, *, stop_after: int = 10) -> None:
+    """Raise `NonFinite`, naming the arrays, once `stop_after` steps in a row had non-finite gradients.
+
+    Compiled code cannot raise: call this beside the loss that you log. It waits for the device.
+
+    >>> import jax.numpy as jnp, karikomi as kk
+    >>> tx = kk.jax.clip(kk.clip.ByNorm(1.0))
+    >>> _, state = tx.update({"w": jnp.array([jnp.inf])}, tx.init({"w": jnp.zeros(1)}))
+    >>> check(state, stop_after=1)
+    Traceback (most recent call last):
+    karikomi.errors.NonFinite: jax.check: 1 steps in a row with non-finite entries, the last in w
+    """
+    if not isinstance(stop_after, int) or stop_after < 1:
+        raise InvalidArgument("stop_after must be >= 1", where="jax.check", got=repr(stop_after))
+    found = _clips(state)
+    if not found:
+        raise InvalidArgument("there is no clip in this state", where="jax.check")
+    for clip in found:
+        in_a_row = int(np.max(np.asarray(clip.rule["bad_in_a_row"])))
+        if in_a_row >= stop_after:
+            culprits = ", ".join(_culprits(clip)[:5])
+            raise NonFinite(
+                f"{in_a_row} steps in a row with non-finite entries, the last in {culprits}",
+                where="jax.check",
+            )
+
+
+def _clips(state: Any) -> list[ClipState]:
+    leaves = jax.tree.leaves(state, is_leaf=lambda one: isinstance(one, ClipState))
+    return [leaf for leaf in leaves if isinstance(leaf, ClipState)]
+
+
+def _culprits(clip: ClipState) -> list[str]:
+    pairs = zip(from_bytes(_one(clip.labels, 1)), clip.numbers, strict=True)
+    bad = [
+        name
+        for stage, numbers in pairs
+        for name, norms in zip(owners(stage), np.moveaxis(np.asarray(numbers), -1, 0), strict=True)
+        if not np.isfinite(norms[..., 0]).all()
+    ]
+    return list(dict.fromkeys(bad))
+
+
+def _one(array: Any, rank: int) -> np.ndarray:
+    """Return the first network's part of what several networks may have."""
+    array = np.asarray(array)
+    return array.reshape(-1, *array.shape[array.ndim - rank :])[0]
+
+
+def _outcome(clip: ClipState) -> Outcome:
+    skipped = np.asarray(clip.skipped)
+    if skipped.ndim:
+        raise InvalidArgument(
+            "this state is of several networks",
+            where="jax.outcome",
+            got=f"a batch of shape {skipped.shape}",
+            hint="take one: jax.tree.map(lambda x: x[0], state)",
+        )
+    found: list[Outcome] = []
+    for stage, numbers in zip(from_bytes(clip.labels), clip.numbers, strict=True):
+        norms, after = np.asarray(numbers, np.float64)
+        left_out = bool(skipped)
+        zeroed = were_zeroed(norms, after, skipped=left_out)
+        found.append(
+            told(stage, norms, after, skipped=left_out, zeroed=zeroed, earlier=tuple(found))
+        )
+    return found[-1]

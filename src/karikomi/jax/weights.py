@@ -1,0 +1,177 @@
+"""Bound weights: as the last transform of an optax chain, or by projecting the parameters themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from karikomi import conduct
+from karikomi.bound.standing import standing
+from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.functional.naming import UnitAxes, resolved_axes, resolved_fan_ins
+from karikomi.functional.weights import (
+    MEASURED,
+    Bounded,
+    BoundPlan,
+    bound_named,
+    fresh_bound_state,
+    plan_bound,
+)
+from karikomi.jax.clipping import refuse_complex, strong
+from karikomi.jax.leaves import named, replaced, shapes
+from karikomi.jax.library import library
+from karikomi.outcome import Outcome
+from karikomi.rule import Composite, Quantity, Rule, Scope
+
+
+class BoundState(NamedTuple):
+    """The state of a bound: counters and what its rule keeps."""
+
+    rule: dict[str, jax.Array]
+
+
+def bound(
+    rule: Rule, *, unit_axes: UnitAxes | None = None, fan_in: Mapping[str, int] | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Return an optax transform that changes updates so that weights stay within a bound; put it last.
+
+    ``update = bounded(params + update) - params``: after ``optax.apply_updates`` weights are within the
+    bound but for the rounding of that sum. `project` has none.
+
+    `rule`: of `karikomi.bound`. `unit_axes`: for rules per unit, name or glob -> the axis (or axes) of one output
+    unit; for Flax ``{"*kernel": -1}``. `fan_in`: for `InitScaled`, name or glob -> how many inputs feed one
+    output. Arrays without an entry are left alone. Weights that are not finite are left as they are.
+
+    Raises `Refused` for `SpectralCap` and `QKClip`, which need more than norms and sizes, and
+    `InvalidArgument` without parameters and for axes that do not fit.
+
+    >>> import jax.numpy as jnp, optax, karikomi as kk
+    >>> tx = optax.chain(optax.sgd(1.0), bound(kk.bound.Clamp(0.5)))
+    >>> params = {"w": jnp.zeros(2)}
+    >>> updates, _ = tx.update({"w": jnp.array([-9.0, 0.25])}, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)["w"].tolist()
+    [0.5, -0.25]
+    """
+    own = _Bound(rule, unit_axes, fan_in, where="jax.bound")
+
+    def init(params: Any) -> BoundState:
+        return BoundState(own.fresh(own.plan(named(params, where=own.where))))
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, BoundState]:
+        if params is None:
+            raise InvalidArgument(
+                "a bound speaks of weights",
+                where=own.where,
+                got="params=None",
+                hint="pass them: tx.update(grads, state, params)",
+            )
+        weights = named(params, where=f"{own.where} (params)")
+        moves = named(updates, where=own.where)
+        moved = {
+            name: weight + moves[name].astype(weight.dtype)  # type: ignore[union-attr]
+            for name, weight in weights.items()
+            if weight is not None and moves.get(name) is not None
+        }
+        done = bound_named(own.plan(moved), moved, state.rule, library=library())
+        changed = {n: (a - weights[n]).astype(moves[n].dtype) for n, a in done.arrays.items()}  # type: ignore[union-attr]
+        return replaced(updates, changed), BoundState(done.state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def project(
+    params: Any,
+    rule: Rule,
+    state: BoundState | None = None,
+    *,
+    unit_axes: UnitAxes | None = None,
+    fan_in: Mapping[str, int] | None = None,
+) -> tuple[Any, Outcome, BoundState]:
+    """Return ``(bounded params, outcome, state)``, to be called after ``optax.apply_updates``.
+
+    Arguments and errors are those of `bound`. `state`: for limits that are schedules, what the last call
+    returned. Under ``jit`` the outcome cannot be returned; use it there, or let it be. Raises `NonFinite`,
+    naming the array, for weights that are not finite, where values are known.
+
+    >>> import jax.numpy as jnp, karikomi as kk
+    >>> params, outcome, _ = project({"w": jnp.array([[3.0, 4.0], [0.0, 1.0]])},
+    ...                              kk.bound.MaxNorm(2.5), unit_axes={"w": 0})
+    >>> params["w"].tolist(), outcome.share_at_bound
+    ([[1.5, 2.0], [0.0, 1.0]], 0.5)
+    """
+    own = _Bound(rule, unit_axes, fan_in, where="jax.project")
+    found = named(params, where=own.where)
+    weights = {name: array for name, array in found.items() if array is not None}
+    plan = own.plan(weights)
+    before = own.fresh(plan) if state is None else state.rule
+    done = bound_named(plan, weights, before, library=library())
+    known = not isinstance(done.norms, Tracer)
+    if known:
+        _check_finite(plan, done, own.where)
+    outcome = Outcome(
+        names=plan.stage.owners,
+        norms=done.norms,
+        after=done.after,
+        skipped=False,
+        element_wise=rule.scope is Scope.ELEMENT,
+        left_alone=plan.left_alone,
+        share_at_bound=_share(plan, done, before) if known else None,
+    )
+    return replaced(params, done.arrays), outcome, BoundState(done.state)
+
+
+class _Bound:
+    """One rule with what the caller says of the arrays."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        unit_axes: UnitAxes | None,
+        fan_in: Mapping[str, int] | None,
+        *,
+        where: str,
+    ) -> None:
+        conduct.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
+        if isinstance(rule, Composite):
+            raise Refused("bounds are applied one at a time", where=where, got=type(rule).__name__)
+        self.rule, self.unit_axes, self.fan_in, self.where = rule, unit_axes, fan_in, where
+
+    def plan(self, found: Mapping[str, jax.Array | None]) -> BoundPlan:
+        known = shapes(found)
+        if self.rule.scope is Scope.ELEMENT:
+            refuse_complex(found, where=self.where)
+        axes = resolved_axes(self.unit_axes, known, where=self.where)
+        inputs = resolved_fan_ins(self.fan_in, known, where=self.where)
+        return plan_bound(self.rule, known, axes, inputs, where=self.where)
+
+    def fresh(self, plan: BoundPlan) -> dict[str, jax.Array]:
+        return strong(fresh_bound_state(plan, library=library()))
+
+
+def _check_finite(plan: BoundPlan, done: Bounded, where: str) -> None:
+    pairs = zip(plan.stage.owners, np.isfinite(np.asarray(done.norms)), strict=True)
+    culprits = sorted({name for name, finite in pairs if not finite})
+    if culprits:
+        raise NonFinite(f"non-finite entries in {', '.join(culprits[:5])}", where=where)
+
+
+def _share(plan: BoundPlan, done: Bounded, before: dict[str, jax.Array]) -> float:
+    """Return the share of units, or of entries, that stand at the bound."""
+    norms, after, factor = (
+        np.asarray(x, np.float64) for x in (done.norms, done.after, done.factor)
+    )
+    if "negative_part" in plan.rule.needs:
+        below = [(done.arrays[n] <= 0, done.arrays[n].size) for n in plan.counts]
+    elif done.limit is not None:
+        pairs = zip(plan.counts, np.asarray(done.limit), strict=True)
+        below = [(jnp.abs(done.arrays[n]) >= most, done.arrays[n].size) for n, most in pairs]
+    else:
+        held = standing(plan.rule, after, factor, attempted=int(before["attempted"]))
+        return float(held.mean())
+    return sum(int(there.sum()) for there, _ in below) / max(sum(size for _, size in below), 1)

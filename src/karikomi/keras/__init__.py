@@ -1,0 +1,30 @@
+"""karikomi for Keras 3 on every backend, and for TensorFlow's own loops."""
+
+from karikomi.keras.clipped_optimizer import ClippedOptimizer, clipped
+from karikomi.keras.constraint import Bound
+from karikomi.keras.gradients import check, clip, initial_state, outcome
+from karikomi.keras.masks import Masks
+from karikomi.keras.monitor import Monitor
+from karikomi.keras.penalties import Penalty, penalty
+from karikomi.keras.pruning import prune_
+from karikomi.keras.sparse_training import Pruning
+from karikomi.keras.standing_in import strip_
+from karikomi.keras.weights import bound_
+
+__all__ = [
+    "Bound",
+    "ClippedOptimizer",
+    "Masks",
+    "Monitor",
+    "Penalty",
+    "Pruning",
+    "bound_",
+    "check",
+    "clip",
+    "clipped",
+    "initial_state",
+    "outcome",
+    "penalty",
+    "prune_",
+    "strip_",
+]

@@ -1,0 +1,120 @@
+"""What masks do to a model, measured before they are applied: per layer and at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from karikomi.keras.prunable import Oriented
+from karikomi.keras.watching import batches, numbers, run, watched
+from karikomi.numpy.selecting import Answer
+from karikomi.prune.account import Account, Row
+
+BATCHES = 4
+"""How many batches the errors are measured on."""
+
+
+def account_of(
+    model: Any,
+    found: Mapping[str, Oriented],
+    masks: Mapping[str, np.ndarray],
+    answer: Answer,
+    data: Iterable[Any] | None,
+) -> Account:
+    """Return one row per masked variable; with `data` also the errors that the masks are about to make."""
+    errors: Mapping[str, float] = {}
+    if data is not None:
+        errors = _errors(
+            model, {id(found[name].variable): (name, one) for name, one in masks.items()}, data
+        )
+    rows = []
+    for name, mask in masks.items():
+        layout, reads_nothing, unread = found[name].layout, (), ()
+        if layout is not None and layout.inputs is not None:
+            canonical = layout.canonical(found[name].turned(mask))
+            reads_nothing = _dead(canonical.reshape(len(canonical), -1).any(axis=1))
+            unread = _dead(canonical.reshape(-1, canonical.shape[-1]).any(axis=0))
+        rows.append(
+            Row(
+                name=name,
+                removed=mask.size - int(np.count_nonzero(mask)),
+                size=mask.size,
+                why=answer.why.get(name, "as before"),
+                output_error=errors.get(name),
+                reads_nothing=reads_nothing,
+                unread=unread,
+            )
+        )
+    return Account(tuple(rows), errors.get(""))
+
+
+def _errors(
+    model: Any, masks: Mapping[int, tuple[str, np.ndarray]], data: Iterable[Any]
+) -> dict[str, float]:
+    """Return name -> ``|f(x) - f'(x)| / |f(x)|`` of its layer for the inputs it has now, "" -> of the model."""
+    sums: dict[str, np.ndarray] = {}
+    every = {id(variable): variable for variable in model.weights}
+
+    def add(name: str, before: Any, after: Any) -> None:
+        # Of several outputs over all of them; of what is no float, or changed its shape, not at all.
+        first, second = _floats(before), _floats(after)
+        if first and [a.shape for a in first] == [b.shape for b in second]:
+            pairs = zip(map(numbers, first), map(numbers, second), strict=True)
+            parts = [[np.square(a - b).sum(), np.square(a).sum()] for a, b in pairs]
+            sums[name] = sums.get(name, np.zeros(2)) + np.sum(parts, axis=0)
+
+    def see(layer: Any, call: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
+        for identity in {id(one) for one in vars(layer).values()} & masks.keys():
+            name, mask = masks[identity]
+            if mask.ndim > 1:
+                with _masked({identity: every[identity]}, masks):
+                    add(name, result, call(*args, **kwargs))
+
+    masked = {identity: every[identity] for identity in masks}
+    for number, (inputs, _) in enumerate(batches(data, where="keras.prune_")):
+        if number == BATCHES:
+            break
+        with watched(model, see):
+            before = run(model, inputs) if hasattr(model, "call") else None
+        with _masked(masked, masks):
+            add("", before, run(model, inputs))
+    return {name: _ratio(*map(float, pair)) for name, pair in sums.items()}
+
+
+def _floats(output: Any) -> list[Any]:
+    leaves = [one for one in keras.tree.flatten(output) if hasattr(one, "shape")]
+    return [
+        one
+        for one in leaves
+        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(one.dtype))
+    ]
+
+
+@contextmanager
+def _masked(
+    variables: Mapping[int, Any], masks: Mapping[int, tuple[str, np.ndarray]]
+) -> Iterator[None]:
+    kept = {identity: keras.ops.copy(one.value) for identity, one in variables.items()}
+    try:
+        for identity, one in variables.items():
+            before = kept[identity]
+            one.assign(keras.ops.where(masks[identity][1], before, keras.ops.zeros_like(before)))
+        yield
+    finally:
+        for identity, one in variables.items():
+            one.assign(kept[identity])
+
+
+def _ratio(difference: float, whole: float) -> float:
+    if whole == 0.0:
+        return 0.0 if difference == 0.0 else math.inf
+    return math.sqrt(difference / whole)
+
+
+def _dead(alive: Any) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(~alive).tolist())

@@ -1,0 +1,393 @@
+"""An optimizer of Keras around another one: it clips, and really leaves out the steps that are not to be taken.
+
+It owns what comes before the step (loss scale, accumulation) because a clip must see the gradient of a
+real update, and what comes after it (the bound). All that it learns lies in variables of Keras, so that every
+backend, compiler and file format treats it as it treats moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from karikomi import conduct, spec
+from karikomi.errors import InvalidArgument, NonFinite
+from karikomi.functional.naming import UnitAxes
+from karikomi.keras import batches, saved_state, wrapping
+from karikomi.keras.clipping import check_clip
+from karikomi.keras.gradients import prepared, value_of
+from karikomi.keras.learned import Learned, fresh_entries, rules_for
+from karikomi.keras.library import as_it_is, is_known, library
+from karikomi.keras.per_update import PerUpdate
+from karikomi.keras.saved_state import ACCUMULATED, BOUND
+from karikomi.keras.standing_bound import check_bound
+from karikomi.keras.taking import taking
+from karikomi.outcome import Outcome
+from karikomi.rule import Array, Composite, Rule, State
+
+WHERE = wrapping.WHERE
+
+
+def clipped(
+    optimizer: Any,
+    rule: Rule | Composite,
+    *,
+    bound: Rule | None = None,
+    nonfinite: str = "skip",
+    stop_after: int = 10,
+    unit_axes: UnitAxes | Any = None,
+    fan_in: Mapping[str, int] | None = None,
+    name: str | None = None,
+) -> ClippedOptimizer:
+    """Return an optimizer of Keras that clips gradients and then lets `optimizer` step.
+
+    ``model.compile(kk.keras.clipped(keras.optimizers.Adam(1e-3), kk.clip.AutoClip(10)))``, or any loop that calls
+    ``apply``, ``apply_gradients`` or ``stateless_apply``, on TensorFlow, JAX or torch.
+
+    A step that is not to be taken (`SkipSpikes`, or non-finite gradients under ``skip``) leaves weights,
+    moments, averages and the step count of `optimizer` as they are. Its accumulation and loss scale
+    are taken over: what is clipped is the average of a real update, in its true size. Under `tf.distribute`
+    it is the sum over the replicas that is clipped, once.
+
+    `rule`: of `karikomi.clip`. `bound`: of `karikomi.bound`, for the trained variables after every step that
+    is taken. `nonfinite`: ``skip`` (default), ``zero`` (only the bad tensors), ``pass``, or ``raise``, which
+    raises where values are known and is ``skip`` in compiled code. `stop_after`: after so many steps in a
+    row with non-finite gradients `NonFinite` is raised, naming them: at once where values are known, else by
+    ``check()`` and at the end of ``fit``. `unit_axes`: for rules per unit, name or glob of a path -> the axis whose
+    index is one output unit, or the axes: ``{"*kernel": -1}``; or a built model, whose layers say. `fan_in`:
+    for `InitScaled`, likewise.
+
+    ``.last`` and ``.last_bound`` are what the last step did. Variables of it hold all that was learned, and
+    are saved with the model; ``import karikomi.keras`` before loading one, which keeps the names of variables
+    that the rule knew. With mixed precision: ``LossScaleOptimizer(clipped(optimizer, rule))``, which
+    ``compile`` makes by itself. With ``use_ema`` averages move once per update, where Keras alone moves them
+    with every micro-batch; and as in Keras alone, to save, load and go on is then not exact.
+
+    Raises `Refused` for an optimizer that clips itself, is clipped already or was given to another
+    ``clipped`` before, or scales the loss around the clip, and for rules on updates; `InvalidArgument` for
+    what is no optimizer.
+
+    >>> import keras, karikomi as kk
+    >>> weight = keras.Variable([1.0, 1.0], name="weight")
+    >>> optimizer = clipped(keras.optimizers.SGD(1.0), kk.clip.ByNorm(0.5))
+    >>> optimizer.apply([keras.ops.convert_to_tensor([3.0, 4.0])], [weight])
+    >>> [round(float(x), 3) for x in weight.numpy()], optimizer.last.pre
+    ([0.7, 0.6], 5.0)
+    """
+    return ClippedOptimizer(
+        optimizer,
+        rule,
+        bound=bound,
+        nonfinite=nonfinite,
+        stop_after=stop_after,
+        unit_axes=unit_axes,
+        fan_in=fan_in,
+        name=name,
+    )
+
+
+@keras.saving.register_keras_serializable(package="karikomi")
+class ClippedOptimizer(keras.optimizers.Optimizer):
+    """The optimizer that `clipped` returns; arguments and errors are there."""
+
+    def __init__(
+        self,
+        inner_optimizer: Any,
+        rule: Rule | Composite,
+        *,
+        bound: Rule | None = None,
+        nonfinite: str = "skip",
+        stop_after: int = 10,
+        unit_axes: UnitAxes | Any = None,
+        fan_in: Mapping[str, int] | None = None,
+        name: str | None = None,
+    ) -> None:
+        check_clip(rule, nonfinite, weights=True, where=WHERE)
+        if bound is not None:
+            check_bound(bound, where=f"{WHERE} (bound)")
+        wrapping.check_stop_after(stop_after)
+        inner = wrapping.inner_optimizer(inner_optimizer, ClippedOptimizer)
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer, self.rule, self.bound = inner, rule, bound
+        self.nonfinite, self.stop_after = nonfinite, stop_after
+        self.unit_axes, self.fan_in = wrapping.of_model(unit_axes, fan_in)
+        self._skips = nonfinite in ("skip", "raise") or any(
+            getattr(leaf, "skips", False) for leaf in conduct.leaves(rule)
+        )
+        self._own: Learned | None = None
+        self._told: Any = ()
+        self._taking = taking(lambda: [*self.variables, *self._trainable_variables])
+        # Both come before the clip.
+        self.loss_scale_factor, self.gradient_accumulation_steps = wrapping.taken_over(inner)
+        # Keras would make a variable that is assigned here one of its own.
+        if wrapping.is_schedule(inner._learning_rate):
+            self.learning_rate = inner._learning_rate
+
+    @property
+    def learning_rate(self) -> Any:
+        """That of the optimizer inside."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        steps = self.gradient_accumulation_steps
+        if steps and wrapping.is_schedule(learning_rate):
+            learning_rate = PerUpdate(learning_rate, steps)
+        if learning_rate is not self.inner_optimizer._learning_rate:
+            self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self) -> Any:
+        """How many updates the optimizer inside has made; a skipped step is none."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def variables(self) -> list[Any]:
+        """Its own variables, and those of the optimizer inside."""
+        return [*self._variables, *self.inner_optimizer.variables]
+
+    @property
+    def steps(self) -> int:
+        """Attempted updates, those that were skipped as well."""
+        return 0 if self._own is None else self._own.steps()
+
+    @property
+    def last(self) -> Outcome | None:
+        """What the clip did in the last update, ``None`` before the first one; reading waits for the device."""
+        own = self._own
+        if own is None or not own.clip.plan or not own.steps():
+            return None
+        return own.clip.outcome(own.state())
+
+    @property
+    def last_bound(self) -> Outcome | None:
+        """What the bound did after the last step that was taken, ``None`` if there is none."""
+        own = self._own
+        if own is None or own.bound is None or not own.steps(BOUND):
+            return None
+        return own.bound.outcome(own.state(BOUND))
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make the variables of both optimizers for these that are to be trained."""
+        variables = list(variables)
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(variables)
+        super().build(variables)
+        names = wrapping.names_as_told(variables, self._told)
+        pairs = zip(names, variables, strict=True)
+        weights = {n: v for n, v in pairs if not batches.is_overwritten(v)}
+        clip, bound = rules_for(self, names, weights)
+        with self._taking.outside():
+            state = fresh_entries(clip, bound, weights)
+        entries = {key: self._entry(key, value) for key, value in state.items()}
+        self._own = Learned(names, weights, clip, bound, entries)
+
+    @property
+    def _learned(self) -> Learned:
+        if self._own is None:
+            raise InvalidArgument(
+                "the optimizer does not know the variables yet",
+                where=WHERE,
+                hint="optimizer.build(model.trainable_variables) first",
+            )
+        return self._own
+
+    def _entry(self, key: str, value: np.ndarray) -> Any:
+        start: Any = lambda shape, dtype=None: keras.ops.convert_to_tensor(value, dtype=dtype)  # noqa: E731
+        return self.add_variable(
+            shape=value.shape,
+            initializer=start,
+            dtype=str(value.dtype),
+            name="clip_" + key.replace("/", "_").replace(".", "_"),
+        )
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Clip gradients and take a step with them, or leave it out."""
+        grads = list(grads)
+        if grads:
+            # AutoGraph, which rewrites whatever a tf.function calls, has nothing to find here.
+            as_it_is(self._apply)(grads, self._resolved(grads, trainable_variables))
+
+    def _resolved(self, grads: list[Any], variables: Sequence[Any] | None) -> list[Any]:
+        if variables is not None and not self.built:
+            with keras.name_scope(self.name, caller=self):
+                self.build(list(variables))
+        _ = self._learned
+        known = list(self._trainable_variables if variables is None else variables)
+        self._check_variables_are_known(known)
+        if len(known) != len(grads):
+            raise InvalidArgument(
+                "there must be one gradient for each variable",
+                where=WHERE,
+                got=f"{len(grads)} gradients, {len(known)} variables",
+            )
+        return known
+
+    def _apply(self, grads: list[Any], variables: list[Any]) -> None:
+        if all(grad is None for grad in grads):
+            # It raises, in the words of Keras.
+            self.inner_optimizer.apply(grads, variables)
+        steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
+        if scale is not None:
+            grads = batches.quotients(grads, variables, scale)
+        if not steps:
+            self._update(grads, variables)
+        else:
+            self._taking.either(
+                (self._iterations + 1) % steps == 0,
+                lambda arrays: self._update(
+                    batches.quotients(self._sums(arrays, variables), variables, steps), variables
+                ),
+                lambda arrays: self._accumulate(arrays, variables),
+                grads,
+            )
+        self._iterations.assign_add(1)
+        self._stop_if_due()
+
+    def _sums(self, grads: list[Any], variables: list[Any]) -> list[Any]:
+        places = [self._get_variable_index(variable) for variable in variables]
+        return batches.sums(grads, variables, [self._accumulated_gradients[n] for n in places])
+
+    def _accumulate(self, grads: list[Any], variables: list[Any]) -> None:
+        sums = self._sums(grads, variables)
+        present = [place for place, grad in enumerate(sums) if grad is not None]
+        places = [self._get_variable_index(variables[place]) for place in present]
+        kept = [self._accumulated_gradients[place] for place in places]
+        self._taking.assign(kept, [sums[place] for place in present])
+
+    def _update(self, grads: list[Any], variables: list[Any]) -> None:
+        """Clip the gradients of an update, and take the step if it is to be taken."""
+        built = self._learned
+        own = library()
+        grads = self._taking.added_up(grads, [not batches.is_overwritten(v) for v in variables])
+        found: dict[str, Array | None] = dict.fromkeys(built.weights)
+        names = [built.names[self._get_variable_index(v)] for v in variables]
+        for name, grad in zip(names, grads, strict=True):
+            if name in found:
+                found[name] = prepared(grad, built.clip.shapes[name], name)
+        weights = {}
+        if "weights" in built.clip.needs:
+            weights = built.values()
+        passed, after = built.clip.step(
+            found, built.state(), weights, zero_skipped=False, library=own
+        )
+        self._forget_accumulated()
+        if self.nonfinite == "raise" and is_known(passed.bad) and bool(passed.bad):
+            culprits = built.clip.outcome(after).nonfinite
+            raise NonFinite(f"non-finite entries in {', '.join(culprits[:5])}", where=WHERE)
+        self._write(after, "")
+        pairs = zip(names, grads, strict=True)
+        hand = [passed.arrays[name] if name in found else grad for name, grad in pairs]
+        hand = batches.shares(hand, variables, self._taking.replicas)
+        step = lambda arrays: self._step(arrays, variables)  # noqa: E731
+        if self._skips:
+            self._taking.either(~passed.skip, step, lambda _: None, hand)
+        else:
+            step(hand)
+
+    def _step(self, grads: list[Any], variables: list[Any]) -> None:
+        built = self._learned
+        self.inner_optimizer.apply(grads, variables)
+        if built.bound is not None:
+            arrays, after = built.bound.step(built.values(), built.state(BOUND), library())
+            self._taking.assign([built.weights[name] for name in arrays], list(arrays.values()))
+            self._write(after, BOUND)
+
+    def _write(self, state: State, prefix: str) -> None:
+        self._taking.assign(
+            [self._learned.entries[prefix + key] for key in state], list(state.values())
+        )
+
+    def _forget_accumulated(self) -> None:
+        if self.gradient_accumulation_steps:
+            kept = self._accumulated_gradients
+            self._taking.assign(kept, [keras.ops.zeros(v.shape, dtype=v.dtype) for v in kept])
+
+    def _stop_if_due(self) -> None:
+        bad = value_of(self._learned.entries["bad_in_a_row"])
+        if is_known(bad) and self.nonfinite != "pass":
+            self.check()
+
+    def check(self) -> None:
+        """Raise `NonFinite`, naming the variables, once `stop_after` steps in a row were not finite.
+
+        Compiled code cannot raise: call this now and then. ``fit`` ends with it.
+        """
+        in_a_row = 0 if self._own is None else self._own.bad_in_a_row()
+        if in_a_row >= self.stop_after:
+            culprits = ", ".join(self.last.nonfinite[:5]) if self.last else ""
+            raise NonFinite(
+                f"{in_a_row} steps in a row with non-finite entries, the last in {culprits}",
+                where=WHERE,
+            )
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Set the final values of variables, as the optimizer inside does, after `check`."""
+        self.check()
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Leave variables out of the weight decay of the optimizer inside."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write what is not the inner optimizer's, which Keras saves beside it."""
+        store[saved_state.ITERATION] = keras.ops.convert_to_numpy(self._iterations)
+        if self._own is not None:
+            saved_state.to_store(store, self._saved(), self._own.names)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read what `save_own_variables` wrote, or warn; entries go with names, else with places."""
+        if not saved_state.is_readable(store, self.name, built=self._own is not None):
+            return
+        built, saved = self._learned, self._saved()
+        found = saved_state.from_store(
+            store,
+            saved,
+            built.names,
+            built.clip.plan,
+            None if built.bound is None else built.bound.plan.stage,
+            where=f"{WHERE} (load)",
+        )
+        for key, value in found.items():
+            saved[key].assign(value)
+        self._iterations.assign(np.asarray(store[saved_state.ITERATION]))
+
+    def _saved(self) -> dict[str, Any]:
+        kept = self._accumulated_gradients if self.gradient_accumulation_steps else []
+        pairs = zip(self._learned.names, kept, strict=False)
+        return self._learned.entries | {ACCUMULATED + name: variable for name, variable in pairs}
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what it is made of, as plain data."""
+        steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
+        inner = wrapping.inner_config(self.inner_optimizer, steps=steps, scale=scale)
+        names = [] if self._own is None else self._own.names
+        return {
+            "name": self.name,
+            "inner_optimizer": inner,
+            "rule": spec.to_dict(self.rule),
+            "bound": None if self.bound is None else spec.to_dict(self.bound, "bound"),
+            "nonfinite": self.nonfinite,
+            "stop_after": self.stop_after,
+            "unit_axes": wrapping.plain(self.unit_axes),
+            "fan_in": wrapping.plain(self.fan_in),
+            "variables": wrapping.told(names, self._trainable_variables) or self._told,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ClippedOptimizer:
+        """Return what `get_config` told."""
+        given = dict(config)
+        inner: Any = keras.saving.deserialize_keras_object(
+            given.pop("inner_optimizer"), custom_objects=custom_objects
+        )
+        rule, bound = spec.from_dict(given.pop("rule")), given.pop("bound")
+        bound = None if bound is None else spec.from_dict(bound, "bound")
+        told = given.pop("variables", [])
+        made = cls(inner, rule, bound=bound, **given)
+        made._told = tuple(told)
+        return made

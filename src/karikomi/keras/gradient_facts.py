@@ -1,0 +1,118 @@
+"""Facts about what the loss does if a weight changes: gradients and their squares, on every backend.
+
+The model is run in inference mode: no dropout, and nothing is learned by normalisations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from karikomi.errors import InvalidArgument, NonFinite
+from karikomi.keras.prunable import Oriented
+from karikomi.keras.watching import numbers
+
+Loss = Callable[[Any, Any], Any]
+
+
+class Gradients:
+    """Means over batches of ``dL/dw`` and ``(dL/dw)^2``, in double precision."""
+
+    def __init__(self, model: Any, wanted: Sequence[Oriented], loss: Loss) -> None:
+        self._model, self._wanted, self._loss = model, wanted, loss
+        self._sums: dict[str, dict[str, Any]] = {"gradient": {}, "squared_gradient": {}}
+        self._count = 0
+
+    def see(self, inputs: Any, targets: Any) -> None:
+        """Add one batch."""
+        if targets is None:
+            raise InvalidArgument(
+                "a loss takes targets, and this batch has none",
+                where="data",
+                allowed="(inputs, targets)",
+            )
+        self._count += 1
+        variables = [one.variable for one in self._wanted]
+        found = gradients(self._model, variables, lambda out: self._value(out, targets), inputs)
+        for one, gradient in zip(self._wanted, found, strict=True):
+            own = np.zeros(one.variable.shape) if gradient is None else numbers(gradient)
+            if not np.isfinite(own).all():
+                raise NonFinite("the gradient is NaN or infinite", where=one.name)
+            for fact, part in (("gradient", own), ("squared_gradient", np.square(own))):
+                sums = self._sums[fact]
+                sums[one.name] = sums[one.name] + part if one.name in sums else part
+
+    def result(self) -> Mapping[str, dict[str, np.ndarray]]:
+        """Return fact -> name -> mean."""
+        return {
+            fact: {name: one / self._count for name, one in sums.items()}
+            for fact, sums in self._sums.items()
+        }
+
+    def _value(self, outputs: Any, targets: Any) -> Any:
+        targets = keras.tree.map_structure(keras.ops.convert_to_tensor, targets)
+        # Those of Keras take targets first.
+        of_keras = isinstance(self._loss, keras.losses.Loss)
+        loss = self._loss(targets, outputs) if of_keras else self._loss(outputs, targets)
+        if int(np.prod(loss.shape)) != 1:
+            raise InvalidArgument(
+                "a loss is one number",
+                where="loss",
+                got=tuple(loss.shape),
+                hint="its mean over the batch",
+            )
+        return keras.ops.reshape(loss, ())
+
+
+def gradients(
+    model: Any, variables: Sequence[Any], value: Callable[[Any], Any], inputs: Any
+) -> list[Any]:
+    """Return the gradients of ``value(model(inputs))``, ``None`` for what it does not depend on."""
+    found = {"tensorflow": _of_tensorflow, "jax": _of_jax, "torch": _of_torch}
+    return found[keras.config.backend()](model, variables, value, inputs)
+
+
+def _of_tensorflow(
+    model: Any, variables: Sequence[Any], value: Callable[[Any], Any], inputs: Any
+) -> list[Any]:
+    import tensorflow as tf
+
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        for variable in variables:
+            tape.watch(variable.value)
+        loss = value(model(inputs, training=False))
+    found = tape.gradient(loss, [variable.value for variable in variables])
+    return [None if one is None else tf.convert_to_tensor(one) for one in found]
+
+
+def _of_jax(
+    model: Any, variables: Sequence[Any], value: Callable[[Any], Any], inputs: Any
+) -> list[Any]:
+    import jax
+
+    def loss(values: list[Any]) -> Any:
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return value(model(inputs, training=False))
+
+    return jax.grad(loss)([variable.value for variable in variables])
+
+
+def _of_torch(
+    model: Any, variables: Sequence[Any], value: Callable[[Any], Any], inputs: Any
+) -> list[Any]:
+    import torch
+
+    values: Any = [variable.value for variable in variables]
+    trained = [one.requires_grad for one in values]
+    try:
+        for one in values:
+            one.requires_grad_(True)
+        with torch.enable_grad():
+            loss = value(model(inputs, training=False))
+            return list(torch.autograd.grad(loss, values, allow_unused=True))
+    finally:
+        for one, was in zip(values, trained, strict=True):
+            one.requires_grad_(was)

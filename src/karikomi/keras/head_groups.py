@@ -1,0 +1,49 @@
+"""Attention heads of Keras as things that go together: their queries, keys, values, and what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from keras import layers
+
+from karikomi.errors import Refused
+from karikomi.keras.prunable import Oriented
+from karikomi.prune import Coupled, Member
+
+
+def coupled_heads(
+    found: Mapping[str, Oriented], model: Any, chosen: Collection[str]
+) -> tuple[list[Coupled], dict[str, str]]:
+    """Return ``(one group per MultiHeadAttention, weight -> why it belongs to no head)``.
+
+    Only layers are meant whose output projection is `chosen`. Raises `Refused` if there is none.
+    """
+    names = {id(one.variable): name for name, one in found.items()}
+    groups = []
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.MultiHeadAttention):
+            group = _group(layer, names)
+            if any(member.name in chosen for member in group.members if member.axis == 1):
+                groups.append(group)
+    if not groups:
+        raise Refused(
+            "the model has no attention whose heads are known here",
+            where="keras.prune_",
+            got="no selected MultiHeadAttention",
+        )
+    taken = {member.name for one in groups for member in one.members}
+    return groups, {name: "no part of an attention head" for name in chosen if name not in taken}
+
+
+def _group(layer: Any, names: Mapping[int, str]) -> Coupled:
+    widths = {"query": layer.key_dim, "key": layer.key_dim, "value": layer.value_dim}
+    members = []
+    for which, width in widths.items():
+        dense = getattr(layer, f"_{which}_dense")
+        members.append(Member(names[id(dense._kernel)], 0, size=width))
+        if dense.bias is not None:
+            members.append(Member(names[id(dense.bias)], 0, size=width, scored=False))
+    out = layer._output_dense._kernel
+    members.append(Member(names[id(out)], 1, size=layer.value_dim))
+    return Coupled(layer.path, layer.num_heads, tuple(members))

@@ -1,0 +1,142 @@
+"""Facts about what kernels multiply: the norms of their inputs, and how often they are used.
+
+Sums over samples and positions, added up batch by batch and use by use: memory does not grow with data.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from keras import layers
+
+from karikomi.errors import Refused
+from karikomi.keras.prunable import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, Oriented, kernel_of
+from karikomi.keras.watching import numbers
+
+
+class InputNorms:
+    """The L2 norm over samples and positions of the input that each weight multiplies.
+
+    Dense: per input. Convolutions: per input channel and kernel position, the zeros of the padding counted
+    as inputs. EinsumDense: per index of the axes that are summed over.
+    """
+
+    def __init__(self, wanted: Mapping[int, Oriented]) -> None:
+        self._wanted = wanted
+        self._squares: dict[str, np.ndarray] = {}
+
+    def see(self, layer: Any, args: tuple[Any, ...], _: Any) -> None:
+        """Add the inputs of one call of a layer."""
+        one = self._wanted.get(id(kernel_of(layer)))
+        if one is not None and args:
+            squares = _squares(layer, one, np.square(numbers(args[0])))
+            self._squares[one.name] = self._squares.get(one.name, 0.0) + squares
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Return name -> norms, broadcastable to the variable's own shape."""
+        missing = [one.name for one in self._wanted.values() if one.name not in self._squares]
+        if missing:
+            raise Refused(
+                "the inputs of this weight cannot be seen",
+                where=f"input_norm: {missing[0]}",
+                hint=f"exclude={missing[0]!r}",
+            )
+        return {name: np.sqrt(one) for name, one in self._squares.items()}
+
+
+class Macs:
+    """The multiply-accumulates of each kernel in one run of the model, per example."""
+
+    def __init__(self, wanted: Mapping[int, Oriented]) -> None:
+        self._wanted = wanted
+        self.counts: dict[str, float] = {}
+
+    def see(self, layer: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Add one call of a layer."""
+        for variable in layer.trainable_variables + layer.non_trainable_variables:
+            one = self._wanted.get(id(variable))
+            if one is None or one.layer is not layer or not args:
+                continue
+            shape = args[0].shape if isinstance(layer, TRANSPOSED) else result.shape
+            # What lies on the first axis: outputs, of transposed ones the inputs.
+            units = one.shape[0]
+            # A separable layer's first kernel is used at as many positions as its second.
+            if one.variable.name == "depthwise_kernel":
+                units = int(layer.pointwise_kernel.shape[-1])
+            positions = math.prod(map(int, shape[1:])) / units
+            before = self.counts.get(one.name, 0.0)
+            self.counts[one.name] = before + positions * math.prod(one.shape)
+
+
+def _squares(layer: Any, one: Oriented, squares: np.ndarray) -> np.ndarray:
+    if isinstance(layer, layers.EinsumDense):
+        return _of_einsum(layer, squares)
+    if isinstance(layer, (*CONVOLUTIONS, *DEPTHWISE)):
+        return _of_convolution(layer, one, squares)
+    if isinstance(layer, layers.Dense):
+        return squares.reshape(-1, squares.shape[-1]).sum(axis=0)[:, None]
+    raise Refused(
+        f"norms of inputs are not measured for {type(layer).__name__}",
+        where=f"input_norm: {one.name}",
+        hint=f"exclude={one.name!r}",
+    )
+
+
+def _of_einsum(layer: Any, squares: np.ndarray) -> np.ndarray:
+    operands = layer.equation.replace(" ", "").partition("->")[0]
+    inputs, _, kernel = operands.partition(",")
+    letters = inputs.replace("...", "")
+    flat = squares.reshape(-1, *squares.shape[squares.ndim - len(letters) :])
+    shared = "".join(letter for letter in kernel if letter in letters)
+    spare = next(one for one in "abcdefghijklmnopqrstuvwxyz" if one not in letters)
+    sums = np.einsum(f"{spare}{letters}->{shared}", flat)
+    return sums.reshape([sums.shape[shared.index(n)] if n in shared else 1 for n in kernel])
+
+
+def _of_convolution(layer: Any, one: Oriented, squares: np.ndarray) -> np.ndarray:
+    """Return sums of shape (kernel positions, inputs, 1), or (.., inputs / groups, units) if grouped."""
+    if layer.data_format == "channels_first":
+        squares = np.moveaxis(squares, 1, -1)
+    sums = _taps(layer, squares.sum(axis=0))
+    groups = getattr(layer, "groups", 1)
+    if isinstance(layer, DEPTHWISE) or groups == 1:
+        return sums[..., None]
+    apart = np.moveaxis(sums.reshape(*sums.shape[:-1], groups, -1), -2, -1)
+    return apart.repeat(int(one.variable.shape[-1]) // groups, axis=-1)
+
+
+def _taps(layer: Any, squares: np.ndarray) -> np.ndarray:
+    """Return, per kernel position and channel, the sum of what that position sees."""
+    kernel, strides = tuple(layer.kernel_size), _each(layer.strides, len(layer.kernel_size))
+    dilation = _each(layer.dilation_rate, len(kernel))
+    ends = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
+    sides = list(_sides(layer.padding, squares.shape[:-1], ends, strides))
+    padded = np.pad(squares, [*sides, (0, 0)])
+    found = np.zeros((*kernel, squares.shape[-1]))
+    for position in itertools.product(*map(range, kernel)):
+        cut = []
+        for axis, at in enumerate(position):
+            count = (padded.shape[axis] - ends[axis]) // strides[axis] + 1
+            start = at * dilation[axis]
+            cut.append(slice(start, start + strides[axis] * (count - 1) + 1, strides[axis]))
+        found[position] = padded[tuple(cut)].sum(axis=tuple(range(len(kernel))))
+    return found
+
+
+def _sides(
+    padding: str, sizes: tuple[int, ...], ends: list[int], strides: tuple[int, ...]
+) -> Iterator[tuple[int, int]]:
+    for size, end, stride in zip(sizes, ends, strides, strict=True):
+        if padding == "causal":
+            yield end - 1, 0
+            continue
+        total = max((-(-size // stride) - 1) * stride + end - size, 0) if padding == "same" else 0
+        yield total // 2, total - total // 2
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value)

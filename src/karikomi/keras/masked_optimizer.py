@@ -1,0 +1,252 @@
+"""An optimizer of Keras around another one that lets masked weights neither move nor count.
+
+Masks are variables of it, and so part of what every backend compiles a step of: they change without a new
+compilation, hold within `steps_per_execution`, and are saved and loaded with the optimizer, a bit per weight.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from karikomi.errors import InvalidArgument
+from karikomi.keras.batches import is_overwritten
+from karikomi.keras.gradients import value_of
+from karikomi.keras.library import as_it_is
+from karikomi.keras.taking import taking
+from karikomi.prune import pack_mask, unpack_mask
+
+WHERE = "keras.Pruning"
+_STEP, _SEEN, _MASK = "iteration", "seen", "mask_"
+
+
+@keras.saving.register_keras_serializable(package="karikomi")
+class MaskedOptimizer(keras.optimizers.Optimizer):
+    """`inner_optimizer`, with masks for the trained variables at `places`.
+
+    Before a step the gradients of masked weights are set to zero, so that they count for no norm and no
+    moment; after it the weights are. `schedule`: what is followed, for whoever goes on with it. `began`:
+    calls of ``apply`` before, and the step up to which the schedule was followed.
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: Any,
+        *,
+        places: Sequence[int],
+        schedule: str = "",
+        began: tuple[int, int] = (0, -1),
+        name: str | None = None,
+    ) -> None:
+        inner: Any = keras.optimizers.get(inner_optimizer)
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer, self.places = inner, tuple(places)
+        self.schedule, self._began = schedule, began
+        self._masks: dict[int, Any] = {}
+        self._taking = taking(lambda: [*self.variables, *self._trainable_variables])
+
+    @property
+    def learning_rate(self) -> Any:
+        """That of the optimizer inside."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        if learning_rate is not self.inner_optimizer._learning_rate:
+            self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self) -> Any:
+        """How many updates the optimizer inside has made."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def variables(self) -> list[Any]:
+        """Its own variables, and those of the optimizer inside."""
+        return [*self._variables, *self.inner_optimizer.variables]
+
+    @property
+    def attempts(self) -> int:
+        """Calls of ``apply`` so far."""
+        return int(_number(self._iterations))
+
+    @property
+    def steps(self) -> int:
+        """Attempted updates: calls of ``apply``, or as many as accumulation makes one of."""
+        return self.attempts // accumulation(self)
+
+    @property
+    def seen(self) -> int:
+        """The step up to which a schedule was followed, -1 before the first."""
+        return int(_number(self._seen))
+
+    @seen.setter
+    def seen(self, step: int) -> None:
+        self._seen.assign(step)
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make masks that keep everything."""
+        variables = list(variables)
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(variables)
+        super().build(variables)
+        self._seen = self.add_variable((), "zeros", dtype="int32", name=_SEEN)
+        self._masks = {
+            place: self.add_variable(
+                variables[place].shape,
+                "ones",
+                dtype="bool",
+                layout=getattr(variables[place], "_layout", None),
+                name=f"{_MASK}{place}",
+            )
+            for place in self.places
+        }
+        attempts, seen = self._began
+        self._iterations.assign(attempts)
+        self._seen.assign(seen)
+
+    def masks(self) -> dict[int, np.ndarray]:
+        """Return place of a variable -> its mask, true where a weight is kept."""
+        found = {place: np.asarray(_number(mask), bool) for place, mask in self._masks.items()}
+        return {place: mask for place, mask in found.items() if not mask.all()}
+
+    def hold(self, masks: Mapping[int, np.ndarray]) -> None:
+        """Take masks on for variables by place, and forget the moments of what is masked now."""
+        for place, mask in masks.items():
+            if place not in self._masks:
+                raise InvalidArgument(
+                    "the optimizer has no mask for this weight",
+                    where=f"{WHERE}: {self._trainable_variables[place].path}",
+                )
+            self._masks[place].assign(mask)
+        _forget(self.inner_optimizer, len(self._trainable_variables), masks)
+        self.enforce()
+
+    def enforce(self) -> None:
+        """Set masked weights to zero."""
+        self._mask_weights([self._trainable_variables[place] for place in self._masks])
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Take a step of the optimizer inside, with masks held."""
+        grads = list(grads)
+        if not grads:
+            return
+        if trainable_variables is not None and not self.built:
+            with keras.name_scope(self.name, caller=self):
+                self.build(list(trainable_variables))
+        known = self._trainable_variables if trainable_variables is None else trainable_variables
+        # AutoGraph, which rewrites whatever a tf.function calls, has nothing to find here.
+        as_it_is(self._apply)(grads, list(known))
+
+    def _apply(self, grads: list[Any], variables: list[Any]) -> None:
+        self._check_variables_are_known(variables)
+        pairs = zip(grads, variables, strict=True)
+        self.inner_optimizer.apply([self._masked(g, v) for g, v in pairs], variables)
+        self._mask_weights(variables)
+        self._iterations.assign_add(1)
+
+    def _masked(self, grad: Any, variable: Any) -> Any:
+        mask = self._masks.get(self._get_variable_index(variable))
+        # The rows of a sparse gradient are few, and the weights are masked after the step anyway.
+        if grad is None or mask is None or hasattr(grad, "dense_shape") or is_overwritten(variable):
+            return grad
+        return _where(mask, grad)
+
+    def _mask_weights(self, variables: Sequence[Any]) -> None:
+        places = [self._get_variable_index(variable) for variable in variables]
+        pairs = [
+            (v, self._masks[n]) for v, n in zip(variables, places, strict=True) if n in self._masks
+        ]
+        masked = [_where(mask, value_of(variable)) for variable, mask in pairs]
+        self._taking.assign([variable for variable, _ in pairs], masked)
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Scale the loss as the optimizer inside does."""
+        return self.inner_optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Set the final values of variables, as the optimizer inside does, and mask them."""
+        self.inner_optimizer.finalize_variable_values(var_list)
+        self.enforce()
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Leave variables out of the weight decay of the optimizer inside."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the counts and the masks, a bit per weight; Keras saves the inner optimizer beside it."""
+        store[_STEP] = _number(self._iterations)
+        if self.built:
+            store[_SEEN] = _number(self._seen)
+        for place, mask in self._masks.items():
+            store[f"{_MASK}{place}"] = pack_mask(np.asarray(_number(mask), bool))
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read what `save_own_variables` wrote, or warn as Keras does."""
+        wanted = {_SEEN, *(f"{_MASK}{place}" for place in self._masks)}
+        if not self.built or wanted - set(store.keys()):
+            why = (
+                "the file holds other masks or none" if self.built else "it has not been built yet"
+            )
+            text = f"karikomi: skipping variable loading for optimizer '{self.name}', because {why}"
+            warnings.warn(text, stacklevel=2)
+            return
+        for place, mask in self._masks.items():
+            bits = np.asarray(store[f"{_MASK}{place}"])
+            mask.assign(unpack_mask(bits, tuple(mask.shape)))
+        self._seen.assign(np.asarray(store[_SEEN]))
+        self._iterations.assign(np.asarray(store[_STEP]))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what it is made of, as plain data."""
+        inner: Any = keras.saving.serialize_keras_object(self.inner_optimizer)
+        return {
+            "name": self.name,
+            "inner_optimizer": inner,
+            "places": list(self.places),
+            "schedule": self.schedule,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MaskedOptimizer:
+        """Return what `get_config` told."""
+        given = dict(config)
+        inner: Any = keras.saving.deserialize_keras_object(
+            given.pop("inner_optimizer"), custom_objects=custom_objects
+        )
+        return cls(inner, **given)
+
+
+def accumulation(optimizer: Any) -> int:
+    """Return how many calls of ``apply`` make one update."""
+    while optimizer is not None:
+        if optimizer.gradient_accumulation_steps:
+            return optimizer.gradient_accumulation_steps
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return 1
+
+
+def _forget(optimizer: Any, count: int, masks: Mapping[int, np.ndarray]) -> None:
+    """Zero the moments of masked weights: what optimizers keep in lists with a variable for each weight."""
+    while optimizer is not None:
+        for name, kept in vars(optimizer).items():
+            if name == "_trainable_variables" or not isinstance(kept, list) or len(kept) != count:
+                continue
+            for place, mask in masks.items():
+                moment = kept[place]
+                if isinstance(moment, keras.Variable) and tuple(moment.shape) == mask.shape:
+                    moment.assign(_where(mask, value_of(moment)))
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+
+
+def _where(mask: Any, values: Any) -> Any:
+    kept = keras.ops.convert_to_tensor(mask)
+    return keras.ops.where(kept, values, keras.ops.zeros_like(values))
+
+
+def _number(variable: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(variable))

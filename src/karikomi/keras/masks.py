@@ -1,0 +1,198 @@
+"""The masks of a pruned model: which weights are kept, held outside of the model itself.
+
+The model keeps its layers, names, config and files; masks are applied after each step of an optimizer,
+by `kk.keras.Pruning` in ``fit`` and by hand in a loop of one's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
+from karikomi.files import as_path, write_bytes
+from karikomi.keras.gradients import value_of
+from karikomi.keras.matching import Place, matched, names
+from karikomi.prune import pack_mask, unpack_mask
+from karikomi.prune.account import Account
+from karikomi.prune.held import Held
+
+_SHAPES, _PLACES = "karikomi.masks", "karikomi.masks.places"
+
+
+class Masks(Held[np.ndarray]):
+    """Path of a variable -> boolean array of its shape, true where the weight is kept.
+
+    `left_alone`: path -> why it has no mask. `account`: what was removed, why, and what that did to the
+    outputs (print it), of the call that made them. `places`: where the variables stood in their model, by
+    which they are found in one that was loaded. Raises `InvalidArgument` for a mask that is not boolean.
+
+    >>> masks = Masks({"net/head/kernel": np.array([[True, False]])})
+    >>> masks.sparsity, masks.counts()
+    (0.5, {'net/head/kernel': (1, 2)})
+    """
+
+    def __init__(
+        self,
+        kept: Mapping[str, np.ndarray] | None = None,
+        *,
+        left_alone: Mapping[str, str] | None = None,
+        account: Account | None = None,
+        places: Mapping[str, Place] | None = None,
+    ) -> None:
+        super().__init__(kept, left_alone, account)
+        self._places = {name: one for name, one in (places or {}).items() if name in self._kept}
+        for name, mask in self._kept.items():
+            if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+                got = getattr(mask, "dtype", type(mask).__name__)
+                raise InvalidArgument("a mask is a boolean array", where=name, got=got)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return path -> ``(removed weights, all weights)``."""
+        return {
+            name: (mask.size - int(np.count_nonzero(mask)), mask.size)
+            for name, mask in self._kept.items()
+        }
+
+    def apply_(self, model: Any) -> None:
+        """Set the masked weights of a model to exactly ``+0.0``, also inside of a ``tf.function``."""
+        for variable, mask in self.pairs(model.weights):
+            variable.assign(_where(mask, value_of(variable)))
+
+    def mask_gradients(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        """Return gradients with zeros where their variables are masked; ``None`` stays.
+
+        `variables`: of which these are the gradients, in the same order, such as
+        ``model.trainable_variables``; masks of others are passed over. Sparse gradients stay as they are.
+        Weights can be masked likewise, where variables are not written to: with JAX. Raises as `pairs`.
+        """
+        own = {id(v): self[name] for name, v in self._matched(variables).items() if v is not None}
+        return [
+            grad
+            if grad is None or hasattr(grad, "dense_shape") or id(variable) not in own
+            else _where(own[id(variable)], grad)
+            for grad, variable in zip(gradients, variables, strict=True)
+        ]
+
+    def pairs(self, variables: Sequence[Any]) -> list[tuple[Any, np.ndarray]]:
+        """Return each masked variable with its mask; raises for one that is missing or does not fit.
+
+        A model that was built again or loaded has other paths in front, or several variables of one path:
+        then the one that ends alike, or stands in the same place, is meant. `InvalidArgument` where that
+        is not one.
+        """
+        pairs = []
+        for name, variable in self._matched(variables).items():
+            mask = self[name]
+            if variable is None:
+                raise UnknownName(
+                    "the model has no such variable",
+                    where="Masks",
+                    got=repr(name),
+                    hint=suggest(name, names(variables)),
+                )
+            if tuple(variable.shape) != mask.shape:
+                raise InvalidArgument(
+                    "the mask does not fit its variable",
+                    where=name,
+                    got=mask.shape,
+                    allowed=tuple(variable.shape),
+                )
+            pairs.append((variable, mask))
+        return pairs
+
+    def renamed(self, variables: Mapping[str, Any]) -> Masks:
+        """Return them by other names, of the variables that they mean; those of none keep theirs."""
+        own = {id(variable): name for name, variable in variables.items()}
+        found = self._matched(list(variables.values()))
+        now = {name: own.get(id(variable), name) for name, variable in found.items()}
+        return Masks(
+            {now[name]: mask for name, mask in self._kept.items()},
+            left_alone=self.left_alone,
+            account=self.account,
+            places={now[name]: place for name, place in self._places.items()},
+        )
+
+    def _matched(self, variables: Sequence[Any]) -> dict[str, Any]:
+        shapes = {name: mask.shape for name, mask in self._kept.items()}
+        return matched(shapes, self._places, variables)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return path -> ``{"bits": uint8 array, "shape": list, "place": list}``, a bit per weight.
+
+        Plain data; ``place`` is missing where it is not known.
+        """
+        return {
+            name: {"bits": pack_mask(mask), "shape": list(mask.shape)} | self._place(name)
+            for name, mask in self._kept.items()
+        }
+
+    def _place(self, name: str) -> dict[str, list[int]]:
+        found = self._places.get(name)
+        return {"place": [found.at, found.among, found.bearing]} if found else {}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Mapping[str, Any]]) -> Masks:
+        """Return the masks that `state_dict` described; raises `BadFile` naming the variable."""
+        places = {name: _place(name, one["place"]) for name, one in state.items() if "place" in one}
+        return cls({name: _unpacked(name, one) for name, one in state.items()}, places=places)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them as a safetensors file, a bit per weight, atomically."""
+        state = self.state_dict()
+        facts = {
+            _SHAPES: {name: one["shape"] for name, one in state.items()},
+            _PLACES: {name: one["place"] for name, one in state.items() if "place" in one},
+        }
+        bits = {name: one["bits"] for name, one in state.items()}
+        told = {key: json.dumps(fact) for key, fact in facts.items()}
+        write_bytes(path, safetensors.numpy.save(bits, told))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Masks:
+        """Return the masks that `save` wrote; raises `BadFile` for what is no such file."""
+        try:
+            with safetensors.safe_open(as_path(path), framework="numpy") as file:  # type: ignore[no-untyped-call]
+                told = file.metadata() or {}
+                shapes, places = json.loads(told[_SHAPES]), json.loads(told.get(_PLACES, "{}"))
+                state: dict[str, dict[str, Any]] = {
+                    name: {"bits": file.get_tensor(name), "shape": shape}
+                    for name, shape in shapes.items()
+                }
+                for name, place in places.items():
+                    state[name]["place"] = place
+        except (
+            *(OSError, LookupError, ValueError, AttributeError, TypeError),
+            safetensors.SafetensorError,
+        ) as error:
+            raise BadFile("this is no file of masks", where=str(path), got=error) from error
+        return cls.from_state_dict(state)
+
+
+def _where(mask: Any, values: Any) -> Any:
+    kept = keras.ops.convert_to_tensor(mask)
+    return keras.ops.where(kept, values, keras.ops.zeros_like(values))
+
+
+def _unpacked(name: str, one: Mapping[str, Any]) -> np.ndarray:
+    try:
+        return unpack_mask(np.asarray(one["bits"]), [int(size) for size in one["shape"]])
+    except (KarikomiError, LookupError, TypeError, ValueError) as error:
+        raise BadFile("this is no packed mask", where=name, got=error) from error
+
+
+def _place(name: str, numbers: Any) -> Place:
+    try:
+        place = Place(*map(int, numbers))
+    except (TypeError, ValueError) as error:
+        raise BadFile("this is no place of a variable", where=name, got=numbers) from error
+    if not (0 <= place.at < place.among and place.bearing > 0):
+        raise BadFile("this is no place of a variable", where=name, got=numbers)
+    return place

@@ -1,0 +1,157 @@
+"""Which variables of a model can be pruned, how they lie, what goes with their units, why others are left alone.
+
+Facts of layer types, separate from the pruning that uses them. A kernel is handed over in the order of torch,
+(units, inputs, kernel positions): so the same weights give the same masks, ties included, in every framework.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from karikomi.keras.gradients import names_of
+from karikomi.keras.layers import Weight, weights_of
+from karikomi.prune import Layout
+from karikomi.prune.protection import PROTECTED, check_protect
+
+CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+NORMS = (
+    *(layers.BatchNormalization, layers.LayerNormalization, layers.GroupNormalization),
+    *(layers.RMSNormalization, layers.UnitNormalization),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Oriented:
+    """A variable as the selection sees it: axes in the order `axes`, then of shape `shape`."""
+
+    name: str
+    variable: Any
+    layer: Any
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    layout: Layout | None = None
+
+    def turned(self, array: np.ndarray) -> np.ndarray:
+        """Return an array of the variable's shape as the selection sees it."""
+        return array.transpose(self.axes).reshape(self.shape)
+
+    def returned(self, array: np.ndarray) -> np.ndarray:
+        """Return an array that the selection made, in the variable's shape."""
+        own = [int(self.variable.shape[axis]) for axis in self.axes]
+        return np.ascontiguousarray(array.reshape(own).transpose(np.argsort(self.axes)))
+
+    def array(self) -> np.ndarray:
+        """Return the entries on the host, in a type that NumPy knows."""
+        values: Any = keras.ops.convert_to_numpy(self.variable)
+        known = np.issubdtype(values.dtype, np.floating)
+        return self.turned(values if known else values.astype(np.float32))
+
+
+def oriented(model: Any, *, where: str) -> dict[str, Oriented]:
+    """Return name -> variable for all variables of a built model, each once, in the order of the model.
+
+    Names are paths, with ``#2`` behind those that stand for several.
+    """
+    found = weights_of(model, where=where)
+    names = names_of([one.variable for one in found], [""] * len(found))
+    return {name: _oriented(name, one) for name, one in zip(names, found, strict=True)}
+
+
+def prunable(
+    found: Mapping[str, Oriented], protect: Collection[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Return ``(names of what can be pruned, name -> why a variable cannot)``; statistics are not mentioned.
+
+    `protect`: keys of `PROTECTED`, else `UnknownName`; first and last are meant in the order of the model.
+    """
+    check_protect(protect)
+    reasons = {name: _why_not(one, protect) for name, one in found.items() if is_weight(one)}
+    chosen = [name for name, reason in reasons.items() if not reason]
+    left_alone = {name: reason for name, reason in reasons.items() if reason}
+    kernels = [name for name in chosen if not isinstance(found[name].layer, NORMS)]
+    for which, place in (("first", 0), ("last", -1)):
+        if which in protect and kernels:
+            left_alone[kernels[place]] = PROTECTED[which]
+    return [name for name in chosen if name not in left_alone], left_alone
+
+
+def is_weight(one: Oriented) -> bool:
+    """Return whether a variable is a parameter, and no running statistic or seed."""
+    floating = keras.backend.is_float_dtype(one.variable.dtype)
+    statistic = one.variable.name.startswith("moving_") and isinstance(one.layer, NORMS)
+    return floating and not statistic
+
+
+def siblings(one: Oriented, found: Mapping[str, Oriented], norm: Any = None) -> list[str]:
+    """Return the names of what goes with the units of a kernel: its bias, scale and shift of a `norm`."""
+    units = one.shape[one.layout.units] if one.layout else 0
+    wanted = [getattr(one.layer, "bias", None)]
+    wanted += [getattr(norm, name, None) for name in ("gamma", "beta")]
+    known = {id(other.variable): name for name, other in found.items()}
+    fitting = [v for v in wanted if v is not None and math.prod(v.shape) == units]
+    return [known[id(v)] for v in fitting if id(v) in known]
+
+
+def kernel_of(layer: Any) -> Any:
+    """Return the variable by which a layer makes its outputs, of a separable one the second, or nothing."""
+    # Where a layer can be adapted or quantized, `kernel` is computed.
+    for name in ("pointwise_kernel", "_kernel", "kernel"):
+        if isinstance(vars(layer).get(name), keras.Variable):
+            return vars(layer)[name]
+    return getattr(layer, "kernel", None)
+
+
+def _oriented(name: str, one: Weight) -> Oriented:
+    shape = tuple(map(int, one.variable.shape))
+    axes, seen, layout = tuple(range(len(shape))), shape, None
+    leaf, layer = one.variable.name, one.layer
+    spatial = tuple(range(len(shape) - 2))
+    if isinstance(layer, DEPTHWISE) and leaf == "kernel" or leaf == "depthwise_kernel":
+        axes, layout = (len(shape) - 2, len(shape) - 1, *spatial), Layout(0, 1)
+        seen = (shape[-2] * shape[-1], 1, *shape[:-2])
+    elif isinstance(layer, TRANSPOSED) and leaf == "kernel":
+        axes, layout = (len(shape) - 1, len(shape) - 2, *spatial), Layout(1, 0)
+        seen = tuple(shape[axis] for axis in axes)
+    elif _is_kernel(layer, leaf):
+        axes, layout = (len(shape) - 1, len(shape) - 2, *spatial), Layout(0, 1)
+        seen = tuple(shape[axis] for axis in axes)
+    elif isinstance(layer, layers.EinsumDense) and leaf == "kernel" and one.axes:
+        inputs = tuple(axis for axis in axes if axis not in one.axes)
+        axes, layout = (*one.axes, *inputs), Layout(0, 1)
+        seen = tuple(math.prod(shape[axis] for axis in some) for some in (one.axes, inputs))
+    elif isinstance(layer, layers.Embedding) and leaf == "embeddings":
+        layout = Layout(0, 1)
+    elif isinstance(layer, (layers.EinsumDense, *NORMS)):
+        seen, layout = (math.prod(shape),), Layout(0)
+    return Oriented(
+        name=name, variable=one.variable, layer=layer, axes=axes, shape=seen, layout=layout
+    )
+
+
+def _is_kernel(layer: Any, leaf: str) -> bool:
+    plain = isinstance(layer, (layers.Dense, *CONVOLUTIONS)) and leaf == "kernel"
+    return plain or isinstance(layer, SEPARABLE) and leaf == "pointwise_kernel"
+
+
+def _why_not(one: Oriented, protect: Collection[str]) -> str:
+    layer, leaf = one.layer, one.variable.name
+    if isinstance(layer, NORMS) and leaf == "gamma":
+        return PROTECTED["norms"] if "norms" in protect else ""
+    if isinstance(layer, layers.Embedding) and leaf == "embeddings":
+        return PROTECTED["embeddings"] if "embeddings" in protect else ""
+    if "bias" in leaf or leaf == "beta":
+        return "a bias"
+    kinds = (layers.Dense, layers.EinsumDense, *CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
+    if not isinstance(layer, kinds) or one.layout is None:
+        return f"{leaf} of {type(layer).__name__}: no kernel of a Dense or Conv layer"
+    return ""

@@ -1,0 +1,107 @@
+"""Prune Keras models in place, without wrapping a layer: measure, select, mask, and say what it did.
+
+The selection itself is shared by all frameworks (`karikomi.numpy.selecting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from karikomi.keras.masks import Masks
+from karikomi.keras.questions import Facts, Request
+from karikomi.numpy.masks import allocation_of, asked, by_hand
+from karikomi.prune import Pattern, Score, as_pattern, as_score
+
+WHERE = "keras.prune_"
+
+
+def prune_(
+    model: Any,
+    sparsity: float | Mapping[str, float] | None = None,
+    *,
+    width: float | None = None,
+    parameters: float | None = None,
+    macs: float | None = None,
+    bytes: float | None = None,
+    score: str | Score = "magnitude",
+    allocation: str | None = None,
+    pattern: str | Pattern = "unstructured",
+    data: Iterable[Any] | None = None,
+    loss: Any = None,
+    facts: Facts | None = None,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    protect: Collection[str] | None = None,
+    masks: Masks | None = None,
+) -> Masks:
+    """Set the least important weights of a built model to zero, in place, and return the masks.
+
+    Any model on any backend: functional, subclassed, nested, with shared or unknown layers. The kernels of
+    Dense, EinsumDense and convolutions (transposed, depthwise and separable ones too) are scored in
+    float32; of each pool of the allocation exactly the asked number goes, ties by the order of the model, then
+    in the order units, inputs, kernel positions: the same masks as in torch for the same weights. What
+    else there is (biases, normalisations, embeddings, recurrent cells, unknown layers) is left alone:
+    ``masks.left_alone`` says why. Variables that lost every weight stand in ``masks.emptied``;
+    ``masks.account`` says per variable what went, why, and, with `data`, what that did to the output.
+
+    One target, unless the pattern says how much goes: `sparsity`, the share of all selected weights that
+    is zero afterwards, in [0, 1), or globs over paths -> such a share, each layer by hand; `width`, the
+    share of units (heads, layers, blocks) that stays, in (0, 1]; or a budget for what stays of the whole
+    model, as a share or a whole number: `parameters`, `macs` (of one example; needs `data`), `bytes`.
+    `score`, `allocation`, `pattern`: registered names (``karikomi list``) or objects of `karikomi.prune`;
+    without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
+    (``wanda``), else ``global``. `data`: batches
+    ``(inputs, targets)`` or inputs, that can be read again. `loss`: a loss of Keras, or ``loss(outputs,
+    targets)``, one number. `facts`: measured facts, fact -> path -> array of the variable's shape
+    (`karikomi.prune.FACTS`, ``macs``, ``outliers``, ``curve``). `only`, `exclude`: globs over paths.
+    `protect`: what is left alone, of ``first``, ``last``, ``norms``, ``embeddings``; by default norms
+    and embeddings, and for units and layers also the last layer. `masks`: earlier masks; what they
+    removed stays removed and counts.
+
+    Units take their bias with them, and, with `data`, the scale and shift of the normalisation that
+    follows them. Everything is measured in inference mode.
+
+    Raises `InvalidArgument` for a model that is not built, a target that is missing or can be read in two
+    ways, `UnknownName` for a name or a glob, `Refused` when nothing can be pruned, for scores that
+    reconstruct, and for facts that Keras cannot give, `NonFinite` naming a variable.
+
+    >>> import keras, karikomi as kk
+    >>> head = keras.layers.Dense(1, name="head")
+    >>> model = keras.Sequential([keras.Input((4,)), head], name="net")
+    >>> head.kernel.assign([[3.0], [-1.0], [2.0], [-4.0]]) is None or True
+    True
+    >>> masks = kk.keras.prune_(model, sparsity=0.5)
+    >>> keras.ops.convert_to_numpy(head.kernel).ravel().tolist(), masks.counts(), masks.left_alone
+    ([3.0, 0.0, 0.0, -4.0], {'net/head/kernel': (2, 4)}, {'net/head/bias': 'a bias'})
+
+    Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global).
+    """
+    chosen = as_pattern(pattern)
+    one = 0.0 if isinstance(sparsity, Mapping) else sparsity
+    target = asked(
+        *(chosen, WHERE), sparsity=one, width=width, parameters=parameters, macs=macs, bytes=bytes
+    )
+    request = Request(
+        model=model,
+        score=as_score(score),
+        pattern=chosen,
+        allocation=allocation_of(allocation, chosen, as_score(score)),
+        target=target,
+        hand=lambda names: by_hand(sparsity, names, allocation, where=WHERE),
+        data=data,
+        loss=loss,
+        facts=facts or {},
+        only=only,
+        exclude=exclude,
+        protect=protect,
+    )
+    rounds = request.score.rounds
+    masks = masks or Masks()
+    for number in range(1, rounds + 1):
+        # Each round is measured with what the ones before it have left.
+        goal = None if target is None else target.after(number, rounds)
+        masks = replace(request, target=goal).find(masks)
+        masks.apply_(model)
+    return masks

@@ -1,0 +1,282 @@
+"""From a model and what is asked of it to masks: what goes with what, what is measured, what is left alone.
+
+Separate from `prune_`, which checks arguments and writes to the model: schedules ask the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
+from karikomi.keras.accounting import account_of
+from karikomi.keras.facts import following, measure
+from karikomi.keras.head_groups import coupled_heads
+from karikomi.keras.masks import Masks
+from karikomi.keras.matching import places_of
+from karikomi.keras.prunable import Oriented, is_weight, oriented, prunable, siblings
+from karikomi.keras.watching import check_data
+from karikomi.numpy.selecting import Question, check_combination, find_masks
+from karikomi.numpy.source import Source
+from karikomi.prune import (
+    FACTS,
+    Coupled,
+    Heads,
+    Layers,
+    Member,
+    Pattern,
+    Score,
+    Target,
+    Units,
+)
+from karikomi.prune.owl import outlier_share
+from karikomi.prune.score import PER_UNIT
+from karikomi.select import select
+
+WHERE = "keras.prune_"
+_OF_TENSORS = ("macs", "outliers", "curve")
+
+Facts = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `prune_` is asked for. `hand`: names -> the share of each by hand, or nothing.
+
+    `frozen`: path -> why it must not change, beside what cannot be pruned anyway.
+    """
+
+    model: Any
+    score: Score
+    pattern: Pattern
+    allocation: str
+    target: Target | None
+    hand: Callable[[list[str]], Mapping[str, float] | None] = lambda names: None
+    data: Iterable[Any] | None = None
+    loss: Any = None
+    facts: Facts = field(default_factory=dict)
+    only: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+    protect: Collection[str] | None = None
+    frozen: Mapping[str, str] = field(default_factory=dict)
+
+    def selected(self) -> tuple[dict[str, Oriented], list[str], dict[str, str]]:
+        """Return all weights, the names of those that may go, and name -> why another one may not."""
+        check_combination(self.score, self.pattern)
+        if self.score.updates:
+            raise Refused(
+                f"{type(self.score).__name__} also changes the weights that stay, by reconstruction",
+                where=WHERE,
+                hint="kk.torch.prune_, or another score",
+            )
+        found = {n: one for n, one in oriented(self.model, where=WHERE).items() if is_weight(one)}
+        weights, left_alone = prunable(found, self._protected())
+        left_alone |= {name: why for name, why in self.frozen.items() if name in found}
+        known = [name for name in weights if name not in left_alone]
+        chosen = set(
+            select([*known, *left_alone], only=self.only, exclude=self.exclude, where=WHERE)
+        )
+        names = [name for name in known if name in chosen]
+        if not names:
+            raise Refused(
+                "nothing of this can be pruned",
+                where=WHERE,
+                got="; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3]),
+                allowed="kernels of Dense and Conv layers",
+            )
+        left_alone |= {name: "not selected" for name in known if name not in chosen}
+        return found, names, left_alone
+
+    def find(self, earlier: Masks) -> Masks:
+        """Return the masks; the model is left as it is."""
+        if self.data is not None:
+            check_data(self.data, where=WHERE)
+        found, names, left_alone = self.selected()
+        every = {n: one.variable for n, one in oriented(self.model, where=WHERE).items()}
+        earlier = earlier.renamed(every)
+        hand = self.hand(names)
+        if hand:
+            left_alone |= {
+                name: "no sparsity is given for it" for name in names if name not in hand
+            }
+            names = [name for name in names if name in hand]
+        question, others = self._question(found, names, earlier)
+        answer = find_masks(replace(question, by_hand=hand or {}))
+        answer = replace(
+            answer, masks={name: found[name].returned(one) for name, one in answer.masks.items()}
+        )
+        kept = {name: earlier[name] for name in earlier if name not in answer.masks} | answer.masks
+        reasons = {**left_alone, **others, **answer.left_alone}
+        fitting = {name: mask for name, mask in kept.items() if name in found}
+        return Masks(
+            kept,
+            left_alone={name: why for name, why in reasons.items() if name not in kept},
+            account=account_of(self.model, found, fitting, answer, self.data),
+            places=places_of(every),
+        )
+
+    def _protected(self) -> Collection[str]:
+        if self.protect is not None:
+            return self.protect
+        last = ("last",) if isinstance(self.pattern, Units | Layers) else ()
+        return ("norms", "embeddings", *last)
+
+    def _question(
+        self, found: Mapping[str, Oriented], names: list[str], earlier: Masks
+    ) -> tuple[Question, dict[str, str]]:
+        chosen = {name: found[name] for name in names}
+        coupled, left_alone, members = self._coupled(found, chosen)
+        facts = self._measured(members, chosen)
+        question = Question(
+            sources={name: _source(one, facts) for name, one in members.items()},
+            score=self.score,
+            pattern=self.pattern,
+            allocation=self.allocation,
+            target=self.target,
+            coupled=coupled,
+            earlier={
+                name: _earlier(earlier[name], one)
+                for name, one in members.items()
+                if name in earlier
+            },
+            totals=_totals(found, facts),
+            outliers=facts.get("outliers", {}),
+            curves=facts.get("curve", {}),
+        )
+        return question, left_alone
+
+    def _coupled(
+        self, found: Mapping[str, Oriented], chosen: Mapping[str, Oriented]
+    ) -> tuple[list[Coupled], dict[str, str], Mapping[str, Oriented]]:
+        """Return what goes together, why some weights belong to nothing, and all that takes part."""
+        if not self.pattern.coupled:
+            return [], {}, chosen
+        left_alone: dict[str, str] = {}
+        if isinstance(self.pattern, Heads):
+            groups, left_alone = coupled_heads(found, self.model, chosen)
+        else:
+            groups = self._units_or_layers(found, chosen)
+        wanted = {member.name for one in groups for member in one.members}
+        return groups, left_alone, {name: one for name, one in found.items() if name in wanted}
+
+    def _units_or_layers(
+        self, found: Mapping[str, Oriented], chosen: Mapping[str, Oriented]
+    ) -> list[Coupled]:
+        whole = isinstance(self.pattern, Layers)
+        norms = {}
+        if self.data is not None and not whole:
+            norms = following(self.model, chosen, self.data, where=WHERE)
+        groups = []
+        for name, one in chosen.items():
+            axis = one.layout.units if one.layout else 0
+            size = 0 if whole else 1
+            beside = [
+                other for other in siblings(one, found, norms.get(name)) if other not in self.frozen
+            ]
+            members = [Member(name, 0 if whole else axis, size=size)]
+            members += [Member(other, 0, size=size, scored=False) for other in beside]
+            groups.append(Coupled(name, 1 if whole else one.shape[axis], tuple(members)))
+        return groups
+
+    def _measured(
+        self, members: Mapping[str, Oriented], chosen: Mapping[str, Oriented]
+    ) -> dict[str, Mapping[str, Any]]:
+        _check_facts(self.facts, self.score)
+        needs = set(self.score.needs) - {"noise"}
+        if self.target is not None and self.target.unit == "macs":
+            needs.add("macs")
+        outliers = self.allocation == "owl" and "outliers" not in self.facts
+        needs |= {"input_norm"} if outliers else set()
+        needs -= self.facts.keys()
+        facts: dict[str, Mapping[str, Any]] = dict(self.facts)
+        if needs:
+            scored = {
+                name: one for name, one in members.items() if name in chosen or len(one.shape) > 1
+            }
+            facts |= measure(
+                *(self.model, frozenset(needs), scored), data=self.data, loss=self.loss, where=WHERE
+            )
+        if outliers:
+            norms = facts["input_norm"]
+            facts["outliers"] = {name: _outlying(one, norms[name]) for name, one in chosen.items()}
+        return facts
+
+
+def _source(one: Oriented, facts: Facts) -> Source:
+    own = {}
+    for fact, of in facts.items():
+        if fact not in _OF_TENSORS and one.name in of:
+            values = np.asarray(of[one.name])
+            own[fact] = values if fact in PER_UNIT else one.turned(_whole(values, one, fact))
+    macs = float(facts.get("macs", {}).get(one.name, math.nan))
+    return Source(
+        name=one.name,
+        shape=one.shape,
+        array=one.array,
+        layout=one.layout,
+        facts=own,
+        macs=macs / max(math.prod(one.shape), 1),
+        itemsize=_itemsize(one),
+    )
+
+
+def _itemsize(one: Oriented) -> int:
+    bits = (
+        keras.backend.standardize_dtype(one.variable.dtype).removeprefix("b").removeprefix("float")
+    )
+    return int(bits) // 8
+
+
+def _whole(values: np.ndarray, one: Oriented, fact: str) -> np.ndarray:
+    shape = tuple(map(int, one.variable.shape))
+    try:
+        return np.broadcast_to(values, shape)
+    except ValueError:
+        raise InvalidArgument(
+            f"the fact {fact!r} does not fit its weight",
+            where=one.name,
+            got=values.shape,
+            allowed=shape,
+        ) from None
+
+
+def _earlier(mask: np.ndarray, one: Oriented) -> np.ndarray:
+    if mask.shape != tuple(one.variable.shape):
+        raise InvalidArgument(
+            "the earlier mask does not fit its variable",
+            where=one.name,
+            got=mask.shape,
+            allowed=tuple(one.variable.shape),
+        )
+    return np.ascontiguousarray(one.turned(mask))
+
+
+def _totals(found: Mapping[str, Oriented], facts: Facts) -> dict[str, float]:
+    sizes = {name: math.prod(one.shape) for name, one in found.items()}
+    totals = {
+        "parameters": float(sum(sizes.values())),
+        "bytes": float(sum(_itemsize(one) * sizes[name] for name, one in found.items())),
+    }
+    if "macs" in facts:
+        totals["macs"] = float(sum(facts["macs"].values()))
+    return totals
+
+
+def _check_facts(facts: Facts, score: Score) -> None:
+    allowed = {*FACTS, *_OF_TENSORS, *score.needs}
+    for fact in facts:
+        if fact not in allowed:
+            raise UnknownName(
+                "unknown fact", where=WHERE, got=repr(fact), hint=suggest(fact, allowed)
+            )
+
+
+def _outlying(one: Oriented, norms: Any) -> float:
+    """Return the share of ``|w| * input norm`` that stands out (Yin et al. 2024)."""
+    wide = one.turned(_whole(np.asarray(norms), one, "input_norm"))
+    return outlier_share(lambda: [np.abs(one.array()).astype(np.float32) * wide])

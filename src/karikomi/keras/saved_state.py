@@ -1,0 +1,137 @@
+"""The state of a clipped optimizer in a file: entries go with the names of variables, then with their places.
+
+Keras renames layers freely (``dense_1``), so that a name that is gone is no reason to forget.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from karikomi import conduct
+from karikomi.checkpoint import from_plain, to_plain
+from karikomi.errors import InvalidArgument
+from karikomi.keras.clipping import LAST, MOMENT
+from karikomi.plan import Stage
+
+NAMES, ITERATION = "names", "iteration"
+BOUND, ACCUMULATED = "bound.", "accumulated."
+"""Beginnings of entries: what a bound keeps, and sums of gradients that wait for their update."""
+
+
+def is_readable(store: Any, name: str, *, built: bool) -> bool:
+    """Return whether an optimizer of this name can read a file, or warn as Keras does."""
+    found = built and NAMES in set(store.keys())
+    if not found:
+        why = "the file holds no clip" if built else "it has not been built yet"
+        text = f"karikomi: skipping variable loading for optimizer '{name}', because {why}"
+        warnings.warn(text, stacklevel=3)
+    return found
+
+
+def to_store(store: Any, entries: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Write entries, and the names of the variables that they speak of."""
+    store[NAMES] = np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
+    for key, variable in entries.items():
+        store[_in_file(key, names)] = _of_all_replicas(variable)
+
+
+def from_store(
+    store: Any,
+    entries: Mapping[str, Any],
+    names: Sequence[str],
+    plan: Sequence[Stage],
+    bound: Stage | None,
+    *,
+    where: str,
+) -> dict[str, np.ndarray]:
+    """Return the values of entries that `to_store` wrote, perhaps for variables in another order."""
+    keys = set(store.keys())
+    missing = sorted(key for key in entries if _in_file(key, names) not in keys)
+    if missing:
+        raise InvalidArgument(
+            "this file is of another rule", where=where, got=sorted(keys)[:8], allowed=missing[:5]
+        )
+    before = _names(store, names, where)
+    found = {key: np.asarray(store[_in_file(key, before)]) for key in entries}
+    every = {"": plan} | ({BOUND: [bound]} if bound is not None else {})
+    for prefix, stages in every.items():
+        found |= {
+            prefix + key: value for key, value in _rules(found, prefix, stages, before).items()
+        }
+        for place, stage in enumerate(stages):
+            key = prefix + (f"{LAST}{place}" if not prefix else LAST)
+            found[key] = found[key][:, _columns(stage, before)]
+    return found
+
+
+def _of_all_replicas(variable: Any) -> np.ndarray:
+    """Return the value of a variable; of one whose copies on the replicas differ, their mean.
+
+    Sums that wait for an update are added up over the replicas, each of which starts with what was saved.
+    """
+    copies = getattr(getattr(variable, "_value", None), "values", None)
+    own = np.asarray(keras.ops.convert_to_numpy(variable))
+    if not isinstance(copies, tuple) or own.dtype.kind != "f":
+        return own
+    every = [np.asarray(one) for one in copies]
+    same = all(np.array_equal(own, one, equal_nan=True) for one in every)
+    return own if same else np.mean(every, axis=0, dtype=np.float64).astype(own.dtype)
+
+
+def _in_file(key: str, names: Sequence[str]) -> str:
+    """Return a key without the slashes of a path, which are folders in a file."""
+    for prefix in (MOMENT, ACCUMULATED):
+        if key.startswith(prefix):
+            return f"{prefix}{list(names).index(key.removeprefix(prefix))}"
+    return key
+
+
+def _names(store: Any, names: Sequence[str], where: str) -> list[str]:
+    before = json.loads(np.asarray(store[NAMES], np.uint8).tobytes())
+    if set(before) == set(names):
+        return before
+    if len(before) != len(names):
+        raise InvalidArgument(
+            "this file is of other variables",
+            where=where,
+            got=f"{len(before)} of them, such as {before[0]}",
+            allowed=f"{len(names)}, such as {names[0]}",
+        )
+    return list(names)
+
+
+def _rules(
+    found: Mapping[str, np.ndarray], prefix: str, stages: Sequence[Stage], before: Sequence[str]
+) -> dict[str, np.ndarray]:
+    own = {
+        key[len(prefix) :]: value
+        for key, value in found.items()
+        if key.startswith(prefix)
+        and (
+            key[len(prefix) :] in conduct.COUNTERS or key[len(prefix) :].startswith(conduct.PREFIX)
+        )
+    }
+    plain: dict[str, Any] = to_plain(stages, own)
+    for key in plain.keys() - own.keys():
+        place = int(key.partition(".")[2] or 0)
+        plain[key] = _owners(stages[place], before)
+    return from_plain(stages, plain)
+
+
+def _owners(stage: Stage, before: Sequence[str]) -> list[str]:
+    counts = {name: stage.owners.count(name) for name in stage.owners}
+    return [name for name in before if name in counts for _ in range(counts[name])]
+
+
+def _columns(stage: Stage, before: Sequence[str]) -> list[int]:
+    starts: dict[str, list[int]] = {}
+    for place, name in enumerate(_owners(stage, before)):
+        starts.setdefault(name, []).append(place)
+    order = [place for name in dict.fromkeys(stage.owners) for place in starts[name]]
+    return order

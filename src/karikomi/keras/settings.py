@@ -1,0 +1,85 @@
+"""Where Keras keeps a constraint: fit reads that of the variable, a saved file has that of the layer.
+
+Separate from bounding, because a constraint in one of the two places is lost silently: this knows both, and what
+a file will not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from karikomi.errors import Refused
+from karikomi.keras.constraint import Bound
+from karikomi.keras.layers import Weight
+
+_NAME = "karikomi>Bound"
+
+
+def attach_(one: Weight, bound: Bound) -> None:
+    """Make a bound the constraint of a variable, and of its layer if that has a setting for it."""
+    one.variable.constraint = bound
+    setting = _setting(one)
+    if setting:
+        setattr(one.layer, setting, bound)
+
+
+def check_free(one: Weight, bound: Bound, *, where: str) -> None:
+    """Refuse a variable that has another constraint already, in either place."""
+    setting = _setting(one)
+    held = [one.variable.constraint, getattr(one.layer, setting) if setting else None]
+    for other in held:
+        same = isinstance(other, Bound) and other.get_config() == bound.get_config()
+        if other is not None and not same:
+            raise Refused(
+                "the weight has another constraint already",
+                where=f"{where}: {one.variable.path}",
+                got=repr(other) if isinstance(other, Bound) else type(other).__name__,
+                hint="exclude it, or build the layer without that constraint",
+            )
+
+
+def unsaved(model: Any, targets: Sequence[Weight]) -> list[str]:
+    """Return the paths of those whose bound a saved model will not have."""
+    saved = set(_saved(_config(model)))
+    # The settings of a recurrent layer are those of its cell, but it saves them as its own.
+    around = {
+        id(layer.cell): layer.name
+        for layer in model._flatten_layers()
+        if isinstance(getattr(layer, "cell", None), keras.Layer)
+    }
+    return [
+        one.variable.path
+        for one in targets
+        if not {(one.layer.name, _setting(one)), (around.get(id(one.layer)), _setting(one))} & saved
+    ]
+
+
+def _setting(one: Weight) -> str | None:
+    """Return the attribute of the layer that holds the constraint of this variable, if it has one."""
+    leaf = one.variable.name
+    stems = (leaf, leaf.removesuffix("_kernel"), *(["depthwise"] if leaf == "kernel" else []))
+    names = (f"{stem}_constraint" for stem in stems)
+    return next((name for name in names if hasattr(one.layer, name)), None)
+
+
+def _config(model: Any) -> Mapping[str, Any]:
+    try:
+        return model.get_config()
+    except NotImplementedError:
+        return {}
+
+
+def _saved(config: Any) -> Iterator[tuple[str, str]]:
+    """Yield the name of the layer and the setting of every bound in a config."""
+    if isinstance(config, list | tuple):
+        for one in config:
+            yield from _saved(one)
+    elif isinstance(config, Mapping):
+        for key, one in config.items():
+            if isinstance(one, Mapping) and one.get("registered_name") == _NAME:
+                yield str(config.get("name")), str(key)
+            else:
+                yield from _saved(one)

@@ -1,0 +1,373 @@
+"""Prune while `fit` runs: a callback that follows a schedule, and an optimizer that holds the masks.
+
+Masks change between two batches, here; that they hold in every step is the optimizer's part, since a step, or
+several of them, are compiled as one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+import keras
+import numpy as np
+
+from karikomi.errors import InvalidArgument, KarikomiError, Refused
+from karikomi.keras.described import described
+from karikomi.keras.facts import check as check_facts
+from karikomi.keras.masked_optimizer import MaskedOptimizer, accumulation
+from karikomi.keras.masks import Masks
+from karikomi.keras.matching import places_of
+from karikomi.keras.prunable import check_protect, is_weight, oriented, prunable
+from karikomi.keras.questions import Facts, Request
+from karikomi.keras.standing_in import (
+    Standing,
+    before_first_step,
+    is_unbuilt,
+    optimizers,
+    put,
+    standing,
+)
+from karikomi.numpy.masks import allocation_of, asked
+from karikomi.prune import as_pattern
+from karikomi.prune.timetable import Timetable, check_fields
+
+WHERE = "keras.Pruning"
+_PRUNED = 0.05  # of a kernel, exactly zero: no initialiser draws that
+
+# Model -> who changes its masks: of several in one `fit` the last.
+_FOLLOWERS: WeakKeyDictionary[Any, ReferenceType[Pruning]] = WeakKeyDictionary()
+
+
+class Pruning(keras.callbacks.Callback):
+    """Prune in ``fit`` by a schedule, or hold given masks, on every backend, also in compiled steps.
+
+    ``model.fit(x, y, callbacks=[kk.keras.Pruning(kk.prune.Gradual(0.9, steps=(100, 1_000)))])``. After each
+    step masked weights are exactly zero, with ``steps_per_execution`` and ``jit_compile`` as well; their
+    gradients are zeroed before the optimizer (and a clip in `kk.keras.clipped`) sees them, and their
+    moments when masks change. Layers, their names and the config of the model stay.
+
+    Masks live in the optimizer of the compiled model, which is stood around for that: so they are saved
+    with it, a bit per weight, by ``model.save``, ``ModelCheckpoint`` and ``BackupAndRestore``, and a
+    training that is killed and goes on with the same callback is the training that was not killed. A
+    model that was pruned by another schedule keeps its masks, and the steps of this one begin. After
+    ``compile`` again, which forgets them, the same callback holds its masks on, as long as the weights obey.
+    Where weights are zero and no masks are known it warns: pass `masks`.
+    ``import karikomi.keras`` before loading such a file; ``load_model(path, compile=False)`` and `strip_` need
+    nothing. Steps are attempted updates, counted from the first batch that a schedule saw; with
+    ``steps_per_execution`` masks change after the execution in which they are due. Callbacks that set
+    weights when training ends (``EarlyStopping(restore_best_weights=True)``) stand before this one, which
+    masks what they have restored.
+
+    `schedule`: `OneShot`, `Gradual` or `Iterative` of `karikomi.prune`. `masks`: to begin with; without a
+    schedule they stay. `data`, `loss`, `facts`, `protect`: as for `kk.keras.prune_`, for scores that need
+    them. ``.masks``: those of now.
+
+    Raises `InvalidArgument` without a schedule or masks, or for a score whose fields do not tell it from
+    others after a restart; `Refused` for a second one in the same ``fit``, for schedules that rewind or
+    regrow, scores that reconstruct or need what Keras cannot measure, a model that is not compiled, and
+    under `tf.distribute` with several replicas.
+
+    >>> import keras, numpy as np, karikomi as kk
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    >>> model.compile("adam", "mse")
+    >>> pruning = Pruning(kk.prune.OneShot(0.75))
+    >>> history = model.fit(np.ones((4, 8)), np.ones((4, 8)), verbose=0, callbacks=[pruning])
+    >>> pruning.masks.sparsity, int(np.count_nonzero(model.layers[0].get_weights()[0]))
+    (0.75, 16)
+    """
+
+    def __init__(
+        self,
+        schedule: Timetable | None = None,
+        *,
+        masks: Masks | None = None,
+        data: Iterable[Any] | None = None,
+        loss: Any = None,
+        facts: Facts | None = None,
+        protect: Collection[str] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(schedule, masks, data, loss, facts or {})
+        if protect is not None:
+            check_protect(protect)
+        self._schedule, self._given = schedule, masks
+        self._measure: dict[str, Any] = {"data": data, "loss": loss, "facts": facts or {}}
+        self._protect = protect
+        self._told = "" if schedule is None else described(schedule, where=f"{WHERE}: schedule")
+        self._latest = self._start = masks or Masks()
+        self._begin = self._calls = 0
+        self._optimizer: MaskedOptimizer | None = None
+        self._undo: tuple[Standing, MaskedOptimizer | None] | None = None
+
+    @property
+    def masks(self) -> Masks:
+        """The masks of now."""
+        return self._latest
+
+    def set_model(self, model: Any) -> None:
+        """Stand around the optimizer of a model before its step is compiled."""
+        super().set_model(model)
+        if getattr(model, "optimizer", None) is None:
+            raise Refused("the model is not compiled", where=WHERE, hint="model.compile(...) first")
+        strategy = getattr(model, "distribute_strategy", None)
+        if strategy is not None and strategy.num_replicas_in_sync > 1:
+            raise Refused(
+                "masks are not kept equal over replicas",
+                where=WHERE,
+                got=f"{strategy.num_replicas_in_sync} replicas",
+            )
+        _FOLLOWERS[model] = ref(self)
+        # Here, as what other callbacks restore when training begins holds masks; undone if no training begins.
+        self._undo, self._optimizer = (standing(model), self._optimizer), None
+        if not is_unbuilt(model):
+            self._place(model, self._undo[1])
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """See that the optimizer holds masks from the first step on."""
+        model, before = self.model, self._undo[1] if self._undo else None
+        self._undo = None
+        if _FOLLOWERS[model]() is not self:
+            raise Refused(
+                "two of these callbacks in one fit",
+                where=WHERE,
+                hint="one Pruning(schedule, masks=masks), or one fit after the other",
+            )
+        if self._optimizer is not None:
+            self._hold_first(model)
+            return
+
+        def begin() -> None:
+            self._place(model, before)
+            self._hold_first(model)
+
+        before_first_step(model, begin, where=WHERE)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Leave the optimizer of a model that is only evaluated as it is."""
+        self._leave()
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        """Leave the optimizer of a model that only predicts as it is."""
+        self._leave()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Do what was due when training was left: by now every other callback has restored what it does."""
+        if self._optimizer is not None:
+            self._follow(self.model)
+            self._calls = self._own.attempts
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Note where this execution begins."""
+        self._begin = batch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Make new masks if they are due."""
+        self._calls += max(batch - self._begin, 0) + 1
+        # To ask for the model makes JAX bring its variables up to date, so it is not asked each time.
+        if self._is_due(self._calls // self._per_step):
+            self._follow(self.model)
+            self._calls = self._own.attempts
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Mask what callbacks before this one have restored, and note the masks that training ended with."""
+        if self._optimizer is not None:
+            model = self.model
+            self._optimizer.enforce()
+            self._follow(model)
+
+    @property
+    def _own(self) -> MaskedOptimizer:
+        if self._optimizer is None:
+            raise Refused("training has not begun", where=WHERE)
+        return self._optimizer
+
+    def _is_due(self, steps: int) -> bool:
+        schedule = self._schedule
+        if schedule is None or steps < 1:
+            return False
+        return any(schedule.due(step) for step in range(self._seen + 1, steps + 1))
+
+    def _follow(self, model: Any) -> None:
+        own = self._own
+        self._seen, steps = own.seen, own.steps
+        self._latest = self._held(model)
+        if steps > self._seen and self._schedule is not None and steps:
+            if self._is_due(steps):
+                self._renew(self._schedule, model, steps)
+            own.seen = self._seen = steps
+
+    def _renew(self, schedule: Timetable, model: Any, steps: int) -> None:
+        made = self._request(schedule, model, schedule.sparsity_at(steps)).find(self._latest)
+        self._hold(model, made)
+        self._latest = made
+
+    def _request(self, schedule: Timetable, model: Any, sparsity: float | None) -> Request:
+        pattern = as_pattern(schedule.pattern)
+        share = None if schedule.pattern_says else sparsity
+        return Request(
+            model=model,
+            score=schedule.scored_by(),
+            pattern=pattern,
+            allocation=allocation_of(schedule.allocation, pattern, schedule.scored_by()),
+            target=asked(pattern, WHERE, sparsity=share),
+            only=schedule.only,
+            exclude=schedule.exclude,
+            protect=self._protect,
+            frozen=_untrained(model),
+            **self._measure,
+        )
+
+    def _held(self, model: Any) -> Masks:
+        """Return the masks that the optimizer holds, by path."""
+        every = {name: one.variable for name, one in oriented(model, where=WHERE).items()}
+        names = {id(variable): name for name, variable in every.items()}
+        trained, masks = model.trainable_variables, self._own.masks()
+        kept = {names[id(trained[place])]: mask for place, mask in masks.items()}
+        return Masks(
+            kept,
+            left_alone=self._latest.left_alone,
+            account=self._latest.account,
+            places=places_of(every),
+        )
+
+    def _hold(self, model: Any, masks: Masks) -> None:
+        places = _places(model)
+        pairs = masks.pairs(model.weights)
+        self._own.hold({places[id(v)]: mask for v, mask in pairs if id(v) in places})
+
+    def _leave(self) -> None:
+        if self._undo is not None:
+            before, self._optimizer = self._undo
+            before.restore()
+            self._undo = None
+
+    def _place(self, model: Any, last: MaskedOptimizer | None) -> None:
+        """Stand around the optimizer of a model; `last`: that of the training before, with this callback."""
+        scale, before = optimizers(model)
+        held = isinstance(before, MaskedOptimizer)
+        goes_on = held and before.schedule == self._told
+        kept = None if held else self._kept(model)
+        self._start = kept or self._given or Masks()
+        if not held and not len(self._start):
+            _warn_of_zeros(model)
+        places = self._wanted(model)
+        if goes_on and places <= set(before.places):
+            own = before
+        else:
+            inner = before.inner_optimizer if held else before
+            places |= set(before.places) if held else set()
+            began = (before.attempts, before.seen) if goes_on else (0, -1)
+            if kept and last is not None:
+                began = (last.steps * accumulation(inner), last.seen)
+            own = MaskedOptimizer(inner, places=sorted(places), schedule=self._told, began=began)
+            own.build(model.trainable_variables)
+            own.hold(before.masks() if held else {})
+            put(model, scale, own)
+        self._optimizer, self._per_step = own, accumulation(own)
+        self._seen, self._calls = own.seen, own.attempts
+
+    def _kept(self, model: Any) -> Masks | None:
+        """Return the masks of the training before, if the model still obeys them."""
+        if not len(self._latest):
+            return None
+        try:
+            pairs = self._latest.pairs(model.weights)
+        except KarikomiError:
+            return None
+        obeyed = all(not _array(variable)[~mask].any() for variable, mask in pairs)
+        return self._latest if obeyed else None
+
+    def _hold_first(self, model: Any) -> None:
+        """Hold the masks to begin with, and with a schedule those that were restored as well."""
+        if not len(self._start):
+            # What was said of another training is not true of one that begins.
+            self._latest = Masks() if self._seen < 0 else self._latest
+            self._latest = self._held(model)
+            return
+        pairs, places = self._start.pairs(model.weights), _places(model)
+        held = self._own.masks() if self._schedule is not None else {}
+        masks = {places[id(v)]: mask for v, mask in pairs if id(v) in places}
+        self._own.hold({place: mask & held.get(place, True) for place, mask in masks.items()})
+        self._latest = self._start
+
+    def _wanted(self, model: Any) -> set[int]:
+        """Return the places of the trained variables that masks may speak of."""
+        places = _places(model)
+        found = {id(variable) for variable, _ in self._start.pairs(model.weights)}
+        if self._schedule is not None:
+            known, names, _ = self._request(self._schedule, model, 0.0).selected()
+            coupled = as_pattern(self._schedule.pattern).coupled
+            found |= {id(known[name].variable) for name in (known if coupled else names)}
+        return {places[identity] for identity in found if identity in places}
+
+
+def _warn_of_zeros(model: Any) -> None:
+    """Say that a model has zeros as a pruned one has, and nothing to hold them."""
+    found = oriented(model, where=WHERE)
+    for name in prunable(found, ("norms", "embeddings"))[0]:
+        share = float((_array(found[name].variable) == 0).mean())
+        # A kernel of nothing but zeros was made so by its initialiser.
+        if _PRUNED <= share < 1.0:
+            text = (
+                f"karikomi: {share:.0%} of {name} is zero, and no masks are known that hold it so: "
+                "load the model with its optimizer, or pass masks= to kk.keras.Pruning"
+            )
+            warnings.warn(text, stacklevel=2)
+            return
+
+
+def _array(variable: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
+def _places(model: Any) -> dict[int, int]:
+    return {id(one): place for place, one in enumerate(model.trainable_variables)}
+
+
+def _untrained(model: Any) -> Mapping[str, str]:
+    found = oriented(model, where=WHERE)
+    trained = {id(one) for one in model.trainable_variables}
+    return {
+        name: "it is not trained"
+        for name, one in found.items()
+        if is_weight(one) and id(one.variable) not in trained
+    }
+
+
+def _check(schedule: Any, masks: Any, data: Any, loss: Any, facts: Mapping[str, Any]) -> None:
+    if schedule is None and masks is None:
+        raise InvalidArgument("a schedule or masks are to be given", where=WHERE)
+    if masks is not None and not isinstance(masks, Masks):
+        raise InvalidArgument(
+            "masks are those of Keras",
+            where=WHERE,
+            got=type(masks).__name__,
+            allowed="kk.keras.Masks",
+        )
+    if schedule is None:
+        return
+    check_fields(schedule, where=WHERE)
+    name = type(schedule).__name__
+    if schedule.regrows_by is not None:
+        raise Refused(
+            f"{name} lets weights come back, which is done within the step",
+            where=WHERE,
+            hint="Gradual, OneShot or Iterative; or kk.torch.attach",
+        )
+    if schedule.rewinds_to is not None:
+        raise Refused(
+            f"{name} rewinds, which takes a second copy of the training's state",
+            where=WHERE,
+            hint="rewind=None, or kk.torch.attach",
+        )
+    score = schedule.scored_by()
+    if score.rounds > 1:
+        raise Refused(
+            f"{type(score).__name__} measures in rounds", where=WHERE, hint="kk.keras.prune_"
+        )
+    needs = frozenset(score.needs) - {"noise"} - facts.keys()
+    if needs:
+        check_facts(needs, data, loss, where=WHERE)

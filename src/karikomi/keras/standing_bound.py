@@ -1,0 +1,81 @@
+"""A bound on the weights that an optimizer writes, applied after each of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from karikomi import conduct
+from karikomi.errors import Refused
+from karikomi.functional.library import Library
+from karikomi.functional.naming import Shapes, UnitAxes, resolved_axes, resolved_fan_ins
+from karikomi.functional.weights import (
+    MEASURED,
+    BoundPlan,
+    bound_named,
+    fresh_bound_state,
+    plan_bound,
+)
+from karikomi.keras.clipping import LAST
+from karikomi.keras.library import readable
+from karikomi.outcome import Outcome
+from karikomi.rule import Array, Composite, Quantity, Rule, Scope, State
+
+
+def check_bound(rule: Any, *, where: str) -> None:
+    """Refuse what is no rule on weights, or needs what is not measured here."""
+    conduct.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
+    if isinstance(rule, Composite):
+        raise Refused("bounds are applied one at a time", where=where, got=type(rule).__name__)
+
+
+@dataclass(frozen=True)
+class StandingBound:
+    """A rule for weights of these names and shapes."""
+
+    plan: BoundPlan
+
+    def fresh(self, library: Library) -> State:
+        """Return the state before the first step."""
+        state = fresh_bound_state(self.plan, library=library)
+        shape = (2, sum(self.plan.counts.values()))
+        return state | {LAST: library.xp.zeros(shape, dtype=library.wide)}
+
+    def step(
+        self, weights: Mapping[str, Array], state: State, library: Library
+    ) -> tuple[dict[str, Array], State]:
+        """Return the weights that the rule speaks of, bounded, and the state after it."""
+        own = {key: value for key, value in state.items() if key != LAST}
+        done = bound_named(self.plan, weights, own, library=library)
+        numbers = [library.xp.reshape(one, (1, -1)) for one in (done.norms, done.after)]
+        after = done.state | {LAST: library.xp.concat(numbers)}
+        return {name: done.arrays[name] for name in self.plan.counts}, after
+
+    def outcome(self, state: State) -> Outcome:
+        """Return what happened in the step that left this state."""
+        norms, after = np.asarray(readable(state[LAST]), np.float64)
+        return Outcome(
+            names=self.plan.stage.owners,
+            norms=norms,
+            after=after,
+            skipped=False,
+            element_wise=self.plan.rule.scope is Scope.ELEMENT,
+            left_alone=self.plan.left_alone,
+        )
+
+
+def bound_for(
+    rule: Rule,
+    shapes: Shapes,
+    unit_axes: UnitAxes | None,
+    fan_in: Mapping[str, int] | None,
+    *,
+    where: str,
+) -> StandingBound:
+    """Return a bound for weights of these names and shapes."""
+    axes = resolved_axes(unit_axes, shapes, where=where)
+    inputs = resolved_fan_ins(fan_in, shapes, where=where)
+    return StandingBound(plan_bound(rule, shapes, axes, inputs, where=where))

@@ -1,0 +1,96 @@
+"""Put an optimizer that holds masks around that of a compiled model, and take it away again.
+
+What Keras compiled with the optimizer before is forgotten each time, and what a file of the model will say of it
+is mended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from karikomi.errors import Refused
+from karikomi.keras.masked_optimizer import MaskedOptimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a model trained with: its optimizer, and the step that was compiled with it."""
+
+    model: Any
+    optimizer: Any
+    train_function: Any
+
+    def restore(self) -> None:
+        """Give the model back what it had."""
+        scale, now = optimizers(self.model)
+        if now is not self.optimizer:
+            put(self.model, scale, self.optimizer)
+            self.model.train_function = self.train_function
+
+
+def standing(model: Any) -> Standing:
+    """Return what a compiled model trains with."""
+    return Standing(model, optimizers(model)[1], model.train_function)
+
+
+def strip_(model: Any) -> None:
+    """Put the optimizer of a compiled model back as it was before `Pruning`; weights stay as they are.
+
+    Nothing holds the masks from then on, and a file of the model needs no karikomi. A model that was not
+    pruned in training is left as it is.
+    """
+    scale, before = optimizers(model)
+    if isinstance(before, MaskedOptimizer):
+        put(model, scale, before.inner_optimizer)
+
+
+def optimizers(model: Any) -> tuple[Any, Any]:
+    """Return the loss scale of mixed precision, if there is one, and the optimizer inside of it."""
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer, optimizer.inner_optimizer
+    return None, optimizer
+
+
+def put(model: Any, scale: Any, optimizer: Any) -> None:
+    """Give a compiled model another optimizer, and forget the step that was compiled with the one before."""
+    if scale is None:
+        model.optimizer = optimizer
+    else:
+        scale.inner_optimizer = optimizer
+    model.train_function = None
+    if hasattr(model, "_compile_config"):
+        # What a file of the model will say of it.
+        model._compile_config.config["optimizer"] = model.optimizer
+
+
+def is_unbuilt(model: Any) -> bool:
+    """Return whether TensorFlow will make the variables of a model within its first step; others have by then."""
+    lazy = keras.config.backend() == "tensorflow"
+    return lazy and not (model.built and model.trainable_variables)
+
+
+def before_first_step(model: Any, begin: Callable[[], None], *, where: str) -> None:
+    """Build a model in `fit` as soon as its first batch can be had, and call `begin` before the step.
+
+    The iterator of TensorFlow tells the shapes of a batch without reading one.
+    """
+
+    def first_step(iterator: Any) -> Any:
+        spec = getattr(iterator, "element_spec", None)
+        if spec is None or any(one.shape.rank is None for one in keras.tree.flatten(spec)):
+            raise Refused(
+                "the model is not built, and the data does not tell its shapes",
+                where=where,
+                hint="call the model on a batch first",
+            )
+        model._symbolic_build(data_batch=spec)
+        begin()
+        model.make_train_function(force=True)
+        return model.train_function(iterator)
+
+    model.train_function = first_step

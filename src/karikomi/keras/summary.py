@@ -1,0 +1,84 @@
+"""What the steps of a training add up to, in two lines: counts, the usual norm, who contributes most.
+
+Separate from the callback, because it is arithmetic on outcomes and knows nothing of Keras.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from statistics import median
+from typing import Any
+
+from karikomi.conduct import leaves
+from karikomi.outcome import Outcome
+
+OFTEN = 0.95
+"""The share of clipped ones among the steps taken, above which a limit does more than to catch explosions."""
+
+
+class Tally:
+    """Counts over steps; eight bytes a step."""
+
+    def __init__(self) -> None:
+        self.steps = self.clipped = self.skipped = 0
+        self._norms = array("d")
+        self._leaders: Counter[str] = Counter()
+        self._element_wise = False
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one step."""
+        row = outcome.as_row()
+        self.steps += 1
+        self.clipped += row["clipped"]
+        self.skipped += row["skipped"]
+        self._element_wise = outcome.element_wise
+        if row["norm"] is not None:
+            self._norms.append(row["norm"])
+            self._leaders.update(name for name, _ in outcome.top(1))
+
+    @property
+    def share_clipped(self) -> float:
+        """The share of the steps that was clipped."""
+        return self.clipped / max(self.steps, 1)
+
+    @property
+    def norm(self) -> float:
+        """The median of the finite norms before clipping; NaN if there is none."""
+        return median(self._norms) if self._norms else math.nan
+
+    def lines(self, rule: Any = None) -> list[str]:
+        """Return two lines for a person; `rule`: what clipped, of whose limit something may be said."""
+        if not self.steps:
+            return ["karikomi: no step was taken"]
+        number = "largest gradient entry" if self._element_wise else "gradient norm"
+        usual = f"; median {number} {self.norm:.4g}" if self._norms else ""
+        said = [*self._leader(), *self._limit(rule)]
+        return [
+            f"karikomi: {self.steps:,} steps, {self.clipped:,} clipped ({self.share_clipped:.1%}), "
+            f"{self.skipped:,} skipped{usual}",
+            f"karikomi: {'; '.join(said) or 'every gradient was zero or not finite'}",
+        ]
+
+    def _leader(self) -> list[str]:
+        if not self._leaders:
+            return []
+        name, times = self._leaders.most_common(1)[0]
+        return [f"{name} contributed most in {times / len(self._norms):.0%} of them"]
+
+    def _limit(self, rule: Any) -> list[str]:
+        by_design = rule is not None and any(_by_design(leaf) for leaf in leaves(rule))
+        taken = self.steps - self.skipped
+        if by_design or not taken:
+            return []
+        if not self.clipped:
+            return ["the limit was never met"]
+        if self.clipped / taken > OFTEN:
+            return ["the limit was met nearly always, so it sets the length of the steps"]
+        return []
+
+
+def _by_design(rule: Any) -> bool:
+    # A rule that chooses its own share of clipped steps, or an infinite limit that is there to measure.
+    return getattr(rule, "by_design", False) or getattr(rule, "limit", None) == math.inf

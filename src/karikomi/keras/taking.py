@@ -1,0 +1,76 @@
+"""Take a step or leave it, and write variables: what each backend of Keras allows where.
+
+Torch branches; JAX does so with functions that return what they would write; TensorFlow branches where a
+graph allows it, which under `tf.distribute` is outside of the replicas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import keras
+
+from karikomi.keras.library import is_known
+
+Step = Callable[..., None]
+
+
+class Taking:
+    """The backends that have one replica and branch anywhere: torch."""
+
+    replicas = 1
+    """How many replicas add up their gradients."""
+
+    def outside(self) -> AbstractContextManager[Any]:
+        """Return a context in which values are known, even while a function is being compiled."""
+        return nullcontext()
+
+    def either(self, predicate: Any, one: Step, other: Step, arrays: Sequence[Any]) -> None:
+        """Call one of two functions with these arrays."""
+        keras.ops.cond(predicate, lambda: one(arrays), lambda: other(arrays))
+
+    def assign(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+        """Write variables."""
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    def added_up(self, grads: Sequence[Any], concerned: Sequence[bool]) -> list[Any]:
+        """Return gradients, those concerned as the sum of those of all replicas."""
+        return list(grads)
+
+
+class Stateless(Taking):
+    """JAX: a branch assigns nothing, but returns what all variables would be.
+
+    To take both branches and select costs another pass over weights and moments, which XLA does not fuse away.
+    """
+
+    def __init__(self, written: Callable[[], list[Any]]) -> None:
+        self._written = written
+
+    def either(self, predicate: Any, one: Step, other: Step, arrays: Sequence[Any]) -> None:
+        """Call one of two functions with these arrays."""
+        if is_known(predicate):
+            (one if bool(predicate) else other)(arrays)
+            return
+        variables = self._written()
+        before = [(variable, variable.value) for variable in variables]
+
+        def after(step: Step) -> list[Any]:
+            with keras.StatelessScope(before) as scope:
+                step(arrays)
+            return [scope.get_current_value(variable) for variable in variables]
+
+        found: Any = keras.ops.cond(predicate, lambda: after(one), lambda: after(other))
+        self.assign(variables, found)
+
+
+def taking(written: Callable[[], list[Any]]) -> Taking:
+    """Return what the backend of Keras can do; `written`: the variables that a step may write."""
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        return importlib.import_module("karikomi.keras.tensorflow_taking").Replicated()
+    return Stateless(written) if backend == "jax" else Taking()

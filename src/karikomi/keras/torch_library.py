@@ -1,0 +1,82 @@
+"""Measure and apply with torch tensors: the measuring of `karikomi.torch`, and one pass to scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from karikomi.functional.library import Library
+from karikomi.functional.measuring import Axes
+from karikomi.torch import measure
+from karikomi.torch.device_namespace import DeviceNamespace
+
+_LEAST = 1.2e-38  # factors below are no normal float32
+
+
+class TorchNamespace(DeviceNamespace):
+    """`karikomi.functional.library.MEASURE_OPERATIONS` on one device."""
+
+    all = staticmethod(torch.all)
+    concat = staticmethod(torch.cat)
+
+    @staticmethod
+    def max(array: torch.Tensor, axis: Any = None) -> torch.Tensor:
+        """Return the largest entries, NaN where there is one."""
+        return torch.max(array) if axis is None else torch.amax(array, dim=axis)
+
+    @staticmethod
+    def sum(array: torch.Tensor, axis: Any = None) -> torch.Tensor:
+        """Return the sum of all entries, or along some axes."""
+        return torch.sum(array) if axis is None else torch.sum(array, dim=axis)
+
+
+class TorchLibrary(Library):
+    """Torch tensors on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        wide = measure.wide(device)
+        super().__init__(
+            TorchNamespace(device, wide),
+            wide=wide,
+            cond=_cond,
+            itemsize=lambda dtype: dtype.itemsize,
+        )
+
+    def norm_vector(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the L2 norms as one vector, without waiting for a device."""
+        if all(measure.on_cpu(array) for array in arrays):
+            return torch.from_numpy(measure.norms(arrays))
+        return torch.stack([measure.norm(array) for array in arrays])
+
+    def unit_norms(self, array: torch.Tensor, axes: Axes) -> torch.Tensor:
+        """Return one L2 norm per output unit."""
+        first, *others = axes
+        if others:
+            return super().unit_norms(array, axes)
+        return self.widened(measure.unit_norms(array, first))
+
+    def peak(self, array: torch.Tensor) -> torch.Tensor:
+        """Return the largest magnitude; NaN if any entry is."""
+        return measure.peak(array)
+
+    def scaled(self, arrays: Sequence[torch.Tensor], factors: torch.Tensor) -> list[torch.Tensor]:
+        """Return arrays times a number of a vector each; one that is not changed is not copied."""
+        if not measure.on_cpu(factors):
+            return super().scaled(arrays, factors)
+        return [
+            self._by_number(array, factors[place], float(factors[place]))
+            for place, array in enumerate(arrays)
+        ]
+
+    def _by_number(self, array: torch.Tensor, factor: torch.Tensor, number: float) -> torch.Tensor:
+        if number == 1.0:
+            return array
+        if number == 0.0:
+            return torch.zeros_like(array)
+        return array * number if number >= _LEAST else self._times(array, factor)
+
+
+def _cond(predicate: Any, one: Callable[[], list], other: Callable[[], list]) -> list:
+    return one() if bool(predicate) else other()

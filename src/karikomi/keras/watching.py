@@ -1,0 +1,122 @@
+"""See what goes into and comes out of the layers of a model while it runs, whatever kind of model it is.
+
+The ``call`` of each layer is stood in for meanwhile: subclassed, nested and shared layers are seen as those of
+a functional model are, each use by itself, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from karikomi.errors import InvalidArgument
+
+Seen = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+"""Called with a layer, its own ``call``, the arguments and the result."""
+
+
+@contextmanager
+def watched(model: Any, see: Seen) -> Iterator[None]:
+    """Call `see` after each call of a layer of the model inside of the block."""
+    with _stood_in(model._flatten_layers(), lambda layer: _seen(layer, layer.call, see)):
+        yield
+
+
+@contextmanager
+def steady(model: Any) -> Iterator[None]:
+    """Let batch normalisations that never saw data normalise by each batch meanwhile, and learn nothing.
+
+    What they would use in inference was never estimated: a model scored at initialisation has such.
+    """
+    fresh = [one for one in model._flatten_layers() if _is_fresh(one)]
+
+    def in_training(layer: Any) -> Callable[..., Any]:
+        call = layer.call
+        return lambda inputs, training=None, mask=None: call(inputs, training=True, mask=mask)
+
+    try:
+        with _stood_in(fresh, in_training):
+            yield
+    finally:
+        for one in fresh:
+            one.moving_mean.assign(keras.ops.zeros(one.moving_mean.shape))
+            one.moving_variance.assign(keras.ops.ones(one.moving_variance.shape))
+
+
+def run(model: Any, inputs: Any) -> Any:
+    """Return what a model makes of inputs in inference mode, without gradients."""
+    return keras.tree.map_structure(keras.ops.stop_gradient, model(inputs, training=False))
+
+
+def batches(data: Any, *, where: str) -> Iterator[tuple[Any, Any]]:
+    """Yield ``(inputs, targets)`` for each batch, with ``None`` for targets that are not there.
+
+    Raises `InvalidArgument` as `check_data` does, and for no batch at all.
+    """
+    check_data(data, where=where)
+    known: Any = data
+    if isinstance(data, keras.utils.PyDataset):
+        known = map(known.__getitem__, range(len(known)))
+    count = 0
+    for batch in known:
+        count += 1
+        inputs, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+        yield inputs, rest[0] if rest else None
+    if not count:
+        raise InvalidArgument("data has no batch", where=f"{where}: data")
+
+
+def check_data(data: Any, *, where: str) -> None:
+    """Refuse one batch in the place of many, and what can be read but once."""
+    single = hasattr(data, "shape") or (
+        isinstance(data, tuple) and any(hasattr(one, "shape") for one in data)
+    )
+    readable = isinstance(data, Iterable | keras.utils.PyDataset)
+    if single or not readable or isinstance(data, dict | str | Iterator):
+        raise InvalidArgument(
+            "data is an iterable of batches that can be read again",
+            where=f"{where}: data",
+            got=type(data).__name__,
+            allowed="such as [(inputs, targets)] or a tf.data.Dataset",
+        )
+
+
+def numbers(tensor: Any) -> np.ndarray:
+    """Return a tensor on the host in double precision."""
+    return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32")), np.float64)
+
+
+@contextmanager
+def _stood_in(every: Iterable[Any], other: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
+    """Let another function stand in for the ``call`` of each of these layers."""
+    before = [(layer, vars(layer).get("call")) for layer in every]
+    try:
+        for layer, _ in before:
+            # Past Keras' tracking of attributes, and past torch's of modules.
+            object.__setattr__(layer, "call", other(layer))
+        yield
+    finally:
+        for layer, own in before:
+            vars(layer).pop("call", None)
+            if own is not None:
+                object.__setattr__(layer, "call", own)
+
+
+def _is_fresh(layer: Any) -> bool:
+    if not isinstance(layer, keras.layers.BatchNormalization) or not layer.trainable:
+        return False
+    mean, variance = numbers(layer.moving_mean), numbers(layer.moving_variance)
+    return not mean.any() and bool((variance == 1).all())
+
+
+def _seen(layer: Any, call: Callable[..., Any], see: Seen) -> Callable[..., Any]:
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        result = call(*args, **kwargs)
+        see(layer, call, args, kwargs, result)
+        return result
+
+    return stand_in

@@ -1,0 +1,195 @@
+"""Bound the weights of a built model: now, after every step of fit, and in the file it is saved to.
+
+Separate from the constraint itself, because only a built model knows the types of its layers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from karikomi.bound.standing import standing
+from karikomi.errors import NonFinite, Refused
+from karikomi.functional.weights import (
+    Bounded,
+    BoundPlan,
+    bound_named,
+    fresh_bound_state,
+    plan_bound,
+)
+from karikomi.keras.constraint import Bound, check_constraint, tensor_of
+from karikomi.keras.layers import Weight, weights_of
+from karikomi.keras.library import library
+from karikomi.keras.settings import attach_, check_free, unsaved
+from karikomi.outcome import Outcome
+from karikomi.rule import Rule, Scope
+from karikomi.select import select
+
+WHERE = "keras.bound_"
+
+
+def bound_(
+    model: Any,
+    rule: Rule,
+    *,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> Outcome:
+    """Bring the weights of a built model within a bound, and keep them there: fit bounds them after every step.
+
+    ``weight = bounded(weight)`` at once, and a `Bound` as the constraint of each variable and of its layer, so
+    that a saved model has it too. Unit axes and fan-ins come from the types of the layers. What is left alone,
+    with the reason, is in ``outcome.left_alone``: by rules per unit what has no unit axis, by `InitScaled` what
+    has no fan-in, by all what is not floating or not trained.
+
+    `only`, `exclude`: names of layers, which stand for all that is inside of them, paths of variables
+    (``dense/kernel``), or globs over both. Call it before or after ``compile``, before or between calls of ``fit``
+    of this model.
+
+    Warns of weights whose bound a saved file will not have, since the layer has no such setting or is made
+    by code: subclassed models, the projections of MultiHeadAttention. Call it again after loading those,
+    or use ``kk.keras.clipped(optimizer, rule, bound=...)``, whose bound is saved with the optimizer.
+
+    Raises `UnknownName` for a pattern that matches nothing; `Refused` for a variable that has another
+    constraint, for rules that a constraint cannot follow (see `Bound`), and if nothing is left to bound;
+    `NonFinite`, naming it, for a weight that is not finite; `InvalidArgument` for a model that is not built.
+    Whatever it raises, nothing is changed.
+
+    >>> import keras, karikomi as kk
+    >>> head = keras.layers.Dense(1, kernel_initializer="ones", name="head")
+    >>> model = keras.Sequential([keras.Input((4,)), head], name="net")
+    >>> outcome = bound_(model, kk.bound.MaxNorm(1.0), only="head")
+    >>> keras.ops.convert_to_numpy(head.kernel).ravel().tolist(), outcome.left_alone
+    ([0.5, 0.5, 0.5, 0.5], {'net/head/bias': 'a bias'})
+    """
+    check_constraint(rule, where=WHERE)
+    found = weights_of(model, where=WHERE)
+    chosen = _chosen(model, found, only, exclude)
+    reasons = {one.variable.path: _why_not(rule, one) for one in chosen}
+    targets = [one for one in chosen if not reasons[one.variable.path]]
+    if not targets:
+        raise Refused(
+            "no selected weight can be bounded",
+            where=WHERE,
+            got=", ".join(f"{name} ({why})" for name, why in list(reasons.items())[:5]),
+        )
+    bounds = [_bound(rule, one) for one in targets]
+    for one, bound in zip(targets, bounds, strict=True):
+        check_free(one, bound, where=WHERE)
+    outcome = _apply_(rule, targets, {name: why for name, why in reasons.items() if why})
+    for one, bound in zip(targets, bounds, strict=True):
+        attach_(one, bound)
+    if getattr(model, "train_function", None) is not None:
+        model.train_function = None  # It was compiled without the constraints.
+    lost = unsaved(model, targets)
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        warnings.warn(
+            f"karikomi: fit keeps the bound on {', '.join(lost[:3])}{more}, but a saved model will not have it, "
+            "since these layers are made by code or have no such setting; call kk.keras.bound_ again after "
+            "loading, or use kk.keras.clipped(optimizer, rule, bound=...)",
+            stacklevel=2,
+        )
+    return outcome
+
+
+def _chosen(
+    model: Any,
+    found: Sequence[Weight],
+    only: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+) -> list[Weight]:
+    meant: dict[str, set[int]] = {}
+    for layer in model._flatten_layers(include_self=False):
+        if layer.weights:
+            meant.setdefault(layer.name, set()).update(id(one) for one in layer.weights)
+    for one in found:
+        meant.setdefault(one.variable.path, set()).add(id(one.variable))
+
+    def matched(patterns: str | Sequence[str]) -> set[int]:
+        return set().union(*(meant[name] for name in select(meant, only=patterns, where=WHERE)))
+
+    kept = set().union(*meant.values()) if only is None else matched(only)
+    kept -= set() if exclude is None else matched(exclude)
+    if not kept:
+        raise Refused(
+            "the selection leaves no weight", where=WHERE, got=f"only={only!r}, exclude={exclude!r}"
+        )
+    return [one for one in found if id(one.variable) in kept]
+
+
+def _why_not(rule: Rule, one: Weight) -> str:
+    if not one.floating:
+        return "not floating"
+    if not one.variable.trainable:
+        return "not trained"
+    if rule.scope is Scope.UNIT and one.axes is None:
+        return one.no_axes
+    if "fan_in" in rule.needs and one.fan_in is None:
+        return one.no_fan_in
+    return ""
+
+
+def _bound(rule: Rule, one: Weight) -> Bound:
+    return Bound(
+        rule,
+        unit_axis=one.axes if rule.scope is Scope.UNIT else None,
+        fan_in=one.fan_in if "fan_in" in rule.needs else None,
+    )
+
+
+def _apply_(rule: Rule, targets: Sequence[Weight], left_alone: dict[str, str]) -> Outcome:
+    own = library()
+    # Paths need not be unique, but numbers are those of variables.
+    keys = {str(place): one for place, one in enumerate(targets)}
+    plan = plan_bound(
+        rule,
+        {key: tuple(one.variable.shape) for key, one in keys.items()},
+        {key: one.axes for key, one in keys.items() if one.axes is not None},
+        {key: float(one.fan_in) for key, one in keys.items() if one.fan_in is not None},
+        where=WHERE,
+    )
+    arrays = {key: tensor_of(one.variable) for key, one in keys.items()}
+    done = bound_named(plan, arrays, fresh_bound_state(plan, library=own), library=own)
+    names = tuple(keys[key].variable.path for key in plan.stage.owners)
+    norms, after = _numbers(done.norms), _numbers(done.after)
+    bad = [name for name, norm in zip(names, norms, strict=True) if not np.isfinite(norm)]
+    if bad:
+        raise NonFinite(
+            f"non-finite weights in {bad[0]}",
+            where=WHERE,
+            hint="load the last good weights: no bound can mend them",
+        )
+    for key, one in keys.items():
+        one.variable.assign(done.arrays[key])
+    return Outcome(
+        names=names,
+        norms=norms,
+        after=after,
+        skipped=False,
+        element_wise=rule.scope is Scope.ELEMENT,
+        left_alone=left_alone,
+        share_at_bound=_share(plan, done),
+    )
+
+
+def _share(plan: BoundPlan, done: Bounded) -> float:
+    """Return the share of units, or of entries, that stand at the bound."""
+    if "negative_part" in plan.rule.needs:
+        reached = {key: done.arrays[key] <= 0 for key in plan.counts}
+    elif done.limit is not None:
+        limits = zip(plan.counts, _numbers(done.limit).tolist(), strict=True)
+        reached = {key: keras.ops.abs(done.arrays[key]) >= most for key, most in limits}
+    else:
+        held = standing(plan.rule, _numbers(done.after), _numbers(done.factor), attempted=0)
+        return float(held.mean())
+    flags = [np.asarray(keras.ops.convert_to_numpy(one)) for one in reached.values()]
+    return sum(int(one.sum()) for one in flags) / max(sum(one.size for one in flags), 1)
+
+
+def _numbers(vector: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(vector), dtype=np.float64)

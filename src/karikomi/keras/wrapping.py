@@ -1,0 +1,154 @@
+"""What may be wrapped by a clipped optimizer, what is told to it of variables, and how that is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.keras.gradients import names_of
+from karikomi.keras.layers import fan_ins, unit_axes
+from karikomi.keras.per_update import PerUpdate
+
+WHERE = "keras.clipped"
+_TAKEN = "_is_clipped_by_karikomi"
+
+
+def inner_optimizer(given: Any, wrapper: type) -> Any:
+    """Return an optimizer that can be clipped, or refuse it; `wrapper`: the class of those that are clipped."""
+    try:
+        inner: Any = keras.optimizers.get(given)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            "this is no optimizer of Keras",
+            where=WHERE,
+            got=repr(given),
+            allowed="such as keras.optimizers.Adam(1e-3)",
+        ) from error
+    if inner is None:
+        raise InvalidArgument(
+            "this is no optimizer of Keras",
+            where=WHERE,
+            got="None",
+            allowed="such as keras.optimizers.Adam(1e-3)",
+        )
+    if isinstance(inner, wrapper):
+        raise Refused(
+            "this optimizer is clipped already",
+            where=WHERE,
+            hint="put rules together: kk.clip.Chain(one, other)",
+        )
+    if isinstance(inner, keras.optimizers.LossScaleOptimizer):
+        raise Refused(
+            "the gradients of this optimizer are still scaled",
+            where=WHERE,
+            hint="LossScaleOptimizer(kk.keras.clipped(inner, rule))",
+        )
+    for argument in ("clipnorm", "global_clipnorm", "clipvalue"):
+        if getattr(inner, argument, None) is not None:
+            raise Refused(
+                f"the optimizer would clip as well, its {argument} is set",
+                where=WHERE,
+                got=f"{argument}={getattr(inner, argument)}",
+                hint=f"leave {argument} out of {type(inner).__name__}(...)",
+            )
+    if inner.built and inner.gradient_accumulation_steps:
+        raise Refused(
+            "the optimizer has accumulated gradients before",
+            where=WHERE,
+            hint=f"wrap a new {type(inner).__name__}",
+        )
+    if getattr(inner, _TAKEN, False):
+        raise Refused(
+            "another clipped optimizer has taken over from this one",
+            where=WHERE,
+            hint=f"wrap a new {type(inner).__name__}",
+        )
+    return inner
+
+
+def taken_over(inner: Any) -> tuple[float | None, int | None]:
+    """Return the loss scale and the accumulation of an optimizer, which it then leaves to who wraps it."""
+    found = inner.loss_scale_factor, inner.gradient_accumulation_steps
+    inner.loss_scale_factor = inner.gradient_accumulation_steps = None
+    setattr(inner, _TAKEN, True)
+    return found
+
+
+def check_stop_after(steps: object) -> None:
+    """Refuse what is no number of steps."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InvalidArgument(
+            "stop_after is a number of steps", where=WHERE, got=repr(steps), allowed=">= 1"
+        )
+
+
+def is_schedule(learning_rate: Any) -> bool:
+    """Return whether a learning rate goes by the step."""
+    return isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+
+
+def inner_config(inner: Any, *, steps: int | None, scale: float | None) -> Any:
+    """Return the configuration of an optimizer as it was given, with what was taken over from it."""
+    told: Any = keras.saving.serialize_keras_object(inner)
+    told["config"] |= {"gradient_accumulation_steps": steps, "loss_scale_factor": scale}
+    rate = inner._learning_rate
+    if isinstance(rate, PerUpdate):
+        told["config"]["learning_rate"] = keras.optimizers.schedules.serialize(rate.schedule)
+    return told
+
+
+def of_model(axes: Any, inputs: Any) -> tuple[Any, Any]:
+    """Return unit axes and fan-ins; where a model was given, those of its trained variables, by their places."""
+    if not isinstance(axes, keras.Layer):
+        return axes, inputs
+    model: Any = axes
+    paths = [variable.path for variable in model.trainable_variables]
+    known, counted = unit_axes(model)[0], fan_ins(model)[0]
+    own = [list(known[path]) if path in known else None for path in paths]
+    return own, [counted.get(path) for path in paths] if inputs is None else inputs
+
+
+def by_name(given: Any, names: Sequence[str], known: Mapping[str, object], *, argument: str) -> Any:
+    """Return what was said by place by name: a path changes with the name of the model that it is in."""
+    if not isinstance(given, list):
+        return given
+    if len(given) != len(names):
+        raise InvalidArgument(
+            "these are not the variables of that model",
+            where=f"{WHERE} ({argument})",
+            got=f"{len(names)} variables",
+            allowed=len(given),
+        )
+    pairs = zip(names, given, strict=True)
+    return {name: one for name, one in pairs if one is not None and name in known}
+
+
+def told(names: Sequence[str], variables: Sequence[Any]) -> list[Any]:
+    """Return what a configuration says of the variables that an optimizer was built for."""
+    pairs = zip(names, variables, strict=True)
+    return [[name, list(map(int, variable.shape))] for name, variable in pairs]
+
+
+def names_as_told(variables: Sequence[Any], before: Sequence[Any]) -> list[str]:
+    """Return the names of variables, if they are those that `told` told of, as they were then.
+
+    Keras loads a model under other paths than it had, and what was said by name shall still be true.
+    """
+    names = names_of(list(variables), [str(place) for place in range(len(variables))])
+    known = [(str(name), list(shape)) for name, shape in before]
+    kinds = [[(_leaf(n), s) for n, s in each] for each in (known, told(names, variables))]
+    return [name for name, _ in known] if kinds[0] == kinds[1] else names
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition("/")[2].partition("#")[0]
+
+
+def plain(given: Any) -> Any:
+    """Return what Keras wrapped to track it, as it was."""
+    if isinstance(given, Mapping):
+        return {name: plain(one) for name, one in given.items()}
+    return [plain(one) for one in given] if isinstance(given, list | tuple) else given

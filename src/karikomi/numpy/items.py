@@ -1,0 +1,249 @@
+"""The items of a pattern: score them from the weights they consist of, and spread what goes over these.
+
+Separate from selecting, which sees scores of items only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused
+from karikomi.numpy.scored import Scores, check_scores, score_blocks, split
+from karikomi.numpy.source import Source
+from karikomi.prune.layout import Coupled, Layout, Member
+from karikomi.prune.pattern import Blocks
+from karikomi.prune.score import PER_UNIT, Score
+
+
+def of_weights(source: Source, score: Score, kept: np.ndarray | None) -> Scores:
+    """Return the scores of single weights."""
+    flat = None if kept is None else kept.reshape(-1)
+    facts = {name: whole_fact(source, name) for name in sorted(score.needs)}
+    gone = 0 if flat is None else flat.size - int(np.count_nonzero(flat))
+    return Scores(
+        source.label,
+        math.prod(source.whole),
+        gone if source.part is None else source.part.total(gone)[0],
+        lambda stride: score_blocks(
+            source.entries(), facts, flat, score, stride, where=source.label
+        ),
+        source.part,
+    )
+
+
+def of_tensor(source: Source, score: Score, kept: np.ndarray | None) -> Scores:
+    """Return the scores of single weights, for a score that has to see all of a tensor at once."""
+    weights = source.array().astype(np.float64)
+    facts = {name: whole_fact(source, name) for name in sorted(score.needs)}
+    kept = np.ones(source.shape, bool) if kept is None else kept
+    scores = score.of_tensor(np.asarray(weights * kept), facts, xp=np)
+    check_scores(score, scores, source.shape, where=source.label)
+    return of_values(source.label, scores.reshape(-1), np.asarray(~kept.reshape(-1)))
+
+
+def check_range(source: Source) -> None:
+    """Refuse float64 weights that float32, in which scores are compared, cannot tell apart.
+
+    That is one beyond its largest number (`NonFinite`), or a tensor all of whose weights lie below its
+    smallest normal number (`Refused`); weights that are nothing beside others of theirs are no matter.
+    """
+    if source.itemsize <= np.dtype(np.float32).itemsize:
+        return
+    single, beyond, normal, small = np.finfo(np.float32), 0, 0, 0
+    for block in source.entries():
+        sizes = np.abs(block)
+        beyond += int(np.count_nonzero((sizes > single.max) & np.isfinite(sizes)))
+        normal += int(np.count_nonzero(sizes >= single.tiny))
+        small += int(np.count_nonzero((sizes > 0.0) & (sizes < single.tiny)))
+    if source.part is not None:
+        beyond, normal, small = source.part.total(beyond, normal, small)
+    hint = "make the masks from all weights times one power of two"
+    if beyond:
+        raise NonFinite(
+            "a weight is infinite in float32, in which scores are compared",
+            where=source.label,
+            got=f"{beyond} above {single.max:.2g}",
+            hint=hint,
+        )
+    if small and not normal:
+        raise Refused(
+            "all weights are zero in float32, in which scores are compared, or next to it",
+            where=source.label,
+            got=f"none above {single.tiny:.2g}",
+            hint=hint,
+        )
+
+
+def of_values(name: str, values: np.ndarray, gone: np.ndarray) -> Scores:
+    """Return scores that stand in memory; `gone`: bool, of the same length."""
+    with np.errstate(over="ignore"):
+        scores = np.where(gone, np.float32(np.nan), values.astype(np.float32))
+    return Scores(
+        name,
+        len(scores),
+        int(np.count_nonzero(gone)),
+        lambda stride: [block[::stride] for block in split(scores)],
+    )
+
+
+def of_blocks(source: Source, score: Score, pattern: Blocks, kept: np.ndarray | None) -> Scores:
+    """Return the scores of the tiles of one weight, in the order of units, kernel positions, inputs."""
+    layout = layout_of(source)
+    if layout.inputs is None:
+        raise InvalidArgument("blocks need an axis of inputs", where=source.label, got=str(layout))
+    tiles = _tiles(layout.canonical(source.array()), pattern)
+    gone = np.zeros(len(tiles), bool)
+    if kept is not None:
+        gone = np.asarray(~_tiles(layout.canonical(kept), pattern).any(axis=1))
+    facts = {
+        name: _tiles(layout.canonical(whole_fact(source, name)), pattern) for name in score.needs
+    }
+    return of_values(source.label, score_groups(score, tiles, facts, where=source.label), gone)
+
+
+def spread_blocks(source: Source, pattern: Blocks, stays: np.ndarray, out: np.ndarray) -> None:
+    """Clear in `out` (bool, the weight's shape) the tiles that do not stay."""
+    layout = layout_of(source)
+    view = layout.canonical(out)
+    units, inputs = _counts(view.shape, pattern)
+    tiles = stays.reshape(units, -1, inputs)
+    wide = tiles.repeat(pattern.units, 0).repeat(pattern.inputs, 2)
+    view &= wide[: view.shape[0], :, : view.shape[-1]].reshape(view.shape)
+
+
+def of_coupled(
+    coupled: Coupled,
+    sources: Mapping[str, Source],
+    score: Score,
+    earlier: Mapping[str, np.ndarray],
+) -> Scores:
+    """Return the scores of units, heads or layers: one per item, over all its scored members."""
+    scored = [one for one in coupled.members if one.scored]
+    # In float64: groups are few, and a sum of many squares leaves float32.
+    weights = np.concatenate(
+        [_rows(sources[one.name].array(), one, coupled.items) for one in scored], axis=1
+    )
+    facts = {}
+    for name in sorted(score.needs):
+        if name in PER_UNIT:
+            facts[name] = unit_fact(sources[scored[0].name], name, coupled)
+        else:
+            parts = [
+                _rows(whole_fact(sources[one.name], name), one, coupled.items) for one in scored
+            ]
+            facts[name] = np.concatenate(parts, axis=1)
+    gone = np.zeros(coupled.items, bool)
+    if all(one.name in earlier for one in scored):
+        alive = [_rows(earlier[one.name], one, coupled.items) for one in scored]
+        gone = np.asarray(~np.concatenate(alive, axis=1).any(axis=1))
+    scores = score_groups(score, weights, facts, where=coupled.of)
+    if any(one.size == 0 for one in scored):
+        # Whole tensors of any size are to compare.
+        scores = scores / weights.shape[1]
+    return of_values(coupled.of, scores, gone)
+
+
+def spread_coupled(coupled: Coupled, stays: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+    """Clear in `out` every member's part of the items that do not stay."""
+    for member in coupled.members:
+        array = out[member.name]
+        if array.ndim == 0 or member.size == 0:
+            array &= bool(stays.all())
+            continue
+        stop = member.start + coupled.items * member.size
+        view = np.moveaxis(array, member.axis, 0)[member.start : stop]
+        view &= stays.repeat(member.size).reshape(-1, *[1] * (view.ndim - 1))
+
+
+def score_groups(
+    score: Score, weights: np.ndarray, facts: Mapping[str, np.ndarray], *, where: str
+) -> np.ndarray:
+    """Return one score per row of `weights`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = weights.astype(np.float64)
+        scores = score.of_groups(wide, facts, xp=np)
+    array = isinstance(scores, np.ndarray)
+    if not (array and scores.shape == (len(weights),) and scores.dtype.kind in "fiub"):
+        raise InvalidArgument(
+            f"{type(score).__name__}.of_groups gives one real number per group",
+            where=where,
+            got=f"{scores.dtype} {scores.shape}" if array else type(scores).__name__,
+            allowed=f"an array of shape ({len(weights)},)",
+        )
+    return scores
+
+
+def whole_fact(source: Source, name: str) -> np.ndarray:
+    """Return a fact of weights, broadcast to the weight's shape."""
+    if name not in source.facts:
+        raise missing_fact(name, source.label)
+    try:
+        return np.broadcast_to(source.facts[name], source.shape)
+    except ValueError:
+        raise InvalidArgument(
+            f"the fact {name!r} does not fit its weight",
+            where=source.label,
+            got=np.shape(source.facts[name]),
+            allowed=source.shape,
+        ) from None
+
+
+def unit_fact(source: Source, name: str, coupled: Coupled) -> np.ndarray:
+    """Return a fact of units, one number per item of a group."""
+    if name not in source.facts:
+        raise missing_fact(name, source.label)
+    values = np.asarray(source.facts[name]).view()
+    values.flags.writeable = False
+    if values.shape != (coupled.items,):
+        raise InvalidArgument(
+            f"the fact {name!r} speaks of units, one number each",
+            where=source.label,
+            got=values.shape,
+            allowed=f"({coupled.items},)",
+        )
+    return values
+
+
+def missing_fact(name: str, where: str) -> KarikomiError:
+    """Return the error for a fact that was not measured."""
+    return InvalidArgument(
+        f"the score needs the fact {name!r}, which is not there",
+        where=where,
+        hint="give data= (and loss= for gradients), or the fact itself in facts=",
+    )
+
+
+def layout_of(source: Source) -> Layout:
+    """Return which axes of a weight are units and inputs, or say that it is not known."""
+    if source.layout is None:
+        raise InvalidArgument(
+            "which axis of this weight are its units is not known",
+            where=source.label,
+            hint="say it: layouts={name: kk.prune.Layout(units=0, inputs=1)}",
+        )
+    return source.layout
+
+
+def _rows(array: np.ndarray, member: Member, items: int) -> np.ndarray:
+    """Return a member's part of each item as one row."""
+    if array.ndim == 0 or member.size == 0:
+        return array.reshape(items, -1)
+    stop = member.start + items * member.size
+    return np.moveaxis(array, member.axis, 0)[member.start : stop].reshape(items, -1)
+
+
+def _tiles(canonical: np.ndarray, pattern: Blocks) -> np.ndarray:
+    """Return an array of shape (tiles, weights of a tile), edges filled with zeros."""
+    units, inputs = _counts(canonical.shape, pattern)
+    whole = canonical.reshape(canonical.shape[0], -1, canonical.shape[-1])
+    missing = units * pattern.units - whole.shape[0], inputs * pattern.inputs - whole.shape[2]
+    whole = np.pad(whole, ((0, missing[0]), (0, 0), (0, missing[1])))
+    tiles = whole.reshape(units, pattern.units, whole.shape[1], inputs, pattern.inputs)
+    return tiles.transpose(0, 2, 3, 1, 4).reshape(units * whole.shape[1] * inputs, -1)
+
+
+def _counts(shape: Sequence[int], pattern: Blocks) -> tuple[int, int]:
+    return -(-shape[0] // pattern.units), -(-shape[-1] // pattern.inputs)

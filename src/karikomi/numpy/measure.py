@@ -1,0 +1,39 @@
+"""Measure arrays: norms and largest magnitudes, in float64 and safe against overflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from karikomi.errors import InvalidArgument
+
+
+def norm(array: np.ndarray) -> float:
+    """Return the L2 norm, ``m * sqrt(sum((x / m)^2))`` with m the largest magnitude; NaN or inf if any entry is."""
+    largest = peak(array)
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    scaled = np.abs(array).astype(np.float64) / largest
+    return largest * math.sqrt(float(np.sum(np.square(scaled))))
+
+
+def peak(array: np.ndarray) -> float:
+    """Return the largest magnitude, 0 for an empty array; NaN if any entry is NaN."""
+    return float(np.max(np.abs(array))) if array.size else 0.0
+
+
+def unit_norms(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return one L2 norm per index of `axis`, shape ``(array.shape[axis],)``."""
+    return np.array([norm(unit) for unit in np.moveaxis(array, axis, 0)], dtype=np.float64)
+
+
+def check_arrays(arrays: Mapping[str, object], *, where: str) -> None:
+    """Refuse anything that is not a floating or complex array."""
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise InvalidArgument(
+                "not a floating array", where=f"{where}: {name}", got=got, allowed="float, complex"
+            )

@@ -1,0 +1,49 @@
+"""What a user says of single tensors, by name or glob: the unit axis, the fan-in.
+
+Separate from clipping and bounding, which are told the same things in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from karikomi.errors import InvalidArgument
+from karikomi.schedule import whole
+from karikomi.select import spread
+
+Named = Mapping[str, np.ndarray | None]
+
+
+def unit_axes(given: Mapping[str, int] | None, found: Named, *, where: str) -> dict[str, int]:
+    """Return tensor -> unit axis, or refuse axes that the tensors do not have."""
+    axes = spread("unit_axes", given, found, where=where)
+    for name, axis in axes.items():
+        array = found[name]
+        rank = None if array is None else np.ndim(array)
+        if whole(axis) is None or (rank is not None and not -rank <= axis < rank):
+            raise InvalidArgument(
+                "the tensor has no such axis",
+                where=f"{where}: {name}",
+                got=axis,
+                allowed="a whole number"
+                if array is None
+                else f"an axis of shape {np.shape(array)}",
+            )
+    return axes
+
+
+def fan_ins(given: Mapping[str, int] | None, found: Named, *, where: str) -> dict[str, int]:
+    """Return tensor -> how many inputs feed one output, or refuse what is no such number."""
+    inputs = spread("fan_in", given, found, where=where)
+    for name, number in inputs.items():
+        if not (isinstance(number, int | float | np.number) and 0 < number < math.inf):
+            raise InvalidArgument(
+                "a fan-in is a number of inputs",
+                where=f"{where}: {name}",
+                got=repr(number),
+                allowed="> 0",
+            )
+    return inputs

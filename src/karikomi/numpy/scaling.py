@@ -1,0 +1,49 @@
+"""Apply to one array: scale, clamp, and the limit as the array's dtype rounds it.
+
+Separate because gradients and weights are scaled and clamped alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from karikomi import conduct
+
+
+def scaled(array: np.ndarray, factor: float) -> np.ndarray:
+    """Return an array times a factor, itself where the factor is 1."""
+    if factor == 1.0:
+        return array
+    # In float64, because a factor for huge gradients may be too small for their own dtype.
+    wide = np.result_type(array.dtype, np.float64)
+    return np.asarray(array.astype(wide) * factor).astype(array.dtype)
+
+
+def scaled_units(array: np.ndarray, factors: np.ndarray, axis: int) -> np.ndarray:
+    """Return an array with every index of `axis` times its factor, itself where all are 1."""
+    if np.all(factors == 1.0):
+        return array
+    shape = [1] * array.ndim
+    shape[axis] = -1
+    wide = np.result_type(array.dtype, np.float64)
+    return (array.astype(wide) * factors.reshape(shape)).astype(array.dtype)
+
+
+def clamped(array: np.ndarray, largest: float, limit: float) -> np.ndarray:
+    """Return an array with magnitudes at most `limit`, itself where `largest` is not above it."""
+    return np.asarray(np.clip(array, -limit, limit)) if largest > limit else array
+
+
+def representable(verdict: conduct.Verdict, arrays: Sequence[np.ndarray | None]) -> conduct.Verdict:
+    """Return the verdict with limits as the arrays round them, one array (or ``None``) per limit."""
+    # As the arrays round it: 0.1 is a little more in float32, and what stands there is not above it.
+    if verdict.limit is None:
+        return verdict
+    with np.errstate(over="ignore"):
+        limits = [
+            limit if array is None else float(limit.astype(array.dtype))
+            for limit, array in zip(verdict.limit, arrays, strict=True)
+        ]
+    return verdict._replace(limit=np.array(limits, dtype=np.float64))

@@ -1,0 +1,89 @@
+"""Prune as a schedule says, in a training loop that holds its weights as arrays.
+
+Separate from `masks`, which knows no steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.numpy.arrays import Arrays
+from karikomi.numpy.masks import masked, prune
+from karikomi.prune import Coupled, Layout
+from karikomi.prune.timetable import Timetable, check_fields
+from karikomi.schedule import whole
+
+WHERE = "numpy.prune_at"
+
+
+def prune_at(
+    weights: Arrays,
+    schedule: Timetable,
+    step: int,
+    masks: Mapping[str, np.ndarray] | None = None,
+    *,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+    coupled: Sequence[Coupled] | None = None,
+) -> tuple[Arrays, dict[str, np.ndarray]]:
+    """Return ``(weights, masks)`` after a step: pruned further if the schedule is due, else masked as before.
+
+    To be called after each step, with weights as the step left them. Its whole state are the masks and the
+    number of the step: saved and given again, training goes on as if it had not stopped. Gradients are
+    masked by `masked`, so that masked weights feed no momentum and no clip.
+
+    `schedule`: such as ``kk.prune.Gradual(0.9, steps=(100, 1_000))``. `step`: a whole number >= 0. `masks`: what
+    the last call returned; ``None`` at first. `facts`, `layouts`, `coupled`: see `prune`.
+
+    Raises what `prune` raises, and `Refused` for schedules that rewind or regrow weights, which need the
+    optimizer.
+
+    >>> import karikomi as kk
+    >>> weights, masks = {"w": np.arange(1.0, 11.0)}, None
+    >>> rule = kk.prune.Gradual(0.8, steps=(0, 4), every=2)
+    >>> for step in range(6):
+    ...     weights, masks = prune_at(weights, rule, step, masks)
+    ...     print(np.count_nonzero(weights["w"]), end=" ")
+    10 10 3 3 2 2
+
+    Source: Zhu and Gupta 2017, "To prune, or not to prune".
+    """
+    step = step_of(schedule, step, where=WHERE)
+    masks = {} if masks is None else masks
+    if not schedule.due(step):
+        return masked(weights, masks), dict(masks)
+    return prune(
+        weights,
+        sparsity=None if schedule.pattern_says else schedule.sparsity_at(step),
+        score=schedule.scored_by(),
+        allocation=schedule.allocation,
+        pattern=schedule.pattern,
+        facts=facts,
+        layouts=layouts,
+        coupled=coupled,
+        only=schedule.only,
+        exclude=schedule.exclude,
+        masks=masks,
+    )
+
+
+def step_of(schedule: Timetable, step: int, *, where: str) -> int:
+    """Return the step as a Python number; refuse what is none, or no schedule of masks alone."""
+    check_fields(schedule, where=where)
+    number = whole(step)
+    if number is None or number < 0:
+        raise InvalidArgument(
+            "a step is a whole number", where=f"{where}: step", got=repr(step), allowed=">= 0"
+        )
+    if schedule.regrows_by is not None or schedule.rewinds_to is not None:
+        raise Refused(
+            f"{type(schedule).__name__} brings weights back, and with them what an optimizer holds",
+            where=where,
+            allowed="OneShot, Gradual, Iterative without rewind",
+            hint="kk.torch.attach has the others",
+        )
+    return number

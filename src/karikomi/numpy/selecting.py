@@ -1,0 +1,378 @@
+"""From scores, an allocation and a target to masks: the one selection that all frameworks share.
+
+Frameworks hand weights and facts over as NumPy arrays or blocks of them (`Source`), and write masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from zlib import crc32
+
+import numpy as np
+
+from karikomi.errors import Refused
+from karikomi.numpy import items
+from karikomi.numpy.rows import divides, keep_n_of_m, keep_within_rows
+from karikomi.numpy.scored import Scores, check_all, check_blockwise, keep_best
+from karikomi.numpy.source import Source
+from karikomi.numpy.threads import each
+from karikomi.prune.allocation import Pool, Tensor, allocate
+from karikomi.prune.layout import Coupled
+from karikomi.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
+from karikomi.prune.score import Score
+from karikomi.prune.selection import NOTHING
+from karikomi.prune.target import Target
+from karikomi.prune.weight_scores import Magnitude
+
+Masks = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked: which of these weights go.
+
+    `sources`: name -> weight, in order. `coupled`: what goes together, for patterns that span tensors.
+    `target`: none where the pattern says how much goes. `earlier`: masks (bool, true where kept) whose
+    removals stay removed and count. `totals`: the whole model's parameters, macs and bytes, for budgets;
+    `outliers`, `curves`: facts of tensors for allocations. `by_hand`: tensor -> the share of its items that
+    goes, instead of an allocation.
+    """
+
+    sources: Mapping[str, Source]
+    score: Score
+    pattern: Pattern
+    allocation: str
+    target: Target | None
+    coupled: Sequence[Coupled] = ()
+    earlier: Mapping[str, np.ndarray] = field(default_factory=dict)
+    totals: Mapping[str, float] = field(default_factory=dict)
+    outliers: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+    by_hand: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`masks`: name -> bool, true where kept. `why`: tensor or group -> the rule by which its items went.
+
+    `left_alone`: tensor -> why nothing of it could go. `removes`: tensor or group -> how many items go.
+    """
+
+    masks: Masks
+    why: dict[str, str]
+    left_alone: dict[str, str]
+    removes: dict[str, int]
+
+
+def find_masks(question: Question) -> Answer:
+    """Return the masks that answer the question, exactly as many items as it asks for.
+
+    Raises `InvalidArgument` for facts and layouts that are missing, `Refused` for a target that cannot be
+    met, for combinations that mean nothing and weights that float32 does not hold, `NonFinite` naming a
+    tensor.
+    """
+    check_combination(question.score, question.pattern)
+    check_parts(question)
+    if not (question.score.of_tensors and isinstance(question.pattern, Unstructured)):
+        for source in question.sources.values():
+            items.check_range(source)
+    if "noise" in question.score.needs:
+        question = replace(question, sources=_with_noise(question))
+    if isinstance(question.pattern, NofM):
+        return _n_of_m(question, question.pattern)
+    scored = _scored(question)
+    if question.by_hand and not question.by_hand.keys() & scored.keys():
+        raise Refused(
+            "sparsities by hand go by the names of weights, and what goes here has names of its own",
+            where="sparsity",
+            got=", ".join(list(scored)[:3]),
+            hint="one call per layer, with only=",
+        )
+    attempt = _Attempt(question, scored)
+    return attempt.at(_share(question, attempt))
+
+
+def check_combination(score: Score, pattern: Pattern) -> None:
+    """Refuse a score that does not speak of the pattern's items, with the reason."""
+    if score.of_units_only and not isinstance(pattern, Units):
+        raise Refused(
+            f"{type(score).__name__} scores units, not {type(pattern).__name__}",
+            where="score",
+            hint='pattern="units"',
+        )
+    if score.updates and not isinstance(pattern, Unstructured | NofM):
+        raise Refused(
+            f"{type(score).__name__} reconstructs from single weights, and not {type(pattern).__name__}",
+            where="score",
+            allowed="unstructured, NofM(keep=, of=)",
+        )
+
+
+def check_parts(question: Question) -> None:
+    """Refuse what cannot be answered of weights of which only a part is here, with the reason."""
+    parts = [name for name, source in question.sources.items() if source.part is not None]
+    if not parts:
+        return
+    check_blockwise(question.score, where=parts[0])
+    target = None if question.target is None else question.target.unit
+    by_share = target == "sparsity" or bool(question.by_hand)
+    if not isinstance(question.pattern, Unstructured) or not by_share:
+        raise Refused(
+            "of sharded weights, single ones go, by sparsity",
+            where=parts[0],
+            got=f"{type(question.pattern).__name__}, {target or 'no target'}",
+            allowed='pattern="unstructured", sparsity=',
+        )
+
+
+class _Attempt:
+    """Masks for a share of items that go."""
+
+    def __init__(self, question: Question, scored: Mapping[str, Scores]) -> None:
+        self._question, self._scored = question, scored
+        self._tensors = {name: self._facts(name, one) for name, one in scored.items()}
+        self.items = sum(one.items for one in scored.values())
+        # Only a global threshold takes all items of a tensor; all items of all are never asked for.
+        self.floor = 1 if question.allocation == "global" else len(scored)
+
+    def at(self, share: float) -> Answer:
+        """Return the masks with this share of the items gone."""
+        pools = self._pools(share)
+        if _within_rows(self._question):
+            return self._by_rows(pools)
+        out, stays = self._out()
+        thresholds = keep_best(self._scored, pools, stays)
+        self._spread(stays, out)
+        label = type(self._question.score).__name__.lower()
+        # Where nothing more goes, nothing is a reason.
+        why = {
+            name: f"{label} <= {found.value:.4g}"
+            for name, found in thresholds.items()
+            if found is not NOTHING
+        }
+        if self._question.pattern.coupled:
+            members = {m.name: one.of for one in self._question.coupled for m in one.members}
+            goes = {
+                name: f"goes with {of}" if of in members else f"{of}: {why[of]}"
+                for name, of in members.items()
+                if of in why
+            }
+            why = goes | why
+        sizes = sum(one.size for one in stays.values())
+        gone = each(
+            lambda one: int(one.size - np.count_nonzero(one)), list(stays.values()), entries=sizes
+        )
+        return Answer(out, why, {}, dict(zip(stays, gone, strict=True)))
+
+    def _pools(self, share: float) -> list[Pool]:
+        own = self._question.by_hand
+        if own:
+            return [
+                Pool((name,), round(own.get(name, 0.0) * one.items))
+                for name, one in self._tensors.items()
+            ]
+        return allocate(self._question.allocation, self._tensors, share)
+
+    def _by_rows(self, pools: Sequence[Pool]) -> Answer:
+        check_all(list(self._scored.values()))
+        amounts, out, why = amounts_of(pools, self._question), _fresh(self._question), {}
+        score = self._question.score
+        for name, amount in amounts.items():
+            keep_within_rows(self._question.sources[name], score, amount, out[name])
+            why[name] = f"lowest {type(score).__name__.lower()} of each unit"
+        return Answer(out, why, {}, amounts)
+
+    def _out(self) -> tuple[Masks, Masks]:
+        """Return masks, and what says of each item whether it stays: of single weights the masks themselves."""
+        if isinstance(self._question.pattern, Unstructured):
+            sources = self._question.sources
+            # Not filled: every entry is written, by threads that then share the page faults too.
+            out = {name: np.empty(sources[name].shape, bool) for name in self._scored}
+            return out, {name: mask.reshape(-1) for name, mask in out.items()}
+        stays = {name: np.ones(one.items, bool) for name, one in self._scored.items()}
+        return _fresh(self._question), stays
+
+    def _spread(self, stays: Masks, out: Masks) -> None:
+        pattern = self._question.pattern
+        if isinstance(pattern, Blocks):
+            for name, source in self._question.sources.items():
+                items.spread_blocks(source, pattern, stays[name], out[name])
+        for coupled in self._question.coupled if pattern.coupled else ():
+            items.spread_coupled(coupled, stays[coupled.of], out)
+
+    def _facts(self, name: str, scored: Scores) -> Tensor:
+        question = self._question
+        source = question.sources.get(name)
+        shape = ()
+        if source is not None:
+            shape = source.whole
+            if source.layout is not None:
+                canonical = source.layout.canonical(np.broadcast_to(np.int8(0), shape)).shape
+                shape = (canonical[0], canonical[-1], *canonical[1:-1])
+        return Tensor(
+            items=scored.items,
+            gone=scored.gone,
+            shape=shape,
+            scores=scored.values if scored.part is None else None,
+            outliers=question.outliers.get(name),
+            curve=question.curves.get(name),
+        )
+
+
+def amounts_of(pools: Sequence[Pool], question: Question) -> dict[str, int]:
+    """Return how many weights go from each tensor; a joint pool is shared out by magnitude.
+
+    For scores that compare within rows, or reconstruct, and so say nothing across tensors.
+    """
+    amounts = {}
+    for pool in pools:
+        if len(pool.names) == 1:
+            amounts[pool.names[0]] = pool.remove
+            continue
+        sizes = {
+            name: items.of_weights(question.sources[name], Magnitude(), question.earlier.get(name))
+            for name in pool.names
+        }
+        out = {name: np.ones(one.items, bool) for name, one in sizes.items()}
+        keep_best(sizes, [pool], out)
+        amounts |= {name: int(one.size - np.count_nonzero(one)) for name, one in out.items()}
+    return amounts
+
+
+def _scored(question: Question) -> dict[str, Scores]:
+    pattern, score, earlier = question.pattern, question.score, question.earlier
+    if pattern.coupled:
+        return {
+            one.of: items.of_coupled(one, question.sources, score, earlier)
+            for one in question.coupled
+        }
+    if isinstance(pattern, Blocks):
+        return {
+            name: items.of_blocks(source, score, pattern, earlier.get(name))
+            for name, source in question.sources.items()
+        }
+    if _within_rows(question):
+        score = Magnitude()
+    of = items.of_tensor if score.of_tensors else items.of_weights
+    return {name: of(source, score, earlier.get(name)) for name, source in question.sources.items()}
+
+
+def _with_noise(question: Question) -> dict[str, Source]:
+    """Return the sources with noise that depends on the score's seed and the tensor's name alone."""
+    seed = getattr(question.score, "seed", 0)
+
+    def noisy(source: Source) -> Source:
+        generator = np.random.Generator(np.random.Philox(key=[seed, crc32(source.name.encode())]))
+        noise = np.float32(1.0) - generator.random(source.shape, np.float32)
+        return replace(source, facts={**source.facts, "noise": noise})
+
+    return {name: noisy(source) for name, source in question.sources.items()}
+
+
+def _within_rows(question: Question) -> bool:
+    unstructured = isinstance(question.pattern, Unstructured)
+    return unstructured and (question.score.within_rows or question.score.updates)
+
+
+def _n_of_m(question: Question, pattern: NofM) -> Answer:
+    out, why, left_alone, removes = _fresh(question), {}, {}, {}
+    for name, source in question.sources.items():
+        if not divides(source, pattern):
+            left_alone[name] = f"{pattern.of} does not divide its inputs, {source.shape}"
+            if name not in question.earlier:
+                del out[name]
+            continue
+        keep_n_of_m(source, question.score, pattern, out[name])
+        why[name] = f"not among the best {pattern.keep} of {pattern.of}"
+        removes[name] = source.size - int(np.count_nonzero(out[name]))
+    if len(left_alone) == len(question.sources):
+        raise Refused(
+            f"no weight has a multiple of {pattern.of} inputs",
+            where="NofM",
+            got="; ".join(f"{name} {source.shape}" for name, source in question.sources.items()),
+        )
+    return Answer(out, why, left_alone, removes)
+
+
+def _fresh(question: Question) -> Masks:
+    sources, earlier = question.sources, question.earlier
+    return {
+        name: earlier[name].copy() if name in earlier else np.ones(source.shape, bool)
+        for name, source in sources.items()
+    }
+
+
+def _share(question: Question, attempt: _Attempt) -> float:
+    """Return the share of items that has to go for the target: given, or the least that meets it."""
+    target = question.target
+    if question.by_hand:
+        return 0.0
+    if target is None:
+        raise Refused("no target is given", where="prune", allowed="sparsity=, width=, macs= ...")
+    if target.unit == "width":
+        return 1.0 - target.value
+    if target.unit == "sparsity" and isinstance(question.pattern, Unstructured):
+        return target.value
+    cost, budget = _cost_and_budget(question, target)
+    return _least(attempt, cost, budget, target) / attempt.items
+
+
+def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, target: Target) -> int:
+    def left_by(count: int) -> float:
+        return cost(attempt.at(count / attempt.items).masks)
+
+    low, high = 0, attempt.items - attempt.floor
+    above, least = left_by(low), left_by(high)
+    if least > budget:
+        raise Refused(
+            "the target cannot be met by pruning what is selected",
+            where=target.unit,
+            got=f"{target.value:g}: {budget:,.0f} may stay, and {least:,.0f} do at least",
+            hint="select more, or ask for less",
+        )
+    if above <= budget:
+        return low
+    # What is left is nearly a straight line, on which few guesses hit; halving bounds their number.
+    guesses = 0
+    while high - low > 1:
+        guesses += 1
+        share = 0.5 if guesses % 3 == 0 else (above - budget) / (above - least)
+        middle = min(max(low + math.ceil(share * (high - low)), low + 1), high - 1)
+        if (left := left_by(middle)) <= budget:
+            high, least = middle, left
+        else:
+            low, above = middle, left
+    return high
+
+
+def _cost_and_budget(question: Question, target: Target) -> tuple[Callable[[Masks], float], float]:
+    """Return what masks leave in the target's unit, and how much may be left."""
+    sources = question.sources
+    per_weight = {
+        "macs": {name: one.macs for name, one in sources.items()},
+        "bytes": {name: float(one.itemsize) for name, one in sources.items()},
+    }.get(target.unit, dict.fromkeys(sources, 1.0))
+    if not all(np.isfinite(list(per_weight.values()))):
+        raise Refused(
+            "how many multiply-accumulates a weight takes part in is not known",
+            where=target.unit,
+            hint="give data= (example inputs)",
+        )
+    masked = sum(one.size for one in sources.values())
+    selected = sum(per_weight[name] * one.size for name, one in sources.items())
+    total = question.totals.get(target.unit, selected)
+    if target.unit == "sparsity":
+        total = selected
+    bits = masked / 8 if target.unit == "bytes" else 0.0
+
+    def cost(masks: Masks) -> float:
+        gone = sum(
+            per_weight[name] * (mask.size - np.count_nonzero(mask)) for name, mask in masks.items()
+        )
+        return total - gone + bits
+
+    if target.unit == "sparsity":
+        return cost, total * (1.0 - target.value)
+    return cost, float(target.value) if target.absolute else total * target.value

@@ -1,0 +1,66 @@
+"""What a framework hands over of one weight: its entries as NumPy arrays, its axes, its facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from karikomi.numpy.part import Part
+from karikomi.numpy.scored import split
+from karikomi.prune.layout import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One weight.
+
+    `array`: returns all of it, in any float dtype. `blocks`: returns its entries in index order, in 1-D
+    blocks (the default splits the array). `layout`: which axes are units and inputs, where that is known.
+    `facts`: measured facts, broadcastable to the shape, or of shape (units,). `macs`: multiply-accumulates
+    per weight and example. `itemsize`: bytes of a weight. `where`: what errors are to say. `part`: where
+    this is a part of a weight, `shape` and the rest being its own; see `Scores`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    array: Callable[[], np.ndarray]
+    blocks: Callable[[], Iterable[np.ndarray]] | None = None
+    layout: Layout | None = None
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    macs: float = math.nan
+    itemsize: int = 4
+    where: str = ""
+    part: Part | None = None
+
+    @property
+    def label(self) -> str:
+        """How errors name it."""
+        return f"{self.where}: {self.name}" if self.where else self.name
+
+    @property
+    def size(self) -> int:
+        """The number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The shape of the whole weight."""
+        return self.shape if self.part is None else self.part.whole
+
+    def entries(self) -> Iterable[np.ndarray]:
+        """Return the entries in index order, in blocks."""
+        return self.blocks() if self.blocks is not None else split(self.array())
+
+
+def source_of(name: str, array: np.ndarray, **known: object) -> Source:
+    """Return the source of an array that is in memory."""
+    return Source(
+        name=name,
+        shape=array.shape,
+        array=lambda: array,
+        itemsize=array.dtype.itemsize,
+        **known,  # type: ignore[arg-type]
+    )

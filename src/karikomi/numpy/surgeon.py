@@ -1,0 +1,153 @@
+"""Optimal Brain Compression: weights go one by one, and those that stay are re-solved exactly.
+
+Separate from the sweep over columns (SparseGPT), which is its cheap approximation for wide layers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from karikomi.numpy.least_squares import Damped, LeastSquares, Reconstructed, damped
+from karikomi.prune.pattern import NofM
+
+MEMORY = 1 << 25
+"""Float64 entries that the traces of rows take at a time, or one row's where that is more."""
+
+STEPS = 16
+"""Removals between two looks at which rows are done."""
+
+
+def obc(
+    weights: np.ndarray,
+    problem: LeastSquares,
+    remove: int | NofM,
+    *,
+    damping: float = 0.01,
+    gone: np.ndarray | None = None,
+    where: str = "reconstruction",
+) -> Reconstructed:
+    """Remove weights one by one, each the cheapest, and re-solve for those that stay.
+
+    For each row ``argmin w_i^2 / [H^-1]_ii``, then ``w -= w_i / [H^-1]_ii H^-1[:, i]`` and ``H^-1`` without
+    row and column i; of all rows' traces the `remove` cheapest removals are taken. The final weights are
+    the least squares for the mask, ``min ||Y - W X||^2 + damping mean(diag(X X^T)) ||W - weights||^2``.
+
+    `weights`: (rows, inputs). `remove`: how many go in all, or of each `of` consecutive inputs all but
+    `keep`. `gone`: boolean, what went before: it goes first, and counts. `where`: for errors. Raises
+    `InvalidArgument` for shapes and amounts, `NonFinite` for numbers that are not finite and a gram that
+    no damping helps.
+
+    >>> weights = np.array([[3.0, 1.0]])
+    >>> found = obc(weights, LeastSquares.of(weights, np.array([[1.0, 0.5], [0.5, 1.0]])), 1, damping=1e-9)
+    >>> found.weights.round(6).tolist(), found.kept.tolist()
+    ([[3.5, 0.0]], [[True, False]])
+
+    Source: Frantar and Alistarh 2022, "Optimal Brain Compression", algorithms 1 and 2. Deviation: all rows
+    share one inverse, of which each grows its own pivoted Cholesky factor, in place of a downdated copy.
+    """
+    system = damped(weights, problem, remove, damping=damping, gone=gone, where=where)
+    gone = system.gone.reshape(weights.shape)
+    if isinstance(remove, NofM):
+        kept = _kept_of_groups(system, remove) & ~gone
+    else:
+        kept = _kept_of_all(system, remove)
+    return Reconstructed(system.solution(kept), kept, system.damping)
+
+
+def _kept_of_groups(system: Damped, pattern: NofM) -> np.ndarray:
+    most = system.start.shape[2] // pattern.of * (pattern.of - pattern.keep)
+    kept = np.ones((system.start.shape[0] * system.start.shape[1], system.start.shape[2]), bool)
+    for part in _parts(system, most):
+        trace = _Trace(system, part, most, pattern)
+        for _ in range(most):
+            trace.step()
+        np.put_along_axis(kept[part], trace.order, False, axis=1)
+    return kept
+
+
+def _kept_of_all(system: Damped, remove: int) -> np.ndarray:
+    rows, size = system.start.shape[0] * system.start.shape[1], system.start.shape[2]
+    losses, order = np.full((rows, size), np.inf), np.zeros((rows, size), np.int64)
+    for part in _parts(system, size):
+        trace = _Trace(system, part, size)
+        while len(trace.rows) and trace.done < size:
+            trace.step()
+            if trace.done % STEPS == 0:
+                losses[part] = trace.losses
+                trace.leave(losses, remove)
+        losses[part], order[part] = trace.losses, trace.order
+    kept = np.ones((rows, size), bool)
+    chosen = np.argsort(losses, axis=None, kind="stable")[:remove]
+    row, step = np.unravel_index(chosen, losses.shape)
+    kept[row, order[row, step]] = False
+    return kept
+
+
+def _parts(system: Damped, most: int) -> list[slice]:
+    groups, rows, size = system.start.shape
+    together = max(MEMORY // max(size * most, 1), 1)
+    return [slice(first, first + together) for first in range(0, groups * rows, together)]
+
+
+class _Trace:
+    """The removals of some rows in step: `order[row, step]` goes at the price `losses[row, step]`.
+
+    Losses are running maxima: a cheap removal behind a dear one is not to be had before it.
+    """
+
+    def __init__(self, system: Damped, part: slice, most: int, pattern: NofM | None = None) -> None:
+        groups, rows, size = system.start.shape
+        self._inverse = system.inverse
+        self._group = np.repeat(np.arange(groups), rows)[part]
+        self._work = system.start.reshape(-1, size)[part].copy()
+        self._gone = system.gone.reshape(-1, size)[part]
+        self._diagonal = np.diagonal(system.inverse, axis1=1, axis2=2)[self._group].copy()
+        self._factor = np.empty((len(self._work), most, size))
+        self._open = np.ones(self._work.shape, bool)
+        self._pattern = pattern
+        self.rows = np.arange(len(self._work))
+        self.done = 0
+        self.losses = np.full((len(self._work), most if pattern else size), np.inf)
+        self.order = np.zeros(self.losses.shape, np.int64)
+
+    def step(self) -> None:
+        """Remove the cheapest open weight of each row, and mend the others."""
+        at, now = np.arange(len(self.rows)), self.done
+        losses = np.where(self._gone, -1.0, self._work**2 / self._diagonal)
+        place = np.where(self._open, losses, np.inf).argmin(1)
+        earlier = self.losses[self.rows, now - 1] if now else -1.0
+        self.losses[self.rows, now] = np.maximum(losses[at, place], earlier)
+        self.order[self.rows, now] = place
+        before = self._factor[: len(at), :now]
+        column = self._inverse[self._group, place]
+        # einsum and not matmul: products this small lose more to the threads of BLAS than they gain.
+        column -= np.einsum("rk,rkd->rd", before[at, :, place], before)
+        column /= np.sqrt(column[at, place])[:, None]
+        self._factor[: len(at), now] = column
+        self._work -= column * (self._work[at, place] / column[at, place])[:, None]
+        self._diagonal -= column**2
+        self._close(at, place)
+        self.done += 1
+
+    def leave(self, losses: np.ndarray, remove: int) -> None:
+        """Go on without the rows that have nothing more among the `remove` cheapest of `losses`."""
+        if remove < 1 or np.isfinite(losses).sum() < remove:
+            return
+        bound = np.partition(losses, remove - 1, axis=None)[remove - 1]
+        stay = self.losses[self.rows, self.done - 1] <= bound
+        if 8 * stay.sum() > 7 * len(stay):
+            return
+        # In place and from the front, so that there is never a second copy of the factors.
+        for to, origin in enumerate(np.flatnonzero(stay)):
+            self._factor[to, : self.done] = self._factor[origin, : self.done]
+        for name in ("rows", "_group", "_work", "_gone", "_diagonal", "_open"):
+            setattr(self, name, getattr(self, name)[stay])
+
+    def _close(self, at: np.ndarray, place: np.ndarray) -> None:
+        self._open[at, place] = False
+        self._diagonal[at, place] = 1.0
+        self._work[at, place] = 0.0
+        if self._pattern:
+            keep, of = self._pattern.keep, self._pattern.of
+            spent = self._open.reshape(len(at), -1, of).sum(2) <= keep
+            self._open &= ~np.repeat(spent, of, axis=1)

@@ -1,0 +1,207 @@
+"""Bound trees of weights held as NumPy arrays: a pure function that returns new arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from karikomi import checkpoint, conduct, tree
+from karikomi.bound.standing import standing
+from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.numpy import per_tensor
+from karikomi.numpy.arrays import Arrays, check_entries, like, named
+from karikomi.numpy.heads import Names, bound_heads
+from karikomi.numpy.measure import norm, peak, unit_norms
+from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
+from karikomi.numpy.spectral import spectral_norm
+from karikomi.outcome import Outcome
+from karikomi.rule import Composite, Quantity, Rule, Scope, State
+
+MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
+"""What rules on weights may need here besides norms."""
+
+VECTORS = "vectors"
+WHERE = "numpy.bound"
+
+
+def bound(
+    weights: Arrays,
+    rule: Rule,
+    state: State | None = None,
+    *,
+    unit_axes: Mapping[str, int] | None = None,
+    fan_in: Mapping[str, int] | None = None,
+    logits: Mapping[str, Sequence[float] | np.ndarray] | None = None,
+    attention: Mapping[str, tuple[Names, Names]] | None = None,
+) -> tuple[Arrays, Outcome, State]:
+    """Return ``(bounded weights, outcome, state)``; the input is left alone.
+
+    `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays, which comes back
+    as the same containers. The name of an array is the path to it, such as ``layers.0.weight``.
+    `unit_axes`: for rules per unit and for `SpectralCap`, name or glob -> the axis whose index is one
+    output unit (0 for a matrix of shape (out, in)). `fan_in`: for `InitScaled`, name or glob -> how many
+    inputs feed one output of the layer. A name goes before a glob, an earlier glob before a later one.
+    Tensors without an entry are left alone, and the outcome says so. `logits`,
+    `attention`: for `QKClip`, attention -> largest logit per query head, and attention -> ``(query,
+    key)``, names of the tensors whose first axis holds the heads.
+
+    Raises `NonFinite` naming the tensor when a weight is not finite: no bound can mend it.
+    Raises `InvalidArgument` for what is no such tree or no floating array and for unit axes that do
+    not fit, `UnknownName` for a name or glob that matches nothing.
+
+    >>> import numpy as np, karikomi as kk
+    >>> weights, outcome, state = bound({"w": np.array([[3.0, 4.0], [0.0, 1.0]])},
+    ...                                 kk.bound.Clamp(2.0))
+    >>> weights["w"].tolist()
+    [[2.0, 2.0], [0.0, 1.0]]
+    >>> layers = [{"weight": np.array([[3.0, 4.0]]), "bias": np.ones(1)}]
+    >>> bounded, outcome, _ = bound(layers, kk.bound.MaxNorm(1.0), unit_axes={"*weight": 0})
+    >>> bounded[0]["weight"].round(2).tolist(), outcome.left_alone
+    ([[0.6, 0.8]], {'0.bias': 'no unit axis was named'})
+    """
+    conduct.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
+    if isinstance(rule, Composite):
+        raise Refused("bounds are applied one at a time", where=WHERE, got=type(rule).__name__)
+    weights = tree.collected(weights)
+    found = named(weights, where=WHERE)
+    check_entries(rule, found, where=WHERE)
+    if "largest_logit" in rule.needs:
+        arrays, outcome, after = bound_heads(found, rule, state, logits=logits, attention=attention)  # type: ignore[arg-type]
+    else:
+        axes = per_tensor.unit_axes(unit_axes, found, where=WHERE)
+        inputs = per_tensor.fan_ins(fan_in, found, where=WHERE)
+        arrays, outcome, after = _bound_arrays(found, rule, state, axes, inputs)
+    return like(weights, arrays, where=WHERE), outcome, after
+
+
+def _bound_arrays(
+    found: dict[str, np.ndarray],
+    rule: Rule,
+    state: Mapping[str, Any] | None,
+    unit_axes: Mapping[str, int],
+    fan_in: Mapping[str, int],
+) -> tuple[dict[str, np.ndarray], Outcome, State]:
+    axes, left_alone = _targets(rule, found, unit_axes, fan_in)
+    small, vectors = _divided(rule, state)
+    measured = {
+        name: _measured(rule, name, found[name], axis, vectors) for name, axis in axes.items()
+    }
+    norms = np.concatenate(list(measured.values()))
+    owners = [name for name, numbers in measured.items() for _ in numbers]
+    _check_finite(owners, norms)
+    facts = {"fan_in": np.array([float(fan_in.get(name, 1)) for name in owners])}
+    verdict, after = checkpoint.judge_named(
+        rule, owners, norms, small, present=np.isfinite(norms), facts=facts
+    )
+    verdict = representable(verdict, [found[name] for name in owners])
+    left = conduct.norms_after(norms, verdict, xp=np)
+    attempted = int(after["attempted"]) - 1
+    held = standing(rule, left, verdict.factor, attempted=attempted)
+    bounded, at_bound, start = dict(found), np.zeros(2), 0
+    for name, numbers in measured.items():
+        part = slice(start, start + len(numbers))
+        start = part.stop
+        bounded[name] = _bounded(found[name], rule, axes[name], numbers, verdict, part)
+        at_bound += _count_at_bound(bounded[name], rule, verdict, held, part)
+    if "spectral_norm" in rule.needs:
+        after[VECTORS] = {name: vector.tolist() for name, vector in vectors.items()}
+    outcome = Outcome(
+        names=tuple(owners),
+        norms=norms,
+        after=left,
+        skipped=False,
+        element_wise=rule.scope is Scope.ELEMENT,
+        left_alone=left_alone,
+        share_at_bound=float(at_bound[0] / max(at_bound[1], 1.0)),
+    )
+    return bounded, outcome, after
+
+
+def _divided(
+    rule: Rule, state: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any] | None, dict[str, np.ndarray]]:
+    """Return the small state, which the rule shares with `conduct`, and the vectors kept beside it."""
+    if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
+        return state, {}
+    vectors = state.get(VECTORS)
+    if not isinstance(vectors, Mapping):
+        raise InvalidArgument(
+            "this state has no vectors", where=type(rule).__name__, got=sorted(map(str, state))
+        )
+    small = {key: value for key, value in state.items() if key != VECTORS}
+    return small, {name: np.asarray(vector, dtype=np.float64) for name, vector in vectors.items()}
+
+
+def _targets(
+    rule: Rule,
+    found: Mapping[str, np.ndarray],
+    unit_axes: Mapping[str, int],
+    fan_in: Mapping[str, int],
+) -> tuple[dict[str, int | None], dict[str, str]]:
+    if rule.scope is Scope.UNIT or "spectral_norm" in rule.needs:
+        axes: dict[str, int | None] = {n: unit_axes[n] for n in found if n in unit_axes}
+        reason, hint = "no unit axis was named", "name unit axes: unit_axes={'w': 0}"
+    elif "fan_in" in rule.needs:
+        axes = {name: None for name in found if name in fan_in}
+        reason, hint = "no fan-in was named", "name fan-ins: fan_in={'w': 784}"
+    else:
+        return dict.fromkeys(found, None), {}
+    if not axes:
+        raise InvalidArgument("no tensor to bound", where=WHERE, hint=hint)
+    return axes, {name: reason for name in found if name not in axes}
+
+
+def _check_finite(owners: list[str], norms: np.ndarray) -> None:
+    pairs = zip(owners, np.isfinite(norms), strict=True)
+    culprits = sorted({name for name, finite in pairs if not finite})
+    if culprits:
+        raise NonFinite(f"non-finite entries in {', '.join(culprits[:5])}", where=WHERE)
+
+
+def _measured(
+    rule: Rule, name: str, array: np.ndarray, axis: int | None, vectors: dict[str, np.ndarray]
+) -> np.ndarray:
+    if "spectral_norm" in rule.needs:
+        if np.iscomplexobj(array):
+            raise Refused("the spectral norm of complex entries", where=f"{WHERE}: {name}")
+        size, vectors[name] = spectral_norm(array, axis or 0, vectors.get(name), name=name)
+        return np.array([size])
+    if axis is not None:
+        return unit_norms(array, axis)
+    if "negative_part" in rule.needs:
+        # An infinite or NaN entry must be seen, on whichever side of zero it stands.
+        return np.array([peak(np.minimum(array, 0.0)) if np.isfinite(array).all() else math.nan])
+    return np.array([peak(array) if rule.scope is Scope.ELEMENT else norm(array)])
+
+
+def _bounded(
+    array: np.ndarray,
+    rule: Rule,
+    axis: int | None,
+    numbers: np.ndarray,
+    verdict: conduct.Verdict,
+    part: slice,
+) -> np.ndarray:
+    if verdict.limit is not None:
+        return clamped(array, float(numbers[0]), float(verdict.limit[part][0]))
+    factors = verdict.factor[part]
+    if "negative_part" in rule.needs:
+        kept = scaled(array, float(factors[0])) if factors[0] else np.zeros_like(array)
+        return np.where(array < 0.0, kept, array)
+    if axis is None or len(factors) == 1:
+        return scaled(array, float(factors[0]))
+    return scaled_units(array, factors, axis)
+
+
+def _count_at_bound(
+    array: np.ndarray, rule: Rule, verdict: conduct.Verdict, held: np.ndarray, part: slice
+) -> np.ndarray:
+    if verdict.limit is not None:
+        limit = float(verdict.limit[part][0])
+        return np.array([np.count_nonzero(np.abs(array) >= limit), array.size])
+    if "negative_part" in rule.needs:
+        return np.array([np.count_nonzero(array <= 0.0), array.size])
+    return np.array([np.count_nonzero(held[part]), len(held[part])])

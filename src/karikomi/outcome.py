@@ -1,0 +1,172 @@
+"""What a clip or a bound did, in one object; making it costs nothing, reading it may compute."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from karikomi.rule import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened in one step: norms before and after, factor, action, and who contributed.
+
+    `names`: of the tensor that each number speaks of; for rules per unit a name stands there as often
+    as its tensor has units. `norms`: before the step, L2 norms, or for rules of element scope largest
+    magnitudes. `after`: the same numbers after it. `skipped`: whether no step was (or is to be)
+    taken. `peaks`: tensors with a largest magnitude where the others have norms. `earlier`: what the
+    stages of a chain did that were measured before these numbers. `left_alone`: name -> reason for
+    tensors not touched. `share_at_bound`: for bounds, the share of units (or entries) at the limit.
+
+    The numbers may lie on a device: reading a property brings them to the host, nothing else does.
+    """
+
+    names: tuple[str, ...]
+    norms: Array
+    after: Array
+    skipped: Array
+    element_wise: bool = False
+    nonfinite_policy: str = "skip"
+    left_alone: dict[str, str] = field(default_factory=dict)
+    share_at_bound: float | None = None
+    peaks: frozenset[str] = frozenset()
+    earlier: tuple[Outcome, ...] = ()
+
+    @property
+    def pre(self) -> float:
+        """The joint norm before: L2 over all tensors, or the largest magnitude for element scope.
+
+        Of a chain, the largest of its stages': a later one sees only what an earlier one left.
+        """
+        stages = (*self.earlier, self)
+        return float(np.max([stage._joint(stage._numbers(stage.norms)) for stage in stages]))
+
+    @property
+    def post(self) -> float:
+        """The joint norm after clipping; 0 for a skipped step."""
+        return 0.0 if self._skipped() else self._joint(self._numbers(self.after))
+
+    @property
+    def factor(self) -> float:
+        """Joint norm after / before, of the tensors with finite norms: 1 if none of them was clipped.
+
+        Of a chain that clamps entries somewhere, the product over its stages.
+        """
+        if self._skipped():
+            return 0.0
+        stages = (*self.earlier, self)
+        sizes = [stage._finite_sizes() for stage in stages]
+        if any(stage.element_wise for stage in stages):
+            return math.prod(after / before for before, after in sizes if before > 0.0)
+        before = max(before for before, _ in sizes)
+        return sizes[-1][1] / before if before > 0.0 else 1.0
+
+    def _finite_sizes(self) -> tuple[float, float]:
+        """Return the joint norms before and after, of the tensors with finite norms."""
+        norms, after = self._numbers(self.norms), self._numbers(self.after)
+        finite = np.isfinite(norms)
+        return tuple(self._joint(np.where(finite, values, 0.0)) for values in (norms, after))  # type: ignore[return-value]
+
+    @property
+    def engaged(self) -> bool:
+        """Whether any tensor was changed by the rule; a skipped step changes none."""
+        if self._skipped():
+            return False
+        norms = self._numbers(self.norms)
+        changed = bool(np.any((self._numbers(self.after) != norms) & np.isfinite(norms)))
+        return changed or any(stage.engaged for stage in self.earlier)
+
+    @property
+    def nonfinite(self) -> tuple[str, ...]:
+        """The names of the tensors with non-finite entries."""
+        if not self.earlier and bool(np.all(np.isfinite(self._numbers(self.norms)))):
+            return ()
+        own = (name for name, norm in self.tensors().items() if not math.isfinite(norm))
+        return tuple(dict.fromkeys([*(n for stage in self.earlier for n in stage.nonfinite), *own]))
+
+    @property
+    def action(self) -> str:
+        """One of ``kept``, ``clipped``, ``skipped``, ``zeroed`` (non-finite tensors set to zero), ``passed``."""
+        if self._skipped():
+            return "skipped"
+        if self.nonfinite:
+            return "zeroed" if self.nonfinite_policy == "zero" else "passed"
+        return "clipped" if self.engaged else "kept"
+
+    def top(self, most: int = 3) -> list[tuple[str, float]]:
+        """Return the largest contributors as ``(name, share of the squared joint norm)``.
+
+        For rules of element scope there is no joint norm: ``(name, largest magnitude)``.
+        """
+        finite = [
+            (name, norm)
+            for name, norm in self.tensors().items()
+            if math.isfinite(norm) and (self.element_wise or name not in self.peaks)
+        ]
+        largest = max((norm for _, norm in finite), default=0.0)
+        if largest == 0.0:
+            return []
+        if self.element_wise:
+            return sorted(finite, key=lambda pair: (-pair[1], pair[0]))[:most]
+        squares = [(name, (norm / largest) ** 2) for name, norm in finite]
+        total = sum(square for _, square in squares)
+        ranked = sorted(squares, key=lambda pair: (-pair[1], pair[0]))
+        return [(name, square / total) for name, square in ranked[:most]]
+
+    def tensors(self) -> dict[str, float]:
+        """Return name -> the number before, joint over the units of a tensor."""
+        numbers = self._numbers(self.norms)
+        if len(set(self.names)) == len(self.names):
+            return dict(zip(self.names, numbers.tolist(), strict=True))
+        parts: dict[str, list[float]] = {}
+        for name, number in zip(self.names, numbers.tolist(), strict=True):
+            parts.setdefault(name, []).append(number)
+        return {name: self._largest_or_joint(np.array(part)) for name, part in parts.items()}
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the facts that a record keeps of every step."""
+        norm, nonfinite = self.pre, self.nonfinite
+        return {
+            "norm": norm if math.isfinite(norm) else None,
+            "factor": self.factor,
+            "clipped": self.engaged,
+            "skipped": self._skipped(),
+            **({"nonfinite": list(nonfinite[:8])} if nonfinite else {}),
+        }
+
+    def __str__(self) -> str:
+        if self.nonfinite:
+            culprits = ", ".join(self.nonfinite[:3]) + (", ..." if self.nonfinite[3:] else "")
+            rest = f"; the others x{self.factor:.3g} clipped" if self.engaged else ""
+            return f"{self.action}: non-finite entries in {culprits}{rest}"
+        if self.earlier:
+            stages = (*(replace(one, earlier=()) for one in (*self.earlier, self)),)
+            return "; then ".join(map(str, stages))
+        word = "largest" if self.element_wise else "pre"
+        text = f"{word} {self.pre:.4g} -> post {self.post:.4g} x{self.factor:.3g} {self.action}"
+        share = ".4g" if self.element_wise else ".0%"
+        top = "".join(f"; top: {name} {number:{share}}" for name, number in self.top(1))
+        return text + top
+
+    def _skipped(self) -> bool:
+        return bool(np.asarray(self.skipped))
+
+    def _numbers(self, numbers: Array) -> np.ndarray:
+        return np.asarray(numbers, dtype=np.float64)
+
+    def _joint(self, values: np.ndarray) -> float:
+        if self.peaks and not self.element_wise:
+            values = values[[name not in self.peaks for name in self.names]]
+        return self._largest_or_joint(values)
+
+    def _largest_or_joint(self, values: np.ndarray) -> float:
+        if values.size == 0:
+            return 0.0
+        largest = float(np.max(values))
+        if self.element_wise or largest == 0.0 or not math.isfinite(largest):
+            return largest
+        return largest * float(np.sqrt(np.sum(np.square(values / largest))))

@@ -1,0 +1,22 @@
+"""The compressed file: entropy-coded tensors inside a safetensors container, arrays in and out."""
+
+from __future__ import annotations
+
+from karikomi.pack.account import Account, Inspection, inspect
+from karikomi.pack.budget import Budget
+from karikomi.pack.contest import encoded_sizes
+from karikomi.pack.dense import expand
+from karikomi.pack.reader import load, load_coded
+from karikomi.pack.writer import save
+
+__all__ = [
+    "Account",
+    "Budget",
+    "Inspection",
+    "encoded_sizes",
+    "expand",
+    "inspect",
+    "load",
+    "load_coded",
+    "save",
+]

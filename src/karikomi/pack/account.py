@@ -1,0 +1,145 @@
+"""Where the bytes of a packed file go: honest accounting per tensor, beside the Shannon bound."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from karikomi.pack import header
+from karikomi.pack.budget import Budget
+from karikomi.pack.contest import shannon
+from karikomi.pack.manifest import Entry
+from karikomi.pack.reader import Opened, opened
+from karikomi.pack.stored import Stored, elements
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The bytes of one tensor.
+
+    `payload` codes the weights, `tables` holds scales or codebook and the codec's model, `header`
+    is its part of the safetensors directory, `manifest` its share of the manifest; `dense` is the
+    size of the decoded tensor. `shannon` is the order-0 bound in bytes for its codes (for floats:
+    for each byte plane). `bits_per_weight` counts payload and tables.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    quantizer: str
+    codec: str
+    elements: int
+    nonzero: int
+    dense: int
+    payload: int
+    tables: int
+    header: int
+    manifest: int
+    shannon: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of payload and tables per element; 0 for a tensor without elements."""
+        return 8 * (self.payload + self.tables) / self.elements if self.elements else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The accounts of all tensors and the totals: payload, tables, header, manifest, their sum.
+
+    `header` counts the directory, the eight bytes of its length and the punctuation around it.
+    """
+
+    entries: tuple[Account, ...]
+    notes: dict[str, str]
+    payload: int
+    tables: int
+    header: int
+    manifest: int
+    total: int
+
+    @property
+    def dense(self) -> int:
+        """Bytes of all decoded tensors."""
+        return sum(entry.dense for entry in self.entries)
+
+    @property
+    def ratio(self) -> float:
+        """Decoded bytes per byte of file."""
+        return self.dense / self.total
+
+
+def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> Inspection:
+    """Read and verify a packed file and return what each tensor costs.
+
+    Raises `BadFile` as `load` does.
+
+    >>> import tempfile
+    >>> from karikomi.pack import save
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     seen = inspect(save({"x": np.zeros((10, 10), np.int8)}, folder + "/x.karikomi"))
+    >>> seen.entries[0].codec, seen.entries[0].payload, seen.payload + seen.tables
+    ('bits', 0, 2)
+    """
+    with opened(path, budget) as file:
+        shares = _manifest_shares(file)
+        accounts = tuple(
+            _account(entry, stored, file, share)
+            for share, (entry, stored) in zip(shares, file.tensors(), strict=True)
+        )
+        manifest = len(file.header.manifest)
+        return Inspection(
+            entries=accounts,
+            notes=file.notes,
+            payload=sum(one.payload for one in accounts),
+            tables=sum(one.tables for one in accounts),
+            header=file.header.size - manifest,
+            manifest=manifest,
+            total=file.size,
+        )
+
+
+def _account(entry: Entry, stored: Stored, file: Opened, manifest: int) -> Account:
+    value = stored.decoded()
+    return Account(
+        name=entry.name,
+        shape=entry.shape,
+        dtype=entry.dtype,
+        quantizer=_quantizer(entry),
+        codec=entry.codec,
+        elements=elements(entry.shape),
+        nonzero=int(np.count_nonzero(value)),
+        dense=value.nbytes,
+        payload=entry.size - entry.chunks[0][0],
+        tables=entry.chunks[0][0],
+        header=_directory_bytes(entry.name, file),
+        manifest=manifest,
+        shannon=shannon(stored),
+    )
+
+
+def _quantizer(entry: Entry) -> str:
+    match entry.grid:
+        case ["codebook", count]:
+            return f"codebook {count}"
+        case ["uniform", bits, axis]:
+            return f"uniform {bits} bits" + ("" if axis is None else f", axis {axis}")
+    return "none"
+
+
+def _directory_bytes(name: str, file: Opened) -> int:
+    start, end = (at - file.header.size for at in file.header.spans[name])
+    text = json.dumps(
+        {name: header.directory_entry(start, end)}, separators=(",", ":"), ensure_ascii=False
+    )
+    return len(text.encode("utf-8")) - 1
+
+
+def _manifest_shares(file: Opened) -> list[int]:
+    # The manifest is deflated as a whole: its bytes are shared out by the length of the entries.
+    lengths = np.array([len(json.dumps(entry.to_json())) for entry in file.entries], dtype=float)
+    ends = np.rint(np.cumsum(lengths) / max(lengths.sum(), 1.0) * len(file.header.manifest))
+    return np.diff(ends, prepend=0).astype(int).tolist()

@@ -1,0 +1,70 @@
+"""What a file may ask for: every size is compared with a stated budget before memory is taken."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from karikomi.errors import BadFile, InvalidArgument
+
+# Below this many decoded bytes the ratio says nothing: a small tensor of zeros is honest at any.
+RATIO_COUNTS_FROM = 2**26
+MOST_RANK = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Upper bounds for reading a packed file; a file that asks for more is refused.
+
+    `tensors`: how many; `rank`: axes of one (at most 64); `elements`: of one tensor, counting its
+    non-zero dimensions; `decoded`: bytes of all decoded tensors and their grids together; `ratio`:
+    decoded bytes per byte of file, looked at above 64 MiB decoded; `header`: bytes of the
+    safetensors header, and also of the expanded manifest in it. All are integers >= 1. Raises
+    `InvalidArgument`.
+
+    >>> Budget(decoded=8 * 2**30).tensors
+    65536
+    """
+
+    tensors: int = 2**16
+    rank: int = 32
+    elements: int = 2**30
+    decoded: int = 2**32
+    ratio: int = 4096
+    header: int = 2**24
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise InvalidArgument(
+                    f"{field.name} must be an integer >= 1", where="Budget", got=repr(value)
+                )
+        if self.rank > MOST_RANK:
+            raise InvalidArgument(
+                "rank out of range", where="Budget", got=self.rank, allowed="<= 64"
+            )
+
+    def admit(self, field: str, asked: int, where: str) -> None:
+        """Raise `BadFile` where `asked` is more than `field` allows."""
+        allowed = getattr(self, field)
+        if asked > allowed:
+            raise BadFile(
+                f"asks for more {field} than the budget",
+                where=where,
+                got=asked if asked < 10**18 else "more than 10^18",
+                allowed=f"<= {allowed}",
+                hint=f"if you trust the file, read it with budget=Budget({field}=...)",
+            )
+
+    def admit_elements(self, shape: tuple[int, ...], where: str) -> None:
+        """Raise `BadFile` for a shape of too many axes or elements."""
+        self.admit("rank", len(shape), where)
+        # Zeros are left out: (0, 2**62) holds nothing, yet no array of that shape can be made.
+        self.admit("elements", math.prod(n for n in shape if n), where)
+
+    def admit_decoded(self, decoded: int, stored: int, where: str) -> None:
+        """Raise `BadFile` where the decoded bytes are too many, alone or beside the stored ones."""
+        self.admit("decoded", decoded, where)
+        if decoded > RATIO_COUNTS_FROM:
+            self.admit("ratio", decoded // max(stored, 1), where)

@@ -1,0 +1,116 @@
+"""The safetensors header: written as the format says, read more strictly than it asks.
+
+Eight bytes with the length, JSON, then the payloads without a hole: each tensor one U8 array.
+Refused beside what safetensors refuses: a key that stands twice, bad names, other types or ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
+
+from karikomi.errors import BadFile
+from karikomi.pack.budget import Budget
+from karikomi.pack.manifest import Version, check_version, parse_json, require, require_known
+
+LENGTH_BYTES = 8
+METADATA, VERSION_KEY, MANIFEST_KEY = "__metadata__", "karikomi", "manifest"
+
+
+class Header(NamedTuple):
+    """Where each payload lies, counted from the start of the file; the manifest's text; the version."""
+
+    spans: dict[str, tuple[int, int]]
+    manifest: str
+    version: Version
+    size: int
+
+
+def dump(sizes: dict[str, int], manifest: str, version: tuple[int, int]) -> bytes:
+    """Return the header for payloads of these sizes, one after the other."""
+    whole: dict[str, Any] = {
+        METADATA: {VERSION_KEY: ".".join(map(str, version)), MANIFEST_KEY: manifest}
+    }
+    at = 0
+    for name, size in sizes.items():
+        whole[name] = directory_entry(at, at + size)
+        at += size
+    text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def directory_entry(start: int, end: int) -> dict[str, Any]:
+    """Return what the header says of one payload."""
+    return {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
+
+
+def read(stream: BinaryIO, file_size: int, budget: Budget, where: str) -> Header:
+    """Return the header of an open file of `file_size` bytes; raise `BadFile` for a bad one."""
+    whole, start = read_json(stream, file_size, budget, where)
+    version, manifest = _manifest(whole.pop(METADATA, None), where)
+    budget.admit("tensors", len(whole), where)
+    spans = {name: _span(name, item, start, where) for name, item in whole.items()}
+    require_tiling(spans, start, file_size, where)
+    return Header(spans, manifest, version, start)
+
+
+def read_json(
+    stream: BinaryIO, file_size: int, budget: Budget, where: str
+) -> tuple[dict[str, Any], int]:
+    """Return what the header of any safetensors file says, and where it ends; raise `BadFile`."""
+    prefix = stream.read(LENGTH_BYTES)
+    require(len(prefix) == LENGTH_BYTES, "the file is cut short in its first eight bytes", where)
+    length = int.from_bytes(prefix, "little")
+    budget.admit("header", length, where)
+    require(length <= file_size - LENGTH_BYTES, "the header ends beyond the file", where, length)
+    text = stream.read(length)
+    require(len(text) == length and text[:1] == b"{", "this is no safetensors file", where)
+    return parse_json(text, where), LENGTH_BYTES + length
+
+
+def _manifest(metadata: Any, where: str) -> tuple[Version, str]:
+    if not isinstance(metadata, dict) or VERSION_KEY not in metadata:
+        raise BadFile("a safetensors file, but not a packed one", where=where)
+    text = metadata[VERSION_KEY]
+    require(isinstance(text, str) and text.isascii(), "malformed version", where, text)
+    numbers = [int(part) if part.isdigit() and len(part) < 9 else -1 for part in text.split(".")]
+    version = check_version(numbers, where)
+    unknown = set(metadata) - {VERSION_KEY, MANIFEST_KEY}
+    require_known(unknown, "unknown metadata", version, where)
+    manifest = metadata.get(MANIFEST_KEY)
+    if not isinstance(manifest, str):
+        raise BadFile("the manifest is not text", where=where)
+    return version, manifest
+
+
+def _span(name: str, item: Any, start: int, where: str) -> tuple[int, int]:
+    offsets = item.get("data_offsets") if isinstance(item, dict) else None
+    if not ascending(offsets) or not _same(item, directory_entry(*offsets)):
+        raise BadFile(
+            "malformed directory entry", where=f"{where}, tensor {name[:80]!r}", got=repr(item)[:80]
+        )
+    return start + offsets[0], start + offsets[1]
+
+
+def ascending(offsets: Any) -> TypeGuard[list[int]]:
+    """Return whether these are offsets: two whole numbers, the first not above the second."""
+    good = isinstance(offsets, list) and len(offsets) == 2
+    return good and all(type(at) is int for at in offsets) and 0 <= offsets[0] <= offsets[1]
+
+
+def _same(item: Any, wanted: dict[str, Any]) -> bool:
+    # Equality alone would take true for 1.
+    return item == wanted and type(item["shape"][0]) is int
+
+
+def require_tiling(
+    spans: dict[str, tuple[int, int]], start: int, file_size: int, where: str
+) -> None:
+    """Raise `BadFile` unless the payloads lie one after the other, up to the end of the file."""
+    at = start
+    for name, (first, last) in sorted(spans.items(), key=lambda pair: pair[1]):
+        place = f"{where}, tensor {name[:80]!r}"
+        require(first == at, "payloads overlap or leave a hole", place, [first - start, at - start])
+        require(last <= file_size, "the payload ends beyond the file", place, last - start)
+        at = last
+    require(at == file_size, "bytes follow the last payload", where, file_size - at)

@@ -1,0 +1,219 @@
+"""The manifest: strict JSON, deflated, in base 85, under one key of the safetensors metadata.
+
+``{"v": [major, minor], "r": [required features], "t": [tensors], "notes": {text: text}}``; a tensor
+is ``{"n": name, "s": shape, "d": type, "g": grid, "c": codec, "k": chunks, "x": digest}``. `d` is
+NumPy's kind and item size of the decoded tensor; `g` is absent, ``["uniform", bits, axis]`` or
+``["codebook", entries]``; `k` lists ``[bytes, CRC32]``, first for the tables (grid, then codec),
+then for each chunk of 2**20 symbols; `x` is the hex digest of the decoded bytes. `r` and `notes`
+are absent where empty. JSON inside of JSON would need a backslash before each quote.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from karikomi.errors import BadFile
+from karikomi.pack.budget import Budget
+from karikomi.pack.contest import CHUNK, CODECS, INTEGER_CODECS
+from karikomi.pack.stored import DIGEST_BYTES, DTYPES, elements, grid_numbers, name_fault
+from karikomi.quantize.grid import LEAST_BITS, MOST_BITS, MOST_VALUES
+
+VERSION = (1, 0)
+FEATURES: frozenset[str] = frozenset()
+KEYS = {"v", "r", "t", "notes"}
+ENTRY_KEYS = set("nsdgckx")
+GRIDS = ("uniform", "codebook")
+
+Version = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the manifest says of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    grid: list | None
+    codec: str
+    chunks: tuple[tuple[int, int], ...]
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry in the manifest's short keys."""
+        entry = {"n": self.name, "s": self.shape, "d": self.dtype, "g": self.grid}
+        entry |= {"c": self.codec, "k": self.chunks, "x": self.digest}
+        return {key: value for key, value in entry.items() if value is not None}
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole payload."""
+        return sum(length for length, _ in self.chunks)
+
+    @property
+    def decoded_size(self) -> int:
+        """Bytes of the decoded tensor and of its grid."""
+        return elements(self.shape) * int(self.dtype[1:]) + 4 * grid_numbers(self.grid, self.shape)
+
+
+def dump(entries: list[Entry], notes: Mapping[str, str]) -> str:
+    """Return the manifest as the text that stands in the metadata."""
+    whole: dict[str, Any] = {"v": VERSION, "t": [entry.to_json() for entry in entries]}
+    if notes:
+        whole["notes"] = dict(sorted(notes.items()))
+    text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
+    return base64.b85encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")
+
+
+def load(
+    text: str, version: Version, budget: Budget, where: str
+) -> tuple[list[Entry], dict[str, str]]:
+    """Return the tensors and the notes; raise `BadFile` for anything that is not just so.
+
+    `version` is the one that the header states.
+    """
+    whole = parse_json(_expand(text, budget, where), where)
+    if not isinstance(whole, dict) or not isinstance(whole.get("v"), list):
+        raise BadFile("the manifest has no version", where=where)
+    same = check_version(whole["v"], where) == version
+    require(same, "header and manifest state different versions", where, whole["v"])
+    require_known(set(whole) - KEYS, "unknown fields in the manifest", version, where)
+    features, tensors, notes = whole.get("r", []), whole.get("t"), whole.get("notes", {})
+    worded = all(isinstance(one, str) for one in _list(features, where))
+    require(worded, "features must be text", where, features)
+    unknown = set(features) - FEATURES
+    lacking = "the file needs features that this version lacks"
+    require_known(unknown, lacking, version, where, hint="upgrade karikomi")
+    budget.admit("tensors", len(_list(tensors, where)), where)
+    if not isinstance(notes, dict) or not all(isinstance(one, str) for one in notes.values()):
+        raise BadFile("notes must be text", where=where)
+    return [_entry(item, version, budget, where) for item in _list(tensors, where)], notes
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Return JSON of objects, lists, text and integers; duplicate keys and floats are refused."""
+    try:
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse,
+            parse_float=_refuse,
+        )
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"malformed JSON ({str(error)[:80]})", where=where) from error
+
+
+def check_version(version: list, where: str) -> Version:
+    """Return a version, or raise `BadFile` for a major one that is not this one."""
+    require(len(version) == 2 and all(map(_natural, version)), "malformed version", where, version)
+    if version[0] != VERSION[0]:
+        raise BadFile(
+            "the file has another major version",
+            where=where,
+            got=str(version[0])[:80],
+            allowed=VERSION[0],
+            hint="upgrade karikomi",
+        )
+    return version[0], version[1]
+
+
+def require_known(
+    unknown: Collection[Any], fact: str, version: Version, where: str, hint: str | None = None
+) -> None:
+    """Raise `BadFile` with `fact` where anything is unknown; a later minor version may know it."""
+    if not unknown:
+        return
+    if version > VERSION:
+        fact = f"the file is from a later version, {version[0]}.{version[1]}: {fact}"
+        hint = "upgrade karikomi"
+    got = sorted(map(repr, unknown))[:5]
+    raise BadFile(fact, where=where, got=", ".join(got)[:80], hint=hint)
+
+
+def require(truth: bool, fact: str, where: str, got: object = None) -> None:
+    """Raise `BadFile` with `fact` unless `truth`."""
+    if not truth:
+        raise BadFile(fact, where=where, got=None if got is None else repr(got)[:80])
+
+
+def _entry(item: Any, version: Version, budget: Budget, where: str) -> Entry:
+    require(isinstance(item, dict), "a tensor's entry is not an object", where)
+    fault = name_fault(item.get("n"))
+    require(fault is None, f"bad tensor name: {fault}", where, item.get("n"))
+    where = f"{where}, tensor {item['n']!r}"
+    require_known(set(item) - ENTRY_KEYS, "unknown fields", version, where)
+    require(set(item) | {"g"} == ENTRY_KEYS, "missing fields", where, sorted(item))
+    shape = tuple(_list(item["s"], where))
+    budget.admit("rank", len(shape), where)
+    require(all(map(_natural, shape)), "malformed shape", where, shape)
+    budget.admit_elements(shape, where)
+    dtype, codec, grid = item["d"], item["c"], item.get("g")
+    require_known([dtype] if dtype not in DTYPES else [], "unknown type", version, where)
+    good = isinstance(codec, str) and codec in CODECS
+    require_known([] if good else [codec], "unknown codec", version, where)
+    chunks = tuple(tuple(_list(pair, where)) for pair in _list(item["k"], where))
+    require(
+        len(chunks) == 1 - -elements(shape) // CHUNK, "wrong number of chunks", where, len(chunks)
+    )
+    require(
+        all(len(pair) == 2 and all(map(_natural, pair)) for pair in chunks),
+        "malformed chunk table",
+        where,
+    )
+    require(
+        isinstance(item["x"], str) and len(item["x"]) == 2 * DIGEST_BYTES, "malformed digest", where
+    )
+    if grid is not None:
+        good = isinstance(grid, list) and bool(grid) and grid[0] in GRIDS
+        require_known([] if good else [grid], "unknown quantizer", version, where)
+        _check_grid(grid, shape, dtype, where)
+    elif codec in INTEGER_CODECS:
+        require(dtype[0] != "f", "the codec is for integers", where, f"{codec} for {dtype}")
+    return Entry(item["n"], shape, dtype, grid, codec, chunks, item["x"])
+
+
+def _check_grid(grid: Any, shape: tuple[int, ...], dtype: str, where: str) -> None:
+    match grid:
+        case ["uniform", int(bits), axis] if type(bits) is int and LEAST_BITS <= bits <= MOST_BITS:
+            good = axis is None or (_natural(axis) and axis < len(shape))
+        case ["codebook", int(entries)]:
+            good = _natural(entries) and entries < MOST_VALUES
+        case _:
+            good = False
+    require(good and dtype == "f4", "malformed quantizer", where, grid)
+
+
+def _expand(text: str, budget: Budget, where: str) -> bytes:
+    try:
+        machine = zlib.decompressobj()
+        data = machine.decompress(base64.b85decode(text), budget.header + 1)
+    except (ValueError, zlib.error) as error:
+        raise BadFile("the manifest is damaged", where=where) from error
+    budget.admit("header", len(data), where)
+    require(machine.eof and not machine.unused_data, "the manifest is damaged", where)
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _refuse(token: str) -> Any:
+    raise ValueError(f"the number {token[:20]} is not an integer")
+
+
+def _natural(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _list(value: Any, where: str) -> list:
+    require(isinstance(value, list), "a list is missing in the manifest", where)
+    return value

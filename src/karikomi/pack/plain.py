@@ -1,0 +1,74 @@
+"""Plain safetensors files, of any types: where each tensor lies, read as strictly as packed ones.
+
+Separate from `header`, which knows the files that are written here and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, BinaryIO, NamedTuple
+
+from karikomi.errors import BadFile
+from karikomi.pack.budget import Budget
+from karikomi.pack.header import METADATA, VERSION_KEY, ascending, read_json, require_tiling
+from karikomi.pack.manifest import require
+
+_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+"""Bytes of an entry, by the names that the format gives types; of others nothing is known here."""
+
+
+class Tensor(NamedTuple):
+    """A tensor of a file: its type as the format names it, and where it lies, from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.shape)
+
+
+def directory(
+    stream: BinaryIO, file_size: int, where: str, budget: Budget | None = None
+) -> tuple[list[Tensor], int]:
+    """Return the tensors of an open file in the order in which they lie there, and where they begin.
+
+    Raises `BadFile` for a bad header, payloads that overlap, leave holes or do not fit their shapes,
+    and for a packed file.
+    """
+    budget = budget or Budget()
+    whole, start = read_json(stream, file_size, budget, where)
+    metadata = whole.pop(METADATA, {})
+    good = isinstance(metadata, dict) and all(isinstance(one, str) for one in metadata.values())
+    require(good, "the metadata is not text", where)
+    if VERSION_KEY in metadata:
+        raise BadFile("a packed file", where=where, hint="expand it first: karikomi unpack")
+    budget.admit("tensors", len(whole), where)
+    found = [_tensor(name, item, start, budget, where) for name, item in whole.items()]
+    require_tiling({one.name: (one.start, one.end) for one in found}, start, file_size, where)
+    return sorted(found, key=lambda one: (one.start, one.end)), start
+
+
+def _tensor(name: str, item: Any, start: int, budget: Budget, where: str) -> Tensor:
+    where = f"{where}, tensor {name[:80]!r}"
+    keys = {"dtype", "shape", "data_offsets"}
+    good = isinstance(item, dict) and set(item) == keys and ascending(item["data_offsets"])
+    require(good, "malformed directory entry", where, item)
+    dtype, shape = item["dtype"], item["shape"]
+    good = isinstance(shape, list) and all(type(one) is int and one >= 0 for one in shape)
+    require(good and isinstance(dtype, str), "malformed type or shape", where, item)
+    budget.admit("rank", len(shape), where)
+    first, last = item["data_offsets"]
+    if dtype in _BYTES:
+        size = math.prod(shape) * _BYTES[dtype]
+        require(size == last - first, "the payload does not fit its shape", where, last - first)
+    return Tensor(name, dtype, tuple(shape), start + first, start + last)

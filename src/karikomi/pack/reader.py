@@ -1,0 +1,150 @@
+"""Loading: check everything, decode chunk by chunk, hand out all tensors or none."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from karikomi.errors import BadFile, InvalidArgument
+from karikomi.pack import header, manifest
+from karikomi.pack.budget import Budget
+from karikomi.pack.contest import CHUNK, CODECS
+from karikomi.pack.cursor import Cursor
+from karikomi.pack.header import Header
+from karikomi.pack.manifest import Entry
+from karikomi.pack.stored import (
+    Stored,
+    check_bool,
+    code_dtype,
+    digest,
+    elements,
+    read_grid,
+)
+from karikomi.quantize import Coded
+
+
+class Opened(NamedTuple):
+    """A file whose header, directory and manifest agree; its payloads are still unread."""
+
+    header: Header
+    entries: list[Entry]
+    notes: dict[str, str]
+    stream: BinaryIO
+    where: str
+    size: int
+
+    def tensors(self) -> Iterator[tuple[Entry, Stored]]:
+        """Yield each tensor decoded and verified; raise `BadFile` at the first bad one."""
+        for entry in self.entries:
+            where = f"{self.where}, tensor {entry.name!r}"
+            self.stream.seek(self.header.spans[entry.name][0])
+            payload = self.stream.read(entry.size)
+            try:
+                yield entry, _decode(entry, payload)
+            except (BadFile, InvalidArgument) as error:
+                raise BadFile(str(error), where=where) from error
+            except MemoryError as error:
+                raise BadFile("not enough memory for this tensor", where=where) from error
+
+
+def load(path: str | os.PathLike[str], *, budget: Budget | None = None) -> dict[str, np.ndarray]:
+    """Return the tensors of a packed file as NumPy arrays by name.
+
+    Arrays have the shape and type that were saved; quantized ones are float32. Every chunk's
+    CRC32 and every tensor's digest is checked. `budget` bounds what the file may ask for, by
+    default `Budget()`. Raises `BadFile` naming the tensor and the fact; there is no partial result.
+
+    >>> import tempfile
+    >>> from karikomi.pack import save
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load(save({"x": np.arange(3)}, folder + "/x.karikomi"))
+    {'x': array([0, 1, 2])}
+    """
+    with opened(path, budget) as file:
+        return {entry.name: stored.decoded() for entry, stored in file.tensors()}
+
+
+def load_coded(
+    path: str | os.PathLike[str], *, budget: Budget | None = None
+) -> dict[str, np.ndarray | Coded]:
+    """Return the tensors as they were given to `save`: quantized ones as codes with their grid.
+
+    Checks and errors as for `load`.
+    """
+    with opened(path, budget) as file:
+        return {entry.name: stored.value() for entry, stored in file.tensors()}
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], budget: Budget | None = None) -> Iterator[Opened]:
+    """Open a packed file and check all that can be checked without its payloads."""
+    budget = budget or Budget()
+    path = Path(path).expanduser()
+    where = str(path)
+    try:
+        # Asked before opening: a pipe would wait for its writer for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadFile("not a regular file", where=where)
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            head = header.read(stream, size, budget, where)
+            entries, notes = manifest.load(head.manifest, head.version, budget, where)
+            _require_agreement(entries, head, where)
+            decoded = sum(entry.decoded_size for entry in entries)
+            budget.admit_decoded(decoded, size, where)
+            yield Opened(head, entries, notes, stream, where, size)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(f"cannot be read ({error})", where=where) from error
+
+
+def _require_agreement(entries: list[Entry], head: Header, where: str) -> None:
+    names = [entry.name for entry in entries]
+    if len(set(names)) != len(names) or set(names) != set(head.spans):
+        raise BadFile("manifest and directory name different tensors", where=where)
+    for entry in entries:
+        start, end = head.spans[entry.name]
+        if entry.size != end - start:
+            raise BadFile(
+                "the chunks do not fill the payload",
+                where=f"{where}, tensor {entry.name!r}",
+                got=entry.size,
+                allowed=end - start,
+            )
+
+
+def _decode(entry: Entry, payload: bytes) -> Stored:
+    cursor = Cursor(payload)
+    parts = [_verified(cursor, index, chunk) for index, chunk in enumerate(entry.chunks)]
+    tables = Cursor(parts[0])
+    grid = read_grid(tables, entry.grid, entry.shape) if entry.grid else None
+    head = tables.rest()
+    dtype = code_dtype(entry.dtype, grid)
+    flat = np.empty(elements(entry.shape), dtype)
+    if not flat.size and head:
+        raise BadFile("tables for a tensor without elements")
+    for index, data in enumerate(parts[1:]):
+        part = flat[index * CHUNK : (index + 1) * CHUNK]
+        part[:] = CODECS[entry.codec].decode(data, part.size, dtype, head)
+    stored = Stored(entry.name, entry.shape, entry.dtype, grid, flat)
+    check_bool(stored)
+    if digest(stored.decoded()) != entry.digest:
+        raise BadFile("the digest of the decoded tensor is another one")
+    return stored
+
+
+def _verified(cursor: Cursor, index: int, chunk: tuple[int, int]) -> bytes:
+    length, checksum = chunk
+    data = cursor.take(length)
+    if zlib.crc32(data) != checksum:
+        part = f"chunk {index}" if index else "the tables"
+        raise BadFile(f"CRC32 mismatch in {part}: the bytes were altered")
+    return data

@@ -1,0 +1,153 @@
+"""A tensor as the file sees it: name, shape, type, grid, and one flat little-endian array."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from karikomi.errors import BadFile, InvalidArgument
+from karikomi.pack import planes
+from karikomi.pack.cursor import Cursor
+from karikomi.quantize import Codebook, Coded, Grid, UniformGrid
+
+DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+MOST_NAME = 512
+DIGEST_BYTES = 16
+FLOAT = np.dtype("<f4")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """One tensor: `dtype` is that of the decoded tensor, `flat` holds its codes or its numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    grid: Grid | None
+    flat: NDArray
+
+    def grid_bytes(self) -> bytes:
+        """Return the grid's numbers: scales, or the values of a codebook without its zero."""
+        match self.grid:
+            case UniformGrid(scale=scale):
+                return planes.write(scale.astype(FLOAT))
+            case Codebook(values=values):
+                return planes.write(values[1:].astype(FLOAT))
+        return b""
+
+    def value(self) -> np.ndarray | Coded:
+        """Return the tensor: an array of the original type, or codes with their grid."""
+        if self.grid is not None:
+            return Coded(self.flat.reshape(self.shape), self.grid)
+        return self.flat.view(np.dtype(f"<{self.dtype}")).reshape(self.shape)
+
+    def decoded(self) -> NDArray:
+        """Return the tensor with its codes, if any, turned into float32."""
+        value = self.value()
+        return value.decode() if isinstance(value, Coded) else value
+
+
+def describe(name: str, tensor: object) -> Stored:
+    """Return a tensor ready for the codecs; raise `InvalidArgument` for what cannot be packed."""
+    if isinstance(tensor, Coded):
+        flat = np.ascontiguousarray(tensor.codes).reshape(-1).astype(tensor.grid.code_dtype)
+        return Stored(name, tensor.shape, "f4", tensor.grid, flat)
+    if not isinstance(tensor, (np.ndarray, np.generic)):
+        raise InvalidArgument(
+            "only NumPy arrays and Coded tensors can be packed",
+            where=f"tensor {name!r}",
+            got=type(tensor).__name__,
+            hint="convert it with numpy.asarray",
+        )
+    array = np.asarray(tensor)
+    kind = f"{array.dtype.kind}{array.dtype.itemsize}"
+    if kind not in DTYPES:
+        raise InvalidArgument(
+            "this type cannot be packed",
+            where=f"tensor {name!r}",
+            got=array.dtype,
+            allowed="bool, integers, float16, float32, float64",
+            hint="convert bfloat16 to float32 first: NumPy has no bfloat16",
+        )
+    flat = np.ascontiguousarray(array).reshape(-1).astype(f"<{kind}", copy=False)
+    return Stored(name, array.shape, kind, None, flat.view(code_dtype(kind, None)))
+
+
+def code_dtype(kind: str, grid: Grid | None) -> np.dtype:
+    """Return the type of the flat array: that of the codes, or of the numbers (bool as a byte)."""
+    if grid is not None:
+        return grid.code_dtype
+    return np.dtype("<u1" if kind == "b1" else f"<{kind}")
+
+
+def read_grid(cursor: Cursor, spec: list, shape: tuple[int, ...]) -> Grid:
+    """Return the grid that `spec` announces, its numbers taken from `cursor`."""
+    if spec[0] == "codebook":
+        values = np.zeros(spec[1] + 1, np.float32)
+        values[1:] = planes.read(cursor, spec[1], FLOAT)
+        return Codebook(values)
+    _, bits, axis = spec
+    scale = planes.read(cursor, grid_numbers(spec, shape), FLOAT)
+    return UniformGrid(scale.astype(np.float32), axis, bits)
+
+
+def grid_spec(grid: Grid | None) -> list | None:
+    """Return what the manifest says of a grid: its kind and its integers."""
+    match grid:
+        case UniformGrid(axis=axis, bits=bits):
+            return ["uniform", bits, axis]
+        case Codebook(values=values):
+            return ["codebook", values.size - 1]
+    return None
+
+
+def grid_numbers(spec: list | None, shape: tuple[int, ...]) -> int:
+    """Return how many floats a grid has beside its integers."""
+    if spec is None:
+        return 0
+    if spec[0] == "codebook":
+        return spec[1]
+    return 1 if spec[2] is None else shape[spec[2]]
+
+
+def digest(array: NDArray) -> str:
+    """Return the first 16 bytes of SHA-256 over the little-endian C-order bytes, in hex."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    little = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(little.view(np.uint8).data).hexdigest()[: 2 * DIGEST_BYTES]
+
+
+def name_fault(name: object) -> str | None:
+    """Return what is wrong with a tensor's name, or ``None``.
+
+    >>> name_fault("layers/0.weight"), name_fault("../weight")
+    (None, "a segment is '..'")
+    """
+    if not isinstance(name, str) or not name or name == "__metadata__":
+        return "it is empty or reserved"
+    if len(name) > MOST_NAME:
+        return f"it is longer than {MOST_NAME} characters"
+    if not name.isprintable():
+        return "it has unprintable characters"
+    if unicodedata.normalize("NFC", name) != name:
+        return "it is not in Unicode's normal form NFC"
+    segments = name.replace("\\", "/").split("/")
+    if segments[0] == "" or segments[0][1:] == ":":
+        return "it is an absolute path"
+    return "a segment is '..'" if ".." in segments else None
+
+
+def elements(shape: tuple[int, ...]) -> int:
+    """Return the number of elements of a shape."""
+    return math.prod(shape)
+
+
+def check_bool(stored: Stored) -> None:
+    """Raise `BadFile` where a boolean tensor holds anything but 0 and 1."""
+    if stored.dtype == "b1" and stored.flat.size and int(stored.flat.max()) > 1:
+        raise BadFile("a boolean is neither 0 nor 1", got=int(stored.flat.max()))

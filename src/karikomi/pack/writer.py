@@ -1,0 +1,100 @@
+"""Saving: choose a codec per tensor, lay out the file, write it in one go."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from karikomi.errors import InvalidArgument
+from karikomi.files import as_path, write_atomically
+from karikomi.pack import header, manifest
+from karikomi.pack.contest import choose
+from karikomi.pack.manifest import Entry
+from karikomi.pack.stored import Stored, describe, digest, grid_spec, name_fault
+from karikomi.quantize import Coded
+
+
+def save(
+    tensors: Mapping[str, np.ndarray | Coded],
+    path: str | os.PathLike[str],
+    *,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write named tensors to an entropy-coded file and return its path.
+
+    Arrays come back bit for bit; `Coded` tensors come back as the float32 values of their codes.
+    Each tensor takes the codec that needs the fewest bytes. `tensors` may hold booleans, integers
+    and floats of 16, 32 or 64 bits, of any shape, memory order and byte order; `notes` is short
+    text to go with them. Tensors are stored in the order of their names: the same input gives the
+    same bytes (with the same build of zlib). The file appears whole or not at all.
+
+    Raises `InvalidArgument` for what cannot be packed or a bad name, `Unwritable` from the disk.
+
+    >>> import tempfile
+    >>> from karikomi.quantize import kmeans
+    >>> from karikomi.pack import load
+    >>> weight = np.zeros((100, 100), np.float32)
+    >>> weight[::10, ::7] = -1.5
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save({"weight": kmeans(weight)}, folder + "/small.karikomi")
+    ...     path.stat().st_size < 400, bool((load(path)["weight"] == weight).all())
+    (True, True)
+
+    Source: the container is safetensors; the pipeline is Han, Mao, Dally, "Deep Compression", ICLR
+    2016, with static rANS as a second coder.
+    """
+    notes = _notes(notes)
+    entries: list[Entry] = []
+    payloads: dict[str, bytes] = {}
+    for name in _names(tensors):
+        entry, payload = _pack(describe(name, tensors[name]))
+        entries.append(entry)
+        payloads[name] = payload
+    sizes = {name: len(payload) for name, payload in payloads.items()}
+    head = header.dump(sizes, manifest.dump(entries, notes), manifest.VERSION)
+
+    def write(stream: object) -> None:
+        stream.writelines([head, *payloads.values()])  # type: ignore[attr-defined]
+
+    return write_atomically(as_path(path).expanduser(), write)
+
+
+def _pack(stored: Stored) -> tuple[Entry, bytes]:
+    encoded = choose(stored.flat)
+    parts = [stored.grid_bytes() + encoded.head, *encoded.chunks]
+    chunks = tuple((len(part), zlib.crc32(part)) for part in parts)
+    entry = Entry(
+        name=stored.name,
+        shape=stored.shape,
+        dtype=stored.dtype,
+        grid=grid_spec(stored.grid),
+        codec=encoded.codec,
+        chunks=chunks,
+        digest=digest(stored.decoded()),
+    )
+    return entry, b"".join(parts)
+
+
+def _names(tensors: Mapping[str, np.ndarray | Coded]) -> list[str]:
+    if not isinstance(tensors, Mapping):
+        raise InvalidArgument(
+            "tensors must be a mapping from names to arrays",
+            where="save",
+            got=type(tensors).__name__,
+        )
+    for name in tensors:
+        fault = name_fault(name)
+        if fault is not None:
+            raise InvalidArgument(f"bad tensor name: {fault}", where="save", got=repr(name)[:80])
+    return sorted(tensors)
+
+
+def _notes(notes: Mapping[str, str] | None) -> dict[str, str]:
+    pairs = dict(notes or {})
+    if not all(isinstance(one, str) for pair in pairs.items() for one in pair):
+        raise InvalidArgument("notes must map text to text", where="save")
+    return pairs

@@ -1,0 +1,194 @@
+"""Rules resolved for named tensors: which rule speaks of which tensor, and what is measured when.
+
+A chain or groups of rules become a short list of stages. All parts of a stage are decided from one
+measurement; another stage begins only where a later part needs numbers of another kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+
+from karikomi.errors import InvalidArgument
+from karikomi.rule import Composite, Rule, Scope, is_composite
+
+
+class Kind(Enum):
+    """What is measured of one tensor: one number, or one per output unit."""
+
+    NORM = "norm"
+    UNITS = "unit norms"
+    PEAK = "largest magnitude"
+    RELATIVE_NORM = "norm in units of sqrt(v)"  # v: the running mean of squares
+    RELATIVE_PEAK = "largest magnitude in units of sqrt(v)"
+
+
+PEAKS = (Kind.PEAK, Kind.RELATIVE_PEAK)
+RELATIVE = (Kind.RELATIVE_NORM, Kind.RELATIVE_PEAK)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One rule that decides by itself, for some of the tensors."""
+
+    rule: Rule
+    key: str
+    """Where its entries stand in the state."""
+    members: np.ndarray | None
+    """One bool per number of its stage; ``None`` means all."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one measurement decides."""
+
+    names: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    counts: tuple[int, ...]
+    """How many numbers each tensor has."""
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """The facts that its rules ask for."""
+        return frozenset().union(*(part.rule.needs for part in self.parts))
+
+    @cached_property
+    def peaks(self) -> frozenset[str]:
+        """The tensors whose number is a largest magnitude."""
+        pairs = zip(self.names, self.kinds, strict=True)
+        return frozenset(name for name, kind in pairs if kind in PEAKS)
+
+    @cached_property
+    def element_wise(self) -> bool:
+        """Whether its numbers are largest magnitudes, all of them."""
+        return all(kind in PEAKS for kind in self.kinds)
+
+    @cached_property
+    def norms_only(self) -> bool:
+        """Whether it wants one norm of every tensor and nothing else."""
+        return self.single and all(kind is Kind.NORM for kind in self.kinds)
+
+    @cached_property
+    def owners(self) -> tuple[str, ...]:
+        """The name of the tensor that each number speaks of."""
+        pairs = zip(self.names, self.counts, strict=True)
+        return tuple(name for name, count in pairs for _ in range(count))
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether every tensor has one number."""
+        return all(count == 1 for count in self.counts)
+
+
+def stages(
+    rule: Rule | Composite, names: Sequence[str], *, units: Mapping[str, int] | None = None
+) -> tuple[Stage, ...]:
+    """Return the stages of a rule for these tensors, in order.
+
+    `units`: how many output units a tensor has; one without an entry is a single unit.
+    """
+    if not names:
+        raise InvalidArgument("there is no tensor to act on", where=type(rule).__name__)
+    groups: list[tuple[list[Kind | None], list[_Leaf]]] = []
+    for leaf in _leaves(rule, names, "", None):
+        kinds = _merged(groups[-1][0], leaf) if groups else None
+        if kinds is None:
+            kinds = _merged([None] * len(names), leaf)
+            assert kinds is not None  # noqa: S101  (nothing was asked for before)
+            groups.append((kinds, []))
+        groups[-1][0][:] = kinds
+        groups[-1][1].append(leaf)
+    if not groups:
+        raise InvalidArgument(
+            "no tensor belongs to a group with a rule", where=type(rule).__name__, got=names[:5]
+        )
+    return tuple(_stage(kinds, leaves, names, units or {}) for kinds, leaves in groups)
+
+
+def alone(rule: Rule, owners: Sequence[str]) -> Stage:
+    """Return the stage of one rule for numbers that were measured as its scope asks."""
+    kind = _kind(rule) or Kind.NORM
+    names = tuple(owners)
+    return Stage(names, (kind,) * len(names), (1,) * len(names), (Part(rule, "", None),))
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    rule: Rule
+    key: str
+    members: tuple[bool, ...] | None
+
+
+def _leaves(
+    rule: Rule | Composite, names: Sequence[str], key: str, members: tuple[bool, ...] | None
+) -> list[_Leaf]:
+    if not is_composite(rule):
+        return [_Leaf(cast(Rule, rule), key, members)]
+    found = []
+    for own_key, inner, chosen in rule.parts(names):
+        both = chosen
+        if members is not None:
+            both = (
+                members
+                if chosen is None
+                else [a and b for a, b in zip(members, chosen, strict=True)]
+            )
+        found += _leaves(inner, names, f"{key}{own_key}.", None if both is None else tuple(both))
+    return found
+
+
+def _kind(rule: Rule) -> Kind | None:
+    """Return what a rule wants measured; ``None``: norms, of tensors or of units."""
+    relative = "second_moment" in rule.needs
+    if rule.scope is Scope.ELEMENT:
+        return Kind.RELATIVE_PEAK if relative else Kind.PEAK
+    if relative:
+        return Kind.RELATIVE_NORM
+    return {Scope.UNIT: Kind.UNITS, Scope.TENSOR: Kind.NORM}.get(rule.scope)
+
+
+_ANY_NORM = object()  # "norms, of tensors or of units", once somebody has asked
+
+
+def _merged(known: Sequence[object], leaf: _Leaf) -> list | None:
+    """Return the kinds once this rule is served too, or ``None`` where it needs another measurement."""
+    wanted = _kind(leaf.rule) or _ANY_NORM
+    merged = []
+    for place, kind in enumerate(known):
+        concerned = leaf.members is None or leaf.members[place]
+        if not concerned or kind is wanted:
+            merged.append(kind)
+        elif kind is None or (kind is _ANY_NORM and wanted in (Kind.NORM, Kind.UNITS)):
+            merged.append(wanted)
+        elif wanted is _ANY_NORM and kind in (Kind.NORM, Kind.UNITS):
+            merged.append(kind)
+        else:
+            return None
+    return merged
+
+
+def _stage(
+    kinds: Sequence[object],
+    leaves: Sequence[_Leaf],
+    names: Sequence[str],
+    units: Mapping[str, int],
+) -> Stage:
+    settled = tuple(kind if isinstance(kind, Kind) else Kind.NORM for kind in kinds)
+    counts = tuple(
+        units.get(name, 1) if kind is Kind.UNITS else 1
+        for name, kind in zip(names, settled, strict=True)
+    )
+    parts = tuple(Part(leaf.rule, leaf.key, _mask(leaf.members, counts)) for leaf in leaves)
+    return Stage(tuple(names), settled, counts, parts)
+
+
+def _mask(members: tuple[bool, ...] | None, counts: tuple[int, ...]) -> np.ndarray | None:
+    if members is None or all(members):
+        return None
+    return np.repeat(np.array(members), counts)

@@ -1,0 +1,23 @@
+"""Where other people's tools meet karikomi: used if they are installed, never installed by it.
+
+Sinks for ``kk.record.Recorder(path, sinks=[...])``: `TensorBoard`, `WandB`, `MLflow`. Trainers:
+`LightningCallback` for both packages of Lightning, `TransformersCallback` and `TransformersMixin` for the
+Trainer of Hugging Face, `accelerate_clip_` for loops with accelerate. Nothing here imports a framework.
+"""
+
+from karikomi.plugins.accelerate import accelerate_clip_
+from karikomi.plugins.lightning import LightningCallback
+from karikomi.plugins.mlflow import MLflow
+from karikomi.plugins.tensorboard import TensorBoard
+from karikomi.plugins.transformers import TransformersCallback, TransformersMixin
+from karikomi.plugins.wandb import WandB
+
+__all__ = [
+    "LightningCallback",
+    "MLflow",
+    "TensorBoard",
+    "TransformersCallback",
+    "TransformersMixin",
+    "WandB",
+    "accelerate_clip_",
+]

@@ -1,0 +1,91 @@
+"""The explicit clip in a loop with Hugging Face accelerate, in the place of ``accelerator.clip_grad_norm_``.
+
+`kk.torch.attach` takes the prepared optimizer and needs nothing of this; here is what a person
+has to know who clips by hand: when, and after which unscaling.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from karikomi.errors import Refused
+from karikomi.plugins.attaching import flattened, refuse_flattened
+
+if TYPE_CHECKING:
+    import torch
+
+    from karikomi.outcome import Outcome
+    from karikomi.rule import Composite, Rule, State
+    from karikomi.torch.tensors import Parameters
+
+_REFUSED = {
+    "DEEPSPEED": "DeepSpeed keeps the gradients to itself and steps inside backward()",
+    "MEGATRON_LM": "Megatron-LM keeps the gradients to itself and steps inside the model",
+    "XLA": "on XLA the gradients are not reduced yet",
+}
+
+
+def accelerate_clip_(
+    accelerator: Any,
+    parameters: Parameters,
+    rule: Rule | Composite,
+    state: State | None = None,
+    *,
+    nonfinite: str = "skip",
+    optimizer: torch.optim.Optimizer | None = None,
+) -> tuple[Outcome | None, State | None]:
+    """Clip in place between ``accelerator.backward()`` and ``step()``; return ``(outcome, state)``.
+
+    Where gradients are still being accumulated (``accelerator.sync_gradients`` is false) nothing is done,
+    and the outcome is ``None``. Where they are scaled for float16 they are unscaled first. `parameters`,
+    `rule`, `state`, `nonfinite`: as for `kk.torch.clip_`, which does the rest. `optimizer`: the prepared
+    one whose gradients these are; without it all prepared optimizers are unscaled.
+
+    Raises `Refused` for DeepSpeed, Megatron-LM, FSDP1 and XLA, where gradients are not there to be clipped,
+    for an `optimizer` that `kk.torch.attach` has given a handle (without `optimizer` that is not seen), and
+    what `kk.torch.clip_` raises.
+
+    >>> import torch, karikomi as kk
+    >>> from types import SimpleNamespace
+    >>> accelerator = SimpleNamespace(  # stands in for accelerate.Accelerator()
+    ...     sync_gradients=True, distributed_type="NO", unscale_gradients=lambda optimizer: None)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.weight.grad = torch.tensor([[3.0, 4.0]])
+    >>> outcome, state = accelerate_clip_(accelerator, model, kk.clip.ByGlobalNorm(1.0))
+    >>> print(outcome)
+    pre 5 -> post 1 x0.2 clipped; top: weight 100%
+    """
+    _check(accelerator, parameters)
+    _check_unattached(optimizer)
+    if not accelerator.sync_gradients:
+        return None, state
+    from karikomi import torch
+    from karikomi.torch.attachment import inside
+
+    accelerator.unscale_gradients(optimizer)
+    own = None if optimizer is None else inside(optimizer)
+    return torch.clip_(parameters, rule, state, nonfinite=nonfinite, optimizer=own)
+
+
+def _check(accelerator: Any, parameters: Any) -> None:
+    where = "accelerate_clip_"
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    if kind in _REFUSED:
+        hint = "kk.torch.attach(optimizer, model) clips after the reduction"
+        if kind != "XLA":
+            hint = "use its own gradient_clipping setting, or train with DDP or FSDP2"
+        raise Refused(_REFUSED[kind], where=where, hint=hint)
+    if kind == "FSDP" and not accelerator.is_fsdp2:
+        raise flattened(where)
+    refuse_flattened(parameters, where=where)
+
+
+def _check_unattached(optimizer: Any) -> None:
+    from karikomi.torch.attachment import is_attached
+
+    if optimizer is not None and is_attached(optimizer):
+        raise Refused(
+            "this optimizer has a handle already: every step would be clipped twice",
+            where="accelerate_clip_(optimizer)",
+            hint="leave this call out and give attach the rule, or detach() the handle first",
+        )

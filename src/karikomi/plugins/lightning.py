@@ -1,0 +1,244 @@
+"""A callback for Lightning's Trainer, of whichever of its two packages is in use.
+
+`lightning.pytorch` and `pytorch_lightning` have a `Callback` each, and neither takes the other's.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Unpack
+
+from karikomi.errors import InvalidArgument, Refused, Unavailable
+from karikomi.plugins.attaching import Attaching, Options, curves, flattened, joined
+from karikomi.plugins.scalars import PREFIX
+
+if TYPE_CHECKING:
+    from karikomi.torch import Handle
+
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+_OF_THE_MODULE = {"log", "log_dict"}  # methods of it, which Lightning puts on every callback
+_FLATTENED = {"FSDPStrategy", "XLAFSDPStrategy"}
+
+
+class LightningCallback(Attaching):
+    """Clip, bound and prune in a Lightning Trainer: `kk.torch.attach` at the right moments.
+
+    ::
+
+        import lightning.pytorch as pl          # or: import pytorch_lightning as pl
+
+        callback = kk.plugins.LightningCallback(clip=kk.clip.ZClip())
+        pl.Trainer(callbacks=[callback]).fit(module, data)
+        print(callback.handle.last)
+
+    Takes the options of `kk.torch.attach` (`clip`, `update`, `bound`, `prune`, `nonfinite`, `stop_after`,
+    `record`), and attaches when a fit starts, after the optimizers are made. `optimizers`: which of the
+    module's optimizers, by place; several in a sequence step together and share a joint norm. By default
+    each optimizer has a handle of its own, as in the manual optimisation of a GAN. The state goes
+    into Lightning's checkpoints, and a fit that is resumed from one goes on bit for bit; a fit without one
+    starts afresh. ``karikomi/norm``, ``karikomi/factor``, ``karikomi/clipped`` and ``karikomi/skipped``
+    (``karikomi/0/norm`` ... with several handles) are logged every ``log_every_n_steps`` like what
+    the module logs itself, and can be monitored. ``handles`` stay readable after the fit, in the process
+    that trained; a copy and a pickle (``strategy="ddp_spawn"``) have none.
+
+    Without `clip` and `update` it measures and skips bad steps, and the Trainer may clip: it goes
+    first, so what is measured is what it left, and pruned weights are still in its norm. A NaN in
+    a gradient then makes its norm, and so all gradients, NaN: the step is still skipped, but every tensor is
+    named. Clipping by value makes infinite entries finite, and such a step is taken.
+
+    Raises `Unavailable` if neither `lightning.pytorch` nor `pytorch_lightning` has been imported (if both have
+    been, the callback is one of either); `InvalidArgument` for options that do not exist. When a fit starts,
+    raises `Refused` if there is a `clip` or `update` and ``Trainer(gradient_clip_val=)`` or
+    ``configure_gradient_clipping`` would clip as well, for FSDP1 and DeepSpeed, without an optimizer, and for
+    what `kk.torch.attach` refuses; warns if the checkpoint has no state of this callback.
+
+    A module that calls ``self.clip_gradients`` by hand clips as well, which is not seen.
+    """
+
+    def __new__(cls, **options: Any) -> LightningCallback:
+        """Make the callback one of the trainer's package."""
+        hosts = _hosts()
+        own = cls if issubclass(cls, hosts) else _joined_once(cls, hosts)
+        return object.__new__(own)
+
+    def __init__(
+        self, *, optimizers: int | Sequence[int] | None = None, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        self.handles: list[Handle] = []
+        """Of the last fit: one per optimizer, or one for all that were chosen."""
+        self._chosen = optimizers
+        self._saved: list[dict[str, Any]] | None = None
+        self._logged: list[int] = []
+        self._fitting = False
+
+    @property
+    def handle(self) -> Handle | None:
+        """The first handle, which is the only one unless there are several optimizers."""
+        return self.handles[0] if self.handles else None
+
+    @property
+    def state_key(self) -> str:
+        """The name of this callback's state in a checkpoint; other optimizers, other names."""
+        name = type(self).__qualname__
+        return name if self._chosen is None else f"{name}(optimizers={self._chosen})"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse, before anything is built, what cannot be right."""
+        self._saved = None
+        if stage == "fit":
+            _check_strategy(trainer)
+            if self._clips:
+                _check_clipping(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach, now that there are optimizers."""
+        self._detach()
+        self.handles = []
+        for group in _groups(trainer.optimizers, self._chosen):
+            self.handles.append(self._attach(group, pl_module))
+        self._logged = [0] * len(self.handles)
+        self._fitting = True
+        self._restore()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Say so if the fit goes on from a checkpoint, but the statistics cannot."""
+        if trainer.state.fn == "fit" and self.state_key not in checkpoint["callbacks"]:
+            warnings.warn(
+                "karikomi: the checkpoint has no state of this callback, so its statistics and steps start "
+                "afresh",
+                stacklevel=2,
+            )
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *batch: Any, **more: Any) -> None:
+        """Log the last step, where the trainer logs one."""
+        # Lightning's own monitors ask the same; reading numbers may have to wait for a device.
+        if trainer._logger_connector.should_update_logs:
+            pl_module.log_dict(self._curves())
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take the hooks off."""
+        self._detach()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Take the hooks off: Lightning tears nothing down after an exception."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every handle; before the first fit there is none."""
+        return {"handles": [handle.state_dict() for handle in self.handles]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until there is something to load it into."""
+        self._saved = state_dict["handles"]
+        # Some strategies restore after the fit has started, and tuners in the midst of it.
+        if self._fitting:
+            self._restore()
+
+    def _apart(self) -> dict[str, Any]:
+        kept = {name: one for name, one in self.__dict__.items() if name not in _OF_THE_MODULE}
+        return kept | {"handles": [], "_logged": [], "_fitting": False}
+
+    def _restore(self) -> None:
+        if not self._saved:
+            return
+        if len(self._saved) != len(self.handles):
+            raise Refused(
+                "the checkpoint is of another number of optimizers",
+                where=type(self).__name__,
+                got=len(self._saved),
+                allowed=len(self.handles),
+            )
+        for handle, state in zip(self.handles, self._saved, strict=True):
+            handle.load_state_dict(state)
+        self._logged = [handle.steps for handle in self.handles]
+
+    def _curves(self) -> dict[str, float]:
+        found = {}
+        for place, handle in enumerate(self.handles):
+            if handle.steps == self._logged[place]:
+                continue
+            self._logged[place] = handle.steps
+            own = f"{PREFIX}{place}/" if len(self.handles) > 1 else PREFIX
+            found |= {own + name.removeprefix(PREFIX): n for name, n in curves(handle).items()}
+        return found
+
+    def _detach(self) -> None:
+        self._fitting = False
+        for handle in self.handles:
+            handle.detach()
+
+
+def _hosts() -> tuple[type, ...]:
+    found = [getattr(sys.modules.get(name), "Callback", None) for name in _PACKAGES]
+    hosts = tuple(one for one in found if one is not None)
+    if not hosts:
+        raise Unavailable(
+            "no Lightning has been imported, and its two packages have different callbacks",
+            where="LightningCallback",
+            hint=f"import {' or '.join(_PACKAGES)} first, whichever your Trainer is of",
+        )
+    return hosts
+
+
+@cache
+def _joined_once(own: type, hosts: tuple[type, ...]) -> type:
+    # Lightning compares types: a module's callbacks replace those of the trainer that have the same one.
+    return joined(own, hosts)
+
+
+def _check_clipping(trainer: Any, module: Any) -> None:
+    where = "LightningCallback"
+    if trainer.gradient_clip_val:
+        raise Refused(
+            f"the Trainer clips as well, to gradient_clip_val={trainer.gradient_clip_val}",
+            where=where,
+            hint="leave gradient_clip_val= out, or this callback's clip= and update=",
+        )
+    if not _is_lightnings(type(module), "configure_gradient_clipping"):
+        raise Refused(
+            f"{type(module).__name__}.configure_gradient_clipping would clip as well",
+            where=where,
+            hint="remove it; for a look at gradients there is on_before_optimizer_step",
+        )
+
+
+def _check_strategy(trainer: Any) -> None:
+    where = "LightningCallback"
+    strategies = {one.__name__ for one in type(trainer.strategy).__mro__}
+    if strategies & _FLATTENED:
+        raise flattened(where)
+    if "DeepSpeedStrategy" in strategies:
+        raise Refused(
+            "DeepSpeed's engine keeps the gradients to itself, so no rule can come between",
+            where=where,
+            hint="use its gradient_clipping setting, or train with DDP or FSDP2 (ModelParallelStrategy)",
+        )
+
+
+def _is_lightnings(module: type, name: str) -> bool:
+    owner = next((one for one in module.__mro__ if name in one.__dict__), None)
+    return owner is None or owner.__module__.startswith(_PACKAGES)
+
+
+def _groups(optimizers: Sequence[Any], chosen: int | Sequence[int] | None) -> list[list[Any]]:
+    """Return the optimizers of each handle."""
+    where = "LightningCallback(optimizers)"
+    # What Lightning puts in the place of None.
+    if not optimizers or type(optimizers[0]).__name__ == "_MockOptimizer":
+        raise Refused("configure_optimizers returned no optimizer", where="LightningCallback")
+    if chosen is None:
+        return [[one] for one in optimizers]
+    places = [chosen] if isinstance(chosen, int) else list(chosen)
+    for place in places:
+        if place not in range(len(optimizers)):
+            raise InvalidArgument(
+                "there is no such optimizer",
+                where=where,
+                got=repr(place),
+                allowed=f"0 to {len(optimizers) - 1}",
+            )
+    return [[optimizers[place] for place in places]]

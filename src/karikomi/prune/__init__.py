@@ -1,0 +1,100 @@
+"""Decide what goes: score, allocation, pattern, target, schedule, masks; nothing here touches a model.
+
+A framework folder measures facts and hands its weights over in blocks; what stands here says what they
+are worth, how many go from where, and turns counts into a threshold.
+"""
+
+from __future__ import annotations
+
+from karikomi import registry
+from karikomi.prune.allocation import Pool, Tensor, allocate, check_sparsity
+from karikomi.prune.dynamic import SET, RigL
+from karikomi.prune.gradient_scores import SNIP, Fisher, GraSP, Movement, SynFlow, Taylor
+from karikomi.prune.gradual import Gradual
+from karikomi.prune.input_scores import Wanda
+from karikomi.prune.iterative import Iterative
+from karikomi.prune.lamp import LAMP
+from karikomi.prune.layout import Coupled, Layout, Member
+from karikomi.prune.mask import pack_mask, unpack_mask
+from karikomi.prune.one_shot import OneShot
+from karikomi.prune.output_scores import Activation, APoZ, BNScale, Deviation
+from karikomi.prune.owl import outlier_share
+from karikomi.prune.pattern import (
+    Blocks,
+    Heads,
+    Layers,
+    NofM,
+    Pattern,
+    Units,
+    Unstructured,
+    as_pattern,
+)
+from karikomi.prune.penalties import L1, GroupLasso, GrowingL2, ScaleL1
+from karikomi.prune.penalty_terms import Penalty
+from karikomi.prune.random_scores import Random
+from karikomi.prune.reconstruction_scores import OBC, SparseGPT
+from karikomi.prune.score import FACTS, Score, as_score
+from karikomi.prune.selection import Threshold, threshold
+from karikomi.prune.target import Target, target_of
+from karikomi.prune.timetable import Timetable
+from karikomi.prune.weight_scores import FPGM, L2Norm, Magnitude
+
+__all__ = [
+    "APoZ",
+    "Activation",
+    "BNScale",
+    "Blocks",
+    "Coupled",
+    "Deviation",
+    "FACTS",
+    "FPGM",
+    "Fisher",
+    "GraSP",
+    "Gradual",
+    "GroupLasso",
+    "GrowingL2",
+    "Heads",
+    "Iterative",
+    "L1",
+    "L2Norm",
+    "LAMP",
+    "Layers",
+    "Layout",
+    "Magnitude",
+    "Member",
+    "Movement",
+    "NofM",
+    "OBC",
+    "OneShot",
+    "Pattern",
+    "Penalty",
+    "Pool",
+    "Random",
+    "RigL",
+    "SET",
+    "SNIP",
+    "ScaleL1",
+    "Score",
+    "SparseGPT",
+    "SynFlow",
+    "Target",
+    "Taylor",
+    "Tensor",
+    "Threshold",
+    "Timetable",
+    "Units",
+    "Unstructured",
+    "Wanda",
+    "allocate",
+    "as_pattern",
+    "as_score",
+    "check_sparsity",
+    "outlier_share",
+    "pack_mask",
+    "target_of",
+    "threshold",
+    "unpack_mask",
+]
+
+# Every file of this folder is imported, so that a new score or allocation is found by itself.
+registry.discover(__name__, __path__, "allocation")

@@ -1,0 +1,29 @@
+"""What pruning leaves alone unless it is asked for, with the reasons that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from karikomi.errors import UnknownName, suggest
+
+PROTECTED = {
+    "first": "the first layer: it sees the inputs",
+    "last": "the last layer: its units are the outputs",
+    "norms": "a scale of a normalisation",
+    "embeddings": "an embedding",
+    "recurrent": "a recurrent cell",
+    "attention": "a fused projection of attention",
+}
+"""What `protect` can name, with the reason that is given."""
+
+
+def check_protect(protect: Collection[str]) -> None:
+    """Raise `UnknownName` for what cannot be protected."""
+    for which in [protect] if isinstance(protect, str) else protect:
+        if isinstance(protect, str) or which not in PROTECTED:
+            raise UnknownName(
+                "protect takes a tuple of kinds of layers",
+                where="protect",
+                got=repr(which),
+                hint=suggest(which, PROTECTED),
+            )

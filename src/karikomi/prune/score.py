@@ -1,0 +1,92 @@
+"""Scores: what a weight, or a group of weights, is worth; the lowest go first.
+
+A score is a formula on small blocks of arrays of any framework. What it needs beside the weights are
+*facts*, measured by the framework folders and given by name; so every score runs wherever its facts
+can be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from karikomi import registry
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.rule import Array, Namespace
+
+FACTS = {
+    "gradient": "dL/dw, mean over batches; the weight's shape",
+    "squared_gradient": "(dL/dw)^2, mean over batches (of one example each: the Fisher diagonal); the weight's shape",
+    "hessian_gradient": "the Hessian of the loss times its gradient; the weight's shape",
+    "flow": "dR/d|w| for R the sum of outputs for an input of ones, with |weights|; the weight's shape",
+    "moved": "the sum over steps of -(learning rate) w dL/dw; the weight's shape",
+    "input_norm": "the L2 norm over samples and positions of the input that the weight multiplies; the weight's shape",
+    "noise": "uniform random numbers in (0, 1]; the weight's shape",
+    "zeros": "the share of zeros among a unit's outputs; one per unit",
+    "output": "the mean magnitude of a unit's outputs; one per unit",
+    "deviation": "the standard deviation of a unit's outputs; one per unit",
+    "gate": "the scale by which a normalisation multiplies a unit's output; one per unit",
+}
+"""What a score may need, by name."""
+
+PER_UNIT = frozenset({"zeros", "output", "deviation", "gate"})
+"""Facts that speak of units; the others speak of weights."""
+
+
+class Score:
+    """What scores share. A score of weights has `of_weights`, one of groups alone only `of_groups`.
+
+    `needs`: names of facts. `within_rows`: compare the weights of one output only with each other.
+    `rounds`: into how many exponential rounds of measuring and removing the way to the sparsity is cut.
+    `of_tensors`: a weight's worth depends on its whole tensor, which `of_tensor` is given.
+    `updates`: it also changes the weights that stay, by reconstruction.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    of_units_only: ClassVar[bool] = False
+    within_rows: ClassVar[bool] = False
+    of_tensors: ClassVar[bool] = False
+    updates: ClassVar[bool] = False
+    rounds: int = 1
+
+    def of_weights(self, weights: Array, facts: Mapping[str, Array], *, xp: Namespace) -> Array:
+        """Return one float per weight: elementwise, so any block of a tensor can be given.
+
+        Called by several threads at once where there are many weights, and more than once for each.
+        `weights`: float32, any shape. `facts`: name -> array of the same shape.
+        """
+        raise Refused(
+            f"{type(self).__name__} scores units, not single weights",
+            where="score",
+            hint='pattern="units"',
+        )
+
+    def of_tensor(self, weights: Array, facts: Mapping[str, Array], *, xp: Namespace) -> Array:
+        """Return one float per weight of a whole tensor, in its shape."""
+        return self.of_weights(weights, facts, xp=xp)
+
+    def of_groups(self, weights: Array, facts: Mapping[str, Array], *, xp: Namespace) -> Array:
+        """Return one float per group of weights: the sum over its weights, unless said otherwise.
+
+        `weights`: shape (groups, weights of a group), float64 where the device has it. `facts`: arrays
+        of the same shape, and for facts of units of shape (groups,).
+        """
+        return xp.sum(self.of_weights(weights, facts, xp=xp), axis=1)
+
+
+def as_score(score: str | Score) -> Score:
+    """Return a score by its registered name with its defaults, or the score that was given.
+
+    Raises `UnknownName` or `InvalidArgument`.
+    """
+    if isinstance(score, Score):
+        return score
+    if not isinstance(score, str):
+        raise InvalidArgument(
+            "this is no score",
+            where="score",
+            got=repr(score)[:80],
+            allowed="a registered name, or such as kk.prune.Random(seed=1)",
+        )
+    made: Any = registry.find("score", score)()
+    return made

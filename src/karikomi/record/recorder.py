@@ -1,0 +1,253 @@
+"""The recorder: rows of a run to a journal that is bounded in size, and to sinks, from one process.
+
+It decides what is written; how a row is made, which are left out and how bytes reach the disk each
+stand in a file of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from karikomi.errors import InvalidArgument
+from karikomi.files import as_path
+from karikomi.outcome import Outcome
+from karikomi.record.journal import Journal
+from karikomi.record.reading import FIRST, FIRST_LINE, latest
+from karikomi.record.rows import Norms, line, plain, step_row
+from karikomi.record.sinks import Fanout, Sink
+from karikomi.record.tensors import listed, sketched
+from karikomi.record.thinning import LeftOut, keeps
+from karikomi.schedule import whole
+
+DETAILS = ("top", "all", "none")
+"""What a row says of single tensors; the first is the default."""
+
+LEAST_BYTES = 1 << 16
+"""The smallest bound that a record can be given."""
+
+
+class Recorder:
+    """Append rows to a JSONL file and to `sinks`, flushing after every `flush_every` rows.
+
+    Use it as a context manager, or call `close`. An existing record is continued, without a last line
+    that a crash cut short. A non-finite number is written as ``null``, since JSON has none.
+
+    `tensors`: what `step` writes of single tensors: ``top`` (the `most` largest norms by name, and
+    quantiles of all), ``all``, or ``none``. With ``top`` a row has less than 8 KiB beside the facts
+    given to it, however many tensors there are (`most` of 8, names up to 100 bytes; 0.5 to 1 KiB is usual).
+
+    `max_bytes`: the bound on the file, >= 65,536, by default 256 MiB; ``None`` for no bound. From half
+    of it on only every 2nd, then every 4th, 8th, ... step is kept, besides skipped steps, the first
+    clipped one after quiet ones, and the newest at each `flush`. A row counts in ``left_out`` what was
+    left out before it, so that sums stay exact: see `tally`. Rows of other events are always kept,
+    and `close` writes the newest step even beyond the bound.
+
+    `sinks`: get every row, kept or not; see `karikomi.plugins`. One that fails is named in a warning,
+    once, and stops nothing. They are not rewound. `rank`: of this process, by default the environment
+    variable RANK, else 0. A recorder of another rank than 0 does nothing, and its `flush` returns 0.
+
+    Raises `BadFile`, and leaves the file as it is, for one that is no record or a later version's;
+    `Unwritable` when the disk does not take a row, `InvalidArgument` for what JSON cannot say.
+
+    >>> import tempfile, pathlib
+    >>> from karikomi.record import read
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "record.jsonl"
+    >>> with Recorder(path) as recorder:
+    ...     recorder.step(1, facts={"loss": 0.5})
+    >>> [row["event"] for row in read(path)]
+    ['start', 'step']
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        flush_every: int = 100,
+        tensors: str = "top",
+        most: int = 8,
+        max_bytes: int | None = 1 << 28,
+        sinks: Iterable[Sink] = (),
+        rank: int | None = None,
+    ) -> None:
+        self.path = as_path(path)
+        self._flush_every = _at_least(1, flush_every, "flush_every")
+        if tensors not in DETAILS:
+            raise InvalidArgument(
+                "unknown detail", where="Recorder(tensors)", got=repr(tensors), allowed=DETAILS
+            )
+        self._tensors, self._most = tensors, _at_least(1, most, "most")
+        self._bound = None if max_bytes is None else _at_least(LEAST_BYTES, max_bytes, "max_bytes")
+        self._sinks = Fanout(sinks)
+        self._silent = _rank(rank) != 0
+        if self._silent:
+            return
+        self._journal = Journal(self.path)
+        self._resume()
+        if self._journal.length == 0:
+            self.write(FIRST)
+            self._drain()
+
+    def step(
+        self,
+        step: int,
+        outcome: Outcome | None = None,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        weights: Mapping[str, float] | None = None,
+        updates: Mapping[str, float] | None = None,
+    ) -> None:
+        """Append the row of one step: what the clip did, `facts`, and norms of single tensors.
+
+        `outcome` brings ``norm``, ``factor``, ``clipped``, ``skipped``, ``nonfinite`` (the first names)
+        and the gradients' norms as the rule measured them, before clipping. `weights` and `updates` are
+        tables of name -> norm, and bring ``weight_norm`` and ``update_norm`` too. ``gradients``,
+        ``weights`` and ``updates`` are sketches (`karikomi.record.tensors.sketched`) or, with all tensors,
+        lists in the order of the names that the last row of the event ``names`` gives.
+
+        Raises `InvalidArgument` for a fact with one of these names, and for what is no table of norms.
+        """
+        if self._silent:
+            return
+        given = {"weights": weights, "updates": updates}
+        row, norms = step_row(_at_least(0, step, "step"), outcome, facts or {}, given)
+        if self._tensors == "top":
+            row.update({of: sketched(one, self._most) for of, one in norms.items()})
+        elif self._tensors == "all":
+            self._name(norms)
+            row.update({of: listed(one) for of, one in norms.items()})
+        self.write(row)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row of any event; one without an ``event`` is a ``note``."""
+        if self._silent:
+            return
+        # The event first: by that a row is found again.
+        entry = plain({"event": "note", **row})
+        if entry["event"] != "step":
+            self._journal.append(line(entry))
+        elif not self._keep(entry):
+            self._left, self._newest = self._left_out(), entry
+        self._sinks.write(entry)
+        self._waiting += 1
+        if self._waiting >= self._flush_every:
+            self._drain()
+
+    def flush(self) -> int:
+        """Write what is pending and return the length of the file in bytes: the place to rewind to."""
+        if self._silent:
+            return 0
+        self._settle()
+        self._drain()
+        return self._journal.length
+
+    def rewind(self, place: int) -> None:
+        """Drop everything after `place`: rows that a killed run wrote after its last checkpoint.
+
+        Of a place of 0 the first row is left. Raises `BadFile` if the record is shorter than that, or
+        has no row that ends there.
+        """
+        if self._silent:
+            return
+        self._journal.cut(_at_least(0, place, "place") or len(FIRST_LINE))
+        self._resume()
+
+    def close(self) -> None:
+        """Write what is pending, the newest step in any case, and close the sinks."""
+        if self._silent:
+            return
+        try:
+            self._settle(beyond=True)
+            self._drain()
+        finally:
+            self._sinks.close()
+
+    def _resume(self) -> None:
+        """Know what the file says, and no more, as if this process had just opened it."""
+        length = self._journal.length
+        self._waiting = 0
+        self._left, self._newest = LeftOut(), None
+        bounded = self._bound is not None and 2 * length >= self._bound
+        newest = latest(self.path, "step", length) if bounded else None
+        self._clipping = bool(newest and newest.get("clipped"))
+        names = latest(self.path, "names", length) if self._tensors == "all" and length else None
+        self._names: dict[str, Any] = {} if names is None else names
+
+    def _keep(self, row: dict[str, Any]) -> bool:
+        """Append the row of a step if it is one to be kept, and say whether it was."""
+        left = self._left_out()
+        content = _counting(row, left)
+        if self._bound is not None:
+            quiet = not (self._clipping or left.clipped)
+            if not keeps(row, len(content), self._journal.length, self._bound, quiet=quiet):
+                return False
+        self._append_step(row, content)
+        return True
+
+    def _settle(self, *, beyond: bool = False) -> None:
+        """Append the newest step if it was left out, and begin to count anew either way.
+
+        A run that goes on from here and one that is resumed here then know the same.
+        """
+        if self._newest is not None:
+            content = _counting(self._newest, self._left)
+            if beyond or self._bound is None or self._journal.length + len(content) <= self._bound:
+                self._append_step(self._newest, content)
+        self._left, self._newest = LeftOut(), None
+
+    def _append_step(self, row: dict[str, Any], content: bytes) -> None:
+        self._journal.append(content)
+        self._left, self._newest, self._clipping = LeftOut(), None, bool(row.get("clipped"))
+
+    def _left_out(self) -> LeftOut:
+        return self._left if self._newest is None else self._left.plus(self._newest)
+
+    def _name(self, norms: Norms) -> None:
+        """Write the names of the tensors when they first occur, and when they change."""
+        names = {of: list(one) for of, one in norms.items()}
+        if any(self._names.get(of) != now for of, now in names.items()):
+            self._names = {**self._names, "event": "names", **names}
+            self.write(self._names)
+
+    def _drain(self) -> None:
+        self._journal.drain()
+        self._waiting = 0
+        self._sinks.flush()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _counting(row: dict[str, Any], left: LeftOut) -> bytes:
+    return line({**row, "left_out": left._asdict()} if left.steps else row)
+
+
+def _at_least(least: int, value: object, name: str) -> int:
+    number = whole(value)
+    if number is None or number < least:
+        raise InvalidArgument(
+            f"{name} must be a whole number",
+            where="Recorder",
+            got=repr(value),
+            allowed=f">= {least}",
+        )
+    return number
+
+
+def _rank(given: int | None) -> int:
+    if given is not None:
+        return _at_least(0, given, "rank")
+    text = os.environ.get("RANK", "0")
+    if not text.isdecimal():
+        raise InvalidArgument(
+            "the environment variable RANK is no rank",
+            where="Recorder",
+            got=repr(text),
+            allowed=">= 0",
+            hint="give rank=0 to the recorder of the process that writes",
+        )
+    return int(text)

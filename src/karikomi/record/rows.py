@@ -1,0 +1,96 @@
+"""One row: what it says of a step, and how it becomes a line of plain JSON.
+
+Apart from the journal, which knows where rows go and not what they say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from karikomi.errors import InvalidArgument
+from karikomi.outcome import Outcome
+from karikomi.record.tensors import joint, table
+
+_OWN = frozenset(
+    "event step gradients weights weight_norm updates update_norm left_out "
+    "norm factor clipped skipped nonfinite".split()
+)
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+Norms = dict[str, dict[str, float]]
+"""``gradients``, ``weights``, ``updates`` -> name of a tensor -> its norm."""
+
+
+def step_row(
+    step: int,
+    outcome: Outcome | None,
+    facts: Mapping[str, Any],
+    given: Mapping[str, Mapping[str, float] | None],
+) -> tuple[dict[str, Any], Norms]:
+    """Return the row of a step without its tensors, and the norms of these.
+
+    `given`: ``weights`` and ``updates`` -> their norms or ``None``. Raises `InvalidArgument` for a
+    fact with the name of an entry that the record has itself.
+    """
+    row = {} if outcome is None else outcome.as_row()
+    check_facts(facts, where="Recorder.step(facts)")
+    norms = {} if outcome is None else {"gradients": _gradients(outcome)}
+    row = {"event": "step", "step": step, **row, **facts}
+    for of, one in given.items():
+        if one is not None:
+            norms[of] = table(one, of)
+            row[f"{of[:-1]}_norm"] = joint(norms[of])
+    return row, norms
+
+
+def check_facts(facts: Mapping[str, Any], *, where: str) -> None:
+    """Refuse facts with the name of an entry that the record has itself, and values that JSON cannot say."""
+    clash = sorted(facts.keys() & _OWN)
+    if clash:
+        raise InvalidArgument("the record has entries of this name itself", where=where, got=clash)
+    for name, value in facts.items():
+        plain(value, f"{where}: {name}")
+
+
+def line(row: Mapping[str, Any]) -> bytes:
+    """Return a plain row as one line of JSON."""
+    return _encode(row).encode() + b"\n"
+
+
+def plain(value: Any, where: str = "record") -> Any:
+    """Return a value as JSON can say it, or raise `InvalidArgument` with the key that it stands under.
+
+    Arrays become lists, non-finite numbers ``None``, since JSON has none.
+    """
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(one, f"{where}: {key}") for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one, where) for one in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), where)
+    for known in (int, float, str):
+        # Of a kind derived from these, such as an enumeration's.
+        if isinstance(value, known):
+            return plain(known(value), where)
+    raise InvalidArgument(
+        "this value has no place in a record",
+        where=where,
+        got=kind.__name__,
+        allowed="numbers, text, lists and tables of them",
+    )
+
+
+def _gradients(outcome: Outcome) -> dict[str, float]:
+    norms = outcome.tensors()
+    if outcome.element_wise or not outcome.peaks:
+        return norms
+    # Largest magnitudes cannot be compared with the norms of the others.
+    return {name: norm for name, norm in norms.items() if name not in outcome.peaks}

@@ -1,0 +1,26 @@
+"""HTML pages and terminal tables of what the other parts found.
+
+Takes plain dicts as they stand in result files and records, and imports none of the parts that
+made them: a page can be drawn again from files alone.
+"""
+
+from __future__ import annotations
+
+from karikomi.report.audit_view import audit_page, audit_table
+from karikomi.report.compress_text import compress_table
+from karikomi.report.compress_view import compress_page
+from karikomi.report.page import write_page
+from karikomi.report.sweep_view import sweep_page, sweep_table
+from karikomi.report.training_view import TrainingPage, training_page
+
+__all__ = [
+    "TrainingPage",
+    "audit_page",
+    "audit_table",
+    "compress_page",
+    "compress_table",
+    "sweep_page",
+    "sweep_table",
+    "training_page",
+    "write_page",
+]

@@ -1,0 +1,181 @@
+"""The sections of an audit: classes, changed predictions, noise, gradients.
+
+Separate from the page, because a compress page shows the same sections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from karikomi.report.bars import Dots, dot_chart
+from karikomi.report.charts import line_chart
+from karikomi.report.drawing import Axis, Series
+from karikomi.report.inputs import named, records, table
+from karikomi.report.page import Chart, Part, Points, Section, Table, Words
+from karikomi.report.verdict import difference
+from karikomi.report.wording import change, count, is_share, number, percent, plain, score
+
+_DRAWN, _LISTED, _EXAMPLES = 30, 100, 50
+
+
+def audit_sections(result: Mapping[str, Any], *, heading: str) -> list[Section]:
+    """Return the sections of an audit, warnings first."""
+    where = "audit"
+    metric = named(result.get("metric"))
+    classes = records(result.get("classes"), "classes", where=where)
+    examples = records(result.get("changed_examples"), "changed_examples", where=where)
+    noise = records(result.get("noise"), "noise", where=where)
+    parts: list[Part] = [*_warnings(result), Words(summary(result))]
+    if classes:
+        parts += [_class_chart(classes, metric), _class_table(classes, metric)]
+    sections = [Section(heading, parts)]
+    if examples:
+        sections.append(Section("Changed predictions", [_example_table(examples)]))
+    if noise:
+        sections.append(
+            Section("Under noise", [_noise_chart(noise, metric), _noise_table(noise, metric)])
+        )
+    gradients = table(result.get("gradient_agreement"))
+    if gradients:
+        sections.append(Section("Gradients", [Words(_gradient_sentence(gradients))]))
+    return sections
+
+
+def warning_texts(result: Mapping[str, Any]) -> list[str]:
+    """Return the warnings of an audit as text."""
+    warnings = result.get("warnings")
+    return [str(text) for text in warnings] if isinstance(warnings, list | tuple) else []
+
+
+def _warnings(result: Mapping[str, Any]) -> list[Part]:
+    texts = warning_texts(result)
+    return [Points(texts, warning=True)] if texts else []
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Return the whole audit in one sentence."""
+    metric, before = named(result.get("metric")), result.get("metric_before")
+    after = result.get("metric_after")
+    return (
+        f"{metric} {score(before, metric)} -> {score(after, metric)}"
+        f" ({change(difference(after, before), metric)}) on {count(result.get('examples'))}"
+        f" examples; {count(result.get('changed'))} predictions changed"
+        f" (agreement {percent(result.get('agreement'), 2)}): {count(result.get('lost'))} lost,"
+        f" {count(result.get('gained'))} gained."
+    )
+
+
+def by_loss(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the classes, those that lost most first."""
+
+    def loss(one: Mapping[str, Any]) -> float:
+        gap = difference(one.get("after"), one.get("before"))
+        return 0.0 if gap is None else gap
+
+    return sorted(classes, key=loss)
+
+
+def _class_chart(classes: Sequence[Mapping[str, Any]], metric: str) -> Chart:
+    factor, unit = _unit(metric)
+    shown = list(classes) if len(classes) <= _DRAWN else by_loss(classes)[:_DRAWN]
+    rows = [
+        Dots(
+            named(one.get("class")),
+            [_times(one.get("before"), factor), _times(one.get("after"), factor)],
+        )
+        for one in shown
+    ]
+    svg = dot_chart(
+        "Classes before and after",
+        f"Marks: the {metric} of each class before and after.",
+        ["before", "after"],
+        rows,
+        axis=Axis(f"{metric}{unit}"),
+    )
+    note = "" if len(shown) == len(classes) else f"The {_DRAWN} that lost most of {len(classes)}."
+    return Chart("Classes before and after", svg, note)
+
+
+def _class_table(classes: Sequence[Mapping[str, Any]], metric: str) -> Table:
+    shown = list(classes) if len(classes) <= _LISTED else by_loss(classes)[:_LISTED]
+    note = "" if len(shown) == len(classes) else f"The {_LISTED} that lost most of {len(classes)}."
+    columns = ("class", "examples", "before", "after", "change")
+    return Table("Classes", columns, class_rows(shown, metric), note=note)
+
+
+def class_rows(classes: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[str, ...]]:
+    """Return a row of worded cells for each class."""
+    return [
+        (
+            named(one.get("class")),
+            count(one.get("examples")),
+            score(one.get("before"), metric),
+            score(one.get("after"), metric),
+            change(difference(one.get("after"), one.get("before")), metric),
+        )
+        for one in classes
+    ]
+
+
+def _example_table(examples: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for one in examples[:_EXAMPLES]:
+        label, before, after = (named(one.get(key)) for key in ("label", "before", "after"))
+        what = "lost" if before == label else "gained" if after == label else "wrong both times"
+        rows.append((named(one.get("index")), label, before, after, what))
+    more = len(examples) - len(rows)
+    note = f"The first {_EXAMPLES} of {len(examples)}." if more else ""
+    return Table("Examples", ("index", "label", "before", "after", ""), rows, names=5, note=note)
+
+
+def _noise_chart(noise: Sequence[Mapping[str, Any]], metric: str) -> Chart:
+    factor, unit = _unit(metric)
+    series = [
+        Series(
+            key,
+            [(number(one.get("sigma")), _times(one.get(key), factor)) for one in noise],
+            style,
+            marks=True,
+        )
+        for style, key in enumerate(("before", "after"))
+    ]
+    svg = line_chart(
+        "Noise on the inputs",
+        f"Lines: the {metric} before and after, against the strength of the noise.",
+        series,
+        x=Axis("standard deviation of the noise"),
+        y=Axis(f"{metric}{unit}"),
+    )
+    return Chart("Noise on the inputs", svg, "A line that falls earlier is less robust.")
+
+
+def _noise_table(noise: Sequence[Mapping[str, Any]], metric: str) -> Table:
+    rows = [
+        (
+            plain(one.get("sigma"), 3),
+            score(one.get("before"), metric),
+            score(one.get("after"), metric),
+            change(difference(one.get("after"), one.get("before")), metric),
+        )
+        for one in noise[:_LISTED]
+    ]
+    return Table("Noise", ("sigma", "before", "after", "change"), rows, names=0)
+
+
+def _gradient_sentence(gradients: Mapping[str, Any]) -> str:
+    return (
+        "Cosine between the input gradients of both models: mean"
+        f" {plain(gradients.get('mean_cosine'), 3)}, median"
+        f" {plain(gradients.get('median_cosine'), 3)}; above 0.9 for"
+        f" {percent(gradients.get('share_above_0.9'))} of the examples."
+    )
+
+
+def _unit(metric: str) -> tuple[float, str]:
+    return (100.0, ", %") if is_share(metric) else (1.0, "")
+
+
+def _times(value: Any, factor: float) -> float | None:
+    exact = number(value)
+    return None if exact is None else factor * exact

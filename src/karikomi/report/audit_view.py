@@ -1,0 +1,74 @@
+"""The page and the terminal view of an audit: what the smaller model does differently.
+
+Their sections stand in `audit_parts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from karikomi.report.audit_parts import audit_sections, by_loss, class_rows, summary, warning_texts
+from karikomi.report.inputs import named, records, require
+from karikomi.report.page import Page, Tile, render
+from karikomi.report.terminal import align, printable, text_block, wrap
+from karikomi.report.verdict import difference
+from karikomi.report.wording import change, count, percent, score
+
+_NEEDED = ("metric", "metric_before", "metric_after")
+
+
+def audit_page(result: Mapping[str, Any]) -> str:
+    """Return the HTML page of an audit: classes, changed predictions, noise, warnings.
+
+    Missing values read "n/a"; a result without its headline figures raises `InvalidArgument`.
+
+    >>> page = audit_page({"metric": "accuracy", "metric_before": 0.9, "metric_after": 0.8})
+    >>> "-10.00 points" in page
+    True
+    """
+    result = require(result, _NEEDED, where="audit_page")
+    metric, before, after = named(result["metric"]), result["metric_before"], result["metric_after"]
+    tiles = [
+        Tile(
+            f"{metric} after",
+            score(after, metric),
+            f"before {score(before, metric)}: {change(difference(after, before), metric)}",
+        ),
+        Tile("agreement", percent(result.get("agreement"), 2), "same prediction for an example"),
+        Tile("lost", count(result.get("lost")), "right before, wrong after"),
+        Tile("gained", count(result.get("gained")), "wrong before, right after"),
+    ]
+    return render(
+        Page(
+            f"{named(result.get('task'))}: what changed",
+            f"{named(result.get('before'))} against {named(result.get('after'))},"
+            f" {count(result.get('examples'))} examples.",
+            tiles,
+            audit_sections(result, heading="Classes"),
+        )
+    )
+
+
+def audit_table(result: Mapping[str, Any]) -> str:
+    """Return the same for a terminal, the classes that lost most first.
+
+    >>> text = audit_table({"metric": "accuracy", "metric_before": 0.9, "metric_after": 0.8,
+    ...     "classes": [{"class": "7", "examples": 10, "before": 0.9, "after": 0.8}]})
+    >>> print(text.splitlines()[-1])
+    7            10  90.00 %  80.00 %  -10.00 points
+    """
+    result = require(result, _NEEDED, where="audit_table")
+    metric = named(result["metric"])
+    classes = records(result.get("classes"), "classes", where="audit_table")
+    lines = [
+        printable(f"{named(result.get('before'))} -> {named(result.get('after'))}"),
+        *wrap(printable(summary(result))),
+        *(line for text in warning_texts(result) for line in wrap(f"warning: {printable(text)}")),
+    ]
+    if classes:
+        rows = class_rows(by_loss(classes)[:20], metric)
+        lines += ["", *align([("class", "examples", "before", "after", "change"), *rows])]
+    if len(classes) > 20:
+        lines.append(f"and {len(classes) - 20} classes that changed less")
+    return text_block(lines)

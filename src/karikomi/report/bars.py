@@ -1,0 +1,159 @@
+"""Charts with one row a name, as inline SVG: bars from zero, and dots on a shared axis.
+
+Bars say how much is left of a whole, so they start at zero. Dots compare sizes that differ a
+hundredfold, so they may stand on a log axis, where a bar would lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from markupsafe import Markup
+
+from karikomi.report.drawing import (
+    WIDTH,
+    Axis,
+    Series,
+    frame,
+    label,
+    legend,
+    mark,
+    pixel,
+    shorten,
+    text_width,
+)
+from karikomi.report.scale import Scale, fit
+from karikomi.report.wording import number
+
+_ROW = 26
+_LETTERS = 34
+_APART, _STAGGER = 9.0, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar; `ghost` is outlined up to what it was before, `note` stands at its end."""
+
+    name: str
+    value: float | None
+    note: str = ""
+    ghost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dots:
+    """One row of marks: a value for each series of the chart."""
+
+    name: str
+    values: Sequence[float | None]
+
+
+def bar_chart(
+    title: str, description: str, bars: Sequence[Bar], *, axis: Axis, high: float | None = None
+) -> Markup:
+    """Return horizontal bars from zero; `high` fixes the end of the axis (1 for a share).
+
+    >>> bars = [Bar("fc1", 0.9, "90 %")]
+    >>> bar_chart("Sparsity", "by layer", bars, axis=Axis("share")).count("<rect")
+    1
+    """
+    left = _margin([bar.name for bar in bars])
+    right = WIDTH - 14 - max((text_width(bar.note) for bar in bars), default=0)
+    values = [*(bar.value for bar in bars), *(bar.ghost for bar in bars), high]
+    longest = max((exact for value in values if (exact := number(value)) is not None), default=0.0)
+    scale = fit(values, left, max(right, left + 120), zero=True)
+    # A round end would leave room that the notes beside the bars need.
+    scale = replace(scale, high=longest) if longest > 0 else scale
+    height = 10 + _ROW * len(bars)
+    parts = _grid(scale, axis, height)
+    for index, bar in enumerate(bars):
+        parts += _bar(bar, scale, 10 + _ROW * index)
+    return frame(title, description, height + 48, parts)
+
+
+def dot_chart(
+    title: str,
+    description: str,
+    names: Sequence[str],
+    rows: Sequence[Dots],
+    *,
+    axis: Axis,
+) -> Markup:
+    """Return one row of marks a name, joined by a thin line; `names` name the marks.
+
+    >>> rows = [Dots("0", [1.0, 0.9]), Dots("1", [0.8, None])]
+    >>> dot_chart("Classes", "", ["before", "after"], rows, axis=Axis("share")).count("<circle")
+    3
+    """
+    keys = [Series(name, [], style, line=False, marks=True) for style, name in enumerate(names)]
+    drawn, lines = legend(keys)
+    top = 18 + 18 * lines
+    left = _margin([row.name for row in rows])
+    values = [value for row in rows for value in row.values]
+    scale = fit(values, left + 10, WIDTH - 30, log=axis.log, zero=axis.zero)
+    height = top + _ROW * len(rows)
+    parts = [*_grid(scale, axis, height, top), drawn]
+    for index, row in enumerate(rows):
+        parts += _dots(row, scale, top + _ROW * (index + 0.5), left)
+    return frame(title, description, height + 48, parts)
+
+
+def _margin(names: Sequence[str]) -> float:
+    return 20 + max((text_width(shorten(name, _LETTERS)) for name in names), default=40)
+
+
+def _grid(scale: Scale, axis: Axis, bottom: float, top: float = 4) -> list[Markup]:
+    line = Markup('<line class="grid" x1="{x}" x2="{x}" y1="{}" y2="{}"/>')
+    parts = []
+    for tick in scale.ticks():
+        x, text = scale.place(tick) or 0.0, axis.wording(tick)
+        inside = min(x, WIDTH - text_width(text) / 2)
+        parts.append(line.format(pixel(top), pixel(bottom), x=pixel(x)))
+        parts.append(label(inside, bottom + 16, text, "mid"))
+    return [*parts, label((scale.start + scale.end) / 2, bottom + 36, axis.label, "name mid")]
+
+
+def _name(name: str, x: float, y: float) -> Markup:
+    return Markup('<text class="end" x="{}" y="{}"><title>{}</title>{}</text>').format(
+        pixel(x), pixel(y), name, shorten(name, _LETTERS)
+    )
+
+
+def _bar(bar: Bar, scale: Scale, y: float) -> list[Markup]:
+    parts = [_name(bar.name, scale.start - 8, y + 15)]
+    rect = Markup('<rect class="{}" x="{}" y="{}" width="{}" height="18"/>')
+    end = scale.place(bar.value)
+    ghost = scale.place(bar.ghost)
+    zero = scale.place(0.0) or scale.start
+    if ghost is not None and ghost > (end or zero):
+        first = end if end is not None else zero
+        parts.append(rect.format("ghost", pixel(first), pixel(y + 2), pixel(ghost - first)))
+    if end is not None:
+        # One pixel stays visible, so that little is not taken for nothing.
+        width = max(end - zero, 1.0 if bar.value else 0.0)
+        parts.append(rect.format("bar", pixel(zero), pixel(y + 2), pixel(width)))
+    after = max(place for place in (end, ghost, zero) if place is not None)
+    return [*parts, label(after + 6, y + 15, bar.note or ("" if bar.value is not None else "n/a"))]
+
+
+def _dots(row: Dots, scale: Scale, y: float, left: float) -> list[Markup]:
+    places = [scale.place(value) for value in row.values]
+    seen = [place for place in places if place is not None]
+    parts = [_name(row.name, left - 6, y + 4)]
+    if seen:
+        join = Markup('<line class="join" x1="{}" x2="{}" y1="{y}" y2="{y}"/>')
+        parts.append(join.format(pixel(min(seen)), pixel(max(seen)), y=pixel(y)))
+    else:
+        parts.append(label(scale.start, y + 4, "n/a"))
+    # Marks of one place would hide one another: such a row is drawn staggered.
+    ordered = sorted(seen)
+    close = any(after - before < _APART for before, after in pairwise(ordered))
+    step = _STAGGER if close else 0.0
+    middle = (len(places) - 1) / 2
+    return parts + [
+        mark(place, y + step * (style - middle), style)
+        for style, place in enumerate(places)
+        if place is not None
+    ]

@@ -1,0 +1,94 @@
+"""The terminal view of a compress result: what a person wants to know when the command ends.
+
+About fifteen lines; the page has the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from karikomi.report.compress_view import NEEDED
+from karikomi.report.inputs import named, records, require, table
+from karikomi.report.savings import dense_bytes
+from karikomi.report.terminal import WIDTH, align, clip, printable, text_block
+from karikomi.report.verdict import budget_held, difference, verified_sentence
+from karikomi.report.wording import amount, change, count, percent, plain, ratio, score, size
+
+_WHERE = "compress_table"
+_LISTED = 8
+
+
+def compress_table(result: Mapping[str, Any]) -> str:
+    """Return before and after, the largest tensors, and where the files lie, in 80 columns.
+
+    Missing values read "n/a"; a result without its headline figures raises `InvalidArgument`.
+
+    >>> result = {"task": "digits", "metric": "accuracy", "metric_before": 0.97,
+    ...           "metric_after": 0.96, "bytes_dense": 200_000, "bytes_packed": 5_000}
+    >>> print(compress_table(result).splitlines()[2])
+    accuracy (test)        97.00 %  96.00 %  -1.00 points
+    """
+    result = require(result, NEEDED, where=_WHERE)
+    tensors = records(result.get("tensors"), "tensors", where=_WHERE)
+    task, framework, network, seed = (
+        named(result.get(key)) for key in ("task", "framework", "network", "seed")
+    )
+    lines = [clip(printable(f"{task} ({framework}, seed {seed}): {network}"), WIDTH)]
+    lines += align(_headline(result))
+    lines += ["", *_tensors(tensors)] if tensors else []
+    lines += ["", *_remarks(result)] if result.get("left_alone") or result.get("warnings") else []
+    tick = "yes: " if result.get("verified") is True else "NO: "
+    lines += ["", f"verified  {tick}{verified_sentence(result)}"]
+    for key in ("file", "report"):
+        lines.append(f"{key:<8}  {printable(named(result.get(key)))}")
+    return text_block(lines)
+
+
+def _remarks(result: Mapping[str, Any]) -> list[str]:
+    """Return one line per warning, and per tensor that pruning left alone with the reason."""
+    warnings = result.get("warnings")
+    lines = [f"warning: {named(one)}" for one in warnings] if isinstance(warnings, list) else []
+    for name, reason in list(table(result.get("left_alone")).items())[:_LISTED]:
+        lines.append(f"not pruned: {named(name)}: {named(reason)}")
+    return [clip(printable(line), WIDTH) for line in lines]
+
+
+def _headline(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    metric = named(result["metric"])
+    held = {True: "held", False: "NOT HELD", None: "n/a"}[budget_held(result)]
+    rows = [("", "before", "after", "")]
+    for split, key in (("test", "metric"), ("validation", "validation")):
+        before, after = result.get(f"{key}_before"), result.get(f"{key}_after")
+        gap = change(difference(after, before), metric)
+        rows.append((f"{metric} ({split})", score(before, metric), score(after, metric), gap))
+    budget = f"{amount(result.get('max_drop'), metric)} {held}"
+    smaller = f"{ratio(result.get('ratio'))} smaller"
+    parameters, nonzero = count(result.get("parameters")), count(result.get("nonzero"))
+    return [
+        *rows,
+        ("budget on validation", "", "", budget),
+        ("size", size(result["bytes_dense"]), size(result["bytes_packed"]), smaller),
+        ("numbers not zero", parameters, nonzero, ""),
+        ("sparsity", "", percent(result.get("sparsity")), "of prunable weights"),
+    ]
+
+
+def _tensors(tensors: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [("tensor", "codec", "sparsity", "bits/weight", "dense", "packed")]
+    largest = sorted(tensors, key=dense_bytes, reverse=True)
+    for tensor in largest[:_LISTED]:
+        sizes = table(tensor.get("bytes"))
+        rows.append(
+            (
+                named(tensor.get("name")),
+                named(tensor.get("codec")),
+                percent(tensor.get("sparsity")),
+                plain(tensor.get("bits_per_weight"), 3),
+                size(sizes.get("dense")),
+                size(sizes.get("packed")),
+            )
+        )
+    lines = align(rows, left=2)
+    more = len(largest) - _LISTED
+    return lines + ([f"and {more} smaller tensors: see the report"] if more > 0 else [])

@@ -1,0 +1,200 @@
+"""The page of a compress result: what was gained, what it cost, and how to check it.
+
+The claims are worded in `verdict`, so that this file only orders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from karikomi.report.audit_parts import audit_sections
+from karikomi.report.inputs import named, records, require, table
+from karikomi.report.page import Code, Page, Part, Points, Section, Table, Tile, Words, render
+from karikomi.report.savings import savings_section, sparsity_chart
+from karikomi.report.training import training_section
+from karikomi.report.verdict import (
+    budget_held,
+    budget_sentence,
+    candidate_sentences,
+    difference,
+    floor_sentence,
+    grain_sentence,
+    load_lines,
+    rerun_line,
+    verified_sentence,
+)
+from karikomi.report.wording import amount, change, count, percent, plain, ratio, score, size
+
+NEEDED = ("task", "metric", "metric_before", "metric_after", "bytes_dense", "bytes_packed")
+_WHERE = "compress_page"
+_LISTED = 100
+
+
+def compress_page(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the HTML page of a compress result and the rows of its record.
+
+    The page is one file without scripts, below 300 kB however many rows there are. Missing values
+    (None, NaN) read "n/a"; a result without its headline figures raises `InvalidArgument`.
+
+    >>> result = {"task": "digits", "metric": "accuracy", "metric_before": 0.97,
+    ...           "metric_after": 0.96, "bytes_dense": 200_000, "bytes_packed": 5_000}
+    >>> "96.00 %" in compress_page(result, [])
+    True
+    """
+    result = require(result, NEEDED, where=_WHERE)
+    rows = records(rows, "rows", where=_WHERE)
+    tensors = records(result.get("tensors"), "tensors", where=_WHERE)
+    tried = records(result.get("candidates"), "candidates", where=_WHERE)
+    sections = [
+        _promise(result),
+        savings_section(result, tensors),
+        Section("Sparsity", _sparsity(result, tensors)),
+        training_section(result, rows),
+        _search(result, tried),
+        _shrink(table(result.get("shrink"))),
+    ]
+    if isinstance(result.get("audit"), Mapping):
+        sections += audit_sections(result["audit"], heading="Audit")
+    sections += [_use(result), environment_section(table(result.get("environment")))]
+    return render(
+        Page(
+            f"{named(result['task'])}: compressed {ratio(result.get('ratio'))}",
+            _lead(result),
+            _tiles(result),
+            sections,
+            f"Made by karikomi {named(result.get('karikomi'))}.",
+        )
+    )
+
+
+def environment_section(environment: Mapping[str, Any]) -> Section:
+    """Return the section that says on what the figures were made."""
+    if not environment:
+        return Section("Environment", [Words("The environment was not recorded.")])
+    rows = [(str(key), named(value)) for key, value in environment.items()]
+    note = "The same seed, versions, machine kind and thread count give the same bytes."
+    return Section("Environment", [Table("Made with", ("", ""), rows, names=2, note=note)])
+
+
+def _lead(result: Mapping[str, Any]) -> str:
+    return (
+        f"{named(result.get('network'))} ({named(result.get('framework'))}), seed"
+        f" {named(result.get('seed'))}, {plain(result.get('seconds'), 3)} s"
+        + (", resumed from an earlier run." if result.get("resumed") is True else ".")
+    )
+
+
+def _tiles(result: Mapping[str, Any]) -> list[Tile]:
+    metric, after, before = named(result["metric"]), result["metric_after"], result["metric_before"]
+    verified = result.get("verified") is True
+    held = {True: "✓ held", False: "✗ not held", None: "n/a"}[budget_held(result)]
+    sizes = f"{size(result['bytes_dense'])} → {size(result['bytes_packed'])}"
+    nonzero = (
+        f"of prunable weights; {count(result.get('nonzero'))} of"
+        f" {count(result.get('parameters'))} numbers are left"
+    )
+    return [
+        Tile("smaller", ratio(result.get("ratio")), sizes),
+        Tile(
+            f"{metric} on the test split",
+            score(after, metric),
+            f"before {score(before, metric)}: {change(difference(after, before), metric)}",
+        ),
+        Tile("sparsity", percent(result.get("sparsity")), nonzero),
+        Tile(
+            f"budget of {amount(result.get('max_drop'), metric)}",
+            held,
+            "on the validation split",
+        ),
+        Tile("verified", "✓ yes" if verified else "✗ no", verified_sentence(result)),
+    ]
+
+
+def _promise(result: Mapping[str, Any]) -> Section:
+    wrong = result.get("verified") is not True or budget_held(result) is False
+    examples = table(result.get("examples"))
+    names = [name for name in ("train", "validation", "test") if name in examples]
+    split = ", ".join(f"{count(examples[name])} {name}" for name in names)
+    sentences = [f"Examples: {split}." if split else "", grain_sentence(result)]
+    parts: list[Part] = [Words(budget_sentence(result), warning=wrong)]
+    parts += [Words(" ".join(filter(None, sentences)))] if any(sentences) else []
+    return Section("What is promised", parts)
+
+
+def _search(result: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> Section:
+    if not tried:
+        return Section("Candidates", [Words("No candidates were recorded.")])
+    metric = named(result["metric"])
+    words: dict[Any, str] = {True: "yes", False: "no"}
+    rows = [
+        (
+            named(one.get("stage")),
+            named(one.get("what")),
+            score(one.get("validation"), metric),
+            "" if one.get("bytes") is None else size(one.get("bytes")),
+            words.get(one.get("passed"), "n/a"),
+            "✓ chosen" if one.get("chosen") is True else "",
+        )
+        for one in tried[:_LISTED]
+    ]
+    strong = [index for index, one in enumerate(tried) if one.get("chosen") is True]
+    more = len(tried) - len(rows)
+    note = f"The first {_LISTED} are listed; {more} more were tried." if more else ""
+    columns = ("stage", "tried", f"validation {metric}", "file", "passed", "")
+    return Section(
+        "Candidates",
+        [
+            Words(floor_sentence(result)),
+            Points(candidate_sentences(result, tried)),
+            Table("In the order they were tried", columns, rows, 2, strong, note),
+        ],
+    )
+
+
+def _shrink(shrink: Mapping[str, Any]) -> Section:
+    before, after = table(shrink.get("widths_before")), table(shrink.get("widths_after"))
+    if not before:
+        return Section("Shrinking", [Words("No units were removed: the widths are as trained.")])
+    rows = [
+        (name, count(width), count(after.get(name)), count(difference(width, after.get(name))))
+        for name, width in list(before.items())[:_LISTED]
+    ]
+    more = len(before) - len(rows)
+    sentence = (
+        f"{count(shrink.get('removed'))} units were removed; parameters"
+        f" {count(shrink.get('parameters_before'))} → {count(shrink.get('parameters_after'))}."
+    )
+    note = f"{more} more layers are not listed." if more else ""
+    columns = ("layer", "units before", "after", "removed")
+    reasons = list(table(shrink.get("left_alone")).items())[:_LISTED]
+    return Section(
+        "Shrinking",
+        [
+            Words(sentence),
+            Table("Widths", columns, rows, note=note),
+            Points([f"{name} was left alone: {named(reason)}." for name, reason in reasons]),
+        ],
+    )
+
+
+def _sparsity(result: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> list[Part]:
+    alone = list(table(result.get("left_alone")).items())[:_LISTED]
+    remarks = result.get("warnings")
+    lines = [f"Warning: {named(one)}." for one in remarks] if isinstance(remarks, list) else []
+    lines += [f"{named(name)} was not pruned: {named(reason)}." for name, reason in alone]
+    chart: Part = sparsity_chart(tensors) if tensors else Words("No tensors.")
+    return [chart, Points(lines)] if lines else [chart]
+
+
+def _use(result: Mapping[str, Any]) -> Section:
+    return Section(
+        "Use it, make it again",
+        [
+            Code("Load the file (NumPy arrays by name)", load_lines(result)),
+            Code(
+                "Make it again",
+                rerun_line(result),
+            ),
+        ],
+    )

@@ -1,0 +1,131 @@
+"""The pieces a chart is drawn from, as escaped SVG: text, marks, strokes, legend, frame.
+
+Colours live in the style sheet (light, dark and print differ). A style is a colour together with a
+dash and the shape of a mark, so that no series is told by its colour alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from karikomi.report.scale import tick_text
+
+WIDTH = 860
+LEFT = 66
+STYLES = 6
+_LETTER = 6.3  # pixels a letter of the 11 px chart font takes, on average and rounded up
+_ROW = 18
+
+Wording = Callable[[float], str]
+Points = Sequence[tuple[float | None, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What an axis shows: its label, its spacing, and how a tick is worded."""
+
+    label: str
+    log: bool = False
+    zero: bool = False
+    wording: Wording = tick_text
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line or one set of marks; `style` picks colour, dash and shape of the mark together.
+
+    `whiskers` holds (x, low, high) for a bar of spread behind each point.
+    """
+
+    name: str
+    points: Points
+    style: int = 0
+    line: bool = True
+    marks: bool = False
+    whiskers: Sequence[tuple[float, float | None, float | None]] = ()
+
+
+def frame(title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
+    """Return the SVG element around the parts, named and described for a screen reader."""
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "chart"
+    return Markup(
+        '<svg viewBox="0 0 {w} {h}" role="img" aria-labelledby="{s}-t {s}-d">'
+        '<title id="{s}-t">{t}</title><desc id="{s}-d">{d}</desc>\n{p}\n</svg>'
+    ).format(w=WIDTH, h=pixel(height), s=slug, t=title, d=description, p=Markup("\n").join(parts))
+
+
+def label(x: float, y: float, text: str, kind: str = "") -> Markup:
+    """Return a line of text at a place."""
+    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(kind, pixel(x), pixel(y), text)
+
+
+def mark(x: float, y: float, style: int, size: float = 4.0) -> Markup:
+    """Return the mark of a style: disc, triangle, square, diamond, cross or downward triangle."""
+    a, b = size, size * 0.9
+    shapes = (
+        [],
+        [(0, -a), (a, b), (-a, b)],
+        [(-b, -b), (b, -b), (b, b), (-b, b)],
+        [(0, -a * 1.3), (a * 1.3, 0), (0, a * 1.3), (-a * 1.3, 0)],
+        [],
+        [(0, a), (a, -b), (-a, -b)],
+    )
+    kind, corners = style % STYLES, shapes[style % STYLES]
+    if kind == 0:
+        return Markup('<circle class="m0" cx="{}" cy="{}" r="{}"/>').format(pixel(x), pixel(y), a)
+    if kind == 4:
+        return Markup('<path class="m4" d="M{} {}l{w} {w}m0 -{w}l-{w} {w}"/>').format(
+            pixel(x - a), pixel(y - a), w=2 * a
+        )
+    path = "L".join(f"{pixel(x + dx)} {pixel(y + dy)}" for dx, dy in corners)
+    return Markup('<path class="m{}" d="M{}Z"/>').format(kind, path)
+
+
+def legend(series: Sequence[Series]) -> tuple[Markup, int]:
+    """Return the legend and the number of rows it takes; one lone line needs none."""
+    if len(series) < 2:
+        return Markup(""), 0
+    parts, x, row = [], float(LEFT), 1
+    for one in series:
+        width = 40 + _LETTER * len(one.name)
+        if x + width > WIDTH and x > LEFT:
+            x, row = float(LEFT), row + 1
+        y = 10 + _ROW * row
+        if one.line:
+            parts.append(stroke("s", one.style, f"M{pixel(x)} {y}h24"))
+        if one.marks:
+            parts.append(mark(x + 12, y, one.style))
+        parts.append(label(x + 30, y + 4, one.name))
+        x += width + 10
+    return Markup("").join(parts), row
+
+
+def shorten(text: str, letters: int) -> str:
+    """Return text of at most so many letters, the middle left out: names differ at their ends.
+
+    >>> shorten("encoder.layers.0.self_attn.in_proj_weight", 20)
+    'encoder.l…roj_weight'
+    """
+    if len(text) <= letters:
+        return text
+    head = (letters - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (letters - 1 - head) :]}"
+
+
+def text_width(text: str) -> float:
+    """Return about how many pixels a line of chart text takes."""
+    return _LETTER * len(text)
+
+
+def pixel(value: float) -> str:
+    """Return a coordinate with one decimal at most."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def stroke(kind: str, style: int, path: str) -> Markup:
+    """Return a stroke in a style, or of a kind in a style: a line, a whisker."""
+    return Markup('<path class="{}{}" d="{}"/>').format(kind, style % STYLES, path)

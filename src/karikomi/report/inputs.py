@@ -1,0 +1,74 @@
+"""What a view may take for granted about the JSON it is given, and the error when it may not.
+
+Separate, so that each view reads a result without checking types on every line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from karikomi.errors import InvalidArgument
+
+
+def require(result: Any, keys: Sequence[str], *, where: str) -> Mapping[str, Any]:
+    """Return `result` if it is a mapping with all `keys`; raise `InvalidArgument` otherwise.
+
+    >>> require({"task": "digits"}, ("task",), where="audit_page")["task"]
+    'digits'
+    """
+    if not isinstance(result, Mapping):
+        raise InvalidArgument(
+            "the result must be a mapping", where=where, got=type(result).__name__
+        )
+    missing = [key for key in keys if key not in result]
+    if missing:
+        raise InvalidArgument(
+            f"the result lacks {', '.join(missing)}",
+            where=where,
+            hint="give the whole result as it stands in the result file",
+        )
+    return result
+
+
+def records(value: Any, name: str, *, where: str) -> list[Mapping[str, Any]]:
+    """Return a list of mappings; nothing at all counts as an empty list."""
+    if value is None:
+        return []
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+        raise InvalidArgument(
+            f"{name} must be a list of mappings", where=where, got=type(value).__name__
+        )
+    for index, entry in enumerate(value):
+        if not isinstance(entry, Mapping):
+            raise InvalidArgument(
+                f"entry {index} of {name} must be a mapping", where=where, got=type(entry).__name__
+            )
+    return list(value)
+
+
+def table(value: Any) -> Mapping[str, Any]:
+    """Return a mapping; anything else counts as an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def named(value: Any, missing: str = "n/a") -> str:
+    """Return text for a name that may be missing.
+
+    >>> named("fc1"), named(None), named(float("nan"))
+    ('fc1', 'n/a', 'n/a')
+    """
+    lost = value is None or (isinstance(value, float) and not math.isfinite(value))
+    return missing if lost else str(value)
+
+
+def shape(value: Any) -> str:
+    """Return a shape as ``256x64``; a scalar has the shape ``()``.
+
+    >>> shape([256, 64]), shape([]), shape(None)
+    ('256x64', '()', 'n/a')
+    """
+    if not isinstance(value, list | tuple):
+        return "n/a"
+    return "x".join(str(axis) for axis in value) or "()"

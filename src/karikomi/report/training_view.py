@@ -1,0 +1,156 @@
+"""One training as a page, from the rows of its record alone: loss, norms, who contributes, what was skipped.
+
+Separate from the page on compressing, which draws the same curves but has a result to explain.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from karikomi.files import as_path
+from karikomi.report.history import read_history
+from karikomi.report.inputs import named, table
+from karikomi.report.page import Page, Part, Section, Table, Tile, Words, render, write_page
+from karikomi.report.training import loss_chart, norm_chart, validation_chart
+from karikomi.report.wording import MISSING, count, number, percent, plain
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPage:
+    """Draw the page of a training into a file whenever it is called with the rows of a record.
+
+    `path`: of the file, which is replaced at once. Raises `Unwritable` when the disk refuses.
+
+    >>> page = TrainingPage("training.html")
+    >>> page([{"event": "step", "step": 1, "norm": 4.0, "factor": 0.25, "clipped": True}]).name
+    'training.html'
+    """
+
+    path: str | os.PathLike[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", as_path(self.path))
+
+    def __call__(self, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Draw and write the page, and return its path."""
+        return write_page(self.path, training_page(rows))
+
+
+def training_page(rows: Iterable[Mapping[str, Any]], *, title: str = "Training") -> str:
+    """Return the HTML page of one training from the rows of its record, read once.
+
+    Loss and gradient norm before and after clipping, with the clipped and skipped steps marked; how much
+    each tensor contributes to the norm, on average; the latest skipped steps with the tensors at fault.
+
+    >>> rows = [{"event": "step", "step": 1, "norm": 4.0, "factor": 0.25, "clipped": True, "loss": 2.0}]
+    >>> "1 of 1 steps" in training_page(rows)
+    True
+    """
+    seen = _Seen()
+    history = read_history(seen.through(rows))
+    parts: list[Part] = [Words("No steps were recorded, so there are no curves.")]
+    if history.stages:
+        parts = [norm_chart(history)]
+        if any(loss is not None for _, loss in history.loss):
+            parts.append(loss_chart(history))
+        if any(value is not None for _, value in history.validation):
+            parts.append(validation_chart(history, [], "loss"))
+    sections = [Section("Curves", parts)]
+    if seen.shares:
+        sections.append(Section("Contributions", [seen.contributions()]))
+    if seen.skips:
+        sections.append(Section("Skipped steps", [seen.skipped_steps()]))
+    norms = [norm for _, norm in history.norm if norm is not None]
+    return render(Page(title, seen.lead(), seen.tiles(norms), sections))
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one pass over the rows adds up to, besides the curves."""
+
+    steps: int = 0
+    clipped: int = 0
+    skipped: int = 0
+    measured: int = 0
+    shares: dict[str, float] = field(default_factory=dict)
+    skips: list[tuple[str, str]] = field(default_factory=list)
+
+    def through(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """Yield the rows, and count what passes."""
+        for row in rows:
+            if row.get("event") == "step":
+                self._add(row)
+            yield row
+
+    def lead(self) -> str:
+        """Return what was clipped and skipped, in a sentence."""
+        share = f" ({percent(self.clipped / self.steps)})" if self.steps else ""
+        return (
+            f"{count(self.clipped)} of {count(self.steps)} steps were clipped{share}, "
+            f"{count(self.skipped)} were skipped."
+        )
+
+    def tiles(self, norms: list[float]) -> list[Tile]:
+        """Return the figures of the headline."""
+        return [
+            Tile("steps", count(self.steps)),
+            Tile("clipped", percent(self.clipped / self.steps) if self.steps else MISSING),
+            Tile("skipped", count(self.skipped)),
+            Tile("median norm", plain(median(norms)) if norms else MISSING, "before clipping"),
+            Tile("largest norm", plain(max(norms)) if norms else MISSING, "before clipping"),
+        ]
+
+    def contributions(self) -> Table:
+        """Return who contributes how much, the largest first."""
+        ranked = sorted(self.shares.items(), key=lambda pair: (-pair[1], pair[0]))[:_SHOWN]
+        return Table(
+            "Share of the squared gradient norm",
+            ["tensor", "share"],
+            [[name, percent(share / self.measured)] for name, share in ranked],
+            note="On average over the steps, of the tensors with the largest norms.",
+        )
+
+    def skipped_steps(self) -> Table:
+        """Return the latest skipped steps."""
+        note = f"The last {_SHOWN} of {count(self.skipped)}." if len(self.skips) > _SHOWN else ""
+        return Table(
+            "What was skipped, and why",
+            ["step", "not finite"],
+            [list(pair) for pair in self.skips[-_SHOWN:]],
+            names=2,
+            note=note,
+        )
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        left = table(row.get("left_out"))
+        self.steps += 1 + int(number(left.get("steps")) or 0)
+        self.clipped += (row.get("clipped") is True) + int(number(left.get("clipped")) or 0)
+        self.skipped += (row.get("skipped") is True) + int(number(left.get("skipped")) or 0)
+        if row.get("skipped") is True:
+            bad = row.get("nonfinite")
+            tensors = (
+                ", ".join(map(str, bad)) if isinstance(bad, list) else "none: the rule skipped it"
+            )
+            self.skips = [*self.skips[-_SHOWN:], (count(row.get("step")), tensors)]
+        self._share(row)
+
+    def _share(self, row: Mapping[str, Any]) -> None:
+        joint = number(row.get("norm"))
+        top = table(table(row.get("gradients")).get("top"))
+        norms = {
+            named(name): norm for name, one in top.items() if (norm := number(one)) is not None
+        }
+        # Of rules that look at entries, the number of a row is the largest of them and no joint norm.
+        shares = {name: (norm / joint) ** 2 for name, norm in norms.items()} if joint else {}
+        if not shares or sum(shares.values()) > 1.001:
+            return
+        self.measured += 1
+        for name, share in shares.items():
+            self.shares[name] = self.shares.get(name, 0.0) + share

@@ -1,0 +1,149 @@
+"""What a compress result claims, in sentences: the budget, the proof, the choices.
+
+Separate, so that page and terminal cannot claim different things about the same result.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from karikomi.report.inputs import named, table
+from karikomi.report.wording import amount, change, count, number, percent, score, size
+
+# Differences of accuracies such as 0.975 - 0.97 exceed the budget 0.005 by float rounding alone.
+_ROUNDING = 1e-9
+
+
+def difference(after: Any, before: Any) -> float | None:
+    """Return ``after - before``, or None where one of them is missing.
+
+    >>> difference(0.75, 1.0), difference(None, 1.0)
+    (-0.25, None)
+    """
+    last, first = number(after), number(before)
+    return None if last is None or first is None else last - first
+
+
+def budget_held(result: Mapping[str, Any]) -> bool | None:
+    """Tell whether the metric fell by at most ``max_drop`` on validation; None where unknown."""
+    fell = difference(result.get("validation_before"), result.get("validation_after"))
+    allowed = number(result.get("max_drop"))
+    return None if fell is None or allowed is None else fell <= allowed + _ROUNDING
+
+
+def budget_sentence(result: Mapping[str, Any]) -> str:
+    """Return what was promised, on which split it was held, and what the test split was for."""
+    metric = named(result["metric"])
+    held = {True: "was held", False: "was NOT held", None: "cannot be judged (values are missing)"}
+    before, after = result.get("validation_before"), result.get("validation_after")
+    return (
+        f"The budget of {amount(result.get('max_drop'), metric)} {held[budget_held(result)]} on the"
+        f" validation split: {score(before, metric)} before, {score(after, metric)} after"
+        f" ({change(difference(after, before), metric)}). Every choice was made on that split;"
+        " the test split was only measured."
+    )
+
+
+def verified_sentence(result: Mapping[str, Any]) -> str:
+    """Return whether the figures are those of the file itself."""
+    if result.get("verified") is True:
+        return "the file was loaded again and gives the figures shown here"
+    return "the file was not shown to give the figures shown here: do not rely on it"
+
+
+def grain_sentence(result: Mapping[str, Any]) -> str:
+    """Return how much one test example weighs: smaller differences mean nothing."""
+    examples = number(table(result.get("examples")).get("test"))
+    if not examples or "accuracy" not in named(result["metric"]).lower():
+        return ""
+    return (
+        f"One of the {count(examples)} test examples is worth {100 / examples:.2f} points of"
+        " accuracy."
+    )
+
+
+def candidate_sentences(result: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each stage what was chosen, its distance to the floor, and what fell below it."""
+    floor = _floor(result)
+    metric, sentences = named(result["metric"]), []
+    for stage in dict.fromkeys(named(one.get("stage")) for one in tried):
+        of_stage = [one for one in tried if named(one.get("stage")) == stage]
+        chosen = [one for one in of_stage if one.get("chosen") is True]
+        failed = [one for one in of_stage if one.get("passed") is False]
+        said = [_choice(one, floor, metric) for one in chosen] or ["nothing was chosen"]
+        if failed:
+            below = ", ".join(
+                f"{named(one.get('what'))} ({score(one.get('validation'), metric)})"
+                for one in failed[:4]
+            )
+            more = f" and {len(failed) - 4} more" if len(failed) > 4 else ""
+            said.append(f"below the floor: {below}{more}")
+        sentences.append(f"{stage}: {'; '.join(said)}.")
+    return sentences
+
+
+def floor_sentence(result: Mapping[str, Any]) -> str:
+    """Return the lowest validation value a candidate may have."""
+    metric, floor = named(result["metric"]), _floor(result)
+    if floor is None:
+        return "The floor of the search is not known: a value is missing."
+    return (
+        f"A candidate passes when its validation {metric} is at least {score(floor, metric)}:"
+        f" {score(result.get('validation_before'), metric)} before, less the budget of"
+        f" {amount(result.get('max_drop'), metric)}."
+    )
+
+
+def clip_sentence(result: Mapping[str, Any]) -> str:
+    """Return how often the rule clipped and skipped."""
+    clip = table(result.get("clip"))
+    if not clip:
+        return ""
+    steps, clipped = number(clip.get("steps")), number(clip.get("clipped"))
+    share = f" ({percent(clipped / steps)})" if steps and clipped is not None else ""
+    return (
+        f"{named(clip.get('rule'))} clipped {count(clipped)} of {count(steps)} steps{share} and"
+        f" skipped {count(clip.get('skipped'))}."
+    )
+
+
+def load_lines(result: Mapping[str, Any]) -> str:
+    """Return the lines of Python that load the file."""
+    return f"import karikomi as kk\n\narrays = kk.load({named(result.get('file'), 'model.karikomi')!r})"
+
+
+def rerun_line(result: Mapping[str, Any]) -> str:
+    """Return the command that makes the same file again, quoted for a shell.
+
+    >>> rerun_line({"task": "digits", "max_drop": 0.005, "seed": 0, "file": "runs/x/model.karikomi"})
+    'karikomi compress digits --max-drop 0.005 --seed 0 --out runs/x'
+    """
+    words = ["karikomi", "compress", named(result.get("task"))]
+    for option in ("data", "config"):
+        words += [] if result.get(option) is None else [f"--{option}", str(result[option])]
+    for option, value in (("--max-drop", result.get("max_drop")), ("--seed", result.get("seed"))):
+        words += [] if number(value) is None else [option, str(value)]
+    if result.get("file") is not None:
+        words += ["--out", PurePath(str(result["file"])).parent.as_posix()]
+    return shlex.join(words)
+
+
+def _floor(result: Mapping[str, Any]) -> float | None:
+    return difference(result.get("validation_before"), result.get("max_drop"))
+
+
+def _choice(one: Mapping[str, Any], floor: float | None, metric: Any) -> str:
+    what, value = named(one.get("what")), one.get("validation")
+    what += "" if one.get("bytes") is None else f" ({size(one.get('bytes'))})"
+    distance = difference(value, floor)
+    if distance is None:
+        return f"{what} was chosen"
+    if abs(distance) <= _ROUNDING:
+        return f"{what} was chosen: {score(value, metric)} is the floor itself"
+    where = "above" if distance > 0 else "below"
+    return (
+        f"{what} was chosen: {score(value, metric)} is {amount(distance, metric)} {where} the floor"
+    )

@@ -1,0 +1,49 @@
+"""What each step of compression saves: the same tensor stored the plain way after each of them.
+
+Fixed-width storage is Deep Compression's (Han, Mao and Dally 2016, section 2 and 3): a value and the
+gap to the one before it, both of fixed width, with a filler entry wherever a gap is too long.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from karikomi.quantize import Codebook, Coded
+
+
+def fixed_width_bytes(kept: np.ndarray, value_bits: int) -> int:
+    """Return the bytes of a tensor whose `kept` entries take `value_bits` each, without entropy coding.
+
+    The smaller of dense storage and gap-coded storage at the best gap width.
+    """
+    dense = kept.size * value_bits
+    places = np.flatnonzero(kept)
+    gaps = np.diff(places, prepend=-1) - 1
+    best = dense
+    for width in range(1, 17):
+        fillers = int(np.sum(gaps >> width))
+        best = min(best, (len(places) + fillers) * (width + value_bits))
+    return math.ceil(best / 8)
+
+
+def bytes_by_cause(tensor: np.ndarray | Coded, packed: int) -> dict[str, int]:
+    """Return the bytes of one tensor: dense, pruned, quantized, and as it was packed (with its tables)."""
+    if not isinstance(tensor, Coded):
+        kept = tensor != 0
+        bits = 8 * tensor.dtype.itemsize
+        pruned = fixed_width_bytes(kept, bits)
+        return {"dense": tensor.nbytes, "pruned": pruned, "quantized": pruned, "packed": packed}
+    kept = tensor.codes != 0
+    if isinstance(tensor.grid, Codebook):
+        bits = max(math.ceil(math.log2(max(len(tensor.grid.values), 2))), 1)
+        table = tensor.grid.values.nbytes
+    else:
+        bits, table = tensor.grid.bits, tensor.grid.scale.nbytes
+    return {
+        "dense": 4 * kept.size,
+        "pruned": fixed_width_bytes(kept, 32),
+        "quantized": fixed_width_bytes(kept, bits) + table,
+        "packed": packed,
+    }

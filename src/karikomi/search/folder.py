@@ -1,0 +1,194 @@
+"""The folder of a run: what it is, how far it is, and a checkpoint, so that a killed run goes on.
+
+Everything is written atomically, and a stage counts as done only when `state.json` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from karikomi.errors import BadFile, Refused, Unwritable
+from karikomi.files import write_bytes, write_json
+from karikomi.record import Recorder
+from karikomi.search.lock import lock
+from karikomi.tasks import Arrays, Phase, Training
+
+OnEpoch = Callable[[str, int], object]
+"""Called with the stage and the number of epochs that were done (or found done)."""
+
+
+class Folder:
+    """A run folder, opened for the run that `identity` describes; another run in it is `Refused`."""
+
+    def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.stages = self.path / "stages"
+        self.resumed = False
+        self._make()
+        self._lock = lock(self.path)
+        try:
+            self._open(dict(identity))
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.recorder.close()
+        self._lock.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that finished stages took, over all calls that worked on this run."""
+        return float(self.state["seconds"])
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """Return the facts of a finished stage, or ``None``."""
+        return self.state["done"].get(stage)
+
+    def finish(self, stage: str, facts: Mapping[str, Any], arrays: Arrays | None = None) -> None:
+        """Mark a stage as done, after its arrays are safely on disk."""
+        if arrays is not None:
+            self.write_arrays(stage, arrays)
+        self.state["place"] = self.recorder.flush()
+        self.state["done"][stage] = dict(facts)
+        now = time.monotonic()
+        self.state["seconds"] += now - self._since
+        self._since = now
+        self._write_state()
+        (self.stages / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    def write_arrays(
+        self,
+        name: str,
+        arrays: Arrays,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        durable: bool = True,
+    ) -> None:
+        """Write named arrays, and facts as JSON beside them, to ``<name>.safetensors``."""
+        metadata = {"facts": json.dumps(facts or {}, sort_keys=True)}
+        content = safetensors.numpy.save(arrays, metadata)
+        write_bytes(self.stages / f"{name}.safetensors", content, durable=durable)
+
+    def read_arrays(self, name: str) -> tuple[Arrays, dict[str, Any]]:
+        """Return what `write_arrays` wrote."""
+        path = self.stages / f"{name}.safetensors"
+        try:
+            with safetensors.safe_open(path, framework="numpy") as stored:
+                facts = json.loads((stored.metadata() or {}).get("facts", "{}"))
+                # Copies, because what is read is mapped from a file that may be replaced.
+                return {key: np.array(stored.get_tensor(key)) for key in stored.keys()}, facts  # noqa: SIM118
+        except (OSError, safetensors.SafetensorError, ValueError) as error:
+            raise BadFile(
+                "a file of the run folder cannot be read",
+                where=str(path),
+                got=error,
+                hint="delete the folder, or choose another --out, and start afresh",
+            ) from error
+
+    def train(self, stage: str, training: Training, phase: Phase, on_epoch: OnEpoch) -> Training:
+        """Run a phase to its end from the last checkpoint, writing one after every epoch."""
+        place = self.state["place"]
+        if (self.stages / "checkpoint.safetensors").exists():
+            arrays, facts = self.read_arrays("checkpoint")
+            if facts["stage"] == stage:
+                training.restore(arrays, facts["training"])
+                place = facts["place"]
+                on_epoch(stage, training.epoch)
+        self.recorder.rewind(place)
+        while training.epoch < phase.epochs:
+            training.run_epoch(self.recorder)
+            arrays, facts = training.checkpoint()
+            place = self.recorder.flush()
+            # Not waiting for the disk: epochs may take milliseconds, and a finished stage does wait.
+            facts = {"stage": stage, "training": facts, "place": place}
+            self.write_arrays("checkpoint", arrays, facts, durable=False)
+            on_epoch(stage, 1)
+        return training
+
+    def _open(self, identity: dict[str, Any]) -> None:
+        self._claim(identity)
+        for leftover in [*self.path.glob(".*.part"), *self.stages.glob(".*.part")]:
+            leftover.unlink()
+        self.state: dict[str, Any] = self._read_json("state.json") or {
+            "done": {},
+            "place": None,
+            "seconds": 0.0,
+        }
+        self._since = time.monotonic()
+        fresh = not (self.path / "record.jsonl").exists()
+        if fresh and self.state["done"]:
+            raise BadFile(
+                "the record of this run is gone, and with it what the report needs",
+                where=str(self.path / "record.jsonl"),
+                hint="delete the folder, or choose another --out, and start afresh",
+            )
+        self.recorder = Recorder(self.path / "record.jsonl")
+        if fresh or self.state["place"] is None:
+            self.state["place"] = self.recorder.flush()
+            self._write_state()
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unwritable(
+                f"cannot make the output folder ({error.strerror or error})",
+                where=str(self.path),
+                hint="choose another --out",
+            ) from error
+
+    def _claim(self, identity: dict[str, Any]) -> None:
+        known = self._read_json("run.json")
+        # Through JSON, so that what was read compares with what would be written.
+        identity = json.loads(json.dumps(identity))
+        if known is None:
+            foreign = sorted(one.name for one in self.path.iterdir() if one.name[0] != ".")
+            if foreign:
+                raise Refused(
+                    "the folder holds files of something else",
+                    where=str(self.path),
+                    got=", ".join(foreign[:5]),
+                    hint="choose another --out",
+                )
+            write_json(self.path / "run.json", identity)
+        elif known != identity:
+            differing = sorted(
+                key for key in {*known, *identity} if known.get(key) != identity.get(key)
+            )
+            first = differing[0]
+            raise Refused(
+                f"the folder holds another run: {', '.join(differing)} differ(s)",
+                where=str(self.path),
+                got=f"{first} = {identity.get(first)}, there {known.get(first)}",
+                hint="choose another --out, or delete the folder",
+            )
+        else:
+            self.resumed = True
+
+    def _read_json(self, name: str) -> Any:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError as error:
+            raise Unwritable("the output folder is a file", where=str(self.path)) from error
+        except (OSError, ValueError) as error:
+            raise BadFile(
+                "a file of the run folder cannot be read", where=str(path), got=error
+            ) from error
+
+    def _write_state(self) -> None:
+        write_json(self.path / "state.json", self.state)

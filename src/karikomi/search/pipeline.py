@@ -1,0 +1,172 @@
+"""From a task and a budget to a verified small file: train, prune, shrink, quantize, pack, verify."""
+
+from __future__ import annotations
+
+import math
+import sys
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from karikomi import __version__, registry
+from karikomi.errors import InvalidArgument, KarikomiError
+from karikomi.files import write_bytes, write_json
+from karikomi.search.folder import Folder
+from karikomi.search.result import Outcome, clip_summary, describe
+from karikomi.search.stages import Candidate, Stages
+from karikomi.tasks import Data, Runner, Task, check_seed, checked_data, resolved
+
+
+def compress(
+    task: Task | str,
+    *,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    max_drop: float = 0.005,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a task's network, make it as small as the budget allows, and return what that cost.
+
+    The network is trained with gradient clipping, pruned by magnitude up a ladder of sparsities, freed
+    of dead units, given shared weights (or 8-bit grids), packed and read back. `max_drop`: how far
+    the metric may fall below the dense network's, in units of the metric (0.005 of accuracy is half a
+    point); it binds on the validation split, which training does not see; the test split only measures.
+    `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``result.json``,
+    ``record.jsonl`` and all checkpoints, and the same call continues a run that was stopped at any
+    moment, to the same bytes (same machine, build and thread count).
+
+    Raises `InvalidArgument` for a negative budget, `Refused` when `out` holds another run, and
+    `KarikomiError` naming the cause when the task's own code fails.
+
+    >>> import karikomi as kk
+    >>> kk.compress("digits", max_drop=-1)
+    Traceback (most recent call last):
+        ...
+    karikomi.errors.InvalidArgument: compress: max_drop must be >= 0; got -1; allowed: >= 0
+
+    Source: the pipeline of Han, Mao and Dally 2016, Deep Compression; gradual pruning after Zhu and Gupta
+    2017. Deviations: distillation while recovering, rANS beside Huffman coding, and the search.
+    """
+    if not isinstance(max_drop, Real) or not math.isfinite(max_drop) or max_drop < 0:
+        raise InvalidArgument(
+            "max_drop must be >= 0",
+            where="compress",
+            got=max_drop,
+            allowed=">= 0",
+        )
+    check_seed(seed, where="compress")
+    task = resolved(task, data, where="compress")
+    content = checked_data(task)
+    runner = registry.framework(task.framework).runner_for(task, content, seed=seed)
+    path = Path(out) if out is not None else Path("runs") / task.name
+    with Folder(path, _identity(task, content, runner, max_drop, seed)) as folder:
+        return _compressed(task, content, runner, folder, max_drop, seed, progress)
+
+
+def _compressed(
+    task: Task,
+    content: Data,
+    runner: Runner,
+    folder: Folder,
+    max_drop: float,
+    seed: int,
+    progress: bool,
+) -> dict[str, Any]:
+    environment = _remembered(folder, runner)
+    with _bar(task, progress) as bar:
+
+        def on_epoch(stage: str, epochs: int) -> None:
+            bar.set_postfix_str(stage, refresh=False)
+            bar.update(epochs)
+
+        stages = Stages(task, content, runner, folder, max_drop, on_epoch)
+        outcome, untrained = _search(task, stages), stages.untrained()
+    if folder.done("search") is None:
+        folder.finish("search", {})
+    result = {
+        **describe(task, content, runner, outcome, max_drop=max_drop, seed=seed),
+        "file": str(folder.path / "model.karikomi"),
+        "record": str(folder.path / "record.jsonl"),
+        "clip": clip_summary(task, folder.path / "record.jsonl"),
+        "seconds": round(folder.seconds, 1),
+        "resumed": folder.resumed,
+        "environment": environment,
+    }
+    if outcome.dense.validation < untrained:
+        result["warnings"].append(
+            f"training lowered the {task.metric_name} on the validation split; is lower better? "
+            "A metric must rise with quality"
+        )
+    if not result["verified"]:
+        raise KarikomiError(
+            "the packed file does not give back the network, so it was not published",
+            where=str(outcome.chosen.path),
+            hint="delete the run folder and run again; if it stays, report it",
+        )
+    write_bytes(folder.path / "model.karikomi", outcome.chosen.path.read_bytes())
+    write_json(folder.path / "result.json", result)
+    return result
+
+
+def _search(task: Task, stages: Stages) -> Outcome:
+    dense = stages.dense()
+    rungs = list(stages.rungs(dense))
+    tried: list[Candidate] = []
+    passing = [dense, *(rung for rung in rungs if rung.passed)]
+    for rung in reversed(passing):
+        arrays, shrink = stages.shrunk(rung)
+        found = [stages.shared(rung, arrays, k, dense) for k in task.recipe.entries]
+        tried += found
+        if not any(one.passed for one in found):
+            found = [stages.eight_bits(rung, arrays, dense)]
+            tried += found
+        if holding := [one for one in found if one.passed]:
+            chosen = min(holding, key=lambda one: one.size)
+            return Outcome(dense, rungs, rung, shrink, tried, chosen)
+    arrays, shrink = stages.shrunk(dense)
+    chosen = stages.floats(dense, arrays, dense)
+    return Outcome(dense, rungs, dense, shrink, [*tried, chosen], chosen)
+
+
+def _identity(task: Task, data: Data, runner: Runner, max_drop: float, seed: int) -> dict[str, Any]:
+    return {
+        "karikomi": __version__,
+        "task": task.name,
+        "data": data.fingerprint(),
+        "code": task.fingerprint(),
+        "network": runner.fingerprint(),
+        "recipe": task.recipe.as_dict(),
+        "max_drop": max_drop,
+        "seed": seed,
+    }
+
+
+def _remembered(folder: Folder, runner: Runner) -> dict[str, Any]:
+    now = runner.environment()
+    facts = folder.done("begin")
+    if facts is None:
+        folder.finish("begin", now)
+        facts = now
+    changed = sorted(key for key in now if facts.get(key) != now[key])
+    if changed:
+        tqdm.write(
+            f"karikomi: resumed with another {', '.join(changed)}: the bytes may differ from those of "
+            "an uninterrupted run",
+            file=sys.stderr,
+        )
+    return {**now, "changed": changed}
+
+
+def _bar(task: Task, progress: bool) -> tqdm[Any]:
+    recipe = task.recipe
+    epochs = (
+        recipe.train_epochs
+        + len(recipe.sparsities) * recipe.prune_epochs
+        + len(recipe.entries) * recipe.tune_epochs
+    )
+    # In a log file a line every ten seconds is enough.
+    calm = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=epochs, desc=task.name, unit="epoch", disable=not progress, mininterval=calm)

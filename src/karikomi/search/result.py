@@ -1,0 +1,167 @@
+"""What a compression says of itself: read back, measured on the test split, every byte accounted for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from karikomi import __version__, pack, record
+from karikomi.audit import audit
+from karikomi.search.accounting import bytes_by_cause
+from karikomi.search.stages import Candidate, Rung
+from karikomi.tasks import Arrays, Data, Runner, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the search did: the dense network, the rungs, the one chosen, and the candidates."""
+
+    dense: Rung
+    rungs: list[Rung]
+    rung: Rung
+    shrink: dict[str, Any]
+    tried: list[Candidate]
+    chosen: Candidate
+
+
+def describe(
+    task: Task,
+    data: Data,
+    runner: Runner,
+    outcome: Outcome,
+    *,
+    max_drop: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the result of a run, after reading its packed file back and judging it."""
+    file = outcome.chosen.path
+    reloaded = pack.load(file)
+    after = task.judge(runner.outputs(reloaded, data.test.inputs), data.test.targets)
+    direct = task.judge(runner.outputs(outcome.chosen.arrays, data.test.inputs), data.test.targets)
+    before = task.judge(runner.outputs(outcome.dense.arrays, data.test.inputs), data.test.targets)
+    dense_bytes = len(safetensors.numpy.save(outcome.dense.arrays))
+    tensors = _tensors(file, outcome.dense.arrays)
+    weights = sum(array.size for array in outcome.dense.arrays.values())
+    return {
+        "task": task.name,
+        "about": task.about,
+        "framework": task.framework,
+        "network": runner.describe(),
+        "seed": seed,
+        "karikomi": __version__,
+        "metric": task.metric_name,
+        "metric_before": before,
+        "metric_after": after,
+        "drop": before - after,
+        "validation_before": outcome.dense.validation,
+        "validation_after": outcome.chosen.validation,
+        "max_drop": max_drop,
+        "examples": {
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+        },
+        "bytes_dense": dense_bytes,
+        "bytes_packed": file.stat().st_size,
+        "ratio": dense_bytes / file.stat().st_size,
+        "parameters": weights,
+        "nonzero": int(sum(np.count_nonzero(array) for array in reloaded.values())),
+        "sparsity": _sparsity(reloaded, outcome.dense.arrays, runner.prunable()),
+        "verified": bool(_identical(reloaded, outcome.chosen.arrays) and after == direct),
+        "bytes_by_cause": {
+            **{
+                cause: sum(row["bytes"][cause] for row in tensors)
+                for cause in ("dense", "pruned", "quantized", "packed")
+            },
+            "file": file.stat().st_size,
+        },
+        "tensors": tensors,
+        "candidates": _candidates(outcome),
+        "shrink": outcome.shrink,
+        "left_alone": runner.left_alone(),
+        "warnings": [],
+        "audit": audit(
+            task,
+            outcome.dense.arrays,
+            reloaded,
+            seed=seed,
+            runner=runner,
+            data=data,
+            labels=("dense", "compressed"),
+        ),
+    }
+
+
+def _identical(first: Arrays, second: Arrays) -> bool:
+    return set(first) == set(second) and all(
+        first[name].dtype == second[name].dtype
+        and first[name].shape == second[name].shape
+        and first[name].tobytes() == second[name].tobytes()
+        for name in first
+    )
+
+
+def _sparsity(arrays: Arrays, dense: Arrays, names: list[str]) -> float:
+    total = sum(dense[name].size for name in names)
+    kept = sum(int(np.count_nonzero(arrays[name])) for name in names)
+    return 1.0 - kept / total if total else 0.0
+
+
+def _tensors(file: Path, dense: Arrays) -> list[dict[str, Any]]:
+    coded, rows = pack.load_coded(file), []
+    for entry in pack.inspect(file).entries:
+        packed = entry.payload + entry.tables
+        original = dense[entry.name]
+        rows.append(
+            {
+                "name": entry.name,
+                "shape": list(original.shape),
+                "shape_after": list(entry.shape),
+                "elements": original.size,
+                "nonzero": entry.nonzero,
+                "sparsity": 1.0 - entry.nonzero / original.size if original.size else 0.0,
+                "codec": entry.codec,
+                "quantizer": entry.quantizer,
+                "bits_per_weight": 8 * packed / original.size if original.size else 0.0,
+                "bytes": {
+                    **bytes_by_cause(coded[entry.name], packed),
+                    "dense": original.nbytes,
+                },
+            }
+        )
+    return rows
+
+
+def _candidates(outcome: Outcome) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {
+            "stage": "prune",
+            "what": f"sparsity {rung.sparsity:g}",
+            "value": rung.sparsity,
+            "validation": rung.validation,
+            "passed": rung.passed,
+            "chosen": rung is outcome.rung,
+        }
+        for rung in outcome.rungs
+    ]
+    return rows + [
+        {
+            "stage": "quantize",
+            "what": one.what,
+            "value": one.size,
+            "bytes": one.size,
+            "validation": one.validation,
+            "passed": one.passed,
+            "chosen": one is outcome.chosen,
+        }
+        for one in outcome.tried
+    ]
+
+
+def clip_summary(task: Task, path: Path) -> dict[str, Any]:
+    """Return how often the run's steps were clipped and skipped, by its record."""
+    return {"rule": repr(task.recipe.clip), **record.tally(record.read(path))}

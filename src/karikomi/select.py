@@ -1,0 +1,99 @@
+"""Which tensors something speaks of: names and globs over named tensors, never positions or ranks."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import TypeVar
+
+from karikomi.errors import InvalidArgument, UnknownName, suggest
+
+Value = TypeVar("Value")
+
+
+def select(
+    names: Iterable[str],
+    *,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    where: str = "select",
+) -> list[str]:
+    """Return the names that match a glob of `only` (default: all) and none of `exclude`, in order.
+
+    A pattern that matches nothing raises `UnknownName` with the nearest names, so that a typing
+    mistake never turns into "nothing was done". Raises `InvalidArgument` for what holds no patterns.
+
+    >>> select(["conv.weight", "conv.bias", "head.weight"], only="*.weight", exclude="head.*")
+    ['conv.weight']
+    """
+    known = list(names)
+    wanted, unwanted = _patterns(only, f"{where}: only"), _patterns(exclude, f"{where}: exclude")
+    kept = set(known) if only is None else _matching(known, wanted, where=where)
+    dropped = _matching(known, unwanted, where=where)
+    chosen = [name for name in known if name in kept and name not in dropped]
+    if not chosen:
+        raise UnknownName(
+            "the selection leaves no tensor", where=where, got=f"only={only!r}, exclude={exclude!r}"
+        )
+    return chosen
+
+
+def _patterns(given: str | Sequence[str] | None, where: str) -> list[str]:
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return [given]
+    # Not any iterable: an iterator gives its patterns once, and the next selection none.
+    if not isinstance(given, Sequence | Set) or not all(isinstance(one, str) for one in given):
+        raise InvalidArgument(
+            "names are chosen by globs",
+            where=where,
+            got=repr(given)[:80],
+            allowed="a string or a sequence of strings",
+        )
+    return list(given)
+
+
+def _matching(names: list[str], patterns: Iterable[str], *, where: str) -> set[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        # An exact name is found even where it holds the characters of a glob.
+        matched = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)]
+        if not matched:
+            raise UnknownName(
+                "the pattern matches no tensor",
+                where=where,
+                got=repr(pattern),
+                hint=suggest(pattern, names),
+            )
+        found.update(matched)
+    return found
+
+
+def spread(
+    argument: str, given: Mapping[str, Value] | None, names: Iterable[str], *, where: str
+) -> dict[str, Value]:
+    """Return name -> value for what is said of tensors by name or glob.
+
+    A name goes before a glob, and an earlier glob before a later one. `argument`: what the mapping is
+    called, for errors. Raises `InvalidArgument` for no mapping, `UnknownName` for what names no tensor.
+
+    >>> spread("unit_axes", {"*kernel": -1, "embed.kernel": 0}, ["embed.kernel", "head.kernel"], where="")
+    {'embed.kernel': 0, 'head.kernel': -1}
+    """
+    if not isinstance(given, Mapping | None):
+        raise InvalidArgument(
+            f"{argument} go by the names of tensors",
+            where=where,
+            got=repr(given),
+            allowed="such as {'*kernel': -1}",
+        )
+    known = list(names)
+    found: dict[str, Value] = {}
+    for pattern, value in (given or {}).items():
+        for name in _matching(known, [str(pattern)], where=f"{where} ({argument})"):
+            if name == pattern:
+                found[name] = value
+            else:
+                found.setdefault(name, value)
+    return {name: found[name] for name in known if name in found}

@@ -1,0 +1,26 @@
+"""What to train and how to judge it: the task protocol, loading by name, and the built-in tasks."""
+
+from karikomi.tasks import digits as _digits
+from karikomi.tasks import mnist as _mnist
+from karikomi.tasks.loading import check_seed, load, resolved
+from karikomi.tasks.runner import Arrays, Framework, Phase, Runner, Training
+from karikomi.tasks.task import Data, Recipe, Split, Task, accuracy, checked_data
+
+del _digits, _mnist  # imported so that they register
+
+__all__ = [
+    "Arrays",
+    "Data",
+    "Framework",
+    "Phase",
+    "Recipe",
+    "Runner",
+    "Split",
+    "Task",
+    "Training",
+    "accuracy",
+    "check_seed",
+    "checked_data",
+    "load",
+    "resolved",
+]

@@ -1,0 +1,149 @@
+"""Find a task: a built-in name, ``module:attribute``, or a Python file of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from karikomi import registry
+from karikomi.errors import InvalidArgument, KarikomiError, UnknownName, suggest
+from karikomi.tasks.task import Task
+
+
+def load(name: str, *, data: str | os.PathLike[str] | None = None) -> Task:
+    """Return the task called `name`.
+
+    `name`: a built-in (``digits``), ``package.module:attribute``, ``path/to/file.py`` (its attribute
+    ``task``) or ``path/to/file.py:attribute``. The attribute is a `Task`, or a function that
+    returns one; a function that takes an argument gets `data`, the path given by ``--data``.
+
+    Loading a file or module runs its code: load only what you would run.
+
+    Raises `UnknownName` with the nearest names, and `KarikomiError` when the task's own code raises.
+
+    >>> load("digits").name
+    'digits'
+    """
+    where, source = f"task {name}", name
+    if name.partition(":")[0].endswith(".py"):
+        path, _, attribute = name.partition(":")
+        thing = _attribute(_run_file(Path(path)), attribute or "task", where)
+    elif ":" in name:
+        module, _, attribute = name.partition(":")
+        thing = _attribute(_imported(module, where), attribute, where)
+    else:
+        known = [entry.name for entry in registry.entries("task")]
+        if name not in known:
+            raise UnknownName(
+                "unknown task",
+                got=repr(source),
+                hint=f"{suggest(name, known)}; or module:attribute, or a .py file",
+            )
+        thing = registry.find("task", name)
+    return _made(thing, data, where)
+
+
+def resolved(task: Task | str, data: str | os.PathLike[str] | None, *, where: str) -> Task:
+    """Return a task as it is, or the task of that name; refuse a data path that a task would not see."""
+    if isinstance(task, str):
+        return load(task, data=data)
+    if not isinstance(task, Task):
+        raise InvalidArgument(
+            "this is no task", where=where, got=repr(task), allowed="kk.tasks.Task, or a name"
+        )
+    if data is not None:
+        raise InvalidArgument(
+            "a Task brings its own data", where=where, got=data, hint="give data with a task's name"
+        )
+    return task
+
+
+def check_seed(seed: object, *, where: str) -> None:
+    """Refuse a seed that is no whole number in 0..2**63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InvalidArgument(
+            "a seed is a whole number", where=where, got=repr(seed), allowed="0..2**63 - 1"
+        )
+
+
+def _made(thing: Any, data: str | os.PathLike[str] | None, where: str) -> Task:
+    factory = None if isinstance(thing, Task) or not callable(thing) else thing
+    takes_data = factory is not None and bool(inspect.signature(factory).parameters)
+    if data is not None and not takes_data:
+        raise InvalidArgument("this task takes no data path", where=where, got=data)
+    if factory is not None:
+        thing = _called(lambda: factory(data) if takes_data else factory(), where)
+    if not isinstance(thing, Task):
+        raise InvalidArgument(
+            "this is no task", where=where, got=type(thing).__name__, allowed="kk.tasks.Task"
+        )
+    return thing
+
+
+def _run_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UnknownName("there is no such file", where=f"task {path}", got=str(path.absolute()))
+    spec = importlib.util.spec_from_file_location(f"karikomi_task_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InvalidArgument("not a Python file", where=f"task {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    loader = spec.loader
+    with _importing_from(str(path.parent)):
+        _called(lambda: loader.exec_module(module), f"task {path}")
+    return module
+
+
+def _imported(module: str, where: str) -> ModuleType:
+    with _importing_from(""):  # as `python -m` does: modules beside the user's shell
+        return _called(lambda: importlib.import_module(module), where)
+
+
+@contextmanager
+def _importing_from(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _attribute(module: ModuleType, attribute: str, where: str) -> Any:
+    if not hasattr(module, attribute):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise UnknownName(
+            "there is no such attribute",
+            where=where,
+            got=repr(attribute),
+            hint=suggest(attribute, public),
+        )
+    return getattr(module, attribute)
+
+
+def _called(call: Any, where: str) -> Any:
+    try:
+        return call()
+    except KarikomiError:
+        raise
+    except (Exception, SystemExit) as error:
+        frame = _last_frame(error)
+        raise KarikomiError(
+            "the task's own code raised", where=where, got=f"{type(error).__name__}: {error}{frame}"
+        ) from error
+
+
+def _last_frame(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"

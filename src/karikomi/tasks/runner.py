@@ -1,0 +1,137 @@
+"""What the search, the audit and the sweep ask of a framework folder; they never import one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from karikomi.quantize import Coded
+from karikomi.record import Recorder
+from karikomi.rule import Rule
+from karikomi.tasks.task import Data, Task
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One stretch of training: so many epochs at a cosine learning rate, with what holds meanwhile.
+
+    `stage`: the name that rows of the record bear. `sparsity`: prune gradually up to it, from
+    `initial` on. `masks`: name -> kept entries, to begin with. `teacher`: the dense network's arrays
+    to distil from. `coded`: tensors that share weights, whose centroids are what learns.
+    """
+
+    stage: str
+    epochs: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    clip: Rule | None = None
+    bound: Rule | None = None
+    sparsity: float | None = None
+    initial: float = 0.0
+    masks: Mapping[str, np.ndarray] | None = None
+    teacher: Arrays | None = None
+    coded: Mapping[str, Coded] | None = None
+
+
+class Training(Protocol):
+    """A phase under way; can be checkpointed after every epoch and continued bit for bit."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        ...
+
+    def run_epoch(self, recorder: Recorder) -> None:
+        """Train one epoch and write its rows."""
+        ...
+
+    def arrays(self) -> Arrays:
+        """Return the model's arrays as they are now."""
+        ...
+
+    def masks(self) -> Arrays:
+        """Return name -> kept entries of what is pruned, boolean."""
+        ...
+
+    def coded(self) -> dict[str, Coded]:
+        """Return the tensors that share weights, with their centroids as they are now."""
+        ...
+
+    def checkpoint(self) -> tuple[Arrays, dict[str, Any]]:
+        """Return all that continuing needs: arrays, and facts for JSON."""
+        ...
+
+    def restore(self, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        ...
+
+
+class Runner(Protocol):
+    """One task on one framework."""
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions, machine kind and thread count: what the same bytes depend on."""
+        ...
+
+    def fresh(self) -> Arrays:
+        """Return the arrays of an untrained network, from the seed alone."""
+        ...
+
+    def describe(self) -> str:
+        """Return the network in a few words."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a digest of the untrained network and its code, so that a run never mixes two."""
+        ...
+
+    def left_alone(self) -> dict[str, str]:
+        """Return name -> why pruning does not act on a parameter; biases are not listed."""
+        ...
+
+    def prunable(self) -> list[str]:
+        """Return the names of the tensors that pruning and weight sharing act on."""
+        ...
+
+    def biases(self) -> list[str]:
+        """Return the names of the bias vectors of the layers that pruning acts on."""
+        ...
+
+    def train(self, arrays: Arrays, phase: Phase) -> Training:
+        """Begin a phase from the given arrays (whose shapes may be smaller after a shrink)."""
+        ...
+
+    def outputs(self, arrays: Arrays, inputs: np.ndarray) -> np.ndarray:
+        """Return the network's outputs in evaluation mode."""
+        ...
+
+    def input_gradients(
+        self, arrays: Arrays, inputs: np.ndarray, targets: np.ndarray
+    ) -> np.ndarray:
+        """Return the loss's gradient with respect to the inputs, of the inputs' shape."""
+        ...
+
+    def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
+        """Return the arrays without dead units, and the report of what went."""
+        ...
+
+
+class Framework(Protocol):
+    """What a framework folder offers to the rooms that know no framework."""
+
+    def runner_for(self, task: Task, data: Data, *, seed: int) -> Runner:
+        """Return a runner for a task."""
+        ...
+
+    def to_stored(self, model: Any) -> dict[str, np.ndarray | Coded]:
+        """Return what a packed file stores of a model: codes where it was quantized, arrays elsewhere."""
+        ...
+
+    def fill_(self, model: Any, tensors: Mapping[str, np.ndarray | Coded]) -> Any:
+        """Put named arrays or codes into a model, resizing layers that a shrink made smaller."""
+        ...

@@ -1,0 +1,44 @@
+"""karikomi for PyTorch: measure and apply on modules, optimizers and their gradients."""
+
+from karikomi.torch.arrays import fill_, to_arrays, to_stored
+from karikomi.torch.attachment import attach
+from karikomi.torch.attention import declare_attention
+from karikomi.torch.bound import bound_
+from karikomi.torch.clip import clip_
+from karikomi.torch.handle import Handle
+from karikomi.torch.logits import note_logits, watch_logits
+from karikomi.torch.masks import Masks
+from karikomi.torch.penalties import penalty
+from karikomi.torch.prune import prune_
+from karikomi.torch.quantize import quantize_
+from karikomi.torch.recalibration import recalibrate_
+from karikomi.torch.reconstruction import reconstruct_
+from karikomi.torch.recovery import recover_
+from karikomi.torch.resizing import resize_
+from karikomi.torch.runner import runner_for
+from karikomi.torch.sensitivity_curves import sensitivity
+from karikomi.torch.shrinking import shrink
+
+__all__ = [
+    "Handle",
+    "Masks",
+    "attach",
+    "bound_",
+    "clip_",
+    "declare_attention",
+    "fill_",
+    "note_logits",
+    "penalty",
+    "prune_",
+    "quantize_",
+    "recover_",
+    "recalibrate_",
+    "reconstruct_",
+    "resize_",
+    "runner_for",
+    "sensitivity",
+    "shrink",
+    "to_arrays",
+    "to_stored",
+    "watch_logits",
+]

@@ -1,0 +1,209 @@
+"""One line for any training loop: clip before every step, mask and bound after it.
+
+Hooks on the optimizer make the order impossible to get wrong: gradients are masked, then clipped,
+then the optimizer steps, then updates are clipped, masks renewed and re-applied, weights bounded. All
+of it speaks of the parameters that the optimizer holds, and of no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from karikomi import conduct
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.prune.timetable import Timetable, check_fields
+from karikomi.record import Recorder
+from karikomi.rule import Composite, Quantity, Rule
+from karikomi.schedule import whole
+from karikomi.torch.bound import MEASURED
+from karikomi.torch.clipping import AVAILABLE
+from karikomi.torch.handle import Handle
+from karikomi.torch.masks import Masks
+from karikomi.torch.sharding import Groups
+
+_attached: WeakSet[torch.optim.Optimizer] = WeakSet()
+
+# Wrappers that take no hooks, and step the optimizer inside them, which does. Known by their names, so
+# that no trainer is imported to ask.
+_WRAPPERS = {
+    "accelerate.optimizer.AcceleratedOptimizer",
+    "lightning.pytorch.core.optimizer.LightningOptimizer",
+    "pytorch_lightning.core.optimizer.LightningOptimizer",
+}
+_ENGINES = {
+    "accelerate.utils.deepspeed.DeepSpeedOptimizerWrapper": "DeepSpeed",
+    "accelerate.utils.megatron_lm.MegatronLMOptimizerWrapper": "Megatron-LM",
+}
+
+
+def attach(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    model: nn.Module,
+    *,
+    clip: Rule | Composite | None = None,
+    update: Rule | Composite | None = None,
+    bound: Rule | None = None,
+    prune: Timetable | Masks | None = None,
+    nonfinite: str = "skip",
+    stop_after: int = 10,
+    record: Recorder | None = None,
+    process_group: Groups | None = None,
+    check_ranks: bool = False,
+) -> Handle:
+    """Clip before, mask and bound after every ``optimizer.step()``, and return the handle.
+
+    `optimizer`: one, or several that step together and share a joint norm (Muon beside AdamW); what
+    accelerate or Lightning has wrapped is meant by its wrapper too. `clip`,
+    `bound`: rules of `karikomi.clip` and `karikomi.bound`; without a `clip`, gradients are still
+    measured and bad steps skipped. `update`: a rule of `karikomi.clip` for the update, the change of the
+    weights divided by the learning rate; it costs a copy of the weights (`BlockRMS` given as `clip` is
+    meant like this). `prune`: a schedule (`OneShot`, `Gradual`, `Iterative`, `SET`, `RigL`), or `Masks` to
+    hold; scores by gradients see those of the training steps, dense and before the clip. Bounds and
+    schedules leave alone what the optimizer does not hold or what is frozen: ``handle.last_bound`` and
+    ``handle.masks`` say so in their ``left_alone``. `nonfinite`: what a step with NaN or infinite
+    gradients does; ``skip`` (default) takes no step and leaves moments alone. `stop_after`: raise
+    `NonFinite`, naming the tensors, after that many bad steps in a row. `record`: gets one row per step.
+    `process_group`: for plain parameters that are different ones on each rank (pipeline or expert
+    parallel): a group, or globs over names -> group; norms are then joint over its ranks. DTensors
+    (FSDP2, tensor parallel) need none. `check_ranks`: raise if the ranks decided differently.
+
+    With a fused Adam, AdamW, SGD or Adagrad a factor that is one number is folded into the step, and
+    on a device nothing waits for the host (unless `record`, `bound`, `update` or `prune` need numbers).
+    A closure that is called once per step is wrapped.
+
+    Raises `Refused` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
+    optimizer that has a handle, for parameters that the model does not have, for a bound or schedule
+    that has nothing to act on, and for a score that needs more than training steps show (`Wanda`).
+    Raises `InvalidArgument` for arguments of another kind. A step
+    that an AMP scaler skips is no bad one in a row, and as an attempted one it is known only where the
+    optimizer is fused (otherwise it is never called). Warns once of a limit
+    that clips more than 95 % or less than 0.1 % of the steps, and of weights that change without a step
+    of this optimizer.
+
+    >>> import torch, karikomi as kk
+    >>> model = torch.nn.Linear(4, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> handle = attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), bound=kk.bound.Clamp(0.5))
+    >>> model(torch.full((1, 4), 100.0)).sum().backward()
+    >>> optimizer.step()
+    >>> handle.last.action, bool(model.weight.abs().max() <= 0.5)
+    ('clipped', True)
+    """
+    optimizers = _checked_optimizers(optimizer)
+    if clip is not None and update is None and getattr(clip, "of", None) is Quantity.UPDATE:
+        clip, update = None, clip
+    if clip is not None:
+        conduct.check_rule(clip, Quantity.GRADIENT, where="torch.attach(clip)", available=AVAILABLE)
+    if update is not None:
+        conduct.check_rule(
+            *(update, Quantity.UPDATE, Quantity.GRADIENT),
+            where="torch.attach(update)",
+            available=AVAILABLE,
+        )
+    if bound is not None:
+        conduct.check_rule(bound, Quantity.WEIGHT, where="torch.attach(bound)", available=MEASURED)
+    if prune is not None and not isinstance(prune, Timetable | Masks):
+        raise InvalidArgument(
+            "prune takes a schedule or masks",
+            where="torch.attach",
+            got=type(prune).__name__,
+            allowed="a schedule such as kk.prune.Gradual(...), or the masks that kk.torch.prune_ returned",
+        )
+    if isinstance(prune, Timetable):
+        check_fields(prune, where="torch.attach(prune)")
+    if record is not None and not isinstance(record, Recorder):
+        raise InvalidArgument(
+            "this is no recorder",
+            where="torch.attach(record)",
+            got=repr(record)[:80],
+            allowed="kk.record.Recorder(path)",
+        )
+    conduct.check_policy(nonfinite, where="torch.attach")
+    bad_steps = whole(stop_after)
+    if bad_steps is None or bad_steps < 1:
+        raise InvalidArgument("stop_after must be >= 1", where="torch.attach", got=repr(stop_after))
+    if not isinstance(model, nn.Module) and not (bound is prune is None):
+        raise InvalidArgument(
+            "bounds and masks need the module", where="torch.attach", got=type(model).__name__
+        )
+    handle = Handle(
+        optimizers,
+        model,
+        clip=clip,
+        update=update,
+        bound=bound,
+        prune=prune,
+        nonfinite=nonfinite,
+        stop_after=bad_steps,
+        record=record,
+        process_group=process_group,
+        check_ranks=check_ranks,
+        attached=_attached,
+    )
+    return handle
+
+
+def _checked_optimizers(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+) -> list[torch.optim.Optimizer]:
+    several: list[Any] = [optimizer]
+    if isinstance(optimizer, Sequence):
+        several = list(optimizer)
+    several = [inside(one) for one in several]
+    for one in several:
+        if not isinstance(one, torch.optim.Optimizer):
+            raise InvalidArgument(
+                "this is no torch optimizer", where="torch.attach", got=type(one).__name__
+            )
+        if isinstance(one, torch.optim.LBFGS):
+            raise Refused(
+                "LBFGS compares losses and gradients of several calls of its closure, so clipping them "
+                "would spoil its line search and its curvature",
+                where="torch.attach",
+                hint="bound its step by lr= or line_search_fn='strong_wolfe'",
+            )
+        if not hasattr(one, "_optimizer_step_pre_hooks"):
+            raise InvalidArgument(
+                "this optimizer takes no hooks: it wraps another one",
+                where="torch.attach",
+                got=type(one).__name__,
+                hint="attach to the optimizer inside it, such as wrapper.optimizer",
+            )
+        if one in _attached:
+            raise Refused(
+                "this optimizer has a handle already: every step would be clipped twice",
+                where="torch.attach",
+                hint="detach() the other handle first",
+            )
+    if not several:
+        raise InvalidArgument("there is no optimizer", where="torch.attach", got="[]")
+    return several
+
+
+def is_attached(optimizer: Any) -> bool:
+    """Return whether the optimizer, or the one inside of it, has a handle that is on.
+
+    Raises `Refused` as `inside` does.
+    """
+    return inside(optimizer) in _attached
+
+
+def inside(optimizer: Any) -> Any:
+    """Return the optimizer inside of accelerate's and Lightning's wrappers, or what was given.
+
+    Raises `Refused` for the wrapper of an engine that owns gradients and steps.
+    """
+    names = {f"{one.__module__}.{one.__qualname__}" for one in type(optimizer).__mro__}
+    for name in names & _ENGINES.keys():
+        raise Refused(
+            f"{_ENGINES[name]} keeps the gradients to itself and steps inside backward(), so no rule can "
+            "come between",
+            where="torch.attach",
+            hint="use its own gradient_clipping setting, or train with DDP or FSDP2",
+        )
+    return inside(optimizer.optimizer) if names & _WRAPPERS else optimizer

@@ -1,0 +1,224 @@
+"""Bound the weights of a torch module in place, after ``step()``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from karikomi import checkpoint, conduct
+from karikomi.bound.standing import standing
+from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.outcome import Outcome
+from karikomi.plan import alone
+from karikomi.rule import Composite, Quantity, Rule, Scope, State
+from karikomi.select import select
+from karikomi.torch.fan_in import fan_ins
+from karikomi.torch.heads import Logits, bound_heads, check_supplied, layers_of
+from karikomi.torch.resharding import reshard_
+from karikomi.torch.scaling import representable
+from karikomi.torch.sharded_weights import MEND, ShardedWeights
+from karikomi.torch.tensors import named, unit_axes
+from karikomi.torch.weights import apply_, count_at_bound, measured
+
+MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
+"""What rules on weights may need here besides norms."""
+
+VECTORS = "vectors"
+WHERE = "torch.bound_"
+
+
+@torch.no_grad()
+def bound_(
+    module: nn.Module,
+    rule: Rule,
+    state: State | None = None,
+    *,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    logits: Logits | None = None,
+) -> tuple[Outcome, State]:
+    """Bring the weights of a module within a bound, in place, and return ``(outcome, state)``.
+
+    `state`: what the last call returned, ``None`` for a fresh one; plain data, in which what was
+    learned of a tensor or unit goes with the tensor's name, and with `SpectralCap` a tensor per weight.
+    Rules per unit act on the tensors whose layer declares a unit axis (Linear, Conv, Embedding,
+    recurrent and attention weights), and so does `SpectralCap`; `InitScaled` on those whose layer has a
+    fan-in; what is left alone, with the reason, is in ``outcome.left_alone``.
+    `only`, `exclude`: globs over parameter names. `logits`: for `QKClip`, attention's name -> largest
+    logit per query head; without it, what `watch_logits` or `note_logits` has noted since last time.
+
+    Of sharded weights (DTensor) the whole is meant: all ranks call this, decide alike, and bound what they
+    have. `SpectralCap` gathers one weight at a time; `QKClip` is refused on them.
+
+    Raises `NonFinite` naming the tensor when a weight is not finite: no bound can mend it.
+
+    >>> import torch, karikomi as kk
+    >>> layer = torch.nn.Linear(2, 1)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -4.0]]))
+    >>> outcome, state = bound_(layer, kk.bound.Clamp(2.0), only="weight")
+    >>> layer.weight.tolist(), outcome.share_at_bound
+    ([[2.0, -2.0]], 1.0)
+    """
+    conduct.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
+    if not isinstance(module, nn.Module):
+        raise InvalidArgument("bounds act on a module", where=WHERE, got=type(module).__name__)
+    reshard_(module)
+    found = named(module, where=WHERE)
+    chosen = select(found, only=only, exclude=exclude, where=WHERE)
+    return bound_named(module, {name: found[name] for name in chosen}, rule, state, logits=logits)
+
+
+def bound_named(
+    module: nn.Module,
+    found: Mapping[str, torch.Tensor],
+    rule: Rule,
+    state: Mapping[str, Any] | None,
+    *,
+    logits: Logits | None = None,
+) -> tuple[Outcome, State]:
+    """Do what `bound_` does to these parameters of a module only."""
+    _refuse_composite(rule)
+    if "largest_logit" in rule.needs:
+        return bound_heads(module, found, rule, state, logits)  # type: ignore[arg-type]
+    axes, left_alone = targets(module, rule, found)
+    small, vectors = _divided(rule, state)
+    parts = ShardedWeights.of(found, rule, axes)
+    here = found if parts is None else parts.here
+    numbers = measured(rule, found, axes, vectors) if parts is None else parts.measured(vectors)
+    norms = np.concatenate(list(numbers.values()))
+    _check_finite(numbers)
+    owners = [name for name, part in numbers.items() for _ in part]
+    verdict, after = checkpoint.judge_named(
+        rule, owners, norms, small, present=np.isfinite(norms), facts=_facts(module, rule, owners)
+    )
+    if verdict.limit is not None:
+        limits = map(representable, verdict.limit.tolist(), [found[name] for name in numbers])
+        verdict = verdict._replace(limit=np.array(list(limits), dtype=np.float64))
+    left = conduct.norms_after(norms, verdict, xp=np)
+    held = standing(rule, left, verdict.factor, attempted=int(after["attempted"]) - 1)
+    at_bound: dict[str, int] = {}
+    start = 0
+    for name, axis in axes.items():
+        part = slice(start, start + len(numbers[name]))
+        start = part.stop
+        own = part if parts is None else parts.own(name, part)
+        apply_(here[name], rule, axis, numbers[name], verdict, own)
+        limit = None if verdict.limit is None else verdict.limit[part]
+        reached = count_at_bound(here[name], rule, numbers[name], limit)
+        if reached is not None:
+            at_bound[name] = reached
+    if "spectral_norm" in rule.needs:
+        after[VECTORS] = {name: vectors[name] for name in axes}
+    outcome = Outcome(
+        names=tuple(owners),
+        norms=norms,
+        after=left,
+        skipped=False,
+        element_wise=rule.scope is Scope.ELEMENT,
+        left_alone=left_alone,
+        share_at_bound=_share(rule, found, axes, at_bound, held, parts),
+    )
+    return outcome, after
+
+
+def targets(
+    module: nn.Module, rule: Rule, found: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, int | None], dict[str, str]]:
+    """Return ``(name -> unit axis, name -> why it is left alone)``; refuses a rule without any target.
+
+    Of attention heads, which are no axis of one tensor, the projections are named with ``None``.
+    """
+    _refuse_composite(rule)
+    if not any(tensor.is_floating_point() for tensor in found.values()):
+        raise Refused("no selected tensor is floating", where=WHERE)
+    if "largest_logit" in rule.needs:
+        layers, left_alone = layers_of(module, found)
+        check_supplied(layers)
+        return {name: None for name in found if name not in left_alone}, left_alone
+    if rule.scope is Scope.UNIT or "spectral_norm" in rule.needs:
+        (known, reasons), what = unit_axes(module), "a unit axis"
+    elif "fan_in" in rule.needs:
+        (known, reasons), what = fan_ins(module), "a fan-in"
+        known = dict.fromkeys(known)
+    else:
+        chosen = {name: None for name, tensor in found.items() if tensor.is_floating_point()}
+        return dict(chosen), {name: "not floating" for name in found if name not in chosen}
+    axes: dict[str, int | None] = {name: known[name] for name in found if name in known}
+    if not axes:
+        raise Refused(
+            f"no selected tensor has {what}",
+            where=WHERE,
+            got=", ".join(f"{name} ({reasons[name]})" for name in list(found)[:5]),
+        )
+    return axes, {name: reasons[name] for name in found if name not in axes}
+
+
+def restored(rule: Rule, state: Mapping[str, Any], names: Sequence[str]) -> State:
+    """Return a state of this rule from a checkpoint after checking it, vectors included.
+
+    `names`: of the tensors, where the state has no names of its own; the step realigns them. Raises
+    `InvalidArgument` for what is no state of this rule.
+    """
+    small, vectors = _divided(rule, state)
+    own = small.get("names") if isinstance(small, Mapping) else None
+    stage = alone(rule, own if own and isinstance(own, list) else names)
+    plain = checkpoint.to_plain([stage], checkpoint.from_plain([stage], small))
+    return {**plain, VECTORS: vectors} if "spectral_norm" in rule.needs else plain
+
+
+def _refuse_composite(rule: Rule) -> None:
+    if isinstance(rule, Composite):
+        raise Refused("bounds are applied one at a time", where=WHERE, got=type(rule).__name__)
+
+
+def _divided(
+    rule: Rule, state: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any] | None, dict[str, torch.Tensor]]:
+    """Return the small state, which `checkpoint` knows, and the vectors that stand beside it."""
+    if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
+        return state, {}
+    vectors = state.get(VECTORS)
+    if not isinstance(vectors, Mapping) or not all(
+        isinstance(vector, torch.Tensor) and vector.is_floating_point() and vector.dim() == 2
+        for vector in vectors.values()
+    ):
+        raise InvalidArgument(
+            "this state has no vectors", where=type(rule).__name__, got=sorted(map(str, state))
+        )
+    return {key: value for key, value in state.items() if key != VECTORS}, dict(vectors)
+
+
+def _facts(module: nn.Module, rule: Rule, owners: Sequence[str]) -> dict[str, np.ndarray]:
+    if "fan_in" not in rule.needs:
+        return {}
+    known, _ = fan_ins(module)
+    return {"fan_in": np.array([known[name] for name in owners], dtype=np.float64)}
+
+
+def _share(
+    rule: Rule,
+    found: Mapping[str, torch.Tensor],
+    chosen: Iterable[str],
+    at_bound: Mapping[str, int],
+    held: np.ndarray,
+    parts: ShardedWeights | None,
+) -> float:
+    """Return the share of entries, or of units and tensors, that stand at the bound."""
+    if rule.scope is not Scope.ELEMENT:
+        return np.count_nonzero(held) / max(len(held), 1)
+    reached = at_bound if parts is None else parts.totals(at_bound)
+    return sum(reached.values()) / max(sum(found[name].numel() for name in chosen), 1)
+
+
+def _check_finite(numbers: Mapping[str, np.ndarray]) -> None:
+    for name, values in numbers.items():
+        if not np.all(np.isfinite(values)):
+            raise NonFinite(
+                f"non-finite weights in {name}",
+                where=WHERE,
+                hint=MEND,
+            )

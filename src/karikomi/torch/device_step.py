@@ -1,0 +1,323 @@
+"""A clipping step that never waits for the device: measured, decided and folded where the gradients lie.
+
+For fused optimizers, which take the factor as `grad_scale` and the decision to skip as `found_inf`.
+What a person reads (the outcome, a state dict, a late alarm) comes to the host when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from karikomi import conduct
+from karikomi.outcome import Outcome
+from karikomi.plan import PEAKS, RELATIVE, Kind, Stage
+from karikomi.rule import Scope, State
+from karikomi.torch import measure
+from karikomi.torch.clipping import Clipping
+from karikomi.torch.device_namespace import DeviceNamespace
+from karikomi.torch.folding import Fold, foldable, fused
+from karikomi.torch.moments import relative
+from karikomi.torch.scaling import clamp_, scale_one_, scale_units_
+
+_PATTERNS = 16  # of missing gradients that are kept on the device
+
+
+class HostView:
+    """Numbers on a device that come to the host when somebody reads them."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    @cached_property
+    def _moved(self) -> np.ndarray:
+        return self.tensor.cpu().numpy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._moved.astype(dtype or np.float64)
+
+    def __bool__(self) -> bool:
+        return bool(self._moved)
+
+
+class DeviceStep:
+    """The steps of one `Clipping` whose gradients all lie on one device, for a fused optimizer."""
+
+    def __init__(self, clipping: Clipping, optimizer: torch.optim.Optimizer) -> None:
+        self._clipping, self._optimizer = clipping, optimizer
+        device = next(iter(clipping.parameters.values())).device
+        self._xp = DeviceNamespace(device, measure.wide(device))
+        self._members = {
+            part.key: self._xp.asarray(part.members)
+            for stage in clipping.stages
+            for part in stage.parts
+            if part.members is not None
+        }
+        self._sizes = [self._fact(clipping, stage) for stage in clipping.stages]
+        self._uniform = all(_one_factor(stage) for stage in clipping.stages)
+        self._counts = self._xp.asarray(np.zeros(3, dtype=np.int64))
+        self._masks: dict[Any, torch.Tensor] = {}
+
+    @staticmethod
+    def possible(clipping: Clipping, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+        """Return whether the steps of these optimizers can be taken without the host."""
+        tensors = list(clipping.parameters.values())
+        return (
+            len(optimizers) == 1
+            and foldable(optimizers[0])
+            and clipping.sharding is None
+            and clipping.nonfinite == "skip"
+            and len({tensor.device for tensor in tensors}) == 1
+            and not measure.on_cpu(tensors[0])
+            # Where there is no float64, finite numbers would overflow and only the host could tell.
+            and measure.wide(tensors[0].device) is torch.float64
+            and not any(tensor.is_complex() for tensor in tensors)
+        )
+
+    def ready(self) -> bool:
+        """Return whether the coming step can be skipped on the device without harm."""
+        optimizer = self._optimizer
+        if not fused(optimizer):
+            return False
+        # A fused SGD makes its momentum in the first step, and if that is skipped leaves it unwritten.
+        return all(
+            optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
+            for group in optimizer.param_groups
+            if group.get("momentum")
+            for parameter in group["params"]
+            if parameter.grad is not None
+        )
+
+    def step(self, fold: Fold) -> Outcome:
+        """Clip the gradients of one step."""
+        clipping, xp, optimizer = self._clipping, self._xp, self._optimizer
+        state = self._state()
+        scale = getattr(optimizer, "grad_scale", None)
+        overflow = getattr(optimizer, "found_inf", None)
+        learned: State = {}
+        earlier: tuple[Outcome, ...] = ()
+        factor = self._xp.asarray(1.0)
+        outcome = None
+        skip = any_bad = self._xp.asarray(False)
+        for place, stage in enumerate(clipping.stages):
+            numbers, present = self._measured(stage)
+            if scale is not None:
+                numbers = numbers / scale.to(numbers.dtype)
+            verdict, after = conduct.judge_stage(
+                stage,
+                numbers,
+                state,
+                present=present,
+                xp=xp,
+                nonfinite="skip",
+                facts=self._facts(stage, self._sizes[place]),
+                members=self._members,
+            )
+            learned |= after
+            any_bad = any_bad | torch.any(verdict.bad)
+            skip = skip | verdict.skip
+            outcome = self._outcome(stage, numbers, verdict, skip, overflow, earlier)
+            earlier = (*earlier, outcome)
+            if self._uniform:
+                factor = factor * verdict.factor[0]
+            else:
+                self._apply(stage, verdict, scale)
+        inverse = 1.0 / factor if self._uniform else None
+        if inverse is not None and scale is not None:
+            inverse = inverse * scale.to(inverse.dtype)
+        found = skip.to(torch.float32)
+        if overflow is not None:
+            found = torch.maximum(found, overflow.to(torch.float32))
+        if inverse is not None:
+            inverse = inverse.clamp(max=torch.finfo(torch.float32).max).to(torch.float32)
+        fold.set(inverse, found)
+        self._commit(state, learned, skip, any_bad, overflow)
+        if clipping.keeps_moments:
+            clipping.moments.follow(clipping.parameters, skip=found > 0, scale=scale)
+        assert outcome is not None  # noqa: S101  (every rule has a stage)
+        self._count(earlier, found > 0)
+        return outcome
+
+    def counts(self) -> torch.Tensor:
+        """Return bad steps in a row, and of the steps taken here the accepted and the engaged ones."""
+        return self._counts
+
+    def _count(self, outcomes: Sequence[Outcome], skipped: torch.Tensor) -> None:
+        changed = [torch.any(one.after.tensor != one.norms.tensor) for one in outcomes]
+        taken = (~skipped).to(torch.int64)
+        engaged = torch.any(torch.stack(changed)).to(torch.int64) * taken
+        before = self._counts
+        bad = self._clipping.state["bad_in_a_row"]
+        self._counts = torch.stack([bad, before[1] + taken, before[2] + engaged])
+
+    def _state(self) -> State:
+        state = self._clipping.state
+        if not all(isinstance(value, torch.Tensor) for value in state.values()):
+            wide = measure.wide(self._xp.asarray(0).device)
+            moved = {key: torch.as_tensor(np.asarray(value)) for key, value in state.items()}
+            state = {
+                key: self._xp.asarray(value.to(wide) if value.is_floating_point() else value)
+                for key, value in moved.items()
+            }
+            self._clipping.state = state
+        return state
+
+    def _commit(
+        self,
+        state: State,
+        learned: State,
+        skip: torch.Tensor,
+        any_bad: torch.Tensor,
+        overflow: torch.Tensor | None,
+    ) -> None:
+        after = conduct.committed(state, learned, skip=skip, any_bad=any_bad, xp=self._xp)
+        if overflow is not None:
+            # The scaler tries its scale: a step that is not taken, but says nothing of the run.
+            tried = {**state, "attempted": state["attempted"] + 1}
+            after = {
+                key: torch.where(overflow > 0, tried[key], value) for key, value in after.items()
+            }
+        self._clipping.state = after
+
+    def _measured(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+        gradients = [parameter.grad for parameter in self._clipping.parameters.values()]
+        present = self._present(stage, tuple(gradient is not None for gradient in gradients))
+        dense = [gradient for gradient in gradients if gradient is not None]
+        if not dense or not stage.norms_only:
+            return torch.cat(self._mixed(stage, gradients)), present
+        wide = measure.wide(present.device)
+        sizes = iter(torch._foreach_norm(dense, 2, dtype=wide))  # pyright: ignore[reportPrivateImportUsage]
+        zero = self._xp.asarray(0.0)
+        return torch.stack([zero if g is None else next(sizes) for g in gradients]), present
+
+    def _present(self, stage: Stage, here: tuple[bool, ...]) -> torch.Tensor:
+        # Kept, since a new one would have to be copied to the device.
+        key = (stage.counts, here)
+        if key not in self._masks:
+            if len(self._masks) >= _PATTERNS:
+                self._masks.clear()
+            self._masks[key] = self._xp.asarray(np.repeat(here, stage.counts))
+        return self._masks[key]
+
+    def _mixed(self, stage: Stage, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        vectors = []
+        pairs = zip(
+            self._clipping.parameters.items(), gradients, stage.kinds, stage.counts, strict=True
+        )
+        for (name, parameter), gradient, kind, count in pairs:
+            if gradient is None:
+                vectors.append(self._xp.zeros((count,)))
+                continue
+            if kind in RELATIVE:
+                gradient = relative(gradient, self._clipping.moments.of(name, parameter))
+            axis = self._clipping.axes.get(name)
+            if kind is Kind.UNITS and axis is not None:
+                vectors.append(measure.unit_norms(gradient, axis))
+            else:
+                size = measure.peak if kind in PEAKS else measure.norm
+                vectors.append(size(gradient).reshape(1))
+        return vectors
+
+    def _fact(self, clipping: Clipping, stage: Stage) -> torch.Tensor | None:
+        if "sizes" not in stage.needs:
+            return None
+        tensors = clipping.parameters.values()
+        sizes = [t.numel() / n for t, n in zip(tensors, stage.counts, strict=True)]
+        return self._xp.asarray(np.repeat(sizes, stage.counts))
+
+    def _facts(self, stage: Stage, sizes: torch.Tensor | None) -> Mapping[str, torch.Tensor]:
+        facts = {} if sizes is None else {"sizes": sizes}
+        if "weights" in stage.needs:
+            weights = [parameter.detach() for parameter in self._clipping.parameters.values()]
+            facts["weights"] = torch.cat(self._mixed(stage, weights))
+        return facts
+
+    def _outcome(
+        self,
+        stage: Stage,
+        numbers: torch.Tensor,
+        verdict: conduct.Verdict,
+        skip: torch.Tensor,
+        overflow: torch.Tensor | None,
+        earlier: tuple[Outcome, ...],
+    ) -> Outcome:
+        after = conduct.norms_after(numbers, verdict, xp=self._xp)
+        skipped = skip if overflow is None else skip | (overflow > 0)
+        return Outcome(
+            names=stage.owners,
+            norms=HostView(numbers),
+            after=HostView(after),
+            skipped=HostView(skipped),
+            element_wise=stage.element_wise,
+            nonfinite_policy="skip",
+            peaks=stage.peaks,
+            earlier=earlier,
+        )
+
+    def _apply(self, stage: Stage, verdict: conduct.Verdict, scale: torch.Tensor | None) -> None:
+        start = 0
+        triples = zip(self._clipping.parameters.items(), stage.kinds, stage.counts, strict=True)
+        for (name, parameter), kind, count in triples:
+            factors = verdict.factor[start : start + count]
+            gradient = parameter.grad
+            if gradient is None:
+                pass
+            elif kind in PEAKS and verdict.limit is not None:
+                self._clamp_(name, parameter, kind, verdict.limit[start], scale)
+            elif count > 1:
+                scale_units_(parameter, self._clipping.axes[name], factors)
+            else:
+                scale_one_(gradient, factors[0])
+            start += count
+
+    def _clamp_(
+        self,
+        name: str,
+        parameter: torch.Tensor,
+        kind: Kind,
+        limit: torch.Tensor,
+        scale: torch.Tensor | None,
+    ) -> None:
+        limit = limit.to(torch.float32) if scale is None else limit.to(torch.float32) * scale
+        if kind is Kind.PEAK:
+            clamp_(parameter, limit)
+            return
+        moments = self._clipping.moments.of(name, parameter)
+        if moments is not None:
+            clamp_(parameter, limit, moments)
+
+
+def _one_factor(stage: Stage) -> bool:
+    return all(part.rule.scope is Scope.GLOBAL and part.members is None for part in stage.parts)
+
+
+class Late:
+    """Numbers on their way from a device: read when they have come, never waited for."""
+
+    def __init__(self) -> None:
+        self._sent: tuple[torch.Tensor, Any] | None = None
+
+    def send(self, numbers: torch.Tensor) -> None:
+        """Start bringing these numbers to the host, unless others are still on their way."""
+        if self._sent is not None:
+            return
+        moved = numbers.to("cpu", non_blocking=numbers.is_cuda)
+        event = None
+        if numbers.is_cuda:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(numbers.device))
+        self._sent = (moved, event)
+
+    def come(self) -> list[int] | None:
+        """Return the numbers that were sent if they are here, else ``None``."""
+        if self._sent is None:
+            return None
+        numbers, event = self._sent
+        if event is not None and not event.query():
+            return None
+        self._sent = None
+        return numbers.tolist()

@@ -1,0 +1,151 @@
+"""What a pruned network is taught: the loss on the targets, the dense network's distributions, or both.
+
+Separate from the training, which takes any lesson.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.torch.batches import MISSING, Batch
+from karikomi.torch.tensors import unwrapped
+
+WHERE = "torch.recover_"
+
+Loss = Callable[[Any, Any], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What is learned from a batch: the loss, the teacher's distributions, or both; see `recover_`.
+
+    ``(1 - weight) loss(f(x), y) + weight T^2 KL(softmax(teacher(x) / T) || softmax(f(x) / T))``, the divergence a
+    mean over all distributions. `axis`: of the classes in the outputs; none is the last of two.
+
+    Source: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network".
+    """
+
+    loss: Loss | None
+    teacher: nn.Module | None
+    temperature: float
+    weight: float
+    axis: int | None
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, math.inf, "a finite number > 0")
+        check_number("weight", self.weight, 1.0, "0 < weight <= 1")
+        alone = self.teacher is not None and self.weight == 1
+        if not alone and not callable(self.loss):
+            raise InvalidArgument(
+                "there is no loss to train with",
+                where=WHERE,
+                got=None if self.loss is None else repr(self.loss)[:80],
+                hint="pass loss=, such as torch.nn.functional.cross_entropy",
+            )
+        if alone and self.loss is not None:
+            raise InvalidArgument(
+                "weight=1 is the teacher alone, and the loss would count for nothing",
+                where=WHERE,
+                hint="leave loss= out, or give a lower weight",
+            )
+
+    def check(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse a teacher that the training would move."""
+        if self.teacher is None:
+            return
+        if not isinstance(self.teacher, nn.Module):
+            raise InvalidArgument(
+                "the teacher is a module", where=WHERE, got=type(self.teacher).__name__
+            )
+        moved = {p.data_ptr() for group in optimizer.param_groups for p in group["params"]} - {0}
+        own = {**dict(self.teacher.named_parameters()), **dict(self.teacher.named_buffers())}
+        buffers = {one.data_ptr() for one in unwrapped(module).buffers()} - {0}
+        for name, tensor in own.items():
+            if tensor.data_ptr() in moved | buffers:
+                raise Refused(
+                    "the teacher shares this with the module, and would be trained with it",
+                    where=f"{WHERE}: teacher",
+                    got=name,
+                    hint="teacher = copy.deepcopy(module), before pruning",
+                )
+
+    def of(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the loss of a batch, to be differentiated."""
+        outputs = module(*batch.positional, **batch.named)
+        share = 0.0 if self.teacher is None else float(self.weight)
+        total = 0.0 if self.loss is None else (1.0 - share) * self._own(outputs, batch)
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher(*batch.positional, **batch.named)
+            total = total + share * self.temperature**2 * self._distance(outputs, taught)
+        if not isinstance(total, torch.Tensor) or total.shape != () or not total.requires_grad:
+            raise InvalidArgument(
+                "the loss must be a 0-d tensor that depends on the network",
+                where=f"{WHERE}: loss",
+                got=f"shape {tuple(total.shape)}" if isinstance(total, torch.Tensor) else total,
+            )
+        return total
+
+    def _own(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        if batch.targets is MISSING:
+            raise InvalidArgument(
+                "a batch has no targets",
+                where=f"{WHERE}: data",
+                allowed="(inputs, targets); or inputs alone, with a teacher and weight=1",
+            )
+        assert self.loss is not None  # noqa: S101  (the caller has looked)
+        return self.loss(outputs, batch.targets)
+
+    def _distance(self, outputs: Any, taught: Any) -> torch.Tensor:
+        """Return the mean divergence of the softened distributions, without the T^2."""
+        axis = self._axis(outputs, taught)
+        cold, warm = (
+            F.log_softmax(
+                one / self.temperature, axis, dtype=torch.promote_types(one.dtype, torch.float32)
+            )
+            for one in (outputs, taught)
+        )
+        return (warm.exp() * (warm - cold)).sum(axis).mean()
+
+    def _axis(self, outputs: Any, taught: Any) -> int:
+        shapes = [tuple(getattr(one, "shape", ())) for one in (outputs, taught)]
+        rank = len(shapes[0])
+        if shapes[0] != shapes[1] or rank < 2:
+            raise InvalidArgument(
+                "distillation compares tensors of logits, (batch, classes) or more",
+                where=f"{WHERE}: teacher",
+                got=" and ".join(map(str, shapes)),
+            )
+        if self.axis is None and rank > 2:
+            raise InvalidArgument(
+                "the outputs have more than two axes, and any may be that of the classes",
+                where=f"{WHERE}: axis",
+                got=shapes[0],
+                allowed="axis=1 for (batch, classes, height, width), axis=-1 for sequences",
+            )
+        axis = -1 if self.axis is None else self.axis
+        if not -rank <= axis < rank or shapes[0][axis] < 2:
+            raise InvalidArgument(
+                "a distribution is over two or more classes",
+                where=f"{WHERE}: axis",
+                got=f"axis {axis} of {shapes[0]}",
+            )
+        return axis
+
+
+def check_number(name: str, value: Any, most: float, allowed: str) -> None:
+    """Raise `InvalidArgument` unless ``0 < value <= most`` and finite."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0.0 < float(value) <= most or math.isinf(value):
+        raise InvalidArgument(
+            f"{name} is out of range", where=WHERE, got=repr(value), allowed=allowed
+        )

@@ -1,0 +1,68 @@
+"""The proof of a shrink: the smaller module computes what the original does, or it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from karikomi.errors import Refused
+
+TOLERANCE = 1e-5
+"""Of the largest magnitude of an output; 8 machine epsilons where that is more (half precision)."""
+
+
+def difference(original: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """Return the largest difference of the outputs, relative to the largest output.
+
+    On `inputs` and on random ones like them. Raises `Refused` if it exceeds `TOLERANCE`, or if a
+    shape changes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for given in (inputs, tuple(_random(one, generator) for one in inputs)):
+        expected = list(_tensors(original(*given)))
+        for one, other in zip(expected, _tensors(small(*given)), strict=True):
+            worst = max(worst, _compared(one, other))
+    return worst
+
+
+def _compared(expected: torch.Tensor, got: torch.Tensor) -> float:
+    if expected.shape != got.shape:
+        raise Refused("the shape of an output would change", where="torch.shrink", got=got.shape)
+    if expected.numel() == 0:
+        return 0.0
+    precision = torch.finfo(expected.dtype).eps if expected.is_floating_point() else 0.0
+    allowed = max(TOLERANCE, 8 * precision)
+    scale = float(expected.double().abs().max()) or 1.0
+    apart = float((expected.double() - got.double()).abs().max()) / scale
+    if not apart <= allowed:
+        raise Refused(
+            "the smaller network would compute something else",
+            where="torch.shrink",
+            got=f"a relative difference of {apart:.3g}",
+            allowed=f"{allowed:.3g}",
+        )
+    return apart
+
+
+def _random(one: Any, generator: torch.Generator) -> Any:
+    """Return a random tensor like an input: normal for floats, else its own entries shuffled."""
+    if not isinstance(one, torch.Tensor):
+        return one
+    if one.is_floating_point():
+        return torch.randn(one.shape, generator=generator).to(one)
+    order = torch.randperm(one.numel(), generator=generator).to(one.device)
+    return one.reshape(-1)[order].reshape(one.shape)
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for one in output:
+            yield from _tensors(one)
+    elif isinstance(output, dict):
+        yield from _tensors(list(output.values()))

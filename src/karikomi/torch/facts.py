@@ -1,0 +1,255 @@
+"""Measure what a score needs to know of a network: `measure`, the one way to all facts in torch.
+
+The network is run on the user's data as it stands and left exactly as it was: modes, flags, gradients,
+buffers and random numbers. Memory does not grow with the number of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
+from karikomi.torch import forward_facts
+from karikomi.torch.batches import Batch, batches_of
+from karikomi.torch.flow_facts import flows
+from karikomi.torch.forward_facts import OF_INPUTS, OF_OUTPUTS, Forward
+from karikomi.torch.gradient_facts import Gradients, Loss
+from karikomi.torch.isolation import isolated
+from karikomi.torch.steadiness import steady
+from karikomi.torch.tensors import unwrapped
+
+OF_GRADIENTS = frozenset({"gradient", "squared_gradient", "hessian_gradient"})
+OF_ONE_BATCH = frozenset({"flow", "gate", "macs"})
+MEASURED = OF_GRADIENTS | OF_INPUTS | OF_OUTPUTS | OF_ONE_BATCH
+"""The names of the facts that can be measured on data."""
+
+Facts = dict[str, dict[str, torch.Tensor]]
+
+
+class Meter(Protocol):
+    """Something that looks at batches, in one pass over the data or several."""
+
+    passes: int
+
+    def see(self, batch: Batch, number: int) -> None:
+        """Take one batch in the pass of that number."""
+        ...
+
+    def result(self) -> Facts:
+        """Return fact -> weight name -> values."""
+        ...
+
+
+def measure(
+    module: nn.Module,
+    needs: Iterable[str],
+    weights: Mapping[str, torch.Tensor] | Iterable[str],
+    *,
+    data: Iterable[Any] | None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    where: str = "prune_",
+) -> Facts:
+    """Return fact -> weight name -> tensor, for the facts in `needs` and the parameters in `weights`.
+
+    Means over batches: ``gradient`` dL/dw, ``squared_gradient`` (dL/dw)^2 (batches of one example give
+    the Fisher diagonal; larger ones less, as gradients cancel), ``hessian_gradient`` H dL/dw: all of the
+    weight's shape. ``flow``: see `karikomi.torch.flow_facts.flows`. Sums over samples and positions:
+    ``input_norm``, broadcastable to the weight, and ``gram`` X^T X / N, (groups, d, d).
+    One number per unit, after the norm and activation that directly follow: ``zeros``, ``output``,
+    ``deviation``; ``gate``, the norm's scale. ``macs``: multiply-accumulates per example, one number.
+
+    `data`: batches ``(inputs, targets)``, or inputs alone where no loss is needed; an iterator serves
+    one pass (``hessian_gradient`` takes two); ``flow``, ``gate`` and ``macs`` read the first batch.
+    `loss`: ``(outputs, targets) -> one number``, a mean over the batch. All is measured in eval mode (no
+    dropout), but batch norms that never saw data use the batch's statistics (not for ``flow``).
+
+    Raises `InvalidArgument` for what is missing or has no meaning, `UnknownName` for a parameter,
+    `Refused` for a fact that a weight cannot have, `NonFinite` naming a weight.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> data = [torch.tensor([[3.0, 1.0], [4.0, 0.0]])]
+    >>> measure(layer, {"input_norm"}, ["weight"], data=data)["input_norm"]["weight"].tolist()
+    [[5.0, 1.0]]
+
+    Source: of the formulas, the scores that use them.
+    """
+    module, needs = unwrapped(module), frozenset(needs)
+    chosen = _chosen(module, weights, where)
+    if not needs or not chosen:
+        return {fact: {} for fact in needs}
+    _check(needs, data, loss, where)
+    with _held(module, seed):
+        meters = _meters(module, needs, chosen, loss)
+        passes = max(one.passes for one in meters)
+        if passes > 1 and isinstance(data, Iterator):
+            raise Refused(
+                "this score reads the data twice, and an iterator gives it once",
+                where=f"{where}: data",
+                got=type(data).__name__,
+                hint="pass a list or a DataLoader",
+            )
+        for number in range(passes):
+            reading = [one for one in meters if one.passes > number]
+            _read(reading, data, chosen, number, needs <= OF_ONE_BATCH, progress, where)
+        found = {fact: ones for one in meters for fact, ones in one.result().items()}
+    _check_finite(found)
+    return found
+
+
+def following(module: nn.Module, data: Iterable[Any], *, where: str = "prune_") -> dict[str, str]:
+    """Return layer name -> name of the normalisation that takes its output, by the first batch.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1))
+    >>> following(net, [torch.zeros(4, 2)])
+    {'0': '1'}
+    """
+    module = unwrapped(module)
+    check_data(data, where)
+    with _held(module, 0):
+        batch = next(batches_of(data, _device(module.parameters()), where=f"{where}: data"))
+        return forward_facts.following(module, batch)
+
+
+class _Flow:
+    """The flow as a meter: it looks at the first batch alone."""
+
+    passes = 1
+
+    def __init__(self, module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        self._module, self._weights = module, weights
+        self._found: dict[str, torch.Tensor] = {}
+
+    def see(self, batch: Batch, number: int) -> None:
+        if not self._found:
+            self._found = flows(self._module, self._weights, batch)
+
+    def result(self) -> Facts:
+        return {"flow": self._found}
+
+
+def _meters(
+    module: nn.Module, needs: frozenset[str], weights: Mapping[str, torch.Tensor], loss: Loss | None
+) -> list[Meter]:
+    meters: list[Meter] = []
+    gradients, seen = needs & OF_GRADIENTS, needs - OF_GRADIENTS - {"flow"}
+    if gradients and loss:
+        meters.append(Gradients(module, weights, gradients, loss))
+    if seen:
+        meters.append(Forward(module, weights, seen))
+    if "flow" in needs:
+        meters.append(_Flow(module, weights))
+    return meters
+
+
+def _read(
+    meters: list[Meter],
+    data: Any,
+    weights: Mapping[str, torch.Tensor],
+    number: int,
+    one_batch: bool,
+    progress: bool,
+    where: str,
+) -> None:
+    batches = batches_of(data, _device(weights.values()), where=f"{where}: data")
+    if one_batch:
+        batches = iter([next(batches)])
+    total = 1 if one_batch else len(data) if hasattr(data, "__len__") else None
+    # None: shown where a person reads along, on a terminal.
+    hidden = None if progress and not one_batch else True
+    for batch in tqdm(
+        batches, desc="measure", unit="batch", total=total, disable=hidden, leave=False
+    ):
+        for one in meters:
+            one.see(batch, number)
+
+
+@contextmanager
+def _held(module: nn.Module, seed: int) -> Iterator[None]:
+    """Hold the network still for the block; compiled parts run as they were written."""
+    with (
+        torch.inference_mode(False),
+        torch.compiler.set_stance("force_eager"),
+        isolated(seed, 0),
+        steady(module),
+    ):
+        yield
+
+
+def _chosen(
+    module: nn.Module, weights: Mapping[str, torch.Tensor] | Iterable[str], where: str
+) -> dict[str, torch.Tensor]:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name in weights:
+        if name not in parameters:
+            raise UnknownName(
+                "the module has no such parameter",
+                where=where,
+                got=repr(name),
+                hint=suggest(name, parameters),
+            )
+    return {name: parameters[name] for name in weights}
+
+
+def _device(tensors: Iterable[torch.Tensor]) -> torch.device:
+    return next((one.device for one in tensors), torch.device("cpu"))
+
+
+def _check(needs: frozenset[str], data: Any, loss: Any, where: str) -> None:
+    for fact in sorted(needs - MEASURED):
+        raise InvalidArgument(
+            "this fact is not measured on data",
+            where=where,
+            got=repr(fact),
+            allowed=", ".join(sorted(MEASURED)),
+            hint="it is gathered during training: attach" if fact == "moved" else None,
+        )
+    if data is None:
+        raise InvalidArgument(
+            f"the score needs {_listed(needs)}, measured on data",
+            where=where,
+            hint="pass data=, an iterable of batches "
+            + ("(inputs, targets)" if needs & OF_GRADIENTS else "of inputs"),
+        )
+    check_data(data, where)
+    if needs & OF_GRADIENTS and not callable(loss):
+        raise InvalidArgument(
+            f"the score needs {_listed(needs & OF_GRADIENTS)}, the gradient of a loss",
+            where=where,
+            got=None if loss is None else repr(loss)[:80],
+            hint="pass loss=, such as torch.nn.functional.cross_entropy",
+        )
+
+
+def _listed(facts: Iterable[str]) -> str:
+    return " and ".join(sorted(facts))
+
+
+def check_data(data: Any, where: str) -> None:
+    """Refuse one batch in the place of many, whose rows or halves would pass for batches."""
+    single = isinstance(data, tuple) and any(isinstance(one, torch.Tensor) for one in data)
+    if single or isinstance(data, torch.Tensor | Mapping) or not isinstance(data, Iterable):
+        raise InvalidArgument(
+            "data is an iterable of batches",
+            where=f"{where}: data",
+            got=type(data).__name__,
+            allowed="such as [(inputs, targets)] or a DataLoader",
+        )
+
+
+def _check_finite(found: Facts) -> None:
+    for fact, ones in found.items():
+        for name, one in ones.items():
+            if not bool(torch.isfinite(one).all()):
+                raise NonFinite(
+                    f"the measured {fact} is NaN or infinite",
+                    where=name,
+                    hint="non-finite inputs, or a network that diverged?",
+                )

@@ -1,0 +1,64 @@
+"""SynFlow's gradient: how much of what flows through the network passes through a weight.
+
+Separate from other gradients: no loss and no targets, only the shape of an input; and every parameter
+stands in by its magnitude, in double precision, since products along deep networks leave float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from karikomi.errors import Refused
+from karikomi.torch.batches import Batch, leaves
+from karikomi.torch.precision import wide
+from karikomi.torch.steadiness import steady
+
+
+def flows(
+    module: nn.Module, weights: Mapping[str, torch.Tensor], batch: Batch
+) -> dict[str, torch.Tensor]:
+    """Return weight name -> ``dR/d|w|`` for R the sum of the outputs for one input of ones.
+
+    All are divided by the largest, which changes no order: of deep networks they fit no float32.
+    All parameters and buffers stand in by their magnitudes (biases and running statistics too, as in
+    the authors' code); batch norms are in eval mode, dropout is off. The module itself is not written
+    to. `batch`: gives the shapes; tensors of whole numbers or truth values (masks) keep their first
+    example. Raises `Refused` where no input has fractions: token ids cannot be ones.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = net[1].weight.data.copy_(torch.tensor([[-4.0, 2.0]]))
+    >>> flows(net, {"0.weight": net[0].weight}, Batch((torch.zeros(5, 2),)))["0.weight"].tolist()
+    [[1.0, 1.0], [0.5, 0.5]]
+
+    Source: Tanaka, Kunin, Yamins and Ganguli 2020, "Pruning neural networks without any data by
+    iteratively conserving synaptic flow".
+    """
+    if not any(one.is_floating_point() for one in batch.tensors()):
+        raise Refused(
+            "an input of ones cannot stand in for whole numbers",
+            where="flow",
+            hint="score the part of the network behind its embedding",
+        )
+    stand_ins: dict[str, torch.Tensor] = {}
+    by_identity: dict[int, torch.Tensor] = {}
+    for name, one in (*module.named_parameters(), *module.named_buffers()):
+        if one.is_floating_point():
+            stand_ins[name] = by_identity[id(one)] = one.detach().to(wide(one)).abs()
+    chosen = [by_identity[id(one)].requires_grad_() for one in weights.values()]
+    ones = batch.inputs(_one)
+    with steady(module, fresh=False), torch.enable_grad():
+        outputs = functional_call(module, stand_ins, ones.positional, dict(ones.named))
+        total = torch.stack([one.sum() for one in leaves(outputs) if one.is_floating_point()]).sum()
+        found = torch.autograd.grad(total, chosen, allow_unused=True, materialize_grads=True)
+    largest = torch.stack([one.max() for one in found if one.numel()]).max()
+    scale = torch.where(largest > 0, largest, 1.0)
+    return {name: one / scale for name, one in zip(weights, found, strict=True)}
+
+
+def _one(tensor: torch.Tensor) -> torch.Tensor:
+    first = tensor[:1] if tensor.dim() else tensor
+    return torch.ones_like(first, dtype=wide(first)) if first.is_floating_point() else first

@@ -1,0 +1,108 @@
+"""Facts that a run of the network shows: one forward pass per batch serves all that were asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from karikomi.errors import Refused
+from karikomi.torch.batches import Batch
+from karikomi.torch.input_facts import Grams, InputNorms, Macs
+from karikomi.torch.output_facts import OutputMoments, gates
+from karikomi.torch.reading import Watch
+from karikomi.torch.trail import Trail, scales_of
+
+OF_INPUTS = frozenset({"input_norm", "gram"})
+OF_OUTPUTS = frozenset({"zeros", "output", "deviation"})
+
+
+class Forward:
+    """Collects facts of inputs and outputs; ``macs`` and ``gate`` from the first batch alone."""
+
+    passes = 1
+
+    def __init__(
+        self, module: nn.Module, weights: Mapping[str, torch.Tensor], facts: frozenset[str]
+    ) -> None:
+        self._module, self._weights, self._facts = module, weights, facts
+        makers: dict[str, Any] = {"input_norm": InputNorms, "gram": Grams, "macs": Macs}
+        self._readers = {fact: make() for fact, make in makers.items() if fact in facts}
+        self._moments = OutputMoments(facts & OF_OUTPUTS)
+        see = self._moments.see if facts & OF_OUTPUTS else None
+        self._trail = Trail(scales_of(module), see) if see or "gate" in facts else None
+        on_read = [reader.read for reader in self._readers.values()]
+        self._watch = Watch(weights, on_read, self._trail)
+        self._macs: dict[str, float] = {}
+
+    def see(self, batch: Batch, number: int) -> None:
+        """Run one batch; there is only one pass, of the number 0."""
+        with torch.no_grad(), self._watch:
+            self._module(*batch.positional, **batch.named)
+        self._moments.end()
+        if self._trail:
+            self._trail.end()
+        if "macs" in self._facts and not self._macs:
+            tensors = batch.tensors()
+            examples = max(len(tensors[0]), 1) if tensors and tensors[0].dim() else 1
+            counts = self._readers["macs"].counts
+            self._macs = {name: counts.get(name, 0) / examples for name in self._weights}
+
+    def result(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return fact -> weight name -> values; raises `Refused` for a weight that was not seen."""
+        found = {fact: self._readers[fact].result() for fact in self._facts & OF_INPUTS}
+        found |= self._moments.result()
+        for fact, ones in found.items():
+            self._check_seen(fact, ones)
+        if self._trail and "gate" in self._facts:
+            scales = dict(self._module.named_parameters())
+            found["gate"] = gates(self._weights, self._trail.units, self._trail.norms, scales)
+        if "macs" in self._facts:
+            self._check_seen("macs", self._never_counted())
+            found["macs"] = {
+                n: torch.tensor(one, dtype=torch.float64) for n, one in self._macs.items()
+            }
+        return found
+
+    def _never_counted(self) -> dict[str, float]:
+        """Return the counts without those of weights that something uncounted read."""
+        # Looking a row up multiplies nothing.
+        uncounted = {n for n, reader in self._watch.strays.items() if reader != "embedding"}
+        return {n: one for n, one in self._macs.items() if one or n not in uncounted}
+
+    def _check_seen(self, fact: str, found: Mapping[str, object]) -> None:
+        for name in self._weights:
+            if name not in found:
+                stray = self._watch.strays.get(name)
+                raise Refused(
+                    "no linear layer or convolution whose inputs and outputs can be seen reads this "
+                    "weight in the data",
+                    where=f"{fact}: {name}",
+                    got=f"read by {stray}" if stray else None,
+                    hint=f"exclude={name!r}, or a score without this fact",
+                )
+
+
+def following(module: nn.Module, batch: Batch) -> dict[str, str]:
+    """Return layer name -> name of the normalisation that takes its output, where there is one.
+
+    Only norms with a scale per unit of the layer count that follow no other layer, and layers whose every
+    use is followed by the same. `batch`: one run shows it. Call it on a module that is held in eval mode.
+    """
+    weights = {name: one for name, one in module.named_parameters() if one.dim() > 1}
+    trail = Trail(scales_of(module))
+    with torch.no_grad(), Watch(weights, (), trail):
+        module(*batch.positional, **batch.named)
+    scales = dict(module.named_parameters())
+    found = {}
+    for name, norms in trail.norms.items():
+        scale = next(iter(norms))
+        if len(norms) == 1 and scale and scales[scale].shape == (trail.units[name],):
+            found[name.rpartition(".")[0]] = scale.rpartition(".")[0]
+    # The scale of a norm that serves several layers is no one layer's to take away.
+    every = [scale for norms in trail.norms.values() for scale in norms if scale]
+    shared = Counter(scale.rpartition(".")[0] for scale in every)
+    return {layer: norm for layer, norm in found.items() if shared[norm] == 1}

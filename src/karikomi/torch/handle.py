@@ -1,0 +1,373 @@
+"""The handle that `attach` returns: the hooks around a step, the last outcome, the state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, SupportsIndex
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from karikomi.clip import ByGlobalNorm
+from karikomi.conduct import leaves
+from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.outcome import Outcome
+from karikomi.prune.timetable import Timetable
+from karikomi.record import Recorder, check_facts
+from karikomi.rule import Composite, Rule, Scope
+from karikomi.schedule import whole
+from karikomi.torch.clipping import Clipping
+from karikomi.torch.device_step import DeviceStep, Late
+from karikomi.torch.folding import Fold
+from karikomi.torch.masks import Masks
+from karikomi.torch.moments import Moments
+from karikomi.torch.resharding import reshard_
+from karikomi.torch.rounds import Round, still_scaled, within_itself
+from karikomi.torch.sharding import Groups, Sharding
+from karikomi.torch.tensors import named
+from karikomi.torch.updates import Updates
+from karikomi.torch.upkeep import Upkeep, no_rule
+from karikomi.torch.vigilance import Vigilance
+
+_PARTS = {"steps", "clip", "update", "bound", "masks", "prune"}
+_LATER = {"update", "prune"}  # parts that states of earlier versions lack
+
+
+class Handle:
+    """What `attach` returns: the last outcome, the state for checkpoints, and the way out."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        model: nn.Module,
+        *,
+        clip: Rule | Composite | None,
+        update: Rule | Composite | None,
+        bound: Rule | None,
+        prune: Timetable | Masks | None,
+        nonfinite: str,
+        stop_after: int,
+        record: Recorder | None,
+        process_group: Groups | None,
+        check_ranks: bool,
+        attached: WeakSet[torch.optim.Optimizer],
+    ) -> None:
+        self.last: Outcome | None = None
+        """What the clip did in the last step."""
+        self.last_update: Outcome | None = None
+        """What the clip of updates did in the last step."""
+        self.steps = 0
+        """Attempted steps."""
+        self._optimizers, self._model = list(optimizers), model
+        self._nonfinite, self._stop_after = nonfinite, stop_after
+        self._record, self._facts, self._attached = record, {}, attached
+        self._found = _optimized(optimizers, model)
+        self._held = [_identities(optimizer) for optimizer in optimizers]
+        self._upkeep = Upkeep(optimizers, model, self._found, bound, prune)
+        sharding = Sharding.of(self._found, process_group, check_ranks=check_ranks)
+        self._clipping = Clipping(
+            self._found,
+            ByGlobalNorm(math.inf) if clip is None else clip,
+            module=model if isinstance(model, nn.Module) else None,
+            nonfinite=nonfinite,
+            moments=Moments(*optimizers),
+            sharding=sharding,
+            where="torch.attach",
+        )
+        self._updates = None
+        if update is not None:
+            self._updates = Updates(
+                optimizers, model, self._found, update, sharding, where="torch.attach(update)"
+            )
+        self._vigilance = Vigilance(clip, self._found)
+        self._joint = clip is not None and any(leaf.scope is Scope.GLOBAL for leaf in leaves(clip))
+        self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
+        self._late = Late()
+        self._decided_on_device = False
+        self._on_device = None
+        if DeviceStep.possible(self._clipping, optimizers):
+            self._on_device = DeviceStep(self._clipping, optimizers[0])
+        self._round = Round(optimizers)
+        self._inner = 0
+        attached.update(optimizers)
+        self._hooks = [
+            hook
+            for optimizer in optimizers
+            for hook in (
+                optimizer.register_step_pre_hook(self._before),
+                optimizer.register_step_post_hook(self._after),
+            )
+        ]
+
+    @property
+    def masks(self) -> Masks | None:
+        """The masks that are held now."""
+        return self._upkeep.masks
+
+    @masks.setter
+    def masks(self, masks: Masks | None) -> None:
+        self._upkeep.masks = masks
+
+    @property
+    def last_bound(self) -> Outcome | None:
+        """What the bound did in the last step."""
+        return self._upkeep.last
+
+    @property
+    def sparsity(self) -> float:
+        """The share of maskable weights that are masked now."""
+        return 0.0 if self.masks is None else self.masks.sparsity
+
+    def note(self, **facts: Any) -> None:
+        """Add facts (the loss, the epoch) to the record's row of the coming step.
+
+        Raises `InvalidArgument` for the name of an entry that the record has itself (``norm``,
+        ``step``, ...), and for what JSON cannot say.
+        """
+        check_facts(facts, where="Handle.note")
+        self._facts.update(facts)
+
+    def detach(self) -> None:
+        """Remove the hooks; the model and the optimizer stay as they are."""
+        if self._hooks:
+            for optimizer in self._optimizers:
+                self._attached.discard(optimizer)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._vigilance.detach()
+        self._round.drop()
+        self._unfold()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse copies: a copy would hook nothing, or other parameters than its model's."""
+        raise Refused(
+            "a handle is tied to its optimizer and is neither copied nor pickled",
+            where="torch.Handle",
+            hint="save handle.state_dict(), attach to the other optimizer and load it there",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that continuing needs, as plain data and tensors."""
+        return {
+            "steps": self.steps,
+            "clip": self._clipping.plain() if self.steps else None,
+            "update": self._updates.plain() if self._updates is not None and self.steps else None,
+            "bound": self._upkeep.bound_state,
+            "masks": None if self.masks is None else self.masks.state_dict(),
+            "prune": self._upkeep.plain(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned, bit for bit as if never stopped.
+
+        Raises `InvalidArgument` for what is no state of such a handle, and then changes nothing.
+        """
+        if not isinstance(state, Mapping) or not _PARTS - _LATER <= set(state) <= _PARTS:
+            got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise InvalidArgument("not the state of a handle", where="load_state_dict", got=got)
+        steps = whole(state["steps"])
+        if steps is None or steps < 0:
+            raise InvalidArgument("not a number of steps", where="steps", got=state["steps"])
+        bound, masks = self._upkeep.read(state["bound"], state["masks"])
+        schedule = self._upkeep.read_schedule(state.get("prune"), steps)
+        update = state.get("update")
+        if update is not None and self._updates is None:
+            raise no_rule("update")
+        before = self._clipping.plain()
+        self._clipping.load(state["clip"])
+        try:
+            if self._updates is not None:
+                self._updates.load(update)
+            if masks is not None:
+                masks.apply_(self._model)
+        except Exception:
+            self._clipping.load(before)
+            raise
+        self.steps = steps
+        self._late = Late()
+        self._round.drop()
+        self._upkeep.bound_state, self._upkeep.masks = bound, masks
+        self._upkeep.load_schedule(schedule)
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._round.under_way(optimizer) and within_itself(optimizer):
+            self._inner += 1
+            return None
+        self._inner = 0
+        self._unfold()
+        found = [one for one in (*args, *kwargs.values()) if _is_closure(one)]
+        if not found:
+            self._prepare(optimizer)
+            return None
+        wrapped = self._wrapped(optimizer, found[0])
+        swap = {id(found[0]): wrapped}
+        args = tuple(swap.get(id(one), one) for one in args)
+        return args, {key: swap.get(id(one), one) for key, one in kwargs.items()}
+
+    def _wrapped(
+        self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
+    ) -> Callable[[], Any]:
+        called = False
+
+        def clipped() -> Any:
+            nonlocal called
+            if called:
+                raise Refused(
+                    f"{type(optimizer).__name__} calls its closure more than once a step, and would "
+                    "mix gradients of several clips",
+                    where="torch.attach",
+                    hint="call kk.torch.clip_ inside the closure, after backward(), if that is meant",
+                )
+            called = True
+            loss = closure()
+            self._prepare(optimizer)
+            return loss
+
+        return clipped
+
+    @torch.no_grad()
+    def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        if [_identities(one) for one in self._optimizers] != self._held:
+            raise Refused(
+                "the optimizer has got other parameters since attach",
+                where="torch.attach",
+                hint="detach() the handle and attach again",
+            )
+        several = len(self._optimizers) > 1
+        if (self._joint or several) and torch._C._current_graph_task_id() != -1:
+            raise Refused(
+                "the optimizer steps inside backward(), where the gradients of other parameters are not "
+                "known yet",
+                where="torch.attach",
+                hint="use a rule per tensor there, such as ByNorm, AdaGC or AGC, and a handle for each "
+                "optimizer",
+            )
+        self._vigilance.stepped()
+        if self._round.joined(optimizer):
+            return
+        if self._round.partly_done:
+            # Another round begins before all have stepped in the last one.
+            self._finish()
+        if several and getattr(optimizer, "grad_scale", None) is None:
+            self._refuse_scaled(optimizer)
+        try:
+            self._clip(optimizer)
+        except BaseException:
+            self._round.drop()
+            self._unfold()
+            raise
+
+    def _refuse_scaled(self, optimizer: torch.optim.Optimizer) -> None:
+        if still_scaled([one for one in self._optimizers if one is not optimizer]):
+            raise Refused(
+                "the AMP scaler has unscaled the gradients of one optimizer, those of the others not yet",
+                where="torch.attach",
+                hint="call scaler.unscale_(each optimizer) before the first scaler.step",
+            )
+
+    def _clip(self, optimizer: torch.optim.Optimizer) -> None:
+        self._round.begin(optimizer)
+        self.steps += 1
+        self._upkeep.before(self.steps, getattr(optimizer, "grad_scale", None))
+        if self._updates is not None:
+            self._updates.remember()
+        self._decided_on_device = self._on_device is not None and self._on_device.ready()
+        if self._on_device is not None and self._fold is not None and self._decided_on_device:
+            self._step_on_device(self._on_device, self._fold)
+            return
+        self._clipping.where = f"torch.attach, step {self.steps}"
+        overflow = _flag(getattr(optimizer, "found_inf", None))
+        scale = getattr(optimizer, "grad_scale", None)
+        self.last = self._clipping.step(
+            scale=1.0 if scale is None else float(scale), overflow=overflow, fold=self._fold
+        )
+        self._round.clipped()
+        self._check_in_a_row(0 if overflow else int(self._clipping.state["bad_in_a_row"]))
+
+    def _step_on_device(self, device: DeviceStep, fold: Fold) -> None:
+        self.last = device.step(fold)
+        arrived = self._late.come()
+        self._late.send(device.counts())
+        if arrived is not None:
+            self._check_in_a_row(arrived[0])
+            self._vigilance.judge(accepted=arrived[1], engaged=arrived[2])
+
+    def _check_in_a_row(self, in_a_row: int) -> None:
+        if self._nonfinite == "skip" and in_a_row >= self._stop_after and self.last is not None:
+            names = ", ".join(self.last.nonfinite[:3]) or "(a step before this one)"
+            raise NonFinite(
+                f"{in_a_row} step(s) in a row with non-finite gradients, first in {names}",
+                where=f"torch.attach, step {self.steps}",
+                hint="lower the learning rate or look at the inputs of that layer",
+            )
+
+    @torch.no_grad()
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._inner:
+            self._inner -= 1
+            return
+        self._unfold()
+        if self._round.end(optimizer):
+            self._finish()
+
+    def _finish(self) -> None:
+        self._round.drop()
+        outcome = self.last
+        assert outcome is not None  # noqa: S101  (a step was prepared)
+        if self._updates is not None and bool(outcome.skipped):
+            self.last_update = None
+            self._updates.pass_over()
+        elif self._updates is not None:
+            self.last_update = self._updates.clip()
+        self._upkeep.after(self.steps, outcome)
+        if not self._decided_on_device:
+            self._vigilance.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
+        noted, self._facts = self._facts, {}
+        if self._record is not None:
+            facts = {"sparsity": self.sparsity, **noted}
+            updates = None if self.last_update is None else self.last_update.tensors()
+            measured = self._clipping.weights
+            weights = self._upkeep.weight_norms() or (measured and measured.tensors())
+            self._record.step(self.steps, outcome, facts, weights=weights, updates=updates)
+
+    def _unfold(self) -> None:
+        if self._fold is not None:
+            self._fold.restore()
+
+
+def _is_closure(argument: object) -> bool:
+    return callable(argument) and not isinstance(argument, torch.optim.Optimizer)
+
+
+def _flag(found_inf: torch.Tensor | None) -> bool:
+    return found_inf is not None and bool(found_inf)
+
+
+def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
+    return [one for group in optimizer.param_groups for one in map(id, group["params"])]
+
+
+def _optimized(
+    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
+) -> dict[str, torch.Tensor]:
+    reshard_(model)
+    held = [p for one in optimizers for group in one.param_groups for p in group["params"]]
+    chosen = {id(parameter) for parameter in held}
+    if len(chosen) < len(held):
+        raise Refused("two optimizers hold the same parameter", where="torch.attach")
+    found = {
+        name: parameter
+        for name, parameter in named(model, where="torch.attach").items()
+        if id(parameter) in chosen
+    }
+    foreign = len(chosen) - len(found)
+    if foreign:
+        raise Refused(
+            f"the optimizer holds {foreign} parameter(s) that the model does not",
+            where="torch.attach",
+            hint="attach the module that owns all of them",
+        )
+    return found

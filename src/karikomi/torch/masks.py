@@ -1,0 +1,185 @@
+"""The masks of a pruned module: which weights are kept, held outside of the module itself.
+
+The module keeps its class, its parameter names and its state dict; a mask is applied after each
+step of an optimizer, which would let masked weights grow again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
+from karikomi.numpy.threads import each
+from karikomi.prune import pack_mask, unpack_mask
+from karikomi.prune.account import Account
+from karikomi.prune.held import Held
+from karikomi.torch import sharded_masks
+from karikomi.torch.meshes import local
+from karikomi.torch.resharding import reshard_
+from karikomi.torch.sharded_masks import Place
+from karikomi.torch.tensors import unwrapped
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PLAIN = (torch.Tensor, nn.Parameter)
+
+
+class Masks(Held[torch.Tensor]):
+    """Parameter name -> boolean tensor of the parameter's shape, true where the weight is kept.
+
+    `left_alone`: parameter name -> why it has no mask. `account`: what was removed, why, and what that
+    did to the outputs (print it), of the call that made them. `places`: of sharded weights (DTensor) a mask
+    is that of this rank's part, and so are all counts; where it belongs in the whole. A whole mask is cut to
+    the part when it is first applied. Raises `InvalidArgument` for a mask that is not boolean.
+
+    >>> masks = Masks({"weight": torch.tensor([[True, False]])})
+    >>> masks.sparsity, masks.counts()
+    (0.5, {'weight': (1, 2)})
+    """
+
+    def __init__(
+        self,
+        kept: Mapping[str, torch.Tensor] | None = None,
+        *,
+        left_alone: Mapping[str, str] | None = None,
+        account: Account | None = None,
+        places: Mapping[str, Place] | None = None,
+    ) -> None:
+        if not isinstance(kept, Mapping | None):
+            raise InvalidArgument(
+                "masks go by the names of parameters", where="Masks", got=type(kept).__name__
+            )
+        super().__init__(kept, left_alone, account)
+        inherited = kept.places if isinstance(kept, Masks) else {}
+        self.places = dict(inherited if places is None else places)
+        for name, mask in self._kept.items():
+            if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+                got = getattr(mask, "dtype", None)
+                raise InvalidArgument(
+                    "a mask is a boolean tensor", where=name, got=f"{type(mask).__name__} of {got}"
+                )
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return parameter name -> ``(removed weights, all weights)``."""
+        return {name: (removed(mask), mask.numel()) for name, mask in self._kept.items()}
+
+    def apply_(self, module: nn.Module) -> None:
+        """Set the masked weights of a module to exactly ``+0.0``."""
+        pairs = self._pairs(module)
+        entries = sum(mask.numel() for _, mask in pairs if mask.is_cpu)
+        each(lambda pair: _clear_(*pair), pairs, entries=entries)
+
+    def mask_gradients_(self, module: nn.Module) -> None:
+        """Set the gradients of masked weights to zero, where there are gradients."""
+        for parameter, mask in self._pairs(module):
+            if parameter.grad is not None:
+                _clear_(parameter.grad, mask)
+
+    def to(self, device: torch.device | str) -> Masks:
+        """Return these masks on another device."""
+        moved = {name: mask.to(device) for name, mask in self._kept.items()}
+        return Masks(moved, left_alone=self.left_alone, account=self.account, places=self.places)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return name -> ``{"bits": uint8 tensor, "shape": list}``: plain data, a bit per weight.
+
+        What `torch.load` reads with ``weights_only=True``. `left_alone` and `account` are no part of it.
+        Of a sharded weight the part of this rank, with ``"of"``, the shape of the whole, and ``"from"``,
+        where the part begins: each rank saves its own, or `joined` makes them whole.
+        """
+        return {name: self._packed(name, mask) for name, mask in self._kept.items()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Mapping[str, Any]]) -> Masks:
+        """Return the masks that `state_dict` described; raises `BadFile` naming the tensor."""
+        kept = {name: _unpacked(name, one) for name, one in state.items()}
+        return cls(kept, places={n: _place(n, one) for n, one in state.items() if "of" in one})
+
+    @classmethod
+    def joined(cls, masks: Iterable[Masks]) -> Masks:
+        """Return the whole masks that the masks of all ranks are parts of; no rank waits for another here.
+
+        Their states go from rank to rank by ``torch.distributed.all_gather_object``, or as files. Raises
+        `InvalidArgument` naming a tensor, if a part is missing or two differ.
+        """
+        parts: dict[str, list[tuple[torch.Tensor, Place | None]]] = {}
+        for one in masks:
+            for name, mask in one.items():
+                parts.setdefault(name, []).append((mask, one.places.get(name)))
+        return cls({name: sharded_masks.joined(name, every) for name, every in parts.items()})
+
+    def here(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
+        """Return the mask of a parameter as far as this lies on this rank; raises `InvalidArgument`."""
+        return sharded_masks.here(name, self._kept[name], self.places.get(name), parameter)
+
+    def _packed(self, name: str, mask: torch.Tensor) -> dict[str, Any]:
+        bits = torch.from_numpy(pack_mask(mask.cpu().numpy()))
+        place = self.places.get(name)
+        own = {} if place is None else {"of": list(place.whole), "from": list(place.offsets)}
+        return {"bits": bits, "shape": list(mask.shape), **own}
+
+    def _pairs(self, module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        # All are looked at before the first is written to.
+        pairs = []
+        reshard_(module)
+        parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+        for name in self._kept:
+            if name not in parameters:
+                raise UnknownName(
+                    "the module has no such parameter",
+                    where="Masks",
+                    got=repr(name),
+                    hint=suggest(name, parameters),
+                )
+            mask = self.here(name, parameters[name])
+            if mask is not self._kept[name]:
+                self.places[name] = sharded_masks.place_of(parameters[name])  # type: ignore[assignment]
+            # Once, and not each step: masks come from a file on the CPU.
+            self._kept[name] = mask.to(parameters[name].device)
+            pairs.append((parameters[name], self._kept[name]))
+        return pairs
+
+
+def removed(mask: torch.Tensor) -> int:
+    """Return how many weights a mask removes."""
+    if mask.device.type == "cpu":
+        # Ten times as fast as torch's.
+        return mask.numel() - int(np.count_nonzero(mask.numpy()))
+    return mask.numel() - int(mask.count_nonzero())
+
+
+@torch.no_grad()
+def _clear_(tensor: torch.Tensor, kept: torch.Tensor) -> None:
+    """Set the entries of a tensor, of which this rank may have a part, to +0.0 where they are not kept."""
+    tensor = local(tensor)
+    if tensor.device.type == "cpu" and tensor.is_floating_point() and type(tensor) in _PLAIN:
+        # The bits times 0 or 1, in one thread: masked_fill_ needs an inverted mask, and waits for threads.
+        bits = tensor.detach().view(_BITS[tensor.element_size()]).numpy()
+        np.multiply(bits, kept.numpy(), out=bits)
+        return
+    tensor.masked_fill_(~kept, 0.0)
+
+
+def _unpacked(name: str, one: Mapping[str, Any]) -> torch.Tensor:
+    try:
+        shape = [int(size) for size in one["shape"]]
+        return torch.from_numpy(unpack_mask(one["bits"].cpu().numpy(), shape))
+    except (KarikomiError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadFile("this is no packed mask", where=name, got=error) from error
+
+
+def _place(name: str, one: Mapping[str, Any]) -> Place:
+    try:
+        place = Place(tuple(map(int, one["of"])), tuple(map(int, one["from"])))
+        ends = [at + int(n) for at, n in zip(place.offsets, one["shape"], strict=True)]
+        fits = all(0 <= at for at in place.offsets)
+        fits = fits and all(end <= n for end, n in zip(ends, place.whole, strict=True))
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadFile("this is no part of a mask", where=name, got=error) from error
+    if not fits:
+        raise BadFile("this part does not lie in its mask", where=name, got=place)
+    return place

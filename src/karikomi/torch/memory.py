@@ -1,0 +1,65 @@
+"""What `quantize_` did to a layer, kept on the layer itself, so that a file can store codes, not floats.
+
+A plain attribute of the layer: it survives `deepcopy` and pickling, and is no part of the state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from karikomi.errors import Refused
+from karikomi.quantize import Coded
+
+_ATTRIBUTE = "_karikomi_coded"
+
+
+def remember_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
+    """Keep the codes of the named parameters with their layers, and forget those of all others."""
+    for layer in module.modules():
+        layer.__dict__.pop(_ATTRIBUTE, None)
+    add_(module, coded)
+
+
+def add_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
+    """Keep the codes of the named parameters with their layers, under every name they have."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    by_identity = {id(parameters[name]): one for name, one in coded.items() if name in parameters}
+    for name, parameter in parameters.items():
+        if id(parameter) in by_identity:
+            prefix, _, leaf = name.rpartition(".")
+            own = module.get_submodule(prefix).__dict__.setdefault(_ATTRIBUTE, {})
+            own[leaf] = by_identity[id(parameter)]
+
+
+def recall(module: nn.Module) -> dict[str, Coded]:
+    """Return name -> codes; raise `Refused` naming the first tensor that changed since."""
+    found = {}
+    for name, layer, leaf, one in _entries(module):
+        weight: torch.Tensor = getattr(layer, leaf).detach().cpu()
+        if weight.shape != one.shape or not torch.equal(decoded(one, weight.dtype), weight):
+            raise Refused(
+                "the weights have changed since quantize_",
+                where=name,
+                hint="call kk.torch.quantize_ again before kk.save",
+            )
+        found[name] = one
+    return found
+
+
+def holds_codes(module: nn.Module) -> bool:
+    """Return whether anything in the module was quantized."""
+    return any(True for _ in _entries(module))
+
+
+def decoded(coded: Coded, dtype: torch.dtype) -> torch.Tensor:
+    """Return the decoded weights, in the type that the module holds them in."""
+    return torch.from_numpy(coded.decode()).to(dtype)
+
+
+def _entries(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Coded]]:
+    for prefix, layer in module.named_modules(remove_duplicate=False):
+        for leaf, one in layer.__dict__.get(_ATTRIBUTE, {}).items():
+            yield (f"{prefix}.{leaf}" if prefix else leaf), layer, leaf, one

@@ -1,0 +1,46 @@
+"""What a unit's weights multiply, as rows of a matrix in the order of `karikomi.prune.Layout.canonical`.
+
+Separate from the sums taken of it: here are kernels, strides and groups, and there only matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from karikomi.errors import Refused
+from karikomi.torch.reading import Reading
+
+ENTRIES = 1 << 22
+"""How many entries of patches stand in memory at a time, or one example's where that is more."""
+
+
+def patches(reading: Reading) -> Iterator[torch.Tensor]:
+    """Yield the inputs of one reading as (groups, samples, kernel positions x inputs), some at a time.
+
+    A unit's outputs without bias are ``patches @ w`` with w its weights in the same order, inputs running
+    fastest: what n:m takes from. float32, or float64 for float64 inputs. Raises `Refused` for a
+    transposed convolution, whose outputs are no product of one patch.
+    """
+    inputs, window = reading.inputs, reading.window
+    inputs = inputs if inputs.dtype == torch.float64 else inputs.float()
+    if window is None:
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        yield from (block[None] for block in rows.split(max(ENTRIES // max(rows.shape[1], 1), 1)))
+        return
+    if window.transposed:
+        raise Refused(
+            "a transposed convolution cannot be reconstructed",
+            where=reading.name,
+            hint=f"exclude={reading.name!r}",
+        )
+    if inputs.dim() == len(window.kernel) + 1:
+        inputs = inputs[None]
+    entries = inputs.shape[1] * math.prod(window.kernel) * math.prod(window.outputs)
+    for block in inputs.split(max(ENTRIES // max(entries, 1), 1)):
+        # Channels last, so that what is joined for each position is copied in runs.
+        last = block.unflatten(1, (window.groups, -1)).movedim((1, 2), (0, -1)).contiguous()
+        taps = [tap.movedim(2, -1) for tap in window.taps(last.movedim(-1, 2))]
+        yield torch.cat(taps, dim=-1).flatten(1, -2)

@@ -1,0 +1,148 @@
+"""Penalties on modules: a scalar to add to the loss before ``backward``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from karikomi.errors import Refused
+from karikomi.prune.penalty_terms import Penalty, check_masks, check_penalty, term
+from karikomi.select import select
+from karikomi.torch.device_namespace import DeviceNamespace
+from karikomi.torch.meshes import is_sharded
+from karikomi.torch.resharding import reshard_
+from karikomi.torch.sharded_terms import beside, followed
+from karikomi.torch.tensors import unit_axes, unwrapped
+
+WHERE = "torch.penalty"
+
+_WEIGHTS = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_KINDS = {
+    "weights": (_WEIGHTS, "no weight of a Linear or Conv layer"),
+    "scales": (_NORMS, "no scale of a batch norm"),
+}
+
+
+class _Namespace(DeviceNamespace):
+    @staticmethod
+    def max(array: torch.Tensor, axis: Any = None) -> torch.Tensor:
+        return torch.amax(array, dim=axis)
+
+
+def penalty(
+    model: nn.Module,
+    rule: Penalty,
+    *,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    step: int | None = None,
+    masks: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Return a penalty on the weights of a module as a scalar: add it to the loss.
+
+    ``strength(step) * sum of the rule's terms``, accumulated in float32 at least; its derivative at zero
+    is zero. Weights of Linear, Conv and ConvTranspose layers count, for `ScaleL1` the scales of batch
+    norms; biases, other norms, embeddings (and a weight tied to one), recurrent cells, and what requires
+    no gradient do not. Tied weights count once, sharded ones as a whole on every rank. Nothing waits for
+    the host; weights that are not finite make the sum so, and the clip that follows names them.
+
+    `only`, `exclude`: globs over parameter names. `step`: counted from 0; a strength that changes needs it.
+    `masks`: for `GrowingL2`, such as `prune_` returns, true where a weight is kept; those of biases and norms
+    do not count; of a sharded weight whole, or of the part on this rank.
+
+    Raises `InvalidArgument` for a rule, masks or a step that do not fit, `UnknownName` for a glob or a mask
+    that matches nothing, `Refused` with the reasons if nothing is penalised.
+
+    >>> import karikomi as kk
+    >>> layer = nn.Linear(2, 2)
+    >>> layer.weight.data = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    >>> term = penalty(layer, kk.prune.GroupLasso(0.5))
+    >>> term.backward()
+    >>> round(float(term.detach()), 4), layer.weight.grad[1].tolist(), layer.bias.grad
+    (3.5355, [0.0, 0.0], None)
+    """
+    check_penalty(rule, masks, where=WHERE)
+    if masks is not None:
+        # They speak of the parts, not of what a forward pass has left gathered.
+        reshard_(model)
+    model = unwrapped(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if masks is not None:
+        masks = beside(masks, parameters)
+        shapes = {name: tuple(one.shape) for name, one in parameters.items()}
+        check_masks(masks, shapes, where=WHERE)
+    axes, _ = unit_axes(model)
+    reasons = {n: _why_not(rule, n, axes, masks, why) for n, why in _reasons(model, rule).items()}
+    names = select(list(reasons), only=only, exclude=exclude, where=WHERE)
+    chosen = [name for name in names if not reasons[name]]
+    if not chosen:
+        raise Refused(
+            "there is nothing to penalise",
+            where=f"{WHERE} ({type(rule).__name__})",
+            got="; ".join(f"{name}: {reasons[name]}" for name in names[:3]),
+        )
+    strength = rule.strength_at(step)
+    terms = [
+        _term(rule, parameters[name], axes.get(name), None if masks is None else masks[name])
+        for name in chosen
+    ]
+    return strength * sum((one.to(terms[0].device) for one in terms[1:]), start=terms[0])
+
+
+def _reasons(model: nn.Module, rule: Penalty) -> dict[str, str]:
+    """Return parameter -> why it is not of the kind that is penalised, or nothing, each tensor once."""
+    layers, other = _KINDS[rule.of]
+    found: dict[int, str] = {}
+    for layer in model.modules():
+        for leaf, parameter in layer.named_parameters(recurse=False):
+            why = "" if isinstance(layer, layers) and leaf == "weight" else other
+            # Whoever else owns it, a reason of one owner stands.
+            found[id(parameter)] = found.get(id(parameter)) or why or _unfit(parameter)
+    return {name: found[id(one)] for name, one in model.named_parameters()}
+
+
+def _unfit(parameter: nn.Parameter) -> str:
+    if isinstance(parameter, nn.UninitializedParameter):
+        return "it has no values yet"
+    if not parameter.is_floating_point():
+        return f"its dtype is {parameter.dtype}"
+    if not parameter.requires_grad:
+        return "it requires no gradient"
+    return "" if parameter.numel() else "it is empty"
+
+
+def _why_not(
+    rule: Penalty,
+    name: str,
+    axes: Mapping[str, int],
+    masks: Mapping[str, torch.Tensor] | None,
+    reason: str,
+) -> str:
+    if reason:
+        return reason
+    if rule.per_unit and name not in axes:
+        return "it has no single unit axis"
+    return "it has no mask" if rule.of_marked and name not in (masks or {}) else ""
+
+
+def _term(
+    rule: Penalty, parameter: torch.Tensor, axis: int | None, kept: torch.Tensor | None
+) -> torch.Tensor:
+    wide = followed(parameter).to(torch.promote_types(parameter.dtype, torch.float32))
+    value: Any = term(
+        rule,
+        wide,
+        () if axis is None else (axis,),
+        None if kept is None else kept.to(parameter.device),
+        xp=_Namespace(wide.device, wide.dtype),
+        constant=torch.Tensor.detach,
+    )
+    # A loss is no DTensor, and cannot be added to one.
+    return value.full_tensor() if is_sharded(value) else value

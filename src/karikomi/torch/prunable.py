@@ -1,0 +1,137 @@
+"""Which parameters of a module can be pruned, how their axes lie, and why the others are left alone.
+
+Facts of layer types, separate from the pruning that uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import nn
+
+from karikomi.prune import Layout
+from karikomi.prune.protection import PROTECTED, check_protect
+from karikomi.torch.tensors import unwrapped
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PRUNED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+"""Layer types whose ``weight`` is pruned."""
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+BY_DEFAULT = ("norms", "embeddings", "recurrent", "attention")
+"""What is protected unless something else is said."""
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def prunable(
+    module: nn.Module, protect: Collection[str] = BY_DEFAULT
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return ``(name -> weight that can be pruned, name -> why a parameter cannot)``.
+
+    A parameter with several owners (tied weights) counts once, under its first name, and only if
+    each owner is a layer whose weights are pruned. `protect`: keys of `PROTECTED`, else `UnknownName`;
+    first and last are meant in the order of registration.
+    """
+    check_protect(protect)
+    reasons: dict[int, str] = {}
+    module = unwrapped(module)
+    for layer in module.modules():
+        for leaf, parameter in layer.named_parameters(recurse=False):
+            reason = _why_not(layer, leaf, parameter, protect)
+            if reason:
+                reasons.setdefault(id(parameter), reason)
+    named = dict(module.named_parameters())
+    weights: dict[str, torch.Tensor] = {
+        name: one for name, one in named.items() if id(one) not in reasons
+    }
+    left_alone = {n: reasons[id(one)] for n, one in named.items() if id(one) in reasons}
+    names = {id(one): name for name, one in named.items()}
+    # Of all layers, also those that are left alone: what comes before a tied head is not the last.
+    layers = [one._parameters.get("weight") for one in module.modules() if isinstance(one, PRUNED)]
+    for which, place in (("first", 0), ("last", -1)):
+        name = names.get(id(layers[place])) if layers else None
+        if which in protect and name in weights:
+            left_alone[name] = PROTECTED[which]
+            del weights[name]
+    return weights, left_alone
+
+
+def layouts(module: nn.Module) -> dict[str, Layout]:
+    """Return parameter name -> which axes are units and inputs, where the layer's type says so.
+
+    A grouped transposed convolution has no single axis of units.
+    """
+    module = unwrapped(module)
+    found = {}
+    for name, _ in module.named_parameters():
+        layer, leaf = owner(module, name), name.rpartition(".")[2]
+        if _fused(layer, leaf):
+            found[name] = Layout(units=0, inputs=1)
+        if leaf != "weight":
+            continue
+        if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *EMBEDDINGS)):
+            found[name] = Layout(units=0, inputs=1)
+        elif isinstance(layer, TRANSPOSED) and layer.groups == 1:
+            found[name] = Layout(units=1, inputs=0)
+        elif isinstance(layer, NORMS):
+            found[name] = Layout(units=0)
+    return found
+
+
+def owner(module: nn.Module, name: str) -> nn.Module:
+    """Return the layer that a parameter of this name belongs to."""
+    return module.get_submodule(name.rpartition(".")[0])
+
+
+def siblings(module: nn.Module, name: str, norms: Mapping[str, str]) -> list[str]:
+    """Return the names of what goes with the units of a weight: its bias, the scale and shift after it.
+
+    `norms`: layer name -> name of the normalisation that follows it.
+    """
+    module, path = unwrapped(module), name.rpartition(".")[0]
+    known = dict(module.named_parameters())
+    prefix = f"{path}." if path else ""
+    wanted = [f"{prefix}bias"]
+    if path in norms:
+        wanted += [f"{norms[path]}.weight", f"{norms[path]}.bias"]
+    return [one for one in wanted if one in known]
+
+
+def _why_not(
+    layer: nn.Module, leaf: str, parameter: torch.Tensor, protect: Collection[str]
+) -> str | None:
+    if leaf.startswith("bias"):
+        return "a bias"
+    if leaf.endswith("_orig") and hasattr(layer, leaf.replace("_orig", "_mask")):
+        return "masked by torch.nn.utils.prune, whose remove() makes it a weight again"
+    if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
+        return "it has no values yet"
+    kinds = (*(NORMS if "norms" not in protect else ()),) + (
+        EMBEDDINGS if "embeddings" not in protect else ()
+    )
+    fused = _fused(layer, leaf)
+    if fused in protect:
+        return f"{leaf} of {type(layer).__name__}: {PROTECTED[fused]}"
+    if not fused and (not isinstance(layer, (*PRUNED, *kinds)) or leaf != "weight"):
+        return f"{leaf} of {type(layer).__name__}: no weight of a Linear or Conv layer"
+    if parameter.dtype not in _FLOATS:
+        return f"its dtype is {parameter.dtype}"
+    if parameter.layout != torch.strided:
+        return f"its layout is {parameter.layout}"
+    if not parameter.numel():
+        return "it is empty"
+    return None
+
+
+def _fused(layer: nn.Module, leaf: str) -> str:
+    """Return the kind of layer whose weight of this name makes several things at once, or nothing."""
+    if isinstance(layer, nn.RNNBase | nn.RNNCellBase) and leaf.startswith("weight_"):
+        return "recurrent"
+    if isinstance(layer, nn.MultiheadAttention) and leaf.endswith("proj_weight"):
+        return "attention"
+    return ""

@@ -1,0 +1,137 @@
+"""Who reads which weight, on what, and what happens to the result: watched while a network runs.
+
+Function calls are watched instead of modules: so a weight is found wherever a linear map or a
+convolution reads it, in a layer, in a user's own forward or in attention, once or several times.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from karikomi.torch.batches import leaves
+from karikomi.torch.trail import Trail
+from karikomi.torch.windows import Window, window_of
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (*_CONV[:5], "output_padding", "groups", "dilation")
+_LAYERS = {
+    "linear": _CONV[:3],
+    **{f"conv{axes}d": _CONV for axes in (1, 2, 3)},
+    **{f"conv_transpose{axes}d": _TRANSPOSED for axes in (1, 2, 3)},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A linear map, or a convolution if there is a `window`, by the weight `name`.
+
+    `inputs`, `outputs`: as torch takes and gives them; no outputs where they cannot be seen.
+    `part`: which of how many equal stretches of its rows read these inputs (attention stacks three).
+    """
+
+    name: str
+    weight: torch.Tensor
+    inputs: torch.Tensor
+    outputs: torch.Tensor | None
+    window: Window | None = None
+    part: tuple[int, int] = (0, 1)
+
+
+class Watch(TorchFunctionMode):
+    """Calls `on_read` for each reading of one of the weights while it is entered.
+
+    `trail`: follows what comes out, if given. `strays`: weight name -> what else read it, of which
+    nothing is known.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        on_read: Sequence[Callable[[Reading], None]],
+        trail: Trail | None = None,
+    ) -> None:
+        super().__init__()
+        self.strays: dict[str, str] = {}
+        self._names = {id(weight): name for name, weight in weights.items()}
+        self._on_read = on_read
+        self._trail = trail
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the call that is watched, and tell what it was."""
+        kwargs = kwargs or {}
+        called = getattr(func, "__name__", "")
+        # An operation in place would hide what its input was.
+        followed = self._trail.before(args) if self._trail else None
+        result = func(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            self._attention(func, args, kwargs, result)
+        elif called in _LAYERS and isinstance(result, torch.Tensor):
+            self._layer(
+                called, {**dict(zip(_LAYERS[called], args, strict=False)), **kwargs}, result
+            )
+        else:
+            self._stray(called, args, kwargs, result)
+        if self._trail and followed:
+            self._trail.after(followed, called, kwargs, result)
+        return result
+
+    def _layer(self, called: str, given: dict[str, Any], result: torch.Tensor) -> None:
+        weight = given["weight"]
+        name = self._names.get(id(weight))
+        if name is None:
+            return
+        window = None
+        if called != "linear":
+            geometry = {key: given[key] for key in given.keys() & {*_CONV[3:]}}
+            transposed = called.startswith("conv_transpose")
+            window = window_of(weight, result, transposed=transposed, **geometry)
+        self._tell(
+            Reading(name=name, weight=weight, inputs=given["input"], outputs=result, window=window)
+        )
+
+    def _attention(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        bound = inspect.signature(func).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        for place, letter in enumerate(("query", "key", "value")):
+            separate = given["use_separate_proj_weight"]
+            weight = given[f"{letter[0]}_proj_weight" if separate else "in_proj_weight"]
+            name = self._names.get(id(weight))
+            if name is not None:
+                part = (0, 1) if separate else (place, 3)
+                self._tell(
+                    Reading(name=name, weight=weight, inputs=given[letter], outputs=None, part=part)
+                )
+        weight = given["out_proj_weight"]
+        name = self._names.get(id(weight))
+        if name is not None:
+            # With an identity for its weight, the projection gives what it would have read.
+            given["out_proj_weight"] = torch.eye(
+                len(weight), dtype=weight.dtype, device=weight.device
+            )
+            given["out_proj_bias"] = None
+            inputs = func(*bound.args, **bound.kwargs)[0]
+            self._tell(Reading(name=name, weight=weight, inputs=inputs, outputs=result[0]))
+
+    def _tell(self, reading: Reading) -> None:
+        for on_read in self._on_read:
+            on_read(reading)
+        if self._trail and reading.outputs is not None:
+            axis = -1 - (len(reading.window.kernel) if reading.window else 0)
+            self._trail.start(reading.name, axis, reading.outputs)
+
+    def _stray(self, called: str, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        for tensor in leaves((args, kwargs)):
+            name = self._names.get(id(tensor))
+            # To ask for a shape or a type is not to read.
+            if name is not None and any(one is not tensor for one in leaves(result)):
+                self.strays[name] = called

@@ -1,0 +1,209 @@
+"""Prune layers and re-fit what stays to the outputs of the dense network, in the order of the data.
+
+Separate from masks, because it changes weights and needs data layer by layer. The arithmetic is that
+of `karikomi.numpy.surgeon` and `column_sweep`, on the sums of `karikomi.torch.regressions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
+from karikomi.numpy.column_sweep import sparsegpt
+from karikomi.numpy.least_squares import Reconstructed
+from karikomi.numpy.surgeon import obc
+from karikomi.prune import Layout
+from karikomi.prune.account import Account
+from karikomi.prune.pattern import NofM
+from karikomi.prune.reconstruction_scores import OBC, SparseGPT
+from karikomi.torch.regressions import Regressions
+from karikomi.torch.steadiness import steady
+from karikomi.torch.tensors import unwrapped
+
+WHERE = "reconstruct_"
+_LAYOUT = Layout(units=0, inputs=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refitted:
+    """One tensor: the relative errors of its layer's output against the dense network's.
+
+    `masked`: with the mask alone, `refitted`: with the weights of the reconstruction, both for the inputs
+    that the pruned layers before it give. `updated`: whether the reconstruction was lower and so was
+    kept. `damping`: what was needed, more than asked for where the inputs' gram had no factor.
+    """
+
+    name: str
+    masked: float
+    refitted: float
+    updated: bool
+    damping: float
+
+    @property
+    def error(self) -> float:
+        """The error of what was kept."""
+        return self.refitted if self.updated else self.masked
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """`masks`: parameter name -> boolean array, true where kept. `rows`: in the order of the data."""
+
+    masks: dict[str, np.ndarray]
+    rows: tuple[Refitted, ...]
+    asked: float
+
+    def account(self, account: Account) -> Account:
+        """Return an account with the output errors of the reconstruction, and notes of what differs."""
+        errors = {row.name: row.error for row in self.rows}
+        rows = tuple(
+            replace(row, output_error=errors.get(row.name, row.output_error))
+            for row in account.rows
+        )
+        # That of the whole network was measured after the re-fit, and so against itself.
+        notes = (*account.notes, *self._notes())
+        return replace(account, rows=rows, output_error=None, notes=notes)
+
+    def _notes(self) -> Iterator[str]:
+        for row in self.rows:
+            if not row.updated:
+                yield f"{row.name}: masked only, a re-fit was no better"
+            if row.damping > self.asked:
+                yield f"{row.name}: damping {row.damping:g}, as {self.asked:g} gave no Cholesky factor"
+
+
+@torch.no_grad()
+def reconstruct_(
+    module: nn.Module,
+    removes: Mapping[str, int],
+    data: Iterable[Any] | None,
+    method: OBC | SparseGPT | None = None,
+    *,
+    pattern: NofM | None = None,
+    earlier: Mapping[str, torch.Tensor] | None = None,
+    progress: bool = True,
+) -> Reconstruction:
+    """Remove weights of a module and re-fit the others, layer by layer, in place.
+
+    ``min ||W X - W' X'||^2 + damping mean(diag(X' X'^T)) ||W - W'||^2`` with X the inputs in the dense
+    network and X' those that the layers before it, already pruned, give now; so that each layer makes up
+    for what came before. In eval mode; memory does not grow with the data. A re-fit that is not
+    better than the mask alone on `data` is not kept, and named.
+
+    `removes`: parameter name -> how many of its weights are zero afterwards. `data`: batches
+    ``(inputs, targets)`` or inputs alone, read once for each tensor. `method`: `OBC` (default) or
+    `SparseGPT`. `pattern`: of `of` consecutive inputs `keep` stay, instead of the numbers. `earlier`:
+    masks; what they removed goes first, and counts. Raises `InvalidArgument` for what is missing,
+    `UnknownName`, `Refused` for a weight that no linear map or convolution reads, `NonFinite`; after an
+    error the weights are as before.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 1.0]]))
+    >>> found = reconstruct_(layer, {"weight": 1}, [torch.tensor([[1.0, 1.0], [2.0, 2.0]])], progress=False)
+    >>> layer.weight.round(decimals=1).tolist(), found.rows[0].updated
+    ([[4.0, 0.0]], True)
+
+    Source: Frantar and Alistarh 2022 and 2023 (see `OBC`, `SparseGPT`). Deviation: the targets are the
+    dense network's outputs, as in the asymmetric reconstruction of He, Zhang and Sun 2017, "Channel
+    Pruning for Accelerating Very Deep Neural Networks"; the damping pulls to the dense weights.
+    """
+    if data is None or isinstance(data, Iterator):
+        raise InvalidArgument(
+            "reconstruction reads the data once for each tensor",
+            where=f"{WHERE}: data",
+            got=type(data).__name__,
+            allowed="a list or a DataLoader of batches",
+        )
+    module, method = unwrapped(module), method or OBC()
+    parameters = _chosen(module, removes)
+    masks = _masks(parameters, earlier or {})
+    dense = {name: one.detach().clone() for name, one in parameters.items()}
+    rows = []
+    with steady(module):
+        regressions = Regressions(module, parameters, dense, data, where=WHERE)
+        try:
+            for name in tqdm(
+                regressions.order, "reconstruct", leave=False, disable=None if progress else True
+            ):
+                if removes[name] > masks[name].size - int(masks[name].sum()) or pattern:
+                    amount = pattern or removes[name]
+                    found, row = _refit(regressions, name, amount, method, masks[name])
+                    _write_(parameters[name], found)
+                    masks[name] = _restored(found.kept, parameters[name])
+                    rows.append(row)
+        except BaseException:
+            for name, parameter in parameters.items():
+                parameter.copy_(dense[name])
+            raise
+    return Reconstruction(masks, tuple(rows), method.damping)
+
+
+def _refit(
+    regressions: Regressions,
+    name: str,
+    amount: int | NofM,
+    method: OBC | SparseGPT,
+    mask: np.ndarray,
+) -> tuple[Reconstructed, Refitted]:
+    problem = regressions.problem(name)
+    weights = _matrix(regressions.dense[name].double().cpu().numpy())
+    given: dict[str, Any] = {
+        "damping": method.damping,
+        "gone": ~_matrix(mask),
+        "where": f"{WHERE}: {name}",
+    }
+    if isinstance(method, SparseGPT):
+        found = sparsegpt(weights, problem, amount, block=method.block, **given)
+    else:
+        found = obc(weights, problem, amount, **given)
+    masked = np.where(found.kept, weights, 0.0)
+    errors = problem.error(masked), problem.error(found.weights)
+    updated = errors[1] < errors[0]
+    row = Refitted(
+        name=name, masked=errors[0], refitted=errors[1], updated=updated, damping=found.damping
+    )
+    return (found if updated else replace(found, weights=masked)), row
+
+
+def _chosen(module: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    known = dict(module.named_parameters())
+    for name in names:
+        if name not in known:
+            raise UnknownName(
+                "the module has no such parameter",
+                where=WHERE,
+                got=repr(name),
+                hint=suggest(name, known),
+            )
+        if known[name].dim() < 2:
+            raise Refused("this is no matrix of weights", where=f"{WHERE}: {name}")
+    return {name: known[name] for name in names}
+
+
+def _masks(
+    parameters: Mapping[str, torch.Tensor], earlier: Mapping[str, torch.Tensor]
+) -> dict[str, np.ndarray]:
+    return {
+        name: earlier[name].cpu().numpy() if name in earlier else np.ones(tuple(one.shape), bool)
+        for name, one in parameters.items()
+    }
+
+
+def _matrix(array: np.ndarray) -> np.ndarray:
+    return _LAYOUT.canonical(array).reshape(len(array), -1)
+
+
+def _restored(matrix: np.ndarray, weight: torch.Tensor) -> np.ndarray:
+    units, inputs, *kernel = weight.shape
+    return np.ascontiguousarray(_LAYOUT.restored(matrix.reshape(units, *kernel, inputs)))
+
+
+def _write_(parameter: torch.Tensor, found: Reconstructed) -> None:
+    parameter.copy_(torch.from_numpy(_restored(found.weights, parameter)))

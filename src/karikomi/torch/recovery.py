@@ -1,0 +1,208 @@
+"""Train a pruned network back, alone or by what the dense one says, and keep it only if a judge agrees.
+
+Separate from pruning, which moves no weight that stays, and from training in the built-in search: here the
+network, the data and the loss are the user's.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.rule import Composite, Rule
+from karikomi.schedule import whole
+from karikomi.torch.distillation import WHERE, Lesson, Loss, check_number
+from karikomi.torch.fingerprint import tensors_of
+from karikomi.torch.isolation import isolated
+from karikomi.torch.masks import Masks
+from karikomi.torch.recalibration import Judge
+from karikomi.torch.replicas import gathered
+from karikomi.torch.retraining import Retraining
+from karikomi.torch.steadiness import steady
+from karikomi.torch.tensors import unwrapped
+
+RATE = 1e-3
+"""The learning rate that the default optimizer begins with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What the judge said `before` and `after` (none without one), and whether the weights were `kept`.
+
+    `losses`: the mean training loss of each epoch.
+
+    >>> print(Recovery(before=0.5, after=0.75, kept=True, losses=(1.5, 0.25)))
+    2 epoch(s), loss 1.5 -> 0.25; judged 0.5 -> 0.75: kept
+    """
+
+    before: float | None
+    after: float | None
+    kept: bool
+    losses: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """Return it as one line."""
+        text = f"{len(self.losses)} epoch(s), loss {self.losses[0]:.4g} -> {self.losses[-1]:.4g}"
+        if self.before is None:
+            return text
+        verdict = "kept" if self.kept else "not kept, the weights are those before"
+        return f"{text}; judged {self.before:.4g} -> {self.after:.4g}: {verdict}"
+
+
+def recover_(
+    module: nn.Module,
+    masks: Masks,
+    data: Iterable[Any],
+    *,
+    loss: Loss | None = None,
+    epochs: int = 1,
+    optimizer: torch.optim.Optimizer | None = None,
+    rate: float | None = None,
+    teacher: nn.Module | None = None,
+    temperature: float = 2.0,
+    weight: float = 0.5,
+    axis: int | None = None,
+    clip: Rule | Composite | None = None,
+    bound: Rule | None = None,
+    judge: Judge | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> Recovery:
+    """Train a pruned module in place, its masks held, and return what that brought.
+
+    ``L = (1 - weight) loss(f(x), y) + weight T^2 KL(softmax(teacher(x) / T) || softmax(f(x) / T))``, the
+    divergence a mean over all distributions; without a `teacher` the loss alone. The learning rate
+    falls by ``(1 + cos(pi t / steps)) / 2`` from what it is to zero.
+
+    `data`: batches ``(inputs, targets)``, read once per epoch; inputs alone where ``weight=1``, which needs no
+    `loss` either. `epochs`: at least 1. `optimizer`: made for this module's parameters, by default AdamW with
+    `rate` (1e-3); masked moments are zeroed. `teacher`: the dense network; it stays as it is.
+    `temperature` T > 0; `weight` in (0, 1]; `axis` of the classes in the outputs, to be given where
+    they have more than two. `clip`, `bound`: as in `attach`. `judge`: ``judge(module) -> number``, higher is
+    better, on data apart from `data`; the weights are kept if it is not lower than before, else
+    everything is put back bit for bit; so also after an error. `seed`: each epoch draws its random
+    numbers, a DataLoader's order included, from (seed, epoch). `checkpoint`: a file that is written after each
+    epoch and continued from, bit for bit as if never stopped, given the same module and arguments, and data
+    that is the same in each epoch or shuffled by torch's random numbers. Of replicas (DDP) the first writes it
+    for all, and all are given the same path; they keep the weights if all their judges say so.
+
+    Modules that are not in training mode as a whole are put into it; modes are restored, and the
+    gradients cleared. Frozen parameters do not move.
+
+    Raises `InvalidArgument` for arguments without a meaning, `Refused` for a teacher that shares trained
+    weights with the module, for nothing to train, for a checkpoint of another recovery; `BadFile` for a file
+    that is none; `NonFinite` after ten bad steps in a row.
+
+    >>> import torch.nn.functional as F, karikomi as kk
+    >>> net = nn.Linear(4, 2)
+    >>> masks = kk.torch.prune_(net, sparsity=0.5)
+    >>> data = [(torch.eye(4), torch.tensor([0, 0, 1, 1]))] * 10
+    >>> found = recover_(net, masks, data, loss=F.cross_entropy, epochs=3, rate=0.1)
+    >>> found.kept, found.losses[-1] < found.losses[0], int((net.weight == 0).sum())
+    (True, True, 4)
+
+    Source: Han et al. 2015 (train on with masks); Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in
+    a Neural Network" (weight and T^2). The judge is ours.
+    """
+    lesson = Lesson(loss=loss, teacher=teacher, temperature=temperature, weight=weight, axis=axis)
+    _check(module, masks, data, epochs, seed)
+    optimizer = _optimizer(module, optimizer, rate)
+    lesson.check(module, optimizer)
+    with torch.inference_mode(False), torch.enable_grad():
+        masks.apply_(module)
+        with _restored_unless_kept(module, optimizer) as keep:
+            before = _judged(judge, module, seed)
+            training = Retraining(module, masks, optimizer, lesson, data, epochs, seed, progress)
+            losses = training.run_(clip, bound, checkpoint)
+            after = _judged(judge, module, seed)
+            kept = before is None or after is None or (math.isfinite(after) and not after < before)
+            # Each replica asks its own judge; all keep, or none.
+            kept = all(gathered(module, kept))
+            if kept:
+                keep()
+    return Recovery(before=before, after=after, kept=kept, losses=losses)
+
+
+@contextmanager
+def _restored_unless_kept(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[Callable[[], None]]:
+    before = {name: one.detach().clone() for name, one in tensors_of(module).items()}
+    moments = copy.deepcopy(optimizer.state_dict())
+    modes = [(one, one.training) for one in module.modules()]
+    try:
+        yield before.clear
+    finally:
+        for one, mode in modes:
+            one.training = mode
+        if before:
+            optimizer.load_state_dict(moments)
+            with torch.no_grad():
+                for name, tensor in tensors_of(module).items():
+                    tensor.copy_(before[name])
+
+
+def _judged(judge: Judge | None, module: nn.Module, seed: int) -> float | None:
+    if judge is None:
+        return None
+    # The same random numbers before and after, should the judge draw any.
+    with torch.no_grad(), steady(module, fresh=False), isolated(seed, 0):
+        return float(judge(module))
+
+
+def _optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer | None, rate: float | None
+) -> torch.optim.Optimizer:
+    if optimizer is not None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InvalidArgument(
+                "this is no torch optimizer", where=WHERE, got=type(optimizer).__name__
+            )
+        if rate is not None:
+            raise InvalidArgument(
+                "the optimizer has its own learning rate", where=WHERE, got=f"rate={rate!r}"
+            )
+        return optimizer
+    rate = RATE if rate is None else rate
+    check_number("rate", rate, math.inf, "a finite number > 0")
+    moved = [one for one in unwrapped(module).parameters() if one.requires_grad]
+    if not moved:
+        raise Refused("every parameter is frozen", where=WHERE, hint="requires_grad_(True)")
+    fused = all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in moved)
+    return torch.optim.AdamW(moved, lr=float(rate), fused=fused)
+
+
+def _check(module: Any, masks: Any, data: Any, epochs: Any, seed: Any) -> None:
+    for name, value, kind in (("module", module, nn.Module), ("masks", masks, Masks)):
+        if not isinstance(value, kind):
+            raise InvalidArgument(
+                f"{name} takes a {kind.__name__}",
+                where=WHERE,
+                got=type(value).__name__,
+                hint="masks = kk.torch.prune_(module, ...)" if kind is Masks else None,
+            )
+    single = isinstance(data, tuple) and any(isinstance(one, torch.Tensor) for one in data)
+    refused = isinstance(data, torch.Tensor | Mapping | Iterator) or not isinstance(data, Iterable)
+    if single or refused:
+        raise InvalidArgument(
+            "data is an iterable of batches, read once per epoch",
+            where=f"{WHERE}: data",
+            got=type(data).__name__,
+            allowed="a list of (inputs, targets) or a DataLoader",
+        )
+    for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0)):
+        number = whole(value)
+        if number is None or number < least:
+            raise InvalidArgument(
+                f"{name} is a whole number >= {least}", where=WHERE, got=repr(value)
+            )

@@ -1,0 +1,145 @@
+"""Give the layers of a fresh module the shapes that a shrunk network was stored with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from karikomi.errors import Refused, UnknownName, suggest
+from karikomi.torch.operations import LAYERS, NORMS
+
+Shape = tuple[int, ...]
+
+
+@torch.no_grad()
+def resize_(
+    module: nn.Module, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[Shape, Shape]]:
+    """Make Linear, Conv and BatchNorm layers as small as stated; return name -> (old, new) shape.
+
+    The new tensors are uninitialised: the caller fills them. Everything is checked before anything
+    is changed. Tensors that are not named keep their shapes, and have to fit the named ones.
+
+    `shapes`: tensor name, as in the state dict, -> shape; no size may exceed the present one.
+    Raises `UnknownName` for a name the module has not, `Refused` naming the tensor whose shape does
+    not fit its layer, is larger, or belongs to a layer that cannot be resized.
+
+    >>> import torch, karikomi as kk
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    >>> kk.torch.resize_(net, {"0.weight": (3, 4), "0.bias": (3,), "1.weight": (2, 3)})["0.bias"]
+    ((8,), (3,))
+    >>> net
+    Sequential(
+      (0): Linear(in_features=4, out_features=3, bias=True)
+      (1): Linear(in_features=3, out_features=2, bias=True)
+    )
+    """
+    state = module.state_dict()
+    old = {name: tuple(one.shape) for name, one in state.items() if isinstance(one, torch.Tensor)}
+    for name in shapes:
+        if name not in old:
+            raise UnknownName(
+                "the module has no such tensor",
+                where="torch.resize_",
+                got=repr(name),
+                hint=suggest(name, old),
+            )
+    new = {**old, **{name: tuple(shape) for name, shape in shapes.items()}}
+    changed = {name: (old[name], new[name]) for name in old if old[name] != new[name]}
+    prefixes = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))
+    for prefix in prefixes:
+        _check_layer(prefix, module.get_submodule(prefix), changed, new)
+    _check_owners(module, changed)
+    for prefix in prefixes:
+        layer = module.get_submodule(prefix)
+        for leaf in _leaves(layer):
+            _replace_(layer, leaf, new[_joined(prefix, leaf)])
+        set_sizes_(layer)
+    return changed
+
+
+def set_sizes_(layer: nn.Module) -> None:
+    """Set a layer's attributes (``in_features``, ...) to what its tensors are."""
+    sizes: Any = getattr(layer, _leaves(layer)[0]).shape
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = sizes
+    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        layer.out_channels, layer.in_channels = sizes[:2]
+    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        (layer.num_features,) = sizes
+
+
+def _check_layer(
+    prefix: str, layer: nn.Module, changed: Mapping[str, object], new: Mapping[str, Shape]
+) -> None:
+    present = {leaf: tuple(getattr(layer, leaf).shape) for leaf in _leaves(layer)}
+    known = (type(layer) in LAYERS and "weight" in present) or type(layer) in NORMS
+    known = known and getattr(layer, "groups", 1) == 1
+    wanted = _fitting(layer, prefix, present, new) if known else {}
+    for leaf, old in present.items():
+        name = _joined(prefix, leaf)
+        if leaf not in wanted and name in changed:
+            raise Refused(
+                f"a {type(layer).__name__} layer cannot be resized here",
+                where=name,
+                got=new[name],
+                allowed=old,
+            )
+        if leaf in wanted and new[name] != wanted[leaf]:
+            raise Refused(
+                "the shape does not fit its layer", where=name, got=new[name], allowed=wanted[leaf]
+            )
+        if any(not 1 <= size <= most for size, most in zip(new[name], old, strict=True)):
+            raise Refused(
+                "a resized layer is smaller, and not empty",
+                where=name,
+                got=new[name],
+                allowed=f"at most {old}",
+            )
+
+
+def _fitting(
+    layer: nn.Module, prefix: str, present: Mapping[str, Shape], new: Mapping[str, Shape]
+) -> dict[str, Shape]:
+    """Return leaf -> the only shape that fits, given the new shape of the layer's first tensor."""
+    first = next(iter(present))
+    sizes = new[_joined(prefix, first)]
+    if len(sizes) != len(present[first]):
+        return {first: present[first]}
+    if type(layer) in NORMS:
+        return {leaf: sizes if shape else () for leaf, shape in present.items()}
+    return {"weight": sizes[:2] + present["weight"][2:], "bias": sizes[:1]}
+
+
+def _check_owners(module: nn.Module, changed: Mapping[str, object]) -> None:
+    layers = list(module.modules())
+    owners = Counter(id(one) for layer in layers for one in layer.parameters(recurse=False))
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in changed and owners[id(parameter)] > 1:
+            raise Refused("the tensor is shared by several layers", where=name)
+
+
+def _replace_(layer: nn.Module, leaf: str, shape: Shape) -> None:
+    old = getattr(layer, leaf)
+    if tuple(old.shape) == shape:
+        return
+    new = torch.empty(shape, dtype=old.dtype, device=old.device)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    setattr(layer, leaf, new)
+
+
+def _leaves(layer: nn.Module) -> list[str]:
+    """Return the names of a layer's own stored tensors, the weight first."""
+    stored = {k: v for k, v in layer._buffers.items() if k not in layer._non_persistent_buffers_set}
+    tensors = {**layer._parameters, **stored}
+    leaves = [leaf for leaf, tensor in tensors.items() if tensor is not None]
+    return sorted(leaves, key=lambda leaf: leaf != "weight")
+
+
+def _joined(prefix: str, leaf: str) -> str:
+    return f"{prefix}.{leaf}" if prefix else leaf

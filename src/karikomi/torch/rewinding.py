@@ -1,0 +1,131 @@
+"""Back to an early step: a copy of weights, buffers and moments, kept until the last masks are made.
+
+Apart from the masks, because it is the one thing here that undoes training.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from karikomi.errors import InvalidArgument
+from karikomi.torch.tensors import unwrapped
+
+_PARTS = ("weights", "buffers", "moments")
+
+
+class Rewind:
+    """What some optimizers hold, and the model's buffers, as they were when `keep` was called."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        model: nn.Module,
+        found: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._optimizers, self._model, self._found = optimizers, model, found
+        self._kept: dict[str, dict[str, Any]] | None = None
+
+    def keep(self) -> None:
+        """Copy everything as it is now."""
+        self._kept = {
+            "weights": {name: one.detach().clone() for name, one in self._found.items()},
+            "buffers": {name: one.clone() for name, one in self._buffers().items()},
+            "moments": {name: _copied(self._moments(one)) for name, one in self._found.items()},
+        }
+
+    def restore_(self) -> None:
+        """Put everything back; what was never kept stays."""
+        if self._kept is None:
+            return
+        for name, weight in self._kept["weights"].items():
+            self._found[name].copy_(weight)
+        buffers = self._buffers()
+        for name, buffer in self._kept["buffers"].items():
+            buffers[name].copy_(buffer)
+        for name, moments in self._kept["moments"].items():
+            own = self._moments(self._found[name])
+            own.clear()
+            own.update(_copied(moments))
+
+    def forget(self) -> None:
+        """Let the copy go."""
+        self._kept = None
+
+    def plain(self) -> dict[str, Any] | None:
+        """Return the copy for a checkpoint."""
+        return None if self._kept is None else {part: {**self._kept[part]} for part in _PARTS}
+
+    def read(self, plain: Any) -> dict[str, dict[str, Any]] | None:
+        """Return what `plain` returned, checked and on the devices of its parameters.
+
+        Raises `InvalidArgument` for what does not fit.
+        """
+        if plain is None:
+            return None
+        if not isinstance(plain, Mapping) or set(plain) != set(_PARTS):
+            raise InvalidArgument("this is nothing to rewind to", where="prune: rewind")
+        weights = _fitting(plain["weights"], self._found)
+        moments = plain["moments"]
+        if not isinstance(moments, Mapping) or moments.keys() != self._found.keys():
+            raise InvalidArgument("what was kept to rewind to is of another model", where="prune")
+        return {
+            "weights": weights,
+            "buffers": _fitting(plain["buffers"], self._buffers()),
+            "moments": {name: self._placed(name, one) for name, one in moments.items()},
+        }
+
+    def load(self, kept: dict[str, dict[str, Any]] | None) -> None:
+        """Continue with what `read` returned."""
+        self._kept = kept
+
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        return dict(unwrapped(self._model).named_buffers())
+
+    def _moments(self, parameter: torch.Tensor) -> dict[str, Any]:
+        return self._holder(parameter)[0].state[parameter]
+
+    def _holder(self, parameter: torch.Tensor) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
+        return next(
+            (one, group)
+            for one in self._optimizers
+            for group in one.param_groups
+            if any(parameter is held for held in group["params"])
+        )
+
+    def _placed(self, name: str, moments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return moments on the device of their parameter; counts only where the optimizer wants them."""
+        parameter = self._found[name]
+        group = self._holder(parameter)[1]
+        counts_too = group.get("fused") or group.get("capturable")
+        return {
+            key: value.to(parameter.device)
+            if isinstance(value, torch.Tensor) and (counts_too or value.dim() > 0)
+            else value
+            for key, value in _copied(moments).items()
+        }
+
+
+def _copied(moments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        for key, value in moments.items()
+    }
+
+
+def _fitting(given: Any, here: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if not isinstance(given, Mapping) or given.keys() != here.keys():
+        raise InvalidArgument("what was kept to rewind to is of another model", where="prune")
+    for name, tensor in given.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != here[name].shape:
+            raise InvalidArgument(
+                "what was kept to rewind to does not fit",
+                where=name,
+                got=tuple(getattr(tensor, "shape", ())),
+                allowed=tuple(here[name].shape),
+            )
+    return {name: tensor.to(here[name].device, copy=True) for name, tensor in given.items()}

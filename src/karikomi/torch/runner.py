@@ -1,0 +1,152 @@
+"""The torch side of the runner protocol: what `compress`, `sweep` and `audit` ask of a framework."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from karikomi.errors import InvalidArgument, KarikomiError, Refused, suggest
+from karikomi.tasks.runner import Arrays, Phase
+from karikomi.tasks.task import Data, Task, source_of
+from karikomi.torch.arrays import fill_, to_arrays
+from karikomi.torch.isolation import isolated
+from karikomi.torch.networks import NETWORKS
+from karikomi.torch.prunable import prunable
+from karikomi.torch.shrinking import shrink
+from karikomi.torch.training import TorchTraining, batch_tensor, loss_of, outputs
+
+
+class TorchRunner:
+    """One task on torch; models are made anew from arrays, so nothing hides in a live object."""
+
+    def __init__(self, task: Task, data: Data, *, seed: int) -> None:
+        self._task, self._data, self._seed = task, data, seed
+        self._threads = task.recipe.threads
+        self._make = _factory(task)
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions, machine kind and thread count."""
+        return {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": self._threads or torch.get_num_threads(),
+        }
+
+    def fresh(self) -> Arrays:
+        """Return the arrays of an untrained network."""
+        with isolated(self._seed, self._threads):
+            return to_arrays(self._make())
+
+    def describe(self) -> str:
+        """Return the layer widths in a few words."""
+        model = self._blank()
+        weights = [tensor for tensor in model.parameters() if tensor.dim() > 1]
+        widths = [weights[0].shape[1], *(tensor.shape[0] for tensor in weights)] if weights else []
+        total = sum(tensor.numel() for tensor in model.parameters())
+        return f"{'-'.join(map(str, widths))}, {total:,} parameters"
+
+    def fingerprint(self) -> str:
+        """Return a digest of the untrained network's arrays, its layers and its class's source."""
+        model = self._blank()
+        digest = hashlib.sha256(f"{model}{source_of(type(model))}".encode())
+        for name, array in to_arrays(model).items():
+            digest.update(name.encode() + array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def left_alone(self) -> dict[str, str]:
+        """Return name -> why pruning does not act on a parameter; biases are not listed."""
+        reasons = prunable(self._blank())[1]
+        return {name: reason for name, reason in reasons.items() if reason != "a bias"}
+
+    def prunable(self) -> list[str]:
+        """Return the names of the tensors that pruning acts on."""
+        return list(prunable(self._blank())[0])
+
+    def biases(self) -> list[str]:
+        """Return the names of the bias vectors of the layers that pruning acts on."""
+        own = dict(self._blank().named_parameters())
+        stems = [name.removesuffix("weight") for name in self.prunable()]
+        return [f"{stem}bias" for stem in stems if f"{stem}bias" in own]
+
+    def train(self, arrays: Arrays, phase: Phase) -> TorchTraining:
+        """Begin a phase from the given arrays."""
+        with isolated(self._seed, self._threads):
+            return TorchTraining(self._task, self._data, self._make, arrays, phase, self._seed)
+
+    def outputs(self, arrays: Arrays, inputs: np.ndarray) -> np.ndarray:
+        """Return the network's outputs in evaluation mode."""
+        with isolated(self._seed, self._threads):
+            return outputs(self._model(arrays), inputs)
+
+    def input_gradients(
+        self, arrays: Arrays, inputs: np.ndarray, targets: np.ndarray
+    ) -> np.ndarray:
+        """Return d loss / d inputs, of the inputs' shape, in evaluation mode."""
+        with isolated(self._seed, self._threads):
+            model = self._model(arrays).eval()
+            leaf = batch_tensor(inputs).requires_grad_()
+            loss_of(self._task)(model(leaf), torch.from_numpy(targets)).backward()
+            assert leaf.grad is not None  # noqa: S101  (a leaf that requires a gradient has one)
+            return np.ascontiguousarray(leaf.grad.numpy())
+
+    def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
+        """Return the arrays without dead units, and the report of what went."""
+        example = batch_tensor(self._data.validation.inputs[:64])
+        with isolated(self._seed, self._threads):
+            try:
+                small, report = shrink(self._model(arrays).eval(), (example,))
+            except Refused as error:
+                # Most networks are no chain yet; the run goes on unshrunk, and its report says why.
+                return arrays, {"removed": 0, "left_alone": {"the network": str(error)}}
+        return to_arrays(small), report.as_dict()
+
+    def _model(self, arrays: Arrays) -> nn.Module:
+        return fill_(self._blank(), arrays)
+
+    def _blank(self) -> nn.Module:
+        with isolated(self._seed, self._threads):
+            return self._make()
+
+
+def runner_for(task: Task, data: Data, *, seed: int) -> TorchRunner:
+    """Return the runner of a task."""
+    return TorchRunner(task, data, seed=seed)
+
+
+def _factory(task: Task) -> Callable[[], nn.Module]:
+    if isinstance(task.model, str):
+        if task.model not in NETWORKS:
+            raise InvalidArgument(
+                "unknown network",
+                where=f"task {task.name}",
+                got=task.model,
+                hint=suggest(task.model, NETWORKS),
+            )
+        return NETWORKS[task.model]
+    make = task.model
+
+    def made() -> nn.Module:
+        try:
+            model = make()
+        except Exception as error:
+            raise KarikomiError(
+                "the task's model function raised",
+                where=f"task {task.name}",
+                got=f"{type(error).__name__}: {error}",
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise InvalidArgument(
+                "the model is no torch module", where=f"task {task.name}", got=type(model).__name__
+            )
+        return model
+
+    return made

@@ -1,0 +1,140 @@
+"""Masks of sharded weights: which part of a weight lies on this rank, and the masks of all ranks as one.
+
+Separate from `sharding`, which joins norms; here single weights have places in the whole tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from karikomi.errors import InvalidArgument, Refused
+from karikomi.numpy.part import Part
+from karikomi.torch import ranks
+from karikomi.torch.meshes import is_sharded, local, own_units
+
+
+class Place(NamedTuple):
+    """Where a rectangle lies in a tensor: the shape of the tensor, and where it begins by axis."""
+
+    whole: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+    def of(self, shape: Iterable[int]) -> tuple[slice, ...]:
+        """Return the slices of a rectangle of this shape."""
+        return tuple(slice(at, at + n) for at, n in zip(self.offsets, shape, strict=True))
+
+
+def place_of(tensor: torch.Tensor) -> Place | None:
+    """Return where this rank's part of a DTensor lies; none where all of a tensor is here.
+
+    Raises `Refused` for parts that are no rectangle, or still are to be summed.
+    """
+    if not is_sharded(tensor) or len(_over(tensor)) == 1:
+        return None
+    if any(placement.is_partial() for placement in _lies(tensor)):
+        raise Refused("sums that are still to be made have no single weights", where="sharded")
+    try:
+        starts = [own_units(tensor, axis).start for axis in range(tensor.dim())]
+    except Refused as error:
+        raise Refused(
+            "the weights of this rank are no rectangle", where="sharded", got=error
+        ) from error
+    return Place(tuple(tensor.shape), tuple(starts))
+
+
+def part_of(tensor: torch.Tensor) -> Part | None:
+    """Return this rank's part of a DTensor with the sums over all that share it; none of a whole one.
+
+    Replicas are taken to be alike: sums go over one set of parts.
+    """
+    place = place_of(tensor)
+    if place is None:
+        return None
+    groups = tuple(tensor.device_mesh.get_group(axis) for axis in _axes(tensor))  # type: ignore[attr-defined]
+    return Part(
+        whole=place.whole,
+        shape=tuple(local(tensor).shape),
+        offsets=place.offsets,
+        summed=lambda numbers: ranks.summed(groups, numbers),
+        over=_over(tensor),
+    )
+
+
+def here(
+    name: str, mask: torch.Tensor, place: Place | None, parameter: torch.Tensor
+) -> torch.Tensor:
+    """Return a parameter's mask as far as the parameter lies on this rank.
+
+    `place`: where the mask belongs, none for a whole one. Raises `InvalidArgument` for one that does not
+    fit, or belongs to the part of another rank.
+    """
+    own, held = place_of(parameter), tuple(local(parameter).shape)
+    if place is None and own is not None and mask.shape == parameter.shape:
+        return mask[own.of(held)].contiguous()
+    if tuple(mask.shape) != held or (place is not None and place != own):
+        raise InvalidArgument(
+            "the mask does not fit its parameter",
+            where=name,
+            got=_told(mask.shape, place),
+            allowed=_told(held, own),
+            hint=None
+            if own is None and place is None
+            else "Masks.joined makes those of ranks whole",
+        )
+    return mask
+
+
+def joined(name: str, parts: Iterable[tuple[torch.Tensor, Place | None]]) -> torch.Tensor:
+    """Return a whole mask from those of all parts; raises `InvalidArgument` where one is missing.
+
+    What is whole already, or comes twice (replicas), has to say the same.
+    """
+    parts = list(parts)
+    shape = next((place.whole for _, place in parts if place is not None), parts[0][0].shape)
+    whole, covered = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    for mask, place in parts:
+        place = place or Place(tuple(mask.shape), (0,) * mask.dim())
+        where = place.of(mask.shape)
+        if place.whole != tuple(shape):
+            raise InvalidArgument("these are masks of different tensors", where=name)
+        if not torch.equal(whole[where] & covered[where], mask.cpu() & covered[where]):
+            raise InvalidArgument("two masks of the same weights differ", where=name)
+        whole[where], covered[where] = mask.cpu(), True
+    if not covered.all():
+        raise InvalidArgument(
+            "the masks of some ranks are missing",
+            where=name,
+            got=f"{int(covered.count_nonzero())} of {math.prod(shape)} weights",
+        )
+    return whole
+
+
+def _lies(tensor: Any) -> Any:
+    return tensor.placements
+
+
+def _axes(tensor: Any) -> list[int]:
+    """Return the axes of the mesh along which a tensor is split among several ranks."""
+    pairs = enumerate(zip(tensor.placements, tensor.device_mesh.shape, strict=True))
+    return [axis for axis, (placement, size) in pairs if hasattr(placement, "dim") and size > 1]
+
+
+def _over(tensor: Any) -> tuple[int, ...]:
+    """Return the ranks that share one copy of a tensor with this one."""
+    mesh, split = tensor.device_mesh, _axes(tensor)
+    if mesh.get_coordinate() is None:
+        raise Refused("this rank is not in the mesh of the parameter", where="sharded")
+    at = tuple(
+        slice(None) if axis in split else place for axis, place in enumerate(mesh.get_coordinate())
+    )
+    return tuple(sorted(np.ravel(mesh.mesh[at].tolist()).tolist()))
+
+
+def _told(shape: Iterable[int], place: Place | None) -> str:
+    shape = tuple(shape)
+    return str(shape) if place is None else f"{shape} of {place.whole} from {place.offsets} on"

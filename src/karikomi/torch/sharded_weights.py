@@ -1,0 +1,168 @@
+"""Bounds on sharded weights: what a rule sees is the number of the whole, what it changes the part here.
+
+Separate from `sharding`, which joins gradients: weights are always there, so one reduction for each set
+of ranks says it all, and a weight that no bound can mend stops every rank, not the one that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from karikomi.errors import KarikomiError, NonFinite, Refused
+from karikomi.rule import Rule, Scope
+from karikomi.torch import ranks
+from karikomi.torch.meshes import Joint, is_sharded, joints, local, own_units
+from karikomi.torch.weights import measured
+
+WHERE = "torch.bound_"
+MEND = "load the last good checkpoint: no bound can mend them"
+"""What to do about weights that are not finite."""
+
+
+class ShardedWeights:
+    """Where the parts of weights lie that a rule bounds, and how their numbers are joined.
+
+    `here`: name -> the part on this rank, to be written to. All ranks call all methods in the same order.
+    """
+
+    def __init__(
+        self, found: Mapping[str, torch.Tensor], rule: Rule, axes: Mapping[str, int | None]
+    ) -> None:
+        self.here = {name: local(found[name].detach()) for name in axes}
+        self._found, self._rule, self._axes = found, rule, axes
+        self._joints = joints({name: found[name] for name in axes}, copied=True)
+        self._split = {name for joint in self._joints for name in joint.shares}
+        self._units: dict[str, slice] = {}
+        self._error: Refused | None = None
+        if rule.scope is Scope.UNIT:
+            self._place_units()
+
+    @classmethod
+    def of(
+        cls, found: Mapping[str, torch.Tensor], rule: Rule, axes: Mapping[str, int | None]
+    ) -> ShardedWeights | None:
+        """Return where the weights lie, ``None`` where all of each is here.
+
+        `axes`: name -> unit axis of those that are bounded. Raises `Refused` for sums that are still to be
+        made, and for a tensor on a mesh without this rank.
+        """
+        sharded: dict[str, Any] = {name: found[name] for name in axes if is_sharded(found[name])}
+        if not sharded:
+            return None
+        for name, tensor in sharded.items():
+            if any(placement.is_partial() for placement in tensor.placements):
+                raise Refused(
+                    "sums that are still to be made have no weights to bound",
+                    where=f"{WHERE}: {name}",
+                    got=tensor.placements,
+                    hint="redistribute the parameter first",
+                )
+        return cls(found, rule, axes)
+
+    def measured(self, vectors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Return name -> the numbers of whole weights, as `weights.measured` does of plain ones.
+
+        `SpectralCap` sees one weight after the other whole. Raises, on all ranks, `NonFinite` for what is
+        not finite on one of them, and `Refused` where the units of one do not lie side by side.
+        """
+        if "spectral_norm" in self._rule.needs:
+            numbers = self._spectral(vectors)
+        else:
+            numbers = measured(self._rule, self.here, self._axes, vectors)
+        bad = not all(np.isfinite(own).all() for own in numbers.values())
+        numbers = {name: self._placed(name, own) for name, own in numbers.items()}
+        troubles = [float(bad), float(self._error is not None)]
+        again = []
+        for place, joint in enumerate(self._joints):
+            # What one set has learned goes on to the next; the largest comes last.
+            *troubles, open_ended = self._join(joint, numbers, [*troubles, self._is_open(place)])
+            again += [joint] if open_ended else []
+        for joint in reversed(again):
+            troubles = ranks.largest(joint.groups, np.array(troubles)).tolist()
+        self._raise(numbers, *troubles)
+        return numbers
+
+    def own(self, name: str, part: slice) -> slice:
+        """Return which of the numbers of one weight, `part` of those of all, are of units on this rank."""
+        units = self._units.get(name)
+        return part if units is None else slice(part.start + units.start, part.start + units.stop)
+
+    def totals(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Return how many entries of whole weights are counted, from how many of the parts.
+
+        `counts`: of weights that the numbers of the whole single out, so that they are the same on all ranks.
+        """
+        totals: dict[str, float] = dict(counts)
+        for joint in self._joints:
+            names = [name for name in joint.shares if name in counts]
+            if names:
+                own = np.array([counts[name] for name in names], dtype=np.float64)
+                every = ranks.summed(joint.groups, own) * [joint.shares[name] for name in names]
+                totals.update(zip(names, every.tolist(), strict=True))
+        return totals
+
+    def _place_units(self) -> None:
+        for name in self._axes:
+            if name not in self._split:
+                continue
+            try:
+                self._units[name] = own_units(self._found[name], self._axes[name] or 0)
+            except Refused as error:
+                # Raised later, when the other ranks, whose units may be in order, have heard of it.
+                self._error = self._error or error
+                self._units[name] = slice(0, 0)
+
+    def _placed(self, name: str, own: np.ndarray) -> np.ndarray:
+        units = self._units.get(name)
+        if units is None:
+            return own
+        numbers = np.zeros(self._found[name].shape[self._axes[name] or 0])
+        numbers[units] = own[: units.stop - units.start]
+        return numbers
+
+    def _spectral(self, vectors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        numbers: dict[str, np.ndarray] = {}
+        for name, axis in self._axes.items():
+            tensor: Any = self._found[name].detach()
+            whole = tensor.full_tensor() if is_sharded(tensor) else tensor
+            numbers |= measured(self._rule, {name: whole}, {name: axis}, vectors)
+        return numbers
+
+    def _is_open(self, place: int) -> bool:
+        """Return whether this rank may learn later, among others, what a set of ranks has not heard."""
+        own = {*self._joints[place].over}
+        return any(not own <= {*later.over} for later in self._joints[place + 1 :])
+
+    def _join(
+        self, joint: Joint, numbers: dict[str, np.ndarray], troubles: Sequence[float]
+    ) -> list[float]:
+        """Put the numbers of whole weights in place of those of parts; return the troubles of all ranks."""
+        names = list(joint.shares)
+        own = np.concatenate([np.zeros(0), *(numbers[name] for name in names)])
+        counts = [len(numbers[name]) for name in names]
+        if self._rule.scope is Scope.ELEMENT or "spectral_norm" in self._rule.needs:
+            whole = ranks.largest(joint.groups, np.append(own, troubles))
+            whole, heard = whole[: len(own)], whole[len(own) :]
+        else:
+            shares = np.repeat(list(joint.shares.values()), counts)
+            no_peaks = np.zeros(len(own), bool)
+            whole, heard = ranks.reduced(joint.groups, own, np.array(troubles), shares, no_peaks)
+        numbers.update(zip(names, np.split(whole, np.cumsum(counts))[:-1], strict=True))
+        return heard.astype(np.float64).tolist()
+
+    def _raise(self, numbers: Mapping[str, np.ndarray], bad: float, apart: float) -> None:
+        error: KarikomiError | None = self._error
+        if apart and error is None:
+            error = Refused(
+                "the units of another rank do not lie side by side",
+                where=WHERE,
+                hint="use a rule by tensor",
+            )
+        if error is not None:
+            raise error
+        if bad and all(np.isfinite(own).all() for own in numbers.values()):
+            raise NonFinite("non-finite weights on another rank", where=WHERE, hint=MEND)

@@ -1,0 +1,315 @@
+"""Sharded gradients: every logical parameter counts once, whatever mesh its parts lie on.
+
+Each rank measures the part that lies there; this file joins the small numbers. DTensors say by their
+mesh and placements how they lie: one reduction for each set of ranks. Of plain parameters only the
+caller knows that another rank has other ones: `process_group` says so, and the norms of the others
+come in as one number more, under a name like ``(other ranks of experts.*)``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
+from karikomi.outcome import Outcome
+from karikomi.plan import PEAKS, Kind, Part, Stage
+from karikomi.rule import Scope
+from karikomi.torch import measure, ranks
+from karikomi.torch.meshes import copies_of, is_sharded, joints, local, own_units, ranks_of
+
+Groups: TypeAlias = "dist.ProcessGroup | Mapping[str, dist.ProcessGroup]"
+"""A process group, or globs over parameter names -> process group."""
+
+_ALIKE = 1e-6  # replicas that are summed in another order differ by rounding
+
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """What the other ranks of a group hold in place of these members."""
+
+    name: str
+    group: Any
+    members: frozenset[str]
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the numbers of one stage belong."""
+
+    stage: Stage
+    joints: list[tuple[tuple[Any, ...], np.ndarray, np.ndarray, np.ndarray]]
+    others: list[tuple[_Others, np.ndarray, bool, bool]]
+    peaks: np.ndarray
+    comparable: np.ndarray
+
+
+class Sharding:
+    """Where the parts of named parameters lie, and how their numbers are joined.
+
+    `elsewhere`: a name for what other ranks hold, per glob of `process_group`; `sizes`: how many entries.
+    """
+
+    def __init__(
+        self, found: Mapping[str, torch.Tensor], groups: Groups | None, *, check_ranks: bool
+    ) -> None:
+        self._joints = joints(found)
+        self._others = _others(found, groups)
+        self._check_ranks = check_ranks
+        self._layouts: dict[int, _Layout] = {}
+        self.elsewhere = tuple(other.name for other in self._others)
+        self.sizes = tuple(other.size for other in self._others)
+
+    @classmethod
+    def of(
+        cls, found: Mapping[str, torch.Tensor], groups: Groups | None, *, check_ranks: bool
+    ) -> Sharding | None:
+        """Return where the parts lie, ``None`` where all is on this rank.
+
+        `groups`: see `attach`; a DTensor whose mesh has other ranks of the group in it is counted by its
+        mesh. Raises `InvalidArgument` without ranks or for what is no group, `UnknownName` for a glob that
+        matches nothing on any rank, `Refused` for a tensor on a mesh without this rank.
+        """
+        if groups is None and not check_ranks and not any(map(is_sharded, found.values())):
+            return None
+        if not dist.is_available() or not dist.is_initialized():
+            raise InvalidArgument(
+                "there are no ranks to join",
+                where="process_group, check_ranks",
+                hint="call torch.distributed.init_process_group first",
+            )
+        return cls(found, groups, check_ranks=check_ranks)
+
+    def extended(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Return stages that also have a number for each name of `elsewhere`.
+
+        Rules of global and element scope see it, others act on this rank alone; where a rule of one sort
+        follows one of the other, a new measurement begins. Raises `Refused` where a global rule speaks
+        of some of the tensors of a group and not of others: of other ranks only the sum is known.
+        """
+        if not self._others:
+            return tuple(stages)
+        return tuple(self._with_others(run) for stage in stages for run in _runs(stage))
+
+    def settle_(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Bring gradients that lie otherwise than their parameters (pending sums) to the same placements."""
+        for parameter in parameters:
+            gradient: Any = parameter.grad
+            if gradient is None or not is_sharded(gradient):
+                continue
+            own: Any = parameter
+            if gradient.placements != own.placements:
+                own.grad = gradient.redistribute(placements=own.placements)
+
+    def combined(
+        self, stage: Stage, numbers: np.ndarray, present: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of whole tensors, and which took part, from those of their local parts.
+
+        `numbers`, `present`: one per number of the stage, without those of `elsewhere`, which the result has
+        at its end. A collective: all ranks call it for the same stages in the same order. What is not
+        finite on one rank is not finite on all of them.
+        """
+        layout = self._layout(stage)
+        numbers, present = numbers.astype(np.float64), present.copy()
+        for groups, places, shares, peaks in layout.joints:
+            numbers[places], present[places] = ranks.reduced(
+                groups, numbers[places], present[places], shares, peaks
+            )
+        more = [_elsewhere(*one, numbers, present) for one in layout.others]
+        if not more:
+            return numbers, present
+        extra, there = zip(*more, strict=True)
+        return np.append(numbers, extra), np.append(present, there)
+
+    def check(self, stage: Stage, outcome: Outcome) -> None:
+        """Raise `Refused` on every rank if they decided differently, where `check_ranks` asks for it."""
+        if not self._check_ranks:
+            return
+        layout = self._layout(stage)
+        norms, peaks = layout.comparable & ~layout.peaks, layout.comparable & layout.peaks
+        own = [float(bool(outcome.skipped))]
+        for vector in map(np.asarray, (outcome.norms, outcome.after)):
+            own += [ranks.norm(vector[norms]), ranks.peak(vector[peaks])]
+        every = ranks.gathered(dist.group.WORLD, np.array(own))
+        alike = np.isclose(every, every[0], rtol=_ALIKE, atol=0.0, equal_nan=True)
+        if alike.all():
+            return
+        other = int(np.argmin(alike.all(axis=1)))
+        raise Refused(
+            f"the ranks decided differently: rank 0 {_told(every[0])}, rank {other} {_told(every[other])}",
+            where="check_ranks",
+            hint="are plain gradients reduced, and rules and states alike?",
+        )
+
+    def is_split(self, tensor: torch.Tensor) -> bool:
+        """Return whether this rank has but a part of a tensor."""
+        return is_sharded(tensor) and copies_of(tensor) < tensor.device_mesh.size()  # type: ignore[attr-defined]
+
+    def unit_norms(self, tensor: torch.Tensor, axis: int) -> np.ndarray:
+        """Return one norm per unit of the whole tensor, of what lies here; 0 where nothing does."""
+        numbers = np.zeros(tensor.shape[axis])
+        here = measure.unit_norms(local(tensor), axis).cpu().double().numpy()
+        numbers[own_units(tensor, axis)] = here
+        return numbers
+
+    def _with_others(self, stage: Stage) -> Stage:
+        kinds, columns = [], []
+        for other in self._others:
+            own = {k for n, k in zip(stage.names, stage.kinds, strict=True) if n in other.members}
+            kinds.append(Kind.PEAK if (own or set(stage.kinds)) <= {*PEAKS} else Kind.NORM)
+            columns.append([_concerns(part, other, stage) for part in stage.parts])
+        parts = []
+        for place, part in enumerate(stage.parts):
+            more = [column[place] for column in columns]
+            members = part.members
+            if members is None and not all(more):
+                members = np.full(sum(stage.counts), True)
+            parts.append(
+                replace(part, members=None if members is None else np.append(members, more))
+            )
+        return Stage(
+            (*stage.names, *self.elsewhere),
+            (*stage.kinds, *kinds),
+            (*stage.counts, *(1 for _ in self._others)),
+            tuple(parts),
+        )
+
+    def _layout(self, stage: Stage) -> _Layout:
+        known = self._layouts.get(id(stage))
+        if known is None:
+            # The stage is kept with it, so that its id stays its own.
+            known = self._layouts[id(stage)] = self._laid_out(stage)
+        return known
+
+    def _laid_out(self, stage: Stage) -> _Layout:
+        peaks = np.repeat([kind in PEAKS for kind in stage.kinds], stage.counts)
+        joints = []
+        for joint in self._joints:
+            places = np.flatnonzero(_marked(stage, joint.shares))
+            shares = np.repeat([joint.shares.get(name, 0.0) for name in stage.names], stage.counts)
+            joints.append((joint.groups, places, shares[places], peaks[places]))
+        others, comparable = [], np.full(len(peaks), True)
+        for place, other in enumerate(self._others, start=len(peaks) - len(self._others)):
+            own = _marked(stage, other.members)
+            counted = any(part.members is None or part.members[place] for part in stage.parts)
+            others.append((other, np.flatnonzero(own), bool(peaks[place]), counted))
+            if not counted:
+                comparable[own] = comparable[place] = False
+        return _Layout(stage, joints, others, peaks, comparable)
+
+
+def _others(found: Mapping[str, torch.Tensor], groups: Groups | None) -> list[_Others]:
+    if groups is None:
+        return []
+    pairs = list(groups.items()) if isinstance(groups, Mapping) else [("*", groups)]
+    if not pairs:
+        raise InvalidArgument("there is no group", where="process_group", got="{}")
+    free, others = dict(found), []
+    for glob, group in pairs:
+        if not isinstance(group, dist.ProcessGroup):
+            raise InvalidArgument(
+                "no process group that this rank is in",
+                where=f"process_group, {glob}",
+                got=type(group).__name__,
+                allowed="a torch ProcessGroup, or globs over names -> ProcessGroup",
+            )
+        members = [name for name in free if name == glob or fnmatch.fnmatchcase(name, glob)]
+        members = [name for name in members if not _counted_by_mesh(free[name], group)]
+        own = np.array(
+            [len(members), sum(found[name].numel() for name in members)], dtype=np.float64
+        )
+        tensors, entries = ranks.gathered(group, own).sum(axis=0)
+        if tensors == 0:
+            raise UnknownName(
+                "the pattern matches no parameter that its mesh does not count",
+                where="process_group",
+                got=repr(glob),
+                hint=suggest(glob, found),
+            )
+        for name in members:
+            del free[name]
+        label = f"(other ranks of {glob})" if isinstance(groups, Mapping) else "(other ranks)"
+        others.append(_Others(label, group, frozenset(members), max(1.0, float(entries - own[1]))))
+    return others
+
+
+def _counted_by_mesh(tensor: torch.Tensor, group: Any) -> bool:
+    if not is_sharded(tensor):
+        return False
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    return bool({*ranks_of(mesh)} & {*dist.get_process_group_ranks(group)} - {dist.get_rank()})
+
+
+def _runs(stage: Stage) -> list[Stage]:
+    """Return the stage in pieces, none of which has rules over all ranks and of one rank for one tensor."""
+    runs: list[list[Part]] = [[]]
+    touched = {True: np.zeros(sum(stage.counts), bool), False: np.zeros(sum(stage.counts), bool)}
+    for part in stage.parts:
+        joint = _is_joint(part)
+        mask = np.full(sum(stage.counts), True) if part.members is None else part.members
+        if (touched[not joint] & mask).any():
+            runs.append([])
+            touched = {sort: np.zeros_like(seen) for sort, seen in touched.items()}
+        runs[-1].append(part)
+        touched[joint] = touched[joint] | mask
+    return [replace(stage, parts=tuple(run)) for run in runs]
+
+
+def _marked(stage: Stage, names: Container[str]) -> np.ndarray:
+    """Return which numbers of a stage speak of some tensors."""
+    return np.repeat([name in names for name in stage.names], stage.counts)
+
+
+def _is_joint(part: Part) -> bool:
+    return part.rule.scope in (Scope.GLOBAL, Scope.ELEMENT)
+
+
+def _concerns(part: Part, other: _Others, stage: Stage) -> bool:
+    if not _is_joint(part) or part.members is None:
+        return _is_joint(part)
+    own = part.members[_marked(stage, other.members)]
+    if own.size and own.all():
+        return True
+    if part.rule.scope is Scope.GLOBAL and (own.any() or not own.size):
+        raise Refused(
+            f"{type(part.rule).__name__} would act on some of the parameters of {other.name}, of which "
+            "only the joint norm is known",
+            where="process_group",
+            hint="give process_group= and Groups the same globs",
+        )
+    return False
+
+
+def _elsewhere(
+    other: _Others,
+    places: np.ndarray,
+    is_peak: bool,
+    counted: bool,
+    numbers: np.ndarray,
+    present: np.ndarray,
+) -> tuple[float, bool]:
+    """Return the number of what the other ranks hold, and whether any of it took part."""
+    own = numbers[places][present[places]]
+    joint = ranks.peak if is_peak else ranks.norm
+    every = ranks.gathered(other.group, np.array([joint(own), own.size > 0], dtype=np.float64))
+    theirs = np.delete(every, dist.get_rank(other.group), axis=0)
+    number = joint(theirs[:, 0])
+    if counted or not math.isfinite(number):
+        return number, bool(theirs[:, 1].any())
+    return 0.0, False
+
+
+def _told(row: np.ndarray) -> str:
+    skip, norm, peak, norm_after, peak_after = row.tolist()
+    told = [f"norm {norm:.6g} to {norm_after:.6g}"] if norm or not peak else []
+    told += [f"largest {peak:.6g} to {peak_after:.6g}"] if peak else []
+    return "skips" if skip else ", ".join(told)

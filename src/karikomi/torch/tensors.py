@@ -1,0 +1,141 @@
+"""Named parameters: who is meant, each logical tensor once, and which axis of a weight is one unit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from karikomi.errors import InvalidArgument, Refused
+
+Parameters = nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | torch.Tensor
+
+_OUT_IN = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.EmbeddingBag)
+_IN_OUT = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def named(parameters: Parameters, *, where: str) -> dict[str, torch.Tensor]:
+    """Return name -> parameter, a tensor that is used twice (tied weights) once, generators consumed once.
+
+    A module gives its own names; pairs keep theirs; bare tensors are named by their place. Refuses
+    gradients passed as parameters, optimizer groups, and an empty selection.
+    """
+    if isinstance(parameters, nn.Module):
+        found = dict(unwrapped(parameters).named_parameters())
+    elif isinstance(parameters, torch.Tensor):
+        found = {"0": parameters}
+    else:
+        found = _pairs(parameters, where=where)
+    unique: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in found.items():
+        unique.setdefault(id(tensor), (name, tensor))
+    if not unique:
+        raise InvalidArgument(
+            "there is no parameter to act on",
+            where=where,
+            hint="an exhausted generator? pass the module itself",
+        )
+    return dict(unique.values())
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile`` and data-parallel wrappers, whose names are the user's."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module
+
+
+def check_parameters(found: dict[str, torch.Tensor], *, where: str) -> None:
+    """Refuse tensors that can have no gradient: gradients passed as parameters do nothing, silently."""
+    if not any(_can_have_gradient(tensor) for tensor in found.values()):
+        raise InvalidArgument(
+            "none of these tensors can have a gradient; were gradients passed as parameters?",
+            where=where,
+            got=", ".join(itertools.islice(found, 3)),
+            allowed="a module or its parameters",
+        )
+
+
+def unit_axes(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
+    """Return ``(name -> unit axis, name -> why it has none)`` for the floating parameters of a module.
+
+    The axis is a fact of the layer's type, never guessed from rank: 0 for Linear, Conv and Embedding
+    weights and for the stacked gates of recurrent cells and attention, 1 for transposed convolutions.
+    """
+    axes: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+    module = unwrapped(module)
+    for prefix, layer in module.named_modules():
+        for leaf, tensor in layer.named_parameters(prefix, recurse=False):
+            short = leaf.rpartition(".")[2]
+            axis, reason = _unit_axis(layer, short, tensor)
+            if axis is None:
+                reasons[leaf] = reason
+            else:
+                axes[leaf] = axis
+    kept = dict(module.named_parameters())
+    return (
+        {name: axis for name, axis in axes.items() if name in kept},
+        {name: why for name, why in reasons.items() if name in kept},
+    )
+
+
+def _can_have_gradient(tensor: torch.Tensor) -> bool:
+    # A gradient made with create_graph=True requires grad itself, but is no leaf.
+    if not tensor.is_leaf:
+        return tensor.retains_grad
+    return tensor.requires_grad or tensor.grad is not None
+
+
+def _pairs(parameters: Any, *, where: str) -> dict[str, torch.Tensor]:
+    if not isinstance(parameters, Iterable):
+        raise InvalidArgument(
+            "not a module or parameters", where=where, got=type(parameters).__name__
+        )
+    found: dict[str, torch.Tensor] = {}
+    for index, one in enumerate(parameters):
+        name, tensor = _pair(index, one, where)
+        if found.setdefault(name, tensor) is not tensor:
+            raise InvalidArgument(
+                "two tensors bear one name", where=where, got=repr(name), hint="prefix the names"
+            )
+    return found
+
+
+def _pair(index: int, one: Any, where: str) -> tuple[str, torch.Tensor]:
+    if isinstance(one, torch.Tensor):
+        return str(index), one
+    if isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], torch.Tensor):
+        return str(one[0]), one[1]
+    if isinstance(one, dict):
+        raise Refused(
+            "these are optimizer parameter groups", where=where, hint="pass group['params']"
+        )
+    raise InvalidArgument(
+        "not a parameter", where=where, got=type(one).__name__, allowed="tensor or (name, tensor)"
+    )
+
+
+def _unit_axis(layer: nn.Module, leaf: str, tensor: torch.Tensor) -> tuple[int | None, str]:
+    if not tensor.is_floating_point():
+        return None, "not floating"
+    if isinstance(layer, _OUT_IN) and leaf == "weight":
+        return 0, ""
+    if isinstance(layer, _IN_OUT) and leaf == "weight":
+        if layer.groups == 1:
+            return 1, ""
+        return None, "a grouped transposed convolution has no single unit axis"
+    if isinstance(layer, nn.RNNBase | nn.RNNCellBase) and leaf.startswith("weight"):
+        return 0, ""
+    if isinstance(layer, nn.MultiheadAttention) and leaf.endswith("proj_weight"):
+        return 0, ""
+    if "bias" in leaf:
+        return None, "a bias"
+    return None, f"{type(layer).__name__} declares no unit axis"

@@ -1,0 +1,292 @@
+"""The training loop of the built-in search: plain, seeded, and resumable after every epoch."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from karikomi.errors import InvalidArgument, KarikomiError
+from karikomi.prune import Gradual
+from karikomi.quantize import Coded
+from karikomi.record import Recorder
+from karikomi.tasks.runner import Arrays, Phase
+from karikomi.tasks.task import Data, Task
+from karikomi.torch.arrays import fill_, to_arrays
+from karikomi.torch.attachment import attach
+from karikomi.torch.isolation import isolated
+from karikomi.torch.masks import Masks
+from karikomi.torch.sharing import share_, shared
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _mean_squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    if outputs.shape != targets.shape:
+        # torch would broadcast (n, 1) against (n,) to (n, n), and train on nonsense.
+        raise InvalidArgument(
+            "outputs and targets differ in shape",
+            where="mean_squared_error",
+            got=f"{tuple(outputs.shape)} and {tuple(targets.shape)}",
+        )
+    return F.mse_loss(outputs, targets)
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": F.cross_entropy,
+    "mean_squared_error": _mean_squared_error,
+}
+
+
+def loss_of(task: Task) -> Loss:
+    """Return the task's loss as a torch function of ``(outputs, targets)``."""
+    if callable(task.loss):
+        return task.loss
+    if task.loss not in LOSSES:
+        raise InvalidArgument(
+            "unknown loss", where=f"task {task.name}", got=task.loss, allowed=sorted(LOSSES)
+        )
+    return LOSSES[task.loss]
+
+
+def batch_tensor(inputs: np.ndarray) -> torch.Tensor:
+    """Return inputs as a tensor; images channels-last, which convolutions on a CPU are fastest with."""
+    tensor = torch.from_numpy(np.ascontiguousarray(inputs))
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: np.ndarray, *, batch: int = 1000) -> np.ndarray:
+    """Return a model's outputs in evaluation mode, which is undone afterwards."""
+    was_training = model.training
+    model.eval()
+    parts = [
+        model(batch_tensor(inputs[start : start + batch])).float().numpy()
+        for start in range(0, len(inputs), batch)
+    ]
+    model.train(was_training)
+    return np.concatenate(parts)
+
+
+class TorchTraining:
+    """One `Phase` on one model; order of data and noise come from (seed, stage, epoch) alone."""
+
+    def __init__(
+        self,
+        task: Task,
+        data: Data,
+        make: Callable[[], nn.Module],
+        arrays: Arrays,
+        phase: Phase,
+        seed: int,
+    ) -> None:
+        self._task, self._data, self._phase, self._seed = task, data, phase, seed
+        self._model = fill_(make(), arrays)
+        if any(parameter.dim() == 4 for parameter in self._model.parameters()):
+            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._teacher = None if phase.teacher is None else fill_(make(), phase.teacher).eval()
+        self._epoch = 0
+        share_(self._model, phase.coded or {})
+        self._batches = max(len(data.train) // task.recipe.batch_size, 1)
+        self._total = self._batches * phase.epochs
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(),
+            lr=phase.learning_rate,
+            weight_decay=phase.weight_decay,
+            fused=True,
+        )
+        self._handle = attach(
+            self._optimizer,
+            self._model,
+            clip=phase.clip,
+            bound=phase.bound,
+            prune=_schedule(phase, self._total),
+        )
+        if phase.masks:
+            masks = {name: torch.from_numpy(mask) for name, mask in phase.masks.items()}
+            self._handle.masks = Masks(masks)
+            self._handle.masks.apply_(self._model)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self._epoch
+
+    def run_epoch(self, recorder: Recorder) -> None:
+        """Train one epoch; write a row per step, and one for the epoch with the validation metric."""
+        stage = zlib.crc32(self._phase.stage.encode())
+        generator = np.random.default_rng([self._seed, stage, self._epoch])
+        with isolated(int(generator.integers(2**62)), self._task.recipe.threads):
+            self._epoch_of(generator, recorder)
+
+    def _epoch_of(self, generator: np.random.Generator, recorder: Recorder) -> None:
+        self._model.train()
+        losses = [
+            self._step(inputs, targets, recorder)
+            for inputs, targets in self._minibatches(generator)
+        ]
+        self._epoch += 1
+        validation = self._data.validation
+        recorder.write(
+            {
+                "event": "epoch",
+                "stage": self._phase.stage,
+                "epoch": self._epoch - 1,
+                "step": self._handle.steps,
+                "loss": float(np.mean(losses)),
+                "validation": self._task.judge(
+                    outputs(self._model, validation.inputs), validation.targets
+                ),
+                "sparsity": self._handle.sparsity,
+            }
+        )
+
+    def arrays(self) -> Arrays:
+        """Return the model's arrays under their ordinary names, shared weights looked up."""
+        found = to_arrays(self._model)
+        for name, coded in self.coded().items():
+            prefix, _, leaf = name.rpartition(".")
+            stem = f"{prefix}.parametrizations.{leaf}" if prefix else f"parametrizations.{leaf}"
+            for key in [key for key in found if key.startswith(f"{stem}.")]:
+                del found[key]
+            found[name] = coded.decode()
+        return found
+
+    def masks(self) -> Arrays:
+        """Return name -> kept entries, boolean."""
+        held = self._handle.masks
+        return {} if held is None else {name: mask.numpy().copy() for name, mask in held.items()}
+
+    def coded(self) -> dict[str, Coded]:
+        """Return the shared tensors, with their centroids as trained so far."""
+        return shared(self._model)
+
+    def checkpoint(self) -> tuple[Arrays, dict[str, Any]]:
+        """Return all that continuing needs."""
+        arrays = {f"model/{name}": array for name, array in to_arrays(self._model).items()}
+        state = self._optimizer.state_dict()
+        for place, entries in state["state"].items():
+            for key, value in entries.items():
+                arrays[f"optimizer/{place}/{key}"] = np.array(value.numpy(), order="C")
+        for name, mask in self.masks().items():
+            arrays[f"mask/{name}"] = mask
+        handle = {key: value for key, value in self._handle.state_dict().items() if key != "masks"}
+        return arrays, {"epoch": self._epoch, "handle": handle}
+
+    def restore(self, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint, bit for bit as if never stopped."""
+        parts: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "mask": {}}
+        for name, array in arrays.items():
+            kind, _, rest = name.partition("/")
+            parts[kind][rest] = array
+        fill_(self._model, parts["model"])
+        self._restore_optimizer(parts["optimizer"])
+        self._handle.load_state_dict({**facts["handle"], "masks": None})
+        if parts["mask"]:
+            masks = {name: torch.from_numpy(mask) for name, mask in parts["mask"].items()}
+            self._handle.masks = Masks(masks)
+        self._epoch = int(facts["epoch"])
+
+    def _restore_optimizer(self, stored: Mapping[str, np.ndarray]) -> None:
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, array in stored.items():
+            place, _, key = name.partition("/")
+            tensor, parameter = torch.from_numpy(array), parameters[int(place)]
+            if tensor.shape == parameter.shape:
+                # The fused kernel walks memory, so a moment must lie as its parameter does.
+                tensor = torch.empty_like(parameter).copy_(tensor)
+            state.setdefault(int(place), {})[key] = tensor
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _minibatches(
+        self, generator: np.random.Generator
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        train, size = self._data.train, self._task.recipe.batch_size
+        order = generator.permutation(len(train))
+        for batch in range(self._batches):
+            index = order[batch * size : (batch + 1) * size]
+            inputs = train.inputs[index]
+            if self._task.augment is not None:
+                inputs = self._augmented(inputs, generator)
+            yield inputs, torch.from_numpy(train.targets[index])
+
+    def _augmented(self, inputs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        assert self._task.augment is not None  # noqa: S101  (the caller has looked)
+        try:
+            return self._task.augment(inputs, generator)
+        except Exception as error:
+            raise KarikomiError(
+                "the task's augment function failed",
+                where=f"task {self._task.name}",
+                got=f"{type(error).__name__}: {error}",
+            ) from error
+
+    def _step(self, inputs: np.ndarray, targets: torch.Tensor, recorder: Recorder) -> float:
+        share = self._handle.steps / self._total
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._phase.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(batch_tensor(inputs), targets)
+        loss.backward()
+        self._optimizer.step()
+        value = float(loss.detach())
+        last = self._handle.last
+        recorder.write(
+            {
+                "event": "step",
+                "stage": self._phase.stage,
+                "epoch": self._epoch,
+                "step": self._handle.steps,
+                "loss": value,
+                **({} if last is None else last.as_row()),
+                "sparsity": self._handle.sparsity,
+            }
+        )
+        return value
+
+    def _loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        recipe = self._task.recipe
+        try:
+            predicted = self._model(inputs)
+            loss = loss_of(self._task)(predicted, targets)
+            if loss.shape != () or not loss.requires_grad:
+                raise InvalidArgument(
+                    "the loss must be a 0-d tensor that depends on the network",
+                    where=f"task {self._task.name}",
+                    got=f"shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}",
+                )
+        except KarikomiError:
+            raise
+        except Exception as error:
+            raise KarikomiError(
+                "the model or its loss failed on a training batch",
+                where=f"task {self._task.name}",
+                got=f"{type(error).__name__}: {error}",
+            ) from error
+        if self._teacher is None or recipe.distill == 0 or self._task.loss != "cross_entropy":
+            return loss
+        with torch.no_grad():
+            taught = self._teacher(inputs)
+        heat = recipe.temperature
+        distance = F.kl_div(
+            F.log_softmax(predicted / heat, dim=-1),
+            F.log_softmax(taught / heat, dim=-1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return (1 - recipe.distill) * loss + recipe.distill * heat * heat * distance
+
+
+def _schedule(phase: Phase, total: int) -> Gradual | None:
+    if phase.sparsity is None:
+        return None
+    ramp = max(total // 2, 2)
+    return Gradual(phase.sparsity, steps=(1, ramp), every=max(ramp // 40, 1), initial=phase.initial)

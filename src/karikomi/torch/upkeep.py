@@ -1,0 +1,276 @@
+"""What `attach` does around a step: masks by schedule, masks held, weights bounded.
+
+All of it speaks of the parameters that the optimizer holds and moves, and of no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from karikomi.errors import BadFile, InvalidArgument, Refused
+from karikomi.outcome import Outcome
+from karikomi.prune.pattern import as_pattern
+from karikomi.prune.timetable import Timetable
+from karikomi.rule import Rule
+from karikomi.schedule import whole
+from karikomi.torch.bound import bound_named, restored, targets
+from karikomi.torch.masks import Masks
+from karikomi.torch.prunable import prunable
+from karikomi.torch.prune import prune_
+from karikomi.torch.regrowth import check_whole, forget_moments_, noise, rewired
+from karikomi.torch.rewinding import Rewind
+from karikomi.torch.shown import Shown, finite, shown_in_training
+from karikomi.torch.tensors import named, unwrapped
+
+FOREIGN = "not held by this optimizer"
+FROZEN = "frozen: it requires no gradient"
+
+
+class Upkeep:
+    """Masks and a bound for what some optimizers move, with their state."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        model: nn.Module,
+        found: Mapping[str, torch.Tensor],
+        bound: Rule | None,
+        prune: Timetable | Masks | None,
+    ) -> None:
+        self.last: Outcome | None = None
+        self.masks: Masks | None = None
+        self.bound_state: dict[str, Any] | None = None
+        self._optimizers, self._model, self._found = optimizers, model, found
+        self._bound = bound
+        self._schedule = prune if isinstance(prune, Timetable) else None
+        self._shown = Shown(frozenset())
+        self._rewind = Rewind(optimizers, model, found)
+        self._dense: dict[str, torch.Tensor] = {}
+        self._seen, self._due = -1, []
+        self._prunable = set() if self._schedule is None else set(prunable(model)[0])
+        self._check_targets()
+        if self._schedule is not None:
+            self._shown = Shown(shown_in_training(self._schedule))
+            if self._schedule.rewinds_to == 0:
+                self._rewind.keep()
+        if isinstance(prune, Masks):
+            self.masks = _held(prune, found, model)
+            self.masks.apply_(model)
+            for optimizer in optimizers:
+                forget_moments_(optimizer, found, {}, self.masks)
+
+    def plain(self) -> dict[str, Any] | None:
+        """Return where the schedule stands, for a checkpoint; masks and bound stand apart."""
+        if self._schedule is None:
+            return None
+        tensors = {"shown": self._shown.plain(), "rewind": self._rewind.plain()}
+        return {"seen": self._seen, **{k: one for k, one in tensors.items() if one is not None}}
+
+    def read(self, bound: Any, masks: Any) -> tuple[dict[str, Any] | None, Masks | None]:
+        """Return the state of the bound and the masks of a checkpoint, checked; nothing is changed."""
+        if bound is not None and self._bound is None:
+            raise no_rule("bound")
+        if bound is not None and self._bound is not None:
+            bound = restored(self._bound, bound, list(self._found))
+        return bound, None if masks is None else _unpacked(masks)
+
+    def read_schedule(self, plain: Any, steps: int) -> tuple[int, Any, Any]:
+        """Return what `plain` returned, checked; nothing is changed."""
+        if plain is not None and self._schedule is None:
+            raise no_rule("prune")
+        plain = {"seen": steps} if plain is None else plain
+        seen = whole(plain.get("seen")) if isinstance(plain, Mapping) else None
+        if seen is None or set(plain) - {"seen", "shown", "rewind"}:
+            raise InvalidArgument("this is no state of a schedule", where="prune")
+        kept = self._rewind.read(plain.get("rewind"))
+        schedule = self._schedule
+        goal = None if schedule is None else schedule.rewinds_to
+        if schedule and kept is None and goal is not None and goal <= seen < schedule.last:
+            raise InvalidArgument(f"the state has no copy of step {goal}", where="prune: rewind")
+        return seen, self._shown.read(plain.get("shown"), self._found), kept
+
+    def load_schedule(self, read: tuple[int, Any, Any]) -> None:
+        """Continue with what `read_schedule` returned."""
+        self._seen, shown, kept = read
+        self._shown.load(shown)
+        self._rewind.load(kept)
+
+    def weight_norms(self) -> dict[str, float] | None:
+        """Return the norms of the weights if the bound has measured them anyway."""
+        # A bound that needs more than norms has measured something else.
+        if self.last is None or self.last.element_wise or self._bound is None or self._bound.needs:
+            return None
+        return self.last.tensors()
+
+    def before(self, steps: int, scale: torch.Tensor | None) -> None:
+        """Note what the dense gradients show, then zero those of what is masked.
+
+        To be called before they are measured. `scale`: what an AMP scaler has multiplied them by.
+        """
+        if self._schedule is not None:
+            self._look(self._schedule, steps, scale)
+        if self.masks is not None:
+            self.masks.mask_gradients_(self._model)
+
+    def after(self, steps: int, outcome: Outcome) -> None:
+        """Renew the masks if they are due and the step was taken, apply them, and bound the weights."""
+        if self.masks is not None:
+            self.masks.apply_(self._model)
+        if self._schedule is not None:
+            self._follow(self._schedule, steps, outcome)
+        if self._bound is not None:
+            outcome, self.bound_state = bound_named(
+                self._model, self._free(), self._bound, self.bound_state
+            )
+            left_alone = {**outcome.left_alone, **self._others()}
+            self.last = replace(outcome, left_alone=left_alone)
+
+    def _look(self, schedule: Timetable, steps: int, scale: torch.Tensor | None) -> None:
+        # More than one where steps were skipped; step 0 comes with the first.
+        self._due = [step for step in range(self._seen + 1, steps + 1) if schedule.due(step)]
+        self._dense = {}
+        if self.masks is not None and schedule.regrows_by is not None:
+            if self._due and schedule.regrows_by == "gradient":
+                own = {name: p.grad for name, p in self._free().items() if name in self.masks}
+                self._dense = {name: one.abs() for name, one in own.items() if one is not None}
+        elif self._shown.facts and (self._due or steps <= schedule.last):
+            self._shown.note(self._scored(schedule), self._rates(), scale)
+
+    def _follow(self, schedule: Timetable, steps: int, outcome: Outcome) -> None:
+        if steps == schedule.rewinds_to:
+            self._rewind.keep()
+        # Asked only where it matters: the answers may lie on a device.
+        waits = bool(self._due) or self._shown.waiting
+        if waits and not (_taken(outcome) and self._shown.finite() and finite(self._dense)):
+            self._shown.drop()
+            self._dense = {}
+            return
+        self._shown.take_in()
+        if self._due:
+            self._renew(schedule, steps)
+        self._seen, self._dense = steps, {}
+
+    def _renew(self, schedule: Timetable, steps: int) -> None:
+        before, step = self.masks, self._due[-1]
+        if before is not None and schedule.regrows_by is not None:
+            # Masks that stood before the first step are the first masks.
+            after = before if step == 0 else self._moved(schedule, before, step)
+        else:
+            after = self._pruned(schedule, steps)
+            self._shown.restart()
+        self.masks = after
+        self._rewind.restore_()
+        if steps >= schedule.last:
+            self._rewind.forget()
+        for optimizer in self._optimizers:
+            forget_moments_(optimizer, self._found, before or {}, after)
+        after.apply_(self._model)
+
+    def _moved(self, schedule: Timetable, masks: Masks, step: int) -> Masks:
+        """Return masks with as many kept weights as before; a tensor without a gradient keeps its own."""
+        own = {name: one for name, one in self._free().items() if name in masks}
+        by_noise = schedule.regrows_by == "noise"
+        worth = noise(own, schedule.seed, step) if by_noise else self._dense
+        moved = rewired(own, masks, worth, schedule.drop_at(step))
+        return Masks(moved, left_alone=masks.left_alone)
+
+    def _pruned(self, schedule: Timetable, steps: int) -> Masks:
+        others, own = self._others(), schedule.exclude or ()
+        masks = prune_(
+            self._model,
+            sparsity=None if schedule.pattern_says else schedule.sparsity_at(steps),
+            score=schedule.scored_by(),
+            allocation=schedule.allocation,
+            pattern=schedule.pattern,
+            only=schedule.only,
+            exclude=[*([own] if isinstance(own, str) else own), *others] or None,
+            masks=self.masks,
+            facts=self._shown.found(self._scored(schedule)) or None,
+        )
+        reasons = {name: others.get(name, why) for name, why in masks.left_alone.items()}
+        return Masks(masks, left_alone=reasons, account=masks.account)
+
+    def _scored(self, schedule: Timetable) -> dict[str, torch.Tensor]:
+        """Return the parameters that a score may ask facts of."""
+        free = self._free()
+        if as_pattern(schedule.pattern).coupled:
+            return free
+        return {name: one for name, one in free.items() if name in self._prunable}
+
+    def _rates(self) -> dict[str, float]:
+        rates = {
+            id(parameter): float(group["lr"])
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        return {name: rates[id(parameter)] for name, parameter in self._found.items()}
+
+    def _free(self) -> dict[str, torch.Tensor]:
+        """Return what this optimizer moves: its parameters without the frozen ones."""
+        return {name: one for name, one in self._found.items() if one.requires_grad}
+
+    def _others(self) -> dict[str, str]:
+        """Return name -> why neither bound nor schedule touches this parameter of the model."""
+        free = self._free()
+        return {
+            name: FROZEN if name in self._found else FOREIGN
+            for name in named(self._model, where="torch.attach")
+            if name not in free
+        }
+
+    def _check_targets(self) -> None:
+        if self._bound is not None:
+            if not self._free():
+                raise Refused(
+                    "the optimizer holds nothing but frozen parameters", where="torch.attach(bound)"
+                )
+            targets(self._model, self._bound, self._free())
+        if self._schedule is None:
+            return
+        own = {n: one for n, one in self._free().items() if n in self._prunable}
+        if not own:
+            raise Refused(
+                "the optimizer holds no weight of a Linear or Conv layer that could be pruned",
+                where="torch.attach(prune)",
+            )
+        if self._schedule.regrows_by is not None:
+            check_whole(own, where="torch.attach(prune)")
+
+
+def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> Masks:
+    """Return the masks of what the optimizer holds; the others are said to be left alone."""
+    own = {id(parameter) for parameter in found.values()}
+    known = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+    foreign = {name: FOREIGN for name in masks if name in known and id(known[name]) not in own}
+    if foreign and len(foreign) == len(masks):
+        raise Refused("the optimizer holds no masked parameter", where="torch.attach(prune)")
+    kept = {name: mask for name, mask in masks.items() if name not in foreign}
+    left_alone = {**masks.left_alone, **foreign}
+    return Masks(kept, left_alone=left_alone, account=masks.account, places=masks.places)
+
+
+def _taken(outcome: Outcome) -> bool:
+    """Return whether a step was taken, and its gradients say something."""
+    return not bool(outcome.skipped) and not outcome.nonfinite
+
+
+def no_rule(where: str) -> InvalidArgument:
+    """Return the error for the state of a rule that the handle does not have."""
+    return InvalidArgument(
+        "the state holds a rule's statistics, the handle has no such rule", where=where
+    )
+
+
+def _unpacked(masks: object) -> Masks:
+    if not isinstance(masks, Mapping):
+        raise InvalidArgument("these are no masks", where="masks", got=type(masks).__name__)
+    try:
+        return Masks.from_state_dict(masks)
+    except BadFile as error:
+        raise InvalidArgument(f"these are no masks: {error}", where="masks") from error
