@@ -105,9 +105,9 @@ def name_of(kind: str, thing: object) -> str:
 
 
 def discover(package: str, path: Iterable[str], kind: str) -> dict[str, Any]:
-    """Import every module of a package folder and return what registered under `kind` from there."""
-    for module in pkgutil.iter_modules(path):
-        importlib.import_module(f"{package}.{module.name}")
+    """Import every module below a package folder and return what registered under `kind` from there."""
+    for module in pkgutil.walk_packages(path, f"{package}."):
+        importlib.import_module(module.name)
     return {
         entry.name: entry.thing
         for entry in list(_entries.values())

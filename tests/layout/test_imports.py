@@ -15,11 +15,11 @@ from layout.source import modules
 # A name may import what stands before it, and what lies in its own folder.
 ORDER = [
     *("errors", "files", "registry", "rule", "schedule", "select", "tree", "spec"),
-    *("outcome", "plan", "conduct", "checkpoint", "record"),
-    *("clip", "bound", "prune", "shrink", "quantize", "pack"),
-    *("tasks", "functional"),
+    *("outcome", "plan", "conduct", "checkpoint", "rules"),
+    *("clip", "bound", "prune", "shrink", "quantize", "pack", "record"),
+    *("selection", "reconstruction", "functional", "tasks"),
     *("numpy", "torch", "jax", "keras"),
-    *("plugins", "audit", "advise"),
+    *("plugins", "audit", "advising"),
     "search",
     "report",
     # The front door itself, for those who stand after everything that it opens to.
