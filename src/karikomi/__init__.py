@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from karikomi import tasks as tasks
     from karikomi import torch as torch
     from karikomi.errors import KarikomiError as KarikomiError
-    from karikomi.outcome import Outcome as Outcome
     from karikomi.pack.models import load as load
     from karikomi.pack.models import save as save
+    from karikomi.rules.outcome import Outcome as Outcome
     from karikomi.search import compress as compress
     from karikomi.search import sweep as sweep
 
@@ -45,7 +45,7 @@ _FOLDERS = (
 ).split()
 _NAMES = {
     "KarikomiError": "karikomi.errors",
-    "Outcome": "karikomi.outcome",
+    "Outcome": "karikomi.rules.outcome",
     "compress": "karikomi.search",
     "load": "karikomi.pack.models",
     "save": "karikomi.pack.models",

@@ -19,10 +19,10 @@ import karikomi as kk
 from contract.bound_rows import FAN_IN
 from contract.namespaces import load_quietly
 from contract.row import Row
-from karikomi.checkpoint import from_plain, to_plain
-from karikomi.conduct import COUNTERS, PREFIX, leaves
 from karikomi.functional.naming import plan_for
 from karikomi.functional.weights import plan_bound
+from karikomi.rules.checkpoint import from_plain, to_plain
+from karikomi.rules.decide import COUNTERS, PREFIX, leaves
 
 Tensors = Mapping[str, np.ndarray | None]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from karikomi import conduct
-from karikomi.checkpoint import to_plain
-from karikomi.plan import alone
 from karikomi.rule import Quantity, Scope
+from karikomi.rules import decide
+from karikomi.rules.checkpoint import to_plain
+from karikomi.rules.stages import alone
 
 Arrays = list[np.ndarray]
 Axes = Sequence[int | None]
@@ -59,13 +59,13 @@ class Row:
         # What asks for facts that nobody measures is refused before it learns.
         if not self.taught or self.rule.needs:
             return None
-        state = conduct.begin(self.rule, np.zeros(1), xp=np)
+        state = decide.begin(self.rule, np.zeros(1), xp=np)
         for size in self.taught:
-            _, state = conduct.judge(
+            _, state = decide.judge(
                 self.rule, np.array([size]), state, present=np.array([True]), xp=np
             )
         plain = to_plain([alone(self.rule, [""])], state)
-        return {**plain, **dict.fromkeys(conduct.COUNTERS, 0)}
+        return {**plain, **dict.fromkeys(decide.COUNTERS, 0)}
 
     @property
     def of_updates(self) -> bool:
@@ -80,7 +80,7 @@ class Row:
         return Scope.UNIT in self._scopes()
 
     def _scopes(self) -> set[Scope]:
-        return {leaf.scope for leaf in conduct.leaves(self.rule)}
+        return {leaf.scope for leaf in decide.leaves(self.rule)}
 
     def largest(self, array: np.ndarray) -> float:
         """Return what is measured of one tensor's entries, for a rule of element scope."""

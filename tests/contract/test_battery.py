@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 import karikomi as kk
 from contract.rows import EAGER, ROWS, VARIANTS
-from karikomi import conduct, schedule
-from karikomi.checkpoint import from_plain, to_plain
+from karikomi import schedule
 from karikomi.errors import InvalidArgument
-from karikomi.plan import alone
+from karikomi.rules import decide
+from karikomi.rules.checkpoint import from_plain, to_plain
+from karikomi.rules.stages import alone
 
 STEPS = 1_000
 NAMES = ("a", "b", "c")
@@ -63,11 +64,11 @@ def run(
 ) -> tuple[list[bytes], list[dict]]:
     """Return what apply is told after each step, and the states."""
     norms = np.asarray(norms)
-    state = conduct.begin(rule, norms[0], xp=np) if state is None else state
+    state = decide.begin(rule, norms[0], xp=np) if state is None else state
     verdicts, states = [], []
     for step, row in enumerate(norms):
         present = np.array([place not in absent or step % 3 == 0 for place in range(3)])
-        verdict, state = conduct.judge(
+        verdict, state = decide.judge(
             rule,
             np.where(present, row, 0.0),
             state,
@@ -140,7 +141,7 @@ def test_the_scale_of_norms_and_limits_changes_nothing_else(rule: Any, power: in
         assert found == verdicts
     in_norms = {"ring", "first", "smallest", "largest", "mean", "sd", "gamma"}
     for key, value in expected[-1].items():
-        wanted = value * scale if key.removeprefix(conduct.PREFIX) in in_norms else value
+        wanted = value * scale if key.removeprefix(decide.PREFIX) in in_norms else value
         assert np.array_equal(states[-1][key], wanted), key
 
 
@@ -164,9 +165,9 @@ def _state_at(rule: Any, step: int) -> Any:
 
 @rules(RULES)
 def test_a_run_of_zeros_alone_clips_nothing(rule: Any) -> None:
-    state, present = conduct.begin(rule, np.zeros(3), xp=np), np.full(3, True)
+    state, present = decide.begin(rule, np.zeros(3), xp=np), np.full(3, True)
     for _ in range(150):
-        verdict, state = conduct.judge(
+        verdict, state = decide.judge(
             rule, np.zeros(3), state, present=present, xp=np, facts=facts(rule)
         )
         assert verdict.factor.tolist() == [1.0] * 3 and not verdict.skip
@@ -179,7 +180,7 @@ def test_the_state_stays_finite_and_of_constant_size(rule: Any) -> None:
         _, states = run(rule, norms)
         shapes = [{key: np.shape(value) for key, value in state.items()} for state in states]
         assert all(shape == shapes[0] for shape in shapes)
-        inner = [v for k, v in states[-1].items() if k.startswith(conduct.PREFIX)]
+        inner = [v for k, v in states[-1].items() if k.startswith(decide.PREFIX)]
         assert inner and all(np.isfinite(value).all() for value in inner)
         assert {value.dtype for value in inner} == {np.dtype(dtype)}
         assert len(json.dumps(to_plain([alone(rule, NAMES)], states[-1]))) < 60_000
@@ -188,9 +189,9 @@ def test_the_state_stays_finite_and_of_constant_size(rule: Any) -> None:
 # SPAM counts the steps of its warm-up; without one it has nothing to learn.
 @rules([rule for rule in LEARNING if getattr(rule, "warmup", 1) != 0])
 def test_it_learns(rule: Any) -> None:
-    fresh = conduct.begin(rule, np.zeros(3), xp=np)
+    fresh = decide.begin(rule, np.zeros(3), xp=np)
     _, states = undisturbed(rule)
-    assert not same(fresh, states[-1], but=conduct.COUNTERS)
+    assert not same(fresh, states[-1], but=decide.COUNTERS)
 
 
 @rules(LEARNING)
@@ -205,8 +206,8 @@ def test_an_absent_tensor_neither_counts_nor_teaches(rule: Any) -> None:
         assert same(states[-1], wanted[-1])
         return
     _, states = run(rule, series(4), absent=(1,))
-    held = [v[1] for s in states for k, v in s.items() if k.startswith(conduct.PREFIX)]
-    width = len(states[0]) - len(conduct.COUNTERS)
+    held = [v[1] for s in states for k, v in s.items() if k.startswith(decide.PREFIX)]
+    width = len(states[0]) - len(decide.COUNTERS)
     for step in range(1, STEPS):
         if step % 3:
             now, before = held[step * width :][:width], held[(step - 1) * width :][:width]
@@ -289,11 +290,9 @@ MEASURING = [
 
 @rules(MEASURING)
 def test_an_infinite_limit_measures_only(rule: Any) -> None:
-    state, present = conduct.begin(rule, np.zeros(3), xp=np), np.full(3, True)
+    state, present = decide.begin(rule, np.zeros(3), xp=np), np.full(3, True)
     for norms in np.concatenate([np.full((100, 3), 2.0), series(5)]):
-        verdict, state = conduct.judge(
-            rule, norms, state, present=present, xp=np, facts=facts(rule)
-        )
+        verdict, state = decide.judge(rule, norms, state, present=present, xp=np, facts=facts(rule))
         assert verdict.factor.tolist() == [1.0] * 3 and not verdict.skip
         assert verdict.limit is None or np.isinf(verdict.limit).all()
 

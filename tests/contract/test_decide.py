@@ -12,10 +12,11 @@ from contract.namespaces import COMPILED, INSTALLED, NAMES, Guard, Place, load_q
 from contract.namespaces import place as place_of
 from contract.row import Row
 from contract.rows import DECIDING, EAGER, ROWS
-from karikomi import conduct, registry
+from karikomi import registry
 from karikomi.bound import QKClip
 from karikomi.functional.library import MEASURE_OPERATIONS
 from karikomi.rule import ARRAY_OPERATIONS, Composite, Scope
+from karikomi.rules import decide
 from karikomi.schedule import Linear
 
 NAN, INF = float("nan"), float("inf")
@@ -54,7 +55,7 @@ def _facts(row: Row, dtype: type, xp: Any) -> dict[str, Any]:
     }
 
 
-def _plain(verdict: conduct.Verdict, state: dict[str, Any]) -> dict[str, np.ndarray]:
+def _plain(verdict: decide.Verdict, state: dict[str, Any]) -> dict[str, np.ndarray]:
     values = {**verdict._asdict(), **state}
     return {key: np.asarray(value) for key, value in values.items() if value is not None}
 
@@ -64,7 +65,7 @@ def _judged(row: Row, place: Place, dtype: type, nonfinite: str) -> list[dict[st
     xp = place.xp
 
     def step(norms: Any, present: Any, facts: Any, state: Any) -> Any:
-        return conduct.judge(
+        return decide.judge(
             row.rule, norms, state, present=present, xp=xp, nonfinite=nonfinite, facts=facts
         )
 
@@ -74,7 +75,7 @@ def _judged(row: Row, place: Place, dtype: type, nonfinite: str) -> list[dict[st
             (xp.asarray(np.array(norms, dtype=dtype)), xp.asarray(np.array(present)))
             for norms, present in SERIES
         ]
-        state, rows = conduct.begin(row.rule, series[0][0], xp=xp), []
+        state, rows = decide.begin(row.rule, series[0][0], xp=xp), []
         for norms, present in series:
             verdict, state = compiled(norms, present, facts, state)
             rows.append(_plain(verdict, state))

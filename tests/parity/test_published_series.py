@@ -13,8 +13,8 @@ import pytest
 
 import karikomi as kk
 from contract.namespaces import INSTALLED, load_quietly
-from karikomi import conduct
 from karikomi.clip import histogram
+from karikomi.rules import decide
 from parity import norms as recorded
 from parity import published
 
@@ -26,12 +26,12 @@ NAN = math.nan
 def after(rule: Any, series: Any, facts: Any = None) -> np.ndarray:
     """Return the norms after each step; NaN for a step that is skipped."""
     series = np.asarray(series, dtype=np.float64).reshape(len(series), -1)
-    state, rows = conduct.begin(rule, series[0], xp=np), []
+    state, rows = decide.begin(rule, series[0], xp=np), []
     present = np.full(series.shape[1], True)
     for norms in series:
-        verdict, state = conduct.judge(rule, norms, state, present=present, xp=np, facts=facts)
+        verdict, state = decide.judge(rule, norms, state, present=present, xp=np, facts=facts)
         rows.append(
-            np.full_like(norms, NAN) if verdict.skip else conduct.norms_after(norms, verdict, xp=np)
+            np.full_like(norms, NAN) if verdict.skip else decide.norms_after(norms, verdict, xp=np)
         )
     return np.array(rows)
 

@@ -14,7 +14,7 @@ import karikomi as kk
 from karikomi import spec
 from karikomi.clip import ByGlobalNorm, ByNorm, ByValue, Chain, Groups
 from karikomi.errors import InvalidArgument, Refused, UnknownName
-from karikomi.plan import Kind, stages
+from karikomi.rules.stages import Kind, stages
 from karikomi.schedule import Linear
 
 Arrays = dict[str, np.ndarray]

@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 
 import karikomi as kk
-from karikomi import conduct
-from karikomi.checkpoint import to_plain
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.plan import alone
 from karikomi.rule import (
     Array,
     Decision,
@@ -26,6 +23,9 @@ from karikomi.rule import (
     combine,
     shrink_to,
 )
+from karikomi.rules import decide
+from karikomi.rules.checkpoint import to_plain
+from karikomi.rules.stages import alone
 
 NAN, INF = float("nan"), float("inf")
 
@@ -64,9 +64,9 @@ class SkipJumps:
 def run(series: list[list[float]], nonfinite: str = "skip", **present: Any) -> list[Any]:
     """Return verdict and state, as plain values, after each step."""
     rule, rows = SkipJumps(3.0), []
-    state = conduct.begin(rule, np.array(series[0]), xp=np)
+    state = decide.begin(rule, np.array(series[0]), xp=np)
     for norms in series:
-        verdict, state = conduct.judge(
+        verdict, state = decide.judge(
             rule, np.array(norms), state, present=np.full(2, True), xp=np, nonfinite=nonfinite
         )
         rows.append((verdict, to_plain([alone(rule, ["a", "b"])], state)))
@@ -112,10 +112,10 @@ def test_a_factor_lost_to_zero_skips_gradients_where_the_policy_skips(
     rule: Any, nonfinite: str, skipped: bool
 ) -> None:
     norms = np.array([1e200, 1.0])
-    verdict, state = conduct.judge(
+    verdict, state = decide.judge(
         rule,
         norms,
-        conduct.begin(rule, norms, xp=np),
+        decide.begin(rule, norms, xp=np),
         present=np.full(2, True),
         xp=np,
         nonfinite=nonfinite,
@@ -127,8 +127,8 @@ def test_a_factor_lost_to_zero_skips_gradients_where_the_policy_skips(
 
 def test_absent_numbers_do_not_count() -> None:
     rule = SkipJumps(3.0)
-    state = conduct.begin(rule, np.zeros(2), xp=np)
-    verdict, state = conduct.judge(
+    state = decide.begin(rule, np.zeros(2), xp=np)
+    verdict, state = decide.judge(
         rule, np.array([NAN, 4.0]), state, present=np.array([False, True]), xp=np
     )
     assert not bool(verdict.skip) and not verdict.bad.any()
@@ -138,20 +138,20 @@ def test_absent_numbers_do_not_count() -> None:
 def test_norms_afterwards_follow_the_verdict() -> None:
     norms, one = np.array([NAN, INF, 4.0, 2.0]), np.ones(4)
     factor = np.array([0.0, 0.0, 0.5, 1.0])
-    verdict = conduct.Verdict(factor, None, ~np.isfinite(norms), np.array(False))
-    assert conduct.norms_after(norms, verdict, xp=np).tolist() == [0.0, 0.0, 2.0, 2.0]
+    verdict = decide.Verdict(factor, None, ~np.isfinite(norms), np.array(False))
+    assert decide.norms_after(norms, verdict, xp=np).tolist() == [0.0, 0.0, 2.0, 2.0]
     limited = verdict._replace(limit=1.5 * one)
-    assert conduct.norms_after(norms, limited, xp=np).tolist() == [0.0, 0.0, 1.5, 1.5]
+    assert decide.norms_after(norms, limited, xp=np).tolist() == [0.0, 0.0, 1.5, 1.5]
 
 
 def test_what_is_not_a_rule_here_is_refused() -> None:
-    conduct.check_rule(SkipJumps(1.0), Quantity.GRADIENT, where="here")
+    decide.check_rule(SkipJumps(1.0), Quantity.GRADIENT, where="here")
     with pytest.raises(InvalidArgument, match="here: this is no rule; got 3"):
-        conduct.check_rule(3, Quantity.GRADIENT, where="here")
+        decide.check_rule(3, Quantity.GRADIENT, where="here")
     with pytest.raises(InvalidArgument, match="no rule; got <class"):
-        conduct.check_rule(SkipJumps, Quantity.GRADIENT, where="here")
+        decide.check_rule(SkipJumps, Quantity.GRADIENT, where="here")
     with pytest.raises(Refused, match="SkipJumps acts on a gradient, not on a weight"):
-        conduct.check_rule(SkipJumps(1.0), Quantity.WEIGHT, where="here")
+        decide.check_rule(SkipJumps(1.0), Quantity.WEIGHT, where="here")
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30, 1e300])

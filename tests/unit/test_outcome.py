@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karikomi.outcome import Outcome
+from karikomi.rules.outcome import Outcome
 
 NAN, INF = float("nan"), float("inf")
 

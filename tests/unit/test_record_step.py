@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karikomi.errors import InvalidArgument
-from karikomi.outcome import Outcome
 from karikomi.record import Recorder, read
 from karikomi.record.tensors import LEVELS, joint, sketched
+from karikomi.rules.outcome import Outcome
 
 NAN, INF = math.nan, math.inf
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import karikomi as kk
-from karikomi.outcome import Outcome
 from karikomi.report import TrainingPage, training_page
+from karikomi.rules.outcome import Outcome
 
 
 def step(number: int, norm: float | None, **more: Any) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from karikomi import conduct
 from karikomi.functional.library import Library
 from karikomi.functional.measuring import Axes, size
-from karikomi.plan import PEAKS, RELATIVE, Kind, Stage
 from karikomi.rule import Array, Namespace, State
+from karikomi.rules import decide
+from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage
 
 Named = Mapping[str, Array | None]
 """Name -> array, ``None`` for what took no part."""
@@ -58,7 +58,7 @@ class Passed(NamedTuple):
 def fresh_state(plan: Sequence[Stage], *, library: Library) -> State:
     """Return the state of a plan before its first step."""
     vectors = [library.constants([0.0] * sum(stage.counts)) for stage in plan]
-    return conduct.begin_stages(plan, vectors, xp=library.xp)
+    return decide.begin_stages(plan, vectors, xp=library.xp)
 
 
 def clip_named(
@@ -82,7 +82,7 @@ def clip_named(
     for place, stage in enumerate(plan):
         norms = _numbers(stage, arrays, companions, library)
         present = [arrays[name] is not None for name in stage.owners]
-        verdict, after = conduct.judge_stage(
+        verdict, after = decide.judge_stage(
             stage,
             norms,
             state,
@@ -99,9 +99,9 @@ def clip_named(
         last = place == len(plan) - 1
         kill = skip if zero_skipped and last else None
         arrays = _applied(stage, arrays, verdict, companions, kill, nonfinite, library)
-        stages.append(Measured(norms, conduct.norms_after(norms, verdict, xp=xp)))
+        stages.append(Measured(norms, decide.norms_after(norms, verdict, xp=xp)))
     moments = _followed(companions.moments, arrays, bad | skip, library)
-    after = conduct.committed(state, learned, skip=skip, any_bad=bad, xp=xp)
+    after = decide.committed(state, learned, skip=skip, any_bad=bad, xp=xp)
     settled = {key: xp.astype(value, state[key].dtype) for key, value in after.items()}
     return Passed(arrays, settled, moments, tuple(stages), bad, skip)
 
@@ -160,7 +160,7 @@ def _facts(
 def _applied(
     stage: Stage,
     found: Named,
-    verdict: conduct.Verdict,
+    verdict: decide.Verdict,
     companions: Companions,
     kill: Array | None,
     nonfinite: str,

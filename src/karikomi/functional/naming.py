@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from karikomi.errors import InvalidArgument
 from karikomi.functional.measuring import Axes
-from karikomi.plan import Stage, stages
 from karikomi.rule import Composite, Rule
+from karikomi.rules.stages import Stage, stages
 from karikomi.schedule import whole
 from karikomi.select import spread
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.outcome import Outcome
-from karikomi.plan import Stage
 from karikomi.rule import Array
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import Stage
 
 Description = Mapping[str, Any]
 """Of one stage: ``names`` of tensors, ``counts`` of their numbers, which are ``peaks``, and its ``rules``."""

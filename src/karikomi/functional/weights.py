@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from karikomi import conduct
 from karikomi.errors import InvalidArgument
 from karikomi.functional.library import Library
 from karikomi.functional.measuring import Axes
 from karikomi.functional.naming import Shapes
-from karikomi.plan import Stage, alone
 from karikomi.rule import Array, Rule, Scope, State
+from karikomi.rules import decide
+from karikomi.rules.stages import Stage, alone
 
 MEASURED = ("fan_in", "negative_part")
 """What rules on weights may need here besides norms."""
@@ -84,7 +84,7 @@ def plan_bound(
 def fresh_bound_state(plan: BoundPlan, *, library: Library) -> State:
     """Return the state of a bound before its first step."""
     vector = library.constants([0.0] * sum(plan.counts.values()))
-    return conduct.begin_stages([plan.stage], [vector], xp=library.xp)
+    return decide.begin_stages([plan.stage], [vector], xp=library.xp)
 
 
 def bound_named(
@@ -96,13 +96,13 @@ def bound_named(
     facts = {}
     if "fan_in" in plan.rule.needs:
         facts["fan_in"] = library.constants([plan.fan_in[name] for name in stage.owners])
-    verdict, learned = conduct.judge_stage(
+    verdict, learned = decide.judge_stage(
         stage, norms, state, present=xp.isfinite(norms), xp=xp, nonfinite="pass", facts=facts
     )
     if verdict.limit is not None:
         dtypes = [found[name].dtype for name in stage.owners]
         verdict = verdict._replace(limit=library.representable(verdict.limit, dtypes))
-    after = conduct.committed(
+    after = decide.committed(
         state, learned, skip=verdict.skip, any_bad=xp.any(~xp.isfinite(norms)), xp=xp
     )
     arrays, start = dict(found), 0
@@ -111,7 +111,7 @@ def bound_named(
         start = part.stop
         arrays[name] = _applied(plan, name, found[name], verdict, part, library)
     settled = {key: xp.astype(value, state[key].dtype) for key, value in after.items()}
-    left = conduct.norms_after(norms, verdict, xp=xp)
+    left = decide.norms_after(norms, verdict, xp=xp)
     return Bounded(arrays, settled, norms, left, verdict.factor, verdict.limit)
 
 
@@ -136,7 +136,7 @@ def _applied(
     plan: BoundPlan,
     name: str,
     array: Array,
-    verdict: conduct.Verdict,
+    verdict: decide.Verdict,
     part: slice,
     library: Library,
 ) -> Array:

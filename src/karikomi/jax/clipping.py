@@ -15,15 +15,15 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from karikomi import conduct
 from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.functional.gradients import Companions, Passed, clip_named, fresh_state
 from karikomi.functional.naming import UnitAxes, plan_for, resolved_axes
 from karikomi.functional.telling import as_bytes, described, from_bytes
 from karikomi.jax.leaves import named, replaced, shapes
 from karikomi.jax.library import library
-from karikomi.plan import Stage
 from karikomi.rule import Composite, Quantity, Rule
+from karikomi.rules import decide
+from karikomi.rules.stages import Stage
 
 
 class ClipState(NamedTuple):
@@ -75,7 +75,7 @@ def clip(
     ([-0.5, -0.5, -0.5, -0.5], 20.0)
     """
     inner = _Clip(rule, nonfinite, unit_axes, where="jax.clip")
-    for leaf in conduct.leaves(rule):
+    for leaf in decide.leaves(rule):
         if getattr(leaf, "skips", False):
             raise Refused(
                 f"{type(leaf).__name__} exists to leave steps out, and a transform cannot",
@@ -151,12 +151,12 @@ class _Clip:
         available = ["sizes", "weights"]
         if getattr(rule, "of", None) is not Quantity.UPDATE:
             available.append("second_moment")
-        conduct.check_rule(
+        decide.check_rule(
             *(rule, Quantity.GRADIENT, Quantity.UPDATE), where=where, available=available
         )
-        conduct.check_policy(nonfinite, where=where)
+        decide.check_policy(nonfinite, where=where)
         self.rule, self.nonfinite, self.unit_axes, self.where = rule, nonfinite, unit_axes, where
-        leaves = conduct.leaves(rule)
+        leaves = decide.leaves(rule)
         self.needs = frozenset[str]().union(*(leaf.needs for leaf in leaves))
 
     def init(self, params: Any) -> ClipState:

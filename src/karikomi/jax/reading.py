@@ -10,7 +10,7 @@ import numpy as np
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.telling import from_bytes, owners, told, were_zeroed
 from karikomi.jax.clipping import ClipState
-from karikomi.outcome import Outcome
+from karikomi.rules.outcome import Outcome
 
 
 def outcome(state: Any) -> Outcome:

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from karikomi import conduct
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.functional.naming import UnitAxes, resolved_axes, resolved_fan_ins
@@ -26,8 +25,9 @@ from karikomi.functional.weights import (
 from karikomi.jax.clipping import refuse_complex, strong
 from karikomi.jax.leaves import named, replaced, shapes
 from karikomi.jax.library import library
-from karikomi.outcome import Outcome
 from karikomi.rule import Composite, Quantity, Rule, Scope
+from karikomi.rules import decide
+from karikomi.rules.outcome import Outcome
 
 
 class BoundState(NamedTuple):
@@ -137,7 +137,7 @@ class _Bound:
         *,
         where: str,
     ) -> None:
-        conduct.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
+        decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
         if isinstance(rule, Composite):
             raise Refused("bounds are applied one at a time", where=where, got=type(rule).__name__)
         self.rule, self.unit_axes, self.fan_in, self.where = rule, unit_axes, fan_in, where

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from karikomi import conduct, spec
+from karikomi import spec
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.naming import UnitAxes
 from karikomi.keras import batches, saved_state, wrapping
@@ -25,8 +25,9 @@ from karikomi.keras.per_update import PerUpdate
 from karikomi.keras.saved_state import ACCUMULATED, BOUND
 from karikomi.keras.standing_bound import check_bound
 from karikomi.keras.taking import taking
-from karikomi.outcome import Outcome
 from karikomi.rule import Array, Composite, Rule, State
+from karikomi.rules import decide
+from karikomi.rules.outcome import Outcome
 
 WHERE = wrapping.WHERE
 
@@ -115,7 +116,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         self.nonfinite, self.stop_after = nonfinite, stop_after
         self.unit_axes, self.fan_in = wrapping.of_model(unit_axes, fan_in)
         self._skips = nonfinite in ("skip", "raise") or any(
-            getattr(leaf, "skips", False) for leaf in conduct.leaves(rule)
+            getattr(leaf, "skips", False) for leaf in decide.leaves(rule)
         )
         self._own: Learned | None = None
         self._told: Any = ()

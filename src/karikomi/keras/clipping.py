@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from karikomi import conduct
 from karikomi.errors import Refused
 from karikomi.functional.gradients import Companions, Measured, Passed, clip_named, fresh_state
 from karikomi.functional.library import Library
 from karikomi.functional.naming import UnitAxes, plan_for, resolved_axes
 from karikomi.functional.telling import described, told, were_zeroed
 from karikomi.keras.library import is_known, readable
-from karikomi.outcome import Outcome
-from karikomi.plan import Stage
 from karikomi.rule import Array, Composite, Quantity, Rule, State
+from karikomi.rules import decide
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import Stage
 
 LAST, MOMENT, SKIPPED = "last.", "moment.", "skipped"
 """Entries of a state beside those of the rule: numbers of the last step by stage, running means of squares, and
@@ -41,10 +41,10 @@ def check_clip(rule: Any, nonfinite: str, *, weights: bool, where: str) -> None:
             where=where,
             hint="pass variables=model.trainable_variables",
         )
-    conduct.check_rule(
+    decide.check_rule(
         rule, Quantity.GRADIENT, where=where, available=["second_moment", "sizes", "weights"]
     )
-    conduct.check_policy(nonfinite, where=where)
+    decide.check_policy(nonfinite, where=where)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def clip_for(
     """Return a rule for arrays of these names and shapes."""
     known = {name: tuple(map(int, shape)) for name, shape in shapes.items()}
     axes = resolved_axes(unit_axes, known, where=where)
-    needs = frozenset[str]().union(*(leaf.needs for leaf in conduct.leaves(rule)))
+    needs = frozenset[str]().union(*(leaf.needs for leaf in decide.leaves(rule)))
     return Clip(rule, nonfinite, known, axes, plan_for(rule, known, axes), needs)
 
 
@@ -161,8 +161,8 @@ def _beside(measured: Measured, library: Library) -> Array:
 
 
 def _is_of_rule(key: str) -> bool:
-    return key in conduct.COUNTERS or key.startswith(conduct.PREFIX)
+    return key in decide.COUNTERS or key.startswith(decide.PREFIX)
 
 
 def _leaves(rule: Any) -> list[Rule]:
-    return conduct.leaves(rule) if isinstance(rule, Rule | Composite) else []
+    return decide.leaves(rule) if isinstance(rule, Rule | Composite) else []

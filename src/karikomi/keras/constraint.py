@@ -12,12 +12,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from karikomi import conduct, spec
+from karikomi import spec
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.functional.naming import resolved_axes, resolved_fan_ins
 from karikomi.functional.weights import MEASURED, bound_named, fresh_bound_state, plan_bound
 from karikomi.keras.library import library
 from karikomi.rule import Composite, Quantity, Rule, Scope
+from karikomi.rules import decide
 from karikomi.schedule import whole
 
 WHERE = "keras.Bound"
@@ -115,7 +116,7 @@ def check_constraint(rule: object, *, where: str) -> None:
             where=where,
             got=f"{type(rule).__name__}, which needs {', '.join(sorted(needs))}",
         )
-    conduct.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
+    decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
     if isinstance(rule, Composite):
         raise Refused("bounds are applied one at a time", where=where, got=type(rule).__name__)
     scheduled = _scheduled(rule)
@@ -126,8 +127,8 @@ def check_constraint(rule: object, *, where: str) -> None:
             got=f"{type(rule).__name__}({scheduled[0]}=...)",
             hint=_IN_THE_OPTIMIZER,
         )
-    state = conduct.begin(rule, np.zeros(1), xp=np)  # type: ignore[arg-type]
-    kept = sorted(set(state) - set(conduct.COUNTERS))
+    state = decide.begin(rule, np.zeros(1), xp=np)  # type: ignore[arg-type]
+    kept = sorted(set(state) - set(decide.COUNTERS))
     if kept:
         raise Refused(
             "a constraint keeps nothing between steps",
@@ -140,7 +141,7 @@ def check_constraint(rule: object, *, where: str) -> None:
 def _leaves(rule: object) -> list[Rule]:
     if isinstance(rule, type) or not isinstance(rule, Rule | Composite):
         return []
-    return conduct.leaves(rule)
+    return decide.leaves(rule)
 
 
 def _scheduled(rule: object) -> list[str]:

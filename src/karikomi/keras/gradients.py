@@ -25,9 +25,9 @@ from karikomi.keras.clipping import (
     outcome_of,
 )
 from karikomi.keras.library import as_it_is, framework_of, is_known, library_for, readable
-from karikomi.outcome import Outcome
-from karikomi.plan import PEAKS
 from karikomi.rule import Array, Composite, Rule, State
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import PEAKS
 
 WHERE = "keras.clip"
 _OF = "of."  # the entry that says what a state is of; its name, which is known while tracing, ends in a checksum

@@ -13,11 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from karikomi import conduct
-from karikomi.checkpoint import from_plain, to_plain
 from karikomi.errors import InvalidArgument
 from karikomi.keras.clipping import LAST, MOMENT
-from karikomi.plan import Stage
+from karikomi.rules import decide
+from karikomi.rules.checkpoint import from_plain, to_plain
+from karikomi.rules.stages import Stage
 
 NAMES, ITERATION = "names", "iteration"
 BOUND, ACCUMULATED = "bound.", "accumulated."
@@ -113,9 +113,7 @@ def _rules(
         key[len(prefix) :]: value
         for key, value in found.items()
         if key.startswith(prefix)
-        and (
-            key[len(prefix) :] in conduct.COUNTERS or key[len(prefix) :].startswith(conduct.PREFIX)
-        )
+        and (key[len(prefix) :] in decide.COUNTERS or key[len(prefix) :].startswith(decide.PREFIX))
     }
     plain: dict[str, Any] = to_plain(stages, own)
     for key in plain.keys() - own.keys():

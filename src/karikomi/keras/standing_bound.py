@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from karikomi import conduct
 from karikomi.errors import Refused
 from karikomi.functional.library import Library
 from karikomi.functional.naming import Shapes, UnitAxes, resolved_axes, resolved_fan_ins
@@ -21,13 +20,14 @@ from karikomi.functional.weights import (
 )
 from karikomi.keras.clipping import LAST
 from karikomi.keras.library import readable
-from karikomi.outcome import Outcome
 from karikomi.rule import Array, Composite, Quantity, Rule, Scope, State
+from karikomi.rules import decide
+from karikomi.rules.outcome import Outcome
 
 
 def check_bound(rule: Any, *, where: str) -> None:
     """Refuse what is no rule on weights, or needs what is not measured here."""
-    conduct.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
+    decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
     if isinstance(rule, Composite):
         raise Refused("bounds are applied one at a time", where=where, got=type(rule).__name__)
 

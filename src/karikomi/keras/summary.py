@@ -11,8 +11,8 @@ from collections import Counter
 from statistics import median
 from typing import Any
 
-from karikomi.conduct import leaves
-from karikomi.outcome import Outcome
+from karikomi.rules.decide import leaves
+from karikomi.rules.outcome import Outcome
 
 OFTEN = 0.95
 """The share of clipped ones among the steps taken, above which a limit does more than to catch explosions."""

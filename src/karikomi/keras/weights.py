@@ -25,8 +25,8 @@ from karikomi.keras.constraint import Bound, check_constraint, tensor_of
 from karikomi.keras.layers import Weight, weights_of
 from karikomi.keras.library import library
 from karikomi.keras.settings import attach_, check_free, unsaved
-from karikomi.outcome import Outcome
 from karikomi.rule import Rule, Scope
+from karikomi.rules.outcome import Outcome
 from karikomi.select import select
 
 WHERE = "keras.bound_"

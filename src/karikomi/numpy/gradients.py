@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from karikomi import conduct, tree
-from karikomi.checkpoint import from_plain, to_plain
+from karikomi import tree
 from karikomi.errors import NonFinite
 from karikomi.numpy import per_tensor
 from karikomi.numpy.arrays import Arrays, beside, check_entries, like, named
 from karikomi.numpy.measure import norm, peak, unit_norms
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
-from karikomi.outcome import Outcome
-from karikomi.plan import PEAKS, RELATIVE, Kind, Stage, stages
 from karikomi.rule import Composite, Quantity, Rule, State
+from karikomi.rules import decide
+from karikomi.rules.checkpoint import from_plain, to_plain
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage, stages
 
 Named = Mapping[str, np.ndarray | None]
 WHERE = "numpy.clip"
@@ -62,8 +63,8 @@ def clip(
     """
     given = {"weights": weights, "second_moment": second_moments}
     available = _available(rule, given)
-    conduct.check_rule(rule, Quantity.GRADIENT, Quantity.UPDATE, where=WHERE, available=available)
-    conduct.check_policy(nonfinite, where=WHERE)
+    decide.check_rule(rule, Quantity.GRADIENT, Quantity.UPDATE, where=WHERE, available=available)
+    decide.check_policy(nonfinite, where=WHERE)
     grads = tree.collected(grads)
     found: dict[str, np.ndarray | None] = named(grads, where=WHERE)
     companions = _companions(given, found)
@@ -79,7 +80,7 @@ def clip(
     for stage in plan:
         _check(stage, found)
         norms = _numbers(stage, found, axes, companions.get("second_moment"))
-        verdict, after = conduct.judge_stage(
+        verdict, after = decide.judge_stage(
             stage,
             norms,
             before,
@@ -94,7 +95,7 @@ def clip(
         bad, skip = bad | np.any(verdict.bad), bool(verdict.skip)
         found = _applied(stage, found, axes, norms, verdict, skip, companions)
         outcomes.append(
-            conduct.outcome_of(
+            decide.outcome_of(
                 stage,
                 norms,
                 verdict,
@@ -106,7 +107,7 @@ def clip(
         )
         if skip:
             break
-    state = conduct.committed(before, learned, skip=np.asarray(skip), any_bad=bad, xp=np)
+    state = decide.committed(before, learned, skip=np.asarray(skip), any_bad=bad, xp=np)
     return like(grads, found, where=WHERE), outcomes[-1], to_plain(plan, state)
 
 
@@ -195,7 +196,7 @@ def _applied(
     found: Named,
     axes: Mapping[str, int],
     norms: np.ndarray,
-    verdict: conduct.Verdict,
+    verdict: decide.Verdict,
     skip: bool,
     companions: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray | None]:

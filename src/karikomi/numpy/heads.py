@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from karikomi import checkpoint, conduct
 from karikomi.bound.qk_clip import QKClip
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
-from karikomi.outcome import Outcome
 from karikomi.rule import State
+from karikomi.rules import checkpoint, decide
+from karikomi.rules.outcome import Outcome
 
 Names = str | Sequence[str]
 WHERE = "numpy.bound"
@@ -45,7 +45,7 @@ def bound_heads(
     owners = [name for name, heads in sizes.items() for _ in heads]
     present = np.ones(len(norms), dtype=bool)
     verdict, after = checkpoint.judge_named(rule, owners, norms, state, present=present)
-    left = conduct.norms_after(norms, verdict, xp=np)
+    left = decide.norms_after(norms, verdict, xp=np)
     arrays, start = dict(found), 0
     for name, heads in sizes.items():
         gamma = verdict.factor[start : start + len(heads)]

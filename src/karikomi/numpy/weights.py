@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi import checkpoint, conduct, tree
+from karikomi import tree
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.numpy import per_tensor
@@ -17,8 +17,9 @@ from karikomi.numpy.heads import Names, bound_heads
 from karikomi.numpy.measure import norm, peak, unit_norms
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
 from karikomi.numpy.spectral import spectral_norm
-from karikomi.outcome import Outcome
 from karikomi.rule import Composite, Quantity, Rule, Scope, State
+from karikomi.rules import checkpoint, decide
+from karikomi.rules.outcome import Outcome
 
 MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
 """What rules on weights may need here besides norms."""
@@ -62,7 +63,7 @@ def bound(
     >>> bounded[0]["weight"].round(2).tolist(), outcome.left_alone
     ([[0.6, 0.8]], {'0.bias': 'no unit axis was named'})
     """
-    conduct.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
+    decide.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
     if isinstance(rule, Composite):
         raise Refused("bounds are applied one at a time", where=WHERE, got=type(rule).__name__)
     weights = tree.collected(weights)
@@ -97,7 +98,7 @@ def _bound_arrays(
         rule, owners, norms, small, present=np.isfinite(norms), facts=facts
     )
     verdict = representable(verdict, [found[name] for name in owners])
-    left = conduct.norms_after(norms, verdict, xp=np)
+    left = decide.norms_after(norms, verdict, xp=np)
     attempted = int(after["attempted"]) - 1
     held = standing(rule, left, verdict.factor, attempted=attempted)
     bounded, at_bound, start = dict(found), np.zeros(2), 0
@@ -182,7 +183,7 @@ def _bounded(
     rule: Rule,
     axis: int | None,
     numbers: np.ndarray,
-    verdict: conduct.Verdict,
+    verdict: decide.Verdict,
     part: slice,
 ) -> np.ndarray:
     if verdict.limit is not None:
@@ -197,7 +198,7 @@ def _bounded(
 
 
 def _count_at_bound(
-    array: np.ndarray, rule: Rule, verdict: conduct.Verdict, held: np.ndarray, part: slice
+    array: np.ndarray, rule: Rule, verdict: decide.Verdict, held: np.ndarray, part: slice
 ) -> np.ndarray:
     if verdict.limit is not None:
         limit = float(verdict.limit[part][0])

@@ -14,8 +14,8 @@ from karikomi.plugins.attaching import flattened, refuse_flattened
 if TYPE_CHECKING:
     import torch
 
-    from karikomi.outcome import Outcome
     from karikomi.rule import Composite, Rule, State
+    from karikomi.rules.outcome import Outcome
     from karikomi.torch.tensors import Parameters
 
 _REFUSED = {

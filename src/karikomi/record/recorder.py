@@ -12,13 +12,13 @@ from typing import Any
 
 from karikomi.errors import InvalidArgument
 from karikomi.files import as_path
-from karikomi.outcome import Outcome
 from karikomi.record.journal import Journal
 from karikomi.record.reading import FIRST, FIRST_LINE, latest
 from karikomi.record.rows import Norms, line, plain, step_row
 from karikomi.record.sinks import Fanout, Sink
 from karikomi.record.tensors import listed, sketched
 from karikomi.record.thinning import LeftOut, keeps
+from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
 
 DETAILS = ("top", "all", "none")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from karikomi.errors import InvalidArgument
-from karikomi.outcome import Outcome
 from karikomi.record.tensors import joint, table
+from karikomi.rules.outcome import Outcome
 
 _OWN = frozenset(
     "event step gradients weights weight_norm updates update_norm left_out "

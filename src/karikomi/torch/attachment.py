@@ -14,11 +14,11 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from karikomi import conduct
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.prune.timetable import Timetable, check_fields
 from karikomi.record import Recorder
 from karikomi.rule import Composite, Quantity, Rule
+from karikomi.rules import decide
 from karikomi.schedule import whole
 from karikomi.torch.bound import MEASURED
 from karikomi.torch.clipping import AVAILABLE
@@ -98,15 +98,15 @@ def attach(
     if clip is not None and update is None and getattr(clip, "of", None) is Quantity.UPDATE:
         clip, update = None, clip
     if clip is not None:
-        conduct.check_rule(clip, Quantity.GRADIENT, where="torch.attach(clip)", available=AVAILABLE)
+        decide.check_rule(clip, Quantity.GRADIENT, where="torch.attach(clip)", available=AVAILABLE)
     if update is not None:
-        conduct.check_rule(
+        decide.check_rule(
             *(update, Quantity.UPDATE, Quantity.GRADIENT),
             where="torch.attach(update)",
             available=AVAILABLE,
         )
     if bound is not None:
-        conduct.check_rule(bound, Quantity.WEIGHT, where="torch.attach(bound)", available=MEASURED)
+        decide.check_rule(bound, Quantity.WEIGHT, where="torch.attach(bound)", available=MEASURED)
     if prune is not None and not isinstance(prune, Timetable | Masks):
         raise InvalidArgument(
             "prune takes a schedule or masks",
@@ -123,7 +123,7 @@ def attach(
             got=repr(record)[:80],
             allowed="kk.record.Recorder(path)",
         )
-    conduct.check_policy(nonfinite, where="torch.attach")
+    decide.check_policy(nonfinite, where="torch.attach")
     bad_steps = whole(stop_after)
     if bad_steps is None or bad_steps < 1:
         raise InvalidArgument("stop_after must be >= 1", where="torch.attach", got=repr(stop_after))

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi import checkpoint, conduct
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.outcome import Outcome
-from karikomi.plan import alone
 from karikomi.rule import Composite, Quantity, Rule, Scope, State
+from karikomi.rules import checkpoint, decide
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import alone
 from karikomi.select import select
 from karikomi.torch.fan_in import fan_ins
 from karikomi.torch.heads import Logits, bound_heads, check_supplied, layers_of
@@ -63,7 +63,7 @@ def bound_(
     >>> layer.weight.tolist(), outcome.share_at_bound
     ([[2.0, -2.0]], 1.0)
     """
-    conduct.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
+    decide.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
     if not isinstance(module, nn.Module):
         raise InvalidArgument("bounds act on a module", where=WHERE, got=type(module).__name__)
     reshard_(module)
@@ -98,7 +98,7 @@ def bound_named(
     if verdict.limit is not None:
         limits = map(representable, verdict.limit.tolist(), [found[name] for name in numbers])
         verdict = verdict._replace(limit=np.array(list(limits), dtype=np.float64))
-    left = conduct.norms_after(norms, verdict, xp=np)
+    left = decide.norms_after(norms, verdict, xp=np)
     held = standing(rule, left, verdict.factor, attempted=int(after["attempted"]) - 1)
     at_bound: dict[str, int] = {}
     start = 0

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi import conduct
-from karikomi.outcome import Outcome
 from karikomi.rule import Composite, Quantity, Rule, State
+from karikomi.rules import decide
+from karikomi.rules.outcome import Outcome
 from karikomi.torch.clipping import AVAILABLE, Clipping
 from karikomi.torch.moments import Moments
 from karikomi.torch.sharding import Groups, Sharding
@@ -48,8 +48,8 @@ def clip_(
     >>> print(outcome)
     pre 5 -> post 1 x0.2 clipped; top: weight 100%
     """
-    conduct.check_rule(rule, Quantity.GRADIENT, where="torch.clip_", available=AVAILABLE)
-    conduct.check_policy(nonfinite, where="torch.clip_")
+    decide.check_rule(rule, Quantity.GRADIENT, where="torch.clip_", available=AVAILABLE)
+    decide.check_policy(nonfinite, where="torch.clip_")
     found = named(parameters, where="torch.clip_")
     check_parameters(found, where="torch.clip_")
     clipping = Clipping(

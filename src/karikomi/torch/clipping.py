@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi import conduct
-from karikomi.checkpoint import from_plain, to_plain
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.outcome import Outcome
-from karikomi.plan import PEAKS, RELATIVE, Kind, Stage, stages
 from karikomi.rule import Composite, Rule, Scope, State
+from karikomi.rules import decide
+from karikomi.rules.checkpoint import from_plain, to_plain
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage, stages
 from karikomi.torch.folding import Fold
 from karikomi.torch.measure import norms, on_host, peak, unit_norms
 from karikomi.torch.meshes import local, own_units
@@ -98,7 +98,7 @@ class Clipping:
         for place, stage in enumerate(self.stages):
             numbers, present = self._measured(stage, gradients)
             numbers = numbers if scale == 1.0 else numbers / scale
-            verdict, after = conduct.judge_stage(
+            verdict, after = decide.judge_stage(
                 stage,
                 numbers,
                 self.state,
@@ -111,7 +111,7 @@ class Clipping:
             learned |= after
             any_bad = any_bad or bool(verdict.bad.any())
             skip = bool(verdict.skip) or overflow
-            outcome = conduct.outcome_of(
+            outcome = decide.outcome_of(
                 stage,
                 numbers,
                 verdict,
@@ -154,7 +154,7 @@ class Clipping:
             # The scaler tries its scale: a step that is not taken, but says nothing of the run.
             self.state = {**self.state, "attempted": self.state["attempted"] + 1}
         else:
-            self.state = conduct.committed(
+            self.state = decide.committed(
                 self.state, learned, skip=np.asarray(skip), any_bad=np.asarray(any_bad), xp=np
             )
 
@@ -247,7 +247,7 @@ class Clipping:
         self.weights = Outcome(stage.owners, numbers, numbers, False)
         return numbers
 
-    def _representable(self, stage: Stage, verdict: conduct.Verdict) -> conduct.Verdict:
+    def _representable(self, stage: Stage, verdict: decide.Verdict) -> decide.Verdict:
         if verdict.limit is None:
             return verdict
         tensors = {name: p.grad for name, p in self.parameters.items()}
@@ -262,7 +262,7 @@ class Clipping:
         stage: Stage,
         gradients: Sequence[torch.Tensor | None],
         numbers: np.ndarray,
-        verdict: conduct.Verdict,
+        verdict: decide.Verdict,
         *,
         skip: bool,
         scale: float,
@@ -285,7 +285,7 @@ class Clipping:
         self._apply_each(stage, numbers, verdict, scale)
 
     def _apply_each(
-        self, stage: Stage, numbers: np.ndarray, verdict: conduct.Verdict, scale: float
+        self, stage: Stage, numbers: np.ndarray, verdict: decide.Verdict, scale: float
     ) -> None:
         start = 0
         triples = zip(self.parameters.items(), stage.kinds, stage.counts, strict=False)
@@ -323,7 +323,7 @@ class Clipping:
 
 
 def _refuse_joint_norms_inside(rule: Rule | Composite, *, where: str) -> None:
-    for leaf in conduct.leaves(rule):
+    for leaf in decide.leaves(rule):
         if getattr(leaf, "adds_up_itself", False):
             raise Refused(
                 f"{type(leaf).__name__} adds up the norms of the tensors itself, and those of other "
@@ -350,7 +350,7 @@ def _unit_axes(
     *,
     where: str,
 ) -> dict[str, int]:
-    if all(leaf.scope is not Scope.UNIT for leaf in conduct.leaves(rule)):
+    if all(leaf.scope is not Scope.UNIT for leaf in decide.leaves(rule)):
         return {}
     if module is None:
         raise InvalidArgument(

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from karikomi import conduct
-from karikomi.outcome import Outcome
-from karikomi.plan import PEAKS, RELATIVE, Kind, Stage
 from karikomi.rule import Scope, State
+from karikomi.rules import decide
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage
 from karikomi.torch import measure
 from karikomi.torch.clipping import Clipping
 from karikomi.torch.device_namespace import DeviceNamespace
@@ -107,7 +107,7 @@ class DeviceStep:
             numbers, present = self._measured(stage)
             if scale is not None:
                 numbers = numbers / scale.to(numbers.dtype)
-            verdict, after = conduct.judge_stage(
+            verdict, after = decide.judge_stage(
                 stage,
                 numbers,
                 state,
@@ -174,7 +174,7 @@ class DeviceStep:
         any_bad: torch.Tensor,
         overflow: torch.Tensor | None,
     ) -> None:
-        after = conduct.committed(state, learned, skip=skip, any_bad=any_bad, xp=self._xp)
+        after = decide.committed(state, learned, skip=skip, any_bad=any_bad, xp=self._xp)
         if overflow is not None:
             # The scaler tries its scale: a step that is not taken, but says nothing of the run.
             tried = {**state, "attempted": state["attempted"] + 1}
@@ -240,12 +240,12 @@ class DeviceStep:
         self,
         stage: Stage,
         numbers: torch.Tensor,
-        verdict: conduct.Verdict,
+        verdict: decide.Verdict,
         skip: torch.Tensor,
         overflow: torch.Tensor | None,
         earlier: tuple[Outcome, ...],
     ) -> Outcome:
-        after = conduct.norms_after(numbers, verdict, xp=self._xp)
+        after = decide.norms_after(numbers, verdict, xp=self._xp)
         skipped = skip if overflow is None else skip | (overflow > 0)
         return Outcome(
             names=stage.owners,
@@ -258,7 +258,7 @@ class DeviceStep:
             earlier=earlier,
         )
 
-    def _apply(self, stage: Stage, verdict: conduct.Verdict, scale: torch.Tensor | None) -> None:
+    def _apply(self, stage: Stage, verdict: decide.Verdict, scale: torch.Tensor | None) -> None:
         start = 0
         triples = zip(self._clipping.parameters.items(), stage.kinds, stage.counts, strict=True)
         for (name, parameter), kind, count in triples:

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from karikomi.clip import ByGlobalNorm
-from karikomi.conduct import leaves
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.outcome import Outcome
 from karikomi.prune.timetable import Timetable
 from karikomi.record import Recorder, check_facts
 from karikomi.rule import Composite, Rule, Scope
+from karikomi.rules.decide import leaves
+from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
 from karikomi.torch.clipping import Clipping
 from karikomi.torch.device_step import DeviceStep, Late

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi import checkpoint, conduct
 from karikomi.bound.qk_clip import QKClip
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
-from karikomi.outcome import Outcome
 from karikomi.rule import State
+from karikomi.rules import checkpoint, decide
+from karikomi.rules.outcome import Outcome
 from karikomi.torch.attention import Attention, attentions
 from karikomi.torch.logits import known, taken
 from karikomi.torch.meshes import is_sharded
@@ -97,7 +97,7 @@ def bound_heads(
     for name, heads in sizes.items():
         _scale(found, layers[name], rule, verdict.factor[start : start + len(heads)])
         start += len(heads)
-    left = conduct.norms_after(norms, verdict, xp=np)
+    left = decide.norms_after(norms, verdict, xp=np)
     held = standing(rule, left, verdict.factor, attempted=int(after["attempted"]) - 1)
     outcome = Outcome(
         names=tuple(owners),

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 
 from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
-from karikomi.outcome import Outcome
-from karikomi.plan import PEAKS, Kind, Part, Stage
 from karikomi.rule import Scope
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import PEAKS, Kind, Part, Stage
 from karikomi.torch import measure, ranks
 from karikomi.torch.meshes import copies_of, is_sharded, joints, local, own_units, ranks_of
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.conduct import leaves
 from karikomi.errors import Refused
-from karikomi.outcome import Outcome
-from karikomi.plan import Kind
 from karikomi.rule import Composite, Rule
+from karikomi.rules.decide import leaves
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import Kind
 from karikomi.torch.clipping import Clipping
 from karikomi.torch.meshes import local
 from karikomi.torch.moments import Moments, relative

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from karikomi.errors import BadFile, InvalidArgument, Refused
-from karikomi.outcome import Outcome
 from karikomi.prune.pattern import as_pattern
 from karikomi.prune.timetable import Timetable
 from karikomi.rule import Rule
+from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
 from karikomi.torch.bound import bound_named, restored, targets
 from karikomi.torch.masks import Masks

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
-from karikomi.conduct import leaves
 from karikomi.rule import Composite, Rule
+from karikomi.rules.decide import leaves
 
 OFTEN, SELDOM = 0.95, 0.001
 """The shares of accepted steps above and below which a limit is spoken of."""

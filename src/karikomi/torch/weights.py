@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from karikomi.conduct import Verdict
 from karikomi.rule import Rule, Scope
+from karikomi.rules.decide import Verdict
 from karikomi.torch.measure import norm, on_host, peak, unit_norms, wide
 from karikomi.torch.scaling import multiply_
 from karikomi.torch.spectral import spectral_norm

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.outcome import Outcome
-from karikomi.plan import Part, Stage, alone
 from karikomi.rule import (
     Array,
     Composite,
@@ -25,6 +23,8 @@ from karikomi.rule import (
     combine,
     is_composite,
 )
+from karikomi.rules.outcome import Outcome
+from karikomi.rules.stages import Part, Stage, alone
 
 POLICIES = ("skip", "raise", "zero", "pass")
 """What to do with a step that has a non-finite gradient; the first is the default."""

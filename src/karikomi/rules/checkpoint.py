@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.conduct import PREFIX, Verdict, begin_stages, committed, judge_stage
 from karikomi.errors import InvalidArgument
-from karikomi.plan import Stage, alone
 from karikomi.rule import Rule, Scope, State
+from karikomi.rules.decide import PREFIX, Verdict, begin_stages, committed, judge_stage
+from karikomi.rules.stages import Stage, alone
 
 _NAMES = "names"
 

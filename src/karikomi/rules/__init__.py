@@ -1,0 +1,1 @@
+"""Stages, decisions, outcomes and checkpoints of clipping and bounding rules."""
