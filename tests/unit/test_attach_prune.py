@@ -14,11 +14,11 @@ from torch import nn
 import karikomi as kk
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.prune import NofM, Score, Wanda
-from karikomi.prune.dynamic import SET, RigL
-from karikomi.prune.gradual import Gradual
-from karikomi.prune.iterative import Iterative
-from karikomi.prune.one_shot import OneShot
-from karikomi.prune.timetable import Timetable
+from karikomi.prune.schedules.dynamic import SET, RigL
+from karikomi.prune.schedules.gradual import Gradual
+from karikomi.prune.schedules.iterative import Iterative
+from karikomi.prune.schedules.one_shot import OneShot
+from karikomi.prune.schedules.pruning_schedule import Timetable
 from unit.test_attach import OPTIMIZERS, assert_same, backward, model_of, optimizers, step, weights
 
 # 8 x 6 and 3 x 8: the two weights that can be pruned.

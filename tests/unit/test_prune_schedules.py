@@ -15,11 +15,11 @@ import karikomi as kk
 from karikomi import spec
 from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
 from karikomi.prune import NofM
-from karikomi.prune.dynamic import SET, RigL
-from karikomi.prune.gradual import Gradual
-from karikomi.prune.iterative import Iterative
-from karikomi.prune.one_shot import OneShot
-from karikomi.prune.timetable import Timetable
+from karikomi.prune.schedules.dynamic import SET, RigL
+from karikomi.prune.schedules.gradual import Gradual
+from karikomi.prune.schedules.iterative import Iterative
+from karikomi.prune.schedules.one_shot import OneShot
+from karikomi.prune.schedules.pruning_schedule import Timetable
 from karikomi.torch.regrowth import check_whole, forget_moments_, lowest, noise, rewired
 
 SCHEDULES: dict[str, Timetable] = {

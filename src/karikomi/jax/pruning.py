@@ -19,7 +19,7 @@ from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
 from karikomi.jax.leaves import named, replaced
 from karikomi.numpy.scheduling import step_of
 from karikomi.prune import Coupled, Layout, Pattern, Score
-from karikomi.prune.one_shot import Timetable
+from karikomi.prune.schedules.one_shot import Timetable
 
 Masks = dict[str, jax.Array]
 """Name -> bool array of a leaf's shape, true where a weight is kept: a pytree itself."""

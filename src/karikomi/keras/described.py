@@ -13,7 +13,7 @@ from typing import Any
 
 from karikomi.errors import InvalidArgument
 from karikomi.prune import Pattern, Score
-from karikomi.prune.timetable import Timetable
+from karikomi.prune.schedules.pruning_schedule import Timetable
 
 
 def described(thing: Any, *, where: str) -> str:

@@ -32,7 +32,7 @@ from karikomi.keras.standing_in import (
 )
 from karikomi.numpy.masks import allocation_of, asked
 from karikomi.prune import as_pattern
-from karikomi.prune.timetable import Timetable, check_fields
+from karikomi.prune.schedules.pruning_schedule import Timetable, check_fields
 
 WHERE = "keras.Pruning"
 _PRUNED = 0.05  # of a kernel, exactly zero: no initialiser draws that

@@ -14,7 +14,7 @@ from karikomi.errors import InvalidArgument, Refused
 from karikomi.numpy.arrays import Arrays
 from karikomi.numpy.masks import masked, prune
 from karikomi.prune import Coupled, Layout
-from karikomi.prune.timetable import Timetable, check_fields
+from karikomi.prune.schedules.pruning_schedule import Timetable, check_fields
 from karikomi.schedule import whole
 
 WHERE = "numpy.prune_at"

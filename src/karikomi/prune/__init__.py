@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from karikomi import registry
 from karikomi.prune.allocation import Pool, Tensor, allocate, check_sparsity
-from karikomi.prune.dynamic import SET, RigL
 from karikomi.prune.gradient_scores import SNIP, Fisher, GraSP, Movement, SynFlow, Taylor
-from karikomi.prune.gradual import Gradual
 from karikomi.prune.input_scores import Wanda
-from karikomi.prune.iterative import Iterative
 from karikomi.prune.lamp import LAMP
 from karikomi.prune.layout import Coupled, Layout, Member
 from karikomi.prune.mask import pack_mask, unpack_mask
-from karikomi.prune.one_shot import OneShot
 from karikomi.prune.output_scores import Activation, APoZ, BNScale, Deviation
 from karikomi.prune.owl import outlier_share
 from karikomi.prune.pattern import (
@@ -33,10 +29,14 @@ from karikomi.prune.penalties import L1, GroupLasso, GrowingL2, ScaleL1
 from karikomi.prune.penalty_terms import Penalty
 from karikomi.prune.random_scores import Random
 from karikomi.prune.reconstruction_scores import OBC, SparseGPT
+from karikomi.prune.schedules.dynamic import SET, RigL
+from karikomi.prune.schedules.gradual import Gradual
+from karikomi.prune.schedules.iterative import Iterative
+from karikomi.prune.schedules.one_shot import OneShot
+from karikomi.prune.schedules.pruning_schedule import Timetable
 from karikomi.prune.score import FACTS, Score, as_score
 from karikomi.prune.selection import Threshold, threshold
 from karikomi.prune.target import Target, target_of
-from karikomi.prune.timetable import Timetable
 from karikomi.prune.weight_scores import FPGM, L2Norm, Magnitude
 
 __all__ = [

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.prune.timetable import Timetable, check_fields
+from karikomi.prune.schedules.pruning_schedule import Timetable, check_fields
 from karikomi.record import Recorder
 from karikomi.rule import Composite, Quantity, Rule
 from karikomi.rules import decide

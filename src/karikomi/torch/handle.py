@@ -12,7 +12,7 @@ from torch import nn
 
 from karikomi.clip import ByGlobalNorm
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.prune.timetable import Timetable
+from karikomi.prune.schedules.pruning_schedule import Timetable
 from karikomi.record import Recorder, check_facts
 from karikomi.rule import Composite, Rule, Scope
 from karikomi.rules.decide import leaves

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.prune.timetable import Timetable
+from karikomi.prune.schedules.pruning_schedule import Timetable
 from karikomi.schedule import whole
 
 # What a training step shows of a weight: its gradient, the weight, the learning rate.

@@ -14,7 +14,7 @@ from torch import nn
 
 from karikomi.errors import BadFile, InvalidArgument, Refused
 from karikomi.prune.pattern import as_pattern
-from karikomi.prune.timetable import Timetable
+from karikomi.prune.schedules.pruning_schedule import Timetable
 from karikomi.rule import Rule
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole

@@ -6,8 +6,8 @@ import math
 from dataclasses import KW_ONLY, dataclass
 
 from karikomi import registry
+from karikomi.prune.schedules.pruning_schedule import Timetable, settle
 from karikomi.prune.score import Score, as_score
-from karikomi.prune.timetable import Timetable, settle
 from karikomi.registry import register
 
 

@@ -1,0 +1,1 @@
+"""How much is pruned at which step of training."""
