@@ -17,9 +17,9 @@ from jax.core import Tracer
 from karikomi import numpy as host
 from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
 from karikomi.jax.leaves import named, replaced
-from karikomi.numpy.scheduling import step_of
 from karikomi.prune import Coupled, Layout, Pattern, Score
 from karikomi.prune.schedules.one_shot import Timetable
+from karikomi.prune.schedules.pruning_schedule import step_of
 
 Masks = dict[str, jax.Array]
 """Name -> bool array of a leaf's shape, true where a weight is kept: a pytree itself."""

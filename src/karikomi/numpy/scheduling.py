@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument, Refused
 from karikomi.numpy.arrays import Arrays
 from karikomi.numpy.masks import masked, prune
 from karikomi.prune import Coupled, Layout
-from karikomi.prune.schedules.pruning_schedule import Timetable, check_fields
-from karikomi.schedule import whole
+from karikomi.prune.schedules.pruning_schedule import Timetable, step_of
 
 WHERE = "numpy.prune_at"
 
@@ -69,21 +67,3 @@ def prune_at(
         exclude=schedule.exclude,
         masks=masks,
     )
-
-
-def step_of(schedule: Timetable, step: int, *, where: str) -> int:
-    """Return the step as a Python number; refuse what is none, or no schedule of masks alone."""
-    check_fields(schedule, where=where)
-    number = whole(step)
-    if number is None or number < 0:
-        raise InvalidArgument(
-            "a step is a whole number", where=f"{where}: step", got=repr(step), allowed=">= 0"
-        )
-    if schedule.regrows_by is not None or schedule.rewinds_to is not None:
-        raise Refused(
-            f"{type(schedule).__name__} brings weights back, and with them what an optimizer holds",
-            where=where,
-            allowed="OneShot, Gradual, Iterative without rewind",
-            hint="kk.torch.attach has the others",
-        )
-    return number

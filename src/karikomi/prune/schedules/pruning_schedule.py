@@ -172,3 +172,21 @@ def _whole(schedule: Any, field: str, least: int) -> int:
             allowed=f"{field} >= {least}",
         )
     return number
+
+
+def step_of(schedule: Timetable, step: int, *, where: str) -> int:
+    """Return the step as a Python number; refuse what is none, or no schedule of masks alone."""
+    check_fields(schedule, where=where)
+    number = whole(step)
+    if number is None or number < 0:
+        raise InvalidArgument(
+            "a step is a whole number", where=f"{where}: step", got=repr(step), allowed=">= 0"
+        )
+    if schedule.regrows_by is not None or schedule.rewinds_to is not None:
+        raise Refused(
+            f"{type(schedule).__name__} brings weights back, and with them what an optimizer holds",
+            where=where,
+            allowed="OneShot, Gradual, Iterative without rewind",
+            hint="kk.torch.attach has the others",
+        )
+    return number
