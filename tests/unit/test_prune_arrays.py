@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 import karikomi as kk
 from karikomi import registry
 from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
-from karikomi.numpy import prune, prune_at, prune_file, scored
-from karikomi.numpy.items import of_values
-from karikomi.numpy.scored import FEW, pool_threshold
+from karikomi.numpy import prune, prune_at, prune_file
 from karikomi.prune import Layout, NofM, OneShot, Pool, Tensor, Timetable, allocate
+from karikomi.selection.block_scores import FEW, pool_threshold
+from karikomi.selection.granularity import of_values
 
 ROWS = {"a": Layout(units=0, inputs=1)}
 WEIGHTS = np.arange(1.0, 13.0, dtype=np.float32).reshape(3, 4)

@@ -15,9 +15,9 @@ from torch import nn
 
 import karikomi as kk
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.numpy import scored, threads
-from karikomi.numpy.threads import each, evenly, workers
 from karikomi.prune import Score
+from karikomi.selection import threads
+from karikomi.selection.threads import each, evenly, workers
 
 
 @pytest.fixture(params=["1", "2", "5"])

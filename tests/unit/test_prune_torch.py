@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import karikomi.numpy.scored as scored
+import karikomi.selection.block_scores as scored
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
 from karikomi.prune import Gradual
 from karikomi.torch.masks import Masks

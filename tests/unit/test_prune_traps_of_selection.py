@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import karikomi as kk
-import karikomi.numpy.selecting as selecting
+import karikomi.selection.exact_masks as selecting
 from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
 from karikomi.prune import Blocks, Layout, NofM
 from karikomi.torch.masks import Masks

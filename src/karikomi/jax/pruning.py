@@ -1,6 +1,6 @@
 """Prune pytrees of parameters: masks are made on the host, between steps, and applied inside of ``jit``.
 
-Which weights go is the decision of all frameworks (`karikomi.numpy.selecting`); it depends on values and
+Which weights go is the decision of all frameworks (`karikomi.selection.exact_masks`); it depends on values and
 sorts out ties one by one, so it is no part of a compiled step. A step needs `masked` alone.
 """
 

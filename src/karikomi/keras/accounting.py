@@ -12,8 +12,8 @@ import numpy as np
 
 from karikomi.keras.prunable import Oriented
 from karikomi.keras.watching import batches, numbers, run, watched
-from karikomi.numpy.selecting import Answer
 from karikomi.prune.account import Account, Row
+from karikomi.selection.exact_masks import Answer
 
 BATCHES = 4
 """How many batches the errors are measured on."""

@@ -1,6 +1,6 @@
 """Prune Keras models in place, without wrapping a layer: measure, select, mask, and say what it did.
 
-The selection itself is shared by all frameworks (`karikomi.numpy.selecting`).
+The selection itself is shared by all frameworks (`karikomi.selection.exact_masks`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from karikomi.keras.masks import Masks
 from karikomi.keras.questions import Facts, Request
-from karikomi.numpy.masks import allocation_of, asked, by_hand
 from karikomi.prune import Pattern, Score, as_pattern, as_score
+from karikomi.selection.arguments import allocation_of, asked, by_hand
 
 WHERE = "keras.prune_"
 

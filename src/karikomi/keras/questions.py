@@ -21,8 +21,6 @@ from karikomi.keras.masks import Masks
 from karikomi.keras.matching import places_of
 from karikomi.keras.prunable import Oriented, is_weight, oriented, prunable, siblings
 from karikomi.keras.watching import check_data
-from karikomi.numpy.selecting import Question, check_combination, find_masks
-from karikomi.numpy.source import Source
 from karikomi.prune import (
     FACTS,
     Coupled,
@@ -37,6 +35,8 @@ from karikomi.prune import (
 from karikomi.prune.owl import outlier_share
 from karikomi.prune.score import PER_UNIT
 from karikomi.select import select
+from karikomi.selection.exact_masks import Question, check_combination, find_masks
+from karikomi.selection.weight_source import Source
 
 WHERE = "keras.prune_"
 _OF_TENSORS = ("macs", "outliers", "curve")

@@ -30,9 +30,9 @@ from karikomi.keras.standing_in import (
     put,
     standing,
 )
-from karikomi.numpy.masks import allocation_of, asked
 from karikomi.prune import as_pattern
 from karikomi.prune.schedules.pruning_schedule import Timetable, check_fields
+from karikomi.selection.arguments import allocation_of, asked
 
 WHERE = "keras.Pruning"
 _PRUNED = 0.05  # of a kernel, exactly zero: no initialiser draws that

@@ -1,6 +1,6 @@
 """Prune trees of weights held as NumPy arrays, and keep pruned weights at zero.
 
-The selection is the one of all frameworks (`karikomi.numpy.selecting`); here facts are given, not measured.
+The selection is the one of all frameworks (`karikomi.selection.exact_masks`); here facts are given, not measured.
 """
 
 from __future__ import annotations
@@ -24,26 +24,21 @@ from karikomi.numpy.given import (
     wide,
 )
 from karikomi.numpy.measure import check_arrays
-from karikomi.numpy.selecting import Question, find_masks
-from karikomi.numpy.source import Source, source_of
 from karikomi.prune import (
     Coupled,
-    Heads,
     Layers,
     Layout,
     Member,
-    NofM,
     Pattern,
     Score,
-    Target,
     Units,
-    Unstructured,
     as_pattern,
     as_score,
-    check_sparsity,
-    target_of,
 )
-from karikomi.select import select, spread
+from karikomi.select import select
+from karikomi.selection.arguments import allocation_of, asked, by_hand
+from karikomi.selection.exact_masks import Question, find_masks
+from karikomi.selection.weight_source import Source, source_of
 
 Masks = dict[str, np.ndarray]
 
@@ -132,84 +127,6 @@ def prune(
     )
     kept = {name: mask.copy() for name, mask in earlier.items()} | find_masks(question).masks
     return masked(weights, kept), kept
-
-
-def allocation_of(allocation: str | None, pattern: Pattern, score: Score) -> str:
-    """Return the allocation that is meant where none is named; refuse one that means nothing here.
-
-    Single weights, heads and layers compare across tensors; sums over units or blocks of different sizes,
-    and scores that compare within rows, do not.
-    """
-    kind = type(pattern).__name__
-    by_tensor = allocation in ("erk", "isomorphic", "owl", "sensitivity")
-    if allocation is not None and pattern.fixed_share:
-        raise Refused(
-            f"{kind} says itself how much goes from where", where="allocation", got=allocation
-        )
-    if isinstance(pattern, Layers) and allocation not in (None, "global"):
-        raise Refused(
-            "a layer is one item, of which every other allocation leaves each tensor one",
-            where="allocation",
-            got=allocation,
-            allowed="global",
-        )
-    if isinstance(pattern, Heads) and by_tensor:
-        raise Refused(
-            "this allocation looks at single weights, and heads span several",
-            where="allocation",
-            got=allocation,
-            allowed="global, uniform, lamp",
-        )
-    if allocation is not None:
-        return allocation
-    within = isinstance(pattern, Unstructured) and score.within_rows
-    together = isinstance(pattern, Unstructured | Layers | Heads) and not within
-    return "global" if together else "uniform"
-
-
-def by_hand(
-    sparsity: object, names: Sequence[str], allocation: str | None, *, where: str
-) -> dict[str, float]:
-    """Return name -> share that goes, where sparsities were given by name or glob; else nothing.
-
-    Raises `InvalidArgument` for a share out of range and beside an allocation, `UnknownName` for a glob.
-    """
-    if not isinstance(sparsity, Mapping):
-        return {}
-    if allocation is not None or not sparsity:
-        raise InvalidArgument(
-            "sparsities by hand are an allocation themselves",
-            where=where,
-            got=f"allocation={allocation!r}" if sparsity else "no sparsity",
-            allowed="sparsity={glob: share}, or one number and an allocation",
-        )
-    shares = spread("sparsity", sparsity, names, where=where)
-    for name, share in shares.items():
-        check_sparsity(share, where=f"{where}: {name}")
-    return {name: float(share) for name, share in shares.items()}
-
-
-def asked(pattern: Pattern, where: str, **given: float | None) -> Target | None:
-    """Return the target, or none where the pattern says how much goes; refuse what fits neither."""
-    named_targets = {unit: value for unit, value in given.items() if value is not None}
-    if isinstance(pattern, NofM):
-        if named_targets:
-            raise InvalidArgument(
-                f"{pattern} says itself how much goes: {pattern.sparsity:.0%}",
-                where=where,
-                got=", ".join(f"{unit}={value!r}" for unit, value in named_targets.items()),
-                allowed="no target",
-            )
-        return None
-    if isinstance(pattern, Unstructured) and given.get("width") is not None:
-        raise InvalidArgument(
-            "width speaks of units",
-            where=where,
-            got=f"width={given['width']!r} of single weights",
-            allowed=f'width={given["width"]!r} with pattern="units" if units are meant, '
-            "sparsity= (what goes) or parameters= (what stays) if weights are",
-        )
-    return target_of(where=where, **given)
 
 
 def masked(weights: Arrays, masks: Mapping[str, np.ndarray]) -> Arrays:

@@ -20,9 +20,6 @@ import numpy as np
 
 from karikomi.errors import BadFile, Refused
 from karikomi.files import as_path, write_atomically
-from karikomi.numpy.items import check_range, of_weights
-from karikomi.numpy.scored import Scores, check_blockwise, pool_threshold, split
-from karikomi.numpy.source import Source, source_of
 from karikomi.pack.header import LENGTH_BYTES
 from karikomi.pack.plain import Tensor, directory
 from karikomi.prune import Score, as_score
@@ -30,6 +27,9 @@ from karikomi.prune import allocation as allocations
 from karikomi.prune.allocation import Pool, allocate, check_sparsity
 from karikomi.prune.selection import Threshold
 from karikomi.select import select
+from karikomi.selection.block_scores import Scores, check_blockwise, pool_threshold, split
+from karikomi.selection.granularity import check_range, of_weights
+from karikomi.selection.weight_source import Source, source_of
 
 WHERE = "numpy.prune_file"
 CHUNK = 1 << 20

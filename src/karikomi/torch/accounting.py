@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from karikomi.numpy.selecting import Answer
-from karikomi.numpy.threads import each
 from karikomi.prune.account import Account, Row
+from karikomi.selection.exact_masks import Answer
+from karikomi.selection.threads import each
 from karikomi.torch.masks import Masks, removed
 from karikomi.torch.output_errors import output_errors
 from karikomi.torch.prunable import layouts

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
-from karikomi.numpy.threads import each
 from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
 from karikomi.prune.held import Held
+from karikomi.selection.threads import each
 from karikomi.torch import sharded_masks
 from karikomi.torch.meshes import local
 from karikomi.torch.resharding import reshard_

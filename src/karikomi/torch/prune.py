@@ -1,6 +1,6 @@
 """Prune torch modules in place, without wrapping a layer: measure, select, mask, and say what it did.
 
-The selection itself is shared by all frameworks (`karikomi.numpy.selecting`).
+The selection itself is shared by all frameworks (`karikomi.selection.exact_masks`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.numpy.masks import allocation_of, asked, by_hand
-from karikomi.numpy.scored import check_blockwise
-from karikomi.numpy.selecting import Answer, Question, check_combination, find_masks
 from karikomi.prune import (
     OBC,
     Layers,
@@ -33,6 +30,9 @@ from karikomi.prune import (
 )
 from karikomi.prune.account import Account
 from karikomi.select import select
+from karikomi.selection.arguments import allocation_of, asked, by_hand
+from karikomi.selection.block_scores import check_blockwise
+from karikomi.selection.exact_masks import Answer, Question, check_combination, find_masks
 from karikomi.torch.accounting import account_of
 from karikomi.torch.facts import check_data, following, measure
 from karikomi.torch.isolation import isolated

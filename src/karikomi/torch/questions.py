@@ -11,8 +11,6 @@ import torch
 from torch import nn
 
 from karikomi.errors import Refused, UnknownName, suggest
-from karikomi.numpy import scored
-from karikomi.numpy.source import Source
 from karikomi.prune import (
     FACTS,
     Coupled,
@@ -26,6 +24,8 @@ from karikomi.prune import (
     Unstructured,
 )
 from karikomi.prune.owl import outlier_share
+from karikomi.selection import block_scores
+from karikomi.selection.weight_source import Source
 from karikomi.torch.head_groups import coupled_heads
 from karikomi.torch.meshes import local
 from karikomi.torch.prunable import layouts, prunable, siblings
@@ -202,8 +202,8 @@ def check_facts(module: nn.Module, facts: Facts, score: Score) -> None:
 
 def _blocks(weight: torch.Tensor) -> Iterator[np.ndarray]:
     """Yield a tensor's entries in index order as float32 blocks on the host, whatever its strides."""
-    if weight.is_contiguous() or weight.numel() <= scored.BLOCK:
-        for block in weight.detach().reshape(-1).split(scored.BLOCK):
+    if weight.is_contiguous() or weight.numel() <= block_scores.BLOCK:
+        for block in weight.detach().reshape(-1).split(block_scores.BLOCK):
             yield block.float().cpu().numpy()
     else:
         for part in weight:

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, Refused
 from karikomi.files import as_path, write_json
-from karikomi.numpy.selecting import check_combination
 from karikomi.prune import Score, Unstructured, as_score, check_sparsity
 from karikomi.select import select
+from karikomi.selection.exact_masks import check_combination
 from karikomi.torch.facts import measure
 from karikomi.torch.fingerprint import fingerprint
 from karikomi.torch.isolation import isolated

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.numpy.part import Part
+from karikomi.selection.shard import Part
 from karikomi.torch import ranks
 from karikomi.torch.meshes import is_sharded, local, own_units
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from karikomi.errors import NonFinite, Refused
-from karikomi.numpy.items import layout_of, whole_fact
-from karikomi.numpy.scored import weight_scores
-from karikomi.numpy.source import Source
 from karikomi.prune.pattern import NofM
 from karikomi.prune.score import Score
+from karikomi.selection.block_scores import weight_scores
+from karikomi.selection.granularity import layout_of, whole_fact
+from karikomi.selection.weight_source import Source
 
 ENTRIES = 1 << 20
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from karikomi.numpy.part import Part
-from karikomi.numpy.scored import split
 from karikomi.prune.layout import Layout
+from karikomi.selection.block_scores import split
+from karikomi.selection.shard import Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.numpy.part import Part
-from karikomi.numpy.threads import each, evenly, workers
 from karikomi.prune.allocation import Pool
 from karikomi.prune.score import Score
 from karikomi.prune.selection import NOTHING, Count, Threshold, keys, score_of, shift, threshold
+from karikomi.selection.shard import Part
+from karikomi.selection.threads import each, evenly, workers
 
 BLOCK = 1 << 18
 """Entries of a block: 1 MiB of float32, which stay in a core's cache from one operation to the next."""

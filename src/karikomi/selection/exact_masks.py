@@ -13,11 +13,6 @@ from zlib import crc32
 import numpy as np
 
 from karikomi.errors import Refused
-from karikomi.numpy import items
-from karikomi.numpy.rows import divides, keep_n_of_m, keep_within_rows
-from karikomi.numpy.scored import Scores, check_all, check_blockwise, keep_best
-from karikomi.numpy.source import Source
-from karikomi.numpy.threads import each
 from karikomi.prune.allocation import Pool, Tensor, allocate
 from karikomi.prune.layout import Coupled
 from karikomi.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
@@ -25,6 +20,11 @@ from karikomi.prune.score import Score
 from karikomi.prune.selection import NOTHING
 from karikomi.prune.target import Target
 from karikomi.prune.weight_scores import Magnitude
+from karikomi.selection import granularity
+from karikomi.selection.block_scores import Scores, check_all, check_blockwise, keep_best
+from karikomi.selection.threads import each
+from karikomi.selection.weight_source import Source
+from karikomi.selection.within_rows import divides, keep_n_of_m, keep_within_rows
 
 Masks = dict[str, np.ndarray]
 
@@ -77,7 +77,7 @@ def find_masks(question: Question) -> Answer:
     check_parts(question)
     if not (question.score.of_tensors and isinstance(question.pattern, Unstructured)):
         for source in question.sources.values():
-            items.check_range(source)
+            granularity.check_range(source)
     if "noise" in question.score.needs:
         question = replace(question, sources=_with_noise(question))
     if isinstance(question.pattern, NofM):
@@ -198,9 +198,9 @@ class _Attempt:
         pattern = self._question.pattern
         if isinstance(pattern, Blocks):
             for name, source in self._question.sources.items():
-                items.spread_blocks(source, pattern, stays[name], out[name])
+                granularity.spread_blocks(source, pattern, stays[name], out[name])
         for coupled in self._question.coupled if pattern.coupled else ():
-            items.spread_coupled(coupled, stays[coupled.of], out)
+            granularity.spread_coupled(coupled, stays[coupled.of], out)
 
     def _facts(self, name: str, scored: Scores) -> Tensor:
         question = self._question
@@ -232,7 +232,9 @@ def amounts_of(pools: Sequence[Pool], question: Question) -> dict[str, int]:
             amounts[pool.names[0]] = pool.remove
             continue
         sizes = {
-            name: items.of_weights(question.sources[name], Magnitude(), question.earlier.get(name))
+            name: granularity.of_weights(
+                question.sources[name], Magnitude(), question.earlier.get(name)
+            )
             for name in pool.names
         }
         out = {name: np.ones(one.items, bool) for name, one in sizes.items()}
@@ -245,17 +247,17 @@ def _scored(question: Question) -> dict[str, Scores]:
     pattern, score, earlier = question.pattern, question.score, question.earlier
     if pattern.coupled:
         return {
-            one.of: items.of_coupled(one, question.sources, score, earlier)
+            one.of: granularity.of_coupled(one, question.sources, score, earlier)
             for one in question.coupled
         }
     if isinstance(pattern, Blocks):
         return {
-            name: items.of_blocks(source, score, pattern, earlier.get(name))
+            name: granularity.of_blocks(source, score, pattern, earlier.get(name))
             for name, source in question.sources.items()
         }
     if _within_rows(question):
         score = Magnitude()
-    of = items.of_tensor if score.of_tensors else items.of_weights
+    of = granularity.of_tensor if score.of_tensors else granularity.of_weights
     return {name: of(source, score, earlier.get(name)) for name, source in question.sources.items()}
 
 

@@ -1,0 +1,1 @@
+"""Exact selection of what is pruned, in bounded memory, for every framework."""
