@@ -20,9 +20,9 @@ from karikomi.numpy.surgeon import obc
 from karikomi.prune import NofM
 from karikomi.prune.account import Account, Row
 from karikomi.prune.reconstruction_scores import OBC, SparseGPT
-from karikomi.torch.patches import patches
-from karikomi.torch.reading import Reading, Watch
 from karikomi.torch.reconstruction import reconstruct_
+from karikomi.torch.tracing.patches import patches
+from karikomi.torch.tracing.weight_reads import Reading, Watch
 
 METHODS = [obc, sparsegpt]
 

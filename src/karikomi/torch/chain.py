@@ -25,7 +25,7 @@ from karikomi.torch.operations import (
     RESHAPES,
     SHAPE_QUERIES,
 )
-from karikomi.torch.source_line import called_at, raised_at
+from karikomi.torch.tracing.source_line import called_at, raised_at
 
 Inputs = tuple[Any, ...]
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.torch.batches import MISSING, Batch
 from karikomi.torch.tensors import unwrapped
+from karikomi.torch.tracing.batches import MISSING, Batch
 
 WHERE = "torch.recover_"
 

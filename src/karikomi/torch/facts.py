@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
 from karikomi.torch import forward_facts
-from karikomi.torch.batches import Batch, batches_of
 from karikomi.torch.flow_facts import flows
 from karikomi.torch.forward_facts import OF_INPUTS, OF_OUTPUTS, Forward
 from karikomi.torch.gradient_facts import Gradients, Loss
-from karikomi.torch.isolation import isolated
-from karikomi.torch.steadiness import steady
 from karikomi.torch.tensors import unwrapped
+from karikomi.torch.tracing.batches import Batch, batches_of
+from karikomi.torch.tracing.eval_mode import steady
+from karikomi.torch.tracing.isolation import isolated
 
 OF_GRADIENTS = frozenset({"gradient", "squared_gradient", "hessian_gradient"})
 OF_ONE_BATCH = frozenset({"flow", "gate", "macs"})

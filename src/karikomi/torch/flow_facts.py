@@ -13,9 +13,9 @@ from torch import nn
 from torch.func import functional_call
 
 from karikomi.errors import Refused
-from karikomi.torch.batches import Batch, leaves
 from karikomi.torch.precision import wide
-from karikomi.torch.steadiness import steady
+from karikomi.torch.tracing.batches import Batch, leaves
+from karikomi.torch.tracing.eval_mode import steady
 
 
 def flows(

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from karikomi.errors import Refused
-from karikomi.torch.batches import Batch
 from karikomi.torch.input_facts import Grams, InputNorms, Macs
 from karikomi.torch.output_facts import OutputMoments, gates
-from karikomi.torch.reading import Watch
-from karikomi.torch.trail import Trail, scales_of
+from karikomi.torch.tracing.batches import Batch
+from karikomi.torch.tracing.output_tracing import Trail, scales_of
+from karikomi.torch.tracing.weight_reads import Watch
 
 OF_INPUTS = frozenset({"input_norm", "gram"})
 OF_OUTPUTS = frozenset({"zeros", "output", "deviation"})

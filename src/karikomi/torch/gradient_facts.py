@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.torch.batches import MISSING, Batch
+from karikomi.torch.tracing.batches import MISSING, Batch
 
 Loss = Callable[[Any, Any], torch.Tensor]
 

@@ -12,7 +12,7 @@ import torch
 
 from karikomi.errors import Refused
 from karikomi.torch.precision import wide
-from karikomi.torch.reading import Reading
+from karikomi.torch.tracing.weight_reads import Reading
 
 # Entries of the unfolded inputs of a convolution that stand in memory at a time.
 _BLOCK = 1 << 22

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.torch.batches import Batch, batches_of
 from karikomi.torch.masks import Masks
 from karikomi.torch.prunable import PRUNED, owner
-from karikomi.torch.steadiness import steady
 from karikomi.torch.tensors import unwrapped
+from karikomi.torch.tracing.batches import Batch, batches_of
+from karikomi.torch.tracing.eval_mode import steady
 
 BATCHES = 4
 """How many batches the errors are measured on."""

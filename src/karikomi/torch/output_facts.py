@@ -1,6 +1,6 @@
 """Facts about what units put out: zeros, magnitude and spread, and the scale that multiplies them.
 
-Taken after the normalisation and the activation that directly follow a layer (`karikomi.torch.trail`),
+Taken after the normalisation and the activation that directly follow a layer (`karikomi.torch.tracing.output_tracing`),
 where zeros come from; where none follows, of what the layer itself puts out.
 """
 
@@ -12,7 +12,7 @@ import torch
 
 from karikomi.errors import Refused
 from karikomi.torch.precision import wide
-from karikomi.torch.trail import Path
+from karikomi.torch.tracing.output_tracing import Path
 
 
 class OutputMoments:
@@ -65,7 +65,7 @@ def gates(
 ) -> dict[str, torch.Tensor]:
     """Return weight name -> the scale of the normalisation that takes its outputs, one per unit.
 
-    `units`: how many a weight has. `norms`: as `karikomi.torch.trail.Trail` found them. Raises
+    `units`: how many a weight has. `norms`: as `karikomi.torch.tracing.output_tracing.Trail` found them. Raises
     `Refused` naming a weight that has none, or more than one.
     """
     found = {}

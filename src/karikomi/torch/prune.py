@@ -35,7 +35,6 @@ from karikomi.selection.block_scores import check_blockwise
 from karikomi.selection.exact_masks import Answer, Question, check_combination, find_masks
 from karikomi.torch.accounting import account_of
 from karikomi.torch.facts import check_data, following, measure
-from karikomi.torch.isolation import isolated
 from karikomi.torch.masks import Masks
 from karikomi.torch.output_errors import first_of, outputs_of, relative_error
 from karikomi.torch.prunable import BY_DEFAULT, prunable
@@ -55,6 +54,7 @@ from karikomi.torch.replicas import check_replicas
 from karikomi.torch.resharding import reshard_
 from karikomi.torch.sharded_masks import place_of
 from karikomi.torch.tensors import unwrapped
+from karikomi.torch.tracing.isolation import isolated
 
 WHERE = "torch.prune_"
 

@@ -16,13 +16,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.torch.batches import MISSING, batches_of
-from karikomi.torch.steadiness import steady
 from karikomi.torch.tensors import unwrapped
+from karikomi.torch.tracing.batches import MISSING, batches_of
+from karikomi.torch.tracing.eval_mode import steady
+from karikomi.torch.tracing.judge import Judge
 
 WHERE = "recalibrate_"
-
-Judge = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True, slots=True)

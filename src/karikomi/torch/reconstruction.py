@@ -24,8 +24,8 @@ from karikomi.prune.account import Account
 from karikomi.prune.pattern import NofM
 from karikomi.prune.reconstruction_scores import OBC, SparseGPT
 from karikomi.torch.regressions import Regressions
-from karikomi.torch.steadiness import steady
 from karikomi.torch.tensors import unwrapped
+from karikomi.torch.tracing.eval_mode import steady
 
 WHERE = "reconstruct_"
 _LAYOUT = Layout(units=0, inputs=1)

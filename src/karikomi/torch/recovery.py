@@ -22,13 +22,13 @@ from karikomi.rule import Composite, Rule
 from karikomi.schedule import whole
 from karikomi.torch.distillation import WHERE, Lesson, Loss, check_number
 from karikomi.torch.fingerprint import tensors_of
-from karikomi.torch.isolation import isolated
 from karikomi.torch.masks import Masks
-from karikomi.torch.recalibration import Judge
 from karikomi.torch.replicas import gathered
 from karikomi.torch.retraining import Retraining
-from karikomi.torch.steadiness import steady
 from karikomi.torch.tensors import unwrapped
+from karikomi.torch.tracing.eval_mode import steady
+from karikomi.torch.tracing.isolation import isolated
+from karikomi.torch.tracing.judge import Judge
 
 RATE = 1e-3
 """The learning rate that the default optimizer begins with."""

@@ -14,10 +14,10 @@ from torch import nn
 
 from karikomi.errors import Refused
 from karikomi.numpy.least_squares import LeastSquares
-from karikomi.torch.batches import Batch, batches_of
-from karikomi.torch.patches import patches
 from karikomi.torch.precision import wide
-from karikomi.torch.reading import Reading, Watch
+from karikomi.torch.tracing.batches import Batch, batches_of
+from karikomi.torch.tracing.patches import patches
+from karikomi.torch.tracing.weight_reads import Reading, Watch
 
 
 class _Enough(Exception):

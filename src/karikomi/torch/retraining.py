@@ -20,15 +20,15 @@ from karikomi.errors import BadFile, KarikomiError, NonFinite, Refused
 from karikomi.files import as_path, write_atomically
 from karikomi.rule import Composite, Rule
 from karikomi.torch.attachment import attach
-from karikomi.torch.batches import Batch, batches_of
 from karikomi.torch.distillation import WHERE, Lesson
 from karikomi.torch.fingerprint import fingerprint, tensors_of
-from karikomi.torch.isolation import isolated
 from karikomi.torch.masks import Masks
 from karikomi.torch.regrowth import forget_moments_
 from karikomi.torch.replicas import gathered, rank_of
-from karikomi.torch.steadiness import steady
 from karikomi.torch.tensors import unwrapped
+from karikomi.torch.tracing.batches import Batch, batches_of
+from karikomi.torch.tracing.eval_mode import steady
+from karikomi.torch.tracing.isolation import isolated
 
 _FORMAT = "karikomi recovery 2"
 _OWN = {"plan", "losses", "buffers", "generators"}

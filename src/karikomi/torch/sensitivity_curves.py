@@ -26,11 +26,11 @@ from karikomi.select import select
 from karikomi.selection.exact_masks import check_combination
 from karikomi.torch.facts import measure
 from karikomi.torch.fingerprint import fingerprint
-from karikomi.torch.isolation import isolated
 from karikomi.torch.prunable import prunable
 from karikomi.torch.prune import prune_
-from karikomi.torch.recalibration import Judge
-from karikomi.torch.steadiness import steady
+from karikomi.torch.tracing.eval_mode import steady
+from karikomi.torch.tracing.isolation import isolated
+from karikomi.torch.tracing.judge import Judge
 
 WHERE = "torch.sensitivity"
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)

@@ -20,9 +20,9 @@ from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.task import Data, Task
 from karikomi.torch.arrays import fill_, to_arrays
 from karikomi.torch.attachment import attach
-from karikomi.torch.isolation import isolated
 from karikomi.torch.masks import Masks
 from karikomi.torch.sharing import share_, shared
+from karikomi.torch.tracing.isolation import isolated
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from karikomi.errors import Refused
-from karikomi.torch.reading import Reading
+from karikomi.torch.tracing.weight_reads import Reading
 
 ENTRIES = 1 << 22
 """How many entries of patches stand in memory at a time, or one example's where that is more."""

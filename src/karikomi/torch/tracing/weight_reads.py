@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from karikomi.torch.batches import leaves
-from karikomi.torch.trail import Trail
-from karikomi.torch.windows import Window, window_of
+from karikomi.torch.tracing.batches import leaves
+from karikomi.torch.tracing.output_tracing import Trail
+from karikomi.torch.tracing.windows import Window, window_of
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONV[:5], "output_padding", "groups", "dilation")

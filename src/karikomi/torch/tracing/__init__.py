@@ -1,0 +1,1 @@
+"""Forward passes observed: batches, hooks, weight reads and outputs."""
