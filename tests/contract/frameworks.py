@@ -19,8 +19,8 @@ import karikomi as kk
 from contract.bound_rows import FAN_IN
 from contract.namespaces import load_quietly
 from contract.row import Row
-from karikomi.functional.naming import plan_for
-from karikomi.functional.weights import plan_bound
+from karikomi.functional.bounding import plan_bound
+from karikomi.functional.unit_axes import plan_for
 from karikomi.rules.checkpoint import from_plain, to_plain
 from karikomi.rules.decide import COUNTERS, PREFIX, leaves
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from karikomi.functional.measuring import Axes, Measuring
+from karikomi.functional.norms import Axes, Measuring
 from karikomi.rule import ARRAY_OPERATIONS, Array
 
 MEASURE_OPERATIONS = ARRAY_OPERATIONS | {"all", "concat"}

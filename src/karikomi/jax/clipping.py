@@ -16,9 +16,9 @@ import optax
 from jax.core import Tracer
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.functional.gradients import Companions, Passed, clip_named, fresh_state
-from karikomi.functional.naming import UnitAxes, plan_for, resolved_axes
-from karikomi.functional.telling import as_bytes, described, from_bytes
+from karikomi.functional.clipping import Companions, Passed, clip_named, fresh_state
+from karikomi.functional.outcomes import as_bytes, described, from_bytes
+from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
 from karikomi.jax.leaves import named, replaced, shapes
 from karikomi.jax.library import library
 from karikomi.rule import Composite, Quantity, Rule

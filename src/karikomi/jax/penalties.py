@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from karikomi.functional.naming import UnitAxes, resolved_axes
+from karikomi.functional.unit_axes import UnitAxes, resolved_axes
 from karikomi.jax.leaves import named, shapes
 from karikomi.prune.penalty_terms import Penalty, check_masks, check_penalty, concerned, term
 

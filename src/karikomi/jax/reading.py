@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.functional.telling import from_bytes, owners, told, were_zeroed
+from karikomi.functional.outcomes import from_bytes, owners, told, were_zeroed
 from karikomi.jax.clipping import ClipState
 from karikomi.rules.outcome import Outcome
 

@@ -13,8 +13,7 @@ from jax.core import Tracer
 
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.functional.naming import UnitAxes, resolved_axes, resolved_fan_ins
-from karikomi.functional.weights import (
+from karikomi.functional.bounding import (
     MEASURED,
     Bounded,
     BoundPlan,
@@ -22,6 +21,7 @@ from karikomi.functional.weights import (
     fresh_bound_state,
     plan_bound,
 )
+from karikomi.functional.unit_axes import UnitAxes, resolved_axes, resolved_fan_ins
 from karikomi.jax.clipping import refuse_complex, strong
 from karikomi.jax.leaves import named, replaced, shapes
 from karikomi.jax.library import library

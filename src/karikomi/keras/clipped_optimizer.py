@@ -15,7 +15,7 @@ import numpy as np
 
 from karikomi import spec
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.functional.naming import UnitAxes
+from karikomi.functional.unit_axes import UnitAxes
 from karikomi.keras import batches, saved_state, wrapping
 from karikomi.keras.clipping import check_clip
 from karikomi.keras.gradients import prepared, value_of

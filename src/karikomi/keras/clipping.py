@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from karikomi.errors import Refused
-from karikomi.functional.gradients import Companions, Measured, Passed, clip_named, fresh_state
+from karikomi.functional.clipping import Companions, Measured, Passed, clip_named, fresh_state
 from karikomi.functional.library import Library
-from karikomi.functional.naming import UnitAxes, plan_for, resolved_axes
-from karikomi.functional.telling import described, told, were_zeroed
+from karikomi.functional.outcomes import described, told, were_zeroed
+from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
 from karikomi.keras.library import is_known, readable
 from karikomi.rule import Array, Composite, Quantity, Rule, State
 from karikomi.rules import decide

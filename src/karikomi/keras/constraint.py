@@ -14,8 +14,8 @@ import numpy as np
 
 from karikomi import spec
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.functional.naming import resolved_axes, resolved_fan_ins
-from karikomi.functional.weights import MEASURED, bound_named, fresh_bound_state, plan_bound
+from karikomi.functional.bounding import MEASURED, bound_named, fresh_bound_state, plan_bound
+from karikomi.functional.unit_axes import resolved_axes, resolved_fan_ins
 from karikomi.keras.library import library
 from karikomi.rule import Composite, Quantity, Rule, Scope
 from karikomi.rules import decide

@@ -15,8 +15,8 @@ import numpy as np
 from karikomi import tree
 from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.functional.library import Library
-from karikomi.functional.naming import UnitAxes
-from karikomi.functional.telling import as_bytes, described, from_bytes
+from karikomi.functional.outcomes import as_bytes, described, from_bytes
+from karikomi.functional.unit_axes import UnitAxes
 from karikomi.keras.clipping import (
     Clip,
     check_clip,

@@ -14,7 +14,7 @@ import keras
 from keras import layers
 
 from karikomi.errors import InvalidArgument
-from karikomi.functional.measuring import Axes
+from karikomi.functional.norms import Axes
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)

@@ -13,7 +13,7 @@ from keras import layers
 
 from karikomi import spec
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.functional.naming import resolved_axes
+from karikomi.functional.unit_axes import resolved_axes
 from karikomi.keras.layers import Weight, weights_of
 from karikomi.keras.library import library
 from karikomi.prune.penalty_terms import Penalty as Rule

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from karikomi.errors import Refused
-from karikomi.functional.library import Library
-from karikomi.functional.naming import Shapes, UnitAxes, resolved_axes, resolved_fan_ins
-from karikomi.functional.weights import (
+from karikomi.functional.bounding import (
     MEASURED,
     BoundPlan,
     bound_named,
     fresh_bound_state,
     plan_bound,
 )
+from karikomi.functional.library import Library
+from karikomi.functional.unit_axes import Shapes, UnitAxes, resolved_axes, resolved_fan_ins
 from karikomi.keras.clipping import LAST
 from karikomi.keras.library import readable
 from karikomi.rule import Array, Composite, Quantity, Rule, Scope, State

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from karikomi.functional.library import Library
-from karikomi.functional.measuring import Axes
+from karikomi.functional.norms import Axes
 from karikomi.keras.slices import Slices
 from karikomi.keras.tensorflow_namespace import TensorFlowNamespace
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from karikomi.functional.library import Library
-from karikomi.functional.measuring import Axes
+from karikomi.functional.norms import Axes
 from karikomi.torch import measure
 from karikomi.torch.device_namespace import DeviceNamespace
 

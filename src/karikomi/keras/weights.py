@@ -14,7 +14,7 @@ import numpy as np
 
 from karikomi.bound.standing import standing
 from karikomi.errors import NonFinite, Refused
-from karikomi.functional.weights import (
+from karikomi.functional.bounding import (
     Bounded,
     BoundPlan,
     bound_named,

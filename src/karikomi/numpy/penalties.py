@@ -8,7 +8,7 @@ import numpy as np
 
 from karikomi import tree
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.functional.naming import UnitAxes, resolved_axes
+from karikomi.functional.unit_axes import UnitAxes, resolved_axes
 from karikomi.numpy.arrays import Arrays, like, named
 from karikomi.numpy.measure import check_arrays
 from karikomi.prune.penalty_terms import Penalty, check_masks, check_penalty, concerned, term

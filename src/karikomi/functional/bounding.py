@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from karikomi.errors import InvalidArgument
 from karikomi.functional.library import Library
-from karikomi.functional.measuring import Axes
-from karikomi.functional.naming import Shapes
+from karikomi.functional.norms import Axes
+from karikomi.functional.unit_axes import Shapes
 from karikomi.rule import Array, Rule, Scope, State
 from karikomi.rules import decide
 from karikomi.rules.stages import Stage, alone

@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 
 from karikomi.errors import InvalidArgument
-from karikomi.functional.measuring import Axes
+from karikomi.functional.norms import Axes
 from karikomi.rule import Composite, Rule
 from karikomi.rules.stages import Stage, stages
 from karikomi.schedule import whole

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from karikomi.functional.library import Library
-from karikomi.functional.measuring import Axes, size
+from karikomi.functional.norms import Axes, size
 from karikomi.rule import Array, Namespace, State
 from karikomi.rules import decide
 from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage
