@@ -13,34 +13,34 @@ import jax as _jax  # noqa: F401  (who has no JAX hears of it here, and not in m
 from karikomi.errors import Unavailable, install_hint, suggest
 
 if TYPE_CHECKING:
+    from karikomi.jax.bounding import BoundState as BoundState
+    from karikomi.jax.bounding import bound as bound
+    from karikomi.jax.bounding import project as project
     from karikomi.jax.clipping import ClippedState as ClippedState
     from karikomi.jax.clipping import ClipState as ClipState
     from karikomi.jax.clipping import clip as clip
     from karikomi.jax.clipping import clipped as clipped
+    from karikomi.jax.outcomes import check as check
+    from karikomi.jax.outcomes import outcome as outcome
     from karikomi.jax.penalties import penalty as penalty
     from karikomi.jax.pruning import masked as masked
     from karikomi.jax.pruning import masked_moments as masked_moments
     from karikomi.jax.pruning import prune as prune
     from karikomi.jax.pruning import update_masks as update_masks
-    from karikomi.jax.reading import check as check
-    from karikomi.jax.reading import outcome as outcome
-    from karikomi.jax.weights import BoundState as BoundState
-    from karikomi.jax.weights import bound as bound
-    from karikomi.jax.weights import project as project
 
 _PLACES = {
-    "BoundState": "weights",
+    "BoundState": "bounding",
     "ClipState": "clipping",
     "ClippedState": "clipping",
-    "bound": "weights",
-    "check": "reading",
+    "bound": "bounding",
+    "check": "outcomes",
     "clip": "clipping",
     "clipped": "clipping",
     "masked": "pruning",
     "masked_moments": "pruning",
-    "outcome": "reading",
+    "outcome": "outcomes",
     "penalty": "penalties",
-    "project": "weights",
+    "project": "bounding",
     "prune": "pruning",
     "update_masks": "pruning",
 }

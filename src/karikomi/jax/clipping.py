@@ -19,8 +19,8 @@ from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.functional.clipping import Companions, Passed, clip_named, fresh_state
 from karikomi.functional.outcomes import as_bytes, described, from_bytes
 from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
-from karikomi.jax.leaves import named, replaced, shapes
 from karikomi.jax.library import library
+from karikomi.jax.pytrees import named, replaced, shapes
 from karikomi.rule import Composite, Quantity, Rule
 from karikomi.rules import decide
 from karikomi.rules.stages import Stage

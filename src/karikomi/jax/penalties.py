@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from karikomi.functional.unit_axes import UnitAxes, resolved_axes
-from karikomi.jax.leaves import named, shapes
+from karikomi.jax.pytrees import named, shapes
 from karikomi.prune.penalty_terms import Penalty, check_masks, check_penalty, concerned, term
 
 WHERE = "jax.penalty"

@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from karikomi import numpy as host
 from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
-from karikomi.jax.leaves import named, replaced
+from karikomi.jax.pytrees import named, replaced
 from karikomi.prune import Coupled, Layout, Pattern, Score
 from karikomi.prune.schedules.one_shot import Timetable
 from karikomi.prune.schedules.pruning_schedule import step_of

@@ -23,8 +23,8 @@ from karikomi.functional.bounding import (
 )
 from karikomi.functional.unit_axes import UnitAxes, resolved_axes, resolved_fan_ins
 from karikomi.jax.clipping import refuse_complex, strong
-from karikomi.jax.leaves import named, replaced, shapes
 from karikomi.jax.library import library
+from karikomi.jax.pytrees import named, replaced, shapes
 from karikomi.rule import Composite, Quantity, Rule, Scope
 from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome
