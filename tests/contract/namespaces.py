@@ -83,7 +83,7 @@ def place(name: str) -> Place:
     rounding = (
         1e-15 if name == "tf.function" else 0.0
     )  # its optimizer divides by roots in its own way
-    adapter = load_quietly("karikomi.keras.tensorflow_namespace").TensorFlowNamespace()
+    adapter = load_quietly("karikomi.keras.arrays.tensorflow_namespace").TensorFlowNamespace()
     return Place(name, Guard(adapter), compiled, rounding=rounding)
 
 

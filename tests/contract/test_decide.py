@@ -182,6 +182,6 @@ def test_the_guard_refuses_other_names() -> None:
 if "tensorflow" in INSTALLED:
 
     def test_the_adapter_offers_exactly_what_is_asked_for() -> None:
-        adapter = load_quietly("karikomi.keras.tensorflow_namespace").TensorFlowNamespace
+        adapter = load_quietly("karikomi.keras.arrays.tensorflow_namespace").TensorFlowNamespace
         offered = {name for name in dir(adapter) if not name.startswith("_")}
         assert offered == MEASURE_OPERATIONS

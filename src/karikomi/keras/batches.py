@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from karikomi.keras.gradients import value_of
+from karikomi.keras.arrays.variables import value_of
 
 
 def is_overwritten(variable: Any) -> bool:

@@ -17,10 +17,10 @@ from karikomi import spec
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.unit_axes import UnitAxes
 from karikomi.keras import batches, saved_state, wrapping
+from karikomi.keras.arrays.library import as_it_is, is_known, library
+from karikomi.keras.arrays.variables import prepared, value_of
 from karikomi.keras.clipping import check_clip
-from karikomi.keras.gradients import prepared, value_of
 from karikomi.keras.learned import Learned, fresh_entries, rules_for
-from karikomi.keras.library import as_it_is, is_known, library
 from karikomi.keras.per_update import PerUpdate
 from karikomi.keras.saved_state import ACCUMULATED, BOUND
 from karikomi.keras.standing_bound import check_bound

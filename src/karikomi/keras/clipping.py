@@ -16,7 +16,7 @@ from karikomi.functional.clipping import Companions, Measured, Passed, clip_name
 from karikomi.functional.library import Library
 from karikomi.functional.outcomes import described, told, were_zeroed
 from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
-from karikomi.keras.library import is_known, readable
+from karikomi.keras.arrays.library import is_known, readable
 from karikomi.rule import Array, Composite, Quantity, Rule, State
 from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome

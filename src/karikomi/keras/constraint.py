@@ -16,7 +16,7 @@ from karikomi import spec
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.functional.bounding import MEASURED, bound_named, fresh_bound_state, plan_bound
 from karikomi.functional.unit_axes import resolved_axes, resolved_fan_ins
-from karikomi.keras.library import library
+from karikomi.keras.arrays.library import library
 from karikomi.rule import Composite, Quantity, Rule, Scope
 from karikomi.rules import decide
 from karikomi.schedule import whole

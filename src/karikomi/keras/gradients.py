@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
 from karikomi import tree
@@ -17,6 +16,8 @@ from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.functional.library import Library
 from karikomi.functional.outcomes import as_bytes, described, from_bytes
 from karikomi.functional.unit_axes import UnitAxes
+from karikomi.keras.arrays.library import as_it_is, framework_of, is_known, library_for, readable
+from karikomi.keras.arrays.variables import names_of, prepared, value_of
 from karikomi.keras.clipping import (
     Clip,
     check_clip,
@@ -24,7 +25,6 @@ from karikomi.keras.clipping import (
     culprits,
     outcome_of,
 )
-from karikomi.keras.library import as_it_is, framework_of, is_known, library_for, readable
 from karikomi.rule import Array, Composite, Rule, State
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS
@@ -155,32 +155,6 @@ def _clipped(
     return tree.unflatten(grads, done, where=WHERE), own.outcome(after), after
 
 
-def value_of(variable: Any) -> Array:
-    """Return the array that a variable of Keras or TensorFlow holds, or an array itself."""
-    if isinstance(variable, keras.Variable):
-        variable = variable.value
-    if framework_of(variable) == "tensorflow" and hasattr(variable, "assign"):
-        return variable.read_value()
-    return variable.detach() if framework_of(variable) == "torch" else variable
-
-
-def names_of(variables: list[Any], places: list[str]) -> list[str]:
-    """Return the paths or names of variables, each once, and places for what bears none."""
-    found: dict[str, None] = {}
-    for variable, place in zip(variables, places, strict=True):
-        name = str(getattr(variable, "path", None) or _tensorflow_name(variable) or place)
-        number = 2
-        unique = name
-        while unique in found:
-            unique, number = f"{name}#{number}", number + 1
-        found[unique] = None
-    return list(found)
-
-
-def _tensorflow_name(variable: Any) -> str | None:
-    return variable.name.removesuffix(":0") if hasattr(variable, "assign") else None
-
-
 def _names(leaves: Mapping[str, Any], variables: Any) -> dict[str, str]:
     """Return path of a leaf -> its name."""
     if variables is None:
@@ -249,15 +223,6 @@ def _fits(array: Any, wanted: tuple[int, ...]) -> bool:
         return True
     pairs = zip(shape, wanted, strict=False)
     return len(shape) == len(wanted) and all(own in (None, other) for own, other in pairs)
-
-
-def prepared(array: Any, shape: Any, name: str) -> Array | None:
-    """Return a gradient as its library wants it; `shape`: that of its variable, where it is known."""
-    if array is None or framework_of(array) != "tensorflow":
-        return array
-    from karikomi.keras.slices import from_tensorflow
-
-    return from_tensorflow(array, shape, where=f"{WHERE}: {name}")
 
 
 def _plain(array: Any) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from karikomi.errors import InvalidArgument
-from karikomi.keras.gradients import names_of
+from karikomi.keras.arrays.variables import names_of
 
 Shape = tuple[int, ...]
 

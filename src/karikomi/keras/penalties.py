@@ -14,8 +14,8 @@ from keras import layers
 from karikomi import spec
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.functional.unit_axes import resolved_axes
+from karikomi.keras.arrays.library import library
 from karikomi.keras.layers import Weight, weights_of
-from karikomi.keras.library import library
 from karikomi.prune.penalty_terms import Penalty as Rule
 from karikomi.prune.penalty_terms import check_masks, check_penalty, term
 from karikomi.schedule import Schedule

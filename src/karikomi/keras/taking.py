@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from karikomi.keras.library import is_known
+from karikomi.keras.arrays.library import is_known
 
 Step = Callable[..., None]
 

@@ -21,9 +21,9 @@ from karikomi.functional.bounding import (
     fresh_bound_state,
     plan_bound,
 )
+from karikomi.keras.arrays.library import library
 from karikomi.keras.constraint import Bound, check_constraint, tensor_of
 from karikomi.keras.layers import Weight, weights_of
-from karikomi.keras.library import library
 from karikomi.keras.settings import attach_, check_free, unsaved
 from karikomi.rule import Rule, Scope
 from karikomi.rules.outcome import Outcome

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.keras.gradients import names_of
+from karikomi.keras.arrays.variables import names_of
 from karikomi.keras.layers import fan_ins, unit_axes
 from karikomi.keras.per_update import PerUpdate
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from karikomi.functional.library import Library
 from karikomi.functional.norms import Axes
-from karikomi.keras.slices import Slices
-from karikomi.keras.tensorflow_namespace import TensorFlowNamespace
+from karikomi.keras.arrays.indexed_slices import Slices
+from karikomi.keras.arrays.tensorflow_namespace import TensorFlowNamespace
 
 PART = 1 << 18
 """Entries of one float32 sum: 3e-7 off on constants at most. TensorFlow's own sums hardly grow worse with size, but

@@ -97,12 +97,12 @@ class Untold:
 
 @functools.cache
 def _tensorflow() -> Library:
-    return importlib.import_module("karikomi.keras.tensorflow_library").TensorFlowLibrary()
+    return importlib.import_module("karikomi.keras.arrays.tensorflow_library").TensorFlowLibrary()
 
 
 @functools.cache
 def _torch(device: Any) -> Library:
-    return importlib.import_module("karikomi.keras.torch_library").TorchLibrary(device)
+    return importlib.import_module("karikomi.keras.arrays.torch_library").TorchLibrary(device)
 
 
 def _jax() -> Library:

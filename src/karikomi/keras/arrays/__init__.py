@@ -1,0 +1,1 @@
+"""Array operations and variables of the Keras backends."""

@@ -1,0 +1,45 @@
+"""Keras variables and the names that rules and masks use for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from karikomi.keras.arrays.library import framework_of
+from karikomi.rule import Array
+
+
+def value_of(variable: Any) -> Array:
+    """Return the array that a variable of Keras or TensorFlow holds, or an array itself."""
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    if framework_of(variable) == "tensorflow" and hasattr(variable, "assign"):
+        return variable.read_value()
+    return variable.detach() if framework_of(variable) == "torch" else variable
+
+
+def names_of(variables: list[Any], places: list[str]) -> list[str]:
+    """Return the paths or names of variables, each once, and places for what bears none."""
+    found: dict[str, None] = {}
+    for variable, place in zip(variables, places, strict=True):
+        name = str(getattr(variable, "path", None) or _tensorflow_name(variable) or place)
+        number = 2
+        unique = name
+        while unique in found:
+            unique, number = f"{name}#{number}", number + 1
+        found[unique] = None
+    return list(found)
+
+
+def _tensorflow_name(variable: Any) -> str | None:
+    return variable.name.removesuffix(":0") if hasattr(variable, "assign") else None
+
+
+def prepared(array: Any, shape: Any, name: str) -> Array | None:
+    """Return a gradient as its library wants it; `shape`: that of its variable, where it is known."""
+    if array is None or framework_of(array) != "tensorflow":
+        return array
+    from karikomi.keras.arrays.indexed_slices import from_tensorflow
+
+    return from_tensorflow(array, shape, where=f"{WHERE}: {name}")
