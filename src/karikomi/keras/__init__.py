@@ -1,7 +1,8 @@
 """karikomi for Keras 3 on every backend, and for TensorFlow's own loops."""
 
+from karikomi.keras.bounding.constraint import Bound
+from karikomi.keras.bounding.in_place import bound_
 from karikomi.keras.clipped_optimizer import ClippedOptimizer, clipped
-from karikomi.keras.constraint import Bound
 from karikomi.keras.gradients import check, clip, initial_state, outcome
 from karikomi.keras.masks import Masks
 from karikomi.keras.monitor import Monitor
@@ -9,7 +10,6 @@ from karikomi.keras.penalties import Penalty, penalty
 from karikomi.keras.pruning import prune_
 from karikomi.keras.sparse_training import Pruning
 from karikomi.keras.standing_in import strip_
-from karikomi.keras.weights import bound_
 
 __all__ = [
     "Bound",

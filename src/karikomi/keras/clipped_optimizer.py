@@ -19,11 +19,11 @@ from karikomi.functional.unit_axes import UnitAxes
 from karikomi.keras import batches, saved_state, wrapping
 from karikomi.keras.arrays.library import as_it_is, is_known, library
 from karikomi.keras.arrays.variables import prepared, value_of
+from karikomi.keras.bounding.after_step import check_bound
 from karikomi.keras.clipping import check_clip
 from karikomi.keras.learned import Learned, fresh_entries, rules_for
 from karikomi.keras.per_update import PerUpdate
 from karikomi.keras.saved_state import ACCUMULATED, BOUND
-from karikomi.keras.standing_bound import check_bound
 from karikomi.keras.taking import taking
 from karikomi.rule import Array, Composite, Rule, State
 from karikomi.rules import decide

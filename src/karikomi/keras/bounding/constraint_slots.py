@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from karikomi.errors import Refused
-from karikomi.keras.constraint import Bound
+from karikomi.keras.bounding.constraint import Bound
 from karikomi.keras.layers import Weight
 
 _NAME = "karikomi>Bound"

@@ -22,9 +22,9 @@ from karikomi.functional.bounding import (
     plan_bound,
 )
 from karikomi.keras.arrays.library import library
-from karikomi.keras.constraint import Bound, check_constraint, tensor_of
+from karikomi.keras.bounding.constraint import Bound, check_constraint, tensor_of
+from karikomi.keras.bounding.constraint_slots import attach_, check_free, unsaved
 from karikomi.keras.layers import Weight, weights_of
-from karikomi.keras.settings import attach_, check_free, unsaved
 from karikomi.rule import Rule, Scope
 from karikomi.rules.outcome import Outcome
 from karikomi.select import select

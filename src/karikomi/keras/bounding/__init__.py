@@ -1,0 +1,1 @@
+"""Weight bounds as constraints and after steps."""
