@@ -2,13 +2,13 @@
 
 from karikomi.keras.bounding.constraint import Bound
 from karikomi.keras.bounding.in_place import bound_
+from karikomi.keras.callbacks.monitor import Monitor
+from karikomi.keras.callbacks.pruning import Pruning
 from karikomi.keras.clipped_optimizer import ClippedOptimizer, clipped
 from karikomi.keras.gradients import check, clip, initial_state, outcome
 from karikomi.keras.masks import Masks
-from karikomi.keras.monitor import Monitor
 from karikomi.keras.penalties import Penalty, penalty
 from karikomi.keras.pruning import prune_
-from karikomi.keras.sparse_training import Pruning
 from karikomi.keras.standing_in import strip_
 
 __all__ = [

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from karikomi.errors import InvalidArgument, KarikomiError, Refused
-from karikomi.keras.described import described
+from karikomi.keras.callbacks.schedule_fingerprint import described
 from karikomi.keras.facts import check as check_facts
 from karikomi.keras.masked_optimizer import MaskedOptimizer, accumulation
 from karikomi.keras.masks import Masks

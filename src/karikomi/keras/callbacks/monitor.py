@@ -20,7 +20,7 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.files import as_path
-from karikomi.keras.summary import Tally
+from karikomi.keras.callbacks.summary import Tally
 from karikomi.record import Recorder, read
 from karikomi.schedule import whole
 
