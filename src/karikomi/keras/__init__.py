@@ -5,7 +5,7 @@ from karikomi.keras.bounding.in_place import bound_
 from karikomi.keras.callbacks.monitor import Monitor
 from karikomi.keras.callbacks.pruning import Pruning
 from karikomi.keras.clipped_optimizer import ClippedOptimizer, clipped
-from karikomi.keras.gradients import check, clip, initial_state, outcome
+from karikomi.keras.clipping.tape import check, clip, initial_state, outcome
 from karikomi.keras.masks import Masks
 from karikomi.keras.penalties import Penalty, penalty
 from karikomi.keras.pruning import prune_

@@ -20,7 +20,7 @@ from karikomi.keras import batches, saved_state, wrapping
 from karikomi.keras.arrays.library import as_it_is, is_known, library
 from karikomi.keras.arrays.variables import prepared, value_of
 from karikomi.keras.bounding.after_step import check_bound
-from karikomi.keras.clipping import check_clip
+from karikomi.keras.clipping.named_clip import check_clip
 from karikomi.keras.learned import Learned, fresh_entries, rules_for
 from karikomi.keras.per_update import PerUpdate
 from karikomi.keras.saved_state import ACCUMULATED, BOUND

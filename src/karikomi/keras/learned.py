@@ -12,7 +12,7 @@ import numpy as np
 from karikomi.keras.arrays.library import library
 from karikomi.keras.arrays.variables import value_of
 from karikomi.keras.bounding.after_step import StandingBound, bound_for
-from karikomi.keras.clipping import Clip, clip_for
+from karikomi.keras.clipping.named_clip import Clip, clip_for
 from karikomi.keras.saved_state import BOUND
 from karikomi.keras.wrapping import WHERE, by_name
 from karikomi.rule import Array, State

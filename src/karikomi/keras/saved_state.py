@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from karikomi.errors import InvalidArgument
-from karikomi.keras.clipping import LAST, MOMENT
+from karikomi.keras.clipping.named_clip import LAST, MOMENT
 from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
 from karikomi.rules.stages import Stage

@@ -19,7 +19,7 @@ from karikomi.functional.bounding import (
 from karikomi.functional.library import Library
 from karikomi.functional.unit_axes import Shapes, UnitAxes, resolved_axes, resolved_fan_ins
 from karikomi.keras.arrays.library import readable
-from karikomi.keras.clipping import LAST
+from karikomi.keras.clipping.named_clip import LAST
 from karikomi.rule import Array, Composite, Quantity, Rule, Scope, State
 from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome

@@ -18,7 +18,7 @@ from karikomi.functional.outcomes import as_bytes, described, from_bytes
 from karikomi.functional.unit_axes import UnitAxes
 from karikomi.keras.arrays.library import as_it_is, framework_of, is_known, library_for, readable
 from karikomi.keras.arrays.variables import names_of, prepared, value_of
-from karikomi.keras.clipping import (
+from karikomi.keras.clipping.named_clip import (
     Clip,
     check_clip,
     clip_for,
