@@ -139,7 +139,7 @@ def test_scores_that_need_data(score: str) -> None:
 
 
 def test_gradients_are_those_of_the_loss_and_leave_nothing_behind() -> None:
-    from karikomi.keras.facts import measure
+    from karikomi.keras.facts.measure import measure
     from karikomi.keras.prunable import oriented
 
     model = network()
@@ -168,7 +168,7 @@ def test_gradients_are_those_of_the_loss_and_leave_nothing_behind() -> None:
 
 
 def test_norms_of_the_inputs_of_convolutions() -> None:
-    from karikomi.keras.facts import measure
+    from karikomi.keras.facts.measure import measure
     from karikomi.keras.prunable import oriented
 
     keras.utils.set_random_seed(0)
@@ -429,7 +429,7 @@ def as_any(wrong: Any) -> Any:
 def steps_of_ones_own(model: Any, masks: Masks) -> None:
     variables, optimizer = model.trainable_variables, keras.optimizers.Adam(0.05)
     optimizer.build(variables)
-    from karikomi.keras.gradient_facts import gradients
+    from karikomi.keras.facts.gradients import gradients
 
     for inputs, targets in BATCHES * 2:
         own = gradients(model, variables, lambda out, y=targets: LOSS(y, out), inputs)

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from karikomi.keras.facts.layer_calls import batches, numbers, run, watched
 from karikomi.keras.prunable import Oriented
-from karikomi.keras.watching import batches, numbers, run, watched
 from karikomi.prune.account import Account, Row
 from karikomi.selection.exact_masks import Answer
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
 from karikomi.keras.accounting import account_of
-from karikomi.keras.facts import following, measure
+from karikomi.keras.facts.layer_calls import check_data
+from karikomi.keras.facts.measure import following, measure
 from karikomi.keras.head_groups import coupled_heads
 from karikomi.keras.masks import Masks
 from karikomi.keras.matching import places_of
 from karikomi.keras.prunable import Oriented, is_weight, oriented, prunable, siblings
-from karikomi.keras.watching import check_data
 from karikomi.prune import (
     FACTS,
     Coupled,

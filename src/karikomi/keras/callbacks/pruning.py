@@ -16,7 +16,7 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument, KarikomiError, Refused
 from karikomi.keras.callbacks.schedule_fingerprint import described
-from karikomi.keras.facts import check as check_facts
+from karikomi.keras.facts.measure import check as check_facts
 from karikomi.keras.masked_optimizer import MaskedOptimizer, accumulation
 from karikomi.keras.masks import Masks
 from karikomi.keras.matching import places_of

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.keras.gradient_facts import Gradients, Loss
-from karikomi.keras.input_facts import InputNorms, Macs
-from karikomi.keras.output_facts import Outputs, gates
+from karikomi.keras.facts.gradients import Gradients, Loss
+from karikomi.keras.facts.inputs import InputNorms, Macs
+from karikomi.keras.facts.layer_calls import batches, run, steady, watched
+from karikomi.keras.facts.outputs import Outputs, gates
 from karikomi.keras.prunable import Oriented
-from karikomi.keras.watching import batches, run, steady, watched
 
 OF_GRADIENTS = frozenset({"gradient", "squared_gradient"})
 OF_OUTPUTS = frozenset({"zeros", "output", "deviation"})

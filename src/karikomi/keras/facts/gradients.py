@@ -12,8 +12,8 @@ import keras
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite
+from karikomi.keras.facts.layer_calls import numbers
 from karikomi.keras.prunable import Oriented
-from karikomi.keras.watching import numbers
 
 Loss = Callable[[Any, Any], Any]
 

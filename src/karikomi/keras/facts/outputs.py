@@ -16,8 +16,8 @@ import numpy as np
 from keras import layers
 
 from karikomi.errors import Refused
+from karikomi.keras.facts.layer_calls import numbers
 from karikomi.keras.prunable import NORMS, Oriented, kernel_of
-from karikomi.keras.watching import numbers
 
 _ACTIVATIONS = (
     *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU, layers.Softmax),

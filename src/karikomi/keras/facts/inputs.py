@@ -14,8 +14,8 @@ import numpy as np
 from keras import layers
 
 from karikomi.errors import Refused
+from karikomi.keras.facts.layer_calls import numbers
 from karikomi.keras.prunable import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, Oriented, kernel_of
-from karikomi.keras.watching import numbers
 
 
 class InputNorms:
