@@ -11,7 +11,7 @@ keras = pytest.importorskip("keras")
 layers = keras.layers
 
 from karikomi.errors import InvalidArgument  # noqa: E402
-from karikomi.keras.layers import fan_ins, unit_axes  # noqa: E402
+from karikomi.keras.layers.unit_axes import fan_ins, unit_axes  # noqa: E402
 
 IMAGES, SERIES, PLAIN = (8, 8, 4), (6, 5), (7,)
 CASES: dict[str, tuple[Any, tuple[int, ...], dict[str, tuple[int, ...]]]] = {

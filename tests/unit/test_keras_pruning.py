@@ -140,7 +140,7 @@ def test_scores_that_need_data(score: str) -> None:
 
 def test_gradients_are_those_of_the_loss_and_leave_nothing_behind() -> None:
     from karikomi.keras.facts.measure import measure
-    from karikomi.keras.prunable import oriented
+    from karikomi.keras.layers.prunable import oriented
 
     model = network()
     found = oriented(model, where="test")
@@ -169,7 +169,7 @@ def test_gradients_are_those_of_the_loss_and_leave_nothing_behind() -> None:
 
 def test_norms_of_the_inputs_of_convolutions() -> None:
     from karikomi.keras.facts.measure import measure
-    from karikomi.keras.prunable import oriented
+    from karikomi.keras.layers.prunable import oriented
 
     keras.utils.set_random_seed(0)
     model = keras.Sequential(

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from karikomi.keras.facts.layer_calls import batches, numbers, run, watched
-from karikomi.keras.prunable import Oriented
+from karikomi.keras.layers.prunable import Oriented
 from karikomi.prune.account import Account, Row
 from karikomi.selection.exact_masks import Answer
 

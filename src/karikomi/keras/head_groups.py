@@ -8,7 +8,7 @@ from typing import Any
 from keras import layers
 
 from karikomi.errors import Refused
-from karikomi.keras.prunable import Oriented
+from karikomi.keras.layers.prunable import Oriented
 from karikomi.prune import Coupled, Member
 
 

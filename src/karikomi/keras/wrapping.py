@@ -9,7 +9,7 @@ import keras
 
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.keras.arrays.variables import names_of
-from karikomi.keras.layers import fan_ins, unit_axes
+from karikomi.keras.layers.unit_axes import fan_ins, unit_axes
 from karikomi.keras.per_update import PerUpdate
 
 WHERE = "keras.clipped"

@@ -13,7 +13,7 @@ import keras
 
 from karikomi.errors import Refused
 from karikomi.keras.bounding.constraint import Bound
-from karikomi.keras.layers import Weight
+from karikomi.keras.layers.unit_axes import Weight
 
 _NAME = "karikomi>Bound"
 

@@ -24,7 +24,7 @@ from karikomi.functional.bounding import (
 from karikomi.keras.arrays.library import library
 from karikomi.keras.bounding.constraint import Bound, check_constraint, tensor_of
 from karikomi.keras.bounding.constraint_slots import attach_, check_free, unsaved
-from karikomi.keras.layers import Weight, weights_of
+from karikomi.keras.layers.unit_axes import Weight, weights_of
 from karikomi.rule import Rule, Scope
 from karikomi.rules.outcome import Outcome
 from karikomi.select import select

@@ -17,10 +17,10 @@ import numpy as np
 from karikomi.errors import InvalidArgument, KarikomiError, Refused
 from karikomi.keras.callbacks.schedule_fingerprint import described
 from karikomi.keras.facts.measure import check as check_facts
+from karikomi.keras.layers.prunable import check_protect, is_weight, oriented, prunable
 from karikomi.keras.masked_optimizer import MaskedOptimizer, accumulation
 from karikomi.keras.masks import Masks
 from karikomi.keras.matching import places_of
-from karikomi.keras.prunable import check_protect, is_weight, oriented, prunable
 from karikomi.keras.questions import Facts, Request
 from karikomi.keras.standing_in import (
     Standing,

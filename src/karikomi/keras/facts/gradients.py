@@ -13,7 +13,7 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.keras.facts.layer_calls import numbers
-from karikomi.keras.prunable import Oriented
+from karikomi.keras.layers.prunable import Oriented
 
 Loss = Callable[[Any, Any], Any]
 

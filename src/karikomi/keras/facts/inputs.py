@@ -15,7 +15,7 @@ from keras import layers
 
 from karikomi.errors import Refused
 from karikomi.keras.facts.layer_calls import numbers
-from karikomi.keras.prunable import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, Oriented, kernel_of
+from karikomi.keras.layers.prunable import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, Oriented, kernel_of
 
 
 class InputNorms:

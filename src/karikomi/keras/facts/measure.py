@@ -15,7 +15,7 @@ from karikomi.keras.facts.gradients import Gradients, Loss
 from karikomi.keras.facts.inputs import InputNorms, Macs
 from karikomi.keras.facts.layer_calls import batches, run, steady, watched
 from karikomi.keras.facts.outputs import Outputs, gates
-from karikomi.keras.prunable import Oriented
+from karikomi.keras.layers.prunable import Oriented
 
 OF_GRADIENTS = frozenset({"gradient", "squared_gradient"})
 OF_OUTPUTS = frozenset({"zeros", "output", "deviation"})

@@ -17,7 +17,7 @@ from keras import layers
 
 from karikomi.errors import Refused
 from karikomi.keras.facts.layer_calls import numbers
-from karikomi.keras.prunable import NORMS, Oriented, kernel_of
+from karikomi.keras.layers.prunable import NORMS, Oriented, kernel_of
 
 _ACTIVATIONS = (
     *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU, layers.Softmax),

@@ -16,7 +16,7 @@ import numpy as np
 from keras import layers
 
 from karikomi.keras.arrays.variables import names_of
-from karikomi.keras.layers import Weight, weights_of
+from karikomi.keras.layers.unit_axes import Weight, weights_of
 from karikomi.prune import Layout
 from karikomi.prune.protection import PROTECTED, check_protect
 

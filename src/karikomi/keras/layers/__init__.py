@@ -1,0 +1,1 @@
+"""Unit axes and prunable weights of layer types."""
