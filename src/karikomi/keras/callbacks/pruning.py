@@ -18,11 +18,10 @@ from karikomi.errors import InvalidArgument, KarikomiError, Refused
 from karikomi.keras.callbacks.schedule_fingerprint import described
 from karikomi.keras.facts.measure import check as check_facts
 from karikomi.keras.layers.prunable import check_protect, is_weight, oriented, prunable
-from karikomi.keras.masked_optimizer import MaskedOptimizer, accumulation
 from karikomi.keras.masks import Masks
 from karikomi.keras.matching import places_of
-from karikomi.keras.questions import Facts, Request
-from karikomi.keras.standing_in import (
+from karikomi.keras.optimizers.masking_optimizer import MaskedOptimizer, accumulation
+from karikomi.keras.optimizers.optimizer_swap import (
     Standing,
     before_first_step,
     is_unbuilt,
@@ -30,6 +29,7 @@ from karikomi.keras.standing_in import (
     put,
     standing,
 )
+from karikomi.keras.questions import Facts, Request
 from karikomi.prune import as_pattern
 from karikomi.prune.schedules.pruning_schedule import Timetable, check_fields
 from karikomi.selection.arguments import allocation_of, asked

@@ -16,20 +16,20 @@ import numpy as np
 from karikomi import spec
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.unit_axes import UnitAxes
-from karikomi.keras import batches, saved_state, wrapping
 from karikomi.keras.arrays.library import as_it_is, is_known, library
 from karikomi.keras.arrays.variables import prepared, value_of
 from karikomi.keras.bounding.after_step import check_bound
 from karikomi.keras.clipping.named_clip import check_clip
-from karikomi.keras.learned import Learned, fresh_entries, rules_for
-from karikomi.keras.per_update import PerUpdate
-from karikomi.keras.saved_state import ACCUMULATED, BOUND
-from karikomi.keras.taking import taking
+from karikomi.keras.optimizers import accumulation, inner_optimizer, saved_state
+from karikomi.keras.optimizers.accumulated_schedule import PerUpdate
+from karikomi.keras.optimizers.clip_variables import Learned, fresh_entries, rules_for
+from karikomi.keras.optimizers.conditional_step import taking
+from karikomi.keras.optimizers.saved_state import ACCUMULATED, BOUND
 from karikomi.rule import Array, Composite, Rule, State
 from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome
 
-WHERE = wrapping.WHERE
+WHERE = inner_optimizer.WHERE
 
 
 def clipped(
@@ -109,12 +109,12 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         check_clip(rule, nonfinite, weights=True, where=WHERE)
         if bound is not None:
             check_bound(bound, where=f"{WHERE} (bound)")
-        wrapping.check_stop_after(stop_after)
-        inner = wrapping.inner_optimizer(inner_optimizer, ClippedOptimizer)
+        inner_optimizer.check_stop_after(stop_after)
+        inner = inner_optimizer.inner_optimizer(inner_optimizer, ClippedOptimizer)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer, self.rule, self.bound = inner, rule, bound
         self.nonfinite, self.stop_after = nonfinite, stop_after
-        self.unit_axes, self.fan_in = wrapping.of_model(unit_axes, fan_in)
+        self.unit_axes, self.fan_in = inner_optimizer.of_model(unit_axes, fan_in)
         self._skips = nonfinite in ("skip", "raise") or any(
             getattr(leaf, "skips", False) for leaf in decide.leaves(rule)
         )
@@ -122,9 +122,9 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         self._told: Any = ()
         self._taking = taking(lambda: [*self.variables, *self._trainable_variables])
         # Both come before the clip.
-        self.loss_scale_factor, self.gradient_accumulation_steps = wrapping.taken_over(inner)
+        self.loss_scale_factor, self.gradient_accumulation_steps = inner_optimizer.taken_over(inner)
         # Keras would make a variable that is assigned here one of its own.
-        if wrapping.is_schedule(inner._learning_rate):
+        if inner_optimizer.is_schedule(inner._learning_rate):
             self.learning_rate = inner._learning_rate
 
     @property
@@ -135,7 +135,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
         steps = self.gradient_accumulation_steps
-        if steps and wrapping.is_schedule(learning_rate):
+        if steps and inner_optimizer.is_schedule(learning_rate):
             learning_rate = PerUpdate(learning_rate, steps)
         if learning_rate is not self.inner_optimizer._learning_rate:
             self.inner_optimizer.learning_rate = learning_rate
@@ -177,9 +177,9 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         super().build(variables)
-        names = wrapping.names_as_told(variables, self._told)
+        names = inner_optimizer.names_as_told(variables, self._told)
         pairs = zip(names, variables, strict=True)
-        weights = {n: v for n, v in pairs if not batches.is_overwritten(v)}
+        weights = {n: v for n, v in pairs if not accumulation.is_overwritten(v)}
         clip, bound = rules_for(self, names, weights)
         with self._taking.outside():
             state = fresh_entries(clip, bound, weights)
@@ -233,14 +233,15 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             self.inner_optimizer.apply(grads, variables)
         steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
         if scale is not None:
-            grads = batches.quotients(grads, variables, scale)
+            grads = accumulation.quotients(grads, variables, scale)
         if not steps:
             self._update(grads, variables)
         else:
             self._taking.either(
                 (self._iterations + 1) % steps == 0,
                 lambda arrays: self._update(
-                    batches.quotients(self._sums(arrays, variables), variables, steps), variables
+                    accumulation.quotients(self._sums(arrays, variables), variables, steps),
+                    variables,
                 ),
                 lambda arrays: self._accumulate(arrays, variables),
                 grads,
@@ -250,7 +251,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
 
     def _sums(self, grads: list[Any], variables: list[Any]) -> list[Any]:
         places = [self._get_variable_index(variable) for variable in variables]
-        return batches.sums(grads, variables, [self._accumulated_gradients[n] for n in places])
+        return accumulation.sums(grads, variables, [self._accumulated_gradients[n] for n in places])
 
     def _accumulate(self, grads: list[Any], variables: list[Any]) -> None:
         sums = self._sums(grads, variables)
@@ -263,7 +264,9 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         """Clip the gradients of an update, and take the step if it is to be taken."""
         built = self._learned
         own = library()
-        grads = self._taking.added_up(grads, [not batches.is_overwritten(v) for v in variables])
+        grads = self._taking.added_up(
+            grads, [not accumulation.is_overwritten(v) for v in variables]
+        )
         found: dict[str, Array | None] = dict.fromkeys(built.weights)
         names = [built.names[self._get_variable_index(v)] for v in variables]
         for name, grad in zip(names, grads, strict=True):
@@ -282,7 +285,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         self._write(after, "")
         pairs = zip(names, grads, strict=True)
         hand = [passed.arrays[name] if name in found else grad for name, grad in pairs]
-        hand = batches.shares(hand, variables, self._taking.replicas)
+        hand = accumulation.shares(hand, variables, self._taking.replicas)
         step = lambda arrays: self._step(arrays, variables)  # noqa: E731
         if self._skips:
             self._taking.either(~passed.skip, step, lambda _: None, hand)
@@ -365,7 +368,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """Return what it is made of, as plain data."""
         steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
-        inner = wrapping.inner_config(self.inner_optimizer, steps=steps, scale=scale)
+        inner = inner_optimizer.inner_config(self.inner_optimizer, steps=steps, scale=scale)
         names = [] if self._own is None else self._own.names
         return {
             "name": self.name,
@@ -374,9 +377,9 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             "bound": None if self.bound is None else spec.to_dict(self.bound, "bound"),
             "nonfinite": self.nonfinite,
             "stop_after": self.stop_after,
-            "unit_axes": wrapping.plain(self.unit_axes),
-            "fan_in": wrapping.plain(self.fan_in),
-            "variables": wrapping.told(names, self._trainable_variables) or self._told,
+            "unit_axes": inner_optimizer.plain(self.unit_axes),
+            "fan_in": inner_optimizer.plain(self.fan_in),
+            "variables": inner_optimizer.told(names, self._trainable_variables) or self._told,
         }
 
     @classmethod

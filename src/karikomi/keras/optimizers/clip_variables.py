@@ -13,8 +13,8 @@ from karikomi.keras.arrays.library import library
 from karikomi.keras.arrays.variables import value_of
 from karikomi.keras.bounding.after_step import StandingBound, bound_for
 from karikomi.keras.clipping.named_clip import Clip, clip_for
-from karikomi.keras.saved_state import BOUND
-from karikomi.keras.wrapping import WHERE, by_name
+from karikomi.keras.optimizers.inner_optimizer import WHERE, by_name
+from karikomi.keras.optimizers.saved_state import BOUND
 from karikomi.rule import Array, State
 
 

@@ -8,38 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
 
 from karikomi.keras.arrays.library import is_known
-
-Step = Callable[..., None]
-
-
-class Taking:
-    """The backends that have one replica and branch anywhere: torch."""
-
-    replicas = 1
-    """How many replicas add up their gradients."""
-
-    def outside(self) -> AbstractContextManager[Any]:
-        """Return a context in which values are known, even while a function is being compiled."""
-        return nullcontext()
-
-    def either(self, predicate: Any, one: Step, other: Step, arrays: Sequence[Any]) -> None:
-        """Call one of two functions with these arrays."""
-        keras.ops.cond(predicate, lambda: one(arrays), lambda: other(arrays))
-
-    def assign(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
-        """Write variables."""
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-
-    def added_up(self, grads: Sequence[Any], concerned: Sequence[bool]) -> list[Any]:
-        """Return gradients, those concerned as the sum of those of all replicas."""
-        return list(grads)
+from karikomi.keras.optimizers.branching import Step, Taking
 
 
 class Stateless(Taking):
@@ -72,5 +46,5 @@ def taking(written: Callable[[], list[Any]]) -> Taking:
     """Return what the backend of Keras can do; `written`: the variables that a step may write."""
     backend = keras.config.backend()
     if backend == "tensorflow":
-        return importlib.import_module("karikomi.keras.tensorflow_taking").Replicated()
+        return importlib.import_module("karikomi.keras.optimizers.tensorflow_step").Replicated()
     return Stateless(written) if backend == "jax" else Taking()

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from karikomi.errors import Refused
-from karikomi.keras.taking import Step, Taking
+from karikomi.keras.optimizers.branching import Step, Taking
 
 
 class Replicated(Taking):

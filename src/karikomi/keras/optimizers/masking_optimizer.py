@@ -16,8 +16,8 @@ import numpy as np
 from karikomi.errors import InvalidArgument
 from karikomi.keras.arrays.library import as_it_is
 from karikomi.keras.arrays.variables import value_of
-from karikomi.keras.batches import is_overwritten
-from karikomi.keras.taking import taking
+from karikomi.keras.optimizers.accumulation import is_overwritten
+from karikomi.keras.optimizers.conditional_step import taking
 from karikomi.prune import pack_mask, unpack_mask
 
 WHERE = "keras.Pruning"

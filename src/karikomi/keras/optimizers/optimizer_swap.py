@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from karikomi.errors import Refused
-from karikomi.keras.masked_optimizer import MaskedOptimizer
+from karikomi.keras.optimizers.masking_optimizer import MaskedOptimizer
 
 
 @dataclass(frozen=True, slots=True)

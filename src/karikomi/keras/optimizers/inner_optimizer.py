@@ -10,7 +10,7 @@ import keras
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.keras.arrays.variables import names_of
 from karikomi.keras.layers.unit_axes import fan_ins, unit_axes
-from karikomi.keras.per_update import PerUpdate
+from karikomi.keras.optimizers.accumulated_schedule import PerUpdate
 
 WHERE = "keras.clipped"
 _TAKEN = "_is_clipped_by_karikomi"

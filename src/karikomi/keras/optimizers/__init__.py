@@ -1,0 +1,1 @@
+"""Optimizers that clip and mask."""
