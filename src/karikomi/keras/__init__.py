@@ -5,11 +5,11 @@ from karikomi.keras.bounding.in_place import bound_
 from karikomi.keras.callbacks.monitor import Monitor
 from karikomi.keras.callbacks.pruning import Pruning
 from karikomi.keras.clipping.tape import check, clip, initial_state, outcome
-from karikomi.keras.masks import Masks
 from karikomi.keras.optimizers.clipping_optimizer import ClippedOptimizer, clipped
 from karikomi.keras.optimizers.optimizer_swap import strip_
-from karikomi.keras.penalties import Penalty, penalty
-from karikomi.keras.pruning import prune_
+from karikomi.keras.pruning.in_place import prune_
+from karikomi.keras.pruning.masks import Masks
+from karikomi.keras.pruning.penalties import Penalty, penalty
 
 __all__ = [
     "Bound",

@@ -18,8 +18,6 @@ from karikomi.errors import InvalidArgument, KarikomiError, Refused
 from karikomi.keras.callbacks.schedule_fingerprint import described
 from karikomi.keras.facts.measure import check as check_facts
 from karikomi.keras.layers.prunable import check_protect, is_weight, oriented, prunable
-from karikomi.keras.masks import Masks
-from karikomi.keras.matching import places_of
 from karikomi.keras.optimizers.masking_optimizer import MaskedOptimizer, accumulation
 from karikomi.keras.optimizers.optimizer_swap import (
     Standing,
@@ -29,7 +27,9 @@ from karikomi.keras.optimizers.optimizer_swap import (
     put,
     standing,
 )
-from karikomi.keras.questions import Facts, Request
+from karikomi.keras.pruning.masks import Masks
+from karikomi.keras.pruning.request import Facts, Request
+from karikomi.keras.pruning.variable_matching import places_of
 from karikomi.prune import as_pattern
 from karikomi.prune.schedules.pruning_schedule import Timetable, check_fields
 from karikomi.selection.arguments import allocation_of, asked

@@ -19,7 +19,7 @@ import safetensors.numpy
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
 from karikomi.files import as_path, write_bytes
 from karikomi.keras.arrays.variables import value_of
-from karikomi.keras.matching import Place, matched, names
+from karikomi.keras.pruning.variable_matching import Place, matched, names
 from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
 from karikomi.prune.held import Held

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from karikomi.keras.masks import Masks
-from karikomi.keras.questions import Facts, Request
+from karikomi.keras.pruning.masks import Masks
+from karikomi.keras.pruning.request import Facts, Request
 from karikomi.prune import Pattern, Score, as_pattern, as_score
 from karikomi.selection.arguments import allocation_of, asked, by_hand
 

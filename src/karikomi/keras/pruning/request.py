@@ -14,13 +14,13 @@ import keras
 import numpy as np
 
 from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
-from karikomi.keras.accounting import account_of
 from karikomi.keras.facts.layer_calls import check_data
 from karikomi.keras.facts.measure import following, measure
-from karikomi.keras.head_groups import coupled_heads
 from karikomi.keras.layers.prunable import Oriented, is_weight, oriented, prunable, siblings
-from karikomi.keras.masks import Masks
-from karikomi.keras.matching import places_of
+from karikomi.keras.pruning.account import account_of
+from karikomi.keras.pruning.head_groups import coupled_heads
+from karikomi.keras.pruning.masks import Masks
+from karikomi.keras.pruning.variable_matching import places_of
 from karikomi.prune import (
     FACTS,
     Coupled,

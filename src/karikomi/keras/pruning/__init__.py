@@ -1,0 +1,1 @@
+"""Masks on the variables of a model."""
