@@ -19,7 +19,6 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
-from karikomi.numpy import streaming  # noqa: E402
 from karikomi.prune import unpack_mask  # noqa: E402
 
 

@@ -1,6 +1,6 @@
 """Bound named weights: measure, decide, apply, without a branch on any value.
 
-The same steps as `karikomi.numpy.weights`, in a form that can be traced. A weight that is not finite is left
+The same steps as `karikomi.numpy.bounding`, in a form that can be traced. A weight that is not finite is left
 as it is, since no bound can mend it: who can see values says so.
 """
 

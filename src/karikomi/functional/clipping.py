@@ -1,6 +1,6 @@
 """Clip named gradients: measure, decide, apply, stage by stage, without a branch on any value.
 
-The same steps as `karikomi.numpy.gradients`, in a form that can be traced; it returns new arrays and a new
+The same steps as `karikomi.numpy.clipping`, in a form that can be traced; it returns new arrays and a new
 state, and what it measured, from which an `Outcome` is made where that is wanted.
 """
 

@@ -1,11 +1,11 @@
 """Clip gradients, bound and prune weights held as NumPy arrays: the readable reference for all frameworks."""
 
-from karikomi.numpy.gradients import clip
-from karikomi.numpy.masks import masked, prune
+from karikomi.numpy.bounding import bound
+from karikomi.numpy.clipping import clip
 from karikomi.numpy.penalties import penalty
-from karikomi.numpy.scheduling import prune_at
-from karikomi.numpy.streaming import FileReport, prune_file
-from karikomi.numpy.weights import bound
+from karikomi.numpy.pruning import masked, prune
+from karikomi.numpy.safetensors_pruning import FileReport, prune_file
+from karikomi.numpy.scheduled_pruning import prune_at
 
 __all__ = [
     "FileReport",

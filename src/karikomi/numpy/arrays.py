@@ -12,7 +12,7 @@ import numpy as np
 
 from karikomi import tree
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.numpy.measure import check_arrays
+from karikomi.numpy.norms import check_arrays
 from karikomi.rule import Rule, Scope
 
 Arrays = TypeVar("Arrays", bound=Iterable[Any])

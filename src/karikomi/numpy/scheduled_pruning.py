@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from karikomi.numpy.arrays import Arrays
-from karikomi.numpy.masks import masked, prune
+from karikomi.numpy.pruning import masked, prune
 from karikomi.prune import Coupled, Layout
 from karikomi.prune.schedules.pruning_schedule import Timetable, step_of
 

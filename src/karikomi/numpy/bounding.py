@@ -11,12 +11,11 @@ import numpy as np
 from karikomi import tree
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.numpy import per_tensor
 from karikomi.numpy.arrays import Arrays, check_entries, like, named
-from karikomi.numpy.heads import Names, bound_heads
-from karikomi.numpy.measure import norm, peak, unit_norms
+from karikomi.numpy.attention_heads import Names, bound_heads
+from karikomi.numpy.norms import norm, peak, unit_norms
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
-from karikomi.numpy.spectral import spectral_norm
+from karikomi.numpy.spectral_norm import spectral_norm
 from karikomi.rule import Composite, Quantity, Rule, Scope, State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
@@ -72,8 +71,8 @@ def bound(
     if "largest_logit" in rule.needs:
         arrays, outcome, after = bound_heads(found, rule, state, logits=logits, attention=attention)  # type: ignore[arg-type]
     else:
-        axes = per_tensor.unit_axes(unit_axes, found, where=WHERE)
-        inputs = per_tensor.fan_ins(fan_in, found, where=WHERE)
+        axes = unit_axes.unit_axes(unit_axes, found, where=WHERE)
+        inputs = unit_axes.fan_ins(fan_in, found, where=WHERE)
         arrays, outcome, after = _bound_arrays(found, rule, state, axes, inputs)
     return like(weights, arrays, where=WHERE), outcome, after
 

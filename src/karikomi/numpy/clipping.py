@@ -9,9 +9,8 @@ import numpy as np
 
 from karikomi import tree
 from karikomi.errors import NonFinite
-from karikomi.numpy import per_tensor
 from karikomi.numpy.arrays import Arrays, beside, check_entries, like, named
-from karikomi.numpy.measure import norm, peak, unit_norms
+from karikomi.numpy.norms import norm, peak, unit_norms
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
 from karikomi.rule import Composite, Quantity, Rule, State
 from karikomi.rules import decide
@@ -70,7 +69,7 @@ def clip(
     companions = _companions(given, found)
     # Where weights are given, units are counted on them: the weights of an absent gradient have units too.
     shaped = {name: companions.get("weights", found)[name] for name in found}
-    axes = per_tensor.unit_axes(unit_axes, shaped, where=WHERE)
+    axes = unit_axes.unit_axes(unit_axes, shaped, where=WHERE)
     units = {name: array.shape[axes[name]] for name, array in _present(shaped) if name in axes}
     plan = stages(rule, list(found), units=units)
     before = from_plain(plan, state)

@@ -14,7 +14,7 @@ import numpy as np
 from karikomi import tree
 from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
 from karikomi.numpy.arrays import Arrays, like, named
-from karikomi.numpy.given import (
+from karikomi.numpy.checks import (
     OF_TENSORS,
     WHERE,
     check_coupled,
@@ -23,7 +23,7 @@ from karikomi.numpy.given import (
     check_masks_alone,
     wide,
 )
-from karikomi.numpy.measure import check_arrays
+from karikomi.numpy.norms import check_arrays
 from karikomi.prune import (
     Coupled,
     Layers,

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 from karikomi.errors import InvalidArgument
-from karikomi.numpy.measure import peak
+from karikomi.numpy.norms import peak
 
 BLOCK = 8  # a matrix with no more rows or columns is exact at once
 FIRST = (100, 1e-7)  # most iterations, and the relative growth of the estimate that ends them
