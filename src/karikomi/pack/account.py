@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from karikomi.pack import header
-from karikomi.pack.budget import Budget
 from karikomi.pack.contest import shannon
 from karikomi.pack.manifest import Entry
+from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import Opened, opened
 from karikomi.pack.stored import Stored, elements
 

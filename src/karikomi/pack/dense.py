@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from karikomi.files import as_path, write_bytes
-from karikomi.pack.budget import Budget
+from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import opened
 
 

@@ -10,8 +10,8 @@ import json
 from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 from karikomi.errors import BadFile
-from karikomi.pack.budget import Budget
 from karikomi.pack.manifest import Version, check_version, parse_json, require, require_known
+from karikomi.pack.read_budget import Budget
 
 LENGTH_BYTES = 8
 METADATA, VERSION_KEY, MANIFEST_KEY = "__metadata__", "karikomi", "manifest"

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from karikomi.errors import BadFile
-from karikomi.pack.budget import Budget
 from karikomi.pack.contest import CHUNK, CODECS, INTEGER_CODECS
+from karikomi.pack.read_budget import Budget
 from karikomi.pack.stored import DIGEST_BYTES, DTYPES, elements, grid_numbers, name_fault
 from karikomi.quantize.grid import LEAST_BITS, MOST_BITS, MOST_VALUES
 

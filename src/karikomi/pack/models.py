@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from karikomi import registry
-from karikomi.pack.budget import Budget
+from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import load as load_arrays
 from karikomi.pack.reader import load_coded
 from karikomi.pack.writer import save as save_arrays

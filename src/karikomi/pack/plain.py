@@ -9,9 +9,9 @@ import math
 from typing import Any, BinaryIO, NamedTuple
 
 from karikomi.errors import BadFile
-from karikomi.pack.budget import Budget
 from karikomi.pack.header import METADATA, VERSION_KEY, ascending, read_json, require_tiling
 from karikomi.pack.manifest import require
+from karikomi.pack.read_budget import Budget
 
 _BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
