@@ -20,8 +20,8 @@ from hypothesis import given, settings
 
 from karikomi.errors import BadFile, InvalidArgument
 from karikomi.pack import Budget, inspect, load, load_coded, save
+from karikomi.pack.codecs.cursor import Cursor, signed_varint, varint
 from karikomi.pack.contest import CODECS
-from karikomi.pack.cursor import Cursor, signed_varint, varint
 from karikomi.pack.stored import describe
 from karikomi.quantize import kmeans, uniform
 
@@ -472,7 +472,7 @@ def test_bad_quantizers_are_refused(parts, refuse, grid):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e-40])
 def test_bad_scales_are_refused(parts, refuse, scale):
-    from karikomi.pack import planes
+    from karikomi.pack.codecs import planes
 
     tables, *chunks = parts.parts("uniform")
     cursor = Cursor(tables)
@@ -494,7 +494,7 @@ def test_codes_beyond_the_codebook_are_refused(parts, refuse):
 
 def rans_file(parts: Parts, table: bytes | None, chunk: bytes | None) -> bytes:
     """Return the file with another frequency table or another stream of the rANS tensor."""
-    from karikomi.pack import planes
+    from karikomi.pack.codecs import planes
 
     tables, stream = parts.parts("rans")
     cursor = Cursor(tables)
@@ -565,7 +565,7 @@ def test_too_few_lanes_for_the_symbols_are_refused():
 
 
 def gap_chunk(symbols, values, nonzero=None, total=None) -> bytes:
-    from karikomi.pack import planes
+    from karikomi.pack.codecs import planes
 
     symbols, values = np.array(symbols, np.uint8), np.array(values, np.float32)
     counts = varint(values.size if nonzero is None else nonzero)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from karikomi.pack import inspect, rans, save
+from karikomi.pack import inspect, save
+from karikomi.pack.codecs import rans
 from karikomi.pack.contest import choose
 from karikomi.quantize import kmeans, uniform
 

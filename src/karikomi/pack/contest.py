@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from karikomi.pack import bits, gaps, planes, rans, raw
+from karikomi.pack.codecs import bits, gaps, planes, rans, raw
 from karikomi.pack.stored import Stored, describe
 from karikomi.quantize import Coded
 

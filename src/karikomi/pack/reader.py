@@ -14,8 +14,8 @@ import numpy as np
 
 from karikomi.errors import BadFile, InvalidArgument
 from karikomi.pack import header, manifest
+from karikomi.pack.codecs.cursor import Cursor
 from karikomi.pack.contest import CHUNK, CODECS
-from karikomi.pack.cursor import Cursor
 from karikomi.pack.header import Header
 from karikomi.pack.manifest import Entry
 from karikomi.pack.read_budget import Budget

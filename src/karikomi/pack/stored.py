@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karikomi.errors import BadFile, InvalidArgument
-from karikomi.pack import planes
-from karikomi.pack.cursor import Cursor
+from karikomi.pack.codecs import planes
+from karikomi.pack.codecs.cursor import Cursor
 from karikomi.quantize import Codebook, Coded, Grid, UniformGrid
 
 DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")

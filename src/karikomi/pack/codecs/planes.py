@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karikomi.errors import BadFile
-from karikomi.pack import deflate
-from karikomi.pack.cursor import Cursor, varint
+from karikomi.pack.codecs import deflate
+from karikomi.pack.codecs.cursor import Cursor, varint
 
 NAME = "planes"
 STORED, DEFLATED, CONSTANT = 0, 1, 2

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karikomi.errors import BadFile
-from karikomi.pack import planes
-from karikomi.pack.cursor import Cursor, varint
+from karikomi.pack.codecs import planes
+from karikomi.pack.codecs.cursor import Cursor, varint
 
 NAME = "gaps"
 SYMBOL = np.dtype(np.uint8)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karikomi.errors import BadFile
-from karikomi.pack.bits import BEYOND
-from karikomi.pack.cursor import Cursor, signed_varint, varint
+from karikomi.pack.codecs.bits import BEYOND
+from karikomi.pack.codecs.cursor import Cursor, signed_varint, varint
 
 PRECISIONS = (12, 13, 14)
 DETAILS = range(8)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karikomi.errors import BadFile
-from karikomi.pack import frequencies
-from karikomi.pack.bits import within
-from karikomi.pack.cursor import Cursor, varint
-from karikomi.pack.frequencies import Frequencies
+from karikomi.pack.codecs import frequencies
+from karikomi.pack.codecs.bits import within
+from karikomi.pack.codecs.cursor import Cursor, varint
+from karikomi.pack.codecs.frequencies import Frequencies
 
 NAME = "rans"
 BOTTOM = np.uint32(2**16)

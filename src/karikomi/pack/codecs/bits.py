@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karikomi.errors import BadFile
-from karikomi.pack.cursor import Cursor, signed_varint
+from karikomi.pack.codecs.cursor import Cursor, signed_varint
 
 NAME = "bits"
 MOST_WIDTH = 32

@@ -1,0 +1,1 @@
+"""Integer codecs of the packed file."""
