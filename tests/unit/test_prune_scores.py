@@ -33,7 +33,7 @@ from karikomi.prune import (
     Wanda,
     as_score,
 )
-from karikomi.prune.score import PER_UNIT
+from karikomi.prune.facts import PER_UNIT
 
 # Two groups of three weights, and for each fact numbers that can be multiplied in the head.
 WEIGHTS = [[1.0, -2.0, 2.0], [0.0, 3.0, -4.0]]

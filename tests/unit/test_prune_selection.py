@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from karikomi.errors import InvalidArgument
 from karikomi.prune import Threshold, threshold
-from karikomi.prune.selection import Count, keys, shift
+from karikomi.prune.radix_threshold import Count, keys, shift
 
 SCORES = st.lists(
     st.one_of(

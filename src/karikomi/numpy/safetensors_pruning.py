@@ -25,7 +25,7 @@ from karikomi.pack.plain import Tensor, directory
 from karikomi.prune import Score, as_score
 from karikomi.prune import allocation as allocations
 from karikomi.prune.allocation import Pool, allocate, check_sparsity
-from karikomi.prune.selection import Threshold
+from karikomi.prune.radix_threshold import Threshold
 from karikomi.select import select
 from karikomi.selection.block_scores import Scores, check_blockwise, pool_threshold, split
 from karikomi.selection.granularity import check_range, of_weights
@@ -95,7 +95,7 @@ def prune_file(
     ...     report.counts, load_file(report.path)["w"].tolist()
     ({'w': (2, 4)}, [3.0, 0.0, 0.0, -4.0])
 
-    Source: radix selection over a stream, see `karikomi.prune.selection`; Han et al. 2015 (magnitude).
+    Source: radix selection over a stream, see `karikomi.prune.radix_threshold`; Han et al. 2015 (magnitude).
     """
     check_sparsity(sparsity, where=f"{WHERE}: sparsity")
     chosen = as_score(score)

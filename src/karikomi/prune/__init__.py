@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from karikomi import registry
 from karikomi.prune.allocation import Pool, Tensor, allocate, check_sparsity
+from karikomi.prune.facts import FACTS
 from karikomi.prune.gradient_scores import SNIP, Fisher, GraSP, Movement, SynFlow, Taylor
 from karikomi.prune.input_scores import Wanda
 from karikomi.prune.lamp import LAMP
 from karikomi.prune.layout import Coupled, Layout, Member
-from karikomi.prune.mask import pack_mask, unpack_mask
+from karikomi.prune.mask_bits import pack_mask, unpack_mask
 from karikomi.prune.output_scores import Activation, APoZ, BNScale, Deviation
 from karikomi.prune.owl import outlier_share
 from karikomi.prune.pattern import (
@@ -27,6 +28,7 @@ from karikomi.prune.pattern import (
 )
 from karikomi.prune.penalties import L1, GroupLasso, GrowingL2, ScaleL1
 from karikomi.prune.penalty_terms import Penalty
+from karikomi.prune.radix_threshold import Threshold, threshold
 from karikomi.prune.random_scores import Random
 from karikomi.prune.reconstruction_scores import OBC, SparseGPT
 from karikomi.prune.schedules.dynamic import SET, RigL
@@ -34,8 +36,7 @@ from karikomi.prune.schedules.gradual import Gradual
 from karikomi.prune.schedules.iterative import Iterative
 from karikomi.prune.schedules.one_shot import OneShot
 from karikomi.prune.schedules.pruning_schedule import Timetable
-from karikomi.prune.score import FACTS, Score, as_score
-from karikomi.prune.selection import Threshold, threshold
+from karikomi.prune.score import Score, as_score
 from karikomi.prune.target import Target, target_of
 from karikomi.prune.weight_scores import FPGM, L2Norm, Magnitude
 

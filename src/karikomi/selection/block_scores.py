@@ -14,8 +14,16 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.prune.allocation import Pool
+from karikomi.prune.radix_threshold import (
+    NOTHING,
+    Count,
+    Threshold,
+    keys,
+    score_of,
+    shift,
+    threshold,
+)
 from karikomi.prune.score import Score
-from karikomi.prune.selection import NOTHING, Count, Threshold, keys, score_of, shift, threshold
 from karikomi.selection.shard import Part
 from karikomi.selection.threads import each, evenly, workers
 

@@ -16,8 +16,8 @@ from karikomi.errors import Refused
 from karikomi.prune.allocation import Pool, Tensor, allocate
 from karikomi.prune.layout import Coupled
 from karikomi.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
+from karikomi.prune.radix_threshold import NOTHING
 from karikomi.prune.score import Score
-from karikomi.prune.selection import NOTHING
 from karikomi.prune.target import Target
 from karikomi.prune.weight_scores import Magnitude
 from karikomi.selection import granularity

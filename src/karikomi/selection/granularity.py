@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused
+from karikomi.prune.facts import PER_UNIT
 from karikomi.prune.layout import Coupled, Layout, Member
 from karikomi.prune.pattern import Blocks
-from karikomi.prune.score import PER_UNIT, Score
+from karikomi.prune.score import Score
 from karikomi.selection.block_scores import Scores, check_scores, score_blocks, split
 from karikomi.selection.weight_source import Source
 

@@ -16,7 +16,7 @@ from torch import nn
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
 from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
-from karikomi.prune.held import Held
+from karikomi.prune.mask_mapping import Held
 from karikomi.selection.threads import each
 from karikomi.torch import sharded_masks
 from karikomi.torch.meshes import local

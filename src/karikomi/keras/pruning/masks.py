@@ -22,7 +22,7 @@ from karikomi.keras.arrays.variables import value_of
 from karikomi.keras.pruning.variable_matching import Place, matched, names
 from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
-from karikomi.prune.held import Held
+from karikomi.prune.mask_mapping import Held
 
 _SHAPES, _PLACES = "karikomi.masks", "karikomi.masks.places"
 
