@@ -18,7 +18,7 @@ from torch import nn  # noqa: E402
 
 import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument  # noqa: E402
-from karikomi.prune.allocation import Pool  # noqa: E402
+from karikomi.prune.allocations.allocation import Pool  # noqa: E402
 from karikomi.selection.block_scores import Scores, keep_best  # noqa: E402
 from karikomi.selection.shard import Part  # noqa: E402
 from karikomi.torch.masks import Masks  # noqa: E402

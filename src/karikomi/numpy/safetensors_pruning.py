@@ -23,8 +23,8 @@ from karikomi.files import as_path, write_atomically
 from karikomi.pack.header import LENGTH_BYTES
 from karikomi.pack.plain import Tensor, directory
 from karikomi.prune import Score, as_score
-from karikomi.prune import allocation as allocations
-from karikomi.prune.allocation import Pool, allocate, check_sparsity
+from karikomi.prune.allocations import allocation as allocations
+from karikomi.prune.allocations.allocation import Pool, allocate, check_sparsity
 from karikomi.prune.radix_threshold import Threshold
 from karikomi.select import select
 from karikomi.selection.block_scores import Scores, check_blockwise, pool_threshold, split

@@ -7,15 +7,15 @@ are worth, how many go from where, and turns counts into a threshold.
 from __future__ import annotations
 
 from karikomi import registry
-from karikomi.prune.allocation import Pool, Tensor, allocate, check_sparsity
+from karikomi.prune.allocations.allocation import Pool, Tensor, allocate, check_sparsity
+from karikomi.prune.allocations.lamp import LAMP
+from karikomi.prune.allocations.owl import outlier_share
 from karikomi.prune.facts import FACTS
 from karikomi.prune.gradient_scores import SNIP, Fisher, GraSP, Movement, SynFlow, Taylor
 from karikomi.prune.input_scores import Wanda
-from karikomi.prune.lamp import LAMP
 from karikomi.prune.layout import Coupled, Layout, Member
 from karikomi.prune.mask_bits import pack_mask, unpack_mask
 from karikomi.prune.output_scores import Activation, APoZ, BNScale, Deviation
-from karikomi.prune.owl import outlier_share
 from karikomi.prune.pattern import (
     Blocks,
     Heads,

@@ -9,7 +9,7 @@ import numbers
 from dataclasses import dataclass
 
 from karikomi.errors import InvalidArgument
-from karikomi.prune.allocation import check_sparsity
+from karikomi.prune.allocations.allocation import check_sparsity
 
 UNITS = {
     "sparsity": "the share of the selected weights that is zero afterwards, in [0, 1)",

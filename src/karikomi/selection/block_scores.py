@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.prune.allocation import Pool
+from karikomi.prune.allocations.allocation import Pool
 from karikomi.prune.radix_threshold import (
     NOTHING,
     Count,

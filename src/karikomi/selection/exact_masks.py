@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from karikomi.errors import Refused
-from karikomi.prune.allocation import Pool, Tensor, allocate
+from karikomi.prune.allocations.allocation import Pool, Tensor, allocate
 from karikomi.prune.layout import Coupled
 from karikomi.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
 from karikomi.prune.radix_threshold import NOTHING

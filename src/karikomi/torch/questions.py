@@ -23,7 +23,7 @@ from karikomi.prune import (
     Units,
     Unstructured,
 )
-from karikomi.prune.owl import outlier_share
+from karikomi.prune.allocations.owl import outlier_share
 from karikomi.selection import block_scores
 from karikomi.selection.weight_source import Source
 from karikomi.torch.head_groups import coupled_heads

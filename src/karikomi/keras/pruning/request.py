@@ -32,8 +32,8 @@ from karikomi.prune import (
     Target,
     Units,
 )
+from karikomi.prune.allocations.owl import outlier_share
 from karikomi.prune.facts import PER_UNIT
-from karikomi.prune.owl import outlier_share
 from karikomi.select import select
 from karikomi.selection.exact_masks import Question, check_combination, find_masks
 from karikomi.selection.weight_source import Source

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from karikomi.prune.allocation import Pool, Tensor, by_quota, check_sparsity
-from karikomi.prune.shares import known
+from karikomi.prune.allocations.allocation import Pool, Tensor, by_quota, check_sparsity
+from karikomi.prune.allocations.shares import known
 from karikomi.registry import register
 
 

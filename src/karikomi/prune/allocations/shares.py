@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from karikomi.errors import InvalidArgument
-from karikomi.prune.allocation import Tensor
+from karikomi.prune.allocations.allocation import Tensor
 
 Shares = dict[str, float]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from karikomi.errors import InvalidArgument
-from karikomi.prune.allocation import Pool, Tensor, by_quota, check_sparsity
-from karikomi.prune.shares import Shares, balanced, known
+from karikomi.prune.allocations.allocation import Pool, Tensor, by_quota, check_sparsity
+from karikomi.prune.allocations.shares import Shares, balanced, known
 from karikomi.registry import register
 
 Curve = tuple[np.ndarray, np.ndarray]  # losses, and the sparsities at which they are reached

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from karikomi.prune.allocation import Pool, Tensor, by_quota, check_sparsity
-from karikomi.prune.shares import Shares, known
+from karikomi.prune.allocations.allocation import Pool, Tensor, by_quota, check_sparsity
+from karikomi.prune.allocations.shares import Shares, known
 from karikomi.registry import register
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from karikomi.prune.allocation import Pool, Tensor, by_quota, check_sparsity
-from karikomi.prune.shares import Shares, balanced, known
+from karikomi.prune.allocations.allocation import Pool, Tensor, by_quota, check_sparsity
+from karikomi.prune.allocations.shares import Shares, balanced, known
 from karikomi.registry import register
 
 SPREAD = 0.08

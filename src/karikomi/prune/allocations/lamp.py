@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.prune.allocation import Pool, Tensor, by_quota, check_sparsity
+from karikomi.prune.allocations.allocation import Pool, Tensor, by_quota, check_sparsity
+from karikomi.prune.allocations.shares import known
 from karikomi.prune.score import Score
-from karikomi.prune.shares import known
 from karikomi.registry import register
 from karikomi.rule import Array, Namespace
 

@@ -1,0 +1,1 @@
+"""How much is pruned from which tensor."""
