@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from karikomi.functional.unit_axes import UnitAxes, resolved_axes
 from karikomi.jax.pytrees import named, shapes
-from karikomi.prune.penalty_terms import Penalty, check_masks, check_penalty, concerned, term
+from karikomi.prune.penalties.penalty import Penalty, check_masks, check_penalty, concerned, term
 
 WHERE = "jax.penalty"
 

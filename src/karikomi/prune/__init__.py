@@ -26,8 +26,8 @@ from karikomi.prune.pattern import (
     Unstructured,
     as_pattern,
 )
-from karikomi.prune.penalties import L1, GroupLasso, GrowingL2, ScaleL1
-from karikomi.prune.penalty_terms import Penalty
+from karikomi.prune.penalties.penalty import Penalty
+from karikomi.prune.penalties.rules import L1, GroupLasso, GrowingL2, ScaleL1
 from karikomi.prune.radix_threshold import Threshold, threshold
 from karikomi.prune.random_scores import Random
 from karikomi.prune.reconstruction_scores import OBC, SparseGPT

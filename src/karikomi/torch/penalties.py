@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import Refused
-from karikomi.prune.penalty_terms import Penalty, check_masks, check_penalty, term
+from karikomi.prune.penalties.penalty import Penalty, check_masks, check_penalty, term
 from karikomi.select import select
 from karikomi.torch.device_namespace import DeviceNamespace
 from karikomi.torch.meshes import is_sharded

@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from karikomi.errors import InvalidArgument
-from karikomi.prune.penalty_terms import Constant, Penalty, check_strength
+from karikomi.prune.penalties.penalty import Constant, Penalty, check_strength
 from karikomi.registry import register
 from karikomi.rule import Array, Namespace
 from karikomi.schedule import Schedule, whole

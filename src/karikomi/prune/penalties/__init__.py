@@ -1,0 +1,1 @@
+"""Penalties that drive weights or units towards zero."""
