@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import karikomi.prune.weight_scores
+import karikomi.prune.scores.weights
 from contract.namespaces import INSTALLED, load_quietly
 from karikomi import registry
 from karikomi.errors import InvalidArgument, Refused
@@ -231,7 +231,7 @@ def test_fpgm_is_the_sum_of_all_distances(rows: list[list[float]], step: int) ->
     weights = np.array(rows)
     expected = [sum(math.dist(one, other) for other in rows) for one in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(karikomi.prune.weight_scores, "ROWS", step)
+        patch.setattr(karikomi.prune.scores.weights, "ROWS", step)
         found = FPGM().of_groups(weights, {}, xp=np)
     size = np.abs(weights).max(initial=1e-30)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * size * len(rows))

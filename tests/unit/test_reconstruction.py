@@ -19,7 +19,7 @@ from karikomi.numpy.least_squares import LeastSquares
 from karikomi.numpy.surgeon import obc
 from karikomi.prune import NofM
 from karikomi.prune.account import Account, Row
-from karikomi.prune.reconstruction_scores import OBC, SparseGPT
+from karikomi.prune.scores.reconstruction import OBC, SparseGPT
 from karikomi.torch.reconstruction import reconstruct_
 from karikomi.torch.tracing.patches import patches
 from karikomi.torch.tracing.weight_reads import Reading, Watch

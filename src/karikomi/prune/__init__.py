@@ -11,11 +11,8 @@ from karikomi.prune.allocations.allocation import Pool, Tensor, allocate, check_
 from karikomi.prune.allocations.lamp import LAMP
 from karikomi.prune.allocations.owl import outlier_share
 from karikomi.prune.facts import FACTS
-from karikomi.prune.gradient_scores import SNIP, Fisher, GraSP, Movement, SynFlow, Taylor
-from karikomi.prune.input_scores import Wanda
 from karikomi.prune.layout import Coupled, Layout, Member
 from karikomi.prune.mask_bits import pack_mask, unpack_mask
-from karikomi.prune.output_scores import Activation, APoZ, BNScale, Deviation
 from karikomi.prune.pattern import (
     Blocks,
     Heads,
@@ -29,16 +26,19 @@ from karikomi.prune.pattern import (
 from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.penalties.rules import L1, GroupLasso, GrowingL2, ScaleL1
 from karikomi.prune.radix_threshold import Threshold, threshold
-from karikomi.prune.random_scores import Random
-from karikomi.prune.reconstruction_scores import OBC, SparseGPT
 from karikomi.prune.schedules.dynamic import SET, RigL
 from karikomi.prune.schedules.gradual import Gradual
 from karikomi.prune.schedules.iterative import Iterative
 from karikomi.prune.schedules.one_shot import OneShot
 from karikomi.prune.schedules.pruning_schedule import Timetable
-from karikomi.prune.score import Score, as_score
+from karikomi.prune.scores.gradients import SNIP, Fisher, GraSP, Movement, SynFlow, Taylor
+from karikomi.prune.scores.inputs import Wanda
+from karikomi.prune.scores.outputs import Activation, APoZ, BNScale, Deviation
+from karikomi.prune.scores.random import Random
+from karikomi.prune.scores.reconstruction import OBC, SparseGPT
+from karikomi.prune.scores.score import Score, as_score
+from karikomi.prune.scores.weights import FPGM, L2Norm, Magnitude
 from karikomi.prune.target import Target, target_of
-from karikomi.prune.weight_scores import FPGM, L2Norm, Magnitude
 
 __all__ = [
     "APoZ",

@@ -23,7 +23,7 @@ from karikomi.prune.radix_threshold import (
     shift,
     threshold,
 )
-from karikomi.prune.score import Score
+from karikomi.prune.scores.score import Score
 from karikomi.selection.shard import Part
 from karikomi.selection.threads import each, evenly, workers
 

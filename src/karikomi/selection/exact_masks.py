@@ -17,9 +17,9 @@ from karikomi.prune.allocations.allocation import Pool, Tensor, allocate
 from karikomi.prune.layout import Coupled
 from karikomi.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
 from karikomi.prune.radix_threshold import NOTHING
-from karikomi.prune.score import Score
+from karikomi.prune.scores.score import Score
+from karikomi.prune.scores.weights import Magnitude
 from karikomi.prune.target import Target
-from karikomi.prune.weight_scores import Magnitude
 from karikomi.selection import granularity
 from karikomi.selection.block_scores import Scores, check_all, check_blockwise, keep_best
 from karikomi.selection.threads import each

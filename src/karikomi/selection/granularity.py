@@ -14,7 +14,7 @@ from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused
 from karikomi.prune.facts import PER_UNIT
 from karikomi.prune.layout import Coupled, Layout, Member
 from karikomi.prune.pattern import Blocks
-from karikomi.prune.score import Score
+from karikomi.prune.scores.score import Score
 from karikomi.selection.block_scores import Scores, check_scores, score_blocks, split
 from karikomi.selection.weight_source import Source
 

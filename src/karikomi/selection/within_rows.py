@@ -11,7 +11,7 @@ import numpy as np
 
 from karikomi.errors import NonFinite, Refused
 from karikomi.prune.pattern import NofM
-from karikomi.prune.score import Score
+from karikomi.prune.scores.score import Score
 from karikomi.selection.block_scores import weight_scores
 from karikomi.selection.granularity import layout_of, whole_fact
 from karikomi.selection.weight_source import Source

@@ -22,7 +22,7 @@ from karikomi.numpy.surgeon import obc
 from karikomi.prune import Layout
 from karikomi.prune.account import Account
 from karikomi.prune.pattern import NofM
-from karikomi.prune.reconstruction_scores import OBC, SparseGPT
+from karikomi.prune.scores.reconstruction import OBC, SparseGPT
 from karikomi.torch.regressions import Regressions
 from karikomi.torch.tensors import unwrapped
 from karikomi.torch.tracing.eval_mode import steady

@@ -15,7 +15,7 @@ import numpy as np
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.prune.allocations.allocation import Pool, Tensor, by_quota, check_sparsity
 from karikomi.prune.allocations.shares import known
-from karikomi.prune.score import Score
+from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 from karikomi.rule import Array, Namespace
 

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from karikomi import registry
 from karikomi.prune.schedules.pruning_schedule import Timetable, settle
-from karikomi.prune.score import Score, as_score
+from karikomi.prune.scores.score import Score, as_score
 from karikomi.registry import register
 
 

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from karikomi.errors import InvalidArgument
 from karikomi.prune.pattern import Pattern
 from karikomi.prune.schedules.pruning_schedule import Timetable, settle, settle_span
-from karikomi.prune.score import Score
+from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 from karikomi.schedule import Cubic
 

@@ -8,7 +8,7 @@ from typing import Any
 from karikomi.errors import InvalidArgument
 from karikomi.prune.pattern import Pattern, as_pattern
 from karikomi.prune.schedules.pruning_schedule import Timetable, settle
-from karikomi.prune.score import Score
+from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from karikomi.errors import InvalidArgument
 from karikomi.prune.allocations.allocation import as_allocation, check_sparsity
 from karikomi.prune.pattern import Pattern, as_pattern
-from karikomi.prune.score import Score, as_score
+from karikomi.prune.scores.score import Score, as_score
 from karikomi.schedule import whole
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from karikomi.prune.score import Score
+from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 from karikomi.rule import Array, Namespace
 

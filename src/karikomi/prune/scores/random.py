@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from karikomi.errors import InvalidArgument
-from karikomi.prune.score import Score
+from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 from karikomi.rule import Array, Namespace
 from karikomi.schedule import whole

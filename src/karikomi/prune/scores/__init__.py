@@ -1,0 +1,1 @@
+"""How important a weight or a unit is."""
