@@ -21,7 +21,7 @@ from karikomi.errors import BadFile
 from karikomi.pack.contest import CHUNK, CODECS, INTEGER_CODECS
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.stored import DIGEST_BYTES, DTYPES, elements, grid_numbers, name_fault
-from karikomi.quantize.grid import LEAST_BITS, MOST_BITS, MOST_VALUES
+from karikomi.quantize.grids import LEAST_BITS, MOST_BITS, MOST_VALUES
 
 VERSION = (1, 0)
 FEATURES: frozenset[str] = frozenset()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from karikomi.quantize.codebook import kmeans
-from karikomi.quantize.grid import Codebook, Coded, Grid, UniformGrid
-from karikomi.quantize.rounding import uniform
+from karikomi.quantize.grids import Codebook, Coded, Grid, UniformGrid
+from karikomi.quantize.kmeans_codebook import kmeans
+from karikomi.quantize.nearest import uniform
 
 __all__ = ["Codebook", "Coded", "Grid", "UniformGrid", "kmeans", "uniform"]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.quantize.grid import LEAST_BITS, MOST_BITS, SMALLEST_SCALE, Coded, UniformGrid
+from karikomi.quantize.grids import LEAST_BITS, MOST_BITS, SMALLEST_SCALE, Coded, UniformGrid
 
 
 def uniform(

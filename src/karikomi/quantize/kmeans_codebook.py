@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from karikomi.errors import InvalidArgument
-from karikomi.quantize.grid import MOST_VALUES, SMALLEST_SCALE, Codebook, Coded
-from karikomi.quantize.rounding import finite
+from karikomi.quantize.grids import MOST_VALUES, SMALLEST_SCALE, Codebook, Coded
+from karikomi.quantize.nearest import finite
 
 
 def kmeans(
