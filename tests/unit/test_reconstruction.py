@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
-from karikomi.numpy import least_squares, surgeon
-from karikomi.numpy.column_sweep import sparsegpt
-from karikomi.numpy.least_squares import LeastSquares
-from karikomi.numpy.surgeon import obc
 from karikomi.prune import NofM
 from karikomi.prune.account import Account, Row
 from karikomi.prune.scores.reconstruction import OBC, SparseGPT
+from karikomi.reconstruction import least_squares, obc
+from karikomi.reconstruction.least_squares import LeastSquares
+from karikomi.reconstruction.obc import obc
+from karikomi.reconstruction.sparsegpt import sparsegpt
 from karikomi.torch.reconstruction import reconstruct_
 from karikomi.torch.tracing.patches import patches
 from karikomi.torch.tracing.weight_reads import Reading, Watch

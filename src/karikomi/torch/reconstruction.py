@@ -1,7 +1,7 @@
 """Prune layers and re-fit what stays to the outputs of the dense network, in the order of the data.
 
 Separate from masks, because it changes weights and needs data layer by layer. The arithmetic is that
-of `karikomi.numpy.surgeon` and `column_sweep`, on the sums of `karikomi.torch.regressions`.
+of `karikomi.reconstruction.obc` and `column_sweep`, on the sums of `karikomi.torch.regressions`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import nn
 from tqdm import tqdm
 
 from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
-from karikomi.numpy.column_sweep import sparsegpt
-from karikomi.numpy.least_squares import Reconstructed
-from karikomi.numpy.surgeon import obc
 from karikomi.prune import Layout
 from karikomi.prune.account import Account
 from karikomi.prune.pattern import NofM
 from karikomi.prune.scores.reconstruction import OBC, SparseGPT
+from karikomi.reconstruction.least_squares import Reconstructed
+from karikomi.reconstruction.obc import obc
+from karikomi.reconstruction.sparsegpt import sparsegpt
 from karikomi.torch.regressions import Regressions
 from karikomi.torch.tensors import unwrapped
 from karikomi.torch.tracing.eval_mode import steady

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import Refused
-from karikomi.numpy.least_squares import LeastSquares
+from karikomi.reconstruction.least_squares import LeastSquares
 from karikomi.torch.precision import wide
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.patches import patches

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from karikomi.numpy.least_squares import LeastSquares, Reconstructed, damped
 from karikomi.prune.pattern import NofM
+from karikomi.reconstruction.least_squares import LeastSquares, Reconstructed, damped
 
 
 def sparsegpt(
@@ -27,7 +27,7 @@ def sparsegpt(
     from left to right ``w[j:] -= (w_j - q_j) / U_jj U[j, j:]``. Each block gives its share of `remove`.
 
     `block`: columns whose masks are found together; for n:m each group's is found when the sweep is
-    there. The other arguments, the result and what is raised: see `karikomi.numpy.surgeon.obc`.
+    there. The other arguments, the result and what is raised: see `karikomi.reconstruction.obc.obc`.
 
     >>> weights = np.array([[1.0, 3.0]])
     >>> gram = np.array([[1.0, 0.5], [0.5, 1.0]])

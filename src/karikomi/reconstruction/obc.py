@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from karikomi.numpy.least_squares import Damped, LeastSquares, Reconstructed, damped
 from karikomi.prune.pattern import NofM
+from karikomi.reconstruction.least_squares import Damped, LeastSquares, Reconstructed, damped
 
 MEMORY = 1 << 25
 """Float64 entries that the traces of rows take at a time, or one row's where that is more."""

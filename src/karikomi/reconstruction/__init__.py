@@ -1,0 +1,1 @@
+"""Reconstruction of weights on host arrays: least squares, OBC, SparseGPT."""
