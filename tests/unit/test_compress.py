@@ -27,7 +27,7 @@ from karikomi.errors import (  # noqa: E402
 )
 from karikomi.search.accounting import fixed_width_bytes  # noqa: E402
 from karikomi.search.lock import lock  # noqa: E402
-from karikomi.search.stages import Stages  # noqa: E402
+from karikomi.search.pipeline_stages import Stages  # noqa: E402
 from karikomi.tasks import Data, Recipe, Split, Task  # noqa: E402
 
 RECIPE = Recipe(

@@ -14,8 +14,8 @@ from karikomi import __version__, registry
 from karikomi.errors import InvalidArgument, KarikomiError
 from karikomi.files import write_bytes, write_json
 from karikomi.search.folder import Folder
+from karikomi.search.pipeline_stages import Candidate, Stages
 from karikomi.search.result import Outcome, clip_summary, describe
-from karikomi.search.stages import Candidate, Stages
 from karikomi.tasks import Data, Runner, Task, check_seed, checked_data, resolved
 
 

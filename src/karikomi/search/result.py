@@ -12,7 +12,7 @@ import safetensors.numpy
 from karikomi import __version__, pack, record
 from karikomi.audit import audit
 from karikomi.search.accounting import bytes_by_cause
-from karikomi.search.stages import Candidate, Rung
+from karikomi.search.pipeline_stages import Candidate, Rung
 from karikomi.tasks import Arrays, Data, Runner, Task
 
 
