@@ -13,7 +13,6 @@ from torch import nn
 import karikomi as kk
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.rule import Decision, Quantity, Scope, Stateless, leave
-from karikomi.torch import vigilance
 
 
 def model_of(seed: int = 0) -> nn.Sequential:

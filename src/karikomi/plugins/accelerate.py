@@ -60,7 +60,7 @@ def accelerate_clip_(
     if not accelerator.sync_gradients:
         return None, state
     from karikomi import torch
-    from karikomi.torch.attachment import inside
+    from karikomi.torch.attachment.attaching import inside
 
     accelerator.unscale_gradients(optimizer)
     own = None if optimizer is None else inside(optimizer)
@@ -81,7 +81,7 @@ def _check(accelerator: Any, parameters: Any) -> None:
 
 
 def _check_unattached(optimizer: Any) -> None:
-    from karikomi.torch.attachment import is_attached
+    from karikomi.torch.attachment.attaching import is_attached
 
     if optimizer is not None and is_attached(optimizer):
         raise Refused(

@@ -1,11 +1,11 @@
 """karikomi for PyTorch: measure and apply on modules, optimizers and their gradients."""
 
 from karikomi.torch.arrays import fill_, to_arrays, to_stored
-from karikomi.torch.attachment import attach
+from karikomi.torch.attachment.attaching import attach
+from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.attention import declare_attention
 from karikomi.torch.bound import bound_
 from karikomi.torch.clip import clip_
-from karikomi.torch.handle import Handle
 from karikomi.torch.logits import note_logits, watch_logits
 from karikomi.torch.masks import Masks
 from karikomi.torch.penalties import penalty

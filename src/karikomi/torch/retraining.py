@@ -19,7 +19,7 @@ from tqdm import tqdm
 from karikomi.errors import BadFile, KarikomiError, NonFinite, Refused
 from karikomi.files import as_path, write_atomically
 from karikomi.rule import Composite, Rule
-from karikomi.torch.attachment import attach
+from karikomi.torch.attachment.attaching import attach
 from karikomi.torch.distillation import WHERE, Lesson
 from karikomi.torch.fingerprint import fingerprint, tensors_of
 from karikomi.torch.masks import Masks

@@ -18,18 +18,18 @@ from karikomi.rule import Composite, Rule, Scope
 from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
+from karikomi.torch.attachment.after_step import Upkeep, no_rule
+from karikomi.torch.attachment.joint_step import Round, still_scaled, within_itself
+from karikomi.torch.attachment.limit_warnings import Vigilance
 from karikomi.torch.clipping import Clipping
 from karikomi.torch.device_step import DeviceStep, Late
 from karikomi.torch.folding import Fold
 from karikomi.torch.masks import Masks
 from karikomi.torch.moments import Moments
 from karikomi.torch.resharding import reshard_
-from karikomi.torch.rounds import Round, still_scaled, within_itself
 from karikomi.torch.sharding import Groups, Sharding
 from karikomi.torch.tensors import named
 from karikomi.torch.updates import Updates
-from karikomi.torch.upkeep import Upkeep, no_rule
-from karikomi.torch.vigilance import Vigilance
 
 _PARTS = {"steps", "clip", "update", "bound", "masks", "prune"}
 _LATER = {"update", "prune"}  # parts that states of earlier versions lack

@@ -1,0 +1,1 @@
+"""Clipping, bounding and pruning attached to an optimizer."""
