@@ -11,7 +11,7 @@ from torch import nn
 
 import karikomi as kk
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.torch.logits import watch_logits
+from karikomi.torch.bounding.attention_logits import watch_logits
 
 BOUNDS = [
     kk.bound.UnitNorm(1.0),

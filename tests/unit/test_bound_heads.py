@@ -15,7 +15,7 @@ from torch.nn import functional
 import karikomi as kk
 from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
 from karikomi.torch.attention import attentions, declare_attention
-from karikomi.torch.logits import note_logits, watch_logits
+from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
 
 RULE = kk.bound.QKClip(1.0)
 
@@ -194,7 +194,7 @@ class TestWatch:
         assert outcome.left_alone["in_proj_weight"] == "no finite logits were supplied for it"
 
     def test_large_batches_are_read_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("karikomi.torch.logits._ENTRIES", 60)
+        monkeypatch.setattr("karikomi.torch.bounding.attention_logits._ENTRIES", 60)
         layer = nn.MultiheadAttention(8, 2, batch_first=True)
         inputs = torch.randn(7, 5, 8)
         padding = torch.rand(7, 5) < 0.3

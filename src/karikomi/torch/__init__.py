@@ -4,9 +4,9 @@ from karikomi.torch.arrays import fill_, to_arrays, to_stored
 from karikomi.torch.attachment.attaching import attach
 from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.attention import declare_attention
-from karikomi.torch.bound import bound_
+from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
+from karikomi.torch.bounding.in_place import bound_
 from karikomi.torch.clip import clip_
-from karikomi.torch.logits import note_logits, watch_logits
 from karikomi.torch.masks import Masks
 from karikomi.torch.penalties import penalty
 from karikomi.torch.prune import prune_

@@ -18,7 +18,7 @@ from karikomi.prune.schedules.pruning_schedule import Timetable
 from karikomi.rule import Rule
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
-from karikomi.torch.bound import bound_named, restored, targets
+from karikomi.torch.bounding.in_place import bound_named, restored, targets
 from karikomi.torch.masks import Masks
 from karikomi.torch.prunable import prunable
 from karikomi.torch.prune import prune_

@@ -21,7 +21,7 @@ from karikomi.rule import Composite, Quantity, Rule
 from karikomi.rules import decide
 from karikomi.schedule import whole
 from karikomi.torch.attachment.handle import Handle
-from karikomi.torch.bound import MEASURED
+from karikomi.torch.bounding.in_place import MEASURED
 from karikomi.torch.clipping import AVAILABLE
 from karikomi.torch.masks import Masks
 from karikomi.torch.sharding import Groups

@@ -16,13 +16,13 @@ from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import alone
 from karikomi.select import select
+from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, layers_of
+from karikomi.torch.bounding.sharded import MEND, ShardedWeights
+from karikomi.torch.bounding.tensors import apply_, count_at_bound, measured
 from karikomi.torch.fan_in import fan_ins
-from karikomi.torch.heads import Logits, bound_heads, check_supplied, layers_of
 from karikomi.torch.resharding import reshard_
 from karikomi.torch.scaling import representable
-from karikomi.torch.sharded_weights import MEND, ShardedWeights
 from karikomi.torch.tensors import named, unit_axes
-from karikomi.torch.weights import apply_, count_at_bound, measured
 
 MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
 """What rules on weights may need here besides norms."""

@@ -15,8 +15,8 @@ import torch
 from karikomi.errors import KarikomiError, NonFinite, Refused
 from karikomi.rule import Rule, Scope
 from karikomi.torch import ranks
+from karikomi.torch.bounding.tensors import measured
 from karikomi.torch.meshes import Joint, is_sharded, joints, local, own_units
-from karikomi.torch.weights import measured
 
 WHERE = "torch.bound_"
 MEND = "load the last good checkpoint: no bound can mend them"

@@ -20,7 +20,7 @@ from karikomi.rule import State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
 from karikomi.torch.attention import Attention, attentions
-from karikomi.torch.logits import known, taken
+from karikomi.torch.bounding.attention_logits import known, taken
 from karikomi.torch.meshes import is_sharded
 
 Logits = Mapping[str, Any]

@@ -1,0 +1,1 @@
+"""Weight bounds on the parameters of a module."""
