@@ -6,7 +6,7 @@ from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.attention import declare_attention
 from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
 from karikomi.torch.bounding.in_place import bound_
-from karikomi.torch.clip import clip_
+from karikomi.torch.clipping.in_place import clip_
 from karikomi.torch.masks import Masks
 from karikomi.torch.penalties import penalty
 from karikomi.torch.prune import prune_

@@ -77,7 +77,7 @@ def readable(array: Any) -> Any:
     if not is_known(array):
         return Untold()
     if framework_of(array) == "torch":
-        from karikomi.torch.device_step import HostView
+        from karikomi.torch.clipping.device_step import HostView
 
         return HostView(array.detach())
     return array

@@ -22,9 +22,9 @@ from karikomi.rules import decide
 from karikomi.schedule import whole
 from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.bounding.in_place import MEASURED
-from karikomi.torch.clipping import AVAILABLE
+from karikomi.torch.clipping.host_step import AVAILABLE
+from karikomi.torch.clipping.joint_norms import Groups
 from karikomi.torch.masks import Masks
-from karikomi.torch.sharding import Groups
 
 _attached: WeakSet[torch.optim.Optimizer] = WeakSet()
 

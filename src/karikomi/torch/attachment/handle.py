@@ -21,15 +21,15 @@ from karikomi.schedule import whole
 from karikomi.torch.attachment.after_step import Upkeep, no_rule
 from karikomi.torch.attachment.joint_step import Round, still_scaled, within_itself
 from karikomi.torch.attachment.limit_warnings import Vigilance
-from karikomi.torch.clipping import Clipping
-from karikomi.torch.device_step import DeviceStep, Late
-from karikomi.torch.folding import Fold
+from karikomi.torch.clipping.device_step import DeviceStep, Late
+from karikomi.torch.clipping.fold import Fold
+from karikomi.torch.clipping.host_step import Clipping
+from karikomi.torch.clipping.joint_norms import Groups, Sharding
+from karikomi.torch.clipping.second_moments import Moments
+from karikomi.torch.clipping.updates import Updates
 from karikomi.torch.masks import Masks
-from karikomi.torch.moments import Moments
 from karikomi.torch.resharding import reshard_
-from karikomi.torch.sharding import Groups, Sharding
 from karikomi.torch.tensors import named
-from karikomi.torch.updates import Updates
 
 _PARTS = {"steps", "clip", "update", "bound", "masks", "prune"}
 _LATER = {"update", "prune"}  # parts that states of earlier versions lack

@@ -10,9 +10,9 @@ from torch import nn
 from karikomi.rule import Composite, Quantity, Rule, State
 from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome
-from karikomi.torch.clipping import AVAILABLE, Clipping
-from karikomi.torch.moments import Moments
-from karikomi.torch.sharding import Groups, Sharding
+from karikomi.torch.clipping.host_step import AVAILABLE, Clipping
+from karikomi.torch.clipping.joint_norms import Groups, Sharding
+from karikomi.torch.clipping.second_moments import Moments
 from karikomi.torch.tensors import Parameters, check_parameters, named
 
 

@@ -17,10 +17,10 @@ from karikomi.rule import Composite, Rule
 from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import Kind
-from karikomi.torch.clipping import Clipping
+from karikomi.torch.clipping.host_step import Clipping
+from karikomi.torch.clipping.joint_norms import Sharding
+from karikomi.torch.clipping.second_moments import Moments, relative
 from karikomi.torch.meshes import local
-from karikomi.torch.moments import Moments, relative
-from karikomi.torch.sharding import Sharding
 
 
 class Updates:

@@ -21,12 +21,12 @@ from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage, stages
-from karikomi.torch.folding import Fold
+from karikomi.torch.clipping.fold import Fold
+from karikomi.torch.clipping.joint_norms import Sharding
+from karikomi.torch.clipping.second_moments import Moments, relative
 from karikomi.torch.measure import norms, on_host, peak, unit_norms
 from karikomi.torch.meshes import local, own_units
-from karikomi.torch.moments import Moments, relative
 from karikomi.torch.scaling import clamp_, representable, scale_, scale_all_, scale_units_
-from karikomi.torch.sharding import Sharding
 from karikomi.torch.tensors import unit_axes
 
 AVAILABLE = ("sizes", "weights", "second_moment")

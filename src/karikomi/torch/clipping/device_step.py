@@ -18,10 +18,10 @@ from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage
 from karikomi.torch import measure
-from karikomi.torch.clipping import Clipping
+from karikomi.torch.clipping.fold import Fold, foldable, fused
+from karikomi.torch.clipping.host_step import Clipping
+from karikomi.torch.clipping.second_moments import relative
 from karikomi.torch.device_namespace import DeviceNamespace
-from karikomi.torch.folding import Fold, foldable, fused
-from karikomi.torch.moments import relative
 from karikomi.torch.scaling import clamp_, scale_one_, scale_units_
 
 _PATTERNS = 16  # of missing gradients that are kept on the device

@@ -1,0 +1,1 @@
+"""Gradient clipping on the host and on a device."""
