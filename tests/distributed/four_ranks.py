@@ -36,7 +36,7 @@ from distributed.networks import (
     pair,
     rank,
 )
-from karikomi.torch.meshes import own_units
+from karikomi.torch.distributed.dtensors import own_units
 
 RULES = {
     "global": kk.clip.ByGlobalNorm(0.5),

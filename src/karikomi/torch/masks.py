@@ -19,8 +19,8 @@ from karikomi.prune.account import Account
 from karikomi.prune.mask_mapping import Held
 from karikomi.selection.threads import each
 from karikomi.torch import sharded_masks
-from karikomi.torch.meshes import local
-from karikomi.torch.resharding import reshard_
+from karikomi.torch.distributed.dtensors import local
+from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.sharded_masks import Place
 from karikomi.torch.tensors import unwrapped
 

@@ -12,8 +12,8 @@ from karikomi.errors import Refused
 from karikomi.prune.penalties.penalty import Penalty, check_masks, check_penalty, term
 from karikomi.select import select
 from karikomi.torch.device_namespace import DeviceNamespace
-from karikomi.torch.meshes import is_sharded
-from karikomi.torch.resharding import reshard_
+from karikomi.torch.distributed.dtensors import is_sharded
+from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.sharded_terms import beside, followed
 from karikomi.torch.tensors import unit_axes, unwrapped
 

@@ -34,6 +34,7 @@ from karikomi.selection.arguments import allocation_of, asked, by_hand
 from karikomi.selection.block_scores import check_blockwise
 from karikomi.selection.exact_masks import Answer, Question, check_combination, find_masks
 from karikomi.torch.accounting import account_of
+from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.facts import check_data, following, measure
 from karikomi.torch.masks import Masks
 from karikomi.torch.output_errors import first_of, outputs_of, relative_error
@@ -51,7 +52,6 @@ from karikomi.torch.questions import (
 )
 from karikomi.torch.reconstruction import reconstruct_
 from karikomi.torch.replicas import check_replicas
-from karikomi.torch.resharding import reshard_
 from karikomi.torch.sharded_masks import place_of
 from karikomi.torch.tensors import unwrapped
 from karikomi.torch.tracing.isolation import isolated

@@ -26,8 +26,8 @@ from karikomi.prune import (
 from karikomi.prune.allocations.owl import outlier_share
 from karikomi.selection import block_scores
 from karikomi.selection.weight_source import Source
+from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.head_groups import coupled_heads
-from karikomi.torch.meshes import local
 from karikomi.torch.prunable import layouts, prunable, siblings
 from karikomi.torch.sharded_masks import part_of
 from karikomi.torch.tensors import unwrapped

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from karikomi.errors import NonFinite, Refused
-from karikomi.torch.meshes import local
+from karikomi.torch.distributed.dtensors import local
 
 
 def rewired(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from karikomi.torch.meshes import local
+from karikomi.torch.distributed.dtensors import local
 
 _FLUSHED = 1e-30  # a float32 kernel flushes smaller factors
 

@@ -14,8 +14,8 @@ import torch
 
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.selection.shard import Part
-from karikomi.torch import ranks
-from karikomi.torch.meshes import is_sharded, local, own_units
+from karikomi.torch.distributed import collectives
+from karikomi.torch.distributed.dtensors import is_sharded, local, own_units
 
 
 class Place(NamedTuple):
@@ -60,7 +60,7 @@ def part_of(tensor: torch.Tensor) -> Part | None:
         whole=place.whole,
         shape=tuple(local(tensor).shape),
         offsets=place.offsets,
-        summed=lambda numbers: ranks.summed(groups, numbers),
+        summed=lambda numbers: collectives.summed(groups, numbers),
         over=_over(tensor),
     )
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from karikomi.torch import sharded_masks
+from karikomi.torch.distributed.dtensors import is_sharded, local
 from karikomi.torch.masks import Masks
-from karikomi.torch.meshes import is_sharded, local
 
 
 def followed(parameter: torch.Tensor) -> torch.Tensor:

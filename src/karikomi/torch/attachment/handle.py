@@ -27,8 +27,8 @@ from karikomi.torch.clipping.host_step import Clipping
 from karikomi.torch.clipping.joint_norms import Groups, Sharding
 from karikomi.torch.clipping.second_moments import Moments
 from karikomi.torch.clipping.updates import Updates
+from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.masks import Masks
-from karikomi.torch.resharding import reshard_
 from karikomi.torch.tensors import named
 
 _PARTS = {"steps", "clip", "update", "bound", "masks", "prune"}

@@ -21,7 +21,7 @@ from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
 from karikomi.torch.attention import Attention, attentions
 from karikomi.torch.bounding.attention_logits import known, taken
-from karikomi.torch.meshes import is_sharded
+from karikomi.torch.distributed.dtensors import is_sharded
 
 Logits = Mapping[str, Any]
 WHERE = "torch.bound_"

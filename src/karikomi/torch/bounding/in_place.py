@@ -19,8 +19,8 @@ from karikomi.select import select
 from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, layers_of
 from karikomi.torch.bounding.sharded import MEND, ShardedWeights
 from karikomi.torch.bounding.tensors import apply_, count_at_bound, measured
+from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.fan_in import fan_ins
-from karikomi.torch.resharding import reshard_
 from karikomi.torch.scaling import representable
 from karikomi.torch.tensors import named, unit_axes
 

@@ -14,9 +14,9 @@ import torch
 
 from karikomi.errors import KarikomiError, NonFinite, Refused
 from karikomi.rule import Rule, Scope
-from karikomi.torch import ranks
 from karikomi.torch.bounding.tensors import measured
-from karikomi.torch.meshes import Joint, is_sharded, joints, local, own_units
+from karikomi.torch.distributed import collectives
+from karikomi.torch.distributed.dtensors import Joint, is_sharded, joints, local, own_units
 
 WHERE = "torch.bound_"
 MEND = "load the last good checkpoint: no bound can mend them"
@@ -82,7 +82,7 @@ class ShardedWeights:
             *troubles, open_ended = self._join(joint, numbers, [*troubles, self._is_open(place)])
             again += [joint] if open_ended else []
         for joint in reversed(again):
-            troubles = ranks.largest(joint.groups, np.array(troubles)).tolist()
+            troubles = collectives.largest(joint.groups, np.array(troubles)).tolist()
         self._raise(numbers, *troubles)
         return numbers
 
@@ -101,7 +101,9 @@ class ShardedWeights:
             names = [name for name in joint.shares if name in counts]
             if names:
                 own = np.array([counts[name] for name in names], dtype=np.float64)
-                every = ranks.summed(joint.groups, own) * [joint.shares[name] for name in names]
+                every = collectives.summed(joint.groups, own) * [
+                    joint.shares[name] for name in names
+                ]
                 totals.update(zip(names, every.tolist(), strict=True))
         return totals
 
@@ -145,12 +147,14 @@ class ShardedWeights:
         own = np.concatenate([np.zeros(0), *(numbers[name] for name in names)])
         counts = [len(numbers[name]) for name in names]
         if self._rule.scope is Scope.ELEMENT or "spectral_norm" in self._rule.needs:
-            whole = ranks.largest(joint.groups, np.append(own, troubles))
+            whole = collectives.largest(joint.groups, np.append(own, troubles))
             whole, heard = whole[: len(own)], whole[len(own) :]
         else:
             shares = np.repeat(list(joint.shares.values()), counts)
             no_peaks = np.zeros(len(own), bool)
-            whole, heard = ranks.reduced(joint.groups, own, np.array(troubles), shares, no_peaks)
+            whole, heard = collectives.reduced(
+                joint.groups, own, np.array(troubles), shares, no_peaks
+            )
         numbers.update(zip(names, np.split(whole, np.cumsum(counts))[:-1], strict=True))
         return heard.astype(np.float64).tolist()
 

@@ -24,8 +24,8 @@ from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage, stages
 from karikomi.torch.clipping.fold import Fold
 from karikomi.torch.clipping.joint_norms import Sharding
 from karikomi.torch.clipping.second_moments import Moments, relative
+from karikomi.torch.distributed.dtensors import local, own_units
 from karikomi.torch.measure import norms, on_host, peak, unit_norms
-from karikomi.torch.meshes import local, own_units
 from karikomi.torch.scaling import clamp_, representable, scale_, scale_all_, scale_units_
 from karikomi.torch.tensors import unit_axes
 

@@ -22,8 +22,16 @@ from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
 from karikomi.rule import Scope
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS, Kind, Part, Stage
-from karikomi.torch import measure, ranks
-from karikomi.torch.meshes import copies_of, is_sharded, joints, local, own_units, ranks_of
+from karikomi.torch import measure
+from karikomi.torch.distributed import collectives
+from karikomi.torch.distributed.dtensors import (
+    copies_of,
+    is_sharded,
+    joints,
+    local,
+    own_units,
+    ranks_of,
+)
 
 Groups: TypeAlias = "dist.ProcessGroup | Mapping[str, dist.ProcessGroup]"
 """A process group, or globs over parameter names -> process group."""
@@ -121,7 +129,7 @@ class Sharding:
         layout = self._layout(stage)
         numbers, present = numbers.astype(np.float64), present.copy()
         for groups, places, shares, peaks in layout.joints:
-            numbers[places], present[places] = ranks.reduced(
+            numbers[places], present[places] = collectives.reduced(
                 groups, numbers[places], present[places], shares, peaks
             )
         more = [_elsewhere(*one, numbers, present) for one in layout.others]
@@ -138,8 +146,8 @@ class Sharding:
         norms, peaks = layout.comparable & ~layout.peaks, layout.comparable & layout.peaks
         own = [float(bool(outcome.skipped))]
         for vector in map(np.asarray, (outcome.norms, outcome.after)):
-            own += [ranks.norm(vector[norms]), ranks.peak(vector[peaks])]
-        every = ranks.gathered(dist.group.WORLD, np.array(own))
+            own += [collectives.norm(vector[norms]), collectives.peak(vector[peaks])]
+        every = collectives.gathered(dist.group.WORLD, np.array(own))
         alike = np.isclose(every, every[0], rtol=_ALIKE, atol=0.0, equal_nan=True)
         if alike.all():
             return
@@ -227,7 +235,7 @@ def _others(found: Mapping[str, torch.Tensor], groups: Groups | None) -> list[_O
         own = np.array(
             [len(members), sum(found[name].numel() for name in members)], dtype=np.float64
         )
-        tensors, entries = ranks.gathered(group, own).sum(axis=0)
+        tensors, entries = collectives.gathered(group, own).sum(axis=0)
         if tensors == 0:
             raise UnknownName(
                 "the pattern matches no parameter that its mesh does not count",
@@ -299,8 +307,10 @@ def _elsewhere(
 ) -> tuple[float, bool]:
     """Return the number of what the other ranks hold, and whether any of it took part."""
     own = numbers[places][present[places]]
-    joint = ranks.peak if is_peak else ranks.norm
-    every = ranks.gathered(other.group, np.array([joint(own), own.size > 0], dtype=np.float64))
+    joint = collectives.peak if is_peak else collectives.norm
+    every = collectives.gathered(
+        other.group, np.array([joint(own), own.size > 0], dtype=np.float64)
+    )
     theirs = np.delete(every, dist.get_rank(other.group), axis=0)
     number = joint(theirs[:, 0])
     if counted or not math.isfinite(number):

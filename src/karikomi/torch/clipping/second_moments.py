@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from karikomi.errors import InvalidArgument
-from karikomi.torch.meshes import local
+from karikomi.torch.distributed.dtensors import local
 
 _DECAY = 0.999  # Adam's default
 

@@ -20,7 +20,7 @@ from karikomi.rules.stages import Kind
 from karikomi.torch.clipping.host_step import Clipping
 from karikomi.torch.clipping.joint_norms import Sharding
 from karikomi.torch.clipping.second_moments import Moments, relative
-from karikomi.torch.meshes import local
+from karikomi.torch.distributed.dtensors import local
 
 
 class Updates:

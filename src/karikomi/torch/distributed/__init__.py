@@ -1,0 +1,1 @@
+"""DTensors, FSDP, replicas and the collectives between them."""

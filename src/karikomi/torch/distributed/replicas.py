@@ -1,0 +1,35 @@
+"""Collectives between the replicas of data-parallel training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+
+def gathered(module: nn.Module, own: Any) -> list[Any]:
+    """Return what every rank of a data-parallel module gives, in their order; of any other module, `own`.
+
+    All ranks call, with what can be pickled and lies on no device.
+    """
+    every = [own] * _count(module)
+    if len(every) > 1:
+        dist.all_gather_object(every, own, group=_group(module))
+    return every
+
+
+def rank_of(module: nn.Module) -> int:
+    """Return the rank of this process among the replicas of a module, 0 where there are no others."""
+    return dist.get_rank(_group(module)) if _count(module) > 1 else 0
+
+
+def _count(module: nn.Module) -> int:
+    group = _group(module)
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def _group(module: nn.Module) -> dist.ProcessGroup | None:
+    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+        module = inner
+    return module.process_group if isinstance(module, nn.parallel.DistributedDataParallel) else None
