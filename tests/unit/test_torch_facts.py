@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
-from karikomi.torch.facts import MEASURED, following, measure
+from karikomi.torch.facts.measure import MEASURED, following, measure
 
 MSE = F.mse_loss
 
@@ -312,7 +312,7 @@ def test_blocks_of_rows_change_no_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(48, 2))
     data = [torch.randn(5, 2, 4, 4)]
     whole = of(net, "gram", data)
-    monkeypatch.setattr("karikomi.torch.input_facts._BLOCK", 100)
+    monkeypatch.setattr("karikomi.torch.facts.inputs._BLOCK", 100)
     for name, one in of(net, "gram", data).items():
         close(one, whole[name])
 

@@ -35,7 +35,7 @@ from karikomi.selection.block_scores import check_blockwise
 from karikomi.selection.exact_masks import Answer, Question, check_combination, find_masks
 from karikomi.torch.accounting import account_of
 from karikomi.torch.distributed.fsdp import reshard_
-from karikomi.torch.facts import check_data, following, measure
+from karikomi.torch.facts.measure import check_data, following, measure
 from karikomi.torch.masks import Masks
 from karikomi.torch.output_errors import first_of, outputs_of, relative_error
 from karikomi.torch.prunable import BY_DEFAULT, prunable

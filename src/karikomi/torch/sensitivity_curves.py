@@ -24,7 +24,7 @@ from karikomi.files import as_path, write_json
 from karikomi.prune import Score, Unstructured, as_score, check_sparsity
 from karikomi.select import select
 from karikomi.selection.exact_masks import check_combination
-from karikomi.torch.facts import measure
+from karikomi.torch.facts.measure import measure
 from karikomi.torch.fingerprint import fingerprint
 from karikomi.torch.prunable import prunable
 from karikomi.torch.prune import prune_

@@ -15,10 +15,10 @@ from torch import nn
 from tqdm import tqdm
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
-from karikomi.torch import forward_facts
-from karikomi.torch.flow_facts import flows
-from karikomi.torch.forward_facts import OF_INPUTS, OF_OUTPUTS, Forward
-from karikomi.torch.gradient_facts import Gradients, Loss
+from karikomi.torch.facts.flow import flows
+from karikomi.torch.facts.forward import OF_INPUTS, OF_OUTPUTS, Forward
+from karikomi.torch.facts.gradients import Gradients, Loss
+from karikomi.torch.facts.measure import forward
 from karikomi.torch.tensors import unwrapped
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady
@@ -61,7 +61,7 @@ def measure(
 
     Means over batches: ``gradient`` dL/dw, ``squared_gradient`` (dL/dw)^2 (batches of one example give
     the Fisher diagonal; larger ones less, as gradients cancel), ``hessian_gradient`` H dL/dw: all of the
-    weight's shape. ``flow``: see `karikomi.torch.flow_facts.flows`. Sums over samples and positions:
+    weight's shape. ``flow``: see `karikomi.torch.facts.flow.flows`. Sums over samples and positions:
     ``input_norm``, broadcastable to the weight, and ``gram`` X^T X / N, (groups, d, d).
     One number per unit, after the norm and activation that directly follow: ``zeros``, ``output``,
     ``deviation``; ``gate``, the norm's scale. ``macs``: multiply-accumulates per example, one number.
@@ -115,7 +115,7 @@ def following(module: nn.Module, data: Iterable[Any], *, where: str = "prune_") 
     check_data(data, where)
     with _held(module, 0):
         batch = next(batches_of(data, _device(module.parameters()), where=f"{where}: data"))
-        return forward_facts.following(module, batch)
+        return forward.following(module, batch)
 
 
 class _Flow:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from karikomi.errors import Refused
-from karikomi.torch.input_facts import Grams, InputNorms, Macs
-from karikomi.torch.output_facts import OutputMoments, gates
+from karikomi.torch.facts.inputs import Grams, InputNorms, Macs
+from karikomi.torch.facts.outputs import OutputMoments, gates
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.output_tracing import Trail, scales_of
 from karikomi.torch.tracing.weight_reads import Watch

@@ -1,0 +1,1 @@
+"""Facts measured on data for pruning scores."""
