@@ -14,8 +14,8 @@ from torch.nn import functional
 
 import karikomi as kk
 from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
-from karikomi.torch.attention import attentions, declare_attention
 from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
+from karikomi.torch.modules.attention import attentions, declare_attention
 
 RULE = kk.bound.QKClip(1.0)
 

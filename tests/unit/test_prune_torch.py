@@ -17,7 +17,7 @@ import karikomi.selection.block_scores as scored
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
 from karikomi.prune import Gradual
 from karikomi.torch.masks import Masks
-from karikomi.torch.prunable import prunable
+from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.prune import prune_
 
 

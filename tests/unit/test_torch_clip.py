@@ -19,7 +19,7 @@ from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.rule import Decision, Quantity, Scope, leave
 from karikomi.torch import measure
 from karikomi.torch.measure import norm, peak, unit_norms
-from karikomi.torch.tensors import unit_axes
+from karikomi.torch.modules.parameters import unit_axes
 
 RULES = [kk.clip.ByValue(0.5), kk.clip.ByNorm(0.5), kk.clip.ByGlobalNorm(0.5)]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from karikomi.rule import Composite, Rule, State
     from karikomi.rules.outcome import Outcome
-    from karikomi.torch.tensors import Parameters
+    from karikomi.torch.modules.parameters import Parameters
 
 _REFUSED = {
     "DEEPSPEED": "DeepSpeed keeps the gradients to itself and steps inside backward()",

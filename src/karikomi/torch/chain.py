@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import KarikomiError, Refused
-from karikomi.torch.operations import (
+from karikomi.torch.modules.layer_types import (
     ELEMENTWISE,
     LAYERS,
     NORMS,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.torch.tensors import unwrapped
+from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, Batch
 
 WHERE = "torch.recover_"

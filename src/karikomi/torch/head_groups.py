@@ -9,8 +9,8 @@ from torch import nn
 
 from karikomi.errors import Refused
 from karikomi.prune import Coupled, Member
-from karikomi.torch.attention import Attention, Rows, attentions
-from karikomi.torch.prunable import prunable
+from karikomi.torch.modules.attention import Attention, Rows, attentions
+from karikomi.torch.modules.prunable import prunable
 
 
 def coupled_heads(

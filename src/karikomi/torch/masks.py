@@ -21,8 +21,8 @@ from karikomi.selection.threads import each
 from karikomi.torch import sharded_masks
 from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
+from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.sharded_masks import Place
-from karikomi.torch.tensors import unwrapped
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN = (torch.Tensor, nn.Parameter)

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from karikomi.torch.masks import Masks
-from karikomi.torch.prunable import PRUNED, owner
-from karikomi.torch.tensors import unwrapped
+from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.prunable import PRUNED, owner
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady
 

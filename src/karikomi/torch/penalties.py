@@ -14,8 +14,8 @@ from karikomi.select import select
 from karikomi.torch.device_namespace import DeviceNamespace
 from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.distributed.fsdp import reshard_
+from karikomi.torch.modules.parameters import unit_axes, unwrapped
 from karikomi.torch.sharded_terms import beside, followed
-from karikomi.torch.tensors import unit_axes, unwrapped
 
 WHERE = "torch.penalty"
 

@@ -37,8 +37,9 @@ from karikomi.torch.accounting import account_of
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.facts.measure import check_data, following, measure
 from karikomi.torch.masks import Masks
+from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.prunable import BY_DEFAULT, prunable
 from karikomi.torch.output_errors import first_of, outputs_of, relative_error
-from karikomi.torch.prunable import BY_DEFAULT, prunable
 from karikomi.torch.questions import (
     Facts,
     check_facts,
@@ -53,7 +54,6 @@ from karikomi.torch.questions import (
 from karikomi.torch.reconstruction import reconstruct_
 from karikomi.torch.replicas import check_replicas
 from karikomi.torch.sharded_masks import place_of
-from karikomi.torch.tensors import unwrapped
 from karikomi.torch.tracing.isolation import isolated
 
 WHERE = "torch.prune_"

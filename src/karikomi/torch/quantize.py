@@ -10,9 +10,9 @@ from torch import nn
 from karikomi.errors import InvalidArgument
 from karikomi.quantize import Coded, kmeans, uniform
 from karikomi.select import select
-from karikomi.torch import memory
-from karikomi.torch.prunable import prunable
-from karikomi.torch.tensors import unit_axes, unwrapped
+from karikomi.torch.modules import codes
+from karikomi.torch.modules.parameters import unit_axes, unwrapped
+from karikomi.torch.modules.prunable import prunable
 
 
 @torch.no_grad()
@@ -62,6 +62,6 @@ def quantize_(
             assert bits is not None  # noqa: S101  (one of the two was given)
             coded[name] = uniform(array, bits=bits, axis=axes.get(name), name=name)
     for name, one in coded.items():
-        weights[name].copy_(memory.decoded(one, weights[name].dtype))
-    memory.add_(unwrapped(module), coded)
+        weights[name].copy_(codes.decoded(one, weights[name].dtype))
+    codes.add_(unwrapped(module), coded)
     return coded

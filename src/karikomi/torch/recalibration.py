@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.torch.tensors import unwrapped
+from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, batches_of
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.judge import Judge

@@ -23,8 +23,8 @@ from karikomi.prune.scores.reconstruction import OBC, SparseGPT
 from karikomi.reconstruction.least_squares import Reconstructed
 from karikomi.reconstruction.obc import obc
 from karikomi.reconstruction.sparsegpt import sparsegpt
+from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.regressions import Regressions
-from karikomi.torch.tensors import unwrapped
 from karikomi.torch.tracing.eval_mode import steady
 
 WHERE = "reconstruct_"

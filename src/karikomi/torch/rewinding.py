@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument
-from karikomi.torch.tensors import unwrapped
+from karikomi.torch.modules.parameters import unwrapped
 
 _PARTS = ("weights", "buffers", "moments")
 

@@ -14,9 +14,9 @@ from torch import nn
 from karikomi.errors import InvalidArgument, KarikomiError, Refused, suggest
 from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.task import Data, Task, source_of
-from karikomi.torch.arrays import fill_, to_arrays
+from karikomi.torch.modules.arrays import fill_, to_arrays
+from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.networks import NETWORKS
-from karikomi.torch.prunable import prunable
 from karikomi.torch.shrinking import shrink
 from karikomi.torch.tracing.isolation import isolated
 from karikomi.torch.training import TorchTraining, batch_tensor, loss_of, outputs

@@ -25,8 +25,8 @@ from karikomi.prune import Score, Unstructured, as_score, check_sparsity
 from karikomi.select import select
 from karikomi.selection.exact_masks import check_combination
 from karikomi.torch.facts.measure import measure
-from karikomi.torch.fingerprint import fingerprint
-from karikomi.torch.prunable import prunable
+from karikomi.torch.modules.fingerprint import fingerprint
+from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.prune import prune_
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated

@@ -17,8 +17,8 @@ from karikomi.errors import InvalidArgument, Refused
 from karikomi.shrink import ShrinkReport, Units, plan
 from karikomi.torch.chain import Chain, Inputs, Link, read_chain, unit_axis
 from karikomi.torch.equality import difference
-from karikomi.torch.memory import holds_codes
-from karikomi.torch.resizing import set_sizes_
+from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.resizing import set_sizes_
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

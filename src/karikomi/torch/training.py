@@ -18,9 +18,9 @@ from karikomi.quantize import Coded
 from karikomi.record import Recorder
 from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.task import Data, Task
-from karikomi.torch.arrays import fill_, to_arrays
 from karikomi.torch.attachment.attaching import attach
 from karikomi.torch.masks import Masks
+from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.sharing import share_, shared
 from karikomi.torch.tracing.isolation import isolated
 

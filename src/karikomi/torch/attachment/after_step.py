@@ -21,11 +21,11 @@ from karikomi.schedule import whole
 from karikomi.torch.bounding.in_place import bound_named, restored, targets
 from karikomi.torch.facts.running_stats import Shown, finite, shown_in_training
 from karikomi.torch.masks import Masks
-from karikomi.torch.prunable import prunable
+from karikomi.torch.modules.parameters import named, unwrapped
+from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.prune import prune_
 from karikomi.torch.regrowth import check_whole, forget_moments_, noise, rewired
 from karikomi.torch.rewinding import Rewind
-from karikomi.torch.tensors import named, unwrapped
 
 FOREIGN = "not held by this optimizer"
 FROZEN = "frozen: it requires no gradient"

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.torch.attention import Attention, attentions
+from karikomi.torch.modules.attention import Attention, attentions
 
 _ENTRIES = 1 << 22  # how many logits are held at a time
 _ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")

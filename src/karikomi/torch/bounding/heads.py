@@ -19,9 +19,9 @@ from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, su
 from karikomi.rule import State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
-from karikomi.torch.attention import Attention, attentions
 from karikomi.torch.bounding.attention_logits import known, taken
 from karikomi.torch.distributed.dtensors import is_sharded
+from karikomi.torch.modules.attention import Attention, attentions
 
 Logits = Mapping[str, Any]
 WHERE = "torch.bound_"

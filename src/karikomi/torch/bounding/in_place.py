@@ -20,9 +20,9 @@ from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, l
 from karikomi.torch.bounding.sharded import MEND, ShardedWeights
 from karikomi.torch.bounding.tensors import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
-from karikomi.torch.fan_in import fan_ins
+from karikomi.torch.modules.fan_in import fan_ins
+from karikomi.torch.modules.parameters import named, unit_axes
 from karikomi.torch.scaling import representable
-from karikomi.torch.tensors import named, unit_axes
 
 MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
 """What rules on weights may need here besides norms."""

@@ -26,8 +26,8 @@ from karikomi.torch.clipping.joint_norms import Sharding
 from karikomi.torch.clipping.second_moments import Moments, relative
 from karikomi.torch.distributed.dtensors import local, own_units
 from karikomi.torch.measure import norms, on_host, peak, unit_norms
+from karikomi.torch.modules.parameters import unit_axes
 from karikomi.torch.scaling import clamp_, representable, scale_, scale_all_, scale_units_
-from karikomi.torch.tensors import unit_axes
 
 AVAILABLE = ("sizes", "weights", "second_moment")
 

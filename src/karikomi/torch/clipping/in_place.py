@@ -13,7 +13,7 @@ from karikomi.rules.outcome import Outcome
 from karikomi.torch.clipping.host_step import AVAILABLE, Clipping
 from karikomi.torch.clipping.joint_norms import Groups, Sharding
 from karikomi.torch.clipping.second_moments import Moments
-from karikomi.torch.tensors import Parameters, check_parameters, named
+from karikomi.torch.modules.parameters import Parameters, check_parameters, named
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from karikomi.torch.facts.flow import flows
 from karikomi.torch.facts.forward import OF_INPUTS, OF_OUTPUTS, Forward
 from karikomi.torch.facts.gradients import Gradients, Loss
 from karikomi.torch.facts.measure import forward
-from karikomi.torch.tensors import unwrapped
+from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated

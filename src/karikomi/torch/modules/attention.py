@@ -14,7 +14,7 @@ from torch import nn
 
 from karikomi.errors import InvalidArgument
 from karikomi.schedule import whole
-from karikomi.torch.tensors import unwrapped
+from karikomi.torch.modules.parameters import unwrapped
 
 _DECLARED = "_karikomi_attention"
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from karikomi.errors import InvalidArgument, Refused, suggest
 from karikomi.quantize import Coded
-from karikomi.torch import memory
-from karikomi.torch.resizing import resize_
-from karikomi.torch.tensors import unwrapped
+from karikomi.torch.modules import codes
+from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.resizing import resize_
 
 
 def to_arrays(module: nn.Module) -> dict[str, np.ndarray]:
@@ -30,7 +30,7 @@ def to_stored(module: nn.Module) -> dict[str, np.ndarray | Coded]:
     Raises `Refused` naming the first tensor that changed after `quantize_`.
     """
     module = unwrapped(module)
-    coded = memory.recall(module)
+    coded = codes.recall(module)
     return {
         name: coded[name] if name in coded else _array(name, tensor)
         for name, tensor in _tensors(module).items()
@@ -61,7 +61,7 @@ def fill_(module: nn.Module, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Mo
         resize_(inner, shapes)
     for name, own in _tensors(inner).items():
         own.copy_(new[name])
-    memory.remember_(inner, coded)
+    codes.remember_(inner, coded)
     return module
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from karikomi.prune import Layout
 from karikomi.prune.protection import PROTECTED, check_protect
-from karikomi.torch.tensors import unwrapped
+from karikomi.torch.modules.parameters import unwrapped
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

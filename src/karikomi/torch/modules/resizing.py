@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import Refused, UnknownName, suggest
-from karikomi.torch.operations import LAYERS, NORMS
+from karikomi.torch.modules.layer_types import LAYERS, NORMS
 
 Shape = tuple[int, ...]
 

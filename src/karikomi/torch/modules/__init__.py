@@ -1,0 +1,1 @@
+"""Parameters, layer types and shapes of modules."""
