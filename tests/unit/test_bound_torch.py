@@ -12,7 +12,7 @@ from torch import nn
 import karikomi as kk
 from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.torch.modules.fan_in import fan_ins
-from karikomi.torch.spectral import spectral_norm
+from karikomi.torch.numerics.spectral_norm import spectral_norm
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

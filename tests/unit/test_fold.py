@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import karikomi as kk
 from karikomi.errors import NonFinite
-from karikomi.torch import measure
 
 FUSED: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, **o: torch.optim.Adam(p, lr=0.01, **o),

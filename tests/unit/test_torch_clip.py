@@ -17,9 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import karikomi as kk
 from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.rule import Decision, Quantity, Scope, leave
-from karikomi.torch import measure
-from karikomi.torch.measure import norm, peak, unit_norms
 from karikomi.torch.modules.parameters import unit_axes
+from karikomi.torch.numerics.norms import norm, peak, unit_norms
 
 RULES = [kk.clip.ByValue(0.5), kk.clip.ByNorm(0.5), kk.clip.ByGlobalNorm(0.5)]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

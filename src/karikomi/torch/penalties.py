@@ -11,10 +11,10 @@ from torch import nn
 from karikomi.errors import Refused
 from karikomi.prune.penalties.penalty import Penalty, check_masks, check_penalty, term
 from karikomi.select import select
-from karikomi.torch.device_namespace import DeviceNamespace
 from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.parameters import unit_axes, unwrapped
+from karikomi.torch.numerics.namespace import DeviceNamespace
 from karikomi.torch.sharded_terms import beside, followed
 
 WHERE = "torch.penalty"

@@ -14,7 +14,7 @@ from torch import nn
 
 from karikomi.errors import Refused
 from karikomi.reconstruction.least_squares import LeastSquares
-from karikomi.torch.precision import wide
+from karikomi.torch.numerics.precision import wide
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.patches import patches
 from karikomi.torch.tracing.weight_reads import Reading, Watch

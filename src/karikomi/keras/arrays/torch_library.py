@@ -9,8 +9,8 @@ import torch
 
 from karikomi.functional.library import Library
 from karikomi.functional.norms import Axes
-from karikomi.torch import measure
-from karikomi.torch.device_namespace import DeviceNamespace
+from karikomi.torch.numerics import norms
+from karikomi.torch.numerics.namespace import DeviceNamespace
 
 _LEAST = 1.2e-38  # factors below are no normal float32
 
@@ -36,7 +36,7 @@ class TorchLibrary(Library):
     """Torch tensors on one device."""
 
     def __init__(self, device: torch.device) -> None:
-        wide = measure.wide(device)
+        wide = norms.wide(device)
         super().__init__(
             TorchNamespace(device, wide),
             wide=wide,
@@ -46,24 +46,24 @@ class TorchLibrary(Library):
 
     def norm_vector(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the L2 norms as one vector, without waiting for a device."""
-        if all(measure.on_cpu(array) for array in arrays):
-            return torch.from_numpy(measure.norms(arrays))
-        return torch.stack([measure.norm(array) for array in arrays])
+        if all(norms.on_cpu(array) for array in arrays):
+            return torch.from_numpy(norms.norms(arrays))
+        return torch.stack([norms.norm(array) for array in arrays])
 
     def unit_norms(self, array: torch.Tensor, axes: Axes) -> torch.Tensor:
         """Return one L2 norm per output unit."""
         first, *others = axes
         if others:
             return super().unit_norms(array, axes)
-        return self.widened(measure.unit_norms(array, first))
+        return self.widened(norms.unit_norms(array, first))
 
     def peak(self, array: torch.Tensor) -> torch.Tensor:
         """Return the largest magnitude; NaN if any entry is."""
-        return measure.peak(array)
+        return norms.peak(array)
 
     def scaled(self, arrays: Sequence[torch.Tensor], factors: torch.Tensor) -> list[torch.Tensor]:
         """Return arrays times a number of a vector each; one that is not changed is not copied."""
-        if not measure.on_cpu(factors):
+        if not norms.on_cpu(factors):
             return super().scaled(arrays, factors)
         return [
             self._by_number(array, factors[place], float(factors[place]))

@@ -22,7 +22,7 @@ from karikomi.torch.bounding.tensors import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.fan_in import fan_ins
 from karikomi.torch.modules.parameters import named, unit_axes
-from karikomi.torch.scaling import representable
+from karikomi.torch.numerics.scaling import representable
 
 MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
 """What rules on weights may need here besides norms."""

@@ -14,9 +14,9 @@ import torch
 
 from karikomi.rule import Rule, Scope
 from karikomi.rules.decide import Verdict
-from karikomi.torch.measure import norm, on_host, peak, unit_norms, wide
-from karikomi.torch.scaling import multiply_
-from karikomi.torch.spectral import spectral_norm
+from karikomi.torch.numerics.norms import norm, on_host, peak, unit_norms, wide
+from karikomi.torch.numerics.scaling import multiply_
+from karikomi.torch.numerics.spectral_norm import spectral_norm
 
 _NARROW = (1e-30, 1e30)  # factors that a float32 kernel takes as they are
 

@@ -17,12 +17,12 @@ from karikomi.rule import Scope, State
 from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage
-from karikomi.torch import measure
 from karikomi.torch.clipping.fold import Fold, foldable, fused
 from karikomi.torch.clipping.host_step import Clipping
 from karikomi.torch.clipping.second_moments import relative
-from karikomi.torch.device_namespace import DeviceNamespace
-from karikomi.torch.scaling import clamp_, scale_one_, scale_units_
+from karikomi.torch.numerics import norms
+from karikomi.torch.numerics.namespace import DeviceNamespace
+from karikomi.torch.numerics.scaling import clamp_, scale_one_, scale_units_
 
 _PATTERNS = 16  # of missing gradients that are kept on the device
 
@@ -50,7 +50,7 @@ class DeviceStep:
     def __init__(self, clipping: Clipping, optimizer: torch.optim.Optimizer) -> None:
         self._clipping, self._optimizer = clipping, optimizer
         device = next(iter(clipping.parameters.values())).device
-        self._xp = DeviceNamespace(device, measure.wide(device))
+        self._xp = DeviceNamespace(device, norms.wide(device))
         self._members = {
             part.key: self._xp.asarray(part.members)
             for stage in clipping.stages
@@ -72,9 +72,9 @@ class DeviceStep:
             and clipping.sharding is None
             and clipping.nonfinite == "skip"
             and len({tensor.device for tensor in tensors}) == 1
-            and not measure.on_cpu(tensors[0])
+            and not norms.on_cpu(tensors[0])
             # Where there is no float64, finite numbers would overflow and only the host could tell.
-            and measure.wide(tensors[0].device) is torch.float64
+            and norms.wide(tensors[0].device) is torch.float64
             and not any(tensor.is_complex() for tensor in tensors)
         )
 
@@ -157,7 +157,7 @@ class DeviceStep:
     def _state(self) -> State:
         state = self._clipping.state
         if not all(isinstance(value, torch.Tensor) for value in state.values()):
-            wide = measure.wide(self._xp.asarray(0).device)
+            wide = norms.wide(self._xp.asarray(0).device)
             moved = {key: torch.as_tensor(np.asarray(value)) for key, value in state.items()}
             state = {
                 key: self._xp.asarray(value.to(wide) if value.is_floating_point() else value)
@@ -189,7 +189,7 @@ class DeviceStep:
         dense = [gradient for gradient in gradients if gradient is not None]
         if not dense or not stage.norms_only:
             return torch.cat(self._mixed(stage, gradients)), present
-        wide = measure.wide(present.device)
+        wide = norms.wide(present.device)
         sizes = iter(torch._foreach_norm(dense, 2, dtype=wide))  # pyright: ignore[reportPrivateImportUsage]
         zero = self._xp.asarray(0.0)
         return torch.stack([zero if g is None else next(sizes) for g in gradients]), present
@@ -216,9 +216,9 @@ class DeviceStep:
                 gradient = relative(gradient, self._clipping.moments.of(name, parameter))
             axis = self._clipping.axes.get(name)
             if kind is Kind.UNITS and axis is not None:
-                vectors.append(measure.unit_norms(gradient, axis))
+                vectors.append(norms.unit_norms(gradient, axis))
             else:
-                size = measure.peak if kind in PEAKS else measure.norm
+                size = norms.peak if kind in PEAKS else norms.norm
                 vectors.append(size(gradient).reshape(1))
         return vectors
 

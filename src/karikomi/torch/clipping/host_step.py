@@ -25,9 +25,9 @@ from karikomi.torch.clipping.fold import Fold
 from karikomi.torch.clipping.joint_norms import Sharding
 from karikomi.torch.clipping.second_moments import Moments, relative
 from karikomi.torch.distributed.dtensors import local, own_units
-from karikomi.torch.measure import norms, on_host, peak, unit_norms
 from karikomi.torch.modules.parameters import unit_axes
-from karikomi.torch.scaling import clamp_, representable, scale_, scale_all_, scale_units_
+from karikomi.torch.numerics.norms import norms, on_host, peak, unit_norms
+from karikomi.torch.numerics.scaling import clamp_, representable, scale_, scale_all_, scale_units_
 
 AVAILABLE = ("sizes", "weights", "second_moment")
 

@@ -22,7 +22,6 @@ from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
 from karikomi.rule import Scope
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS, Kind, Part, Stage
-from karikomi.torch import measure
 from karikomi.torch.distributed import collectives
 from karikomi.torch.distributed.dtensors import (
     copies_of,
@@ -32,6 +31,7 @@ from karikomi.torch.distributed.dtensors import (
     own_units,
     ranks_of,
 )
+from karikomi.torch.numerics import norms
 
 Groups: TypeAlias = "dist.ProcessGroup | Mapping[str, dist.ProcessGroup]"
 """A process group, or globs over parameter names -> process group."""
@@ -165,7 +165,7 @@ class Sharding:
     def unit_norms(self, tensor: torch.Tensor, axis: int) -> np.ndarray:
         """Return one norm per unit of the whole tensor, of what lies here; 0 where nothing does."""
         numbers = np.zeros(tensor.shape[axis])
-        here = measure.unit_norms(local(tensor), axis).cpu().double().numpy()
+        here = norms.unit_norms(local(tensor), axis).cpu().double().numpy()
         numbers[own_units(tensor, axis)] = here
         return numbers
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from karikomi.errors import Refused
-from karikomi.torch.precision import wide
+from karikomi.torch.numerics.precision import wide
 from karikomi.torch.tracing.batches import Batch, leaves
 from karikomi.torch.tracing.eval_mode import steady
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from karikomi.errors import Refused
-from karikomi.torch.precision import wide
+from karikomi.torch.numerics.precision import wide
 from karikomi.torch.tracing.weight_reads import Reading
 
 # Entries of the unfolded inputs of a convolution that stand in memory at a time.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from karikomi.errors import Refused
-from karikomi.torch.precision import wide
+from karikomi.torch.numerics.precision import wide
 from karikomi.torch.tracing.output_tracing import Path
 
 

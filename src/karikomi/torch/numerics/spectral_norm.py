@@ -15,7 +15,7 @@ import zlib
 import torch
 
 from karikomi.errors import InvalidArgument
-from karikomi.torch.measure import TINY, peak
+from karikomi.torch.numerics.norms import TINY, peak
 
 BLOCK = 8  # a matrix with no more rows or columns is exact at once
 FIRST = (100, 1e-7)  # most iterations, and the relative growth of the estimate that ends them

@@ -1,0 +1,1 @@
+"""Norms, scaling and precision of tensors."""
