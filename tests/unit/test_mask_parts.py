@@ -21,8 +21,8 @@ from karikomi.errors import BadFile, InvalidArgument  # noqa: E402
 from karikomi.prune.allocations.allocation import Pool  # noqa: E402
 from karikomi.selection.block_scores import Scores, keep_best  # noqa: E402
 from karikomi.selection.shard import Part  # noqa: E402
-from karikomi.torch.masks import Masks  # noqa: E402
-from karikomi.torch.sharded_masks import Place  # noqa: E402
+from karikomi.torch.pruning.mask_shards import Place  # noqa: E402
+from karikomi.torch.pruning.masks import Masks  # noqa: E402
 
 
 def network() -> nn.Module:

@@ -16,9 +16,9 @@ from torch import nn
 import karikomi.selection.block_scores as scored
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
 from karikomi.prune import Gradual
-from karikomi.torch.masks import Masks
 from karikomi.torch.modules.prunable import prunable
-from karikomi.torch.prune import prune_
+from karikomi.torch.pruning.in_place import prune_
+from karikomi.torch.pruning.masks import Masks
 
 
 def net(seed: int = 0) -> nn.Sequential:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import karikomi as kk
 from karikomi.errors import Refused
 from karikomi.prune import Blocks, NofM, SynFlow
-from karikomi.torch.masks import Masks
+from karikomi.torch.pruning.masks import Masks
 from prune_networks import batches, linear, mlp, net, parameter, untouched
 
 prune_: Callable[..., Masks] = kk.torch.prune_
@@ -86,7 +86,7 @@ def test_an_error_after_weights_have_changed_puts_them_back(
             raise Refused("the ranks found different masks")
 
     seen: list[bool] = []
-    monkeypatch.setattr("karikomi.torch.prune.check_replicas", differ)
+    monkeypatch.setattr("karikomi.torch.pruning.in_place.check_replicas", differ)
     with pytest.raises(Refused):
         prune_(module, sparsity=0.5, score=score, data=data)
     # A re-fit has moved them by then, rounds put them back themselves before the last.

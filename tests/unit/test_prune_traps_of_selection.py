@@ -18,7 +18,7 @@ import karikomi as kk
 import karikomi.selection.exact_masks as selecting
 from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
 from karikomi.prune import Blocks, Layout, NofM
-from karikomi.torch.masks import Masks
+from karikomi.torch.pruning.masks import Masks
 from prune_networks import batches, linear, mlp, net, parameter, untouched
 
 prune_: Callable[..., Masks] = kk.torch.prune_

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from karikomi.torch.prune import prune_
+from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.shrinking import shrink
 
 

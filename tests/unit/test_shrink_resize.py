@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from karikomi.errors import Refused
 from karikomi.torch.modules.resizing import resize_
-from karikomi.torch.prune import prune_
+from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.shrinking import shrink
 
 IMAGES = torch.ones(2, 1, 6, 6)

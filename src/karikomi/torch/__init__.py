@@ -5,18 +5,18 @@ from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
 from karikomi.torch.bounding.in_place import bound_
 from karikomi.torch.clipping.in_place import clip_
-from karikomi.torch.masks import Masks
 from karikomi.torch.modules.arrays import fill_, to_arrays, to_stored
 from karikomi.torch.modules.attention import declare_attention
 from karikomi.torch.modules.resizing import resize_
 from karikomi.torch.penalties import penalty
-from karikomi.torch.prune import prune_
+from karikomi.torch.pruning.in_place import prune_
+from karikomi.torch.pruning.masks import Masks
+from karikomi.torch.pruning.sensitivity_curves import sensitivity
 from karikomi.torch.quantize import quantize_
 from karikomi.torch.recalibration import recalibrate_
 from karikomi.torch.reconstruction import reconstruct_
 from karikomi.torch.recovery import recover_
 from karikomi.torch.runner import runner_for
-from karikomi.torch.sensitivity_curves import sensitivity
 from karikomi.torch.shrinking import shrink
 
 __all__ = [

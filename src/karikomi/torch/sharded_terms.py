@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from karikomi.torch import sharded_masks
 from karikomi.torch.distributed.dtensors import is_sharded, local
-from karikomi.torch.masks import Masks
+from karikomi.torch.pruning import mask_shards
+from karikomi.torch.pruning.masks import Masks
 
 
 def followed(parameter: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def beside(
     for name, mask in masks.items():
         parameter = parameters.get(name)
         if isinstance(mask, torch.Tensor) and parameter is not None and is_sharded(parameter):
-            own = sharded_masks.here(name, local(mask), places.get(name), parameter)
+            own = mask_shards.here(name, local(mask), places.get(name), parameter)
             laid[name] = _laid(own.to(local(parameter.detach()).device), parameter)
     return laid
 

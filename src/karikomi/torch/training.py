@@ -19,8 +19,8 @@ from karikomi.record import Recorder
 from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.task import Data, Task
 from karikomi.torch.attachment.attaching import attach
-from karikomi.torch.masks import Masks
 from karikomi.torch.modules.arrays import fill_, to_arrays
+from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.sharing import share_, shared
 from karikomi.torch.tracing.isolation import isolated
 

@@ -20,10 +20,10 @@ from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
 from karikomi.torch.bounding.in_place import bound_named, restored, targets
 from karikomi.torch.facts.running_stats import Shown, finite, shown_in_training
-from karikomi.torch.masks import Masks
 from karikomi.torch.modules.parameters import named, unwrapped
 from karikomi.torch.modules.prunable import prunable
-from karikomi.torch.prune import prune_
+from karikomi.torch.pruning.in_place import prune_
+from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.regrowth import check_whole, forget_moments_, noise, rewired
 from karikomi.torch.rewinding import Rewind
 

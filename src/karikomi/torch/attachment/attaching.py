@@ -24,7 +24,7 @@ from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.bounding.in_place import MEASURED
 from karikomi.torch.clipping.host_step import AVAILABLE
 from karikomi.torch.clipping.joint_norms import Groups
-from karikomi.torch.masks import Masks
+from karikomi.torch.pruning.masks import Masks
 
 _attached: WeakSet[torch.optim.Optimizer] = WeakSet()
 

@@ -28,8 +28,8 @@ from karikomi.torch.clipping.joint_norms import Groups, Sharding
 from karikomi.torch.clipping.second_moments import Moments
 from karikomi.torch.clipping.updates import Updates
 from karikomi.torch.distributed.fsdp import reshard_
-from karikomi.torch.masks import Masks
 from karikomi.torch.modules.parameters import named
+from karikomi.torch.pruning.masks import Masks
 
 _PARTS = {"steps", "clip", "update", "bound", "masks", "prune"}
 _LATER = {"update", "prune"}  # parts that states of earlier versions lack

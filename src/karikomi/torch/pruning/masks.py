@@ -18,11 +18,11 @@ from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
 from karikomi.prune.mask_mapping import Held
 from karikomi.selection.threads import each
-from karikomi.torch import sharded_masks
 from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.parameters import unwrapped
-from karikomi.torch.sharded_masks import Place
+from karikomi.torch.pruning import mask_shards
+from karikomi.torch.pruning.mask_shards import Place
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN = (torch.Tensor, nn.Parameter)
@@ -110,11 +110,11 @@ class Masks(Held[torch.Tensor]):
         for one in masks:
             for name, mask in one.items():
                 parts.setdefault(name, []).append((mask, one.places.get(name)))
-        return cls({name: sharded_masks.joined(name, every) for name, every in parts.items()})
+        return cls({name: mask_shards.joined(name, every) for name, every in parts.items()})
 
     def here(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
         """Return the mask of a parameter as far as this lies on this rank; raises `InvalidArgument`."""
-        return sharded_masks.here(name, self._kept[name], self.places.get(name), parameter)
+        return mask_shards.here(name, self._kept[name], self.places.get(name), parameter)
 
     def _packed(self, name: str, mask: torch.Tensor) -> dict[str, Any]:
         bits = torch.from_numpy(pack_mask(mask.cpu().numpy()))
@@ -137,7 +137,7 @@ class Masks(Held[torch.Tensor]):
                 )
             mask = self.here(name, parameters[name])
             if mask is not self._kept[name]:
-                self.places[name] = sharded_masks.place_of(parameters[name])  # type: ignore[assignment]
+                self.places[name] = mask_shards.place_of(parameters[name])  # type: ignore[assignment]
             # Once, and not each step: masks come from a file on the CPU.
             self._kept[name] = mask.to(parameters[name].device)
             pairs.append((parameters[name], self._kept[name]))

@@ -27,7 +27,7 @@ from karikomi.selection.exact_masks import check_combination
 from karikomi.torch.facts.measure import measure
 from karikomi.torch.modules.fingerprint import fingerprint
 from karikomi.torch.modules.prunable import prunable
-from karikomi.torch.prune import prune_
+from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated
 from karikomi.torch.tracing.judge import Judge

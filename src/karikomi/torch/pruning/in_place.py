@@ -33,14 +33,16 @@ from karikomi.select import select
 from karikomi.selection.arguments import allocation_of, asked, by_hand
 from karikomi.selection.block_scores import check_blockwise
 from karikomi.selection.exact_masks import Answer, Question, check_combination, find_masks
-from karikomi.torch.accounting import account_of
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.facts.measure import check_data, following, measure
-from karikomi.torch.masks import Masks
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.modules.prunable import BY_DEFAULT, prunable
-from karikomi.torch.output_errors import first_of, outputs_of, relative_error
-from karikomi.torch.questions import (
+from karikomi.torch.pruning.account import account_of
+from karikomi.torch.pruning.mask_agreement import check_replicas
+from karikomi.torch.pruning.mask_shards import place_of
+from karikomi.torch.pruning.masks import Masks
+from karikomi.torch.pruning.output_errors import first_of, outputs_of, relative_error
+from karikomi.torch.pruning.weight_sources import (
     Facts,
     check_facts,
     counted,
@@ -52,8 +54,6 @@ from karikomi.torch.questions import (
     with_axes,
 )
 from karikomi.torch.reconstruction import reconstruct_
-from karikomi.torch.replicas import check_replicas
-from karikomi.torch.sharded_masks import place_of
 from karikomi.torch.tracing.isolation import isolated
 
 WHERE = "torch.prune_"

@@ -11,9 +11,9 @@ from torch import nn
 from karikomi.prune.account import Account, Row
 from karikomi.selection.exact_masks import Answer
 from karikomi.selection.threads import each
-from karikomi.torch.masks import Masks, removed
 from karikomi.torch.modules.prunable import layouts
-from karikomi.torch.output_errors import output_errors
+from karikomi.torch.pruning.masks import Masks, removed
+from karikomi.torch.pruning.output_errors import output_errors
 
 
 def account_of(

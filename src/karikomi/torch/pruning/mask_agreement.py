@@ -11,7 +11,7 @@ from torch import nn
 
 from karikomi.errors import Refused
 from karikomi.torch.distributed.replicas import _count, gathered
-from karikomi.torch.masks import Masks
+from karikomi.torch.pruning.masks import Masks
 
 
 def check_replicas(module: nn.Module, masks: Masks) -> None:

@@ -27,10 +27,10 @@ from karikomi.prune.allocations.owl import outlier_share
 from karikomi.selection import block_scores
 from karikomi.selection.weight_source import Source
 from karikomi.torch.distributed.dtensors import local
-from karikomi.torch.head_groups import coupled_heads
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.modules.prunable import layouts, prunable, siblings
-from karikomi.torch.sharded_masks import part_of
+from karikomi.torch.pruning.head_groups import coupled_heads
+from karikomi.torch.pruning.mask_shards import part_of
 
 _OF_NUMPY = (torch.float16, torch.float32, torch.float64)
 

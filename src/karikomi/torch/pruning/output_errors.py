@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.torch.masks import Masks
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.modules.prunable import PRUNED, owner
+from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady
 

@@ -1,0 +1,1 @@
+"""Masks on the parameters of a module."""
