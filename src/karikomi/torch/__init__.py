@@ -12,7 +12,7 @@ from karikomi.torch.penalties import penalty
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.sensitivity_curves import sensitivity
-from karikomi.torch.quantize import quantize_
+from karikomi.torch.quantization.in_place import quantize_
 from karikomi.torch.recalibration import recalibrate_
 from karikomi.torch.reconstruction import reconstruct_
 from karikomi.torch.recovery import recover_

@@ -21,7 +21,7 @@ from karikomi.tasks.task import Data, Task
 from karikomi.torch.attachment.attaching import attach
 from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.pruning.masks import Masks
-from karikomi.torch.sharing import share_, shared
+from karikomi.torch.quantization.trained_codebook import share_, shared
 from karikomi.torch.tracing.isolation import isolated
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
