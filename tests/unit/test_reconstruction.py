@@ -20,7 +20,7 @@ from karikomi.reconstruction import least_squares, obc
 from karikomi.reconstruction.least_squares import LeastSquares
 from karikomi.reconstruction.obc import obc
 from karikomi.reconstruction.sparsegpt import sparsegpt
-from karikomi.torch.reconstruction import reconstruct_
+from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.tracing.patches import patches
 from karikomi.torch.tracing.weight_reads import Reading, Watch
 
@@ -284,7 +284,7 @@ def test_of_every_four_inputs_of_a_kernel_position_two_stay() -> None:
 
 
 def test_a_refit_that_is_no_better_is_not_kept_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import karikomi.torch.reconstruction as driver
+    import karikomi.torch.reconstruction.refit as driver
 
     def worse(weights, problem, remove, **given):
         found = obc(weights, problem, remove, **given)

@@ -14,7 +14,7 @@ from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.sensitivity_curves import sensitivity
 from karikomi.torch.quantization.in_place import quantize_
 from karikomi.torch.recalibration import recalibrate_
-from karikomi.torch.reconstruction import reconstruct_
+from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.recovery import recover_
 from karikomi.torch.runner import runner_for
 from karikomi.torch.shrinking import shrink

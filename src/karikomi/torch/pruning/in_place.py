@@ -53,7 +53,7 @@ from karikomi.torch.pruning.weight_sources import (
     totals_of,
     with_axes,
 )
-from karikomi.torch.reconstruction import reconstruct_
+from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.tracing.isolation import isolated
 
 WHERE = "torch.prune_"

@@ -1,7 +1,7 @@
 """Prune layers and re-fit what stays to the outputs of the dense network, in the order of the data.
 
 Separate from masks, because it changes weights and needs data layer by layer. The arithmetic is that
-of `karikomi.reconstruction.obc` and `column_sweep`, on the sums of `karikomi.torch.regressions`.
+of `karikomi.reconstruction.obc` and `column_sweep`, on the sums of `karikomi.torch.reconstruction.calibration`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from karikomi.reconstruction.least_squares import Reconstructed
 from karikomi.reconstruction.obc import obc
 from karikomi.reconstruction.sparsegpt import sparsegpt
 from karikomi.torch.modules.parameters import unwrapped
-from karikomi.torch.regressions import Regressions
+from karikomi.torch.reconstruction.calibration import Regressions
 from karikomi.torch.tracing.eval_mode import steady
 
 WHERE = "reconstruct_"

@@ -1,0 +1,1 @@
+"""Least-squares reconstruction of layers from calibration data."""
