@@ -32,7 +32,7 @@ import karikomi as kk
 from karikomi import registry
 from karikomi.errors import KarikomiError
 from karikomi.files import write_text
-from karikomi.torch.recalibration import recalibrate_
+from karikomi.torch.recovery.batch_norm import recalibrate_
 
 DATA = Path(os.environ.get("KARIKOMI_DATA") or Path(__file__).parents[2] / "shared" / "data")
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Refused
-from karikomi.torch.recalibration import recalibrate_
+from karikomi.torch.recovery.batch_norm import recalibrate_
 
 
 def network() -> nn.Sequential:

@@ -13,9 +13,9 @@ from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.sensitivity_curves import sensitivity
 from karikomi.torch.quantization.in_place import quantize_
-from karikomi.torch.recalibration import recalibrate_
 from karikomi.torch.reconstruction.refit import reconstruct_
-from karikomi.torch.recovery import recover_
+from karikomi.torch.recovery.batch_norm import recalibrate_
+from karikomi.torch.recovery.fine_tune import recover_
 from karikomi.torch.runner import runner_for
 from karikomi.torch.shrinking import shrink
 

@@ -20,12 +20,12 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.rule import Composite, Rule
 from karikomi.schedule import whole
-from karikomi.torch.distillation import WHERE, Lesson, Loss, check_number
 from karikomi.torch.distributed.replicas import gathered
 from karikomi.torch.modules.fingerprint import tensors_of
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning.masks import Masks
-from karikomi.torch.retraining import Retraining
+from karikomi.torch.recovery.distillation import WHERE, Lesson, Loss, check_number
+from karikomi.torch.recovery.training_loop import Retraining
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated
 from karikomi.torch.tracing.judge import Judge

@@ -20,11 +20,11 @@ from karikomi.errors import BadFile, KarikomiError, NonFinite, Refused
 from karikomi.files import as_path, write_atomically
 from karikomi.rule import Composite, Rule
 from karikomi.torch.attachment.attaching import attach
-from karikomi.torch.distillation import WHERE, Lesson
 from karikomi.torch.distributed.replicas import gathered, rank_of
 from karikomi.torch.modules.fingerprint import fingerprint, tensors_of
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning.masks import Masks
+from karikomi.torch.recovery.distillation import WHERE, Lesson
 from karikomi.torch.regrowth import forget_moments_
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady

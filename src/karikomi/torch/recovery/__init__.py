@@ -1,0 +1,1 @@
+"""Fine-tuning, distillation and batch-norm recalibration after compression."""
