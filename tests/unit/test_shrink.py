@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from karikomi.torch.pruning.in_place import prune_
-from karikomi.torch.shrinking import shrink
+from karikomi.torch.shrinking.dead_units import shrink
 
 
 @pytest.fixture(autouse=True)

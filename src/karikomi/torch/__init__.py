@@ -17,7 +17,7 @@ from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.recovery.batch_norm import recalibrate_
 from karikomi.torch.recovery.fine_tune import recover_
 from karikomi.torch.runner import runner_for
-from karikomi.torch.shrinking import shrink
+from karikomi.torch.shrinking.dead_units import shrink
 
 __all__ = [
     "Handle",

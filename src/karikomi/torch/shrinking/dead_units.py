@@ -15,10 +15,10 @@ from torch import nn
 
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.shrink import ShrinkReport, Units, plan
-from karikomi.torch.chain import Chain, Inputs, Link, read_chain, unit_axis
-from karikomi.torch.equality import difference
 from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.resizing import set_sizes_
+from karikomi.torch.shrinking.chain_graph import Chain, Inputs, Link, read_chain, unit_axis
+from karikomi.torch.shrinking.equivalence import difference
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -1,0 +1,1 @@
+"""Removal of dead units from modules."""
