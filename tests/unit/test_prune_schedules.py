@@ -20,7 +20,13 @@ from karikomi.prune.schedules.gradual import Gradual
 from karikomi.prune.schedules.iterative import Iterative
 from karikomi.prune.schedules.one_shot import OneShot
 from karikomi.prune.schedules.pruning_schedule import Timetable
-from karikomi.torch.regrowth import check_whole, forget_moments_, lowest, noise, rewired
+from karikomi.torch.sparse_training.regrowth import (
+    check_whole,
+    forget_moments_,
+    lowest,
+    noise,
+    rewired,
+)
 
 SCHEDULES: dict[str, Timetable] = {
     "one-shot": OneShot(0.9, step=7),

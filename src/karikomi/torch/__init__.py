@@ -8,7 +8,6 @@ from karikomi.torch.clipping.in_place import clip_
 from karikomi.torch.modules.arrays import fill_, to_arrays, to_stored
 from karikomi.torch.modules.attention import declare_attention
 from karikomi.torch.modules.resizing import resize_
-from karikomi.torch.penalties import penalty
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.sensitivity_curves import sensitivity
@@ -18,6 +17,7 @@ from karikomi.torch.recovery.batch_norm import recalibrate_
 from karikomi.torch.recovery.fine_tune import recover_
 from karikomi.torch.runner import runner_for
 from karikomi.torch.shrinking.dead_units import shrink
+from karikomi.torch.sparse_training.penalties import penalty
 
 __all__ = [
     "Handle",

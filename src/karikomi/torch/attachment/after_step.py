@@ -24,8 +24,8 @@ from karikomi.torch.modules.parameters import named, unwrapped
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
-from karikomi.torch.regrowth import check_whole, forget_moments_, noise, rewired
-from karikomi.torch.rewinding import Rewind
+from karikomi.torch.sparse_training.regrowth import check_whole, forget_moments_, noise, rewired
+from karikomi.torch.sparse_training.rewinding import Rewind
 
 FOREIGN = "not held by this optimizer"
 FROZEN = "frozen: it requires no gradient"

@@ -25,7 +25,7 @@ from karikomi.torch.modules.fingerprint import fingerprint, tensors_of
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.recovery.distillation import WHERE, Lesson
-from karikomi.torch.regrowth import forget_moments_
+from karikomi.torch.sparse_training.regrowth import forget_moments_
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated

@@ -15,7 +15,7 @@ from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.parameters import unit_axes, unwrapped
 from karikomi.torch.numerics.namespace import DeviceNamespace
-from karikomi.torch.sharded_terms import beside, followed
+from karikomi.torch.sparse_training.sharded_penalties import beside, followed
 
 WHERE = "torch.penalty"
 

@@ -1,0 +1,1 @@
+"""Pruning, regrowth, rewinding and penalties during training."""
