@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 import karikomi as kk
 from karikomi.files import write_text
-from karikomi.torch.networks import lenet5, lenet300
+from karikomi.torch.tasks.networks import lenet5, lenet300
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("KARIKOMI_DATA", ROOT.parent / "shared" / "data")) / "mnist.npz"

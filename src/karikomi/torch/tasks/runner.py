@@ -16,10 +16,10 @@ from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.task import Data, Task, source_of
 from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.modules.prunable import prunable
-from karikomi.torch.networks import NETWORKS
 from karikomi.torch.shrinking.dead_units import shrink
+from karikomi.torch.tasks.networks import NETWORKS
+from karikomi.torch.tasks.training import TorchTraining, batch_tensor, loss_of, outputs
 from karikomi.torch.tracing.isolation import isolated
-from karikomi.torch.training import TorchTraining, batch_tensor, loss_of, outputs
 
 
 class TorchRunner:
