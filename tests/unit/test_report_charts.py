@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from karikomi.report.bars import Bar, Dots, bar_chart, dot_chart
 from karikomi.report.charts import Band, line_chart
 from karikomi.report.drawing import STYLES, WIDTH, Axis, Series, mark
-from karikomi.report.history import peaks, read_history, thin
+from karikomi.report.record_curves import peaks, read_history, thin
 from karikomi.report.scale import fit, tick_text
 from karikomi.report.terminal import align
 from karikomi.report.wording import change, percent, size

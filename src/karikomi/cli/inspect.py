@@ -60,7 +60,7 @@ def _tensor(one: Account) -> dict[str, Any]:
 
 
 def _text(file: Path, seen: Inspection) -> str:
-    from karikomi.report.inputs import shape
+    from karikomi.report.result_checks import shape
     from karikomi.report.terminal import align, printable, text_block
     from karikomi.report.wording import count, ratio, size
 

@@ -11,8 +11,8 @@ from typing import Any
 from karikomi.report.bars import Dots, dot_chart
 from karikomi.report.charts import line_chart
 from karikomi.report.drawing import Axis, Series
-from karikomi.report.inputs import named, records, table
 from karikomi.report.page import Chart, Part, Points, Section, Table, Words
+from karikomi.report.result_checks import named, records, table
 from karikomi.report.verdict import difference
 from karikomi.report.wording import change, count, is_share, number, percent, plain, score
 

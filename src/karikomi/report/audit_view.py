@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from karikomi.report.audit_parts import audit_sections, by_loss, class_rows, summary, warning_texts
-from karikomi.report.inputs import named, records, require
 from karikomi.report.page import Page, Tile, render
+from karikomi.report.result_checks import named, records, require
 from karikomi.report.terminal import align, printable, text_block, wrap
 from karikomi.report.verdict import difference
 from karikomi.report.wording import change, count, percent, score

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from karikomi.report.compress_view import NEEDED
-from karikomi.report.inputs import named, records, require, table
+from karikomi.report.result_checks import named, records, require, table
 from karikomi.report.savings import dense_bytes
 from karikomi.report.terminal import WIDTH, align, clip, printable, text_block
 from karikomi.report.verdict import budget_held, difference, verified_sentence

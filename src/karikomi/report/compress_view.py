@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from karikomi.report.audit_parts import audit_sections
-from karikomi.report.inputs import named, records, require, table
 from karikomi.report.page import Code, Page, Part, Points, Section, Table, Tile, Words, render
+from karikomi.report.result_checks import named, records, require, table
 from karikomi.report.savings import savings_section, sparsity_chart
-from karikomi.report.training import training_section
+from karikomi.report.training_section import training_section
 from karikomi.report.verdict import (
     budget_held,
     budget_sentence,

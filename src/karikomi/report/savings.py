@@ -10,8 +10,8 @@ from typing import Any
 
 from karikomi.report.bars import Bar, Dots, bar_chart, dot_chart
 from karikomi.report.drawing import Axis
-from karikomi.report.inputs import named, shape, table
 from karikomi.report.page import Chart, Section, Table
+from karikomi.report.result_checks import named, shape, table
 from karikomi.report.wording import count, number, percent, plain, size
 
 CAUSES = ("dense", "pruned", "quantized", "packed")

@@ -11,8 +11,8 @@ from typing import Any
 from karikomi.report.charts import line_chart
 from karikomi.report.compress_view import environment_section
 from karikomi.report.drawing import STYLES, Axis, Series
-from karikomi.report.inputs import named, records, require, table
 from karikomi.report.page import Chart, Page, Part, Section, Table, Tile, Words, render
+from karikomi.report.result_checks import named, records, require, table
 from karikomi.report.terminal import align, printable, text_block
 from karikomi.report.wording import (
     MISSING,

@@ -13,10 +13,10 @@ from statistics import median
 from typing import Any
 
 from karikomi.files import as_path
-from karikomi.report.history import read_history
-from karikomi.report.inputs import named, table
 from karikomi.report.page import Page, Part, Section, Table, Tile, Words, render, write_page
-from karikomi.report.training import loss_chart, norm_chart, validation_chart
+from karikomi.report.record_curves import read_history
+from karikomi.report.result_checks import named, table
+from karikomi.report.training_section import loss_chart, norm_chart, validation_chart
 from karikomi.report.wording import MISSING, count, number, percent, plain
 
 _SHOWN = 12

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from karikomi.report.inputs import named, table
+from karikomi.report.result_checks import named, table
 from karikomi.report.wording import amount, change, count, number, percent, score, size
 
 # Differences of accuracies such as 0.975 - 0.97 exceed the budget 0.005 by float rounding alone.

@@ -10,9 +10,9 @@ from typing import Any
 
 from karikomi.report.charts import Band, line_chart
 from karikomi.report.drawing import Axis, Series
-from karikomi.report.history import History, Point, peaks, read_history, thin
-from karikomi.report.inputs import named
 from karikomi.report.page import Chart, Part, Section, Words
+from karikomi.report.record_curves import History, Point, peaks, read_history, thin
+from karikomi.report.result_checks import named
 from karikomi.report.verdict import clip_sentence
 from karikomi.report.wording import count, is_share
 
