@@ -39,7 +39,7 @@ def command(
     """
     from karikomi import report
     from karikomi.audit import audit
-    from karikomi.cli.arrays import read_arrays
+    from karikomi.cli.array_files import read_arrays
     from karikomi.files import write_json
     from karikomi.tasks import load
 

@@ -38,7 +38,7 @@ def command(source: Path, out: Path, entries: int | None, bits: int | None, as_j
     if entries is not None and bits is not None:
         raise click.UsageError("--entries and --bits exclude one another")
     from karikomi import pack
-    from karikomi.cli.arrays import read_arrays, refuse_same
+    from karikomi.cli.array_files import read_arrays, refuse_same
     from karikomi.report.wording import ratio, size
 
     refuse_same(source, out)

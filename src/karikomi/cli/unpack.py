@@ -16,7 +16,7 @@ from karikomi.cli.printing import as_json, show
 def command(source: Path, out: Path, as_json: bool) -> None:
     """Decode FILE (.karikomi), check every digest, and write OUT (.safetensors), dense."""
     from karikomi import pack
-    from karikomi.cli.arrays import refuse_same
+    from karikomi.cli.array_files import refuse_same
     from karikomi.errors import InvalidArgument
     from karikomi.report.wording import size
 
