@@ -13,6 +13,7 @@ from torch import nn
 import karikomi as kk
 from karikomi.errors import InvalidArgument, Refused
 from karikomi.rule import Decision, Quantity, Scope, Stateless, leave
+from karikomi.torch.attachment import limit_warnings
 
 
 def model_of(seed: int = 0) -> nn.Sequential:
@@ -341,7 +342,7 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> Non
 
 
 def test_a_limit_that_always_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vigilance, "ENOUGH_FOR_OFTEN", 8)
+    monkeypatch.setattr(limit_warnings, "ENOUGH_FOR_OFTEN", 8)
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1e-3))
@@ -351,8 +352,8 @@ def test_a_limit_that_always_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyP
 
 
 def test_a_limit_that_never_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vigilance, "ENOUGH_FOR_OFTEN", 8)
-    monkeypatch.setattr(vigilance, "ENOUGH_FOR_SELDOM", 10)
+    monkeypatch.setattr(limit_warnings, "ENOUGH_FOR_OFTEN", 8)
+    monkeypatch.setattr(limit_warnings, "ENOUGH_FOR_SELDOM", 10)
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1e9))
@@ -376,8 +377,8 @@ def test_a_limit_that_never_clips_is_spoken_of_once(monkeypatch: pytest.MonkeyPa
 def test_rules_that_measure_or_always_act_are_not_spoken_of(
     rule: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vigilance, "ENOUGH_FOR_OFTEN", 8)
-    monkeypatch.setattr(vigilance, "ENOUGH_FOR_SELDOM", 10)
+    monkeypatch.setattr(limit_warnings, "ENOUGH_FOR_OFTEN", 8)
+    monkeypatch.setattr(limit_warnings, "ENOUGH_FOR_SELDOM", 10)
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     kk.torch.attach(optimizer, model, clip=rule)

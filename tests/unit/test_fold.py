@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import karikomi as kk
 from karikomi.errors import NonFinite
+from karikomi.torch.numerics import norms
 
 FUSED: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, **o: torch.optim.Adam(p, lr=0.01, **o),
@@ -165,7 +166,7 @@ def test_on_a_device_the_same_is_decided_without_the_host(
         optimizer = make(model.parameters(), fused=True)
         with monkeypatch.context() as patch:
             if device:
-                patch.setattr(measure, "on_cpu", lambda tensor: False)
+                patch.setattr(norms, "on_cpu", lambda tensor: False)
             handle = kk.torch.attach(optimizer, model, clip=rule, stop_after=3)
             said = []
             for seed in range(9):
@@ -194,7 +195,7 @@ def test_on_a_device_the_same_is_decided_without_the_host(
 def test_on_a_device_bad_steps_in_a_row_still_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(norms, "on_cpu", lambda tensor: False)
     kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), stop_after=3)
     with pytest.raises(NonFinite, match="first in 0.weight"):
         for seed in range(6):
@@ -214,7 +215,7 @@ def test_on_a_device_an_amp_scaler_and_the_clip_share_one_pass(
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         with monkeypatch.context() as patch:
             if device:
-                patch.setattr(measure, "on_cpu", lambda tensor: False)
+                patch.setattr(norms, "on_cpu", lambda tensor: False)
             handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
             for seed in range(4):
                 optimizer.zero_grad()
@@ -239,7 +240,7 @@ def test_a_first_step_that_is_skipped_leaves_no_unwritten_momentum(
 ) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
-    monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(norms, "on_cpu", lambda tensor: False)
     kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     backward(model, 0)
     model[0].weight.grad[0, 0] = float("nan")
@@ -270,7 +271,7 @@ def test_on_a_device_stages_may_have_numbers_of_any_count(
     for device in (False, True):
         with monkeypatch.context() as patch:
             if device:
-                patch.setattr(measure, "on_cpu", lambda tensor: False)
+                patch.setattr(norms, "on_cpu", lambda tensor: False)
             models.append(run(FUSED["adamw"], rule)[2])
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
@@ -281,7 +282,7 @@ def test_a_checkpoint_of_an_optimizer_that_is_not_fused_ends_the_folding(
     device: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device:
-        monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
+        monkeypatch.setattr(norms, "on_cpu", lambda tensor: False)
     model = model_of()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
     handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(0.1))
@@ -296,7 +297,7 @@ def test_nothing_is_left_on_the_optimizer_after_too_many_bad_steps(
     device: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device:
-        monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
+        monkeypatch.setattr(norms, "on_cpu", lambda tensor: False)
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
     handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0), stop_after=2)

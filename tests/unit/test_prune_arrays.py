@@ -18,6 +18,7 @@ from karikomi import registry
 from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
 from karikomi.numpy import prune, prune_at, prune_file
 from karikomi.prune import Layout, NofM, OneShot, Pool, Tensor, Timetable, allocate
+from karikomi.selection import block_scores
 from karikomi.selection.block_scores import FEW, pool_threshold
 from karikomi.selection.granularity import of_values
 
@@ -193,7 +194,7 @@ def test_few_scores_have_the_threshold_of_many(values: list[float], data: st.Dat
 
 
 def test_no_key_is_counted_for_a_tiny_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scored, "threshold", None)
+    monkeypatch.setattr(block_scores, "threshold", None)
     arrays = {str(n): np.random.default_rng(n).normal(size=4) for n in range(50)}
     _, masks = prune(arrays, sparsity=0.5, allocation="uniform")
     assert {int(mask.sum()) for mask in masks.values()} == {2}

@@ -19,13 +19,14 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from karikomi.numpy import safetensors_pruning  # noqa: E402
 from karikomi.prune import unpack_mask  # noqa: E402
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a chunk be 16 entries, so that small tensors have many."""
-    monkeypatch.setattr(streaming, "CHUNK", 16)
+    monkeypatch.setattr(safetensors_pruning, "CHUNK", 16)
 
 
 def arrays(seed: int = 0) -> dict[str, np.ndarray]:
@@ -83,7 +84,7 @@ def test_ties_go_by_the_order_of_the_file(
     whole = np.array(values, np.float32)
     save_file({"x": whole[:cut], "y": whole[cut:]}, folder / "dense.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming, "CHUNK", 8)
+        patch.setattr(safetensors_pruning, "CHUNK", 8)
         report = kk.numpy.prune_file(
             folder / "dense.safetensors", folder / "out.safetensors", sparsity=sparsity
         )

@@ -16,7 +16,7 @@ from torch import nn
 import karikomi as kk
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.prune import Score
-from karikomi.selection import threads
+from karikomi.selection import block_scores, threads
 from karikomi.selection.threads import each, evenly, workers
 
 
@@ -24,8 +24,8 @@ from karikomi.selection.threads import each, evenly, workers
 def several(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setenv("OMP_NUM_THREADS", request.param)
     monkeypatch.setattr(threads, "ENOUGH", 1)
-    monkeypatch.setattr(scored, "BLOCK", 64)
-    monkeypatch.setattr(scored, "FEW", 0)
+    monkeypatch.setattr(block_scores, "BLOCK", 64)
+    monkeypatch.setattr(block_scores, "FEW", 0)
     yield int(request.param)
 
 
@@ -60,8 +60,8 @@ def test_masks_are_those_of_a_stable_sort(
     sample: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scored, "REMEMBERED", remembered)
-    monkeypatch.setattr(scored, "SAMPLE", sample)
+    monkeypatch.setattr(block_scores, "REMEMBERED", remembered)
+    monkeypatch.setattr(block_scores, "SAMPLE", sample)
     weights = arrays(kind)
     total = sum(one.size for one in weights.values())
     masks = kk.numpy.prune(weights, sparsity=sparsity)[1]

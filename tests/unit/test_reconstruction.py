@@ -16,7 +16,7 @@ from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
 from karikomi.prune import NofM
 from karikomi.prune.account import Account, Row
 from karikomi.prune.scores.reconstruction import OBC, SparseGPT
-from karikomi.reconstruction import least_squares, obc
+from karikomi.reconstruction import least_squares
 from karikomi.reconstruction.least_squares import LeastSquares
 from karikomi.reconstruction.obc import obc
 from karikomi.reconstruction.sparsegpt import sparsegpt
@@ -96,11 +96,11 @@ def test_rows_that_leave_early_and_parts_change_nothing(monkeypatch: pytest.Monk
     weights, problem = layer(5, rows=12, inputs=30)
     weights *= np.linspace(0.1, 3.0, 12)[:, None]
     problem = LeastSquares.of(weights, problem.gram)
-    monkeypatch.setattr(surgeon, "STEPS", 1000)
+    monkeypatch.setattr("karikomi.reconstruction.obc.STEPS", 1000)
     expected = obc(weights, problem, 150)
-    monkeypatch.setattr(surgeon, "STEPS", 2)
+    monkeypatch.setattr("karikomi.reconstruction.obc.STEPS", 2)
     np.testing.assert_array_equal(obc(weights, problem, 150).kept, expected.kept)
-    monkeypatch.setattr(surgeon, "MEMORY", 5 * 30 * 30)
+    monkeypatch.setattr("karikomi.reconstruction.obc.MEMORY", 5 * 30 * 30)
     np.testing.assert_array_equal(obc(weights, problem, 150).kept, expected.kept)
 
 

@@ -18,6 +18,7 @@ import karikomi as kk
 from karikomi.errors import InvalidArgument, NonFinite, Refused
 from karikomi.rule import Decision, Quantity, Scope, leave
 from karikomi.torch.modules.parameters import unit_axes
+from karikomi.torch.numerics import norms
 from karikomi.torch.numerics.norms import norm, peak, unit_norms
 
 RULES = [kk.clip.ByValue(0.5), kk.clip.ByNorm(0.5), kk.clip.ByGlobalNorm(0.5)]
@@ -304,7 +305,7 @@ def test_all_norms_of_a_device_come_in_one_transfer(
     expected, _ = kk.torch.clip_(model, measuring)
     moved: list[torch.Tensor] = []
     real = torch.Tensor.cpu
-    monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(norms, "on_cpu", lambda tensor: False)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda one: moved.append(one) or real(one))
     with Syncs() as syncs:
         outcome, _ = kk.torch.clip_(model, measuring)
@@ -321,9 +322,9 @@ def test_a_device_measures_as_the_host_does(
     tensor = torch.full((3, 5000), 0.5)
     tensor[1] = entry
     expected = float(norm(tensor)), unit_norms(tensor, 0).numpy(), float(peak(tensor))
-    monkeypatch.setattr(measure, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(norms, "on_cpu", lambda tensor: False)
     if narrow:
-        monkeypatch.setattr(measure, "wide", lambda device: torch.float32)
+        monkeypatch.setattr(norms, "wide", lambda device: torch.float32)
     found = norm(tensor), unit_norms(tensor, 0), peak(tensor)
     assert {one.dtype for one in found} == {torch.float32 if narrow else torch.float64}
     for one, other in zip(found, expected, strict=True):

@@ -16,6 +16,7 @@ from karikomi.numpy.attention_heads import Names, bound_heads
 from karikomi.numpy.norms import norm, peak, unit_norms
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
 from karikomi.numpy.spectral_norm import spectral_norm
+from karikomi.numpy.unit_axes import resolved_axes, resolved_fan_ins
 from karikomi.rule import Composite, Quantity, Rule, Scope, State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
@@ -71,8 +72,8 @@ def bound(
     if "largest_logit" in rule.needs:
         arrays, outcome, after = bound_heads(found, rule, state, logits=logits, attention=attention)  # type: ignore[arg-type]
     else:
-        axes = unit_axes.unit_axes(unit_axes, found, where=WHERE)
-        inputs = unit_axes.fan_ins(fan_in, found, where=WHERE)
+        axes = resolved_axes(unit_axes, found, where=WHERE)
+        inputs = resolved_fan_ins(fan_in, found, where=WHERE)
         arrays, outcome, after = _bound_arrays(found, rule, state, axes, inputs)
     return like(weights, arrays, where=WHERE), outcome, after
 

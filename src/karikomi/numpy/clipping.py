@@ -12,6 +12,7 @@ from karikomi.errors import NonFinite
 from karikomi.numpy.arrays import Arrays, beside, check_entries, like, named
 from karikomi.numpy.norms import norm, peak, unit_norms
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
+from karikomi.numpy.unit_axes import resolved_axes
 from karikomi.rule import Composite, Quantity, Rule, State
 from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
@@ -69,7 +70,7 @@ def clip(
     companions = _companions(given, found)
     # Where weights are given, units are counted on them: the weights of an absent gradient have units too.
     shaped = {name: companions.get("weights", found)[name] for name in found}
-    axes = unit_axes.unit_axes(unit_axes, shaped, where=WHERE)
+    axes = resolved_axes(unit_axes, shaped, where=WHERE)
     units = {name: array.shape[axes[name]] for name, array in _present(shaped) if name in axes}
     plan = stages(rule, list(found), units=units)
     before = from_plain(plan, state)

@@ -17,7 +17,7 @@ from karikomi.select import spread
 Named = Mapping[str, np.ndarray | None]
 
 
-def unit_axes(given: Mapping[str, int] | None, found: Named, *, where: str) -> dict[str, int]:
+def resolved_axes(given: Mapping[str, int] | None, found: Named, *, where: str) -> dict[str, int]:
     """Return tensor -> unit axis, or refuse axes that the tensors do not have."""
     axes = spread("unit_axes", given, found, where=where)
     for name, axis in axes.items():
@@ -35,7 +35,9 @@ def unit_axes(given: Mapping[str, int] | None, found: Named, *, where: str) -> d
     return axes
 
 
-def fan_ins(given: Mapping[str, int] | None, found: Named, *, where: str) -> dict[str, int]:
+def resolved_fan_ins(
+    given: Mapping[str, int] | None, found: Named, *, where: str
+) -> dict[str, int]:
     """Return tensor -> how many inputs feed one output, or refuse what is no such number."""
     inputs = spread("fan_in", given, found, where=where)
     for name, number in inputs.items():

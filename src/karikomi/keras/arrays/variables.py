@@ -42,4 +42,4 @@ def prepared(array: Any, shape: Any, name: str) -> Array | None:
         return array
     from karikomi.keras.arrays.indexed_slices import from_tensorflow
 
-    return from_tensorflow(array, shape, where=f"{WHERE}: {name}")
+    return from_tensorflow(array, shape, where=f"keras.clip: {name}")

@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, Refused
 from karikomi.prune.allocations.allocation import as_allocation, check_sparsity
 from karikomi.prune.pattern import Pattern, as_pattern
 from karikomi.prune.scores.score import Score, as_score

@@ -15,10 +15,10 @@ from torch import nn
 from tqdm import tqdm
 
 from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
+from karikomi.torch.facts import forward
 from karikomi.torch.facts.flow import flows
 from karikomi.torch.facts.forward import OF_INPUTS, OF_OUTPUTS, Forward
 from karikomi.torch.facts.gradients import Gradients, Loss
-from karikomi.torch.facts.measure import forward
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady
