@@ -46,8 +46,12 @@ class UnknownName(KarikomiError, LookupError):
     """A name that is not known here: a rule, a task, a tensor, a key of a file."""
 
 
-class Refused(KarikomiError, RuntimeError):
-    """A request that is understood but would do something else than it says."""
+class Unsupported(KarikomiError, RuntimeError):
+    """A combination of arguments, models or versions that is not supported."""
+
+
+Refused = Unsupported
+"""Alias of `Unsupported`."""
 
 
 class NonFinite(KarikomiError, ArithmeticError):

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 
 DEEPEST = 100
 """How many containers may lie in one another: far more than networks have, far less than Python can."""
@@ -63,7 +63,7 @@ def unflatten(tree: Any, leaves: Mapping[str, Any], *, where: str = "tree") -> A
 
     Containers keep their types and mappings their order; a default dict keeps its factory. The tree
     itself is left alone. Raises `InvalidArgument` if `leaves` are not exactly the tree's, and
-    `Refused` for a container whose type cannot be called with what it holds, such as an open file.
+    `Unsupported` for a container whose type cannot be called with what it holds, such as an open file.
 
     >>> tree = {"a": [1, 2], "b": (3,)}
     >>> unflatten(tree, {name: 10 * leaf for name, leaf in flatten(tree).items()})
@@ -131,7 +131,7 @@ def _rebuilt(node: Any, path: _Path, leaves: Mapping[str, Any], where: str) -> A
     try:
         return _as(node, made)
     except (TypeError, ValueError, AttributeError) as error:
-        raise Refused(
+        raise Unsupported(
             f"a {type(node).__name__} cannot be built anew with other leaves",
             where=f"{where}: {_name(path)}" if path else where,
             hint="pass a dict, list or tuple of what it holds",

@@ -19,7 +19,7 @@ from contract.row import Row
 from contract.rows import EVERY, LIMITED, PROBES, ROWS
 from contract.test_laws import assert_equal, cases, sample
 from karikomi import spec
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.rule import Rule
 
 SERIES = [sample(seed, scale=2.0 ** (seed - 2)) for seed in range(6)]
@@ -237,7 +237,7 @@ def test_what_is_no_rule_is_refused(row: Row, apply: Apply) -> None:
 def test_a_rule_for_something_else_is_refused(row: Row, apply: Apply) -> None:
     others = [other.rule for other in ROWS if other.kind != row.kind]
     for other in others:
-        with pytest.raises(Refused, match="acts on a"):
+        with pytest.raises(Unsupported, match="acts on a"):
             apply(Misfit(other, row.reference, way=row.kind), sample(0))
 
 
@@ -247,5 +247,5 @@ def test_facts_that_nobody_measures_are_refused(row: Row, apply: Apply) -> None:
         needs = frozenset({"telepathy"})
 
     demanding = Demanding(**_values(row.rule))
-    with pytest.raises(Refused, match="needs telepathy"):
+    with pytest.raises(Unsupported, match="needs telepathy"):
         apply(dataclasses.replace(row, rule=demanding), sample(0))

@@ -55,7 +55,7 @@ def _facts(row: Row, dtype: type, xp: Any) -> dict[str, Any]:
     }
 
 
-def _plain(verdict: decide.Verdict, state: dict[str, Any]) -> dict[str, np.ndarray]:
+def _plain(verdict: decide.StageDecision, state: dict[str, Any]) -> dict[str, np.ndarray]:
     values = {**verdict._asdict(), **state}
     return {key: np.asarray(value) for key, value in values.items() if value is not None}
 

@@ -162,9 +162,9 @@ def refused() -> dict[str, Any]:
         "sums": message(lambda: kk.torch.bound_(sums, kk.bound.Clamp(0.1))),
     }
     clear = {
-        "heads": "Refused: torch.bound_ (QKClip): heads of sharded weights lie on several ranks",
-        "attach": "Refused: torch.bound_ (QKClip): heads of sharded weights lie on several ranks",
-        "sums": "Refused: torch.bound_: weight: sums that are still to be made",
+        "heads": "Unsupported: torch.bound_ (QKClip): heads of sharded weights lie on several ranks",
+        "attach": "Unsupported: torch.bound_ (QKClip): heads of sharded weights lie on several ranks",
+        "sums": "Unsupported: torch.bound_: weight: sums that are still to be made",
     }
     told = [said[key].startswith(text) and "(" in said[key] for key, text in clear.items()]
     unchanged = torch.equal(weights(model)["q.weight"], whole)
@@ -187,7 +187,7 @@ def apart() -> dict[str, Any]:
     kept = here(layer.weight).flatten().tolist()
     return {
         "facts": [
-            ["refused", said.startswith("Refused: ") and "side by side" in said, True],
+            ["refused", said.startswith("Unsupported: ") and "side by side" in said, True],
             ["by tensor", outcome.pre, 8**0.5],
             ["kept", kept, [8**-0.5] * (2 * rows)],
         ]

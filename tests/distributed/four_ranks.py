@@ -156,7 +156,7 @@ def units_lie_where_they_are_said_to_lie() -> dict[str, Any]:
     return {
         "facts": [
             ["wrong", wrong, []],
-            ["not side by side", said.startswith("Refused") and "side by side" in said, True],
+            ["not side by side", said.startswith("Unsupported") and "side by side" in said, True],
         ]
     }
 

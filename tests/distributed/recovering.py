@@ -104,7 +104,7 @@ def continued() -> dict[str, Any]:
             ["written", w.call_count, 3 if rank() == 0 else 0],
             ["files", files, ["recovery.pt"]],
             ["elsewhere", "the ranks found different checkpoints" in said[0], True],
-            ["another", "Refused" in said[1] and ("seed 0, now 1" in said[1]), True],
+            ["another", "Unsupported" in said[1] and ("seed 0, now 1" in said[1]), True],
             ["judges", [verdict.kept, as_lists(judged) == dense], [False, True]],
             ["alone", "replicas 2, now 1" in said[2], True],
         ],

@@ -319,7 +319,7 @@ def experts_refused() -> dict[str, Any]:
     none = message(lambda: kk.torch.clip_(model, rule, process_group=7))
     return {
         "facts": [
-            ["partial", said.startswith("Refused") and "same globs" in said, True],
+            ["partial", said.startswith("Unsupported") and "same globs" in said, True],
             ["unknown", wrong.startswith("UnknownName") and "expert.*" in wrong, True],
             ["no group", none.startswith("InvalidArgument") and "int" in none, True],
         ]
@@ -361,9 +361,9 @@ def different_decisions() -> dict[str, Any]:
         replica.head.bias.grad[0] = torch.nan
     skipped = message(lambda: kk.torch.clip_(replica, kk.clip.ByNorm(1.0), check_ranks=True))
     facts = [
-        ["limit", said.startswith("Refused") and "to 0.25" in said and "to 0.5" in said, True],
+        ["limit", said.startswith("Unsupported") and "to 0.25" in said and "to 0.5" in said, True],
         ["unchanged", gap(gradients(model), before), 0.0],
-        ["skip", skipped.startswith("Refused") and "rank 1 skips" in skipped, True],
+        ["skip", skipped.startswith("Unsupported") and "rank 1 skips" in skipped, True],
     ]
     return {"facts": facts, "same": {"said": said, "skipped": skipped}}
 

@@ -15,7 +15,7 @@ jax = pytest.importorskip("jax")
 jnp = jax.numpy
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from keras_backends import BACKEND, only, other_backends  # noqa: E402
 
 RULES = [kk.prune.L1(0.3), kk.prune.GroupLasso(0.3), kk.prune.GrowingL2(0.3, growth=0.1)]
@@ -225,10 +225,10 @@ def test_the_loss_of_ones_own_model_follows_a_schedule_in_fit() -> None:
     class Scheduled(Penalised):
         rule = kk.prune.L1(kk.schedule.Stepwise(((0, 0.0), (6, 0.5))))
 
-    class Late(Penalised):
+    class AsyncReadback(Penalised):
         rule = kk.prune.L1(kk.schedule.Stepwise(((0, 0.0), (10_000, 0.5))))
 
-    plain, scheduled, late = fitted(keras.Model), fitted(Scheduled), fitted(Late)
+    plain, scheduled, late = fitted(keras.Model), fitted(Scheduled), fitted(AsyncReadback)
     scheduled.evaluate(*small_data(), verbose=0)
     assert float(numbers(scheduled.steps)) == 12
     kernel = plain.get_layer("hidden").kernel
@@ -284,7 +284,7 @@ def test_who_is_penalised_in_keras() -> None:
         0.1 * total, rel=1e-5
     )
     model.get_layer("head").trainable = False
-    with pytest.raises(Refused, match="it is not trained"):
+    with pytest.raises(Unsupported, match="it is not trained"):
         kk.keras.penalty(model, kk.prune.L1(0.1), only="net/head/kernel")
     with pytest.raises(UnknownName, match="net/head/kernel"):
         kk.keras.penalty(model, kk.prune.L1(0.1), only="net/head/kernl")
@@ -298,9 +298,9 @@ def test_mixed_precision_adds_up_in_single_precision() -> None:
 
 @only("torch")
 def test_a_regularizer_refuses_what_it_cannot_follow() -> None:
-    with pytest.raises(Refused, match="knows no step.*compute_loss"):
+    with pytest.raises(Unsupported, match="knows no step.*compute_loss"):
         kk.keras.Penalty(kk.prune.GrowingL2())
-    with pytest.raises(Refused, match="knows no step"):
+    with pytest.raises(Unsupported, match="knows no step"):
         kk.keras.Penalty(kk.prune.L1(kk.schedule.Linear(0.0, 1.0, steps=(0, 9))))
     with pytest.raises(InvalidArgument, match="unit_axis is needed"):
         kk.keras.Penalty(kk.prune.GroupLasso(1.0))

@@ -18,7 +18,7 @@ from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper  # noqa: E402
 from accelerate.utils.megatron_lm import MegatronLMOptimizerWrapper  # noqa: E402
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import Refused  # noqa: E402
+from karikomi.errors import Unsupported  # noqa: E402
 from karikomi.plugins import accelerate_clip_  # noqa: E402
 
 INPUTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
@@ -105,7 +105,7 @@ def test_attach_takes_what_was_prepared(accumulate: int) -> None:
     other, norms = by_hand(accumulate, **rules)
     assert_same(raw, other)
     assert handle.steps == len(norms) == 16 // accumulate
-    with pytest.raises(Refused, match="has a handle already"):
+    with pytest.raises(Unsupported, match="has a handle already"):
         kk.torch.attach(optimizer.optimizer, model)
 
 
@@ -217,7 +217,7 @@ def test_the_explicit_clip_beside_a_handle_is_refused(syncs: bool) -> None:
         accelerator.backward(loss_of(model, INPUTS))
         for one in (optimizer, optimizer.optimizer):
             with pytest.raises(
-                Refused, match=r"\(optimizer\): this optimizer has a handle already"
+                Unsupported, match=r"\(optimizer\): this optimizer has a handle already"
             ):
                 accelerate_clip_(accelerator, model, rule, optimizer=one)
         handle.detach()
@@ -263,7 +263,7 @@ def test_a_handle_is_saved_and_loaded_with_everything_else(tmp_path: Path, rules
 def test_engines_that_keep_the_gradients_are_refused(wrapper: Any, name: str) -> None:
     accelerator_of()
     model = network()
-    with pytest.raises(Refused, match=f"{name} keeps the gradients to itself"):
+    with pytest.raises(Unsupported, match=f"{name} keeps the gradients to itself"):
         kk.torch.attach(wrapper(sgd(model)), model)
 
 
@@ -279,7 +279,7 @@ def test_engines_that_keep_the_gradients_are_refused(wrapper: Any, name: str) ->
 def test_the_explicit_clip_refuses_gradients_that_are_not_there(kind: str, reason: str) -> None:
     kinds = accelerate.utils.DistributedType
     fake = SimpleNamespace(distributed_type=kinds[kind], is_fsdp2=False, sync_gradients=False)
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(Unsupported, match=reason):
         accelerate_clip_(fake, network(), kk.clip.ByGlobalNorm(1.0))
 
 
@@ -289,7 +289,7 @@ def test_parameters_that_fsdp1_has_flattened_are_refused() -> None:
     inner = flat.__new__(flat)
     torch.nn.Module.__init__(inner)
     plain = SimpleNamespace(distributed_type="NO", sync_gradients=True)
-    with pytest.raises(Refused, match="FSDP1 flattens"):
+    with pytest.raises(Unsupported, match="FSDP1 flattens"):
         accelerate_clip_(plain, torch.nn.Sequential(inner), kk.clip.ByGlobalNorm(1.0))
 
 

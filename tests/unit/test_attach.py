@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 
 NAN = float("nan")
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -163,7 +163,7 @@ def test_parameters_that_came_later_are_not_passed_over() -> None:
     kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     optimizer.add_param_group({"params": list(model[2].parameters())})
     backward(model, 0)
-    with pytest.raises(Refused, match=r"other parameters since attach.*detach\(\)"):
+    with pytest.raises(Unsupported, match=r"other parameters since attach.*detach\(\)"):
         optimizer.step()
 
 
@@ -196,13 +196,13 @@ def test_an_optimizer_that_calls_its_closure_twice_is_refused_at_the_second_call
     model = model_of()
     optimizer = Twice(model.parameters(), lr=0.1)
     kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(0.5))
-    with pytest.raises(Refused, match="Twice calls its closure more than once"):
+    with pytest.raises(Unsupported, match="Twice calls its closure more than once"):
         optimizer.step(lambda: backward(model, 0))
 
 
 def test_lbfgs_is_refused_with_the_reason() -> None:
     model = model_of()
-    with pytest.raises(Refused, match="LBFGS.*line search.*curvature"):
+    with pytest.raises(Unsupported, match="LBFGS.*line search.*curvature"):
         kk.torch.attach(torch.optim.LBFGS(model.parameters()), model)
 
 
@@ -288,8 +288,12 @@ def test_rows_go_to_the_record_with_what_was_noted(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"clip": kk.bound.Clamp(1.0)}, Refused, r"attach\(clip\): Clamp acts on a weight"),
-        ({"bound": kk.clip.ByNorm(1.0)}, Refused, r"attach\(bound\): ByNorm acts on a gradient"),
+        ({"clip": kk.bound.Clamp(1.0)}, Unsupported, r"attach\(clip\): Clamp acts on a weight"),
+        (
+            {"bound": kk.clip.ByNorm(1.0)},
+            Unsupported,
+            r"attach\(bound\): ByNorm acts on a gradient",
+        ),
         ({"clip": kk.clip.ByNorm}, InvalidArgument, "this is no rule"),
         ({"prune": 0.9}, InvalidArgument, "prune takes a schedule or masks; got float"),
         ({"nonfinite": "ignore"}, InvalidArgument, "unknown policy.*got ignore"),
@@ -307,7 +311,7 @@ def test_what_is_no_optimizer_or_has_foreign_parameters_is_refused() -> None:
     model, other = model_of(), nn.Linear(1, 1)
     with pytest.raises(InvalidArgument, match="no torch optimizer; got Linear"):
         kk.torch.attach(other, model)  # type: ignore[arg-type]
-    with pytest.raises(Refused, match="the optimizer holds 2 parameter"):
+    with pytest.raises(Unsupported, match="the optimizer holds 2 parameter"):
         kk.torch.attach(torch.optim.SGD([*model.parameters(), *other.parameters()]), model)
 
 
@@ -424,12 +428,12 @@ def test_a_second_handle_is_refused_until_the_first_is_detached() -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(1.0))
-    with pytest.raises(Refused, match=r"a handle already.*detach\(\) the other"):
+    with pytest.raises(Unsupported, match=r"a handle already.*detach\(\) the other"):
         kk.torch.attach(optimizer, model)
     handle.detach()
     second = kk.torch.attach(optimizer, model)
     handle.detach()
-    with pytest.raises(Refused, match="a handle already"):
+    with pytest.raises(Unsupported, match="a handle already"):
         kk.torch.attach(optimizer, model)
     second.detach()
 
@@ -438,7 +442,9 @@ def test_a_second_handle_is_refused_until_the_first_is_detached() -> None:
 def test_a_handle_is_not_copied(copied: Any) -> None:
     model = model_of()
     handle = kk.torch.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    with pytest.raises(Refused, match=r"neither copied nor pickled; save handle.state_dict\(\)"):
+    with pytest.raises(
+        Unsupported, match=r"neither copied nor pickled; save handle.state_dict\(\)"
+    ):
         copied(handle)
 
 
@@ -460,10 +466,10 @@ def test_what_can_never_act_is_refused_at_once(part: str) -> None:
     with pytest.raises(InvalidArgument, match="bounds and masks need the module; got list"):
         kk.torch.attach(torch.optim.SGD(parameters, lr=0.1), parameters, **{part: rule})  # type: ignore[arg-type]
     biases = [model[0].bias, model[2].bias]
-    with pytest.raises(Refused, match="unit axis|could be pruned"):
+    with pytest.raises(Unsupported, match="unit axis|could be pruned"):
         kk.torch.attach(torch.optim.SGD(biases, lr=0.1), model, **{part: rule})
     model.requires_grad_(False)
-    with pytest.raises(Refused, match="frozen|could be pruned"):
+    with pytest.raises(Unsupported, match="frozen|could be pruned"):
         kk.torch.attach(torch.optim.SGD(parameters, lr=0.1), model, **{part: rule})
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     assert kk.torch.attach(optimizer, parameters, clip=kk.clip.ByNorm(1.0)).last is None  # type: ignore[arg-type]

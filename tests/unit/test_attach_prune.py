@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune import NofM, Score, Wanda
 from karikomi.prune.schedules.dynamic import SET, RigL
 from karikomi.prune.schedules.gradual import Gradual
 from karikomi.prune.schedules.iterative import Iterative
 from karikomi.prune.schedules.one_shot import OneShot
-from karikomi.prune.schedules.pruning_schedule import Timetable
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from unit.test_attach import OPTIMIZERS, assert_same, backward, model_of, optimizers, step, weights
 
 # 8 x 6 and 3 x 8: the two weights that can be pruned.
@@ -106,7 +106,7 @@ def test_given_masks_of_another_optimizer_s_parameters_are_not_held() -> None:
     assert handle.masks.left_alone["0.weight"] == "not held by this optimizer"
     assert bool((model[0].weight == 1.0).all())
     handle.detach()
-    with pytest.raises(Refused, match="holds no masked parameter"):
+    with pytest.raises(Unsupported, match="holds no masked parameter"):
         kk.torch.attach(optimizer, model, prune=kk.torch.Masks({"0.weight": masks["0.weight"]}))
 
 
@@ -140,7 +140,7 @@ def test_masks_move_to_the_device_of_their_parameter_once() -> None:
     assert moved.device.type == "meta" and masks["weight"] is moved
 
 
-SCHEDULES: dict[str, Timetable] = {
+SCHEDULES: dict[str, PruningSchedule] = {
     "one-shot": OneShot(0.6, step=5, score="taylor"),
     "gradual": Gradual(0.7, steps=(1, 9), every=3),
     "movement": Gradual(0.7, steps=(2, 11), every=3, score="movement", allocation="uniform"),
@@ -464,7 +464,9 @@ def test_rewinding_to_a_step_brings_back_its_weights_buffers_and_moments() -> No
 def test_a_score_that_training_does_not_feed_is_refused_with_the_way_to_go(rule: Any) -> None:
     model = _network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(Refused, match=r"training steps do not show.*prune_\(model, \.\.\., data="):
+    with pytest.raises(
+        Unsupported, match=r"training steps do not show.*prune_\(model, \.\.\., data="
+    ):
         kk.torch.attach(optimizer, model, prune=rule)
 
 

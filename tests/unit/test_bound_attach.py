@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.torch.bounding.attention_logits import watch_logits
 
 BOUNDS = [
@@ -83,13 +83,13 @@ def test_every_step_ends_within_the_cap() -> None:
 def test_a_bound_that_can_never_act_is_refused_at_once() -> None:
     norms = nn.LayerNorm(4)
     optimizer = torch.optim.SGD(norms.parameters(), lr=0.1)
-    with pytest.raises(Refused, match="no selected tensor has a fan-in"):
+    with pytest.raises(Unsupported, match="no selected tensor has a fan-in"):
         kk.torch.attach(optimizer, norms, bound=kk.bound.InitScaled())
-    with pytest.raises(Refused, match="the module has no attention that is known here"):
+    with pytest.raises(Unsupported, match="the module has no attention that is known here"):
         kk.torch.attach(optimizer, norms, bound=kk.bound.QKClip())
     layer = nn.MultiheadAttention(8, 2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    with pytest.raises(Refused, match="QKClip needs the largest logit .*watch_logits"):
+    with pytest.raises(Unsupported, match="QKClip needs the largest logit .*watch_logits"):
         kk.torch.attach(optimizer, layer, bound=kk.bound.QKClip())
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported
 from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
 from karikomi.torch.modules.attention import attentions, declare_attention
 
@@ -215,7 +215,7 @@ class TestWatch:
         assert outcome.names == ("layers.0.self_attn",) * 2 + ("layers.1.self_attn",) * 2
         watch.remove()
         model(torch.randn(2, 4, 8))
-        with pytest.raises(Refused, match="QKClip needs the largest logit of every head"):
+        with pytest.raises(Unsupported, match="QKClip needs the largest logit of every head"):
             kk.torch.bound_(model, RULE)
 
     def test_a_pass_that_gave_nan_bounds_nothing(self) -> None:
@@ -240,14 +240,16 @@ class TestWatch:
         assert torch.equal(grads[0], grads[1])
 
     def test_nothing_to_watch_is_refused(self) -> None:
-        with pytest.raises(Refused, match="no nn.MultiheadAttention to watch; declare your layers"):
+        with pytest.raises(
+            Unsupported, match="no nn.MultiheadAttention to watch; declare your layers"
+        ):
             watch_logits(Grouped())
 
 
 @pytest.mark.parametrize(
     ("logits", "error", "text"),
     [
-        (None, Refused, "QKClip needs the largest logit of every head, .*; got none for a"),
+        (None, Unsupported, "QKClip needs the largest logit of every head, .*; got none for a"),
         ({}, InvalidArgument, "logits are a mapping from attention"),
         ([1.0], InvalidArgument, "logits are a mapping from attention"),
         ({"b": [1.0, 2.0]}, UnknownName, "there is no such attention; got 'b'; known: a"),
@@ -270,9 +272,11 @@ def test_only_whole_layers_are_meant() -> None:
     logits = {"a": [9.0, 9.0]}
     outcome, _ = kk.torch.bound_(model, RULE, only="a.*", logits=logits)
     assert outcome.names == ("a", "a")
-    with pytest.raises(Refused, match="no attention has all its query and key projections sel"):
+    with pytest.raises(Unsupported, match="no attention has all its query and key projections sel"):
         kk.torch.bound_(model, RULE, only="a.in_proj_weight", logits=logits)
-    with pytest.raises(Refused, match="the module has no attention that is known here; declare"):
+    with pytest.raises(
+        Unsupported, match="the module has no attention that is known here; declare"
+    ):
         kk.torch.bound_(nn.Linear(2, 2), RULE, logits=logits)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import karikomi as kk
 from karikomi import spec
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported
 from karikomi.schedule import Linear
 
 AXIS = {"w": 0}
@@ -130,8 +130,8 @@ def test_the_range_of_a_layer_holds_for_weight_and_bias() -> None:
             r"\(fan_in\): the pattern matches no .*got 'v'",
         ),
         (ALL[5], {}, InvalidArgument, "no tensor to bound; name unit axes"),
-        (ALL[6], {}, Refused, "QKClip needs the largest logit of every head"),
-        (ALL[6], {"logits": {"a": [1.0]}}, Refused, "QKClip needs the largest logit"),
+        (ALL[6], {}, Unsupported, "QKClip needs the largest logit of every head"),
+        (ALL[6], {"logits": {"a": [1.0]}}, Unsupported, "QKClip needs the largest logit"),
     ],
 )
 def test_what_a_rule_needs_must_be_given(rule: Any, arguments: Any, error: type, text: str) -> None:
@@ -141,7 +141,9 @@ def test_what_a_rule_needs_must_be_given(rule: Any, arguments: Any, error: type,
 
 def test_several_bounds_in_one_are_refused() -> None:
     chain = kk.clip.Chain(kk.bound.Clamp(1.0), kk.bound.NonNegative())
-    with pytest.raises(Refused, match="^numpy.bound: bounds are applied one at a time; got Chain"):
+    with pytest.raises(
+        Unsupported, match="^numpy.bound: bounds are applied one at a time; got Chain"
+    ):
         kk.numpy.bound(weights(), chain)  # type: ignore[arg-type]
 
 
@@ -192,7 +194,7 @@ class TestSpectralCap:
         assert outcome.pre == pytest.approx(5.0) and found["w"][0, 2] == pytest.approx(1.0)
 
     def test_complex_weights_and_foreign_states_are_refused(self) -> None:
-        with pytest.raises(Refused, match="w: the spectral norm of complex entries"):
+        with pytest.raises(Unsupported, match="w: the spectral norm of complex entries"):
             kk.numpy.bound({"w": np.ones((2, 2), complex)}, self.RULE, unit_axes=AXIS)
         _, _, state = kk.numpy.bound(weights(), kk.bound.Clamp(1.0))
         with pytest.raises(InvalidArgument, match="SpectralCap: this state has no vectors"):

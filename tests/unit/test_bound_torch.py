@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.torch.modules.fan_in import fan_ins
 from karikomi.torch.numerics.spectral_norm import spectral_norm
 
@@ -131,7 +131,9 @@ class TestInitScaled:
         }
         assert set(model[1].weight.flatten().tolist()) == {1.0} == set(model[1].bias.tolist())
         assert set(model[2].weight.tolist()) == {9.0} and outcome.share_at_bound == 1.0
-        with pytest.raises(Refused, match="no selected tensor has a fan-in; got weight .LayerNorm"):
+        with pytest.raises(
+            Unsupported, match="no selected tensor has a fan-in; got weight .LayerNorm"
+        ):
             kk.torch.bound_(nn.LayerNorm(4), kk.bound.InitScaled())
 
 
@@ -268,7 +270,9 @@ class TestSpectralCap:
 
 def test_several_bounds_in_one_are_refused() -> None:
     chain = kk.clip.Chain(kk.bound.Clamp(1.0), kk.bound.NonNegative())
-    with pytest.raises(Refused, match="^torch.bound_: bounds are applied one at a time; got Chain"):
+    with pytest.raises(
+        Unsupported, match="^torch.bound_: bounds are applied one at a time; got Chain"
+    ):
         kk.torch.bound_(nn.Linear(2, 2), chain)  # type: ignore[arg-type]
 
 

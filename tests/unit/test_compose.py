@@ -13,7 +13,7 @@ from torch import nn
 import karikomi as kk
 from karikomi import spec
 from karikomi.clip import ByGlobalNorm, ByNorm, ByValue, Chain, Groups
-from karikomi.errors import InvalidArgument, Refused, UnknownName
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported
 from karikomi.rules.stages import Kind, stages
 from karikomi.schedule import Linear
 
@@ -180,7 +180,7 @@ def test_the_state_of_groups_goes_through_json_and_finds_its_tensors() -> None:
         (lambda: Chain(ByNorm(1.0), kk.bound.Clamp(1.0)), InvalidArgument, "gradient, weight"),
         (
             lambda: kk.numpy.clip(gradients(), Chain(kk.bound.Clamp(1.0))),
-            Refused,
+            Unsupported,
             "acts on a weight",
         ),
     ],

@@ -22,8 +22,8 @@ from karikomi.errors import (  # noqa: E402
     InvalidArgument,
     KarikomiError,
     NonFinite,
-    Refused,
     UnknownName,
+    Unsupported,
 )
 from karikomi.search.accounting import fixed_width_bytes  # noqa: E402
 from karikomi.search.lock import lock  # noqa: E402
@@ -194,20 +194,20 @@ def test_another_run_in_the_folder_is_refused(
     changes: dict[str, Any], more: dict[str, Any], named: str, whole: tuple[Path, dict[str, Any]]
 ) -> None:
     before = (whole[0] / "result.json").read_bytes()
-    with pytest.raises(Refused, match=rf"another run: [\w, ]*\b{named}\b"):
+    with pytest.raises(Unsupported, match=rf"another run: [\w, ]*\b{named}\b"):
         _run(_task(**changes), whole[0], **more)
     assert (whole[0] / "result.json").read_bytes() == before
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "record.jsonl").write_text("mine, unfinished")
-    with pytest.raises(Refused, match="holds files of something else; got record.jsonl"):
+    with pytest.raises(Unsupported, match="holds files of something else; got record.jsonl"):
         _run(_task(), tmp_path)
     assert (tmp_path / "record.jsonl").read_text() == "mine, unfinished"
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    with lock(tmp_path), pytest.raises(Refused, match="another process is at work"):
+    with lock(tmp_path), pytest.raises(Unsupported, match="another process is at work"):
         _run(_task(), tmp_path)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.rule import (
     Array,
     Decision,
@@ -138,7 +138,7 @@ def test_absent_numbers_do_not_count() -> None:
 def test_norms_afterwards_follow_the_verdict() -> None:
     norms, one = np.array([NAN, INF, 4.0, 2.0]), np.ones(4)
     factor = np.array([0.0, 0.0, 0.5, 1.0])
-    verdict = decide.Verdict(factor, None, ~np.isfinite(norms), np.array(False))
+    verdict = decide.StageDecision(factor, None, ~np.isfinite(norms), np.array(False))
     assert decide.norms_after(norms, verdict, xp=np).tolist() == [0.0, 0.0, 2.0, 2.0]
     limited = verdict._replace(limit=1.5 * one)
     assert decide.norms_after(norms, limited, xp=np).tolist() == [0.0, 0.0, 1.5, 1.5]
@@ -150,7 +150,7 @@ def test_what_is_not_a_rule_here_is_refused() -> None:
         decide.check_rule(3, Quantity.GRADIENT, where="here")
     with pytest.raises(InvalidArgument, match="no rule; got <class"):
         decide.check_rule(SkipJumps, Quantity.GRADIENT, where="here")
-    with pytest.raises(Refused, match="SkipJumps acts on a gradient, not on a weight"):
+    with pytest.raises(Unsupported, match="SkipJumps acts on a gradient, not on a weight"):
         decide.check_rule(SkipJumps(1.0), Quantity.WEIGHT, where="here")
 
 

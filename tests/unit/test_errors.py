@@ -12,7 +12,7 @@ from karikomi.errors import KarikomiError, suggest
 CHILDREN = {
     errors.InvalidArgument: ValueError,
     errors.UnknownName: LookupError,
-    errors.Refused: RuntimeError,
+    errors.Unsupported: RuntimeError,
     errors.NonFinite: ArithmeticError,
     errors.BadFile: ValueError,
     errors.Unavailable: ImportError,

@@ -18,7 +18,7 @@ optax = pytest.importorskip("optax")
 import jax.numpy as jnp  # noqa: E402
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 
 GRADUAL = kk.prune.Gradual(0.8, steps=(5, 25), every=5, only="*kernel")
 CLIP, BOUND, PENALTY = kk.clip.ZClip(2.0, warmup=3), kk.bound.Clamp(0.5), kk.prune.L1(1e-3)
@@ -172,7 +172,7 @@ def test_a_byte_of_bfloat16_counts_as_one() -> None:
     [
         (lambda t: kk.jax.prune(t), InvalidArgument, "one target"),
         (lambda t: kk.jax.prune(t, sparsity=0.5, only="kernels"), UnknownName, "kernels"),
-        (lambda t: jax.jit(lambda x: kk.jax.prune(x, sparsity=0.5))(t), Refused, "under jit"),
+        (lambda t: jax.jit(lambda x: kk.jax.prune(x, sparsity=0.5))(t), Unsupported, "under jit"),
         (lambda t: kk.jax.masked(t, {"w": jnp.ones(2, bool)}), UnknownName, "'w'"),
         (lambda t: kk.jax.masked(t, {"head.bias": jnp.ones(2, bool)}), InvalidArgument, "head.b"),
         (lambda t: kk.jax.masked(t, {"head.bias": jnp.ones(3)}), InvalidArgument, "bool (3,)"),
@@ -181,13 +181,13 @@ def test_a_byte_of_bfloat16_counts_as_one() -> None:
         (lambda t: kk.jax.update_masks(t, GRADUAL, 5, [1]), InvalidArgument, "names of leaves"),
         (lambda t: kk.jax.update_masks(t, GRADUAL, 6, [1]), InvalidArgument, "names of leaves"),
         (lambda t: kk.jax.masked(t, None), InvalidArgument, "names of leaves; got NoneType"),
-        (lambda t: kk.jax.prune(t, sparsity=0.5, score="obc"), Refused, "kk.torch.prune_"),
+        (lambda t: kk.jax.prune(t, sparsity=0.5, score="obc"), Unsupported, "kk.torch.prune_"),
         (
             lambda t: kk.jax.prune(t, sparsity=0.5, facts={"gradient": jnp.ones(3)}),
             InvalidArgument,
             "facts['gradient']: this is no mapping",
         ),
-        (lambda t: kk.jax.update_masks(t, kk.prune.SET(0.5, until=9), 1), Refused, "attach"),
+        (lambda t: kk.jax.update_masks(t, kk.prune.SET(0.5, until=9), 1), Unsupported, "attach"),
         (
             lambda t: kk.jax.prune({"w": jnp.array([jnp.nan, 1.0])}, sparsity=0.5),
             NonFinite,
@@ -342,5 +342,5 @@ def test_numpy_schedules_of_other_kinds() -> None:
         kk.prune.RigL(0.5, until=9),
         kk.prune.Iterative(0.5, steps=(1, 3), rounds=2, rewind=0),
     ):
-        with pytest.raises(Refused, match="brings weights back"):
+        with pytest.raises(Unsupported, match="brings weights back"):
             kk.numpy.prune_at(own, other, 1)

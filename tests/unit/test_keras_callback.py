@@ -14,7 +14,7 @@ keras = pytest.importorskip("keras")
 layers = keras.layers
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import InvalidArgument, NonFinite, Refused  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported  # noqa: E402
 from karikomi.keras import Monitor, clipped  # noqa: E402
 from karikomi.record import Recorder, read, tally  # noqa: E402
 from keras_backends import BACKEND, only, other_backends  # noqa: E402
@@ -207,7 +207,7 @@ def test_an_optimizer_that_does_not_clip_is_refused_with_the_next_step() -> None
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     model.compile("adam", loss="mse")
     with pytest.raises(
-        Refused, match=r"clips nothing.* got Adam; model\.compile\(kk\.keras\.clipped"
+        Unsupported, match=r"clips nothing.* got Adam; model\.compile\(kk\.keras\.clipped"
     ):
         fit(model, Monitor())
 
@@ -237,7 +237,7 @@ def test_a_callback_that_is_called_from_a_thread_is_refused() -> None:
         model.fit(*data(), batch_size=BATCH, verbose=0, callbacks=monitor)
         assert len(monitor.summary) == 2
         return
-    with pytest.raises(Refused, match=r"callbacks=\[monitor\]"):
+    with pytest.raises(Unsupported, match=r"callbacks=\[monitor\]"):
         model.fit(*data(), batch_size=BATCH, verbose=0, callbacks=monitor)
 
 

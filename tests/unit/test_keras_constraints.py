@@ -13,7 +13,7 @@ keras = pytest.importorskip("keras")
 layers = keras.layers
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import Bound, bound_  # noqa: E402
 from keras_backends import BACKEND, only, other_backends  # noqa: E402
 
@@ -161,7 +161,7 @@ def test_a_config_is_plain_and_comes_back() -> None:
     ],
 )
 def test_what_a_constraint_cannot_follow_is_refused(rule: Any, options: Any, message: str) -> None:
-    with pytest.raises((Refused, InvalidArgument), match=message):
+    with pytest.raises((Unsupported, InvalidArgument), match=message):
         Bound(rule, **options)
 
 
@@ -302,19 +302,21 @@ def test_a_pattern_that_matches_nothing_names_the_nearest() -> None:
         bound_(model, kk.bound.Clamp(1.0), only="encodr")
     outcome = bound_(model, kk.bound.Clamp(1.0), only="*kernel", exclude="head")
     assert outcome.names == ("net/encoder/kernel",)
-    with pytest.raises(Refused, match="leaves no weight"):
+    with pytest.raises(Unsupported, match="leaves no weight"):
         bound_(model, kk.bound.Clamp(1.0), only="head", exclude="*")
 
 
 @only("torch")
 def test_another_constraint_is_not_taken_away() -> None:
     model = network(layers.Dense(3), layers.Dense(3, name="b", kernel_constraint="non_neg"))
-    with pytest.raises(Refused, match="net/b/kernel: the weight has another constraint.*NonNeg"):
+    with pytest.raises(
+        Unsupported, match="net/b/kernel: the weight has another constraint.*NonNeg"
+    ):
         bound_(model, kk.bound.Clamp(0.01))
     assert model.layers[0].kernel.constraint is None
     assert np.abs(numbers(model.layers[0].kernel)).max() > 0.01
     bound_(model, kk.bound.Clamp(0.01), exclude="b")
-    with pytest.raises(Refused, match="another constraint already; got Bound"):
+    with pytest.raises(Unsupported, match="another constraint already; got Bound"):
         bound_(model, kk.bound.Clamp(0.02), exclude="b")
 
 
@@ -329,7 +331,7 @@ def test_frozen_weights_and_those_without_a_unit_are_left_alone() -> None:
     assert outcome.left_alone["net/norm/moving_mean"] == "not trained"
     assert outcome.left_alone["net/norm/gamma"] == "BatchNormalization declares no unit axis"
     assert len(set(outcome.names)) == 1
-    with pytest.raises(Refused, match="no selected weight.*a bias"):
+    with pytest.raises(Unsupported, match="no selected weight.*a bias"):
         bound_(model, kk.bound.MaxNorm(0.1), only="*bias")
 
 
@@ -342,7 +344,7 @@ def test_weights_that_are_not_finite_or_not_there_are_refused() -> None:
     assert model.layers[0].kernel.constraint is None
     with pytest.raises(InvalidArgument, match="no variables yet"):
         bound_(keras.Sequential([layers.Dense(3)]), kk.bound.Clamp(1.0))
-    with pytest.raises(Refused, match="knows no step"):
+    with pytest.raises(Unsupported, match="knows no step"):
         bound_(model, kk.bound.Clamp(kk.schedule.Linear(2.0, 1.0, steps=(0, 9))))
 
 

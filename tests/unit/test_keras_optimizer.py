@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     two_devices()
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported
 
 INF = float("inf")
 # Without it JAX compiles every operation by itself, which takes longer.
@@ -356,17 +356,17 @@ def test_absent_gradients_take_no_part() -> None:
 def test_what_would_do_something_else_is_refused() -> None:
     rule = kk.clip.ByNorm(1.0)
     for argument in ("clipnorm", "global_clipnorm", "clipvalue"):
-        with pytest.raises(Refused, match=f"would clip as well, its {argument} is set"):
+        with pytest.raises(Unsupported, match=f"would clip as well, its {argument} is set"):
             kk.keras.clipped(Adam(0.1, **{argument: 1.0}), rule)
-    with pytest.raises(Refused, match=r"LossScaleOptimizer\(kk.keras.clipped\(inner, rule\)\)"):
+    with pytest.raises(Unsupported, match=r"LossScaleOptimizer\(kk.keras.clipped\(inner, rule\)\)"):
         kk.keras.clipped(keras.optimizers.LossScaleOptimizer(Adam(0.1)), rule)
-    with pytest.raises(Refused, match="clipped already; put rules together"):
+    with pytest.raises(Unsupported, match="clipped already; put rules together"):
         kk.keras.clipped(kk.keras.clipped(Adam(0.1), rule), rule)
-    with pytest.raises(Refused, match="acts on updates"):
+    with pytest.raises(Unsupported, match="acts on updates"):
         kk.keras.clipped(Adam(0.1), kk.clip.BlockRMS())
     with pytest.raises(InvalidArgument, match="no optimizer of Keras"):
         kk.keras.clipped(3, rule)
-    with pytest.raises(Refused, match="MaxNorm acts on a weight"):
+    with pytest.raises(Unsupported, match="MaxNorm acts on a weight"):
         kk.keras.clipped(Adam(0.1), kk.bound.MaxNorm(1.0))
 
 
@@ -449,7 +449,7 @@ def test_a_checkpoint_of_tensorflow_holds_all_of_it(tmp_path: Path) -> None:
 def test_what_an_optimizer_was_relieved_of_is_not_lost_by_wrapping_it_again() -> None:
     inner = SGD(0.1, gradient_accumulation_steps=4)
     optimizer = kk.keras.clipped(inner, kk.clip.ByNorm(1.0))
-    with pytest.raises(Refused, match="another clipped optimizer has taken over .* a new SGD"):
+    with pytest.raises(Unsupported, match="another clipped optimizer has taken over .* a new SGD"):
         kk.keras.clipped(inner, kk.clip.ByNorm(1.0))
     assert optimizer.gradient_accumulation_steps == 4
     with pytest.raises(InvalidArgument, match="no optimizer of Keras; got None"):

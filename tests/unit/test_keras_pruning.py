@@ -15,7 +15,7 @@ keras = pytest.importorskip("keras")
 layers = keras.layers
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import BadFile, InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from karikomi.errors import BadFile, InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import Masks, Pruning, clipped, prune_, strip_  # noqa: E402
 from keras_backends import BACKEND, only, other_backends  # noqa: E402
 
@@ -213,7 +213,7 @@ def test_scores_of_units() -> None:
         model, width=0.5, pattern="units", score="bn_scale", data=[IMAGES], only="*one/kernel"
     )
     assert masks["net/norm/gamma"].tolist() == [True, False, True, False]
-    with pytest.raises(Refused, match="no one normalisation"):
+    with pytest.raises(Unsupported, match="no one normalisation"):
         prune_(convolutional(), width=0.5, pattern="units", score="bn_scale", data=[IMAGES])
     prune_(convolutional(), width=0.5, pattern="units", score="apoz", data=[IMAGES])
 
@@ -526,7 +526,7 @@ def test_no_two_masks_speak_of_one_variable_and_none_is_guessed(tmp_path: Path) 
 def test_two_callbacks_in_one_fit_are_refused() -> None:
     first, second = Pruning(kk.prune.OneShot(0.5)), Pruning(kk.prune.OneShot(0.75))
     model = compiled(network())
-    with pytest.raises(Refused, match="two of these callbacks"):
+    with pytest.raises(Unsupported, match="two of these callbacks"):
         fit(model, first, second)
     fit(model, second)
     assert second.masks.sparsity == 0.75
@@ -646,7 +646,7 @@ def test_evaluating_with_the_callback_leaves_the_optimizer() -> None:
     assert model.optimizer is own is not before and pruning.masks is masks and zeros(model) == 72
 
 
-class Mine(kk.prune.Timetable):
+class Mine(kk.prune.PruningSchedule):
     """A schedule of one's own, of a field that is left out or says nothing known."""
 
     def __init__(self, **wrong: Any) -> None:
@@ -664,18 +664,18 @@ class Mine(kk.prune.Timetable):
         (lambda: prune_(network(), 50), InvalidArgument, "share above 1"),
         (lambda: prune_(network(), 0.5, score="snip"), InvalidArgument, "pass data="),
         (lambda: prune_(network(), 0.5, score="snip", data=BATCHES), InvalidArgument, "pass loss="),
-        (lambda: prune_(network(), 0.5, score="grasp", data=BATCHES), Refused, "not measured"),
-        (lambda: prune_(network(), 0.5, score="obc", data=BATCHES), Refused, "reconstruction"),
+        (lambda: prune_(network(), 0.5, score="grasp", data=BATCHES), Unsupported, "not measured"),
+        (lambda: prune_(network(), 0.5, score="obc", data=BATCHES), Unsupported, "reconstruction"),
         (lambda: prune_(network(), 0.5, data=iter(BATCHES)), InvalidArgument, "read again"),
         (lambda: prune_(network(), 0.5, data=BATCHES[0]), InvalidArgument, "read again"),
         (lambda: prune_(network(), 0.5, only="hiden*"), UnknownName, "hidden"),
-        (lambda: prune_(network(), 0.5, only="*bias"), Refused, "nothing of this"),
+        (lambda: prune_(network(), 0.5, only="*bias"), Unsupported, "nothing of this"),
         (lambda: prune_(network(), 0.5, protect=("norm",)), UnknownName, "norms"),
-        (lambda: prune_(network(), width=0.5, pattern="heads"), Refused, "no attention"),
+        (lambda: prune_(network(), width=0.5, pattern="heads"), Unsupported, "no attention"),
         (lambda: prune_(keras.Sequential(), 0.5), InvalidArgument, "no variables yet"),
         (lambda: prune_(3, 0.5), InvalidArgument, "no model of Keras"),
         (lambda: Pruning(), InvalidArgument, "schedule or masks"),
-        (lambda: Pruning(kk.prune.OneShot(0.5, score="movement")), Refused, "not measured"),
+        (lambda: Pruning(kk.prune.OneShot(0.5, score="movement")), Unsupported, "not measured"),
         (lambda: Pruning(as_any(kk.prune.Gradual)), InvalidArgument, "no schedule"),
         (lambda: Pruning(Mine()), InvalidArgument, "Mine: .*got no exclude"),
         (lambda: Pruning(Mine(exclude=5)), InvalidArgument, "Mine.exclude"),
@@ -685,9 +685,9 @@ class Mine(kk.prune.Timetable):
         (lambda: Pruning(masks=as_any({"a": 1})), InvalidArgument, "kk.keras.Masks"),
         (
             lambda: Pruning(kk.prune.Iterative(0.5, steps=(5, 9), rounds=2, rewind=1)),
-            *(Refused, "rewinds"),
+            *(Unsupported, "rewinds"),
         ),
-        (lambda: Pruning(masks=Masks()).set_model(network()), Refused, "not compiled"),
+        (lambda: Pruning(masks=Masks()).set_model(network()), Unsupported, "not compiled"),
     ],
 )
 def test_what_is_refused(call: Callable[[], Any], error: type, said: str) -> None:

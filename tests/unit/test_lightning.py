@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import InvalidArgument, Refused, Unavailable  # noqa: E402
+from karikomi.errors import InvalidArgument, Unavailable, Unsupported  # noqa: E402
 from karikomi.plugins import LightningCallback  # noqa: E402
 
 pytestmark = [
@@ -332,7 +332,7 @@ def test_the_optimizer_that_a_module_sees_is_the_one_that_has_a_handle(pl: Any) 
     module, refusals = module_of(pl), []
 
     def on_train_start() -> None:
-        with pytest.raises(Refused, match="has a handle already") as caught:
+        with pytest.raises(Unsupported, match="has a handle already") as caught:
             kk.torch.attach(module.optimizers(), module)
         refusals.append(caught)
 
@@ -361,13 +361,15 @@ def test_the_hooks_come_off_at_the_end_and_after_an_exception(pl: Any, fails: bo
 
 def test_a_trainer_that_clips_as_well_is_refused(pl: Any) -> None:
     callback = LightningCallback(clip=kk.clip.ByGlobalNorm(1.0))
-    with pytest.raises(Refused, match=r"clips as well, to gradient_clip_val=0\.5"):
+    with pytest.raises(Unsupported, match=r"clips as well, to gradient_clip_val=0\.5"):
         trainer_of(pl, callback, gradient_clip_val=0.5).fit(module_of(pl), data())
 
     class Module(type(module_of(pl))):
         def configure_gradient_clipping(self, optimizer: Any, **limits: Any) -> None: ...
 
-    with pytest.raises(Refused, match=r"Module\.configure_gradient_clipping would clip as well"):
+    with pytest.raises(
+        Unsupported, match=r"Module\.configure_gradient_clipping would clip as well"
+    ):
         trainer_of(pl, callback).fit(Module(), data())
     trainer_of(pl, callback, gradient_clip_val=0.0, max_epochs=1).fit(module_of(pl), data())
 
@@ -377,7 +379,7 @@ CLIPS = {"clip": {"clip": kk.clip.ByGlobalNorm(1.0)}, "update": {"update": kk.cl
 
 @pytest.mark.parametrize("rules", CLIPS.values(), ids=CLIPS)
 def test_either_clip_beside_that_of_the_trainer_is_refused(pl: Any, rules: Any) -> None:
-    with pytest.raises(Refused, match="clips as well"):
+    with pytest.raises(Unsupported, match="clips as well"):
         trainer_of(pl, LightningCallback(**rules), gradient_clip_val=0.5).fit(module_of(pl), data())
 
 
@@ -447,18 +449,18 @@ def test_strategies_that_hide_the_gradients_are_refused(
     trainer, own = trainer_of(pl, []), getattr(sys.modules[f"{pl.__name__}.strategies"], strategy)
     # Made without its constructor, which wants devices that are not here.
     trainer._accelerator_connector.strategy = object.__new__(own)
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(Unsupported, match=reason):
         LightningCallback().setup(trainer, module_of(pl), "fit")
 
 
 def test_what_attach_refuses_is_refused_when_the_fit_starts(pl: Any) -> None:
-    with pytest.raises(Refused, match="LBFGS"):
+    with pytest.raises(Unsupported, match="LBFGS"):
         trainer_of(pl, LightningCallback()).fit(module_of(pl, torch.optim.LBFGS), data())
     module = module_of(pl)
     module.configure_optimizers = lambda: None
     with (
         pytest.warns(UserWarning, match="returned `None`"),
-        pytest.raises(Refused, match="returned no optimizer"),
+        pytest.raises(Unsupported, match="returned no optimizer"),
     ):
         trainer_of(pl, LightningCallback()).fit(module, data())
 
@@ -486,6 +488,6 @@ def test_a_checkpoint_of_other_optimizers_is_refused(pl: Any, tmp_path: Path) ->
     callback.load_state_dict({"handles": [{}, {}]})
     trainer, module = trainer_of(pl, []), module_of(pl)
     trainer.strategy.optimizers = [sgd(module.parameters())]
-    with pytest.raises(Refused, match="another number of optimizers; got 2; allowed: 1"):
+    with pytest.raises(Unsupported, match="another number of optimizers; got 2; allowed: 1"):
         callback.on_fit_start(trainer, module)
     callback.teardown(trainer, module, "fit")

@@ -19,9 +19,9 @@ from torch import nn  # noqa: E402
 import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument  # noqa: E402
 from karikomi.prune.allocations.allocation import Pool  # noqa: E402
-from karikomi.selection.block_scores import Scores, keep_best  # noqa: E402
-from karikomi.selection.shard import Part  # noqa: E402
-from karikomi.torch.pruning.mask_shards import Place  # noqa: E402
+from karikomi.selection.block_scores import BlockScores, keep_best  # noqa: E402
+from karikomi.selection.shard import Shard  # noqa: E402
+from karikomi.torch.pruning.mask_shards import ShardPlace  # noqa: E402
 from karikomi.torch.pruning.masks import Masks  # noqa: E402
 
 
@@ -36,7 +36,7 @@ def parts_of(mask: torch.Tensor, rows: int, columns: int) -> list[Masks]:
     found = []
     for row, side in cuts:
         column = slice(columns, None) if side else slice(0, columns)
-        place = Place(tuple(mask.shape), (row.start, column.start))
+        place = ShardPlace(tuple(mask.shape), (row.start, column.start))
         found.append(Masks({"w": mask[row, column]}, places={"w": place}))
     return found
 
@@ -64,7 +64,7 @@ def test_what_is_no_whole_is_said() -> None:
     other = Masks({"w": ~one["w"]}, places=one.places)
     with pytest.raises(InvalidArgument, match="w: two masks of the same weights differ"):
         Masks.joined([one, two, three, four, other])
-    elsewhere = Masks({"w": one["w"]}, places={"w": Place((3, 3), (0, 0))})
+    elsewhere = Masks({"w": one["w"]}, places={"w": ShardPlace((3, 3), (0, 0))})
     with pytest.raises(InvalidArgument, match="different tensors"):
         Masks.joined([one, elsewhere])
 
@@ -89,7 +89,7 @@ def test_a_damaged_part_is_named(damage: dict[str, Any]) -> None:
 
 def test_a_part_does_not_go_onto_a_whole_weight() -> None:
     layer = nn.Linear(2, 2, bias=False)
-    place = Place((4, 2), (2, 0))
+    place = ShardPlace((4, 2), (2, 0))
     masks = Masks({"weight": torch.zeros(2, 2, dtype=torch.bool)}, places={"weight": place})
     before = layer.weight.detach().clone()
     with pytest.raises(InvalidArgument, match="weight: the mask does not fit.*joined"):
@@ -124,17 +124,17 @@ def test_parts_keep_what_the_whole_keeps(seed: int) -> None:
     gone = generator.random(split.shape) < 0.2
     pool = Pool(("split", "shared"), min(remove, 2 * split.size))
 
-    def kept(own: np.ndarray, hidden: np.ndarray, part: Part | None) -> np.ndarray:
+    def kept(own: np.ndarray, hidden: np.ndarray, part: Shard | None) -> np.ndarray:
         total = int(np.count_nonzero(hidden))
         values = np.where(hidden, np.float32(np.nan), own).reshape(-1)
-        first = Scores(
+        first = BlockScores(
             "split",
             split.size,
             total if part is None else part.total(total)[0],
             lambda stride: [values[::stride]],
             part,
         )
-        whole = Scores("shared", split.size, 0, lambda stride: [shared.reshape(-1)[::stride]])
+        whole = BlockScores("shared", split.size, 0, lambda stride: [shared.reshape(-1)[::stride]])
         out = {"split": np.zeros(values.size, bool), "shared": np.zeros(split.size, bool)}
         keep_best({"split": first, "shared": whole}, [pool], out)
         return out["split"].reshape(own.shape)
@@ -148,7 +148,7 @@ def test_parts_keep_what_the_whole_keeps(seed: int) -> None:
         own = split[tuple(where)]
         offsets = [0, 0]
         offsets[axis] = place * number
-        part = Part(
+        part = Shard(
             whole=split.shape,
             shape=own.shape,
             offsets=tuple(offsets),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported
 from karikomi.rule import Decision, Quantity, Scope, Stateless, leave
 
 G = np.array([3.0, 4.0])
@@ -89,9 +89,9 @@ def test_a_limit_beyond_the_dtype_changes_nothing() -> None:
 
 def test_complex_entries_are_refused_by_element() -> None:
     mixed = {"a": G, "z": np.array([3 + 4j])}
-    with pytest.raises(Refused, match="z: complex entries have no order to clamp by"):
+    with pytest.raises(Unsupported, match="z: complex entries have no order to clamp by"):
         kk.numpy.clip(mixed, kk.clip.ByValue(9.0))
-    with pytest.raises(Refused, match="z: complex entries have no order to clamp by"):
+    with pytest.raises(Unsupported, match="z: complex entries have no order to clamp by"):
         kk.numpy.bound(mixed, kk.bound.Clamp(9.0))
 
 

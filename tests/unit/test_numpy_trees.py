@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import karikomi as kk
 from karikomi import tree
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported
 
 RNG = np.random.default_rng(0)
 
@@ -148,7 +148,9 @@ def test_a_container_that_cannot_be_made_anew_is_refused(tmp_path: Any) -> None:
     np.savez(tmp_path / "w.npz", w=np.ones(2))
     with (
         np.load(tmp_path / "w.npz") as file,
-        pytest.raises(Refused, match=r"^numpy\.bound: a NpzFile cannot be built anew.*pass a dict"),
+        pytest.raises(
+            Unsupported, match=r"^numpy\.bound: a NpzFile cannot be built anew.*pass a dict"
+        ),
     ):
         kk.numpy.bound(file, kk.bound.Clamp(0.5))
 

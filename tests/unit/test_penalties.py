@@ -18,7 +18,7 @@ jnp = jax.numpy
 
 import karikomi as kk  # noqa: E402
 from karikomi import registry, spec  # noqa: E402
-from karikomi.errors import InvalidArgument, Refused, UnknownName  # noqa: E402
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported  # noqa: E402
 
 RULES = [kk.prune.L1(0.3), kk.prune.GroupLasso(0.3), kk.prune.GrowingL2(0.3, growth=0.1)]
 NAMES = ["L1", "GroupLasso", "GrowingL2"]
@@ -105,7 +105,7 @@ def test_who_is_penalised() -> None:
     assert touched(kk.prune.L1(1.0), only=["0.*", "7.*"]) == {"7.weight"}
     model[5].weight = model[7].weight
     assert touched(kk.prune.L1(1.0)) == {"3.weight", "4.weight"}
-    with pytest.raises(Refused, match=r"1.bias: no weight of a Linear or Conv layer"):
+    with pytest.raises(Unsupported, match=r"1.bias: no weight of a Linear or Conv layer"):
         kk.torch.penalty(model, kk.prune.L1(1.0), only="1.bias")
 
 
@@ -181,7 +181,7 @@ def test_bad_requests_say_what_is_wrong() -> None:
             "float32",
             lambda: kk.torch.penalty(layer, grow, masks={"weight": torch.ones(2, 2)}),
         ),
-        (Refused, "no scale", lambda: kk.torch.penalty(layer, kk.prune.ScaleL1())),
+        (Unsupported, "no scale", lambda: kk.torch.penalty(layer, kk.prune.ScaleL1())),
         (InvalidArgument, "unit axis", lambda: kk.jax.penalty({"w": jnp.ones(2)}, RULES[1])),
         (InvalidArgument, "only=", lambda: kk.jax.penalty({"w": jnp.ones(2)}, kk.prune.ScaleL1())),
         (InvalidArgument, "every", lambda: kk.prune.GrowingL2(every=0)),

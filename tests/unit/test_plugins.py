@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from karikomi.errors import InvalidArgument, Refused, Unavailable, UnknownName, Unwritable
+from karikomi.errors import InvalidArgument, Unavailable, UnknownName, Unsupported, Unwritable
 from karikomi.plugins import MLflow, TensorBoard, WandB
 from karikomi.record import Recorder, Sink, read
 
@@ -190,7 +190,7 @@ def test_mlflow_keeps_to_the_limits_of_one_request(mlflow: Any) -> None:
 
 
 def test_mlflow_logs_to_the_run_that_was_active_when_it_was_made(mlflow: Any) -> None:
-    with pytest.raises(Refused, match=r"no run of MLflow is active.*start_run"):
+    with pytest.raises(Unsupported, match=r"no run of MLflow is active.*start_run"):
         MLflow()
     mlflow.active_run = lambda: SimpleNamespace(info=SimpleNamespace(run_id="first"))
     sink = MLflow()

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 
 import karikomi as kk
 from karikomi import registry
-from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, UnknownName, Unsupported
 from karikomi.numpy import prune, prune_at, prune_file
-from karikomi.prune import Layout, NofM, OneShot, Pool, Tensor, Timetable, allocate
+from karikomi.prune import Layout, NofM, OneShot, Pool, PruningSchedule, Tensor, allocate
 from karikomi.selection import block_scores
 from karikomi.selection.block_scores import FEW, pool_threshold
 from karikomi.selection.granularity import of_values
@@ -132,7 +132,7 @@ def test_what_reconstructs_does_not_prune_by_magnitude_instead(score: Any) -> No
         lambda: prune({"a": WEIGHTS}, sparsity=0.5, score=score, layouts=ROWS),
         lambda: prune_at({"a": WEIGHTS}, OneShot(0.5, score=score), 0, layouts=ROWS),
     ):
-        with pytest.raises(Refused, match=r"re-fits .*kk\.torch\.prune_"):
+        with pytest.raises(Unsupported, match=r"re-fits .*kk\.torch\.prune_"):
             call()
 
 
@@ -141,11 +141,11 @@ def test_what_reconstructs_does_not_prune_by_magnitude_instead(score: Any) -> No
 
 def test_weights_that_float32_does_not_hold_are_named() -> None:
     small = np.array([5.0, 4.0, 3.0, 2.0, 1.0])
-    with pytest.raises(Refused, match="a: all weights are zero in float32"):
+    with pytest.raises(Unsupported, match="a: all weights are zero in float32"):
         prune({"a": small * 1e-50}, sparsity=0.4)
     with pytest.raises(NonFinite, match="a: a weight is infinite in float32"):
         prune({"a": small * 1e200}, sparsity=0.4)
-    with pytest.raises(Refused, match="a: all weights"):
+    with pytest.raises(Unsupported, match="a: all weights"):
         prune({"a": small[None, :4] * 1e-50}, pattern=NofM(keep=2, of=4), layouts=ROWS)
     # The hint: one power of two for all of them.
     _, masks = prune({"a": np.ldexp(small * 1e-50, 160)}, sparsity=0.4)
@@ -234,7 +234,7 @@ def test_pools_of_an_allocation_of_ones_own_are_checked(
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
-class Half(Timetable):
+class Half(PruningSchedule):
     """A schedule that does not say from what."""
 
     sparsity, score, allocation, only = 0.5, "magnitude", None, None
@@ -321,6 +321,6 @@ def test_masks_are_not_written_over_weights_by_another_name(tmp_path: Path) -> N
     save_file({"a": WEIGHTS}, source)
     (tmp_path / "link").symlink_to(source)
     for target, masks in (("p", "sub/../p"), ("p", "link"), ("p", "./p")):
-        with pytest.raises(Refused, match="two files"):
+        with pytest.raises(Unsupported, match="two files"):
             prune_file(source, tmp_path / target, sparsity=0.5, masks=tmp_path / masks)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["link", "w.safetensors"]

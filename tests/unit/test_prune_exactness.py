@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 
 DATA = [torch.randn(32, 12, generator=torch.Generator().manual_seed(1))]
 
@@ -94,7 +94,7 @@ def test_recurrent_and_fused_weights_can_be_chosen() -> None:
     ],
 )
 def test_an_allocation_that_means_nothing_is_refused(asked: dict[str, object]) -> None:
-    with pytest.raises(Refused, match="^allocation: "):
+    with pytest.raises(Unsupported, match="^allocation: "):
         kk.torch.prune_(nn.TransformerEncoderLayer(8, 2, 16), **asked)  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ safetensors = pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import BadFile, InvalidArgument, NonFinite, Refused, UnknownName  # noqa: E402
+from karikomi.errors import BadFile, InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.numpy import safetensors_pruning  # noqa: E402
 from karikomi.prune import unpack_mask  # noqa: E402
 
@@ -154,14 +154,14 @@ def test_not_finite_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     ("options", "error", "said"),
     [
         ({"sparsity": 1.0}, InvalidArgument, "0 <= sparsity < 1"),
-        ({"score": "wanda"}, Refused, "single weights alone"),
-        ({"score": "taylor"}, Refused, "single weights alone"),
-        ({"score": "lamp"}, Refused, "single weights alone"),
+        ({"score": "wanda"}, Unsupported, "single weights alone"),
+        ({"score": "taylor"}, Unsupported, "single weights alone"),
+        ({"score": "lamp"}, Unsupported, "single weights alone"),
         ({"allocation": "lamp"}, InvalidArgument, "scores"),
         ({"allocation": "globl"}, UnknownName, "global"),
         ({"only": "x*"}, UnknownName, "x*"),
-        ({"only": "e.*"}, Refused, "I64"),
-        ({"masks": "out.safetensors"}, Refused, "two files"),
+        ({"only": "e.*"}, Unsupported, "I64"),
+        ({"masks": "out.safetensors"}, Unsupported, "two files"),
     ],
 )
 def test_what_means_nothing_is_refused(

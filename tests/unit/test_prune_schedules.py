@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 import karikomi as kk
 from karikomi import spec
-from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, UnknownName, Unsupported
 from karikomi.prune import NofM
 from karikomi.prune.schedules.dynamic import SET, RigL
 from karikomi.prune.schedules.gradual import Gradual
 from karikomi.prune.schedules.iterative import Iterative
 from karikomi.prune.schedules.one_shot import OneShot
-from karikomi.prune.schedules.pruning_schedule import Timetable
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.torch.sparse_training.regrowth import (
     check_whole,
     forget_moments_,
@@ -28,7 +28,7 @@ from karikomi.torch.sparse_training.regrowth import (
     rewired,
 )
 
-SCHEDULES: dict[str, Timetable] = {
+SCHEDULES: dict[str, PruningSchedule] = {
     "one-shot": OneShot(0.9, step=7),
     "one-shot at 0": OneShot(0.5),
     "gradual": Gradual(0.9, steps=(3, 40), every=5, initial=0.2),
@@ -40,7 +40,7 @@ every_schedule = pytest.mark.parametrize("rule", SCHEDULES.values(), ids=SCHEDUL
 
 
 @every_schedule
-def test_what_every_schedule_promises(rule: Timetable) -> None:
+def test_what_every_schedule_promises(rule: PruningSchedule) -> None:
     due = [step for step in range(200) if rule.due(step)]
     shares = [rule.sparsity_at(step) for step in range(200)]
     assert due and due[-1] <= rule.last < 60
@@ -51,14 +51,14 @@ def test_what_every_schedule_promises(rule: Timetable) -> None:
 
 
 @every_schedule
-def test_a_schedule_as_data_and_back(rule: Timetable) -> None:
+def test_a_schedule_as_data_and_back(rule: PruningSchedule) -> None:
     plain = spec.to_dict(rule, "prune")
     assert spec.from_dict(plain, "prune") == rule
     with pytest.raises(UnknownName, match="unknown key"):
         spec.from_dict({**plain, "sparsitty": 0.5}, "prune")
 
 
-class Mine(Timetable):
+class Mine(PruningSchedule):
     """A schedule of one's own, of a field that is left out or says nothing known."""
 
     def __init__(self, **wrong: Any) -> None:
@@ -246,5 +246,5 @@ def test_sharded_weights_do_not_move() -> None:
         def to_local(self) -> torch.Tensor:
             return self
 
-    with pytest.raises(Refused, match="sharded.*got w"):
+    with pytest.raises(Unsupported, match="sharded.*got w"):
         check_whole({"w": torch.ones(2).as_subclass(Sharded)}, where="torch.attach(prune)")

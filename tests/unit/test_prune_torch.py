@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import karikomi.selection.block_scores as scored
-from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.errors import (
+    BadFile,
+    InvalidArgument,
+    KarikomiError,
+    NonFinite,
+    UnknownName,
+    Unsupported,
+)
 from karikomi.prune import Gradual
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
@@ -122,7 +129,7 @@ def test_selection() -> None:
     assert masks.sparsity == 0.5
     with pytest.raises(UnknownName, match="did you mean '4.weight'"):
         prune_(net(), sparsity=0.5, only="5.weight")
-    with pytest.raises(Refused, match="nothing of this can be pruned.*a bias"):
+    with pytest.raises(Unsupported, match="nothing of this can be pruned.*a bias"):
         prune_(net(), sparsity=0.5, only="*.bias")
 
 
@@ -170,7 +177,7 @@ def test_bad_arguments_change_nothing(
 
 
 def test_a_module_without_layers_is_refused() -> None:
-    with pytest.raises(Refused, match="LayerNorm"):
+    with pytest.raises(Unsupported, match="LayerNorm"):
         prune_(nn.LayerNorm(3), sparsity=0.5)
 
 

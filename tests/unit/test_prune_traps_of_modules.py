@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import karikomi as kk
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.prune import Blocks, NofM, SynFlow
 from karikomi.torch.pruning.masks import Masks
 from prune_networks import batches, linear, mlp, net, parameter, untouched
@@ -83,11 +83,11 @@ def test_an_error_after_weights_have_changed_puts_them_back(
     def differ(*_: Any) -> None:
         seen.append(bits(module) != before)
         if len(seen) == (1 if isinstance(score, str) else 2):
-            raise Refused("the ranks found different masks")
+            raise Unsupported("the ranks found different masks")
 
     seen: list[bool] = []
     monkeypatch.setattr("karikomi.torch.pruning.in_place.check_replicas", differ)
-    with pytest.raises(Refused):
+    with pytest.raises(Unsupported):
         prune_(module, sparsity=0.5, score=score, data=data)
     # A re-fit has moved them by then, rounds put them back themselves before the last.
     assert seen == ([True] if isinstance(score, str) else [False, False])
@@ -264,7 +264,7 @@ def test_inputs_that_n_of_m_does_not_divide_are_named() -> None:
     assert "4 does not divide" in masks.left_alone["0.weight"]
     # Of a grouped convolution the inputs of a group count: 2, not 8.
     assert "(4, 2, 3, 3)" in masks.left_alone["2.weight"]
-    with pytest.raises(Refused, match="multiple of 4"):
+    with pytest.raises(Unsupported, match="multiple of 4"):
         prune_(nn.Linear(6, 8), pattern=NofM(keep=1, of=4))
 
 
@@ -289,7 +289,7 @@ def test_a_grouped_transposed_convolution_has_no_axis_of_units() -> None:
     for how in ({"pattern": NofM(keep=2, of=4)}, {"sparsity": 0.5, "score": "wanda"}):
         masks = prune_(copy.deepcopy(module), data=data, **how)
         assert masks.left_alone["1.weight"] == "which axis are its units is not known"
-    with pytest.raises(Refused, match="is not known"):
+    with pytest.raises(Unsupported, match="is not known"):
         prune_(module, pattern=Blocks(2, 2), sparsity=0.5, only="1.*")
 
 

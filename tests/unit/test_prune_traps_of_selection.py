@@ -16,7 +16,7 @@ from torch import nn
 
 import karikomi as kk
 import karikomi.selection.exact_masks as selecting
-from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, UnknownName, Unsupported
 from karikomi.prune import Blocks, Layout, NofM
 from karikomi.torch.pruning.masks import Masks
 from prune_networks import batches, linear, mlp, net, parameter, untouched
@@ -218,13 +218,13 @@ def test_a_width_leaves_each_layer_a_unit(width: float) -> None:
     [
         (
             {"score": "obc", "pattern": Blocks(2, 2), "sparsity": 0.5, "data": [torch.ones(2, 8)]},
-            Refused,
+            Unsupported,
         ),
         ({"sparsity": 0.5, "facts": {"gradiant": {}}}, UnknownName),
         ({"sparsity": 0.5, "facts": {"gradient": {"9.weight": 1.0}}}, UnknownName),
         ({"sparsity": 0.5, "masks": {"0.weight": np.ones((8, 8), bool)}}, InvalidArgument),
         ({"sparsity": 0.5, "masks": 3}, InvalidArgument),
-        ({"parameters": 3}, Refused),
+        ({"parameters": 3}, Unsupported),
     ],
 )
 def test_what_means_nothing_is_refused_in_one_line(how: Any, error: type[KarikomiError]) -> None:
@@ -252,7 +252,7 @@ def test_layers_go_by_budgets_and_heads_not_by_names_of_weights() -> None:
     for how in ({"parameters": 0.6}, {"sparsity": 0.4}):
         masks = prune_(copy.deepcopy(module), pattern="layers", protect=(), **how)
         assert len(masks.emptied) == 4
-    with pytest.raises(Refused, match="names of its own"):
+    with pytest.raises(Unsupported, match="names of its own"):
         prune_(nn.MultiheadAttention(8, 4), sparsity={"out_proj.weight": 0.5}, pattern="heads")
 
 

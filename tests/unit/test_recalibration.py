@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.torch.recovery.batch_norm import recalibrate_
 
 
@@ -90,7 +90,7 @@ def test_held_out_batches_with_a_loss_judge_by_the_mean_over_examples() -> None:
 def test_bad_requests_are_one_line_and_leave_the_network() -> None:
     module = network()
     before = states(module)
-    with pytest.raises(Refused, match="no batch norm"):
+    with pytest.raises(Unsupported, match="no batch norm"):
         recalibrate_(nn.Linear(2, 2), data(), judge=lambda one: 0.0)
     with pytest.raises(InvalidArgument, match="judged by a loss"):
         recalibrate_(module, data(), judge=data())

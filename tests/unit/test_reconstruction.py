@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported
 from karikomi.prune import NofM
 from karikomi.prune.account import Account, Row
 from karikomi.prune.scores.reconstruction import OBC, SparseGPT
@@ -22,7 +22,7 @@ from karikomi.reconstruction.obc import obc
 from karikomi.reconstruction.sparsegpt import sparsegpt
 from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.tracing.patches import patches
-from karikomi.torch.tracing.weight_reads import Reading, Watch
+from karikomi.torch.tracing.weight_reads import Reading, WeightReadHooks
 
 METHODS = [obc, sparsegpt]
 
@@ -217,7 +217,7 @@ def test_patches_times_weights_are_the_outputs(kind: str) -> None:
     module, shape = LAYERS[kind]
     torch.manual_seed(0)
     inputs, seen = torch.randn(shape), []
-    with torch.no_grad(), Watch({"weight": module.weight}, [seen.append]):
+    with torch.no_grad(), WeightReadHooks({"weight": module.weight}, [seen.append]):
         outputs = module(inputs)
     reading: Reading = seen[0]
     weight = module.weight.detach().movedim(1, -1)
@@ -360,16 +360,16 @@ def test_what_cannot_be_done_is_said_and_leaves_the_weights() -> None:
         reconstruct_(module, REMOVES, None, progress=False)
     with pytest.raises(UnknownName, match="did you mean '0.weight'"):
         reconstruct_(module, {"0.wieght": 1}, data, progress=False)
-    with pytest.raises(Refused, match="no matrix"):
+    with pytest.raises(Unsupported, match="no matrix"):
         reconstruct_(module, {"0.bias": 1}, data, progress=False)
     with pytest.raises(InvalidArgument, match="7.weight: cannot remove that many"):
         reconstruct_(module, {**REMOVES, "7.weight": 10_000}, data, progress=False)
     assert all(torch.equal(one, before[name]) for name, one in module.state_dict().items())
-    with pytest.raises(Refused, match="transposed"):
+    with pytest.raises(Unsupported, match="transposed"):
         reconstruct_(
             nn.ConvTranspose1d(2, 2, 3), {"weight": 2}, [torch.randn(2, 2, 5)], progress=False
         )
     idle = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
     idle.forward = lambda x: idle["used"](x)  # type: ignore[method-assign]
-    with pytest.raises(Refused, match="idle.weight: .*got never read"):
+    with pytest.raises(Unsupported, match="idle.weight: .*got never read"):
         reconstruct_(idle, {"idle.weight": 1}, [torch.randn(2, 2)], progress=False)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import karikomi as kk
-from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Refused
+from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Unsupported
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -280,12 +280,12 @@ def test_the_checkpoint_is_plain_data_and_of_one_recovery(tmp_path: Path) -> Non
     saved = torch.load(path, weights_only=True)
     assert len(saved["losses"]) == 2 and [one.name for one in tmp_path.iterdir()] == [path.name]
     other, others = pruned(seed=1)
-    with pytest.raises(Refused, match="another recovery.*module"):
+    with pytest.raises(Unsupported, match="another recovery.*module"):
         recover(other, others, checkpoint=path)
     module, masks = pruned()
     before = state(module)
     for given in ({"epochs": 3}, {"rate": 0.02}, {"seed": 1}, {"clip": kk.clip.ByNorm(1.0)}):
-        with pytest.raises(Refused, match="another recovery"):
+        with pytest.raises(Unsupported, match="another recovery"):
             recover(module, masks, checkpoint=path, **given)
     del saved["weights"]["0.weight"]
     torch.save(saved, path)
@@ -373,11 +373,11 @@ def test_a_teacher_that_would_be_trained_is_refused() -> None:
     module, masks = pruned()
     shallow = nn.Sequential(*module)
     for teacher in (module, shallow):
-        with pytest.raises(Refused, match=r"shares this with the module.*deepcopy"):
+        with pytest.raises(Unsupported, match=r"shares this with the module.*deepcopy"):
             recover(module, masks, teacher=teacher)
     with pytest.raises(InvalidArgument, match="its own learning rate"):
         recover(module, masks, optimizer=torch.optim.SGD(module.parameters(), lr=0.1))
-    with pytest.raises(Refused, match="every parameter is frozen"):
+    with pytest.raises(Unsupported, match="every parameter is frozen"):
         recover(module.requires_grad_(False), masks)
 
 

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import karikomi as kk
-from karikomi.errors import BadFile, InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.errors import (
+    BadFile,
+    InvalidArgument,
+    KarikomiError,
+    NonFinite,
+    UnknownName,
+    Unsupported,
+)
 
 
 def network() -> nn.Sequential:
@@ -142,13 +149,13 @@ def test_a_checkpoint_of_another_question_is_refused(tmp_path: Path) -> None:
     module = network()
     kk.torch.sensitivity(module, judge, sparsities=(0.5,), checkpoint=path)
     text = path.read_text()
-    with pytest.raises(Refused, match="of another score"):
+    with pytest.raises(Unsupported, match="of another score"):
         kk.torch.sensitivity(module, judge, score="random", checkpoint=path)
-    with pytest.raises(Refused, match="of another judge"):
+    with pytest.raises(Unsupported, match="of another judge"):
         kk.torch.sensitivity(module, lambda one: 0.0, checkpoint=path)
     with torch.no_grad():
         module.get_parameter("0.bias").add_(1e-7)
-    with pytest.raises(Refused, match="of another module"):
+    with pytest.raises(Unsupported, match="of another module"):
         kk.torch.sensitivity(module, judge, checkpoint=path)
     broken = json.loads(text)
     broken["curves"]["0.weight"][0][1] = float("nan")
@@ -166,8 +173,8 @@ BAD: dict[str, tuple[dict[str, Any], type[KarikomiError], str]] = {
     "none": ({"sparsities": ()}, InvalidArgument, "one or more shares"),
     "number": ({"sparsities": 0.5}, InvalidArgument, "one or more shares"),
     "name": ({"only": "5.weight"}, UnknownName, "matches no tensor"),
-    "bias": ({"only": "*.bias"}, Refused, "nothing of this can be pruned"),
-    "units": ({"score": "apoz"}, Refused, "scores units"),
+    "bias": ({"only": "*.bias"}, Unsupported, "nothing of this can be pruned"),
+    "units": ({"score": "apoz"}, Unsupported, "scores units"),
     "data": ({"score": "taylor"}, InvalidArgument, "needs gradient"),
     "iterator": ({"data": iter(())}, InvalidArgument, "iterator gives it once"),
 }

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karikomi.errors import InvalidArgument
-from karikomi.shrink import ShrinkReport, Units, plan
+from karikomi.shrink import ShrinkReport, UnitFacts, plan
 
 
-def units(reads: str, read: str, constants: list[float], **rest: str) -> Units:
+def units(reads: str, read: str, constants: list[float], **rest: str) -> UnitFacts:
     """Return units from flags: ``reads="10"`` is one unit that reads something, and one not."""
-    return Units(
+    return UnitFacts(
         incoming_zero=np.array([flag == "0" for flag in reads]),
         outgoing_zero=np.array([flag == "0" for flag in read]),
         constants=np.array(constants),
@@ -61,7 +61,7 @@ FLAGS = st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from([0.0, 1
 @given(FLAGS.filter(bool), st.sampled_from([None, "no bias"]))
 def test_laws(rows: list[tuple[bool, bool, float]], obstacle: str | None) -> None:
     silent, unread, constants = (np.array(column) for column in zip(*rows, strict=True))
-    layer = Units(
+    layer = UnitFacts(
         incoming_zero=silent, outgoing_zero=unread, constants=constants, obstacle=obstacle
     )
     found = plan({"fc": layer})

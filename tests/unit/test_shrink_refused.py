@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.torch.shrinking.dead_units import shrink
 
 
@@ -68,7 +68,7 @@ def test_what_is_no_chain_is_refused_by_name(
     net = Wrapped(forward)
     net.c.weight = net.twin.weight if forward is _shared else net.c.weight
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(Refused, match=says) as caught:
+    with pytest.raises(Unsupported, match=says) as caught:
         shrink(net, torch.randn(6, 6))
     assert "\n" not in str(caught.value)
     assert "no Linear" in says or f"at {__file__}:" in str(caught.value)
@@ -77,17 +77,17 @@ def test_what_is_no_chain_is_refused_by_name(
 
 def test_a_mixture_of_units_is_refused() -> None:
     net = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Linear(5, 2))
-    with pytest.raises(Refused, match="Linear '2' reads units of several places at once"):
+    with pytest.raises(Unsupported, match="Linear '2' reads units of several places at once"):
         shrink(net, torch.randn(2, 3, 5))
 
 
 def test_masks_that_a_hook_applies_are_refused_until_permanent() -> None:
     net = mlp(4, 9, 3)
     prune.l1_unstructured(net[0], "weight", 0.9)
-    with pytest.raises(Refused, match="cannot be copied.*make weights that a hook computes"):
+    with pytest.raises(Unsupported, match="cannot be copied.*make weights that a hook computes"):
         shrink(net, torch.randn(2, 4))
     net.requires_grad_(False)(torch.randn(2, 4))  # now the computed weight can be copied
-    with pytest.raises(Refused, match="'0' has a weight that a hook computes"):
+    with pytest.raises(Unsupported, match="'0' has a weight that a hook computes"):
         shrink(net, torch.randn(2, 4))
     prune.remove(net[0], "weight")
     assert shrink(net, torch.randn(2, 4))[1].removed > 0
@@ -96,7 +96,7 @@ def test_masks_that_a_hook_applies_are_refused_until_permanent() -> None:
 def test_a_parametrized_layer_is_refused() -> None:
     net = mlp(4, 9, 9, 3)
     parametrize.register_parametrization(net[1], "weight", nn.Identity())
-    with pytest.raises(Refused, match="Parametrized"):
+    with pytest.raises(Unsupported, match="Parametrized"):
         shrink(net, torch.randn(2, 4))
 
 
@@ -112,7 +112,7 @@ def test_a_change_of_what_is_computed_is_refused() -> None:
 
     net = Sly()
     kill(net.a, 1)
-    with pytest.raises(Refused, match="compute something else; got a relative difference of"):
+    with pytest.raises(Unsupported, match="compute something else; got a relative difference of"):
         shrink(net, torch.randn(2, 4))
 
 
@@ -128,7 +128,7 @@ def test_an_output_whose_shape_is_a_width_is_refused() -> None:
 
     net = Shaped()
     kill(net.a, 1)
-    with pytest.raises(Refused, match="the shape of an output would change"):
+    with pytest.raises(Unsupported, match="the shape of an output would change"):
         shrink(net, torch.randn(2, 4))
 
 
@@ -143,7 +143,7 @@ def test_a_smaller_network_that_does_not_run_is_refused() -> None:
 
     net = Written()
     kill(net.a, 1)
-    with pytest.raises(Refused, match="does not run with these widths; got index 7"):
+    with pytest.raises(Unsupported, match="does not run with these widths; got index 7"):
         shrink(net, torch.randn(2, 4))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.torch.modules.resizing import resize_
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.shrinking.dead_units import shrink
@@ -79,19 +79,19 @@ def test_only_what_differs_need_be_named() -> None:
 def test_shapes_that_do_not_fit_change_nothing(shapes: dict[str, tuple], says: str) -> None:
     whole = net()
     before = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
-    with pytest.raises((Refused, LookupError), match=says):
+    with pytest.raises((Unsupported, LookupError), match=says):
         resize_(whole, {"c2.weight": (5, 6, 3, 3), "c2.bias": (5,), **shapes})
     assert {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()} == before
 
 
 def test_layers_that_cannot_be_resized() -> None:
-    with pytest.raises(Refused, match="weight: a LayerNorm layer cannot be resized"):
+    with pytest.raises(Unsupported, match="weight: a LayerNorm layer cannot be resized"):
         resize_(nn.LayerNorm(4), {"weight": (3,), "bias": (3,)})
-    with pytest.raises(Refused, match="weight: a Conv1d layer cannot be resized"):
+    with pytest.raises(Unsupported, match="weight: a Conv1d layer cannot be resized"):
         resize_(nn.Conv1d(4, 4, 1, groups=2), {"weight": (2, 2, 1), "bias": (2,)})
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     tied[1].weight = tied[0].weight
-    with pytest.raises(Refused, match="0.weight: the tensor is shared"):
+    with pytest.raises(Unsupported, match="0.weight: the tensor is shared"):
         resize_(
             tied,
             {name: (2, 4) for name in ("0.weight", "1.weight")}
@@ -99,7 +99,7 @@ def test_layers_that_cannot_be_resized() -> None:
         )
     masked = nn.Linear(4, 4)
     prune.l1_unstructured(masked, "weight", 0.5)
-    with pytest.raises(Refused, match="a Linear layer cannot be resized"):
+    with pytest.raises(Unsupported, match="a Linear layer cannot be resized"):
         resize_(masked, {"weight_orig": (2, 4), "weight_mask": (2, 4), "bias": (2,)})
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from karikomi import record, report
 from karikomi.clip.by_global_norm import ByGlobalNorm
-from karikomi.errors import BadFile, InvalidArgument, Refused, Unwritable
+from karikomi.errors import BadFile, InvalidArgument, Unsupported, Unwritable
 from karikomi.search import grid_run
 from karikomi.search.grid import sweep
 from karikomi.search.grid_run import Run, Setting, TimedRecorder, packed_bytes
@@ -195,7 +195,7 @@ def test_another_sweep_in_the_folder_is_refused(
     whole: tuple[Path, dict[str, Any]],
 ) -> None:
     before = (whole[0] / "sweep.json").read_bytes()
-    with pytest.raises(Refused, match=rf"different: [\w, ]*\b{named}\b"):
+    with pytest.raises(Unsupported, match=rf"different: [\w, ]*\b{named}\b"):
         sweep(_task(**task), **{**GRID, **changes}, out=whole[0], progress=False)
     assert (whole[0] / "sweep.json").read_bytes() == before
 
@@ -287,6 +287,6 @@ def test_the_size_counts_shared_values_and_the_rest_as_it_is() -> None:
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    with lock(tmp_path), pytest.raises(Refused, match="another process is at work"):
+    with lock(tmp_path), pytest.raises(Unsupported, match="another process is at work"):
         sweep(_task(), **GRID, out=tmp_path, progress=False)
     assert not (tmp_path / "runs").exists()

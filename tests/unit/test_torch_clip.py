@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import karikomi as kk
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.rule import Decision, Quantity, Scope, leave
 from karikomi.torch.modules.parameters import unit_axes
 from karikomi.torch.numerics import norms
@@ -170,7 +170,7 @@ def test_the_magnitude_of_complex_entries_counts() -> None:
 def test_complex_entries_are_refused_before_anything_is_clamped() -> None:
     first = _with_gradient(torch.tensor([9.0]))
     second = _with_gradient(torch.tensor([0.1 + 0.1j]))
-    with pytest.raises(Refused, match="1: complex entries have no order"):
+    with pytest.raises(Unsupported, match="1: complex entries have no order"):
         kk.torch.clip_([first, second], kk.clip.ByValue(1.0))
     assert first.grad is not None and float(first.grad) == 9.0
 
@@ -204,7 +204,7 @@ def test_what_is_no_parameter_is_refused(wrong: Any) -> None:
 
 def test_parameter_groups_of_an_optimizer_are_refused() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    with pytest.raises(Refused, match=r"optimizer parameter groups.*group\['params'\]"):
+    with pytest.raises(Unsupported, match=r"optimizer parameter groups.*group\['params'\]"):
         kk.torch.clip_(optimizer.param_groups, kk.clip.ByNorm(1.0))
 
 
@@ -269,7 +269,7 @@ def test_a_bound_speaks_of_what_it_leaves_alone_and_selects_by_glob() -> None:
     model.register_parameter("scale", nn.Parameter(torch.tensor([3 + 4j])))
     outcome, _ = kk.torch.bound_(model, kk.bound.Clamp(1.0))
     assert outcome.left_alone == {"scale": "not floating"}
-    with pytest.raises(Refused, match="no selected tensor is floating"):
+    with pytest.raises(Unsupported, match="no selected tensor is floating"):
         kk.torch.bound_(model, kk.bound.Clamp(1.0), only="scale")
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused, UnknownName
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, UnknownName, Unsupported
 from karikomi.torch.facts.measure import MEASURED, following, measure
 
 MSE = F.mse_loss
@@ -227,7 +227,7 @@ def test_flow_of_a_deep_network_neither_overflows_nor_vanishes() -> None:
 
 def test_flow_wants_fractions() -> None:
     net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
-    with pytest.raises(Refused, match="whole numbers"):
+    with pytest.raises(Unsupported, match="whole numbers"):
         of(net, "flow", [torch.zeros(1, 4, dtype=torch.long)], weights=["1.weight"])
 
 
@@ -318,7 +318,7 @@ def test_blocks_of_rows_change_no_gram(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gram_refuses_transposed_convolutions() -> None:
-    with pytest.raises(Refused, match="gram: weight: .*transposed"):
+    with pytest.raises(Unsupported, match="gram: weight: .*transposed"):
         of(nn.ConvTranspose1d(1, 1, 2), "gram", [torch.zeros(1, 1, 3)])
 
 
@@ -429,9 +429,9 @@ def test_a_lookup_multiplies_nothing_and_an_unknown_reader_is_refused() -> None:
 
     net, data = Tagger(), [torch.zeros(5, 1, dtype=torch.long)]
     assert of(net, "macs", data, weights=["embed.weight"])["embed.weight"] == 0
-    with pytest.raises(Refused, match="macs: cell.weight_ih_l0: .*read by gru"):
+    with pytest.raises(Unsupported, match="macs: cell.weight_ih_l0: .*read by gru"):
         of(net, "macs", data)
-    with pytest.raises(Refused, match="input_norm: embed.weight: .*read by embedding"):
+    with pytest.raises(Unsupported, match="input_norm: embed.weight: .*read by embedding"):
         of(net, "input_norm", data)
 
 
@@ -534,7 +534,7 @@ def test_gate_is_the_scale_of_the_norm_that_follows() -> None:
 )
 def test_gate_refuses_a_layer_that_no_scale_per_unit_follows(tail: nn.Module) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), tail)
-    with pytest.raises(Refused, match="gate: 0.weight"):
+    with pytest.raises(Unsupported, match="gate: 0.weight"):
         of(net, "gate", [torch.randn(2, 1, 3, 3)], weights=["0.weight"])
 
 
@@ -556,7 +556,7 @@ def test_following_leaves_out_a_layer_with_two_norms() -> None:
             return self.one(self.line(x)) + self.two(self.line(x))
 
     assert following(Twice(), [torch.zeros(2, 2)]) == {}
-    with pytest.raises(Refused, match="one.weight, two.weight"):
+    with pytest.raises(Unsupported, match="one.weight, two.weight"):
         of(Twice(), "gate", [torch.zeros(2, 2)], weights=["line.weight"])
 
 
@@ -695,7 +695,7 @@ def test_a_generator_serves_one_pass_and_several_facts_share_it() -> None:
     got = measure(net, needs, weights_of(net), data=stream(), loss=MSE, progress=False)
     again = measure(net, needs, weights_of(net), data=pairs(), loss=MSE, progress=False)
     assert all(torch.equal(got[f][n], again[f][n]) for f in needs for n in weights_of(net))
-    with pytest.raises(Refused, match="twice.*generator"):
+    with pytest.raises(Unsupported, match="twice.*generator"):
         of(net, "hessian_gradient", stream(), MSE)
 
 
@@ -731,7 +731,7 @@ BAD: dict[str, tuple[type[KarikomiError], str, dict[str, Any]]] = {
     "a vector for a loss": (InvalidArgument, "one number", {"loss": lambda o, t: o}),
     "no tensor for a loss": (InvalidArgument, "float", {"loss": lambda o, t: 1.0}),
     "a loss of NaN": (NonFinite, "loss", {"loss": lambda o, t: o.sum() * math.nan}),
-    "a loss apart": (Refused, "depends on none", {"loss": lambda o, t: o.detach().sum()}),
+    "a loss apart": (Unsupported, "depends on none", {"loss": lambda o, t: o.detach().sum()}),
     "an unknown fact": (InvalidArgument, "'noise'", {"needs": {"noise"}}),
     "a fact of training": (InvalidArgument, "'moved'.*attach", {"needs": {"moved"}}),
     "an unknown weight": (UnknownName, "did you mean '0.weight'", {"weights": ["0.weigth"]}),

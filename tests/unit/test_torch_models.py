@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 import karikomi as kk  # noqa: E402
 from karikomi import pack  # noqa: E402
-from karikomi.errors import InvalidArgument, Refused  # noqa: E402
+from karikomi.errors import InvalidArgument, Unsupported  # noqa: E402
 from karikomi.quantize import Coded  # noqa: E402
 
 
@@ -131,7 +131,7 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
     kk.torch.quantize_(model, bits=8)
     with torch.no_grad():
         model[2].weight[0, 0] += 1.0
-    with pytest.raises(Refused, match="2.weight: the weights have changed since quantize_"):
+    with pytest.raises(Unsupported, match="2.weight: the weights have changed since quantize_"):
         kk.save(model, tmp_path / "model.karikomi")
     kk.torch.quantize_(model, bits=8)
     kk.save(model, tmp_path / "model.karikomi")
@@ -140,7 +140,7 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
 def test_shrink_comes_before_quantize() -> None:
     model = mlp()
     kk.torch.quantize_(model, bits=8)
-    with pytest.raises(Refused, match="shrink before quantize_"):
+    with pytest.raises(Unsupported, match="shrink before quantize_"):
         kk.torch.shrink(model, torch.zeros(2, 20))
 
 
@@ -165,9 +165,9 @@ def test_a_file_of_another_network_is_refused_and_nothing_is_changed(tmp_path: P
     )
     into = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Linear(32, 10))
     before = copy.deepcopy(into)
-    with pytest.raises(Refused, match="other outputs"):
+    with pytest.raises(Unsupported, match="other outputs"):
         kk.load(path, into=into)
-    with pytest.raises(Refused, match="other inputs"):
+    with pytest.raises(Unsupported, match="other inputs"):
         kk.load(path, into=torch.nn.Sequential(torch.nn.Linear(9, 32), torch.nn.Linear(32, 3)))
     with pytest.raises(InvalidArgument, match="is missing"):
         kk.load(path, into=torch.nn.Linear(8, 16))
@@ -181,7 +181,7 @@ def test_values_that_the_model_cannot_hold_are_refused() -> None:
 
 
 def test_types_that_numpy_lacks_are_named() -> None:
-    with pytest.raises(Refused, match="weight: NumPy has no bfloat16"):
+    with pytest.raises(Unsupported, match="weight: NumPy has no bfloat16"):
         kk.torch.to_arrays(torch.nn.Linear(2, 1).to(torch.bfloat16))
 
 

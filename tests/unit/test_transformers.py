@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import BadFile, InvalidArgument, Refused, Unavailable  # noqa: E402
+from karikomi.errors import BadFile, InvalidArgument, Unavailable, Unsupported  # noqa: E402
 from karikomi.plugins import TransformersCallback, TransformersMixin  # noqa: E402
 from karikomi.plugins.json_state import from_json, to_json  # noqa: E402
 
@@ -214,7 +214,7 @@ def test_tied_weights_of_a_language_model_count_once(tmp_path: Path) -> None:
 def test_a_trainer_that_clips_as_well_is_refused(tmp_path: Path) -> None:
     for rules in ({"clip": kk.clip.ByGlobalNorm(1.0)}, {"update": kk.clip.AutoClip(10)}):
         trainer = trainer_of(tmp_path, TransformersCallback(**rules), max_grad_norm=1.0)
-        with pytest.raises(Refused, match=r"clips as well, to max_grad_norm=1\.0.*norm=0\)"):
+        with pytest.raises(Unsupported, match=r"clips as well, to max_grad_norm=1\.0.*norm=0\)"):
             trainer.train()
 
 
@@ -264,9 +264,9 @@ def test_a_copy_is_another_callback_that_trains_alike(tmp_path: Path, way: Any) 
 
 
 def test_the_mixin_needs_a_callback_and_stands_first(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"no callback that clips; callbacks=\[kk"):
+    with pytest.raises(Unsupported, match=r"no callback that clips; callbacks=\[kk"):
         trainer_of(tmp_path, None).train()
-    with pytest.raises(Refused, match=r"Wrong: the mixin stands behind the Trainer"):
+    with pytest.raises(Unsupported, match=r"Wrong: the mixin stands behind the Trainer"):
 
         class Wrong(InOrder, TransformersMixin): ...
 

@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 
 from karikomi import pack
-from karikomi.errors import BadFile, InvalidArgument, Refused
+from karikomi.errors import BadFile, InvalidArgument, Unsupported
 
 ENDINGS = (".karikomi", ".safetensors", ".npz")
 
@@ -41,9 +41,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def refuse_same(source: Path, out: Path) -> None:
-    """Raise `Refused` where a verb would overwrite the file that it reads."""
+    """Raise `Unsupported` where a verb would overwrite the file that it reads."""
     if out.exists() and source.exists() and out.samefile(source):
-        raise Refused(
+        raise Unsupported(
             "the output is the input", where=str(out), hint="give the output another name"
         )
 
@@ -52,7 +52,7 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="numpy") as stored:
             if "karikomi" in (stored.metadata() or {}):
-                raise Refused(
+                raise Unsupported(
                     "this is a packed file",
                     where=str(path),
                     hint="rename it to .karikomi, or unpack it first",

@@ -10,7 +10,7 @@ import click
 from karikomi.cli.printing import as_json, show, terminal_width
 
 if TYPE_CHECKING:
-    from karikomi.pack import Account, Inspection
+    from karikomi.pack import Inspection, SizeAccount
 
 
 @click.command(epilog="Example: karikomi inspect model.karikomi --json")
@@ -43,7 +43,7 @@ def _result(file: Path, seen: Inspection) -> dict[str, Any]:
     }
 
 
-def _tensor(one: Account) -> dict[str, Any]:
+def _tensor(one: SizeAccount) -> dict[str, Any]:
     return {
         "name": one.name,
         "shape": list(one.shape),

@@ -17,7 +17,7 @@ as_json = click.option(
 )
 
 
-class Folder(click.Path):
+class FolderPath(click.Path):
     """A folder that will be made; an empty name is a slip, not the current folder."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Folder(click.Path):
         return super().convert(value, param, ctx)
 
 
-FOLDER = Folder()
+FOLDER = FolderPath()
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def bound_named(
     facts = {}
     if "fan_in" in plan.rule.needs:
         facts["fan_in"] = library.constants([plan.fan_in[name] for name in stage.owners])
-    verdict, learned = decide.judge_stage(
+    verdict, learned = decide.decide_stage(
         stage, norms, state, present=xp.isfinite(norms), xp=xp, nonfinite="pass", facts=facts
     )
     if verdict.limit is not None:
@@ -136,7 +136,7 @@ def _applied(
     plan: BoundPlan,
     name: str,
     array: Array,
-    verdict: decide.Verdict,
+    verdict: decide.StageDecision,
     part: slice,
     library: Library,
 ) -> Array:

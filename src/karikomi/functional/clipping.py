@@ -40,7 +40,7 @@ class Measured(NamedTuple):
     after: Array
 
 
-class Passed(NamedTuple):
+class StepResult(NamedTuple):
     """What came of one step.
 
     `skip`: whether no step is to be taken; gradients are then zeros if that was asked for. `learned`:
@@ -70,7 +70,7 @@ def clip_named(
     nonfinite: str,
     zero_skipped: bool,
     library: Library,
-) -> Passed:
+) -> StepResult:
     """Return what a plan makes of these gradients, which are those that it was made for.
 
     `zero_skipped`: whether a skipped step leaves zeros, for callers who cannot leave a step out.
@@ -82,7 +82,7 @@ def clip_named(
     for place, stage in enumerate(plan):
         norms = _numbers(stage, arrays, companions, library)
         present = [arrays[name] is not None for name in stage.owners]
-        verdict, after = decide.judge_stage(
+        verdict, after = decide.decide_stage(
             stage,
             norms,
             state,
@@ -103,7 +103,7 @@ def clip_named(
     moments = _followed(companions.moments, arrays, bad | skip, library)
     after = decide.committed(state, learned, skip=skip, any_bad=bad, xp=xp)
     settled = {key: xp.astype(value, state[key].dtype) for key, value in after.items()}
-    return Passed(arrays, settled, moments, tuple(stages), bad, skip)
+    return StepResult(arrays, settled, moments, tuple(stages), bad, skip)
 
 
 def _numbers(stage: Stage, found: Named, companions: Companions, library: Library) -> Array:
@@ -160,7 +160,7 @@ def _facts(
 def _applied(
     stage: Stage,
     found: Named,
-    verdict: decide.Verdict,
+    verdict: decide.StageDecision,
     companions: Companions,
     kill: Array | None,
     nonfinite: str,

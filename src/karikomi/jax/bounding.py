@@ -12,7 +12,7 @@ import optax
 from jax.core import Tracer
 
 from karikomi.bound.standing import standing
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.functional.bounding import (
     MEASURED,
     Bounded,
@@ -48,7 +48,7 @@ def bound(
     unit; for Flax ``{"*kernel": -1}``. `fan_in`: for `InitScaled`, name or glob -> how many inputs feed one
     output. Arrays without an entry are left alone. Weights that are not finite are left as they are.
 
-    Raises `Refused` for `SpectralCap` and `QKClip`, which need more than norms and sizes, and
+    Raises `Unsupported` for `SpectralCap` and `QKClip`, which need more than norms and sizes, and
     `InvalidArgument` without parameters and for axes that do not fit.
 
     >>> import jax.numpy as jnp, optax, karikomi as kk
@@ -139,7 +139,9 @@ class _Bound:
     ) -> None:
         decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
         if isinstance(rule, Composite):
-            raise Refused("bounds are applied one at a time", where=where, got=type(rule).__name__)
+            raise Unsupported(
+                "bounds are applied one at a time", where=where, got=type(rule).__name__
+            )
         self.rule, self.unit_axes, self.fan_in, self.where = rule, unit_axes, fan_in, where
 
     def plan(self, found: Mapping[str, jax.Array | None]) -> BoundPlan:

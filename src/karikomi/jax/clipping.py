@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.functional.clipping import Companions, Passed, clip_named, fresh_state
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
+from karikomi.functional.clipping import Companions, StepResult, clip_named, fresh_state
 from karikomi.functional.outcomes import as_bytes, described, from_bytes
 from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
 from karikomi.jax.library import library
@@ -64,7 +64,7 @@ def clip(
     for Flax ``{"*kernel": -1}``. An array without an entry is one unit. Names are paths joined with
     dots (``params.Dense_0.kernel``). Statistics are kept in float32 unless ``jax_enable_x64`` is on.
 
-    Works under ``jit``, ``scan``, ``vmap`` (a state per network) and on sharded arrays. Raises `Refused` for a rule
+    Works under ``jit``, ``scan``, ``vmap`` (a state per network) and on sharded arrays. Raises `Unsupported` for a rule
     that exists to skip steps (`SkipSpikes`), and `InvalidArgument` for arrays that are not floating.
 
     >>> import jax.numpy as jnp, optax, karikomi as kk
@@ -77,7 +77,7 @@ def clip(
     inner = _Clip(rule, nonfinite, unit_axes, where="jax.clip")
     for leaf in decide.leaves(rule):
         if getattr(leaf, "skips", False):
-            raise Refused(
+            raise Unsupported(
                 f"{type(leaf).__name__} exists to leave steps out, and a transform cannot",
                 where="jax.clip",
                 hint="kk.jax.clipped(optimizer, rule) can",
@@ -110,7 +110,7 @@ def clipped(
     ([0.0, 0.0], 0, ('w',))
     """
     if getattr(rule, "of", None) is Quantity.UPDATE:
-        raise Refused(
+        raise Unsupported(
             f"{type(rule).__name__} acts on updates, which only the optimizer's own parts see",
             where="jax.clipped",
             hint="optax.chain(optax.scale_by_adam(), kk.jax.clip(rule), optax.scale_by_learning_rate(lr))",
@@ -174,7 +174,7 @@ class _Clip:
 
     def step(
         self, updates: Any, state: ClipState, params: Any, *, zero_skipped: bool
-    ) -> tuple[Passed, ClipState]:
+    ) -> tuple[StepResult, ClipState]:
         found = named(updates, where=self.where)
         weights: dict[str, jax.Array | None] = {}
         if params is not None and (
@@ -245,7 +245,7 @@ class _Clip:
         for stage in plan:
             refuse_complex({name: found[name] for name in stage.peaks}, where=self.where)
 
-    def _raise_if_known(self, plan: tuple[Stage, ...], passed: Passed) -> None:
+    def _raise_if_known(self, plan: tuple[Stage, ...], passed: StepResult) -> None:
         if self.nonfinite != "raise" or isinstance(passed.bad, Tracer):
             return
         if bool(jnp.any(passed.bad)):
@@ -260,7 +260,7 @@ def refuse_complex(found: Mapping[str, jax.Array | None], *, where: str) -> None
     """Refuse complex entries where a rule acts entry by entry."""
     for name, array in found.items():
         if array is not None and jnp.iscomplexobj(array):
-            raise Refused(
+            raise Unsupported(
                 "complex entries have no order to clamp by",
                 where=f"{where}: {name}",
                 hint="use a rule by norm",

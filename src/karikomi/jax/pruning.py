@@ -15,10 +15,10 @@ import numpy as np
 from jax.core import Tracer
 
 from karikomi import numpy as host
-from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
 from karikomi.jax.pytrees import named, replaced
 from karikomi.prune import Coupled, Layout, Pattern, Score
-from karikomi.prune.schedules.one_shot import Timetable
+from karikomi.prune.schedules.one_shot import PruningSchedule
 from karikomi.prune.schedules.pruning_schedule import step_of
 
 Masks = dict[str, jax.Array]
@@ -52,7 +52,7 @@ def prune(
     which the same weights get the same masks: for Flax ``only="*kernel"``, and ``Layout(units=-1,
     inputs=-2)`` where a pattern speaks of units. Masks lie where their weights lie.
 
-    Also raises `Refused` under ``jit``, and for arrays of which other processes hold a part.
+    Also raises `Unsupported` under ``jit``, and for arrays of which other processes hold a part.
 
     >>> params = {"dense": {"kernel": jnp.array([[3.0, -1.0], [2.0, -4.0]]), "bias": jnp.zeros(2)}}
     >>> params, masks = prune(params, sparsity=0.5, only="*kernel")
@@ -143,7 +143,7 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
 
 def update_masks(
     params: Any,
-    schedule: Timetable,
+    schedule: PruningSchedule,
     step: int,
     masks: Mapping[str, Any] | None = None,
     *,
@@ -158,7 +158,7 @@ def update_masks(
     given again, training goes on as if it had not stopped.
 
     Before the first masks there is an empty dict, which makes ``jit`` compile once more. `schedule`, `step`,
-    `facts`, `layouts`, `coupled`: see `karikomi.numpy.prune_at`. Raises what `prune` raises, and `Refused` for
+    `facts`, `layouts`, `coupled`: see `karikomi.numpy.prune_at`. Raises what `prune` raises, and `Unsupported` for
     schedules that rewind or regrow weights.
 
     >>> import karikomi as kk
@@ -235,13 +235,13 @@ def _on_host(params: Any, *, where: str) -> dict[str, Any]:
     floating = {name: leaf for name, leaf in found.items() if _floating(leaf)}
     for name, leaf in named(floating, where=where).items():
         if isinstance(leaf, Tracer):
-            raise Refused(
+            raise Unsupported(
                 "which weights go depends on their values, which are not known under jit",
                 where=f"{where}: {name}",
                 hint="call it between steps; masked runs under jit",
             )
         if leaf is not None and not leaf.is_fully_addressable:
-            raise Refused(
+            raise Unsupported(
                 "other processes hold a part of this array",
                 where=f"{where}: {name}",
                 hint="jax.experimental.multihost_utils.process_allgather gathers it",

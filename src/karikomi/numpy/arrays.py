@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from karikomi import tree
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.numpy.norms import check_arrays
 from karikomi.rule import Rule, Scope
 
@@ -65,7 +65,7 @@ def check_entries(rule: Rule, arrays: Mapping[str, np.ndarray], *, where: str) -
     check_arrays(arrays, where=where)
     for name, array in arrays.items():
         if rule.scope is Scope.ELEMENT and np.iscomplexobj(array):
-            raise Refused(
+            raise Unsupported(
                 "complex entries have no order to clamp by",
                 where=f"{where}: {name}",
                 hint="use a rule by norm",

@@ -11,7 +11,7 @@ import numpy as np
 
 from karikomi.bound.qk_clip import QKClip
 from karikomi.bound.standing import standing
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported, suggest
 from karikomi.rule import State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
@@ -31,11 +31,11 @@ def bound_heads(
     """Return ``(arrays, outcome, state)`` after scaling every head by its own largest logit.
 
     `logits`: attention -> largest logit per query head. `attention`: attention -> ``(query, key)``
-    names of the tensors whose first axis runs over heads and the entries of each. Raises `Refused`
+    names of the tensors whose first axis runs over heads and the entries of each. Raises `Unsupported`
     without logits, `InvalidArgument` for what does not fit, `NonFinite` for logits that are not finite.
     """
     if not logits or not attention:
-        raise Refused(
+        raise Unsupported(
             "QKClip needs the largest logit of every head, which no weight tells",
             where=WHERE,
             hint="pass logits={'attn': [...]}, attention={'attn': ('wq', 'wk')}",
@@ -44,7 +44,7 @@ def bound_heads(
     norms = np.concatenate(list(sizes.values()))
     owners = [name for name, heads in sizes.items() for _ in heads]
     present = np.ones(len(norms), dtype=bool)
-    verdict, after = checkpoint.judge_named(rule, owners, norms, state, present=present)
+    verdict, after = checkpoint.decide_named(rule, owners, norms, state, present=present)
     left = decide.norms_after(norms, verdict, xp=np)
     arrays, start = dict(found), 0
     for name, heads in sizes.items():

@@ -10,7 +10,7 @@ import numpy as np
 
 from karikomi import tree
 from karikomi.bound.standing import standing
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.numpy.arrays import Arrays, check_entries, like, named
 from karikomi.numpy.attention_heads import Names, bound_heads
 from karikomi.numpy.norms import norm, peak, unit_norms
@@ -65,7 +65,7 @@ def bound(
     """
     decide.check_rule(rule, Quantity.WEIGHT, where=WHERE, available=MEASURED)
     if isinstance(rule, Composite):
-        raise Refused("bounds are applied one at a time", where=WHERE, got=type(rule).__name__)
+        raise Unsupported("bounds are applied one at a time", where=WHERE, got=type(rule).__name__)
     weights = tree.collected(weights)
     found = named(weights, where=WHERE)
     check_entries(rule, found, where=WHERE)
@@ -94,7 +94,7 @@ def _bound_arrays(
     owners = [name for name, numbers in measured.items() for _ in numbers]
     _check_finite(owners, norms)
     facts = {"fan_in": np.array([float(fan_in.get(name, 1)) for name in owners])}
-    verdict, after = checkpoint.judge_named(
+    verdict, after = checkpoint.decide_named(
         rule, owners, norms, small, present=np.isfinite(norms), facts=facts
     )
     verdict = representable(verdict, [found[name] for name in owners])
@@ -167,7 +167,7 @@ def _measured(
 ) -> np.ndarray:
     if "spectral_norm" in rule.needs:
         if np.iscomplexobj(array):
-            raise Refused("the spectral norm of complex entries", where=f"{WHERE}: {name}")
+            raise Unsupported("the spectral norm of complex entries", where=f"{WHERE}: {name}")
         size, vectors[name] = spectral_norm(array, axis or 0, vectors.get(name), name=name)
         return np.array([size])
     if axis is not None:
@@ -183,7 +183,7 @@ def _bounded(
     rule: Rule,
     axis: int | None,
     numbers: np.ndarray,
-    verdict: decide.Verdict,
+    verdict: decide.StageDecision,
     part: slice,
 ) -> np.ndarray:
     if verdict.limit is not None:
@@ -198,7 +198,7 @@ def _bounded(
 
 
 def _count_at_bound(
-    array: np.ndarray, rule: Rule, verdict: decide.Verdict, held: np.ndarray, part: slice
+    array: np.ndarray, rule: Rule, verdict: decide.StageDecision, held: np.ndarray, part: slice
 ) -> np.ndarray:
     if verdict.limit is not None:
         limit = float(verdict.limit[part][0])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
 from karikomi.prune import FACTS, Coupled, Layout, Score
 
 WHERE = "numpy.prune"
@@ -22,7 +22,7 @@ OF_TENSORS = ("macs", "outliers", "curve")
 def check_masks_alone(score: Score) -> None:
     """Refuse a score that also changes the weights that stay: by magnitude in its place nobody asked."""
     if score.updates:
-        raise Refused(
+        raise Unsupported(
             f"{type(score).__name__} re-fits the weights that stay, by the inputs of a layer",
             where=f"{WHERE}: score",
             allowed='scores that make masks alone, such as "magnitude" or "wanda"',

@@ -49,7 +49,7 @@ def clip(
     for `SPAM`, the running means of squares as of before this step, a tree as `weights`.
 
     Raises `InvalidArgument` for what is no such tree, for arrays that are not floating or do not fit
-    together, `UnknownName` for a name or glob that matches nothing, and `Refused` for a rule that
+    together, `UnknownName` for a name or glob that matches nothing, and `Unsupported` for a rule that
     does not act on gradients or needs what was not given.
 
     >>> import numpy as np, karikomi as kk
@@ -80,7 +80,7 @@ def clip(
     for stage in plan:
         _check(stage, found)
         norms = _numbers(stage, found, axes, companions.get("second_moment"))
-        verdict, after = decide.judge_stage(
+        verdict, after = decide.decide_stage(
             stage,
             norms,
             before,
@@ -196,7 +196,7 @@ def _applied(
     found: Named,
     axes: Mapping[str, int],
     norms: np.ndarray,
-    verdict: decide.Verdict,
+    verdict: decide.StageDecision,
     skip: bool,
     companions: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray | None]:

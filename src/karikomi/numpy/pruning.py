@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from karikomi import tree
-from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
 from karikomi.numpy.arrays import Arrays, like, named
 from karikomi.numpy.checks import (
     OF_TENSORS,
@@ -37,7 +37,7 @@ from karikomi.prune import (
 )
 from karikomi.select import select
 from karikomi.selection.arguments import allocation_of, asked, by_hand
-from karikomi.selection.exact_masks import Question, find_masks
+from karikomi.selection.exact_masks import SelectionRequest, find_masks
 from karikomi.selection.weight_source import Source, source_of
 
 Masks = dict[str, np.ndarray]
@@ -83,7 +83,7 @@ def prune(
     by name; what they removed stays removed and counts.
 
     Raises `InvalidArgument` for what is no such tree or target or does not fit, `UnknownName` for a name
-    or glob, `Refused` for combinations that mean nothing and float64 weights that float32 does not hold,
+    or glob, `Unsupported` for combinations that mean nothing and float64 weights that float32 does not hold,
     `NonFinite` naming an array.
 
     >>> import numpy as np
@@ -106,7 +106,7 @@ def prune(
     names = [name for name in names if name in hand] if hand else names
     chosen_arrays = {name: found[name] for name in names}
     sources = _sources(chosen_arrays, facts or {}, layouts or {}, asked_score)
-    question = Question(
+    question = SelectionRequest(
         sources=sources,
         score=asked_score,
         pattern=chosen,
@@ -183,7 +183,7 @@ def _coupled(pattern: Pattern, sources: Mapping[str, Source]) -> list[Coupled]:
         if found:
             return found
     if pattern.coupled:
-        raise Refused(
+        raise Unsupported(
             f"which arrays go together as {type(pattern).__name__.lower()} is not known",
             where=WHERE,
             hint="give layouts={name: kk.prune.Layout(...)} for units, or coupled=[...]",

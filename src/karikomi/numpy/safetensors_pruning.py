@@ -18,16 +18,16 @@ from typing import BinaryIO
 
 import numpy as np
 
-from karikomi.errors import BadFile, Refused
+from karikomi.errors import BadFile, Unsupported
 from karikomi.files import as_path, write_atomically
 from karikomi.pack.header import LENGTH_BYTES
-from karikomi.pack.plain import Tensor, directory
+from karikomi.pack.plain import StoredTensor, directory
 from karikomi.prune import Score, as_score
 from karikomi.prune.allocations import allocation as allocations
 from karikomi.prune.allocations.allocation import Pool, allocate, check_sparsity
 from karikomi.prune.radix_threshold import Threshold
 from karikomi.select import select
-from karikomi.selection.block_scores import Scores, check_blockwise, pool_threshold, split
+from karikomi.selection.block_scores import BlockScores, check_blockwise, pool_threshold, split
 from karikomi.selection.granularity import check_range, of_weights
 from karikomi.selection.weight_source import Source, source_of
 
@@ -84,7 +84,7 @@ def prune_file(
     file, of `pack_mask`'s bytes by tensor name, their shapes as JSON under ``shapes`` in its metadata.
     `progress`: called with ``(bytes written, bytes in all)`` as these are written.
 
-    Raises `BadFile` for a source that is damaged or cut short, `Refused` for a score that looks beyond
+    Raises `BadFile` for a source that is damaged or cut short, `Unsupported` for a score that looks beyond
     single weights, `NonFinite` naming a tensor, `UnknownName`, `InvalidArgument`, `Unwritable`.
 
     >>> import tempfile
@@ -103,7 +103,7 @@ def prune_file(
     path, out = as_path(source).expanduser(), as_path(target).expanduser()
     bits = None if masks is None else as_path(masks).expanduser()
     if bits is not None and os.path.realpath(bits) in map(os.path.realpath, (path, out)):
-        raise Refused("masks and weights go into two files", where=WHERE, got=str(bits))
+        raise Unsupported("masks and weights go into two files", where=WHERE, got=str(bits))
     with _opened(path) as file:
         weights, left_alone = _selected(file, only, exclude)
         limits = _limits(file, weights, chosen, allocation, sparsity)
@@ -121,7 +121,7 @@ class _File:
 
     where: str
     stream: BinaryIO
-    tensors: list[Tensor]
+    tensors: list[StoredTensor]
     start: int
     reading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -131,7 +131,7 @@ class _File:
         for at in range(start, end, step):
             yield self._exactly(at, np.empty(min(step, end - at), "u1")).view(dtype)
 
-    def floats(self, tensor: Tensor) -> Iterator[np.ndarray]:
+    def floats(self, tensor: StoredTensor) -> Iterator[np.ndarray]:
         """Yield a tensor's entries in index order in blocks."""
         for chunk in self.read(tensor.start, tensor.end, _TYPES[tensor.dtype]):
             yield from split(_floats(tensor, chunk))
@@ -169,7 +169,7 @@ def _opened(path: Path) -> Iterator[_File]:
 
 def _selected(
     file: _File, only: str | Sequence[str] | None, exclude: str | Sequence[str] | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     names = set(select([one.name for one in file.tensors], only=only, exclude=exclude, where=WHERE))
     left_alone = {}
     for one in file.tensors:
@@ -179,7 +179,7 @@ def _selected(
             left_alone[one.name] = f"its dtype is {one.dtype}"
     chosen = {one.name: one for one in file.tensors if one.name not in left_alone}
     if not chosen:
-        raise Refused(
+        raise Unsupported(
             "nothing of this can be pruned",
             where=f"{WHERE}: {file.where}",
             got="; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3]),
@@ -189,7 +189,7 @@ def _selected(
 
 
 def _limits(
-    file: _File, weights: Mapping[str, Tensor], score: Score, allocation: str, sparsity: float
+    file: _File, weights: Mapping[str, StoredTensor], score: Score, allocation: str, sparsity: float
 ) -> list[tuple[Pool, Threshold]]:
     """Return the pools and their thresholds."""
     scored = {name: _scored(file, tensor, score) for name, tensor in weights.items()}
@@ -201,7 +201,7 @@ def _limits(
     return [(pool, pool_threshold([scored[n] for n in pool.names], pool.remove)) for pool in pools]
 
 
-def _scored(file: _File, tensor: Tensor, score: Score) -> Scores:
+def _scored(file: _File, tensor: StoredTensor, score: Score) -> BlockScores:
     def array() -> np.ndarray:
         return np.concatenate(list(file.floats(tensor))).reshape(tensor.shape)
 
@@ -217,7 +217,7 @@ def _scored(file: _File, tensor: Tensor, score: Score) -> Scores:
     return of_weights(source, score, None)
 
 
-def _floats(tensor: Tensor, raw: np.ndarray) -> np.ndarray:
+def _floats(tensor: StoredTensor, raw: np.ndarray) -> np.ndarray:
     """Return raw entries as floats: NumPy has no bfloat16, which is the upper half of a float32."""
     if tensor.dtype != "BF16":
         return raw
@@ -255,7 +255,7 @@ class _Writing:
             for chunk in self.file.read(tensor.start, tensor.end):
                 self._write(chunk, out)
 
-    def _prune(self, tensor: Tensor, out: BinaryIO, bits: BinaryIO | None) -> None:
+    def _prune(self, tensor: StoredTensor, out: BinaryIO, bits: BinaryIO | None) -> None:
         pool, removed = self._pools[tensor.name], 0
         for raw in self.file.read(tensor.start, tensor.end, _TYPES[tensor.dtype]):
             stays = np.empty(len(raw), bool)

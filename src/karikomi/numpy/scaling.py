@@ -36,7 +36,9 @@ def clamped(array: np.ndarray, largest: float, limit: float) -> np.ndarray:
     return np.asarray(np.clip(array, -limit, limit)) if largest > limit else array
 
 
-def representable(verdict: decide.Verdict, arrays: Sequence[np.ndarray | None]) -> decide.Verdict:
+def representable(
+    verdict: decide.StageDecision, arrays: Sequence[np.ndarray | None]
+) -> decide.StageDecision:
     """Return the verdict with limits as the arrays round them, one array (or ``None``) per limit."""
     # As the arrays round it: 0.1 is a little more in float32, and what stands there is not above it.
     if verdict.limit is None:

@@ -13,14 +13,14 @@ import numpy as np
 from karikomi.numpy.arrays import Arrays
 from karikomi.numpy.pruning import masked, prune
 from karikomi.prune import Coupled, Layout
-from karikomi.prune.schedules.pruning_schedule import Timetable, step_of
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule, step_of
 
 WHERE = "numpy.prune_at"
 
 
 def prune_at(
     weights: Arrays,
-    schedule: Timetable,
+    schedule: PruningSchedule,
     step: int,
     masks: Mapping[str, np.ndarray] | None = None,
     *,
@@ -37,7 +37,7 @@ def prune_at(
     `schedule`: such as ``kk.prune.Gradual(0.9, steps=(100, 1_000))``. `step`: a whole number >= 0. `masks`: what
     the last call returned; ``None`` at first. `facts`, `layouts`, `coupled`: see `prune`.
 
-    Raises what `prune` raises, and `Refused` for schedules that rewind or regrow weights, which need the
+    Raises what `prune` raises, and `Unsupported` for schedules that rewind or regrow weights, which need the
     optimizer.
 
     >>> import karikomi as kk

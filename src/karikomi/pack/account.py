@@ -10,14 +10,14 @@ import numpy as np
 
 from karikomi.pack import header
 from karikomi.pack.contest import shannon
-from karikomi.pack.manifest import Entry
+from karikomi.pack.manifest import ManifestEntry
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import Opened, opened
 from karikomi.pack.stored import Stored, elements
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class SizeAccount:
     """The bytes of one tensor.
 
     `payload` codes the weights, `tables` holds scales or codebook and the codec's model, `header`
@@ -53,7 +53,7 @@ class Inspection:
     `header` counts the directory, the eight bytes of its length and the punctuation around it.
     """
 
-    entries: tuple[Account, ...]
+    entries: tuple[SizeAccount, ...]
     notes: dict[str, str]
     payload: int
     tables: int
@@ -102,9 +102,9 @@ def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> In
         )
 
 
-def _account(entry: Entry, stored: Stored, file: Opened, manifest: int) -> Account:
+def _account(entry: ManifestEntry, stored: Stored, file: Opened, manifest: int) -> SizeAccount:
     value = stored.decoded()
-    return Account(
+    return SizeAccount(
         name=entry.name,
         shape=entry.shape,
         dtype=entry.dtype,
@@ -121,7 +121,7 @@ def _account(entry: Entry, stored: Stored, file: Opened, manifest: int) -> Accou
     )
 
 
-def _quantizer(entry: Entry) -> str:
+def _quantizer(entry: ManifestEntry) -> str:
     match entry.grid:
         case ["codebook", count]:
             return f"codebook {count}"

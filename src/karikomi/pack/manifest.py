@@ -33,7 +33,7 @@ Version = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ManifestEntry:
     """What the manifest says of one tensor."""
 
     name: str
@@ -61,7 +61,7 @@ class Entry:
         return elements(self.shape) * int(self.dtype[1:]) + 4 * grid_numbers(self.grid, self.shape)
 
 
-def dump(entries: list[Entry], notes: Mapping[str, str]) -> str:
+def dump(entries: list[ManifestEntry], notes: Mapping[str, str]) -> str:
     """Return the manifest as the text that stands in the metadata."""
     whole: dict[str, Any] = {"v": VERSION, "t": [entry.to_json() for entry in entries]}
     if notes:
@@ -72,7 +72,7 @@ def dump(entries: list[Entry], notes: Mapping[str, str]) -> str:
 
 def load(
     text: str, version: Version, budget: Budget, where: str
-) -> tuple[list[Entry], dict[str, str]]:
+) -> tuple[list[ManifestEntry], dict[str, str]]:
     """Return the tensors and the notes; raise `BadFile` for anything that is not just so.
 
     `version` is the one that the header states.
@@ -141,7 +141,7 @@ def require(truth: bool, fact: str, where: str, got: object = None) -> None:
         raise BadFile(fact, where=where, got=None if got is None else repr(got)[:80])
 
 
-def _entry(item: Any, version: Version, budget: Budget, where: str) -> Entry:
+def _entry(item: Any, version: Version, budget: Budget, where: str) -> ManifestEntry:
     require(isinstance(item, dict), "a tensor's entry is not an object", where)
     fault = name_fault(item.get("n"))
     require(fault is None, f"bad tensor name: {fault}", where, item.get("n"))
@@ -174,7 +174,7 @@ def _entry(item: Any, version: Version, budget: Budget, where: str) -> Entry:
         _check_grid(grid, shape, dtype, where)
     elif codec in INTEGER_CODECS:
         require(dtype[0] != "f", "the codec is for integers", where, f"{codec} for {dtype}")
-    return Entry(item["n"], shape, dtype, grid, codec, chunks, item["x"])
+    return ManifestEntry(item["n"], shape, dtype, grid, codec, chunks, item["x"])
 
 
 def _check_grid(grid: Any, shape: tuple[int, ...], dtype: str, where: str) -> None:

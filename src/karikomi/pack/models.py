@@ -21,7 +21,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     ``kk.torch.quantize_`` rounded is stored as codes, everything else without loss. The file is a valid
     safetensors file, is written atomically, and the same model gives the same bytes.
 
-    Raises `Refused` when weights changed after they were quantized, `Unwritable` for a full disk.
+    Raises `Unsupported` when weights changed after they were quantized, `Unwritable` for a full disk.
 
     >>> import tempfile, pathlib, numpy as np
     >>> path = save({"w": np.zeros((64, 64), np.float32)}, pathlib.Path(tempfile.mkdtemp()) / "w.karikomi")

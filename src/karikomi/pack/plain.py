@@ -22,7 +22,7 @@ _BYTES = {
 """Bytes of an entry, by the names that the format gives types; of others nothing is known here."""
 
 
-class Tensor(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor of a file: its type as the format names it, and where it lies, from the file's start."""
 
     name: str
@@ -39,7 +39,7 @@ class Tensor(NamedTuple):
 
 def directory(
     stream: BinaryIO, file_size: int, where: str, budget: Budget | None = None
-) -> tuple[list[Tensor], int]:
+) -> tuple[list[StoredTensor], int]:
     """Return the tensors of an open file in the order in which they lie there, and where they begin.
 
     Raises `BadFile` for a bad header, payloads that overlap, leave holes or do not fit their shapes,
@@ -58,7 +58,7 @@ def directory(
     return sorted(found, key=lambda one: (one.start, one.end)), start
 
 
-def _tensor(name: str, item: Any, start: int, budget: Budget, where: str) -> Tensor:
+def _tensor(name: str, item: Any, start: int, budget: Budget, where: str) -> StoredTensor:
     where = f"{where}, tensor {name[:80]!r}"
     keys = {"dtype", "shape", "data_offsets"}
     good = isinstance(item, dict) and set(item) == keys and ascending(item["data_offsets"])
@@ -71,4 +71,4 @@ def _tensor(name: str, item: Any, start: int, budget: Budget, where: str) -> Ten
     if dtype in _BYTES:
         size = math.prod(shape) * _BYTES[dtype]
         require(size == last - first, "the payload does not fit its shape", where, last - first)
-    return Tensor(name, dtype, tuple(shape), start + first, start + last)
+    return StoredTensor(name, dtype, tuple(shape), start + first, start + last)

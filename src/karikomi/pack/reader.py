@@ -17,7 +17,7 @@ from karikomi.pack import header, manifest
 from karikomi.pack.codecs.cursor import Cursor
 from karikomi.pack.contest import CHUNK, CODECS
 from karikomi.pack.header import Header
-from karikomi.pack.manifest import Entry
+from karikomi.pack.manifest import ManifestEntry
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.stored import (
     Stored,
@@ -34,13 +34,13 @@ class Opened(NamedTuple):
     """A file whose header, directory and manifest agree; its payloads are still unread."""
 
     header: Header
-    entries: list[Entry]
+    entries: list[ManifestEntry]
     notes: dict[str, str]
     stream: BinaryIO
     where: str
     size: int
 
-    def tensors(self) -> Iterator[tuple[Entry, Stored]]:
+    def tensors(self) -> Iterator[tuple[ManifestEntry, Stored]]:
         """Yield each tensor decoded and verified; raise `BadFile` at the first bad one."""
         for entry in self.entries:
             where = f"{self.where}, tensor {entry.name!r}"
@@ -106,7 +106,7 @@ def opened(path: str | os.PathLike[str], budget: Budget | None = None) -> Iterat
         raise BadFile(f"cannot be read ({error})", where=where) from error
 
 
-def _require_agreement(entries: list[Entry], head: Header, where: str) -> None:
+def _require_agreement(entries: list[ManifestEntry], head: Header, where: str) -> None:
     names = [entry.name for entry in entries]
     if len(set(names)) != len(names) or set(names) != set(head.spans):
         raise BadFile("manifest and directory name different tensors", where=where)
@@ -121,7 +121,7 @@ def _require_agreement(entries: list[Entry], head: Header, where: str) -> None:
             )
 
 
-def _decode(entry: Entry, payload: bytes) -> Stored:
+def _decode(entry: ManifestEntry, payload: bytes) -> Stored:
     cursor = Cursor(payload)
     parts = [_verified(cursor, index, chunk) for index, chunk in enumerate(entry.chunks)]
     tables = Cursor(parts[0])

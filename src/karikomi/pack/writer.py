@@ -13,7 +13,7 @@ from karikomi.errors import InvalidArgument
 from karikomi.files import as_path, write_atomically
 from karikomi.pack import header, manifest
 from karikomi.pack.contest import choose
-from karikomi.pack.manifest import Entry
+from karikomi.pack.manifest import ManifestEntry
 from karikomi.pack.stored import Stored, describe, digest, grid_spec, name_fault
 from karikomi.quantize import Coded
 
@@ -48,7 +48,7 @@ def save(
     2016, with static rANS as a second coder.
     """
     notes = _notes(notes)
-    entries: list[Entry] = []
+    entries: list[ManifestEntry] = []
     payloads: dict[str, bytes] = {}
     for name in _names(tensors):
         entry, payload = _pack(describe(name, tensors[name]))
@@ -63,11 +63,11 @@ def save(
     return write_atomically(as_path(path).expanduser(), write)
 
 
-def _pack(stored: Stored) -> tuple[Entry, bytes]:
+def _pack(stored: Stored) -> tuple[ManifestEntry, bytes]:
     encoded = choose(stored.flat)
     parts = [stored.grid_bytes() + encoded.head, *encoded.chunks]
     chunks = tuple((len(part), zlib.crc32(part)) for part in parts)
-    entry = Entry(
+    entry = ManifestEntry(
         name=stored.name,
         shape=stored.shape,
         dtype=stored.dtype,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.plugins.attaching import flattened, refuse_flattened
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def accelerate_clip_(
     `rule`, `state`, `nonfinite`: as for `kk.torch.clip_`, which does the rest. `optimizer`: the prepared
     one whose gradients these are; without it all prepared optimizers are unscaled.
 
-    Raises `Refused` for DeepSpeed, Megatron-LM, FSDP1 and XLA, where gradients are not there to be clipped,
+    Raises `Unsupported` for DeepSpeed, Megatron-LM, FSDP1 and XLA, where gradients are not there to be clipped,
     for an `optimizer` that `kk.torch.attach` has given a handle (without `optimizer` that is not seen), and
     what `kk.torch.clip_` raises.
 
@@ -74,7 +74,7 @@ def _check(accelerator: Any, parameters: Any) -> None:
         hint = "kk.torch.attach(optimizer, model) clips after the reduction"
         if kind != "XLA":
             hint = "use its own gradient_clipping setting, or train with DDP or FSDP2"
-        raise Refused(_REFUSED[kind], where=where, hint=hint)
+        raise Unsupported(_REFUSED[kind], where=where, hint=hint)
     if kind == "FSDP" and not accelerator.is_fsdp2:
         raise flattened(where)
     refuse_flattened(parameters, where=where)
@@ -84,7 +84,7 @@ def _check_unattached(optimizer: Any) -> None:
     from karikomi.torch.attachment.attaching import is_attached
 
     if optimizer is not None and is_attached(optimizer):
-        raise Refused(
+        raise Unsupported(
             "this optimizer has a handle already: every step would be clipped twice",
             where="accelerate_clip_(optimizer)",
             hint="leave this call out and give attach the rule, or detach() the handle first",

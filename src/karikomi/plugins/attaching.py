@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from karikomi.errors import InvalidArgument, Refused, suggest
+from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.plugins.scalars import scalars
 
 if TYPE_CHECKING:
     import torch
 
-    from karikomi.prune import Timetable
+    from karikomi.prune import PruningSchedule
     from karikomi.record import Recorder
     from karikomi.rule import Composite, Rule
     from karikomi.torch import Handle, Masks
@@ -27,7 +27,7 @@ class Options(TypedDict, total=False):
     clip: Rule | Composite | None
     update: Rule | Composite | None
     bound: Rule | None
-    prune: Timetable | Masks | None
+    prune: PruningSchedule | Masks | None
     nonfinite: str
     stop_after: int
     record: Recorder | None
@@ -101,9 +101,9 @@ def refuse_flattened(model: Any, *, where: str) -> None:
         raise flattened(where)
 
 
-def flattened(where: str) -> Refused:
+def flattened(where: str) -> Unsupported:
     """Return the error for FSDP1."""
-    return Refused(
+    return Unsupported(
         "FSDP1 flattens and cuts the parameters, so that a norm would be that of one rank's piece",
         where=where,
         hint="use FSDP2 (fully_shard), whose parameters are DTensors",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Unpack
 
-from karikomi.errors import InvalidArgument, Refused, Unavailable
+from karikomi.errors import InvalidArgument, Unavailable, Unsupported
 from karikomi.plugins.attaching import Attaching, Options, curves, flattened, joined
 from karikomi.plugins.scalars import PREFIX
 
@@ -51,7 +51,7 @@ class LightningCallback(Attaching):
 
     Raises `Unavailable` if neither `lightning.pytorch` nor `pytorch_lightning` has been imported (if both have
     been, the callback is one of either); `InvalidArgument` for options that do not exist. When a fit starts,
-    raises `Refused` if there is a `clip` or `update` and ``Trainer(gradient_clip_val=)`` or
+    raises `Unsupported` if there is a `clip` or `update` and ``Trainer(gradient_clip_val=)`` or
     ``configure_gradient_clipping`` would clip as well, for FSDP1 and DeepSpeed, without an optimizer, and for
     what `kk.torch.attach` refuses; warns if the checkpoint has no state of this callback.
 
@@ -146,7 +146,7 @@ class LightningCallback(Attaching):
         if not self._saved:
             return
         if len(self._saved) != len(self.handles):
-            raise Refused(
+            raise Unsupported(
                 "the checkpoint is of another number of optimizers",
                 where=type(self).__name__,
                 got=len(self._saved),
@@ -193,13 +193,13 @@ def _joined_once(own: type, hosts: tuple[type, ...]) -> type:
 def _check_clipping(trainer: Any, module: Any) -> None:
     where = "LightningCallback"
     if trainer.gradient_clip_val:
-        raise Refused(
+        raise Unsupported(
             f"the Trainer clips as well, to gradient_clip_val={trainer.gradient_clip_val}",
             where=where,
             hint="leave gradient_clip_val= out, or this callback's clip= and update=",
         )
     if not _is_lightnings(type(module), "configure_gradient_clipping"):
-        raise Refused(
+        raise Unsupported(
             f"{type(module).__name__}.configure_gradient_clipping would clip as well",
             where=where,
             hint="remove it; for a look at gradients there is on_before_optimizer_step",
@@ -212,7 +212,7 @@ def _check_strategy(trainer: Any) -> None:
     if strategies & _FLATTENED:
         raise flattened(where)
     if "DeepSpeedStrategy" in strategies:
-        raise Refused(
+        raise Unsupported(
             "DeepSpeed's engine keeps the gradients to itself, so no rule can come between",
             where=where,
             hint="use its gradient_clipping setting, or train with DDP or FSDP2 (ModelParallelStrategy)",
@@ -229,7 +229,7 @@ def _groups(optimizers: Sequence[Any], chosen: int | Sequence[int] | None) -> li
     where = "LightningCallback(optimizers)"
     # What Lightning puts in the place of None.
     if not optimizers or type(optimizers[0]).__name__ == "_MockOptimizer":
-        raise Refused("configure_optimizers returned no optimizer", where="LightningCallback")
+        raise Unsupported("configure_optimizers returned no optimizer", where="LightningCallback")
     if chosen is None:
         return [[one] for one in optimizers]
     places = [chosen] if isinstance(chosen, int) else list(chosen)

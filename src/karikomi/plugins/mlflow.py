@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from karikomi.errors import Refused, Unavailable, UnknownName
+from karikomi.errors import Unavailable, UnknownName, Unsupported
 from karikomi.plugins.scalars import scalars
 
 MOST = 1_000
@@ -23,7 +23,7 @@ class MLflow:
     are sent when the recorder flushes, since a request for each step would slow the training down;
     what a failed request held is not sent again. Characters that MLflow refuses in a name become ``_``.
 
-    Raises `Unavailable` without mlflow, `Refused` without a run, `UnknownName` for one that is not found.
+    Raises `Unavailable` without mlflow, `Unsupported` without a run, `UnknownName` for one that is not found.
     """
 
     def __init__(self, run_id: str | None = None) -> None:
@@ -61,7 +61,7 @@ class MLflow:
 def _active(mlflow: Any) -> str:
     run = mlflow.active_run()
     if run is None:
-        raise Refused(
+        raise Unsupported(
             "no run of MLflow is active", where="MLflow", hint="mlflow.start_run(), or give run_id="
         )
     return run.info.run_id

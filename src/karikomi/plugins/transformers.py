@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Unpack
 
-from karikomi.errors import Refused, Unavailable
+from karikomi.errors import Unavailable, Unsupported
 from karikomi.plugins.attaching import Attaching, Options, curves, joined
 from karikomi.plugins.json_state import from_json, to_json
 
@@ -46,7 +46,7 @@ class TransformersCallback(Attaching):
     a ``finally``, or use `TransformersMixin`, which does; the next ``train()`` with this callback does too.
 
     Raises `Unavailable` without transformers, and `InvalidArgument` for options that do not exist. When the
-    training begins, raises `Refused` if there is a `clip` or `update` and ``max_grad_norm`` is not 0 (it is 1
+    training begins, raises `Unsupported` if there is a `clip` or `update` and ``max_grad_norm`` is not 0 (it is 1
     by default), for DeepSpeed and FSDP1, and for what `kk.torch.attach` refuses; warns if a checkpoint has no
     state of this callback.
     """
@@ -80,7 +80,7 @@ class TransformersCallback(Attaching):
     ) -> None:
         """Attach, and continue from the checkpoint if there is one."""
         if self._clips and args.max_grad_norm:
-            raise Refused(
+            raise Unsupported(
                 f"the Trainer clips as well, to max_grad_norm={args.max_grad_norm} (1.0 by default)",
                 where=type(self).__name__,
                 hint="TrainingArguments(..., max_grad_norm=0), or leave out clip= and update=",
@@ -135,7 +135,7 @@ class TransformersMixin:
     ``karikomi/clipped`` and ``karikomi/skipped`` stand beside it, wherever the Trainer reports to. The Trainer's
     pass over the gradients that only measures is left out. The hooks are taken off after an exception too.
 
-    Raises `Refused` when the training begins without such a callback, and for a class that names the
+    Raises `Unsupported` when the training begins without such a callback, and for a class that names the
     Trainer first, whose own methods would then be found.
     """
 
@@ -143,7 +143,7 @@ class TransformersMixin:
         super().__init_subclass__(**more)
         before = cls.__mro__[: cls.__mro__.index(TransformersMixin)]
         if any(hasattr(one, "train") and not issubclass(one, TransformersMixin) for one in before):
-            raise Refused(
+            raise Unsupported(
                 "the mixin stands behind the Trainer",
                 where=cls.__name__,
                 hint=f"class {cls.__name__}(kk.plugins.TransformersMixin, Trainer)",
@@ -153,7 +153,7 @@ class TransformersMixin:
         """Train as the Trainer does, and leave no hooks behind."""
         callback = self._callback()
         if callback is None:
-            raise Refused(
+            raise Unsupported(
                 "there is no callback that clips",
                 where=type(self).__name__,
                 hint="callbacks=[kk.plugins.TransformersCallback(clip=...)]",

@@ -30,7 +30,7 @@ from karikomi.prune.schedules.dynamic import SET, RigL
 from karikomi.prune.schedules.gradual import Gradual
 from karikomi.prune.schedules.iterative import Iterative
 from karikomi.prune.schedules.one_shot import OneShot
-from karikomi.prune.schedules.pruning_schedule import Timetable
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule, Timetable
 from karikomi.prune.scores.gradients import SNIP, Fisher, GraSP, Movement, SynFlow, Taylor
 from karikomi.prune.scores.inputs import Wanda
 from karikomi.prune.scores.outputs import Activation, APoZ, BNScale, Deviation
@@ -82,6 +82,7 @@ __all__ = [
     "Taylor",
     "Tensor",
     "Threshold",
+    "PruningSchedule",
     "Timetable",
     "Units",
     "Unstructured",

@@ -10,7 +10,7 @@ from karikomi.prune.account import Account
 Mask = TypeVar("Mask")
 
 
-class Held(Mapping[str, Mask]):
+class MaskMapping(Mapping[str, Mask]):
     """Name -> mask, true where the weight is kept; `left_alone`: name -> why it has none."""
 
     def __init__(

@@ -15,7 +15,7 @@ Point = tuple[float, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StepSpan:
     """A stretch of steps of one stage, both ends included."""
 
     name: str
@@ -33,7 +33,7 @@ class History:
     clipped: list[Point] = field(default_factory=list)
     skipped: list[Point] = field(default_factory=list)
     validation: list[Point] = field(default_factory=list)
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[StepSpan] = field(default_factory=list)
 
 
 def read_history(rows: Iterable[Mapping[str, Any]]) -> History:
@@ -130,8 +130,8 @@ def _add_step(history: History, position: float, row: Mapping[str, Any]) -> None
         history.clipped.append((position, norm))
 
 
-def _add_stage(stages: list[Stage], name: str, position: float) -> None:
+def _add_stage(stages: list[StepSpan], name: str, position: float) -> None:
     if stages and stages[-1].name == name:
-        stages[-1] = Stage(name, stages[-1].first, max(position, stages[-1].last))
+        stages[-1] = StepSpan(name, stages[-1].first, max(position, stages[-1].last))
     else:
-        stages.append(Stage(name, position, position))
+        stages.append(StepSpan(name, position, position))

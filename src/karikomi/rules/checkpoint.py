@@ -14,13 +14,13 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument
 from karikomi.rule import Rule, Scope, State
-from karikomi.rules.decide import PREFIX, Verdict, begin_stages, committed, judge_stage
+from karikomi.rules.decide import PREFIX, StageDecision, begin_stages, committed, decide_stage
 from karikomi.rules.stages import Stage, alone
 
 _NAMES = "names"
 
 
-def judge_named(
+def decide_named(
     rule: Rule,
     names: Sequence[str],
     norms: np.ndarray,
@@ -29,7 +29,7 @@ def judge_named(
     present: np.ndarray,
     nonfinite: str = "skip",
     facts: Mapping[str, np.ndarray] | None = None,
-) -> tuple[Verdict, dict[str, Any]]:
+) -> tuple[StageDecision, dict[str, Any]]:
     """Return the verdict and the state after it as plain data, for NumPy numbers that bear names.
 
     `names`: one per number; a tensor of several units has its name as many times. `state`: what
@@ -37,7 +37,7 @@ def judge_named(
     """
     stage = alone(rule, names)
     arrays = from_plain([stage], state)
-    verdict, learned = judge_stage(
+    verdict, learned = decide_stage(
         stage, norms, arrays, present=present, xp=np, nonfinite=nonfinite, facts=facts
     )
     any_bad = np.any(verdict.bad)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.rule import (
     Array,
     Composite,
@@ -35,7 +35,7 @@ COUNTERS = ("attempted", "accepted", "bad_in_a_row", "skipped_in_a_row")
 PREFIX = "rule."
 
 
-class Verdict(NamedTuple):
+class StageDecision(NamedTuple):
     """What apply does: one `factor` or `limit` per measured number, `bad` numbers, and whether to skip."""
 
     factor: Array
@@ -71,7 +71,7 @@ def judge(
     xp: Namespace,
     nonfinite: str = "skip",
     facts: Mapping[str, Array] | None = None,
-) -> tuple[Verdict, State]:
+) -> tuple[StageDecision, State]:
     """Return what apply has to do for these measured norms, and the state afterwards.
 
     `norms`: shape (n,), one per tensor (or unit, for rules of that scope), a non-finite entry
@@ -79,14 +79,14 @@ def judge(
     took no part. `facts`: what else the rule needs, by name.
     """
     stage = alone(rule, [""] * norms.shape[0])
-    verdict, after = judge_stage(
+    verdict, after = decide_stage(
         stage, norms, state, present=present, xp=xp, nonfinite=nonfinite, facts=facts
     )
     any_bad = xp.any(verdict.bad)
     return verdict, committed(state, after, skip=verdict.skip, any_bad=any_bad, xp=xp)
 
 
-def judge_stage(
+def decide_stage(
     stage: Stage,
     norms: Array,
     state: State,
@@ -96,7 +96,7 @@ def judge_stage(
     nonfinite: str = "skip",
     facts: Mapping[str, Array] | None = None,
     members: Mapping[str, Array] | None = None,
-) -> tuple[Verdict, State]:
+) -> tuple[StageDecision, State]:
     """Return the verdict of one stage, and what its rules have learned if the step is taken.
 
     `members`: the masks of the parts by their keys, where the framework keeps them on a device. The
@@ -137,7 +137,7 @@ def judge_stage(
         skip = skip | xp.any(lost)
     if nonfinite == "zero":
         factor = xp.where(bad, zero, factor)
-    return Verdict(factor, limit, bad, skip), learned
+    return StageDecision(factor, limit, bad, skip), learned
 
 
 def committed(state: State, learned: State, *, skip: Array, any_bad: Array, xp: Namespace) -> State:
@@ -173,11 +173,11 @@ def check_rule(rule: object, *of: Quantity, where: str, available: Sequence[str]
     name = type(rule).__name__
     if rule.of not in of:
         wanted = " or ".join(f"a {one.value}" for one in of)
-        raise Refused(f"{name} acts on a {rule.of.value}, not on {wanted}", where=where)
+        raise Unsupported(f"{name} acts on a {rule.of.value}, not on {wanted}", where=where)
     for leaf in leaves(rule):
         missing = sorted(leaf.needs - set(available))
         if missing:
-            raise Refused(
+            raise Unsupported(
                 f"{type(leaf).__name__} needs {', '.join(missing)}, which is not measured here",
                 where=where,
                 allowed=", ".join(available) or "norms",
@@ -194,7 +194,7 @@ def leaves(rule: Rule | Composite) -> list[Rule]:
 def outcome_of(
     stage: Stage,
     norms: Array,
-    verdict: Verdict,
+    verdict: StageDecision,
     *,
     skip: Array,
     nonfinite: str,
@@ -216,7 +216,7 @@ def outcome_of(
     )
 
 
-def norms_after(norms: Array, verdict: Verdict, *, xp: Namespace) -> Array:
+def norms_after(norms: Array, verdict: StageDecision, *, xp: Namespace) -> Array:
     """Return what the measured norms are once the verdict is applied; zeroed tensors have norm 0."""
     kept = xp.where(verdict.factor == 0, xp.zeros_like(norms), norms) * verdict.factor
     return kept if verdict.limit is None else xp.minimum(kept, verdict.limit)

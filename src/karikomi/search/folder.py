@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from karikomi.errors import BadFile, Refused, Unwritable
+from karikomi.errors import BadFile, Unsupported, Unwritable
 from karikomi.files import write_bytes, write_json
 from karikomi.record import Recorder
 from karikomi.search.lock import lock
@@ -26,7 +26,7 @@ OnEpoch = Callable[[str, int], object]
 
 
 class Folder:
-    """A run folder, opened for the run that `identity` describes; another run in it is `Refused`."""
+    """A run folder, opened for the run that `identity` describes; another run in it is `Unsupported`."""
 
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
@@ -156,7 +156,7 @@ class Folder:
         if known is None:
             foreign = sorted(one.name for one in self.path.iterdir() if one.name[0] != ".")
             if foreign:
-                raise Refused(
+                raise Unsupported(
                     "the folder holds files of something else",
                     where=str(self.path),
                     got=", ".join(foreign[:5]),
@@ -168,7 +168,7 @@ class Folder:
                 key for key in {*known, *identity} if known.get(key) != identity.get(key)
             )
             first = differing[0]
-            raise Refused(
+            raise Unsupported(
                 f"the folder holds another run: {', '.join(differing)} differ(s)",
                 where=str(self.path),
                 got=f"{first} = {identity.get(first)}, there {known.get(first)}",

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from karikomi import __version__, registry
 from karikomi.clip.by_global_norm import ByGlobalNorm
-from karikomi.errors import BadFile, InvalidArgument, Refused
+from karikomi.errors import BadFile, InvalidArgument, Unsupported
 from karikomi.files import write_json
 from karikomi.prune import check_sparsity
 from karikomi.search.grid_run import Run, Setting
@@ -53,7 +53,7 @@ def sweep(
     and ``clipped`` (share of steps); ``diverged`` counts runs that ended in non-finite numbers, and
     ``warnings`` names them. Times depend on the machine and decide nothing.
 
-    Raises `InvalidArgument` for a grid out of range, `Refused` for a folder of another sweep, or one
+    Raises `InvalidArgument` for a grid out of range, `Unsupported` for a folder of another sweep, or one
     that another process is at work in.
 
     >>> grid = {"limits": (1.0,), "sparsities": (0.5,), "seeds": 1}
@@ -169,7 +169,7 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
     )
     if differing:
         first = differing[0]
-        raise Refused(
+        raise Unsupported(
             f"this folder holds another sweep; different: {', '.join(differing)}",
             where=str(out),
             got=f"{first} {wanted.get(first)}, there {known.get(first)}",

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import IO
 
-from karikomi.errors import Refused, Unwritable
+from karikomi.errors import Unsupported, Unwritable
 
 
 def lock(folder: Path) -> IO[bytes]:
     """Return the open lock file of a folder; closing it, or dying, releases it.
 
-    Raises `Refused` when another process (or another call in this one) holds it.
+    Raises `Unsupported` when another process (or another call in this one) holds it.
     """
     try:
         stream = (folder / ".lock").open("ab")
@@ -24,7 +24,7 @@ def lock(folder: Path) -> IO[bytes]:
         _take(stream)
     except OSError as error:
         stream.close()
-        raise Refused(
+        raise Unsupported(
             "another process is at work in this folder",
             where=str(folder),
             hint="wait for it, or choose another --out",

@@ -15,7 +15,7 @@ from karikomi.errors import InvalidArgument, KarikomiError
 from karikomi.files import write_bytes, write_json
 from karikomi.search.folder import Folder
 from karikomi.search.pipeline_stages import Candidate, Stages
-from karikomi.search.result import Outcome, clip_summary, describe
+from karikomi.search.result import SearchOutcome, clip_summary, describe
 from karikomi.tasks import Data, Runner, Task, check_seed, checked_data, resolved
 
 
@@ -38,7 +38,7 @@ def compress(
     ``record.jsonl`` and all checkpoints, and the same call continues a run that was stopped at any
     moment, to the same bytes (same machine, build and thread count).
 
-    Raises `InvalidArgument` for a negative budget, `Refused` when `out` holds another run, and
+    Raises `InvalidArgument` for a negative budget, `Unsupported` when `out` holds another run, and
     `KarikomiError` naming the cause when the task's own code fails.
 
     >>> import karikomi as kk
@@ -111,7 +111,7 @@ def _compressed(
     return result
 
 
-def _search(task: Task, stages: Stages) -> Outcome:
+def _search(task: Task, stages: Stages) -> SearchOutcome:
     dense = stages.dense()
     rungs = list(stages.rungs(dense))
     tried: list[Candidate] = []
@@ -125,10 +125,10 @@ def _search(task: Task, stages: Stages) -> Outcome:
             tried += found
         if holding := [one for one in found if one.passed]:
             chosen = min(holding, key=lambda one: one.size)
-            return Outcome(dense, rungs, rung, shrink, tried, chosen)
+            return SearchOutcome(dense, rungs, rung, shrink, tried, chosen)
     arrays, shrink = stages.shrunk(dense)
     chosen = stages.floats(dense, arrays, dense)
-    return Outcome(dense, rungs, dense, shrink, [*tried, chosen], chosen)
+    return SearchOutcome(dense, rungs, dense, shrink, [*tried, chosen], chosen)
 
 
 def _identity(task: Task, data: Data, runner: Runner, max_drop: float, seed: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from karikomi.tasks import Arrays, Data, Runner, Task
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SearchOutcome:
     """What the search did: the dense network, the rungs, the one chosen, and the candidates."""
 
     dense: Rung
@@ -32,7 +32,7 @@ def describe(
     task: Task,
     data: Data,
     runner: Runner,
-    outcome: Outcome,
+    outcome: SearchOutcome,
     *,
     max_drop: float,
     seed: int,
@@ -136,7 +136,7 @@ def _tensors(file: Path, dense: Arrays) -> list[dict[str, Any]]:
     return rows
 
 
-def _candidates(outcome: Outcome) -> list[dict[str, Any]]:
+def _candidates(outcome: SearchOutcome) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {
             "stage": "prune",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune import (
     Heads,
     Layers,
@@ -28,18 +28,18 @@ def allocation_of(allocation: str | None, pattern: Pattern, score: Score) -> str
     kind = type(pattern).__name__
     by_tensor = allocation in ("erk", "isomorphic", "owl", "sensitivity")
     if allocation is not None and pattern.fixed_share:
-        raise Refused(
+        raise Unsupported(
             f"{kind} says itself how much goes from where", where="allocation", got=allocation
         )
     if isinstance(pattern, Layers) and allocation not in (None, "global"):
-        raise Refused(
+        raise Unsupported(
             "a layer is one item, of which every other allocation leaves each tensor one",
             where="allocation",
             got=allocation,
             allowed="global",
         )
     if isinstance(pattern, Heads) and by_tensor:
-        raise Refused(
+        raise Unsupported(
             "this allocation looks at single weights, and heads span several",
             where="allocation",
             got=allocation,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.prune.allocations.allocation import Pool
 from karikomi.prune.radix_threshold import (
     NOTHING,
@@ -24,7 +24,7 @@ from karikomi.prune.radix_threshold import (
     threshold,
 )
 from karikomi.prune.scores.score import Score
-from karikomi.selection.shard import Part
+from karikomi.selection.shard import Shard
 from karikomi.selection.threads import each, evenly, workers
 
 BLOCK = 1 << 18
@@ -41,7 +41,7 @@ FEW = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class BlockScores:
     """The scores of what can go in one tensor: float32 blocks in index order, NaN for what is gone.
 
     `blocks`: called with a stride, gives the blocks of every stride-th score. `gone`: how many are gone.
@@ -53,7 +53,7 @@ class Scores:
     items: int
     gone: int
     blocks: Callable[[int], Iterable[np.ndarray]]
-    part: Part | None = None
+    part: Shard | None = None
 
     def check(self) -> None:
         """Raise `NonFinite` for a score that is no finite number."""
@@ -125,11 +125,11 @@ class Scores:
         return np.nan_to_num(every, copy=False, nan=0.0)
 
 
-def check_all(scored: Sequence[Scores]) -> None:
+def check_all(scored: Sequence[BlockScores]) -> None:
     """Raise `NonFinite` for a score that is no finite number, of the first tensor that has one."""
     together = any(one.part is not None for one in scored)
     entries = 0 if together else sum(one.items for one in scored)
-    each(Scores.check, scored, entries=entries)
+    each(BlockScores.check, scored, entries=entries)
 
 
 class _Counter:
@@ -138,7 +138,7 @@ class _Counter:
     `checked`: whether they are known to be finite. Else they are checked on the way.
     """
 
-    def __init__(self, scored: Sequence[Scores], *, checked: bool) -> None:
+    def __init__(self, scored: Sequence[BlockScores], *, checked: bool) -> None:
         self._scored, self._checked = scored, checked
         self._low, self._high, self._below = 0, -1, 0
         self._kept = [np.zeros(0, np.float32)]
@@ -173,7 +173,7 @@ class _Counts(NamedTuple):
     finite: bool
 
 
-def _count(scored: Sequence[Scores], low: int, high: int, room: int) -> _Counts:
+def _count(scored: Sequence[BlockScores], low: int, high: int, room: int) -> _Counts:
     """Return how many lie below, the bins, and the scores inside, if these are no more than `room`."""
     below, bins, finite = 0, _bins(low, high), True
     kept: list[np.ndarray] | None = [np.zeros(0, np.float32)]
@@ -196,7 +196,7 @@ def _count(scored: Sequence[Scores], low: int, high: int, room: int) -> _Counts:
     return _Counts(below, bins, kept, finite)
 
 
-def pool_threshold(scored: Sequence[Scores], remove: int) -> Threshold:
+def pool_threshold(scored: Sequence[BlockScores], remove: int) -> Threshold:
     """Return the threshold by which of all items of these tensors together `remove` are gone.
 
     Raises `NonFinite` for a score that is no finite number, of the first tensor that has one.
@@ -228,9 +228,9 @@ def _of_few(scores: np.ndarray, remove: int) -> Threshold:
     return Threshold(float(value), ties, ties == int(np.count_nonzero(scores == value)))
 
 
-def _counted_together(scored: Sequence[Scores]) -> Count:
+def _counted_together(scored: Sequence[BlockScores]) -> Count:
     """Return what counts parts over those who have them, and what is whole as it is."""
-    by_holders: dict[tuple[int, ...], list[Scores]] = {}
+    by_holders: dict[tuple[int, ...], list[BlockScores]] = {}
     for one in scored:
         by_holders.setdefault(() if one.part is None else one.part.over, []).append(one)
     counters = [
@@ -260,7 +260,7 @@ def _add(bins: np.ndarray, scores: np.ndarray, low: int, high: int) -> None:
 
 
 def keep_best(
-    scored: Mapping[str, Scores], pools: Iterable[Pool], out: Mapping[str, np.ndarray]
+    scored: Mapping[str, BlockScores], pools: Iterable[Pool], out: Mapping[str, np.ndarray]
 ) -> dict[str, Threshold]:
     """Write into `out` what stays of each tensor; return the thresholds by tensor name."""
     pools = list(pools)
@@ -271,7 +271,9 @@ def keep_best(
     return {name: one for pool, one in zip(pools, found, strict=True) for name in pool.names}
 
 
-def _kept_of(scored: Mapping[str, Scores], pool: Pool, out: Mapping[str, np.ndarray]) -> Threshold:
+def _kept_of(
+    scored: Mapping[str, BlockScores], pool: Pool, out: Mapping[str, np.ndarray]
+) -> Threshold:
     """Write into `out` what stays of the tensors of one pool; return its threshold."""
     own = [scored[name] for name in pool.names]
     found = pool_threshold(own, pool.remove)
@@ -360,7 +362,7 @@ def check_blockwise(score: Score, *, where: str) -> None:
     }
     reasons = [reason for reason, holds in why.items() if holds]
     if reasons:
-        raise Refused(
+        raise Unsupported(
             f"{kind.__name__} {reasons[0]}, and here is a part of a tensor at a time",
             where=where,
             allowed="scores by single weights alone, such as magnitude",

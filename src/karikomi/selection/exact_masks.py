@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.prune.allocations.allocation import Pool, Tensor, allocate
 from karikomi.prune.layout import Coupled
 from karikomi.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
@@ -21,7 +21,7 @@ from karikomi.prune.scores.score import Score
 from karikomi.prune.scores.weights import Magnitude
 from karikomi.prune.target import Target
 from karikomi.selection import granularity
-from karikomi.selection.block_scores import Scores, check_all, check_blockwise, keep_best
+from karikomi.selection.block_scores import BlockScores, check_all, check_blockwise, keep_best
 from karikomi.selection.threads import each
 from karikomi.selection.weight_source import Source
 from karikomi.selection.within_rows import divides, keep_n_of_m, keep_within_rows
@@ -30,7 +30,7 @@ Masks = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class SelectionRequest:
     """What is asked: which of these weights go.
 
     `sources`: name -> weight, in order. `coupled`: what goes together, for patterns that span tensors.
@@ -54,7 +54,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SelectionResult:
     """`masks`: name -> bool, true where kept. `why`: tensor or group -> the rule by which its items went.
 
     `left_alone`: tensor -> why nothing of it could go. `removes`: tensor or group -> how many items go.
@@ -66,10 +66,10 @@ class Answer:
     removes: dict[str, int]
 
 
-def find_masks(question: Question) -> Answer:
+def find_masks(question: SelectionRequest) -> SelectionResult:
     """Return the masks that answer the question, exactly as many items as it asks for.
 
-    Raises `InvalidArgument` for facts and layouts that are missing, `Refused` for a target that cannot be
+    Raises `InvalidArgument` for facts and layouts that are missing, `Unsupported` for a target that cannot be
     met, for combinations that mean nothing and weights that float32 does not hold, `NonFinite` naming a
     tensor.
     """
@@ -84,7 +84,7 @@ def find_masks(question: Question) -> Answer:
         return _n_of_m(question, question.pattern)
     scored = _scored(question)
     if question.by_hand and not question.by_hand.keys() & scored.keys():
-        raise Refused(
+        raise Unsupported(
             "sparsities by hand go by the names of weights, and what goes here has names of its own",
             where="sparsity",
             got=", ".join(list(scored)[:3]),
@@ -97,20 +97,20 @@ def find_masks(question: Question) -> Answer:
 def check_combination(score: Score, pattern: Pattern) -> None:
     """Refuse a score that does not speak of the pattern's items, with the reason."""
     if score.of_units_only and not isinstance(pattern, Units):
-        raise Refused(
+        raise Unsupported(
             f"{type(score).__name__} scores units, not {type(pattern).__name__}",
             where="score",
             hint='pattern="units"',
         )
     if score.updates and not isinstance(pattern, Unstructured | NofM):
-        raise Refused(
+        raise Unsupported(
             f"{type(score).__name__} reconstructs from single weights, and not {type(pattern).__name__}",
             where="score",
             allowed="unstructured, NofM(keep=, of=)",
         )
 
 
-def check_parts(question: Question) -> None:
+def check_parts(question: SelectionRequest) -> None:
     """Refuse what cannot be answered of weights of which only a part is here, with the reason."""
     parts = [name for name, source in question.sources.items() if source.part is not None]
     if not parts:
@@ -119,7 +119,7 @@ def check_parts(question: Question) -> None:
     target = None if question.target is None else question.target.unit
     by_share = target == "sparsity" or bool(question.by_hand)
     if not isinstance(question.pattern, Unstructured) or not by_share:
-        raise Refused(
+        raise Unsupported(
             "of sharded weights, single ones go, by sparsity",
             where=parts[0],
             got=f"{type(question.pattern).__name__}, {target or 'no target'}",
@@ -130,14 +130,14 @@ def check_parts(question: Question) -> None:
 class _Attempt:
     """Masks for a share of items that go."""
 
-    def __init__(self, question: Question, scored: Mapping[str, Scores]) -> None:
+    def __init__(self, question: SelectionRequest, scored: Mapping[str, BlockScores]) -> None:
         self._question, self._scored = question, scored
         self._tensors = {name: self._facts(name, one) for name, one in scored.items()}
         self.items = sum(one.items for one in scored.values())
         # Only a global threshold takes all items of a tensor; all items of all are never asked for.
         self.floor = 1 if question.allocation == "global" else len(scored)
 
-    def at(self, share: float) -> Answer:
+    def at(self, share: float) -> SelectionResult:
         """Return the masks with this share of the items gone."""
         pools = self._pools(share)
         if _within_rows(self._question):
@@ -164,7 +164,7 @@ class _Attempt:
         gone = each(
             lambda one: int(one.size - np.count_nonzero(one)), list(stays.values()), entries=sizes
         )
-        return Answer(out, why, {}, dict(zip(stays, gone, strict=True)))
+        return SelectionResult(out, why, {}, dict(zip(stays, gone, strict=True)))
 
     def _pools(self, share: float) -> list[Pool]:
         own = self._question.by_hand
@@ -175,14 +175,14 @@ class _Attempt:
             ]
         return allocate(self._question.allocation, self._tensors, share)
 
-    def _by_rows(self, pools: Sequence[Pool]) -> Answer:
+    def _by_rows(self, pools: Sequence[Pool]) -> SelectionResult:
         check_all(list(self._scored.values()))
         amounts, out, why = amounts_of(pools, self._question), _fresh(self._question), {}
         score = self._question.score
         for name, amount in amounts.items():
             keep_within_rows(self._question.sources[name], score, amount, out[name])
             why[name] = f"lowest {type(score).__name__.lower()} of each unit"
-        return Answer(out, why, {}, amounts)
+        return SelectionResult(out, why, {}, amounts)
 
     def _out(self) -> tuple[Masks, Masks]:
         """Return masks, and what says of each item whether it stays: of single weights the masks themselves."""
@@ -202,7 +202,7 @@ class _Attempt:
         for coupled in self._question.coupled if pattern.coupled else ():
             granularity.spread_coupled(coupled, stays[coupled.of], out)
 
-    def _facts(self, name: str, scored: Scores) -> Tensor:
+    def _facts(self, name: str, scored: BlockScores) -> Tensor:
         question = self._question
         source = question.sources.get(name)
         shape = ()
@@ -221,7 +221,7 @@ class _Attempt:
         )
 
 
-def amounts_of(pools: Sequence[Pool], question: Question) -> dict[str, int]:
+def amounts_of(pools: Sequence[Pool], question: SelectionRequest) -> dict[str, int]:
     """Return how many weights go from each tensor; a joint pool is shared out by magnitude.
 
     For scores that compare within rows, or reconstruct, and so say nothing across tensors.
@@ -243,7 +243,7 @@ def amounts_of(pools: Sequence[Pool], question: Question) -> dict[str, int]:
     return amounts
 
 
-def _scored(question: Question) -> dict[str, Scores]:
+def _scored(question: SelectionRequest) -> dict[str, BlockScores]:
     pattern, score, earlier = question.pattern, question.score, question.earlier
     if pattern.coupled:
         return {
@@ -261,7 +261,7 @@ def _scored(question: Question) -> dict[str, Scores]:
     return {name: of(source, score, earlier.get(name)) for name, source in question.sources.items()}
 
 
-def _with_noise(question: Question) -> dict[str, Source]:
+def _with_noise(question: SelectionRequest) -> dict[str, Source]:
     """Return the sources with noise that depends on the score's seed and the tensor's name alone."""
     seed = getattr(question.score, "seed", 0)
 
@@ -273,12 +273,12 @@ def _with_noise(question: Question) -> dict[str, Source]:
     return {name: noisy(source) for name, source in question.sources.items()}
 
 
-def _within_rows(question: Question) -> bool:
+def _within_rows(question: SelectionRequest) -> bool:
     unstructured = isinstance(question.pattern, Unstructured)
     return unstructured and (question.score.within_rows or question.score.updates)
 
 
-def _n_of_m(question: Question, pattern: NofM) -> Answer:
+def _n_of_m(question: SelectionRequest, pattern: NofM) -> SelectionResult:
     out, why, left_alone, removes = _fresh(question), {}, {}, {}
     for name, source in question.sources.items():
         if not divides(source, pattern):
@@ -290,15 +290,15 @@ def _n_of_m(question: Question, pattern: NofM) -> Answer:
         why[name] = f"not among the best {pattern.keep} of {pattern.of}"
         removes[name] = source.size - int(np.count_nonzero(out[name]))
     if len(left_alone) == len(question.sources):
-        raise Refused(
+        raise Unsupported(
             f"no weight has a multiple of {pattern.of} inputs",
             where="NofM",
             got="; ".join(f"{name} {source.shape}" for name, source in question.sources.items()),
         )
-    return Answer(out, why, left_alone, removes)
+    return SelectionResult(out, why, left_alone, removes)
 
 
-def _fresh(question: Question) -> Masks:
+def _fresh(question: SelectionRequest) -> Masks:
     sources, earlier = question.sources, question.earlier
     return {
         name: earlier[name].copy() if name in earlier else np.ones(source.shape, bool)
@@ -306,13 +306,15 @@ def _fresh(question: Question) -> Masks:
     }
 
 
-def _share(question: Question, attempt: _Attempt) -> float:
+def _share(question: SelectionRequest, attempt: _Attempt) -> float:
     """Return the share of items that has to go for the target: given, or the least that meets it."""
     target = question.target
     if question.by_hand:
         return 0.0
     if target is None:
-        raise Refused("no target is given", where="prune", allowed="sparsity=, width=, macs= ...")
+        raise Unsupported(
+            "no target is given", where="prune", allowed="sparsity=, width=, macs= ..."
+        )
     if target.unit == "width":
         return 1.0 - target.value
     if target.unit == "sparsity" and isinstance(question.pattern, Unstructured):
@@ -328,7 +330,7 @@ def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, tar
     low, high = 0, attempt.items - attempt.floor
     above, least = left_by(low), left_by(high)
     if least > budget:
-        raise Refused(
+        raise Unsupported(
             "the target cannot be met by pruning what is selected",
             where=target.unit,
             got=f"{target.value:g}: {budget:,.0f} may stay, and {least:,.0f} do at least",
@@ -349,7 +351,9 @@ def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, tar
     return high
 
 
-def _cost_and_budget(question: Question, target: Target) -> tuple[Callable[[Masks], float], float]:
+def _cost_and_budget(
+    question: SelectionRequest, target: Target
+) -> tuple[Callable[[Masks], float], float]:
     """Return what masks leave in the target's unit, and how much may be left."""
     sources = question.sources
     per_weight = {
@@ -357,7 +361,7 @@ def _cost_and_budget(question: Question, target: Target) -> tuple[Callable[[Mask
         "bytes": {name: float(one.itemsize) for name, one in sources.items()},
     }.get(target.unit, dict.fromkeys(sources, 1.0))
     if not all(np.isfinite(list(per_weight.values()))):
-        raise Refused(
+        raise Unsupported(
             "how many multiply-accumulates a weight takes part in is not known",
             where=target.unit,
             hint="give data= (example inputs)",

@@ -10,21 +10,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Refused
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Unsupported
 from karikomi.prune.facts import PER_UNIT
 from karikomi.prune.layout import Coupled, Layout, Member
 from karikomi.prune.pattern import Blocks
 from karikomi.prune.scores.score import Score
-from karikomi.selection.block_scores import Scores, check_scores, score_blocks, split
+from karikomi.selection.block_scores import BlockScores, check_scores, score_blocks, split
 from karikomi.selection.weight_source import Source
 
 
-def of_weights(source: Source, score: Score, kept: np.ndarray | None) -> Scores:
+def of_weights(source: Source, score: Score, kept: np.ndarray | None) -> BlockScores:
     """Return the scores of single weights."""
     flat = None if kept is None else kept.reshape(-1)
     facts = {name: whole_fact(source, name) for name in sorted(score.needs)}
     gone = 0 if flat is None else flat.size - int(np.count_nonzero(flat))
-    return Scores(
+    return BlockScores(
         source.label,
         math.prod(source.whole),
         gone if source.part is None else source.part.total(gone)[0],
@@ -35,7 +35,7 @@ def of_weights(source: Source, score: Score, kept: np.ndarray | None) -> Scores:
     )
 
 
-def of_tensor(source: Source, score: Score, kept: np.ndarray | None) -> Scores:
+def of_tensor(source: Source, score: Score, kept: np.ndarray | None) -> BlockScores:
     """Return the scores of single weights, for a score that has to see all of a tensor at once."""
     weights = source.array().astype(np.float64)
     facts = {name: whole_fact(source, name) for name in sorted(score.needs)}
@@ -49,7 +49,7 @@ def check_range(source: Source) -> None:
     """Refuse float64 weights that float32, in which scores are compared, cannot tell apart.
 
     That is one beyond its largest number (`NonFinite`), or a tensor all of whose weights lie below its
-    smallest normal number (`Refused`); weights that are nothing beside others of theirs are no matter.
+    smallest normal number (`Unsupported`); weights that are nothing beside others of theirs are no matter.
     """
     if source.itemsize <= np.dtype(np.float32).itemsize:
         return
@@ -70,7 +70,7 @@ def check_range(source: Source) -> None:
             hint=hint,
         )
     if small and not normal:
-        raise Refused(
+        raise Unsupported(
             "all weights are zero in float32, in which scores are compared, or next to it",
             where=source.label,
             got=f"none above {single.tiny:.2g}",
@@ -78,11 +78,11 @@ def check_range(source: Source) -> None:
         )
 
 
-def of_values(name: str, values: np.ndarray, gone: np.ndarray) -> Scores:
+def of_values(name: str, values: np.ndarray, gone: np.ndarray) -> BlockScores:
     """Return scores that stand in memory; `gone`: bool, of the same length."""
     with np.errstate(over="ignore"):
         scores = np.where(gone, np.float32(np.nan), values.astype(np.float32))
-    return Scores(
+    return BlockScores(
         name,
         len(scores),
         int(np.count_nonzero(gone)),
@@ -90,7 +90,9 @@ def of_values(name: str, values: np.ndarray, gone: np.ndarray) -> Scores:
     )
 
 
-def of_blocks(source: Source, score: Score, pattern: Blocks, kept: np.ndarray | None) -> Scores:
+def of_blocks(
+    source: Source, score: Score, pattern: Blocks, kept: np.ndarray | None
+) -> BlockScores:
     """Return the scores of the tiles of one weight, in the order of units, kernel positions, inputs."""
     layout = layout_of(source)
     if layout.inputs is None:
@@ -120,7 +122,7 @@ def of_coupled(
     sources: Mapping[str, Source],
     score: Score,
     earlier: Mapping[str, np.ndarray],
-) -> Scores:
+) -> BlockScores:
     """Return the scores of units, heads or layers: one per item, over all its scored members."""
     scored = [one for one in coupled.members if one.scored]
     # In float64: groups are few, and a sum of many squares leaves float32.

@@ -13,7 +13,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Shard:
     """The rectangle of a tensor that lies here.
 
     `whole`: the shape of the tensor. `shape`: of the part. `offsets`: where it begins, by axis. `summed`:

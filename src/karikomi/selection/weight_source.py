@@ -10,7 +10,7 @@ import numpy as np
 
 from karikomi.prune.layout import Layout
 from karikomi.selection.block_scores import split
-from karikomi.selection.shard import Part
+from karikomi.selection.shard import Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Source:
     blocks (the default splits the array). `layout`: which axes are units and inputs, where that is known.
     `facts`: measured facts, broadcastable to the shape, or of shape (units,). `macs`: multiply-accumulates
     per weight and example. `itemsize`: bytes of a weight. `where`: what errors are to say. `part`: where
-    this is a part of a weight, `shape` and the rest being its own; see `Scores`.
+    this is a part of a weight, `shape` and the rest being its own; see `BlockScores`.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Source:
     macs: float = math.nan
     itemsize: int = 4
     where: str = ""
-    part: Part | None = None
+    part: Shard | None = None
 
     @property
     def label(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from karikomi.errors import NonFinite, Refused
+from karikomi.errors import NonFinite, Unsupported
 from karikomi.prune.pattern import NofM
 from karikomi.prune.scores.score import Score
 from karikomi.selection.block_scores import weight_scores
@@ -77,7 +77,7 @@ def _canonical_scores(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield ``(rows, their scores)``, minus infinity for what is gone already."""
     if score.of_tensors:
-        raise Refused(
+        raise Unsupported(
             f"{type(score).__name__} ranks the weights of a whole tensor, and not those of a row",
             where="score",
             hint='score="magnitude"',

@@ -6,6 +6,9 @@ Pure decisions on a few numbers per unit; a framework folder finds the layers an
 from __future__ import annotations
 
 from karikomi.shrink.account import ShrinkReport
-from karikomi.shrink.dead_units import Plan, Units, plan
+from karikomi.shrink.dead_units import Plan, UnitFacts, plan
 
-__all__ = ["Plan", "ShrinkReport", "Units", "plan"]
+Units = UnitFacts
+"""Alias of `UnitFacts`."""
+
+__all__ = ["Plan", "ShrinkReport", "UnitFacts", "Units", "plan"]

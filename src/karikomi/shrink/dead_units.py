@@ -16,7 +16,7 @@ from karikomi.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Units:
+class UnitFacts:
     """What measure found about the units of one layer; arrays of shape (units,).
 
     `incoming_zero`: all its incoming weights are zero. `outgoing_zero`: all weights that read it
@@ -35,7 +35,9 @@ class Units:
     def __post_init__(self) -> None:
         shapes = {self.incoming_zero.shape, self.outgoing_zero.shape, self.constants.shape}
         if len(shapes) != 1 or self.constants.ndim != 1 or self.constants.size == 0:
-            raise InvalidArgument("these do not speak of the same units", where="Units", got=shapes)
+            raise InvalidArgument(
+                "these do not speak of the same units", where="UnitFacts", got=shapes
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Plan:
     removed: int
 
 
-def plan(layers: Mapping[str, Units]) -> Plan:
+def plan(layers: Mapping[str, UnitFacts]) -> Plan:
     """Return which units of each layer stay.
 
     A unit goes if nobody reads it, or if it reads nothing and its constant is zero or can be
@@ -63,7 +65,7 @@ def plan(layers: Mapping[str, Units]) -> Plan:
     `layers`: inner layers by name; those whose units are outputs of the network are not to be here.
 
     >>> import numpy as np
-    >>> found = plan({"fc1": Units(
+    >>> found = plan({"fc1": UnitFacts(
     ...     incoming_zero=np.array([False, True, True, False]),
     ...     outgoing_zero=np.array([False, False, False, True]),
     ...     constants=np.array([0.3, 0.0, 0.5, 0.1]))})
@@ -86,7 +88,7 @@ def plan(layers: Mapping[str, Units]) -> Plan:
     return Plan(kept, folded, left_alone, removed)
 
 
-def _decide(units: Units) -> tuple[np.ndarray, np.ndarray, str | None]:
+def _decide(units: UnitFacts) -> tuple[np.ndarray, np.ndarray, str | None]:
     """Return which units go, which of these are folded, and why others stay."""
     none = np.zeros_like(units.incoming_zero)
     if units.fixed:

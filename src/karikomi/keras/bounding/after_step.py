@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.functional.bounding import (
     MEASURED,
     BoundPlan,
@@ -29,7 +29,7 @@ def check_bound(rule: Any, *, where: str) -> None:
     """Refuse what is no rule on weights, or needs what is not measured here."""
     decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
     if isinstance(rule, Composite):
-        raise Refused("bounds are applied one at a time", where=where, got=type(rule).__name__)
+        raise Unsupported("bounds are applied one at a time", where=where, got=type(rule).__name__)
 
 
 @dataclass(frozen=True)

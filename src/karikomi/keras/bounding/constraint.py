@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from karikomi import spec
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.functional.bounding import MEASURED, bound_named, fresh_bound_state, plan_bound
 from karikomi.functional.unit_axes import resolved_axes, resolved_fan_ins
 from karikomi.keras.arrays.library import library
@@ -40,7 +40,7 @@ class Bound(keras.constraints.Constraint):
 
     To load a model that holds one, ``import karikomi.keras`` first, since Keras looks up the class by its name.
 
-    Raises `Refused` for a limit that is a schedule and for a rule that keeps a state or measures more than one
+    Raises `Unsupported` for a limit that is a schedule and for a rule that keeps a state or measures more than one
     weight, since a constraint knows no step; `InvalidArgument` for a `unit_axis` or `fan_in` that is missing
     or of no use to the rule; `UnknownName` for a rule that is not registered and could not be saved.
 
@@ -111,17 +111,17 @@ def check_constraint(rule: object, *, where: str) -> None:
     """Refuse what is no rule on weights, and rules that a function of one weight cannot follow."""
     needs = {need for leaf in _leaves(rule) for need in leaf.needs} - set(MEASURED)
     if needs and getattr(rule, "of", None) is Quantity.WEIGHT:
-        raise Refused(
+        raise Unsupported(
             "a constraint sees one weight and nothing else",
             where=where,
             got=f"{type(rule).__name__}, which needs {', '.join(sorted(needs))}",
         )
     decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
     if isinstance(rule, Composite):
-        raise Refused("bounds are applied one at a time", where=where, got=type(rule).__name__)
+        raise Unsupported("bounds are applied one at a time", where=where, got=type(rule).__name__)
     scheduled = _scheduled(rule)
     if scheduled:
-        raise Refused(
+        raise Unsupported(
             "a constraint knows no step, so a schedule cannot be followed",
             where=where,
             got=f"{type(rule).__name__}({scheduled[0]}=...)",
@@ -130,7 +130,7 @@ def check_constraint(rule: object, *, where: str) -> None:
     state = decide.begin(rule, np.zeros(1), xp=np)  # type: ignore[arg-type]
     kept = sorted(set(state) - set(decide.COUNTERS))
     if kept:
-        raise Refused(
+        raise Unsupported(
             "a constraint keeps nothing between steps",
             where=where,
             got=f"{type(rule).__name__}, which keeps {', '.join(kept)}",

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.keras.bounding.constraint import Bound
 from karikomi.keras.layers.unit_axes import Weight
 
@@ -33,7 +33,7 @@ def check_free(one: Weight, bound: Bound, *, where: str) -> None:
     for other in held:
         same = isinstance(other, Bound) and other.get_config() == bound.get_config()
         if other is not None and not same:
-            raise Refused(
+            raise Unsupported(
                 "the weight has another constraint already",
                 where=f"{where}: {one.variable.path}",
                 got=repr(other) if isinstance(other, Bound) else type(other).__name__,

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from karikomi.bound.standing import standing
-from karikomi.errors import NonFinite, Refused
+from karikomi.errors import NonFinite, Unsupported
 from karikomi.functional.bounding import (
     Bounded,
     BoundPlan,
@@ -54,7 +54,7 @@ def bound_(
     by code: subclassed models, the projections of MultiHeadAttention. Call it again after loading those,
     or use ``kk.keras.clipped(optimizer, rule, bound=...)``, whose bound is saved with the optimizer.
 
-    Raises `UnknownName` for a pattern that matches nothing; `Refused` for a variable that has another
+    Raises `UnknownName` for a pattern that matches nothing; `Unsupported` for a variable that has another
     constraint, for rules that a constraint cannot follow (see `Bound`), and if nothing is left to bound;
     `NonFinite`, naming it, for a weight that is not finite; `InvalidArgument` for a model that is not built.
     Whatever it raises, nothing is changed.
@@ -72,7 +72,7 @@ def bound_(
     reasons = {one.variable.path: _why_not(rule, one) for one in chosen}
     targets = [one for one in chosen if not reasons[one.variable.path]]
     if not targets:
-        raise Refused(
+        raise Unsupported(
             "no selected weight can be bounded",
             where=WHERE,
             got=", ".join(f"{name} ({why})" for name, why in list(reasons.items())[:5]),
@@ -116,7 +116,7 @@ def _chosen(
     kept = set().union(*meant.values()) if only is None else matched(only)
     kept -= set() if exclude is None else matched(exclude)
     if not kept:
-        raise Refused(
+        raise Unsupported(
             "the selection leaves no weight", where=WHERE, got=f"only={only!r}, exclude={exclude!r}"
         )
     return [one for one in found if id(one.variable) in kept]

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.files import as_path
 from karikomi.keras.callbacks.summary import Tally
 from karikomi.record import Recorder, read
@@ -49,7 +49,7 @@ class Monitor(keras.callbacks.Callback):
     ``steps_per_execution`` it sees the last of these steps.
 
     Raises `InvalidArgument` for arguments of another kind and for a report without a record; when training
-    starts, `Refused` for a model whose optimizer is not `kk.keras.clipped`.
+    starts, `Unsupported` for a model whose optimizer is not `kk.keras.clipped`.
 
     >>> import keras, numpy as np, karikomi as kk
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -98,7 +98,7 @@ class Monitor(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the step that was taken, if it is one to be looked at."""
         if threading.get_ident() != self._thread:
-            raise Refused(
+            raise Unsupported(
                 "Keras calls this from another thread, where the step is not known",
                 where=WHERE,
                 hint="give fit a list: callbacks=[monitor]",
@@ -197,7 +197,7 @@ def _clipped(model: Any) -> Any:
     while inside is not None and not hasattr(inside, "last"):
         inside = getattr(inside, "inner_optimizer", None)
     if inside is None:
-        raise Refused(
+        raise Unsupported(
             "the optimizer of this model clips nothing that could be watched",
             where=WHERE,
             got=type(optimizer).__name__,

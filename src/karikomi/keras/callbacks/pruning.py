@@ -14,13 +14,13 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import keras
 import numpy as np
 
-from karikomi.errors import InvalidArgument, KarikomiError, Refused
+from karikomi.errors import InvalidArgument, KarikomiError, Unsupported
 from karikomi.keras.callbacks.schedule_fingerprint import described
 from karikomi.keras.facts.measure import check as check_facts
 from karikomi.keras.layers.prunable import check_protect, is_weight, oriented, prunable
 from karikomi.keras.optimizers.masking_optimizer import MaskedOptimizer, accumulation
 from karikomi.keras.optimizers.optimizer_swap import (
-    Standing,
+    OptimizerSlot,
     before_first_step,
     is_unbuilt,
     optimizers,
@@ -31,7 +31,7 @@ from karikomi.keras.pruning.masks import Masks
 from karikomi.keras.pruning.request import Facts, Request
 from karikomi.keras.pruning.variable_matching import places_of
 from karikomi.prune import as_pattern
-from karikomi.prune.schedules.pruning_schedule import Timetable, check_fields
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule, check_fields
 from karikomi.selection.arguments import allocation_of, asked
 
 WHERE = "keras.Pruning"
@@ -66,7 +66,7 @@ class Pruning(keras.callbacks.Callback):
     them. ``.masks``: those of now.
 
     Raises `InvalidArgument` without a schedule or masks, or for a score whose fields do not tell it from
-    others after a restart; `Refused` for a second one in the same ``fit``, for schedules that rewind or
+    others after a restart; `Unsupported` for a second one in the same ``fit``, for schedules that rewind or
     regrow, scores that reconstruct or need what Keras cannot measure, a model that is not compiled, and
     under `tf.distribute` with several replicas.
 
@@ -81,7 +81,7 @@ class Pruning(keras.callbacks.Callback):
 
     def __init__(
         self,
-        schedule: Timetable | None = None,
+        schedule: PruningSchedule | None = None,
         *,
         masks: Masks | None = None,
         data: Iterable[Any] | None = None,
@@ -100,7 +100,7 @@ class Pruning(keras.callbacks.Callback):
         self._latest = self._start = masks or Masks()
         self._begin = self._calls = 0
         self._optimizer: MaskedOptimizer | None = None
-        self._undo: tuple[Standing, MaskedOptimizer | None] | None = None
+        self._undo: tuple[OptimizerSlot, MaskedOptimizer | None] | None = None
 
     @property
     def masks(self) -> Masks:
@@ -111,10 +111,12 @@ class Pruning(keras.callbacks.Callback):
         """Stand around the optimizer of a model before its step is compiled."""
         super().set_model(model)
         if getattr(model, "optimizer", None) is None:
-            raise Refused("the model is not compiled", where=WHERE, hint="model.compile(...) first")
+            raise Unsupported(
+                "the model is not compiled", where=WHERE, hint="model.compile(...) first"
+            )
         strategy = getattr(model, "distribute_strategy", None)
         if strategy is not None and strategy.num_replicas_in_sync > 1:
-            raise Refused(
+            raise Unsupported(
                 "masks are not kept equal over replicas",
                 where=WHERE,
                 got=f"{strategy.num_replicas_in_sync} replicas",
@@ -130,7 +132,7 @@ class Pruning(keras.callbacks.Callback):
         model, before = self.model, self._undo[1] if self._undo else None
         self._undo = None
         if _FOLLOWERS[model]() is not self:
-            raise Refused(
+            raise Unsupported(
                 "two of these callbacks in one fit",
                 where=WHERE,
                 hint="one Pruning(schedule, masks=masks), or one fit after the other",
@@ -181,7 +183,7 @@ class Pruning(keras.callbacks.Callback):
     @property
     def _own(self) -> MaskedOptimizer:
         if self._optimizer is None:
-            raise Refused("training has not begun", where=WHERE)
+            raise Unsupported("training has not begun", where=WHERE)
         return self._optimizer
 
     def _is_due(self, steps: int) -> bool:
@@ -199,12 +201,12 @@ class Pruning(keras.callbacks.Callback):
                 self._renew(self._schedule, model, steps)
             own.seen = self._seen = steps
 
-    def _renew(self, schedule: Timetable, model: Any, steps: int) -> None:
+    def _renew(self, schedule: PruningSchedule, model: Any, steps: int) -> None:
         made = self._request(schedule, model, schedule.sparsity_at(steps)).find(self._latest)
         self._hold(model, made)
         self._latest = made
 
-    def _request(self, schedule: Timetable, model: Any, sparsity: float | None) -> Request:
+    def _request(self, schedule: PruningSchedule, model: Any, sparsity: float | None) -> Request:
         pattern = as_pattern(schedule.pattern)
         share = None if schedule.pattern_says else sparsity
         return Request(
@@ -352,20 +354,20 @@ def _check(schedule: Any, masks: Any, data: Any, loss: Any, facts: Mapping[str, 
     check_fields(schedule, where=WHERE)
     name = type(schedule).__name__
     if schedule.regrows_by is not None:
-        raise Refused(
+        raise Unsupported(
             f"{name} lets weights come back, which is done within the step",
             where=WHERE,
             hint="Gradual, OneShot or Iterative; or kk.torch.attach",
         )
     if schedule.rewinds_to is not None:
-        raise Refused(
+        raise Unsupported(
             f"{name} rewinds, which takes a second copy of the training's state",
             where=WHERE,
             hint="rewind=None, or kk.torch.attach",
         )
     score = schedule.scored_by()
     if score.rounds > 1:
-        raise Refused(
+        raise Unsupported(
             f"{type(score).__name__} measures in rounds", where=WHERE, hint="kk.keras.prune_"
         )
     needs = frozenset(score.needs) - {"noise"} - facts.keys()

@@ -13,7 +13,7 @@ from typing import Any
 
 from karikomi.errors import InvalidArgument
 from karikomi.prune import Pattern, Score
-from karikomi.prune.schedules.pruning_schedule import Timetable
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 
 
 def described(thing: Any, *, where: str) -> str:
@@ -62,7 +62,7 @@ def _fields(thing: Any) -> dict[str, Any] | None:
     """Return the fields of an object that they make up wholly, else nothing."""
     kind: Any = type(thing)
     is_dataclass = dataclasses.is_dataclass(kind)
-    if not is_dataclass and not isinstance(thing, Score | Pattern | Timetable):
+    if not is_dataclass and not isinstance(thing, Score | Pattern | PruningSchedule):
         return None
     fields = [one.name for one in dataclasses.fields(kind)] if is_dataclass else []
     # A class of one's own may be derived from a dataclass without being one.

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.errors import Refused
-from karikomi.functional.clipping import Companions, Measured, Passed, clip_named, fresh_state
+from karikomi.errors import Unsupported
+from karikomi.functional.clipping import Companions, Measured, StepResult, clip_named, fresh_state
 from karikomi.functional.library import Library
 from karikomi.functional.outcomes import described, told, were_zeroed
 from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
@@ -30,13 +30,13 @@ whether the last step is (or was) not to be taken."""
 def check_clip(rule: Any, nonfinite: str, *, weights: bool, where: str) -> None:
     """Refuse what is no rule on gradients, needs what is not measured, or an unknown policy."""
     if getattr(rule, "of", None) is Quantity.UPDATE:
-        raise Refused(
+        raise Unsupported(
             f"{type(rule).__name__} acts on updates, which no optimizer of Keras shows before it writes them",
             where=where,
             hint="clip gradients, or train with kk.jax.clip or kk.torch.attach",
         )
     if not weights and any("weights" in leaf.needs for leaf in _leaves(rule)):
-        raise Refused(
+        raise Unsupported(
             f"{type(rule).__name__} compares gradients with weights",
             where=where,
             hint="pass variables=model.trainable_variables",
@@ -78,7 +78,7 @@ class Clip:
         *,
         zero_skipped: bool,
         library: Library,
-    ) -> tuple[Passed, State]:
+    ) -> tuple[StepResult, State]:
         """Return what the rule makes of gradients, and the whole state after it."""
         own = {key: value for key, value in state.items() if _is_of_rule(key)}
         moments = {k[len(MOMENT) :]: v for k, v in state.items() if k.startswith(MOMENT)}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from karikomi import tree
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.functional.library import Library
 from karikomi.functional.outcomes import as_bytes, described, from_bytes
 from karikomi.functional.unit_axes import UnitAxes
@@ -62,7 +62,7 @@ def clip(
 
     In compiled code the outcome cannot be read: return the state and read ``kk.keras.outcome(state)``.
     Raises `InvalidArgument` for what is no such tree or a state of other arrays, `NonFinite` as said, and
-    `Refused` for rules on updates, and on weights without `variables`.
+    `Unsupported` for rules on updates, and on weights without `variables`.
 
     >>> import keras, karikomi as kk
     >>> grads, outcome, state = clip([keras.ops.full((4,), 10.0)], kk.clip.ByGlobalNorm(1.0))
@@ -248,7 +248,7 @@ def _clip(
         for name, kind in zip(stage.names, stage.kinds, strict=True):
             array = found[name]
             if kind in PEAKS and array is not None and "complex" in str(array.dtype):
-                raise Refused(
+                raise Unsupported(
                     "complex entries have no order to clamp by",
                     where=f"{WHERE}: {name}",
                     hint="use a rule by norm",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.keras.facts.layer_calls import numbers
 from karikomi.keras.layers.prunable import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, Oriented, kernel_of
 
@@ -40,7 +40,7 @@ class InputNorms:
         """Return name -> norms, broadcastable to the variable's own shape."""
         missing = [one.name for one in self._wanted.values() if one.name not in self._squares]
         if missing:
-            raise Refused(
+            raise Unsupported(
                 "the inputs of this weight cannot be seen",
                 where=f"input_norm: {missing[0]}",
                 hint=f"exclude={missing[0]!r}",
@@ -79,7 +79,7 @@ def _squares(layer: Any, one: Oriented, squares: np.ndarray) -> np.ndarray:
         return _of_convolution(layer, one, squares)
     if isinstance(layer, layers.Dense):
         return squares.reshape(-1, squares.shape[-1]).sum(axis=0)[:, None]
-    raise Refused(
+    raise Unsupported(
         f"norms of inputs are not measured for {type(layer).__name__}",
         where=f"input_norm: {one.name}",
         hint=f"exclude={one.name!r}",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.keras.facts.gradients import Gradients, Loss
 from karikomi.keras.facts.inputs import InputNorms, Macs
 from karikomi.keras.facts.layer_calls import batches, run, steady, watched
@@ -36,7 +36,7 @@ def measure(
 ) -> Facts:
     """Return fact -> name -> numbers in the variable's own shape, or one per unit, for these variables.
 
-    Raises `InvalidArgument` for what is missing, `Refused` for a fact that cannot be had, `NonFinite`.
+    Raises `InvalidArgument` for what is missing, `Unsupported` for a fact that cannot be had, `NonFinite`.
     """
     check(needs, data, loss, where=where)
     by_identity = {id(one.variable): one for one in wanted.values()}
@@ -88,7 +88,7 @@ def check(needs: frozenset[str], data: Any, loss: Any, *, where: str) -> None:
     """Refuse facts that are not measured here, and what is missing to measure the others."""
     strangers = sorted(needs - MEASURED)
     if strangers:
-        raise Refused(
+        raise Unsupported(
             f"the fact {strangers[0]!r} is not measured in Keras",
             where=where,
             allowed=", ".join(sorted(MEASURED)),
@@ -113,7 +113,7 @@ def _check_found(found: Facts, needs: frozenset[str], wanted: Mapping[str, Orien
     for fact in sorted(needs):
         missing = sorted(set(wanted) - set(found[fact]))
         if missing:
-            raise Refused(
+            raise Unsupported(
                 f"the fact {fact!r} cannot be seen for this weight",
                 where=missing[0],
                 hint=f"exclude={missing[0]!r}",

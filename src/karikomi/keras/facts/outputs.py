@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.keras.facts.layer_calls import numbers
 from karikomi.keras.layers.prunable import NORMS, Oriented, kernel_of
 
@@ -105,14 +105,14 @@ class Outputs:
 def gates(wanted: Mapping[int, Oriented], norms: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
     """Return name -> the scale of the one normalisation that takes the outputs of a kernel, per unit.
 
-    Raises `Refused` naming a kernel that has none, or more than one.
+    Raises `Unsupported` naming a kernel that has none, or more than one.
     """
     found = {}
     for one in wanted.values():
         known = norms.get(one.name, [])
         scale = getattr(known[0], "gamma", None) if len(known) == 1 else None
         if scale is None or not one.layout or math.prod(scale.shape) != one.shape[one.layout.units]:
-            raise Refused(
+            raise Unsupported(
                 "no one normalisation with a scale per unit takes the outputs of this layer",
                 where=f"gate: {one.name}",
                 got=", ".join(other.name for other in known) or None,

@@ -11,7 +11,7 @@ import keras
 Step = Callable[..., None]
 
 
-class Taking:
+class StepBranching:
     """The backends that have one replica and branch anywhere: torch."""
 
     replicas = 1

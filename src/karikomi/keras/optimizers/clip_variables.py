@@ -19,7 +19,7 @@ from karikomi.rule import Array, State
 
 
 @dataclass(frozen=True)
-class Learned:
+class ClipVariables:
     """`names`: of all variables. `weights`: name -> variable, of those that are clipped. `entries`: the state."""
 
     names: list[str]

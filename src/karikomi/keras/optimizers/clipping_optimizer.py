@@ -22,7 +22,7 @@ from karikomi.keras.bounding.after_step import check_bound
 from karikomi.keras.clipping.named_clip import check_clip
 from karikomi.keras.optimizers import accumulation, inner_optimizer, saved_state
 from karikomi.keras.optimizers.accumulated_schedule import PerUpdate
-from karikomi.keras.optimizers.clip_variables import Learned, fresh_entries, rules_for
+from karikomi.keras.optimizers.clip_variables import ClipVariables, fresh_entries, rules_for
 from karikomi.keras.optimizers.conditional_step import taking
 from karikomi.keras.optimizers.saved_state import ACCUMULATED, BOUND
 from karikomi.rule import Array, Composite, Rule, State
@@ -67,7 +67,7 @@ def clipped(
     ``compile`` makes by itself. With ``use_ema`` averages move once per update, where Keras alone moves them
     with every micro-batch; and as in Keras alone, to save, load and go on is then not exact.
 
-    Raises `Refused` for an optimizer that clips itself, is clipped already or was given to another
+    Raises `Unsupported` for an optimizer that clips itself, is clipped already or was given to another
     ``clipped`` before, or scales the loss around the clip, and for rules on updates; `InvalidArgument` for
     what is no optimizer.
 
@@ -118,7 +118,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         self._skips = nonfinite in ("skip", "raise") or any(
             getattr(leaf, "skips", False) for leaf in decide.leaves(rule)
         )
-        self._own: Learned | None = None
+        self._own: ClipVariables | None = None
         self._told: Any = ()
         self._taking = taking(lambda: [*self.variables, *self._trainable_variables])
         # Both come before the clip.
@@ -184,10 +184,10 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         with self._taking.outside():
             state = fresh_entries(clip, bound, weights)
         entries = {key: self._entry(key, value) for key, value in state.items()}
-        self._own = Learned(names, weights, clip, bound, entries)
+        self._own = ClipVariables(names, weights, clip, bound, entries)
 
     @property
-    def _learned(self) -> Learned:
+    def _learned(self) -> ClipVariables:
         if self._own is None:
             raise InvalidArgument(
                 "the optimizer does not know the variables yet",

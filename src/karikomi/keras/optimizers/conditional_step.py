@@ -13,10 +13,10 @@ from typing import Any
 import keras
 
 from karikomi.keras.arrays.library import is_known
-from karikomi.keras.optimizers.branching import Step, Taking
+from karikomi.keras.optimizers.branching import Step, StepBranching
 
 
-class Stateless(Taking):
+class StatelessBranching(StepBranching):
     """JAX: a branch assigns nothing, but returns what all variables would be.
 
     To take both branches and select costs another pass over weights and moments, which XLA does not fuse away.
@@ -42,9 +42,9 @@ class Stateless(Taking):
         self.assign(variables, found)
 
 
-def taking(written: Callable[[], list[Any]]) -> Taking:
+def taking(written: Callable[[], list[Any]]) -> StepBranching:
     """Return what the backend of Keras can do; `written`: the variables that a step may write."""
     backend = keras.config.backend()
     if backend == "tensorflow":
         return importlib.import_module("karikomi.keras.optimizers.tensorflow_step").Replicated()
-    return Stateless(written) if backend == "jax" else Taking()
+    return StatelessBranching(written) if backend == "jax" else StepBranching()

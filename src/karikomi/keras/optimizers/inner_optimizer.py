@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.keras.arrays.variables import names_of
 from karikomi.keras.layers.unit_axes import fan_ins, unit_axes
 from karikomi.keras.optimizers.accumulated_schedule import PerUpdate
@@ -35,33 +35,33 @@ def inner_optimizer(given: Any, wrapper: type) -> Any:
             allowed="such as keras.optimizers.Adam(1e-3)",
         )
     if isinstance(inner, wrapper):
-        raise Refused(
+        raise Unsupported(
             "this optimizer is clipped already",
             where=WHERE,
             hint="put rules together: kk.clip.Chain(one, other)",
         )
     if isinstance(inner, keras.optimizers.LossScaleOptimizer):
-        raise Refused(
+        raise Unsupported(
             "the gradients of this optimizer are still scaled",
             where=WHERE,
             hint="LossScaleOptimizer(kk.keras.clipped(inner, rule))",
         )
     for argument in ("clipnorm", "global_clipnorm", "clipvalue"):
         if getattr(inner, argument, None) is not None:
-            raise Refused(
+            raise Unsupported(
                 f"the optimizer would clip as well, its {argument} is set",
                 where=WHERE,
                 got=f"{argument}={getattr(inner, argument)}",
                 hint=f"leave {argument} out of {type(inner).__name__}(...)",
             )
     if inner.built and inner.gradient_accumulation_steps:
-        raise Refused(
+        raise Unsupported(
             "the optimizer has accumulated gradients before",
             where=WHERE,
             hint=f"wrap a new {type(inner).__name__}",
         )
     if getattr(inner, _TAKEN, False):
-        raise Refused(
+        raise Unsupported(
             "another clipped optimizer has taken over from this one",
             where=WHERE,
             hint=f"wrap a new {type(inner).__name__}",

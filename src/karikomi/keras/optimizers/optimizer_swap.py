@@ -12,12 +12,12 @@ from typing import Any
 
 import keras
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.keras.optimizers.masking_optimizer import MaskedOptimizer
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class OptimizerSlot:
     """What a model trained with: its optimizer, and the step that was compiled with it."""
 
     model: Any
@@ -32,9 +32,9 @@ class Standing:
             self.model.train_function = self.train_function
 
 
-def standing(model: Any) -> Standing:
+def standing(model: Any) -> OptimizerSlot:
     """Return what a compiled model trains with."""
-    return Standing(model, optimizers(model)[1], model.train_function)
+    return OptimizerSlot(model, optimizers(model)[1], model.train_function)
 
 
 def strip_(model: Any) -> None:
@@ -83,7 +83,7 @@ def before_first_step(model: Any, begin: Callable[[], None], *, where: str) -> N
     def first_step(iterator: Any) -> Any:
         spec = getattr(iterator, "element_spec", None)
         if spec is None or any(one.shape.rank is None for one in keras.tree.flatten(spec)):
-            raise Refused(
+            raise Unsupported(
                 "the model is not built, and the data does not tell its shapes",
                 where=where,
                 hint="call the model on a batch first",

@@ -13,11 +13,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from karikomi.errors import Refused
-from karikomi.keras.optimizers.branching import Step, Taking
+from karikomi.errors import Unsupported
+from karikomi.keras.optimizers.branching import Step, StepBranching
 
 
-class Replicated(Taking):
+class Replicated(StepBranching):
     """TensorFlow under any strategy whose optimizers run in replicas."""
 
     @property
@@ -74,7 +74,7 @@ class Replicated(Taking):
 def _replica() -> Any:
     context = tf.distribute.get_replica_context()
     if context is None:
-        raise Refused(
+        raise Unsupported(
             "the step of a clipped optimizer is taken inside of the replicas",
             where="keras.clipped",
             hint="strategy.run(step)",

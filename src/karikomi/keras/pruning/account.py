@@ -13,7 +13,7 @@ import numpy as np
 from karikomi.keras.facts.layer_calls import batches, numbers, run, watched
 from karikomi.keras.layers.prunable import Oriented
 from karikomi.prune.account import Account, Row
-from karikomi.selection.exact_masks import Answer
+from karikomi.selection.exact_masks import SelectionResult
 
 BATCHES = 4
 """How many batches the errors are measured on."""
@@ -23,7 +23,7 @@ def account_of(
     model: Any,
     found: Mapping[str, Oriented],
     masks: Mapping[str, np.ndarray],
-    answer: Answer,
+    answer: SelectionResult,
     data: Iterable[Any] | None,
 ) -> Account:
     """Return one row per masked variable; with `data` also the errors that the masks are about to make."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import layers
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.keras.layers.prunable import Oriented
 from karikomi.prune import Coupled, Member
 
@@ -17,7 +17,7 @@ def coupled_heads(
 ) -> tuple[list[Coupled], dict[str, str]]:
     """Return ``(one group per MultiHeadAttention, weight -> why it belongs to no head)``.
 
-    Only layers are meant whose output projection is `chosen`. Raises `Refused` if there is none.
+    Only layers are meant whose output projection is `chosen`. Raises `Unsupported` if there is none.
     """
     names = {id(one.variable): name for name, one in found.items()}
     groups = []
@@ -27,7 +27,7 @@ def coupled_heads(
             if any(member.name in chosen for member in group.members if member.axis == 1):
                 groups.append(group)
     if not groups:
-        raise Refused(
+        raise Unsupported(
             "the model has no attention whose heads are known here",
             where="keras.prune_",
             got="no selected MultiHeadAttention",

@@ -64,7 +64,7 @@ def prune_(
     follows them. Everything is measured in inference mode.
 
     Raises `InvalidArgument` for a model that is not built, a target that is missing or can be read in two
-    ways, `UnknownName` for a name or a glob, `Refused` when nothing can be pruned, for scores that
+    ways, `UnknownName` for a name or a glob, `Unsupported` when nothing can be pruned, for scores that
     reconstruct, and for facts that Keras cannot give, `NonFinite` naming a variable.
 
     >>> import keras, karikomi as kk

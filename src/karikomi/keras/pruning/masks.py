@@ -19,15 +19,15 @@ import safetensors.numpy
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
 from karikomi.files import as_path, write_bytes
 from karikomi.keras.arrays.variables import value_of
-from karikomi.keras.pruning.variable_matching import Place, matched, names
+from karikomi.keras.pruning.variable_matching import VariablePlace, matched, names
 from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
-from karikomi.prune.mask_mapping import Held
+from karikomi.prune.mask_mapping import MaskMapping
 
 _SHAPES, _PLACES = "karikomi.masks", "karikomi.masks.places"
 
 
-class Masks(Held[np.ndarray]):
+class Masks(MaskMapping[np.ndarray]):
     """Path of a variable -> boolean array of its shape, true where the weight is kept.
 
     `left_alone`: path -> why it has no mask. `account`: what was removed, why, and what that did to the
@@ -45,7 +45,7 @@ class Masks(Held[np.ndarray]):
         *,
         left_alone: Mapping[str, str] | None = None,
         account: Account | None = None,
-        places: Mapping[str, Place] | None = None,
+        places: Mapping[str, VariablePlace] | None = None,
     ) -> None:
         super().__init__(kept, left_alone, account)
         self._places = {name: one for name, one in (places or {}).items() if name in self._kept}
@@ -188,9 +188,9 @@ def _unpacked(name: str, one: Mapping[str, Any]) -> np.ndarray:
         raise BadFile("this is no packed mask", where=name, got=error) from error
 
 
-def _place(name: str, numbers: Any) -> Place:
+def _place(name: str, numbers: Any) -> VariablePlace:
     try:
-        place = Place(*map(int, numbers))
+        place = VariablePlace(*map(int, numbers))
     except (TypeError, ValueError) as error:
         raise BadFile("this is no place of a variable", where=name, got=numbers) from error
     if not (0 <= place.at < place.among and place.bearing > 0):

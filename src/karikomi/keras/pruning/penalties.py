@@ -12,7 +12,7 @@ import keras
 from keras import layers
 
 from karikomi import spec
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.functional.unit_axes import resolved_axes
 from karikomi.keras.arrays.library import library
 from karikomi.keras.layers.unit_axes import Weight, weights_of
@@ -54,7 +54,7 @@ def penalty(
     is kept; those of biases and norms do not count.
 
     Raises `InvalidArgument` for a rule, masks or a step that do not fit and for a model that is not built,
-    `UnknownName` for a glob or a mask that matches nothing, `Refused` with the reasons if nothing is penalised.
+    `UnknownName` for a glob or a mask that matches nothing, `Unsupported` with the reasons if nothing is penalised.
 
     >>> import keras, karikomi as kk
     >>> head = keras.layers.Dense(2, kernel_initializer="ones", name="head")
@@ -71,7 +71,7 @@ def penalty(
     names = select(list(reasons), only=only, exclude=exclude, where=WHERE)
     chosen = [one for one in found if one.variable.path in names and not reasons[one.variable.path]]
     if not chosen:
-        raise Refused(
+        raise Unsupported(
             "there is nothing to penalise",
             where=f"{WHERE} ({type(rule).__name__})",
             got="; ".join(f"{name}: {reasons[name]}" for name in names[:3]),
@@ -96,7 +96,7 @@ class Penalty(keras.Regularizer):
 
     To load a model that holds one, ``import karikomi.keras`` first, since Keras looks up the class by its name.
 
-    Raises `Refused` for a strength that is a schedule and for `GrowingL2`, since a regularizer knows no step
+    Raises `Unsupported` for a strength that is a schedule and for `GrowingL2`, since a regularizer knows no step
     and no mask; `InvalidArgument` for a `unit_axis` that is missing or of no use.
 
     >>> import keras, karikomi as kk
@@ -110,7 +110,7 @@ class Penalty(keras.Regularizer):
             rule, {} if getattr(rule, "of_marked", False) else None, where="keras.Penalty"
         )
         if rule.of_marked or isinstance(rule.strength, Schedule):
-            raise Refused(
+            raise Unsupported(
                 "a regularizer knows no step and no mask",
                 where="keras.Penalty",
                 got=repr(rule),

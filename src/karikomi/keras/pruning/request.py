@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
 from karikomi.keras.facts.layer_calls import check_data
 from karikomi.keras.facts.measure import following, measure
 from karikomi.keras.layers.prunable import Oriented, is_weight, oriented, prunable, siblings
@@ -35,7 +35,7 @@ from karikomi.prune import (
 from karikomi.prune.allocations.owl import outlier_share
 from karikomi.prune.facts import PER_UNIT
 from karikomi.select import select
-from karikomi.selection.exact_masks import Question, check_combination, find_masks
+from karikomi.selection.exact_masks import SelectionRequest, check_combination, find_masks
 from karikomi.selection.weight_source import Source
 
 WHERE = "keras.prune_"
@@ -69,7 +69,7 @@ class Request:
         """Return all weights, the names of those that may go, and name -> why another one may not."""
         check_combination(self.score, self.pattern)
         if self.score.updates:
-            raise Refused(
+            raise Unsupported(
                 f"{type(self.score).__name__} also changes the weights that stay, by reconstruction",
                 where=WHERE,
                 hint="kk.torch.prune_, or another score",
@@ -83,7 +83,7 @@ class Request:
         )
         names = [name for name in known if name in chosen]
         if not names:
-            raise Refused(
+            raise Unsupported(
                 "nothing of this can be pruned",
                 where=WHERE,
                 got="; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3]),
@@ -128,11 +128,11 @@ class Request:
 
     def _question(
         self, found: Mapping[str, Oriented], names: list[str], earlier: Masks
-    ) -> tuple[Question, dict[str, str]]:
+    ) -> tuple[SelectionRequest, dict[str, str]]:
         chosen = {name: found[name] for name in names}
         coupled, left_alone, members = self._coupled(found, chosen)
         facts = self._measured(members, chosen)
-        question = Question(
+        question = SelectionRequest(
             sources={name: _source(one, facts) for name, one in members.items()},
             score=self.score,
             pattern=self.pattern,

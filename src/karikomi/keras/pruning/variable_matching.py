@@ -22,7 +22,7 @@ _NUMBERED = re.compile(r"(.+)#(\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class VariablePlace:
     """Where a variable stood: as number `at`, from 0, of the `among` with its leaf and shape.
 
     `bearing`: how many variables of the model bore its path.
@@ -38,7 +38,7 @@ def names(variables: Sequence[Any]) -> list[str]:
     return names_of(list(variables), [str(place) for place in range(len(variables))])
 
 
-def places_of(variables: Mapping[str, Any]) -> dict[str, Place]:
+def places_of(variables: Mapping[str, Any]) -> dict[str, VariablePlace]:
     """Return name -> place for the variables of a model, in its order, by the names of `names`.
 
     >>> import keras
@@ -51,14 +51,14 @@ def places_of(variables: Mapping[str, Any]) -> dict[str, Place]:
         alike.setdefault(_kind(name, variable.shape), []).append(name)
     bearing = Counter(_split(name)[0] for name in variables)
     return {
-        name: Place(number, len(others), bearing[_split(name)[0]])
+        name: VariablePlace(number, len(others), bearing[_split(name)[0]])
         for others in alike.values()
         for number, name in enumerate(others)
     }
 
 
 def matched(
-    shapes: Mapping[str, Shape], places: Mapping[str, Place], variables: Sequence[Any]
+    shapes: Mapping[str, Shape], places: Mapping[str, VariablePlace], variables: Sequence[Any]
 ) -> dict[str, Any]:
     """Return name of a mask -> the variable that it means, or ``None`` for one that is not there.
 
@@ -96,7 +96,7 @@ class _Search:
             self._by_path.setdefault(_split(name)[0], []).append(variable)
             self._by_kind.setdefault(_kind(name, variable.shape), []).append(variable)
 
-    def find(self, name: str, place: Place | None) -> Any:
+    def find(self, name: str, place: VariablePlace | None) -> Any:
         path, number = _split(name)
         same, alike = self._by_path.get(path, []), self._alike(path)
         before = self._masks[path] if place is None else place.bearing

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune.allocations.allocation import Pool, Tensor, by_quota, check_sparsity
 from karikomi.prune.allocations.shares import known
 from karikomi.prune.scores.score import Score
@@ -44,8 +44,8 @@ class LAMP(Score):
     of_tensors: ClassVar[bool] = True
 
     def of_weights(self, weights: Array, facts: Mapping[str, Array], *, xp: Namespace) -> Array:
-        """Raise `Refused`: the weights of a block do not tell what the rest of the tensor holds."""
-        raise Refused(
+        """Raise `Unsupported`: the weights of a block do not tell what the rest of the tensor holds."""
+        raise Unsupported(
             "LAMP needs the order of a whole tensor, and is given a block of it",
             where="score",
             hint='score="magnitude", allocation="lamp" takes the same weights',

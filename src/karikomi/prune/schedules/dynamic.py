@@ -6,13 +6,13 @@ import math
 from dataclasses import KW_ONLY, dataclass
 
 from karikomi import registry
-from karikomi.prune.schedules.pruning_schedule import Timetable, settle
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule, settle
 from karikomi.prune.scores.score import Score, as_score
 from karikomi.registry import register
 
 
 @dataclass(frozen=True, slots=True)
-class _Dynamic(Timetable):
+class _Dynamic(PruningSchedule):
     """What SET and RigL share: their fields, when they move weights, and that the sparsity stays."""
 
     sparsity: float
@@ -71,7 +71,7 @@ class SET(_Dynamic):
     `sparsity`: the share that is zero throughout, in [0, 1). `until`: the step from which masks stay.
     `every`: >= 1. `drop`: in [0, 1). `score`, `allocation`: of the first masks, made after the first
     step unless ``handle.masks`` is set by then; random, by the `seed`. `only`, `exclude`: see
-    `Timetable`. Raises `InvalidArgument` or `UnknownName`.
+    `PruningSchedule`. Raises `InvalidArgument` or `UnknownName`.
 
     >>> rule = SET(0.9, until=1_000)
     >>> [step for step in range(1_200) if rule.due(step)][-1], rule.drop_at(100), rule.regrows_by
@@ -110,7 +110,7 @@ class RigL(_Dynamic):
     `sparsity`: the share that is zero throughout, in [0, 1). `until`: the step from which masks stay,
     three quarters of the training in the paper. `every`: >= 1. `drop`: in [0, 1). `score`,
     `allocation`: of the first masks, made after the first step unless ``handle.masks`` is set by then;
-    random, by the `seed`. `only`, `exclude`: see `Timetable`. Raises `InvalidArgument` or `UnknownName`.
+    random, by the `seed`. `only`, `exclude`: see `PruningSchedule`. Raises `InvalidArgument` or `UnknownName`.
 
     >>> rule = RigL(0.9, until=1_000)
     >>> [round(rule.drop_at(step), 3) for step in (0, 500, 1_000)], rule.regrows_by

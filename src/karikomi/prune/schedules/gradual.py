@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from karikomi.errors import InvalidArgument
 from karikomi.prune.pattern import Pattern
-from karikomi.prune.schedules.pruning_schedule import Timetable, settle, settle_span
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule, settle, settle_span
 from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 from karikomi.schedule import Cubic
@@ -18,7 +18,7 @@ from karikomi.schedule import Cubic
     source="Zhu and Gupta 2017, To prune, or not to prune",
 )
 @dataclass(frozen=True, slots=True)
-class Gradual(Timetable):
+class Gradual(PruningSchedule):
     """Prune while training: fast at first, slower as less is left, and never after `last`.
 
     ``s(t) = sparsity + (initial - sparsity) * (1 - u)^3`` with u the share of the way from the
@@ -26,7 +26,7 @@ class Gradual(Timetable):
 
     `sparsity`: the final share that is zero, in [0, 1). `steps`: ``(first, last)``, 0 <= first < last.
     `every`: steps between two masks, >= 1. `initial`: the share at the first step, in [0, sparsity]. The
-    other fields, and how steps are counted: see `Timetable`. Raises `InvalidArgument` or `UnknownName`.
+    other fields, and how steps are counted: see `PruningSchedule`. Raises `InvalidArgument` or `UnknownName`.
 
     >>> rule = Gradual(0.8, steps=(0, 400))
     >>> [round(rule.sparsity_at(step), 3) for step in (0, 100, 200, 400)]

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from karikomi.errors import InvalidArgument
 from karikomi.prune.pattern import Pattern
-from karikomi.prune.schedules.pruning_schedule import Timetable, settle, settle_span
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule, settle, settle_span
 from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 
@@ -17,7 +17,7 @@ from karikomi.registry import register
     source="Frankle and Carbin 2019, The Lottery Ticket Hypothesis",
 )
 @dataclass(frozen=True, slots=True)
-class Iterative(Timetable):
+class Iterative(PruningSchedule):
     """Prune in rounds, each the same share of what is left; optionally rewind after each of them.
 
     Round k of n leaves ``(1 - sparsity)^(k / n)`` of the weights, at step
@@ -29,7 +29,7 @@ class Iterative(Timetable):
     the moments of the optimizer and the buffers (running statistics) were after that step, 0 being when
     `attach` was called, they are again after each round, where not masked. The learning rate stays the user's: a
     schedule that restarts at the rounds rewinds it too. The other fields, and how steps are counted: see
-    `Timetable`. Raises `InvalidArgument` or `UnknownName`.
+    `PruningSchedule`. Raises `InvalidArgument` or `UnknownName`.
 
     >>> rule = Iterative(0.488, steps=(1_000, 3_000), rounds=3, rewind=100)
     >>> [(step, round(rule.sparsity_at(step), 3)) for step in range(9_999) if rule.due(step)]

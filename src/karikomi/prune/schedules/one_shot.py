@@ -7,7 +7,7 @@ from typing import Any
 
 from karikomi.errors import InvalidArgument
 from karikomi.prune.pattern import Pattern, as_pattern
-from karikomi.prune.schedules.pruning_schedule import Timetable, settle
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule, settle
 from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 
@@ -18,11 +18,11 @@ from karikomi.registry import register
     source="Han, Pool, Tran and Dally 2015, Learning both Weights and Connections",
 )
 @dataclass(frozen=True, slots=True)
-class OneShot(Timetable):
+class OneShot(PruningSchedule):
     """Prune once, at one step, and train on with the masks.
 
     ``s(t) = sparsity if t >= step else 0``. `sparsity`: the share that goes, in [0, 1). `step`: a whole
-    number >= 0; 0 is after the first step. The other fields: see `Timetable`. A pattern that says itself
+    number >= 0; 0 is after the first step. The other fields: see `PruningSchedule`. A pattern that says itself
     how much goes (`NofM`) needs its own sparsity here. Raises `InvalidArgument` or `UnknownName`.
 
     >>> rule = OneShot(0.9, step=100)

@@ -9,14 +9,14 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune.allocations.allocation import as_allocation, check_sparsity
 from karikomi.prune.pattern import Pattern, as_pattern
 from karikomi.prune.scores.score import Score, as_score
 from karikomi.schedule import whole
 
 
-class Timetable:
+class PruningSchedule:
     """When how much goes, and what comes back. A new schedule is a subclass that says these things.
 
     Fields: `sparsity` (the final share that is zero, in [0, 1)), `score` (a registered name or a
@@ -77,12 +77,16 @@ class Timetable:
         return 0.0
 
 
+Timetable = PruningSchedule
+"""Alias of `PruningSchedule`."""
+
+
 def check_fields(schedule: Any, *, where: str) -> None:
     """Refuse what is no schedule, and one that leaves out what every one of them says or says nothing known.
 
     Raises `InvalidArgument`, or `UnknownName` for a name that is not registered.
     """
-    if not isinstance(schedule, Timetable):
+    if not isinstance(schedule, PruningSchedule):
         raise InvalidArgument(
             "this is no schedule",
             where=where,
@@ -92,7 +96,7 @@ def check_fields(schedule: Any, *, where: str) -> None:
     fields = ("sparsity", "score", "allocation", "pattern", "only", "exclude")
     if missing := [field for field in fields if not hasattr(schedule, field)]:
         raise InvalidArgument(
-            "a schedule says all that Timetable names",
+            "a schedule says all that PruningSchedule names",
             where=f"{where}: {type(schedule).__name__}",
             got=f"no {', '.join(missing)}",
             allowed=", ".join(fields),
@@ -144,7 +148,7 @@ def settle_span(schedule: Any) -> None:
         )
 
 
-def _check_names(schedule: Timetable) -> None:
+def _check_names(schedule: PruningSchedule) -> None:
     where = type(schedule).__name__
     schedule.scored_by()
     as_pattern(schedule.pattern)
@@ -174,7 +178,7 @@ def _whole(schedule: Any, field: str, least: int) -> int:
     return number
 
 
-def step_of(schedule: Timetable, step: int, *, where: str) -> int:
+def step_of(schedule: PruningSchedule, step: int, *, where: str) -> int:
     """Return the step as a Python number; refuse what is none, or no schedule of masks alone."""
     check_fields(schedule, where=where)
     number = whole(step)
@@ -183,7 +187,7 @@ def step_of(schedule: Timetable, step: int, *, where: str) -> int:
             "a step is a whole number", where=f"{where}: step", got=repr(step), allowed=">= 0"
         )
     if schedule.regrows_by is not None or schedule.rewinds_to is not None:
-        raise Refused(
+        raise Unsupported(
             f"{type(schedule).__name__} brings weights back, and with them what an optimizer holds",
             where=where,
             allowed="OneShot, Gradual, Iterative without rewind",

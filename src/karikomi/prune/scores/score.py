@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from karikomi import registry
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.rule import Array, Namespace
 
 
@@ -37,7 +37,7 @@ class Score:
         Called by several threads at once where there are many weights, and more than once for each.
         `weights`: float32, any shape. `facts`: name -> array of the same shape.
         """
-        raise Refused(
+        raise Unsupported(
             f"{type(self).__name__} scores units, not single weights",
             where="score",
             hint='pattern="units"',

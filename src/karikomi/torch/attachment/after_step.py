@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import BadFile, InvalidArgument, Refused
+from karikomi.errors import BadFile, InvalidArgument, Unsupported
 from karikomi.prune.pattern import as_pattern
-from karikomi.prune.schedules.pruning_schedule import Timetable
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.rule import Rule
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
 from karikomi.torch.bounding.in_place import bound_named, restored, targets
-from karikomi.torch.facts.running_stats import Shown, finite, shown_in_training
+from karikomi.torch.facts.running_stats import RunningStats, finite, shown_in_training
 from karikomi.torch.modules.parameters import named, unwrapped
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
@@ -31,7 +31,7 @@ FOREIGN = "not held by this optimizer"
 FROZEN = "frozen: it requires no gradient"
 
 
-class Upkeep:
+class AfterStep:
     """Masks and a bound for what some optimizers move, with their state."""
 
     def __init__(
@@ -40,22 +40,22 @@ class Upkeep:
         model: nn.Module,
         found: Mapping[str, torch.Tensor],
         bound: Rule | None,
-        prune: Timetable | Masks | None,
+        prune: PruningSchedule | Masks | None,
     ) -> None:
         self.last: Outcome | None = None
         self.masks: Masks | None = None
         self.bound_state: dict[str, Any] | None = None
         self._optimizers, self._model, self._found = optimizers, model, found
         self._bound = bound
-        self._schedule = prune if isinstance(prune, Timetable) else None
-        self._shown = Shown(frozenset())
+        self._schedule = prune if isinstance(prune, PruningSchedule) else None
+        self._shown = RunningStats(frozenset())
         self._rewind = Rewind(optimizers, model, found)
         self._dense: dict[str, torch.Tensor] = {}
         self._seen, self._due = -1, []
         self._prunable = set() if self._schedule is None else set(prunable(model)[0])
         self._check_targets()
         if self._schedule is not None:
-            self._shown = Shown(shown_in_training(self._schedule))
+            self._shown = RunningStats(shown_in_training(self._schedule))
             if self._schedule.rewinds_to == 0:
                 self._rewind.keep()
         if isinstance(prune, Masks):
@@ -130,7 +130,7 @@ class Upkeep:
             left_alone = {**outcome.left_alone, **self._others()}
             self.last = replace(outcome, left_alone=left_alone)
 
-    def _look(self, schedule: Timetable, steps: int, scale: torch.Tensor | None) -> None:
+    def _look(self, schedule: PruningSchedule, steps: int, scale: torch.Tensor | None) -> None:
         # More than one where steps were skipped; step 0 comes with the first.
         self._due = [step for step in range(self._seen + 1, steps + 1) if schedule.due(step)]
         self._dense = {}
@@ -141,7 +141,7 @@ class Upkeep:
         elif self._shown.facts and (self._due or steps <= schedule.last):
             self._shown.note(self._scored(schedule), self._rates(), scale)
 
-    def _follow(self, schedule: Timetable, steps: int, outcome: Outcome) -> None:
+    def _follow(self, schedule: PruningSchedule, steps: int, outcome: Outcome) -> None:
         if steps == schedule.rewinds_to:
             self._rewind.keep()
         # Asked only where it matters: the answers may lie on a device.
@@ -155,7 +155,7 @@ class Upkeep:
             self._renew(schedule, steps)
         self._seen, self._dense = steps, {}
 
-    def _renew(self, schedule: Timetable, steps: int) -> None:
+    def _renew(self, schedule: PruningSchedule, steps: int) -> None:
         before, step = self.masks, self._due[-1]
         if before is not None and schedule.regrows_by is not None:
             # Masks that stood before the first step are the first masks.
@@ -171,7 +171,7 @@ class Upkeep:
             forget_moments_(optimizer, self._found, before or {}, after)
         after.apply_(self._model)
 
-    def _moved(self, schedule: Timetable, masks: Masks, step: int) -> Masks:
+    def _moved(self, schedule: PruningSchedule, masks: Masks, step: int) -> Masks:
         """Return masks with as many kept weights as before; a tensor without a gradient keeps its own."""
         own = {name: one for name, one in self._free().items() if name in masks}
         by_noise = schedule.regrows_by == "noise"
@@ -179,7 +179,7 @@ class Upkeep:
         moved = rewired(own, masks, worth, schedule.drop_at(step))
         return Masks(moved, left_alone=masks.left_alone)
 
-    def _pruned(self, schedule: Timetable, steps: int) -> Masks:
+    def _pruned(self, schedule: PruningSchedule, steps: int) -> Masks:
         others, own = self._others(), schedule.exclude or ()
         masks = prune_(
             self._model,
@@ -195,7 +195,7 @@ class Upkeep:
         reasons = {name: others.get(name, why) for name, why in masks.left_alone.items()}
         return Masks(masks, left_alone=reasons, account=masks.account)
 
-    def _scored(self, schedule: Timetable) -> dict[str, torch.Tensor]:
+    def _scored(self, schedule: PruningSchedule) -> dict[str, torch.Tensor]:
         """Return the parameters that a score may ask facts of."""
         free = self._free()
         if as_pattern(schedule.pattern).coupled:
@@ -227,7 +227,7 @@ class Upkeep:
     def _check_targets(self) -> None:
         if self._bound is not None:
             if not self._free():
-                raise Refused(
+                raise Unsupported(
                     "the optimizer holds nothing but frozen parameters", where="torch.attach(bound)"
                 )
             targets(self._model, self._bound, self._free())
@@ -235,7 +235,7 @@ class Upkeep:
             return
         own = {n: one for n, one in self._free().items() if n in self._prunable}
         if not own:
-            raise Refused(
+            raise Unsupported(
                 "the optimizer holds no weight of a Linear or Conv layer that could be pruned",
                 where="torch.attach(prune)",
             )
@@ -249,7 +249,7 @@ def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> 
     known = dict(unwrapped(model).named_parameters(remove_duplicate=False))
     foreign = {name: FOREIGN for name in masks if name in known and id(known[name]) not in own}
     if foreign and len(foreign) == len(masks):
-        raise Refused("the optimizer holds no masked parameter", where="torch.attach(prune)")
+        raise Unsupported("the optimizer holds no masked parameter", where="torch.attach(prune)")
     kept = {name: mask for name, mask in masks.items() if name not in foreign}
     left_alone = {**masks.left_alone, **foreign}
     return Masks(kept, left_alone=left_alone, account=masks.account, places=masks.places)

@@ -14,8 +14,8 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, Refused
-from karikomi.prune.schedules.pruning_schedule import Timetable, check_fields
+from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule, check_fields
 from karikomi.record import Recorder
 from karikomi.rule import Composite, Quantity, Rule
 from karikomi.rules import decide
@@ -48,7 +48,7 @@ def attach(
     clip: Rule | Composite | None = None,
     update: Rule | Composite | None = None,
     bound: Rule | None = None,
-    prune: Timetable | Masks | None = None,
+    prune: PruningSchedule | Masks | None = None,
     nonfinite: str = "skip",
     stop_after: int = 10,
     record: Recorder | None = None,
@@ -76,7 +76,7 @@ def attach(
     on a device nothing waits for the host (unless `record`, `bound`, `update` or `prune` need numbers).
     A closure that is called once per step is wrapped.
 
-    Raises `Refused` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
+    Raises `Unsupported` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
     optimizer that has a handle, for parameters that the model does not have, for a bound or schedule
     that has nothing to act on, and for a score that needs more than training steps show (`Wanda`).
     Raises `InvalidArgument` for arguments of another kind. A step
@@ -107,14 +107,14 @@ def attach(
         )
     if bound is not None:
         decide.check_rule(bound, Quantity.WEIGHT, where="torch.attach(bound)", available=MEASURED)
-    if prune is not None and not isinstance(prune, Timetable | Masks):
+    if prune is not None and not isinstance(prune, PruningSchedule | Masks):
         raise InvalidArgument(
             "prune takes a schedule or masks",
             where="torch.attach",
             got=type(prune).__name__,
             allowed="a schedule such as kk.prune.Gradual(...), or the masks that kk.torch.prune_ returned",
         )
-    if isinstance(prune, Timetable):
+    if isinstance(prune, PruningSchedule):
         check_fields(prune, where="torch.attach(prune)")
     if record is not None and not isinstance(record, Recorder):
         raise InvalidArgument(
@@ -161,7 +161,7 @@ def _checked_optimizers(
                 "this is no torch optimizer", where="torch.attach", got=type(one).__name__
             )
         if isinstance(one, torch.optim.LBFGS):
-            raise Refused(
+            raise Unsupported(
                 "LBFGS compares losses and gradients of several calls of its closure, so clipping them "
                 "would spoil its line search and its curvature",
                 where="torch.attach",
@@ -175,7 +175,7 @@ def _checked_optimizers(
                 hint="attach to the optimizer inside it, such as wrapper.optimizer",
             )
         if one in _attached:
-            raise Refused(
+            raise Unsupported(
                 "this optimizer has a handle already: every step would be clipped twice",
                 where="torch.attach",
                 hint="detach() the other handle first",
@@ -188,7 +188,7 @@ def _checked_optimizers(
 def is_attached(optimizer: Any) -> bool:
     """Return whether the optimizer, or the one inside of it, has a handle that is on.
 
-    Raises `Refused` as `inside` does.
+    Raises `Unsupported` as `inside` does.
     """
     return inside(optimizer) in _attached
 
@@ -196,11 +196,11 @@ def is_attached(optimizer: Any) -> bool:
 def inside(optimizer: Any) -> Any:
     """Return the optimizer inside of accelerate's and Lightning's wrappers, or what was given.
 
-    Raises `Refused` for the wrapper of an engine that owns gradients and steps.
+    Raises `Unsupported` for the wrapper of an engine that owns gradients and steps.
     """
     names = {f"{one.__module__}.{one.__qualname__}" for one in type(optimizer).__mro__}
     for name in names & _ENGINES.keys():
-        raise Refused(
+        raise Unsupported(
             f"{_ENGINES[name]} keeps the gradients to itself and steps inside backward(), so no rule can "
             "come between",
             where="torch.attach",

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from karikomi.clip import ByGlobalNorm
-from karikomi.errors import InvalidArgument, NonFinite, Refused
-from karikomi.prune.schedules.pruning_schedule import Timetable
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.record import Recorder, check_facts
 from karikomi.rule import Composite, Rule, Scope
 from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
-from karikomi.torch.attachment.after_step import Upkeep, no_rule
-from karikomi.torch.attachment.joint_step import Round, still_scaled, within_itself
-from karikomi.torch.attachment.limit_warnings import Vigilance
-from karikomi.torch.clipping.device_step import DeviceStep, Late
+from karikomi.torch.attachment.after_step import AfterStep, no_rule
+from karikomi.torch.attachment.joint_step import JointStep, still_scaled, within_itself
+from karikomi.torch.attachment.limit_warnings import LimitWarnings
+from karikomi.torch.clipping.device_step import AsyncReadback, DeviceStep
 from karikomi.torch.clipping.fold import Fold
 from karikomi.torch.clipping.host_step import Clipping
 from karikomi.torch.clipping.joint_norms import Groups, Sharding
@@ -46,7 +46,7 @@ class Handle:
         clip: Rule | Composite | None,
         update: Rule | Composite | None,
         bound: Rule | None,
-        prune: Timetable | Masks | None,
+        prune: PruningSchedule | Masks | None,
         nonfinite: str,
         stop_after: int,
         record: Recorder | None,
@@ -65,7 +65,7 @@ class Handle:
         self._record, self._facts, self._attached = record, {}, attached
         self._found = _optimized(optimizers, model)
         self._held = [_identities(optimizer) for optimizer in optimizers]
-        self._upkeep = Upkeep(optimizers, model, self._found, bound, prune)
+        self._upkeep = AfterStep(optimizers, model, self._found, bound, prune)
         sharding = Sharding.of(self._found, process_group, check_ranks=check_ranks)
         self._clipping = Clipping(
             self._found,
@@ -81,15 +81,15 @@ class Handle:
             self._updates = Updates(
                 optimizers, model, self._found, update, sharding, where="torch.attach(update)"
             )
-        self._vigilance = Vigilance(clip, self._found)
+        self._vigilance = LimitWarnings(clip, self._found)
         self._joint = clip is not None and any(leaf.scope is Scope.GLOBAL for leaf in leaves(clip))
         self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
-        self._late = Late()
+        self._late = AsyncReadback()
         self._decided_on_device = False
         self._on_device = None
         if DeviceStep.possible(self._clipping, optimizers):
             self._on_device = DeviceStep(self._clipping, optimizers[0])
-        self._round = Round(optimizers)
+        self._round = JointStep(optimizers)
         self._inner = 0
         attached.update(optimizers)
         self._hooks = [
@@ -143,7 +143,7 @@ class Handle:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse copies: a copy would hook nothing, or other parameters than its model's."""
-        raise Refused(
+        raise Unsupported(
             "a handle is tied to its optimizer and is neither copied nor pickled",
             where="torch.Handle",
             hint="save handle.state_dict(), attach to the other optimizer and load it there",
@@ -187,7 +187,7 @@ class Handle:
             self._clipping.load(before)
             raise
         self.steps = steps
-        self._late = Late()
+        self._late = AsyncReadback()
         self._round.drop()
         self._upkeep.bound_state, self._upkeep.masks = bound, masks
         self._upkeep.load_schedule(schedule)
@@ -215,7 +215,7 @@ class Handle:
         def clipped() -> Any:
             nonlocal called
             if called:
-                raise Refused(
+                raise Unsupported(
                     f"{type(optimizer).__name__} calls its closure more than once a step, and would "
                     "mix gradients of several clips",
                     where="torch.attach",
@@ -231,14 +231,14 @@ class Handle:
     @torch.no_grad()
     def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
         if [_identities(one) for one in self._optimizers] != self._held:
-            raise Refused(
+            raise Unsupported(
                 "the optimizer has got other parameters since attach",
                 where="torch.attach",
                 hint="detach() the handle and attach again",
             )
         several = len(self._optimizers) > 1
         if (self._joint or several) and torch._C._current_graph_task_id() != -1:
-            raise Refused(
+            raise Unsupported(
                 "the optimizer steps inside backward(), where the gradients of other parameters are not "
                 "known yet",
                 where="torch.attach",
@@ -262,7 +262,7 @@ class Handle:
 
     def _refuse_scaled(self, optimizer: torch.optim.Optimizer) -> None:
         if still_scaled([one for one in self._optimizers if one is not optimizer]):
-            raise Refused(
+            raise Unsupported(
                 "the AMP scaler has unscaled the gradients of one optimizer, those of the others not yet",
                 where="torch.attach",
                 hint="call scaler.unscale_(each optimizer) before the first scaler.step",
@@ -357,7 +357,7 @@ def _optimized(
     held = [p for one in optimizers for group in one.param_groups for p in group["params"]]
     chosen = {id(parameter) for parameter in held}
     if len(chosen) < len(held):
-        raise Refused("two optimizers hold the same parameter", where="torch.attach")
+        raise Unsupported("two optimizers hold the same parameter", where="torch.attach")
     found = {
         name: parameter
         for name, parameter in named(model, where="torch.attach").items()
@@ -365,7 +365,7 @@ def _optimized(
     }
     foreign = len(chosen) - len(found)
     if foreign:
-        raise Refused(
+        raise Unsupported(
             f"the optimizer holds {foreign} parameter(s) that the model does not",
             where="torch.attach",
             hint="attach the module that owns all of them",

@@ -14,7 +14,7 @@ import torch
 _HOOKED = ("wrapper", "torch.optim.optimizer")  # the function that runs the hooks around a step
 
 
-class Round:
+class JointStep:
     """Which of the optimizers that step together have begun, and which have ended, their step."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:

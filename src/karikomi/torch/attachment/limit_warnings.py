@@ -21,7 +21,7 @@ ENOUGH_FOR_OFTEN, ENOUGH_FOR_SELDOM = 500, 10_000
 UNSTEPPED = 3  # backward passes in a row that changed weights without a step of ours
 
 
-class Vigilance:
+class LimitWarnings:
     """What one handle has seen, and what it has said already."""
 
     def __init__(self, rule: Rule | Composite | None, found: Mapping[str, torch.Tensor]) -> None:

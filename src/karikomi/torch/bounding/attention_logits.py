@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.torch.modules.attention import Attention, attentions
 
 _ENTRIES = 1 << 22  # how many logits are held at a time
@@ -25,7 +25,7 @@ _ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn
 _noted: WeakKeyDictionary[nn.Module, torch.Tensor | None] = WeakKeyDictionary()
 
 
-class Watch:
+class LogitHooks:
     """What `watch_logits` returns: which layers are watched, and the way out."""
 
     def __init__(self, hooks: Mapping[str, tuple[nn.Module, RemovableHandle]]) -> None:
@@ -40,7 +40,7 @@ class Watch:
             _noted.pop(layer, None)
 
 
-def watch_logits(module: nn.Module) -> Watch:
+def watch_logits(module: nn.Module) -> LogitHooks:
     """Note the largest logit per head in every training pass through ``nn.MultiheadAttention``.
 
     ``S_h = max(q_i k_j / sqrt(d))`` over the batch and all pairs that the masks allow. Costs, per
@@ -48,7 +48,7 @@ def watch_logits(module: nn.Module) -> Watch:
     4 Mi logits at a time; passes in ``eval()`` cost nothing and are not noted. A layer that knows
     its logits better calls `note_logits` itself.
 
-    Raises `Refused` where the module has no ``nn.MultiheadAttention``.
+    Raises `Unsupported` where the module has no ``nn.MultiheadAttention``.
 
     >>> layer = nn.MultiheadAttention(8, 2)
     >>> watch = watch_logits(layer)
@@ -62,7 +62,7 @@ def watch_logits(module: nn.Module) -> Watch:
         if isinstance(one.layer, nn.MultiheadAttention)
     }
     if not layers:
-        raise Refused(
+        raise Unsupported(
             "the module has no nn.MultiheadAttention to watch",
             where="torch.watch_logits",
             hint="declare your layers by declare_attention and call note_logits in their forward",
@@ -71,7 +71,7 @@ def watch_logits(module: nn.Module) -> Watch:
     for name, layer in layers.items():
         _noted.setdefault(layer, None)
         hooks[name] = (layer, layer.register_forward_pre_hook(_watched, with_kwargs=True))
-    return Watch(hooks)
+    return LogitHooks(hooks)
 
 
 @torch.no_grad()

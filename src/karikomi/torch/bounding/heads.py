@@ -15,7 +15,7 @@ from torch import nn
 
 from karikomi.bound.qk_clip import QKClip
 from karikomi.bound.standing import standing
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported, suggest
 from karikomi.rule import State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
@@ -38,18 +38,20 @@ def layers_of(
     """
     every = attentions(module)
     if not every:
-        raise Refused(
+        raise Unsupported(
             "the module has no attention that is known here",
             where=WHERE,
             hint="declare your own layers: kk.torch.declare_attention(layer, heads=8, q=..., k=...)",
         )
     chosen = {name: one for name, one in every.items() if one.names <= found.keys()}
     if not chosen:
-        raise Refused("no attention has all its query and key projections selected", where=WHERE)
+        raise Unsupported(
+            "no attention has all its query and key projections selected", where=WHERE
+        )
     touched = {name for one in chosen.values() for name in one.names}
     sharded = [name for name in found if name in touched and is_sharded(found[name])]
     if sharded:
-        raise Refused(
+        raise Unsupported(
             "heads of sharded weights lie on several ranks, and so do the logits that they made",
             where=f"{WHERE} (QKClip)",
             got=", ".join(sharded[:3]),
@@ -61,7 +63,7 @@ def layers_of(
 def check_supplied(layers: Mapping[str, Attention]) -> None:
     """Refuse where nothing notes the logits of any of these layers."""
     if not any(known(one.layer) for one in layers.values()):
-        raise Refused(
+        raise Unsupported(
             "QKClip needs the largest logit of every head, which no weight tells",
             where=WHERE,
             got=f"none for {', '.join(list(layers)[:3])}",
@@ -92,7 +94,7 @@ def bound_heads(
     norms = np.concatenate([np.zeros(0), *sizes.values()])
     owners = [name for name, heads in sizes.items() for _ in heads]
     present = np.ones(len(norms), dtype=bool)
-    verdict, after = checkpoint.judge_named(rule, owners, norms, state, present=present)
+    verdict, after = checkpoint.decide_named(rule, owners, norms, state, present=present)
     start = 0
     for name, heads in sizes.items():
         _scale(found, layers[name], rule, verdict.factor[start : start + len(heads)])

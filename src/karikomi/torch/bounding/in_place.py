@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from karikomi.bound.standing import standing
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.rule import Composite, Quantity, Rule, Scope, State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
@@ -92,7 +92,7 @@ def bound_named(
     norms = np.concatenate(list(numbers.values()))
     _check_finite(numbers)
     owners = [name for name, part in numbers.items() for _ in part]
-    verdict, after = checkpoint.judge_named(
+    verdict, after = checkpoint.decide_named(
         rule, owners, norms, small, present=np.isfinite(norms), facts=_facts(module, rule, owners)
     )
     if verdict.limit is not None:
@@ -134,7 +134,7 @@ def targets(
     """
     _refuse_composite(rule)
     if not any(tensor.is_floating_point() for tensor in found.values()):
-        raise Refused("no selected tensor is floating", where=WHERE)
+        raise Unsupported("no selected tensor is floating", where=WHERE)
     if "largest_logit" in rule.needs:
         layers, left_alone = layers_of(module, found)
         check_supplied(layers)
@@ -149,7 +149,7 @@ def targets(
         return dict(chosen), {name: "not floating" for name in found if name not in chosen}
     axes: dict[str, int | None] = {name: known[name] for name in found if name in known}
     if not axes:
-        raise Refused(
+        raise Unsupported(
             f"no selected tensor has {what}",
             where=WHERE,
             got=", ".join(f"{name} ({reasons[name]})" for name in list(found)[:5]),
@@ -172,7 +172,7 @@ def restored(rule: Rule, state: Mapping[str, Any], names: Sequence[str]) -> Stat
 
 def _refuse_composite(rule: Rule) -> None:
     if isinstance(rule, Composite):
-        raise Refused("bounds are applied one at a time", where=WHERE, got=type(rule).__name__)
+        raise Unsupported("bounds are applied one at a time", where=WHERE, got=type(rule).__name__)
 
 
 def _divided(

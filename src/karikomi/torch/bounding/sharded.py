@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from karikomi.errors import KarikomiError, NonFinite, Refused
+from karikomi.errors import KarikomiError, NonFinite, Unsupported
 from karikomi.rule import Rule, Scope
 from karikomi.torch.bounding.tensors import measured
 from karikomi.torch.distributed import collectives
@@ -37,7 +37,7 @@ class ShardedWeights:
         self._joints = joints({name: found[name] for name in axes}, copied=True)
         self._split = {name for joint in self._joints for name in joint.shares}
         self._units: dict[str, slice] = {}
-        self._error: Refused | None = None
+        self._error: Unsupported | None = None
         if rule.scope is Scope.UNIT:
             self._place_units()
 
@@ -47,7 +47,7 @@ class ShardedWeights:
     ) -> ShardedWeights | None:
         """Return where the weights lie, ``None`` where all of each is here.
 
-        `axes`: name -> unit axis of those that are bounded. Raises `Refused` for sums that are still to be
+        `axes`: name -> unit axis of those that are bounded. Raises `Unsupported` for sums that are still to be
         made, and for a tensor on a mesh without this rank.
         """
         sharded: dict[str, Any] = {name: found[name] for name in axes if is_sharded(found[name])}
@@ -55,7 +55,7 @@ class ShardedWeights:
             return None
         for name, tensor in sharded.items():
             if any(placement.is_partial() for placement in tensor.placements):
-                raise Refused(
+                raise Unsupported(
                     "sums that are still to be made have no weights to bound",
                     where=f"{WHERE}: {name}",
                     got=tensor.placements,
@@ -67,7 +67,7 @@ class ShardedWeights:
         """Return name -> the numbers of whole weights, as `weights.measured` does of plain ones.
 
         `SpectralCap` sees one weight after the other whole. Raises, on all ranks, `NonFinite` for what is
-        not finite on one of them, and `Refused` where the units of one do not lie side by side.
+        not finite on one of them, and `Unsupported` where the units of one do not lie side by side.
         """
         if "spectral_norm" in self._rule.needs:
             numbers = self._spectral(vectors)
@@ -113,7 +113,7 @@ class ShardedWeights:
                 continue
             try:
                 self._units[name] = own_units(self._found[name], self._axes[name] or 0)
-            except Refused as error:
+            except Unsupported as error:
                 # Raised later, when the other ranks, whose units may be in order, have heard of it.
                 self._error = self._error or error
                 self._units[name] = slice(0, 0)
@@ -161,7 +161,7 @@ class ShardedWeights:
     def _raise(self, numbers: Mapping[str, np.ndarray], bad: float, apart: float) -> None:
         error: KarikomiError | None = self._error
         if apart and error is None:
-            error = Refused(
+            error = Unsupported(
                 "the units of another rank do not lie side by side",
                 where=WHERE,
                 hint="use a rule by tensor",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from karikomi.rule import Rule, Scope
-from karikomi.rules.decide import Verdict
+from karikomi.rules.decide import StageDecision
 from karikomi.torch.numerics.norms import norm, on_host, peak, unit_norms, wide
 from karikomi.torch.numerics.scaling import multiply_
 from karikomi.torch.numerics.spectral_norm import spectral_norm
@@ -51,7 +51,7 @@ def apply_(
     rule: Rule,
     axis: int | None,
     numbers: np.ndarray,
-    verdict: Verdict,
+    verdict: StageDecision,
     part: slice,
 ) -> None:
     """Clamp or scale one tensor in place; units, and tensors, that stay keep their bits."""

@@ -107,7 +107,7 @@ class DeviceStep:
             numbers, present = self._measured(stage)
             if scale is not None:
                 numbers = numbers / scale.to(numbers.dtype)
-            verdict, after = decide.judge_stage(
+            verdict, after = decide.decide_stage(
                 stage,
                 numbers,
                 state,
@@ -240,7 +240,7 @@ class DeviceStep:
         self,
         stage: Stage,
         numbers: torch.Tensor,
-        verdict: decide.Verdict,
+        verdict: decide.StageDecision,
         skip: torch.Tensor,
         overflow: torch.Tensor | None,
         earlier: tuple[Outcome, ...],
@@ -258,7 +258,9 @@ class DeviceStep:
             earlier=earlier,
         )
 
-    def _apply(self, stage: Stage, verdict: decide.Verdict, scale: torch.Tensor | None) -> None:
+    def _apply(
+        self, stage: Stage, verdict: decide.StageDecision, scale: torch.Tensor | None
+    ) -> None:
         start = 0
         triples = zip(self._clipping.parameters.items(), stage.kinds, stage.counts, strict=True)
         for (name, parameter), kind, count in triples:
@@ -295,7 +297,7 @@ def _one_factor(stage: Stage) -> bool:
     return all(part.rule.scope is Scope.GLOBAL and part.members is None for part in stage.parts)
 
 
-class Late:
+class AsyncReadback:
     """Numbers on their way from a device: read when they have come, never waited for."""
 
     def __init__(self) -> None:

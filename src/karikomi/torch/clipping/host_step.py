@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.rule import Composite, Rule, Scope, State
 from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
@@ -98,7 +98,7 @@ class Clipping:
         for place, stage in enumerate(self.stages):
             numbers, present = self._measured(stage, gradients)
             numbers = numbers if scale == 1.0 else numbers / scale
-            verdict, after = decide.judge_stage(
+            verdict, after = decide.decide_stage(
                 stage,
                 numbers,
                 self.state,
@@ -214,7 +214,7 @@ class Clipping:
     ) -> torch.Tensor:
         entries = local(gradient)
         if kind in PEAKS and entries.is_complex():
-            raise Refused(
+            raise Unsupported(
                 "complex entries have no order to clamp by",
                 where=f"{self.where}: {name}",
                 hint="use a rule by norm",
@@ -247,7 +247,7 @@ class Clipping:
         self.weights = Outcome(stage.owners, numbers, numbers, False)
         return numbers
 
-    def _representable(self, stage: Stage, verdict: decide.Verdict) -> decide.Verdict:
+    def _representable(self, stage: Stage, verdict: decide.StageDecision) -> decide.StageDecision:
         if verdict.limit is None:
             return verdict
         tensors = {name: p.grad for name, p in self.parameters.items()}
@@ -262,7 +262,7 @@ class Clipping:
         stage: Stage,
         gradients: Sequence[torch.Tensor | None],
         numbers: np.ndarray,
-        verdict: decide.Verdict,
+        verdict: decide.StageDecision,
         *,
         skip: bool,
         scale: float,
@@ -285,7 +285,7 @@ class Clipping:
         self._apply_each(stage, numbers, verdict, scale)
 
     def _apply_each(
-        self, stage: Stage, numbers: np.ndarray, verdict: decide.Verdict, scale: float
+        self, stage: Stage, numbers: np.ndarray, verdict: decide.StageDecision, scale: float
     ) -> None:
         start = 0
         triples = zip(self.parameters.items(), stage.kinds, stage.counts, strict=False)
@@ -325,7 +325,7 @@ class Clipping:
 def _refuse_joint_norms_inside(rule: Rule | Composite, *, where: str) -> None:
     for leaf in decide.leaves(rule):
         if getattr(leaf, "adds_up_itself", False):
-            raise Refused(
+            raise Unsupported(
                 f"{type(leaf).__name__} adds up the norms of the tensors itself, and those of other "
                 "ranks are not among them",
                 where=f"{where}(process_group)",

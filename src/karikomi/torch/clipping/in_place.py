@@ -38,7 +38,7 @@ def clip_(
     `SPAM` uses, where it keeps some (Adam and its kin); otherwise they are kept in the state.
     `process_group`, `check_ranks`: as for `attach`. Sharded parameters (DTensor) need neither.
 
-    Raises `InvalidArgument` when nothing is there to clip, `Refused` for a rule that does not act on
+    Raises `InvalidArgument` when nothing is there to clip, `Unsupported` for a rule that does not act on
     gradients. Reads the norms on the host; no tensor is multiplied that is not clipped.
 
     >>> import torch, karikomi as kk

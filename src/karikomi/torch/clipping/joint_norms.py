@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
 from karikomi.rule import Scope
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS, Kind, Part, Stage
@@ -84,7 +84,7 @@ class Sharding:
 
         `groups`: see `attach`; a DTensor whose mesh has other ranks of the group in it is counted by its
         mesh. Raises `InvalidArgument` without ranks or for what is no group, `UnknownName` for a glob that
-        matches nothing on any rank, `Refused` for a tensor on a mesh without this rank.
+        matches nothing on any rank, `Unsupported` for a tensor on a mesh without this rank.
         """
         if groups is None and not check_ranks and not any(map(is_sharded, found.values())):
             return None
@@ -100,7 +100,7 @@ class Sharding:
         """Return stages that also have a number for each name of `elsewhere`.
 
         Rules of global and element scope see it, others act on this rank alone; where a rule of one sort
-        follows one of the other, a new measurement begins. Raises `Refused` where a global rule speaks
+        follows one of the other, a new measurement begins. Raises `Unsupported` where a global rule speaks
         of some of the tensors of a group and not of others: of other ranks only the sum is known.
         """
         if not self._others:
@@ -139,7 +139,7 @@ class Sharding:
         return np.append(numbers, extra), np.append(present, there)
 
     def check(self, stage: Stage, outcome: Outcome) -> None:
-        """Raise `Refused` on every rank if they decided differently, where `check_ranks` asks for it."""
+        """Raise `Unsupported` on every rank if they decided differently, where `check_ranks` asks for it."""
         if not self._check_ranks:
             return
         layout = self._layout(stage)
@@ -152,7 +152,7 @@ class Sharding:
         if alike.all():
             return
         other = int(np.argmin(alike.all(axis=1)))
-        raise Refused(
+        raise Unsupported(
             f"the ranks decided differently: rank 0 {_told(every[0])}, rank {other} {_told(every[other])}",
             where="check_ranks",
             hint="are plain gradients reduced, and rules and states alike?",
@@ -288,7 +288,7 @@ def _concerns(part: Part, other: _Others, stage: Stage) -> bool:
     if own.size and own.all():
         return True
     if part.rule.scope is Scope.GLOBAL and (own.any() or not own.size):
-        raise Refused(
+        raise Unsupported(
             f"{type(part.rule).__name__} would act on some of the parameters of {other.name}, of which "
             "only the joint norm is known",
             where="process_group",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.rule import Composite, Rule
 from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
@@ -141,7 +141,7 @@ def _check_moments(
         return
     for optimizer in optimizers:
         if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-            raise Refused(
+            raise Unsupported(
                 f"{type(rule).__name__} needs the second moments that Adam and AdamW keep",
                 where=where,
                 got=type(optimizer).__name__,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def own_units(tensor: torch.Tensor, axis: int) -> slice:
         as_fsdp = as_fsdp and factor in (1, done)
         done *= size
     if not as_fsdp or length != local(tensor).shape[axis]:
-        raise Refused(
+        raise Unsupported(
             "the units of this rank do not lie side by side",
             where=f"sharded {tuple(tensor.shape)}, {placements}",
             hint="use a rule by tensor",
@@ -70,7 +70,7 @@ def own_units(tensor: torch.Tensor, axis: int) -> slice:
 def joints(found: Mapping[str, torch.Tensor], *, copied: bool = False) -> list[Joint]:
     """Return the sets of ranks that share tensors, in one order on all ranks, smaller sets first.
 
-    `copied`: whole copies are shared too. Raises `Refused` for a mesh without this rank.
+    `copied`: whole copies are shared too. Raises `Unsupported` for a mesh without this rank.
     """
     by_ranks: dict[tuple[int, ...], Joint] = {}
     for name, tensor in found.items():
@@ -78,7 +78,7 @@ def joints(found: Mapping[str, torch.Tensor], *, copied: bool = False) -> list[J
             continue
         mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
         if mesh.get_coordinate() is None:
-            raise Refused(
+            raise Unsupported(
                 "this rank is not in the mesh of the parameter",
                 where=name,
                 hint="give each rank the parameters that it holds, and process_group=",

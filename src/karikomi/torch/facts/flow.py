@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.torch.numerics.precision import wide
 from karikomi.torch.tracing.batches import Batch, leaves
 from karikomi.torch.tracing.eval_mode import steady
@@ -27,7 +27,7 @@ def flows(
     All parameters and buffers stand in by their magnitudes (biases and running statistics too, as in
     the authors' code); batch norms are in eval mode, dropout is off. The module itself is not written
     to. `batch`: gives the shapes; tensors of whole numbers or truth values (masks) keep their first
-    example. Raises `Refused` where no input has fractions: token ids cannot be ones.
+    example. Raises `Unsupported` where no input has fractions: token ids cannot be ones.
 
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     >>> _ = net[1].weight.data.copy_(torch.tensor([[-4.0, 2.0]]))
@@ -38,7 +38,7 @@ def flows(
     iteratively conserving synaptic flow".
     """
     if not any(one.is_floating_point() for one in batch.tensors()):
-        raise Refused(
+        raise Unsupported(
             "an input of ones cannot stand in for whole numbers",
             where="flow",
             hint="score the part of the network behind its embedding",

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.torch.facts.inputs import Grams, InputNorms, Macs
 from karikomi.torch.facts.outputs import OutputMoments, gates
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.output_tracing import Trail, scales_of
-from karikomi.torch.tracing.weight_reads import Watch
+from karikomi.torch.tracing.weight_reads import WeightReadHooks
 
 OF_INPUTS = frozenset({"input_norm", "gram"})
 OF_OUTPUTS = frozenset({"zeros", "output", "deviation"})
@@ -35,7 +35,7 @@ class Forward:
         see = self._moments.see if facts & OF_OUTPUTS else None
         self._trail = Trail(scales_of(module), see) if see or "gate" in facts else None
         on_read = [reader.read for reader in self._readers.values()]
-        self._watch = Watch(weights, on_read, self._trail)
+        self._watch = WeightReadHooks(weights, on_read, self._trail)
         self._macs: dict[str, float] = {}
 
     def see(self, batch: Batch, number: int) -> None:
@@ -52,7 +52,7 @@ class Forward:
             self._macs = {name: counts.get(name, 0) / examples for name in self._weights}
 
     def result(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return fact -> weight name -> values; raises `Refused` for a weight that was not seen."""
+        """Return fact -> weight name -> values; raises `Unsupported` for a weight that was not seen."""
         found = {fact: self._readers[fact].result() for fact in self._facts & OF_INPUTS}
         found |= self._moments.result()
         for fact, ones in found.items():
@@ -77,7 +77,7 @@ class Forward:
         for name in self._weights:
             if name not in found:
                 stray = self._watch.strays.get(name)
-                raise Refused(
+                raise Unsupported(
                     "no linear layer or convolution whose inputs and outputs can be seen reads this "
                     "weight in the data",
                     where=f"{fact}: {name}",
@@ -94,7 +94,7 @@ def following(module: nn.Module, batch: Batch) -> dict[str, str]:
     """
     weights = {name: one for name, one in module.named_parameters() if one.dim() > 1}
     trail = Trail(scales_of(module))
-    with torch.no_grad(), Watch(weights, (), trail):
+    with torch.no_grad(), WeightReadHooks(weights, (), trail):
         module(*batch.positional, **batch.named)
     scales = dict(module.named_parameters())
     found = {}

@@ -16,7 +16,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from karikomi.errors import InvalidArgument, NonFinite, Refused
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.torch.tracing.batches import MISSING, Batch
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -141,7 +141,7 @@ def _check_loss(loss: Any) -> None:
     if not bool(torch.isfinite(loss.detach())):
         raise NonFinite("the loss is NaN or infinite", where="loss", got=float(loss.detach()))
     if not loss.requires_grad:
-        raise Refused(
+        raise Unsupported(
             "the loss depends on none of the weights that are scored",
             where="loss",
             hint="is it computed under no_grad, or from detached outputs?",

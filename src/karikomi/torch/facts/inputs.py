@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.torch.numerics.precision import wide
 from karikomi.torch.tracing.weight_reads import Reading
 
@@ -63,9 +63,9 @@ class Grams:
         self._rows: dict[str, torch.Tensor] = {}
 
     def read(self, reading: Reading) -> None:
-        """Add the inputs of one reading; raises `Refused` for a transposed convolution."""
+        """Add the inputs of one reading; raises `Unsupported` for a transposed convolution."""
         if reading.window is not None and reading.window.transposed:
-            raise Refused(
+            raise Unsupported(
                 "products of inputs are not defined for a transposed convolution",
                 where=f"gram: {reading.name}",
                 hint=f"exclude={reading.name!r}",

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from karikomi.errors import InvalidArgument, NonFinite, Refused, UnknownName, suggest
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported, suggest
 from karikomi.torch.facts import forward
 from karikomi.torch.facts.flow import flows
 from karikomi.torch.facts.forward import OF_INPUTS, OF_OUTPUTS, Forward
@@ -72,7 +72,7 @@ def measure(
     dropout), but batch norms that never saw data use the batch's statistics (not for ``flow``).
 
     Raises `InvalidArgument` for what is missing or has no meaning, `UnknownName` for a parameter,
-    `Refused` for a fact that a weight cannot have, `NonFinite` naming a weight.
+    `Unsupported` for a fact that a weight cannot have, `NonFinite` naming a weight.
 
     >>> layer = nn.Linear(2, 1)
     >>> data = [torch.tensor([[3.0, 1.0], [4.0, 0.0]])]
@@ -90,7 +90,7 @@ def measure(
         meters = _meters(module, needs, chosen, loss)
         passes = max(one.passes for one in meters)
         if passes > 1 and isinstance(data, Iterator):
-            raise Refused(
+            raise Unsupported(
                 "this score reads the data twice, and an iterator gives it once",
                 where=f"{where}: data",
                 got=type(data).__name__,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.torch.numerics.precision import wide
 from karikomi.torch.tracing.output_tracing import Path
 
@@ -66,14 +66,14 @@ def gates(
     """Return weight name -> the scale of the normalisation that takes its outputs, one per unit.
 
     `units`: how many a weight has. `norms`: as `karikomi.torch.tracing.output_tracing.Trail` found them. Raises
-    `Refused` naming a weight that has none, or more than one.
+    `Unsupported` naming a weight that has none, or more than one.
     """
     found = {}
     for name in weights:
         choices = norms.get(name, set())
         scale = next(iter(choices), None)
         if len(choices) != 1 or scale is None or scales[scale].shape != (units.get(name),):
-            raise Refused(
+            raise Unsupported(
                 "no one normalisation with a scale per unit takes the outputs of this layer",
                 where=f"gate: {name}",
                 got=", ".join(sorted(str(one) for one in choices)) or None,

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from karikomi.errors import InvalidArgument, Refused
-from karikomi.prune.schedules.pruning_schedule import Timetable
+from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.schedule import whole
 
 # What a training step shows of a weight: its gradient, the weight, the learning rate.
@@ -25,7 +25,7 @@ _SUMS = frozenset({"moved"})
 _OF_ALLOCATIONS = {"owl": {"outliers"}, "sensitivity": {"curve"}}
 
 
-class Shown:
+class RunningStats:
     """What the gradients of training steps show of weights: running facts for scores.
 
     A step's part is noted before its gradients are masked, and taken in once the step was taken.
@@ -119,7 +119,7 @@ class Shown:
         self._now = {}
 
 
-def shown_in_training(schedule: Timetable) -> frozenset[str]:
+def shown_in_training(schedule: PruningSchedule) -> frozenset[str]:
     """Return the facts that training has to show, or refuse the score or the allocation."""
     score = schedule.scored_by()
     asked = {
@@ -131,7 +131,7 @@ def shown_in_training(schedule: Timetable) -> frozenset[str]:
     for asker, needs in asked.items():
         missing = needs - _SHOWN.keys() - {"noise"}
         if missing:
-            raise Refused(
+            raise Unsupported(
                 f"{asker} needs {', '.join(sorted(missing))}, which training steps do not show",
                 where="torch.attach(prune)",
                 allowed=f"what needs no more than {', '.join(_SHOWN)}",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, Refused, suggest
+from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.quantize import Coded
 from karikomi.torch.modules import codes
 from karikomi.torch.modules.parameters import unwrapped
@@ -18,7 +18,7 @@ from karikomi.torch.modules.resizing import resize_
 def to_arrays(module: nn.Module) -> dict[str, np.ndarray]:
     """Return name -> array for all parameters and buffers that a state dict holds; copies.
 
-    A tensor that stands under two names (tied weights) stands under both. Raises `Refused` naming the
+    A tensor that stands under two names (tied weights) stands under both. Raises `Unsupported` naming the
     tensor for types that NumPy does not have (bfloat16, float8): convert the module first.
     """
     return {name: _array(name, tensor) for name, tensor in _tensors(unwrapped(module)).items()}
@@ -27,7 +27,7 @@ def to_arrays(module: nn.Module) -> dict[str, np.ndarray]:
 def to_stored(module: nn.Module) -> dict[str, np.ndarray | Coded]:
     """Return what a file stores of a module: codes where it was quantized, arrays elsewhere.
 
-    Raises `Refused` naming the first tensor that changed after `quantize_`.
+    Raises `Unsupported` naming the first tensor that changed after `quantize_`.
     """
     module = unwrapped(module)
     coded = codes.recall(module)
@@ -43,7 +43,7 @@ def fill_(module: nn.Module, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Mo
 
     Layers whose stored shape is smaller (a shrunk network) are resized first; the network's inputs
     and outputs are not. Raises `InvalidArgument` naming the first tensor that is missing or unknown, or
-    has values that the module's type cannot hold, and `Refused` where a shape does not fit.
+    has values that the module's type cannot hold, and `Unsupported` where a shape does not fit.
     """
     inner = unwrapped(module)
     _check_names(set(_tensors(inner)), set(tensors))
@@ -69,7 +69,7 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     state = module.state_dict()
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
-            raise Refused("this extra state is no tensor", where=name, got=type(value).__name__)
+            raise Unsupported("this extra state is no tensor", where=name, got=type(value).__name__)
     return state
 
 
@@ -78,7 +78,7 @@ def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
         # np.array keeps a 0-d tensor 0-d, which ascontiguousarray would not.
         return np.array(tensor.detach().cpu().resolve_conj().numpy(), order="C")
     except TypeError as error:
-        raise Refused(
+        raise Unsupported(
             f"NumPy has no {str(tensor.dtype).removeprefix('torch.')}",
             where=name,
             hint="convert the module first, say with module.float()",
@@ -104,7 +104,7 @@ def _check_ends(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Non
     for (name, own), axis, what in ((weights[0], 1, "inputs"), (weights[-1], 0, "outputs")):
         stored = shapes.get(name, tuple(own.shape))
         if len(stored) != own.dim() or stored[axis] != own.shape[axis]:
-            raise Refused(
+            raise Unsupported(
                 f"the network in the file has other {what}",
                 where=name,
                 got=stored,

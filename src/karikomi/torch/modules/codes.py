@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.quantize import Coded
 
 _ATTRIBUTE = "_karikomi_coded"
@@ -35,12 +35,12 @@ def add_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
 
 
 def recall(module: nn.Module) -> dict[str, Coded]:
-    """Return name -> codes; raise `Refused` naming the first tensor that changed since."""
+    """Return name -> codes; raise `Unsupported` naming the first tensor that changed since."""
     found = {}
     for name, layer, leaf, one in _entries(module):
         weight: torch.Tensor = getattr(layer, leaf).detach().cpu()
         if weight.shape != one.shape or not torch.equal(decoded(one, weight.dtype), weight):
-            raise Refused(
+            raise Unsupported(
                 "the weights have changed since quantize_",
                 where=name,
                 hint="call kk.torch.quantize_ again before kk.save",

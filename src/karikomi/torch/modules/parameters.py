@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 
 Parameters = nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | torch.Tensor
 
@@ -115,7 +115,7 @@ def _pair(index: int, one: Any, where: str) -> tuple[str, torch.Tensor]:
     if isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], torch.Tensor):
         return str(one[0]), one[1]
     if isinstance(one, dict):
-        raise Refused(
+        raise Unsupported(
             "these are optimizer parameter groups", where=where, hint="pass group['params']"
         )
     raise InvalidArgument(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import Refused, UnknownName, suggest
+from karikomi.errors import UnknownName, Unsupported, suggest
 from karikomi.torch.modules.layer_types import LAYERS, NORMS
 
 Shape = tuple[int, ...]
@@ -25,7 +25,7 @@ def resize_(
     is changed. Tensors that are not named keep their shapes, and have to fit the named ones.
 
     `shapes`: tensor name, as in the state dict, -> shape; no size may exceed the present one.
-    Raises `UnknownName` for a name the module has not, `Refused` naming the tensor whose shape does
+    Raises `UnknownName` for a name the module has not, `Unsupported` naming the tensor whose shape does
     not fit its layer, is larger, or belongs to a layer that cannot be resized.
 
     >>> import torch, karikomi as kk
@@ -83,18 +83,18 @@ def _check_layer(
     for leaf, old in present.items():
         name = _joined(prefix, leaf)
         if leaf not in wanted and name in changed:
-            raise Refused(
+            raise Unsupported(
                 f"a {type(layer).__name__} layer cannot be resized here",
                 where=name,
                 got=new[name],
                 allowed=old,
             )
         if leaf in wanted and new[name] != wanted[leaf]:
-            raise Refused(
+            raise Unsupported(
                 "the shape does not fit its layer", where=name, got=new[name], allowed=wanted[leaf]
             )
         if any(not 1 <= size <= most for size, most in zip(new[name], old, strict=True)):
-            raise Refused(
+            raise Unsupported(
                 "a resized layer is smaller, and not empty",
                 where=name,
                 got=new[name],
@@ -120,7 +120,7 @@ def _check_owners(module: nn.Module, changed: Mapping[str, object]) -> None:
     owners = Counter(id(one) for layer in layers for one in layer.parameters(recurse=False))
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if name in changed and owners[id(parameter)] > 1:
-            raise Refused("the tensor is shared by several layers", where=name)
+            raise Unsupported("the tensor is shared by several layers", where=name)
 
 
 def _replace_(layer: nn.Module, leaf: str, shape: Shape) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from karikomi.prune.account import Account, Row
-from karikomi.selection.exact_masks import Answer
+from karikomi.selection.exact_masks import SelectionResult
 from karikomi.selection.threads import each
 from karikomi.torch.modules.prunable import layouts
 from karikomi.torch.pruning.masks import Masks, removed
@@ -17,7 +17,7 @@ from karikomi.torch.pruning.output_errors import output_errors
 
 
 def account_of(
-    module: nn.Module, masks: Masks, answer: Answer, data: Iterable[Any] | None
+    module: nn.Module, masks: Masks, answer: SelectionResult, data: Iterable[Any] | None
 ) -> Account:
     """Return one row per masked tensor; with `data` also the errors that the masks are about to make."""
     errors: Mapping[str, float] = {}

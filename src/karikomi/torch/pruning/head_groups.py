@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.prune import Coupled, Member
 from karikomi.torch.modules.attention import Attention, Rows, attentions
 from karikomi.torch.modules.prunable import prunable
@@ -19,13 +19,13 @@ def coupled_heads(
     """Return ``(one group per attention layer, weight -> why it belongs to no head)``.
 
     Where query heads share a key head, an item is a key head with all its query heads. Only layers are
-    meant whose projections are among the `weights`. Raises `Refused` if there is none.
+    meant whose projections are among the `weights`. Raises `Unsupported` if there is none.
     """
     found = attentions(module)
     known = prunable(module)[0].keys()
     groups = [_group(name, one) for name, one in found.items() if _chosen(one, weights, known)]
     if not groups:
-        raise Refused(
+        raise Unsupported(
             "the module has no attention whose heads are known here",
             where="torch.prune_",
             hint="declare your own layers: kk.torch.declare_attention(layer, heads=8, q=..., k=..., "

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune import (
     OBC,
     Layers,
@@ -32,7 +32,12 @@ from karikomi.prune.account import Account
 from karikomi.select import select
 from karikomi.selection.arguments import allocation_of, asked, by_hand
 from karikomi.selection.block_scores import check_blockwise
-from karikomi.selection.exact_masks import Answer, Question, check_combination, find_masks
+from karikomi.selection.exact_masks import (
+    SelectionRequest,
+    SelectionResult,
+    check_combination,
+    find_masks,
+)
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.facts.measure import check_data, following, measure
 from karikomi.torch.modules.parameters import unwrapped
@@ -112,7 +117,7 @@ def prune_(
     reconstructs (``obc``, ``sparsegpt``) takes from each tensor of a joint pool as many as magnitude would.
 
     Raises `InvalidArgument` for a target that is missing or can be read in two ways, `UnknownName` for a
-    name or a glob, `Refused` when nothing can be pruned or a combination means nothing, `NonFinite`
+    name or a glob, `Unsupported` when nothing can be pruned or a combination means nothing, `NonFinite`
     naming a tensor with NaN or infinite weights or scores.
 
     >>> import torch, karikomi as kk
@@ -211,7 +216,9 @@ class _Pruning:
                 found = self._applied(answer, found, left_alone, last=number == rounds)
         return found
 
-    def _question(self, target: Target | None, earlier: Masks) -> tuple[Question, dict[str, str]]:
+    def _question(
+        self, target: Target | None, earlier: Masks
+    ) -> tuple[SelectionRequest, dict[str, str]]:
         norms = {}
         if isinstance(self.pattern, Units) and self.data is not None:
             norms = following(self.module, self.data)
@@ -225,7 +232,7 @@ class _Pruning:
         else:
             members, left_alone = with_axes(self.module, members, self.pattern, self.score)
         facts = self._measured(members)
-        question = Question(
+        question = SelectionRequest(
             sources=sources_of(self.module, members, facts),
             score=self.score,
             pattern=self.pattern,
@@ -267,7 +274,7 @@ class _Pruning:
         return found
 
     def _applied(
-        self, answer: Answer, earlier: Masks, left_alone: Mapping[str, str], *, last: bool
+        self, answer: SelectionResult, earlier: Masks, left_alone: Mapping[str, str], *, last: bool
     ) -> Masks:
         account = None
         if self.score.updates:
@@ -287,7 +294,9 @@ class _Pruning:
             masks.apply_(self.module)
         return Masks(masks, left_alone=left_alone, account=account)
 
-    def _reconstructed(self, answer: Answer, earlier: Masks) -> tuple[Answer, Account]:
+    def _reconstructed(
+        self, answer: SelectionResult, earlier: Masks
+    ) -> tuple[SelectionResult, Account]:
         """Return the masks that the reconstruction chose, and what it did, the weights being re-fitted."""
         assert isinstance(self.score, OBC | SparseGPT)  # noqa: S101  (no other score updates)
         batches = [] if self.data is None else first_of(self.module, self.data)
@@ -343,7 +352,7 @@ def _selected(
     weights, left_alone = prunable(module, protect)
     chosen = set(select([*weights, *left_alone], only=only, exclude=exclude, where=WHERE))
     if not chosen & set(weights):
-        raise Refused(
+        raise Unsupported(
             "nothing of this can be pruned",
             where=WHERE,
             got="; ".join(f"{k}: {why}" for k, why in list(left_alone.items())[:3]),
@@ -359,7 +368,7 @@ def _check_sharded(weights: Mapping[str, torch.Tensor], score: Score, data: Any)
         return
     check_blockwise(score, where=split[0])
     if data is not None:
-        raise Refused(
+        raise Unsupported(
             "of sharded weights nothing is measured",
             where=f"{WHERE}: data",
             got=split[0],

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from karikomi.errors import InvalidArgument, Refused
-from karikomi.selection.shard import Part
+from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.selection.shard import Shard
 from karikomi.torch.distributed import collectives
 from karikomi.torch.distributed.dtensors import is_sharded, local, own_units
 
 
-class Place(NamedTuple):
+class ShardPlace(NamedTuple):
     """Where a rectangle lies in a tensor: the shape of the tensor, and where it begins by axis."""
 
     whole: tuple[int, ...]
@@ -29,25 +29,25 @@ class Place(NamedTuple):
         return tuple(slice(at, at + n) for at, n in zip(self.offsets, shape, strict=True))
 
 
-def place_of(tensor: torch.Tensor) -> Place | None:
+def place_of(tensor: torch.Tensor) -> ShardPlace | None:
     """Return where this rank's part of a DTensor lies; none where all of a tensor is here.
 
-    Raises `Refused` for parts that are no rectangle, or still are to be summed.
+    Raises `Unsupported` for parts that are no rectangle, or still are to be summed.
     """
     if not is_sharded(tensor) or len(_over(tensor)) == 1:
         return None
     if any(placement.is_partial() for placement in _lies(tensor)):
-        raise Refused("sums that are still to be made have no single weights", where="sharded")
+        raise Unsupported("sums that are still to be made have no single weights", where="sharded")
     try:
         starts = [own_units(tensor, axis).start for axis in range(tensor.dim())]
-    except Refused as error:
-        raise Refused(
+    except Unsupported as error:
+        raise Unsupported(
             "the weights of this rank are no rectangle", where="sharded", got=error
         ) from error
-    return Place(tuple(tensor.shape), tuple(starts))
+    return ShardPlace(tuple(tensor.shape), tuple(starts))
 
 
-def part_of(tensor: torch.Tensor) -> Part | None:
+def part_of(tensor: torch.Tensor) -> Shard | None:
     """Return this rank's part of a DTensor with the sums over all that share it; none of a whole one.
 
     Replicas are taken to be alike: sums go over one set of parts.
@@ -56,7 +56,7 @@ def part_of(tensor: torch.Tensor) -> Part | None:
     if place is None:
         return None
     groups = tuple(tensor.device_mesh.get_group(axis) for axis in _axes(tensor))  # type: ignore[attr-defined]
-    return Part(
+    return Shard(
         whole=place.whole,
         shape=tuple(local(tensor).shape),
         offsets=place.offsets,
@@ -66,7 +66,7 @@ def part_of(tensor: torch.Tensor) -> Part | None:
 
 
 def here(
-    name: str, mask: torch.Tensor, place: Place | None, parameter: torch.Tensor
+    name: str, mask: torch.Tensor, place: ShardPlace | None, parameter: torch.Tensor
 ) -> torch.Tensor:
     """Return a parameter's mask as far as the parameter lies on this rank.
 
@@ -89,7 +89,7 @@ def here(
     return mask
 
 
-def joined(name: str, parts: Iterable[tuple[torch.Tensor, Place | None]]) -> torch.Tensor:
+def joined(name: str, parts: Iterable[tuple[torch.Tensor, ShardPlace | None]]) -> torch.Tensor:
     """Return a whole mask from those of all parts; raises `InvalidArgument` where one is missing.
 
     What is whole already, or comes twice (replicas), has to say the same.
@@ -98,7 +98,7 @@ def joined(name: str, parts: Iterable[tuple[torch.Tensor, Place | None]]) -> tor
     shape = next((place.whole for _, place in parts if place is not None), parts[0][0].shape)
     whole, covered = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     for mask, place in parts:
-        place = place or Place(tuple(mask.shape), (0,) * mask.dim())
+        place = place or ShardPlace(tuple(mask.shape), (0,) * mask.dim())
         where = place.of(mask.shape)
         if place.whole != tuple(shape):
             raise InvalidArgument("these are masks of different tensors", where=name)
@@ -128,13 +128,13 @@ def _over(tensor: Any) -> tuple[int, ...]:
     """Return the ranks that share one copy of a tensor with this one."""
     mesh, split = tensor.device_mesh, _axes(tensor)
     if mesh.get_coordinate() is None:
-        raise Refused("this rank is not in the mesh of the parameter", where="sharded")
+        raise Unsupported("this rank is not in the mesh of the parameter", where="sharded")
     at = tuple(
         slice(None) if axis in split else place for axis, place in enumerate(mesh.get_coordinate())
     )
     return tuple(sorted(np.ravel(mesh.mesh[at].tolist()).tolist()))
 
 
-def _told(shape: Iterable[int], place: Place | None) -> str:
+def _told(shape: Iterable[int], place: ShardPlace | None) -> str:
     shape = tuple(shape)
     return str(shape) if place is None else f"{shape} of {place.whole} from {place.offsets} on"

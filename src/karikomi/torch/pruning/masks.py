@@ -16,19 +16,19 @@ from torch import nn
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
 from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
-from karikomi.prune.mask_mapping import Held
+from karikomi.prune.mask_mapping import MaskMapping
 from karikomi.selection.threads import each
 from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning import mask_shards
-from karikomi.torch.pruning.mask_shards import Place
+from karikomi.torch.pruning.mask_shards import ShardPlace
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
-class Masks(Held[torch.Tensor]):
+class Masks(MaskMapping[torch.Tensor]):
     """Parameter name -> boolean tensor of the parameter's shape, true where the weight is kept.
 
     `left_alone`: parameter name -> why it has no mask. `account`: what was removed, why, and what that
@@ -47,7 +47,7 @@ class Masks(Held[torch.Tensor]):
         *,
         left_alone: Mapping[str, str] | None = None,
         account: Account | None = None,
-        places: Mapping[str, Place] | None = None,
+        places: Mapping[str, ShardPlace] | None = None,
     ) -> None:
         if not isinstance(kept, Mapping | None):
             raise InvalidArgument(
@@ -106,7 +106,7 @@ class Masks(Held[torch.Tensor]):
         Their states go from rank to rank by ``torch.distributed.all_gather_object``, or as files. Raises
         `InvalidArgument` naming a tensor, if a part is missing or two differ.
         """
-        parts: dict[str, list[tuple[torch.Tensor, Place | None]]] = {}
+        parts: dict[str, list[tuple[torch.Tensor, ShardPlace | None]]] = {}
         for one in masks:
             for name, mask in one.items():
                 parts.setdefault(name, []).append((mask, one.places.get(name)))
@@ -172,9 +172,9 @@ def _unpacked(name: str, one: Mapping[str, Any]) -> torch.Tensor:
         raise BadFile("this is no packed mask", where=name, got=error) from error
 
 
-def _place(name: str, one: Mapping[str, Any]) -> Place:
+def _place(name: str, one: Mapping[str, Any]) -> ShardPlace:
     try:
-        place = Place(tuple(map(int, one["of"])), tuple(map(int, one["from"])))
+        place = ShardPlace(tuple(map(int, one["of"])), tuple(map(int, one["from"])))
         ends = [at + int(n) for at, n in zip(place.offsets, one["shape"], strict=True)]
         fits = all(0 <= at for at in place.offsets)
         fits = fits and all(end <= n for end, n in zip(ends, place.whole, strict=True))

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from karikomi.errors import BadFile, InvalidArgument, NonFinite, Refused
+from karikomi.errors import BadFile, InvalidArgument, NonFinite, Unsupported
 from karikomi.files import as_path, write_json
 from karikomi.prune import Score, Unstructured, as_score, check_sparsity
 from karikomi.select import select
@@ -103,7 +103,7 @@ def sensitivity(
     module, where the score allows. `checkpoint`: a JSON file, written after each point; what it
     has of this module and score is not measured again.
 
-    Raises what `prune_` raises, `NonFinite` for a judge that says NaN or infinity, `Refused` for a checkpoint of
+    Raises what `prune_` raises, `NonFinite` for a judge that says NaN or infinity, `Unsupported` for a checkpoint of
     another module, score or judge, `BadFile` for a file that is none.
 
     >>> net = nn.Linear(4, 1, bias=False)
@@ -195,7 +195,7 @@ class _Notes:
         if not math.isclose(dense, self.dense, rel_tol=1e-3, abs_tol=1e-6):
             differing.append("judge")
         if differing:
-            raise Refused(
+            raise Unsupported(
                 f"the curves in this file are of another {' and '.join(differing)}",
                 where=str(path),
                 hint="give another path, or delete the file to begin anew",
@@ -233,7 +233,7 @@ def _selected(
     names = select([*weights, *left_alone], only=only, exclude=exclude, where=WHERE)
     chosen = {name: weights[name] for name in names if name in weights}
     if not chosen:
-        raise Refused(
+        raise Unsupported(
             "nothing of this can be pruned",
             where=WHERE,
             got="; ".join(f"{name}: {left_alone[name]}" for name in names[:3]),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi.errors import Refused, UnknownName, suggest
+from karikomi.errors import UnknownName, Unsupported, suggest
 from karikomi.prune import (
     FACTS,
     Coupled,
@@ -126,7 +126,7 @@ def coupled_in(
         elif isinstance(pattern, Units):
             left_alone[name] = "which axis are its units is not known"
     if pattern.coupled and not found:
-        raise Refused(
+        raise Unsupported(
             f"nothing of this goes as {type(pattern).__name__.lower()}", where="torch.prune_"
         )
     return found, left_alone
@@ -164,7 +164,7 @@ def with_axes(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return ``(weights that have the axes of which a pattern or score speaks, why the others do not)``.
 
-    Raises `Refused` if none has.
+    Raises `Unsupported` if none has.
     """
     by_rows = score.within_rows or score.updates
     if isinstance(pattern, Unstructured) and not by_rows:
@@ -177,7 +177,7 @@ def with_axes(
             left_alone[name] = "it has no axis of inputs"
     if len(left_alone) == len(weights):
         name, why = next(iter(left_alone.items()))
-        raise Refused("no weight has the axes that are needed", where=name, got=why)
+        raise Unsupported("no weight has the axes that are needed", where=name, got=why)
     return {name: one for name, one in weights.items() if name not in left_alone}, left_alone
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.reconstruction.least_squares import LeastSquares
 from karikomi.torch.numerics.precision import wide
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.patches import patches
-from karikomi.torch.tracing.weight_reads import Reading, Watch
+from karikomi.torch.tracing.weight_reads import Reading, WeightReadHooks
 
 
 class _Enough(Exception):
@@ -27,7 +27,7 @@ class _Enough(Exception):
 class Regressions:
     """What each of some weights reads: in the network as it is, and in the one with the `dense` weights.
 
-    Raises `Refused` for a weight that no linear map or convolution reads in the first batch.
+    Raises `Unsupported` for a weight that no linear map or convolution reads in the first batch.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Regressions:
         self._module, self._parameters, self._data = module, parameters, data
         self._device = next(iter(parameters.values())).device
         self._times: dict[str, int] = {}
-        with Watch(parameters, [self._count]) as watch:
+        with WeightReadHooks(parameters, [self._count]) as watch:
             self._run(next(self._batches()), {})
         for name in parameters.keys() - self._times.keys():
-            raise Refused(
+            raise Unsupported(
                 "no linear map or convolution reads this weight, so there is nothing to re-fit it to",
                 where=f"{self._where}: {name}",
                 got=watch.strays.get(name, "never read"),
@@ -65,7 +65,7 @@ class Regressions:
             then = self._readings(name, batch, self.dense)
             now = self._readings(name, batch, self._parameters)
             if [one.inputs.shape for one in then] != [one.inputs.shape for one in now]:
-                raise Refused(
+                raise Unsupported(
                     "what this weight reads has another shape since others were pruned",
                     where=f"{self._where}: {name}",
                     hint=f"exclude={name!r}",
@@ -87,7 +87,7 @@ class Regressions:
 
         own = {} if weights is self._parameters else dict(weights)
         try:
-            with Watch({name: weights[name]}, [keep]):
+            with WeightReadHooks({name: weights[name]}, [keep]):
                 self._run(batch, own)
         except _Enough:
             pass

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from karikomi.errors import InvalidArgument, Refused, UnknownName, suggest
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
 from karikomi.prune import Layout
 from karikomi.prune.account import Account
 from karikomi.prune.pattern import NofM
@@ -53,7 +53,7 @@ class Refitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Reconstruction:
+class LayerRefit:
     """`masks`: parameter name -> boolean array, true where kept. `rows`: in the order of the data."""
 
     masks: dict[str, np.ndarray]
@@ -89,7 +89,7 @@ def reconstruct_(
     pattern: NofM | None = None,
     earlier: Mapping[str, torch.Tensor] | None = None,
     progress: bool = True,
-) -> Reconstruction:
+) -> LayerRefit:
     """Remove weights of a module and re-fit the others, layer by layer, in place.
 
     ``min ||W X - W' X'||^2 + damping mean(diag(X' X'^T)) ||W - W'||^2`` with X the inputs in the dense
@@ -101,7 +101,7 @@ def reconstruct_(
     ``(inputs, targets)`` or inputs alone, read once for each tensor. `method`: `OBC` (default) or
     `SparseGPT`. `pattern`: of `of` consecutive inputs `keep` stay, instead of the numbers. `earlier`:
     masks; what they removed goes first, and counts. Raises `InvalidArgument` for what is missing,
-    `UnknownName`, `Refused` for a weight that no linear map or convolution reads, `NonFinite`; after an
+    `UnknownName`, `Unsupported` for a weight that no linear map or convolution reads, `NonFinite`; after an
     error the weights are as before.
 
     >>> layer = nn.Linear(2, 1, bias=False)
@@ -142,7 +142,7 @@ def reconstruct_(
             for name, parameter in parameters.items():
                 parameter.copy_(dense[name])
             raise
-    return Reconstruction(masks, tuple(rows), method.damping)
+    return LayerRefit(masks, tuple(rows), method.damping)
 
 
 def _refit(
@@ -183,7 +183,7 @@ def _chosen(module: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
                 hint=suggest(name, known),
             )
         if known[name].dim() < 2:
-            raise Refused("this is no matrix of weights", where=f"{WHERE}: {name}")
+            raise Unsupported("this is no matrix of weights", where=f"{WHERE}: {name}")
     return {name: known[name] for name in names}
 
 

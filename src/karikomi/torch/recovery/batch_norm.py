@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, batches_of
 from karikomi.torch.tracing.eval_mode import steady
@@ -49,7 +49,7 @@ def recalibrate_(
 
     `data`: batches ``(inputs, targets)``, or inputs alone. `judge`: ``judge(module) -> number``, higher is
     better, on data apart from `data`; or such data, ``(inputs, targets)``, with a `loss(outputs, targets)`
-    that is a mean over the batch. Raises `Refused` without batch norms that keep statistics, `InvalidArgument` for
+    that is a mean over the batch. Raises `Unsupported` without batch norms that keep statistics, `InvalidArgument` for
     what is missing and for batches of one value.
 
     >>> module = nn.Sequential(nn.BatchNorm1d(1))
@@ -65,7 +65,7 @@ def recalibrate_(
     module = unwrapped(module)
     norms = [one for one in module.modules() if _keeps_statistics(one)]
     if not norms:
-        raise Refused("no batch norm here keeps statistics", where=WHERE)
+        raise Unsupported("no batch norm here keeps statistics", where=WHERE)
     judged = judge if callable(judge) else _by_loss(judge, loss)
     with steady(module, fresh=False), _restored_unless_kept(norms) as keep:
         before = float(judged(module))

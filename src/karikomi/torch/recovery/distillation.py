@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, Batch
 
@@ -25,7 +25,7 @@ Loss = Callable[[Any, Any], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
+class DistillationLoss:
     """What is learned from a batch: the loss, the teacher's distributions, or both; see `recover_`.
 
     ``(1 - weight) loss(f(x), y) + weight T^2 KL(softmax(teacher(x) / T) || softmax(f(x) / T))``, the divergence a
@@ -71,7 +71,7 @@ class Lesson:
         buffers = {one.data_ptr() for one in unwrapped(module).buffers()} - {0}
         for name, tensor in own.items():
             if tensor.data_ptr() in moved | buffers:
-                raise Refused(
+                raise Unsupported(
                     "the teacher shares this with the module, and would be trained with it",
                     where=f"{WHERE}: teacher",
                     got=name,

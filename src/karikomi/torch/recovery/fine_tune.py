@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, Refused
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.rule import Composite, Rule
 from karikomi.schedule import whole
 from karikomi.torch.distributed.replicas import gathered
 from karikomi.torch.modules.fingerprint import tensors_of
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning.masks import Masks
-from karikomi.torch.recovery.distillation import WHERE, Lesson, Loss, check_number
+from karikomi.torch.recovery.distillation import WHERE, DistillationLoss, Loss, check_number
 from karikomi.torch.recovery.training_loop import Retraining
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated
@@ -99,7 +99,7 @@ def recover_(
     Modules that are not in training mode as a whole are put into it; modes are restored, and the
     gradients cleared. Frozen parameters do not move.
 
-    Raises `InvalidArgument` for arguments without a meaning, `Refused` for a teacher that shares trained
+    Raises `InvalidArgument` for arguments without a meaning, `Unsupported` for a teacher that shares trained
     weights with the module, for nothing to train, for a checkpoint of another recovery; `BadFile` for a file
     that is none; `NonFinite` after ten bad steps in a row.
 
@@ -114,7 +114,9 @@ def recover_(
     Source: Han et al. 2015 (train on with masks); Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in
     a Neural Network" (weight and T^2). The judge is ours.
     """
-    lesson = Lesson(loss=loss, teacher=teacher, temperature=temperature, weight=weight, axis=axis)
+    lesson = DistillationLoss(
+        loss=loss, teacher=teacher, temperature=temperature, weight=weight, axis=axis
+    )
     _check(module, masks, data, epochs, seed)
     optimizer = _optimizer(module, optimizer, rate)
     lesson.check(module, optimizer)
@@ -177,7 +179,7 @@ def _optimizer(
     check_number("rate", rate, math.inf, "a finite number > 0")
     moved = [one for one in unwrapped(module).parameters() if one.requires_grad]
     if not moved:
-        raise Refused("every parameter is frozen", where=WHERE, hint="requires_grad_(True)")
+        raise Unsupported("every parameter is frozen", where=WHERE, hint="requires_grad_(True)")
     fused = all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in moved)
     return torch.optim.AdamW(moved, lr=float(rate), fused=fused)
 

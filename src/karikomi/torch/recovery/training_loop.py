@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from karikomi.errors import BadFile, KarikomiError, NonFinite, Refused
+from karikomi.errors import BadFile, KarikomiError, NonFinite, Unsupported
 from karikomi.files import as_path, write_atomically
 from karikomi.rule import Composite, Rule
 from karikomi.torch.attachment.attaching import attach
@@ -24,7 +24,7 @@ from karikomi.torch.distributed.replicas import gathered, rank_of
 from karikomi.torch.modules.fingerprint import fingerprint, tensors_of
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning.masks import Masks
-from karikomi.torch.recovery.distillation import WHERE, Lesson
+from karikomi.torch.recovery.distillation import WHERE, DistillationLoss
 from karikomi.torch.sparse_training.regrowth import forget_moments_
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady
@@ -44,7 +44,7 @@ class Retraining:
         module: nn.Module,
         masks: Masks,
         optimizer: torch.optim.Optimizer,
-        lesson: Lesson,
+        lesson: DistillationLoss,
         data: Iterable[Any],
         epochs: int,
         seed: int,
@@ -186,7 +186,7 @@ class Retraining:
         if wrong is not None:
             raise wrong
         if len(set(found)) > 1:
-            raise Refused(
+            raise Unsupported(
                 "the ranks found different checkpoints",
                 where=str(path),
                 got=", ".join(f"rank {rank}: {one}" for rank, one in enumerate(found)),
@@ -251,7 +251,7 @@ def _read(
     then = saved["plan"]
     differing = [key for key in plan if then.get(key) != plan[key]]
     if differing:
-        raise Refused(
+        raise Unsupported(
             "the checkpoint is of another recovery",
             where=str(path),
             got=", ".join(f"{key} {then.get(key)}, now {plan[key]}" for key in differing),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from karikomi.errors import KarikomiError, Refused
+from karikomi.errors import KarikomiError, Unsupported
 from karikomi.torch.modules.layer_types import (
     ELEMENTWISE,
     LAYERS,
@@ -49,7 +49,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class ChainGraph:
     """The links of a chain in order, and its last layer, whose units are outputs."""
 
     links: tuple[Link, ...]
@@ -72,8 +72,8 @@ class _Open:
     fixed: str | None = None
 
 
-def read_chain(module: nn.Module, inputs: Inputs) -> Chain:
-    """Return the chain that a module in evaluation mode is, or raise `Refused` saying why not.
+def read_chain(module: nn.Module, inputs: Inputs) -> ChainGraph:
+    """Return the chain that a module in evaluation mode is, or raise `Unsupported` saying why not.
 
     Source: index propagation on a traced graph, as opposed to tables of operators by name as in
     Fang et al. 2023 (DepGraph); here for one chain, without branches.
@@ -83,14 +83,14 @@ def read_chain(module: nn.Module, inputs: Inputs) -> Chain:
     try:
         graph = tracer.trace(module)
     except Exception as error:
-        raise Refused(
+        raise Unsupported(
             f"the forward cannot be traced ({type(error).__name__}: {error})",
             where="torch.shrink",
             hint=raised_at(error, after=__file__),
         ) from error
     calls = [node for node in graph.nodes if _chain_layer(module, node) is not None]
     if not calls:
-        raise Refused(
+        raise Unsupported(
             "there is no Linear or Conv layer to shrink",
             where="torch.shrink",
             got=type(module).__name__,
@@ -102,11 +102,11 @@ def read_chain(module: nn.Module, inputs: Inputs) -> Chain:
     except KarikomiError:
         raise
     except Exception as error:
-        raise Refused(
+        raise Unsupported(
             "the traced forward does not run with these widths", where="torch.shrink", got=error
         ) from error
     last = str(calls[-1].target)
-    return Chain(tuple(reader.links), last, module.get_submodule(last))
+    return ChainGraph(tuple(reader.links), last, module.get_submodule(last))
 
 
 def unit_axis(layer: nn.Module) -> int:
@@ -243,7 +243,7 @@ class _Reader(fx.Interpreter):
         return moved
 
     def _refuse(self, node: fx.Node, why: str) -> NoReturn:
-        raise Refused(
+        raise Unsupported(
             f"{self._named(node)} {why}",
             where="torch.shrink",
             allowed="one chain of Linear, Conv, BatchNorm, activations, pooling and flatten",

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, Refused
-from karikomi.shrink import ShrinkReport, Units, plan
+from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.shrink import ShrinkReport, UnitFacts, plan
 from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.resizing import set_sizes_
-from karikomi.torch.shrinking.chain_graph import Chain, Inputs, Link, read_chain, unit_axis
+from karikomi.torch.shrinking.chain_graph import ChainGraph, Inputs, Link, read_chain, unit_axis
 from karikomi.torch.shrinking.equivalence import difference
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,7 +42,7 @@ def shrink(
     `example_inputs`: a tensor, or the tuple of arguments. Training mode, dtype, device and
     ``requires_grad`` of each part are kept. The equality holds in evaluation mode.
 
-    Raises `Refused` naming the operation that is no part of a chain, or with the difference if the
+    Raises `Unsupported` naming the operation that is no part of a chain, or with the difference if the
     copy's outputs on the example and on random inputs differ by more than 1e-5 of the largest
     output (8 machine epsilons in half precision); `InvalidArgument` for inputs that do not run.
 
@@ -57,7 +57,7 @@ def shrink(
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     if holds_codes(module):
-        raise Refused(
+        raise Unsupported(
             "the weights are quantized, and a shrunk layer has other codes",
             where="torch.shrink",
             hint="shrink before quantize_",
@@ -88,7 +88,7 @@ def _copy(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module)
     except Exception as error:
-        raise Refused(
+        raise Unsupported(
             "the module cannot be copied",
             where="torch.shrink",
             got=error,
@@ -111,7 +111,7 @@ def _cut_dead_units_(module: nn.Module, inputs: Inputs) -> tuple[dict[str, int],
             _cut_(link, decided.kept[link.name])
 
 
-def _constants(chain: Chain, module: nn.Module, inputs: Inputs) -> Constants:
+def _constants(chain: ChainGraph, module: nn.Module, inputs: Inputs) -> Constants:
     """Run the module with each layer's output replaced by its bias; return what the readers get.
 
     So everything between two layers is computed by the module itself. NaN stands where an input is
@@ -148,7 +148,7 @@ def _keep(found: Constants, name: str) -> Any:
     return hook
 
 
-def _units(link: Link, constants: np.ndarray) -> Units:
+def _units(link: Link, constants: np.ndarray) -> UnitFacts:
     """Return what the decision needs to know of the units of a layer."""
     weight = link.layer.get_parameter("weight")
     incoming_zero = _numpy((weight == 0).flatten(1).all(1))
@@ -161,7 +161,7 @@ def _units(link: Link, constants: np.ndarray) -> Units:
     largest = np.zeros(count)
     with np.errstate(invalid="ignore"):  # a NaN is meant to win
         np.maximum.at(largest, link.columns, np.abs(constants))
-    return Units(
+    return UnitFacts(
         incoming_zero=incoming_zero,
         outgoing_zero=np.bincount(link.columns[read], minlength=count) == 0,
         constants=largest,

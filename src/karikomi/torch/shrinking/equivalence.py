@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 
 TOLERANCE = 1e-5
 """Of the largest magnitude of an output; 8 machine epsilons where that is more (half precision)."""
@@ -17,7 +17,7 @@ TOLERANCE = 1e-5
 def difference(original: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> float:
     """Return the largest difference of the outputs, relative to the largest output.
 
-    On `inputs` and on random ones like them. Raises `Refused` if it exceeds `TOLERANCE`, or if a
+    On `inputs` and on random ones like them. Raises `Unsupported` if it exceeds `TOLERANCE`, or if a
     shape changes.
     """
     generator = torch.Generator().manual_seed(0)
@@ -31,7 +31,9 @@ def difference(original: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -
 
 def _compared(expected: torch.Tensor, got: torch.Tensor) -> float:
     if expected.shape != got.shape:
-        raise Refused("the shape of an output would change", where="torch.shrink", got=got.shape)
+        raise Unsupported(
+            "the shape of an output would change", where="torch.shrink", got=got.shape
+        )
     if expected.numel() == 0:
         return 0.0
     precision = torch.finfo(expected.dtype).eps if expected.is_floating_point() else 0.0
@@ -39,7 +41,7 @@ def _compared(expected: torch.Tensor, got: torch.Tensor) -> float:
     scale = float(expected.double().abs().max()) or 1.0
     apart = float((expected.double() - got.double()).abs().max()) / scale
     if not apart <= allowed:
-        raise Refused(
+        raise Unsupported(
             "the smaller network would compute something else",
             where="torch.shrink",
             got=f"a relative difference of {apart:.3g}",

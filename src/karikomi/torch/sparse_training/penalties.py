@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.prune.penalties.penalty import Penalty, check_masks, check_penalty, term
 from karikomi.select import select
 from karikomi.torch.distributed.dtensors import is_sharded
@@ -58,7 +58,7 @@ def penalty(
     do not count; of a sharded weight whole, or of the part on this rank.
 
     Raises `InvalidArgument` for a rule, masks or a step that do not fit, `UnknownName` for a glob or a mask
-    that matches nothing, `Refused` with the reasons if nothing is penalised.
+    that matches nothing, `Unsupported` with the reasons if nothing is penalised.
 
     >>> import karikomi as kk
     >>> layer = nn.Linear(2, 2)
@@ -83,7 +83,7 @@ def penalty(
     names = select(list(reasons), only=only, exclude=exclude, where=WHERE)
     chosen = [name for name in names if not reasons[name]]
     if not chosen:
-        raise Refused(
+        raise Unsupported(
             "there is nothing to penalise",
             where=f"{WHERE} ({type(rule).__name__})",
             got="; ".join(f"{name}: {reasons[name]}" for name in names[:3]),

@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from karikomi.errors import NonFinite, Refused
+from karikomi.errors import NonFinite, Unsupported
 from karikomi.torch.distributed.dtensors import local
 
 
@@ -96,7 +96,7 @@ def check_whole(weights: Mapping[str, torch.Tensor], *, where: str) -> None:
     """Refuse sharded weights: the smallest of a shard are not those of the tensor."""
     for name, weight in weights.items():
         if hasattr(weight, "to_local"):
-            raise Refused(
+            raise Unsupported(
                 "its weights are sharded, and which of them move is a question to the whole tensor",
                 where=where,
                 got=name,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, KarikomiError, Refused, suggest
+from karikomi.errors import InvalidArgument, KarikomiError, Unsupported, suggest
 from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.task import Data, Task, source_of
 from karikomi.torch.modules.arrays import fill_, to_arrays
@@ -104,7 +104,7 @@ class TorchRunner:
         with isolated(self._seed, self._threads):
             try:
                 small, report = shrink(self._model(arrays).eval(), (example,))
-            except Refused as error:
+            except Unsupported as error:
                 # Most networks are no chain yet; the run goes on unshrunk, and its report says why.
                 return arrays, {"removed": 0, "left_alone": {"the network": str(error)}}
         return to_arrays(small), report.as_dict()

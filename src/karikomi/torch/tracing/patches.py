@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from karikomi.errors import Refused
+from karikomi.errors import Unsupported
 from karikomi.torch.tracing.weight_reads import Reading
 
 ENTRIES = 1 << 22
@@ -21,7 +21,7 @@ def patches(reading: Reading) -> Iterator[torch.Tensor]:
     """Yield the inputs of one reading as (groups, samples, kernel positions x inputs), some at a time.
 
     A unit's outputs without bias are ``patches @ w`` with w its weights in the same order, inputs running
-    fastest: what n:m takes from. float32, or float64 for float64 inputs. Raises `Refused` for a
+    fastest: what n:m takes from. float32, or float64 for float64 inputs. Raises `Unsupported` for a
     transposed convolution, whose outputs are no product of one patch.
     """
     inputs, window = reading.inputs, reading.window
@@ -31,7 +31,7 @@ def patches(reading: Reading) -> Iterator[torch.Tensor]:
         yield from (block[None] for block in rows.split(max(ENTRIES // max(rows.shape[1], 1), 1)))
         return
     if window.transposed:
-        raise Refused(
+        raise Unsupported(
             "a transposed convolution cannot be reconstructed",
             where=reading.name,
             hint=f"exclude={reading.name!r}",

@@ -44,7 +44,7 @@ class Reading:
     part: tuple[int, int] = (0, 1)
 
 
-class Watch(TorchFunctionMode):
+class WeightReadHooks(TorchFunctionMode):
     """Calls `on_read` for each reading of one of the weights while it is entered.
 
     `trail`: follows what comes out, if given. `strays`: weight name -> what else read it, of which
