@@ -88,6 +88,6 @@ def suggest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
     if near:
-        return f"did you mean {' or '.join(repr(one) for one in near)}?"
+        return f"did you mean {' or '.join(repr(candidate) for candidate in near)}?"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"known: {shown or 'nothing'}"

@@ -163,7 +163,7 @@ def shared_quantity(rules: Sequence[object], *, where: str) -> Quantity:
             raise InvalidArgument("this is no rule", where=where, got=repr(rule))
     found = {rule.of for rule in rules if isinstance(rule, Rule | Composite)}
     if len(found) != 1:
-        names = ", ".join(sorted(one.value for one in found)) or "no rule at all"
+        names = ", ".join(sorted(item.value for item in found)) or "no rule at all"
         raise InvalidArgument(
             "rules that are put together act on the same thing", where=where, got=names
         )
@@ -181,9 +181,9 @@ def shrink_to(norms: Array, limit: Array, *, xp: Namespace, slack: float = 0.0) 
     A limit of zero, which only a rule or a schedule can arrive at, leaves alone. `slack` lets a bound
     that is applied after every step be idempotent under rounding.
     """
-    one = xp.ones_like(norms)
+    ones = xp.ones_like(norms)
     over = (norms > limit * (1.0 + slack)) & (limit > 0)
-    return xp.where(over, limit / xp.where(over, norms, one), one)
+    return xp.where(over, limit / xp.where(over, norms, ones), ones)
 
 
 def combine(norms: Array, *, xp: Namespace) -> Array:

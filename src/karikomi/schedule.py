@@ -134,10 +134,10 @@ class Stepwise:
 
     def value(self, step: Array, *, xp: Namespace) -> Array:
         """Return the value of the last point that is not after `step`."""
-        one = xp.ones_like(step)
-        value = self.points[0][1] * one
+        ones = xp.ones_like(step)
+        value = self.points[0][1] * ones
         for first, later in self.points[1:]:
-            value = xp.where(step >= float(first), later * one, value)
+            value = xp.where(step >= float(first), later * ones, value)
         return value
 
     def at(self, step: int) -> float:

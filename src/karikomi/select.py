@@ -44,7 +44,7 @@ def _patterns(given: str | Sequence[str] | None, where: str) -> list[str]:
     if isinstance(given, str):
         return [given]
     # Not any iterable: an iterator gives its patterns once, and the next selection none.
-    if not isinstance(given, Sequence | Set) or not all(isinstance(one, str) for one in given):
+    if not isinstance(given, Sequence | Set) or not all(isinstance(item, str) for item in given):
         raise InvalidArgument(
             "names are chosen by globs",
             where=where,

@@ -121,7 +121,7 @@ def _value_to_plain(value: Any, field: str = "") -> Any:
     if type(value) in SCHEDULES.values():
         return {"schedule": type(value).__name__, **_fields(value)}
     if isinstance(value, tuple):
-        return [_value_to_plain(one) for one in value]
+        return [_value_to_plain(element) for element in value]
     if field in OF_FIELDS and not isinstance(value, str | None):
         return to_dict(value, OF_FIELDS[field])
     if isinstance(value, Rule | Composite) and not isinstance(value, type):
@@ -133,7 +133,7 @@ def _value_to_plain(value: Any, field: str = "") -> Any:
 
 def _plain_to_value(value: Any, field: str = "") -> Any:
     if isinstance(value, list):
-        return tuple(_plain_to_value(one) for one in value)
+        return tuple(_plain_to_value(element) for element in value)
     if not isinstance(value, Mapping):
         return value
     if "rule" in value or field in OF_FIELDS:
@@ -143,5 +143,5 @@ def _plain_to_value(value: Any, field: str = "") -> Any:
         raise UnknownName(
             "unknown schedule", where="spec", got=repr(name), hint=suggest(str(name), SCHEDULES)
         )
-    rest = {key: _plain_to_value(one) for key, one in value.items() if key != "schedule"}
+    rest = {key: _plain_to_value(element) for key, element in value.items() if key != "schedule"}
     return construct(SCHEDULES[name], rest, where=f"schedule {name}")

@@ -32,7 +32,9 @@ ONE_MACHINE = re.compile(r"(?<![\w.~*}/-])/(?:work|root|tmp|home|Users)/")
 
 def texts() -> Iterator[Path]:
     """Yield every text file of the repository, whether or not git is there to list them."""
-    yield from (path for path in ROOT.iterdir() if path.is_file() and path.suffix in TEXTS)
+    here = (path for path in ROOT.iterdir() if path.is_file() and path.suffix in TEXTS)
+    # In a worktree .git is a file, and names the place of the repository.
+    yield from (path for path in here if path.name != ".git")
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and path.suffix in TEXTS and "__pycache__" not in path.parts:

@@ -60,19 +60,19 @@ def _nonfinite(result: Mapping[str, Any]) -> list[str]:
 
 
 def _classes(classes: list[Mapping[str, Any]]) -> list[str]:
-    drops = [one["before"] - one["after"] for one in classes]
+    drops = [item["before"] - item["after"] for item in classes]
     found = []
-    for one, drop in zip(classes, drops, strict=True):
+    for label, drop in zip(classes, drops, strict=True):
         others = (sum(drops) - drop) / max(len(drops) - 1, 1)
-        examples = round(drop * one["examples"])
+        examples = round(drop * label["examples"])
         if (
             drop >= LEAST_CLASS_DROP
             and examples > LEAST_CLASS_EXAMPLES
             and drop >= TIMES * max(others, 0.0)
         ):
             found.append(
-                f"class {one['class']} lost {100 * drop:.1f} points, {examples} of"
-                f" {one['examples']} examples (the other classes lost {_plus(100 * others):.1f} on"
+                f"class {label['class']} lost {100 * drop:.1f} points, {examples} of"
+                f" {label['examples']} examples (the other classes lost {_plus(100 * others):.1f} on"
                 " average)"
             )
     return found

@@ -58,7 +58,7 @@ def audit(
     run: Runner = runner or registry.framework(task.framework).runner_for(task, data, seed=seed)
     pair, test = (before, after), data.test
     outputs = tuple(run.outputs(arrays, test.inputs) for arrays in pair)
-    scores = tuple(_finite(task.judge(one, test.targets)) for one in outputs)
+    scores = tuple(_finite(task.judge(output, test.targets)) for output in outputs)
     result: dict[str, Any] = {
         "task": task.name,
         "before": labels[0],
@@ -70,7 +70,7 @@ def audit(
         **_predictions(task, outputs, test.targets),
         "noise": under_noise(task, run, pair, test, seed=seed),
         "gradient_agreement": gradient_agreement(run, pair, test),
-        "nonfinite": [_nonfinite(one) for one in outputs],
+        "nonfinite": [_nonfinite(output) for output in outputs],
     }
     return {**result, "warnings": alarms(result)}
 
@@ -89,5 +89,5 @@ def _predictions(
     if task.metric != "accuracy":
         unknown = dict.fromkeys(("agreement", "changed", "lost", "gained"))
         return {"classes": [], **unknown, "changed_examples": []}
-    before, after = (np.argmax(one, axis=-1).reshape(-1) for one in outputs)
+    before, after = (np.argmax(output, axis=-1).reshape(-1) for output in outputs)
     return Predictions(targets.reshape(-1), before, after).facts()

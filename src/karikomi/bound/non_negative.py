@@ -55,5 +55,5 @@ class NonNegative(Stateless):
         xp: Namespace,
     ) -> tuple[Decision, State]:
         """Return a factor of 0 for every negative part that there is."""
-        one = xp.ones_like(norms)
-        return Decision(xp.where(norms > 0, 0.0 * one, one), None, leave(xp)), state
+        ones = xp.ones_like(norms)
+        return Decision(xp.where(norms > 0, 0.0 * ones, ones), None, leave(xp)), state

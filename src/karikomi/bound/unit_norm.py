@@ -81,6 +81,6 @@ class UnitNorm(Stateless):
         limit = value_at(self.limit, facts["step"], xp=xp)
         off = (norms > limit * (1.0 + SLACK)) | (norms < limit * (1.0 - SLACK))
         moved = off & (norms > limit * _NOTHING) & (limit > 0)
-        one = xp.ones_like(norms)
-        factor = xp.where(moved, limit / xp.where(moved, norms, one), one)
+        ones = xp.ones_like(norms)
+        factor = xp.where(moved, limit / xp.where(moved, norms, ones), ones)
         return Decision(factor, None, leave(xp)), state

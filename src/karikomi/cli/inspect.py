@@ -39,23 +39,23 @@ def _result(file: Path, seen: Inspection) -> dict[str, Any]:
         "bytes_decoded": seen.dense,
         "ratio_decoded": seen.ratio,
         "notes": seen.notes,
-        "tensors": [_tensor(one) for one in seen.entries],
+        "tensors": [_tensor(entry) for entry in seen.entries],
     }
 
 
-def _tensor(one: SizeAccount) -> dict[str, Any]:
+def _tensor(account: SizeAccount) -> dict[str, Any]:
     return {
-        "name": one.name,
-        "shape": list(one.shape),
-        "dtype": one.dtype,
-        "codec": one.codec,
-        "quantizer": one.quantizer,
-        "elements": one.elements,
-        "nonzero": one.nonzero,
-        "bytes": one.payload + one.tables,
-        "bytes_decoded": one.dense,
-        "bits_per_weight": one.bits_per_weight,
-        "entropy_bound": one.shannon,
+        "name": account.name,
+        "shape": list(account.shape),
+        "dtype": account.dtype,
+        "codec": account.codec,
+        "quantizer": account.quantizer,
+        "elements": account.elements,
+        "nonzero": account.nonzero,
+        "bytes": account.payload + account.tables,
+        "bytes_decoded": account.dense,
+        "bits_per_weight": account.bits_per_weight,
+        "entropy_bound": account.shannon,
     }
 
 
@@ -67,15 +67,15 @@ def _text(file: Path, seen: Inspection) -> str:
     head = ("tensor", "shape", "codec", "quantizer", "bytes", "bits/w", "bound")
     rows = [
         (
-            one.name,
-            shape(list(one.shape)),
-            one.codec,
-            one.quantizer,
-            count(one.payload + one.tables),
-            f"{one.bits_per_weight:.2f}",
-            count(one.shannon),
+            entry.name,
+            shape(list(entry.shape)),
+            entry.codec,
+            entry.quantizer,
+            count(entry.payload + entry.tables),
+            f"{entry.bits_per_weight:.2f}",
+            count(entry.shannon),
         )
-        for one in seen.entries
+        for entry in seen.entries
     ]
     parts = (
         ("payload", seen.payload),

@@ -28,8 +28,8 @@ def command(kind: str | None, as_json: bool) -> None:
     """List what is registered under KIND, or everything: name, formula, source."""
     entries = registry.entries(kind)
     rows = [
-        {"kind": one.kind, "name": one.name, "formula": one.formula, "source": one.source}
-        for one in entries
+        {"kind": entry.kind, "name": entry.name, "formula": entry.formula, "source": entry.source}
+        for entry in entries
     ]
     show({"entries": rows}, _text(entries), as_json)
 
@@ -38,7 +38,9 @@ def _text(entries: list[registry.Entry]) -> str:
     kinds = dict.fromkeys(entry.kind for entry in entries)
     column = 2 + max((len(entry.name) for entry in entries), default=0)
     blocks = [
-        "\n".join([TITLES[kind], *(_lines(one, column) for one in entries if one.kind == kind)])
+        "\n".join(
+            [TITLES[kind], *(_lines(entry, column) for entry in entries if entry.kind == kind)]
+        )
         for kind in kinds
     ]
     return "\n\n".join(blocks)

@@ -55,12 +55,12 @@ def command(source: Path, out: Path, entries: int | None, bits: int | None, as_j
         "ratio": dense / seen.total,
         "tensors": [
             {
-                "name": one.name,
-                "codec": one.codec,
-                "quantizer": one.quantizer,
-                "bytes": one.payload + one.tables,
+                "name": entry.name,
+                "codec": entry.codec,
+                "quantizer": entry.quantizer,
+                "bytes": entry.payload + entry.tables,
             }
-            for one in seen.entries
+            for entry in seen.entries
         ],
     }
     text = (

@@ -78,6 +78,6 @@ class Normalize(Stateless):
     ) -> tuple[Decision, State]:
         """Return one factor per number."""
         limit = value_at(self.limit, facts["step"], xp=xp)
-        one = xp.ones_like(norms)
+        ones = xp.ones_like(norms)
         acts = (norms > 0) & (limit > 0) & xp.isfinite(limit)
-        return Decision(xp.where(acts, limit / (norms + self.gamma), one), None, leave(xp)), state
+        return Decision(xp.where(acts, limit / (norms + self.gamma), ones), None, leave(xp)), state

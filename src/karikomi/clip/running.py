@@ -9,13 +9,13 @@ from karikomi.rule import Array, Namespace
 
 
 def root_mean_square(
-    one: Array, weight: Array | float, other: Array, other_weight: Array | float, *, xp: Namespace
+    first: Array, weight: Array | float, other: Array, other_weight: Array | float, *, xp: Namespace
 ) -> Array:
     """Return ``sqrt(weight * one^2 + other_weight * other^2)``, safe against overflow."""
-    one, other = xp.abs(one), xp.abs(other)
-    largest = xp.maximum(one, other)
+    first, other = xp.abs(first), xp.abs(other)
+    largest = xp.maximum(first, other)
     scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    squares = weight * xp.square(one / scale) + other_weight * xp.square(other / scale)
+    squares = weight * xp.square(first / scale) + other_weight * xp.square(other / scale)
     return scale * xp.sqrt(squares)
 
 

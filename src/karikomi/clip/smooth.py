@@ -71,10 +71,10 @@ class Smooth(Stateless):
         xp: Namespace,
     ) -> tuple[Decision, State]:
         """Return one factor per number."""
-        one = xp.ones_like(norms)
-        limit = value_at(self.limit, facts["step"], xp=xp) * one
+        ones = xp.ones_like(norms)
+        limit = value_at(self.limit, facts["step"], xp=xp) * ones
         larger = xp.maximum(norms, limit)
         # A ratio of at most 1 cannot overflow, and is 0 for an infinite limit.
-        ratio = xp.minimum(norms, limit) / xp.where(larger > 0, larger, one)
-        factor = xp.where(norms > limit, ratio, one) / (one + ratio)
-        return Decision(xp.where(limit > 0, factor, one), None, leave(xp)), state
+        ratio = xp.minimum(norms, limit) / xp.where(larger > 0, larger, ones)
+        factor = xp.where(norms > limit, ratio, ones) / (ones + ratio)
+        return Decision(xp.where(limit > 0, factor, ones), None, leave(xp)), state

@@ -72,8 +72,8 @@ class SPAM:
         xp: Namespace,
     ) -> tuple[Decision, State]:
         """Return one limit per tensor, in units of sqrt(v)."""
-        one, seen = xp.ones_like(norms), state["seen"]
+        ones, seen = xp.ones_like(norms), state["seen"]
         warm = seen + 1 >= self.warmup
         limit = xp.sqrt(value_at(self.threshold, facts["step"], xp=xp))
         after = {"seen": xp.where(present & ~warm, seen + 1, seen)}
-        return Decision(None, xp.where(warm, limit * one, math.inf * one), leave(xp)), after
+        return Decision(None, xp.where(warm, limit * ones, math.inf * ones), leave(xp)), after

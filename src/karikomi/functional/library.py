@@ -47,7 +47,7 @@ class Library(Measuring):
         for dtype in dict.fromkeys(dtypes):
             if dtype is not None and self.itemsize(dtype) < self.itemsize(self.wide):
                 rounded = self.widened(self.xp.astype(limits, dtype))
-                own = self.flags([one == dtype for one in dtypes])
+                own = self.flags([item == dtype for item in dtypes])
                 limits = self.xp.where(own, rounded, limits)
         return limits
 
@@ -59,7 +59,7 @@ class Library(Measuring):
 
     def flags(self, booleans: Sequence[bool]) -> Array:
         """Return known booleans as a vector."""
-        return self.xp.asarray([bool(one) for one in booleans])
+        return self.xp.asarray([bool(boolean) for boolean in booleans])
 
     def _times(self, array: Array, factor: Array) -> Array:
         # In the widest float, because a factor for huge entries may be too small for their own dtype.

@@ -75,7 +75,7 @@ class Measuring:
 
     def vector(self, numbers: Sequence[Array]) -> Array:
         """Return numbers and short vectors as one vector in the dtype `wide`."""
-        return self.xp.concat([self.xp.reshape(self.widened(one), (-1,)) for one in numbers])
+        return self.xp.concat([self.xp.reshape(self.widened(number), (-1,)) for number in numbers])
 
     def constants(self, numbers: Sequence[float]) -> Array:
         """Return known numbers as a vector in the dtype `wide`."""
@@ -186,8 +186,8 @@ class Measuring:
         real = xp.astype(real, self.sums_in(real.dtype))
         largest = xp.max(real, axis=rest) if rest else real
         down, large, up, small = _SCALES[self.itemsize(real.dtype)]
-        one = xp.ones_like(largest)
-        scale = xp.where(largest > large, down * one, xp.where(largest < small, up * one, one))
+        ones = xp.ones_like(largest)
+        scale = xp.where(largest > large, down * ones, xp.where(largest < small, up * ones, ones))
         shape = [1 if axis in rest else length for axis, length in enumerate(real.shape)]
         sums = self._summed(xp.square(real * xp.reshape(scale, shape)), rest)
         sizes = self._rooted(self.widened(sums)) / self.widened(scale)

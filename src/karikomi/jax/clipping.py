@@ -178,7 +178,7 @@ class _Clip:
         found = named(updates, where=self.where)
         weights: dict[str, jax.Array | None] = {}
         if params is not None and (
-            "weights" in self.needs or any(one is None for one in found.values())
+            "weights" in self.needs or any(item is None for item in found.values())
         ):
             weights = named(params, where=f"{self.where} (params)")
         elif "weights" in self.needs:
@@ -201,7 +201,7 @@ class _Clip:
             library=library(),
         )
         self._raise_if_known(plan, passed)
-        numbers = tuple(jnp.stack([one.norms, one.after]) for one in passed.stages)
+        numbers = tuple(jnp.stack([stage.norms, stage.after]) for stage in passed.stages)
         moments = replaced(state.moments, passed.moments)
         return passed, ClipState(passed.state, numbers, passed.skip, state.labels, moments)
 

@@ -28,11 +28,11 @@ def library() -> Library:
     return JaxLibrary(jnp, wide=wide, cond=_cond, itemsize=_itemsize)
 
 
-def _cond(predicate: Array, one: Callable[[], list], other: Callable[[], list]) -> list:
+def _cond(predicate: Array, first: Callable[[], list], other: Callable[[], list]) -> list:
     # Outside of compiled code a call of `cond` would be compiled anew, every time.
     if isinstance(predicate, Tracer):
-        return jax.lax.cond(predicate, one, other)
-    return one() if bool(predicate) else other()
+        return jax.lax.cond(predicate, first, other)
+    return first() if bool(predicate) else other()
 
 
 def _itemsize(dtype: Any) -> int:

@@ -64,7 +64,7 @@ def check(state: Any, *, stop_after: int = 10) -> None:
 
 
 def _clips(state: Any) -> list[ClipState]:
-    leaves = jax.tree.leaves(state, is_leaf=lambda one: isinstance(one, ClipState))
+    leaves = jax.tree.leaves(state, is_leaf=lambda value: isinstance(value, ClipState))
     return [leaf for leaf in leaves if isinstance(leaf, ClipState)]
 
 

@@ -130,8 +130,9 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
         except ValueError:
             return False
         return all(
-            _left_out(one) or (_floating(one) and jnp.shape(one) == getattr(other, "shape", None))
-            for one, other in zip(leaves, beside, strict=True)
+            _left_out(leaf)
+            or (_floating(leaf) and jnp.shape(leaf) == getattr(other, "shape", None))
+            for leaf, other in zip(leaves, beside, strict=True)
         )
 
     def forgotten(part: Any) -> Any:

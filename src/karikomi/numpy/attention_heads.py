@@ -52,7 +52,7 @@ def bound_heads(
         start += len(heads)
         _scale(arrays, name, gamma, rule, *map(_several, attention[name]))
     attempted = int(after["attempted"]) - 1
-    touched = {one for pair in attention.values() for names in pair for one in _several(names)}
+    touched = {item for pair in attention.values() for names in pair for item in _several(names)}
     outcome = Outcome(
         names=tuple(owners),
         norms=norms,
@@ -95,29 +95,29 @@ def _scale(
     queries: list[str],
     keys: list[str],
 ) -> None:
-    for one in (*queries, *keys):
-        if one not in arrays:
+    for item in (*queries, *keys):
+        if item not in arrays:
             raise UnknownName(
                 "attention names no such tensor",
                 where=f"{WHERE}: {name}",
-                got=repr(one),
-                hint=suggest(one, arrays),
+                got=repr(item),
+                hint=suggest(item, arrays),
             )
     width, rest = divmod(len(arrays[queries[0]]), len(gamma))
     shared = not rest and width > 0 and len(arrays[keys[0]]) < len(arrays[queries[0]])
     query, key = rule.split(gamma, shared=shared)
-    for one, factors in [(q, query) for q in queries] + [(k, key) for k in keys]:
-        rows, repeated = len(arrays[one]), np.repeat(factors, width)
+    for item, factors in [(q, query) for q in queries] + [(k, key) for k in keys]:
+        rows, repeated = len(arrays[item]), np.repeat(factors, width)
         fits = rest == 0 and width > 0 and rows % width == 0 and len(repeated) % max(rows, 1) == 0
         if not fits:
             raise InvalidArgument(
                 "the rows are no whole number of heads",
-                where=f"{WHERE}: {one}",
+                where=f"{WHERE}: {item}",
                 got=f"{rows} rows",
                 allowed=f"a share of {len(gamma)} heads of {width}",
             )
         if np.all(factors == 1.0):
             continue
-        wide = np.result_type(arrays[one].dtype, np.float64)
-        column = repeated.reshape(-1, *[1] * (arrays[one].ndim - 1))
-        arrays[one] = (arrays[one].astype(wide) * column).astype(arrays[one].dtype)
+        wide = np.result_type(arrays[item].dtype, np.float64)
+        column = repeated.reshape(-1, *[1] * (arrays[item].ndim - 1))
+        arrays[item] = (arrays[item].astype(wide) * column).astype(arrays[item].dtype)

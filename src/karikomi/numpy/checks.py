@@ -65,15 +65,15 @@ def check_layouts(layouts: Mapping[str, Layout], arrays: Mapping[str, np.ndarray
 
 def check_coupled(coupled: Sequence[Coupled], arrays: Mapping[str, Any]) -> Sequence[Coupled]:
     """Return what goes together, or refuse what is no such thing or speaks of other arrays."""
-    for one in coupled:
-        if not isinstance(one, Coupled):
+    for item in coupled:
+        if not isinstance(item, Coupled):
             raise InvalidArgument(
                 "this says not what goes together",
                 where=f"{WHERE}: coupled",
-                got=repr(one)[:80],
+                got=repr(item)[:80],
                 allowed="karikomi.prune.Coupled",
             )
-        _check_names({member.name: 0 for member in one.members}, arrays, f"coupled {one.of!r}")
+        _check_names({member.name: 0 for member in item.members}, arrays, f"coupled {item.of!r}")
     return coupled
 
 

@@ -58,8 +58,8 @@ def penalty(
     gradients = {name: np.zeros_like(array) for name, array in found.items()}
     for name in names:
         kept = None if masks is None else masks[name]
-        one, slope = _term(rule, name, found[name], axes.get(name, ()), kept)
-        value += strength * one
+        item, slope = _term(rule, name, found[name], axes.get(name, ()), kept)
+        value += strength * item
         gradients[name] = (strength * slope).astype(found[name].dtype)
     return value, like(weights, gradients, where=WHERE)
 
@@ -74,6 +74,6 @@ def _term(
         raise NonFinite("a weight is NaN or infinite", where=f"{WHERE}: {name}")
     if not array.size:
         return 0.0, wide
-    value = float(term(rule, wide, axes, kept, xp=np, constant=lambda one: one))
+    value = float(term(rule, wide, axes, kept, xp=np, constant=lambda item: item))
     slope = rule.gradient(wide, axes, xp=np)
     return value, slope if kept is None else np.where(kept, 0.0, slope)

@@ -176,9 +176,9 @@ def _coupled(pattern: Pattern, sources: Mapping[str, Source]) -> list[Coupled]:
         return [Coupled(name, 1, (Member(name, 0, size=0),)) for name in sources]
     if isinstance(pattern, Units):
         found = [
-            Coupled(name, one.shape[one.layout.units], (Member(name, one.layout.units),))
-            for name, one in sources.items()
-            if one.layout is not None
+            Coupled(name, source.shape[source.layout.units], (Member(name, source.layout.units),))
+            for name, source in sources.items()
+            if source.layout is not None
         ]
         if found:
             return found

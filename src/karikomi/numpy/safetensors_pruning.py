@@ -170,14 +170,16 @@ def _opened(path: Path) -> Iterator[_File]:
 def _selected(
     file: _File, only: str | Sequence[str] | None, exclude: str | Sequence[str] | None
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    names = set(select([one.name for one in file.tensors], only=only, exclude=exclude, where=WHERE))
+    names = set(
+        select([item.name for item in file.tensors], only=only, exclude=exclude, where=WHERE)
+    )
     left_alone = {}
-    for one in file.tensors:
-        if one.name not in names:
-            left_alone[one.name] = "not selected"
-        elif one.dtype not in _TYPES:
-            left_alone[one.name] = f"its dtype is {one.dtype}"
-    chosen = {one.name: one for one in file.tensors if one.name not in left_alone}
+    for tensor in file.tensors:
+        if tensor.name not in names:
+            left_alone[tensor.name] = "not selected"
+        elif tensor.dtype not in _TYPES:
+            left_alone[tensor.name] = f"its dtype is {tensor.dtype}"
+    chosen = {item.name: item for item in file.tensors if item.name not in left_alone}
     if not chosen:
         raise Unsupported(
             "nothing of this can be pruned",
@@ -238,11 +240,13 @@ class _Writing:
         self._score, self._progress = score, progress
         self._pools = {name: place for place, (pool, _) in enumerate(limits) for name in pool.names}
         self._limits = [limit for _, limit in limits]
-        self._total = max((one.end for one in file.tensors), default=file.start)
+        self._total = max((tensor.end for tensor in file.tensors), default=file.start)
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of what is pruned."""
-        return {one.name: one.shape for one in self.file.tensors if one.name in self._pools}
+        return {
+            tensor.name: tensor.shape for tensor in self.file.tensors if tensor.name in self._pools
+        }
 
     def run(self, out: BinaryIO, bits: BinaryIO | None = None) -> None:
         """Write the weights to `out` and their masks to `bits`."""

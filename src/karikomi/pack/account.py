@@ -94,8 +94,8 @@ def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> In
         return Inspection(
             entries=accounts,
             notes=file.notes,
-            payload=sum(one.payload for one in accounts),
-            tables=sum(one.tables for one in accounts),
+            payload=sum(account.payload for account in accounts),
+            tables=sum(account.tables for account in accounts),
             header=file.header.size - manifest,
             manifest=manifest,
             total=file.size,

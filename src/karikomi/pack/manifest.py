@@ -84,13 +84,13 @@ def load(
     require(same, "header and manifest state different versions", where, whole["v"])
     require_known(set(whole) - KEYS, "unknown fields in the manifest", version, where)
     features, tensors, notes = whole.get("r", []), whole.get("t"), whole.get("notes", {})
-    worded = all(isinstance(one, str) for one in _list(features, where))
+    worded = all(isinstance(item, str) for item in _list(features, where))
     require(worded, "features must be text", where, features)
     unknown = set(features) - FEATURES
     lacking = "the file needs features that this version lacks"
     require_known(unknown, lacking, version, where, hint="upgrade karikomi")
     budget.admit("tensors", len(_list(tensors, where)), where)
-    if not isinstance(notes, dict) or not all(isinstance(one, str) for one in notes.values()):
+    if not isinstance(notes, dict) or not all(isinstance(item, str) for item in notes.values()):
         raise BadFile("notes must be text", where=where)
     return [_entry(item, version, budget, where) for item in _list(tensors, where)], notes
 

@@ -48,14 +48,14 @@ def directory(
     budget = budget or Budget()
     whole, start = read_json(stream, file_size, budget, where)
     metadata = whole.pop(METADATA, {})
-    good = isinstance(metadata, dict) and all(isinstance(one, str) for one in metadata.values())
+    good = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
     require(good, "the metadata is not text", where)
     if VERSION_KEY in metadata:
         raise BadFile("a packed file", where=where, hint="expand it first: karikomi unpack")
     budget.admit("tensors", len(whole), where)
     found = [_tensor(name, item, start, budget, where) for name, item in whole.items()]
-    require_tiling({one.name: (one.start, one.end) for one in found}, start, file_size, where)
-    return sorted(found, key=lambda one: (one.start, one.end)), start
+    require_tiling({item.name: (item.start, item.end) for item in found}, start, file_size, where)
+    return sorted(found, key=lambda value: (value.start, value.end)), start
 
 
 def _tensor(name: str, item: Any, start: int, budget: Budget, where: str) -> StoredTensor:
@@ -64,7 +64,7 @@ def _tensor(name: str, item: Any, start: int, budget: Budget, where: str) -> Sto
     good = isinstance(item, dict) and set(item) == keys and ascending(item["data_offsets"])
     require(good, "malformed directory entry", where, item)
     dtype, shape = item["dtype"], item["shape"]
-    good = isinstance(shape, list) and all(type(one) is int and one >= 0 for one in shape)
+    good = isinstance(shape, list) and all(type(length) is int and length >= 0 for length in shape)
     require(good and isinstance(dtype, str), "malformed type or shape", where, item)
     budget.admit("rank", len(shape), where)
     first, last = item["data_offsets"]

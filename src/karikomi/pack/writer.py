@@ -95,6 +95,6 @@ def _names(tensors: Mapping[str, np.ndarray | Coded]) -> list[str]:
 
 def _notes(notes: Mapping[str, str] | None) -> dict[str, str]:
     pairs = dict(notes or {})
-    if not all(isinstance(one, str) for pair in pairs.items() for one in pair):
+    if not all(isinstance(item, str) for pair in pairs.items() for item in pair):
         raise InvalidArgument("notes must map text to text", where="save")
     return pairs

@@ -139,7 +139,7 @@ class LightningCallback(Attaching):
             self._restore()
 
     def _apart(self) -> dict[str, Any]:
-        kept = {name: one for name, one in self.__dict__.items() if name not in _OF_THE_MODULE}
+        kept = {name: item for name, item in self.__dict__.items() if name not in _OF_THE_MODULE}
         return kept | {"handles": [], "_logged": [], "_fitting": False}
 
     def _restore(self) -> None:
@@ -174,7 +174,7 @@ class LightningCallback(Attaching):
 
 def _hosts() -> tuple[type, ...]:
     found = [getattr(sys.modules.get(name), "Callback", None) for name in _PACKAGES]
-    hosts = tuple(one for one in found if one is not None)
+    hosts = tuple(item for item in found if item is not None)
     if not hosts:
         raise Unavailable(
             "no Lightning has been imported, and its two packages have different callbacks",
@@ -208,7 +208,7 @@ def _check_clipping(trainer: Any, module: Any) -> None:
 
 def _check_strategy(trainer: Any) -> None:
     where = "LightningCallback"
-    strategies = {one.__name__ for one in type(trainer.strategy).__mro__}
+    strategies = {item.__name__ for item in type(trainer.strategy).__mro__}
     if strategies & _FLATTENED:
         raise flattened(where)
     if "DeepSpeedStrategy" in strategies:
@@ -220,7 +220,7 @@ def _check_strategy(trainer: Any) -> None:
 
 
 def _is_lightnings(module: type, name: str) -> bool:
-    owner = next((one for one in module.__mro__ if name in one.__dict__), None)
+    owner = next((item for item in module.__mro__ if name in item.__dict__), None)
     return owner is None or owner.__module__.startswith(_PACKAGES)
 
 
@@ -231,7 +231,7 @@ def _groups(optimizers: Sequence[Any], chosen: int | Sequence[int] | None) -> li
     if not optimizers or type(optimizers[0]).__name__ == "_MockOptimizer":
         raise Unsupported("configure_optimizers returned no optimizer", where="LightningCallback")
     if chosen is None:
-        return [[one] for one in optimizers]
+        return [[optimizer] for optimizer in optimizers]
     places = [chosen] if isinstance(chosen, int) else list(chosen)
     for place in places:
         if place not in range(len(optimizers)):

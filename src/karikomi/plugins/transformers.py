@@ -142,7 +142,10 @@ class TransformersMixin:
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         before = cls.__mro__[: cls.__mro__.index(TransformersMixin)]
-        if any(hasattr(one, "train") and not issubclass(one, TransformersMixin) for one in before):
+        if any(
+            hasattr(previous, "train") and not issubclass(previous, TransformersMixin)
+            for previous in before
+        ):
             raise Unsupported(
                 "the mixin stands behind the Trainer",
                 where=cls.__name__,
@@ -181,7 +184,9 @@ class TransformersMixin:
 
     def _callback(self) -> TransformersCallback | None:
         callbacks = self.callback_handler.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        return next((one for one in callbacks if isinstance(one, TransformersCallback)), None)
+        return next(
+            (callback for callback in callbacks if isinstance(callback, TransformersCallback)), None
+        )
 
 
 def _hosts() -> tuple[type, ...]:

@@ -108,7 +108,7 @@ def damped(
     wide, gram = grouped(weights, problem.gram)
     before = np.zeros(wide.shape, bool) if gone is None else gone.reshape(wide.shape)
     _check_amount(remove, wide, before, where)
-    if not all(np.isfinite(one).all() for one in (wide, gram, problem.cross)):
+    if not all(np.isfinite(item).all() for item in (wide, gram, problem.cross)):
         raise NonFinite("weights or inputs are NaN or infinite", where=where)
     mean = np.trace(gram, axis1=1, axis2=2) / gram.shape[-1]
     # A layer that never saw anything but zeros is judged by its weights alone.

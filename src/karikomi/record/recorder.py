@@ -113,10 +113,10 @@ class Recorder:
         given = {"weights": weights, "updates": updates}
         row, norms = step_row(_at_least(0, step, "step"), outcome, facts or {}, given)
         if self._tensors == "top":
-            row.update({of: sketched(one, self._most) for of, one in norms.items()})
+            row.update({of: sketched(norm, self._most) for of, norm in norms.items()})
         elif self._tensors == "all":
             self._name(norms)
-            row.update({of: listed(one) for of, one in norms.items()})
+            row.update({of: listed(norm) for of, norm in norms.items()})
         self.write(row)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -205,7 +205,7 @@ class Recorder:
 
     def _name(self, norms: Norms) -> None:
         """Write the names of the tensors when they first occur, and when they change."""
-        names = {of: list(one) for of, one in norms.items()}
+        names = {of: list(norm) for of, norm in norms.items()}
         if any(self._names.get(of) != now for of, now in names.items()):
             self._names = {**self._names, "event": "names", **names}
             self.write(self._names)

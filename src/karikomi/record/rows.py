@@ -39,9 +39,9 @@ def step_row(
     check_facts(facts, where="Recorder.step(facts)")
     norms = {} if outcome is None else {"gradients": _gradients(outcome)}
     row = {"event": "step", "step": step, **row, **facts}
-    for of, one in given.items():
-        if one is not None:
-            norms[of] = table(one, of)
+    for of, item in given.items():
+        if item is not None:
+            norms[of] = table(item, of)
             row[f"{of[:-1]}_norm"] = joint(norms[of])
     return row, norms
 
@@ -71,9 +71,9 @@ def plain(value: Any, where: str = "record") -> Any:
     if kind is str or kind is int or kind is bool or value is None:
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(one, f"{where}: {key}") for key, one in value.items()}
+        return {str(key): plain(element, f"{where}: {key}") for key, element in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one, where) for one in value]
+        return [plain(element, where) for element in value]
     if hasattr(value, "tolist"):
         return plain(value.tolist(), where)
     for known in (int, float, str):

@@ -66,7 +66,7 @@ class Fanout:
 
 def _checked(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
     found = tuple(sinks) if isinstance(sinks, Iterable) else ()
-    strange = [one for one in found if isinstance(one, type) or not isinstance(one, Sink)]
+    strange = [item for item in found if isinstance(item, type) or not isinstance(item, Sink)]
     if strange or not isinstance(sinks, Iterable):
         raise InvalidArgument(
             "this is no sink" if strange else "this is no list of sinks",

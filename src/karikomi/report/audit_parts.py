@@ -69,8 +69,8 @@ def summary(result: Mapping[str, Any]) -> str:
 def by_loss(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the classes, those that lost most first."""
 
-    def loss(one: Mapping[str, Any]) -> float:
-        gap = difference(one.get("after"), one.get("before"))
+    def loss(value: Mapping[str, Any]) -> float:
+        gap = difference(value.get("after"), value.get("before"))
         return 0.0 if gap is None else gap
 
     return sorted(classes, key=loss)
@@ -81,10 +81,10 @@ def _class_chart(classes: Sequence[Mapping[str, Any]], metric: str) -> Chart:
     shown = list(classes) if len(classes) <= _DRAWN else by_loss(classes)[:_DRAWN]
     rows = [
         Dots(
-            named(one.get("class")),
-            [_times(one.get("before"), factor), _times(one.get("after"), factor)],
+            named(entry.get("class")),
+            [_times(entry.get("before"), factor), _times(entry.get("after"), factor)],
         )
-        for one in shown
+        for entry in shown
     ]
     svg = dot_chart(
         "Classes before and after",
@@ -108,22 +108,22 @@ def class_rows(classes: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[
     """Return a row of worded cells for each class."""
     return [
         (
-            named(one.get("class")),
-            count(one.get("examples")),
-            score(one.get("before"), metric),
-            score(one.get("after"), metric),
-            change(difference(one.get("after"), one.get("before")), metric),
+            named(label.get("class")),
+            count(label.get("examples")),
+            score(label.get("before"), metric),
+            score(label.get("after"), metric),
+            change(difference(label.get("after"), label.get("before")), metric),
         )
-        for one in classes
+        for label in classes
     ]
 
 
 def _example_table(examples: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
-    for one in examples[:_EXAMPLES]:
-        label, before, after = (named(one.get(key)) for key in ("label", "before", "after"))
+    for example in examples[:_EXAMPLES]:
+        label, before, after = (named(example.get(key)) for key in ("label", "before", "after"))
         what = "lost" if before == label else "gained" if after == label else "wrong both times"
-        rows.append((named(one.get("index")), label, before, after, what))
+        rows.append((named(example.get("index")), label, before, after, what))
     more = len(examples) - len(rows)
     note = f"The first {_EXAMPLES} of {len(examples)}." if more else ""
     return Table("Examples", ("index", "label", "before", "after", ""), rows, names=5, note=note)
@@ -134,7 +134,7 @@ def _noise_chart(noise: Sequence[Mapping[str, Any]], metric: str) -> Chart:
     series = [
         Series(
             key,
-            [(number(one.get("sigma")), _times(one.get(key), factor)) for one in noise],
+            [(number(entry.get("sigma")), _times(entry.get(key), factor)) for entry in noise],
             style,
             marks=True,
         )
@@ -153,12 +153,12 @@ def _noise_chart(noise: Sequence[Mapping[str, Any]], metric: str) -> Chart:
 def _noise_table(noise: Sequence[Mapping[str, Any]], metric: str) -> Table:
     rows = [
         (
-            plain(one.get("sigma"), 3),
-            score(one.get("before"), metric),
-            score(one.get("after"), metric),
-            change(difference(one.get("after"), one.get("before")), metric),
+            plain(entry.get("sigma"), 3),
+            score(entry.get("before"), metric),
+            score(entry.get("after"), metric),
+            change(difference(entry.get("after"), entry.get("before")), metric),
         )
-        for one in noise[:_LISTED]
+        for entry in noise[:_LISTED]
     ]
     return Table("Noise", ("sigma", "before", "after", "change"), rows, names=0)
 

@@ -63,7 +63,7 @@ def line_chart(
     keys, rows = legend(series)
     top = 26 + 18 * rows
     bottom = top + _PLOT
-    across = [value for one in series for value, _ in one.points]
+    across = [value for curve in series for value, _ in curve.points]
     across += [edge for band in bands for edge in (band.first, band.last)]
     x_scale = _slots(len(names)) if names else _fit_x(across, x)
     y_scale = fit(_heights(series), bottom, top, log=y.log, zero=y.zero)
@@ -78,7 +78,7 @@ def line_chart(
         label((LEFT + WIDTH - _RIGHT) / 2, bottom + 36, x.label, "name mid"),
         keys,
     ]
-    parts += [_draw(one, x_scale, y_scale) for one in series]
+    parts += [_draw(curve, x_scale, y_scale) for curve in series]
     if not any(value is not None for value in map(number, _heights(series))):
         parts.append(label((LEFT + WIDTH) / 2, top + _PLOT / 2, "nothing recorded", "name mid"))
     return frame(title, description, bottom + _BOTTOM, parts)
@@ -97,8 +97,8 @@ def _slots(slots: int) -> Scale:
 
 
 def _heights(series: Sequence[Series]) -> list[float | None]:
-    points = [y for one in series for _, y in one.points]
-    return points + [edge for one in series for whisker in one.whiskers for edge in whisker[1:]]
+    points = [y for curve in series for _, y in curve.points]
+    return points + [edge for curve in series for whisker in curve.whiskers for edge in whisker[1:]]
 
 
 def _level(tick: float, scale: Scale, axis: Axis) -> Markup:
@@ -145,13 +145,13 @@ def _band(band: Band, index: int, scale: Scale, top: float) -> Markup:
     return part + label(first + 5, top + 13, next(fitting, ""), "stage")
 
 
-def _draw(one: Series, x_scale: Scale, y_scale: Scale) -> Markup:
-    places = [(x_scale.place(x), y_scale.place(y)) for x, y in one.points]
-    parts = [_whisker(whisker, one.style, x_scale, y_scale) for whisker in one.whiskers]
-    if one.line:
-        parts.append(stroke("s", one.style, _trace(places)))
-    if one.marks:
-        parts += [mark(x, y, one.style) for x, y in places if x is not None and y is not None]
+def _draw(series: Series, x_scale: Scale, y_scale: Scale) -> Markup:
+    places = [(x_scale.place(x), y_scale.place(y)) for x, y in series.points]
+    parts = [_whisker(whisker, series.style, x_scale, y_scale) for whisker in series.whiskers]
+    if series.line:
+        parts.append(stroke("s", series.style, _trace(places)))
+    if series.marks:
+        parts += [mark(x, y, series.style) for x, y in places if x is not None and y is not None]
     return Markup("").join(parts)
 
 

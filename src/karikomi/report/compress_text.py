@@ -48,7 +48,9 @@ def compress_table(result: Mapping[str, Any]) -> str:
 def _remarks(result: Mapping[str, Any]) -> list[str]:
     """Return one line per warning, and per tensor that pruning left alone with the reason."""
     warnings = result.get("warnings")
-    lines = [f"warning: {named(one)}" for one in warnings] if isinstance(warnings, list) else []
+    lines = (
+        [f"warning: {named(warning)}" for warning in warnings] if isinstance(warnings, list) else []
+    )
     for name, reason in list(table(result.get("left_alone")).items())[:_LISTED]:
         lines.append(f"not pruned: {named(name)}: {named(reason)}")
     return [clip(printable(line), WIDTH) for line in lines]

@@ -129,16 +129,16 @@ def _search(result: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> Se
     words: dict[Any, str] = {True: "yes", False: "no"}
     rows = [
         (
-            named(one.get("stage")),
-            named(one.get("what")),
-            score(one.get("validation"), metric),
-            "" if one.get("bytes") is None else size(one.get("bytes")),
-            words.get(one.get("passed"), "n/a"),
-            "✓ chosen" if one.get("chosen") is True else "",
+            named(candidate.get("stage")),
+            named(candidate.get("what")),
+            score(candidate.get("validation"), metric),
+            "" if candidate.get("bytes") is None else size(candidate.get("bytes")),
+            words.get(candidate.get("passed"), "n/a"),
+            "✓ chosen" if candidate.get("chosen") is True else "",
         )
-        for one in tried[:_LISTED]
+        for candidate in tried[:_LISTED]
     ]
-    strong = [index for index, one in enumerate(tried) if one.get("chosen") is True]
+    strong = [index for index, candidate in enumerate(tried) if candidate.get("chosen") is True]
     more = len(tried) - len(rows)
     note = f"The first {_LISTED} are listed; {more} more were tried." if more else ""
     columns = ("stage", "tried", f"validation {metric}", "file", "passed", "")
@@ -181,7 +181,9 @@ def _shrink(shrink: Mapping[str, Any]) -> Section:
 def _sparsity(result: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> list[Part]:
     alone = list(table(result.get("left_alone")).items())[:_LISTED]
     remarks = result.get("warnings")
-    lines = [f"Warning: {named(one)}." for one in remarks] if isinstance(remarks, list) else []
+    lines = (
+        [f"Warning: {named(remark)}." for remark in remarks] if isinstance(remarks, list) else []
+    )
     lines += [f"{named(name)} was not pruned: {named(reason)}." for name, reason in alone]
     chart: Part = sparsity_chart(tensors) if tensors else Words("No tensors.")
     return [chart, Points(lines)] if lines else [chart]

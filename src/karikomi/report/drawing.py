@@ -90,16 +90,16 @@ def legend(series: Sequence[Series]) -> tuple[Markup, int]:
     if len(series) < 2:
         return Markup(""), 0
     parts, x, row = [], float(LEFT), 1
-    for one in series:
-        width = 40 + _LETTER * len(one.name)
+    for curve in series:
+        width = 40 + _LETTER * len(curve.name)
         if x + width > WIDTH and x > LEFT:
             x, row = float(LEFT), row + 1
         y = 10 + _ROW * row
-        if one.line:
-            parts.append(stroke("s", one.style, f"M{pixel(x)} {y}h24"))
-        if one.marks:
-            parts.append(mark(x + 12, y, one.style))
-        parts.append(label(x + 30, y + 4, one.name))
+        if curve.line:
+            parts.append(stroke("s", curve.style, f"M{pixel(x)} {y}h24"))
+        if curve.marks:
+            parts.append(mark(x + 12, y, curve.style))
+        parts.append(label(x + 30, y + 4, curve.name))
         x += width + 10
     return Markup("").join(parts), row
 

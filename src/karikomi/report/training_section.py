@@ -82,7 +82,7 @@ def norm_chart(history: History, bands: Sequence[Band] = ()) -> Chart:
     svg = line_chart(
         "Gradient norm",
         "Lines: the gradient norm before and after clipping; marks: clipped and skipped steps.",
-        [one for one in series if one.points],
+        [curve for curve in series if curve.points],
         x=Axis("step"),
         y=Axis("gradient norm (log scale)", log=True),
         bands=bands,

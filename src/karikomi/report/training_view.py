@@ -145,7 +145,7 @@ class _Seen:
         joint = number(row.get("norm"))
         top = table(table(row.get("gradients")).get("top"))
         norms = {
-            named(name): norm for name, one in top.items() if (norm := number(one)) is not None
+            named(name): norm for name, item in top.items() if (norm := number(item)) is not None
         }
         # Of rules that look at entries, the number of a row is the largest of them and no joint norm.
         shares = {name: (norm / joint) ** 2 for name, norm in norms.items()} if joint else {}

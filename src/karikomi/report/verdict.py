@@ -69,15 +69,15 @@ def candidate_sentences(result: Mapping[str, Any], tried: Sequence[Mapping[str, 
     """Return for each stage what was chosen, its distance to the floor, and what fell below it."""
     floor = _floor(result)
     metric, sentences = named(result["metric"]), []
-    for stage in dict.fromkeys(named(one.get("stage")) for one in tried):
-        of_stage = [one for one in tried if named(one.get("stage")) == stage]
-        chosen = [one for one in of_stage if one.get("chosen") is True]
-        failed = [one for one in of_stage if one.get("passed") is False]
-        said = [_choice(one, floor, metric) for one in chosen] or ["nothing was chosen"]
+    for stage in dict.fromkeys(named(candidate.get("stage")) for candidate in tried):
+        of_stage = [candidate for candidate in tried if named(candidate.get("stage")) == stage]
+        chosen = [item for item in of_stage if item.get("chosen") is True]
+        failed = [item for item in of_stage if item.get("passed") is False]
+        said = [_choice(item, floor, metric) for item in chosen] or ["nothing was chosen"]
         if failed:
             below = ", ".join(
-                f"{named(one.get('what'))} ({score(one.get('validation'), metric)})"
-                for one in failed[:4]
+                f"{named(failure.get('what'))} ({score(failure.get('validation'), metric)})"
+                for failure in failed[:4]
             )
             more = f" and {len(failed) - 4} more" if len(failed) > 4 else ""
             said.append(f"below the floor: {below}{more}")
@@ -135,9 +135,9 @@ def _floor(result: Mapping[str, Any]) -> float | None:
     return difference(result.get("validation_before"), result.get("max_drop"))
 
 
-def _choice(one: Mapping[str, Any], floor: float | None, metric: Any) -> str:
-    what, value = named(one.get("what")), one.get("validation")
-    what += "" if one.get("bytes") is None else f" ({size(one.get('bytes'))})"
+def _choice(item: Mapping[str, Any], floor: float | None, metric: Any) -> str:
+    what, value = named(item.get("what")), item.get("validation")
+    what += "" if item.get("bytes") is None else f" ({size(item.get('bytes'))})"
     distance = difference(value, floor)
     if distance is None:
         return f"{what} was chosen"

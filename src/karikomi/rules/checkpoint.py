@@ -100,8 +100,8 @@ def _named_axes(stage: Stage) -> dict[str, int]:
     for part in stage.parts:
         if part.rule.scope is Scope.GLOBAL:
             continue
-        one, more = (part.rule.init(np.zeros(n), xp=np) for n in (count, count + 1))
-        for key, value in one.items():
+        item, more = (part.rule.init(np.zeros(n), xp=np) for n in (count, count + 1))
+        for key, value in item.items():
             differing = [i for i, n in enumerate(more[key].shape) if n != value.shape[i]]
             if differing:
                 axes[f"{PREFIX}{part.key}{key}"] = differing[0]

@@ -104,7 +104,7 @@ def decide_stage(
     """
     bad = present & ~xp.isfinite(norms)
     good = present & ~bad
-    zero, one = xp.zeros_like(norms), xp.ones_like(norms)
+    zero, ones = xp.zeros_like(norms), xp.ones_like(norms)
     seen = xp.where(good, norms, zero)
     common = {
         **(facts or {}),
@@ -125,13 +125,13 @@ def decide_stage(
         if decision.factor is not None:
             if part.rule.of is Quantity.GRADIENT:
                 lost = lost | (concerned & (decision.factor == 0))
-            own = xp.where(concerned, decision.factor * one, one)
+            own = xp.where(concerned, decision.factor * ones, ones)
             factor = own if factor is None else factor * own
             seen = seen * own
         if decision.limit is not None:
-            limit = _limit(decision.limit, limit, concerned, one, xp=xp)
+            limit = _limit(decision.limit, limit, concerned, ones, xp=xp)
             seen = xp.minimum(seen, limit)
-    factor = one if factor is None else factor
+    factor = ones if factor is None else factor
     if nonfinite in ("skip", "raise"):
         # No rule asks for zeros: the joint norm, or what divides by it, is beyond these floats.
         skip = skip | xp.any(lost)
@@ -143,14 +143,14 @@ def decide_stage(
 def committed(state: State, learned: State, *, skip: Array, any_bad: Array, xp: Namespace) -> State:
     """Return the state after a step: a skipped one leaves nothing but its count."""
     kept = {key: xp.where(skip, state[key], value) for key, value in learned.items()}
-    zero, one = xp.zeros_like(state["attempted"]), xp.ones_like(state["attempted"])
-    in_a_row = xp.where(skip, state["skipped_in_a_row"] + one, zero)
+    zero, ones = xp.zeros_like(state["attempted"]), xp.ones_like(state["attempted"])
+    in_a_row = xp.where(skip, state["skipped_in_a_row"] + ones, zero)
     return {
         **state,
         **kept,
-        "attempted": state["attempted"] + one,
-        "accepted": state["accepted"] + xp.where(skip, zero, one),
-        "bad_in_a_row": xp.where(any_bad, state["bad_in_a_row"] + one, zero),
+        "attempted": state["attempted"] + ones,
+        "accepted": state["accepted"] + xp.where(skip, zero, ones),
+        "bad_in_a_row": xp.where(any_bad, state["bad_in_a_row"] + ones, zero),
         # A non-finite step says nothing of the rule that counts these, and must not move it.
         "skipped_in_a_row": xp.where(any_bad, state["skipped_in_a_row"], in_a_row),
     }
@@ -172,7 +172,7 @@ def check_rule(rule: object, *of: Quantity, where: str, available: Sequence[str]
         )
     name = type(rule).__name__
     if rule.of not in of:
-        wanted = " or ".join(f"a {one.value}" for one in of)
+        wanted = " or ".join(f"a {item.value}" for item in of)
         raise Unsupported(f"{name} acts on a {rule.of.value}, not on {wanted}", where=where)
     for leaf in leaves(rule):
         missing = sorted(leaf.needs - set(available))
@@ -244,11 +244,11 @@ def _decide(
 
 
 def _limit(
-    own: Array, known: Array | None, concerned: Array, one: Array, *, xp: Namespace
+    own: Array, known: Array | None, concerned: Array, array: Array, *, xp: Namespace
 ) -> Array:
     # A limit of zero (of a schedule, or learned from nothing but zeros) leaves the tensor alone.
-    own = own * one
-    own = xp.where(concerned & (own > 0), own, math.inf * one)
+    own = own * array
+    own = xp.where(concerned & (own > 0), own, math.inf * array)
     return own if known is None else xp.minimum(known, own)
 
 

@@ -144,7 +144,7 @@ class Outcome:
             rest = f"; the others x{self.factor:.3g} clipped" if self.engaged else ""
             return f"{self.action}: non-finite entries in {culprits}{rest}"
         if self.earlier:
-            stages = (*(replace(one, earlier=()) for one in (*self.earlier, self)),)
+            stages = (*(replace(item, earlier=()) for item in (*self.earlier, self)),)
             return "; then ".join(map(str, stages))
         word = "largest" if self.element_wise else "pre"
         text = f"{word} {self.pre:.4g} -> post {self.post:.4g} x{self.factor:.3g} {self.action}"

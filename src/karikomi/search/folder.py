@@ -154,7 +154,7 @@ class Folder:
         # Through JSON, so that what was read compares with what would be written.
         identity = json.loads(json.dumps(identity))
         if known is None:
-            foreign = sorted(one.name for one in self.path.iterdir() if one.name[0] != ".")
+            foreign = sorted(item.name for item in self.path.iterdir() if item.name[0] != ".")
             if foreign:
                 raise Unsupported(
                     "the folder holds files of something else",

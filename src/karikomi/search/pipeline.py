@@ -120,11 +120,11 @@ def _search(task: Task, stages: Stages) -> SearchOutcome:
         arrays, shrink = stages.shrunk(rung)
         found = [stages.shared(rung, arrays, k, dense) for k in task.recipe.entries]
         tried += found
-        if not any(one.passed for one in found):
+        if not any(item.passed for item in found):
             found = [stages.eight_bits(rung, arrays, dense)]
             tried += found
-        if holding := [one for one in found if one.passed]:
-            chosen = min(holding, key=lambda one: one.size)
+        if holding := [item for item in found if item.passed]:
+            chosen = min(holding, key=lambda value: value.size)
             return SearchOutcome(dense, rungs, rung, shrink, tried, chosen)
     arrays, shrink = stages.shrunk(dense)
     chosen = stages.floats(dense, arrays, dense)

@@ -151,14 +151,14 @@ def _candidates(outcome: SearchOutcome) -> list[dict[str, Any]]:
     return rows + [
         {
             "stage": "quantize",
-            "what": one.what,
-            "value": one.size,
-            "bytes": one.size,
-            "validation": one.validation,
-            "passed": one.passed,
-            "chosen": one is outcome.chosen,
+            "what": candidate.what,
+            "value": candidate.size,
+            "bytes": candidate.size,
+            "validation": candidate.validation,
+            "passed": candidate.passed,
+            "chosen": candidate is outcome.chosen,
         }
-        for one in outcome.tried
+        for candidate in outcome.tried
     ]
 
 

@@ -127,8 +127,8 @@ class BlockScores:
 
 def check_all(scored: Sequence[BlockScores]) -> None:
     """Raise `NonFinite` for a score that is no finite number, of the first tensor that has one."""
-    together = any(one.part is not None for one in scored)
-    entries = 0 if together else sum(one.items for one in scored)
+    together = any(tensor.part is not None for tensor in scored)
+    entries = 0 if together else sum(tensor.items for tensor in scored)
     each(BlockScores.check, scored, entries=entries)
 
 
@@ -150,19 +150,19 @@ class _Counter:
             bins = _bins(low, high)
             _add(bins, found[~less & (found <= score_of(high))], low, high)
             return self._below + int(np.count_nonzero(less)), bins
-        lists = evenly(self._scored, workers(), entries=lambda one: one.items)
-        entries = sum(one.items for one in self._scored)
+        lists = evenly(self._scored, workers(), entries=lambda value: value.items)
+        entries = sum(tensor.items for tensor in self._scored)
         room = REMEMBERED // len(lists)
         counts = each(lambda several: _count(several, low, high, room), lists, entries=entries)
-        if not (self._checked or all(one.finite for one in counts)):
+        if not (self._checked or all(item.finite for item in counts)):
             check_all(self._scored)
         self._checked = True
-        below, bins = sum(one.below for one in counts), counts[0].bins
-        for one in counts[1:]:
-            bins += one.bins
-        if all(one.inside is not None for one in counts):
+        below, bins = sum(item.below for item in counts), counts[0].bins
+        for count in counts[1:]:
+            bins += count.bins
+        if all(item.inside is not None for item in counts):
             self._low, self._high, self._below = low, high, below
-            self._kept = [part for one in counts for part in one.inside or ()]
+            self._kept = [part for item in counts for part in item.inside or ()]
         return below, bins
 
 
@@ -178,8 +178,8 @@ def _count(scored: Sequence[BlockScores], low: int, high: int, room: int) -> _Co
     below, bins, finite = 0, _bins(low, high), True
     kept: list[np.ndarray] | None = [np.zeros(0, np.float32)]
     waiting, many = [np.zeros(0, np.float32)], 0
-    for one in scored:
-        for under, inside, usual in one.inside(score_of(low), score_of(high)):
+    for tensor in scored:
+        for under, inside, usual in tensor.inside(score_of(low), score_of(high)):
             below, finite = below + under, finite and usual
             room -= len(inside)
             if kept is not None:
@@ -201,10 +201,10 @@ def pool_threshold(scored: Sequence[BlockScores], remove: int) -> Threshold:
 
     Raises `NonFinite` for a score that is no finite number, of the first tensor that has one.
     """
-    total = sum(one.items for one in scored)
-    left = total - sum(one.gone for one in scored)
+    total = sum(tensor.items for tensor in scored)
+    left = total - sum(tensor.gone for tensor in scored)
     more = max(remove - (total - left), 0)
-    together = any(one.part is not None for one in scored)
+    together = any(tensor.part is not None for tensor in scored)
     if more == 0 or together or left <= FEW:
         check_all(scored)
     if more == 0:
@@ -213,10 +213,12 @@ def pool_threshold(scored: Sequence[BlockScores], remove: int) -> Threshold:
         # No sample: all are to look between the same bounds.
         return threshold(_counted_together(scored), more)
     if more <= left <= FEW:
-        return _of_few(np.concatenate([block for one in scored for block in one.blocks(1)]), more)
+        return _of_few(
+            np.concatenate([block for tensor in scored for block in tensor.blocks(1)]), more
+        )
     sample = None
     if left > 16 * SAMPLE:
-        sample = np.concatenate([one.sample(total // SAMPLE) for one in scored])
+        sample = np.concatenate([tensor.sample(total // SAMPLE) for tensor in scored])
     return threshold(_Counter(scored, checked=left <= FEW), more, sample=sample, total=left)
 
 
@@ -231,8 +233,8 @@ def _of_few(scores: np.ndarray, remove: int) -> Threshold:
 def _counted_together(scored: Sequence[BlockScores]) -> Count:
     """Return what counts parts over those who have them, and what is whole as it is."""
     by_holders: dict[tuple[int, ...], list[BlockScores]] = {}
-    for one in scored:
-        by_holders.setdefault(() if one.part is None else one.part.over, []).append(one)
+    for tensor in scored:
+        by_holders.setdefault(() if tensor.part is None else tensor.part.over, []).append(tensor)
     counters = [
         (_Counter(by_holders[over], checked=True), by_holders[over][0].part)
         for over in sorted(by_holders)
@@ -264,11 +266,11 @@ def keep_best(
 ) -> dict[str, Threshold]:
     """Write into `out` what stays of each tensor; return the thresholds by tensor name."""
     pools = list(pools)
-    together = any(one.part is not None for one in scored.values())
+    together = any(tensor.part is not None for tensor in scored.values())
     # Those who have parts of a tensor ask each other, one pool after the other.
-    entries = 0 if together else sum(one.items for one in scored.values())
+    entries = 0 if together else sum(tensor.items for tensor in scored.values())
     found = each(lambda pool: _kept_of(scored, pool, out), pools, entries=entries)
-    return {name: one for pool, one in zip(pools, found, strict=True) for name in pool.names}
+    return {name: item for pool, item in zip(pools, found, strict=True) for name in pool.names}
 
 
 def _kept_of(
@@ -278,7 +280,7 @@ def _kept_of(
     own = [scored[name] for name in pool.names]
     found = pool_threshold(own, pool.remove)
     if found.all_ties or not found.ties:
-        entries = sum(one.items for one in own)
+        entries = sum(item.items for item in own)
         each(lambda name: scored[name].kept(found, out[name]), pool.names, entries=entries)
         return found
     ties = found.ties

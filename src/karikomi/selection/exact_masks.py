@@ -132,8 +132,8 @@ class _Attempt:
 
     def __init__(self, question: SelectionRequest, scored: Mapping[str, BlockScores]) -> None:
         self._question, self._scored = question, scored
-        self._tensors = {name: self._facts(name, one) for name, one in scored.items()}
-        self.items = sum(one.items for one in scored.values())
+        self._tensors = {name: self._facts(name, tensor) for name, tensor in scored.items()}
+        self.items = sum(tensor.items for tensor in scored.values())
         # Only a global threshold takes all items of a tensor; all items of all are never asked for.
         self.floor = 1 if question.allocation == "global" else len(scored)
 
@@ -153,16 +153,18 @@ class _Attempt:
             if found is not NOTHING
         }
         if self._question.pattern.coupled:
-            members = {m.name: one.of for one in self._question.coupled for m in one.members}
+            members = {m.name: item.of for item in self._question.coupled for m in item.members}
             goes = {
                 name: f"goes with {of}" if of in members else f"{of}: {why[of]}"
                 for name, of in members.items()
                 if of in why
             }
             why = goes | why
-        sizes = sum(one.size for one in stays.values())
+        sizes = sum(item.size for item in stays.values())
         gone = each(
-            lambda one: int(one.size - np.count_nonzero(one)), list(stays.values()), entries=sizes
+            lambda value: int(value.size - np.count_nonzero(value)),
+            list(stays.values()),
+            entries=sizes,
         )
         return SelectionResult(out, why, {}, dict(zip(stays, gone, strict=True)))
 
@@ -170,8 +172,8 @@ class _Attempt:
         own = self._question.by_hand
         if own:
             return [
-                Pool((name,), round(own.get(name, 0.0) * one.items))
-                for name, one in self._tensors.items()
+                Pool((name,), round(own.get(name, 0.0) * tensor.items))
+                for name, tensor in self._tensors.items()
             ]
         return allocate(self._question.allocation, self._tensors, share)
 
@@ -191,7 +193,7 @@ class _Attempt:
             # Not filled: every entry is written, by threads that then share the page faults too.
             out = {name: np.empty(sources[name].shape, bool) for name in self._scored}
             return out, {name: mask.reshape(-1) for name, mask in out.items()}
-        stays = {name: np.ones(one.items, bool) for name, one in self._scored.items()}
+        stays = {name: np.ones(tensor.items, bool) for name, tensor in self._scored.items()}
         return _fresh(self._question), stays
 
     def _spread(self, stays: Masks, out: Masks) -> None:
@@ -237,9 +239,9 @@ def amounts_of(pools: Sequence[Pool], question: SelectionRequest) -> dict[str, i
             )
             for name in pool.names
         }
-        out = {name: np.ones(one.items, bool) for name, one in sizes.items()}
+        out = {name: np.ones(size.items, bool) for name, size in sizes.items()}
         keep_best(sizes, [pool], out)
-        amounts |= {name: int(one.size - np.count_nonzero(one)) for name, one in out.items()}
+        amounts |= {name: int(array.size - np.count_nonzero(array)) for name, array in out.items()}
     return amounts
 
 
@@ -247,8 +249,8 @@ def _scored(question: SelectionRequest) -> dict[str, BlockScores]:
     pattern, score, earlier = question.pattern, question.score, question.earlier
     if pattern.coupled:
         return {
-            one.of: granularity.of_coupled(one, question.sources, score, earlier)
-            for one in question.coupled
+            item.of: granularity.of_coupled(item, question.sources, score, earlier)
+            for item in question.coupled
         }
     if isinstance(pattern, Blocks):
         return {
@@ -357,8 +359,8 @@ def _cost_and_budget(
     """Return what masks leave in the target's unit, and how much may be left."""
     sources = question.sources
     per_weight = {
-        "macs": {name: one.macs for name, one in sources.items()},
-        "bytes": {name: float(one.itemsize) for name, one in sources.items()},
+        "macs": {name: source.macs for name, source in sources.items()},
+        "bytes": {name: float(source.itemsize) for name, source in sources.items()},
     }.get(target.unit, dict.fromkeys(sources, 1.0))
     if not all(np.isfinite(list(per_weight.values()))):
         raise Unsupported(
@@ -366,8 +368,8 @@ def _cost_and_budget(
             where=target.unit,
             hint="give data= (example inputs)",
         )
-    masked = sum(one.size for one in sources.values())
-    selected = sum(per_weight[name] * one.size for name, one in sources.items())
+    masked = sum(source.size for source in sources.values())
+    selected = sum(per_weight[name] * source.size for name, source in sources.items())
     total = question.totals.get(target.unit, selected)
     if target.unit == "sparsity":
         total = selected

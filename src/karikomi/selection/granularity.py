@@ -124,10 +124,10 @@ def of_coupled(
     earlier: Mapping[str, np.ndarray],
 ) -> BlockScores:
     """Return the scores of units, heads or layers: one per item, over all its scored members."""
-    scored = [one for one in coupled.members if one.scored]
+    scored = [member for member in coupled.members if member.scored]
     # In float64: groups are few, and a sum of many squares leaves float32.
     weights = np.concatenate(
-        [_rows(sources[one.name].array(), one, coupled.items) for one in scored], axis=1
+        [_rows(sources[tensor.name].array(), tensor, coupled.items) for tensor in scored], axis=1
     )
     facts = {}
     for name in sorted(score.needs):
@@ -135,15 +135,16 @@ def of_coupled(
             facts[name] = unit_fact(sources[scored[0].name], name, coupled)
         else:
             parts = [
-                _rows(whole_fact(sources[one.name], name), one, coupled.items) for one in scored
+                _rows(whole_fact(sources[tensor.name], name), tensor, coupled.items)
+                for tensor in scored
             ]
             facts[name] = np.concatenate(parts, axis=1)
     gone = np.zeros(coupled.items, bool)
-    if all(one.name in earlier for one in scored):
-        alive = [_rows(earlier[one.name], one, coupled.items) for one in scored]
+    if all(tensor.name in earlier for tensor in scored):
+        alive = [_rows(earlier[tensor.name], tensor, coupled.items) for tensor in scored]
         gone = np.asarray(~np.concatenate(alive, axis=1).any(axis=1))
     scores = score_groups(score, weights, facts, where=coupled.of)
-    if any(one.size == 0 for one in scored):
+    if any(tensor.size == 0 for tensor in scored):
         # Whole tensors of any size are to compare.
         scores = scores / weights.shape[1]
     return of_values(coupled.of, scores, gone)

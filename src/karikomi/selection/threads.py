@@ -29,7 +29,7 @@ def each(
     """
     threads = min(workers(), len(things))
     if threads <= 1 or entries < ENOUGH or getattr(_here, "busy", False):
-        return [function(one) for one in things]
+        return [function(thing) for thing in things]
     with ThreadPoolExecutor(threads, initializer=_begin) as pool:
         return list(pool.map(function, things))
 
@@ -44,10 +44,10 @@ def evenly(
     """
     found: list[list[Thing]] = [[] for _ in range(min(lists, len(things)))]
     sizes = [0] * len(found)
-    for one in sorted(things, key=entries, reverse=True):
+    for thing in sorted(things, key=entries, reverse=True):
         least = sizes.index(min(sizes))
-        found[least].append(one)
-        sizes[least] += entries(one)
+        found[least].append(thing)
+        sizes[least] += entries(thing)
     return found
 
 

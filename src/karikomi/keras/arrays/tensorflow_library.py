@@ -65,7 +65,7 @@ class TensorFlowLibrary(Library):
         # Such parts of one row are no copies.
         row = tf.reshape(real, (-1,))
         parts = [row[start : start + PART] for start in range(0, count, PART)]
-        return tf.reduce_sum(self.widened(tf.stack([tf.nn.l2_loss(one) for one in parts])))
+        return tf.reduce_sum(self.widened(tf.stack([tf.nn.l2_loss(part) for part in parts])))
 
     def unit_norms(self, array: Any, axes: Axes) -> tf.Tensor:
         """Return one L2 norm per output unit."""
@@ -114,8 +114,8 @@ class TensorFlowLibrary(Library):
         return super().clamped(array, limit)
 
 
-def _cond(predicate: Any, one: Callable[[], list], other: Callable[[], list]) -> list:
-    return tf.cond(predicate, one, other)
+def _cond(predicate: Any, first: Callable[[], list], other: Callable[[], list]) -> list:
+    return tf.cond(predicate, first, other)
 
 
 def _whole(array: Any) -> tf.Tensor:

@@ -78,5 +78,5 @@ class TorchLibrary(Library):
         return array * number if number >= _LEAST else self._times(array, factor)
 
 
-def _cond(predicate: Any, one: Callable[[], list], other: Callable[[], list]) -> list:
-    return one() if bool(predicate) else other()
+def _cond(predicate: Any, first: Callable[[], list], other: Callable[[], list]) -> list:
+    return first() if bool(predicate) else other()

@@ -50,7 +50,7 @@ class StandingBound:
         """Return the weights that the rule speaks of, bounded, and the state after it."""
         own = {key: value for key, value in state.items() if key != LAST}
         done = bound_named(self.plan, weights, own, library=library)
-        numbers = [library.xp.reshape(one, (1, -1)) for one in (done.norms, done.after)]
+        numbers = [library.xp.reshape(norm, (1, -1)) for norm in (done.norms, done.after)]
         after = done.state | {LAST: library.xp.concat(numbers)}
         return {name: done.arrays[name] for name in self.plan.counts}, after
 

@@ -18,24 +18,24 @@ from karikomi.keras.layers.unit_axes import Weight
 _NAME = "karikomi>Bound"
 
 
-def attach_(one: Weight, bound: Bound) -> None:
+def attach_(weight: Weight, bound: Bound) -> None:
     """Make a bound the constraint of a variable, and of its layer if that has a setting for it."""
-    one.variable.constraint = bound
-    setting = _setting(one)
+    weight.variable.constraint = bound
+    setting = _setting(weight)
     if setting:
-        setattr(one.layer, setting, bound)
+        setattr(weight.layer, setting, bound)
 
 
-def check_free(one: Weight, bound: Bound, *, where: str) -> None:
+def check_free(first: Weight, bound: Bound, *, where: str) -> None:
     """Refuse a variable that has another constraint already, in either place."""
-    setting = _setting(one)
-    held = [one.variable.constraint, getattr(one.layer, setting) if setting else None]
+    setting = _setting(first)
+    held = [first.variable.constraint, getattr(first.layer, setting) if setting else None]
     for other in held:
         same = isinstance(other, Bound) and other.get_config() == bound.get_config()
         if other is not None and not same:
             raise Unsupported(
                 "the weight has another constraint already",
-                where=f"{where}: {one.variable.path}",
+                where=f"{where}: {first.variable.path}",
                 got=repr(other) if isinstance(other, Bound) else type(other).__name__,
                 hint="exclude it, or build the layer without that constraint",
             )
@@ -51,18 +51,22 @@ def unsaved(model: Any, targets: Sequence[Weight]) -> list[str]:
         if isinstance(getattr(layer, "cell", None), keras.Layer)
     }
     return [
-        one.variable.path
-        for one in targets
-        if not {(one.layer.name, _setting(one)), (around.get(id(one.layer)), _setting(one))} & saved
+        target.variable.path
+        for target in targets
+        if not {
+            (target.layer.name, _setting(target)),
+            (around.get(id(target.layer)), _setting(target)),
+        }
+        & saved
     ]
 
 
-def _setting(one: Weight) -> str | None:
+def _setting(weight: Weight) -> str | None:
     """Return the attribute of the layer that holds the constraint of this variable, if it has one."""
-    leaf = one.variable.name
+    leaf = weight.variable.name
     stems = (leaf, leaf.removesuffix("_kernel"), *(["depthwise"] if leaf == "kernel" else []))
     names = (f"{stem}_constraint" for stem in stems)
-    return next((name for name in names if hasattr(one.layer, name)), None)
+    return next((name for name in names if hasattr(weight.layer, name)), None)
 
 
 def _config(model: Any) -> Mapping[str, Any]:
@@ -75,11 +79,11 @@ def _config(model: Any) -> Mapping[str, Any]:
 def _saved(config: Any) -> Iterator[tuple[str, str]]:
     """Yield the name of the layer and the setting of every bound in a config."""
     if isinstance(config, list | tuple):
-        for one in config:
-            yield from _saved(one)
+        for value in config:
+            yield from _saved(value)
     elif isinstance(config, Mapping):
-        for key, one in config.items():
-            if isinstance(one, Mapping) and one.get("registered_name") == _NAME:
+        for key, value in config.items():
+            if isinstance(value, Mapping) and value.get("registered_name") == _NAME:
                 yield str(config.get("name")), str(key)
             else:
-                yield from _saved(one)
+                yield from _saved(value)

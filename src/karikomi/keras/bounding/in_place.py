@@ -69,20 +69,20 @@ def bound_(
     check_constraint(rule, where=WHERE)
     found = weights_of(model, where=WHERE)
     chosen = _chosen(model, found, only, exclude)
-    reasons = {one.variable.path: _why_not(rule, one) for one in chosen}
-    targets = [one for one in chosen if not reasons[one.variable.path]]
+    reasons = {item.variable.path: _why_not(rule, item) for item in chosen}
+    targets = [item for item in chosen if not reasons[item.variable.path]]
     if not targets:
         raise Unsupported(
             "no selected weight can be bounded",
             where=WHERE,
             got=", ".join(f"{name} ({why})" for name, why in list(reasons.items())[:5]),
         )
-    bounds = [_bound(rule, one) for one in targets]
-    for one, bound in zip(targets, bounds, strict=True):
-        check_free(one, bound, where=WHERE)
+    bounds = [_bound(rule, item) for item in targets]
+    for target, bound in zip(targets, bounds, strict=True):
+        check_free(target, bound, where=WHERE)
     outcome = _apply_(rule, targets, {name: why for name, why in reasons.items() if why})
-    for one, bound in zip(targets, bounds, strict=True):
-        attach_(one, bound)
+    for target, bound in zip(targets, bounds, strict=True):
+        attach_(target, bound)
     if getattr(model, "train_function", None) is not None:
         model.train_function = None  # It was compiled without the constraints.
     lost = unsaved(model, targets)
@@ -106,9 +106,9 @@ def _chosen(
     meant: dict[str, set[int]] = {}
     for layer in model._flatten_layers(include_self=False):
         if layer.weights:
-            meant.setdefault(layer.name, set()).update(id(one) for one in layer.weights)
-    for one in found:
-        meant.setdefault(one.variable.path, set()).add(id(one.variable))
+            meant.setdefault(layer.name, set()).update(id(weight) for weight in layer.weights)
+    for item in found:
+        meant.setdefault(item.variable.path, set()).add(id(item.variable))
 
     def matched(patterns: str | Sequence[str]) -> set[int]:
         return set().union(*(meant[name] for name in select(meant, only=patterns, where=WHERE)))
@@ -119,41 +119,41 @@ def _chosen(
         raise Unsupported(
             "the selection leaves no weight", where=WHERE, got=f"only={only!r}, exclude={exclude!r}"
         )
-    return [one for one in found if id(one.variable) in kept]
+    return [entry for entry in found if id(entry.variable) in kept]
 
 
-def _why_not(rule: Rule, one: Weight) -> str:
-    if not one.floating:
+def _why_not(rule: Rule, weight: Weight) -> str:
+    if not weight.floating:
         return "not floating"
-    if not one.variable.trainable:
+    if not weight.variable.trainable:
         return "not trained"
-    if rule.scope is Scope.UNIT and one.axes is None:
-        return one.no_axes
-    if "fan_in" in rule.needs and one.fan_in is None:
-        return one.no_fan_in
+    if rule.scope is Scope.UNIT and weight.axes is None:
+        return weight.no_axes
+    if "fan_in" in rule.needs and weight.fan_in is None:
+        return weight.no_fan_in
     return ""
 
 
-def _bound(rule: Rule, one: Weight) -> Bound:
+def _bound(rule: Rule, weight: Weight) -> Bound:
     return Bound(
         rule,
-        unit_axis=one.axes if rule.scope is Scope.UNIT else None,
-        fan_in=one.fan_in if "fan_in" in rule.needs else None,
+        unit_axis=weight.axes if rule.scope is Scope.UNIT else None,
+        fan_in=weight.fan_in if "fan_in" in rule.needs else None,
     )
 
 
 def _apply_(rule: Rule, targets: Sequence[Weight], left_alone: dict[str, str]) -> Outcome:
     own = library()
     # Paths need not be unique, but numbers are those of variables.
-    keys = {str(place): one for place, one in enumerate(targets)}
+    keys = {str(place): target for place, target in enumerate(targets)}
     plan = plan_bound(
         rule,
-        {key: tuple(one.variable.shape) for key, one in keys.items()},
-        {key: one.axes for key, one in keys.items() if one.axes is not None},
-        {key: float(one.fan_in) for key, one in keys.items() if one.fan_in is not None},
+        {key: tuple(entry.variable.shape) for key, entry in keys.items()},
+        {key: entry.axes for key, entry in keys.items() if entry.axes is not None},
+        {key: float(entry.fan_in) for key, entry in keys.items() if entry.fan_in is not None},
         where=WHERE,
     )
-    arrays = {key: tensor_of(one.variable) for key, one in keys.items()}
+    arrays = {key: tensor_of(entry.variable) for key, entry in keys.items()}
     done = bound_named(plan, arrays, fresh_bound_state(plan, library=own), library=own)
     names = tuple(keys[key].variable.path for key in plan.stage.owners)
     norms, after = _numbers(done.norms), _numbers(done.after)
@@ -164,8 +164,8 @@ def _apply_(rule: Rule, targets: Sequence[Weight], left_alone: dict[str, str]) -
             where=WHERE,
             hint="load the last good weights: no bound can mend them",
         )
-    for key, one in keys.items():
-        one.variable.assign(done.arrays[key])
+    for key, item in keys.items():
+        item.variable.assign(done.arrays[key])
     return Outcome(
         names=names,
         norms=norms,
@@ -187,8 +187,8 @@ def _share(plan: BoundPlan, done: Bounded) -> float:
     else:
         held = standing(plan.rule, _numbers(done.after), _numbers(done.factor), attempted=0)
         return float(held.mean())
-    flags = [np.asarray(keras.ops.convert_to_numpy(one)) for one in reached.values()]
-    return sum(int(one.sum()) for one in flags) / max(sum(one.size for one in flags), 1)
+    flags = [np.asarray(keras.ops.convert_to_numpy(item)) for item in reached.values()]
+    return sum(int(flag.sum()) for flag in flags) / max(sum(flag.size for flag in flags), 1)
 
 
 def _numbers(vector: Any) -> np.ndarray:

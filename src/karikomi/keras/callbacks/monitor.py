@@ -151,7 +151,7 @@ class Monitor(keras.callbacks.Callback):
 
     def _loss(self, model: Any, logs: Mapping[str, Any]) -> float | None:
         """Return the loss of the batches since the last look, from the sums of Keras' own mean."""
-        tracker = next((one for one in model.metrics if one.name == "loss"), None)
+        tracker = next((metric for metric in model.metrics if metric.name == "loss"), None)
         sums = [_number(getattr(tracker, name, math.nan)) for name in ("total", "count")]
         (total, count), (total_before, count_before) = sums, self._seen_loss
         self._seen_loss = (total, count)

@@ -224,7 +224,7 @@ class Pruning(keras.callbacks.Callback):
 
     def _held(self, model: Any) -> Masks:
         """Return the masks that the optimizer holds, by path."""
-        every = {name: one.variable for name, one in oriented(model, where=WHERE).items()}
+        every = {name: item.variable for name, item in oriented(model, where=WHERE).items()}
         names = {id(variable): name for name, variable in every.items()}
         trained, masks = model.trainable_variables, self._own.masks()
         kept = {names[id(trained[place])]: mask for place, mask in masks.items()}
@@ -326,16 +326,16 @@ def _array(variable: Any) -> np.ndarray:
 
 
 def _places(model: Any) -> dict[int, int]:
-    return {id(one): place for place, one in enumerate(model.trainable_variables)}
+    return {id(variable): place for place, variable in enumerate(model.trainable_variables)}
 
 
 def _untrained(model: Any) -> Mapping[str, str]:
     found = oriented(model, where=WHERE)
-    trained = {id(one) for one in model.trainable_variables}
+    trained = {id(variable) for variable in model.trainable_variables}
     return {
         name: "it is not trained"
-        for name, one in found.items()
-        if is_weight(one) and id(one.variable) not in trained
+        for name, item in found.items()
+        if is_weight(item) and id(item.variable) not in trained
     }
 
 

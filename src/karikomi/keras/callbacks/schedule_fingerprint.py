@@ -45,12 +45,12 @@ def described(thing: Any, *, where: str) -> str:
             got=type(thing).__name__,
             hint="numbers, strings, tuples, and scores and dataclasses of such fields can",
         )
-    told = [f"{name}={described(one, where=f'{where}.{name}')}" for name, one in fields.items()]
+    told = [f"{name}={described(field, where=f'{where}.{name}')}" for name, field in fields.items()]
     return f"{type(thing).__qualname__}({', '.join(told)})"
 
 
 def _of_many(things: Any, where: str) -> str:
-    told = [described(one, where=f"{where}[{place}]") for place, one in enumerate(things)]
+    told = [described(thing, where=f"{where}[{place}]") for place, thing in enumerate(things)]
     if isinstance(things, set | frozenset):
         return "{" + ", ".join(sorted(told)) + "}"
     if isinstance(things, list):
@@ -64,7 +64,7 @@ def _fields(thing: Any) -> dict[str, Any] | None:
     is_dataclass = dataclasses.is_dataclass(kind)
     if not is_dataclass and not isinstance(thing, Score | Pattern | PruningSchedule):
         return None
-    fields = [one.name for one in dataclasses.fields(kind)] if is_dataclass else []
+    fields = [field.name for field in dataclasses.fields(kind)] if is_dataclass else []
     # A class of one's own may be derived from a dataclass without being one.
     slots = [name for cls in kind.__mro__ for name in _slots(cls)]
     own = {name: getattr(thing, name) for name in (*fields, *slots) if hasattr(thing, name)}

@@ -157,7 +157,7 @@ def _stage_outcome(
 
 def _beside(measured: Measured, library: Library) -> Array:
     xp = library.xp
-    return xp.concat([xp.reshape(one, (1, -1)) for one in measured])
+    return xp.concat([xp.reshape(number, (1, -1)) for number in measured])
 
 
 def _is_of_rule(key: str) -> bool:

@@ -179,7 +179,7 @@ def _known(names: Mapping[str, str], variables: Any) -> dict[str, Any]:
 
 def _first(leaves: Mapping[str, Any], known: Mapping[str, Any]) -> Array:
     """Return the first gradient, or the value of a variable where no tensor took part."""
-    for name, leaf in (*leaves.items(), *((name, value_of(one)) for name, one in known.items())):
+    for name, leaf in (*leaves.items(), *((name, value_of(item)) for name, item in known.items())):
         if leaf is not None:
             if framework_of(leaf) is None:
                 raise InvalidArgument(

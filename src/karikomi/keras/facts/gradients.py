@@ -35,20 +35,20 @@ class Gradients:
                 allowed="(inputs, targets)",
             )
         self._count += 1
-        variables = [one.variable for one in self._wanted]
+        variables = [entry.variable for entry in self._wanted]
         found = gradients(self._model, variables, lambda out: self._value(out, targets), inputs)
-        for one, gradient in zip(self._wanted, found, strict=True):
-            own = np.zeros(one.variable.shape) if gradient is None else numbers(gradient)
+        for item, gradient in zip(self._wanted, found, strict=True):
+            own = np.zeros(item.variable.shape) if gradient is None else numbers(gradient)
             if not np.isfinite(own).all():
-                raise NonFinite("the gradient is NaN or infinite", where=one.name)
+                raise NonFinite("the gradient is NaN or infinite", where=item.name)
             for fact, part in (("gradient", own), ("squared_gradient", np.square(own))):
                 sums = self._sums[fact]
-                sums[one.name] = sums[one.name] + part if one.name in sums else part
+                sums[item.name] = sums[item.name] + part if item.name in sums else part
 
     def result(self) -> Mapping[str, dict[str, np.ndarray]]:
         """Return fact -> name -> mean."""
         return {
-            fact: {name: one / self._count for name, one in sums.items()}
+            fact: {name: total / self._count for name, total in sums.items()}
             for fact, sums in self._sums.items()
         }
 
@@ -85,7 +85,7 @@ def _of_tensorflow(
             tape.watch(variable.value)
         loss = value(model(inputs, training=False))
     found = tape.gradient(loss, [variable.value for variable in variables])
-    return [None if one is None else tf.convert_to_tensor(one) for one in found]
+    return [None if item is None else tf.convert_to_tensor(item) for item in found]
 
 
 def _of_jax(
@@ -106,13 +106,13 @@ def _of_torch(
     import torch
 
     values: Any = [variable.value for variable in variables]
-    trained = [one.requires_grad for one in values]
+    trained = [entry.requires_grad for entry in values]
     try:
-        for one in values:
-            one.requires_grad_(True)
+        for item in values:
+            item.requires_grad_(True)
         with torch.enable_grad():
             loss = value(model(inputs, training=False))
             return list(torch.autograd.grad(loss, values, allow_unused=True))
     finally:
-        for one, was in zip(values, trained, strict=True):
-            one.requires_grad_(was)
+        for item, was in zip(values, trained, strict=True):
+            item.requires_grad_(was)

@@ -31,21 +31,21 @@ class InputNorms:
 
     def see(self, layer: Any, args: tuple[Any, ...], _: Any) -> None:
         """Add the inputs of one call of a layer."""
-        one = self._wanted.get(id(kernel_of(layer)))
-        if one is not None and args:
-            squares = _squares(layer, one, np.square(numbers(args[0])))
-            self._squares[one.name] = self._squares.get(one.name, 0.0) + squares
+        value = self._wanted.get(id(kernel_of(layer)))
+        if value is not None and args:
+            squares = _squares(layer, value, np.square(numbers(args[0])))
+            self._squares[value.name] = self._squares.get(value.name, 0.0) + squares
 
     def result(self) -> dict[str, np.ndarray]:
         """Return name -> norms, broadcastable to the variable's own shape."""
-        missing = [one.name for one in self._wanted.values() if one.name not in self._squares]
+        missing = [item.name for item in self._wanted.values() if item.name not in self._squares]
         if missing:
             raise Unsupported(
                 "the inputs of this weight cannot be seen",
                 where=f"input_norm: {missing[0]}",
                 hint=f"exclude={missing[0]!r}",
             )
-        return {name: np.sqrt(one) for name, one in self._squares.items()}
+        return {name: np.sqrt(square) for name, square in self._squares.items()}
 
 
 class Macs:
@@ -58,31 +58,31 @@ class Macs:
     def see(self, layer: Any, args: tuple[Any, ...], result: Any) -> None:
         """Add one call of a layer."""
         for variable in layer.trainable_variables + layer.non_trainable_variables:
-            one = self._wanted.get(id(variable))
-            if one is None or one.layer is not layer or not args:
+            value = self._wanted.get(id(variable))
+            if value is None or value.layer is not layer or not args:
                 continue
             shape = args[0].shape if isinstance(layer, TRANSPOSED) else result.shape
             # What lies on the first axis: outputs, of transposed ones the inputs.
-            units = one.shape[0]
+            units = value.shape[0]
             # A separable layer's first kernel is used at as many positions as its second.
-            if one.variable.name == "depthwise_kernel":
+            if value.variable.name == "depthwise_kernel":
                 units = int(layer.pointwise_kernel.shape[-1])
             positions = math.prod(map(int, shape[1:])) / units
-            before = self.counts.get(one.name, 0.0)
-            self.counts[one.name] = before + positions * math.prod(one.shape)
+            before = self.counts.get(value.name, 0.0)
+            self.counts[value.name] = before + positions * math.prod(value.shape)
 
 
-def _squares(layer: Any, one: Oriented, squares: np.ndarray) -> np.ndarray:
+def _squares(layer: Any, oriented: Oriented, squares: np.ndarray) -> np.ndarray:
     if isinstance(layer, layers.EinsumDense):
         return _of_einsum(layer, squares)
     if isinstance(layer, (*CONVOLUTIONS, *DEPTHWISE)):
-        return _of_convolution(layer, one, squares)
+        return _of_convolution(layer, oriented, squares)
     if isinstance(layer, layers.Dense):
         return squares.reshape(-1, squares.shape[-1]).sum(axis=0)[:, None]
     raise Unsupported(
         f"norms of inputs are not measured for {type(layer).__name__}",
-        where=f"input_norm: {one.name}",
-        hint=f"exclude={one.name!r}",
+        where=f"input_norm: {oriented.name}",
+        hint=f"exclude={oriented.name!r}",
     )
 
 
@@ -92,12 +92,12 @@ def _of_einsum(layer: Any, squares: np.ndarray) -> np.ndarray:
     letters = inputs.replace("...", "")
     flat = squares.reshape(-1, *squares.shape[squares.ndim - len(letters) :])
     shared = "".join(letter for letter in kernel if letter in letters)
-    spare = next(one for one in "abcdefghijklmnopqrstuvwxyz" if one not in letters)
+    spare = next(item for item in "abcdefghijklmnopqrstuvwxyz" if item not in letters)
     sums = np.einsum(f"{spare}{letters}->{shared}", flat)
     return sums.reshape([sums.shape[shared.index(n)] if n in shared else 1 for n in kernel])
 
 
-def _of_convolution(layer: Any, one: Oriented, squares: np.ndarray) -> np.ndarray:
+def _of_convolution(layer: Any, oriented: Oriented, squares: np.ndarray) -> np.ndarray:
     """Return sums of shape (kernel positions, inputs, 1), or (.., inputs / groups, units) if grouped."""
     if layer.data_format == "channels_first":
         squares = np.moveaxis(squares, 1, -1)
@@ -106,7 +106,7 @@ def _of_convolution(layer: Any, one: Oriented, squares: np.ndarray) -> np.ndarra
     if isinstance(layer, DEPTHWISE) or groups == 1:
         return sums[..., None]
     apart = np.moveaxis(sums.reshape(*sums.shape[:-1], groups, -1), -2, -1)
-    return apart.repeat(int(one.variable.shape[-1]) // groups, axis=-1)
+    return apart.repeat(int(oriented.variable.shape[-1]) // groups, axis=-1)
 
 
 def _taps(layer: Any, squares: np.ndarray) -> np.ndarray:

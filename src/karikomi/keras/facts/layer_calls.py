@@ -32,7 +32,7 @@ def steady(model: Any) -> Iterator[None]:
 
     What they would use in inference was never estimated: a model scored at initialisation has such.
     """
-    fresh = [one for one in model._flatten_layers() if _is_fresh(one)]
+    fresh = [layer for layer in model._flatten_layers() if _is_fresh(layer)]
 
     def in_training(layer: Any) -> Callable[..., Any]:
         call = layer.call
@@ -42,9 +42,9 @@ def steady(model: Any) -> Iterator[None]:
         with _stood_in(fresh, in_training):
             yield
     finally:
-        for one in fresh:
-            one.moving_mean.assign(keras.ops.zeros(one.moving_mean.shape))
-            one.moving_variance.assign(keras.ops.ones(one.moving_variance.shape))
+        for item in fresh:
+            item.moving_mean.assign(keras.ops.zeros(item.moving_mean.shape))
+            item.moving_variance.assign(keras.ops.ones(item.moving_variance.shape))
 
 
 def run(model: Any, inputs: Any) -> Any:
@@ -73,7 +73,7 @@ def batches(data: Any, *, where: str) -> Iterator[tuple[Any, Any]]:
 def check_data(data: Any, *, where: str) -> None:
     """Refuse one batch in the place of many, and what can be read but once."""
     single = hasattr(data, "shape") or (
-        isinstance(data, tuple) and any(hasattr(one, "shape") for one in data)
+        isinstance(data, tuple) and any(hasattr(batch, "shape") for batch in data)
     )
     readable = isinstance(data, Iterable | keras.utils.PyDataset)
     if single or not readable or isinstance(data, dict | str | Iterator):

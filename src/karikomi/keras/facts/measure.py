@@ -39,7 +39,7 @@ def measure(
     Raises `InvalidArgument` for what is missing, `Unsupported` for a fact that cannot be had, `NonFinite`.
     """
     check(needs, data, loss, where=where)
-    by_identity = {id(one.variable): one for one in wanted.values()}
+    by_identity = {id(item.variable): item for item in wanted.values()}
     outputs = Outputs(by_identity, needs & OF_OUTPUTS)
     inputs = InputNorms(by_identity) if "input_norm" in needs else None
     macs = Macs(by_identity)
@@ -77,7 +77,7 @@ def following(
     model: Any, wanted: Mapping[str, Oriented], data: Iterable[Any], *, where: str
 ) -> dict[str, Any]:
     """Return name of a kernel -> the one layer that normalises its outputs, by the first batch."""
-    outputs = Outputs({id(one.variable): one for one in wanted.values()}, frozenset())
+    outputs = Outputs({id(item.variable): item for item in wanted.values()}, frozenset())
     given, _ = next(batches(data, where=where))
     with watched(model, lambda layer, _, args, __, result: outputs.see(layer, args, result)):
         run(model, given)
@@ -118,6 +118,6 @@ def _check_found(found: Facts, needs: frozenset[str], wanted: Mapping[str, Orien
                 where=missing[0],
                 hint=f"exclude={missing[0]!r}",
             )
-        for name, one in found[fact].items():
-            if not np.isfinite(one).all():
+        for name, item in found[fact].items():
+            if not np.isfinite(item).all():
                 raise NonFinite(f"the measured {fact} is NaN or infinite", where=name)

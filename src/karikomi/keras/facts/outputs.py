@@ -33,7 +33,7 @@ _CARRIED = (
 class _Path:
     """The `use`-th use of a kernel, and where its output is now."""
 
-    one: Oriented
+    value: Oriented
     use: int
     tensor: Any
 
@@ -54,11 +54,11 @@ class Outputs:
 
     def see(self, layer: Any, args: tuple[Any, ...], result: Any) -> None:
         """Take one call of a layer."""
-        one = self._wanted.get(id(kernel_of(layer)))
+        value = self._wanted.get(id(kernel_of(layer)))
         before = self._open.get(id(args[0])) if args else None
-        if one is not None:
+        if value is not None:
             linear = getattr(layer, "activation", None) in (None, keras.activations.linear)
-            self._put(_Path(one, len(self._latest), result), goes_on=linear)
+            self._put(_Path(value, len(self._latest), result), goes_on=linear)
         elif before is not None and isinstance(layer, (*NORMS, *_ACTIVATIONS, *_CARRIED)):
             if isinstance(layer, NORMS):
                 known = self.norms.setdefault(before.one.name, [])
@@ -108,33 +108,37 @@ def gates(wanted: Mapping[int, Oriented], norms: Mapping[str, list[Any]]) -> dic
     Raises `Unsupported` naming a kernel that has none, or more than one.
     """
     found = {}
-    for one in wanted.values():
-        known = norms.get(one.name, [])
+    for item in wanted.values():
+        known = norms.get(item.name, [])
         scale = getattr(known[0], "gamma", None) if len(known) == 1 else None
-        if scale is None or not one.layout or math.prod(scale.shape) != one.shape[one.layout.units]:
+        if (
+            scale is None
+            or not item.layout
+            or math.prod(scale.shape) != item.shape[item.layout.units]
+        ):
             raise Unsupported(
                 "no one normalisation with a scale per unit takes the outputs of this layer",
-                where=f"gate: {one.name}",
+                where=f"gate: {item.name}",
                 got=", ".join(other.name for other in known) or None,
-                hint=f"exclude={one.name!r}, or another score",
+                hint=f"exclude={item.name!r}, or another score",
             )
-        found[one.name] = numbers(scale).reshape(-1)
+        found[item.name] = numbers(scale).reshape(-1)
     return found
 
 
-def _rows(one: Oriented, tensor: Any) -> np.ndarray:
+def _rows(oriented: Oriented, tensor: Any) -> np.ndarray:
     """Return outputs as (units, samples), units in the order of the kernel's."""
     values = numbers(tensor)
-    if isinstance(one.layer, layers.EinsumDense):
-        operands, _, result = one.layer.equation.replace(" ", "").partition("->")
+    if isinstance(oriented.layer, layers.EinsumDense):
+        operands, _, result = oriented.layer.equation.replace(" ", "").partition("->")
         kernel, named = operands.partition(",")[2], result.replace("...", "")
         first = 0 if result.endswith("...") else values.ndim - len(named)
         axes = [first + named.index(letter) for letter in kernel if letter in named]
         values = np.moveaxis(values, axes, range(len(axes)))
         return values.reshape(math.prod(values.shape[: len(axes)]), -1)
-    first = getattr(one.layer, "data_format", None) == "channels_first"
-    return np.moveaxis(values, 1 if first else -1, 0).reshape(one.shape[_units(one)], -1)
+    first = getattr(oriented.layer, "data_format", None) == "channels_first"
+    return np.moveaxis(values, 1 if first else -1, 0).reshape(oriented.shape[_units(oriented)], -1)
 
 
-def _units(one: Oriented) -> int:
-    return one.layout.units if one.layout else 0
+def _units(oriented: Oriented) -> int:
+    return oriented.layout.units if oriented.layout else 0

@@ -63,8 +63,8 @@ def oriented(model: Any, *, where: str) -> dict[str, Oriented]:
     Names are paths, with ``#2`` behind those that stand for several.
     """
     found = weights_of(model, where=where)
-    names = names_of([one.variable for one in found], [""] * len(found))
-    return {name: _oriented(name, one) for name, one in zip(names, found, strict=True)}
+    names = names_of([item.variable for item in found], [""] * len(found))
+    return {name: _oriented(name, item) for name, item in zip(names, found, strict=True)}
 
 
 def prunable(
@@ -75,7 +75,7 @@ def prunable(
     `protect`: keys of `PROTECTED`, else `UnknownName`; first and last are meant in the order of the model.
     """
     check_protect(protect)
-    reasons = {name: _why_not(one, protect) for name, one in found.items() if is_weight(one)}
+    reasons = {name: _why_not(item, protect) for name, item in found.items() if is_weight(item)}
     chosen = [name for name, reason in reasons.items() if not reason]
     left_alone = {name: reason for name, reason in reasons.items() if reason}
     kernels = [name for name in chosen if not isinstance(found[name].layer, NORMS)]
@@ -85,17 +85,17 @@ def prunable(
     return [name for name in chosen if name not in left_alone], left_alone
 
 
-def is_weight(one: Oriented) -> bool:
+def is_weight(value: Oriented) -> bool:
     """Return whether a variable is a parameter, and no running statistic or seed."""
-    floating = keras.backend.is_float_dtype(one.variable.dtype)
-    statistic = one.variable.name.startswith("moving_") and isinstance(one.layer, NORMS)
+    floating = keras.backend.is_float_dtype(value.variable.dtype)
+    statistic = value.variable.name.startswith("moving_") and isinstance(value.layer, NORMS)
     return floating and not statistic
 
 
-def siblings(one: Oriented, found: Mapping[str, Oriented], norm: Any = None) -> list[str]:
+def siblings(value: Oriented, found: Mapping[str, Oriented], norm: Any = None) -> list[str]:
     """Return the names of what goes with the units of a kernel: its bias, scale and shift of a `norm`."""
-    units = one.shape[one.layout.units] if one.layout else 0
-    wanted = [getattr(one.layer, "bias", None)]
+    units = value.shape[value.layout.units] if value.layout else 0
+    wanted = [getattr(value.layer, "bias", None)]
     wanted += [getattr(norm, name, None) for name in ("gamma", "beta")]
     known = {id(other.variable): name for name, other in found.items()}
     fitting = [v for v in wanted if v is not None and math.prod(v.shape) == units]
@@ -111,10 +111,10 @@ def kernel_of(layer: Any) -> Any:
     return getattr(layer, "kernel", None)
 
 
-def _oriented(name: str, one: Weight) -> Oriented:
-    shape = tuple(map(int, one.variable.shape))
+def _oriented(name: str, weight: Weight) -> Oriented:
+    shape = tuple(map(int, weight.variable.shape))
     axes, seen, layout = tuple(range(len(shape))), shape, None
-    leaf, layer = one.variable.name, one.layer
+    leaf, layer = weight.variable.name, weight.layer
     spatial = tuple(range(len(shape) - 2))
     if isinstance(layer, DEPTHWISE) and leaf == "kernel" or leaf == "depthwise_kernel":
         axes, layout = (len(shape) - 2, len(shape) - 1, *spatial), Layout(0, 1)
@@ -125,16 +125,16 @@ def _oriented(name: str, one: Weight) -> Oriented:
     elif _is_kernel(layer, leaf):
         axes, layout = (len(shape) - 1, len(shape) - 2, *spatial), Layout(0, 1)
         seen = tuple(shape[axis] for axis in axes)
-    elif isinstance(layer, layers.EinsumDense) and leaf == "kernel" and one.axes:
-        inputs = tuple(axis for axis in axes if axis not in one.axes)
-        axes, layout = (*one.axes, *inputs), Layout(0, 1)
-        seen = tuple(math.prod(shape[axis] for axis in some) for some in (one.axes, inputs))
+    elif isinstance(layer, layers.EinsumDense) and leaf == "kernel" and weight.axes:
+        inputs = tuple(axis for axis in axes if axis not in weight.axes)
+        axes, layout = (*weight.axes, *inputs), Layout(0, 1)
+        seen = tuple(math.prod(shape[axis] for axis in some) for some in (weight.axes, inputs))
     elif isinstance(layer, layers.Embedding) and leaf == "embeddings":
         layout = Layout(0, 1)
     elif isinstance(layer, (layers.EinsumDense, *NORMS)):
         seen, layout = (math.prod(shape),), Layout(0)
     return Oriented(
-        name=name, variable=one.variable, layer=layer, axes=axes, shape=seen, layout=layout
+        name=name, variable=weight.variable, layer=layer, axes=axes, shape=seen, layout=layout
     )
 
 
@@ -143,8 +143,8 @@ def _is_kernel(layer: Any, leaf: str) -> bool:
     return plain or isinstance(layer, SEPARABLE) and leaf == "pointwise_kernel"
 
 
-def _why_not(one: Oriented, protect: Collection[str]) -> str:
-    layer, leaf = one.layer, one.variable.name
+def _why_not(value: Oriented, protect: Collection[str]) -> str:
+    layer, leaf = value.layer, value.variable.name
     if isinstance(layer, NORMS) and leaf == "gamma":
         return PROTECTED["norms"] if "norms" in protect else ""
     if isinstance(layer, layers.Embedding) and leaf == "embeddings":
@@ -152,6 +152,6 @@ def _why_not(one: Oriented, protect: Collection[str]) -> str:
     if "bias" in leaf or leaf == "beta":
         return "a bias"
     kinds = (layers.Dense, layers.EinsumDense, *CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
-    if not isinstance(layer, kinds) or one.layout is None:
+    if not isinstance(layer, kinds) or value.layout is None:
         return f"{leaf} of {type(layer).__name__}: no kernel of a Dense or Conv layer"
     return ""

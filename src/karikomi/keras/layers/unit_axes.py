@@ -83,8 +83,8 @@ def unit_axes(model: Any) -> tuple[dict[str, Axes], dict[str, str]]:
     """
     found = weights_of(model, where="keras.unit_axes")
     return (
-        {one.variable.path: one.axes for one in found if one.axes is not None},
-        {one.variable.path: one.no_axes for one in found if one.axes is None},
+        {item.variable.path: item.axes for item in found if item.axes is not None},
+        {item.variable.path: item.no_axes for item in found if item.axes is None},
     )
 
 
@@ -106,8 +106,8 @@ def fan_ins(model: Any) -> tuple[dict[str, int], dict[str, str]]:
     """
     found = weights_of(model, where="keras.fan_ins")
     return (
-        {one.variable.path: one.fan_in for one in found if one.fan_in is not None},
-        {one.variable.path: one.no_fan_in for one in found if one.fan_in is None},
+        {item.variable.path: item.fan_in for item in found if item.fan_in is not None},
+        {item.variable.path: item.no_fan_in for item in found if item.fan_in is None},
     )
 
 
@@ -121,20 +121,20 @@ def weights_of(model: Any, *, where: str) -> list[Weight]:
         )
     known: dict[int, Weight] = {}
     every = model._flatten_layers()  # from the outside in, and the only way into wrappers
-    cells = {id(one.cell) for one in every if isinstance(one, _WITH_CELLS)}
+    cells = {id(entry.cell) for entry in every if isinstance(entry, _WITH_CELLS)}
     for layer in every:
-        for one in _own(layer, _CELLS[0] if id(layer) in cells else type(layer)):
-            before = known.get(id(one.variable))
+        for item in _own(layer, _CELLS[0] if id(layer) in cells else type(layer)):
+            before = known.get(id(item.variable))
             # A layer that only borrows a variable says nothing of it.
-            if before is None or one.axes is not None or before.axes is None:
-                known[id(one.variable)] = one
+            if before is None or item.axes is not None or before.axes is None:
+                known[id(item.variable)] = item
     return [known[id(variable)] for variable in model.weights]
 
 
 def _own(layer: Any, kind: type) -> list[Weight]:
     """Return the variables of a layer that none of the layers inside of it has."""
     inner = layer._flatten_layers(include_self=False, recursive=False)
-    below = {id(variable) for one in inner for variable in one.weights}
+    below = {id(variable) for item in inner for variable in item.weights}
     own = [variable for variable in layer.weights if id(variable) not in below]
     axes = {variable.name: _unit_axes(layer, variable, kind) for variable in own}
     shapes = {v.name: tuple(v.shape) for v in own if axes[v.name] is not None}

@@ -38,7 +38,9 @@ def quotients(grads: Sequence[Any], variables: Sequence[Any], divisor: Any) -> l
 
 def shares(arrays: Sequence[Any], variables: Sequence[Any], replicas: int) -> list[Any]:
     """Return the arrays of a `Clip` as gradients that add up to them over the replicas."""
-    grads = [one.to_tensorflow() if hasattr(one, "to_tensorflow") else one for one in arrays]
+    grads = [
+        array.to_tensorflow() if hasattr(array, "to_tensorflow") else array for array in arrays
+    ]
     return grads if replicas == 1 else quotients(grads, variables, replicas)
 
 

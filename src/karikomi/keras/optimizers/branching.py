@@ -21,9 +21,9 @@ class StepBranching:
         """Return a context in which values are known, even while a function is being compiled."""
         return nullcontext()
 
-    def either(self, predicate: Any, one: Step, other: Step, arrays: Sequence[Any]) -> None:
+    def either(self, predicate: Any, first: Step, other: Step, arrays: Sequence[Any]) -> None:
         """Call one of two functions with these arrays."""
-        keras.ops.cond(predicate, lambda: one(arrays), lambda: other(arrays))
+        keras.ops.cond(predicate, lambda: first(arrays), lambda: other(arrays))
 
     def assign(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
         """Write variables."""

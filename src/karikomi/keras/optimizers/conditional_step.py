@@ -25,10 +25,10 @@ class StatelessBranching(StepBranching):
     def __init__(self, written: Callable[[], list[Any]]) -> None:
         self._written = written
 
-    def either(self, predicate: Any, one: Step, other: Step, arrays: Sequence[Any]) -> None:
+    def either(self, predicate: Any, first: Step, other: Step, arrays: Sequence[Any]) -> None:
         """Call one of two functions with these arrays."""
         if is_known(predicate):
-            (one if bool(predicate) else other)(arrays)
+            (first if bool(predicate) else other)(arrays)
             return
         variables = self._written()
         before = [(variable, variable.value) for variable in variables]
@@ -38,7 +38,7 @@ class StatelessBranching(StepBranching):
                 step(arrays)
             return [scope.get_current_value(variable) for variable in variables]
 
-        found: Any = keras.ops.cond(predicate, lambda: after(one), lambda: after(other))
+        found: Any = keras.ops.cond(predicate, lambda: after(first), lambda: after(other))
         self.assign(variables, found)
 
 

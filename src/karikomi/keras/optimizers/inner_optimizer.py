@@ -123,7 +123,7 @@ def by_name(given: Any, names: Sequence[str], known: Mapping[str, object], *, ar
             allowed=len(given),
         )
     pairs = zip(names, given, strict=True)
-    return {name: one for name, one in pairs if one is not None and name in known}
+    return {name: pair for name, pair in pairs if pair is not None and name in known}
 
 
 def told(names: Sequence[str], variables: Sequence[Any]) -> list[Any]:
@@ -150,5 +150,5 @@ def _leaf(name: str) -> str:
 def plain(given: Any) -> Any:
     """Return what Keras wrapped to track it, as it was."""
     if isinstance(given, Mapping):
-        return {name: plain(one) for name, one in given.items()}
-    return [plain(one) for one in given] if isinstance(given, list | tuple) else given
+        return {name: plain(item) for name, item in given.items()}
+    return [plain(item) for item in given] if isinstance(given, list | tuple) else given

@@ -82,7 +82,7 @@ def before_first_step(model: Any, begin: Callable[[], None], *, where: str) -> N
 
     def first_step(iterator: Any) -> Any:
         spec = getattr(iterator, "element_spec", None)
-        if spec is None or any(one.shape.rank is None for one in keras.tree.flatten(spec)):
+        if spec is None or any(item.shape.rank is None for item in keras.tree.flatten(spec)):
             raise Unsupported(
                 "the model is not built, and the data does not tell its shapes",
                 where=where,

@@ -79,8 +79,8 @@ def _of_all_replicas(variable: Any) -> np.ndarray:
     own = np.asarray(keras.ops.convert_to_numpy(variable))
     if not isinstance(copies, tuple) or own.dtype.kind != "f":
         return own
-    every = [np.asarray(one) for one in copies]
-    same = all(np.array_equal(own, one, equal_nan=True) for one in every)
+    every = [np.asarray(copy) for copy in copies]
+    same = all(np.array_equal(own, item, equal_nan=True) for item in every)
     return own if same else np.mean(every, axis=0, dtype=np.float64).astype(own.dtype)
 
 

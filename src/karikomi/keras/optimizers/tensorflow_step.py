@@ -29,10 +29,10 @@ class Replicated(StepBranching):
         """Return a context in which values are known, even while a graph is being built."""
         return tf.init_scope()
 
-    def either(self, predicate: Any, one: Step, other: Step, arrays: Sequence[Any]) -> None:
+    def either(self, predicate: Any, left: Step, other: Step, arrays: Sequence[Any]) -> None:
         """Call one of two functions with these arrays."""
         if not _meets():
-            keras.ops.cond(predicate, lambda: one(arrays), lambda: other(arrays))
+            keras.ops.cond(predicate, lambda: left(arrays), lambda: other(arrays))
             return
 
         def apart(strategy: Any, predicate: Any, arrays: Any) -> None:
@@ -41,7 +41,7 @@ class Replicated(StepBranching):
             first = strategy.experimental_local_results(predicate)[0]
             tf.cond(
                 first,
-                lambda: _nothing(again(one, args=(arrays,))),
+                lambda: _nothing(again(left, args=(arrays,))),
                 lambda: _nothing(again(other, args=(arrays,))),
             )
 

@@ -30,7 +30,7 @@ def account_of(
     errors: Mapping[str, float] = {}
     if data is not None:
         errors = _errors(
-            model, {id(found[name].variable): (name, one) for name, one in masks.items()}, data
+            model, {id(found[name].variable): (name, item) for name, item in masks.items()}, data
         )
     rows = []
     for name, mask in masks.items():
@@ -69,7 +69,7 @@ def _errors(
             sums[name] = sums.get(name, np.zeros(2)) + np.sum(parts, axis=0)
 
     def see(layer: Any, call: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
-        for identity in {id(one) for one in vars(layer).values()} & masks.keys():
+        for identity in {id(var) for var in vars(layer).values()} & masks.keys():
             name, mask = masks[identity]
             if mask.ndim > 1:
                 with _masked({identity: every[identity]}, masks):
@@ -87,11 +87,11 @@ def _errors(
 
 
 def _floats(output: Any) -> list[Any]:
-    leaves = [one for one in keras.tree.flatten(output) if hasattr(one, "shape")]
+    leaves = [item for item in keras.tree.flatten(output) if hasattr(item, "shape")]
     return [
-        one
-        for one in leaves
-        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(one.dtype))
+        leaf
+        for leaf in leaves
+        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(leaf.dtype))
     ]
 
 
@@ -99,15 +99,17 @@ def _floats(output: Any) -> list[Any]:
 def _masked(
     variables: Mapping[int, Any], masks: Mapping[int, tuple[str, np.ndarray]]
 ) -> Iterator[None]:
-    kept = {identity: keras.ops.copy(one.value) for identity, one in variables.items()}
+    kept = {identity: keras.ops.copy(item.value) for identity, item in variables.items()}
     try:
-        for identity, one in variables.items():
+        for identity, variable in variables.items():
             before = kept[identity]
-            one.assign(keras.ops.where(masks[identity][1], before, keras.ops.zeros_like(before)))
+            variable.assign(
+                keras.ops.where(masks[identity][1], before, keras.ops.zeros_like(before))
+            )
         yield
     finally:
-        for identity, one in variables.items():
-            one.assign(kept[identity])
+        for identity, variable in variables.items():
+            variable.assign(kept[identity])
 
 
 def _ratio(difference: float, whole: float) -> float:

@@ -19,7 +19,7 @@ def coupled_heads(
 
     Only layers are meant whose output projection is `chosen`. Raises `Unsupported` if there is none.
     """
-    names = {id(one.variable): name for name, one in found.items()}
+    names = {id(item.variable): name for name, item in found.items()}
     groups = []
     for layer in model._flatten_layers():
         if isinstance(layer, layers.MultiHeadAttention):
@@ -32,7 +32,7 @@ def coupled_heads(
             where="keras.prune_",
             got="no selected MultiHeadAttention",
         )
-    taken = {member.name for one in groups for member in one.members}
+    taken = {member.name for item in groups for member in item.members}
     return groups, {name: "no part of an attention head" for name in chosen if name not in taken}
 
 

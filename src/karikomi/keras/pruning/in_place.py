@@ -79,9 +79,9 @@ def prune_(
     Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global).
     """
     chosen = as_pattern(pattern)
-    one = 0.0 if isinstance(sparsity, Mapping) else sparsity
+    value = 0.0 if isinstance(sparsity, Mapping) else sparsity
     target = asked(
-        *(chosen, WHERE), sparsity=one, width=width, parameters=parameters, macs=macs, bytes=bytes
+        *(chosen, WHERE), sparsity=value, width=width, parameters=parameters, macs=macs, bytes=bytes
     )
     request = Request(
         model=model,

@@ -48,7 +48,7 @@ class Masks(MaskMapping[np.ndarray]):
         places: Mapping[str, VariablePlace] | None = None,
     ) -> None:
         super().__init__(kept, left_alone, account)
-        self._places = {name: one for name, one in (places or {}).items() if name in self._kept}
+        self._places = {name: item for name, item in (places or {}).items() if name in self._kept}
         for name, mask in self._kept.items():
             if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
                 got = getattr(mask, "dtype", type(mask).__name__)
@@ -141,17 +141,19 @@ class Masks(MaskMapping[np.ndarray]):
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Any]]) -> Masks:
         """Return the masks that `state_dict` described; raises `BadFile` naming the variable."""
-        places = {name: _place(name, one["place"]) for name, one in state.items() if "place" in one}
-        return cls({name: _unpacked(name, one) for name, one in state.items()}, places=places)
+        places = {
+            name: _place(name, value["place"]) for name, value in state.items() if "place" in value
+        }
+        return cls({name: _unpacked(name, value) for name, value in state.items()}, places=places)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them as a safetensors file, a bit per weight, atomically."""
         state = self.state_dict()
         facts = {
-            _SHAPES: {name: one["shape"] for name, one in state.items()},
-            _PLACES: {name: one["place"] for name, one in state.items() if "place" in one},
+            _SHAPES: {name: value["shape"] for name, value in state.items()},
+            _PLACES: {name: value["place"] for name, value in state.items() if "place" in value},
         }
-        bits = {name: one["bits"] for name, one in state.items()}
+        bits = {name: value["bits"] for name, value in state.items()}
         told = {key: json.dumps(fact) for key, fact in facts.items()}
         write_bytes(path, safetensors.numpy.save(bits, told))
 
@@ -181,9 +183,9 @@ def _where(mask: Any, values: Any) -> Any:
     return keras.ops.where(kept, values, keras.ops.zeros_like(values))
 
 
-def _unpacked(name: str, one: Mapping[str, Any]) -> np.ndarray:
+def _unpacked(name: str, value: Mapping[str, Any]) -> np.ndarray:
     try:
-        return unpack_mask(np.asarray(one["bits"]), [int(size) for size in one["shape"]])
+        return unpack_mask(np.asarray(value["bits"]), [int(size) for size in value["shape"]])
     except (KarikomiError, LookupError, TypeError, ValueError) as error:
         raise BadFile("this is no packed mask", where=name, got=error) from error
 

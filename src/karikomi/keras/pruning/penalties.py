@@ -65,11 +65,13 @@ def penalty(
     """
     check_penalty(rule, masks, where=WHERE)
     found = weights_of(model, where=WHERE)
-    shapes = {one.variable.path: tuple(one.variable.shape) for one in found}
+    shapes = {item.variable.path: tuple(item.variable.shape) for item in found}
     check_masks(masks, shapes, where=WHERE)
-    reasons = {one.variable.path: _why_not(rule, one, masks) for one in found}
+    reasons = {item.variable.path: _why_not(rule, item, masks) for item in found}
     names = select(list(reasons), only=only, exclude=exclude, where=WHERE)
-    chosen = [one for one in found if one.variable.path in names and not reasons[one.variable.path]]
+    chosen = [
+        item for item in found if item.variable.path in names and not reasons[item.variable.path]
+    ]
     if not chosen:
         raise Unsupported(
             "there is nothing to penalise",
@@ -78,9 +80,12 @@ def penalty(
         )
     terms = [
         _term(
-            rule, one.variable, one.axes or (), None if masks is None else masks[one.variable.path]
+            rule,
+            item.variable,
+            item.axes or (),
+            None if masks is None else masks[item.variable.path],
         )
-        for one in chosen
+        for item in chosen
     ]
     return _strength(rule, step) * sum(terms[1:], start=terms[0])
 
@@ -144,18 +149,20 @@ class Penalty(keras.Regularizer):
         return cls(spec.from_dict(config.get("rule", {}), "penalty"), **rest)
 
 
-def _why_not(rule: Rule, one: Weight, masks: Mapping[str, Any] | None) -> str:
+def _why_not(rule: Rule, first: Weight, masks: Mapping[str, Any] | None) -> str:
     if rule.of == "scales":
-        of_kind = isinstance(one.layer, layers.BatchNormalization) and one.variable.name == "gamma"
+        of_kind = (
+            isinstance(first.layer, layers.BatchNormalization) and first.variable.name == "gamma"
+        )
         other = "no scale of a batch normalisation"
     else:
-        of_kind = isinstance(one.layer, _WEIGHTS) and one.axes is not None
+        of_kind = isinstance(first.layer, _WEIGHTS) and first.axes is not None
         other = "no kernel of a Dense layer or a convolution"
     if not of_kind:
         return other
-    if not one.variable.trainable:
+    if not first.variable.trainable:
         return "it is not trained"
-    return "it has no mask" if rule.of_marked and one.variable.path not in (masks or {}) else ""
+    return "it has no mask" if rule.of_marked and first.variable.path not in (masks or {}) else ""
 
 
 def _term(rule: Rule, weight: Any, axes: tuple[int, ...], kept: Any) -> Any:

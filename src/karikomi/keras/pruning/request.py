@@ -74,7 +74,9 @@ class Request:
                 where=WHERE,
                 hint="kk.torch.prune_, or another score",
             )
-        found = {n: one for n, one in oriented(self.model, where=WHERE).items() if is_weight(one)}
+        found = {
+            n: item for n, item in oriented(self.model, where=WHERE).items() if is_weight(item)
+        }
         weights, left_alone = prunable(found, self._protected())
         left_alone |= {name: why for name, why in self.frozen.items() if name in found}
         known = [name for name in weights if name not in left_alone]
@@ -97,7 +99,7 @@ class Request:
         if self.data is not None:
             check_data(self.data, where=WHERE)
         found, names, left_alone = self.selected()
-        every = {n: one.variable for n, one in oriented(self.model, where=WHERE).items()}
+        every = {n: item.variable for n, item in oriented(self.model, where=WHERE).items()}
         earlier = earlier.renamed(every)
         hand = self.hand(names)
         if hand:
@@ -108,7 +110,7 @@ class Request:
         question, others = self._question(found, names, earlier)
         answer = find_masks(replace(question, by_hand=hand or {}))
         answer = replace(
-            answer, masks={name: found[name].returned(one) for name, one in answer.masks.items()}
+            answer, masks={name: found[name].returned(mask) for name, mask in answer.masks.items()}
         )
         kept = {name: earlier[name] for name in earlier if name not in answer.masks} | answer.masks
         reasons = {**left_alone, **others, **answer.left_alone}
@@ -133,15 +135,15 @@ class Request:
         coupled, left_alone, members = self._coupled(found, chosen)
         facts = self._measured(members, chosen)
         question = SelectionRequest(
-            sources={name: _source(one, facts) for name, one in members.items()},
+            sources={name: _source(member, facts) for name, member in members.items()},
             score=self.score,
             pattern=self.pattern,
             allocation=self.allocation,
             target=self.target,
             coupled=coupled,
             earlier={
-                name: _earlier(earlier[name], one)
-                for name, one in members.items()
+                name: _earlier(earlier[name], member)
+                for name, member in members.items()
                 if name in earlier
             },
             totals=_totals(found, facts),
@@ -161,8 +163,8 @@ class Request:
             groups, left_alone = coupled_heads(found, self.model, chosen)
         else:
             groups = self._units_or_layers(found, chosen)
-        wanted = {member.name for one in groups for member in one.members}
-        return groups, left_alone, {name: one for name, one in found.items() if name in wanted}
+        wanted = {member.name for group in groups for member in group.members}
+        return groups, left_alone, {name: item for name, item in found.items() if name in wanted}
 
     def _units_or_layers(
         self, found: Mapping[str, Oriented], chosen: Mapping[str, Oriented]
@@ -172,15 +174,17 @@ class Request:
         if self.data is not None and not whole:
             norms = following(self.model, chosen, self.data, where=WHERE)
         groups = []
-        for name, one in chosen.items():
-            axis = one.layout.units if one.layout else 0
+        for name, item in chosen.items():
+            axis = item.layout.units if item.layout else 0
             size = 0 if whole else 1
             beside = [
-                other for other in siblings(one, found, norms.get(name)) if other not in self.frozen
+                other
+                for other in siblings(item, found, norms.get(name))
+                if other not in self.frozen
             ]
             members = [Member(name, 0 if whole else axis, size=size)]
             members += [Member(other, 0, size=size, scored=False) for other in beside]
-            groups.append(Coupled(name, 1 if whole else one.shape[axis], tuple(members)))
+            groups.append(Coupled(name, 1 if whole else item.shape[axis], tuple(members)))
         return groups
 
     def _measured(
@@ -196,71 +200,77 @@ class Request:
         facts: dict[str, Mapping[str, Any]] = dict(self.facts)
         if needs:
             scored = {
-                name: one for name, one in members.items() if name in chosen or len(one.shape) > 1
+                name: member
+                for name, member in members.items()
+                if name in chosen or len(member.shape) > 1
             }
             facts |= measure(
                 *(self.model, frozenset(needs), scored), data=self.data, loss=self.loss, where=WHERE
             )
         if outliers:
             norms = facts["input_norm"]
-            facts["outliers"] = {name: _outlying(one, norms[name]) for name, one in chosen.items()}
+            facts["outliers"] = {
+                name: _outlying(item, norms[name]) for name, item in chosen.items()
+            }
         return facts
 
 
-def _source(one: Oriented, facts: Facts) -> Source:
+def _source(value: Oriented, facts: Facts) -> Source:
     own = {}
     for fact, of in facts.items():
-        if fact not in _OF_TENSORS and one.name in of:
-            values = np.asarray(of[one.name])
-            own[fact] = values if fact in PER_UNIT else one.turned(_whole(values, one, fact))
-    macs = float(facts.get("macs", {}).get(one.name, math.nan))
+        if fact not in _OF_TENSORS and value.name in of:
+            values = np.asarray(of[value.name])
+            own[fact] = values if fact in PER_UNIT else value.turned(_whole(values, value, fact))
+    macs = float(facts.get("macs", {}).get(value.name, math.nan))
     return Source(
-        name=one.name,
-        shape=one.shape,
-        array=one.array,
-        layout=one.layout,
+        name=value.name,
+        shape=value.shape,
+        array=value.array,
+        layout=value.layout,
         facts=own,
-        macs=macs / max(math.prod(one.shape), 1),
-        itemsize=_itemsize(one),
+        macs=macs / max(math.prod(value.shape), 1),
+        itemsize=_itemsize(value),
     )
 
 
-def _itemsize(one: Oriented) -> int:
+def _itemsize(value: Oriented) -> int:
     bits = (
-        keras.backend.standardize_dtype(one.variable.dtype).removeprefix("b").removeprefix("float")
+        keras.backend.standardize_dtype(value.variable.dtype)
+        .removeprefix("b")
+        .removeprefix("float")
     )
     return int(bits) // 8
 
 
-def _whole(values: np.ndarray, one: Oriented, fact: str) -> np.ndarray:
-    shape = tuple(map(int, one.variable.shape))
+def _whole(values: np.ndarray, value: Oriented, fact: str) -> np.ndarray:
+    shape = tuple(map(int, value.variable.shape))
     try:
         return np.broadcast_to(values, shape)
     except ValueError:
         raise InvalidArgument(
             f"the fact {fact!r} does not fit its weight",
-            where=one.name,
+            where=value.name,
             got=values.shape,
             allowed=shape,
         ) from None
 
 
-def _earlier(mask: np.ndarray, one: Oriented) -> np.ndarray:
-    if mask.shape != tuple(one.variable.shape):
+def _earlier(mask: np.ndarray, value: Oriented) -> np.ndarray:
+    if mask.shape != tuple(value.variable.shape):
         raise InvalidArgument(
             "the earlier mask does not fit its variable",
-            where=one.name,
+            where=value.name,
             got=mask.shape,
-            allowed=tuple(one.variable.shape),
+            allowed=tuple(value.variable.shape),
         )
-    return np.ascontiguousarray(one.turned(mask))
+    return np.ascontiguousarray(value.turned(mask))
 
 
 def _totals(found: Mapping[str, Oriented], facts: Facts) -> dict[str, float]:
-    sizes = {name: math.prod(one.shape) for name, one in found.items()}
+    sizes = {name: math.prod(item.shape) for name, item in found.items()}
     totals = {
         "parameters": float(sum(sizes.values())),
-        "bytes": float(sum(_itemsize(one) * sizes[name] for name, one in found.items())),
+        "bytes": float(sum(_itemsize(item) * sizes[name] for name, item in found.items())),
     }
     if "macs" in facts:
         totals["macs"] = float(sum(facts["macs"].values()))
@@ -276,7 +286,7 @@ def _check_facts(facts: Facts, score: Score) -> None:
             )
 
 
-def _outlying(one: Oriented, norms: Any) -> float:
+def _outlying(value: Oriented, norms: Any) -> float:
     """Return the share of ``|w| * input norm`` that stands out (Yin et al. 2024)."""
-    wide = one.turned(_whole(np.asarray(norms), one, "input_norm"))
-    return outlier_share(lambda: [np.abs(one.array()).astype(np.float32) * wide])
+    wide = value.turned(_whole(np.asarray(norms), value, "input_norm"))
+    return outlier_share(lambda: [np.abs(value.array()).astype(np.float32) * wide])

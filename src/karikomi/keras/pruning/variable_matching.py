@@ -107,7 +107,7 @@ class _Search:
             if same or len(alike) > 1 or (alike and place is not None):
                 _refuse(name, len(same or alike))
             return alike[0] if alike else None
-        if not same and len(alike) == 1 and any(alike[0] is one for one in peers):
+        if not same and len(alike) == 1 and any(alike[0] is peer for peer in peers):
             return alike[0]
         return peers[place.at]
 

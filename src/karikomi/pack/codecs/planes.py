@@ -75,8 +75,8 @@ def _squeeze(plane: NDArray[np.uint8], data: bytes) -> tuple[int, bytes]:
     if len(data) > SAMPLE:
         middle = len(data) // 2
         part = data[middle - SAMPLE // 2 : middle + SAMPLE // 2]
-        strategies = [min(strategies, key=lambda one: len(deflate.squeeze(part, one)))]
-    return DEFLATED, min((deflate.squeeze(data, one) for one in strategies), key=len)
+        strategies = [min(strategies, key=lambda value: len(deflate.squeeze(part, value)))]
+    return DEFLATED, min((deflate.squeeze(data, strategy) for strategy in strategies), key=len)
 
 
 def _bits(plane: NDArray[np.uint8]) -> float:

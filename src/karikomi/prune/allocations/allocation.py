@@ -63,10 +63,10 @@ def allocate(name: str, tensors: Mapping[str, Tensor], sparsity: float) -> list[
     """
     check_sparsity(sparsity)
     allocation = as_allocation(name)
-    some = {one: known for one, known in tensors.items() if known.items}
+    some = {tensor: known for tensor, known in tensors.items() if known.items}
     pools = allocation(some, float(sparsity)) if some else []
     _check_pools(pools, some, name)
-    return [*pools, *(Pool((one,), 0) for one in tensors if one not in some)]
+    return [*pools, *(Pool((tensor,), 0) for tensor in tensors if tensor not in some)]
 
 
 def as_allocation(name: str) -> Callable[[Mapping[str, Tensor], float], list[Pool]]:
@@ -96,7 +96,9 @@ def everything(tensors: Mapping[str, Tensor], sparsity: float) -> list[Pool]:
     Source: Frankle and Carbin 2019, "The Lottery Ticket Hypothesis", section 4.
     """
     check_sparsity(sparsity)
-    return [Pool(tuple(tensors), round(sparsity * sum(one.items for one in tensors.values())))]
+    return [
+        Pool(tuple(tensors), round(sparsity * sum(tensor.items for tensor in tensors.values())))
+    ]
 
 
 @registry.register(
@@ -131,17 +133,17 @@ def by_quota(
     tensor keeps one item, and what is gone already stays gone: where that is more than a tensor's share, the
     others lose less. Raises `InvalidArgument`, saying `where`, if that leaves too few to remove.
     """
-    target = round(sparsity * sum(one.items for one in tensors.values()))
-    most = {name: max(one.items - 1, 0) for name, one in tensors.items()}
+    target = round(sparsity * sum(tensor.items for tensor in tensors.values()))
+    most = {name: max(tensor.items - 1, 0) for name, tensor in tensors.items()}
     if target > sum(most.values()):
         raise InvalidArgument(
             "each tensor keeps at least one, which leaves too few to remove",
             where=where,
-            got=f"{target} of {sum(one.items for one in tensors.values())}",
+            got=f"{target} of {sum(tensor.items for tensor in tensors.values())}",
             allowed=f"at most {sum(most.values())}",
         )
-    quotas = {name: shares[name] * one.items for name, one in tensors.items()}
-    least = {name: min(one.gone, one.items) for name, one in tensors.items()}
+    quotas = {name: shares[name] * tensor.items for name, tensor in tensors.items()}
+    least = {name: min(tensor.gone, tensor.items) for name, tensor in tensors.items()}
     quotas = _above(quotas, least, target)
     most = {name: max(most[name], least[name]) for name in most}
     counts = _largest_remainder(quotas, most, max(target, sum(least.values())))

@@ -40,7 +40,7 @@ def erdos_renyi_kernel(tensors: Mapping[str, Tensor], sparsity: float) -> list[P
 
 
 def _shares(tensors: Mapping[str, Tensor], raw: Mapping[str, float], sparsity: float) -> Shares:
-    stays = (1.0 - sparsity) * sum(one.items for one in tensors.values())
+    stays = (1.0 - sparsity) * sum(tensor.items for tensor in tensors.values())
     dense: set[str] = set()
     while True:
         rest = [name for name in tensors if name not in dense]

@@ -87,10 +87,12 @@ def layer_adaptive(tensors: Mapping[str, Tensor], sparsity: float) -> list[Pool]
     check_sparsity(sparsity)
     scores = known(tensors, "scores", where="lamp", hint="the scores of its items, as a function")
     ranked = {name: _ascending(name, values()) for name, values in scores.items()}
-    total = sum(one.items for one in tensors.values())
-    remove = min(round(sparsity * total), sum(max(one.items - 1, 0) for one in tensors.values()))
+    total = sum(tensor.items for tensor in tensors.values())
+    remove = min(
+        round(sparsity * total), sum(max(tensor.items - 1, 0) for tensor in tensors.values())
+    )
     counts = dict(zip(ranked, _lowest(list(ranked.values()), remove), strict=True))
-    shares = {name: counts[name] / max(one.items, 1) for name, one in tensors.items()}
+    shares = {name: counts[name] / max(tensor.items, 1) for name, tensor in tensors.items()}
     return by_quota(tensors, shares, sparsity, where="lamp")
 
 

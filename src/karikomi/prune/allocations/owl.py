@@ -43,7 +43,9 @@ def outlier_weighed(tensors: Mapping[str, Tensor], sparsity: float) -> list[Pool
     outliers = known(tensors, "outliers", where="owl", hint="give data= (the inputs are measured)")
     least = min(outliers.values(), default=0.0)
     span = max(outliers.values(), default=0.0) - least
-    lift = {name: (one - least) / span if span > 0.0 else 0.0 for name, one in outliers.items()}
+    lift = {
+        name: (outlier - least) / span if span > 0.0 else 0.0 for name, outlier in outliers.items()
+    }
 
     def shares_at(level: float) -> Shares:
         return {name: min(max(level - 2 * SPREAD * up, 0.0), 1.0) for name, up in lift.items()}

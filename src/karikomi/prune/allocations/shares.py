@@ -18,7 +18,7 @@ HALVINGS = 100
 
 def known(tensors: Mapping[str, Tensor], fact: str, *, where: str, hint: str) -> dict[str, Any]:
     """Return one fact of each tensor; raise `InvalidArgument` where it is missing, with the hint."""
-    found = {name: getattr(one, fact) for name, one in tensors.items()}
+    found = {name: getattr(tensor, fact) for name, tensor in tensors.items()}
     missing = [name for name, value in found.items() if value is None or value == ()]
     if missing:
         raise InvalidArgument(
@@ -49,10 +49,10 @@ def balanced(
     >>> round(found["a"], 6), round(found["b"], 6)
     (0.8, 0.4)
     """
-    target = sparsity * sum(one.items for one in tensors.values())
+    target = sparsity * sum(tensor.items for tensor in tensors.values())
 
     def gone(shares: Shares) -> float:
-        return sum(shares[name] * one.items for name, one in tensors.items())
+        return sum(shares[name] * tensor.items for name, tensor in tensors.items())
 
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -52,8 +52,8 @@ class L1(Penalty):
 
     def gradient(self, weights: Array, axes: tuple[int, ...], *, xp: Namespace) -> Array:
         """Return ``sign(w)``."""
-        one, zero = xp.ones_like(weights), xp.zeros_like(weights)
-        return xp.where(weights > 0, one, xp.where(weights < 0, -one, zero))
+        ones, zero = xp.ones_like(weights), xp.zeros_like(weights)
+        return xp.where(weights > 0, ones, xp.where(weights < 0, -ones, zero))
 
 
 @register(

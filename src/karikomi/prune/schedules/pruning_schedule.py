@@ -161,7 +161,7 @@ def _check_names(schedule: PruningSchedule) -> None:
 def _globs(given: Any, where: str) -> str | tuple[str, ...] | None:
     if given is None or isinstance(given, str):
         return given
-    if isinstance(given, list | tuple) and all(isinstance(one, str) for one in given):
+    if isinstance(given, list | tuple) and all(isinstance(item, str) for item in given):
         return tuple(given)
     raise InvalidArgument("globs over names are strings", where=where, got=repr(given))
 

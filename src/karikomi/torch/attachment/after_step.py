@@ -69,7 +69,10 @@ class AfterStep:
         if self._schedule is None:
             return None
         tensors = {"shown": self._shown.plain(), "rewind": self._rewind.plain()}
-        return {"seen": self._seen, **{k: one for k, one in tensors.items() if one is not None}}
+        return {
+            "seen": self._seen,
+            **{k: tensor for k, tensor in tensors.items() if tensor is not None},
+        }
 
     def read(self, bound: Any, masks: Any) -> tuple[dict[str, Any] | None, Masks | None]:
         """Return the state of the bound and the masks of a checkpoint, checked; nothing is changed."""
@@ -137,7 +140,7 @@ class AfterStep:
         if self.masks is not None and schedule.regrows_by is not None:
             if self._due and schedule.regrows_by == "gradient":
                 own = {name: p.grad for name, p in self._free().items() if name in self.masks}
-                self._dense = {name: one.abs() for name, one in own.items() if one is not None}
+                self._dense = {name: item.abs() for name, item in own.items() if item is not None}
         elif self._shown.facts and (self._due or steps <= schedule.last):
             self._shown.note(self._scored(schedule), self._rates(), scale)
 
@@ -173,7 +176,7 @@ class AfterStep:
 
     def _moved(self, schedule: PruningSchedule, masks: Masks, step: int) -> Masks:
         """Return masks with as many kept weights as before; a tensor without a gradient keeps its own."""
-        own = {name: one for name, one in self._free().items() if name in masks}
+        own = {name: tensor for name, tensor in self._free().items() if name in masks}
         by_noise = schedule.regrows_by == "noise"
         worth = noise(own, schedule.seed, step) if by_noise else self._dense
         moved = rewired(own, masks, worth, schedule.drop_at(step))
@@ -200,7 +203,7 @@ class AfterStep:
         free = self._free()
         if as_pattern(schedule.pattern).coupled:
             return free
-        return {name: one for name, one in free.items() if name in self._prunable}
+        return {name: tensor for name, tensor in free.items() if name in self._prunable}
 
     def _rates(self) -> dict[str, float]:
         rates = {
@@ -213,7 +216,7 @@ class AfterStep:
 
     def _free(self) -> dict[str, torch.Tensor]:
         """Return what this optimizer moves: its parameters without the frozen ones."""
-        return {name: one for name, one in self._found.items() if one.requires_grad}
+        return {name: item for name, item in self._found.items() if item.requires_grad}
 
     def _others(self) -> dict[str, str]:
         """Return name -> why neither bound nor schedule touches this parameter of the model."""
@@ -233,7 +236,7 @@ class AfterStep:
             targets(self._model, self._bound, self._free())
         if self._schedule is None:
             return
-        own = {n: one for n, one in self._free().items() if n in self._prunable}
+        own = {n: tensor for n, tensor in self._free().items() if n in self._prunable}
         if not own:
             raise Unsupported(
                 "the optimizer holds no weight of a Linear or Conv layer that could be pruned",

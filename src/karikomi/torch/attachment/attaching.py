@@ -154,27 +154,27 @@ def _checked_optimizers(
     several: list[Any] = [optimizer]
     if isinstance(optimizer, Sequence):
         several = list(optimizer)
-    several = [inside(one) for one in several]
-    for one in several:
-        if not isinstance(one, torch.optim.Optimizer):
+    several = [inside(entry) for entry in several]
+    for item in several:
+        if not isinstance(item, torch.optim.Optimizer):
             raise InvalidArgument(
-                "this is no torch optimizer", where="torch.attach", got=type(one).__name__
+                "this is no torch optimizer", where="torch.attach", got=type(item).__name__
             )
-        if isinstance(one, torch.optim.LBFGS):
+        if isinstance(item, torch.optim.LBFGS):
             raise Unsupported(
                 "LBFGS compares losses and gradients of several calls of its closure, so clipping them "
                 "would spoil its line search and its curvature",
                 where="torch.attach",
                 hint="bound its step by lr= or line_search_fn='strong_wolfe'",
             )
-        if not hasattr(one, "_optimizer_step_pre_hooks"):
+        if not hasattr(item, "_optimizer_step_pre_hooks"):
             raise InvalidArgument(
                 "this optimizer takes no hooks: it wraps another one",
                 where="torch.attach",
-                got=type(one).__name__,
+                got=type(item).__name__,
                 hint="attach to the optimizer inside it, such as wrapper.optimizer",
             )
-        if one in _attached:
+        if item in _attached:
             raise Unsupported(
                 "this optimizer has a handle already: every step would be clipped twice",
                 where="torch.attach",
@@ -198,7 +198,7 @@ def inside(optimizer: Any) -> Any:
 
     Raises `Unsupported` for the wrapper of an engine that owns gradients and steps.
     """
-    names = {f"{one.__module__}.{one.__qualname__}" for one in type(optimizer).__mro__}
+    names = {f"{item.__module__}.{item.__qualname__}" for item in type(optimizer).__mro__}
     for name in names & _ENGINES.keys():
         raise Unsupported(
             f"{_ENGINES[name]} keeps the gradients to itself and steps inside backward(), so no rule can "

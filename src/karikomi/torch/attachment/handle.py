@@ -198,14 +198,14 @@ class Handle:
             return None
         self._inner = 0
         self._unfold()
-        found = [one for one in (*args, *kwargs.values()) if _is_closure(one)]
+        found = [argument for argument in (*args, *kwargs.values()) if _is_closure(argument)]
         if not found:
             self._prepare(optimizer)
             return None
         wrapped = self._wrapped(optimizer, found[0])
         swap = {id(found[0]): wrapped}
-        args = tuple(swap.get(id(one), one) for one in args)
-        return args, {key: swap.get(id(one), one) for key, one in kwargs.items()}
+        args = tuple(swap.get(id(argument), argument) for argument in args)
+        return args, {key: swap.get(id(value), value) for key, value in kwargs.items()}
 
     def _wrapped(
         self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
@@ -230,7 +230,7 @@ class Handle:
 
     @torch.no_grad()
     def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
-        if [_identities(one) for one in self._optimizers] != self._held:
+        if [_identities(item) for item in self._optimizers] != self._held:
             raise Unsupported(
                 "the optimizer has got other parameters since attach",
                 where="torch.attach",
@@ -261,7 +261,7 @@ class Handle:
             raise
 
     def _refuse_scaled(self, optimizer: torch.optim.Optimizer) -> None:
-        if still_scaled([one for one in self._optimizers if one is not optimizer]):
+        if still_scaled([item for item in self._optimizers if item is not optimizer]):
             raise Unsupported(
                 "the AMP scaler has unscaled the gradients of one optimizer, those of the others not yet",
                 where="torch.attach",
@@ -347,14 +347,16 @@ def _flag(found_inf: torch.Tensor | None) -> bool:
 
 
 def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
-    return [one for group in optimizer.param_groups for one in map(id, group["params"])]
+    return [item for group in optimizer.param_groups for item in map(id, group["params"])]
 
 
 def _optimized(
     optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
 ) -> dict[str, torch.Tensor]:
     reshard_(model)
-    held = [p for one in optimizers for group in one.param_groups for p in group["params"]]
+    held = [
+        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+    ]
     chosen = {id(parameter) for parameter in held}
     if len(chosen) < len(held):
         raise Unsupported("two optimizers hold the same parameter", where="torch.attach")

@@ -47,7 +47,9 @@ class JointStep:
     def clipped(self) -> None:
         """Note the gradients as they are now."""
         if len(self._optimizers) > 1:
-            self._gradients = {id(one): _gradients(one) for one in self._optimizers}
+            self._gradients = {
+                id(optimizer): _gradients(optimizer) for optimizer in self._optimizers
+            }
 
     def end(self, optimizer: torch.optim.Optimizer) -> bool:
         """Note that a step has ended; true if all have now."""
@@ -86,7 +88,7 @@ def still_scaled(others: Sequence[torch.optim.Optimizer]) -> bool:
         scaler = frame.f_locals.get("self")
         if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled():
             states = scaler._per_optimizer_states
-            return any(states[id(one)]["stage"].name == "READY" for one in others)
+            return any(states[id(other_item)]["stage"].name == "READY" for other_item in others)
         frame = frame.f_back
     return False
 

@@ -57,9 +57,9 @@ def watch_logits(module: nn.Module) -> LogitHooks:
     (('',), True)
     """
     layers = {
-        name: one.layer
-        for name, one in attentions(module).items()
-        if isinstance(one.layer, nn.MultiheadAttention)
+        name: attention.layer
+        for name, attention in attentions(module).items()
+        if isinstance(attention.layer, nn.MultiheadAttention)
     }
     if not layers:
         raise Unsupported(
@@ -116,7 +116,7 @@ def taken(layers: Mapping[str, Attention]) -> dict[str, torch.Tensor]:
 
     Where several processes train, the largest over all of them: else their weights would part.
     """
-    found = {name: _noted[one.layer] for name, one in layers.items() if one.layer in _noted}
+    found = {name: _noted[layer.layer] for name, layer in layers.items() if layer.layer in _noted}
     for name in found:
         _noted[layers[name].layer] = None
     if not (dist.is_available() and dist.is_initialized()):

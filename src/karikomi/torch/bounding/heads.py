@@ -43,12 +43,12 @@ def layers_of(
             where=WHERE,
             hint="declare your own layers: kk.torch.declare_attention(layer, heads=8, q=..., k=...)",
         )
-    chosen = {name: one for name, one in every.items() if one.names <= found.keys()}
+    chosen = {name: item for name, item in every.items() if item.names <= found.keys()}
     if not chosen:
         raise Unsupported(
             "no attention has all its query and key projections selected", where=WHERE
         )
-    touched = {name for one in chosen.values() for name in one.names}
+    touched = {name for item in chosen.values() for name in item.names}
     sharded = [name for name in found if name in touched and is_sharded(found[name])]
     if sharded:
         raise Unsupported(
@@ -62,7 +62,7 @@ def layers_of(
 
 def check_supplied(layers: Mapping[str, Attention]) -> None:
     """Refuse where nothing notes the logits of any of these layers."""
-    if not any(known(one.layer) for one in layers.values()):
+    if not any(known(layer.layer) for layer in layers.values()):
         raise Unsupported(
             "QKClip needs the largest logit of every head, which no weight tells",
             where=WHERE,
@@ -88,7 +88,7 @@ def bound_heads(
         supplied = logits
         _check_names(supplied, layers)
     # In the order of the module, whatever the order they were supplied in.
-    sizes = {n: _sizes(n, supplied[n], one) for n, one in layers.items() if n in supplied}
+    sizes = {n: _sizes(n, supplied[n], layer) for n, layer in layers.items() if n in supplied}
     for name in layers.keys() - sizes.keys():
         left_alone |= {parameter: NO_LOGITS for parameter in sorted(layers[name].names)}
     norms = np.concatenate([np.zeros(0), *sizes.values()])

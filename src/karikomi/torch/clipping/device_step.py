@@ -147,7 +147,7 @@ class DeviceStep:
         return self._counts
 
     def _count(self, outcomes: Sequence[Outcome], skipped: torch.Tensor) -> None:
-        changed = [torch.any(one.after.tensor != one.norms.tensor) for one in outcomes]
+        changed = [torch.any(outcome.after.tensor != outcome.norms.tensor) for outcome in outcomes]
         taken = (~skipped).to(torch.int64)
         engaged = torch.any(torch.stack(changed)).to(torch.int64) * taken
         before = self._counts

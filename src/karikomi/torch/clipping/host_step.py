@@ -176,7 +176,7 @@ class Clipping:
             chosen: Any = gradients
             if missing:
                 chosen = [gradient for gradient in gradients if gradient is not None]
-            numbers = norms(chosen if self.sharding is None else [local(one) for one in chosen])
+            numbers = norms(chosen if self.sharding is None else [local(item) for item in chosen])
             if missing:
                 found, numbers = numbers, np.zeros(len(gradients))
                 numbers[present] = found

@@ -132,7 +132,7 @@ class Sharding:
             numbers[places], present[places] = collectives.reduced(
                 groups, numbers[places], present[places], shares, peaks
             )
-        more = [_elsewhere(*one, numbers, present) for one in layout.others]
+        more = [_elsewhere(*other_item, numbers, present) for other_item in layout.others]
         if not more:
             return numbers, present
         extra, there = zip(*more, strict=True)

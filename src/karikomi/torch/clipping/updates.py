@@ -118,7 +118,7 @@ class _Corrected(Moments):
         own = self.gradients[name]
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                if any(own is one for one in group["params"]):
+                if any(own is item for item in group["params"]):
                     kept = optimizer.state[own]
                     decay = float(group["betas"][1]) ** float(kept["step"])
                     return local(kept["exp_avg_sq"]) / (1.0 - decay)

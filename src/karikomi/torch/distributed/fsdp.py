@@ -25,6 +25,6 @@ def reshard_(module: Any) -> None:
         return
     if torch._C._current_graph_task_id() != -1:
         return
-    units: list[Any] = [one for one in module.modules() if isinstance(one, unit)]
-    for one in units:
-        one.reshard()
+    units: list[Any] = [entry for entry in module.modules() if isinstance(entry, unit)]
+    for item in units:
+        item.reshard()

@@ -37,7 +37,7 @@ def flows(
     Source: Tanaka, Kunin, Yamins and Ganguli 2020, "Pruning neural networks without any data by
     iteratively conserving synaptic flow".
     """
-    if not any(one.is_floating_point() for one in batch.tensors()):
+    if not any(tensor.is_floating_point() for tensor in batch.tensors()):
         raise Unsupported(
             "an input of ones cannot stand in for whole numbers",
             where="flow",
@@ -45,18 +45,22 @@ def flows(
         )
     stand_ins: dict[str, torch.Tensor] = {}
     by_identity: dict[int, torch.Tensor] = {}
-    for name, one in (*module.named_parameters(), *module.named_buffers()):
-        if one.is_floating_point():
-            stand_ins[name] = by_identity[id(one)] = one.detach().to(wide(one)).abs()
-    chosen = [by_identity[id(one)].requires_grad_() for one in weights.values()]
+    for name, parameter in (*module.named_parameters(), *module.named_buffers()):
+        if parameter.is_floating_point():
+            stand_ins[name] = by_identity[id(parameter)] = (
+                parameter.detach().to(wide(parameter)).abs()
+            )
+    chosen = [by_identity[id(weight)].requires_grad_() for weight in weights.values()]
     ones = batch.inputs(_one)
     with steady(module, fresh=False), torch.enable_grad():
         outputs = functional_call(module, stand_ins, ones.positional, dict(ones.named))
-        total = torch.stack([one.sum() for one in leaves(outputs) if one.is_floating_point()]).sum()
+        total = torch.stack(
+            [leaf.sum() for leaf in leaves(outputs) if leaf.is_floating_point()]
+        ).sum()
         found = torch.autograd.grad(total, chosen, allow_unused=True, materialize_grads=True)
-    largest = torch.stack([one.max() for one in found if one.numel()]).max()
+    largest = torch.stack([item.max() for item in found if item.numel()]).max()
     scale = torch.where(largest > 0, largest, 1.0)
-    return {name: one / scale for name, one in zip(weights, found, strict=True)}
+    return {name: item / scale for name, item in zip(weights, found, strict=True)}
 
 
 def _one(tensor: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,7 @@ class Forward:
         if "macs" in self._facts:
             self._check_seen("macs", self._never_counted())
             found["macs"] = {
-                n: torch.tensor(one, dtype=torch.float64) for n, one in self._macs.items()
+                n: torch.tensor(mac, dtype=torch.float64) for n, mac in self._macs.items()
             }
         return found
 
@@ -71,7 +71,7 @@ class Forward:
         """Return the counts without those of weights that something uncounted read."""
         # Looking a row up multiplies nothing.
         uncounted = {n for n, reader in self._watch.strays.items() if reader != "embedding"}
-        return {n: one for n, one in self._macs.items() if one or n not in uncounted}
+        return {n: mac for n, mac in self._macs.items() if mac or n not in uncounted}
 
     def _check_seen(self, fact: str, found: Mapping[str, object]) -> None:
         for name in self._weights:
@@ -92,7 +92,9 @@ def following(module: nn.Module, batch: Batch) -> dict[str, str]:
     Only norms with a scale per unit of the layer count that follow no other layer, and layers whose every
     use is followed by the same. `batch`: one run shows it. Call it on a module that is held in eval mode.
     """
-    weights = {name: one for name, one in module.named_parameters() if one.dim() > 1}
+    weights = {
+        name: parameter for name, parameter in module.named_parameters() if parameter.dim() > 1
+    }
     trail = Trail(scales_of(module))
     with torch.no_grad(), WeightReadHooks(weights, (), trail):
         module(*batch.positional, **batch.named)

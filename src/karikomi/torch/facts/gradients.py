@@ -42,13 +42,13 @@ class Gradients:
         self._module = module
         self._loss = loss
         self._names = list(weights)
-        stand_ins = _stand_ins(module, {id(one) for one in weights.values()})
+        stand_ins = _stand_ins(module, {id(weight) for weight in weights.values()})
         self._given = {name: stand_in for name, (_, stand_in) in stand_ins.items()}
         by_identity = {identity: stand_in for identity, stand_in in stand_ins.values()}
-        self._weights = [by_identity[id(one)] for one in weights.values()]
+        self._weights = [by_identity[id(weight)] for weight in weights.values()]
         wanted = facts | {"gradient"} if self.passes == 2 else facts
         self._sums = {
-            fact: [torch.zeros_like(one, requires_grad=False) for one in self._weights]
+            fact: [torch.zeros_like(weight, requires_grad=False) for weight in self._weights]
             for fact in wanted
         }
         self._facts = facts
@@ -68,14 +68,14 @@ class Gradients:
         if "gradient" in self._sums:
             self._add("gradient", gradients)
         if "squared_gradient" in self._sums:
-            self._add("squared_gradient", [one.square() for one in gradients])
+            self._add("squared_gradient", [gradient.square() for gradient in gradients])
 
     def result(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return fact -> weight name -> mean."""
         return {
             fact: {
-                name: one / self._counts[fact == "hessian_gradient"]
-                for name, one in zip(self._names, self._sums[fact], strict=True)
+                name: total / self._counts[fact == "hessian_gradient"]
+                for name, total in zip(self._names, self._sums[fact], strict=True)
             }
             for fact in self._facts
         }
@@ -87,7 +87,7 @@ class Gradients:
                 where="data",
                 allowed="(inputs, targets), with None for targets that the loss does not read",
             )
-        batch = batch.inputs(lambda one: one.float() if one.dtype in _HALF else one)
+        batch = batch.inputs(lambda value: value.float() if value.dtype in _HALF else value)
         outputs = functional_call(self._module, self._given, batch.positional, dict(batch.named))
         loss = self._loss(outputs, batch.targets)
         _check_loss(loss)
@@ -104,27 +104,29 @@ class Gradients:
         return list(found)
 
     def _products(self, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
-        means = [one / self._counts[0] for one in self._sums["gradient"]]
+        means = [total / self._counts[0] for total in self._sums["gradient"]]
         along = torch.stack(
-            [(one * mean).sum() for one, mean in zip(gradients, means, strict=True)]
+            [(gradient * mean).sum() for gradient, mean in zip(gradients, means, strict=True)]
         ).sum()
         # The gradient of a loss that is linear in the weights depends on none of them.
-        return self._of(along) if along.requires_grad else [torch.zeros_like(one) for one in means]
+        return (
+            self._of(along) if along.requires_grad else [torch.zeros_like(mean) for mean in means]
+        )
 
     def _add(self, fact: str, new: list[torch.Tensor]) -> None:
-        for total, one in zip(self._sums[fact], new, strict=True):
-            total += one.detach()
+        for total, term in zip(self._sums[fact], new, strict=True):
+            total += term.detach()
 
 
 def _stand_ins(module: nn.Module, scored: set[int]) -> dict[str, tuple[int, torch.Tensor]]:
     """Return name -> (identity of the original, stand-in); buffers only where they are cast."""
     found: dict[str, tuple[int, torch.Tensor]] = {}
-    for name, one in module.named_parameters():
-        stand_in = one.detach().float() if one.dtype in _HALF else one.detach()
-        found[name] = id(one), stand_in.requires_grad_(id(one) in scored)
-    for name, one in module.named_buffers():
-        if one.dtype in _HALF:
-            found[name] = id(one), one.float()
+    for name, parameter in module.named_parameters():
+        stand_in = parameter.detach().float() if parameter.dtype in _HALF else parameter.detach()
+        found[name] = id(parameter), stand_in.requires_grad_(id(parameter) in scored)
+    for name, parameter in module.named_buffers():
+        if parameter.dtype in _HALF:
+            found[name] = id(parameter), parameter.float()
     return found
 
 
@@ -151,7 +153,7 @@ def _check_loss(loss: Any) -> None:
 @contextmanager
 def _twice_differentiable(module: nn.Module, twice: bool) -> Iterator[None]:
     """Choose implementations that have the derivatives that are needed."""
-    recurrent = any(isinstance(one, nn.RNNBase) for one in module.modules())
+    recurrent = any(isinstance(item, nn.RNNBase) for item in module.modules())
     attention = sdpa_kernel(SDPBackend.MATH) if twice else nullcontext()
     # cuDNN differentiates recurrent layers in training mode only, and once only.
     cells = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()

@@ -45,8 +45,8 @@ class InputNorms:
         """Return weight name -> norms, of a shape that broadcasts to the weight's."""
         norms = {name: squares.sqrt() for name, squares in self._squares.items()}
         return {
-            name: one if len(one) == 1 else one.repeat_interleave(self._rows[name], dim=0)
-            for name, one in norms.items()
+            name: norm if len(norm) == 1 else norm.repeat_interleave(self._rows[name], dim=0)
+            for name, norm in norms.items()
         }
 
 

@@ -88,7 +88,7 @@ def measure(
     _check(needs, data, loss, where)
     with _held(module, seed):
         meters = _meters(module, needs, chosen, loss)
-        passes = max(one.passes for one in meters)
+        passes = max(meter.passes for meter in meters)
         if passes > 1 and isinstance(data, Iterator):
             raise Unsupported(
                 "this score reads the data twice, and an iterator gives it once",
@@ -97,9 +97,9 @@ def measure(
                 hint="pass a list or a DataLoader",
             )
         for number in range(passes):
-            reading = [one for one in meters if one.passes > number]
+            reading = [meter for meter in meters if meter.passes > number]
             _read(reading, data, chosen, number, needs <= OF_ONE_BATCH, progress, where)
-        found = {fact: ones for one in meters for fact, ones in one.result().items()}
+        found = {fact: ones for meter in meters for fact, ones in meter.result().items()}
     _check_finite(found)
     return found
 
@@ -167,8 +167,8 @@ def _read(
     for batch in tqdm(
         batches, desc="measure", unit="batch", total=total, disable=hidden, leave=False
     ):
-        for one in meters:
-            one.see(batch, number)
+        for meter in meters:
+            meter.see(batch, number)
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def _chosen(
 
 
 def _device(tensors: Iterable[torch.Tensor]) -> torch.device:
-    return next((one.device for one in tensors), torch.device("cpu"))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _check(needs: frozenset[str], data: Any, loss: Any, where: str) -> None:
@@ -234,7 +234,7 @@ def _listed(facts: Iterable[str]) -> str:
 
 def check_data(data: Any, where: str) -> None:
     """Refuse one batch in the place of many, whose rows or halves would pass for batches."""
-    single = isinstance(data, tuple) and any(isinstance(one, torch.Tensor) for one in data)
+    single = isinstance(data, tuple) and any(isinstance(batch, torch.Tensor) for batch in data)
     if single or isinstance(data, torch.Tensor | Mapping) or not isinstance(data, Iterable):
         raise InvalidArgument(
             "data is an iterable of batches",
@@ -246,8 +246,8 @@ def check_data(data: Any, where: str) -> None:
 
 def _check_finite(found: Facts) -> None:
     for fact, ones in found.items():
-        for name, one in ones.items():
-            if not bool(torch.isfinite(one).all()):
+        for name, item in ones.items():
+            if not bool(torch.isfinite(item).all()):
                 raise NonFinite(
                     f"the measured {fact} is NaN or infinite",
                     where=name,

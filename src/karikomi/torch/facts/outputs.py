@@ -76,7 +76,7 @@ def gates(
             raise Unsupported(
                 "no one normalisation with a scale per unit takes the outputs of this layer",
                 where=f"gate: {name}",
-                got=", ".join(sorted(str(one) for one in choices)) or None,
+                got=", ".join(sorted(str(choice) for choice in choices)) or None,
                 hint=f"exclude={name!r}, or another score",
             )
         found[name] = scales[scale].detach().clone()

@@ -63,8 +63,8 @@ class RunningStats:
         """Add the step's part to the sums."""
         for fact, now in self._now.items():
             sums = self._sums[fact]
-            for name, one in now.items():
-                sums[name] = sums[name] + one if name in sums else one
+            for name, current in now.items():
+                sums[name] = sums[name] + current if name in sums else current
         self._steps += bool(self._now)
         self._now = {}
 
@@ -79,7 +79,7 @@ class RunningStats:
     def restart(self) -> None:
         """Begin new means."""
         self._steps = 0
-        self._sums = {fact: one if fact in _SUMS else {} for fact, one in self._sums.items()}
+        self._sums = {fact: total if fact in _SUMS else {} for fact, total in self._sums.items()}
 
     def found(self, weights: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
         """Return fact -> name -> tensor, for all of these weights."""
@@ -95,7 +95,7 @@ class RunningStats:
 
     def plain(self) -> dict[str, Any] | None:
         """Return everything, for a checkpoint."""
-        sums = {fact: dict(one) for fact, one in self._sums.items()}
+        sums = {fact: dict(total) for fact, total in self._sums.items()}
         return {"steps": self._steps, "sums": sums} if self.facts else None
 
     def read(self, plain: Any, found: Mapping[str, torch.Tensor]) -> tuple[int, Any]:
@@ -111,7 +111,7 @@ class RunningStats:
                 got=sorted(sums) if isinstance(sums, Mapping) else type(sums).__name__,
                 allowed=sorted(self._sums),
             )
-        return steps, {fact: _fitting(one, found) for fact, one in sums.items()}
+        return steps, {fact: _fitting(total, found) for fact, total in sums.items()}
 
     def load(self, read: tuple[int, Any]) -> None:
         """Continue with what `read` returned."""
@@ -142,8 +142,8 @@ def shown_in_training(schedule: PruningSchedule) -> frozenset[str]:
 
 def finite(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Return whether all is finite: what masks hide of a gradient, no one has looked at before."""
-    flags = [one.isfinite().all() for one in tensors.values()]
-    return not flags or bool(torch.stack([one.to(flags[0].device) for one in flags]).all())
+    flags = [tensor.isfinite().all() for tensor in tensors.values()]
+    return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
 def _fitting(given: Any, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -47,10 +47,10 @@ def fill_(module: nn.Module, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Mo
     """
     inner = unwrapped(module)
     _check_names(set(_tensors(inner)), set(tensors))
-    coded = {name: one for name, one in tensors.items() if isinstance(one, Coded)}
+    coded = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Coded)}
     arrays = {
-        name: one.decode() if isinstance(one, Coded) else np.asarray(one)
-        for name, one in tensors.items()
+        name: tensor.decode() if isinstance(tensor, Coded) else np.asarray(tensor)
+        for name, tensor in tensors.items()
     }
     new = {name: _tensor(name, arrays[name], own) for name, own in _tensors(inner).items()}
     shapes = {
@@ -100,7 +100,9 @@ def _tensor(name: str, array: np.ndarray, own: torch.Tensor) -> torch.Tensor:
 
 def _check_ends(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse another number of inputs or outputs: that is another network, not a shrunk one."""
-    weights = [(name, one) for name, one in module.named_parameters() if one.dim() > 1]
+    weights = [
+        (name, parameter) for name, parameter in module.named_parameters() if parameter.dim() > 1
+    ]
     for (name, own), axis, what in ((weights[0], 1, "inputs"), (weights[-1], 0, "outputs")):
         stored = shapes.get(name, tuple(own.shape))
         if len(stored) != own.dim() or stored[axis] != own.shape[axis]:

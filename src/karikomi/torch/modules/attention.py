@@ -207,9 +207,11 @@ def _declared_readers(
 def _rows_of(
     layer: nn.Linear, path: str, kept: Mapping[int, str], first: int, heads: int, width: int
 ) -> tuple[Rows, ...]:
-    own = [(leaf, one) for leaf in ("weight", "bias") if (one := getattr(layer, leaf)) is not None]
-    names = [kept.get(id(one), f"{path}.{leaf}") for leaf, one in own]
-    return tuple(Rows(one, 0, first, heads, width) for one in names)
+    own = [
+        (leaf, value) for leaf in ("weight", "bias") if (value := getattr(layer, leaf)) is not None
+    ]
+    names = [kept.get(id(item), f"{path}.{leaf}") for leaf, item in own]
+    return tuple(Rows(name, 0, first, heads, width) for name in names)
 
 
 def _linear(module: nn.Module, name: str) -> nn.Linear:
@@ -219,6 +221,8 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
             "this is no nn.Linear of the module",
             where="torch.declare_attention",
             got=repr(name),
-            allowed=", ".join(n for n, one in module.named_modules() if isinstance(one, nn.Linear)),
+            allowed=", ".join(
+                n for n, item in module.named_modules() if isinstance(item, nn.Linear)
+            ),
         )
     return layer

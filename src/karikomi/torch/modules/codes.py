@@ -26,7 +26,9 @@ def remember_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
 def add_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
     """Keep the codes of the named parameters with their layers, under every name they have."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    by_identity = {id(parameters[name]): one for name, one in coded.items() if name in parameters}
+    by_identity = {
+        id(parameters[name]): tensor for name, tensor in coded.items() if name in parameters
+    }
     for name, parameter in parameters.items():
         if id(parameter) in by_identity:
             prefix, _, leaf = name.rpartition(".")
@@ -37,15 +39,15 @@ def add_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
 def recall(module: nn.Module) -> dict[str, Coded]:
     """Return name -> codes; raise `Unsupported` naming the first tensor that changed since."""
     found = {}
-    for name, layer, leaf, one in _entries(module):
+    for name, layer, leaf, entry in _entries(module):
         weight: torch.Tensor = getattr(layer, leaf).detach().cpu()
-        if weight.shape != one.shape or not torch.equal(decoded(one, weight.dtype), weight):
+        if weight.shape != entry.shape or not torch.equal(decoded(entry, weight.dtype), weight):
             raise Unsupported(
                 "the weights have changed since quantize_",
                 where=name,
                 hint="call kk.torch.quantize_ again before kk.save",
             )
-        found[name] = one
+        found[name] = entry
     return found
 
 
@@ -61,5 +63,5 @@ def decoded(coded: Coded, dtype: torch.dtype) -> torch.Tensor:
 
 def _entries(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Coded]]:
     for prefix, layer in module.named_modules(remove_duplicate=False):
-        for leaf, one in layer.__dict__.get(_ATTRIBUTE, {}).items():
-            yield (f"{prefix}.{leaf}" if prefix else leaf), layer, leaf, one
+        for leaf, item in layer.__dict__.get(_ATTRIBUTE, {}).items():
+            yield (f"{prefix}.{leaf}" if prefix else leaf), layer, leaf, item

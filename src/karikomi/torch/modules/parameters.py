@@ -100,8 +100,8 @@ def _pairs(parameters: Any, *, where: str) -> dict[str, torch.Tensor]:
             "not a module or parameters", where=where, got=type(parameters).__name__
         )
     found: dict[str, torch.Tensor] = {}
-    for index, one in enumerate(parameters):
-        name, tensor = _pair(index, one, where)
+    for index, parameter in enumerate(parameters):
+        name, tensor = _pair(index, parameter, where)
         if found.setdefault(name, tensor) is not tensor:
             raise InvalidArgument(
                 "two tensors bear one name", where=where, got=repr(name), hint="prefix the names"
@@ -109,17 +109,17 @@ def _pairs(parameters: Any, *, where: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def _pair(index: int, one: Any, where: str) -> tuple[str, torch.Tensor]:
-    if isinstance(one, torch.Tensor):
-        return str(index), one
-    if isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], torch.Tensor):
-        return str(one[0]), one[1]
-    if isinstance(one, dict):
+def _pair(index: int, value: Any, where: str) -> tuple[str, torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return str(index), value
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], torch.Tensor):
+        return str(value[0]), value[1]
+    if isinstance(value, dict):
         raise Unsupported(
             "these are optimizer parameter groups", where=where, hint="pass group['params']"
         )
     raise InvalidArgument(
-        "not a parameter", where=where, got=type(one).__name__, allowed="tensor or (name, tensor)"
+        "not a parameter", where=where, got=type(value).__name__, allowed="tensor or (name, tensor)"
     )
 
 

@@ -47,12 +47,14 @@ def prunable(
                 reasons.setdefault(id(parameter), reason)
     named = dict(module.named_parameters())
     weights: dict[str, torch.Tensor] = {
-        name: one for name, one in named.items() if id(one) not in reasons
+        name: item for name, item in named.items() if id(item) not in reasons
     }
-    left_alone = {n: reasons[id(one)] for n, one in named.items() if id(one) in reasons}
-    names = {id(one): name for name, one in named.items()}
+    left_alone = {n: reasons[id(item)] for n, item in named.items() if id(item) in reasons}
+    names = {id(item): name for name, item in named.items()}
     # Of all layers, also those that are left alone: what comes before a tied head is not the last.
-    layers = [one._parameters.get("weight") for one in module.modules() if isinstance(one, PRUNED)]
+    layers = [
+        item._parameters.get("weight") for item in module.modules() if isinstance(item, PRUNED)
+    ]
     for which, place in (("first", 0), ("last", -1)):
         name = names.get(id(layers[place])) if layers else None
         if which in protect and name in weights:
@@ -99,7 +101,7 @@ def siblings(module: nn.Module, name: str, norms: Mapping[str, str]) -> list[str
     wanted = [f"{prefix}bias"]
     if path in norms:
         wanted += [f"{norms[path]}.weight", f"{norms[path]}.bias"]
-    return [one for one in wanted if one in known]
+    return [item for item in wanted if item in known]
 
 
 def _why_not(

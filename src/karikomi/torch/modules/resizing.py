@@ -39,7 +39,9 @@ def resize_(
     )
     """
     state = module.state_dict()
-    old = {name: tuple(one.shape) for name, one in state.items() if isinstance(one, torch.Tensor)}
+    old = {
+        name: tuple(value.shape) for name, value in state.items() if isinstance(value, torch.Tensor)
+    }
     for name in shapes:
         if name not in old:
             raise UnknownName(
@@ -117,7 +119,7 @@ def _fitting(
 
 def _check_owners(module: nn.Module, changed: Mapping[str, object]) -> None:
     layers = list(module.modules())
-    owners = Counter(id(one) for layer in layers for one in layer.parameters(recurse=False))
+    owners = Counter(id(item) for layer in layers for item in layer.parameters(recurse=False))
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if name in changed and owners[id(parameter)] > 1:
             raise Unsupported("the tensor is shared by several layers", where=name)

@@ -62,13 +62,13 @@ class DeviceNamespace:
         """Return an array in ascending order along an axis."""
         return torch.sort(array, dim=axis).values
 
-    def maximum(self, one: torch.Tensor, other: Any) -> torch.Tensor:
+    def maximum(self, first: torch.Tensor, other: Any) -> torch.Tensor:
         """Return the larger of each pair."""
-        return torch.maximum(one, self._tensor(other, one))
+        return torch.maximum(first, self._tensor(other, first))
 
-    def minimum(self, one: torch.Tensor, other: Any) -> torch.Tensor:
+    def minimum(self, first: torch.Tensor, other: Any) -> torch.Tensor:
         """Return the smaller of each pair."""
-        return torch.minimum(one, self._tensor(other, one))
+        return torch.minimum(first, self._tensor(other, first))
 
     def _tensor(self, value: Any, like: torch.Tensor) -> torch.Tensor:
         return value if isinstance(value, torch.Tensor) else self.asarray(value, dtype=like.dtype)

@@ -23,7 +23,7 @@ def coupled_heads(
     """
     found = attentions(module)
     known = prunable(module)[0].keys()
-    groups = [_group(name, one) for name, one in found.items() if _chosen(one, weights, known)]
+    groups = [_group(name, item) for name, item in found.items() if _chosen(item, weights, known)]
     if not groups:
         raise Unsupported(
             "the module has no attention whose heads are known here",
@@ -31,24 +31,28 @@ def coupled_heads(
             hint="declare your own layers: kk.torch.declare_attention(layer, heads=8, q=..., k=..., "
             "v=..., out=...)",
         )
-    taken = {member.name for one in groups for member in one.members}
+    taken = {member.name for group in groups for member in group.members}
     return groups, {name: "no part of an attention head" for name in weights if name not in taken}
 
 
-def _chosen(one: Attention, weights: Mapping[str, torch.Tensor], known: Collection[str]) -> bool:
+def _chosen(
+    attention: Attention, weights: Mapping[str, torch.Tensor], known: Collection[str]
+) -> bool:
     # In-projections of nn.MultiheadAttention belong to no Linear layer, and go with what reads them.
-    linear = (rows for rows in (*one.query, *one.key, *one.value) if rows.name in known)
-    every = [*linear, *one.output]
-    return bool(one.output) and all(rows.name in weights for rows in every)
+    linear = (
+        rows for rows in (*attention.query, *attention.key, *attention.value) if rows.name in known
+    )
+    every = [*linear, *attention.output]
+    return bool(attention.output) and all(rows.name in weights for rows in every)
 
 
-def _group(name: str, one: Attention) -> Coupled:
-    items = min(rows.heads for rows in (*one.query, *one.key))
+def _group(name: str, attention: Attention) -> Coupled:
+    items = min(rows.heads for rows in (*attention.query, *attention.key))
 
     def member(rows: Rows) -> Member:
         size = rows.width * (rows.heads // items)
         scored = "bias" not in rows.name.rpartition(".")[2]
         return Member(rows.name, rows.axis, rows.first, size, scored)
 
-    every = (*one.query, *one.key, *one.value, *one.output)
+    every = (*attention.query, *attention.key, *attention.value, *attention.output)
     return Coupled(name or "attention", items, tuple(member(rows) for rows in every))

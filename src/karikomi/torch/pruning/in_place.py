@@ -150,9 +150,9 @@ def prune_(
             got=type(data).__name__,
             allowed="a list or a DataLoader of batches",
         )
-    one = 0.0 if isinstance(sparsity, Mapping) else sparsity
+    value = 0.0 if isinstance(sparsity, Mapping) else sparsity
     target = asked(
-        *(chosen, WHERE), sparsity=one, width=width, parameters=parameters, macs=macs, bytes=bytes
+        *(chosen, WHERE), sparsity=value, width=width, parameters=parameters, macs=macs, bytes=bytes
     )
     if protect is None:
         last = ("last",) if isinstance(chosen, Units | Layers) else ()
@@ -161,7 +161,7 @@ def prune_(
     hand = by_hand(sparsity, list(weights), allocation, where=WHERE)
     if hand:
         left_alone |= {n: "no sparsity is given for it" for n in weights if n not in hand}
-        weights = {name: one for name, one in weights.items() if name in hand}
+        weights = {name: weight for name, weight in weights.items() if name in hand}
     _check_sharded(weights, asked_score, data)
     pruning = _Pruning(
         module=module,
@@ -259,7 +259,9 @@ class _Pruning:
             every = {**counted(self.module), **{n: o for n, o in members.items() if o.dim() > 1}}
             found |= measure(self.module, {"macs"}, every, data=self.data, where=WHERE)
         if needs:
-            scored = {n: one for n, one in members.items() if n in self.weights or one.dim() > 1}
+            scored = {
+                n: member for n, member in members.items() if n in self.weights or member.dim() > 1
+            }
             found |= measure(
                 *(self.module, frozenset(needs), scored),
                 data=self.data,
@@ -322,8 +324,10 @@ def _put_back(module: nn.Module, *, weights_move: bool) -> Iterator[Callable[[],
     `weights_move`: whether they do in the block before its last act, which either fails or is done as a
     whole: between rounds, or because they are re-fitted.
     """
-    parameters = [one for one in module.parameters() if weights_move and not is_lazy(one)]
-    before = [one.detach().clone() for one in parameters]
+    parameters = [
+        parameter for parameter in module.parameters() if weights_move and not is_lazy(parameter)
+    ]
+    before = [parameter.detach().clone() for parameter in parameters]
 
     def put_back_() -> None:
         with torch.no_grad():

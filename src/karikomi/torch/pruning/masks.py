@@ -96,8 +96,10 @@ class Masks(MaskMapping[torch.Tensor]):
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Any]]) -> Masks:
         """Return the masks that `state_dict` described; raises `BadFile` naming the tensor."""
-        kept = {name: _unpacked(name, one) for name, one in state.items()}
-        return cls(kept, places={n: _place(n, one) for n, one in state.items() if "of" in one})
+        kept = {name: _unpacked(name, value) for name, value in state.items()}
+        return cls(
+            kept, places={n: _place(n, value) for n, value in state.items() if "of" in value}
+        )
 
     @classmethod
     def joined(cls, masks: Iterable[Masks]) -> Masks:
@@ -107,9 +109,9 @@ class Masks(MaskMapping[torch.Tensor]):
         `InvalidArgument` naming a tensor, if a part is missing or two differ.
         """
         parts: dict[str, list[tuple[torch.Tensor, ShardPlace | None]]] = {}
-        for one in masks:
-            for name, mask in one.items():
-                parts.setdefault(name, []).append((mask, one.places.get(name)))
+        for item in masks:
+            for name, mask in item.items():
+                parts.setdefault(name, []).append((mask, item.places.get(name)))
         return cls({name: mask_shards.joined(name, every) for name, every in parts.items()})
 
     def here(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
@@ -164,18 +166,18 @@ def _clear_(tensor: torch.Tensor, kept: torch.Tensor) -> None:
     tensor.masked_fill_(~kept, 0.0)
 
 
-def _unpacked(name: str, one: Mapping[str, Any]) -> torch.Tensor:
+def _unpacked(name: str, value: Mapping[str, Any]) -> torch.Tensor:
     try:
-        shape = [int(size) for size in one["shape"]]
-        return torch.from_numpy(unpack_mask(one["bits"].cpu().numpy(), shape))
+        shape = [int(size) for size in value["shape"]]
+        return torch.from_numpy(unpack_mask(value["bits"].cpu().numpy(), shape))
     except (KarikomiError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise BadFile("this is no packed mask", where=name, got=error) from error
 
 
-def _place(name: str, one: Mapping[str, Any]) -> ShardPlace:
+def _place(name: str, value: Mapping[str, Any]) -> ShardPlace:
     try:
-        place = ShardPlace(tuple(map(int, one["of"])), tuple(map(int, one["from"])))
-        ends = [at + int(n) for at, n in zip(place.offsets, one["shape"], strict=True)]
+        place = ShardPlace(tuple(map(int, value["of"])), tuple(map(int, value["from"])))
+        ends = [at + int(n) for at, n in zip(place.offsets, value["shape"], strict=True)]
         fits = all(0 <= at for at in place.offsets)
         fits = fits and all(end <= n for end, n in zip(ends, place.whole, strict=True))
     except (LookupError, TypeError, ValueError) as error:

@@ -63,14 +63,16 @@ def outputs_of(
     module = unwrapped(module)
     with steady(module):
         return [
-            torch.func.functional_call(module, dict(weights or {}), one.positional, dict(one.named))
-            for one in batches
+            torch.func.functional_call(
+                module, dict(weights or {}), batch.positional, dict(batch.named)
+            )
+            for batch in batches
         ]
 
 
 def relative_error(before: Iterable[Any], after: Iterable[Any]) -> float | None:
     """Return the relative L2 distance of outputs, over all their tensors; none if they have none."""
-    pairs = [_pair(one, other) for one, other in zip(before, after, strict=True)]
+    pairs = [_pair(previous, other) for previous, other in zip(before, after, strict=True)]
     known = [pair for pair in pairs if pair is not None]
     if not known or len(known) < len(pairs):
         return None
@@ -108,9 +110,9 @@ def _masked(module: nn.Module, masks: Masks) -> Mapping[str, torch.Tensor]:
     }
 
 
-def _pair(one: Any, other: Any) -> tuple[float, float] | None:
+def _pair(left: Any, other: Any) -> tuple[float, float] | None:
     """Return ``(|f - f'|^2, |f|^2)`` over all tensors of an output; none if it has none, or other shapes."""
-    first, second = list(_tensors(one)), list(_tensors(other))
+    first, second = list(_tensors(left)), list(_tensors(other))
     if not first or [a.shape for a in first] != [b.shape for b in second]:
         return None
     pairs = zip(first, second, strict=True)
@@ -124,8 +126,8 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
         if output.is_floating_point():
             yield output
     elif isinstance(output, Mapping | list | tuple):
-        for one in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(one)
+        for item in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(item)
 
 
 def _ratio(difference: float, whole: float) -> float:

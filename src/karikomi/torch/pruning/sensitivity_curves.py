@@ -180,7 +180,7 @@ class _Notes:
                 name: {float(share): float(loss) for share, loss in curve}
                 for name, curve in saved["curves"].items()
             }
-            if not all(math.isfinite(one) for curve in points.values() for one in curve.values()):
+            if not all(math.isfinite(item) for curve in points.values() for item in curve.values()):
                 raise ValueError("a loss that is not finite")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise BadFile(

@@ -107,21 +107,21 @@ def coupled_in(
     axes = layouts(module)
     found, left_alone = [], {}
     along = {
-        name: [one for one in siblings(module, name, norms) if one not in spared]
+        name: [sibling for sibling in siblings(module, name, norms) if sibling not in spared]
         for name in weights
     }
-    taken = {one for several in along.values() for one in several}
+    taken = {item for several in along.values() for item in several}
     for name, weight in weights.items():
         if isinstance(pattern, Units) and name in taken:
             left_alone[name] = "it goes with the units that it scales"
         elif isinstance(pattern, Layers):
             members = [Member(name, 0, size=0)]
-            members += [Member(one, 0, size=0, scored=False) for one in along[name]]
+            members += [Member(item, 0, size=0, scored=False) for item in along[name]]
             found.append(Coupled(name, 1, tuple(members)))
         elif isinstance(pattern, Units) and name in axes:
             axis = axes[name].units
             members = [Member(name, axis)]
-            members += [Member(one, 0, scored=False) for one in along[name]]
+            members += [Member(item, 0, scored=False) for item in along[name]]
             found.append(Coupled(name, weight.shape[axis], tuple(members)))
         elif isinstance(pattern, Units):
             left_alone[name] = "which axis are its units is not known"
@@ -134,20 +134,26 @@ def coupled_in(
 
 def members_of(module: nn.Module, coupled: list[Coupled]) -> dict[str, torch.Tensor]:
     """Return the parameters that the groups take part of, in the order of the module."""
-    wanted = {member.name for one in coupled for member in one.members}
-    return {name: one for name, one in unwrapped(module).named_parameters() if name in wanted}
+    wanted = {member.name for item in coupled for member in item.members}
+    return {
+        name: parameter
+        for name, parameter in unwrapped(module).named_parameters()
+        if name in wanted
+    }
 
 
 def totals_of(module: nn.Module, facts: Facts) -> dict[str, float]:
     """Return the whole module's parameters, bytes and, if they were measured, multiply-accumulates."""
     parameters = [
-        one
-        for one in unwrapped(module).parameters()
-        if not isinstance(one, nn.UninitializedParameter)
+        parameter
+        for parameter in unwrapped(module).parameters()
+        if not isinstance(parameter, nn.UninitializedParameter)
     ]
     totals = {
-        "parameters": float(sum(one.numel() for one in parameters)),
-        "bytes": float(sum(one.numel() * one.element_size() for one in parameters)),
+        "parameters": float(sum(parameter.numel() for parameter in parameters)),
+        "bytes": float(
+            sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        ),
     }
     if "macs" in facts:
         totals["macs"] = float(sum(facts["macs"].values()))
@@ -178,7 +184,7 @@ def with_axes(
     if len(left_alone) == len(weights):
         name, why = next(iter(left_alone.items()))
         raise Unsupported("no weight has the axes that are needed", where=name, got=why)
-    return {name: one for name, one in weights.items() if name not in left_alone}, left_alone
+    return {name: weight for name, weight in weights.items() if name not in left_alone}, left_alone
 
 
 def check_facts(module: nn.Module, facts: Facts, score: Score) -> None:

@@ -61,7 +61,7 @@ def quantize_(
         else:
             assert bits is not None  # noqa: S101  (one of the two was given)
             coded[name] = uniform(array, bits=bits, axis=axes.get(name), name=name)
-    for name, one in coded.items():
-        weights[name].copy_(codes.decoded(one, weights[name].dtype))
+    for name, tensor in coded.items():
+        weights[name].copy_(codes.decoded(tensor, weights[name].dtype))
     codes.add_(unwrapped(module), coded)
     return coded

@@ -52,11 +52,11 @@ class _Shared(nn.Module):
 def share_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
     """Replace each named parameter by a lookup into its codebook, which is then what trains."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    for name, one in coded.items():
+    for name, tensor in coded.items():
         if name not in parameters:
             raise UnknownName("no such parameter to share", where=name)
         tied = [other for other, own in parameters.items() if own is parameters[name]]
-        _share_all_(module, tied, one)
+        _share_all_(module, tied, tensor)
 
 
 def _share_all_(module: nn.Module, names: list[str], coded: Coded) -> None:

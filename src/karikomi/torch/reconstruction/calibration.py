@@ -64,7 +64,7 @@ class Regressions:
         for batch in self._batches():
             then = self._readings(name, batch, self.dense)
             now = self._readings(name, batch, self._parameters)
-            if [one.inputs.shape for one in then] != [one.inputs.shape for one in now]:
+            if [term.inputs.shape for term in then] != [current.inputs.shape for current in now]:
                 raise Unsupported(
                     "what this weight reads has another shape since others were pruned",
                     where=f"{self._where}: {name}",

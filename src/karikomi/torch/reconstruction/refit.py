@@ -124,7 +124,7 @@ def reconstruct_(
     module, method = unwrapped(module), method or OBC()
     parameters = _chosen(module, removes)
     masks = _masks(parameters, earlier or {})
-    dense = {name: one.detach().clone() for name, one in parameters.items()}
+    dense = {name: item.detach().clone() for name, item in parameters.items()}
     rows = []
     with steady(module):
         regressions = Regressions(module, parameters, dense, data, where=WHERE)
@@ -191,8 +191,10 @@ def _masks(
     parameters: Mapping[str, torch.Tensor], earlier: Mapping[str, torch.Tensor]
 ) -> dict[str, np.ndarray]:
     return {
-        name: earlier[name].cpu().numpy() if name in earlier else np.ones(tuple(one.shape), bool)
-        for name, one in parameters.items()
+        name: earlier[name].cpu().numpy()
+        if name in earlier
+        else np.ones(tuple(parameter.shape), bool)
+        for name, parameter in parameters.items()
     }
 
 

@@ -63,7 +63,7 @@ def recalibrate_(
     Optima"; after pruning, Li et al. 2020, "EagleEye". The judge is ours.
     """
     module = unwrapped(module)
-    norms = [one for one in module.modules() if _keeps_statistics(one)]
+    norms = [item for item in module.modules() if _keeps_statistics(item)]
     if not norms:
         raise Unsupported("no batch norm here keeps statistics", where=WHERE)
     judged = judge if callable(judge) else _by_loss(judge, loss)
@@ -101,8 +101,8 @@ def _estimate_(module: nn.Module, norms: list[Any], data: Iterable[Any]) -> None
 
 @contextmanager
 def _restored_unless_kept(norms: list[Any]) -> Iterator[Callable[[], None]]:
-    buffers = [one for norm in norms for one in norm.buffers(recurse=False)]
-    before: list[torch.Tensor] = [one.clone() for one in buffers]
+    buffers = [item for norm in norms for item in norm.buffers(recurse=False)]
+    before: list[torch.Tensor] = [item.clone() for item in buffers]
     try:
         yield before.clear
     finally:

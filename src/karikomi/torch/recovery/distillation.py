@@ -68,7 +68,7 @@ class DistillationLoss:
             )
         moved = {p.data_ptr() for group in optimizer.param_groups for p in group["params"]} - {0}
         own = {**dict(self.teacher.named_parameters()), **dict(self.teacher.named_buffers())}
-        buffers = {one.data_ptr() for one in unwrapped(module).buffers()} - {0}
+        buffers = {buffer.data_ptr() for buffer in unwrapped(module).buffers()} - {0}
         for name, tensor in own.items():
             if tensor.data_ptr() in moved | buffers:
                 raise Unsupported(
@@ -110,14 +110,16 @@ class DistillationLoss:
         axis = self._axis(outputs, taught)
         cold, warm = (
             F.log_softmax(
-                one / self.temperature, axis, dtype=torch.promote_types(one.dtype, torch.float32)
+                output / self.temperature,
+                axis,
+                dtype=torch.promote_types(output.dtype, torch.float32),
             )
-            for one in (outputs, taught)
+            for output in (outputs, taught)
         )
         return (warm.exp() * (warm - cold)).sum(axis).mean()
 
     def _axis(self, outputs: Any, taught: Any) -> int:
-        shapes = [tuple(getattr(one, "shape", ())) for one in (outputs, taught)]
+        shapes = [tuple(getattr(output, "shape", ())) for output in (outputs, taught)]
         rank = len(shapes[0])
         if shapes[0] != shapes[1] or rank < 2:
             raise InvalidArgument(

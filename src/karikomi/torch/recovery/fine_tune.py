@@ -139,14 +139,14 @@ def recover_(
 def _restored_unless_kept(
     module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[Callable[[], None]]:
-    before = {name: one.detach().clone() for name, one in tensors_of(module).items()}
+    before = {name: entry.detach().clone() for name, entry in tensors_of(module).items()}
     moments = copy.deepcopy(optimizer.state_dict())
-    modes = [(one, one.training) for one in module.modules()]
+    modes = [(entry, entry.training) for entry in module.modules()]
     try:
         yield before.clear
     finally:
-        for one, mode in modes:
-            one.training = mode
+        for item, mode in modes:
+            item.training = mode
         if before:
             optimizer.load_state_dict(moments)
             with torch.no_grad():
@@ -177,10 +177,10 @@ def _optimizer(
         return optimizer
     rate = RATE if rate is None else rate
     check_number("rate", rate, math.inf, "a finite number > 0")
-    moved = [one for one in unwrapped(module).parameters() if one.requires_grad]
+    moved = [parameter for parameter in unwrapped(module).parameters() if parameter.requires_grad]
     if not moved:
         raise Unsupported("every parameter is frozen", where=WHERE, hint="requires_grad_(True)")
-    fused = all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in moved)
+    fused = all(item.is_floating_point() and item.device.type in ("cpu", "cuda") for item in moved)
     return torch.optim.AdamW(moved, lr=float(rate), fused=fused)
 
 
@@ -193,7 +193,7 @@ def _check(module: Any, masks: Any, data: Any, epochs: Any, seed: Any) -> None:
                 got=type(value).__name__,
                 hint="masks = kk.torch.prune_(module, ...)" if kind is Masks else None,
             )
-    single = isinstance(data, tuple) and any(isinstance(one, torch.Tensor) for one in data)
+    single = isinstance(data, tuple) and any(isinstance(batch, torch.Tensor) for batch in data)
     refused = isinstance(data, torch.Tensor | Mapping | Iterator) or not isinstance(data, Iterable)
     if single or refused:
         raise InvalidArgument(

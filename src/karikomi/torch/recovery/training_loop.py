@@ -157,8 +157,8 @@ class Retraining:
         own = {
             "plan": plan,
             "losses": self._losses,
-            "buffers": {name: one.detach().cpu() for name, one in buffers.items()},
-            "generators": [one.get_state() for one in _generators(self._data)],
+            "buffers": {name: buffer.detach().cpu() for name, buffer in buffers.items()},
+            "generators": [generator.get_state() for generator in _generators(self._data)],
         }
         first, *others = gathered(self._module, own)
         if rank_of(self._module) > 0:
@@ -166,7 +166,7 @@ class Retraining:
         weights = dict(unwrapped(self._module).named_parameters())
         content = {
             "format": _FORMAT,
-            "weights": {name: one.detach() for name, one in weights.items()},
+            "weights": {name: weight.detach() for name, weight in weights.items()},
             "optimizer": self._optimizer.state_dict(),
             "handle": self._handle.state_dict(),
             **first,
@@ -189,7 +189,7 @@ class Retraining:
             raise Unsupported(
                 "the ranks found different checkpoints",
                 where=str(path),
-                got=", ".join(f"rank {rank}: {one}" for rank, one in enumerate(found)),
+                got=", ".join(f"rank {rank}: {item}" for rank, item in enumerate(found)),
                 allowed="the same path on all ranks, on a disk that all of them see",
             )
         return saved
@@ -216,7 +216,7 @@ def _length(data: Iterable[Any], seed: int) -> int:
         return max(len(data), 1)  # type: ignore[arg-type]
     except TypeError:
         generators = _generators(data)
-        states = [one.get_state() for one in generators]
+        states = [item.get_state() for item in generators]
         with isolated(seed, 0):
             count = sum(1 for _ in data)
         for generator, state in zip(generators, states, strict=True):
@@ -228,8 +228,10 @@ def _generators(data: Any) -> list[torch.Generator]:
     """Return the generators of a DataLoader's own order, each once."""
     inner = getattr(getattr(data, "batch_sampler", None), "sampler", None)
     holders = (data, getattr(data, "sampler", None), inner)
-    found = {id(one): one for one in (getattr(holder, "generator", None) for holder in holders)}
-    return [one for one in found.values() if isinstance(one, torch.Generator)]
+    found = {
+        id(holder): holder for holder in (getattr(holder, "generator", None) for holder in holders)
+    }
+    return [item for item in found.values() if isinstance(item, torch.Generator)]
 
 
 def _read(

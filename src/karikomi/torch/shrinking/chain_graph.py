@@ -126,13 +126,15 @@ class _Reader(fx.Interpreter):
         self._open: dict[fx.Node, _Open] = {}
         self._readers: dict[fx.Node, fx.Node] = {}
         self._claimed: set[str] = set()
-        owners = (one for part in module.modules() for one in part.parameters(recurse=False))
+        owners = (
+            parameter for part in module.modules() for parameter in part.parameters(recurse=False)
+        )
         self._owners = Counter(id(parameter) for parameter in owners)
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node, then follow the labels through it."""
         result = super().run_node(n)
-        labelled = [one for one in n.all_input_nodes if one in self._labels]
+        labelled = [node for node in n.all_input_nodes if node in self._labels]
         layer = _chain_layer(self.module, n)
         if labelled and not _asks_for_shape(n):
             self._follow(n, self._only(n, labelled), result, layer)
@@ -154,8 +156,8 @@ class _Reader(fx.Interpreter):
             self._end(node, layer, labels, begun)
             self._begin(node, layer, result)
             return
-        others = [self.env[one] for one in node.all_input_nodes if one is not source]
-        if any(isinstance(one, torch.Tensor) for one in others):
+        others = [self.env[item] for item in node.all_input_nodes if item is not source]
+        if any(isinstance(other_item, torch.Tensor) for other_item in others):
             self._refuse(node, "takes a second tensor")
         if not isinstance(result, torch.Tensor):
             self._refuse(node, "does not return one tensor")

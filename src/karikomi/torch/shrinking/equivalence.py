@@ -22,10 +22,10 @@ def difference(original: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -
     """
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
-    for given in (inputs, tuple(_random(one, generator) for one in inputs)):
+    for given in (inputs, tuple(_random(leaf, generator) for leaf in inputs)):
         expected = list(_tensors(original(*given)))
-        for one, other in zip(expected, _tensors(small(*given)), strict=True):
-            worst = max(worst, _compared(one, other))
+        for item, other in zip(expected, _tensors(small(*given)), strict=True):
+            worst = max(worst, _compared(item, other))
     return worst
 
 
@@ -50,21 +50,21 @@ def _compared(expected: torch.Tensor, got: torch.Tensor) -> float:
     return apart
 
 
-def _random(one: Any, generator: torch.Generator) -> Any:
+def _random(value: Any, generator: torch.Generator) -> Any:
     """Return a random tensor like an input: normal for floats, else its own entries shuffled."""
-    if not isinstance(one, torch.Tensor):
-        return one
-    if one.is_floating_point():
-        return torch.randn(one.shape, generator=generator).to(one)
-    order = torch.randperm(one.numel(), generator=generator).to(one.device)
-    return one.reshape(-1)[order].reshape(one.shape)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.is_floating_point():
+        return torch.randn(value.shape, generator=generator).to(value)
+    order = torch.randperm(value.numel(), generator=generator).to(value.device)
+    return value.reshape(-1)[order].reshape(value.shape)
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, list | tuple):
-        for one in output:
-            yield from _tensors(one)
+        for leaf in output:
+            yield from _tensors(leaf)
     elif isinstance(output, dict):
         yield from _tensors(list(output.values()))

@@ -76,7 +76,7 @@ def penalty(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if masks is not None:
         masks = beside(masks, parameters)
-        shapes = {name: tuple(one.shape) for name, one in parameters.items()}
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         check_masks(masks, shapes, where=WHERE)
     axes, _ = unit_axes(model)
     reasons = {n: _why_not(rule, n, axes, masks, why) for n, why in _reasons(model, rule).items()}
@@ -93,7 +93,7 @@ def penalty(
         _term(rule, parameters[name], axes.get(name), None if masks is None else masks[name])
         for name in chosen
     ]
-    return strength * sum((one.to(terms[0].device) for one in terms[1:]), start=terms[0])
+    return strength * sum((item.to(terms[0].device) for item in terms[1:]), start=terms[0])
 
 
 def _reasons(model: nn.Module, rule: Penalty) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _reasons(model: nn.Module, rule: Penalty) -> dict[str, str]:
             why = "" if isinstance(layer, layers) and leaf == "weight" else other
             # Whoever else owns it, a reason of one owner stands.
             found[id(parameter)] = found.get(id(parameter)) or why or _unfit(parameter)
-    return {name: found[id(one)] for name, one in model.named_parameters()}
+    return {name: found[id(item)] for name, item in model.named_parameters()}
 
 
 def _unfit(parameter: nn.Parameter) -> str:

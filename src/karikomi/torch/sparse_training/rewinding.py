@@ -33,9 +33,9 @@ class Rewind:
     def keep(self) -> None:
         """Copy everything as it is now."""
         self._kept = {
-            "weights": {name: one.detach().clone() for name, one in self._found.items()},
-            "buffers": {name: one.clone() for name, one in self._buffers().items()},
-            "moments": {name: _copied(self._moments(one)) for name, one in self._found.items()},
+            "weights": {name: item.detach().clone() for name, item in self._found.items()},
+            "buffers": {name: buffer.clone() for name, buffer in self._buffers().items()},
+            "moments": {name: _copied(self._moments(item)) for name, item in self._found.items()},
         }
 
     def restore_(self) -> None:
@@ -76,7 +76,7 @@ class Rewind:
         return {
             "weights": weights,
             "buffers": _fitting(plain["buffers"], self._buffers()),
-            "moments": {name: self._placed(name, one) for name, one in moments.items()},
+            "moments": {name: self._placed(name, moment) for name, moment in moments.items()},
         }
 
     def load(self, kept: dict[str, dict[str, Any]] | None) -> None:
@@ -91,9 +91,9 @@ class Rewind:
 
     def _holder(self, parameter: torch.Tensor) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
         return next(
-            (one, group)
-            for one in self._optimizers
-            for group in one.param_groups
+            (optimizer, group)
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
             if any(parameter is held for held in group["params"])
         )
 

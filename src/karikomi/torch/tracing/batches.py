@@ -78,7 +78,7 @@ def batches_of(data: Iterable[Any], device: torch.device, *, where: str) -> Iter
 
 def moved(value: Any, device: torch.device) -> Any:
     """Return a value with all tensors and arrays in it as tensors on a device."""
-    return mapped(value, lambda one: one.to(device))
+    return mapped(value, lambda item: item.to(device))
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -88,9 +88,9 @@ def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: mapped(one, change) for key, one in value.items()}
+        return {key: mapped(element, change) for key, element in value.items()}
     if isinstance(value, tuple | list):
-        changed = [mapped(one, change) for one in value]
+        changed = [mapped(element, change) for element in value]
         return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
     return value
 
@@ -106,5 +106,5 @@ def leaves(value: Any) -> list[torch.Tensor]:
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, tuple | list):
-        return [leaf for one in value for leaf in leaves(one)]
+        return [leaf for element in value for leaf in leaves(element)]
     return []

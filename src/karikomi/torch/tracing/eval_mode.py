@@ -29,30 +29,31 @@ def steady(module: nn.Module, *, fresh: bool = True) -> Iterator[None]:
     True
     """
     before = [
-        (one, one.training, getattr(one, "track_running_stats", None)) for one in module.modules()
+        (item, item.training, getattr(item, "track_running_stats", None))
+        for item in module.modules()
     ]
     unused = _unused(module) if fresh else []
     try:
-        for one, _, _ in before:
-            one.training = False
-        for one in unused:
+        for previous, _, _ in before:
+            previous.training = False
+        for previous in unused:
             # In training mode without tracking, torch hands no buffers over: they stay as they are.
-            one.training, one.track_running_stats = True, False
+            previous.training, previous.track_running_stats = True, False
         yield
     finally:
-        for one, training, tracks in before:
-            one.training = training
+        for previous, training, tracks in before:
+            previous.training = training
             if tracks is not None:
-                one.track_running_stats = tracks  # type: ignore[assignment]
+                previous.track_running_stats = tracks  # type: ignore[assignment]
 
 
 def _unused(module: nn.Module) -> list[_BatchNorm]:
     return [
-        one
-        for one in module.modules()
-        if isinstance(one, _BatchNorm)
-        and isinstance(one.running_mean, torch.Tensor)
-        and isinstance(one.running_var, torch.Tensor)
-        and not bool(one.running_mean.any())
-        and bool((one.running_var == 1).all())
+        item
+        for item in module.modules()
+        if isinstance(item, _BatchNorm)
+        and isinstance(item.running_mean, torch.Tensor)
+        and isinstance(item.running_var, torch.Tensor)
+        and not bool(item.running_mean.any())
+        and bool((item.running_var == 1).all())
     ]

@@ -106,4 +106,6 @@ class Trail:
 
 def scales_of(module: nn.Module) -> dict[int, str]:
     """Return id -> name of the parameters that may be the scale of a normalisation."""
-    return {id(one): name for name, one in module.named_parameters() if one.dim() == 1}
+    return {
+        id(parameter): name for name, parameter in module.named_parameters() if parameter.dim() == 1
+    }

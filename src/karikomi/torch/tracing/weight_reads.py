@@ -133,5 +133,5 @@ class WeightReadHooks(TorchFunctionMode):
         for tensor in leaves((args, kwargs)):
             name = self._names.get(id(tensor))
             # To ask for a shape or a type is not to read.
-            if name is not None and any(one is not tensor for one in leaves(result)):
+            if name is not None and any(leaf is not tensor for leaf in leaves(result)):
                 self.strays[name] = called
