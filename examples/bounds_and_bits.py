@@ -1,6 +1,6 @@
-"""Gradient clipping, weight bounds, pruning: what each does to the weights, the size and coarse rounding.
+"""The effect of gradient clipping, weight bounds and pruning on the weights, the file size and coarse rounding.
 
-Trains the same digits network four times from the same seed and prints one row each. About ten seconds.
+Trains the same digits network four times from the same seed and prints one row for each. About ten seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RUNNER = kk.torch.runner_for(TASK, DATA, seed=0)
 
 
 def trained(**held: object) -> dict[str, np.ndarray]:
-    """Return the arrays of the network after the same training, with other things held meanwhile."""
+    """Return the arrays of the network after the same training, with a clip, a bound or a sparsity."""
     phase = kk.tasks.Phase(stage="example", epochs=EPOCHS, learning_rate=4e-3, **held)
     training = RUNNER.train(RUNNER.fresh(), phase)
     with tempfile.TemporaryDirectory() as folder, kk.record.Recorder(Path(folder) / "rows") as rows:
@@ -36,7 +36,7 @@ def error(arrays: dict[str, np.ndarray]) -> float:
 
 
 def rounded(arrays: dict[str, np.ndarray], bits: int) -> dict[str, np.ndarray]:
-    """Return the arrays with every weight matrix on one grid of so many bits."""
+    """Return the arrays with every weight matrix rounded to one grid of `bits` bits."""
     coarse = {
         name: uniform(arrays[name], bits=bits, axis=None).decode() for name in RUNNER.prunable()
     }
@@ -44,7 +44,7 @@ def rounded(arrays: dict[str, np.ndarray], bits: int) -> dict[str, np.ndarray]:
 
 
 def packed(arrays: dict[str, np.ndarray]) -> int:
-    """Return the bytes of the packed file with 8-bit weights."""
+    """Return the size in bytes of the packed file with 8-bit weights."""
     coded = {name: uniform(arrays[name], bits=8, axis=0) for name in RUNNER.prunable()}
     with tempfile.TemporaryDirectory() as folder:
         return kk.save({**arrays, **coded}, Path(folder) / "model.karikomi").stat().st_size
@@ -61,7 +61,7 @@ def main() -> None:
     print("                    largest   test error %                    8-bit file")
     print("held in training     weight    float  3 bits  2 bits    zero %      bytes")
     for name, arrays in rows.items():
-        weights = np.concatenate([arrays[one].ravel() for one in RUNNER.prunable()])
+        weights = np.concatenate([arrays[weight].ravel() for weight in RUNNER.prunable()])
         print(
             f"{name:18} {np.abs(weights).max():8.2f} {error(arrays):8.1f}"
             f" {error(rounded(arrays, 3)):7.1f} {error(rounded(arrays, 2)):7.1f}"

@@ -1,10 +1,10 @@
-"""A recurrent network whose gradients explode, with and without clipping: which learns the task?
+"""A recurrent network with exploding gradients, trained with and without clipping.
 
 The temporal-order task of Pascanu, Mikolov and Bengio (2013), scaled down: sequences of 10 to 30 symbols
 instead of 50 and more, at most 6,000 steps instead of millions, 5 seeds, 1,000 test sequences instead of
-10,000. Kept are the task, the network (tanh, 50 units, weights from N(0, 0.1), biases 0), plain SGD on 20
-sequences a step, the limit of 1 on the global norm, and "solved": a test error under 1 %. Both arms get every
-learning rate, and with one seed the same first weights, sequences and test. Under five minutes on two cores;
+10,000. As in the paper are the task, the network (tanh, 50 units, weights from N(0, 0.1), biases 0), plain SGD on
+20 sequences a step, the limit of 1 on the global norm, and "solved": a test error under 1 %. Both arms use every
+learning rate, and for one seed the same initial weights, sequences and test. Under five minutes on two cores;
 ``--quick`` takes seconds.
 """
 
@@ -34,7 +34,7 @@ QUICK = {"lengths": [20], "rates": [0.3], "seeds": range(2), "steps": [600]}
 
 
 class Network(torch.nn.Module):
-    """A tanh RNN that reads symbols (length, count) and, after the last one, names one of 4 classes."""
+    """A tanh RNN on symbols (length, count) with the logits of 4 classes after the last symbol."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Network(torch.nn.Module):
 def sequences(
     length: int, count: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return symbols 2 to 5, but a 0 or 1 in the second tenth and one in the sixth, and which these are."""
+    """Return symbols 2 to 5, with a 0 or 1 in the second tenth and another in the sixth, and the classes."""
     symbols = torch.randint(2, 6, (length, count), generator=generator)
     first, second = torch.randint(2, (2, count), generator=generator)
     early, late = torch.randint(length // 10, (2, count), generator=generator)
@@ -72,7 +72,7 @@ def step(
     classes: torch.Tensor,
     limit: float,
 ) -> float:
-    """Take one step and return the norm before clipping; what is not finite goes through, in both arms."""
+    """Take one step and return the norm before clipping; non-finite gradients are applied, in both arms."""
     optimizer.zero_grad()
     cross_entropy(network(symbols), classes).backward()
     outcome, _ = kk.torch.clip_(network, kk.clip.ByGlobalNorm(limit), nonfinite="pass")
@@ -81,7 +81,7 @@ def step(
 
 
 def trained(job: tuple[int, float, str, int, int]) -> dict[str, Any]:
-    """Return what came of one training: it ends when solved, at a non-finite norm or out of steps."""
+    """Train once and return the result; training ends when solved, at a non-finite norm or after all steps."""
     length, rate, limit, seed, steps = job
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
-"""Keras `fit` with gradients clipped, weights bounded and every step watched, on TensorFlow, JAX or torch.
+"""Keras `fit` with gradients clipped, weights bounded and every step recorded, on TensorFlow, JAX or torch.
 
-Trains on scikit-learn's digits, of which one is broken (NaN) and one far too bright and mislabelled, once with
-plain Adam and once with clipping, and prints what it did. About ten seconds; KERAS_BACKEND chooses the backend.
+Trains on scikit-learn's digits, with one NaN image and one far too bright and mislabelled image, once with
+plain Adam and once with clipping, and prints both accuracies. About ten seconds; KERAS_BACKEND selects the backend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EPOCHS, BATCH, RATE = 12, 64, 6e-3
 
 
 def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return inputs and classes to train on, two of them spoiled, and 400 others to test on."""
+    """Return training inputs and classes, two of them corrupted, and 400 others for testing."""
     pixels, classes = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(pixels))
     pixels, classes = pixels[order].astype(np.float32) / 16, classes[order]
@@ -25,11 +25,11 @@ def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarra
 
 
 def accuracy(optimizer: keras.optimizers.Optimizer, *callbacks: keras.callbacks.Callback) -> float:
-    """Return the share of test images that a network gets right after training with an optimizer."""
+    """Return the test accuracy of a network after training with an optimizer."""
     keras.utils.set_random_seed(0)
     hidden = keras.layers.Dense(64, "relu", name="hidden")
     model = keras.Sequential([keras.Input((64,)), hidden, keras.layers.Dense(10, name="classes")])
-    kk.keras.bound_(model, kk.bound.MaxNorm(3.0))  # the weights into one unit: fit keeps them so
+    kk.keras.bound_(model, kk.bound.MaxNorm(3.0))  # per unit; `fit` applies it after every step
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
     train, test = digits()
@@ -38,7 +38,7 @@ def accuracy(optimizer: keras.optimizers.Optimizer, *callbacks: keras.callbacks.
 
 
 def main() -> None:
-    """Print the accuracy with and without clipping, and what clipping did."""
+    """Print the accuracy with and without clipping, and the clipped and skipped steps."""
     page = kk.report.TrainingPage("runs/digits.html")
     monitor = kk.keras.Monitor("runs/digits.jsonl", report=page)
     clipped = kk.keras.clipped(keras.optimizers.Adam(RATE), kk.clip.AutoClip(75))

@@ -1,7 +1,7 @@
-"""Prune a Keras model to 90 % while `fit` trains it, stop in the middle, go on from the file, and save the masks.
+"""Prune a Keras model to 90 % during `fit`, stop in the middle, resume from the file, and save the masks.
 
-Trains on scikit-learn's digits with clipping and a penalty beside it, and prints what is left. About ten seconds;
-KERAS_BACKEND chooses the backend.
+Trains on scikit-learn's digits with clipping and a penalty, and prints accuracies and the account. About ten seconds;
+KERAS_BACKEND selects the backend.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEDULE = kk.prune.Gradual(0.9, steps=(50, 300), every=25)
 
 
 def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return images and classes to train on, and 400 others to test on."""
+    """Return training images and classes, and 400 others for testing."""
     pixels, classes = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(pixels))
     pixels, classes = pixels[order].astype(np.float32) / 16, classes[order]
@@ -62,7 +62,7 @@ def main() -> None:
     pruning.masks.save(folder / "masks.safetensors")
     print(f"masks:  {(folder / 'masks.safetensors').stat().st_size:,} bytes")
     kk.keras.strip_(model)
-    model.save(folder / "digits.keras")  # the zeros stay, and nothing holds them there any more
+    model.save(folder / "digits.keras")  # the zeros are saved, the masks are not
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Lightning: a learning rate that is too large, without and with clipping.
 
-The trainer and the module stay as they are; one callback clips. Real digits, a few seconds.
+The trainer and the module do not change; one callback clips. Real digits, a few seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import karikomi as kk
 
-# What Lightning says about devices and workers is of no use here.
+# Lightning's messages about devices and workers do not matter here.
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
 
@@ -29,7 +29,7 @@ TRAIN, TEST = slice(0, 1_400), slice(1_400, None)
 
 
 class Classifier(pl.LightningModule):
-    """A plain network, trained as Lightning's users train."""
+    """A plain network as a Lightning module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Classifier(pl.LightningModule):
 
 
 def accuracy(callback: pl.Callback) -> float:
-    """Train for ten epochs and return the share of test digits that are right, in per cent."""
+    """Train for ten epochs and return the test accuracy in per cent."""
     pl.seed_everything(0, verbose=False)
     module = Classifier()
     data = DataLoader(TensorDataset(IMAGES[TRAIN], LABELS[TRAIN]), batch_size=50, shuffle=True)
@@ -60,8 +60,8 @@ def accuracy(callback: pl.Callback) -> float:
 
 
 def main() -> None:
-    """Train twice and say what the clip did."""
-    # Without a rule the callback measures, and skips steps that are not finite.
+    """Train without and with a clip and print accuracy, share of clipped steps and largest norm."""
+    # Without a rule the callback measures, and skips non-finite steps.
     rules = {"no clip": None, "norm <= 1": kk.clip.ByGlobalNorm(1.0)}
     print("           test digits right %   steps clipped %   largest norm")
     with tempfile.TemporaryDirectory() as folder:

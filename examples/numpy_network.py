@@ -20,15 +20,15 @@ from karikomi.quantize import kmeans, uniform
 from karikomi.tree import flatten, unflatten
 
 WIDTHS, STEPS, BATCH, RATE = (64, 128, 64, 10), 2_400, 32, 0.4
-CLIP = kk.clip.AutoClip(90)  # the limit: what 90 % of the gradient norms so far stayed below
-BOUND = kk.bound.Clamp(0.5)  # no weight beyond +-0.5, so that few bits can tell them apart
+CLIP = kk.clip.AutoClip(90)  # the limit is the 90th percentile of the gradient norms so far
+BOUND = kk.bound.Clamp(0.5)  # all weights within +-0.5, so that a grid of few bits is fine enough
 PRUNE = kk.prune.Gradual(0.9, steps=(600, 1_800), every=25)
 
 Layers = list[dict[str, np.ndarray]]
 
 
 def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return inputs and classes to train on, and 400 others to test on."""
+    """Return training inputs and classes, and 400 others for testing."""
     pixels, classes = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(pixels))
     pixels, classes = pixels[order].astype(np.float32) / 16, classes[order]
@@ -46,7 +46,7 @@ def fresh(seed: int) -> Layers:
 
 
 def forward(layers: Layers, inputs: np.ndarray) -> list[np.ndarray]:
-    """Return what enters each layer, and at the end the logits."""
+    """Return the inputs of each layer, and as the last item the logits."""
     seen = [inputs]
     for layer in layers[:-1]:
         seen.append(np.maximum(seen[-1] @ layer["weight"].T + layer["bias"], 0))
@@ -54,7 +54,7 @@ def forward(layers: Layers, inputs: np.ndarray) -> list[np.ndarray]:
 
 
 def gradients(layers: Layers, inputs: np.ndarray, classes: np.ndarray) -> Layers:
-    """Return the gradients of the mean cross-entropy: from the logits back, layer by layer."""
+    """Return the gradients of the mean cross-entropy, by backpropagation from the logits."""
     *seen, logits = forward(layers, inputs)
     error = np.exp(logits - logits.max(axis=1, keepdims=True))
     error /= error.sum(axis=1, keepdims=True)
@@ -68,7 +68,7 @@ def gradients(layers: Layers, inputs: np.ndarray, classes: np.ndarray) -> Layers
 
 
 def trained(inputs: np.ndarray, classes: np.ndarray, prune: kk.prune.Gradual | None) -> Layers:
-    """Return a network after all steps: clip, move, mask, bound, each a line."""
+    """Return a network after all steps, each of which clips, updates, masks and bounds."""
     layers, state, masks, rng = fresh(seed=0), None, {}, np.random.default_rng(1)
     for step in range(STEPS):
         batch = rng.integers(len(inputs), size=BATCH)
@@ -81,13 +81,13 @@ def trained(inputs: np.ndarray, classes: np.ndarray, prune: kk.prune.Gradual | N
         if prune and prune.due(step):
             goal = prune.sparsity_at(step)
             layers, masks = kk.numpy.prune(layers, sparsity=goal, only="*.weight", masks=masks)
-        layers = kk.numpy.masked(layers, masks)  # what was pruned does not grow again
+        layers = kk.numpy.masked(layers, masks)  # pruned weights stay zero
         layers, _, _ = kk.numpy.bound(layers, BOUND)
     return layers
 
 
 def as_stored(layers: Layers, quantize: Callable[..., Any] | None) -> tuple[Layers, int]:
-    """Return the network as a packed file gives it back, and the bytes of that file."""
+    """Return the network after packing and loading, and the size of the file in bytes."""
     arrays = flatten(layers)
     if quantize:
         arrays |= {n: quantize(array) for n, array in arrays.items() if n.endswith("weight")}

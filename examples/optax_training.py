@@ -1,6 +1,6 @@
-"""JAX and optax: an adaptive clip around Adam, weights bounded, all of it compiled.
+"""JAX and optax: an adaptive clip around Adam, weights bounded, with a compiled step.
 
-The clip's state is part of the optimizer's state: it goes through `jit` and into checkpoints. Real
+The clip's state is part of the optimizer's state: it works with `jit` and is saved in checkpoints. Real
 digits, a few seconds.
 """
 
@@ -49,7 +49,7 @@ def step(params: dict, state: optax.OptState, images: jax.Array, labels: jax.Arr
 
 
 def main() -> None:
-    """Train for 20 epochs and say what came of it."""
+    """Train for 20 epochs and print the accuracy and the share of clipped steps."""
     params = fresh(jax.random.key(0))
     state, clipped = OPTIMIZER.init(params), 0
     for epoch in range(20):

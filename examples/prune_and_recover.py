@@ -1,7 +1,7 @@
-"""Prune a trained network to a tenth of its weights, and get its accuracy back: one score after another.
+"""Prune a trained network to a tenth of its weights with several scores, and recover its accuracy.
 
 Trains a small network on scikit-learn's digits, prunes copies of it at random, by magnitude and by reconstruction,
-distils the last one from the dense network, and prints what was removed. About fifteen seconds.
+distils the last copy from the dense network, and prints accuracies and an account. About fifteen seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def digits() -> tuple[Pair, Pair]:
-    """Return images and classes to train on, and 500 others to test on."""
+    """Return training images and classes, and 500 others for testing."""
     pixels, classes = load_digits(return_X_y=True)
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
     x, y = torch.tensor(pixels, dtype=torch.float32)[order] / 16, torch.tensor(classes)[order]
@@ -33,7 +33,7 @@ def batches(pair: Pair) -> list[Pair]:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, pair: Pair) -> float:
-    """Return the share of right answers."""
+    """Return the share of correctly classified images."""
     return float((model(pair[0]).argmax(1) == pair[1]).float().mean())
 
 
@@ -53,7 +53,7 @@ def trained(train: Pair) -> nn.Module:
 
 
 def main() -> None:
-    """Print the accuracy after each way of pruning, and the account of the last."""
+    """Print the accuracy after each kind of pruning, and the account of the last."""
     train, test = digits()
     dense = trained(train)
     print(f"dense: {accuracy(dense, test):.1%} of the test images right")
@@ -62,13 +62,15 @@ def main() -> None:
         masks = kk.torch.prune_(model, SPARSITY, score=score, data=batches(train))
         print(f"{score}: {accuracy(model, test):.1%} with {masks.sparsity:.0%} of the weights gone")
     print(masks.account)
-    judge = batches(train)[0]  # a held-out part of the training images is better
+    validation, *training = batches(train)
     kk.torch.recover_(
-        *(model, masks, batches(train)[1:]),
+        model,
+        masks,
+        training,
         loss=nn.functional.cross_entropy,
         teacher=dense,
         epochs=10,
-        judge=lambda one: accuracy(one, judge),
+        judge=lambda module: accuracy(module, validation),
         progress=False,
     )
     print(f"distilled from the dense network: {accuracy(model, test):.1%}")

@@ -1,6 +1,6 @@
-"""TensorFlow: a hand-written loop around a tape, SGD, gradients clipped by their global norm.
+"""TensorFlow: a custom loop around a tape, SGD, gradients clipped by their global norm.
 
-`clip` is a pure function: its state goes into the compiled step and comes out of it. Real digits, a few
+`clip` is a pure function: its state is an argument and a result of the compiled step. Real digits, a few
 seconds.
 """
 
@@ -40,7 +40,7 @@ def logits(weights: list[tf.Variable], images: tf.Tensor) -> tf.Tensor:
 
 
 def train(rule: object) -> None:
-    """Train for ten epochs and print what came of it."""
+    """Train for ten epochs and print the accuracy and the share of clipped steps."""
     weights = network()
 
     @tf.function
@@ -68,7 +68,7 @@ def train(rule: object) -> None:
 
 
 def main() -> None:
-    """Train without and with a limit, at a learning rate that is too large without."""
+    """Train without and with a limit, at a learning rate that is too large without a limit."""
     train(kk.clip.ByGlobalNorm(float("inf")))
     train(kk.clip.ByGlobalNorm(0.5))
 

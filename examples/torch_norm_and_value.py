@@ -1,6 +1,6 @@
 """PyTorch: gradients clipped by norm or by value, weights clipped as well, in an ordinary loop.
 
-One `attach` per optimizer; the loop stays as it is. Real digits, a few seconds.
+One `attach` per optimizer; the loop does not change. Real digits, a few seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRAIN, TEST = slice(0, 1_400), slice(1_400, None)
 
 
 def train(clip: object, bound: object) -> tuple[float, float, float]:
-    """Return per cent of test digits right, of steps clipped, and the largest weight."""
+    """Return the test accuracy and the share of clipped steps in per cent, and the largest weight."""
     torch.manual_seed(0)
     layers = [layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(64, 10))
@@ -37,7 +37,7 @@ def train(clip: object, bound: object) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Print what each way of clipping comes to, at a learning rate that is too large without."""
+    """Print the results of each kind of clipping, at a learning rate that is too large without clipping."""
     ways = {
         "nothing": (None, None),
         "gradients by norm": (kk.clip.ByGlobalNorm(1.0), None),
