@@ -255,11 +255,10 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, help="the file of finished cells, in runs/")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    # Figures of one state of the code are no figures of another.
+    # Cells of another state of the code must not be reused.
     package = Path(kk.__file__).parent
-    files = sorted(
-        one for part in ("prune", "numpy", "torch") for one in (package / part).glob("*.py")
-    )
+    folders = ("prune", "selection", "reconstruction", "torch")
+    files = sorted(path for folder in folders for path in (package / folder).rglob("*.py"))
     code = "".join(path.read_text() for path in files)
     digest = hashlib.sha256(code.encode()).hexdigest()[:8]
     name = f"prune_resnet20{'_quick' if arguments.quick else ''}_{digest}.json"
