@@ -2,8 +2,8 @@
 
 optax: ``chain(clip, optimizer)`` under ``jit`` against ``optax.clip_by_global_norm``. TensorFlow: a ``tf.function``
 against ``tf.clip_by_global_norm``. Keras: one whole ``optimizer.apply``, compiled, on TensorFlow, JAX and torch against
-``global_clipnorm``. Rounds alternate between the two; what is printed is the median of the ratios of
-rounds, and the median times. Ours also measures every tensor, keeps a state and skips bad steps.
+``global_clipnorm``. Rounds alternate between the two; printed are the median of the ratios of
+rounds, and the median times. Ours also measures every tensor, keeps a state and skips non-finite steps.
 
     python benchmarks/clip_frameworks.py [--rounds 15]
 """
@@ -70,7 +70,7 @@ def optax_lane(rounds: int) -> None:
     rule = kk.clip.ByGlobalNorm(1.0)
 
     def step(tx: Any, params: list) -> Step:
-        # In the order in which it comes out, or XLA gives every buffer to another array and copies.
+        # Donated in the order of the results; otherwise XLA assigns buffers to other arrays and copies.
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def update(params: Any, state: Any, grads: Any) -> Any:
             updates, state = tx.update(grads, state, params)
@@ -90,7 +90,7 @@ def optax_lane(rounds: int) -> None:
             theirs = step(optax.chain(own, inner), params)
             ours = step(optax.chain(kk.jax.clip(rule), inner), params)
             compare(f"optax, clip + {name}, {size}", theirs, ours, rounds)
-        # What leaves bad steps out has its peer in what leaves bad steps out.
+        # `clipped` skips non-finite steps, so it is compared with a transform that skips them too.
         chain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
         theirs = step(optax.apply_if_finite(chain, 10), params)
         ours = step(kk.jax.clipped(optax.adamw(1e-3), rule), params)
@@ -197,10 +197,10 @@ def _keras_step(optimizer: Any, values: list[np.ndarray], backend: str) -> Step:
         return lambda: optimizer.apply(grads, variables)
     import jax
 
-    # What goes in is given up, as Keras' own training does.
+    # The inputs are donated, as in Keras' own training.
     apply = lambda weights, own, grads: optimizer.stateless_apply(own, grads, weights)  # noqa: E731
     step = jax.jit(apply, donate_argnums=(0, 1))
-    kept = [[one.value + 0 for one in group] for group in (variables, optimizer.variables)]
+    kept = [[variable.value + 0 for variable in v] for v in (variables, optimizer.variables)]
 
     def once() -> None:
         kept[:] = jax.block_until_ready(step(*kept, grads))

@@ -1,7 +1,7 @@
 """What clipping costs beside torch's own, paired in one run: ``python benchmarks/clip_overhead.py``.
 
-Every round times both sides once, in turn, so that a slow moment hits both; printed are medians and the
-median of the paired ratios. The floor is one read pass over the same memory: a BLAS dot per tensor.
+Every round times both sides once, in turn, so that a slow moment affects both; printed are medians and the
+median of the paired ratios. The floor is one read pass over memory of the same size: a BLAS dot per tensor.
 """
 
 from __future__ import annotations
@@ -114,13 +114,13 @@ def norm_only(shapes: Shapes, rounds: int) -> dict[str, list[float]]:
     ours, theirs, floors = model_of(shapes), model_of(shapes), model_of(shapes)
     step = attached(ours, kk.clip.ByGlobalNorm(1e6), None)
     parameters = list(theirs.parameters())
-    # Memory of its own, as the others have: what another side has just read would be in the cache.
+    # Separate memory for each side: memory that another side has just read would be in the cache.
     flat = [p.grad.view(-1) for p in floors.parameters() if p.grad is not None]
     return paired(
         {
             "karikomi": step,
             "peer": lambda: torch.nn.utils.clip_grad_norm_(parameters, 1e6),
-            "floor": lambda: [float(torch.dot(one, one)) for one in flat],
+            "floor": lambda: [float(torch.dot(gradient, gradient)) for gradient in flat],
         },
         rounds,
     )

@@ -1,9 +1,9 @@
 """Every clipping rule on one small training with bad batches: ``python benchmarks/clip_rules.py``.
 
-A 64-128-64-10 network learns scikit-learn's digits; two batches in a hundred are spoilt (inputs times
-100, labels shuffled) and one in two hundred has a NaN. All rules see the same batches from the same
+A 64-128-64-10 network is trained on scikit-learn's digits; two batches in a hundred are corrupted (inputs times
+100, labels shuffled) and one in two hundred has a NaN. All rules get the same batches and the same initial
 weights, with their default or the usual limits. Printed: test accuracy (mean, worst of the seeds), shares
-of steps clipped and skipped, and what the rule adds to a step. It is one small network, not a law.
+of steps clipped and skipped, and the time of a step with the rule. This is one small network: do not generalise.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 def batches(
     x: torch.Tensor, y: torch.Tensor, steps: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches of 64, some of them spoilt; a pure function of the seed."""
+    """Yield batches of 64, some of them corrupted; a pure function of the seed."""
     generator = np.random.default_rng(seed)
     for _ in range(steps):
         chosen = torch.from_numpy(generator.integers(0, len(y), 64))

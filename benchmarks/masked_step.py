@@ -1,7 +1,7 @@
-"""What masks cost a training step: ResNet-20, batches of 128, with masks at 90 % and without, in turns.
+"""The cost of masks in a training step: ResNet-20, batches of 128, with masks at 90 % and without, in alternation.
 
-Prints the median ratio of a masked step (``attach(prune=masks)``) to a plain one, and to a step that is attached
-without masks, and the bytes that the masks take in a checkpoint.
+Prints the median ratio of a masked step (``attach(prune=masks)``) to a plain step, and to a step with ``attach``
+but without masks, and the size of the masks in a checkpoint.
 """
 
 from __future__ import annotations

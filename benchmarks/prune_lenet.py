@@ -1,15 +1,15 @@
 """LeNet-300-100 and LeNet-5 (Caffe) on MNIST, from scratch to a fraction of their weights.
 
 Dense training, then gradual magnitude pruning through `kk.torch.attach`, with clipped gradients and shifts
-of one pixel. Trained on all 60,000 training images; the last weights are judged once, on all 10,000 test
+of one pixel. Trained on all 60,000 training images; the last weights are evaluated once, on all 10,000 test
 images. "12x fewer" counts every parameter: all of the network's (266,610 and 431,080, biases included)
-divided by those that are not zero afterwards. Single biases are not pruned, so the weights are pruned a
-little further; LeNet-5 at 108x first loses whole units, with their biases. The recipes were chosen on
-10,000 training images held out, as ``--validate`` does.
+divided by the number of nonzero parameters afterwards. Single biases are not pruned, so the weights are pruned
+slightly further; in LeNet-5 at 108x whole units are removed first, with their biases. The recipes were chosen on
+10,000 held-out training images, as ``--validate`` does.
 
     python benchmarks/prune_lenet.py [300-100 | 5] [--ratio 12 56] [--seeds 3] [--data mnist.npz]
 
-Finished seeds stand in ``runs/prune_lenet.json``: the same command goes on after an interrupt. Printed
+Finished seeds are stored in ``runs/prune_lenet.json``, so that an interrupted command resumes. Printed
 per ratio: mean and range of the error, of the wall and CPU seconds, and each layer's density.
 """
 
@@ -45,16 +45,16 @@ NETWORKS = {"300-100": lenet300, "5": lenet5}
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How long and how fast; the rate falls along a cosine in either phase."""
+    """Epochs, batch size and learning rate; the rate falls along a cosine in both phases."""
 
     dense: int  # epochs
     pruned: int  # epochs, of which the first `ramp` make masks
     batch: int
     rate: float
     ramp: float = 0.6
-    distill: float = 0.0  # share of the loss that learns from the dense network's outputs
+    distill: float = 0.0  # share of the distillation loss
     heat: float = 2.0
-    # Units of each layer but the last that are kept before single weights go; none: all of them.
+    # Units of each layer but the last that are kept before single weights are pruned; empty: all.
     units: tuple[int, ...] = ()
     allocation: str = "global"
 
@@ -88,7 +88,7 @@ PAPERS: dict[tuple[str, float], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One training from scratch: with these versions, the same figures on the same machine."""
+    """One training from scratch; with the same versions, its figures repeat on the same machine."""
 
     network: str
     ratio: float
@@ -116,7 +116,7 @@ class Images:
         return len(self.labels)
 
     def shifted(self, places: torch.Tensor) -> Images:
-        """Return each image moved by at most one pixel in either direction, to its place of 3 x 3."""
+        """Return each image shifted by at most one pixel in either direction, to its place of 3 x 3."""
         padded, moved = F.pad(self.pixels, (1, 1, 1, 1)), torch.empty_like(self.pixels)
         for place in range(9):
             chosen = (places == place).nonzero().squeeze(1)
@@ -130,7 +130,7 @@ class Images:
 
 
 def images(path: Path, *, validate: bool) -> tuple[Images, Images]:
-    """Return what is learned from and what judges."""
+    """Return the training images and the images for evaluation."""
     with np.load(path, allow_pickle=False) as stored:
         train, test = (_images(stored, part) for part in ("train", "test"))
     if not validate:
@@ -170,7 +170,7 @@ def fit(
     *,
     dense: nn.Module | None = None,
 ) -> None:
-    """Train in place; with the dense network, prune on the way, and learn from it."""
+    """Train in place; given the dense network, prune meanwhile and distil from it."""
     recipe, gradual, taught = asked.recipe, None, None
     epochs = recipe.dense if dense is None else recipe.pruned
     total = epochs * (len(learned) // recipe.batch)
@@ -205,20 +205,20 @@ def outputs(model: nn.Module, shown: Images) -> torch.Tensor:
 
 
 def lessons(dense: nn.Module, learned: Images, asked: Asked) -> torch.Tensor:
-    """Return what the dense network says of each image at each of its nine places, (9, n, 10)."""
+    """Return the dense network's outputs for each image at each of its nine places, (9, n, 10)."""
     with torch.autocast("cpu", torch.bfloat16, enabled=asked.bfloat16):
         everywhere = (torch.full((len(learned),), place) for place in range(9))
         return torch.stack([outputs(dense, learned.shifted(places)) for places in everywhere])
 
 
 def error(model: nn.Module, judged: Images) -> float:
-    """Return the percentage of images that are told wrongly."""
+    """Return the percentage of misclassified images."""
     wrong = outputs(model, judged).argmax(1) != judged.labels
     return 100 * int(wrong.sum()) / len(judged)
 
 
 def gradual_for(model: nn.Module, dense: nn.Module, asked: Asked, total: int) -> kk.prune.Gradual:
-    """Return the schedule after which, biases kept, a `ratio`-th of the dense network is left."""
+    """Return the schedule that leaves a `ratio`-th of the dense network's parameters, biases kept."""
     biases = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)
     kept, weights = math.floor(size(dense) / asked.ratio) - biases, size(model) - biases
     if not 0 < kept <= weights:
@@ -238,7 +238,7 @@ def size(model: nn.Module) -> int:
 
 
 def narrowed(model: nn.Module, units: tuple[int, ...]) -> nn.Module:
-    """Return the network without the smallest units of each layer, cut out for good."""
+    """Return the network with the smallest units of each layer removed."""
     weights = [name for name, _ in model.named_parameters() if name.endswith("weight")]
     widths = [len(model.get_parameter(name)) for name in weights]
     shares = {
@@ -250,7 +250,7 @@ def narrowed(model: nn.Module, units: tuple[int, ...]) -> nn.Module:
 
 
 def run(asked: Asked, data: Path) -> dict[str, Any]:
-    """Train, prune and judge once; all of it is on the clock."""
+    """Train, prune and evaluate once; the time of all three is measured."""
     wall, cpu = time.perf_counter(), time.process_time()
     recipe = asked.recipe
     torch.manual_seed(asked.seed)
@@ -285,7 +285,7 @@ def channels_last_(model: nn.Module) -> None:
 
 
 def finished(asked: Asked, data: Path, store: Path) -> dict[str, Any]:
-    """Return what the store has of this training, or run it and store it."""
+    """Return the stored result of this training, or run it and store the result."""
     known = json.loads(store.read_text("utf-8")) if store.exists() else {}
     key = json.dumps(asdict(asked))
     if key not in known:
@@ -298,7 +298,7 @@ def finished(asked: Asked, data: Path, store: Path) -> dict[str, Any]:
 
 
 def recipe_for(network: str, ratio: float) -> Recipe:
-    """Return the recipe of the nearest known ratio that asks no less, else the last one."""
+    """Return the recipe of the next ratio that is not smaller, else the last recipe."""
     known = RECIPES[network]
     return next((known[one] for one in sorted(known) if one >= ratio), known[max(known)])
 
@@ -328,7 +328,7 @@ def row(asked: Asked, runs: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what is not finished yet, then print the table."""
+    """Run the missing trainings, then print the table."""
     parser = argparse.ArgumentParser(description="LeNet on MNIST, pruned from scratch")
     parser.add_argument("network", nargs="?", choices=NETWORKS, help="default: both")
     parser.add_argument("--ratio", type=float, nargs="+", help="default: those of the papers")

@@ -1,11 +1,11 @@
 """Every score with every allocation on a trained ResNet-20: ``python benchmarks/prune_resnet20.py``.
 
 CIFAR-10, weights as published, no training: at 50, 70, 80 and 90 % the accuracy on all 10,000 test images, once
-as pruned and once with batch norms recalibrated if held-out training images said so (marked ``*``). Scores that measure
-see 256 training images; what is kept and what not is judged by 512 others, and so are the curves of the allocation
-`sensitivity`, by magnitude for all scores; the test images choose nothing.
-`--finetune`: two epochs of training with masks at 90 %, last weights. Each cell that is done stands in a file,
-so that a run can be stopped and goes on where it was.
+as pruned and once with recalibrated batch norms if that improves the loss on held-out training images (marked ``*``).
+Scores that need data use 256 training images; the recalibration is validated on 512 others, and the curves of the
+allocation `sensitivity` are measured on these, by magnitude for all scores. The test images are not used for any choice.
+`--finetune`: two epochs of training with masks at 90 %, last weights. Finished cells are stored in a file,
+so that a stopped run resumes.
 
     python benchmarks/prune_resnet20.py [--quick] [--finetune] [--scores obc,magnitude] [--allocations global]
 """
@@ -107,7 +107,7 @@ def batches(pair: Pair, size: int) -> list[Pair]:
 
 @torch.no_grad()
 def accuracy(module: nn.Module, pair: Pair) -> float:
-    """Return the share of right answers."""
+    """Return the share of correctly classified images."""
     right = sum(int((module(x).argmax(1) == y).sum()) for x, y in batches(pair, 500))
     return right / len(pair[1])
 
@@ -136,7 +136,7 @@ def cell(
     test: Pair,
     known: dict[str, list[tuple[float, float]]],
 ) -> dict[str, Any]:
-    """Prune once; return accuracies and seconds, or the reason why there are none."""
+    """Prune once; return accuracies and seconds, or the reason why the combination is unsupported."""
     module, start = trained(), (time.perf_counter(), time.process_time())
     curve = {name: dict(map(tuple, points)) for name, points in known.items()}
     data = batches(calibration, 64)
@@ -206,14 +206,14 @@ def augmented(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 class Cells:
-    """The cells that are done, in a file."""
+    """The finished cells, stored in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def get(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return a cell, made now if it is not there."""
+        """Return a stored cell, or compute and store it."""
         if key not in self.done:
             self.done[key] = make()
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ def shown(one: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Fill what is missing of the table and print it."""
+    """Compute the missing cells of the table and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1,000 test images; short fine-tuning")
     parser.add_argument("--finetune", action="store_true", help="then two epochs at 90 %%")

@@ -1,7 +1,7 @@
-"""Exact global magnitude pruning of many weights, paired with torch's ways, and streamed from a file.
+"""Exact global magnitude pruning of many weights, compared with torch's methods, and streamed from a file.
 
-Prints one row per way: seconds (median), peak memory above weights and masks, weights removed, and the ratio to
-karikomi. Each way runs in a process of its own, one after the other, so that peaks do not mix.
+Prints one row per method: seconds (median), ratio to karikomi, peak memory above weights and masks, and the
+difference to the requested number. Each method runs in a separate process, so that the peaks are independent.
 ``--stream 1000000000`` adds pruning of a safetensors file of that many weights in bounded memory.
 """
 
@@ -64,15 +64,15 @@ def by_kthvalue(module: nn.Sequential) -> list[torch.Tensor]:
 
 
 def measured(way: str, weights: int) -> dict[str, float]:
-    """Run one way once in this process; return its seconds, extra MiB and removed weights."""
+    """Run one method once in this process; return its seconds, extra MiB and removed weights."""
     module = network(weights, equal="equal" in way)
     warm = network(12_000, equal=False)
     function = {"karikomi": by_karikomi, "torch": by_torch, "cat": by_kthvalue}[
         way.split()[0].rstrip(",")
     ]
     function(warm)
-    size = sum(one.numel() for one in module.parameters())
-    # Else a collection of what the imports left may fall into any of the ways.
+    size = sum(parameter.numel() for parameter in module.parameters())
+    # Otherwise the garbage of the imports may be collected while a method is timed.
     gc.collect()
     before, started = peak(), time.perf_counter()
     masks = function(module)
@@ -88,7 +88,7 @@ def measured(way: str, weights: int) -> dict[str, float]:
 
 
 def streamed(weights: int) -> dict[str, float]:
-    """Prune a file of so many weights; return seconds and the peak of the whole process in MiB."""
+    """Prune a file of `weights` weights; return seconds and the peak of the whole process in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "dense.safetensors", Path(folder) / "pruned.safetensors"
         write(source, weights)
@@ -104,7 +104,7 @@ def streamed(weights: int) -> dict[str, float]:
 
 
 def write(path: Path, weights: int) -> None:
-    """Write a safetensors file of random float32 weights, in parts, without holding them."""
+    """Write a safetensors file of random float32 weights in parts, in bounded memory."""
     part = 10_000_000
     sizes = [min(part, weights - start) for start in range(0, weights, part)]
     header, offset = {}, 0
@@ -127,7 +127,7 @@ def peak() -> int:
 
 
 def child(way: str, weights: int) -> dict[str, float]:
-    """Run one way in a process of its own."""
+    """Run one method in a separate process."""
     command = [sys.executable, __file__, "--way", way, "--weights", str(weights)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
