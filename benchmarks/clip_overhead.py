@@ -154,7 +154,7 @@ def each_unit(shapes: Shapes, rounds: int) -> dict[str, list[float]]:
 
 
 class Layered(torch.nn.Module):
-    """The same parameters as layers, so that their unit axes are known."""
+    """The same parameters as layers, which define the unit axes."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ def _unit_norms(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def attached(model: torch.nn.Module, rule: Any, optimizer: torch.optim.Optimizer | None) -> Side:
-    """Return what runs per step: the optimizer's step with our hooks, or the hooks alone."""
+    """Return the timed function: the optimizer's step with the hooks, or the hooks alone."""
     if optimizer is not None:
         kk.torch.attach(optimizer, model, clip=rule)
         return optimizer.step
@@ -198,7 +198,7 @@ def attached(model: torch.nn.Module, rule: Any, optimizer: torch.optim.Optimizer
 
 
 class Idle(torch.optim.Optimizer):
-    """An optimizer that does nothing, so that only what surrounds its step is timed."""
+    """An optimizer that does nothing, so that only the hooks around its step are timed."""
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Do nothing."""
@@ -228,7 +228,7 @@ def with_step(shapes: Shapes, limit: float, rounds: int) -> dict[str, list[float
 def paired_fresh(
     sides: dict[str, Side], models: tuple[torch.nn.Module, torch.nn.Module], rounds: int
 ) -> dict[str, list[float]]:
-    """Like `paired`, but gradients are made large again before each turn, untimed."""
+    """Like `paired`, but gradients are refilled before each turn, outside the timing."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     kept = [[p.grad.clone() for p in model.parameters() if p.grad is not None] for model in models]
     for turn in range(rounds + 2):

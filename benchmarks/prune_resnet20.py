@@ -3,7 +3,7 @@
 CIFAR-10, weights as published, no training: at 50, 70, 80 and 90 % the accuracy on all 10,000 test images, once
 as pruned and once with recalibrated batch norms if that improves the loss on held-out training images (marked ``*``).
 Scores that need data use 256 training images; the recalibration is validated on 512 others, and the curves of the
-allocation `sensitivity` are measured on these, by magnitude for all scores. The test images are not used for any choice.
+allocation `sensitivity` are measured on these, by magnitude for all scores. No choice uses the test images.
 `--finetune`: two epochs of training with masks at 90 %, last weights. Finished cells are stored in a file,
 so that a stopped run resumes.
 
