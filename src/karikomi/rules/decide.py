@@ -7,7 +7,7 @@ step commits nothing but its count, and statistics are kept only of accepted ste
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from karikomi.errors import InvalidArgument, Unsupported
@@ -199,18 +199,19 @@ def outcome_of(
     skip: Array,
     nonfinite: str,
     earlier: tuple[Outcome, ...] = (),
-    left_alone: Mapping[str, str] | None = None,
+    view: Callable[[Array], Any] | None = None,
     xp: Namespace,
 ) -> Outcome:
-    """Return what the verdict of a stage did, or will do once it is applied."""
+    """Return the outcome of a stage; `view`: how it holds its arrays, as they are by default."""
+    arrays = (norms, norms_after(norms, verdict, xp=xp), skip)
+    norms, after, skipped = arrays if view is None else map(view, arrays)
     return Outcome(
-        names=tuple(stage.owners),
+        names=stage.owners,
         norms=norms,
-        after=norms_after(norms, verdict, xp=xp),
-        skipped=skip,
+        after=after,
+        skipped=skipped,
         element_wise=stage.element_wise,
         nonfinite_policy=nonfinite,
-        left_alone=dict(left_alone or {}),
         peaks=stage.peaks,
         earlier=earlier,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from karikomi.errors import Unsupported
-from karikomi.functional.clipping import Companions, Measured, StepResult, clip_named, fresh_state
+from karikomi.functional.clipping import Companions, StepResult, clip_named, fresh_state
 from karikomi.functional.library import Library
 from karikomi.functional.outcomes import described, told, were_zeroed
 from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
@@ -92,8 +92,8 @@ class Clip:
             library=library,
         )
         after = dict(passed.state)
-        for place, measured in enumerate(passed.stages):
-            after[f"{LAST}{place}"] = _beside(measured, library)
+        for place, stage in enumerate(passed.stages):
+            after[f"{LAST}{place}"] = _beside(stage, library)
         after[SKIPPED] = passed.skip
         after |= {MOMENT + name: moment for name, moment in passed.moments.items()}
         return passed, after
@@ -155,9 +155,9 @@ def _stage_outcome(
     return told(stage, norms, after, skipped=readable(skipped), zeroed=zeroed, earlier=earlier)
 
 
-def _beside(measured: Measured, library: Library) -> Array:
+def _beside(stage: Outcome, library: Library) -> Array:
     xp = library.xp
-    return xp.concat([xp.reshape(number, (1, -1)) for number in measured])
+    return xp.concat([xp.reshape(numbers, (1, -1)) for numbers in (stage.norms, stage.after)])
 
 
 def _is_of_rule(key: str) -> bool:
