@@ -105,9 +105,7 @@ class _NamedArrays:
             facts["sizes"] = self.library.constants(entries)
         return facts
 
-    def representable(
-        self, stage: Stage, decision: decide.StageDecision
-    ) -> decide.StageDecision:
+    def representable(self, stage: Stage, decision: decide.StageDecision) -> decide.StageDecision:
         if decision.limit is None:
             return decision
         arrays = [self.arrays[name] for name in stage.owners]

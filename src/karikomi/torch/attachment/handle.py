@@ -285,7 +285,7 @@ class Handle:
             scale=1.0 if scale is None else float(scale), overflow=overflow, fold=self._fold
         )
         self._round.clipped()
-        self._check_in_a_row(0 if overflow else int(self._clipping.state["bad_in_a_row"]))
+        self._check_in_a_row(0 if overflow else int(self._clipping.bad_in_a_row))
 
     def _step_on_device(self, device: DeviceStep, fold: Fold) -> None:
         self.last = device.step(fold)

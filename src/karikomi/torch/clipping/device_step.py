@@ -6,15 +6,15 @@ What a person reads (the outcome, a state dict, a late alarm) comes to the host 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from karikomi.rule import Scope, State
-from karikomi.rules import decide
+from karikomi.rule import Scope
+from karikomi.rules.decide import StageDecision
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage
 from karikomi.torch.clipping.fold import Fold, foldable, fused
@@ -57,10 +57,19 @@ class DeviceStep:
             for part in stage.parts
             if part.members is not None
         }
-        self._sizes = [self._fact(clipping, stage) for stage in clipping.stages]
+        entries = [parameter.numel() for parameter in clipping.parameters.values()]
+        self._sizes = {
+            stage.counts: self._xp.asarray(
+                np.repeat(np.divide(entries, stage.counts), stage.counts)
+            )
+            for stage in clipping.stages
+            if "sizes" in stage.needs
+        }
         self._uniform = all(_one_factor(stage) for stage in clipping.stages)
         self._counts = self._xp.asarray(np.zeros(3, dtype=np.int64))
         self._masks: dict[Any, torch.Tensor] = {}
+        self._scale: torch.Tensor | None = None
+        self._factor = self._xp.asarray(1.0)
 
     @staticmethod
     def possible(clipping: Clipping, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
@@ -94,53 +103,27 @@ class DeviceStep:
 
     def step(self, fold: Fold) -> Outcome:
         """Clip the gradients of one step."""
-        clipping, xp, optimizer = self._clipping, self._xp, self._optimizer
-        state = self._state()
-        scale = getattr(optimizer, "grad_scale", None)
-        overflow = getattr(optimizer, "found_inf", None)
-        learned: State = {}
-        earlier: tuple[Outcome, ...] = ()
-        factor = self._xp.asarray(1.0)
-        outcome = None
-        skip = any_bad = self._xp.asarray(False)
-        for place, stage in enumerate(clipping.stages):
-            numbers, present = self._measured(stage)
-            if scale is not None:
-                numbers = numbers / scale.to(numbers.dtype)
-            verdict, after = decide.decide_stage(
-                stage,
-                numbers,
-                state,
-                present=present,
-                xp=xp,
-                nonfinite="skip",
-                facts=self._facts(stage, self._sizes[place]),
-                members=self._members,
-            )
-            learned |= after
-            any_bad = any_bad | torch.any(verdict.bad)
-            skip = skip | verdict.skip
-            outcome = self._outcome(stage, numbers, verdict, skip, overflow, earlier)
-            earlier = (*earlier, outcome)
-            if self._uniform:
-                factor = factor * verdict.factor[0]
-            else:
-                self._apply(stage, verdict, scale)
-        inverse = 1.0 / factor if self._uniform else None
-        if inverse is not None and scale is not None:
-            inverse = inverse * scale.to(inverse.dtype)
-        found = skip.to(torch.float32)
-        if overflow is not None:
-            found = torch.maximum(found, overflow.to(torch.float32))
-        if inverse is not None:
+        clipping = self._clipping
+        self._scale = scale = getattr(self._optimizer, "grad_scale", None)
+        self._factor = self._xp.asarray(1.0)
+        overflow = getattr(self._optimizer, "found_inf", None)
+        done = clipping.run_on_device(
+            self,
+            self._xp,
+            overflow=None if overflow is None else overflow > 0,
+            members=self._members,
+            view=HostView,
+        )
+        inverse = None
+        if self._uniform:
+            inverse = 1.0 / self._factor
+            inverse = inverse if scale is None else inverse * scale.to(inverse.dtype)
             inverse = inverse.clamp(max=torch.finfo(torch.float32).max).to(torch.float32)
-        fold.set(inverse, found)
-        self._commit(state, learned, skip, any_bad, overflow)
+        fold.set(inverse, done.skip.to(torch.float32))
         if clipping.keeps_moments:
-            clipping.moments.follow(clipping.parameters, skip=found > 0, scale=scale)
-        assert outcome is not None  # noqa: S101  (every rule has a stage)
-        self._count(earlier, found > 0)
-        return outcome
+            clipping.moments.follow(clipping.parameters, skip=done.skip, scale=scale)
+        self._count(done.outcomes, done.skip)
+        return done.outcomes[-1]
 
     def counts(self) -> torch.Tensor:
         """Return bad steps in a row, and of the steps taken here the accepted and the engaged ones."""
@@ -151,48 +134,82 @@ class DeviceStep:
         taken = (~skipped).to(torch.int64)
         engaged = torch.any(torch.stack(changed)).to(torch.int64) * taken
         before = self._counts
-        bad = self._clipping.state["bad_in_a_row"]
+        bad = self._clipping.bad_in_a_row
         self._counts = torch.stack([bad, before[1] + taken, before[2] + engaged])
 
-    def _state(self) -> State:
-        state = self._clipping.state
-        if not all(isinstance(value, torch.Tensor) for value in state.values()):
-            wide = norms.wide(self._xp.asarray(0).device)
-            moved = {key: torch.as_tensor(np.asarray(value)) for key, value in state.items()}
-            state = {
-                key: self._xp.asarray(value.to(wide) if value.is_floating_point() else value)
-                for key, value in moved.items()
-            }
-            self._clipping.state = state
-        return state
-
-    def _commit(
-        self,
-        state: State,
-        learned: State,
-        skip: torch.Tensor,
-        any_bad: torch.Tensor,
-        overflow: torch.Tensor | None,
-    ) -> None:
-        after = decide.committed(state, learned, skip=skip, any_bad=any_bad, xp=self._xp)
-        if overflow is not None:
-            # The scaler tries its scale: a step that is not taken, but says nothing of the run.
-            tried = {**state, "attempted": state["attempted"] + 1}
-            after = {
-                key: torch.where(overflow > 0, tried[key], value) for key, value in after.items()
-            }
-        self._clipping.state = after
-
-    def _measured(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+    def measure(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the numbers of a stage, and which of them are present."""
         gradients = [parameter.grad for parameter in self._clipping.parameters.values()]
         present = self._present(stage, tuple(gradient is not None for gradient in gradients))
         dense = [gradient for gradient in gradients if gradient is not None]
         if not dense or not stage.norms_only:
-            return torch.cat(self._mixed(stage, gradients)), present
-        wide = norms.wide(present.device)
-        sizes = iter(torch._foreach_norm(dense, 2, dtype=wide))  # pyright: ignore[reportPrivateImportUsage]
-        zero = self._xp.asarray(0.0)
-        return torch.stack([zero if g is None else next(sizes) for g in gradients]), present
+            numbers = torch.cat(self._mixed(stage, gradients))
+        else:
+            wide = norms.wide(present.device)
+            sizes = iter(torch._foreach_norm(dense, 2, dtype=wide))  # pyright: ignore[reportPrivateImportUsage]
+            zero = self._xp.asarray(0.0)
+            numbers = torch.stack([zero if g is None else next(sizes) for g in gradients])
+        scale = self._scale
+        return numbers if scale is None else numbers / scale.to(numbers.dtype), present
+
+    def facts(self, stage: Stage) -> dict[str, torch.Tensor]:
+        """Return the further facts that the rules of a stage need."""
+        facts = {}
+        if "sizes" in stage.needs:
+            facts["sizes"] = self._sizes[stage.counts]
+        if "weights" in stage.needs:
+            weights = [parameter.detach() for parameter in self._clipping.parameters.values()]
+            facts["weights"] = torch.cat(self._mixed(stage, weights))
+        return facts
+
+    def representable(self, stage: Stage, decision: StageDecision) -> StageDecision:
+        """Return the decision as it is: a clamp on a device rounds its limit itself."""
+        return decision
+
+    def apply(
+        self,
+        stage: Stage,
+        decision: StageDecision,
+        outcome: Outcome,
+        *,
+        skip: torch.Tensor,
+        last: bool,
+    ) -> None:
+        """Scale or clamp the gradients, or multiply the factor that the optimizer is given."""
+        if self._uniform:
+            self._factor = self._factor * decision.factor[0]
+            return
+        start = 0
+        rows = zip(self._clipping.parameters.items(), stage.kinds, stage.counts, strict=True)
+        for (name, parameter), kind, count in rows:
+            factors = decision.factor[start : start + count]
+            gradient = parameter.grad
+            if gradient is None:
+                pass
+            elif kind in PEAKS and decision.limit is not None:
+                self._clamp_(name, parameter, gradient, kind, decision.limit[start])
+            elif count > 1:
+                parameter.grad = scale_units_(gradient, self._clipping.axes[name], factors)
+            else:
+                scale_one_(gradient, factors[0])
+            start += count
+
+    def _clamp_(
+        self,
+        name: str,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        kind: Kind,
+        limit: torch.Tensor,
+    ) -> None:
+        limit = limit.to(torch.float32)
+        limit = limit if self._scale is None else limit * self._scale
+        moments = None
+        if kind is Kind.RELATIVE_PEAK:
+            moments = self._clipping.moments.of(name, parameter)
+            if moments is None:
+                return
+        parameter.grad = clamp_(gradient, limit, moments)
 
     def _present(self, stage: Stage, here: tuple[bool, ...]) -> torch.Tensor:
         # Kept, since a new one would have to be copied to the device.
@@ -221,76 +238,6 @@ class DeviceStep:
                 size = norms.peak if kind in PEAKS else norms.norm
                 vectors.append(size(gradient).reshape(1))
         return vectors
-
-    def _fact(self, clipping: Clipping, stage: Stage) -> torch.Tensor | None:
-        if "sizes" not in stage.needs:
-            return None
-        tensors = clipping.parameters.values()
-        sizes = [t.numel() / n for t, n in zip(tensors, stage.counts, strict=True)]
-        return self._xp.asarray(np.repeat(sizes, stage.counts))
-
-    def _facts(self, stage: Stage, sizes: torch.Tensor | None) -> Mapping[str, torch.Tensor]:
-        facts = {} if sizes is None else {"sizes": sizes}
-        if "weights" in stage.needs:
-            weights = [parameter.detach() for parameter in self._clipping.parameters.values()]
-            facts["weights"] = torch.cat(self._mixed(stage, weights))
-        return facts
-
-    def _outcome(
-        self,
-        stage: Stage,
-        numbers: torch.Tensor,
-        verdict: decide.StageDecision,
-        skip: torch.Tensor,
-        overflow: torch.Tensor | None,
-        earlier: tuple[Outcome, ...],
-    ) -> Outcome:
-        after = decide.norms_after(numbers, verdict, xp=self._xp)
-        skipped = skip if overflow is None else skip | (overflow > 0)
-        return Outcome(
-            names=stage.owners,
-            norms=HostView(numbers),
-            after=HostView(after),
-            skipped=HostView(skipped),
-            element_wise=stage.element_wise,
-            nonfinite_policy="skip",
-            peaks=stage.peaks,
-            earlier=earlier,
-        )
-
-    def _apply(
-        self, stage: Stage, verdict: decide.StageDecision, scale: torch.Tensor | None
-    ) -> None:
-        start = 0
-        triples = zip(self._clipping.parameters.items(), stage.kinds, stage.counts, strict=True)
-        for (name, parameter), kind, count in triples:
-            factors = verdict.factor[start : start + count]
-            gradient = parameter.grad
-            if gradient is None:
-                pass
-            elif kind in PEAKS and verdict.limit is not None:
-                self._clamp_(name, parameter, kind, verdict.limit[start], scale)
-            elif count > 1:
-                scale_units_(parameter, self._clipping.axes[name], factors)
-            else:
-                scale_one_(gradient, factors[0])
-            start += count
-
-    def _clamp_(
-        self,
-        name: str,
-        parameter: torch.Tensor,
-        kind: Kind,
-        limit: torch.Tensor,
-        scale: torch.Tensor | None,
-    ) -> None:
-        limit = limit.to(torch.float32) if scale is None else limit.to(torch.float32) * scale
-        if kind is Kind.PEAK:
-            clamp_(parameter, limit)
-            return
-        moments = self._clipping.moments.of(name, parameter)
-        if moments is not None:
-            clamp_(parameter, limit, moments)
 
 
 def _one_factor(stage: Stage) -> bool:

@@ -1,13 +1,13 @@
-"""One clipping step for torch gradients: measure, judge and apply every stage of a rule, decided on the host.
+"""Clipping steps of torch tensors that are decided on the host.
 
-Shared by `clip_`, which does it once, and `attach`, which keeps the state between steps.
+Used by `clip_` for a single step, and by `attach`, which keeps the state between steps.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -19,17 +19,40 @@ from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.rule import Composite, Rule, Scope, State
 from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
+from karikomi.rules.decide import StageDecision
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage, stages
+from karikomi.rules.step import CompletedStep, StepTensors, run_step
 from karikomi.torch.clipping.fold import Fold
 from karikomi.torch.clipping.joint_norms import Sharding
 from karikomi.torch.clipping.second_moments import Moments, relative
 from karikomi.torch.distributed.dtensors import local, own_units
 from karikomi.torch.modules.parameters import unit_axes
+from karikomi.torch.numerics.namespace import DeviceNamespace
 from karikomi.torch.numerics.norms import norms, on_host, peak, unit_norms
 from karikomi.torch.numerics.scaling import clamp_, representable, scale_, scale_all_, scale_units_
 
 AVAILABLE = ("sizes", "weights", "second_moment")
+
+
+@dataclass(frozen=True)
+class PlacedState:
+    """The state of the rules of a clip, on the host or on a device."""
+
+    values: State
+    on_device: bool = False
+
+    def on_host(self) -> State:
+        """Return the state as NumPy arrays."""
+        if not self.on_device:
+            return self.values
+        return {key: value.cpu().numpy() for key, value in self.values.items()}
+
+    def on(self, xp: DeviceNamespace) -> State:
+        """Return the state as tensors on the device of a namespace."""
+        if self.on_device:
+            return self.values
+        return {key: xp.asarray(np.asarray(value)) for key, value in self.values.items()}
 
 
 class Clipping:
@@ -59,23 +82,24 @@ class Clipping:
         self.keeps_moments = any("second_moment" in stage.needs for stage in self.stages)
         self.weights: Outcome | None = None
         """The norms of the weights, where the rule needed them."""
-        self.state = from_plain(self.stages, None)
+        self._state = PlacedState(from_plain(self.stages, None))
+
+    @property
+    def bad_in_a_row(self) -> Any:
+        """The number of steps in a row with non-finite gradients, where the state is."""
+        return self._state.values["bad_in_a_row"]
 
     def load(self, plain: Mapping[str, Any] | None) -> None:
         """Continue from plain data, or start afresh; raises `InvalidArgument` for another rule's."""
-        if plain is None:
-            self.moments.load(None, self.parameters)
-            self.state = from_plain(self.stages, None)
-            return
         rest = dict(plain) if isinstance(plain, Mapping) else plain
         kept = rest.pop("second_moment", None) if isinstance(rest, dict) else None
         state = from_plain(self.stages, rest)
         self.moments.load(kept, self.parameters)
-        self.state = state
+        self._state = PlacedState(state)
 
     def plain(self) -> dict[str, Any]:
         """Return the state as plain data, and tensors where the rule needs second moments of our own."""
-        plain = to_plain(self.stages, self._on_host())
+        plain = to_plain(self.stages, self._state.on_host())
         kept = self.moments.kept()
         return {**plain, "second_moment": kept} if kept else plain
 
@@ -89,237 +113,284 @@ class Clipping:
         """
         if self.sharding is not None:
             self.sharding.settle_(self.parameters.values())
-        gradients = [parameter.grad for parameter in self.parameters.values()]
-        self.state = self._on_host()
-        learned: State = {}
-        earlier: tuple[Outcome, ...] = ()
-        outcome = None
-        skip = any_bad = False
-        for place, stage in enumerate(self.stages):
-            numbers, present = self._measured(stage, gradients)
-            numbers = numbers if scale == 1.0 else numbers / scale
-            verdict, after = decide.decide_stage(
-                stage,
-                numbers,
-                self.state,
-                present=present,
-                xp=np,
-                nonfinite=self.nonfinite,
-                facts=self._facts(stage),
-            )
-            verdict = self._representable(stage, verdict)
-            learned |= after
-            any_bad = any_bad or bool(verdict.bad.any())
-            skip = bool(verdict.skip) or overflow
-            outcome = decide.outcome_of(
-                stage,
-                numbers,
-                verdict,
-                skip=skip,
-                nonfinite=self.nonfinite,
-                earlier=earlier,
-                xp=np,
-            )
-            earlier = (*earlier, outcome)
-            if self.sharding is not None:
-                self.sharding.check(stage, outcome)
-            if self.nonfinite == "raise" and any_bad and not overflow:
-                self._commit(learned, skip=True, any_bad=True, overflow=False)
-                raise self._nonfinite(outcome)
-            self._apply(stage, gradients, numbers, verdict, skip=skip, scale=scale, fold=fold)
-            if skip:
-                self._keep_company(self.stages[place + 1 :])
-                break
-        self._commit(learned, skip=skip, any_bad=any_bad, overflow=overflow)
-        if self.keeps_moments and not skip:
+        done = self.run_on_host(Gradients(self, scale, fold), overflow=overflow)
+        if self.keeps_moments and not done.skip:
             self.moments.follow(self.parameters, scale=None if scale == 1.0 else scale)
-        assert outcome is not None  # noqa: S101  (every rule has a stage)
-        return outcome
+        return done.outcomes[-1]
 
-    def _keep_company(self, rest: Sequence[Stage]) -> None:
-        # Other ranks may go on, if a gradient that should be equal everywhere was not: they would wait.
-        if self.sharding is not None:
-            for stage in rest:
-                self._measured(stage, [None] * len(self.parameters))
-                self._facts(stage)
-
-    def _on_host(self) -> State:
-        # Steps that are decided on a device leave their state there.
-        if not isinstance(self.state["attempted"], torch.Tensor):
-            return self.state
-        return {key: value.cpu().numpy() for key, value in self.state.items()}
-
-    def _commit(self, learned: State, *, skip: bool, any_bad: bool, overflow: bool) -> None:
-        if overflow:
-            # The scaler tries its scale: a step that is not taken, but says nothing of the run.
-            self.state = {**self.state, "attempted": self.state["attempted"] + 1}
-        else:
-            self.state = decide.committed(
-                self.state, learned, skip=np.asarray(skip), any_bad=np.asarray(any_bad), xp=np
-            )
-
-    def _nonfinite(self, outcome: Outcome) -> NonFinite:
-        return NonFinite(
-            f"non-finite gradient in {', '.join(outcome.nonfinite[:5])}",
-            where=self.where,
-            hint="nothing was changed",
+    def run_on_host(self, tensors: HostTensors, *, overflow: bool = False) -> CompletedStep:
+        """Run the stages on tensors, decided on the host; raises `NonFinite` where the policy asks for it."""
+        done = run_step(
+            self.stages,
+            self._state.on_host(),
+            tensors,
+            xp=np,
+            nonfinite=self.nonfinite,
+            stop_at_skip=True,
+            overflow=np.asarray(True) if overflow else None,
         )
+        self._state = PlacedState(done.state)
+        if self.nonfinite == "raise" and done.any_bad and not overflow:
+            raise NonFinite(
+                f"non-finite gradient in {', '.join(done.outcomes[-1].nonfinite[:5])}",
+                where=self.where,
+                hint="nothing was changed",
+            )
+        if done.skip:
+            tensors.discard()
+            tensors.join_remaining(self.stages[len(done.outcomes) :])
+        return done
 
-    def _measured(
-        self, stage: Stage, gradients: Sequence[torch.Tensor | None]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        missing = any(map(operator.is_, gradients, repeat(None)))
-        present = np.full(len(gradients), True)
+    def run_on_device(
+        self,
+        tensors: StepTensors,
+        xp: DeviceNamespace,
+        *,
+        overflow: torch.Tensor | None,
+        members: Mapping[str, torch.Tensor],
+        view: Callable[[torch.Tensor], Any],
+    ) -> CompletedStep:
+        """Run the stages on tensors, decided on their device; arguments as for `run_step`."""
+        done = run_step(
+            self.stages,
+            self._state.on(xp),
+            tensors,
+            xp=xp,
+            nonfinite=self.nonfinite,
+            overflow=overflow,
+            members=members,
+            view=view,
+        )
+        self._state = PlacedState(done.state, on_device=True)
+        return done
+
+    def count_attempt(self) -> None:
+        """Count a step that was not taken, and change nothing else."""
+        state = self._state.on_host()
+        self._state = PlacedState({**state, "attempted": state["attempted"] + 1})
+
+
+class HostTensors:
+    """The tensors of one step, one or ``None`` per parameter of a `Clipping`, for decisions on the host."""
+
+    def __init__(
+        self, clipping: Clipping, tensors: Sequence[torch.Tensor | None], scale: float = 1.0
+    ) -> None:
+        self.clipping, self.tensors = clipping, list(tensors)
+        self._scale, self._sharding = scale, clipping.sharding
+
+    def second_moments(self, place: int) -> torch.Tensor | None:
+        """Return the second moments of the gradient of a parameter."""
+        raise NotImplementedError
+
+    def gradient(self, place: int) -> torch.Tensor | None:
+        """Return what a norm in units of the second moments is measured of."""
+        return self.tensors[place]
+
+    def folded(self, factor: float) -> bool:
+        """Return whether the optimizer multiplies all tensors by a factor."""
+        return False
+
+    def store(self, place: int, tensor: torch.Tensor) -> None:
+        """Put a tensor in the place of another one."""
+        self.tensors[place] = tensor
+
+    def discard(self) -> None:
+        """Take the tensors out of a step that is skipped."""
+
+    def join_remaining(self, stages: Sequence[Stage]) -> None:
+        """Take part in the collectives of stages that are left out here."""
+        # Other ranks may run them, if a gradient that should be equal everywhere was not.
+        if self._sharding is not None:
+            self.tensors = [None] * len(self.tensors)
+            for stage in stages:
+                self.measure(stage)
+                self.facts(stage)
+
+    def measure(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of a stage, and which of them are present."""
+        tensors = self.tensors
+        missing = any(map(operator.is_, tensors, repeat(None)))
+        present = np.full(len(tensors), True)
         if missing:
-            present = np.array([gradient is not None for gradient in gradients])
+            present = np.array([tensor is not None for tensor in tensors])
         if stage.norms_only:
-            chosen: Any = gradients
+            chosen: Any = tensors
             if missing:
-                chosen = [gradient for gradient in gradients if gradient is not None]
-            numbers = norms(chosen if self.sharding is None else [local(item) for item in chosen])
+                chosen = [tensor for tensor in tensors if tensor is not None]
+            numbers = norms(chosen if self._sharding is None else [local(item) for item in chosen])
             if missing:
-                found, numbers = numbers, np.zeros(len(gradients))
+                found, numbers = numbers, np.zeros(len(tensors))
                 numbers[present] = found
         else:
-            numbers = self._mixed(stage, gradients)
-            present = np.repeat(present, stage.counts[: len(gradients)])
-        if self.sharding is not None:
-            return self.sharding.combined(stage, numbers, present)
-        return numbers, present
+            numbers = self._mixed(stage.kinds, stage.counts, tensors)
+            present = np.repeat(present, stage.counts[: len(tensors)])
+        if self._sharding is not None:
+            numbers, present = self._sharding.combined(stage, numbers, present)
+        return numbers if self._scale == 1.0 else numbers / self._scale, present
 
-    def _mixed(self, stage: Stage, gradients: Sequence[torch.Tensor | None]) -> np.ndarray:
-        peaks: dict[int, torch.Tensor] = {}
-        plain: dict[int, torch.Tensor] = {}
-        vectors: dict[int, np.ndarray] = {}
-        pairs = zip(self.parameters.items(), gradients, stage.kinds, stage.counts, strict=False)
-        for place, ((name, parameter), gradient, kind, count) in enumerate(pairs):
-            if gradient is None:
-                vectors[place] = np.zeros(count)
-            elif kind is Kind.UNITS and name in self.axes:
-                vectors[place] = self._units(name, gradient)
-            elif kind in PEAKS:
-                peaks[place] = peak(self._entries(name, parameter, gradient, kind))
-            elif kind in RELATIVE:
-                # At once, since the quotient is a tensor of its own.
-                vectors[place] = norms([self._entries(name, parameter, gradient, kind)])
-            else:
-                plain[place] = local(gradient)
-        found = dict(zip(plain, norms(list(plain.values())), strict=True))
-        found |= dict(zip(peaks, on_host(list(peaks.values())), strict=True))
-        vectors |= {place: np.array([number]) for place, number in found.items()}
-        return np.concatenate([vectors[place] for place in range(len(gradients))])
-
-    def _entries(
-        self, name: str, parameter: torch.Tensor, gradient: torch.Tensor, kind: Kind
-    ) -> torch.Tensor:
-        entries = local(gradient)
-        if kind in PEAKS and entries.is_complex():
-            raise Unsupported(
-                "complex entries have no order to clamp by",
-                where=f"{self.where}: {name}",
-                hint="use a rule by norm",
-            )
-        if kind in RELATIVE:
-            return relative(entries, self.moments.of(name, parameter))
-        return entries
-
-    def _units(self, name: str, tensor: torch.Tensor) -> np.ndarray:
-        if self.sharding is not None and self.sharding.is_split(tensor):
-            return self.sharding.unit_norms(tensor, self.axes[name])
-        return unit_norms(_dense(local(tensor)), self.axes[name]).cpu().double().numpy()
-
-    def _facts(self, stage: Stage) -> dict[str, np.ndarray]:
+    def facts(self, stage: Stage) -> dict[str, np.ndarray]:
+        """Return the further facts that the rules of a stage need."""
         facts = {}
         if "weights" in stage.needs:
             facts["weights"] = self._weights(stage)
         if "sizes" in stage.needs:
-            tensors = list(self.parameters.values())
-            sizes = [t.numel() / n for t, n in zip(tensors, stage.counts, strict=False)]
-            sizes += self.sharding.sizes if self.sharding is not None else ()
+            parameters = list(self.clipping.parameters.values())
+            sizes = [p.numel() / n for p, n in zip(parameters, stage.counts, strict=False)]
+            sizes += self._sharding.sizes if self._sharding is not None else ()
             facts["sizes"] = np.repeat(sizes, stage.counts)
         return facts
 
-    def _weights(self, stage: Stage) -> np.ndarray:
-        kinds = [kind if kind is Kind.UNITS else Kind.NORM for kind in stage.kinds]
-        numbers = self._mixed(replace(stage, kinds=tuple(kinds)), list(self.parameters.values()))
-        if self.sharding is not None:
-            numbers, _ = self.sharding.combined(stage, numbers, np.full(numbers.shape, True))
-        self.weights = Outcome(stage.owners, numbers, numbers, False)
-        return numbers
-
-    def _representable(self, stage: Stage, verdict: decide.StageDecision) -> decide.StageDecision:
-        if verdict.limit is None:
-            return verdict
-        tensors = {name: p.grad for name, p in self.parameters.items()}
+    def representable(self, stage: Stage, decision: StageDecision) -> StageDecision:
+        """Return the decision with its limits rounded to the dtypes of the tensors."""
+        if decision.limit is None:
+            return decision
+        tensors = dict(zip(self.clipping.parameters, self.tensors, strict=True))
         limits = [
             limit if (own := tensors.get(name)) is None else representable(limit, own)
-            for name, limit in zip(stage.owners, verdict.limit.tolist(), strict=True)
+            for name, limit in zip(stage.owners, decision.limit.tolist(), strict=True)
         ]
-        return verdict._replace(limit=np.array(limits, dtype=np.float64))
+        return decision._replace(limit=np.array(limits, dtype=np.float64))
 
-    def _apply(
+    def apply(
         self,
         stage: Stage,
-        gradients: Sequence[torch.Tensor | None],
-        numbers: np.ndarray,
-        verdict: decide.StageDecision,
+        decision: StageDecision,
+        outcome: Outcome,
         *,
-        skip: bool,
-        scale: float,
-        fold: Fold | None,
+        skip: np.ndarray,
+        last: bool,
     ) -> None:
-        if skip:
-            for parameter in self.parameters.values():
-                parameter.grad = None
+        """Scale or clamp the tensors in place, unless the step is skipped."""
+        if self._sharding is not None:
+            self._sharding.check(stage, outcome)
+        factor = decision.factor
+        if skip or (decision.limit is None and not np.any(factor != 1.0)):
             return
-        factor = verdict.factor
-        if verdict.limit is None and not np.any(factor != 1.0):
-            return
-        if stage.single and verdict.limit is None and _uniform(factor, gradients):
-            number = float(factor[next(i for i, g in enumerate(gradients) if g is not None)])
-            last = stage is self.stages[-1] and not self.keeps_moments
-            if fold is not None and last and fold.take(number, scale):
+        if stage.single and decision.limit is None and _uniform(factor, self.tensors):
+            places = [place for place, tensor in enumerate(self.tensors) if tensor is not None]
+            number = float(factor[places[0]])
+            if last and self.folded(number):
                 return
-            scale_all_(self.parameters.values(), number)
+            chosen: Any = [self.tensors[place] for place in places]
+            for place, tensor in zip(places, scale_all_(chosen, number), strict=True):
+                self.store(place, tensor)
             return
-        self._apply_each(stage, numbers, verdict, scale)
+        self._apply_each(stage, decision, outcome.norms)
 
-    def _apply_each(
-        self, stage: Stage, numbers: np.ndarray, verdict: decide.StageDecision, scale: float
-    ) -> None:
+    def _mixed(
+        self,
+        kinds: Sequence[Kind],
+        counts: Sequence[int],
+        tensors: Sequence[torch.Tensor | None],
+    ) -> np.ndarray:
+        peaks: dict[int, torch.Tensor] = {}
+        plain: dict[int, torch.Tensor] = {}
+        vectors: dict[int, np.ndarray] = {}
+        # Stages also have numbers for parameters of other ranks, after all of these.
+        rows = zip(self.clipping.parameters, tensors, kinds, counts, strict=False)
+        for place, (name, tensor, kind, count) in enumerate(rows):
+            if tensor is None:
+                vectors[place] = np.zeros(count)
+            elif kind is Kind.UNITS and name in self.clipping.axes:
+                vectors[place] = self._units(name, tensor)
+            elif kind in PEAKS:
+                peaks[place] = peak(self._entries(name, place, tensor, kind))
+            elif kind in RELATIVE:
+                # At once, since the quotient is a tensor of its own.
+                gradient: Any = self.gradient(place)
+                vectors[place] = norms([relative(local(gradient), self.second_moments(place))])
+            else:
+                plain[place] = local(tensor)
+        found = dict(zip(plain, norms(list(plain.values())), strict=True))
+        found |= dict(zip(peaks, on_host(list(peaks.values())), strict=True))
+        vectors |= {place: np.array([number]) for place, number in found.items()}
+        return np.concatenate([vectors[place] for place in range(len(tensors))])
+
+    def _entries(self, name: str, place: int, tensor: torch.Tensor, kind: Kind) -> torch.Tensor:
+        entries = local(tensor)
+        if entries.is_complex():
+            raise Unsupported(
+                "complex entries have no order to clamp by",
+                where=f"{self.clipping.where}: {name}",
+                hint="use a rule by norm",
+            )
+        return relative(entries, self.second_moments(place)) if kind in RELATIVE else entries
+
+    def _units(self, name: str, tensor: torch.Tensor) -> np.ndarray:
+        axis = self.clipping.axes[name]
+        if self._sharding is not None and self._sharding.is_split(tensor):
+            return self._sharding.unit_norms(tensor, axis)
+        return unit_norms(_dense(local(tensor)), axis).cpu().double().numpy()
+
+    def _weights(self, stage: Stage) -> np.ndarray:
+        kinds = [kind if kind is Kind.UNITS else Kind.NORM for kind in stage.kinds]
+        weights = list(self.clipping.parameters.values())
+        numbers = self._mixed(kinds, stage.counts, weights)
+        if self._sharding is not None:
+            numbers, _ = self._sharding.combined(stage, numbers, np.full(numbers.shape, True))
+        self.clipping.weights = Outcome(stage.owners, numbers, numbers, False)
+        return numbers
+
+    def _apply_each(self, stage: Stage, decision: StageDecision, numbers: np.ndarray) -> None:
         start = 0
-        triples = zip(self.parameters.items(), stage.kinds, stage.counts, strict=False)
-        for (name, parameter), kind, count in triples:
+        rows = zip(self.clipping.parameters, self.tensors, stage.kinds, stage.counts, strict=False)
+        for place, (name, tensor, kind, count) in enumerate(rows):
             part = slice(start, start + count)
             start = part.stop
-            factors, limits = verdict.factor[part], verdict.limit
-            if parameter.grad is None:
+            factors, limits = decision.factor[part], decision.limit
+            if tensor is None:
                 continue
-            if verdict.bad[part].any():
+            if decision.bad[part].any():
                 # A policy zeroes a bad tensor as a whole, or leaves it alone as a whole.
                 if factors.min() == 0.0:
-                    scale_(parameter, 0.0)
+                    self.store(place, scale_(tensor, 0.0))
             elif count > 1:
-                self._scale_units_(name, parameter, factors)
+                self._scale_units_(place, name, tensor, factors)
             elif factors[0] != 1.0:
-                scale_(parameter, float(factors[0]))
+                self.store(place, scale_(tensor, float(factors[0])))
             elif limits is not None and numbers[part][0] > limits[part][0]:
-                self._clamp_(name, parameter, kind, float(limits[part][0]) * scale)
+                moments = self.second_moments(place) if kind is Kind.RELATIVE_PEAK else None
+                limit = float(limits[part][0]) * self._scale
+                self.store(place, clamp_(tensor, limit, moments))
 
-    def _clamp_(self, name: str, parameter: torch.Tensor, kind: Kind, limit: float) -> None:
-        if kind is Kind.RELATIVE_PEAK:
-            clamp_(parameter, limit, self.moments.of(name, parameter))
-        else:
-            clamp_(parameter, limit)
-
-    def _scale_units_(self, name: str, parameter: torch.Tensor, factors: np.ndarray) -> None:
+    def _scale_units_(
+        self, place: int, name: str, tensor: torch.Tensor, factors: np.ndarray
+    ) -> None:
         if not np.any(factors != 1.0):
             return
-        gradient, axis = parameter.grad, self.axes[name]
-        assert gradient is not None  # noqa: S101  (the caller has looked)
-        if self.sharding is not None and self.sharding.is_split(gradient):
-            factors = factors[own_units(gradient, axis)]
-        scale_units_(parameter, axis, factors)
+        axis = self.clipping.axes[name]
+        if self._sharding is not None and self._sharding.is_split(tensor):
+            factors = factors[own_units(tensor, axis)]
+        self.store(place, scale_units_(tensor, axis, factors))
+
+
+class Gradients(HostTensors):
+    """The gradients of the parameters of a `Clipping`."""
+
+    def __init__(self, clipping: Clipping, scale: float, fold: Fold | None) -> None:
+        self._parameters = list(clipping.parameters.values())
+        super().__init__(clipping, [parameter.grad for parameter in self._parameters], scale)
+        self._names = list(clipping.parameters)
+        self._fold = None if clipping.keeps_moments else fold
+
+    def second_moments(self, place: int) -> torch.Tensor | None:
+        """Return the second moments as of before the step."""
+        return self.clipping.moments.of(self._names[place], self._parameters[place])
+
+    def folded(self, factor: float) -> bool:
+        """Return whether the step of the optimizer multiplies the gradients."""
+        return self._fold is not None and self._fold.take(factor, self._scale)
+
+    def store(self, place: int, tensor: torch.Tensor) -> None:
+        """Put a gradient in the place of another one."""
+        if tensor is not self.tensors[place]:
+            self.tensors[place] = self._parameters[place].grad = tensor
+
+    def discard(self) -> None:
+        """Remove the gradients, so that the optimizer changes neither weights nor moments."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
 
 def _refuse_joint_norms_inside(rule: Rule | Composite, *, where: str) -> None:

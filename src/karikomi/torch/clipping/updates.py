@@ -1,4 +1,4 @@
-"""Rules on updates: what a step did to the weights is measured, and taken back in part.
+"""Rules on updates: the change that a step made to the weights is measured and partly undone.
 
 The update of a parameter is its change divided by the learning rate, decoupled weight decay included;
 the moments of the optimizer stay as the step left them.
@@ -16,10 +16,9 @@ from karikomi.errors import Unsupported
 from karikomi.rule import Composite, Rule
 from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
-from karikomi.rules.stages import Kind
-from karikomi.torch.clipping.host_step import Clipping
+from karikomi.torch.clipping.host_step import Clipping, HostTensors
 from karikomi.torch.clipping.joint_norms import Sharding
-from karikomi.torch.clipping.second_moments import Moments, relative
+from karikomi.torch.clipping.second_moments import Moments
 from karikomi.torch.distributed.dtensors import local
 
 
@@ -39,12 +38,12 @@ class Updates:
         _check_moments(optimizers, rule, where=where)
         self._found, self._optimizers = dict(found), optimizers
         self._before = {name: p.detach().clone() for name, p in found.items()}
-        self._clipping = _UpdateClipping(
+        self._clipping = Clipping(
             self._before,
             rule,
             module=model,
             nonfinite="skip",
-            moments=_Corrected(optimizers, found),
+            moments=Moments(),
             sharding=sharding,
             where=where,
         )
@@ -55,24 +54,23 @@ class Updates:
             self._before[name].copy_(parameter)
 
     def pass_over(self) -> None:
-        """Count a step that was not taken; it teaches nothing."""
-        state = self._clipping.state
-        self._clipping.state = {**state, "attempted": state["attempted"] + 1}
+        """Count a step that was not taken; no statistic changes."""
+        self._clipping.count_attempt()
 
     def clip(self) -> Outcome:
         """Clip the updates of the step that was just taken."""
         rates = self._rates()
-        for name, parameter in self._found.items():
-            moved = parameter.grad is not None
-            before = self._before[name]
-            before.grad = (parameter.detach() - before).div_(rates[name]) if moved else None
-        outcome = self._clipping.step()
+        updates = [
+            None if p.grad is None else (p.detach() - self._before[name]).div_(rates[name])
+            for name, p in self._found.items()
+        ]
+        tensors = _UpdateTensors(self._clipping, updates, self._found, self._optimizers)
+        outcome = self._clipping.run_on_host(tensors).outcomes[-1]
         changed = set(self._found) if outcome.skipped else _changed(outcome)
-        for name in changed:
-            update, before = self._before[name].grad, self._before[name]
-            self._found[name].copy_(before if update is None else before + update * rates[name])
-        for before in self._before.values():
-            before.grad = None
+        for (name, parameter), update in zip(self._found.items(), tensors.tensors, strict=True):
+            if name in changed:
+                before, undone = self._before[name], update is None or outcome.skipped
+                parameter.copy_(before if undone else before + update * rates[name])
         return outcome
 
     def plain(self) -> dict[str, Any]:
@@ -93,45 +91,33 @@ class Updates:
         return {name: rates[id(parameter)] for name, parameter in self._found.items()}
 
 
-class _UpdateClipping(Clipping):
-    def _entries(
-        self, name: str, parameter: torch.Tensor, gradient: torch.Tensor, kind: Kind
-    ) -> torch.Tensor:
-        if kind is Kind.RELATIVE_NORM:
-            assert isinstance(self.moments, _Corrected)  # noqa: S101  (made with it)
-            own = self.moments.gradients[name].grad
-            assert own is not None  # noqa: S101  (it has an update)
-            return relative(local(own), self.moments.of(name, parameter))
-        return super()._entries(name, parameter, gradient, kind)
-
-
-class _Corrected(Moments):
-    """The second moments after the step, bias-corrected, of the parameters that the optimizers hold."""
+class _UpdateTensors(HostTensors):
+    """Updates, and the gradients and second moments of the optimizers that made them."""
 
     def __init__(
-        self, optimizers: Sequence[torch.optim.Optimizer], found: Mapping[str, torch.Tensor]
+        self,
+        clipping: Clipping,
+        updates: Sequence[torch.Tensor | None],
+        found: Mapping[str, torch.Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
-        super().__init__(*optimizers)
-        self.gradients = found
+        super().__init__(clipping, updates)
+        self._parameters, self._optimizers = list(found.values()), optimizers
 
-    def of(self, name: str, parameter: torch.Tensor) -> torch.Tensor | None:
-        own = self.gradients[name]
+    def gradient(self, place: int) -> torch.Tensor | None:
+        """Return the gradient that the update was made of."""
+        return self._parameters[place].grad
+
+    def second_moments(self, place: int) -> torch.Tensor | None:
+        """Return the second moments after the step, bias-corrected."""
+        parameter = self._parameters[place]
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                if any(own is item for item in group["params"]):
-                    kept = optimizer.state[own]
+                if any(parameter is item for item in group["params"]):
+                    kept = optimizer.state[parameter]
                     decay = float(group["betas"][1]) ** float(kept["step"])
                     return local(kept["exp_avg_sq"]) / (1.0 - decay)
         return None
-
-    def follow(
-        self,
-        parameters: Mapping[str, torch.Tensor],
-        *,
-        skip: torch.Tensor | None = None,
-        scale: torch.Tensor | float | None = None,
-    ) -> None:
-        """Keep nothing: the optimizer does."""
 
 
 def _check_moments(

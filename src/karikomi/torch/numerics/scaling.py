@@ -1,4 +1,8 @@
-"""Apply to torch tensors in place: scale, clamp, unit by unit, and the limit as a dtype rounds it."""
+"""Scale and clamp torch tensors in place, whole or unit by unit, and round limits to dtypes.
+
+The functions on gradients return the gradient that holds the result: another tensor where the entries of
+the given one cannot be written in place.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ _FLUSHED = 1e-30  # a float32 kernel flushes smaller factors
 
 
 def representable(limit: float, tensor: torch.Tensor) -> float:
-    """Return a limit as the tensor's dtype rounds it: what stands there is not above it."""
+    """Return a limit rounded to the dtype of a tensor, so that clamped entries are not above it."""
     return _rounded(limit, tensor.dtype)
 
 
@@ -36,20 +40,24 @@ def multiply_(tensor: torch.Tensor, factor: float) -> None:
         tensor.mul_(factor)
 
 
-def scale_(parameter: torch.Tensor, factor: float) -> None:
+def scale_(gradient: torch.Tensor, factor: float) -> torch.Tensor:
     """Multiply a gradient, dense, sparse or sharded."""
-    multiply_(entries(parameter), factor)
+    gradient = writable(gradient)
+    multiply_(_stored(gradient), factor)
+    return gradient
 
 
-def scale_all_(parameters: Iterable[torch.Tensor], factor: float) -> None:
+def scale_all_(gradients: Iterable[torch.Tensor], factor: float) -> list[torch.Tensor]:
     """Multiply all gradients by one factor."""
-    tensors = [entries(parameter) for parameter in parameters if parameter.grad is not None]
+    gradients = [writable(gradient) for gradient in gradients]
+    tensors = [_stored(gradient) for gradient in gradients]
     # On the CPU the function for many rounds the factor to half precision, and a small one to zero.
     if factor < _FLUSHED or any(tensor.is_cpu and tensor.itemsize < 4 for tensor in tensors):
         for tensor in tensors:
             multiply_(tensor, factor)
     else:
         torch._foreach_mul_(tensors, factor)  # pyright: ignore[reportPrivateImportUsage]
+    return gradients
 
 
 def scale_one_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
@@ -58,18 +66,18 @@ def scale_one_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
     tensor.mul_(factor.to(wide).reshape([1] * tensor.dim()))
 
 
-def scale_units_(parameter: torch.Tensor, axis: int, factors: np.ndarray | torch.Tensor) -> None:
+def scale_units_(
+    gradient: torch.Tensor, axis: int, factors: np.ndarray | torch.Tensor
+) -> torch.Tensor:
     """Multiply the units of a gradient along an axis; units with factor 1 keep their bits."""
-    gradient = parameter.grad
-    assert gradient is not None  # noqa: S101  (the caller has looked)
     tensor = local(gradient)
     if rows_of_sparse(tensor, axis):
-        tensor = entries(parameter)
-        assert parameter.grad is not None  # noqa: S101  (it was there)
-        rows = parameter.grad._indices()[0]
+        gradient = writable(gradient)
+        tensor = _stored(gradient)
+        rows = gradient._indices()[0]
         factors = factors[rows.cpu().numpy() if isinstance(factors, np.ndarray) else rows]
     elif tensor.layout is not torch.strided:
-        parameter.grad = tensor = tensor.to_dense()
+        gradient = tensor = tensor.to_dense()
     shape = [1] * tensor.dim()
     shape[axis] = -1
     wide = torch.promote_types(
@@ -78,25 +86,26 @@ def scale_units_(parameter: torch.Tensor, axis: int, factors: np.ndarray | torch
     if isinstance(factors, np.ndarray) and factors.min() < _FLUSHED:
         wide = torch.float64
     tensor.mul_(torch.as_tensor(factors, device=tensor.device).to(wide).reshape(shape))
+    return gradient
 
 
 def clamp_(
-    parameter: torch.Tensor, limit: float | torch.Tensor, moments: torch.Tensor | None = None
-) -> None:
+    gradient: torch.Tensor, limit: float | torch.Tensor, moments: torch.Tensor | None = None
+) -> torch.Tensor:
     """Clamp the entries of a gradient to +-limit, or to +-limit * sqrt(moments) where these are not 0."""
-    tensor = entries(parameter)
-    gradient = parameter.grad
+    gradient = writable(gradient)
+    tensor = _stored(gradient)
     if moments is None:
         tensor.clamp_(-limit, limit)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        return
-    assert gradient is not None  # noqa: S101  (the caller has looked)
+        return gradient
     if rows_of_sparse(gradient, 0):
         moments = moments[gradient._indices()[0]]
     elif gradient.layout is not torch.strided:
-        parameter.grad = tensor = gradient.to_dense()
+        gradient = tensor = gradient.to_dense()
     most = moments.to(torch.promote_types(moments.dtype, torch.float32)).sqrt().mul_(limit)
     bounded = torch.minimum(torch.maximum(tensor.to(most.dtype), -most), most).to(tensor.dtype)
     tensor.copy_(torch.where(most > 0, bounded, tensor))
+    return gradient
 
 
 def rows_of_sparse(gradient: torch.Tensor, axis: int) -> bool:
@@ -104,18 +113,22 @@ def rows_of_sparse(gradient: torch.Tensor, axis: int) -> bool:
     return gradient.layout is torch.sparse_coo and gradient.sparse_dim() == 1 and axis == 0
 
 
-def entries(parameter: torch.Tensor) -> torch.Tensor:
-    """Return the entries of a gradient that arithmetic in place acts on: of a sparse one the stored ones."""
-    gradient = parameter.grad
-    assert gradient is not None  # noqa: S101  (the caller has looked)
-    gradient = local(gradient)
-    if gradient.layout is torch.strided:
-        if gradient.is_contiguous() or 0 not in gradient.stride():
+def writable(gradient: torch.Tensor) -> torch.Tensor:
+    """Return a gradient whose stored entries can be changed in place: the same one where it has them."""
+    part = local(gradient)
+    if part.layout is torch.strided:
+        if part.is_contiguous() or 0 not in part.stride():
             return gradient
         # Several of its entries are one number in memory.
-        parameter.grad = gradient = gradient.clone(memory_format=torch.contiguous_format)
-        return gradient
+        return part.clone(memory_format=torch.contiguous_format)
     # A row that occurs twice in a sparse gradient is clipped by its sum, which is what the step applies.
-    if gradient.layout is torch.sparse_coo and not gradient.is_coalesced():
-        parameter.grad = gradient = gradient.coalesce()
-    return gradient._values() if gradient.layout is torch.sparse_coo else gradient.values()
+    if part.layout is torch.sparse_coo and not part.is_coalesced():
+        return part.coalesce()
+    return gradient
+
+
+def _stored(gradient: torch.Tensor) -> torch.Tensor:
+    part = local(gradient)
+    if part.layout is torch.strided:
+        return part
+    return part._values() if part.layout is torch.sparse_coo else part.values()
