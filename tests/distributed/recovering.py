@@ -73,7 +73,7 @@ def continued() -> dict[str, Any]:
     straight, masks = replica()
     wanted = recover(straight, masks)
     with mock.patch(
-        "karikomi.torch.recovery.training_loop.write_atomically", side_effect=write_atomically
+        "karikomi.torch.recovery.retraining.write_atomically", side_effect=write_atomically
     ) as w:
         stopped, masks = replica()
         raised = message(lambda: recover(stopped, masks, stop_at=6, checkpoint=path))

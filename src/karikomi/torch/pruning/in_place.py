@@ -5,8 +5,7 @@ The selection itself is shared by all frameworks (`karikomi.selection.exact_mask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +59,7 @@ from karikomi.torch.pruning.weight_sources import (
 )
 from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.tracing.isolation import isolated
+from karikomi.torch.tracing.restoring import restored_unless_kept
 
 WHERE = "torch.prune_"
 
@@ -205,15 +205,17 @@ class _Pruning:
         """Prune in as many rounds as the score asks for; after an error the weights are as before."""
         found, rounds = Masks(masks), self.score.rounds
         moves = rounds > 1 or self.score.updates
-        with isolated(0, 0), _put_back(self.module, weights_move=moves) as put_back_:
+        weights = _initialized(self.module) if moves else {}
+        with isolated(0, 0), restored_unless_kept(lambda: weights) as snapshot:
             for number in range(1, rounds + 1):
                 target = None if self.target is None else self.target.after(number, rounds)
                 question, left_alone = self._question(target, found)
                 answer = find_masks(question)
                 if number == rounds > 1:
                     # The account compares with the weights before the first round.
-                    put_back_()
+                    snapshot.restore_()
                 found = self._applied(answer, found, left_alone, last=number == rounds)
+            snapshot.keep()
         return found
 
     def _question(
@@ -317,28 +319,8 @@ class _Pruning:
         return answer, replace(account, output_error=relative_error(before, after))
 
 
-@contextmanager
-def _put_back(module: nn.Module, *, weights_move: bool) -> Iterator[Callable[[], None]]:
-    """Give what puts the weights back as they are now, and do so after an error.
-
-    `weights_move`: whether they do in the block before its last act, which either fails or is done as a
-    whole: between rounds, or because they are re-fitted.
-    """
-    parameters = [
-        parameter for parameter in module.parameters() if weights_move and not is_lazy(parameter)
-    ]
-    before = [parameter.detach().clone() for parameter in parameters]
-
-    def put_back_() -> None:
-        with torch.no_grad():
-            for parameter, old in zip(parameters, before, strict=True):
-                parameter.copy_(old)
-
-    try:
-        yield put_back_
-    except BaseException:
-        put_back_()
-        raise
+def _initialized(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in module.named_parameters() if not is_lazy(weight)}
 
 
 def _spared(module: nn.Module, exclude: str | Sequence[str] | None) -> set[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, batches_of
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.judge import Judge
+from karikomi.torch.tracing.restoring import restored_unless_kept
 
 WHERE = "recalibrate_"
 
@@ -67,13 +67,13 @@ def recalibrate_(
     if not norms:
         raise Unsupported("no batch norm here keeps statistics", where=WHERE)
     judged = judge if callable(judge) else _by_loss(judge, loss)
-    with steady(module, fresh=False), _restored_unless_kept(norms) as keep:
+    with steady(module, fresh=False), restored_unless_kept(lambda: _buffers(norms)) as snapshot:
         before = float(judged(module))
         _estimate_(module, norms, data)
         after = float(judged(module))
         kept = math.isfinite(after) and not after <= before
         if kept:
-            keep()
+            snapshot.keep()
     return Recalibration(before, after, kept)
 
 
@@ -99,16 +99,12 @@ def _estimate_(module: nn.Module, norms: list[Any], data: Iterable[Any]) -> None
             norm.momentum, norm.training = momentum, False
 
 
-@contextmanager
-def _restored_unless_kept(norms: list[Any]) -> Iterator[Callable[[], None]]:
-    buffers = [item for norm in norms for item in norm.buffers(recurse=False)]
-    before: list[torch.Tensor] = [item.clone() for item in buffers]
-    try:
-        yield before.clear
-    finally:
-        if before:
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer.copy_(old)
+def _buffers(norms: list[Any]) -> dict[str, torch.Tensor]:
+    return {
+        f"{number}.{name}": buffer
+        for number, norm in enumerate(norms)
+        for name, buffer in norm.named_buffers(recurse=False)
+    }
 
 
 def _by_loss(data: Iterable[Any], loss: Callable[[Any, Any], torch.Tensor] | None) -> Judge:

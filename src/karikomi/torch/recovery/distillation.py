@@ -35,10 +35,11 @@ class DistillationLoss:
     """
 
     loss: Loss | None
-    teacher: nn.Module | None
-    temperature: float
-    weight: float
-    axis: int | None
+    teacher: nn.Module | None = None
+    temperature: float = 2.0
+    weight: float = 0.5
+    axis: int | None = None
+    where: str = WHERE
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, math.inf, "a finite number > 0")
@@ -81,29 +82,37 @@ class DistillationLoss:
     def of(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the loss of a batch, to be differentiated."""
         outputs = module(*batch.positional, **batch.named)
-        share = 0.0 if self.teacher is None else float(self.weight)
+        if self.teacher is None:
+            return self._own(outputs, batch)
+        with torch.no_grad():
+            taught = self.teacher(*batch.positional, **batch.named)
+        share = float(self.weight)
         total = 0.0 if self.loss is None else (1.0 - share) * self._own(outputs, batch)
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = self.teacher(*batch.positional, **batch.named)
-            total = total + share * self.temperature**2 * self._distance(outputs, taught)
-        if not isinstance(total, torch.Tensor) or total.shape != () or not total.requires_grad:
-            raise InvalidArgument(
-                "the loss must be a 0-d tensor that depends on the network",
-                where=f"{WHERE}: loss",
-                got=f"shape {tuple(total.shape)}" if isinstance(total, torch.Tensor) else total,
-            )
-        return total
+        return self._checked(total + share * self.temperature**2 * self._distance(outputs, taught))
 
     def _own(self, outputs: Any, batch: Batch) -> torch.Tensor:
         if batch.targets is MISSING:
             raise InvalidArgument(
                 "a batch has no targets",
-                where=f"{WHERE}: data",
+                where=f"{self.where}: data",
                 allowed="(inputs, targets); or inputs alone, with a teacher and weight=1",
             )
         assert self.loss is not None  # noqa: S101  (the caller has looked)
-        return self.loss(outputs, batch.targets)
+        return self._checked(self.loss(outputs, batch.targets))
+
+    def _checked(self, loss: Any) -> torch.Tensor:
+        if not isinstance(loss, torch.Tensor) or loss.shape != () or not loss.requires_grad:
+            shown = (
+                f"shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}"
+                if isinstance(loss, torch.Tensor)
+                else loss
+            )
+            raise InvalidArgument(
+                "the loss must be a 0-d tensor that depends on the network",
+                where=f"{self.where}: loss",
+                got=shown,
+            )
+        return loss
 
     def _distance(self, outputs: Any, taught: Any) -> torch.Tensor:
         """Return the mean divergence of the softened distributions, without the T^2."""
@@ -124,13 +133,13 @@ class DistillationLoss:
         if shapes[0] != shapes[1] or rank < 2:
             raise InvalidArgument(
                 "distillation compares tensors of logits, (batch, classes) or more",
-                where=f"{WHERE}: teacher",
+                where=f"{self.where}: teacher",
                 got=" and ".join(map(str, shapes)),
             )
         if self.axis is None and rank > 2:
             raise InvalidArgument(
                 "the outputs have more than two axes, and any may be that of the classes",
-                where=f"{WHERE}: axis",
+                where=f"{self.where}: axis",
                 got=shapes[0],
                 allowed="axis=1 for (batch, classes, height, width), axis=-1 for sequences",
             )
@@ -138,7 +147,7 @@ class DistillationLoss:
         if not -rank <= axis < rank or shapes[0][axis] < 2:
             raise InvalidArgument(
                 "a distribution is over two or more classes",
-                where=f"{WHERE}: axis",
+                where=f"{self.where}: axis",
                 got=f"axis {axis} of {shapes[0]}",
             )
         return axis

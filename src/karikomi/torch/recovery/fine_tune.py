@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +25,11 @@ from karikomi.torch.modules.fingerprint import tensors_of
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.recovery.distillation import WHERE, DistillationLoss, Loss, check_number
-from karikomi.torch.recovery.training_loop import Retraining
+from karikomi.torch.recovery.retraining import Retraining
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated
 from karikomi.torch.tracing.judge import Judge
+from karikomi.torch.tracing.restoring import Snapshot, restored_unless_kept
 
 RATE = 1e-3
 """The learning rate that the default optimizer begins with."""
@@ -114,44 +115,41 @@ def recover_(
     Source: Han et al. 2015 (train on with masks); Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in
     a Neural Network" (weight and T^2). The judge is ours.
     """
-    lesson = DistillationLoss(
+    criterion = DistillationLoss(
         loss=loss, teacher=teacher, temperature=temperature, weight=weight, axis=axis
     )
     _check(module, masks, data, epochs, seed)
     optimizer = _optimizer(module, optimizer, rate)
-    lesson.check(module, optimizer)
+    criterion.check(module, optimizer)
     with torch.inference_mode(False), torch.enable_grad():
         masks.apply_(module)
-        with _restored_unless_kept(module, optimizer) as keep:
+        with _all_restored_unless_kept(module, optimizer) as snapshot:
             before = _judged(judge, module, seed)
-            training = Retraining(module, masks, optimizer, lesson, data, epochs, seed, progress)
+            training = Retraining(module, masks, optimizer, criterion, data, epochs, seed, progress)
             losses = training.run_(clip, bound, checkpoint)
             after = _judged(judge, module, seed)
             kept = before is None or after is None or (math.isfinite(after) and not after < before)
             # Each replica asks its own judge; all keep, or none.
             kept = all(gathered(module, kept))
             if kept:
-                keep()
+                snapshot.keep()
     return Recovery(before=before, after=after, kept=kept, losses=losses)
 
 
 @contextmanager
-def _restored_unless_kept(
+def _all_restored_unless_kept(
     module: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[Callable[[], None]]:
-    before = {name: entry.detach().clone() for name, entry in tensors_of(module).items()}
+) -> Iterator[Snapshot]:
     moments = copy.deepcopy(optimizer.state_dict())
-    modes = [(entry, entry.training) for entry in module.modules()]
-    try:
-        yield before.clear
-    finally:
-        for item, mode in modes:
-            item.training = mode
-        if before:
-            optimizer.load_state_dict(moments)
-            with torch.no_grad():
-                for name, tensor in tensors_of(module).items():
-                    tensor.copy_(before[name])
+    modes = [(layer, layer.training) for layer in module.modules()]
+    with restored_unless_kept(lambda: tensors_of(module)) as snapshot:
+        try:
+            yield snapshot
+        finally:
+            for layer, mode in modes:
+                layer.training = mode
+            if not snapshot.kept:
+                optimizer.load_state_dict(moments)
 
 
 def _judged(judge: Judge | None, module: nn.Module, seed: int) -> float | None:

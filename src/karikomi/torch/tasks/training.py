@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,10 +17,12 @@ from karikomi.quantize import Coded
 from karikomi.record import Recorder
 from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.task import Data, Task
-from karikomi.torch.attachment.attaching import attach
 from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.quantization.trained_codebook import share_, shared
+from karikomi.torch.recovery.distillation import DistillationLoss
+from karikomi.torch.recovery.training_loop import TrainingLoop, match_moments_
+from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.isolation import isolated
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -90,23 +91,20 @@ class TorchTraining:
         self._model = fill_(make(), arrays)
         if any(parameter.dim() == 4 for parameter in self._model.parameters()):
             self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._teacher = None if phase.teacher is None else fill_(make(), phase.teacher).eval()
+        criterion = self._criterion(make)
         self._epoch = 0
         share_(self._model, phase.coded or {})
         self._batches = max(len(data.train) // task.recipe.batch_size, 1)
-        self._total = self._batches * phase.epochs
+        steps = self._batches * phase.epochs
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(),
             lr=phase.learning_rate,
             weight_decay=phase.weight_decay,
             fused=True,
         )
-        self._handle = attach(
-            self._optimizer,
-            self._model,
-            clip=phase.clip,
-            bound=phase.bound,
-            prune=_schedule(phase, self._total),
+        self._loop = TrainingLoop(self._model, self._optimizer, criterion, steps)
+        self._handle = self._loop.attach_(
+            clip=phase.clip, bound=phase.bound, prune=_schedule(phase, steps)
         )
         if phase.masks:
             masks = {name: torch.from_numpy(mask) for name, mask in phase.masks.items()}
@@ -128,8 +126,8 @@ class TorchTraining:
     def _epoch_of(self, generator: np.random.Generator, recorder: Recorder) -> None:
         self._model.train()
         losses = [
-            self._step(inputs, targets, recorder)
-            for inputs, targets in self._minibatches(generator)
+            self._recorded(float(loss), recorder)
+            for loss in self._loop.epoch(self._minibatches(generator))
         ]
         self._epoch += 1
         validation = self._data.validation
@@ -194,21 +192,15 @@ class TorchTraining:
         self._epoch = int(facts["epoch"])
 
     def _restore_optimizer(self, stored: Mapping[str, np.ndarray]) -> None:
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, array in stored.items():
             place, _, key = name.partition("/")
-            tensor, parameter = torch.from_numpy(array), parameters[int(place)]
-            if tensor.shape == parameter.shape:
-                # The fused kernel walks memory, so a moment must lie as its parameter does.
-                tensor = torch.empty_like(parameter).copy_(tensor)
-            state.setdefault(int(place), {})[key] = tensor
+            state.setdefault(int(place), {})[key] = torch.from_numpy(array)
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        match_moments_(self._optimizer)
 
-    def _minibatches(
-        self, generator: np.random.Generator
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def _minibatches(self, generator: np.random.Generator) -> Iterator[Batch]:
         train, size = self._data.train, self._task.recipe.batch_size
         order = generator.permutation(len(train))
         for batch in range(self._batches):
@@ -216,7 +208,7 @@ class TorchTraining:
             inputs = train.inputs[index]
             if self._task.augment is not None:
                 inputs = self._augmented(inputs, generator)
-            yield inputs, torch.from_numpy(train.targets[index])
+            yield Batch((batch_tensor(inputs),), targets=torch.from_numpy(train.targets[index]))
 
     def _augmented(self, inputs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         assert self._task.augment is not None  # noqa: S101  (the caller has looked)
@@ -229,15 +221,7 @@ class TorchTraining:
                 got=f"{type(error).__name__}: {error}",
             ) from error
 
-    def _step(self, inputs: np.ndarray, targets: torch.Tensor, recorder: Recorder) -> float:
-        share = self._handle.steps / self._total
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._phase.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch_tensor(inputs), targets)
-        loss.backward()
-        self._optimizer.step()
-        value = float(loss.detach())
+    def _recorded(self, loss: float, recorder: Recorder) -> float:
         last = self._handle.last
         recorder.write(
             {
@@ -245,44 +229,42 @@ class TorchTraining:
                 "stage": self._phase.stage,
                 "epoch": self._epoch,
                 "step": self._handle.steps,
-                "loss": value,
+                "loss": loss,
                 **({} if last is None else last.as_row()),
                 "sparsity": self._handle.sparsity,
             }
         )
-        return value
+        return loss
 
-    def _loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        recipe = self._task.recipe
+    def _criterion(self, make: Callable[[], nn.Module]) -> DistillationLoss:
+        task, recipe, where = self._task, self._task.recipe, f"task {self._task.name}"
+        arrays = self._phase.teacher
+        if arrays is None or recipe.distill == 0 or task.loss != "cross_entropy":
+            return _TaskLoss(loss=loss_of(task), where=where)
+        return _TaskLoss(
+            loss=None if recipe.distill == 1 else loss_of(task),
+            teacher=fill_(make(), arrays).eval(),
+            temperature=recipe.temperature,
+            weight=recipe.distill,
+            axis=1,
+            where=where,
+        )
+
+
+class _TaskLoss(DistillationLoss):
+    """The loss of a task, whose network and loss function are the user's and may raise anything."""
+
+    def of(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         try:
-            predicted = self._model(inputs)
-            loss = loss_of(self._task)(predicted, targets)
-            if loss.shape != () or not loss.requires_grad:
-                raise InvalidArgument(
-                    "the loss must be a 0-d tensor that depends on the network",
-                    where=f"task {self._task.name}",
-                    got=f"shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}",
-                )
+            return super().of(module, batch)
         except KarikomiError:
             raise
         except Exception as error:
             raise KarikomiError(
                 "the model or its loss failed on a training batch",
-                where=f"task {self._task.name}",
+                where=self.where,
                 got=f"{type(error).__name__}: {error}",
             ) from error
-        if self._teacher is None or recipe.distill == 0 or self._task.loss != "cross_entropy":
-            return loss
-        with torch.no_grad():
-            taught = self._teacher(inputs)
-        heat = recipe.temperature
-        distance = F.kl_div(
-            F.log_softmax(predicted / heat, dim=-1),
-            F.log_softmax(taught / heat, dim=-1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return (1 - recipe.distill) * loss + recipe.distill * heat * heat * distance
 
 
 def _schedule(phase: Phase, total: int) -> Gradual | None:
