@@ -61,15 +61,15 @@ class Outputs:
             self._put(_Path(value, len(self._latest), result), goes_on=linear)
         elif before is not None and isinstance(layer, (*NORMS, *_ACTIVATIONS, *_CARRIED)):
             if isinstance(layer, NORMS):
-                known = self.norms.setdefault(before.one.name, [])
+                known = self.norms.setdefault(before.value.name, [])
                 known += [layer] if not any(layer is other for other in known) else []
-            after = _Path(before.one, before.use, result)
+            after = _Path(before.value, before.use, result)
             self._put(after, goes_on=not isinstance(layer, _ACTIVATIONS))
 
     def end(self) -> None:
         """Add what this run of the model ended with."""
         for path in self._latest.values() if self._facts else ():
-            self._add(path.one.name, _rows(path.one, path.tensor))
+            self._add(path.value.name, _rows(path.value, path.tensor))
         self._open, self._latest = {}, {}
 
     def result(self) -> dict[str, dict[str, np.ndarray]]:
