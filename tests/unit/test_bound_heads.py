@@ -285,12 +285,12 @@ def test_only_whole_layers_are_meant() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"heads": 0, "q": "q", "k": "k"}, "query heads come in whole groups"),
-        ({"heads": 4, "kv_heads": 3, "q": "q", "k": "k"}, "query heads come in whole groups"),
+        ({"heads": 0, "q": "q", "k": "k"}, "must be a multiple of the key heads"),
+        ({"heads": 4, "kv_heads": 3, "q": "q", "k": "k"}, "must be a multiple of the key heads"),
         ({"heads": 4, "q": "q"}, "name two layers, or one"),
         ({"heads": 4, "q": "q", "k": "q"}, "name two layers, or one"),
         ({"heads": 4, "q": "q", "k": "k", "qkv": "q"}, "name two layers, or one"),
-        ({"heads": 4, "q": "q", "k": "x"}, "this is no nn.Linear of the module; got 'x'"),
+        ({"heads": 4, "q": "q", "k": "x"}, "not an nn.Linear of the module; got 'x'"),
         ({"heads": 5, "q": "q", "k": "k"}, "the outputs do not divide into these heads"),
         ({"heads": 4, "q": "q", "k": "k"}, "the outputs do not divide; got 12 and 6"),
     ],

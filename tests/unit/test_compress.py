@@ -291,7 +291,7 @@ def _raising(*_: Any) -> Any:
         ({"loss": "hinge"}, InvalidArgument, "unknown loss"),
         ({"metric": "recall"}, InvalidArgument, "unknown metric"),
         ({"model": "lenet"}, InvalidArgument, "unknown network"),
-        ({"model": lambda: 3}, InvalidArgument, "the model is no torch module"),
+        ({"model": lambda: 3}, InvalidArgument, "the model is not a torch module"),
         ({"data": lambda: 3}, InvalidArgument, "must return kk.tasks.Data"),
     ],
 )

@@ -92,7 +92,7 @@ def test_bad_requests_are_one_line_and_leave_the_network() -> None:
     before = states(module)
     with pytest.raises(Unsupported, match="no batch norm"):
         recalibrate_(nn.Linear(2, 2), data(), judge=lambda one: 0.0)
-    with pytest.raises(InvalidArgument, match="judged by a loss"):
+    with pytest.raises(InvalidArgument, match="need a loss"):
         recalibrate_(module, data(), judge=data())
     with pytest.raises(InvalidArgument, match="no targets"):
         recalibrate_(module, data(), judge=[data()[0][0]], loss=F.cross_entropy)

@@ -294,7 +294,7 @@ def test_the_checkpoint_is_plain_data_and_of_one_recovery(tmp_path: Path) -> Non
     whole = path.read_bytes()
     for content in (b"", b"text", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(BadFile, match="no checkpoint of a recovery"):
+        with pytest.raises(BadFile, match="not a checkpoint of a recovery"):
             recover(module, masks, checkpoint=path)
     assert same(before, state(module))
 
@@ -345,7 +345,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "temperature": ({"temperature": 0.0}, "temperature is out of range"),
     "weight": ({"weight": 1.5}, "weight is out of range"),
     "weight nan": ({"weight": math.nan}, "weight is out of range"),
-    "alone": ({"teacher": nn.Linear(1, 1), "weight": 1.0}, "count for nothing"),
+    "alone": ({"teacher": nn.Linear(1, 1), "weight": 1.0}, "have no effect"),
     "teacher": ({"teacher": "dense"}, "the teacher is a module"),
     "one batch": ({"data": batches()[0]}, "iterable of batches"),
     "iterator": ({"data": iter(batches())}, "iterable of batches"),
@@ -373,7 +373,7 @@ def test_a_teacher_that_would_be_trained_is_refused() -> None:
     module, masks = pruned()
     shallow = nn.Sequential(*module)
     for teacher in (module, shallow):
-        with pytest.raises(Unsupported, match=r"shares this with the module.*deepcopy"):
+        with pytest.raises(Unsupported, match=r"shares this tensor with the module.*deepcopy"):
             recover(module, masks, teacher=teacher)
     with pytest.raises(InvalidArgument, match="its own learning rate"):
         recover(module, masks, optimizer=torch.optim.SGD(module.parameters(), lr=0.1))

@@ -210,7 +210,7 @@ def test_parameter_groups_of_an_optimizer_are_refused() -> None:
 
 def test_two_tensors_under_one_name_are_refused() -> None:
     pairs = [("weight", _with_gradient(torch.ones(1))), ("weight", _with_gradient(torch.ones(1)))]
-    with pytest.raises(InvalidArgument, match="two tensors bear one name; got 'weight'"):
+    with pytest.raises(InvalidArgument, match="two tensors have the same name; got 'weight'"):
         kk.torch.clip_(pairs, kk.clip.ByNorm(1.0))
 
 

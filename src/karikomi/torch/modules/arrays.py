@@ -1,4 +1,4 @@
-"""Modules as named NumPy arrays and back: what files, searches and other frameworks speak."""
+"""Convert modules to named NumPy arrays and back, for files, searches and other frameworks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from karikomi.torch.modules.resizing import resize_
 
 
 def to_arrays(module: nn.Module) -> dict[str, np.ndarray]:
-    """Return name -> array for all parameters and buffers that a state dict holds; copies.
+    """Return name -> array for all parameters and buffers of the state dict; copies.
 
-    A tensor that stands under two names (tied weights) stands under both. Raises `Unsupported` naming the
+    A tensor with two names (tied weights) is returned under both. Raises `Unsupported` naming the
     tensor for types that NumPy does not have (bfloat16, float8): convert the module first.
     """
     return {name: _array(name, tensor) for name, tensor in _tensors(unwrapped(module)).items()}
 
 
 def to_stored(module: nn.Module) -> dict[str, np.ndarray | Coded]:
-    """Return what a file stores of a module: codes where it was quantized, arrays elsewhere.
+    """Return name -> codes of the quantized tensors of a module, arrays of the others.
 
     Raises `Unsupported` naming the first tensor that changed after `quantize_`.
     """
@@ -43,7 +43,7 @@ def fill_(module: nn.Module, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Mo
 
     Layers whose stored shape is smaller (a shrunk network) are resized first; the network's inputs
     and outputs are not. Raises `InvalidArgument` naming the first tensor that is missing or unknown, or
-    has values that the module's type cannot hold, and `Unsupported` where a shape does not fit.
+    has values out of range for the module's type, and `Unsupported` for a shape that does not fit.
     """
     inner = unwrapped(module)
     _check_names(set(_tensors(inner)), set(tensors))
@@ -52,15 +52,15 @@ def fill_(module: nn.Module, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Mo
         name: tensor.decode() if isinstance(tensor, Coded) else np.asarray(tensor)
         for name, tensor in tensors.items()
     }
-    new = {name: _tensor(name, arrays[name], own) for name, own in _tensors(inner).items()}
+    new = {name: _tensor(name, arrays[name], old) for name, old in _tensors(inner).items()}
     shapes = {
-        n: tuple(new[n].shape) for n, own in _tensors(inner).items() if own.shape != new[n].shape
+        n: tuple(new[n].shape) for n, old in _tensors(inner).items() if old.shape != new[n].shape
     }
     if shapes:
         _check_ends(inner, shapes)
         resize_(inner, shapes)
-    for name, own in _tensors(inner).items():
-        own.copy_(new[name])
+    for name, tensor in _tensors(inner).items():
+        tensor.copy_(new[name])
     codes.remember_(inner, coded)
     return module
 
@@ -69,62 +69,64 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     state = module.state_dict()
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
-            raise Unsupported("this extra state is no tensor", where=name, got=type(value).__name__)
+            raise Unsupported(
+                "this extra state is not a tensor", where=name, got=type(value).__name__
+            )
     return state
 
 
 def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
     try:
-        # np.array keeps a 0-d tensor 0-d, which ascontiguousarray would not.
+        # np.array keeps a 0-d tensor 0-d, unlike ascontiguousarray.
         return np.array(tensor.detach().cpu().resolve_conj().numpy(), order="C")
     except TypeError as error:
         raise Unsupported(
             f"NumPy has no {str(tensor.dtype).removeprefix('torch.')}",
             where=name,
-            hint="convert the module first, say with module.float()",
+            hint="convert the module first, for example with module.float()",
         ) from error
 
 
-def _tensor(name: str, array: np.ndarray, own: torch.Tensor) -> torch.Tensor:
-    given = torch.from_numpy(np.array(array, order="C"))
-    cast = given.to(own.dtype)
-    kinds = given.is_complex(), given.is_floating_point()
-    if kinds != (own.is_complex(), own.is_floating_point()):
+def _tensor(name: str, array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    stored = torch.from_numpy(np.array(array, order="C"))
+    cast = stored.to(like.dtype)
+    kinds = stored.is_complex(), stored.is_floating_point()
+    if kinds != (like.is_complex(), like.is_floating_point()):
         raise InvalidArgument(
-            "another kind of number", where=name, got=given.dtype, allowed=own.dtype
+            "another kind of number", where=name, got=stored.dtype, allowed=like.dtype
         )
-    if given.is_floating_point() and not torch.equal(torch.isfinite(cast), torch.isfinite(given)):
-        raise InvalidArgument("values too large for the module's type", where=name, got=own.dtype)
+    if stored.is_floating_point() and not torch.equal(torch.isfinite(cast), torch.isfinite(stored)):
+        raise InvalidArgument("values too large for the module's type", where=name, got=like.dtype)
     return cast
 
 
 def _check_ends(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse another number of inputs or outputs: that is another network, not a shrunk one."""
+    """Raise `Unsupported` for another number of inputs or outputs: that is not a shrunk network."""
     weights = [
         (name, parameter) for name, parameter in module.named_parameters() if parameter.dim() > 1
     ]
-    for (name, own), axis, what in ((weights[0], 1, "inputs"), (weights[-1], 0, "outputs")):
-        stored = shapes.get(name, tuple(own.shape))
-        if len(stored) != own.dim() or stored[axis] != own.shape[axis]:
+    for (name, weight), axis, what in ((weights[0], 1, "inputs"), (weights[-1], 0, "outputs")):
+        stored = shapes.get(name, tuple(weight.shape))
+        if len(stored) != weight.dim() or stored[axis] != weight.shape[axis]:
             raise Unsupported(
                 f"the network in the file has other {what}",
                 where=name,
                 got=stored,
-                allowed=tuple(own.shape),
+                allowed=tuple(weight.shape),
             )
 
 
-def _check_names(own: set[str], given: set[str]) -> None:
-    missing, unknown = sorted(own - given), sorted(given - own)
+def _check_names(present: set[str], stored: set[str]) -> None:
+    missing, unknown = sorted(present - stored), sorted(stored - present)
     if missing:
         raise InvalidArgument(
             "a tensor of the module is missing",
             where=missing[0],
-            hint=f"{len(missing)} missing; {suggest(missing[0], given)}",
+            hint=f"{len(missing)} missing; {suggest(missing[0], stored)}",
         )
     if unknown:
         raise InvalidArgument(
             "the module has no such tensor",
             where=unknown[0],
-            hint=f"{len(unknown)} unknown; {suggest(unknown[0], own)}",
+            hint=f"{len(unknown)} unknown; {suggest(unknown[0], present)}",
         )

@@ -1,4 +1,4 @@
-"""Where the query and key projections of attention heads lie in the parameters of a module.
+"""Rows of a module's parameters that contain the projections of attention heads.
 
 A fact of the layer's type for ``nn.MultiheadAttention``; for a user's own layer a declaration. It is
 never guessed from names or shapes.
@@ -21,7 +21,7 @@ _DECLARED = "_karikomi_attention"
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A stretch of one parameter that holds heads one after the other along an axis."""
+    """A block of one parameter that contains heads one after the other along an axis."""
 
     name: str
     axis: int
@@ -30,14 +30,14 @@ class Rows:
     width: int
 
     def of(self, parameter: torch.Tensor) -> torch.Tensor:
-        """Return a view with one entry per head in front, to be written through."""
+        """Return a writable view with the heads as its first axis."""
         part = parameter.detach().narrow(self.axis, self.first, self.heads * self.width)
         return part.unflatten(self.axis, (self.heads, self.width)).movedim(self.axis, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """One attention layer: what its heads are made of, and what reads them (if that is known)."""
+    """One attention layer: the rows of its heads' queries, keys, values, and output projection if declared."""
 
     layer: nn.Module
     heads: int
@@ -49,7 +49,7 @@ class Attention:
 
     @property
     def names(self) -> set[str]:
-        """The parameters that hold its queries and keys."""
+        """The parameters of its queries and keys."""
         return {rows.name for rows in (*self.query, *self.key)}
 
 
@@ -74,16 +74,16 @@ def declare_attention(
     v: str | None = None,
     out: str | None = None,
 ) -> None:
-    """Say where the heads of a module's attention are, so that `QKClip` can scale and `Heads` prune them.
+    """Declare the heads of a module's attention, so that `QKClip` can scale and `Heads` prune them.
 
     `heads`: query heads; `kv_heads`: key heads, fewer where query heads share them. `q`, `k`: names of
-    the ``nn.Linear`` layers in the module that make queries and keys, head after head along their
-    outputs; or `qkv`: one that makes queries, keys and values, in this order. For pruning heads also
-    `v`, the layer of the values (if there is no `qkv`), and `out`, the one that reads the heads. The
-    declaration stays with the module and its copies. Its largest logits are then given by `note_logits` in the forward
-    pass, or to ``bound_(..., logits=)``.
+    the ``nn.Linear`` layers in the module that compute queries and keys, head after head along their
+    outputs; or `qkv`: one that computes queries, keys and values, in this order. For pruning heads also
+    `v`, the layer of the values (without a `qkv`), and `out`, the output projection. The
+    declaration is stored with the module and its copies. Its largest logits are then passed to `note_logits`
+    in the forward pass, or to ``bound_(..., logits=)``.
 
-    Raises `InvalidArgument` for names that are no Linear layers and for outputs that do not divide.
+    Raises `InvalidArgument` for names that are not Linear layers and for outputs that do not divide.
 
     >>> block = nn.ModuleDict({"query": nn.Linear(8, 8), "key": nn.Linear(8, 4)})
     >>> declare_attention(block, heads=4, kv_heads=2, q="query", k="key")
@@ -92,7 +92,7 @@ def declare_attention(
     shared = count if kv_heads is None else whole(kv_heads)
     if not count or not shared or count < 1 or shared < 1 or count % shared:
         raise InvalidArgument(
-            "query heads come in whole groups to a key head",
+            "the number of query heads must be a multiple of the key heads",
             where="torch.declare_attention",
             got=f"heads={heads!r}, kv_heads={kv_heads!r}",
             allowed="heads >= 1, a multiple of kv_heads",
@@ -103,7 +103,7 @@ def declare_attention(
         or (q and q == k)
     ):
         raise InvalidArgument(
-            "name two layers, or one that makes queries, keys and values",
+            "name two layers, or one that computes queries, keys and values",
             where="torch.declare_attention",
             got=f"q={q!r}, k={k!r}, qkv={qkv!r}",
             allowed="q= and k=, or qkv=",
@@ -115,7 +115,7 @@ def declare_attention(
 
 
 def attentions(module: nn.Module) -> dict[str, Attention]:
-    """Return name -> attention layer, of a module and all that it holds."""
+    """Return name -> attention layer, of a module and its submodules."""
     module = unwrapped(module)
     kept = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, Attention] = {}
@@ -181,7 +181,7 @@ def _declared_rows(
 def _declared_readers(
     module: nn.Module, declared: _Declared, prefix: str, kept: Mapping[int, str]
 ) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:
-    """Return the rows of the values and the columns of what reads the heads; nothing if not declared."""
+    """Return the rows of the values and the columns of the output projection; empty if not declared."""
     fused = declared.query == declared.key
     if declared.output is None or (declared.value is None and not fused):
         return (), ()
@@ -191,7 +191,7 @@ def _declared_readers(
     width, rest = divmod(value.out_features, parts)
     if rest or output.in_features != width * declared.heads:
         raise InvalidArgument(
-            "the values or what reads them do not divide into these heads",
+            "the values or the output projection do not divide into these heads",
             where=f"torch.declare_attention: {prefix}{name}, {declared.output}",
             got=f"{value.out_features} outputs, {output.in_features} inputs",
             allowed=f"{declared.key_heads} heads of values, {declared.heads} heads read",
@@ -207,10 +207,11 @@ def _declared_readers(
 def _rows_of(
     layer: nn.Linear, path: str, kept: Mapping[int, str], first: int, heads: int, width: int
 ) -> tuple[Rows, ...]:
-    own = [
-        (leaf, value) for leaf in ("weight", "bias") if (value := getattr(layer, leaf)) is not None
+    names = [
+        kept.get(id(parameter), f"{path}.{leaf}")
+        for leaf in ("weight", "bias")
+        if (parameter := getattr(layer, leaf)) is not None
     ]
-    names = [kept.get(id(item), f"{path}.{leaf}") for leaf, item in own]
     return tuple(Rows(name, 0, first, heads, width) for name in names)
 
 
@@ -218,7 +219,7 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
     layer = dict(module.named_modules()).get(name)
     if not isinstance(layer, nn.Linear):
         raise InvalidArgument(
-            "this is no nn.Linear of the module",
+            "not an nn.Linear of the module",
             where="torch.declare_attention",
             got=repr(name),
             allowed=", ".join(

@@ -1,6 +1,6 @@
-"""What `quantize_` did to a layer, kept on the layer itself, so that a file can store codes, not floats.
+"""Codes of quantized parameters, stored on their layers, so that a file can contain codes, not floats.
 
-A plain attribute of the layer: it survives `deepcopy` and pickling, and is no part of the state dict.
+A plain attribute of the layer: it survives `deepcopy` and pickling, and is not part of the state dict.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _ATTRIBUTE = "_karikomi_coded"
 
 
 def remember_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
-    """Keep the codes of the named parameters with their layers, and forget those of all others."""
+    """Store the codes of the named parameters with their layers, and drop those of all others."""
     for layer in module.modules():
         layer.__dict__.pop(_ATTRIBUTE, None)
     add_(module, coded)
 
 
 def add_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
-    """Keep the codes of the named parameters with their layers, under every name they have."""
+    """Store the codes of the named parameters with their layers, under all their names."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     by_identity = {
         id(parameters[name]): tensor for name, tensor in coded.items() if name in parameters
@@ -32,8 +32,8 @@ def add_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
     for name, parameter in parameters.items():
         if id(parameter) in by_identity:
             prefix, _, leaf = name.rpartition(".")
-            own = module.get_submodule(prefix).__dict__.setdefault(_ATTRIBUTE, {})
-            own[leaf] = by_identity[id(parameter)]
+            codes = module.get_submodule(prefix).__dict__.setdefault(_ATTRIBUTE, {})
+            codes[leaf] = by_identity[id(parameter)]
 
 
 def recall(module: nn.Module) -> dict[str, Coded]:
@@ -57,7 +57,7 @@ def holds_codes(module: nn.Module) -> bool:
 
 
 def decoded(coded: Coded, dtype: torch.dtype) -> torch.Tensor:
-    """Return the decoded weights, in the type that the module holds them in."""
+    """Return the decoded weights, as a dtype."""
     return torch.from_numpy(coded.decode()).to(dtype)
 
 

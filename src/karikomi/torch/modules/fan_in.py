@@ -1,7 +1,7 @@
-"""How many inputs feed one output: a fact of the layer, for its weight and for its bias alike.
+"""Fan-in of a layer, for its weight and for its bias.
 
-Separate from unit axes, because biases have a fan-in too, and because it is counted as torch's own
-initialisation counts it: a fresh layer lies within ``1 / sqrt(fan_in)``.
+Separate from unit axes, because biases have a fan-in too, and because it is counted as in torch's
+initialisation: the weights of a fresh layer are within ``1 / sqrt(fan_in)``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def fan_ins(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
 
     Linear and Bilinear: the (first) inputs. Convolutions: the channels of one group times the kernel,
     input channels, for transposed ones output channels, as torch initialises them. Recurrent layers:
-    the hidden size. Attention: the width of what a projection reads. The bias of a layer has the
+    the hidden size. Attention: the input width of a projection. The bias of a layer has the
     fan-in of its weight.
 
     >>> layers = nn.Sequential(nn.Conv2d(3, 8, 5), nn.BatchNorm2d(8))
@@ -58,6 +58,6 @@ def _fan_in(layer: nn.Module, leaf: str) -> int | None:
         return layer.hidden_size
     if isinstance(layer, nn.MultiheadAttention):
         widths = {"k_proj_weight": layer.kdim, "v_proj_weight": layer.vdim}
-        own = leaf in ("in_proj_weight", "in_proj_bias", "q_proj_weight")
-        return layer.embed_dim if own else widths.get(leaf)
+        embedded = leaf in ("in_proj_weight", "in_proj_bias", "q_proj_weight")
+        return layer.embed_dim if embedded else widths.get(leaf)
     return None

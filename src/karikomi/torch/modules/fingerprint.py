@@ -1,4 +1,4 @@
-"""A short text that tells two networks apart, so that no checkpoint continues another one's work."""
+"""Digests of networks, so that no checkpoint is continued with another network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations that a shrink may pass: which layers end, and which calls keep, units apart."""
+"""Operations that shrinking supports: layers, and calls that keep units separate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPE_QUERIES: frozenset[Any] = frozenset({"size", "dim", "shape", "ndim", "dtyp
 RESHAPES: frozenset[Any] = frozenset(
     {nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape"}
 )
-"""Data movement that is carried out on the labels themselves."""
+"""Data movement that is applied to the labels."""
 
 _ACTIVATIONS = (
     "relu relu_ relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish "
@@ -45,7 +45,7 @@ ELEMENTWISE: frozenset[Any] = frozenset(
         F.dropout2d,
     ]
 )
-"""Modules, functions and methods that treat each entry by itself, given one tensor."""
+"""Element-wise modules, functions and methods of one tensor."""
 
 POOLED_AXES: dict[Any, int] = {
     getattr(place, name): axes
@@ -57,4 +57,4 @@ POOLED_AXES: dict[Any, int] = {
     )
     if hasattr(place, name)
 }
-"""Pooling -> over how many of the last axes."""
+"""Pooling -> number of last axes that it pools over."""

@@ -1,4 +1,4 @@
-"""Named parameters: who is meant, each logical tensor once, and which axis of a weight is one unit."""
+"""Named parameters, each logical tensor once, and the unit axis of each weight."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _IN_OUT = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def named(parameters: Parameters, *, where: str) -> dict[str, torch.Tensor]:
     """Return name -> parameter, a tensor that is used twice (tied weights) once, generators consumed once.
 
-    A module gives its own names; pairs keep theirs; bare tensors are named by their place. Refuses
-    gradients passed as parameters, optimizer groups, and an empty selection.
+    Names are those of the module or of the pairs; bare tensors are named by their position. Raises for
+    optimizer groups and for an empty selection.
     """
     if isinstance(parameters, nn.Module):
         found = dict(unwrapped(parameters).named_parameters())
@@ -42,7 +42,7 @@ def named(parameters: Parameters, *, where: str) -> dict[str, torch.Tensor]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile`` and data-parallel wrappers, whose names are the user's."""
+    """Return the module inside ``torch.compile`` and data-parallel wrappers, with the user's names."""
     while True:
         if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
             module = module.module
@@ -53,7 +53,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def check_parameters(found: dict[str, torch.Tensor], *, where: str) -> None:
-    """Refuse tensors that can have no gradient: gradients passed as parameters do nothing, silently."""
+    """Raise `InvalidArgument` if no tensor can have a gradient, as gradients passed as parameters."""
     if not any(_can_have_gradient(tensor) for tensor in found.values()):
         raise InvalidArgument(
             "none of these tensors can have a gradient; were gradients passed as parameters?",
@@ -88,7 +88,7 @@ def unit_axes(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def _can_have_gradient(tensor: torch.Tensor) -> bool:
-    # A gradient made with create_graph=True requires grad itself, but is no leaf.
+    # A gradient computed with create_graph=True requires grad, but is not a leaf.
     if not tensor.is_leaf:
         return tensor.retains_grad
     return tensor.requires_grad or tensor.grad is not None
@@ -104,7 +104,10 @@ def _pairs(parameters: Any, *, where: str) -> dict[str, torch.Tensor]:
         name, tensor = _pair(index, parameter, where)
         if found.setdefault(name, tensor) is not tensor:
             raise InvalidArgument(
-                "two tensors bear one name", where=where, got=repr(name), hint="prefix the names"
+                "two tensors have the same name",
+                where=where,
+                got=repr(name),
+                hint="prefix the names",
             )
     return found
 

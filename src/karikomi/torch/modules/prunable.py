@@ -1,4 +1,4 @@
-"""Which parameters of a module can be pruned, how their axes lie, and why the others are left alone.
+"""Parameters of a module that can be pruned, their axes, and why the others are left alone.
 
 Facts of layer types, separate from the pruning that uses them.
 """
@@ -23,7 +23,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 BY_DEFAULT = ("norms", "embeddings", "recurrent", "attention")
-"""What is protected unless something else is said."""
+"""Protected kinds by default."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -35,7 +35,7 @@ def prunable(
 
     A parameter with several owners (tied weights) counts once, under its first name, and only if
     each owner is a layer whose weights are pruned. `protect`: keys of `PROTECTED`, else `UnknownName`;
-    first and last are meant in the order of registration.
+    first and last are those in the order of registration.
     """
     check_protect(protect)
     reasons: dict[int, str] = {}
@@ -51,7 +51,7 @@ def prunable(
     }
     left_alone = {n: reasons[id(item)] for n, item in named.items() if id(item) in reasons}
     names = {id(item): name for name, item in named.items()}
-    # Of all layers, also those that are left alone: what comes before a tied head is not the last.
+    # All layers, also those left alone: the layer before a tied head is not the last.
     layers = [
         item._parameters.get("weight") for item in module.modules() if isinstance(item, PRUNED)
     ]
@@ -64,7 +64,7 @@ def prunable(
 
 
 def layouts(module: nn.Module) -> dict[str, Layout]:
-    """Return parameter name -> which axes are units and inputs, where the layer's type says so.
+    """Return parameter name -> axes of units and inputs, for the layer types that define them.
 
     A grouped transposed convolution has no single axis of units.
     """
@@ -91,7 +91,7 @@ def owner(module: nn.Module, name: str) -> nn.Module:
 
 
 def siblings(module: nn.Module, name: str, norms: Mapping[str, str]) -> list[str]:
-    """Return the names of what goes with the units of a weight: its bias, the scale and shift after it.
+    """Return the parameters with the same units as a weight: its bias, the scale and shift after it.
 
     `norms`: layer name -> name of the normalisation that follows it.
     """
@@ -131,7 +131,7 @@ def _why_not(
 
 
 def _fused(layer: nn.Module, leaf: str) -> str:
-    """Return the kind of layer whose weight of this name makes several things at once, or nothing."""
+    """Return "recurrent" or "attention" if the weight of this name stacks several projections, else ""."""
     if isinstance(layer, nn.RNNBase | nn.RNNCellBase) and leaf.startswith("weight_"):
         return "recurrent"
     if isinstance(layer, nn.MultiheadAttention) and leaf.endswith("proj_weight"):

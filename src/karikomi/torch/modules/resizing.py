@@ -1,4 +1,4 @@
-"""Give the layers of a fresh module the shapes that a shrunk network was stored with."""
+"""Resize the layers of a fresh module to the stored shapes of a shrunk network."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Shape = tuple[int, ...]
 def resize_(
     module: nn.Module, shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, tuple[Shape, Shape]]:
-    """Make Linear, Conv and BatchNorm layers as small as stated; return name -> (old, new) shape.
+    """Resize Linear, Conv and BatchNorm layers to smaller shapes; return name -> (old, new) shape.
 
-    The new tensors are uninitialised: the caller fills them. Everything is checked before anything
-    is changed. Tensors that are not named keep their shapes, and have to fit the named ones.
+    The new tensors are uninitialised: the caller fills them. All shapes are checked before any layer
+    is changed. Tensors that are not named keep their shapes, which must fit the named ones.
 
     `shapes`: tensor name, as in the state dict, -> shape; no size may exceed the present one.
-    Raises `UnknownName` for a name the module has not, `Unsupported` naming the tensor whose shape does
-    not fit its layer, is larger, or belongs to a layer that cannot be resized.
+    Raises `UnknownName` for a name that the module does not have, `Unsupported` naming the tensor whose
+    shape does not fit its layer, is larger, or belongs to a layer that cannot be resized.
 
     >>> import torch, karikomi as kk
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -65,7 +65,7 @@ def resize_(
 
 
 def set_sizes_(layer: nn.Module) -> None:
-    """Set a layer's attributes (``in_features``, ...) to what its tensors are."""
+    """Set a layer's attributes (``in_features``, ...) to the sizes of its tensors."""
     sizes: Any = getattr(layer, _leaves(layer)[0]).shape
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = sizes
@@ -86,7 +86,7 @@ def _check_layer(
         name = _joined(prefix, leaf)
         if leaf not in wanted and name in changed:
             raise Unsupported(
-                f"a {type(layer).__name__} layer cannot be resized here",
+                f"a {type(layer).__name__} layer cannot be resized",
                 where=name,
                 got=new[name],
                 allowed=old,
@@ -97,7 +97,7 @@ def _check_layer(
             )
         if any(not 1 <= size <= most for size, most in zip(new[name], old, strict=True)):
             raise Unsupported(
-                "a resized layer is smaller, and not empty",
+                "a resized layer must be smaller, and not empty",
                 where=name,
                 got=new[name],
                 allowed=f"at most {old}",
@@ -136,7 +136,7 @@ def _replace_(layer: nn.Module, leaf: str, shape: Shape) -> None:
 
 
 def _leaves(layer: nn.Module) -> list[str]:
-    """Return the names of a layer's own stored tensors, the weight first."""
+    """Return the names of the tensors stored by a layer itself, the weight first."""
     stored = {k: v for k, v in layer._buffers.items() if k not in layer._non_persistent_buffers_set}
     tensors = {**layer._parameters, **stored}
     leaves = [leaf for leaf, tensor in tensors.items() if tensor is not None]

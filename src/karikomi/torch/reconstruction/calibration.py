@@ -1,6 +1,6 @@
-"""What a weight reads and should give, as sums over the data: dense outputs on present inputs.
+"""Calibration sums of a weight over the data: dense outputs regressed on present inputs.
 
-Separate from what is made of the sums. One tensor's stand in memory at a time, whatever the data.
+Separate from the solvers. The sums of one tensor are in memory at a time, for data of any size.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from karikomi.torch.tracing.weight_reads import Reading, WeightReadHooks
 
 
 class _Enough(Exception):
-    """All readings of the weight that is looked at are there."""
+    """All readings of the requested weight are recorded."""
 
 
 class Regressions:
-    """What each of some weights reads: in the network as it is, and in the one with the `dense` weights.
+    """Inputs of weights, in the present network and in the one with the `dense` weights.
 
     Raises `Unsupported` for a weight that no linear map or convolution reads in the first batch.
     """
@@ -47,7 +47,7 @@ class Regressions:
             self._run(next(self._batches()), {})
         for name in parameters.keys() - self._times.keys():
             raise Unsupported(
-                "no linear map or convolution reads this weight, so there is nothing to re-fit it to",
+                "no linear map or convolution reads this weight, so it cannot be re-fitted",
                 where=f"{self._where}: {name}",
                 got=watch.strays.get(name, "never read"),
                 hint=f"exclude={name!r}",
@@ -55,7 +55,7 @@ class Regressions:
 
     @property
     def order(self) -> list[str]:
-        """The names in the order in which the data meets the weights."""
+        """The names in the order of the forward pass."""
         return list(self._times)
 
     def problem(self, name: str) -> LeastSquares:
@@ -66,7 +66,7 @@ class Regressions:
             now = self._readings(name, batch, self._parameters)
             if [term.inputs.shape for term in then] != [current.inputs.shape for current in now]:
                 raise Unsupported(
-                    "what this weight reads has another shape since others were pruned",
+                    "the inputs of this weight changed shape when other weights were pruned",
                     where=f"{self._where}: {name}",
                     hint=f"exclude={name!r}",
                 )
@@ -77,25 +77,24 @@ class Regressions:
     def _readings(
         self, name: str, batch: Batch, weights: Mapping[str, torch.Tensor]
     ) -> list[Reading]:
-        found: list[Reading] = []
+        readings: list[Reading] = []
 
         def keep(reading: Reading) -> None:
-            # A copy, since the network may go on to change it in place.
-            found.append(replace(reading, inputs=reading.inputs.clone()))
+            # A copy, since the network may change it in place later.
+            readings.append(replace(reading, inputs=reading.inputs.clone()))
             if self._times[name] == 1:
                 raise _Enough
 
-        own = {} if weights is self._parameters else dict(weights)
+        replaced = {} if weights is self._parameters else dict(weights)
         try:
             with WeightReadHooks({name: weights[name]}, [keep]):
-                self._run(batch, own)
+                self._run(batch, replaced)
         except _Enough:
             pass
-        return found
+        return readings
 
     def _run(self, batch: Batch, weights: dict[str, torch.Tensor]) -> None:
-        given = batch.positional, dict(batch.named)
-        torch.func.functional_call(self._module, weights, *given)
+        torch.func.functional_call(self._module, weights, batch.positional, dict(batch.named))
 
     def _batches(self) -> Iterator[Batch]:
         return batches_of(self._data, self._device, where=f"{self._where}: data")
@@ -113,7 +112,7 @@ class _Sums:
         self._energy = 0.0
 
     def add(self, then: Reading, now: Reading) -> None:
-        """Add one reading in the dense network and its like in the present one."""
+        """Add one reading in the dense network and the same reading in the present one."""
         part, parts = now.part
         for before, after in zip(patches(then), patches(now), strict=True):
             groups, _, width = after.shape

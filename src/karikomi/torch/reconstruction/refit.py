@@ -1,7 +1,7 @@
-"""Prune layers and re-fit what stays to the outputs of the dense network, in the order of the data.
+"""Prune layers and re-fit the remaining weights to the outputs of the dense network.
 
 Separate from masks, because it changes weights and needs data layer by layer. The arithmetic is that
-of `karikomi.reconstruction.obc` and `column_sweep`, on the sums of `karikomi.torch.reconstruction.calibration`.
+of `karikomi.reconstruction.obc` and `sparsegpt`, on the sums of `karikomi.torch.reconstruction.calibration`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from karikomi.reconstruction.sparsegpt import sparsegpt
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.reconstruction.calibration import Regressions
 from karikomi.torch.tracing.eval_mode import steady
+from karikomi.torch.tracing.restoring import restored_unless_kept
 
 WHERE = "reconstruct_"
 _LAYOUT = Layout(units=0, inputs=1)
@@ -35,9 +36,9 @@ _LAYOUT = Layout(units=0, inputs=1)
 class Refitted:
     """One tensor: the relative errors of its layer's output against the dense network's.
 
-    `masked`: with the mask alone, `refitted`: with the weights of the reconstruction, both for the inputs
-    that the pruned layers before it give. `updated`: whether the reconstruction was lower and so was
-    kept. `damping`: what was needed, more than asked for where the inputs' gram had no factor.
+    `masked`: with the mask alone, `refitted`: with the weights of the reconstruction, both for inputs from
+    the pruned layers before it. `updated`: whether the reconstruction had the lower error and was
+    kept. `damping`: as used, more than requested if the Gram matrix had no Cholesky factor.
     """
 
     name: str
@@ -48,26 +49,26 @@ class Refitted:
 
     @property
     def error(self) -> float:
-        """The error of what was kept."""
+        """The error of the weights that were kept."""
         return self.refitted if self.updated else self.masked
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRefit:
-    """`masks`: parameter name -> boolean array, true where kept. `rows`: in the order of the data."""
+    """`masks`: parameter name -> boolean array, true where kept. `rows`: in the order of the forward pass."""
 
     masks: dict[str, np.ndarray]
     rows: tuple[Refitted, ...]
-    asked: float
+    damping: float
 
     def account(self, account: Account) -> Account:
-        """Return an account with the output errors of the reconstruction, and notes of what differs."""
+        """Return an account with the output errors of the reconstruction, and notes on deviations."""
         errors = {row.name: row.error for row in self.rows}
         rows = tuple(
             replace(row, output_error=errors.get(row.name, row.output_error))
             for row in account.rows
         )
-        # That of the whole network was measured after the re-fit, and so against itself.
+        # The error of the whole network was measured after the re-fit, against itself.
         notes = (*account.notes, *self._notes())
         return replace(account, rows=rows, output_error=None, notes=notes)
 
@@ -75,8 +76,8 @@ class LayerRefit:
         for row in self.rows:
             if not row.updated:
                 yield f"{row.name}: masked only, a re-fit was no better"
-            if row.damping > self.asked:
-                yield f"{row.name}: damping {row.damping:g}, as {self.asked:g} gave no Cholesky factor"
+            if row.damping > self.damping:
+                yield f"{row.name}: damping {row.damping:g}, as {self.damping:g} gave no Cholesky factor"
 
 
 @torch.no_grad()
@@ -93,21 +94,21 @@ def reconstruct_(
     """Remove weights of a module and re-fit the others, layer by layer, in place.
 
     ``min ||W X - W' X'||^2 + damping mean(diag(X' X'^T)) ||W - W'||^2`` with X the inputs in the dense
-    network and X' those that the layers before it, already pruned, give now; so that each layer makes up
-    for what came before. In eval mode; memory does not grow with the data. A re-fit that is not
-    better than the mask alone on `data` is not kept, and named.
+    network and X' the outputs of the layers before it, already pruned; so that each layer compensates
+    the earlier ones. In eval mode; memory does not grow with the data. A re-fit that is not
+    better than the mask alone on `data` is not kept, and noted.
 
     `removes`: parameter name -> how many of its weights are zero afterwards. `data`: batches
     ``(inputs, targets)`` or inputs alone, read once for each tensor. `method`: `OBC` (default) or
-    `SparseGPT`. `pattern`: of `of` consecutive inputs `keep` stay, instead of the numbers. `earlier`:
-    masks; what they removed goes first, and counts. Raises `InvalidArgument` for what is missing,
-    `UnknownName`, `Unsupported` for a weight that no linear map or convolution reads, `NonFinite`; after an
-    error the weights are as before.
+    `SparseGPT`. `pattern`: of `of` consecutive inputs `keep` are kept, instead of the counts. `earlier`:
+    masks; the weights that they removed are removed first, and count. Raises `InvalidArgument` for missing
+    data, `UnknownName`, `Unsupported` for a weight that no linear map or convolution reads, `NonFinite`;
+    after an error the weights are as before.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 1.0]]))
-    >>> found = reconstruct_(layer, {"weight": 1}, [torch.tensor([[1.0, 1.0], [2.0, 2.0]])], progress=False)
-    >>> layer.weight.round(decimals=1).tolist(), found.rows[0].updated
+    >>> refit = reconstruct_(layer, {"weight": 1}, [torch.tensor([[1.0, 1.0], [2.0, 2.0]])], progress=False)
+    >>> layer.weight.round(decimals=1).tolist(), refit.rows[0].updated
     ([[4.0, 0.0]], True)
 
     Source: Frantar and Alistarh 2022 and 2023 (see `OBC`, `SparseGPT`). Deviation: the targets are the
@@ -124,24 +125,21 @@ def reconstruct_(
     module, method = unwrapped(module), method or OBC()
     parameters = _chosen(module, removes)
     masks = _masks(parameters, earlier or {})
-    dense = {name: item.detach().clone() for name, item in parameters.items()}
     rows = []
-    with steady(module):
-        regressions = Regressions(module, parameters, dense, data, where=WHERE)
-        try:
-            for name in tqdm(
-                regressions.order, "reconstruct", leave=False, disable=None if progress else True
-            ):
-                if removes[name] > masks[name].size - int(masks[name].sum()) or pattern:
-                    amount = pattern or removes[name]
-                    found, row = _refit(regressions, name, amount, method, masks[name])
-                    _write_(parameters[name], found)
-                    masks[name] = _restored(found.kept, parameters[name])
-                    rows.append(row)
-        except BaseException:
-            for name, parameter in parameters.items():
-                parameter.copy_(dense[name])
-            raise
+    with steady(module), restored_unless_kept(lambda: parameters) as snapshot:
+        regressions = Regressions(module, parameters, snapshot.copies, data, where=WHERE)
+        for name in tqdm(
+            regressions.order, "reconstruct", leave=False, disable=None if progress else True
+        ):
+            if removes[name] > masks[name].size - int(masks[name].sum()) or pattern:
+                amount = pattern or removes[name]
+                result, row = _refit(regressions, name, amount, method, masks[name])
+                parameters[name].copy_(
+                    torch.from_numpy(_restored(result.weights, parameters[name]))
+                )
+                masks[name] = _restored(result.kept, parameters[name])
+                rows.append(row)
+        snapshot.keep()
     return LayerRefit(masks, tuple(rows), method.damping)
 
 
@@ -154,22 +152,22 @@ def _refit(
 ) -> tuple[Reconstructed, Refitted]:
     problem = regressions.problem(name)
     weights = _matrix(regressions.dense[name].double().cpu().numpy())
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "damping": method.damping,
         "gone": ~_matrix(mask),
         "where": f"{WHERE}: {name}",
     }
     if isinstance(method, SparseGPT):
-        found = sparsegpt(weights, problem, amount, block=method.block, **given)
+        result = sparsegpt(weights, problem, amount, block=method.block, **arguments)
     else:
-        found = obc(weights, problem, amount, **given)
-    masked = np.where(found.kept, weights, 0.0)
-    errors = problem.error(masked), problem.error(found.weights)
+        result = obc(weights, problem, amount, **arguments)
+    masked = np.where(result.kept, weights, 0.0)
+    errors = problem.error(masked), problem.error(result.weights)
     updated = errors[1] < errors[0]
     row = Refitted(
-        name=name, masked=errors[0], refitted=errors[1], updated=updated, damping=found.damping
+        name=name, masked=errors[0], refitted=errors[1], updated=updated, damping=result.damping
     )
-    return (found if updated else replace(found, weights=masked)), row
+    return (result if updated else replace(result, weights=masked)), row
 
 
 def _chosen(module: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -183,7 +181,7 @@ def _chosen(module: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
                 hint=suggest(name, known),
             )
         if known[name].dim() < 2:
-            raise Unsupported("this is no matrix of weights", where=f"{WHERE}: {name}")
+            raise Unsupported("this is not a matrix of weights", where=f"{WHERE}: {name}")
     return {name: known[name] for name in names}
 
 
@@ -205,7 +203,3 @@ def _matrix(array: np.ndarray) -> np.ndarray:
 def _restored(matrix: np.ndarray, weight: torch.Tensor) -> np.ndarray:
     units, inputs, *kernel = weight.shape
     return np.ascontiguousarray(_LAYOUT.restored(matrix.reshape(units, *kernel, inputs)))
-
-
-def _write_(parameter: torch.Tensor, found: Reconstructed) -> None:
-    parameter.copy_(torch.from_numpy(_restored(found.weights, parameter)))

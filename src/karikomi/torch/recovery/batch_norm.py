@@ -1,6 +1,6 @@
-"""Estimate the statistics of batch norms anew after pruning, and keep them only if that helps.
+"""Re-estimate the statistics of batch norms after pruning.
 
-Separate from pruning, because it moves no weight, and because it may well harm: a judge decides.
+Separate from pruning, because it changes no weight, and may lower accuracy: a validation metric decides.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WHERE = "recalibrate_"
 
 @dataclass(frozen=True, slots=True)
 class Recalibration:
-    """What the judge said `before` and `after`, and whether the new statistics were `kept`."""
+    """The validation metric `before` and `after`, and whether the new statistics were `kept`."""
 
     before: float
     after: float
@@ -41,16 +41,16 @@ def recalibrate_(
     judge: Judge | Iterable[Any],
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
 ) -> Recalibration:
-    """Estimate the mean and variance of each batch norm on `data`, and keep them if the judge says so.
+    """Re-estimate the mean and variance of each batch norm on `data`; keep them if the metric rises.
 
-    The cumulative average over batches, each counted alike; in eval mode but for the batch norms. Kept only if
-    the judge's number is higher than before, else every buffer is put back bit for bit; so also after
-    an error. Modes and momenta are restored.
+    The cumulative average over batches, with equal weights; in eval mode except for the batch norms. Kept only
+    if the validation metric is higher than before, else, and after an error, every buffer is restored
+    bit for bit. Modes and momenta are restored.
 
     `data`: batches ``(inputs, targets)``, or inputs alone. `judge`: ``judge(module) -> number``, higher is
-    better, on data apart from `data`; or such data, ``(inputs, targets)``, with a `loss(outputs, targets)`
+    better, on held-out data; or such data, ``(inputs, targets)``, with a `loss(outputs, targets)`
     that is a mean over the batch. Raises `Unsupported` without batch norms that keep statistics, `InvalidArgument` for
-    what is missing and for batches of one value.
+    missing arguments and for batches of one value.
 
     >>> module = nn.Sequential(nn.BatchNorm1d(1))
     >>> data = [torch.tensor([[1.0], [3.0]])]
@@ -60,7 +60,7 @@ def recalibrate_(
     (tensor([2.]), True)
 
     Source: of averaging over many batches, Izmailov et al. 2018, "Averaging Weights Leads to Wider
-    Optima"; after pruning, Li et al. 2020, "EagleEye". The judge is ours.
+    Optima"; after pruning, Li et al. 2020, "EagleEye". Deviation: `judge`.
     """
     module = unwrapped(module)
     norms = [item for item in module.modules() if _keeps_statistics(item)]
@@ -110,7 +110,7 @@ def _buffers(norms: list[Any]) -> dict[str, torch.Tensor]:
 def _by_loss(data: Iterable[Any], loss: Callable[[Any, Any], torch.Tensor] | None) -> Judge:
     if loss is None or isinstance(data, Iterator):
         raise InvalidArgument(
-            "held-out batches are judged by a loss, twice",
+            "held-out batches need a loss, and are read twice",
             where=f"{WHERE}: judge",
             got="no loss" if loss is None else type(data).__name__,
             allowed="judge(module) -> number; or a list of (inputs, targets), with loss=",

@@ -1,7 +1,4 @@
-"""What a pruned network is taught: the loss on the targets, the dense network's distributions, or both.
-
-Separate from the training, which takes any lesson.
-"""
+"""The loss of a training: on the targets, on the dense network's distributions, or on both."""
 
 from __future__ import annotations
 
@@ -26,10 +23,11 @@ Loss = Callable[[Any, Any], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationLoss:
-    """What is learned from a batch: the loss, the teacher's distributions, or both; see `recover_`.
+    """Loss on the targets of a batch, on the teacher's distributions, or on both; see `recover_`.
 
     ``(1 - weight) loss(f(x), y) + weight T^2 KL(softmax(teacher(x) / T) || softmax(f(x) / T))``, the divergence a
-    mean over all distributions. `axis`: of the classes in the outputs; none is the last of two.
+    mean over all distributions. `axis`: of the classes in the outputs; None is the last of two.
+    `where`: for errors.
 
     Source: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network".
     """
@@ -47,20 +45,20 @@ class DistillationLoss:
         alone = self.teacher is not None and self.weight == 1
         if not alone and not callable(self.loss):
             raise InvalidArgument(
-                "there is no loss to train with",
+                "no loss to train with",
                 where=WHERE,
                 got=None if self.loss is None else repr(self.loss)[:80],
                 hint="pass loss=, such as torch.nn.functional.cross_entropy",
             )
         if alone and self.loss is not None:
             raise InvalidArgument(
-                "weight=1 is the teacher alone, and the loss would count for nothing",
+                "weight=1 is the teacher alone, and the loss would have no effect",
                 where=WHERE,
-                hint="leave loss= out, or give a lower weight",
+                hint="omit loss=, or pass a lower weight",
             )
 
     def check(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse a teacher that the training would move."""
+        """Raise `Unsupported` for a teacher that the training would change."""
         if self.teacher is None:
             return
         if not isinstance(self.teacher, nn.Module):
@@ -73,7 +71,7 @@ class DistillationLoss:
         for name, tensor in own.items():
             if tensor.data_ptr() in moved | buffers:
                 raise Unsupported(
-                    "the teacher shares this with the module, and would be trained with it",
+                    "the teacher shares this tensor with the module, and would be trained with it",
                     where=f"{WHERE}: teacher",
                     got=name,
                     hint="teacher = copy.deepcopy(module), before pruning",
@@ -102,15 +100,11 @@ class DistillationLoss:
 
     def _checked(self, loss: Any) -> torch.Tensor:
         if not isinstance(loss, torch.Tensor) or loss.shape != () or not loss.requires_grad:
-            shown = (
-                f"shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}"
-                if isinstance(loss, torch.Tensor)
-                else loss
-            )
+            shape = tuple(getattr(loss, "shape", ()))
             raise InvalidArgument(
                 "the loss must be a 0-d tensor that depends on the network",
                 where=f"{self.where}: loss",
-                got=shown,
+                got=f"{type(loss).__name__} of shape {shape}",
             )
         return loss
 
@@ -138,7 +132,7 @@ class DistillationLoss:
             )
         if self.axis is None and rank > 2:
             raise InvalidArgument(
-                "the outputs have more than two axes, and any may be that of the classes",
+                "the class axis of outputs with more than two axes is ambiguous",
                 where=f"{self.where}: axis",
                 got=shapes[0],
                 allowed="axis=1 for (batch, classes, height, width), axis=-1 for sequences",

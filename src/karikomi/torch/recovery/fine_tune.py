@@ -1,7 +1,7 @@
-"""Train a pruned network back, alone or by what the dense one says, and keep it only if a judge agrees.
+"""Fine-tune a pruned network, with or without distillation; keep it only if a validation metric agrees.
 
-Separate from pruning, which moves no weight that stays, and from training in the built-in search: here the
-network, the data and the loss are the user's.
+Separate from pruning, which changes no remaining weight, and from the built-in search: here the network, the
+data and the loss are the user's.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from karikomi.torch.tracing.judge import Judge
 from karikomi.torch.tracing.restoring import Snapshot, restored_unless_kept
 
 RATE = 1e-3
-"""The learning rate that the default optimizer begins with."""
+"""The initial learning rate of the default optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """What the judge said `before` and `after` (none without one), and whether the weights were `kept`.
+    """The validation metric `before` and `after` (None without one), and whether the weights were `kept`.
 
     `losses`: the mean training loss of each epoch.
 
@@ -55,8 +55,8 @@ class Recovery:
         text = f"{len(self.losses)} epoch(s), loss {self.losses[0]:.4g} -> {self.losses[-1]:.4g}"
         if self.before is None:
             return text
-        verdict = "kept" if self.kept else "not kept, the weights are those before"
-        return f"{text}; judged {self.before:.4g} -> {self.after:.4g}: {verdict}"
+        outcome = "kept" if self.kept else "not kept, the weights are those before"
+        return f"{text}; judged {self.before:.4g} -> {self.after:.4g}: {outcome}"
 
 
 def recover_(
@@ -79,41 +79,41 @@ def recover_(
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Recovery:
-    """Train a pruned module in place, its masks held, and return what that brought.
+    """Train a pruned module in place with its masks applied, and return the losses and the metric.
 
     ``L = (1 - weight) loss(f(x), y) + weight T^2 KL(softmax(teacher(x) / T) || softmax(f(x) / T))``, the
     divergence a mean over all distributions; without a `teacher` the loss alone. The learning rate
-    falls by ``(1 + cos(pi t / steps)) / 2`` from what it is to zero.
+    falls by ``(1 + cos(pi t / steps)) / 2`` from its present value to zero.
 
     `data`: batches ``(inputs, targets)``, read once per epoch; inputs alone where ``weight=1``, which needs no
     `loss` either. `epochs`: at least 1. `optimizer`: made for this module's parameters, by default AdamW with
-    `rate` (1e-3); masked moments are zeroed. `teacher`: the dense network; it stays as it is.
-    `temperature` T > 0; `weight` in (0, 1]; `axis` of the classes in the outputs, to be given where
-    they have more than two. `clip`, `bound`: as in `attach`. `judge`: ``judge(module) -> number``, higher is
-    better, on data apart from `data`; the weights are kept if it is not lower than before, else
-    everything is put back bit for bit; so also after an error. `seed`: each epoch draws its random
+    `rate` (1e-3); masked moments are zeroed. `teacher`: the dense network; it is not changed.
+    `temperature` T > 0; `weight` in (0, 1]; `axis` of the classes in the outputs, required for outputs of
+    more than two axes. `clip`, `bound`: as in `attach`. `judge`: ``judge(module) -> number``, higher is
+    better, on held-out data; the weights are kept if it is not lower than before, else, and after an
+    error, everything is restored bit for bit. `seed`: each epoch draws its random
     numbers, a DataLoader's order included, from (seed, epoch). `checkpoint`: a file that is written after each
-    epoch and continued from, bit for bit as if never stopped, given the same module and arguments, and data
-    that is the same in each epoch or shuffled by torch's random numbers. Of replicas (DDP) the first writes it
-    for all, and all are given the same path; they keep the weights if all their judges say so.
+    epoch and continued from, bit for bit as without the interruption, given the same module and arguments, and
+    data that is the same in each epoch or shuffled by torch's random numbers. With replicas (DDP) the first
+    writes it for all, and all take the same path; the weights are kept if the metric allows it on all ranks.
 
-    Modules that are not in training mode as a whole are put into it; modes are restored, and the
-    gradients cleared. Frozen parameters do not move.
+    A module that is not in training mode is set to it; modes are restored, and the gradients cleared.
+    Frozen parameters do not change.
 
-    Raises `InvalidArgument` for arguments without a meaning, `Unsupported` for a teacher that shares trained
-    weights with the module, for nothing to train, for a checkpoint of another recovery; `BadFile` for a file
-    that is none; `NonFinite` after ten bad steps in a row.
+    Raises `InvalidArgument` for invalid arguments, `Unsupported` for a teacher that shares trained
+    weights with the module, if every parameter is frozen, and for a checkpoint of another recovery; `BadFile`
+    for a file that is not a checkpoint; `NonFinite` after ten bad steps in a row.
 
     >>> import torch.nn.functional as F, karikomi as kk
     >>> net = nn.Linear(4, 2)
     >>> masks = kk.torch.prune_(net, sparsity=0.5)
     >>> data = [(torch.eye(4), torch.tensor([0, 0, 1, 1]))] * 10
-    >>> found = recover_(net, masks, data, loss=F.cross_entropy, epochs=3, rate=0.1)
-    >>> found.kept, found.losses[-1] < found.losses[0], int((net.weight == 0).sum())
+    >>> result = recover_(net, masks, data, loss=F.cross_entropy, epochs=3, rate=0.1)
+    >>> result.kept, result.losses[-1] < result.losses[0], int((net.weight == 0).sum())
     (True, True, 4)
 
     Source: Han et al. 2015 (train on with masks); Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in
-    a Neural Network" (weight and T^2). The judge is ours.
+    a Neural Network" (weight and T^2). Deviation: `judge`.
     """
     criterion = DistillationLoss(
         loss=loss, teacher=teacher, temperature=temperature, weight=weight, axis=axis
@@ -129,7 +129,7 @@ def recover_(
             losses = training.run_(clip, bound, checkpoint)
             after = _judged(judge, module, seed)
             kept = before is None or after is None or (math.isfinite(after) and not after < before)
-            # Each replica asks its own judge; all keep, or none.
+            # Each rank evaluates the metric by itself; the weights are kept on all, or on none.
             kept = all(gathered(module, kept))
             if kept:
                 snapshot.keep()
@@ -155,7 +155,7 @@ def _all_restored_unless_kept(
 def _judged(judge: Judge | None, module: nn.Module, seed: int) -> float | None:
     if judge is None:
         return None
-    # The same random numbers before and after, should the judge draw any.
+    # The same random numbers before and after, for a metric that draws some.
     with torch.no_grad(), steady(module, fresh=False), isolated(seed, 0):
         return float(judge(module))
 
@@ -166,7 +166,7 @@ def _optimizer(
     if optimizer is not None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise InvalidArgument(
-                "this is no torch optimizer", where=WHERE, got=type(optimizer).__name__
+                "not a torch optimizer", where=WHERE, got=type(optimizer).__name__
             )
         if rate is not None:
             raise InvalidArgument(
@@ -192,8 +192,8 @@ def _check(module: Any, masks: Any, data: Any, epochs: Any, seed: Any) -> None:
                 hint="masks = kk.torch.prune_(module, ...)" if kind is Masks else None,
             )
     single = isinstance(data, tuple) and any(isinstance(batch, torch.Tensor) for batch in data)
-    refused = isinstance(data, torch.Tensor | Mapping | Iterator) or not isinstance(data, Iterable)
-    if single or refused:
+    batches = isinstance(data, Iterable) and not isinstance(data, torch.Tensor | Mapping | Iterator)
+    if single or not batches:
         raise InvalidArgument(
             "data is an iterable of batches, read once per epoch",
             where=f"{WHERE}: data",

@@ -1,6 +1,6 @@
-"""The training of a recovery: epochs with masks held, a falling rate, and a checkpoint after each.
+"""The epochs of a recovery, with its masks applied and a checkpoint after each.
 
-Separate from the verdict on it. What is random in an epoch comes from (seed, epoch) alone.
+Separate from the decision to keep the result. All randomness of an epoch comes from (seed, epoch).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from karikomi.torch.tracing.isolation import isolated
 
 _FORMAT = "karikomi recovery 2"
 _OWN = {"plan", "losses", "buffers", "generators"}
-"""What replicas have each for itself; that of the first stands beside what they share."""
+"""Entries that differ between replicas; those of the first are stored beside the shared ones."""
 _PARTS = {"format", "weights", "optimizer", "handle", "others", *_OWN}
 
 
@@ -62,7 +62,7 @@ class Retraining:
         bound: Rule | None,
         checkpoint: str | os.PathLike[str] | None,
     ) -> tuple[float, ...]:
-        """Train to the end, from the checkpoint if there is one; return the mean loss of each epoch."""
+        """Train all epochs, from the checkpoint if it exists; return the mean loss of each epoch."""
         plan = {} if checkpoint is None else self._plan(clip, bound)
         saved = None if checkpoint is None else self._read(checkpoint, plan)
         named = dict(unwrapped(self._module).named_parameters())
@@ -108,7 +108,7 @@ class Retraining:
         self._losses.append(mean)
 
     def _plan(self, clip: Any, bound: Any) -> dict[str, Any]:
-        """Return what makes this recovery another one, as plain data; the loss cannot be seen."""
+        """Return what identifies this recovery, as plain data; the loss function is not included."""
         teacher = self._criterion.teacher
         return {
             "replicas": len(gathered(self._module, None)),
@@ -150,22 +150,22 @@ class Retraining:
         write_atomically(path, lambda stream: torch.save(content, stream))
 
     def _read(self, path: str | os.PathLike[str], plan: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the checkpoint, if there is one; what is wrong with it on one replica is raised on all."""
-        saved, wrong = None, None
+        """Return the checkpoint, None if the file does not exist; raises on all ranks if one fails."""
+        saved, failure = None, None
         try:
             saved = _read(path, plan, rank_of(self._module))
         except KarikomiError as error:
-            wrong = error
+            failure = error
         epochs = None if saved is None else len(saved["losses"])
-        found = gathered(self._module, str(wrong) if wrong else epochs)
-        if wrong is not None:
-            raise wrong
-        if len(set(found)) > 1:
+        states = gathered(self._module, str(failure) if failure else epochs)
+        if failure is not None:
+            raise failure
+        if len(set(states)) > 1:
             raise Unsupported(
                 "the ranks found different checkpoints",
                 where=str(path),
-                got=", ".join(f"rank {rank}: {item}" for rank, item in enumerate(found)),
-                allowed="the same path on all ranks, on a disk that all of them see",
+                got=", ".join(f"rank {rank}: {state}" for rank, state in enumerate(states)),
+                allowed="the same path on all ranks, on a shared disk",
             )
         return saved
 
@@ -182,12 +182,12 @@ class Retraining:
 
 
 def _length(data: Iterable[Any], seed: int) -> int:
-    """Return the number of batches in an epoch; what does not say it is counted, and left as it was."""
+    """Return the number of batches in an epoch; data without a length is iterated once to count."""
     try:
         return max(len(data), 1)  # type: ignore[arg-type]
     except TypeError:
         generators = _generators(data)
-        states = [item.get_state() for item in generators]
+        states = [generator.get_state() for generator in generators]
         with isolated(seed, 0):
             count = sum(1 for _ in data)
         for generator, state in zip(generators, states, strict=True):
@@ -196,7 +196,7 @@ def _length(data: Iterable[Any], seed: int) -> int:
 
 
 def _generators(data: Any) -> list[torch.Generator]:
-    """Return the generators of a DataLoader's own order, each once."""
+    """Return the generators that shuffle a DataLoader, each once."""
     inner = getattr(getattr(data, "batch_sampler", None), "sampler", None)
     holders = (data, getattr(data, "sampler", None), inner)
     found = {
@@ -213,12 +213,12 @@ def _read(
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no class of its own for a file that is none
+    except Exception as error:  # torch.load has no exception class of its own
         raise BadFile(
-            "this is no checkpoint of a recovery", where=str(path), got=type(error).__name__
+            "not a checkpoint of a recovery", where=str(path), got=type(error).__name__
         ) from error
     if not isinstance(saved, dict) or set(saved) != _PARTS or saved["format"] != _FORMAT:
-        raise BadFile("this is no checkpoint of a recovery", where=str(path), allowed=_FORMAT)
+        raise BadFile("not a checkpoint of a recovery", where=str(path), allowed=_FORMAT)
     if 0 < rank <= len(saved["others"]):
         saved |= saved["others"][rank - 1]
     then = saved["plan"]
@@ -228,6 +228,6 @@ def _read(
             "the checkpoint is of another recovery",
             where=str(path),
             got=", ".join(f"{key} {then.get(key)}, now {plan[key]}" for key in differing),
-            hint="give another path, or delete the file to begin anew",
+            hint="pass another path, or delete the file to start again",
         )
     return saved

@@ -1,12 +1,12 @@
 """The training loop of `recover_` and of the built-in search: a falling rate, a loss, an attached optimizer.
 
-Separate from both, which choose the data, what is random in an epoch, and what is recorded and saved.
+Separate from both, which choose the data, the randomness of an epoch, and what is recorded and saved.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,13 +19,11 @@ from karikomi.torch.recovery.distillation import DistillationLoss
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.eval_mode import steady
 
-BatchLoss = Callable[[nn.Module, Batch], torch.Tensor]
-
 
 class TrainingLoop:
     """Steps of an attached optimizer; its learning rates fall by ``(1 + cos(pi t / steps)) / 2`` to zero.
 
-    `steps`: of all epochs together. `rates`: one per parameter group, as they were at the beginning.
+    `steps`: of all epochs together. `rates`: the initial ones, one per parameter group.
     """
 
     handle: Handle

@@ -1,8 +1,8 @@
-"""Read a module as a chain of layers, and follow which input of a layer comes from which unit.
+"""Trace a module as a chain of layers, and map each input of a layer to a unit of the one before.
 
-The forward is traced (`torch.fx`) and run once while every unit of a layer is followed as an
-integer label: element-wise operations keep the labels, data movement is done on them by torch
-itself, the next layer ends them. Any other operation is refused by its name and source line.
+The forward is traced (`torch.fx`) and run once with an integer label per unit of a layer:
+element-wise operations keep the labels, data movement is applied to them by torch
+itself, the next layer ends them. Any other operation is unsupported; its name and source line are in the error.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Inputs = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Two layers of a chain, one after the other, and what stands between them.
+    """Two successive layers of a chain, and the operations between them.
 
     `columns`: for each input (feature or channel) of `reader`, the unit of `layer` it comes from.
     `norms`: normalisations in between, each with its columns. `fixed`: why the width of `layer`
-    cannot change, or none.
+    cannot change, or None.
     """
 
     name: str
@@ -64,7 +64,7 @@ class ChainGraph:
 
 @dataclass(slots=True)
 class _Open:
-    """A layer whose reader has not been met yet."""
+    """A layer before its reader is found."""
 
     name: str
     layer: nn.Module
@@ -73,7 +73,7 @@ class _Open:
 
 
 def read_chain(module: nn.Module, inputs: Inputs) -> ChainGraph:
-    """Return the chain that a module in evaluation mode is, or raise `Unsupported` saying why not.
+    """Return a module in evaluation mode as a chain, or raise `Unsupported` with the reason.
 
     Source: index propagation on a traced graph, as opposed to tables of operators by name as in
     Fang et al. 2023 (DepGraph); here for one chain, without branches.
@@ -110,16 +110,16 @@ def read_chain(module: nn.Module, inputs: Inputs) -> ChainGraph:
 
 
 def unit_axis(layer: nn.Module) -> int:
-    """Return the axis of a layer's input and output on which its units lie, from the end."""
+    """Return the unit axis of a layer's input and output, from the end."""
     return -1 if isinstance(layer, nn.Linear) else 1 - _weight(layer).dim()
 
 
 class _Reader(fx.Interpreter):
-    """Runs the graph and follows labels: node -> tensor of its shape, holding each entry's unit."""
+    """Runs the graph with labels: node -> tensor of its shape with the unit of each entry."""
 
     def __init__(self, module: nn.Module, graph: fx.Graph, last: fx.Node) -> None:
         super().__init__(module, graph=graph)
-        self.extra_traceback = False  # it would append to the text of our own errors
+        self.extra_traceback = False  # it would append to the text of KarikomiErrors
         self.links: list[Link] = []
         self._last = last
         self._labels: dict[fx.Node, torch.Tensor] = {}
@@ -132,11 +132,11 @@ class _Reader(fx.Interpreter):
         self._owners = Counter(id(parameter) for parameter in owners)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node, then follow the labels through it."""
+        """Run one node, then propagate the labels through it."""
         result = super().run_node(n)
         labelled = [node for node in n.all_input_nodes if node in self._labels]
         layer = _chain_layer(self.module, n)
-        if labelled and not _asks_for_shape(n):
+        if labelled and not _is_shape_query(n):
             self._follow(n, self._only(n, labelled), result, layer)
         elif layer is not None:
             self._begin(n, layer, result)
@@ -157,7 +157,7 @@ class _Reader(fx.Interpreter):
             self._begin(node, layer, result)
             return
         others = [self.env[item] for item in node.all_input_nodes if item is not source]
-        if any(isinstance(other_item, torch.Tensor) for other_item in others):
+        if any(isinstance(value, torch.Tensor) for value in others):
             self._refuse(node, "takes a second tensor")
         if not isinstance(result, torch.Tensor):
             self._refuse(node, "does not return one tensor")
@@ -167,7 +167,7 @@ class _Reader(fx.Interpreter):
     def _passed(
         self, node: fx.Node, source: fx.Node, labels: torch.Tensor, result: torch.Tensor
     ) -> torch.Tensor:
-        """Return the labels behind an operation that is no layer of the chain."""
+        """Return the labels after an operation between two layers of the chain."""
         operation: Any = node.target
         if node.op == "call_module":
             operation = self.fetch_attr(str(node.target))
@@ -265,13 +265,13 @@ def _chain_layer(module: nn.Module, node: fx.Node) -> nn.Module | None:
     return layer if type(layer) in LAYERS and getattr(layer, "groups", 1) == 1 else None
 
 
-def _asks_for_shape(node: fx.Node) -> bool:
-    asked = node.args[1] if node.target is getattr else node.target
-    return node.op in ("call_method", "call_function") and asked in SHAPE_QUERIES
+def _is_shape_query(node: fx.Node) -> bool:
+    attribute = node.args[1] if node.target is getattr else node.target
+    return node.op in ("call_method", "call_function") and attribute in SHAPE_QUERIES
 
 
 def _written_sizes(node: fx.Node) -> tuple[Any, ...]:
-    """Return the sizes that stand in a view or reshape, as written; nothing for a flatten."""
+    """Return the size arguments of a view or reshape, empty for a flatten."""
     if node.target not in ("view", "reshape", torch.reshape):
         return ()
     sizes = node.args[1:] or tuple(node.kwargs.values())

@@ -1,7 +1,7 @@
-"""Shrink a module: remove its dead units for good, and prove that it computes what it did before.
+"""Shrink a module: remove its dead units, and verify that its outputs are unchanged.
 
-Measures what the units of a chain read and pass on, lets `karikomi.shrink.plan` decide, cuts the
-tensors, and repeats while units go. A copy is cut; the module that was given stays as it is.
+Measures the inputs and outputs of units, decides with `karikomi.shrink.plan`, slices the
+tensors, and repeats until no unit is removed. A copy is sliced; the given module is not changed.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from karikomi.torch.shrinking.equivalence import difference
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Constants = dict[str, np.ndarray]
-"""Layer name -> what each input of its reader would be if the layer's units read nothing."""
+"""Layer name -> each input of its reader if all weights of the layer were zero."""
 
 
 @torch.no_grad()
 def shrink(
     module: nn.Module, example_inputs: torch.Tensor | Inputs
 ) -> tuple[nn.Module, ShrinkReport]:
-    """Return a copy of a module without its dead units, and the report of what went.
+    """Return a copy of a module without its dead units, and the report of the removed ones.
 
-    A unit is dead if all weights that read it are zero, or if all weights it reads are zero (or its
-    BatchNorm scale): its constant output then moves into the next layer's bias. A constant stays
-    where that would not be exact (zero padding, no bias) and ``report.left_alone`` says so. Inputs
-    and outputs of the network stay, and each layer keeps one unit at least.
+    A unit is dead if all its outgoing weights are zero, or if all its incoming weights are zero (or its
+    BatchNorm scale): its constant output is then added to the next layer's bias. A unit is kept
+    if that would not be exact (zero padding, no bias), with the reason in ``report.left_alone``. Inputs
+    and outputs of the network are kept, and each layer keeps one unit at least.
 
     The forward must be one chain of Linear, Conv (ungrouped), BatchNorm, element-wise activations,
-    pooling, flatten and dropout; before the first and after the last layer anything may stand.
+    pooling, flatten and dropout; any operation may precede the first and follow the last layer.
     `example_inputs`: a tensor, or the tuple of arguments. Training mode, dtype, device and
     ``requires_grad`` of each part are kept. The equality holds in evaluation mode.
 
-    Raises `Unsupported` naming the operation that is no part of a chain, or with the difference if the
+    Raises `Unsupported` naming the operation that is not part of a chain, or with the difference if the
     copy's outputs on the example and on random inputs differ by more than 1e-5 of the largest
     output (8 machine epsilons in half precision); `InvalidArgument` for inputs that do not run.
 
@@ -97,7 +97,7 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 def _cut_dead_units_(module: nn.Module, inputs: Inputs) -> tuple[dict[str, int], dict[str, str]]:
-    """Cut until nothing is dead; return the widths, and why units stayed."""
+    """Remove units until none is dead; return the widths, and why units were kept."""
     while True:
         chain = read_chain(module, inputs)
         constants = _constants(chain, module, inputs)
@@ -112,10 +112,10 @@ def _cut_dead_units_(module: nn.Module, inputs: Inputs) -> tuple[dict[str, int],
 
 
 def _constants(chain: ChainGraph, module: nn.Module, inputs: Inputs) -> Constants:
-    """Run the module with each layer's output replaced by its bias; return what the readers get.
+    """Run the module with each layer's output replaced by its bias; return the inputs of the readers.
 
-    So everything between two layers is computed by the module itself. NaN stands where an input is
-    not the same at all places (padding in a pooling layer).
+    So all operations between two layers are computed by the module itself. NaN marks an input that is
+    not the same at all positions (padding in a pooling layer).
     """
     found: Constants = {}
     hooks = []
@@ -149,7 +149,7 @@ def _keep(found: Constants, name: str) -> Any:
 
 
 def _units(link: Link, constants: np.ndarray) -> UnitFacts:
-    """Return what the decision needs to know of the units of a layer."""
+    """Return the facts of a layer's units that the decision needs."""
     weight = link.layer.get_parameter("weight")
     incoming_zero = _numpy((weight == 0).flatten(1).all(1))
     count = len(incoming_zero)
@@ -159,7 +159,7 @@ def _units(link: Link, constants: np.ndarray) -> UnitFacts:
             incoming_zero = incoming_zero | (np.bincount(columns[scaled], minlength=count) == 0)
     read = _numpy((link.reader.get_parameter("weight") != 0).transpose(0, 1).flatten(1).any(1))
     largest = np.zeros(count)
-    with np.errstate(invalid="ignore"):  # a NaN is meant to win
+    with np.errstate(invalid="ignore"):  # NaN is propagated on purpose
         np.maximum.at(largest, link.columns, np.abs(constants))
     return UnitFacts(
         incoming_zero=incoming_zero,
@@ -185,7 +185,7 @@ def _pads_with_zeros(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
 
 
 def _fold_(reader: nn.Module, folded: np.ndarray, constants: np.ndarray) -> None:
-    """Add what constant inputs contribute to a layer's bias, in float64."""
+    """Add the contribution of constant inputs to a layer's bias, in float64."""
     if not folded.any():
         return
     weight = reader.get_parameter("weight").cpu().double()
@@ -200,8 +200,8 @@ def _cut_(link: Link, kept: np.ndarray) -> None:
     for leaf in ("weight", "bias"):
         _select_(link.layer, leaf, 0, kept)
     _select_(link.reader, "weight", 1, columns)
-    for norm, own in link.norms:
-        chosen = np.flatnonzero(np.isin(own, kept))
+    for norm, units in link.norms:
+        chosen = np.flatnonzero(np.isin(units, kept))
         for leaf in ("weight", "bias", "running_mean", "running_var"):
             _select_(norm, leaf, 0, chosen)
         set_sizes_(norm)

@@ -1,4 +1,4 @@
-"""The proof of a shrink: the smaller module computes what the original does, or it is refused."""
+"""Verification of a shrink: the outputs of the smaller module equal those of the original."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def difference(original: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -
     """
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
-    for given in (inputs, tuple(_random(leaf, generator) for leaf in inputs)):
-        expected = list(_tensors(original(*given)))
-        for item, other in zip(expected, _tensors(small(*given)), strict=True):
-            worst = max(worst, _compared(item, other))
+    for arguments in (inputs, tuple(_random(leaf, generator) for leaf in inputs)):
+        expected = list(_tensors(original(*arguments)))
+        for before, after in zip(expected, _tensors(small(*arguments)), strict=True):
+            worst = max(worst, _relative_difference(before, after))
     return worst
 
 
-def _compared(expected: torch.Tensor, got: torch.Tensor) -> float:
+def _relative_difference(expected: torch.Tensor, got: torch.Tensor) -> float:
     if expected.shape != got.shape:
         raise Unsupported(
             "the shape of an output would change", where="torch.shrink", got=got.shape
@@ -42,7 +42,7 @@ def _compared(expected: torch.Tensor, got: torch.Tensor) -> float:
     apart = float((expected.double() - got.double()).abs().max()) / scale
     if not apart <= allowed:
         raise Unsupported(
-            "the smaller network would compute something else",
+            "the outputs of the smaller network would differ",
             where="torch.shrink",
             got=f"a relative difference of {apart:.3g}",
             allowed=f"{allowed:.3g}",
@@ -51,7 +51,7 @@ def _compared(expected: torch.Tensor, got: torch.Tensor) -> float:
 
 
 def _random(value: Any, generator: torch.Generator) -> Any:
-    """Return a random tensor like an input: normal for floats, else its own entries shuffled."""
+    """Return a random tensor like an input: normal for floats, else its entries shuffled."""
     if not isinstance(value, torch.Tensor):
         return value
     if value.is_floating_point():

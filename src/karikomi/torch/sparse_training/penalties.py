@@ -49,9 +49,9 @@ def penalty(
 
     ``strength(step) * sum of the rule's terms``, accumulated in float32 at least; its derivative at zero
     is zero. Weights of Linear, Conv and ConvTranspose layers count, for `ScaleL1` the scales of batch
-    norms; biases, other norms, embeddings (and a weight tied to one), recurrent cells, and what requires
-    no gradient do not. Tied weights count once, sharded ones as a whole on every rank. Nothing waits for
-    the host; weights that are not finite make the sum so, and the clip that follows names them.
+    norms; biases, other norms, embeddings (and a weight tied to one), recurrent cells, and parameters without
+    a gradient do not. Tied weights count once, sharded ones as a whole on every rank. There is no host
+    sync; a weight that is not finite makes the sum non-finite, and the clip that follows names it.
 
     `only`, `exclude`: globs over parameter names. `step`: counted from 0; a strength that changes needs it.
     `masks`: for `GrowingL2`, such as `prune_` returns, true where a weight is kept; those of biases and norms
@@ -70,7 +70,7 @@ def penalty(
     """
     check_penalty(rule, masks, where=WHERE)
     if masks is not None:
-        # They speak of the parts, not of what a forward pass has left gathered.
+        # Masks have the shapes of shards, not of parameters that a forward pass has left gathered.
         reshard_(model)
     model = unwrapped(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -97,13 +97,13 @@ def penalty(
 
 
 def _reasons(model: nn.Module, rule: Penalty) -> dict[str, str]:
-    """Return parameter -> why it is not of the kind that is penalised, or nothing, each tensor once."""
+    """Return parameter -> why it cannot be penalised, an empty text if it can; each tensor once."""
     layers, other = _KINDS[rule.of]
     found: dict[int, str] = {}
     for layer in model.modules():
         for leaf, parameter in layer.named_parameters(recurse=False):
             why = "" if isinstance(layer, layers) and leaf == "weight" else other
-            # Whoever else owns it, a reason of one owner stands.
+            # A reason of one owner excludes a shared tensor.
             found[id(parameter)] = found.get(id(parameter)) or why or _unfit(parameter)
     return {name: found[id(item)] for name, item in model.named_parameters()}
 
@@ -144,5 +144,5 @@ def _term(
         xp=_Namespace(wide.device, wide.dtype),
         constant=torch.Tensor.detach,
     )
-    # A loss is no DTensor, and cannot be added to one.
+    # A loss is a plain tensor, which cannot be added to a DTensor.
     return value.full_tensor() if is_sharded(value) else value

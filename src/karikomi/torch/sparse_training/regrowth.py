@@ -1,7 +1,6 @@
-"""Weights that move: of a masked tensor the smallest are dropped, and as many come back elsewhere.
+"""Drop and regrow: the smallest weights of a masked tensor are dropped, and as many regrown elsewhere.
 
-Apart from `prune_`, because nothing here competes across tensors and the number of kept weights of
-each stays exactly what it was.
+Separate from `prune_`, because tensors do not compete here, and the number of kept weights of each is constant.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ def rewired(
 ) -> dict[str, torch.Tensor]:
     """Return name -> mask after ``floor(share * kept)`` weights of each tensor have moved.
 
-    The smallest ``|w|`` of the kept go; of all that are masked then, those just dropped included, the ones
-    of the largest `worth` come. Ties go by index order. A mask without a worth stays as it is.
-    Raises `NonFinite` naming a tensor.
+    The smallest ``|w|`` of the kept are dropped; of all that are then masked, those just dropped included, the
+    ones of the largest `worth` are regrown. Ties are broken by index order. A mask without a worth is not
+    changed. Raises `NonFinite` naming a tensor.
 
     >>> weight, gradient = torch.tensor([3.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 2.0, 5.0])
     >>> kept = torch.tensor([True, True, False, False])
@@ -57,7 +56,7 @@ def lowest(numbers: torch.Tensor, among: torch.Tensor, count: int) -> torch.Tens
         # On one thread ten times as fast as torch's.
         limit = float(np.partition(candidates.numpy(), count - 1)[count - 1])
     else:
-        # Selection without sorting has no deterministic form there.
+        # On a device, selection without sorting has no deterministic form.
         limit = candidates.sort().values[count - 1]
     taken = among & (numbers < limit)
     missing = count - int(taken.count_nonzero())
@@ -69,12 +68,12 @@ def lowest(numbers: torch.Tensor, among: torch.Tensor, count: int) -> torch.Tens
 
 def noise(weights: Mapping[str, torch.Tensor], seed: int, step: int) -> dict[str, torch.Tensor]:
     """Return name -> uniform random numbers of the weight's shape, the same for a seed, step and name."""
-    found = {}
+    numbers = {}
     for name, weight in weights.items():
-        drawn = np.random.default_rng([seed, step, crc32(name.encode())])
-        numbers = drawn.random(tuple(weight.shape), dtype=np.float32)
-        found[name] = torch.from_numpy(numbers).to(weight.device)
-    return found
+        generator = np.random.default_rng([seed, step, crc32(name.encode())])
+        drawn = generator.random(tuple(weight.shape), dtype=np.float32)
+        numbers[name] = torch.from_numpy(drawn).to(weight.device)
+    return numbers
 
 
 def forget_moments_(
@@ -84,7 +83,7 @@ def forget_moments_(
     after: Mapping[str, torch.Tensor],
 ) -> None:
     """Zero the moments of every weight that is masked, or was before; `before` may lack names."""
-    # A moment that outlives its weight would move it again, and one of a weight that comes back is stale.
+    # The moment of a masked weight would change it again, and that of a regrown weight is stale.
     for name in after.keys() & found.keys():
         kept = after[name] & before[name] if name in before else after[name]
         for value in optimizer.state.get(found[name], {}).values():
@@ -93,11 +92,11 @@ def forget_moments_(
 
 
 def check_whole(weights: Mapping[str, torch.Tensor], *, where: str) -> None:
-    """Refuse sharded weights: the smallest of a shard are not those of the tensor."""
+    """Raise `Unsupported` for sharded weights: the smallest of a shard are not those of the tensor."""
     for name, weight in weights.items():
         if hasattr(weight, "to_local"):
             raise Unsupported(
-                "its weights are sharded, and which of them move is a question to the whole tensor",
+                "its weights are sharded, and drop and regrow need the whole tensor",
                 where=where,
                 got=name,
                 hint="Gradual, or DDP",
@@ -109,5 +108,5 @@ def _check(name: str, *tensors: torch.Tensor) -> None:
         raise NonFinite(
             "a weight or its gradient is NaN or infinite",
             where=name,
-            hint="go on from a checkpoint before the network diverged",
+            hint="continue from a checkpoint before the network diverged",
         )

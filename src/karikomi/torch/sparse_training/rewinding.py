@@ -1,6 +1,6 @@
-"""Back to an early step: a copy of weights, buffers and moments, kept until the last masks are made.
+"""Rewinding: a copy of weights, buffers and moments of an early step, kept until the last masks are made.
 
-Apart from the masks, because it is the one thing here that undoes training.
+Separate from the masks, because it is the only part of sparse training that undoes steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PARTS = ("weights", "buffers", "moments")
 
 
 class Rewind:
-    """What some optimizers hold, and the model's buffers, as they were when `keep` was called."""
+    """Weights and moments of optimizers, and the model's buffers, at the time of `keep`."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Rewind:
         self._kept: dict[str, dict[str, Any]] | None = None
 
     def keep(self) -> None:
-        """Copy everything as it is now."""
+        """Copy everything."""
         self._kept = {
             "weights": {name: item.detach().clone() for name, item in self._found.items()},
             "buffers": {name: buffer.clone() for name, buffer in self._buffers().items()},
@@ -39,7 +39,7 @@ class Rewind:
         }
 
     def restore_(self) -> None:
-        """Put everything back; what was never kept stays."""
+        """Restore everything that was copied."""
         if self._kept is None:
             return
         for name, weight in self._kept["weights"].items():
@@ -48,12 +48,12 @@ class Rewind:
         for name, buffer in self._kept["buffers"].items():
             buffers[name].copy_(buffer)
         for name, moments in self._kept["moments"].items():
-            own = self._moments(self._found[name])
-            own.clear()
-            own.update(_copied(moments))
+            present = self._moments(self._found[name])
+            present.clear()
+            present.update(_copied(moments))
 
     def forget(self) -> None:
-        """Let the copy go."""
+        """Drop the copy."""
         self._kept = None
 
     def plain(self) -> dict[str, Any] | None:
@@ -61,18 +61,18 @@ class Rewind:
         return None if self._kept is None else {part: {**self._kept[part]} for part in _PARTS}
 
     def read(self, plain: Any) -> dict[str, dict[str, Any]] | None:
-        """Return what `plain` returned, checked and on the devices of its parameters.
+        """Return a result of `plain`, checked and on the devices of its parameters.
 
-        Raises `InvalidArgument` for what does not fit.
+        Raises `InvalidArgument` if it does not fit.
         """
         if plain is None:
             return None
         if not isinstance(plain, Mapping) or set(plain) != set(_PARTS):
-            raise InvalidArgument("this is nothing to rewind to", where="prune: rewind")
+            raise InvalidArgument("not a copy to rewind to", where="prune: rewind")
         weights = _fitting(plain["weights"], self._found)
         moments = plain["moments"]
         if not isinstance(moments, Mapping) or moments.keys() != self._found.keys():
-            raise InvalidArgument("what was kept to rewind to is of another model", where="prune")
+            raise InvalidArgument("the copy to rewind to is of another model", where="prune")
         return {
             "weights": weights,
             "buffers": _fitting(plain["buffers"], self._buffers()),
@@ -80,7 +80,7 @@ class Rewind:
         }
 
     def load(self, kept: dict[str, dict[str, Any]] | None) -> None:
-        """Continue with what `read` returned."""
+        """Continue with a result of `read`."""
         self._kept = kept
 
     def _buffers(self) -> dict[str, torch.Tensor]:
@@ -94,11 +94,11 @@ class Rewind:
             (optimizer, group)
             for optimizer in self._optimizers
             for group in optimizer.param_groups
-            if any(parameter is held for held in group["params"])
+            if any(parameter is member for member in group["params"])
         )
 
     def _placed(self, name: str, moments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return moments on the device of their parameter; counts only where the optimizer wants them."""
+        """Return moments on the device of their parameter; step counts only for fused and capturable ones."""
         parameter = self._found[name]
         group = self._holder(parameter)[1]
         counts_too = group.get("fused") or group.get("capturable")
@@ -117,15 +117,15 @@ def _copied(moments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fitting(given: Any, here: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    if not isinstance(given, Mapping) or given.keys() != here.keys():
-        raise InvalidArgument("what was kept to rewind to is of another model", where="prune")
-    for name, tensor in given.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.shape != here[name].shape:
+def _fitting(saved: Any, present: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if not isinstance(saved, Mapping) or saved.keys() != present.keys():
+        raise InvalidArgument("the copy to rewind to is of another model", where="prune")
+    for name, tensor in saved.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != present[name].shape:
             raise InvalidArgument(
-                "what was kept to rewind to does not fit",
+                "the copy to rewind to does not fit",
                 where=name,
                 got=tuple(getattr(tensor, "shape", ())),
-                allowed=tuple(here[name].shape),
+                allowed=tuple(present[name].shape),
             )
-    return {name: tensor.to(here[name].device, copy=True) for name, tensor in given.items()}
+    return {name: tensor.to(present[name].device, copy=True) for name, tensor in saved.items()}

@@ -1,7 +1,7 @@
-"""Terms of a loss on sharded weights: their gradients lie as the weights do, and masks beside them.
+"""Terms of a loss on sharded weights: gradients and masks with the placements of the weights.
 
-Separate because terms are made of DTensor arithmetic, where bounds and masks work on parts: what autograd
-makes of it may lie in any way, and FSDP adds its own gradient to it part by part.
+Separate because terms use DTensor arithmetic, while bounds and masks use shards: autograd may return any
+placement, and FSDP adds its own gradient shard by shard.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from karikomi.torch.pruning.masks import Masks
 
 
 def followed(parameter: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of the same entries whose gradient comes back lying as the parameter does."""
+    """Return a tensor of the same entries, with the parameter's placements for its gradient."""
     return _laid(local(parameter), parameter) if is_sharded(parameter) else parameter
 
 
 def beside(
     masks: Mapping[str, torch.Tensor] | None, parameters: Mapping[str, torch.Tensor]
 ) -> dict[str, Any] | None:
-    """Return masks that lie as their parameters do; each may be whole, or this rank's part.
+    """Return masks with the placements of their parameters; each mask may be whole, or this rank's part.
 
-    Raises `InvalidArgument` for one that fits neither.
+    Raises `InvalidArgument` for a mask that fits neither.
     """
     if masks is None:
         return None
@@ -35,13 +35,13 @@ def beside(
     for name, mask in masks.items():
         parameter = parameters.get(name)
         if isinstance(mask, torch.Tensor) and parameter is not None and is_sharded(parameter):
-            own = mask_shards.here(name, local(mask), places.get(name), parameter)
-            laid[name] = _laid(own.to(local(parameter.detach()).device), parameter)
+            part = mask_shards.here(name, local(mask), places.get(name), parameter)
+            laid[name] = _laid(part.to(local(parameter.detach()).device), parameter)
     return laid
 
 
 def _laid(part: torch.Tensor, like: Any) -> torch.Tensor:
-    # Whoever has such a parameter has imported it; others need not wait for it.
+    # A slow import, already done where a parameter is a DTensor.
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(

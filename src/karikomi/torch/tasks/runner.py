@@ -1,4 +1,4 @@
-"""The torch side of the runner protocol: what `compress`, `sweep` and `audit` ask of a framework."""
+"""The runner protocol of `compress`, `sweep` and `audit`, for torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from karikomi.torch.tracing.isolation import isolated
 
 
 class TorchRunner:
-    """One task on torch; models are made anew from arrays, so nothing hides in a live object."""
+    """One task on torch; each call builds the model from arrays, so no state is kept between calls."""
 
     def __init__(self, task: Task, data: Data, *, seed: int) -> None:
         self._task, self._data, self._seed = task, data, seed
@@ -47,7 +47,7 @@ class TorchRunner:
             return to_arrays(self._make())
 
     def describe(self) -> str:
-        """Return the layer widths in a few words."""
+        """Return the layer widths as a short text."""
         model = self._blank()
         weights = [tensor for tensor in model.parameters() if tensor.dim() > 1]
         widths = [weights[0].shape[1], *(tensor.shape[0] for tensor in weights)] if weights else []
@@ -73,9 +73,9 @@ class TorchRunner:
 
     def biases(self) -> list[str]:
         """Return the names of the bias vectors of the layers that pruning acts on."""
-        own = dict(self._blank().named_parameters())
+        parameters = dict(self._blank().named_parameters())
         stems = [name.removesuffix("weight") for name in self.prunable()]
-        return [f"{stem}bias" for stem in stems if f"{stem}bias" in own]
+        return [f"{stem}bias" for stem in stems if f"{stem}bias" in parameters]
 
     def train(self, arrays: Arrays, phase: Phase) -> TorchTraining:
         """Begin a phase from the given arrays."""
@@ -99,13 +99,13 @@ class TorchRunner:
             return np.ascontiguousarray(leaf.grad.numpy())
 
     def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
-        """Return the arrays without dead units, and the report of what went."""
+        """Return the arrays without dead units, and the report of the removed ones."""
         example = batch_tensor(self._data.validation.inputs[:64])
         with isolated(self._seed, self._threads):
             try:
                 small, report = shrink(self._model(arrays).eval(), (example,))
             except Unsupported as error:
-                # Most networks are no chain yet; the run goes on unshrunk, and its report says why.
+                # Most networks are not chains yet; the run continues unshrunk, the reason in its report.
                 return arrays, {"removed": 0, "left_alone": {"the network": str(error)}}
         return to_arrays(small), report.as_dict()
 
@@ -134,7 +134,7 @@ def _factory(task: Task) -> Callable[[], nn.Module]:
         return NETWORKS[task.model]
     make = task.model
 
-    def made() -> nn.Module:
+    def checked() -> nn.Module:
         try:
             model = make()
         except Exception as error:
@@ -145,8 +145,10 @@ def _factory(task: Task) -> Callable[[], nn.Module]:
             ) from error
         if not isinstance(model, nn.Module):
             raise InvalidArgument(
-                "the model is no torch module", where=f"task {task.name}", got=type(model).__name__
+                "the model is not a torch module",
+                where=f"task {task.name}",
+                got=type(model).__name__,
             )
         return model
 
-    return made
+    return checked

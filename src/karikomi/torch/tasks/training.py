@@ -1,4 +1,4 @@
-"""The training loop of the built-in search: plain, seeded, and resumable after every epoch."""
+"""The training of the built-in search: seeded, and resumable after every epoch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def _mean_squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if outputs.shape != targets.shape:
-        # torch would broadcast (n, 1) against (n,) to (n, n), and train on nonsense.
+        # torch would broadcast (n, 1) against (n,) to (n, n).
         raise InvalidArgument(
             "outputs and targets differ in shape",
             where="mean_squared_error",
@@ -76,7 +76,7 @@ def outputs(model: nn.Module, inputs: np.ndarray, *, batch: int = 1000) -> np.nd
 
 
 class TorchTraining:
-    """One `Phase` on one model; order of data and noise come from (seed, stage, epoch) alone."""
+    """One `Phase` on one model; data order and noise are drawn from (seed, stage, epoch)."""
 
     def __init__(
         self,
@@ -146,27 +146,27 @@ class TorchTraining:
         )
 
     def arrays(self) -> Arrays:
-        """Return the model's arrays under their ordinary names, shared weights looked up."""
-        found = to_arrays(self._model)
+        """Return the model's arrays under their ordinary names, codebooks decoded."""
+        arrays = to_arrays(self._model)
         for name, coded in self.coded().items():
             prefix, _, leaf = name.rpartition(".")
             stem = f"{prefix}.parametrizations.{leaf}" if prefix else f"parametrizations.{leaf}"
-            for key in [key for key in found if key.startswith(f"{stem}.")]:
-                del found[key]
-            found[name] = coded.decode()
-        return found
+            for key in [key for key in arrays if key.startswith(f"{stem}.")]:
+                del arrays[key]
+            arrays[name] = coded.decode()
+        return arrays
 
     def masks(self) -> Arrays:
         """Return name -> kept entries, boolean."""
-        held = self._handle.masks
-        return {} if held is None else {name: mask.numpy().copy() for name, mask in held.items()}
+        masks = self._handle.masks or {}
+        return {name: mask.numpy().copy() for name, mask in masks.items()}
 
     def coded(self) -> dict[str, Coded]:
-        """Return the shared tensors, with their centroids as trained so far."""
+        """Return the tensors with shared weights, and their centroids as trained so far."""
         return shared(self._model)
 
     def checkpoint(self) -> tuple[Arrays, dict[str, Any]]:
-        """Return all that continuing needs."""
+        """Return arrays and facts that `restore` continues from."""
         arrays = {f"model/{name}": array for name, array in to_arrays(self._model).items()}
         state = self._optimizer.state_dict()
         for place, entries in state["state"].items():
@@ -178,7 +178,7 @@ class TorchTraining:
         return arrays, {"epoch": self._epoch, "handle": handle}
 
     def restore(self, arrays: Arrays, facts: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint, bit for bit as if never stopped."""
+        """Continue from a checkpoint, bit for bit as without the interruption."""
         parts: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "mask": {}}
         for name, array in arrays.items():
             kind, _, rest = name.partition("/")
@@ -211,7 +211,7 @@ class TorchTraining:
             yield Batch((batch_tensor(inputs),), targets=torch.from_numpy(train.targets[index]))
 
     def _augmented(self, inputs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        assert self._task.augment is not None  # noqa: S101  (the caller has looked)
+        assert self._task.augment is not None  # noqa: S101  (checked by the caller)
         try:
             return self._task.augment(inputs, generator)
         except Exception as error:
@@ -252,7 +252,7 @@ class TorchTraining:
 
 
 class _TaskLoss(DistillationLoss):
-    """The loss of a task, whose network and loss function are the user's and may raise anything."""
+    """The loss of a task, with a `KarikomiError` for any exception of the user's network or loss."""
 
     def of(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         try:

@@ -1,6 +1,6 @@
-"""Batches of a user's data: what of one goes into the network, what to the loss, and on which device.
+"""Batches of a user's data: inputs of the network and targets of the loss, on a device.
 
-Separate from what is measured on them, so that every fact reads the same data the same way.
+Separate from what is measured on them, so that all facts read the data alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from karikomi.errors import InvalidArgument
 
 MISSING = object()
-"""The targets of a batch that has none: None may well be what a loss takes."""
+"""The targets of a batch without targets: None is a valid target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def batch_of(given: Any, device: torch.device, *, where: str) -> Batch:
 
 
 def batches_of(data: Iterable[Any], device: torch.device, *, where: str) -> Iterator[Batch]:
-    """Yield the batches of one pass over the data; raises `InvalidArgument` where there are none."""
+    """Yield the batches of one pass over the data; raises `InvalidArgument` if it has no batches."""
     empty = True
     for given in data:
         empty = False
@@ -72,7 +72,7 @@ def batches_of(data: Iterable[Any], device: torch.device, *, where: str) -> Iter
         raise InvalidArgument(
             "the data has no batches",
             where=where,
-            hint="a generator that was already used up? pass a list or a DataLoader",
+            hint="an exhausted generator? pass a list or a DataLoader",
         )
 
 

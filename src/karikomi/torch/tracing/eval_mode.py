@@ -1,6 +1,6 @@
-"""A network held still while it is measured: the same answer for the same input, and no trace left.
+"""Eval mode for the time of a measurement, with all modes restored afterwards.
 
-Separate from what is measured: every fact is measured like this, and restoring must hold after errors.
+Separate from what is measured: all facts use it, and modes must be restored also after errors.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def steady(module: nn.Module, *, fresh: bool = True) -> Iterator[None]:
-    """Hold all submodules in eval mode for the block, and put each back into its own mode afterwards.
+    """Set all submodules to eval mode for the block, and restore the mode of each afterwards.
 
-    `fresh`: a batch norm whose statistics are still those it was made with (mean 0, variance 1)
-    normalises by each batch meanwhile, as in training, and learns nothing from it: what it would use
-    in eval mode was never estimated. A network scored at initialisation is one such.
+    `fresh`: a batch norm with initial statistics (mean 0, variance 1), as in a network scored at
+    initialisation, normalises by each batch, as in training, without updating its statistics: those that
+    eval mode would use were never estimated.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     >>> with steady(net):
@@ -37,7 +37,7 @@ def steady(module: nn.Module, *, fresh: bool = True) -> Iterator[None]:
         for previous, _, _ in before:
             previous.training = False
         for previous in unused:
-            # In training mode without tracking, torch hands no buffers over: they stay as they are.
+            # In training mode without tracking, torch does not update the buffers.
             previous.training, previous.track_running_stats = True, False
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Training that leaves the caller's process as it found it: random numbers and thread count."""
+"""Random numbers and thread count, set for a block and restored."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def isolated(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch and set its thread count for the block, and put both back afterwards.
+    """Seed torch and set its thread count for the block, and restore both afterwards.
 
-    `threads`: 0 leaves the count as it is.
+    `threads`: 0 keeps the present count.
     """
     before = torch.get_num_threads()
     with torch.random.fork_rng():

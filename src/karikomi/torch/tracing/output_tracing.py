@@ -1,8 +1,7 @@
-"""What follows a layer: the normalisation and the activation that take its output, and nothing between.
+"""Find the normalisation and the activation that directly follow a layer.
 
-Tensors are followed from call to call, so a functional activation is found as a module is. An addition
-(a shortcut), a product or a change of shape ends the trail: what comes after speaks of more than the
-layer's own units.
+Tensors are followed from call to call, so functional activations are found as modules are. An addition
+(a shortcut), a product or a change of shape ends the trail: what follows mixes the layer's units with others.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _CARRIED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Where an output comes from: the `use`-th reading of a weight; `axis` is that of its units."""
+    """Origin of an output: the `use`-th reading of a weight; `axis` is that of its units."""
 
     name: str
     use: int
@@ -39,7 +38,7 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A tensor on a path, held weakly: following keeps nothing in memory. `version`: of its values."""
+    """A tensor on a path, by weak reference, so that tracing keeps no tensor alive; `version` of its values."""
 
     path: Path
     tensor: weakref.ref[torch.Tensor]
@@ -50,10 +49,10 @@ class Followed:
 class Trail:
     """Follows outputs through norms and activations, for one run of a network at a time.
 
-    `scales`: id of a parameter -> its name. `on_values`: called with each output as it goes, the last
-    time for a path with what its units put out: after the norm and the activation, if any.
-    `norms`: weight name -> the scales of the norms that follow it, none for one without a scale.
-    `units`: weight name -> how many units it puts out.
+    `scales`: id of a parameter -> its name. `on_values`: called with each output of a path, the last
+    time with the outputs of its units: after the norm and the activation, if any.
+    `norms`: weight name -> the scales of the norms that follow it, None for a norm without a scale.
+    `units`: weight name -> number of its output units.
     """
 
     scales: Mapping[int, str]
@@ -64,13 +63,13 @@ class Trail:
     _uses: dict[str, int] = field(default_factory=dict)
 
     def start(self, name: str, axis: int, outputs: torch.Tensor) -> None:
-        """Begin to follow the outputs of a weight, whose units lie along an axis."""
+        """Begin to follow the outputs of a weight, with its units along an axis."""
         self.units[name] = outputs.shape[axis]
         self._uses[name] = use = self._uses.get(name, -1) + 1
-        self._put(Path(name, use, axis), outputs, tell=True)
+        self._put(Path(name, use, axis), outputs, emit=True)
 
     def before(self, args: tuple[Any, ...]) -> Followed | None:
-        """Return whose output the first argument of a call is, if it still is what it was."""
+        """Return the followed output that the first argument of a call is, if unchanged since."""
         tensor = args[0] if args else None
         found = self._open.get(id(tensor))
         if not isinstance(tensor, torch.Tensor) or found is None or found.tensor() is not tensor:
@@ -78,28 +77,28 @@ class Trail:
         return found if found.version == tensor._version else None
 
     def after(self, followed: Followed, called: str, kwargs: Mapping[str, Any], out: Any) -> None:
-        """Go on with the result of a call on a followed output."""
+        """Follow the result of a call on a followed output."""
         path, called = followed.path, called.strip("_")
         if not isinstance(out, torch.Tensor):
             return
         if called in NORMS:
             scale = self.scales.get(id(kwargs.get("weight")))
             self.norms.setdefault(path.name, set()).add(scale)
-            self._put(path, out, tell=True)
+            self._put(path, out, emit=True)
         elif called in ACTIVATIONS:
             self._open.pop(id(followed.tensor()), None)
             if self.on_values:
                 self.on_values(path, out)
         elif called in _CARRIED:
-            self._put(path, out, tell=False)
+            self._put(path, out, emit=False)
 
     def end(self) -> None:
-        """Forget this run of the network."""
+        """Drop the outputs of this run of the network."""
         self._open.clear()
         self._uses.clear()
 
-    def _put(self, path: Path, tensor: torch.Tensor, *, tell: bool) -> None:
-        if tell and self.on_values:
+    def _put(self, path: Path, tensor: torch.Tensor, *, emit: bool) -> None:
+        if emit and self.on_values:
             self.on_values(path, tensor)
         self._open[id(tensor)] = Followed(path, weakref.ref(tensor), tensor._version)
 

@@ -1,6 +1,6 @@
-"""What a unit's weights multiply, as rows of a matrix in the order of `karikomi.prune.Layout.canonical`.
+"""Inputs of a unit's weights, as rows of a matrix in the order of `karikomi.prune.Layout.canonical`.
 
-Separate from the sums taken of it: here are kernels, strides and groups, and there only matrices.
+Separate from the sums over them, which need no kernels, strides or groups.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from karikomi.errors import Unsupported
 from karikomi.torch.tracing.weight_reads import Reading
 
 ENTRIES = 1 << 22
-"""How many entries of patches stand in memory at a time, or one example's where that is more."""
+"""Number of patch entries in memory at a time, or those of one example if more."""
 
 
 def patches(reading: Reading) -> Iterator[torch.Tensor]:
     """Yield the inputs of one reading as (groups, samples, kernel positions x inputs), some at a time.
 
     A unit's outputs without bias are ``patches @ w`` with w its weights in the same order, inputs running
-    fastest: what n:m takes from. float32, or float64 for float64 inputs. Raises `Unsupported` for a
-    transposed convolution, whose outputs are no product of one patch.
+    fastest, as for n:m. float32, or float64 for float64 inputs. Raises `Unsupported` for a transposed
+    convolution, where an output is not the product of one patch.
     """
     inputs, window = reading.inputs, reading.window
     inputs = inputs if inputs.dtype == torch.float64 else inputs.float()
@@ -40,7 +40,7 @@ def patches(reading: Reading) -> Iterator[torch.Tensor]:
         inputs = inputs[None]
     entries = inputs.shape[1] * math.prod(window.kernel) * math.prod(window.outputs)
     for block in inputs.split(max(ENTRIES // max(entries, 1), 1)):
-        # Channels last, so that what is joined for each position is copied in runs.
+        # Channels last, so that the concatenation copies contiguous runs.
         last = block.unflatten(1, (window.groups, -1)).movedim((1, 2), (0, -1)).contiguous()
         taps = [tap.movedim(2, -1) for tap in window.taps(last.movedim(-1, 2))]
         yield torch.cat(taps, dim=-1).flatten(1, -2)

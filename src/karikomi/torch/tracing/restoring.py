@@ -18,19 +18,19 @@ class Snapshot:
 
     def __init__(self, find: Callable[[], Mapping[str, torch.Tensor]]) -> None:
         self._find = find
-        self._copies = {name: tensor.detach().clone() for name, tensor in find().items()}
+        self.copies = {name: tensor.detach().clone() for name, tensor in find().items()}
 
     @torch.no_grad()
     def restore_(self) -> None:
         """Copy everything back."""
         tensors = {} if self.kept else self._find()
-        for name, copied in self._copies.items():
+        for name, copied in self.copies.items():
             tensors[name].copy_(copied)
 
     def keep(self) -> None:
         """Keep the tensors as they are now: drop the copies."""
         self.kept = True
-        self._copies.clear()
+        self.copies.clear()
 
 
 @contextmanager

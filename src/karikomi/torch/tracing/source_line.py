@@ -1,4 +1,4 @@
-"""Where in the user's forward something happened, so that a refusal can point at the line."""
+"""Source line in the user's forward of a traced call or an error, for error messages."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 def called_at(node: fx.Node, *, after: str) -> str:
-    """Return ``at file:line`` of the call that a traced node stands for, or an empty text.
+    """Return ``at file:line`` of the call that a traced node represents, or an empty text.
 
-    `after`: the file that started the trace; what lies outside of it is not the forward.
+    `after`: the file that started the trace; frames outside of it are not the forward.
     """
     found = _FRAME.findall(node.stack_trace or "")
     return _innermost([(path, int(line)) for path, line, _ in found], after)
 
 
 def raised_at(error: BaseException, *, after: str) -> str:
-    """Return ``at file:line`` of the user's line that an error of the trace came from."""
+    """Return ``at file:line`` of the user's line that raised an error of the trace."""
     frames = traceback.extract_tb(error.__traceback__)
     return _innermost([(frame.filename, frame.lineno or 0) for frame in frames], after)
 
@@ -32,5 +32,5 @@ def raised_at(error: BaseException, *, after: str) -> str:
 def _innermost(frames: Sequence[tuple[str, int]], after: str) -> str:
     starts = [i for i, (path, _) in enumerate(frames) if path == after]
     traced = frames[starts[-1] + 1 :] if starts else frames
-    own = [(path, line) for path, line in traced if not path.startswith(_TORCH)]
-    return f"at {own[-1][0]}:{own[-1][1]}" if own else ""
+    lines = [(path, line) for path, line in traced if not path.startswith(_TORCH)]
+    return f"at {lines[-1][0]}:{lines[-1][1]}" if lines else ""

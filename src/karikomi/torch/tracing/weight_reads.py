@@ -1,7 +1,7 @@
-"""Who reads which weight, on what, and what happens to the result: watched while a network runs.
+"""Record which linear maps and convolutions read a weight, with their inputs and outputs.
 
-Function calls are watched instead of modules: so a weight is found wherever a linear map or a
-convolution reads it, in a layer, in a user's own forward or in attention, once or several times.
+Function calls are intercepted instead of modules: so a weight is found wherever a linear map or a
+convolution reads it, in a layer, in a user's forward or in attention, once or several times.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _LAYERS = {
 class Reading:
     """A linear map, or a convolution if there is a `window`, by the weight `name`.
 
-    `inputs`, `outputs`: as torch takes and gives them; no outputs where they cannot be seen.
-    `part`: which of how many equal stretches of its rows read these inputs (attention stacks three).
+    `inputs`, `outputs`: in torch's layout; outputs are None if they cannot be observed.
+    `part`: (index, count) of the equal blocks of rows that read these inputs (attention stacks three).
     """
 
     name: str
@@ -47,8 +47,7 @@ class Reading:
 class WeightReadHooks(TorchFunctionMode):
     """Calls `on_read` for each reading of one of the weights while it is entered.
 
-    `trail`: follows what comes out, if given. `strays`: weight name -> what else read it, of which
-    nothing is known.
+    `trail`: follows the outputs. `strays`: weight name -> another function that read it.
     """
 
     def __init__(
@@ -66,10 +65,10 @@ class WeightReadHooks(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the call that is watched, and tell what it was."""
+        """Run the call, and report a reading of a weight."""
         kwargs = kwargs or {}
         called = getattr(func, "__name__", "")
-        # An operation in place would hide what its input was.
+        # Before the call: an operation in place would change the input's version.
         followed = self._trail.before(args) if self._trail else None
         result = func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
@@ -114,7 +113,7 @@ class WeightReadHooks(TorchFunctionMode):
         weight = given["out_proj_weight"]
         name = self._names.get(id(weight))
         if name is not None:
-            # With an identity for its weight, the projection gives what it would have read.
+            # With an identity as its weight, the projection returns its inputs.
             given["out_proj_weight"] = torch.eye(
                 len(weight), dtype=weight.dtype, device=weight.device
             )
@@ -132,6 +131,6 @@ class WeightReadHooks(TorchFunctionMode):
     def _stray(self, called: str, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
         for tensor in leaves((args, kwargs)):
             name = self._names.get(id(tensor))
-            # To ask for a shape or a type is not to read.
+            # Queries of a shape or a type are not readings.
             if name is not None and any(leaf is not tensor for leaf in leaves(result)):
                 self.strays[name] = called

@@ -1,6 +1,6 @@
-"""What a convolution's kernel sees: for each kernel position, the inputs that its weights multiply.
+"""Windows of a convolution: for each kernel position, the inputs that its weights multiply.
 
-Separate from convolutions themselves, which torch does: here the inputs are only summed over.
+Separate from the convolutions, which torch computes: here the inputs are only summed.
 """
 
 from __future__ import annotations
@@ -89,6 +89,6 @@ def _sides(padding: Any, kernel: tuple[int, ...], steps: tuple[int, ...]) -> Any
         padding = 0
     if padding == "same":
         totals = [step * (size - 1) for size, step in zip(kernel, steps, strict=True)]
-        # What cannot be halved goes to the end, as in torch.
+        # An odd total has its extra entry at the end, as in torch.
         return tuple((total // 2, total - total // 2) for total in totals)
     return tuple((side, side) for side in _each(padding, len(kernel)))
