@@ -25,7 +25,17 @@ from karikomi.errors import (
     suggest,
 )
 
-KINDS = ("clip", "bound", "prune", "score", "allocation", "pattern", "penalty", "task")
+KINDS = (
+    "clip",
+    "bound",
+    "prune",
+    "score",
+    "allocation",
+    "pattern",
+    "penalty",
+    "quantizer",
+    "task",
+)
 FRAMEWORKS = ("torch", "jax", "keras")
 OF_MODELS = ("torch",)
 """Those whose models can be saved, filled and trained by karikomi so far."""
@@ -165,8 +175,8 @@ def _load() -> None:
             return
         _loading = True
         try:
-            for package in ("karikomi.clip", "karikomi.bound", "karikomi.prune", "karikomi.tasks"):
-                importlib.import_module(package)
+            for package in ("clip", "bound", "prune", "quantize", "tasks"):
+                importlib.import_module(f"karikomi.{package}")
             faults = [_fault(point) for point in entry_points(group="karikomi.rules")]
             _broken[:] = [fault for fault in faults if fault]
             # Last: until then other threads must wait rather than look.

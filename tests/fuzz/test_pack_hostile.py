@@ -453,6 +453,16 @@ def test_a_manifest_bomb_is_refused(parts, refuse):
         ["uniform", 4.0, 0],
         ["uniform", 4],
         ["uniform", 4, None],
+        ["uniform", 4, None, 2],
+        ["uniform", 4, 0, 2],
+        ["uniform", 4, 1, 1],
+        ["uniform", 4, 1, -2],
+        ["uniform", 4, 1, 3],
+        ["uniform", 4, 1, 2.0],
+        ["uniform", 4, 1, True],
+        ["uniform", 4, 1, None],
+        ["uniform", 4, 1, 2, 2],
+        [["uniform"], 4, 0],
         ["codebook", -1],
         ["codebook", 0],
         ["codebook", 2**16],
@@ -468,6 +478,11 @@ def test_a_manifest_bomb_is_refused(parts, refuse):
 def test_bad_quantizers_are_refused(parts, refuse, grid):
     parts.entries["uniform"]["g"] = grid
     refuse(parts.build(), "tensor 'uniform'|is not an integer")
+
+
+def test_groups_need_version_1_1(parts, refuse):
+    parts.entries["uniform"]["g"] = ["uniform", 4, 1, 2]
+    refuse(parts.build(), r"a grid of a later version; got '?\[1, 0\]")
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e-40])

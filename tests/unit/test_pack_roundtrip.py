@@ -11,10 +11,11 @@ import safetensors.numpy
 from hypothesis import given, settings
 
 from karikomi.errors import InvalidArgument, Unwritable
-from karikomi.pack import encoded_sizes, expand, inspect, load, load_coded, save
+from karikomi.pack import encoded_sizes, expand, grid_codec, inspect, load, load_coded, save
 from karikomi.pack.contest import CHUNK, CODECS, choose
 from karikomi.pack.stored import describe
 from karikomi.quantize import Codebook, Coded, kmeans, uniform
+from karikomi.search.accounting import bytes_by_cause
 
 DTYPES = "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 >i4 >f4 >u2 >f8".split()
 arrays = st.sampled_from(DTYPES).flatmap(
@@ -113,6 +114,69 @@ def test_quantized_tensors_come_back_as_codes_and_as_floats(tmp_path_factory, ar
         assert type(back.grid) is type(tensor.grid)
     assert coded["uniform"].grid.axis == tensors["uniform"].grid.axis
     assert coded["uniform"].grid.bits == bits
+
+
+def test_scales_of_groups_come_back_and_only_they_need_version_1_1(tmp_path):
+    array = np.random.default_rng(0).normal(size=(6, 5, 3)).astype(np.float32)
+    for groups, version in ((1, "1.0"), (3, "1.1")):
+        tensors = {"w": uniform(array, bits=4, axis=1, groups=groups), "b": array}
+        path = save(tensors, tmp_path / "x.karikomi")
+        back = load_coded(path)["w"]
+        assert same(back.grid.scale, tensors["w"].grid.scale) and back.grid.groups == groups
+        assert same(load(path)["w"], tensors["w"].decode())
+        with safetensors.safe_open(path, "np") as file:
+            assert file.metadata()["karikomi"] == version
+
+
+class Powers:
+    """Toy grid: 0, or a power of two above the exponent of its smallest value."""
+
+    def __init__(self, smallest: float) -> None:
+        self.numbers, self.bits = np.float32([smallest]), 3
+        self.code_dtype = np.dtype("<u1")
+
+    def check(self, codes: np.ndarray) -> None:
+        assert codes.size == 0 or codes.max() < 8
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return np.where(codes == 0, 0, self.numbers * 2.0 ** (codes - 1.0)).astype(np.float32)
+
+
+class PowersCodec:
+    kind, grid = "powers", Powers
+
+    def parameters(self, grid):
+        return []
+
+    def numbers(self, grid):
+        return grid.numbers
+
+    def is_valid(self, parameters, shape):
+        return parameters == []
+
+    def count(self, parameters, shape):
+        return 1
+
+    def make(self, parameters, numbers):
+        return Powers(float(numbers[0]))
+
+    def text(self, parameters):
+        return "powers of two"
+
+    def minor_version(self, parameters):
+        return 1
+
+
+def test_a_new_kind_of_grid_needs_one_entry(tmp_path, monkeypatch):
+    tensor = Coded(np.array([[0, 1, 3], [7, 0, 2]], np.uint8), Powers(0.25))
+    with pytest.raises(InvalidArgument, match="this kind of grid cannot be packed; got Powers"):
+        save({"w": tensor}, tmp_path / "x")
+    monkeypatch.setitem(grid_codec.GRID_CODECS, "powers", PowersCodec())
+    path = save({"w": tensor}, tmp_path / "x")
+    assert load(path)["w"].tolist() == [[0, 0.25, 1], [16, 0, 0.5]]
+    assert isinstance(load_coded(path)["w"].grid, Powers)
+    assert inspect(path).entries[0].quantizer == "powers of two"
+    assert bytes_by_cause(tensor, 9)["quantized"] == 4 * (3 + 1) // 8 + 4
 
 
 def test_special_values_and_layouts(tmp_path):

@@ -52,6 +52,22 @@ def test_uniform_scales_each_index_of_the_axis():
     assert uniform(np.float32(5.0), axis=None).decode() == 5.0
 
 
+@given(st.sampled_from([(4, 3, 2), (6, 1), (2, 0, 3), (0, 5)]), st.sampled_from([1, 2]))
+def test_groups_are_parts_of_the_first_axis(shape, groups):
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    coded = uniform(array, bits=4, axis=1, groups=groups)
+    parts = [uniform(part, bits=4, axis=1) for part in np.split(array, groups)]
+    assert np.array_equal(coded.grid.scale, np.concatenate([part.grid.scale for part in parts]))
+    assert np.array_equal(coded.codes, np.concatenate([part.codes for part in parts]))
+    assert np.array_equal(coded.decode(), np.concatenate([part.decode() for part in parts]))
+
+
+@pytest.mark.parametrize(("axis", "groups"), [(1, 3), (1, 0), (1, 2.0), (0, 2), (None, 2)])
+def test_groups_that_do_not_fit_are_refused(axis, groups):
+    with pytest.raises(InvalidArgument, match="groups out of range"):
+        uniform(np.ones((4, 3)), axis=axis, groups=groups)
+
+
 def test_uniform_survives_subnormal_weights():
     coded = uniform(np.float32([1e-44, 0.0]), axis=None)
     assert coded.grid.scale[0] >= np.finfo(np.float32).tiny
@@ -186,6 +202,11 @@ def test_bad_scales_are_refused(scale):
         lambda: UniformGrid(np.ones(1, np.float32), -1, 8),
         lambda: UniformGrid(np.ones(1, np.float32), True, 8),
         lambda: UniformGrid(np.ones(1, np.float32), None, 33),
+        lambda: UniformGrid(np.ones(1, np.float32), None, 8, 2),
+        lambda: UniformGrid(np.ones(2, np.float32), 0, 8, 2),
+        lambda: UniformGrid(np.ones(2, np.float32), 1, 8, 0),
+        lambda: Coded(np.zeros((3, 1), int), UniformGrid(np.ones(2, np.float32), 1, 8, 2)),
+        lambda: Coded(np.zeros((4, 2), int), UniformGrid(np.ones(2, np.float32), 1, 8, 2)),
         lambda: Codebook(np.float32([])),
         lambda: Codebook(np.float32([1.0])),
         lambda: Codebook(np.float32([-0.0])),

@@ -13,9 +13,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import karikomi as kk  # noqa: E402
-from karikomi import pack  # noqa: E402
-from karikomi.errors import InvalidArgument, Unsupported  # noqa: E402
-from karikomi.quantize import Coded  # noqa: E402
+from karikomi import pack, registry  # noqa: E402
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported  # noqa: E402
+from karikomi.quantize import Coded, OutputUnits, UniformGrid  # noqa: E402
+from karikomi.search.candidates import eight_bits  # noqa: E402
+from karikomi.torch.tasks.runner import runner_for  # noqa: E402
 
 
 class Scaled(torch.nn.Module):
@@ -124,6 +126,89 @@ def test_units_of_transposed_convolutions_have_their_own_scales() -> None:
     coded = kk.torch.quantize_(upward(), bits=8)
     assert coded["0.weight"].grid.axis == 1 and coded["0.weight"].grid.scale.size == 5
     assert coded["1.weight"].grid.axis == 0 and coded["1.weight"].grid.scale.size == 2
+
+
+def grouped() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.ConvTranspose2d(4, 6, 3, groups=2), torch.nn.ConvTranspose2d(6, 4, 2)
+    )
+
+
+def by_output_channel(layer: torch.nn.ConvTranspose2d, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scale of each output channel and the rounded weight, channel by channel."""
+    weight, limit = layer.weight.detach().numpy().copy(), 2 ** (bits - 1) - 1
+    inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    scales = []
+    for channel in range(layer.out_channels):
+        group, column = divmod(channel, outputs)
+        unit = weight[group * inputs : (group + 1) * inputs, column]
+        scale = np.float32(np.abs(unit).max().astype(np.float64) / limit)
+        unit[...] = np.rint(unit / np.float64(scale)).astype(np.float32) * scale
+        scales.append(scale)
+    return np.float32(scales), weight
+
+
+def test_grouped_transposed_convolutions_have_a_scale_per_output_channel(tmp_path: Path) -> None:
+    model = grouped()
+    wanted = [by_output_channel(layer, 4) for layer in model]
+    coded = kk.torch.quantize_(model, bits=4)
+    for index, (scales, weight) in enumerate(wanted):
+        assert np.array_equal(coded[f"{index}.weight"].grid.scale, scales)
+        assert np.array_equal(model[index].weight.detach().numpy(), weight)
+    path = kk.save(model, tmp_path / "grouped.karikomi")
+    assert same(kk.load(path, into=grouped()), model)
+    texts = {entry.name: entry.quantizer for entry in pack.inspect(path).entries}
+    assert texts["0.weight"] == "uniform 4 bits, axis 1 of 2 groups"
+    assert texts["1.weight"] == "uniform 4 bits, axis 1"
+
+
+def test_candidates_of_compress_have_a_scale_per_output_channel() -> None:
+    inputs = np.zeros((4, 4, 3, 3), np.float32)
+    split = kk.tasks.Split(inputs, np.zeros(4, np.int64))
+    data = kk.tasks.Data(train=split, validation=split, test=split)
+    task = kk.tasks.Task(name="upward", model=grouped, data=lambda: data)
+    runner = runner_for(task, data, seed=0)
+    arrays, units = runner.fresh(), runner.output_units()
+    coded = eight_bits(arrays, [*runner.prunable(), *runner.biases()], units)
+    model = kk.torch.fill_(grouped(), arrays)
+    for index in (0, 1):
+        scales, weight = by_output_channel(model[index], 8)
+        assert np.array_equal(coded[f"{index}.weight"].grid.scale, scales)
+        assert np.array_equal(coded[f"{index}.weight"].decode(), weight)
+        assert coded[f"{index}.bias"].grid.axis is None
+
+
+class Signs:
+    """Toy: the sign times the mean magnitude of the tensor."""
+
+    argument = "bits"
+
+    def quantize(
+        self, weights: np.ndarray, size: int, *, units: OutputUnits, name: str = "weights"
+    ) -> Coded:
+        scale = np.float32([np.abs(weights).mean()])
+        return Coded(np.sign(weights).astype(np.int8), UniformGrid(scale, None, size))
+
+
+def test_a_registered_quantizer_is_usable_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.entries()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    registry.register("quantizer", name="toy", formula="sign(w) * mean|w|", source="a test")(Signs)
+    model = mlp()
+    coded = kk.torch.quantize_(model, bits=2, method="toy")
+    assert all(np.unique(np.abs(tensor.codes)).tolist() == [1] for tensor in coded.values())
+    path = kk.save(model, tmp_path / "toy.karikomi")
+    assert same(kk.load(path, into=fresh(mlp, 1, torch.float32)), model)
+    assert pack.inspect(path).entries[1].quantizer == "uniform 2 bits"
+    with pytest.raises(
+        InvalidArgument, match="quantize_: the quantizer 'toy' takes bits; got entr"
+    ):
+        kk.torch.quantize_(model, entries=2, method="toy")
+    with pytest.raises(UnknownName, match="unknown quantizer; got 'tyo'; did you mean 'toy'"):
+        kk.torch.quantize_(model, bits=2, method="tyo")
 
 
 def test_changed_weights_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ TITLES = {
     "allocation": "allocation: which tensors give up how many",
     "pattern": "pattern: what is removed as one",
     "penalty": "penalty: what prepares a network for pruning",
+    "quantizer": "quantizer: how weights are rounded to a grid",
     "task": "task: what to train and how to judge it",
 }
 

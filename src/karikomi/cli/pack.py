@@ -73,10 +73,9 @@ def command(source: Path, out: Path, entries: int | None, bits: int | None, as_j
 def _quantized(
     name: str, array: np.ndarray, entries: int | None, bits: int | None
 ) -> np.ndarray | Coded:
-    from karikomi.quantize import kmeans, uniform
+    from karikomi.quantize import OutputUnits, quantizer_for
 
-    if array.dtype.kind != "f" or array.ndim < 2:
+    if array.dtype.kind != "f" or array.ndim < 2 or entries is bits is None:
         return array
-    if entries is not None:
-        return kmeans(array, entries=entries, name=name)
-    return array if bits is None else uniform(array, bits=bits, axis=0, name=name)
+    quantize = quantizer_for(bits=bits, entries=entries, where="pack")
+    return quantize(array, units=OutputUnits(axis=0), name=name)

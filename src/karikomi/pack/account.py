@@ -10,6 +10,7 @@ import numpy as np
 
 from karikomi.pack import header
 from karikomi.pack.contest import shannon
+from karikomi.pack.grid_codec import GRID_CODECS
 from karikomi.pack.manifest import ManifestEntry
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import Opened, opened
@@ -108,7 +109,7 @@ def _account(entry: ManifestEntry, stored: Stored, file: Opened, manifest: int) 
         name=entry.name,
         shape=entry.shape,
         dtype=entry.dtype,
-        quantizer=_quantizer(entry),
+        quantizer=GRID_CODECS[entry.grid[0]].text(entry.grid[1:]) if entry.grid else "none",
         codec=entry.codec,
         elements=elements(entry.shape),
         nonzero=int(np.count_nonzero(value)),
@@ -119,15 +120,6 @@ def _account(entry: ManifestEntry, stored: Stored, file: Opened, manifest: int) 
         manifest=manifest,
         shannon=shannon(stored),
     )
-
-
-def _quantizer(entry: ManifestEntry) -> str:
-    match entry.grid:
-        case ["codebook", count]:
-            return f"codebook {count}"
-        case ["uniform", bits, axis]:
-            return f"uniform {bits} bits" + ("" if axis is None else f", axis {axis}")
-    return "none"
 
 
 def _directory_bytes(name: str, file: Opened) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karikomi.pack.codecs import bits, gaps, planes, rans, raw
+from karikomi.pack.grid_codec import write_grid
 from karikomi.pack.stored import Stored, describe
 from karikomi.quantize import Coded
 
@@ -76,7 +77,7 @@ def encoded_sizes(tensor: np.ndarray | Coded) -> dict[str, int]:
     {'raw': 1000, 'bits': 2, 'planes': 2, 'gaps': 5}
     """
     stored = describe("tensor", tensor)
-    grid = len(stored.grid_bytes())
+    grid = len(write_grid(stored.grid))
     sizes = {}
     for codec in CODECS.values():
         head = codec.fit(stored.flat)

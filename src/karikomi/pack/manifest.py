@@ -2,8 +2,8 @@
 
 ``{"v": [major, minor], "r": [required features], "t": [tensors], "notes": {text: text}}``; a tensor
 is ``{"n": name, "s": shape, "d": type, "g": grid, "c": codec, "k": chunks, "x": digest}``. `d` is
-NumPy's kind and item size of the decoded tensor; `g` is absent, ``["uniform", bits, axis]`` or
-``["codebook", entries]``; `k` lists ``[bytes, CRC32]``, first for the tables (grid, then codec),
+NumPy's kind and item size of the decoded tensor; `g` is absent, or a grid's kind and parameters
+(see `grid_codec`); `k` lists ``[bytes, CRC32]``, first for the tables (grid, then codec),
 then for each chunk of 2**20 symbols; `x` is the hex digest of the decoded bytes. `r` and `notes`
 are absent where empty. JSON inside of JSON would need a backslash before each quote.
 """
@@ -19,15 +19,15 @@ from typing import Any
 
 from karikomi.errors import BadFile
 from karikomi.pack.contest import CHUNK, CODECS, INTEGER_CODECS
+from karikomi.pack.grid_codec import GRID_CODECS, grid_numbers
 from karikomi.pack.read_budget import Budget
-from karikomi.pack.stored import DIGEST_BYTES, DTYPES, elements, grid_numbers, name_fault
-from karikomi.quantize.grids import LEAST_BITS, MOST_BITS, MOST_VALUES
+from karikomi.pack.stored import DIGEST_BYTES, DTYPES, elements, name_fault
 
-VERSION = (1, 0)
+VERSION = (1, 1)
+"""The latest version that is read; what is written is the lowest that has all that a file contains."""
 FEATURES: frozenset[str] = frozenset()
 KEYS = {"v", "r", "t", "notes"}
 ENTRY_KEYS = set("nsdgckx")
-GRIDS = ("uniform", "codebook")
 
 Version = tuple[int, int]
 
@@ -61,9 +61,16 @@ class ManifestEntry:
         return elements(self.shape) * int(self.dtype[1:]) + 4 * grid_numbers(self.grid, self.shape)
 
 
+def version_of(entries: list[ManifestEntry]) -> Version:
+    """Return the lowest version of the format that has the grids of these tensors."""
+    specs = [entry.grid for entry in entries if entry.grid]
+    minors = [GRID_CODECS[spec[0]].minor_version(spec[1:]) for spec in specs]
+    return VERSION[0], max(minors, default=0)
+
+
 def dump(entries: list[ManifestEntry], notes: Mapping[str, str]) -> str:
     """Return the manifest as the text that stands in the metadata."""
-    whole: dict[str, Any] = {"v": VERSION, "t": [entry.to_json() for entry in entries]}
+    whole: dict[str, Any] = {"v": version_of(entries), "t": [entry.to_json() for entry in entries]}
     if notes:
         whole["notes"] = dict(sorted(notes.items()))
     text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
@@ -92,7 +99,9 @@ def load(
     budget.admit("tensors", len(_list(tensors, where)), where)
     if not isinstance(notes, dict) or not all(isinstance(item, str) for item in notes.values()):
         raise BadFile("notes must be text", where=where)
-    return [_entry(item, version, budget, where) for item in _list(tensors, where)], notes
+    entries = [_entry(item, version, budget, where) for item in _list(tensors, where)]
+    require(version_of(entries) <= version, "a grid of a later version", where, list(version))
+    return entries, notes
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -169,23 +178,13 @@ def _entry(item: Any, version: Version, budget: Budget, where: str) -> ManifestE
         isinstance(item["x"], str) and len(item["x"]) == 2 * DIGEST_BYTES, "malformed digest", where
     )
     if grid is not None:
-        good = isinstance(grid, list) and bool(grid) and grid[0] in GRIDS
+        good = isinstance(grid, list) and grid[:1] in [[kind] for kind in GRID_CODECS]
         require_known([] if good else [grid], "unknown quantizer", version, where)
-        _check_grid(grid, shape, dtype, where)
+        good = dtype == "f4" and GRID_CODECS[grid[0]].is_valid(grid[1:], shape)
+        require(good, "malformed quantizer", where, grid)
     elif codec in INTEGER_CODECS:
         require(dtype[0] != "f", "the codec is for integers", where, f"{codec} for {dtype}")
     return ManifestEntry(item["n"], shape, dtype, grid, codec, chunks, item["x"])
-
-
-def _check_grid(grid: Any, shape: tuple[int, ...], dtype: str, where: str) -> None:
-    match grid:
-        case ["uniform", int(bits), axis] if type(bits) is int and LEAST_BITS <= bits <= MOST_BITS:
-            good = axis is None or (_natural(axis) and axis < len(shape))
-        case ["codebook", int(entries)]:
-            good = _natural(entries) and entries < MOST_VALUES
-        case _:
-            good = False
-    require(good and dtype == "f4", "malformed quantizer", where, grid)
 
 
 def _expand(text: str, budget: Budget, where: str) -> bytes:

@@ -1,17 +1,21 @@
-"""Plain safetensors files, of any types: where each tensor lies, read as strictly as packed ones.
+"""Plain safetensors files, of any types: their directory, read as strictly as that of packed ones.
 
-Separate from `header`, which knows the files that are written here and nothing else.
+Separate from `header`, which is for packed files. `expand` turns a packed file into a plain one.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from karikomi.errors import BadFile
+from karikomi.files import as_path, write_bytes
 from karikomi.pack.header import METADATA, VERSION_KEY, ascending, read_json, require_tiling
 from karikomi.pack.manifest import require
 from karikomi.pack.read_budget import Budget
+from karikomi.pack.reader import opened
 
 _BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -56,6 +60,32 @@ def directory(
     found = [_tensor(name, item, start, budget, where) for name, item in whole.items()]
     require_tiling({item.name: (item.start, item.end) for item in found}, start, file_size, where)
     return sorted(found, key=lambda value: (value.start, value.end)), start
+
+
+def expand(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    budget: Budget | None = None,
+) -> Path:
+    """Decode a packed file and write its tensors, dense, to the safetensors file `out`.
+
+    Notes go into the metadata. Raises `BadFile` as `load` does, `Unwritable` from the disk.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from karikomi.pack import save
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     packed = save({"x": np.zeros(100, np.float32)}, folder + "/x.karikomi")
+    ...     expand(packed, folder + "/x.safetensors").stat().st_size > 400
+    True
+    """
+    from safetensors.numpy import save
+
+    with opened(path, budget) as file:
+        arrays = {entry.name: stored.decoded() for entry, stored in file.tensors()}
+        content = save(arrays, metadata=file.notes or None)
+    return write_bytes(as_path(out).expanduser(), content)
 
 
 def _tensor(name: str, item: Any, start: int, budget: Budget, where: str) -> StoredTensor:

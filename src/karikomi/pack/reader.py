@@ -16,6 +16,7 @@ from karikomi.errors import BadFile, InvalidArgument
 from karikomi.pack import header, manifest
 from karikomi.pack.codecs.cursor import Cursor
 from karikomi.pack.contest import CHUNK, CODECS
+from karikomi.pack.grid_codec import read_grid
 from karikomi.pack.header import Header
 from karikomi.pack.manifest import ManifestEntry
 from karikomi.pack.read_budget import Budget
@@ -25,7 +26,6 @@ from karikomi.pack.stored import (
     code_dtype,
     digest,
     elements,
-    read_grid,
 )
 from karikomi.quantize import Coded
 
@@ -125,7 +125,7 @@ def _decode(entry: ManifestEntry, payload: bytes) -> Stored:
     cursor = Cursor(payload)
     parts = [_verified(cursor, index, chunk) for index, chunk in enumerate(entry.chunks)]
     tables = Cursor(parts[0])
-    grid = read_grid(tables, entry.grid, entry.shape) if entry.grid else None
+    grid = read_grid(tables, entry.grid, entry.shape)
     head = tables.rest()
     dtype = code_dtype(entry.dtype, grid)
     flat = np.empty(elements(entry.shape), dtype)

@@ -11,14 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karikomi.errors import BadFile, InvalidArgument
-from karikomi.pack.codecs import planes
-from karikomi.pack.codecs.cursor import Cursor
-from karikomi.quantize import Codebook, Coded, Grid, UniformGrid
+from karikomi.quantize import Coded, Grid
 
 DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 MOST_NAME = 512
 DIGEST_BYTES = 16
-FLOAT = np.dtype("<f4")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,15 +27,6 @@ class Stored:
     dtype: str
     grid: Grid | None
     flat: NDArray
-
-    def grid_bytes(self) -> bytes:
-        """Return the grid's numbers: scales, or the values of a codebook without its zero."""
-        match self.grid:
-            case UniformGrid(scale=scale):
-                return planes.write(scale.astype(FLOAT))
-            case Codebook(values=values):
-                return planes.write(values[1:].astype(FLOAT))
-        return b""
 
     def value(self) -> np.ndarray | Coded:
         """Return the tensor: an array of the original type, or codes with their grid."""
@@ -83,36 +71,6 @@ def code_dtype(kind: str, grid: Grid | None) -> np.dtype:
     if grid is not None:
         return grid.code_dtype
     return np.dtype("<u1" if kind == "b1" else f"<{kind}")
-
-
-def read_grid(cursor: Cursor, spec: list, shape: tuple[int, ...]) -> Grid:
-    """Return the grid that `spec` announces, its numbers taken from `cursor`."""
-    if spec[0] == "codebook":
-        values = np.zeros(spec[1] + 1, np.float32)
-        values[1:] = planes.read(cursor, spec[1], FLOAT)
-        return Codebook(values)
-    _, bits, axis = spec
-    scale = planes.read(cursor, grid_numbers(spec, shape), FLOAT)
-    return UniformGrid(scale.astype(np.float32), axis, bits)
-
-
-def grid_spec(grid: Grid | None) -> list | None:
-    """Return what the manifest says of a grid: its kind and its integers."""
-    match grid:
-        case UniformGrid(axis=axis, bits=bits):
-            return ["uniform", bits, axis]
-        case Codebook(values=values):
-            return ["codebook", values.size - 1]
-    return None
-
-
-def grid_numbers(spec: list | None, shape: tuple[int, ...]) -> int:
-    """Return how many floats a grid has beside its integers."""
-    if spec is None:
-        return 0
-    if spec[0] == "codebook":
-        return spec[1]
-    return 1 if spec[2] is None else shape[spec[2]]
 
 
 def digest(array: NDArray) -> str:

@@ -13,8 +13,9 @@ from karikomi.errors import InvalidArgument
 from karikomi.files import as_path, write_atomically
 from karikomi.pack import header, manifest
 from karikomi.pack.contest import choose
+from karikomi.pack.grid_codec import grid_spec, write_grid
 from karikomi.pack.manifest import ManifestEntry
-from karikomi.pack.stored import Stored, describe, digest, grid_spec, name_fault
+from karikomi.pack.stored import Stored, describe, digest, name_fault
 from karikomi.quantize import Coded
 
 
@@ -55,7 +56,7 @@ def save(
         entries.append(entry)
         payloads[name] = payload
     sizes = {name: len(payload) for name, payload in payloads.items()}
-    head = header.dump(sizes, manifest.dump(entries, notes), manifest.VERSION)
+    head = header.dump(sizes, manifest.dump(entries, notes), manifest.version_of(entries))
 
     def write(stream: object) -> None:
         stream.writelines([head, *payloads.values()])  # type: ignore[attr-defined]
@@ -65,7 +66,7 @@ def save(
 
 def _pack(stored: Stored) -> tuple[ManifestEntry, bytes]:
     encoded = choose(stored.flat)
-    parts = [stored.grid_bytes() + encoded.head, *encoded.chunks]
+    parts = [write_grid(stored.grid) + encoded.head, *encoded.chunks]
     chunks = tuple((len(part), zlib.crc32(part)) for part in parts)
     entry = ManifestEntry(
         name=stored.name,

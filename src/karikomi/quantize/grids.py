@@ -1,11 +1,12 @@
-"""What integer codes mean: grids, and a tensor of codes together with its grid.
+"""Grids, which give integer codes their values, and a tensor of codes together with its grid.
 
-Kept apart from the functions that choose a grid, because the packed file needs the meaning only.
+Apart from the quantizers, which choose a grid: the packed file needs the grids only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,36 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 LEAST_BITS, MOST_BITS = 2, 16
 MOST_VALUES = 2**16
 
+Shape = tuple[int, ...]
+
+
+@runtime_checkable
+class Grid(Protocol):
+    """The values that integer codes stand for; `karikomi.pack.grid_codec` has an entry for each kind."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code at a fixed width."""
+        ...
+
+    @property
+    def numbers(self) -> NDArray[np.float32]:
+        """The grid's floats: its scales, or its values."""
+        ...
+
+    @property
+    def code_dtype(self) -> np.dtype[np.integer]:
+        """The narrowest integer type that holds every code."""
+        ...
+
+    def check(self, codes: NDArray[np.integer]) -> None:
+        """Raise `InvalidArgument` where `codes` do not fit this grid."""
+        ...
+
+    def decode(self, codes: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return the values of `codes`, float32 in their shape."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UniformGrid:
@@ -24,7 +55,9 @@ class UniformGrid:
     Symmetric, zero point 0, narrow range: codes lie in ``[-(2**(bits-1) - 1), 2**(bits-1) - 1]``.
     `scale` is float32 of shape ``(C,)``, one per index of `axis`, or ``(1,)`` with `axis` ``None``;
     each is finite and at least 2**-126 (a subnormal scale decodes to other numbers where the
-    hardware flushes subnormals to zero). `bits` is in 2..16. Raises `InvalidArgument`.
+    hardware flushes subnormals to zero). `bits` is in 2..16. `groups`: the first axis (which is not
+    `axis` then) splits into so many equal parts with scales of their own, ``(groups * C,)`` in all.
+    Raises `InvalidArgument`.
 
     >>> UniformGrid(np.float32([0.5]), axis=None, bits=4).decode(np.int8([-7, 0, 3])).tolist()
     [-3.5, 0.0, 1.5]
@@ -35,6 +68,7 @@ class UniformGrid:
     scale: NDArray[np.float32]
     axis: int | None
     bits: int
+    groups: int = 1
 
     def __post_init__(self) -> None:
         _require_vector(self.scale, "scale", "UniformGrid")
@@ -51,6 +85,12 @@ class UniformGrid:
                 where="UniformGrid",
                 got=self.axis,
                 allowed="None or an integer >= 0",
+            )
+        if type(self.groups) is not int or self.groups < 1 or (self.groups > 1 and not self.axis):
+            raise InvalidArgument(
+                "groups are of the first axis, and need another one for the scales",
+                where="UniformGrid",
+                got=f"groups {self.groups}, axis {self.axis}",
             )
         if self.axis is None and self.scale.size != 1:
             raise InvalidArgument(
@@ -72,6 +112,11 @@ class UniformGrid:
         return 2 ** (self.bits - 1) - 1
 
     @property
+    def numbers(self) -> NDArray[np.float32]:
+        """The scales."""
+        return self.scale
+
+    @property
     def code_dtype(self) -> np.dtype[np.integer]:
         """The narrowest integer type that holds every code."""
         return np.dtype("<i1" if self.bits <= 8 else "<i2")
@@ -85,21 +130,26 @@ class UniformGrid:
                     where="Coded",
                     got=f"axis {self.axis} of a tensor of rank {codes.ndim}",
                 )
-            if self.scale.size != codes.shape[self.axis]:
+            if self.groups > 1 and codes.shape[0] % self.groups:
                 raise InvalidArgument(
-                    "one scale is needed per index of the axis",
+                    "the first axis does not split into the groups",
+                    where="Coded",
+                    got=f"{codes.shape[0]} indices, {self.groups} groups",
+                )
+            if self.scale.size != self.groups * codes.shape[self.axis]:
+                raise InvalidArgument(
+                    "one scale is needed per index of the axis, in each group",
                     where="Coded",
                     got=f"{self.scale.size} scales",
-                    allowed=codes.shape[self.axis],
+                    allowed=self.groups * codes.shape[self.axis],
                 )
         _require_range(codes, -self.limit, self.limit)
 
     def decode(self, codes: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return ``scale * code`` in float32, in the shape of `codes`: one rounding per weight."""
-        shape = [1] * codes.ndim
-        if self.axis is not None:
-            shape[self.axis] = -1
-        return (codes.astype(np.float32) * self.scale.reshape(shape)).reshape(codes.shape)
+        split, units = split_units(codes.shape, self.axis, self.groups)
+        parts = codes.astype(np.float32).reshape(split)
+        return (parts * self.scale.reshape(units)).reshape(codes.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +182,16 @@ class Codebook:
             )
 
     @property
+    def bits(self) -> int:
+        """Bits of a code at a fixed width."""
+        return max((self.values.size - 1).bit_length(), 1)
+
+    @property
+    def numbers(self) -> NDArray[np.float32]:
+        """The values, with the zero."""
+        return self.values
+
+    @property
     def code_dtype(self) -> np.dtype[np.integer]:
         """The narrowest integer type that holds every code."""
         return np.dtype("<u1" if self.values.size <= 256 else "<u2")
@@ -143,9 +203,6 @@ class Codebook:
     def decode(self, codes: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return ``values[codes]``, float32 in the shape of `codes`."""
         return np.asarray(self.values[codes], dtype=np.float32).reshape(codes.shape)
-
-
-Grid = UniformGrid | Codebook
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,23 +225,35 @@ class Coded:
         if not isinstance(self.codes, np.ndarray) or self.codes.dtype.kind not in "iu":
             kind = getattr(self.codes, "dtype", type(self.codes).__name__)
             raise InvalidArgument("codes must be an integer array", where="Coded", got=kind)
-        if not isinstance(self.grid, (UniformGrid, Codebook)):
+        if not isinstance(self.grid, Grid):
             raise InvalidArgument(
-                "unknown kind of grid",
+                "this is not a grid",
                 where="Coded",
                 got=type(self.grid).__name__,
-                allowed="UniformGrid or Codebook",
+                allowed="such as UniformGrid or Codebook",
             )
         self.grid.check(self.codes)
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """The shape of the tensor."""
         return self.codes.shape
 
     def decode(self) -> NDArray[np.float32]:
         """Return the float32 tensor that the codes stand for."""
         return self.grid.decode(self.codes)
+
+
+def split_units(shape: Shape, axis: int | None, groups: int) -> tuple[Shape, Shape]:
+    """Return a tensor's shape with its first axis split into groups, and the shape of its scales there.
+
+    >>> split_units((6, 5, 3), 1, 2), split_units((6, 5), None, 1)
+    (((2, 3, 5, 3), (2, 1, 5, 1)), ((6, 5), (1, 1)))
+    """
+    if axis is None:
+        return shape, (1,) * len(shape)
+    split = (groups, shape[0] // groups, *shape[1:])
+    return split, tuple(n if i in (0, axis + 1) else 1 for i, n in enumerate(split))
 
 
 def _require_vector(array: object, what: str, where: str) -> None:

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from karikomi.errors import InvalidArgument
 from karikomi.quantize.grids import MOST_VALUES, SMALLEST_SCALE, Codebook, Coded
 from karikomi.quantize.nearest import finite
+from karikomi.quantize.quantizer import OutputUnits
+from karikomi.registry import register
 
 
 def kmeans(
@@ -51,6 +53,24 @@ def kmeans(
     grid = Codebook(values)
     codes = np.where(array == 0, 0, 1 + np.searchsorted(_midpoints(centroids), array))
     return Coded(codes.astype(grid.code_dtype).reshape(array.shape), grid)
+
+
+@register(
+    "quantizer",
+    name="kmeans",
+    formula="w = values[code], values by 1-D k-means of the non-zero weights of a tensor",
+    source="Han, Mao and Dally 2016, Deep Compression",
+)
+class KMeansQuantizer:
+    """`kmeans`: one codebook per tensor."""
+
+    argument = "entries"
+
+    def quantize(
+        self, weights: NDArray, size: int, *, units: OutputUnits, name: str = "weights"
+    ) -> Coded:
+        """Return codes of at most `size` non-zero values and their codebook."""
+        return kmeans(weights, entries=size, name=name)
 
 
 def _centroids(ordered: NDArray[np.float32], entries: int, iterations: int) -> NDArray[np.float32]:

@@ -6,11 +6,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.quantize.grids import LEAST_BITS, MOST_BITS, SMALLEST_SCALE, Coded, UniformGrid
+from karikomi.quantize.grids import (
+    LEAST_BITS,
+    MOST_BITS,
+    SMALLEST_SCALE,
+    Coded,
+    UniformGrid,
+    split_units,
+)
+from karikomi.quantize.quantizer import OutputUnits
+from karikomi.registry import register
 
 
 def uniform(
-    weights: ArrayLike, *, bits: int = 8, axis: int | None = 0, name: str = "weights"
+    weights: ArrayLike,
+    *,
+    bits: int = 8,
+    axis: int | None = 0,
+    groups: int = 1,
+    name: str = "weights",
 ) -> Coded:
     """Quantize to a symmetric uniform grid: one scale per index of `axis`, or one for the tensor.
 
@@ -18,8 +32,9 @@ def uniform(
     zeros gets scale 1. The error of every weight is at most ``scale / 2``.
 
     `weights` is a real array of any shape; `bits` is in 2..16; `axis` may be negative, and is
-    ``None`` for one scale in all. `name` is used in errors only. Raises `InvalidArgument` for an
-    argument out of range and `NonFinite` for NaN or infinite weights.
+    ``None`` for one scale in all. `groups`: the first axis splits into so many equal parts with scales
+    of their own, as in a grouped transposed convolution. `name` is used in errors only. Raises
+    `InvalidArgument` for an argument out of range and `NonFinite` for NaN or infinite weights.
 
     >>> coded = uniform(np.float32([[1.5, -0.6], [0.0, 0.0]]), bits=3)
     >>> coded.codes.tolist(), coded.grid.scale.tolist()
@@ -33,13 +48,34 @@ def uniform(
             "bits out of range", where=f"uniform of {name}", got=bits, allowed="2..16"
         )
     axis = _axis(axis, array.ndim, name)
-    others = None if axis is None else tuple(i for i in range(array.ndim) if i != axis)
-    peak = np.max(np.abs(array), axis=others, keepdims=True, initial=0.0).astype(np.float64)
+    _check_groups(groups, axis, array, name)
+    split, units = split_units(array.shape, axis, groups)
+    parts = array.reshape(split)
+    others = tuple(i for i, length in enumerate(units) if length == 1)
+    peak = np.max(np.abs(parts), axis=others, keepdims=True, initial=0.0).astype(np.float64)
     limit = 2 ** (bits - 1) - 1
     scale = np.where(peak == 0, 1.0, np.maximum(peak / limit, SMALLEST_SCALE)).astype(np.float32)
-    codes = np.clip(np.rint(array / scale.astype(np.float64)), -limit, limit)
-    grid = UniformGrid(scale.reshape(-1), axis, bits)
-    return Coded(np.asarray(codes, dtype=grid.code_dtype), grid)
+    codes = np.clip(np.rint(parts / scale.astype(np.float64)), -limit, limit)
+    grid = UniformGrid(scale.reshape(-1), axis, bits, groups)
+    return Coded(np.asarray(codes, dtype=grid.code_dtype).reshape(array.shape), grid)
+
+
+@register(
+    "quantizer",
+    name="uniform",
+    formula="w = scale * code, scale = max|w| of an output unit / (2**(bits-1) - 1)",
+    source="max-abs calibration of weights as in ONNX Runtime and NNCF",
+)
+class UniformQuantizer:
+    """`uniform` with one scale per output unit."""
+
+    argument = "bits"
+
+    def quantize(
+        self, weights: NDArray, size: int, *, units: OutputUnits, name: str = "weights"
+    ) -> Coded:
+        """Return codes of `size` bits and their grid."""
+        return uniform(weights, bits=size, axis=units.axis, groups=units.groups, name=name)
 
 
 def finite(weights: ArrayLike, name: str) -> NDArray[np.float32]:
@@ -71,3 +107,15 @@ def _axis(axis: int | None, rank: int, name: str) -> int | None:
             allowed=f"None or {-rank}..{rank - 1}" if rank else "None",
         )
     return axis % rank
+
+
+def _check_groups(groups: int, axis: int | None, array: NDArray, name: str) -> None:
+    if groups != 1 and (
+        type(groups) is not int or groups < 1 or not axis or array.shape[0] % groups
+    ):
+        raise InvalidArgument(
+            "groups out of range",
+            where=f"uniform of {name}",
+            got=f"{groups!r} for shape {array.shape} and axis {axis}",
+            allowed="1, or a divisor of the first axis, with an axis after it",
+        )

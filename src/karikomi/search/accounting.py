@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from karikomi.quantize import Codebook, Coded
+from karikomi.quantize import Coded
 
 
 def fixed_width_bytes(kept: np.ndarray, value_bits: int) -> int:
@@ -36,14 +36,10 @@ def bytes_by_cause(tensor: np.ndarray | Coded, packed: int) -> dict[str, int]:
         pruned = fixed_width_bytes(kept, bits)
         return {"dense": tensor.nbytes, "pruned": pruned, "quantized": pruned, "packed": packed}
     kept = tensor.codes != 0
-    if isinstance(tensor.grid, Codebook):
-        bits = max(math.ceil(math.log2(max(len(tensor.grid.values), 2))), 1)
-        table = tensor.grid.values.nbytes
-    else:
-        bits, table = tensor.grid.bits, tensor.grid.scale.nbytes
+    quantized = fixed_width_bytes(kept, tensor.grid.bits) + tensor.grid.numbers.nbytes
     return {
         "dense": 4 * kept.size,
         "pruned": fixed_width_bytes(kept, 32),
-        "quantized": fixed_width_bytes(kept, bits) + table,
+        "quantized": quantized,
         "packed": packed,
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from karikomi.quantize import Coded, kmeans, uniform
+from karikomi.quantize import Coded, OutputUnits, quantizer_for
 from karikomi.tasks import Arrays
 
 Stored = dict[str, np.ndarray | Coded]
@@ -14,13 +14,17 @@ Stored = dict[str, np.ndarray | Coded]
 
 def shared_weights(arrays: Arrays, names: Sequence[str], entries: int) -> dict[str, Coded]:
     """Return a codebook of at most `entries` non-zero centroids for each named tensor."""
-    return {name: kmeans(arrays[name], entries=entries, name=name) for name in names}
+    quantize = quantizer_for(entries=entries, where="shared_weights")
+    return {name: quantize(arrays[name], units=OutputUnits(), name=name) for name in names}
 
 
-def eight_bits(arrays: Arrays, names: Sequence[str]) -> dict[str, Coded]:
-    """Return a per-channel 8-bit grid for each named tensor; one grid for a vector."""
+def eight_bits(
+    arrays: Arrays, names: Sequence[str], units: Mapping[str, OutputUnits]
+) -> dict[str, Coded]:
+    """Return an 8-bit grid for each named tensor: one scale per output unit, or one where it has none."""
+    quantize = quantizer_for(bits=8, where="eight_bits")
     return {
-        name: uniform(arrays[name], bits=8, axis=0 if arrays[name].ndim > 1 else None)
+        name: quantize(arrays[name], units=units.get(name, OutputUnits()), name=name)
         for name in names
     }
 

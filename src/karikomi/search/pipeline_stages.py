@@ -119,7 +119,7 @@ class Stages:
             training = self._folder.train(stage, training, phase, self._on_epoch)
             tuned = training.arrays()
             biases = [name for name in self._runner.biases() if np.any(tuned[name])]
-            coded = {**training.coded(), **eight_bits(tuned, biases)}
+            coded = {**training.coded(), **eight_bits(tuned, biases, {})}
             self._finish_candidate(stage, stored(tuned, coded), dense)
         else:
             self._on_epoch(stage, recipe.tune_epochs)
@@ -131,7 +131,8 @@ class Stages:
         if self._folder.done(stage) is None:
             names = [*self._runner.prunable(), *self._runner.biases()]
             chosen = [name for name in names if np.any(arrays[name])]
-            self._finish_candidate(stage, stored(arrays, eight_bits(arrays, chosen)), dense)
+            coded = eight_bits(arrays, chosen, self._runner.output_units())
+            self._finish_candidate(stage, stored(arrays, coded), dense)
         return self._candidate(stage, "8 bits per channel")
 
     def floats(self, rung: Rung, arrays: Arrays, dense: Rung) -> Candidate:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from karikomi.quantize import Coded
+from karikomi.quantize import Coded, OutputUnits
 from karikomi.record import Recorder
 from karikomi.rule import Rule
 from karikomi.tasks.task import Data, Task
@@ -96,6 +96,10 @@ class Runner(Protocol):
 
     def prunable(self) -> list[str]:
         """Return the names of the tensors that pruning and weight sharing act on."""
+        ...
+
+    def output_units(self) -> dict[str, OutputUnits]:
+        """Return name -> output units of each weight that has them, a fact of its layer's type."""
         ...
 
     def biases(self) -> list[str]:

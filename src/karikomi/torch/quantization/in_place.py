@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument
-from karikomi.quantize import Coded, kmeans, uniform
+from karikomi.quantize import Coded, OutputUnits, quantizer_for
 from karikomi.select import select
 from karikomi.torch.modules import codes
-from karikomi.torch.modules.parameters import unit_axes, unwrapped
+from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.modules.prunable import prunable
+from karikomi.torch.quantization.output_units import output_units
 
 
 @torch.no_grad()
@@ -21,6 +21,7 @@ def quantize_(
     *,
     bits: int | None = None,
     entries: int | None = None,
+    method: str | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> dict[str, Coded]:
@@ -28,11 +29,14 @@ def quantize_(
 
     `bits` (2..16): a symmetric uniform grid per output unit, ``w = scale * round(w / scale)``.
     `entries`: a codebook of so many non-zero values per tensor by 1-D k-means (weight sharing). Exactly
-    one of the two. Zeros stay exact zeros. Acts on the weights of Linear and Conv layers that `only`
-    and `exclude` (globs) leave; `kk.save` then stores the codes instead of floats, and `kk.load` gives
-    float32 arrays. Prune and shrink first: a changed weight has no code.
+    one of the two. `method`: the name of a registered quantizer, by default ``"uniform"`` for `bits` and
+    ``"kmeans"`` for `entries`. Zeros stay exact zeros. Acts on the weights of Linear and Conv layers that
+    `only` and `exclude` (globs) leave; `kk.save` then stores the codes instead of floats, and `kk.load`
+    gives float32 arrays. Prune and shrink first: a changed weight has no code. An output unit of a
+    grouped transposed convolution is one output channel of one group.
 
-    Raises `InvalidArgument` for both or none of the two, `NonFinite` naming a tensor with NaN.
+    Raises `InvalidArgument` for both or none of the two, or a method that takes the other one,
+    `UnknownName` for an unknown method, `NonFinite` naming a tensor with NaN.
 
     >>> import torch, karikomi as kk
     >>> layer = torch.nn.Linear(4, 2)
@@ -43,24 +47,13 @@ def quantize_(
     Source: per-channel symmetric grids as in ONNX Runtime and LiteRT; codebooks after Han, Mao and Dally
     2016. Deviation: zero is a code of its own, so that pruned weights survive.
     """
-    if (bits is None) == (entries is None):
-        raise InvalidArgument(
-            "give bits for a uniform grid, or entries for a codebook",
-            where="torch.quantize_",
-            got=f"bits={bits}, entries={entries}",
-            allowed="exactly one",
-        )
+    quantize = quantizer_for(method, bits=bits, entries=entries, where="torch.quantize_")
     weights, _ = prunable(module)
-    axes, _ = unit_axes(module)
-    chosen = select(weights, only=only, exclude=exclude, where="torch.quantize_")
+    units = output_units(module)
     coded: dict[str, Coded] = {}
-    for name in chosen:
+    for name in select(weights, only=only, exclude=exclude, where="torch.quantize_"):
         array = weights[name].detach().cpu().float().numpy()
-        if entries is not None:
-            coded[name] = kmeans(array, entries=entries, name=name)
-        else:
-            assert bits is not None  # noqa: S101  (one of the two was given)
-            coded[name] = uniform(array, bits=bits, axis=axes.get(name), name=name)
+        coded[name] = quantize(array, units=units.get(name, OutputUnits()), name=name)
     for name, tensor in coded.items():
         weights[name].copy_(codes.decoded(tensor, weights[name].dtype))
     codes.add_(unwrapped(module), coded)

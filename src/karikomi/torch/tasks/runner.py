@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, KarikomiError, Unsupported, suggest
+from karikomi.quantize import OutputUnits
 from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.task import Data, Task, source_of
 from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.modules.prunable import prunable
+from karikomi.torch.quantization.output_units import output_units
 from karikomi.torch.shrinking.dead_units import shrink
 from karikomi.torch.tasks.networks import NETWORKS
 from karikomi.torch.tasks.training import TorchTraining, batch_tensor, loss_of, outputs
@@ -70,6 +72,10 @@ class TorchRunner:
     def prunable(self) -> list[str]:
         """Return the names of the tensors that pruning acts on."""
         return list(prunable(self._blank())[0])
+
+    def output_units(self) -> dict[str, OutputUnits]:
+        """Return name -> output units of each weight that has them."""
+        return output_units(self._blank())
 
     def biases(self) -> list[str]:
         """Return the names of the bias vectors of the layers that pruning acts on."""
