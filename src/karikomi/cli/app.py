@@ -1,7 +1,7 @@
-"""The program ``karikomi``: which verbs there are, and how every one of them ends.
+"""The program ``karikomi``: its verbs and their exit codes.
 
 A verb's module is imported only when the verb is called, so that ``karikomi --help`` costs next to
-nothing. Exit codes: 0 done, 1 one line says what was wrong, 2 bad usage, 130 interrupted.
+nothing. Exit codes: 0 done, 1 an error in one line, 2 bad usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Verbs(click.Group):
     """The group of all verbs: loads them late, and turns errors into a line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs in the order in which a newcomer meets them."""
+        """Return the verbs in the order of a typical workflow."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -55,7 +55,7 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb; what a user can mend ends in one line, anything else in its traceback."""
+        """Run the verb; errors of karikomi end in one line, all others in a traceback."""
         try:
             return super().invoke(ctx)
         except KarikomiError as error:

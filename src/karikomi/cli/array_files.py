@@ -25,7 +25,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise BadFile("there is no such file", where=str(path))
     if path.suffix not in readers:
         raise InvalidArgument(
-            "this kind of file is not known",
+            "unsupported kind of file",
             where=str(path),
             got=repr(path.suffix),
             allowed=", ".join(ENDINGS),
@@ -37,7 +37,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"cannot read the file ({error.strerror or error})", where=str(path)
         ) from error
     except MemoryError as error:
-        raise BadFile("not enough memory for what it asks", where=str(path)) from error
+        raise BadFile("not enough memory for its arrays", where=str(path)) from error
 
 
 def refuse_same(source: Path, out: Path) -> None:
@@ -60,7 +60,7 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
             # Copies, because what is read is mapped from a file that may be replaced.
             return {name: np.array(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise BadFile("this is no safetensors file", where=str(path), got=error) from error
+        raise BadFile("not a safetensors file", where=str(path), got=error) from error
     except TypeError as error:
         raise BadFile(
             "a tensor has a type that NumPy has not",
@@ -74,12 +74,12 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
     most = pack.Budget().decoded
     try:
         with zipfile.ZipFile(path) as archive:
-            asked = sum(member.file_size for member in archive.infolist())
-        if asked > most:
-            raise BadFile("too large", where=str(path), got=f"{asked} bytes", allowed=f"<= {most}")
+            needed = sum(member.file_size for member in archive.infolist())
+        if needed > most:
+            raise BadFile("too large", where=str(path), got=f"{needed} bytes", allowed=f"<= {most}")
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError) as error:
         if isinstance(error, BadFile):
             raise
-        raise BadFile("this is no .npz file of arrays", where=str(path), got=error) from error
+        raise BadFile("not a .npz file of arrays", where=str(path), got=error) from error

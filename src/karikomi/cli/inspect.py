@@ -1,4 +1,4 @@
-"""``karikomi inspect``: where the bytes of a packed file go, beside what coding could reach."""
+"""``karikomi inspect``: the size of each tensor of a packed file, beside the entropy bound."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ TITLES = {
     "pattern": "pattern: what is removed as one",
     "penalty": "penalty: what prepares a network for pruning",
     "quantizer": "quantizer: how weights are rounded to a grid",
-    "task": "task: what to train and how to judge it",
+    "task": "task: model, data, loss and metric",
 }
 
 

@@ -1,4 +1,4 @@
-"""``karikomi pack``: a file of arrays made small, bit for bit unless quantization is asked for."""
+"""``karikomi pack``: compress a file of arrays, without loss unless an option quantizes."""
 
 from __future__ import annotations
 

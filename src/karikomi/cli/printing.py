@@ -1,4 +1,4 @@
-"""What every verb puts on stdout: one JSON object, or text; all else goes to stderr."""
+"""The output of every verb: one JSON object or text on stdout; all else on stderr."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ as_json = click.option(
 
 
 class FolderPath(click.Path):
-    """A folder that will be made; an empty name is a slip, not the current folder."""
+    """A folder to make; an empty name is an error, not the current folder."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path, or end with a line on the empty name."""
+        """Return the path, or fail for an empty name."""
         if not str(value):
             self.fail("the name of the folder is empty; '.' is the current one", param, ctx)
         return super().convert(value, param, ctx)
@@ -41,7 +41,7 @@ def to_stderr() -> Iterator[None]:
 
 
 def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
-    """Print the result as JSON or as the text that says the same."""
+    """Print the result as JSON or as text."""
     click.echo(json.dumps(result, indent=2, allow_nan=False) if as_json else text)
 
 

@@ -11,7 +11,7 @@ from karikomi.cli.printing import FOLDER, as_json, show, to_stderr
 
 
 class Numbers(click.ParamType):
-    """Numbers between commas; ``inf`` and ``none`` both stand for no limit."""
+    """Numbers between commas; ``inf`` and ``none`` both mean no limit."""
 
     name = "numbers"
 
@@ -25,7 +25,9 @@ class Numbers(click.ParamType):
         try:
             return tuple(float("inf" if part == "none" else part) for part in parts)
         except ValueError:
-            self.fail(f"{value!r} are no numbers between commas, such as 0.1,1,inf", param, ctx)
+            self.fail(
+                f"{value!r} is not a list of numbers between commas, such as 0.1,1,inf", param, ctx
+            )
 
 
 @click.command(epilog="Example: karikomi sweep digits --limits 0.1,1,inf --seeds 2 --epochs 20")

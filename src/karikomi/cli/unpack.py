@@ -1,4 +1,4 @@
-"""``karikomi unpack``: the way back, so that no one is ever bound to the packed format."""
+"""``karikomi unpack``: a packed file back to dense safetensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the bytes of a packed file go: honest accounting per tensor, beside the Shannon bound."""
+"""The size of a packed file by tensor and part, beside the Shannon bound."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> Inspection:
-    """Read and verify a packed file and return what each tensor costs.
+    """Read and verify a packed file and return the size of each tensor.
 
     Raises `BadFile` as `load` does.
 

@@ -1,4 +1,4 @@
-"""Which codec a tensor gets: all that apply are tried, the smallest by real size wins."""
+"""The choice of a tensor's codec: all that apply are tried, the smallest result is taken."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK = 2**20
 
 
 class Codec(Protocol):
-    """What a codec module offers; tables and chunks are bytes, tensors flat, little-endian."""
+    """The functions of a codec module; tables and chunks are bytes, tensors flat, little-endian."""
 
     NAME: str
 
@@ -43,7 +43,7 @@ INTEGER_CODECS = frozenset({bits.NAME, rans.NAME})
 
 
 class Encoded(NamedTuple):
-    """A tensor in the words of one codec."""
+    """A tensor encoded by one codec."""
 
     codec: str
     head: bytes

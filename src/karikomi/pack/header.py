@@ -1,7 +1,7 @@
-"""The safetensors header: written as the format says, read more strictly than it asks.
+"""The safetensors header: written by the format's rules, read more strictly than they require.
 
 Eight bytes with the length, JSON, then the payloads without a hole: each tensor one U8 array.
-Refused beside what safetensors refuses: a key that stands twice, bad names, other types or ranks.
+Refused beside what safetensors refuses: duplicate keys, bad names, other types or ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ METADATA, VERSION_KEY, MANIFEST_KEY = "__metadata__", "karikomi", "manifest"
 
 
 class Header(NamedTuple):
-    """Where each payload lies, counted from the start of the file; the manifest's text; the version."""
+    """The span of each payload from the start of the file, the manifest's text, and the version."""
 
     spans: dict[str, tuple[int, int]]
     manifest: str
@@ -40,7 +40,7 @@ def dump(sizes: dict[str, int], manifest: str, version: tuple[int, int]) -> byte
 
 
 def directory_entry(start: int, end: int) -> dict[str, Any]:
-    """Return what the header says of one payload."""
+    """Return the directory entry of one payload."""
     return {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
 
 
@@ -57,14 +57,14 @@ def read(stream: BinaryIO, file_size: int, budget: Budget, where: str) -> Header
 def read_json(
     stream: BinaryIO, file_size: int, budget: Budget, where: str
 ) -> tuple[dict[str, Any], int]:
-    """Return what the header of any safetensors file says, and where it ends; raise `BadFile`."""
+    """Return the header of any safetensors file as JSON, and its end; raise `BadFile`."""
     prefix = stream.read(LENGTH_BYTES)
     require(len(prefix) == LENGTH_BYTES, "the file is cut short in its first eight bytes", where)
     length = int.from_bytes(prefix, "little")
     budget.admit("header", length, where)
     require(length <= file_size - LENGTH_BYTES, "the header ends beyond the file", where, length)
     text = stream.read(length)
-    require(len(text) == length and text[:1] == b"{", "this is no safetensors file", where)
+    require(len(text) == length and text[:1] == b"{", "not a safetensors file", where)
     return parse_json(text, where), LENGTH_BYTES + length
 
 
@@ -106,7 +106,7 @@ def _same(item: Any, wanted: dict[str, Any]) -> bool:
 def require_tiling(
     spans: dict[str, tuple[int, int]], start: int, file_size: int, where: str
 ) -> None:
-    """Raise `BadFile` unless the payloads lie one after the other, up to the end of the file."""
+    """Raise `BadFile` unless the payloads are contiguous up to the end of the file."""
     at = start
     for name, (first, last) in sorted(spans.items(), key=lambda pair: pair[1]):
         place = f"{where}, tensor {name[:80]!r}"

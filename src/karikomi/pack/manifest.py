@@ -34,7 +34,7 @@ Version = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """What the manifest says of one tensor."""
+    """The manifest's entry of one tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ def version_of(entries: list[ManifestEntry]) -> Version:
 
 
 def dump(entries: list[ManifestEntry], notes: Mapping[str, str]) -> str:
-    """Return the manifest as the text that stands in the metadata."""
+    """Return the manifest as the text of the metadata."""
     whole: dict[str, Any] = {"v": version_of(entries), "t": [entry.to_json() for entry in entries]}
     if notes:
         whole["notes"] = dict(sorted(notes.items()))
@@ -80,9 +80,9 @@ def dump(entries: list[ManifestEntry], notes: Mapping[str, str]) -> str:
 def load(
     text: str, version: Version, budget: Budget, where: str
 ) -> tuple[list[ManifestEntry], dict[str, str]]:
-    """Return the tensors and the notes; raise `BadFile` for anything that is not just so.
+    """Return the tensors and the notes; raise `BadFile` for anything malformed.
 
-    `version` is the one that the header states.
+    `version` is that of the header.
     """
     whole = parse_json(_expand(text, budget, where), where)
     if not isinstance(whole, dict) or not isinstance(whole.get("v"), list):
@@ -134,7 +134,7 @@ def check_version(version: list, where: str) -> Version:
 def require_known(
     unknown: Collection[Any], fact: str, version: Version, where: str, hint: str | None = None
 ) -> None:
-    """Raise `BadFile` with `fact` where anything is unknown; a later minor version may know it."""
+    """Raise `BadFile` with `fact` where anything is unknown; a later minor version may define it."""
     if not unknown:
         return
     if version > VERSION:
@@ -201,7 +201,7 @@ def _expand(text: str, budget: Budget, where: str) -> bytes:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("duplicate key")
     return found
 
 

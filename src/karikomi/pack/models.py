@@ -38,7 +38,7 @@ def load(path: str | os.PathLike[str], *, into: Any = None, budget: Budget | Non
 
     `into`: a model with the same tensor names; layers that were shrunk in the file are resized, and what
     was quantized can be saved again as codes. `budget`:
-    the most that a file may ask for. Nothing in a file is ever executed, imported or followed.
+    upper bounds for what is read. Nothing in a file is ever executed, imported or followed.
 
     Raises `BadFile` naming the tensor and the fact for a file that is cut short, altered, hostile or
     from a later version; nothing is filled then.

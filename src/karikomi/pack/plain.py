@@ -23,11 +23,11 @@ _BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
-"""Bytes of an entry, by the names that the format gives types; of others nothing is known here."""
+"""Bytes of an entry, by the format's names of types; the size of other types is not checked."""
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a file: its type as the format names it, and where it lies, from the file's start."""
+    """A tensor of a file: its type by the format's name, and its span from the file's start."""
 
     name: str
     dtype: str
@@ -44,7 +44,7 @@ class StoredTensor(NamedTuple):
 def directory(
     stream: BinaryIO, file_size: int, where: str, budget: Budget | None = None
 ) -> tuple[list[StoredTensor], int]:
-    """Return the tensors of an open file in the order in which they lie there, and where they begin.
+    """Return the tensors of an open file in the order of their payloads, and the start of the first.
 
     Raises `BadFile` for a bad header, payloads that overlap, leave holes or do not fit their shapes,
     and for a packed file.

@@ -1,4 +1,4 @@
-"""What a file may ask for: every size is compared with a stated budget before memory is taken."""
+"""Upper bounds for reading: every size in a file is checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields
 
 from karikomi.errors import BadFile, InvalidArgument
 
-# Below this many decoded bytes the ratio says nothing: a small tensor of zeros is honest at any.
+# Below this many decoded bytes the ratio is not checked: a small tensor of zeros may have any.
 RATIO_COUNTS_FROM = 2**26
 MOST_RANK = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Upper bounds for reading a packed file; a file that asks for more is refused.
+    """Upper bounds for reading a packed file; a file that needs more is refused.
 
     `tensors`: how many; `rank`: axes of one (at most 64); `elements`: of one tensor, counting its
     non-zero dimensions; `decoded`: bytes of all decoded tensors and their grids together; `ratio`:
@@ -45,14 +45,14 @@ class Budget:
                 "rank out of range", where="Budget", got=self.rank, allowed="<= 64"
             )
 
-    def admit(self, field: str, asked: int, where: str) -> None:
-        """Raise `BadFile` where `asked` is more than `field` allows."""
+    def admit(self, field: str, needed: int, where: str) -> None:
+        """Raise `BadFile` where `needed` is more than `field` allows."""
         allowed = getattr(self, field)
-        if asked > allowed:
+        if needed > allowed:
             raise BadFile(
-                f"asks for more {field} than the budget",
+                f"needs more {field} than the budget",
                 where=where,
-                got=asked if asked < 10**18 else "more than 10^18",
+                got=needed if needed < 10**18 else "more than 10^18",
                 allowed=f"<= {allowed}",
                 hint=f"if you trust the file, read it with budget=Budget({field}=...)",
             )

@@ -1,4 +1,4 @@
-"""Loading: check everything, decode chunk by chunk, hand out all tensors or none."""
+"""Loading: check everything, decode chunk by chunk, return all tensors or none."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def load(path: str | os.PathLike[str], *, budget: Budget | None = None) -> dict[
     """Return the tensors of a packed file as NumPy arrays by name.
 
     Arrays have the shape and type that were saved; quantized ones are float32. Every chunk's
-    CRC32 and every tensor's digest is checked. `budget` bounds what the file may ask for, by
+    CRC32 and every tensor's digest is checked. `budget` bounds what is read, by
     default `Budget()`. Raises `BadFile` naming the tensor and the fact; there is no partial result.
 
     >>> import tempfile
@@ -89,7 +89,7 @@ def opened(path: str | os.PathLike[str], budget: Budget | None = None) -> Iterat
     path = Path(path).expanduser()
     where = str(path)
     try:
-        # Asked before opening: a pipe would wait for its writer for ever.
+        # Before opening: a pipe would wait for its writer for ever.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise BadFile("not a regular file", where=where)
         with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""A tensor as the file sees it: name, shape, type, grid, and one flat little-endian array."""
+"""A tensor in the file's terms: name, shape, type, grid, and one flat little-endian array."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def digest(array: NDArray) -> str:
 
 
 def name_fault(name: object) -> str | None:
-    """Return what is wrong with a tensor's name, or ``None``.
+    """Return the fault of a tensor's name, or ``None``.
 
     >>> name_fault("layers/0.weight"), name_fault("../weight")
     (None, "a segment is '..'")

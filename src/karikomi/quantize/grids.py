@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @runtime_checkable
 class Grid(Protocol):
-    """The values that integer codes stand for; `karikomi.pack.grid_codec` has an entry for each kind."""
+    """The values of integer codes; `karikomi.pack.grid_codec` has an entry for each kind."""
 
     @property
     def bits(self) -> int:
@@ -240,7 +240,7 @@ class Coded:
         return self.codes.shape
 
     def decode(self) -> NDArray[np.float32]:
-        """Return the float32 tensor that the codes stand for."""
+        """Return the float32 values of the codes."""
         return self.grid.decode(self.codes)
 
 

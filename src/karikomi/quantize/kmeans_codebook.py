@@ -1,4 +1,4 @@
-"""Weight sharing: a k-means codebook over the weights that pruning left."""
+"""Weight sharing: a k-means codebook of the non-zero weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def kmeans(
     """Share `entries` values among the non-zero weights; zeros stay exact, as code 0.
 
     One-dimensional Lloyd iterations: assign each non-zero weight to the nearest centroid, move the
-    centroid to the mean, at most `iterations` times or until nothing moves; the start is spaced
+    centroid to the mean, at most `iterations` times or until no centroid moves; the start is spaced
     evenly over [min, max]. Where the weights have no more than `entries` distinct values, these
     are the codebook and nothing is lost. A centroid that comes out as zero (a cluster around it
-    with weights of both signs) is moved to 2**-126: what pruning left never becomes zero.
+    with weights of both signs) is moved to 2**-126: a non-zero weight never becomes zero.
 
     `weights` is a real array of any shape; `entries` counts the centroids beside the zero symbol
-    and is in 1..65535 (the codebook has ``entries + 1`` values or fewer: empty clusters go);
+    and is in 1..65535 (the codebook has ``entries + 1`` values or fewer: empty clusters are dropped);
     `iterations` >= 0. Centroids ascend; the result depends on the arguments alone. `name` is used
     in errors only. Raises `InvalidArgument`, or `NonFinite` for NaN or infinite weights.
 
@@ -85,7 +85,7 @@ def _centroids(ordered: NDArray[np.float32], entries: int, iterations: int) -> N
             break
         centroids = moved
     rounded = centroids.astype(np.float32)
-    # As near as it can stay: the error of the weights is that of the mean, to all digits.
+    # The smallest change: the error of the weights is that of the mean, to all digits.
     rounded[rounded == 0] = SMALLEST_SCALE
     rounded = np.unique(rounded)
     return rounded[np.diff(_bounds(ordered, rounded)) > 0]
@@ -101,7 +101,7 @@ def _means(
 
 
 def _bounds(ordered: NDArray[np.float32], centroids: NDArray[np.floating]) -> NDArray[np.intp]:
-    # A weight exactly half-way goes to the lower centroid, here and in the final assignment.
+    # A weight exactly half-way is assigned to the lower centroid, here and in the final assignment.
     inner = np.searchsorted(ordered, _midpoints(centroids), side="right")
     return np.concatenate([[0], inner, [ordered.size]])
 

@@ -1,4 +1,4 @@
-"""The protocol of a quantizer, which is registered by name, and the quantizer that a caller asks for."""
+"""The protocol of a quantizer, which is registered by name, and its look-up."""
 
 from __future__ import annotations
 

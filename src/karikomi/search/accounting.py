@@ -1,4 +1,4 @@
-"""What each step of compression saves: the same tensor stored the plain way after each of them.
+"""The saving of each step of compression: the same tensor in fixed-width storage after each of them.
 
 Fixed-width storage is Deep Compression's (Han, Mao and Dally 2016, section 2 and 3): a value and the
 gap to the one before it, both of fixed width, with a filler entry wherever a gap is too long.

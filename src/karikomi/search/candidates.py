@@ -30,12 +30,12 @@ def eight_bits(
 
 
 def stored(arrays: Arrays, coded: Mapping[str, Coded]) -> Stored:
-    """Return what goes into the file: the coded tensors, and all others as they are."""
+    """Return the tensors of the file: the coded ones, and all others unchanged."""
     return {name: coded.get(name, array) for name, array in arrays.items()}
 
 
 def decoded(tensors: Stored) -> Arrays:
-    """Return the arrays that a reader of the file will see."""
+    """Return the arrays that are read back from the file."""
     return {
         name: tensor.decode() if isinstance(tensor, Coded) else tensor
         for name, tensor in tensors.items()

@@ -1,6 +1,6 @@
-"""The folder of a run: what it is, how far it is, and a checkpoint, so that a killed run goes on.
+"""The folder of a run: its identity, its finished stages and a checkpoint, so that a killed run resumes.
 
-Everything is written atomically, and a stage counts as done only when `state.json` says so.
+Everything is written atomically, and a stage counts as done only when it is listed in `state.json`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from karikomi.search.lock import lock
 from karikomi.tasks import Arrays, Phase, Training
 
 OnEpoch = Callable[[str, int], object]
-"""Called with the stage and the number of epochs that were done (or found done)."""
+"""Called with the stage and the number of epochs that are newly done, or were before."""
 
 
 class Folder:
@@ -82,7 +82,7 @@ class Folder:
         write_bytes(self.stages / f"{name}.safetensors", content, durable=durable)
 
     def read_arrays(self, name: str) -> tuple[Arrays, dict[str, Any]]:
-        """Return what `write_arrays` wrote."""
+        """Return the arrays and facts of `write_arrays`."""
         path = self.stages / f"{name}.safetensors"
         try:
             with safetensors.safe_open(path, framework="numpy") as stored:

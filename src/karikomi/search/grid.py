@@ -38,7 +38,7 @@ def sweep(
     data: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a task at every limit, sparsity and seed, and return what each point of the grid gave.
+    """Train a task at every limit, sparsity and seed, and return the figures of each point of the grid.
 
     `limits`: of the gradients' global norm, > 0; None and infinity clip nothing (norms are still
     measured). `sparsities`: in [0, 1), reached by gradual pruning within the same epochs. `seeds`:
@@ -92,9 +92,7 @@ def _finished(run: Run, folder: Path, on_epoch: Callable[[], object]) -> dict[st
         write_json(path, found)
     missing = {*_FIGURES, "diverged", "skipped"} - found.keys()
     if missing:
-        raise BadFile(
-            "this is no file of a run", where=str(path), got=sorted(found), hint="delete it"
-        )
+        raise BadFile("not a file of a run", where=str(path), got=sorted(found), hint="delete it")
     return found
 
 
@@ -114,7 +112,7 @@ def _grid(
             raise InvalidArgument(
                 f"{name} must be a whole number", where="sweep", got=value, allowed=">= 1"
             )
-    # Seeds outermost: what an interrupted sweep has is the whole grid, thinly.
+    # Seeds outermost: an interrupted sweep covers the whole grid with fewer seeds.
     return [
         Setting(limit, float(sparsity), seed)
         for seed in range(seeds)
@@ -187,7 +185,7 @@ def _read(path: Path) -> dict[str, Any] | None:
             "cannot read a file of this sweep", where=str(path), got=error, hint="delete it"
         ) from error
     if not isinstance(found, dict):
-        raise BadFile("this is no file of a sweep", where=str(path), hint="delete it")
+        raise BadFile("not a file of a sweep", where=str(path), hint="delete it")
     return found
 
 

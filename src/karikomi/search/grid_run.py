@@ -1,6 +1,6 @@
-"""One run of a sweep: train once at one limit, sparsity and seed, and measure what came of it.
+"""One run of a sweep: train once at one limit, sparsity and seed, and measure the result.
 
-Apart from the grid, which only asks whether a run's file is there.
+Apart from the grid, which only checks whether a run's file exists.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENTRIES = 16
 """Centroids per tensor in the file whose size is measured."""
 
 MOST_TRAIN = 5_000
-"""Training examples that the training metric is taken from: the first so many."""
+"""The number of leading training examples that the training metric is computed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Setting:
 class TimedRecorder(Recorder):
     """A recorder that adds ``ms`` to each step's row: the time since the row of the step before.
 
-    The first step of an epoch has none, because evaluation lies in between. Times are written and
+    The first step of an epoch has none, because evaluation happens in between. Times are written and
     never read back for a decision.
     """
 
@@ -90,7 +90,7 @@ class Run:
         ``accuracy`` (the task's metric on the test split, whatever its name), ``train``, ``gap``
         (train - test), ``ms_per_step`` (median), ``bytes`` (packed, 16 shared values a tensor), and
         ``clipped``, ``skipped`` (shares of steps). A training that diverges ends the run, not the sweep: these
-        figures are None then, and ``diverged`` says how it ended.
+        figures are None then, and ``diverged`` is the reason.
         """
         record.unlink(missing_ok=True)
         recorder = TimedRecorder(record)

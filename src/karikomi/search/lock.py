@@ -1,4 +1,4 @@
-"""One process at a time in a folder; the operating system lets go of the lock when a process dies."""
+"""One process at a time in a folder; the operating system releases the lock when a process dies."""
 
 from __future__ import annotations
 

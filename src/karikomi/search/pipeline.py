@@ -28,7 +28,7 @@ def compress(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a task's network, make it as small as the budget allows, and return what that cost.
+    """Train a task's network, make it as small as the budget allows, and return the result.
 
     The network is trained with gradient clipping, pruned by magnitude up a ladder of sparsities, freed
     of dead units, given shared weights (or 8-bit grids), packed and read back. `max_drop`: how far

@@ -43,7 +43,7 @@ class Candidate:
 
 
 class Stages:
-    """All stages of one run; every method returns at once what an earlier run has finished."""
+    """All stages of one run; a stage that an earlier run finished is read, not repeated."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Stages:
         return Rung(stage, 0.0, arrays, {}, facts["validation"], True)
 
     def rungs(self, dense: Rung) -> Iterator[Rung]:
-        """Prune to each sparsity of the ladder, each from the one before, until one drops too far."""
+        """Prune to each sparsity of the ladder, each from the one before, until the validation metric drops too far."""
         below = dense
         for sparsity in self._task.recipe.sparsities:
             below = self._rung(sparsity, below, dense)
@@ -94,7 +94,7 @@ class Stages:
                 return
 
     def shrunk(self, rung: Rung) -> tuple[Arrays, dict[str, Any]]:
-        """Remove the units that the masks left dead; exact, so nothing is decided here."""
+        """Remove the units that the masks made dead; exact, so there is nothing to decide."""
         stage = f"shrink-{rung.sparsity!r}"
         if (facts := self._folder.done(stage)) is None:
             arrays, facts = self._runner.shrink(rung.arrays)
@@ -136,7 +136,7 @@ class Stages:
         return self._candidate(stage, "8 bits per channel")
 
     def floats(self, rung: Rung, arrays: Arrays, dense: Rung) -> Candidate:
-        """Pack without quantization: lossless, so it always holds what the rung held."""
+        """Pack without quantization: lossless, so it passes where the rung passed."""
         stage = f"quantize-{rung.sparsity!r}-none"
         if self._folder.done(stage) is None:
             self._finish_candidate(stage, stored(arrays, {}), dense)

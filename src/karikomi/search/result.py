@@ -1,4 +1,4 @@
-"""What a compression says of itself: read back, measured on the test split, every byte accounted for."""
+"""The result of a compression: read back, measured on the test split, with an account of every byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from karikomi.tasks import Arrays, Data, Runner, Task
 
 @dataclass(frozen=True, slots=True)
 class SearchOutcome:
-    """What the search did: the dense network, the rungs, the one chosen, and the candidates."""
+    """The course of the search: the dense network, the rungs, the one chosen, and the candidates."""
 
     dense: Rung
     rungs: list[Rung]
@@ -37,7 +37,7 @@ def describe(
     max_drop: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the result of a run, after reading its packed file back and judging it."""
+    """Return the result of a run, after reading its packed file back and measuring it."""
     file = outcome.chosen.path
     reloaded = pack.load(file)
     after = task.judge(runner.outputs(reloaded, data.test.inputs), data.test.targets)

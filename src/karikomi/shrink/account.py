@@ -1,4 +1,4 @@
-"""What a shrink did: widths and parameters before and after, and what stayed for which reason."""
+"""The report of a shrink: widths and parameters before and after, and why units stayed."""
 
 from __future__ import annotations
 

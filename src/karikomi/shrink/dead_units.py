@@ -1,8 +1,8 @@
-"""Dead units: which ones can go without changing what the network computes.
+"""Dead units: which ones can be removed without changing the outputs of the network.
 
-A unit is dead if nobody reads it, or if it reads nothing: then its output is a constant, which
-moves into the bias of the next layer. One round decides on all layers at once; since a round may
-kill further units, it is repeated until nothing goes.
+A unit is dead if all its outgoing weights are zero, or all its incoming ones: then its output is a
+constant, which moves into the bias of the next layer. One round decides on all layers at once; since
+a removal may make further units dead, rounds are repeated until none is removed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from karikomi.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitFacts:
-    """What measure found about the units of one layer; arrays of shape (units,).
+    """Measurements of the units of one layer; arrays of shape (units,).
 
-    `incoming_zero`: all its incoming weights are zero. `outgoing_zero`: all weights that read it
-    are. `constants`: the largest magnitude with which the unit would reach the next layer if it
-    read nothing, NaN where that differs from place to place. `obstacle`: why the next layer's bias
-    cannot take a constant, or none. `fixed`: why no unit of this layer may go, or none. Raises
+    `incoming_zero`: all its incoming weights are zero. `outgoing_zero`: all its outgoing weights
+    are. `constants`: the largest magnitude that the unit would give the next layer if its incoming
+    weights were zero, NaN where that differs from place to place. `obstacle`: why the next layer's bias
+    cannot take a constant, or none. `fixed`: why no unit of this layer may be removed, or none. Raises
     `InvalidArgument` for arrays of different lengths.
     """
 
@@ -36,7 +36,7 @@ class UnitFacts:
         shapes = {self.incoming_zero.shape, self.outgoing_zero.shape, self.constants.shape}
         if len(shapes) != 1 or self.constants.ndim != 1 or self.constants.size == 0:
             raise InvalidArgument(
-                "these do not speak of the same units", where="UnitFacts", got=shapes
+                "the arrays have different numbers of units", where="UnitFacts", got=shapes
             )
 
 
@@ -44,9 +44,9 @@ class UnitFacts:
 class Plan:
     """The decision of one round, by layer name.
 
-    `kept`: sorted indices of the units that stay. `folded`: indices of those that go and whose
+    `kept`: sorted indices of the units that stay. `folded`: indices of removed units whose
     constants have to be added to the next bias. `left_alone`: why dead (or all) units stayed.
-    `removed`: how many units go.
+    `removed`: how many units are removed.
     """
 
     kept: dict[str, np.ndarray]
@@ -58,11 +58,11 @@ class Plan:
 def plan(layers: Mapping[str, UnitFacts]) -> Plan:
     """Return which units of each layer stay.
 
-    A unit goes if nobody reads it, or if it reads nothing and its constant is zero or can be
-    folded. At least one unit stays in each layer. All decisions hold together: a unit that reads
-    nothing also gets nothing of what is folded, so no constant of this round depends on another.
+    A unit is removed if its outgoing weights are zero, or if its incoming ones are and its constant is
+    zero or can be folded. At least one unit stays in each layer. The decisions are independent: a unit
+    without incoming weights receives no folded constant, so no constant of a round depends on another.
 
-    `layers`: inner layers by name; those whose units are outputs of the network are not to be here.
+    `layers`: inner layers by name; without those whose units are outputs of the network.
 
     >>> import numpy as np
     >>> found = plan({"fc1": UnitFacts(
@@ -80,16 +80,16 @@ def plan(layers: Mapping[str, UnitFacts]) -> Plan:
     left_alone: dict[str, str] = {}
     removed = 0
     for name, units in layers.items():
-        goes, folds, reason = _decide(units)
-        kept[name], folded[name] = np.flatnonzero(~goes), np.flatnonzero(folds)
-        removed += int(goes.sum())
+        removable, folds, reason = _decide(units)
+        kept[name], folded[name] = np.flatnonzero(~removable), np.flatnonzero(folds)
+        removed += int(removable.sum())
         if reason:
             left_alone[name] = reason
     return Plan(kept, folded, left_alone, removed)
 
 
 def _decide(units: UnitFacts) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Return which units go, which of these are folded, and why others stay."""
+    """Return which units are removed, which of these are folded, and why others stay."""
     none = np.zeros_like(units.incoming_zero)
     if units.fixed:
         return none, none, units.fixed
@@ -97,17 +97,17 @@ def _decide(units: UnitFacts) -> tuple[np.ndarray, np.ndarray, str | None]:
     silent = units.outgoing_zero | (units.incoming_zero & (units.constants == 0))
     constant = units.incoming_zero & ~silent
     folds = constant & even if units.obstacle is None else none
-    goes = silent | folds
+    removable = silent | folds
     reasons = []
     if units.obstacle and (stuck := constant & even).any():
         reasons.append(f"{_listed(stuck)} constant, but {units.obstacle}")
     if (uneven := constant & ~even).any():
         reasons.append(f"{_listed(uneven)} constant, but not the same everywhere")
-    if goes.all():
-        first = np.arange(goes.size) == 0
-        goes, folds = goes & ~first, folds & ~first
+    if removable.all():
+        first = np.arange(removable.size) == 0
+        removable, folds = removable & ~first, folds & ~first
         reasons.append("unit 0 is dead, but a layer keeps one unit")
-    return goes, folds, "; ".join(reasons) or None
+    return removable, folds, "; ".join(reasons) or None
 
 
 def _listed(chosen: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""What to train and how to judge it: the task protocol, loading by name, and the built-in tasks."""
+"""Tasks: the protocol, loading by name, and the built-in tasks."""
 
 from karikomi.tasks import digits as _digits
 from karikomi.tasks import mnist as _mnist

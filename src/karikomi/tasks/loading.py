@@ -52,25 +52,25 @@ def load(name: str, *, data: str | os.PathLike[str] | None = None) -> Task:
 
 
 def resolved(task: Task | str, data: str | os.PathLike[str] | None, *, where: str) -> Task:
-    """Return a task as it is, or the task of that name; refuse a data path that a task would not see."""
+    """Return a task as it is, or the task of that name; refuse a data path for a `Task`, which has its own data."""
     if isinstance(task, str):
         return load(task, data=data)
     if not isinstance(task, Task):
         raise InvalidArgument(
-            "this is no task", where=where, got=repr(task), allowed="kk.tasks.Task, or a name"
+            "not a task", where=where, got=repr(task), allowed="kk.tasks.Task, or a name"
         )
     if data is not None:
         raise InvalidArgument(
-            "a Task brings its own data", where=where, got=data, hint="give data with a task's name"
+            "a Task has its own data", where=where, got=data, hint="give data with a task's name"
         )
     return task
 
 
 def check_seed(seed: object, *, where: str) -> None:
-    """Refuse a seed that is no whole number in 0..2**63 - 1."""
+    """Refuse a seed that is not an integer in 0..2**63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InvalidArgument(
-            "a seed is a whole number", where=where, got=repr(seed), allowed="0..2**63 - 1"
+            "a seed must be an integer", where=where, got=repr(seed), allowed="0..2**63 - 1"
         )
 
 
@@ -83,7 +83,7 @@ def _made(thing: Any, data: str | os.PathLike[str] | None, where: str) -> Task:
         thing = _called(lambda: factory(data) if takes_data else factory(), where)
     if not isinstance(thing, Task):
         raise InvalidArgument(
-            "this is no task", where=where, got=type(thing).__name__, allowed="kk.tasks.Task"
+            "not a task", where=where, got=type(thing).__name__, allowed="kk.tasks.Task"
         )
     return thing
 

@@ -91,7 +91,7 @@ def _mnist(path: str | Path | None, task: str) -> Data:
 
 def _read(path: Path, task: str) -> dict[str, np.ndarray]:
     try:
-        # Opened here, because NumPy leaves a file open that turns out to be no archive.
+        # Opened here, because NumPy leaves a file open that is not an archive.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in _SHAPES}
     except OSError as error:

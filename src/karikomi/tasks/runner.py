@@ -1,4 +1,4 @@
-"""What the search, the audit and the sweep ask of a framework folder; they never import one."""
+"""The protocol of framework folders for the search, the audit and the sweep, which import none."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """One stretch of training: so many epochs at a cosine learning rate, with what holds meanwhile.
+    """One stretch of training: so many epochs at a cosine learning rate, with its rule, masks and targets.
 
-    `stage`: the name that rows of the record bear. `sparsity`: prune gradually up to it, from
+    `stage`: the name in the rows of the record. `sparsity`: prune gradually up to it, from
     `initial` on. `masks`: name -> kept entries, to begin with. `teacher`: the dense network's arrays
     to distil from. `coded`: tensors that share weights, whose centroids are what learns.
     """
@@ -63,7 +63,7 @@ class Training(Protocol):
         ...
 
     def checkpoint(self) -> tuple[Arrays, dict[str, Any]]:
-        """Return all that continuing needs: arrays, and facts for JSON."""
+        """Return what a continuation needs: arrays, and facts for JSON."""
         ...
 
     def restore(self, arrays: Arrays, facts: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Runner(Protocol):
     """One task on one framework."""
 
     def environment(self) -> dict[str, Any]:
-        """Return versions, machine kind and thread count: what the same bytes depend on."""
+        """Return versions, machine kind and thread count: what reproducible bytes depend on."""
         ...
 
     def fresh(self) -> Arrays:
@@ -121,19 +121,19 @@ class Runner(Protocol):
         ...
 
     def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
-        """Return the arrays without dead units, and the report of what went."""
+        """Return the arrays without dead units, and the report of what was removed."""
         ...
 
 
 class Framework(Protocol):
-    """What a framework folder offers to the rooms that know no framework."""
+    """The functions of a framework folder for code that is independent of frameworks."""
 
     def runner_for(self, task: Task, data: Data, *, seed: int) -> Runner:
         """Return a runner for a task."""
         ...
 
     def to_stored(self, model: Any) -> dict[str, np.ndarray | Coded]:
-        """Return what a packed file stores of a model: codes where it was quantized, arrays elsewhere."""
+        """Return the tensors to store: codes for quantized weights, arrays for all others."""
         ...
 
     def fill_(self, model: Any, tensors: Mapping[str, np.ndarray | Coded]) -> Any:

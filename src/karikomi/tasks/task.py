@@ -1,4 +1,4 @@
-"""What to train and how to judge it, without a word about the framework that does it."""
+"""A task: model, data, loss and metric, independent of the framework."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """`train` is learnt from, `validation` decides, `test` only measures."""
+    """`train` is for training, `validation` for decisions, `test` for measurement only."""
 
     train: Split
     validation: Split
@@ -90,7 +90,7 @@ class Recipe:
         for value in self.sparsities:
             if not 0 <= value < 1:
                 raise InvalidArgument(
-                    "a sparsity is the share of weights that go",
+                    "a sparsity is the share of pruned weights",
                     where="Recipe.sparsities",
                     got=value,
                     allowed="0 <= sparsity < 1",
@@ -154,7 +154,9 @@ class Task:
             )
         if not isinstance(self.recipe, Recipe):
             raise InvalidArgument(
-                "the recipe is no kk.tasks.Recipe", where=f"task {self.name}", got=repr(self.recipe)
+                "the recipe is not a kk.tasks.Recipe",
+                where=f"task {self.name}",
+                got=repr(self.recipe),
             )
 
     def fingerprint(self) -> str:
@@ -204,7 +206,7 @@ class Task:
 
 
 def source_of(thing: object) -> str:
-    """Return the source of a function or class, or what stands for it; a change of code changes it."""
+    """Return the source of a function or class, or its name where there is none; a change of code changes it."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     if thing is None or isinstance(thing, str):
@@ -257,7 +259,7 @@ def _check_split(split: object, name: str, task: Task) -> None:
     for what, array in zip(("inputs", "targets"), arrays, strict=True):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.ndim == 0:
             raise InvalidArgument(
-                f"the {name} {what} are no array of numbers",
+                f"the {name} {what} are not an array of numbers",
                 where=f"task {task.name}",
                 got=f"{type(array).__name__} {getattr(array, 'dtype', '')}".strip(),
                 allowed="kk.tasks.Split of two NumPy arrays",

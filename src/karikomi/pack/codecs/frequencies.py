@@ -1,6 +1,6 @@
 """Integer frequency tables for ``rans``: chosen by their whole cost, stored in a few bytes.
 
-A table is a list of short floats: 4 bits say how long a frequency is, a few bits what follows its
+A table is a list of short floats: 4 bits for the length of a frequency, a few bits for what follows its
 leading one. Fewer bits make a smaller table and a coarser model, so all settings are tried and the
 cheapest is kept. The most frequent symbol is not stored: it gets what is left of 2**precision.
 """

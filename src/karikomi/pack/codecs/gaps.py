@@ -67,7 +67,7 @@ def decode(data: bytes, count: int, dtype: np.dtype, head: bytes) -> NDArray:
     out = np.zeros(count, dtype)
     out[_follow(symbols, cap, nonzero, count)] = values
     if _places(values).size != nonzero:
-        raise BadFile("a zero stands among the non-zero values")
+        raise BadFile("a zero among the non-zero values")
     return out
 
 

@@ -22,7 +22,7 @@ HOPELESS = 7.97
 
 
 def fit(flat: NDArray) -> bytes | None:
-    """Return the codec's table: none, each plane says how it is coded."""
+    """Return the codec's table: empty, each plane has its own coding mode."""
     return b""
 
 

@@ -1,4 +1,4 @@
-"""Quantize the weights of a torch module in place, and remember the codes for the packed file."""
+"""Quantize the weights of a torch module in place, and keep the codes for the packed file."""
 
 from __future__ import annotations
 

@@ -50,17 +50,17 @@ class _Shared(nn.Module):
 
 
 def share_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
-    """Replace each named parameter by a lookup into its codebook, which is then what trains."""
+    """Replace each named parameter by a lookup into its codebook, whose values are then trained."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     for name, tensor in coded.items():
         if name not in parameters:
             raise UnknownName("no such parameter to share", where=name)
-        tied = [other for other, own in parameters.items() if own is parameters[name]]
+        tied = [alias for alias, owned in parameters.items() if owned is parameters[name]]
         _share_all_(module, tied, tensor)
 
 
 def _share_all_(module: nn.Module, names: list[str], coded: Coded) -> None:
-    """Let all owners of one parameter (tied weights) look into one codebook."""
+    """Make all owners of one parameter (tied weights) use one codebook."""
     first: Any = None
     for name in names:
         prefix, _, leaf = name.rpartition(".")
