@@ -20,7 +20,8 @@ from karikomi.keras.arrays.library import as_it_is, is_known, library
 from karikomi.keras.arrays.variables import prepared, value_of
 from karikomi.keras.bounding.after_step import check_bound
 from karikomi.keras.clipping.named_clip import check_clip
-from karikomi.keras.optimizers import accumulation, inner_optimizer, saved_state
+from karikomi.keras.optimizers import accumulation, saved_state
+from karikomi.keras.optimizers import inner_optimizer as inside
 from karikomi.keras.optimizers.accumulated_schedule import PerUpdate
 from karikomi.keras.optimizers.clip_variables import ClipVariables, fresh_entries, rules_for
 from karikomi.keras.optimizers.conditional_step import taking
@@ -29,7 +30,7 @@ from karikomi.rule import Array, Composite, Rule, State
 from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome
 
-WHERE = inner_optimizer.WHERE
+WHERE = inside.WHERE
 
 
 def clipped(
@@ -109,12 +110,12 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         check_clip(rule, nonfinite, weights=True, where=WHERE)
         if bound is not None:
             check_bound(bound, where=f"{WHERE} (bound)")
-        inner_optimizer.check_stop_after(stop_after)
-        inner = inner_optimizer.inner_optimizer(inner_optimizer, ClippedOptimizer)
+        inside.check_stop_after(stop_after)
+        inner = inside.checked_optimizer(inner_optimizer, ClippedOptimizer)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer, self.rule, self.bound = inner, rule, bound
         self.nonfinite, self.stop_after = nonfinite, stop_after
-        self.unit_axes, self.fan_in = inner_optimizer.of_model(unit_axes, fan_in)
+        self.unit_axes, self.fan_in = inside.of_model(unit_axes, fan_in)
         self._skips = nonfinite in ("skip", "raise") or any(
             getattr(leaf, "skips", False) for leaf in decide.leaves(rule)
         )
@@ -122,9 +123,9 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         self._told: Any = ()
         self._taking = taking(lambda: [*self.variables, *self._trainable_variables])
         # Both come before the clip.
-        self.loss_scale_factor, self.gradient_accumulation_steps = inner_optimizer.taken_over(inner)
+        self.loss_scale_factor, self.gradient_accumulation_steps = inside.taken_over(inner)
         # Keras would make a variable that is assigned here one of its own.
-        if inner_optimizer.is_schedule(inner._learning_rate):
+        if inside.is_schedule(inner._learning_rate):
             self.learning_rate = inner._learning_rate
 
     @property
@@ -135,7 +136,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
         steps = self.gradient_accumulation_steps
-        if steps and inner_optimizer.is_schedule(learning_rate):
+        if steps and inside.is_schedule(learning_rate):
             learning_rate = PerUpdate(learning_rate, steps)
         if learning_rate is not self.inner_optimizer._learning_rate:
             self.inner_optimizer.learning_rate = learning_rate
@@ -177,7 +178,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         super().build(variables)
-        names = inner_optimizer.names_as_told(variables, self._told)
+        names = inside.names_as_told(variables, self._told)
         pairs = zip(names, variables, strict=True)
         weights = {n: v for n, v in pairs if not accumulation.is_overwritten(v)}
         clip, bound = rules_for(self, names, weights)
@@ -368,7 +369,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """Return what it is made of, as plain data."""
         steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
-        inner = inner_optimizer.inner_config(self.inner_optimizer, steps=steps, scale=scale)
+        inner = inside.inner_config(self.inner_optimizer, steps=steps, scale=scale)
         names = [] if self._own is None else self._own.names
         return {
             "name": self.name,
@@ -377,9 +378,9 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             "bound": None if self.bound is None else spec.to_dict(self.bound, "bound"),
             "nonfinite": self.nonfinite,
             "stop_after": self.stop_after,
-            "unit_axes": inner_optimizer.plain(self.unit_axes),
-            "fan_in": inner_optimizer.plain(self.fan_in),
-            "variables": inner_optimizer.told(names, self._trainable_variables) or self._told,
+            "unit_axes": inside.plain(self.unit_axes),
+            "fan_in": inside.plain(self.fan_in),
+            "variables": inside.told(names, self._trainable_variables) or self._told,
         }
 
     @classmethod

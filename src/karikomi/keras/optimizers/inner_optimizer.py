@@ -16,7 +16,7 @@ WHERE = "keras.clipped"
 _TAKEN = "_is_clipped_by_karikomi"
 
 
-def inner_optimizer(given: Any, wrapper: type) -> Any:
+def checked_optimizer(given: Any, wrapper: type) -> Any:
     """Return an optimizer that can be clipped, or refuse it; `wrapper`: the class of those that are clipped."""
     try:
         inner: Any = keras.optimizers.get(given)
