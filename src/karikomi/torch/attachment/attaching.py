@@ -167,13 +167,15 @@ def _checked_optimizers(
                 where="torch.attach",
                 hint="bound its step by lr= or line_search_fn='strong_wolfe'",
             )
-        if not hasattr(item, "_optimizer_step_pre_hooks"):
+        try:
+            item.register_step_pre_hook(lambda *_: None).remove()
+        except AttributeError:
             raise InvalidArgument(
                 "this optimizer takes no hooks: it wraps another one",
                 where="torch.attach",
                 got=type(item).__name__,
                 hint="attach to the optimizer inside it, such as wrapper.optimizer",
-            )
+            ) from None
         if item in _attached:
             raise Unsupported(
                 "this optimizer has a handle already: every step would be clipped twice",

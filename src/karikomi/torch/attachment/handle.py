@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, SupportsIndex
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
 from karikomi.torch.attachment.after_step import AfterStep, no_rule
-from karikomi.torch.attachment.joint_step import JointStep, still_scaled, within_itself
+from karikomi.torch.attachment.joint_step import JointStep
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
 from karikomi.torch.clipping.device_step import AsyncReadback, DeviceStep
 from karikomi.torch.clipping.fold import Fold
@@ -28,6 +28,7 @@ from karikomi.torch.clipping.joint_norms import Groups, Sharding
 from karikomi.torch.clipping.second_moments import Moments
 from karikomi.torch.clipping.updates import Updates
 from karikomi.torch.distributed.fsdp import reshard_
+from karikomi.torch.internals import StepCalls, in_backward, still_scaled, within_step
 from karikomi.torch.modules.parameters import named
 from karikomi.torch.pruning.masks import Masks
 
@@ -90,7 +91,11 @@ class Handle:
         if DeviceStep.possible(self._clipping, optimizers):
             self._on_device = DeviceStep(self._clipping, optimizers[0])
         self._round = JointStep(optimizers)
-        self._inner = 0
+        self._step_calls = StepCalls()
+        if len(self._optimizers) > 1:
+            self._step_calls.record_scalers()
+        # Optimizers own the hooks, and so the handle: both may go without a detach.
+        finalize(self, self._step_calls.release).atexit = False
         attached.update(optimizers)
         self._hooks = [
             hook
@@ -139,6 +144,7 @@ class Handle:
         self._hooks = []
         self._vigilance.detach()
         self._round.drop()
+        self._step_calls.release()
         self._unfold()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -193,10 +199,9 @@ class Handle:
         self._upkeep.load_schedule(schedule)
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if self._round.under_way(optimizer) and within_itself(optimizer):
-            self._inner += 1
+        if within_step(optimizer):
             return None
-        self._inner = 0
+        self._step_calls.record_parents(optimizer)
         self._unfold()
         found = [argument for argument in (*args, *kwargs.values()) if _is_closure(argument)]
         if not found:
@@ -237,7 +242,7 @@ class Handle:
                 hint="detach() the handle and attach again",
             )
         several = len(self._optimizers) > 1
-        if (self._joint or several) and torch._C._current_graph_task_id() != -1:
+        if (self._joint or several) and in_backward():
             raise Unsupported(
                 "the optimizer steps inside backward(), where the gradients of other parameters are not "
                 "known yet",
@@ -306,8 +311,7 @@ class Handle:
 
     @torch.no_grad()
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._inner:
-            self._inner -= 1
+        if within_step(optimizer):
             return
         self._unfold()
         if self._round.end(optimizer):

@@ -1,17 +1,15 @@
-"""Whose step is whose: optimizers that step together, steps that failed, steps within steps.
+"""Track the joint step of several optimizers that are clipped together.
 
-Separate from the handle because hooks alone do not say any of this: a step that raised never ends, and a
-subclass whose ``step`` calls its parent's runs every hook twice.
+Separate from the handle because the steps may come in any order, and one that raised never ends.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import torch
 
-_HOOKED = ("wrapper", "torch.optim.optimizer")  # the function that runs the hooks around a step
+from karikomi.torch.internals import version_of
 
 
 class JointStep:
@@ -61,39 +59,12 @@ class JointStep:
         """Whether some have stepped and ended, and none has begun without an end."""
         return bool(self._ended) and self._ended == self._begun
 
-    def under_way(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Return whether a step of this optimizer has begun and not ended."""
-        return id(optimizer) in self._begun - self._ended
-
     def drop(self) -> None:
         """Forget the round: a step in it has failed, or everything is done."""
         self._begun, self._ended = set(), set()
 
 
-def within_itself(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether this step runs within another step of the same optimizer."""
-    count, frame = 0, sys._getframe(1)
-    while frame is not None:
-        if (frame.f_code.co_name, frame.f_globals.get("__name__")) == _HOOKED:
-            args = frame.f_locals.get("args") or (None,)
-            count += args[0] is optimizer
-        frame = frame.f_back
-    return count > 1
-
-
-def still_scaled(others: Sequence[torch.optim.Optimizer]) -> bool:
-    """Return whether an AMP scaler is stepping now that has not unscaled the gradients of these."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        scaler = frame.f_locals.get("self")
-        if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled():
-            states = scaler._per_optimizer_states
-            return any(states[id(other_item)]["stage"].name == "READY" for other_item in others)
-        frame = frame.f_back
-    return False
-
-
 def _gradients(optimizer: torch.optim.Optimizer) -> list[tuple[int, int]]:
     """Return what changes if somebody computes or writes a gradient of this optimizer."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    return [(0, 0) if p.grad is None else (id(p.grad), p.grad._version) for p in held]
+    return [(0, 0) if p.grad is None else (id(p.grad), version_of(p.grad)) for p in held]

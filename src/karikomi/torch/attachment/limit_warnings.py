@@ -14,6 +14,7 @@ import torch
 
 from karikomi.rule import Composite, Rule
 from karikomi.rules.decide import leaves
+from karikomi.torch.internals import version_of
 
 OFTEN, SELDOM = 0.95, 0.001
 """The shares of accepted steps above and below which a limit is spoken of."""
@@ -32,7 +33,7 @@ class LimitWarnings:
         self._sentinel = next((p for p in found.values() if p.requires_grad and p.is_leaf), None)
         self._hook = None
         if self._sentinel is not None:
-            self._version = self._sentinel._version
+            self._version = version_of(self._sentinel)
             self._hook = self._sentinel.register_post_accumulate_grad_hook(self._after_backward)
 
     def stepped(self) -> None:
@@ -73,8 +74,8 @@ class LimitWarnings:
         warnings.warn(f"karikomi: {text}", stacklevel=2)
 
     def _after_backward(self, parameter: torch.Tensor) -> None:
-        changed = parameter._version != self._version
-        self._version = parameter._version
+        changed = version_of(parameter) != self._version
+        self._version = version_of(parameter)
         if self._stepped or not changed:
             self._stepped = False
             return

@@ -20,6 +20,7 @@ from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage
 from karikomi.torch.clipping.fold import Fold, foldable, fused
 from karikomi.torch.clipping.host_step import Clipping
 from karikomi.torch.clipping.second_moments import relative
+from karikomi.torch.internals import norms_at_once
 from karikomi.torch.numerics import norms
 from karikomi.torch.numerics.namespace import DeviceNamespace
 from karikomi.torch.numerics.scaling import clamp_, scale_one_, scale_units_
@@ -146,7 +147,7 @@ class DeviceStep:
             numbers = torch.cat(self._mixed(stage, gradients))
         else:
             wide = norms.wide(present.device)
-            sizes = iter(torch._foreach_norm(dense, 2, dtype=wide))  # pyright: ignore[reportPrivateImportUsage]
+            sizes = iter(norms_at_once(dense, wide))
             zero = self._xp.asarray(0.0)
             numbers = torch.stack([zero if g is None else next(sizes) for g in gradients])
         scale = self._scale

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from karikomi.torch.internals import takes_grad_scale
+
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 _LARGEST = 1e30  # scale / factor has to stay well inside float32
 
@@ -61,9 +63,7 @@ class Fold:
 
 def foldable(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether a step of this optimizer takes `grad_scale`: fused, torch's own, one device."""
-    if type(optimizer) not in _FUSED or not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return False
-    if not fused(optimizer):
+    if type(optimizer) not in _FUSED or not fused(optimizer) or not takes_grad_scale(optimizer):
         return False
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # Of a sharded parameter the factor would have to be a tensor on the same mesh.

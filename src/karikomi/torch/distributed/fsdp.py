@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
 from torch import nn
+
+from karikomi.torch.internals import in_backward
 
 
 def reshard_(module: Any) -> None:
@@ -23,7 +24,7 @@ def reshard_(module: Any) -> None:
     unit = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     if unit is None or not isinstance(module, nn.Module):
         return
-    if torch._C._current_graph_task_id() != -1:
+    if in_backward():
         return
     units: list[Any] = [entry for entry in module.modules() if isinstance(entry, unit)]
     for item in units:

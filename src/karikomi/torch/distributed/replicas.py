@@ -7,6 +7,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from karikomi.torch.internals import uncompiled
+
 
 def gathered(module: nn.Module, own: Any) -> list[Any]:
     """Return what every rank of a data-parallel module gives, in their order; of any other module, `own`.
@@ -30,6 +32,5 @@ def _count(module: nn.Module) -> int:
 
 
 def _group(module: nn.Module) -> dist.ProcessGroup | None:
-    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-        module = inner
+    module = uncompiled(module)
     return module.process_group if isinstance(module, nn.parallel.DistributedDataParallel) else None

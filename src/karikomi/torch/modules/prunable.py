@@ -12,6 +12,7 @@ from torch import nn
 
 from karikomi.prune import Layout
 from karikomi.prune.protection import PROTECTED, check_protect
+from karikomi.torch.internals import norm_type
 from karikomi.torch.modules.parameters import unwrapped
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -19,7 +20,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRUNED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 """Layer types whose ``weight`` is pruned."""
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (norm_type(), nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 BY_DEFAULT = ("norms", "embeddings", "recurrent", "attention")
@@ -53,7 +54,9 @@ def prunable(
     names = {id(item): name for name, item in named.items()}
     # All layers, also those left alone: the layer before a tied head is not the last.
     layers = [
-        item._parameters.get("weight") for item in module.modules() if isinstance(item, PRUNED)
+        dict(item.named_parameters(recurse=False)).get("weight")
+        for item in module.modules()
+        if isinstance(item, PRUNED)
     ]
     for which, place in (("first", 0), ("last", -1)):
         name = names.get(id(layers[place])) if layers else None

@@ -137,9 +137,10 @@ def _replace_(layer: nn.Module, leaf: str, shape: Shape) -> None:
 
 def _leaves(layer: nn.Module) -> list[str]:
     """Return the names of the tensors stored by a layer itself, the weight first."""
-    stored = {k: v for k, v in layer._buffers.items() if k not in layer._non_persistent_buffers_set}
-    tensors = {**layer._parameters, **stored}
-    leaves = [leaf for leaf, tensor in tensors.items() if tensor is not None]
+    leaves = [leaf for leaf, _ in layer.named_parameters(recurse=False, remove_duplicate=False)]
+    buffers = [leaf for leaf, _ in layer.named_buffers(recurse=False, remove_duplicate=False)]
+    saved = layer.state_dict(keep_vars=True) if buffers else {}
+    leaves += [leaf for leaf in buffers if leaf in saved]
     return sorted(leaves, key=lambda leaf: leaf != "weight")
 
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from karikomi.torch.internals import norms_at_once
+
 BLOCK = 32_768  # the most entries of one float32 dot: at most 1.9e-6 off, on constants
 ROW = 2_048  # the same of one row of a reduction by rows; half of it is half as far off, and slower
 WIDENED = 262_144  # how many half-precision entries are made float32 at a time
@@ -81,7 +83,7 @@ def _device_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             together.setdefault(tensor.device, []).append(place)
     for places in together.values():
         dense = [tensors[place].detach() for place in places]
-        sizes = torch._foreach_norm(dense, 2, dtype=torch.float64)  # pyright: ignore[reportPrivateImportUsage]
+        sizes = norms_at_once(dense, torch.float64)
         found |= dict(zip(places, sizes, strict=True))
     return [found[place] for place in range(len(tensors))]
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from karikomi.torch.distributed.dtensors import local
+from karikomi.torch.internals import multiply_all_
 
 _FLUSHED = 1e-30  # a float32 kernel flushes smaller factors
 
@@ -56,7 +57,7 @@ def scale_all_(gradients: Iterable[torch.Tensor], factor: float) -> list[torch.T
         for tensor in tensors:
             multiply_(tensor, factor)
     else:
-        torch._foreach_mul_(tensors, factor)  # pyright: ignore[reportPrivateImportUsage]
+        multiply_all_(tensors, factor)
     return gradients
 
 
@@ -74,7 +75,7 @@ def scale_units_(
     if rows_of_sparse(tensor, axis):
         gradient = writable(gradient)
         tensor = _stored(gradient)
-        rows = gradient._indices()[0]
+        rows = gradient.indices()[0]
         factors = factors[rows.cpu().numpy() if isinstance(factors, np.ndarray) else rows]
     elif tensor.layout is not torch.strided:
         gradient = tensor = tensor.to_dense()
@@ -99,7 +100,7 @@ def clamp_(
         tensor.clamp_(-limit, limit)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return gradient
     if rows_of_sparse(gradient, 0):
-        moments = moments[gradient._indices()[0]]
+        moments = moments[gradient.indices()[0]]
     elif gradient.layout is not torch.strided:
         gradient = tensor = gradient.to_dense()
     most = moments.to(torch.promote_types(moments.dtype, torch.float32)).sqrt().mul_(limit)
@@ -131,4 +132,4 @@ def _stored(gradient: torch.Tensor) -> torch.Tensor:
     part = local(gradient)
     if part.layout is torch.strided:
         return part
-    return part._values() if part.layout is torch.sparse_coo else part.values()
+    return part.values()

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.torch.internals import batch_norm_type
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, batches_of
 from karikomi.torch.tracing.eval_mode import steady
@@ -78,7 +78,7 @@ def recalibrate_(
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and isinstance(module.running_mean, torch.Tensor)
+    return isinstance(module, batch_norm_type()) and isinstance(module.running_mean, torch.Tensor)
 
 
 def _estimate_(module: nn.Module, norms: list[Any], data: Iterable[Any]) -> None:

@@ -211,9 +211,10 @@ class _Reader(fx.Interpreter):
         if node.target in self._claimed:
             self._refuse(node, "is called twice")
         self._claimed.add(str(node.target))
+        stored = dict(layer.named_parameters(recurse=False, remove_duplicate=False))
         for leaf in ("weight", "bias"):
             parameter = getattr(layer, leaf, None)
-            if parameter is not None and leaf not in layer._parameters:
+            if parameter is not None and leaf not in stored:
                 self._refuse(node, f"has a {leaf} that a hook computes; make it permanent first")
             if parameter is not None and self._owners[id(parameter)] > 1:
                 self._refuse(node, f"shares its {leaf} with another layer")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from karikomi.torch.internals import batch_norm_type
 
 
 @contextmanager
@@ -47,11 +49,11 @@ def steady(module: nn.Module, *, fresh: bool = True) -> Iterator[None]:
                 previous.track_running_stats = tracks  # type: ignore[assignment]
 
 
-def _unused(module: nn.Module) -> list[_BatchNorm]:
+def _unused(module: nn.Module) -> list[Any]:
     return [
         item
         for item in module.modules()
-        if isinstance(item, _BatchNorm)
+        if isinstance(item, batch_norm_type())
         and isinstance(item.running_mean, torch.Tensor)
         and isinstance(item.running_var, torch.Tensor)
         and not bool(item.running_mean.any())

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from karikomi.torch.internals import version_of
+
 NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
 ACTIVATIONS = frozenset(
     "relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish sigmoid logsigmoid log_sigmoid"
@@ -74,7 +76,7 @@ class Trail:
         found = self._open.get(id(tensor))
         if not isinstance(tensor, torch.Tensor) or found is None or found.tensor() is not tensor:
             return None
-        return found if found.version == tensor._version else None
+        return found if found.version == version_of(tensor) else None
 
     def after(self, followed: Followed, called: str, kwargs: Mapping[str, Any], out: Any) -> None:
         """Follow the result of a call on a followed output."""
@@ -100,7 +102,7 @@ class Trail:
     def _put(self, path: Path, tensor: torch.Tensor, *, emit: bool) -> None:
         if emit and self.on_values:
             self.on_values(path, tensor)
-        self._open[id(tensor)] = Followed(path, weakref.ref(tensor), tensor._version)
+        self._open[id(tensor)] = Followed(path, weakref.ref(tensor), version_of(tensor))
 
 
 def scales_of(module: nn.Module) -> dict[int, str]:
