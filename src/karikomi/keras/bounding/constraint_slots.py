@@ -13,6 +13,7 @@ import keras
 
 from karikomi.errors import Unsupported
 from karikomi.keras.bounding.constraint import Bound
+from karikomi.keras.internals import all_layers
 from karikomi.keras.layers.unit_axes import Weight
 
 _NAME = "karikomi>Bound"
@@ -47,7 +48,7 @@ def unsaved(model: Any, targets: Sequence[Weight]) -> list[str]:
     # The settings of a recurrent layer are those of its cell, but it saves them as its own.
     around = {
         id(layer.cell): layer.name
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if isinstance(getattr(layer, "cell", None), keras.Layer)
     }
     return [

@@ -24,6 +24,7 @@ from karikomi.functional.bounding import (
 from karikomi.keras.arrays.library import library
 from karikomi.keras.bounding.constraint import Bound, check_constraint, tensor_of
 from karikomi.keras.bounding.constraint_slots import attach_, check_free, unsaved
+from karikomi.keras.internals import all_layers
 from karikomi.keras.layers.unit_axes import Weight, weights_of
 from karikomi.rule import Rule, Scope
 from karikomi.rules.outcome import Outcome
@@ -104,7 +105,7 @@ def _chosen(
     exclude: str | Sequence[str] | None,
 ) -> list[Weight]:
     meant: dict[str, set[int]] = {}
-    for layer in model._flatten_layers(include_self=False):
+    for layer in all_layers(model)[1:]:
         if layer.weights:
             meant.setdefault(layer.name, set()).update(id(weight) for weight in layer.weights)
     for item in found:

@@ -15,7 +15,8 @@ from keras import layers
 
 from karikomi.errors import Unsupported
 from karikomi.keras.facts.layer_calls import numbers
-from karikomi.keras.layers.prunable import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, Oriented, kernel_of
+from karikomi.keras.internals import kernel_of
+from karikomi.keras.layers.prunable import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, Oriented
 
 
 class InputNorms:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from karikomi.errors import InvalidArgument
+from karikomi.keras.internals import all_layers
 
 Seen = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
 """Called with a layer, its own ``call``, the arguments and the result."""
@@ -22,7 +23,7 @@ Seen = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any],
 @contextmanager
 def watched(model: Any, see: Seen) -> Iterator[None]:
     """Call `see` after each call of a layer of the model inside of the block."""
-    with _stood_in(model._flatten_layers(), lambda layer: _seen(layer, layer.call, see)):
+    with _stood_in(all_layers(model), lambda layer: _seen(layer, layer.call, see)):
         yield
 
 
@@ -32,7 +33,7 @@ def steady(model: Any) -> Iterator[None]:
 
     What they would use in inference was never estimated: a model scored at initialisation has such.
     """
-    fresh = [layer for layer in model._flatten_layers() if _is_fresh(layer)]
+    fresh = [layer for layer in all_layers(model) if _is_fresh(layer)]
 
     def in_training(layer: Any) -> Callable[..., Any]:
         call = layer.call

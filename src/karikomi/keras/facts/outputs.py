@@ -17,7 +17,8 @@ from keras import layers
 
 from karikomi.errors import Unsupported
 from karikomi.keras.facts.layer_calls import numbers
-from karikomi.keras.layers.prunable import NORMS, Oriented, kernel_of
+from karikomi.keras.internals import kernel_of
+from karikomi.keras.layers.prunable import NORMS, Oriented
 
 _ACTIVATIONS = (
     *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU, layers.Softmax),

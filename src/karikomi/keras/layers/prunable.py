@@ -102,15 +102,6 @@ def siblings(value: Oriented, found: Mapping[str, Oriented], norm: Any = None) -
     return [known[id(v)] for v in fitting if id(v) in known]
 
 
-def kernel_of(layer: Any) -> Any:
-    """Return the variable by which a layer makes its outputs, of a separable one the second, or nothing."""
-    # Where a layer can be adapted or quantized, `kernel` is computed.
-    for name in ("pointwise_kernel", "_kernel", "kernel"):
-        if isinstance(vars(layer).get(name), keras.Variable):
-            return vars(layer)[name]
-    return getattr(layer, "kernel", None)
-
-
 def _oriented(name: str, weight: Weight) -> Oriented:
     shape = tuple(map(int, weight.variable.shape))
     axes, seen, layout = tuple(range(len(shape))), shape, None

@@ -15,6 +15,7 @@ from keras import layers
 
 from karikomi.errors import InvalidArgument
 from karikomi.functional.norms import Axes
+from karikomi.keras.internals import all_layers, child_layers
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
@@ -120,7 +121,7 @@ def weights_of(model: Any, *, where: str) -> list[Weight]:
             "the model has no variables yet", where=where, hint="model.build(input_shape) first"
         )
     known: dict[int, Weight] = {}
-    every = model._flatten_layers()  # from the outside in, and the only way into wrappers
+    every = all_layers(model)  # from the outside in, and the only way into wrappers
     cells = {id(entry.cell) for entry in every if isinstance(entry, _WITH_CELLS)}
     for layer in every:
         for item in _own(layer, _CELLS[0] if id(layer) in cells else type(layer)):
@@ -133,7 +134,7 @@ def weights_of(model: Any, *, where: str) -> list[Weight]:
 
 def _own(layer: Any, kind: type) -> list[Weight]:
     """Return the variables of a layer that none of the layers inside of it has."""
-    inner = layer._flatten_layers(include_self=False, recursive=False)
+    inner = child_layers(layer)
     below = {id(variable) for item in inner for variable in item.weights}
     own = [variable for variable in layer.weights if id(variable) not in below]
     axes = {variable.name: _unit_axes(layer, variable, kind) for variable in own}

@@ -13,6 +13,7 @@ from karikomi.keras.arrays.library import library
 from karikomi.keras.arrays.variables import value_of
 from karikomi.keras.bounding.after_step import StandingBound, bound_for
 from karikomi.keras.clipping.named_clip import Clip, clip_for
+from karikomi.keras.internals import stored_value
 from karikomi.keras.optimizers.inner_optimizer import WHERE, by_name
 from karikomi.keras.optimizers.saved_state import BOUND
 from karikomi.rule import Array, State
@@ -48,7 +49,7 @@ class ClipVariables:
         """Return how many steps in a row were not finite, up to the last one."""
         entry = self.entries["bad_in_a_row"]
         # On JAX an error in the first step leaves variables without values, and fit looks here before it is told.
-        return 0 if getattr(entry, "_value", entry) is None else _number(entry)
+        return 0 if stored_value(entry) is None else _number(entry)
 
 
 def rules_for(

@@ -16,15 +16,16 @@ import numpy as np
 from karikomi import spec
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.unit_axes import UnitAxes
+from karikomi.keras import internals
 from karikomi.keras.arrays.library import as_it_is, is_known, library
 from karikomi.keras.arrays.variables import prepared, value_of
 from karikomi.keras.bounding.after_step import check_bound
 from karikomi.keras.clipping.named_clip import check_clip
 from karikomi.keras.optimizers import accumulation, saved_state
 from karikomi.keras.optimizers import inner_optimizer as inside
-from karikomi.keras.optimizers.accumulated_schedule import PerUpdate
+from karikomi.keras.optimizers.accumulation import PerUpdate
 from karikomi.keras.optimizers.clip_variables import ClipVariables, fresh_entries, rules_for
-from karikomi.keras.optimizers.conditional_step import taking
+from karikomi.keras.optimizers.outer_optimizer import OuterOptimizer
 from karikomi.keras.optimizers.saved_state import ACCUMULATED, BOUND
 from karikomi.rule import Array, Composite, Rule, State
 from karikomi.rules import decide
@@ -92,7 +93,7 @@ def clipped(
 
 
 @keras.saving.register_keras_serializable(package="karikomi")
-class ClippedOptimizer(keras.optimizers.Optimizer):
+class ClippedOptimizer(OuterOptimizer):
     """The optimizer that `clipped` returns; arguments and errors are there."""
 
     def __init__(
@@ -112,8 +113,8 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             check_bound(bound, where=f"{WHERE} (bound)")
         inside.check_stop_after(stop_after)
         inner = inside.checked_optimizer(inner_optimizer, ClippedOptimizer)
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer, self.rule, self.bound = inner, rule, bound
+        super().__init__(inner, name)
+        self.rule, self.bound = rule, bound
         self.nonfinite, self.stop_after = nonfinite, stop_after
         self.unit_axes, self.fan_in = inside.of_model(unit_axes, fan_in)
         self._skips = nonfinite in ("skip", "raise") or any(
@@ -121,35 +122,18 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         )
         self._own: ClipVariables | None = None
         self._told: Any = ()
-        self._taking = taking(lambda: [*self.variables, *self._trainable_variables])
         # Both come before the clip.
         self.loss_scale_factor, self.gradient_accumulation_steps = inside.taken_over(inner)
         # Keras would make a variable that is assigned here one of its own.
-        if inside.is_schedule(inner._learning_rate):
-            self.learning_rate = inner._learning_rate
+        if inside.is_schedule(internals.learning_rate_of(inner)):
+            self.learning_rate = internals.learning_rate_of(inner)
 
-    @property
-    def learning_rate(self) -> Any:
-        """That of the optimizer inside."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: Any) -> None:
+    def set_learning_rate(self, learning_rate: Any) -> None:
+        """Set the learning rate of the inner optimizer, a schedule as one of updates."""
         steps = self.gradient_accumulation_steps
         if steps and inside.is_schedule(learning_rate):
             learning_rate = PerUpdate(learning_rate, steps)
-        if learning_rate is not self.inner_optimizer._learning_rate:
-            self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self) -> Any:
-        """How many updates the optimizer inside has made; a skipped step is none."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def variables(self) -> list[Any]:
-        """Its own variables, and those of the optimizer inside."""
-        return [*self._variables, *self.inner_optimizer.variables]
+        super().set_learning_rate(learning_rate)
 
     @property
     def steps(self) -> int:
@@ -173,16 +157,14 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         return own.bound.outcome(own.state(BOUND))
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make the variables of both optimizers for these that are to be trained."""
+        """Create the variables of both optimizers and of the clip for these trained variables."""
         variables = list(variables)
-        if not self.inner_optimizer.built:
-            self.inner_optimizer.build(variables)
         super().build(variables)
         names = inside.names_as_told(variables, self._told)
         pairs = zip(names, variables, strict=True)
         weights = {n: v for n, v in pairs if not accumulation.is_overwritten(v)}
         clip, bound = rules_for(self, names, weights)
-        with self._taking.outside():
+        with self._branching.outside():
             state = fresh_entries(clip, bound, weights)
         entries = {key: self._entry(key, value) for key, value in state.items()}
         self._own = ClipVariables(names, weights, clip, bound, entries)
@@ -211,15 +193,12 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         grads = list(grads)
         if grads:
             # AutoGraph, which rewrites whatever a tf.function calls, has nothing to find here.
-            as_it_is(self._apply)(grads, self._resolved(grads, trainable_variables))
+            as_it_is(self._apply)(grads, self._checked(grads, trainable_variables))
 
-    def _resolved(self, grads: list[Any], variables: Sequence[Any] | None) -> list[Any]:
-        if variables is not None and not self.built:
-            with keras.name_scope(self.name, caller=self):
-                self.build(list(variables))
+    def _checked(self, grads: list[Any], variables: Sequence[Any] | None) -> list[Any]:
+        known = self.resolved(variables)
         _ = self._learned
-        known = list(self._trainable_variables if variables is None else variables)
-        self._check_variables_are_known(known)
+        internals.check_known(self, known)
         if len(known) != len(grads):
             raise InvalidArgument(
                 "there must be one gradient for each variable",
@@ -238,8 +217,8 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         if not steps:
             self._update(grads, variables)
         else:
-            self._taking.either(
-                (self._iterations + 1) % steps == 0,
+            self._branching.either(
+                (internals.apply_count(self) + 1) % steps == 0,
                 lambda arrays: self._update(
                     accumulation.quotients(self._sums(arrays, variables), variables, steps),
                     variables,
@@ -247,29 +226,31 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
                 lambda arrays: self._accumulate(arrays, variables),
                 grads,
             )
-        self._iterations.assign_add(1)
+        internals.apply_count(self).assign_add(1)
         self._stop_if_due()
 
     def _sums(self, grads: list[Any], variables: list[Any]) -> list[Any]:
-        places = [self._get_variable_index(variable) for variable in variables]
-        return accumulation.sums(grads, variables, [self._accumulated_gradients[n] for n in places])
+        places = [internals.place_of(self, variable) for variable in variables]
+        return accumulation.sums(
+            grads, variables, [internals.accumulated_gradients(self)[n] for n in places]
+        )
 
     def _accumulate(self, grads: list[Any], variables: list[Any]) -> None:
         sums = self._sums(grads, variables)
         present = [place for place, grad in enumerate(sums) if grad is not None]
-        places = [self._get_variable_index(variables[place]) for place in present]
-        kept = [self._accumulated_gradients[place] for place in places]
-        self._taking.assign(kept, [sums[place] for place in present])
+        places = [internals.place_of(self, variables[place]) for place in present]
+        kept = [internals.accumulated_gradients(self)[place] for place in places]
+        self._branching.assign(kept, [sums[place] for place in present])
 
     def _update(self, grads: list[Any], variables: list[Any]) -> None:
         """Clip the gradients of an update, and take the step if it is to be taken."""
         built = self._learned
         own = library()
-        grads = self._taking.added_up(
+        grads = self._branching.added_up(
             grads, [not accumulation.is_overwritten(v) for v in variables]
         )
         found: dict[str, Array | None] = dict.fromkeys(built.weights)
-        names = [built.names[self._get_variable_index(v)] for v in variables]
+        names = [built.names[internals.place_of(self, v)] for v in variables]
         for name, grad in zip(names, grads, strict=True):
             if name in found:
                 found[name] = prepared(grad, built.clip.shapes[name], name)
@@ -286,10 +267,10 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         self._write(after, "")
         pairs = zip(names, grads, strict=True)
         hand = [passed.arrays[name] if name in found else grad for name, grad in pairs]
-        hand = accumulation.shares(hand, variables, self._taking.replicas)
+        hand = accumulation.shares(hand, variables, self._branching.replicas)
         step = lambda arrays: self._step(arrays, variables)  # noqa: E731
         if self._skips:
-            self._taking.either(~passed.skip, step, lambda _: None, hand)
+            self._branching.either(~passed.skip, step, lambda _: None, hand)
         else:
             step(hand)
 
@@ -298,18 +279,18 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer.apply(grads, variables)
         if built.bound is not None:
             arrays, after = built.bound.step(built.values(), built.state(BOUND), library())
-            self._taking.assign([built.weights[name] for name in arrays], list(arrays.values()))
+            self._branching.assign([built.weights[name] for name in arrays], list(arrays.values()))
             self._write(after, BOUND)
 
     def _write(self, state: State, prefix: str) -> None:
-        self._taking.assign(
+        self._branching.assign(
             [self._learned.entries[prefix + key] for key in state], list(state.values())
         )
 
     def _forget_accumulated(self) -> None:
         if self.gradient_accumulation_steps:
-            kept = self._accumulated_gradients
-            self._taking.assign(kept, [keras.ops.zeros(v.shape, dtype=v.dtype) for v in kept])
+            kept = internals.accumulated_gradients(self)
+            self._branching.assign(kept, [keras.ops.zeros(v.shape, dtype=v.dtype) for v in kept])
 
     def _stop_if_due(self) -> None:
         bad = value_of(self._learned.entries["bad_in_a_row"])
@@ -332,15 +313,11 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Set the final values of variables, as the optimizer inside does, after `check`."""
         self.check()
-        self.inner_optimizer.finalize_variable_values(var_list)
-
-    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Leave variables out of the weight decay of the optimizer inside."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
+        super().finalize_variable_values(var_list)
 
     def save_own_variables(self, store: Any) -> None:
         """Write what is not the inner optimizer's, which Keras saves beside it."""
-        store[saved_state.ITERATION] = keras.ops.convert_to_numpy(self._iterations)
+        store[saved_state.ITERATION] = keras.ops.convert_to_numpy(internals.apply_count(self))
         if self._own is not None:
             saved_state.to_store(store, self._saved(), self._own.names)
 
@@ -359,10 +336,10 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         )
         for key, value in found.items():
             saved[key].assign(value)
-        self._iterations.assign(np.asarray(store[saved_state.ITERATION]))
+        internals.apply_count(self).assign(np.asarray(store[saved_state.ITERATION]))
 
     def _saved(self) -> dict[str, Any]:
-        kept = self._accumulated_gradients if self.gradient_accumulation_steps else []
+        kept = internals.accumulated_gradients(self) if self.gradient_accumulation_steps else []
         pairs = zip(self._learned.names, kept, strict=False)
         return self._learned.entries | {ACCUMULATED + name: variable for name, variable in pairs}
 
@@ -380,7 +357,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             "stop_after": self.stop_after,
             "unit_axes": inside.plain(self.unit_axes),
             "fan_in": inside.plain(self.fan_in),
-            "variables": inside.told(names, self._trainable_variables) or self._told,
+            "variables": inside.told(names, self.trained) or self._told,
         }
 
     @classmethod

@@ -42,7 +42,7 @@ class StatelessBranching(StepBranching):
         self.assign(variables, found)
 
 
-def taking(written: Callable[[], list[Any]]) -> StepBranching:
+def branching_for(written: Callable[[], list[Any]]) -> StepBranching:
     """Return what the backend of Keras can do; `written`: the variables that a step may write."""
     backend = keras.config.backend()
     if backend == "tensorflow":

@@ -9,8 +9,9 @@ import keras
 
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.keras.arrays.variables import names_of
+from karikomi.keras.internals import learning_rate_of
 from karikomi.keras.layers.unit_axes import fan_ins, unit_axes
-from karikomi.keras.optimizers.accumulated_schedule import PerUpdate
+from karikomi.keras.optimizers.accumulation import PerUpdate
 
 WHERE = "keras.clipped"
 _TAKEN = "_is_clipped_by_karikomi"
@@ -94,7 +95,7 @@ def inner_config(inner: Any, *, steps: int | None, scale: float | None) -> Any:
     """Return the configuration of an optimizer as it was given, with what was taken over from it."""
     told: Any = keras.saving.serialize_keras_object(inner)
     told["config"] |= {"gradient_accumulation_steps": steps, "loss_scale_factor": scale}
-    rate = inner._learning_rate
+    rate = learning_rate_of(inner)
     if isinstance(rate, PerUpdate):
         told["config"]["learning_rate"] = keras.optimizers.schedules.serialize(rate.schedule)
     return told

@@ -14,10 +14,11 @@ import keras
 import numpy as np
 
 from karikomi.errors import InvalidArgument
+from karikomi.keras import internals
 from karikomi.keras.arrays.library import as_it_is
 from karikomi.keras.arrays.variables import value_of
 from karikomi.keras.optimizers.accumulation import is_overwritten
-from karikomi.keras.optimizers.conditional_step import taking
+from karikomi.keras.optimizers.outer_optimizer import OuterOptimizer
 from karikomi.prune import pack_mask, unpack_mask
 
 WHERE = "keras.Pruning"
@@ -25,7 +26,7 @@ _STEP, _SEEN, _MASK = "iteration", "seen", "mask_"
 
 
 @keras.saving.register_keras_serializable(package="karikomi")
-class MaskedOptimizer(keras.optimizers.Optimizer):
+class MaskedOptimizer(OuterOptimizer):
     """`inner_optimizer`, with masks for the trained variables at `places`.
 
     Before a step the gradients of masked weights are set to zero, so that they count for no norm and no
@@ -43,36 +44,15 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         name: str | None = None,
     ) -> None:
         inner: Any = keras.optimizers.get(inner_optimizer)
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer, self.places = inner, tuple(places)
+        super().__init__(inner, name)
+        self.places = tuple(places)
         self.schedule, self._began = schedule, began
         self._masks: dict[int, Any] = {}
-        self._taking = taking(lambda: [*self.variables, *self._trainable_variables])
-
-    @property
-    def learning_rate(self) -> Any:
-        """That of the optimizer inside."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: Any) -> None:
-        if learning_rate is not self.inner_optimizer._learning_rate:
-            self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self) -> Any:
-        """How many updates the optimizer inside has made."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def variables(self) -> list[Any]:
-        """Its own variables, and those of the optimizer inside."""
-        return [*self._variables, *self.inner_optimizer.variables]
 
     @property
     def attempts(self) -> int:
         """Calls of ``apply`` so far."""
-        return int(_number(self._iterations))
+        return int(_number(internals.apply_count(self)))
 
     @property
     def steps(self) -> int:
@@ -89,10 +69,8 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         self._seen.assign(step)
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make masks that keep everything."""
+        """Create the variables of both optimizers, and masks that keep every weight."""
         variables = list(variables)
-        if not self.inner_optimizer.built:
-            self.inner_optimizer.build(variables)
         super().build(variables)
         self._seen = self.add_variable((), "zeros", dtype="int32", name=_SEEN)
         self._masks = {
@@ -100,13 +78,13 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
                 variables[place].shape,
                 "ones",
                 dtype="bool",
-                layout=getattr(variables[place], "_layout", None),
+                layout=internals.layout_of(variables[place]),
                 name=f"{_MASK}{place}",
             )
             for place in self.places
         }
         attempts, seen = self._began
-        self._iterations.assign(attempts)
+        internals.apply_count(self).assign(attempts)
         self._seen.assign(seen)
 
     def masks(self) -> dict[int, np.ndarray]:
@@ -120,49 +98,44 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             if place not in self._masks:
                 raise InvalidArgument(
                     "the optimizer has no mask for this weight",
-                    where=f"{WHERE}: {self._trainable_variables[place].path}",
+                    where=f"{WHERE}: {self.trained[place].path}",
                 )
             self._masks[place].assign(mask)
-        _forget(self.inner_optimizer, len(self._trainable_variables), masks)
+        _forget(self.inner_optimizer, len(self.trained), masks)
         self.enforce()
 
     def enforce(self) -> None:
         """Set masked weights to zero."""
-        self._mask_weights([self._trainable_variables[place] for place in self._masks])
+        self._mask_weights([self.trained[place] for place in self._masks])
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Take a step of the optimizer inside, with masks held."""
         grads = list(grads)
-        if not grads:
-            return
-        if trainable_variables is not None and not self.built:
-            with keras.name_scope(self.name, caller=self):
-                self.build(list(trainable_variables))
-        known = self._trainable_variables if trainable_variables is None else trainable_variables
-        # AutoGraph, which rewrites whatever a tf.function calls, has nothing to find here.
-        as_it_is(self._apply)(grads, list(known))
+        if grads:
+            # AutoGraph would rewrite the code of a tf.function, and has nothing to do here.
+            as_it_is(self._apply)(grads, self.resolved(trainable_variables))
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
-        self._check_variables_are_known(variables)
+        internals.check_known(self, variables)
         pairs = zip(grads, variables, strict=True)
         self.inner_optimizer.apply([self._masked(g, v) for g, v in pairs], variables)
         self._mask_weights(variables)
-        self._iterations.assign_add(1)
+        internals.apply_count(self).assign_add(1)
 
     def _masked(self, grad: Any, variable: Any) -> Any:
-        mask = self._masks.get(self._get_variable_index(variable))
+        mask = self._masks.get(internals.place_of(self, variable))
         # The rows of a sparse gradient are few, and the weights are masked after the step anyway.
         if grad is None or mask is None or hasattr(grad, "dense_shape") or is_overwritten(variable):
             return grad
         return _where(mask, grad)
 
     def _mask_weights(self, variables: Sequence[Any]) -> None:
-        places = [self._get_variable_index(variable) for variable in variables]
+        places = [internals.place_of(self, variable) for variable in variables]
         pairs = [
             (v, self._masks[n]) for v, n in zip(variables, places, strict=True) if n in self._masks
         ]
         masked = [_where(mask, value_of(variable)) for variable, mask in pairs]
-        self._taking.assign([variable for variable, _ in pairs], masked)
+        self._branching.assign([variable for variable, _ in pairs], masked)
 
     def scale_loss(self, loss: Any) -> Any:
         """Scale the loss as the optimizer inside does."""
@@ -170,16 +143,12 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Set the final values of variables, as the optimizer inside does, and mask them."""
-        self.inner_optimizer.finalize_variable_values(var_list)
+        super().finalize_variable_values(var_list)
         self.enforce()
-
-    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Leave variables out of the weight decay of the optimizer inside."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
 
     def save_own_variables(self, store: Any) -> None:
         """Write the counts and the masks, a bit per weight; Keras saves the inner optimizer beside it."""
-        store[_STEP] = _number(self._iterations)
+        store[_STEP] = _number(internals.apply_count(self))
         if self.built:
             store[_SEEN] = _number(self._seen)
         for place, mask in self._masks.items():
@@ -199,7 +168,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             bits = np.asarray(store[f"{_MASK}{place}"])
             mask.assign(unpack_mask(bits, tuple(mask.shape)))
         self._seen.assign(np.asarray(store[_SEEN]))
-        self._iterations.assign(np.asarray(store[_STEP]))
+        internals.apply_count(self).assign(np.asarray(store[_STEP]))
 
     def get_config(self) -> dict[str, Any]:
         """Return what it is made of, as plain data."""
@@ -233,9 +202,7 @@ def accumulation(optimizer: Any) -> int:
 def _forget(optimizer: Any, count: int, masks: Mapping[int, np.ndarray]) -> None:
     """Zero the moments of masked weights: what optimizers keep in lists with a variable for each weight."""
     while optimizer is not None:
-        for name, kept in vars(optimizer).items():
-            if name == "_trainable_variables" or not isinstance(kept, list) or len(kept) != count:
-                continue
+        for kept in internals.moments_of(optimizer, count):
             for place, mask in masks.items():
                 moment = kept[place]
                 if isinstance(moment, keras.Variable) and tuple(moment.shape) == mask.shape:

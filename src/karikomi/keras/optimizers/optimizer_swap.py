@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from karikomi.errors import Unsupported
+from karikomi.keras.internals import build_from_spec, set_saved_optimizer
 from karikomi.keras.optimizers.masking_optimizer import MaskedOptimizer
 
 
@@ -63,9 +64,7 @@ def put(model: Any, scale: Any, optimizer: Any) -> None:
     else:
         scale.inner_optimizer = optimizer
     model.train_function = None
-    if hasattr(model, "_compile_config"):
-        # What a file of the model will say of it.
-        model._compile_config.config["optimizer"] = model.optimizer
+    set_saved_optimizer(model)
 
 
 def is_unbuilt(model: Any) -> bool:
@@ -88,7 +87,7 @@ def before_first_step(model: Any, begin: Callable[[], None], *, where: str) -> N
                 where=where,
                 hint="call the model on a batch first",
             )
-        model._symbolic_build(data_batch=spec)
+        build_from_spec(model, spec)
         begin()
         model.make_train_function(force=True)
         return model.train_function(iterator)

@@ -15,6 +15,7 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument
 from karikomi.keras.clipping.named_clip import LAST, MOMENT
+from karikomi.keras.internals import stored_value
 from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
 from karikomi.rules.stages import Stage
@@ -75,7 +76,7 @@ def _of_all_replicas(variable: Any) -> np.ndarray:
 
     Sums that wait for an update are added up over the replicas, each of which starts with what was saved.
     """
-    copies = getattr(getattr(variable, "_value", None), "values", None)
+    copies = getattr(stored_value(variable), "values", None)
     own = np.asarray(keras.ops.convert_to_numpy(variable))
     if not isinstance(copies, tuple) or own.dtype.kind != "f":
         return own

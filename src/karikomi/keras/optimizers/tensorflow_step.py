@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from karikomi.errors import Unsupported
+from karikomi.keras.internals import needs_merge_call
 from karikomi.keras.optimizers.branching import Step, StepBranching
 
 
@@ -83,9 +84,7 @@ def _replica() -> Any:
 
 
 def _meets() -> bool:
-    return _replica().num_replicas_in_sync > 1 and not (
-        tf.__internal__.distribute.strategy_supports_no_merge_call()
-    )
+    return _replica().num_replicas_in_sync > 1 and needs_merge_call()
 
 
 def _write(variable: Any, value: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from keras import layers
 
 from karikomi.errors import Unsupported
+from karikomi.keras.internals import all_layers, kernel_of
 from karikomi.keras.layers.prunable import Oriented
 from karikomi.prune import Coupled, Member
 
@@ -21,7 +22,7 @@ def coupled_heads(
     """
     names = {id(item.variable): name for name, item in found.items()}
     groups = []
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, layers.MultiHeadAttention):
             group = _group(layer, names)
             if any(member.name in chosen for member in group.members if member.axis == 1):
@@ -40,10 +41,10 @@ def _group(layer: Any, names: Mapping[int, str]) -> Coupled:
     widths = {"query": layer.key_dim, "key": layer.key_dim, "value": layer.value_dim}
     members = []
     for which, width in widths.items():
-        dense = getattr(layer, f"_{which}_dense")
-        members.append(Member(names[id(dense._kernel)], 0, size=width))
+        dense = getattr(layer, f"{which}_dense")
+        members.append(Member(names[id(kernel_of(dense))], 0, size=width))
         if dense.bias is not None:
             members.append(Member(names[id(dense.bias)], 0, size=width, scored=False))
-    out = layer._output_dense._kernel
+    out = kernel_of(layer.output_dense)
     members.append(Member(names[id(out)], 1, size=layer.value_dim))
     return Coupled(layer.path, layer.num_heads, tuple(members))
