@@ -46,7 +46,7 @@ class Quantity(Enum):
     WEIGHT = "weight"
 
 
-FACTS = (
+NEEDS = (
     *("weights", "sizes", "fan_in"),
     *("second_moment", "negative_part", "spectral_norm", "largest_logit"),
 )
@@ -98,7 +98,7 @@ class Rule(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What measure must bring besides norms, of `FACTS`; ``step`` (attempted steps so far) always comes."""
+        """What measure must bring besides norms, of `NEEDS`; ``step`` (attempted steps so far) always comes."""
         ...
 
     def init(self, like: Array, *, xp: Namespace) -> State:

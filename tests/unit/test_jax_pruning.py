@@ -185,7 +185,7 @@ def test_a_byte_of_bfloat16_counts_as_one() -> None:
         (
             lambda t: kk.jax.prune(t, sparsity=0.5, facts={"gradient": jnp.ones(3)}),
             InvalidArgument,
-            "facts['gradient']: this is no mapping",
+            "facts['gradient']: not a mapping",
         ),
         (lambda t: kk.jax.update_masks(t, kk.prune.SET(0.5, until=9), 1), Unsupported, "attach"),
         (

@@ -176,7 +176,7 @@ BAD: dict[str, tuple[dict[str, Any], type[KarikomiError], str]] = {
     "bias": ({"only": "*.bias"}, Unsupported, "nothing of this can be pruned"),
     "units": ({"score": "apoz"}, Unsupported, "scores units"),
     "data": ({"score": "taylor"}, InvalidArgument, "needs gradient"),
-    "iterator": ({"data": iter(())}, InvalidArgument, "iterator gives it once"),
+    "iterator": ({"data": iter(())}, InvalidArgument, "iterator yields it once"),
 }
 
 

@@ -1,7 +1,7 @@
 """Prune pytrees of parameters: masks are made on the host, between steps, and applied inside of ``jit``.
 
-Which weights go is the decision of all frameworks (`karikomi.selection.exact_masks`); it depends on values and
-sorts out ties one by one, so it is no part of a compiled step. A step needs `masked` alone.
+Which weights are removed is decided as in all frameworks (`karikomi.selection`). It depends on values and
+resolves ties one by one, so it is not part of a compiled step, which needs `masked` alone.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from karikomi import numpy as host
-from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
+from karikomi.errors import Unsupported
 from karikomi.jax.pytrees import named, replaced
 from karikomi.prune import Coupled, Layout, Pattern, Score
+from karikomi.prune.facts import Facts
 from karikomi.prune.schedules.one_shot import PruningSchedule
 from karikomi.prune.schedules.pruning_schedule import step_of
+from karikomi.selection.array_arguments import check_masks
+from karikomi.selection.array_masks import masks_of_arrays
+from karikomi.selection.request import PruneRequest, request_of, scheduled
 
 Masks = dict[str, jax.Array]
 """Name -> bool array of a leaf's shape, true where a weight is kept: a pytree itself."""
-
-Facts = Mapping[str, Mapping[str, Any]]
 
 
 def prune(
@@ -50,7 +51,7 @@ def prune(
     `params`: a pytree of floating arrays, ``None`` leaves left out; names are paths joined with dots
     (``"dense.kernel"``). All other arguments, and what is raised, are those of `karikomi.numpy.prune`, from
     which the same weights get the same masks: for Flax ``only="*kernel"``, and ``Layout(units=-1,
-    inputs=-2)`` where a pattern speaks of units. Masks lie where their weights lie.
+    inputs=-2)`` where a pattern removes units. Masks have the sharding of their weights.
 
     Also raises `Unsupported` under ``jit``, and for arrays of which other processes hold a part.
 
@@ -62,8 +63,8 @@ def prune(
     Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global).
     """
     where = "jax.prune"
-    _, kept = host.prune(
-        _on_host(params, where=where),
+    request = request_of(
+        where,
         sparsity=sparsity,
         width=width,
         parameters=parameters,
@@ -73,13 +74,29 @@ def prune(
         allocation=allocation,
         pattern=pattern,
         facts=facts,
-        layouts=layouts,
-        coupled=coupled,
         only=only,
         exclude=exclude,
-        masks=_masks_on_host(masks, where=where),
     )
-    placed = _beside(params, kept, where=where)
+    return _pruned(params, request, layouts=layouts, coupled=coupled, masks=masks)
+
+
+def _pruned(
+    params: Any,
+    request: PruneRequest,
+    *,
+    layouts: Mapping[str, Layout] | None,
+    coupled: Sequence[Coupled] | None,
+    masks: Mapping[str, Any] | None,
+) -> tuple[Any, Masks]:
+    kept = masks_of_arrays(
+        _on_host(params, where=request.where),
+        request,
+        layouts=layouts,
+        coupled=coupled,
+        earlier=masks,
+        leaf="leaf",
+    )
+    placed = _beside(params, kept, where=request.where)
     return masked(params, placed), placed
 
 
@@ -87,7 +104,7 @@ def masked(tree: Any, masks: Mapping[str, Any]) -> Any:
     """Return params, or their gradients or updates, with ``+0.0`` wherever a mask is false; runs under ``jit``.
 
     ``where(mask, leaf, 0)``: an entry that is masked is zero even if it was NaN. Gradients are masked before
-    they are clipped, so that what is gone counts in no norm; params after each step.
+    they are clipped, so that masked entries do not count in norms; params after each step.
 
     `masks`: what `prune` returned; leaves without a mask, and ``None``, stay as they are. Raises
     `UnknownName` for a mask without its leaf, `InvalidArgument` for one that does not fit.
@@ -96,22 +113,21 @@ def masked(tree: Any, masks: Mapping[str, Any]) -> Any:
     [1.0, 0.0]
     """
     found = _leaves(tree, where="jax.masked")
-    _check_masks(masks, found, where="jax.masked")
+    check_masks(masks, found, where="jax.masked", leaf="leaf")
     for name, leaf in named({name: found[name] for name in masks}, where="jax.masked").items():
         if leaf is not None:
-            mask = _fitting(name, masks[name], leaf.shape)
-            found[name] = jnp.where(mask, leaf, jnp.zeros_like(leaf))
+            found[name] = jnp.where(masks[name], leaf, jnp.zeros_like(leaf))
     return replaced(tree, found)
 
 
 def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
     """Return an optimizer's state with its moments of masked weights at zero; runs under ``jit``.
 
-    Every part of the state that is built like `params`, with floating leaves, is masked like them: the
-    moments of optax's optimizers, the traces of momentum; what ``optax.masked`` and
-    ``optax.multi_transform`` left out of them (``optax.MaskedNode``) may be missing. The rest, counters and
-    parts built otherwise, stays as it is. `masked` weights stay at zero without it; it is for optimizers that go
-    on with other masks.
+    Every part of the state with the structure of `params` and floating leaves is masked like them: the
+    moments of optax's optimizers, the traces of momentum; leaves that ``optax.masked`` and
+    ``optax.multi_transform`` left out (``optax.MaskedNode``) may be missing. The rest, counters and
+    parts of another structure, is returned as it is. `masked` weights stay at zero without it; it is for
+    optimizers that continue with other masks.
 
     Raises what `masked` raises.
 
@@ -121,9 +137,10 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
     >>> masked_moments(state, params, {"w": jnp.array([True, False])}).mu["w"].tolist()
     [1.0, 0.0]
     """
-    _check_masks(masks, _leaves(params, where="jax.masked_moments"), where="jax.masked_moments")
+    leaves = _leaves(params, where="jax.masked_moments")
+    check_masks(masks, leaves, where="jax.masked_moments", leaf="leaf")
 
-    def alike(part: Any) -> bool:
+    def like_params(part: Any) -> bool:
         leaves, structure = jax.tree.flatten(part, is_leaf=_left_out)
         try:
             beside = structure.flatten_up_to(params)
@@ -135,11 +152,13 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
             for leaf, other in zip(leaves, beside, strict=True)
         )
 
-    def forgotten(part: Any) -> Any:
+    def masked_part(part: Any) -> Any:
         there = _leaves(part, where="jax.masked_moments")
         return masked(part, {name: mask for name, mask in masks.items() if name in there})
 
-    return jax.tree.map(lambda part: forgotten(part) if alike(part) else part, state, is_leaf=alike)
+    return jax.tree.map(
+        lambda part: masked_part(part) if like_params(part) else part, state, is_leaf=like_params
+    )
 
 
 def update_masks(
@@ -155,8 +174,8 @@ def update_masks(
     """Return ``(params, masks)`` after a step: pruned further if the schedule is due, else masked as before.
 
     To be called outside of ``jit`` after each step; a loop whose compiled step masks params itself calls it
-    where ``schedule.due(step)`` alone. Its whole state are the masks and the number of the step: saved and
-    given again, training goes on as if it had not stopped.
+    only where ``schedule.due(step)``. Its whole state is the masks and the number of the step: saved and
+    passed again, training continues as if it had not stopped.
 
     Before the first masks there is an empty dict, which makes ``jit`` compile once more. `schedule`, `step`,
     `facts`, `layouts`, `coupled`: see `karikomi.numpy.prune_at`. Raises what `prune` raises, and `Unsupported` for
@@ -177,28 +196,19 @@ def update_masks(
     if not schedule.due(step):
         masks = {} if masks is None else masks
         found = _leaves(params, where=where)
-        _check_masks(masks, found, where=where)
-        # Compiled, and given nothing that has no mask: a leaf may be what jit does not take.
+        check_masks(masks, found, where=where, leaf="leaf")
+        # Compiled for leaves with a mask alone: others may be of types that jit does not accept.
         there = _masked({name: found[name] for name in masks}, dict(masks))
         return replaced(params, found | there), dict(masks)
-    _, kept = host.prune_at(
-        _on_host(params, where=where),
-        schedule,
-        step,
-        _masks_on_host(masks, where=where),
-        facts=facts,
-        layouts=layouts,
-        coupled=coupled,
-    )
-    placed = _beside(params, kept, where=where)
-    return masked(params, placed), placed
+    request = scheduled(where, schedule, step, facts=facts)
+    return _pruned(params, request, layouts=layouts, coupled=coupled, masks=masks)
 
 
 _masked = jax.jit(masked)
 
 
 def _leaves(tree: Any, *, where: str) -> dict[str, Any]:
-    """Return name -> leaf of any kind: counters and keys lie beside weights."""
+    """Return name -> leaf of any kind, counters and keys included."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
     names = named(structure.unflatten([None] * len(leaves)), where=where)
     return dict(zip(names, leaves, strict=True))
@@ -210,34 +220,19 @@ def _floating(leaf: Any) -> bool:
 
 
 def _left_out(node: Any) -> bool:
-    """Return whether this stands for what an optimizer does not see: ``optax.MaskedNode`` is an empty tuple."""
+    """Return whether this is the empty tuple ``optax.MaskedNode``, in place of a leaf that is left out."""
     return isinstance(node, tuple) and not node
 
 
-def _check_masks(masks: Any, found: Mapping[str, Any], *, where: str) -> None:
-    if not isinstance(masks, Mapping):
-        raise InvalidArgument(
-            "masks go by the names of leaves", where=where, got=type(masks).__name__
-        )
-    for name in masks:
-        if name not in found:
-            raise UnknownName(
-                "a mask without its leaf",
-                where=where,
-                got=repr(name),
-                hint=suggest(str(name), found),
-            )
-
-
 def _on_host(params: Any, *, where: str) -> dict[str, Any]:
-    """Return name -> array; what is not floating as it is, to be refused only where it is selected."""
+    """Return name -> host array; other leaves as they are, as they are invalid only where selected."""
     leaves = _leaves(params, where=where)
     found = {name: leaf for name, leaf in leaves.items() if leaf is not None}
     floating = {name: leaf for name, leaf in found.items() if _floating(leaf)}
     for name, leaf in named(floating, where=where).items():
         if isinstance(leaf, Tracer):
             raise Unsupported(
-                "which weights go depends on their values, which are not known under jit",
+                "which weights are removed depends on their values, which are not available under jit",
                 where=f"{where}: {name}",
                 hint="call it between steps; masked runs under jit",
             )
@@ -252,26 +247,8 @@ def _on_host(params: Any, *, where: str) -> dict[str, Any]:
     return found
 
 
-def _masks_on_host(masks: Mapping[str, Any] | None, *, where: str) -> dict[str, np.ndarray]:
-    masks = {} if masks is None else masks
-    _check_masks(masks, masks, where=where)
-    return {name: np.asarray(mask) for name, mask in masks.items()}
-
-
 def _beside(params: Any, kept: Mapping[str, np.ndarray], *, where: str) -> Masks:
-    """Return masks as arrays that lie as their weights do."""
+    """Return masks as arrays with the sharding of their weights."""
     leaves = _leaves(params, where=where)
     found = named({name: leaves[name] for name in kept}, where=where)
     return {name: jax.device_put(mask, found[name].sharding) for name, mask in kept.items()}  # type: ignore[union-attr]
-
-
-def _fitting(name: str, mask: Any, shape: tuple[int, ...]) -> jax.Array:
-    """Return a mask as an array, or refuse one that is not boolean or of another shape."""
-    if getattr(mask, "dtype", None) != np.bool_ or np.shape(mask) != shape:
-        raise InvalidArgument(
-            "the mask does not fit its leaf",
-            where=f"jax.masked: {name}",
-            got=f"{getattr(mask, 'dtype', type(mask).__name__)} {np.shape(mask)}",
-            allowed=f"bool {shape}",
-        )
-    return jnp.asarray(mask)

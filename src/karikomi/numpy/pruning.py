@@ -1,44 +1,24 @@
 """Prune trees of weights held as NumPy arrays, and keep pruned weights at zero.
 
-The selection is the one of all frameworks (`karikomi.selection.exact_masks`); here facts are given, not measured.
+The selection is that of all frameworks (`karikomi.selection`); here facts are given, not measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from karikomi import tree
-from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
 from karikomi.numpy.arrays import Arrays, like, named
-from karikomi.numpy.checks import (
-    OF_TENSORS,
-    WHERE,
-    check_coupled,
-    check_facts,
-    check_layouts,
-    check_masks_alone,
-    wide,
-)
 from karikomi.numpy.norms import check_arrays
-from karikomi.prune import (
-    Coupled,
-    Layers,
-    Layout,
-    Member,
-    Pattern,
-    Score,
-    Units,
-    as_pattern,
-    as_score,
-)
-from karikomi.select import select
-from karikomi.selection.arguments import allocation_of, asked, by_hand
-from karikomi.selection.exact_masks import SelectionRequest, find_masks
-from karikomi.selection.weight_source import Source, source_of
+from karikomi.prune import Coupled, Layout, Pattern, Score
+from karikomi.selection.array_arguments import check_masks, wide
+from karikomi.selection.array_masks import masks_of_arrays
+from karikomi.selection.request import PruneRequest, request_of
+
+WHERE = "numpy.prune"
 
 Masks = dict[str, np.ndarray]
 
@@ -76,14 +56,14 @@ def prune(
     without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
     (``wanda``), else ``global``.
     `facts`: what the score needs beside the weights, fact (`karikomi.prune.FACTS`, or a score's own) -> name
-    -> array; also ``outliers`` and ``curve`` for allocations and ``macs`` (of a whole array, per example).
-    `layouts`: name -> which axes are units and inputs, for patterns and scores that speak of them: no rank
-    tells. `coupled`: what goes together, if units or heads span several arrays. `only`,
+    -> array; ``outliers``, ``curve`` and ``macs`` (of a whole array, per example) -> name -> value.
+    `layouts`: name -> which axes are units and inputs, for patterns and scores that depend on them: they are
+    never guessed from rank. `coupled`: groups, if units or heads span several arrays. `only`,
     `exclude`: globs over the names of arrays (default: all of them, biases too). `masks`: earlier masks
     by name; what they removed stays removed and counts.
 
-    Raises `InvalidArgument` for what is no such tree or target or does not fit, `UnknownName` for a name
-    or glob, `Unsupported` for combinations that mean nothing and float64 weights that float32 does not hold,
+    Raises `InvalidArgument` for a tree, target or mask that is invalid or does not fit, `UnknownName` for a name
+    or glob, `Unsupported` for combinations that are not defined and float64 weights outside of float32's range,
     `NonFinite` naming an array.
 
     >>> import numpy as np
@@ -94,38 +74,40 @@ def prune(
 
     Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global).
     """
-    asked_score, chosen = as_score(score), as_pattern(pattern)
-    check_masks_alone(asked_score)
-    weights = tree.collected(weights)
-    found = named(weights, where=WHERE)
-    names = select(found, only=only, exclude=exclude, where=WHERE)
-    for name in names:
-        _check_real(name, found[name])
-    earlier = _fitting({} if masks is None else masks, found, where=WHERE)
-    hand = by_hand(sparsity, names, allocation, where=WHERE)
-    names = [name for name in names if name in hand] if hand else names
-    chosen_arrays = {name: found[name] for name in names}
-    sources = _sources(chosen_arrays, facts or {}, layouts or {}, asked_score)
-    question = SelectionRequest(
-        sources=sources,
-        score=asked_score,
-        pattern=chosen,
-        allocation=allocation_of(allocation, chosen, asked_score),
-        target=asked(
-            *(chosen, WHERE),
-            sparsity=0.0 if isinstance(sparsity, Mapping) else sparsity,
-            width=width,
-            parameters=parameters,
-            macs=macs,
-            bytes=bytes,
-        ),
-        coupled=_coupled(chosen, sources) if coupled is None else check_coupled(coupled, sources),
-        earlier={name: earlier[name] for name in names if name in earlier},
-        outliers=dict((facts or {}).get("outliers", {})),
-        curves=dict((facts or {}).get("curve", {})),
-        by_hand=hand,
+    request = request_of(
+        WHERE,
+        sparsity=sparsity,
+        width=width,
+        parameters=parameters,
+        macs=macs,
+        bytes=bytes,
+        score=score,
+        allocation=allocation,
+        pattern=pattern,
+        facts=facts,
+        only=only,
+        exclude=exclude,
     )
-    kept = {name: mask.copy() for name, mask in earlier.items()} | find_masks(question).masks
+    return pruned(weights, request, layouts=layouts, coupled=coupled, masks=masks)
+
+
+def pruned(
+    weights: Arrays,
+    request: PruneRequest,
+    *,
+    layouts: Mapping[str, Layout] | None,
+    coupled: Sequence[Coupled] | None,
+    masks: Mapping[str, np.ndarray] | None,
+) -> tuple[Arrays, Masks]:
+    """Return ``(weights with the least important at zero, masks)`` for a validated request."""
+    weights = tree.collected(weights)
+    kept = masks_of_arrays(
+        named(weights, where=request.where),
+        request,
+        layouts=layouts,
+        coupled=coupled,
+        earlier=masks,
+    )
     return masked(weights, kept), kept
 
 
@@ -141,81 +123,9 @@ def masked(weights: Arrays, masks: Mapping[str, np.ndarray]) -> Arrays:
     """
     weights = tree.collected(weights)
     found = named(weights, where="numpy.masked")
-    for name, mask in _fitting(masks, found, where="numpy.masked").items():
+    check_masks(masks, found, where="numpy.masked", leaf="array")
+    for name, mask in masks.items():
         if found[name] is not None:
             check_arrays({name: wide(found[name])}, where="numpy.masked")
             found[name] = np.where(mask, found[name], found[name].dtype.type(0))
     return like(weights, found, where="numpy.masked")
-
-
-def _sources(
-    arrays: Mapping[str, np.ndarray],
-    facts: Mapping[str, Mapping[str, Any]],
-    layouts: Mapping[str, Layout],
-    score: Score,
-) -> dict[str, Source]:
-    check_facts(facts, arrays, score)
-    check_layouts(layouts, arrays)
-    sources = {}
-    for name, array in arrays.items():
-        own = {
-            fact: wide(np.asarray(of[name]))
-            for fact, of in facts.items()
-            if name in of and fact not in OF_TENSORS
-        }
-        macs = facts.get("macs", {}).get(name, np.nan) / max(array.size, 1)
-        source = source_of(
-            name, wide(array), facts=own, layout=layouts.get(name), macs=float(macs), where=WHERE
-        )
-        sources[name] = replace(source, itemsize=array.dtype.itemsize)
-    return sources
-
-
-def _coupled(pattern: Pattern, sources: Mapping[str, Source]) -> list[Coupled]:
-    if isinstance(pattern, Layers):
-        return [Coupled(name, 1, (Member(name, 0, size=0),)) for name in sources]
-    if isinstance(pattern, Units):
-        found = [
-            Coupled(name, source.shape[source.layout.units], (Member(name, source.layout.units),))
-            for name, source in sources.items()
-            if source.layout is not None
-        ]
-        if found:
-            return found
-    if pattern.coupled:
-        raise Unsupported(
-            f"which arrays go together as {type(pattern).__name__.lower()} is not known",
-            where=WHERE,
-            hint="give layouts={name: kk.prune.Layout(...)} for units, or coupled=[...]",
-        )
-    return []
-
-
-def _check_real(name: str, array: np.ndarray) -> None:
-    check_arrays({name: wide(array)}, where=WHERE)
-    if np.iscomplexobj(array):
-        raise InvalidArgument("complex weights have no scores", where=f"{WHERE}: {name}")
-
-
-def _fitting(
-    masks: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], *, where: str
-) -> Mapping[str, np.ndarray]:
-    """Return the masks, or refuse one that is not boolean or has no array of its shape."""
-    if not isinstance(masks, Mapping):
-        raise InvalidArgument(
-            "masks go by the names of arrays", where=where, got=type(masks).__name__
-        )
-    for name, mask in masks.items():
-        if name not in found:
-            raise UnknownName(
-                "a mask without its array", where=where, got=repr(name), hint=suggest(name, found)
-            )
-        fits = found[name] is None or np.shape(mask) == np.shape(found[name])
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or not fits:
-            raise InvalidArgument(
-                "the mask does not fit its array",
-                where=f"{where}: {name}",
-                got=f"{getattr(mask, 'dtype', type(mask).__name__)} {np.shape(mask)}",
-                allowed=f"bool {np.shape(found[name])}",
-            )
-    return masks

@@ -29,6 +29,7 @@ from karikomi.prune.radix_threshold import Threshold
 from karikomi.select import select
 from karikomi.selection.block_scores import BlockScores, check_blockwise, pool_threshold, split
 from karikomi.selection.granularity import check_range, of_weights
+from karikomi.selection.request import NOT_SELECTED
 from karikomi.selection.weight_source import Source, source_of
 
 WHERE = "numpy.prune_file"
@@ -176,7 +177,7 @@ def _selected(
     left_alone = {}
     for tensor in file.tensors:
         if tensor.name not in names:
-            left_alone[tensor.name] = "not selected"
+            left_alone[tensor.name] = NOT_SELECTED
         elif tensor.dtype not in _TYPES:
             left_alone[tensor.name] = f"its dtype is {tensor.dtype}"
     chosen = {item.name: item for item in file.tensors if item.name not in left_alone}

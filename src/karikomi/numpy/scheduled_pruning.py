@@ -1,7 +1,4 @@
-"""Prune as a schedule says, in a training loop that holds its weights as arrays.
-
-Separate from `masks`, which knows no steps.
-"""
+"""Prune by a schedule, in a training loop that holds its weights as arrays."""
 
 from __future__ import annotations
 
@@ -11,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from karikomi.numpy.arrays import Arrays
-from karikomi.numpy.pruning import masked, prune
+from karikomi.numpy.pruning import masked, pruned
 from karikomi.prune import Coupled, Layout
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, step_of
+from karikomi.selection.request import scheduled
 
 WHERE = "numpy.prune_at"
 
@@ -54,16 +52,5 @@ def prune_at(
     masks = {} if masks is None else masks
     if not schedule.due(step):
         return masked(weights, masks), dict(masks)
-    return prune(
-        weights,
-        sparsity=None if schedule.pattern_says else schedule.sparsity_at(step),
-        score=schedule.scored_by(),
-        allocation=schedule.allocation,
-        pattern=schedule.pattern,
-        facts=facts,
-        layouts=layouts,
-        coupled=coupled,
-        only=schedule.only,
-        exclude=schedule.exclude,
-        masks=masks,
-    )
+    request = scheduled(WHERE, schedule, step, facts=facts)
+    return pruned(weights, request, layouts=layouts, coupled=coupled, masks=masks)

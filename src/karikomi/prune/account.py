@@ -1,6 +1,6 @@
-"""What pruning did: one row per tensor, with the reason and what it did to the layer's output.
+"""The account of a pruning: one row per tensor, with the reason and the error of the layer's output.
 
-Plain data, so that a program can read it, and a table for people.
+Plain data, which also prints as a table.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
+from karikomi.prune.layout import Layout
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -16,7 +20,7 @@ class Row:
 
     `output_error`: the relative L2 error that this alone makes in the output of its layer, for the inputs
     it had before; none where no data was given. `reads_nothing`: indices of units all of whose weights
-    are gone; `unread`: indices of inputs that no unit reads any more.
+    are zero; `unread`: indices of inputs all of whose weights are zero.
     """
 
     name: str
@@ -35,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """All rows; `output_error` is that of the whole network, `notes` are what else is to be known."""
+    """All rows; `output_error` is that of the whole network, `notes` are remarks on the counts."""
 
     rows: tuple[Row, ...] = ()
     output_error: float | None = None
@@ -70,6 +74,36 @@ class Account:
         removed, size = (sum(getattr(row, key) for row in self.rows) for key in ("removed", "size"))
         whole = Row(name="all", removed=removed, size=size, why="", output_error=self.output_error)
         return "\n".join([*lines, _line(whole, width).rstrip(), *self.notes])
+
+
+def row_of(
+    name: str,
+    mask: np.ndarray,
+    layout: Layout | None,
+    *,
+    removed: int,
+    why: str | None,
+    output_error: float | None,
+) -> Row:
+    """Return the row of a mask, true where a weight is kept; `layout`: none of a part of a weight."""
+    reads_nothing, unread = (), ()
+    if layout is not None and layout.inputs is not None:
+        canonical = layout.canonical(mask)
+        reads_nothing = _empty(canonical.reshape(len(canonical), -1).any(axis=1))
+        unread = _empty(canonical.reshape(-1, canonical.shape[-1]).any(axis=0))
+    return Row(
+        name=name,
+        removed=removed,
+        size=mask.size,
+        why=why or "as before",
+        output_error=output_error,
+        reads_nothing=reads_nothing,
+        unread=unread,
+    )
+
+
+def _empty(alive: Any) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(~np.asarray(alive)).tolist())
 
 
 def _line(row: Row, width: int) -> str:

@@ -2,21 +2,114 @@
 
 from __future__ import annotations
 
-FACTS = {
-    "gradient": "dL/dw, mean over batches; the weight's shape",
-    "squared_gradient": "(dL/dw)^2, mean over batches (of one example each: the Fisher diagonal); the weight's shape",
-    "hessian_gradient": "the Hessian of the loss times its gradient; the weight's shape",
-    "flow": "dR/d|w| for R the sum of outputs for an input of ones, with |weights|; the weight's shape",
-    "moved": "the sum over steps of -(learning rate) w dL/dw; the weight's shape",
-    "input_norm": "the L2 norm over samples and positions of the input that the weight multiplies; the weight's shape",
-    "noise": "uniform random numbers in (0, 1]; the weight's shape",
-    "zeros": "the share of zeros among a unit's outputs; one per unit",
-    "output": "the mean magnitude of a unit's outputs; one per unit",
-    "deviation": "the standard deviation of a unit's outputs; one per unit",
-    "gate": "the scale by which a normalisation multiplies a unit's output; one per unit",
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+from karikomi.errors import InvalidArgument, UnknownName, suggest
+
+Facts = Mapping[str, Mapping[str, Any]]
+"""Fact -> tensor name -> values."""
+
+
+class Fact(NamedTuple):
+    """What a fact is, what it has one number `per`, and what it is measured `on`.
+
+    Values per weight have the weight's shape (or broadcast to it), per unit the shape (units,).
+    """
+
+    meaning: str
+    per: Literal["weight", "unit", "tensor"]
+    on: Literal[
+        "gradients", "inputs", "outputs", "first batch", "input norms", "training", "curves", "seed"
+    ]
+
+
+TABLE = {
+    "gradient": Fact("dL/dw, mean over batches", "weight", "gradients"),
+    "squared_gradient": Fact(
+        "(dL/dw)^2, mean over batches (of one example each: the Fisher diagonal)",
+        "weight",
+        "gradients",
+    ),
+    "hessian_gradient": Fact("the Hessian of the loss times its gradient", "weight", "gradients"),
+    "flow": Fact(
+        "dR/d|w| for R the sum of outputs for an input of ones, with |weights|",
+        "weight",
+        "first batch",
+    ),
+    "moved": Fact("the sum over steps of -(learning rate) w dL/dw", "weight", "training"),
+    "input_norm": Fact(
+        "the L2 norm over samples and positions of the input that the weight multiplies",
+        "weight",
+        "inputs",
+    ),
+    "noise": Fact("uniform random numbers in (0, 1]", "weight", "seed"),
+    "zeros": Fact("the share of zeros among a unit's outputs", "unit", "outputs"),
+    "output": Fact("the mean magnitude of a unit's outputs", "unit", "outputs"),
+    "deviation": Fact("the standard deviation of a unit's outputs", "unit", "outputs"),
+    "gate": Fact(
+        "the scale by which a normalisation multiplies a unit's output", "unit", "first batch"
+    ),
+    "macs": Fact("multiply-accumulates of one example", "tensor", "first batch"),
+    "outliers": Fact(
+        "the share of |w| * input norm that stands out (owl)", "tensor", "input norms"
+    ),
+    "curve": Fact("sparsity -> loss of accuracy (sensitivity)", "tensor", "curves"),
 }
-"""What a score may need, by name."""
+
+_SHAPES = {"weight": "the weight's shape", "unit": "one per unit", "tensor": "one per tensor"}
+
+FACTS = {name: f"{fact.meaning}; {_SHAPES[fact.per]}" for name, fact in TABLE.items()}
+"""What a score or an allocation may need, by name."""
+
+PER_UNIT = frozenset(name for name, fact in TABLE.items() if fact.per == "unit")
+PER_TENSOR = frozenset(name for name, fact in TABLE.items() if fact.per == "tensor")
 
 
-PER_UNIT = frozenset({"zeros", "output", "deviation", "gate"})
-"""Facts that speak of units; the others speak of weights."""
+def measured_on(what: str) -> frozenset[str]:
+    """Return the names of the facts that are measured on this, of `Fact.on`.
+
+    >>> sorted(measured_on("outputs"))
+    ['deviation', 'output', 'zeros']
+    """
+    return frozenset(name for name, fact in TABLE.items() if fact.on == what)
+
+
+def check_facts(
+    facts: Facts, needs: Collection[str], tensors: Collection[str], *, where: str
+) -> None:
+    """Raise unless these are values of known facts for known tensors.
+
+    `needs`: facts of a score, which may have names of its own. `tensors`: their names. Raises
+    `InvalidArgument` for values that are not mappings, `UnknownName` for a fact or a tensor.
+    """
+    check_mapping(facts, where=f"{where}: facts", allowed="fact -> tensor name -> values")
+    known = {*TABLE, *needs}
+    for fact, of in facts.items():
+        if fact not in known:
+            raise UnknownName(
+                "unknown fact", where=where, got=repr(fact), hint=suggest(str(fact), known)
+            )
+        place = f"{where}: facts[{fact!r}]"
+        check_mapping(of, where=place, allowed="tensor name -> values")
+        check_names(of, tensors, where=place)
+
+
+def check_mapping(given: object, *, where: str, allowed: str) -> None:
+    """Raise `InvalidArgument` unless this is a mapping."""
+    if not isinstance(given, Mapping):
+        raise InvalidArgument(
+            "not a mapping", where=where, got=type(given).__name__, allowed=allowed
+        )
+
+
+def check_names(names: Collection[str], known: Collection[str], *, where: str) -> None:
+    """Raise `UnknownName` for a name that is not the name of a tensor."""
+    for name in names:
+        if name not in known:
+            raise UnknownName(
+                "no selected tensor has this name",
+                where=where,
+                got=repr(name),
+                hint=suggest(str(name), known),
+            )

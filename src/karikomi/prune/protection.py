@@ -1,4 +1,4 @@
-"""What pruning leaves alone unless it is asked for, with the reasons that are given."""
+"""Kinds of layers that are not pruned unless requested, with the reasons that are reported."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ PROTECTED = {
     "recurrent": "a recurrent cell",
     "attention": "a fused projection of attention",
 }
-"""What `protect` can name, with the reason that is given."""
+"""What `protect` can name, with the reason that is reported."""
+
+BY_DEFAULT = ("norms", "embeddings", "recurrent", "attention")
+"""What is protected by default."""
 
 
 def check_protect(protect: Collection[str]) -> None:
-    """Raise `UnknownName` for what cannot be protected."""
+    """Raise `UnknownName` for a kind of layer that cannot be protected."""
     for which in [protect] if isinstance(protect, str) else protect:
         if isinstance(protect, str) or which not in PROTECTED:
             raise UnknownName(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune import (
@@ -13,14 +13,12 @@ from karikomi.prune import (
     Score,
     Target,
     Unstructured,
-    check_sparsity,
     target_of,
 )
-from karikomi.select import spread
 
 
 def allocation_of(allocation: str | None, pattern: Pattern, score: Score) -> str:
-    """Return the allocation that is meant where none is named; refuse one that means nothing here.
+    """Return the allocation, by default that of the pattern; raises `Unsupported` for one that does not fit.
 
     Single weights, heads and layers compare across tensors; sums over units or blocks of different sizes,
     and scores that compare within rows, do not.
@@ -29,7 +27,7 @@ def allocation_of(allocation: str | None, pattern: Pattern, score: Score) -> str
     by_tensor = allocation in ("erk", "isomorphic", "owl", "sensitivity")
     if allocation is not None and pattern.fixed_share:
         raise Unsupported(
-            f"{kind} says itself how much goes from where", where="allocation", got=allocation
+            f"{kind} itself determines how much goes from where", where="allocation", got=allocation
         )
     if isinstance(pattern, Layers) and allocation not in (None, "global"):
         raise Unsupported(
@@ -52,35 +50,27 @@ def allocation_of(allocation: str | None, pattern: Pattern, score: Score) -> str
     return "global" if together else "uniform"
 
 
-def by_hand(
-    sparsity: object, names: Sequence[str], allocation: str | None, *, where: str
-) -> dict[str, float]:
-    """Return name -> share that goes, where sparsities were given by name or glob; else nothing.
-
-    Raises `InvalidArgument` for a share out of range and beside an allocation, `UnknownName` for a glob.
-    """
-    if not isinstance(sparsity, Mapping):
-        return {}
-    if allocation is not None or not sparsity:
+def check_shares(shares: Mapping[str, float], allocation: str | None, *, where: str) -> None:
+    """Raise `InvalidArgument` for sparsities by hand beside an allocation, or none of them."""
+    if allocation is not None or not shares:
         raise InvalidArgument(
             "sparsities by hand are an allocation themselves",
             where=where,
-            got=f"allocation={allocation!r}" if sparsity else "no sparsity",
+            got=f"allocation={allocation!r}" if shares else "no sparsity",
             allowed="sparsity={glob: share}, or one number and an allocation",
         )
-    shares = spread("sparsity", sparsity, names, where=where)
-    for name, share in shares.items():
-        check_sparsity(share, where=f"{where}: {name}")
-    return {name: float(share) for name, share in shares.items()}
 
 
-def asked(pattern: Pattern, where: str, **given: float | None) -> Target | None:
-    """Return the target, or none where the pattern says how much goes; refuse what fits neither."""
+def target_for(pattern: Pattern, where: str, **given: float | None) -> Target | None:
+    """Return the target, or none where the pattern determines how much goes.
+
+    Raises `InvalidArgument` for a target that does not fit the pattern, see also `target_of`.
+    """
     named_targets = {unit: value for unit, value in given.items() if value is not None}
     if isinstance(pattern, NofM):
         if named_targets:
             raise InvalidArgument(
-                f"{pattern} says itself how much goes: {pattern.sparsity:.0%}",
+                f"{pattern} itself determines how much goes: {pattern.sparsity:.0%}",
                 where=where,
                 got=", ".join(f"{unit}={value!r}" for unit, value in named_targets.items()),
                 allowed="no target",
@@ -88,7 +78,7 @@ def asked(pattern: Pattern, where: str, **given: float | None) -> Target | None:
         return None
     if isinstance(pattern, Unstructured) and given.get("width") is not None:
         raise InvalidArgument(
-            "width speaks of units",
+            "width is a share of units",
             where=where,
             got=f"width={given['width']!r} of single weights",
             allowed=f'width={given["width"]!r} with pattern="units" if units are meant, '

@@ -1,4 +1,4 @@
-"""Facts that a run of the network shows: one forward pass per batch serves all that were asked for."""
+"""Facts of inputs and outputs: one forward pass per batch serves all that are requested."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from karikomi.errors import Unsupported
-from karikomi.torch.facts.inputs import Grams, InputNorms, Macs
+from karikomi.prune.facts import measured_on
+from karikomi.torch.facts.inputs import READERS
 from karikomi.torch.facts.outputs import OutputMoments, gates
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.output_tracing import Trail, scales_of
 from karikomi.torch.tracing.weight_reads import WeightReadHooks
-
-OF_INPUTS = frozenset({"input_norm", "gram"})
-OF_OUTPUTS = frozenset({"zeros", "output", "deviation"})
 
 
 class Forward:
@@ -29,10 +27,10 @@ class Forward:
         self, module: nn.Module, weights: Mapping[str, torch.Tensor], facts: frozenset[str]
     ) -> None:
         self._module, self._weights, self._facts = module, weights, facts
-        makers: dict[str, Any] = {"input_norm": InputNorms, "gram": Grams, "macs": Macs}
-        self._readers = {fact: make() for fact, make in makers.items() if fact in facts}
-        self._moments = OutputMoments(facts & OF_OUTPUTS)
-        see = self._moments.see if facts & OF_OUTPUTS else None
+        self._readers: dict[str, Any] = {f: make() for f, make in READERS.items() if f in facts}
+        outputs = facts & measured_on("outputs")
+        self._moments = OutputMoments(outputs)
+        see = self._moments.see if outputs else None
         self._trail = Trail(scales_of(module), see) if see or "gate" in facts else None
         on_read = [reader.read for reader in self._readers.values()]
         self._watch = WeightReadHooks(weights, on_read, self._trail)
@@ -52,11 +50,11 @@ class Forward:
             self._macs = {name: counts.get(name, 0) / examples for name in self._weights}
 
     def result(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return fact -> weight name -> values; raises `Unsupported` for a weight that was not seen."""
-        found = {fact: self._readers[fact].result() for fact in self._facts & OF_INPUTS}
+        """Return fact -> weight name -> values; raises `Unsupported` for a weight that no layer read."""
+        found = {f: reader.result() for f, reader in self._readers.items() if f != "macs"}
         found |= self._moments.result()
-        for fact, ones in found.items():
-            self._check_seen(fact, ones)
+        for fact, values in found.items():
+            self._check_seen(fact, values)
         if self._trail and "gate" in self._facts:
             scales = dict(self._module.named_parameters())
             found["gate"] = gates(self._weights, self._trail.units, self._trail.norms, scales)
@@ -68,7 +66,7 @@ class Forward:
         return found
 
     def _never_counted(self) -> dict[str, float]:
-        """Return the counts without those of weights that something uncounted read."""
+        """Return the counts without those of weights that an uncounted operation read."""
         # Looking a row up multiplies nothing.
         uncounted = {n for n, reader in self._watch.strays.items() if reader != "embedding"}
         return {n: mac for n, mac in self._macs.items() if mac or n not in uncounted}
@@ -89,8 +87,8 @@ class Forward:
 def following(module: nn.Module, batch: Batch) -> dict[str, str]:
     """Return layer name -> name of the normalisation that takes its output, where there is one.
 
-    Only norms with a scale per unit of the layer count that follow no other layer, and layers whose every
-    use is followed by the same. `batch`: one run shows it. Call it on a module that is held in eval mode.
+    Only norms with a scale per unit of the layer that follow no other layer count, and layers whose every
+    use is followed by the same norm, in a run of this batch. The module must be in eval mode.
     """
     weights = {
         name: parameter for name, parameter in module.named_parameters() if parameter.dim() > 1
@@ -104,7 +102,7 @@ def following(module: nn.Module, batch: Batch) -> dict[str, str]:
         scale = next(iter(norms))
         if len(norms) == 1 and scale and scales[scale].shape == (trail.units[name],):
             found[name.rpartition(".")[0]] = scale.rpartition(".")[0]
-    # The scale of a norm that serves several layers is no one layer's to take away.
+    # A norm that follows several layers is removed with none of them.
     every = [scale for norms in trail.norms.values() for scale in norms if scale]
     shared = Counter(scale.rpartition(".")[0] for scale in every)
     return {layer: norm for layer, norm in found.items() if shared[norm] == 1}

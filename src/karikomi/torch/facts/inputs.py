@@ -111,6 +111,10 @@ class Macs:
         self.counts[reading.name] = self.counts.get(reading.name, 0) + macs
 
 
+READERS = {"input_norm": InputNorms, "gram": Grams, "macs": Macs}
+"""Fact -> what measures it from the inputs of layers; a new fact of inputs is a new entry."""
+
+
 def _squares(reading: Reading) -> torch.Tensor:
     """Return the sums of squares of one reading, of shape (blocks of rows, inputs ...)."""
     inputs, window = reading.inputs, reading.window

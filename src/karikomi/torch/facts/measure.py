@@ -1,6 +1,6 @@
-"""Measure what a score needs to know of a network: `measure`, the one way to all facts in torch.
+"""Measure the facts that a score needs of a network.
 
-The network is run on the user's data as it stands and left exactly as it was: modes, flags, gradients,
+The network is run on the user's data as it is and left exactly as it was: modes, flags, gradients,
 buffers and random numbers. Memory does not grow with the number of batches.
 """
 
@@ -15,25 +15,27 @@ from torch import nn
 from tqdm import tqdm
 
 from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported, suggest
+from karikomi.prune.facts import measured_on
 from karikomi.torch.facts import forward
 from karikomi.torch.facts.flow import flows
-from karikomi.torch.facts.forward import OF_INPUTS, OF_OUTPUTS, Forward
+from karikomi.torch.facts.forward import Forward
 from karikomi.torch.facts.gradients import Gradients, Loss
+from karikomi.torch.facts.inputs import READERS
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated
 
-OF_GRADIENTS = frozenset({"gradient", "squared_gradient", "hessian_gradient"})
-OF_ONE_BATCH = frozenset({"flow", "gate", "macs"})
-MEASURED = OF_GRADIENTS | OF_INPUTS | OF_OUTPUTS | OF_ONE_BATCH
+OF_GRADIENTS = measured_on("gradients")
+OF_ONE_BATCH = measured_on("first batch")
+MEASURED = OF_GRADIENTS | OF_ONE_BATCH | measured_on("outputs") | READERS.keys()
 """The names of the facts that can be measured on data."""
 
 Facts = dict[str, dict[str, torch.Tensor]]
 
 
 class Meter(Protocol):
-    """Something that looks at batches, in one pass over the data or several."""
+    """Something that takes one batch after another, in one pass over the data or several."""
 
     passes: int
 
@@ -69,10 +71,10 @@ def measure(
     `data`: batches ``(inputs, targets)``, or inputs alone where no loss is needed; an iterator serves
     one pass (``hessian_gradient`` takes two); ``flow``, ``gate`` and ``macs`` read the first batch.
     `loss`: ``(outputs, targets) -> one number``, a mean over the batch. All is measured in eval mode (no
-    dropout), but batch norms that never saw data use the batch's statistics (not for ``flow``).
+    dropout), but batch norms without running statistics use the batch's statistics (not for ``flow``).
 
-    Raises `InvalidArgument` for what is missing or has no meaning, `UnknownName` for a parameter,
-    `Unsupported` for a fact that a weight cannot have, `NonFinite` naming a weight.
+    Raises `InvalidArgument` for arguments that are missing or invalid, `UnknownName` for a parameter,
+    `Unsupported` for a fact that is not defined for a weight, `NonFinite` naming a weight.
 
     >>> layer = nn.Linear(2, 1)
     >>> data = [torch.tensor([[3.0, 1.0], [4.0, 0.0]])]
@@ -86,12 +88,12 @@ def measure(
     if not needs or not chosen:
         return {fact: {} for fact in needs}
     _check(needs, data, loss, where)
-    with _held(module, seed):
+    with _isolated(module, seed):
         meters = _meters(module, needs, chosen, loss)
         passes = max(meter.passes for meter in meters)
         if passes > 1 and isinstance(data, Iterator):
             raise Unsupported(
-                "this score reads the data twice, and an iterator gives it once",
+                "this score reads the data twice, and an iterator yields it once",
                 where=f"{where}: data",
                 got=type(data).__name__,
                 hint="pass a list or a DataLoader",
@@ -99,7 +101,7 @@ def measure(
         for number in range(passes):
             reading = [meter for meter in meters if meter.passes > number]
             _read(reading, data, chosen, number, needs <= OF_ONE_BATCH, progress, where)
-        found = {fact: ones for meter in meters for fact, ones in meter.result().items()}
+        found = {fact: values for meter in meters for fact, values in meter.result().items()}
     _check_finite(found)
     return found
 
@@ -113,13 +115,13 @@ def following(module: nn.Module, data: Iterable[Any], *, where: str = "prune_") 
     """
     module = unwrapped(module)
     check_data(data, where)
-    with _held(module, 0):
+    with _isolated(module, 0):
         batch = next(batches_of(data, _device(module.parameters()), where=f"{where}: data"))
         return forward.following(module, batch)
 
 
 class _Flow:
-    """The flow as a meter: it looks at the first batch alone."""
+    """The flow as a meter: it takes the first batch alone."""
 
     passes = 1
 
@@ -162,7 +164,7 @@ def _read(
     if one_batch:
         batches = iter([next(batches)])
     total = 1 if one_batch else len(data) if hasattr(data, "__len__") else None
-    # None: shown where a person reads along, on a terminal.
+    # None: tqdm shows its bar on a terminal only.
     hidden = None if progress and not one_batch else True
     for batch in tqdm(
         batches, desc="measure", unit="batch", total=total, disable=hidden, leave=False
@@ -172,8 +174,8 @@ def _read(
 
 
 @contextmanager
-def _held(module: nn.Module, seed: int) -> Iterator[None]:
-    """Hold the network still for the block; compiled parts run as they were written."""
+def _isolated(module: nn.Module, seed: int) -> Iterator[None]:
+    """Restore modes, flags and random numbers after the block; compiled parts run eagerly in it."""
     with (
         torch.inference_mode(False),
         torch.compiler.set_stance("force_eager"),
@@ -233,7 +235,7 @@ def _listed(facts: Iterable[str]) -> str:
 
 
 def check_data(data: Any, where: str) -> None:
-    """Refuse one batch in the place of many, whose rows or halves would pass for batches."""
+    """Raise `InvalidArgument` for a single batch, whose rows or halves would pass for batches."""
     single = isinstance(data, tuple) and any(isinstance(batch, torch.Tensor) for batch in data)
     if single or isinstance(data, torch.Tensor | Mapping) or not isinstance(data, Iterable):
         raise InvalidArgument(
@@ -245,9 +247,9 @@ def check_data(data: Any, where: str) -> None:
 
 
 def _check_finite(found: Facts) -> None:
-    for fact, ones in found.items():
-        for name, item in ones.items():
-            if not bool(torch.isfinite(item).all()):
+    for fact, values in found.items():
+        for name, value in values.items():
+            if not bool(torch.isfinite(value).all()):
                 raise NonFinite(
                     f"the measured {fact} is NaN or infinite",
                     where=name,

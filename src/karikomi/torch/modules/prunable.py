@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from karikomi.prune import Layout
-from karikomi.prune.protection import PROTECTED, check_protect
+from karikomi.prune.protection import BY_DEFAULT, PROTECTED, check_protect
 from karikomi.torch.internals import norm_type
 from karikomi.torch.modules.parameters import unwrapped
 
@@ -22,9 +22,6 @@ PRUNED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 NORMS = (norm_type(), nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-
-BY_DEFAULT = ("norms", "embeddings", "recurrent", "attention")
-"""Protected kinds by default."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

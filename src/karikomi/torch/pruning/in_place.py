@@ -1,11 +1,11 @@
-"""Prune torch modules in place, without wrapping a layer: measure, select, mask, and say what it did.
+"""Prune torch modules in place, without wrapping a layer: measure, select, mask, report.
 
 The selection itself is shared by all frameworks (`karikomi.selection.exact_masks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,47 +15,28 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.prune import (
-    OBC,
-    Layers,
-    NofM,
-    Pattern,
-    Score,
-    SparseGPT,
-    Target,
-    Units,
-    as_pattern,
-    as_score,
-)
+from karikomi.prune import OBC, NofM, Pattern, Score, SparseGPT, Units
 from karikomi.prune.account import Account
+from karikomi.prune.facts import Facts, check_facts
 from karikomi.select import select
-from karikomi.selection.arguments import allocation_of, asked, by_hand
 from karikomi.selection.block_scores import check_blockwise
-from karikomi.selection.exact_masks import (
-    SelectionRequest,
-    SelectionResult,
-    check_combination,
-    find_masks,
-)
+from karikomi.selection.exact_masks import SelectionRequest, SelectionResult, find_masks
+from karikomi.selection.request import PruneRequest, request_of, totals_of
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.facts.measure import check_data, following, measure
 from karikomi.torch.modules.parameters import unwrapped
-from karikomi.torch.modules.prunable import BY_DEFAULT, prunable
+from karikomi.torch.modules.prunable import layouts, prunable
 from karikomi.torch.pruning.account import account_of
 from karikomi.torch.pruning.mask_agreement import check_replicas
 from karikomi.torch.pruning.mask_shards import place_of
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.output_errors import first_of, outputs_of, relative_error
 from karikomi.torch.pruning.weight_sources import (
-    Facts,
-    check_facts,
     counted,
     coupled_in,
     members_of,
-    outlying,
+    sizes_of,
     sources_of,
-    totals_of,
-    with_axes,
 )
 from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.tracing.isolation import isolated
@@ -101,7 +82,7 @@ def prune_(
     (``wanda``), else ``global``. `data`: batches
     ``(inputs, targets)`` or inputs, for scores that need them; read once per measuring, in memory that
     does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients. `facts`: measured facts,
-    fact -> parameter -> array (`karikomi.prune.FACTS`, ``macs``, ``outliers``, ``curve``), instead of
+    fact -> parameter -> array (`karikomi.prune.FACTS`), instead of
     measuring them. `only`, `exclude`: globs over parameter names. `protect`: what is left alone, of
     ``first``, ``last``, ``norms``, ``embeddings``, ``recurrent`` cells and ``attention`` (fused projections);
     by default all but first and last, and for units and layers also the last layer, whose units are the
@@ -132,49 +113,46 @@ def prune_(
     """
     if not isinstance(module, nn.Module):
         raise InvalidArgument(
-            "what is pruned is a module, as its layers say what the axes of a weight are",
+            "not a module, whose layers determine the axes of their weights",
             where=WHERE,
             got=type(module).__name__,
             hint="kk.numpy.prune takes trees of arrays",
         )
-    reshard_(module)
-    chosen, asked_score = as_pattern(pattern), as_score(score)
-    check_facts(module, facts or {}, asked_score)
-    check_combination(asked_score, chosen)
-    if data is not None:
-        check_data(data, WHERE)
-    if isinstance(data, Iterator):
-        raise InvalidArgument(
-            "data is read more than once, and an iterator gives it once",
-            where=f"{WHERE}: data",
-            got=type(data).__name__,
-            allowed="a list or a DataLoader of batches",
-        )
-    value = 0.0 if isinstance(sparsity, Mapping) else sparsity
-    target = asked(
-        *(chosen, WHERE), sparsity=value, width=width, parameters=parameters, macs=macs, bytes=bytes
+    request = request_of(
+        WHERE,
+        sparsity=sparsity,
+        width=width,
+        parameters=parameters,
+        macs=macs,
+        bytes=bytes,
+        score=score,
+        allocation=allocation,
+        pattern=pattern,
+        facts=facts,
+        only=only,
+        exclude=exclude,
+        protect=protect,
     )
-    if protect is None:
-        last = ("last",) if isinstance(chosen, Units | Layers) else ()
-        protect = (*BY_DEFAULT, *last)
-    weights, left_alone = _selected(module, only, exclude, protect)
-    hand = by_hand(sparsity, list(weights), allocation, where=WHERE)
-    if hand:
-        left_alone |= {n: "no sparsity is given for it" for n in weights if n not in hand}
-        weights = {name: weight for name, weight in weights.items() if name in hand}
-    _check_sharded(weights, asked_score, data)
+    reshard_(module)
+    plain = unwrapped(module)
+    names = dict(plain.named_parameters(remove_duplicate=False))
+    check_facts(request.facts, request.score.needs, names, where=WHERE)
+    _check_data(data)
+    weights, left_alone = prunable(plain, request.protect)
+    chosen, left_alone, shares = request.chosen(
+        weights, left_alone, allowed="weights of Linear and Conv layers"
+    )
+    weights = {name: weights[name] for name in chosen}
+    _check_sharded(weights, request.score, data)
     pruning = _Pruning(
-        module=module,
+        module=plain,
+        request=request,
         weights=weights,
-        score=asked_score,
-        pattern=chosen,
-        allocation=allocation_of(allocation, chosen, asked_score),
-        target=target,
+        shares=shares,
         data=data,
         loss=loss,
-        facts=facts or {},
-        by_hand=hand,
-        spared=_spared(module, exclude),
+        spared=_spared(plain, exclude),
+        check=lambda found: check_replicas(module, found),
     )
     found = pruning.run_(masks)
     left_alone = {**left_alone, **found.left_alone}
@@ -187,30 +165,26 @@ def prune_(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pruning:
-    """One call of `prune_`, checked."""
+    """One call of `prune_`, checked; `check` compares the masks of replicas before they are applied."""
 
     module: nn.Module
+    request: PruneRequest
     weights: Mapping[str, torch.Tensor]
-    score: Score
-    pattern: Pattern
-    allocation: str
-    target: Target | None
+    shares: Mapping[str, float]
     data: Iterable[Any] | None
     loss: Any
-    facts: Facts
-    by_hand: Mapping[str, float]
     spared: Collection[str]
+    check: Callable[[Masks], None]
 
     def run_(self, masks: Masks | None) -> Masks:
-        """Prune in as many rounds as the score asks for; after an error the weights are as before."""
-        found, rounds = Masks(masks), self.score.rounds
-        moves = rounds > 1 or self.score.updates
+        """Prune in as many rounds as the score has; after an error the weights are as before."""
+        found, rounds = Masks(masks), self.request.score.rounds
+        moves = rounds > 1 or self.request.score.updates
         weights = _initialized(self.module) if moves else {}
         with isolated(0, 0), restored_unless_kept(lambda: weights) as snapshot:
-            for number in range(1, rounds + 1):
-                target = None if self.target is None else self.target.after(number, rounds)
-                question, left_alone = self._question(target, found)
-                answer = find_masks(question)
+            for number, request in enumerate(self.request.rounds(), start=1):
+                selection, left_alone = self._selection(request, found)
+                answer = find_masks(selection)
                 if number == rounds > 1:
                     # The account compares with the weights before the first round.
                     snapshot.restore_()
@@ -218,72 +192,52 @@ class _Pruning:
             snapshot.keep()
         return found
 
-    def _question(
-        self, target: Target | None, earlier: Masks
+    def _selection(
+        self, request: PruneRequest, earlier: Masks
     ) -> tuple[SelectionRequest, dict[str, str]]:
-        norms = {}
-        if isinstance(self.pattern, Units) and self.data is not None:
-            norms = following(self.module, self.data)
-        coupled, left_alone = [], {}
-        members = dict(self.weights)
-        if self.pattern.coupled:
-            coupled, left_alone = coupled_in(
-                self.module, self.pattern, self.weights, norms, self.spared
-            )
+        members, coupled = dict(self.weights), []
+        if request.pattern.coupled:
+            norms = {}
+            if isinstance(request.pattern, Units) and self.data is not None:
+                norms = following(self.module, self.data)
+            coupled, left_alone = coupled_in(self.module, request, self.weights, norms, self.spared)
             members = members_of(self.module, coupled)
         else:
-            members, left_alone = with_axes(self.module, members, self.pattern, self.score)
-        facts = self._measured(members)
-        question = SelectionRequest(
-            sources=sources_of(self.module, members, facts),
-            score=self.score,
-            pattern=self.pattern,
-            allocation=self.allocation,
-            target=target,
+            axes = layouts(self.module)
+            left_alone = request.without_axes({name: axes.get(name) for name in members})
+            members = {name: item for name, item in members.items() if name not in left_alone}
+        facts = request.gathered(lambda needs: self._measured(needs, members))
+        selection = request.selection(
+            sources_of(self.module, members, facts),
+            facts,
+            shares=self.shares,
             coupled=coupled,
             earlier=_on_host(earlier, members),
-            totals=totals_of(self.module, facts),
-            outliers=facts.get("outliers", {}),
-            curves=facts.get("curve", {}),
-            by_hand=self.by_hand,
+            totals=totals_of(sizes_of(self.module), facts),
         )
-        return question, left_alone
+        return selection, left_alone
 
-    def _measured(self, members: Mapping[str, torch.Tensor]) -> dict[str, Mapping[str, Any]]:
-        needs = set(self.score.needs) - {"noise"}
-        outliers = self.allocation == "owl" and "outliers" not in self.facts
-        if outliers:
-            needs.add("input_norm")
-        needs -= self.facts.keys()
-        found: dict[str, Mapping[str, Any]] = dict(self.facts)
-        if self.target is not None and self.target.unit == "macs" and "macs" not in found:
+    def _measured(self, needs: frozenset[str], members: Mapping[str, torch.Tensor]) -> Facts:
+        matrices = {name: item for name, item in members.items() if item.dim() > 1}
+        scored = {n: item for n, item in members.items() if n in self.weights or n in matrices}
+        found: dict[str, Mapping[str, Any]] = {}
+        if "macs" in needs:
             # Of the whole module, as the budget is.
-            every = {**counted(self.module), **{n: o for n, o in members.items() if o.dim() > 1}}
-            found |= measure(self.module, {"macs"}, every, data=self.data, where=WHERE)
-        if needs:
-            scored = {
-                n: member for n, member in members.items() if n in self.weights or member.dim() > 1
-            }
+            whole = {**counted(self.module), **matrices}
+            found |= measure(self.module, {"macs"}, whole, data=self.data, where=WHERE)
+        if needs := needs - {"macs"}:
             found |= measure(
-                *(self.module, frozenset(needs), scored),
-                data=self.data,
-                loss=self.loss,
-                where=WHERE,
+                self.module, needs, scored, data=self.data, loss=self.loss, where=WHERE
             )
-        if outliers:
-            norms = found["input_norm"]
-            found["outliers"] = {
-                n: outlying(self.weights[n], norms[n]) for n in members if n in self.weights
-            }
         return found
 
     def _applied(
         self, answer: SelectionResult, earlier: Masks, left_alone: Mapping[str, str], *, last: bool
     ) -> Masks:
         account = None
-        if self.score.updates:
+        if self.request.score.updates:
             answer, account = self._reconstructed(answer, earlier)
-        parameters = dict(unwrapped(self.module).named_parameters())
+        parameters = dict(self.module.named_parameters())
         kept, places = dict(earlier.items()), dict(earlier.places)
         for name, mask in answer.masks.items():
             kept[name] = torch.from_numpy(mask).to(parameters[name].device)
@@ -293,7 +247,7 @@ class _Pruning:
         masks = Masks(kept, left_alone=left_alone, places=places)
         if account is None:
             account = account_of(self.module, masks, answer, self.data if last else None)
-        check_replicas(self.module, masks)
+        self.check(masks)
         with torch.no_grad():
             masks.apply_(self.module)
         return Masks(masks, left_alone=left_alone, account=account)
@@ -301,13 +255,17 @@ class _Pruning:
     def _reconstructed(
         self, answer: SelectionResult, earlier: Masks
     ) -> tuple[SelectionResult, Account]:
-        """Return the masks that the reconstruction chose, and what it did, the weights being re-fitted."""
-        assert isinstance(self.score, OBC | SparseGPT)  # noqa: S101  (no other score updates)
+        """Return the masks of the reconstruction and its account; the weights are re-fitted."""
+        score, pattern = self.request.score, self.request.pattern
+        assert isinstance(score, OBC | SparseGPT)  # noqa: S101  (no other score updates)
         batches = [] if self.data is None else first_of(self.module, self.data)
         before = outputs_of(self.module, batches)
         found = reconstruct_(
-            *(self.module, answer.removes, self.data, self.score),
-            pattern=self.pattern if isinstance(self.pattern, NofM) else None,
+            self.module,
+            answer.removes,
+            self.data,
+            score,
+            pattern=pattern if isinstance(pattern, NofM) else None,
             earlier=earlier,
         )
         answer = replace(
@@ -325,27 +283,20 @@ def _initialized(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _spared(module: nn.Module, exclude: str | Sequence[str] | None) -> set[str]:
     """Return the parameters that are excluded by name."""
-    names = list(dict(unwrapped(module).named_parameters()))
+    names = list(dict(module.named_parameters()))
     return set(names) - set(select(names, only=None, exclude=exclude, where=WHERE))
 
 
-def _selected(
-    module: nn.Module,
-    only: str | Sequence[str] | None,
-    exclude: str | Sequence[str] | None,
-    protect: Collection[str],
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    weights, left_alone = prunable(module, protect)
-    chosen = set(select([*weights, *left_alone], only=only, exclude=exclude, where=WHERE))
-    if not chosen & set(weights):
-        raise Unsupported(
-            "nothing of this can be pruned",
-            where=WHERE,
-            got="; ".join(f"{k}: {why}" for k, why in list(left_alone.items())[:3]),
-            allowed="weights of Linear and Conv layers",
+def _check_data(data: Any) -> None:
+    if data is not None:
+        check_data(data, WHERE)
+    if isinstance(data, Iterator):
+        raise InvalidArgument(
+            "data is read more than once, and an iterator yields it once",
+            where=f"{WHERE}: data",
+            got=type(data).__name__,
+            allowed="a list or a DataLoader of batches",
         )
-    left_alone |= {name: "not selected" for name in weights if name not in chosen}
-    return {name: weight for name, weight in weights.items() if name in chosen}, left_alone
 
 
 def _check_sharded(weights: Mapping[str, torch.Tensor], score: Score, data: Any) -> None:
@@ -363,7 +314,7 @@ def _check_sharded(weights: Mapping[str, torch.Tensor], score: Score, data: Any)
 
 
 def _on_host(masks: Masks, weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return earlier masks as arrays, or refuse one that does not fit."""
+    """Return earlier masks as arrays; raises for one that does not fit."""
     found = {}
     for name, weight in weights.items():
         if name not in masks:

@@ -1,7 +1,7 @@
-"""How much accuracy each weight costs alone, at several sparsities: measured, one weight at a time.
+"""Sensitivity curves: the loss of the validation metric by pruning each weight alone, at several sparsities.
 
 Separate from the allocation `sensitivity`, which only reads the curves: measuring takes a module and a
-judge, and may take hours, so it can be stopped and continued.
+metric, and may take hours, so it can be stopped and continued.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tqdm import tqdm
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, Unsupported
 from karikomi.files import as_path, write_json
 from karikomi.prune import Score, Unstructured, as_score, check_sparsity
-from karikomi.select import select
 from karikomi.selection.exact_masks import check_combination
+from karikomi.selection.request import selected
 from karikomi.torch.facts.measure import measure
 from karikomi.torch.modules.fingerprint import fingerprint
 from karikomi.torch.modules.prunable import prunable
@@ -41,9 +41,9 @@ Points = dict[str, dict[float, float]]
 
 
 class Curves(Mapping[str, Mapping[float, float]]):
-    """Parameter name -> sparsity -> what the judge's number falls by; a gain is negative.
+    """Parameter name -> sparsity -> what the validation metric falls by; a gain is negative.
 
-    `dense`: what the judge says of the network as it is. Print it as a table.
+    `dense`: the metric of the network as it is. Prints as a table.
 
     >>> print(Curves(0.97, {"fc.weight": {0.5: 0.0, 0.9: 0.125}}))
     tensor        50%      90%
@@ -103,8 +103,8 @@ def sensitivity(
     module, where the score allows. `checkpoint`: a JSON file, written after each point; what it
     has of this module and score is not measured again.
 
-    Raises what `prune_` raises, `NonFinite` for a judge that says NaN or infinity, `Unsupported` for a checkpoint of
-    another module, score or judge, `BadFile` for a file that is none.
+    Raises what `prune_` raises, `NonFinite` for a judge that returns NaN or infinity, `Unsupported` for a
+    checkpoint of another module, score or judge, `BadFile` for a file of another kind.
 
     >>> net = nn.Linear(4, 1, bias=False)
     >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
@@ -126,7 +126,8 @@ def sensitivity(
     for name, share in tqdm(missing, desc="sensitivity", unit="point", disable=hidden, leave=False):
         with _restored(weights[name]):
             prune_(
-                *(module, share),
+                module,
+                share,
                 score=asked,
                 only=glob.escape(name),
                 data=data,
@@ -139,7 +140,7 @@ def sensitivity(
 
 
 class _Notes:
-    """What has been measured so far, in memory and, if asked, in a file."""
+    """The points measured so far, in memory and, with a path, in a file."""
 
     def __init__(
         self,
@@ -191,7 +192,7 @@ class _Notes:
 
     def _check_same(self, path: Path, saved: Mapping[str, Any], dense: float) -> None:
         differing = [key for key in self._asked if saved[key] != self._asked[key]]
-        # A judge on a device may differ in its last digits from run to run.
+        # A metric computed on a device may differ in its last digits from run to run.
         if not math.isclose(dense, self.dense, rel_tol=1e-3, abs_tol=1e-6):
             differing.append("judge")
         if differing:
@@ -212,7 +213,7 @@ def _checked(judge: Any, sparsities: Sequence[float], data: Any) -> list[float]:
         )
     if isinstance(data, Iterator):
         raise InvalidArgument(
-            "data may be read more than once, and an iterator gives it once",
+            "data may be read more than once, and an iterator yields it once",
             where=f"{WHERE}: data",
             got=type(data).__name__,
             allowed="a list or a DataLoader of batches",
@@ -230,16 +231,15 @@ def _selected(
     module: nn.Module, only: str | Sequence[str] | None, exclude: str | Sequence[str] | None
 ) -> dict[str, torch.Tensor]:
     weights, left_alone = prunable(module)
-    names = select([*weights, *left_alone], only=only, exclude=exclude, where=WHERE)
-    chosen = {name: weights[name] for name in names if name in weights}
-    if not chosen:
-        raise Unsupported(
-            "nothing of this can be pruned",
-            where=WHERE,
-            got="; ".join(f"{name}: {left_alone[name]}" for name in names[:3]),
-            allowed="weights of Linear and Conv layers",
-        )
-    return chosen
+    names, _ = selected(
+        weights,
+        left_alone,
+        only=only,
+        exclude=exclude,
+        where=WHERE,
+        allowed="weights of Linear and Conv layers",
+    )
+    return {name: weights[name] for name in names}
 
 
 def _facts(
@@ -261,7 +261,7 @@ def _judged(judge: Judge, module: nn.Module, what: str) -> float:
     with torch.no_grad(), steady(module, fresh=False), isolated(0, 0):
         number = float(judge(module))
     if not math.isfinite(number):
-        raise NonFinite(f"the judge says {number} of {what}", where=WHERE)
+        raise NonFinite(f"the judge returned {number} for {what}", where=WHERE)
     return number
 
 

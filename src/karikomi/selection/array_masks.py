@@ -1,0 +1,84 @@
+"""Masks of host arrays by name: the whole prune request of NumPy and JAX, where facts are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from karikomi.prune import Coupled, Layout
+from karikomi.selection.array_arguments import (
+    check_array_facts,
+    check_coupled,
+    check_layouts,
+    check_masks,
+    check_weight,
+    wide,
+)
+from karikomi.selection.exact_masks import find_masks
+from karikomi.selection.request import PruneRequest, check_masks_alone, facts_of, selected
+from karikomi.selection.weight_source import Source, source_of
+
+
+def masks_of_arrays(
+    arrays: Mapping[str, Any],
+    request: PruneRequest,
+    *,
+    layouts: Mapping[str, Layout] | None,
+    coupled: Sequence[Coupled] | None,
+    earlier: Mapping[str, Any] | None,
+    leaf: str = "array",
+) -> dict[str, np.ndarray]:
+    """Return name -> mask of the selected arrays, and copies of the earlier masks of others.
+
+    `arrays`: name -> floating array, or anything else that is not selected. `layouts`, `coupled`,
+    `earlier`: see `karikomi.numpy.prune`. `leaf`: what errors call an array.
+    """
+    where = request.where
+    check_masks_alone(request.score, where=where)
+    names, _ = selected(
+        arrays, {}, only=request.only, exclude=request.exclude, where=where, allowed="arrays"
+    )
+    for name in names:
+        check_weight(arrays[name], where=f"{where}: {name}")
+    earlier = {} if earlier is None else earlier
+    check_masks(earlier, arrays, where=where, leaf=leaf)
+    earlier = {name: np.asarray(mask) for name, mask in earlier.items()}
+    shares = request.by_hand(names)
+    chosen = {name: arrays[name] for name in names if name in (shares or names)}
+    layouts = {} if layouts is None else layouts
+    check_array_facts(request.facts, request.score.needs, chosen, where=where)
+    check_layouts(layouts, chosen, where=where)
+    sources = {
+        name: _source(name, array, request, layouts.get(name)) for name, array in chosen.items()
+    }
+    if coupled is not None:
+        coupled = check_coupled(coupled, sources, where=where)
+    elif request.pattern.coupled:
+        hint = "give layouts={name: kk.prune.Layout(...)} for units, or coupled=[...]"
+        shapes = {name: source.shape for name, source in sources.items()}
+        coupled, _ = request.grouped(shapes, layouts, {}, hint=hint)
+    selection = request.selection(
+        sources,
+        request.facts,
+        shares=shares,
+        coupled=coupled or (),
+        earlier={name: earlier[name] for name in sources if name in earlier},
+    )
+    return {name: mask.copy() for name, mask in earlier.items()} | find_masks(selection).masks
+
+
+def _source(name: str, array: np.ndarray, request: PruneRequest, layout: Layout | None) -> Source:
+    facts = facts_of(name, request.facts)
+    macs = request.facts.get("macs", {}).get(name, np.nan) / max(array.size, 1)
+    source = source_of(
+        name,
+        wide(array),
+        facts={fact: wide(np.asarray(values)) for fact, values in facts.items()},
+        layout=layout,
+        macs=float(macs),
+        where=request.where,
+    )
+    return replace(source, itemsize=array.dtype.itemsize)
