@@ -16,7 +16,7 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument, KarikomiError, Unsupported
 from karikomi.keras.callbacks.schedule_fingerprint import described
-from karikomi.keras.facts.measure import check as check_facts
+from karikomi.keras.facts.measure import check_measurable
 from karikomi.keras.layers.prunable import check_protect, is_weight, oriented, prunable
 from karikomi.keras.optimizers.masking_optimizer import MaskedOptimizer, accumulation
 from karikomi.keras.optimizers.optimizer_swap import (
@@ -28,11 +28,12 @@ from karikomi.keras.optimizers.optimizer_swap import (
     standing,
 )
 from karikomi.keras.pruning.masks import Masks
-from karikomi.keras.pruning.request import Facts, Request
+from karikomi.keras.pruning.request import ModelRequest
 from karikomi.keras.pruning.variable_matching import places_of
 from karikomi.prune import as_pattern
+from karikomi.prune.facts import Facts
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, check_fields
-from karikomi.selection.arguments import allocation_of, asked
+from karikomi.selection.request import scheduled
 
 WHERE = "keras.Pruning"
 _PRUNED = 0.05  # of a kernel, exactly zero: no initialiser draws that
@@ -94,7 +95,7 @@ class Pruning(keras.callbacks.Callback):
         if protect is not None:
             check_protect(protect)
         self._schedule, self._given = schedule, masks
-        self._measure: dict[str, Any] = {"data": data, "loss": loss, "facts": facts or {}}
+        self._data, self._loss, self._facts = data, loss, facts or {}
         self._protect = protect
         self._told = "" if schedule is None else described(schedule, where=f"{WHERE}: schedule")
         self._latest = self._start = masks or Masks()
@@ -202,24 +203,17 @@ class Pruning(keras.callbacks.Callback):
             own.seen = self._seen = steps
 
     def _renew(self, schedule: PruningSchedule, model: Any, steps: int) -> None:
-        made = self._request(schedule, model, schedule.sparsity_at(steps)).find(self._latest)
+        made = self._request(schedule, model, steps).find(self._latest)
         self._hold(model, made)
         self._latest = made
 
-    def _request(self, schedule: PruningSchedule, model: Any, sparsity: float | None) -> Request:
-        pattern = as_pattern(schedule.pattern)
-        share = None if schedule.pattern_says else sparsity
-        return Request(
+    def _request(self, schedule: PruningSchedule, model: Any, steps: int) -> ModelRequest:
+        return ModelRequest(
             model=model,
-            score=schedule.scored_by(),
-            pattern=pattern,
-            allocation=allocation_of(schedule.allocation, pattern, schedule.scored_by()),
-            target=asked(pattern, WHERE, sparsity=share),
-            only=schedule.only,
-            exclude=schedule.exclude,
-            protect=self._protect,
+            request=scheduled(WHERE, schedule, steps, facts=self._facts, protect=self._protect),
             frozen=_untrained(model),
-            **self._measure,
+            data=self._data,
+            loss=self._loss,
         )
 
     def _held(self, model: Any) -> Masks:
@@ -300,7 +294,7 @@ class Pruning(keras.callbacks.Callback):
         places = _places(model)
         found = {id(variable) for variable, _ in self._start.pairs(model.weights)}
         if self._schedule is not None:
-            known, names, _ = self._request(self._schedule, model, 0.0).selected()
+            known, names, *_ = self._request(self._schedule, model, 0).chosen()
             coupled = as_pattern(self._schedule.pattern).coupled
             found |= {id(known[name].variable) for name in (known if coupled else names)}
         return {places[identity] for identity in found if identity in places}
@@ -372,4 +366,4 @@ def _check(schedule: Any, masks: Any, data: Any, loss: Any, facts: Mapping[str, 
         )
     needs = frozenset(score.needs) - {"noise"} - facts.keys()
     if needs:
-        check_facts(needs, data, loss, where=WHERE)
+        check_measurable(needs, data, loss, where=WHERE)

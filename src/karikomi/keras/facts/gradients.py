@@ -5,14 +5,14 @@ The model is run in inference mode: no dropout, and nothing is learned by normal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.keras.facts.layer_calls import numbers
+from karikomi.keras.facts.layer_calls import Batch, numbers
 from karikomi.keras.layers.prunable import Oriented
 
 Loss = Callable[[Any, Any], Any]
@@ -21,13 +21,16 @@ Loss = Callable[[Any, Any], Any]
 class Gradients:
     """Means over batches of ``dL/dw`` and ``(dL/dw)^2``, in double precision."""
 
-    def __init__(self, model: Any, wanted: Sequence[Oriented], loss: Loss) -> None:
+    def __init__(
+        self, model: Any, wanted: Sequence[Oriented], facts: frozenset[str], loss: Loss
+    ) -> None:
         self._model, self._wanted, self._loss = model, wanted, loss
-        self._sums: dict[str, dict[str, Any]] = {"gradient": {}, "squared_gradient": {}}
+        self._sums: dict[str, dict[str, Any]] = {fact: {} for fact in facts}
         self._count = 0
 
-    def see(self, inputs: Any, targets: Any) -> None:
+    def see(self, batch: Batch) -> None:
         """Add one batch."""
+        inputs, targets = batch
         if targets is None:
             raise InvalidArgument(
                 "a loss takes targets, and this batch has none",
@@ -41,11 +44,10 @@ class Gradients:
             own = np.zeros(item.variable.shape) if gradient is None else numbers(gradient)
             if not np.isfinite(own).all():
                 raise NonFinite("the gradient is NaN or infinite", where=item.name)
-            for fact, part in (("gradient", own), ("squared_gradient", np.square(own))):
-                sums = self._sums[fact]
-                sums[item.name] = sums[item.name] + part if item.name in sums else part
+            for fact, sums in self._sums.items():
+                sums[item.name] = sums.get(item.name, 0.0) + _TERMS[fact](own)
 
-    def result(self) -> Mapping[str, dict[str, np.ndarray]]:
+    def result(self) -> dict[str, dict[str, np.ndarray]]:
         """Return fact -> name -> mean."""
         return {
             fact: {name: total / self._count for name, total in sums.items()}
@@ -65,6 +67,12 @@ class Gradients:
                 hint="its mean over the batch",
             )
         return keras.ops.reshape(loss, ())
+
+
+_TERMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gradient": lambda gradient: gradient,
+    "squared_gradient": np.square,
+}
 
 
 def gradients(

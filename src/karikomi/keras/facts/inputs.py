@@ -54,7 +54,7 @@ class Macs:
 
     def __init__(self, wanted: Mapping[int, Oriented]) -> None:
         self._wanted = wanted
-        self.counts: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
 
     def see(self, layer: Any, args: tuple[Any, ...], result: Any) -> None:
         """Add one call of a layer."""
@@ -69,8 +69,16 @@ class Macs:
             if value.variable.name == "depthwise_kernel":
                 units = int(layer.pointwise_kernel.shape[-1])
             positions = math.prod(map(int, shape[1:])) / units
-            before = self.counts.get(value.name, 0.0)
-            self.counts[value.name] = before + positions * math.prod(value.shape)
+            before = self._counts.get(value.name, 0.0)
+            self._counts[value.name] = before + positions * math.prod(value.shape)
+
+    def result(self) -> dict[str, float]:
+        """Return name -> multiply-accumulates."""
+        return self._counts
+
+
+READERS = {"input_norm": InputNorms, "macs": Macs}
+"""Fact -> what measures it from the inputs of layers; a new fact of inputs is a new entry."""
 
 
 def _squares(layer: Any, oriented: Oriented, squares: np.ndarray) -> np.ndarray:

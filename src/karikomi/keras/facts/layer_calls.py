@@ -19,6 +19,9 @@ from karikomi.keras.internals import all_layers
 Seen = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
 """Called with a layer, its own ``call``, the arguments and the result."""
 
+Batch = tuple[Any, Any]
+"""``(inputs, targets)``, the targets ``None`` where there are none."""
+
 
 @contextmanager
 def watched(model: Any, see: Seen) -> Iterator[None]:
@@ -53,7 +56,7 @@ def run(model: Any, inputs: Any) -> Any:
     return keras.tree.map_structure(keras.ops.stop_gradient, model(inputs, training=False))
 
 
-def batches(data: Any, *, where: str) -> Iterator[tuple[Any, Any]]:
+def batches(data: Any, *, where: str) -> Iterator[Batch]:
     """Yield ``(inputs, targets)`` for each batch, with ``None`` for targets that are not there.
 
     Raises `InvalidArgument` as `check_data` does, and for no batch at all.

@@ -1,4 +1,4 @@
-"""Measure what a score needs to know of a Keras model: the one way to all facts on every backend.
+"""Measure the facts that a score needs of a Keras model, on every backend.
 
 The model is run on the user's data in inference mode; memory does not grow with the number of batches.
 """
@@ -6,23 +6,35 @@ The model is run on the user's data in inference mode; memory does not grow with
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
+from karikomi.keras.facts.forward import Forward
 from karikomi.keras.facts.gradients import Gradients, Loss
-from karikomi.keras.facts.inputs import InputNorms, Macs
-from karikomi.keras.facts.layer_calls import batches, run, steady, watched
-from karikomi.keras.facts.outputs import Outputs, gates
+from karikomi.keras.facts.layer_calls import Batch, batches, steady
 from karikomi.keras.layers.prunable import Oriented
+from karikomi.prune.facts import measured_on
 
-OF_GRADIENTS = frozenset({"gradient", "squared_gradient"})
-OF_OUTPUTS = frozenset({"zeros", "output", "deviation"})
-MEASURED = OF_GRADIENTS | OF_OUTPUTS | {"input_norm", "gate", "macs"}
+OF_GRADIENTS = measured_on("gradients") - {"hessian_gradient"}
+OF_ONE_BATCH = measured_on("first batch") - {"flow"}
+MEASURED = OF_GRADIENTS | OF_ONE_BATCH | measured_on("inputs") | measured_on("outputs")
 """The names of the facts that can be measured on data."""
 
 Facts = dict[str, dict[str, Any]]
+
+
+class Meter(Protocol):
+    """Something that takes one batch after another."""
+
+    def see(self, batch: Batch) -> None:
+        """Take one batch."""
+        ...
+
+    def result(self) -> Facts:
+        """Return fact -> name -> values."""
+        ...
 
 
 def measure(
@@ -38,37 +50,19 @@ def measure(
 
     Raises `InvalidArgument` for what is missing, `Unsupported` for a fact that cannot be had, `NonFinite`.
     """
-    check(needs, data, loss, where=where)
-    by_identity = {id(item.variable): item for item in wanted.values()}
-    outputs = Outputs(by_identity, needs & OF_OUTPUTS)
-    inputs = InputNorms(by_identity) if "input_norm" in needs else None
-    macs = Macs(by_identity)
-    gradients = (
-        Gradients(model, list(wanted.values()), loss) if needs & OF_GRADIENTS and loss else None
-    )
-
-    def see(layer: Any, _: Any, args: tuple[Any, ...], __: Any, result: Any) -> None:
-        outputs.see(layer, args, result)
-        if inputs is not None:
-            inputs.see(layer, args, result)
-        if number == 0 and "macs" in needs:
-            macs.see(layer, args, result)
-
+    check_measurable(needs, data, loss, where=where)
+    meters: list[Meter] = []
+    if needs - OF_GRADIENTS:
+        meters.append(Forward(model, wanted, needs - OF_GRADIENTS))
+    if needs & OF_GRADIENTS and loss:
+        meters.append(Gradients(model, list(wanted.values()), needs & OF_GRADIENTS, loss))
     with steady(model):
-        for number, (given, targets) in enumerate(batches(data, where=where)):
-            if needs - OF_GRADIENTS and (number == 0 or needs - OF_GRADIENTS - {"gate", "macs"}):
-                with watched(model, see):
-                    run(model, given)
-                outputs.end()
-            if gradients is not None:
-                gradients.see(given, targets)
-    found: Facts = {fact: dict(ones) for fact, ones in outputs.result().items()}
-    found |= {} if inputs is None else {"input_norm": inputs.result()}
-    found |= {"macs": macs.counts} if "macs" in needs else {}
-    found |= {"gate": gates(by_identity, outputs.norms)} if "gate" in needs else {}
-    found |= (
-        {} if gradients is None else {f: dict(gradients.result()[f]) for f in needs & OF_GRADIENTS}
-    )
+        for batch in batches(data, where=where):
+            for meter in meters:
+                meter.see(batch)
+            if needs <= OF_ONE_BATCH:
+                break
+    found = {fact: values for meter in meters for fact, values in meter.result().items()}
     _check_found(found, needs, wanted)
     return found
 
@@ -76,16 +70,14 @@ def measure(
 def following(
     model: Any, wanted: Mapping[str, Oriented], data: Iterable[Any], *, where: str
 ) -> dict[str, Any]:
-    """Return name of a kernel -> the one layer that normalises its outputs, by the first batch."""
-    outputs = Outputs({id(item.variable): item for item in wanted.values()}, frozenset())
-    given, _ = next(batches(data, where=where))
-    with watched(model, lambda layer, _, args, __, result: outputs.see(layer, args, result)):
-        run(model, given)
-    return {name: found[0] for name, found in outputs.norms.items() if len(found) == 1}
+    """Return name of a kernel -> the only layer that normalises its outputs, by the first batch."""
+    forward = Forward(model, wanted, frozenset({"gate"}))
+    forward.see(next(batches(data, where=where)))
+    return {name: norms[0] for name, norms in forward.norms.items() if len(norms) == 1}
 
 
-def check(needs: frozenset[str], data: Any, loss: Any, *, where: str) -> None:
-    """Refuse facts that are not measured here, and what is missing to measure the others."""
+def check_measurable(needs: frozenset[str], data: Any, loss: Any, *, where: str) -> None:
+    """Raise `Unsupported` for facts that are not measured here, `InvalidArgument` for missing arguments."""
     strangers = sorted(needs - MEASURED)
     if strangers:
         raise Unsupported(

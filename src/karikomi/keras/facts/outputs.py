@@ -39,7 +39,7 @@ class _Path:
     tensor: Any
 
 
-class Outputs:
+class OutputMoments:
     """Shares of zeros, mean magnitudes and deviations per unit, and the norms that follow a kernel.
 
     Batches are merged as exactly as one (Chan, Golub and LeVeque 1979). `norms`: name of a kernel -> the

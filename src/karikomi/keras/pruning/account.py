@@ -1,4 +1,4 @@
-"""What masks do to a model, measured before they are applied: per layer and at its end."""
+"""The account of masks of a model, with the errors of outputs, measured before they are applied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from karikomi.keras.facts.layer_calls import batches, numbers, run, watched
 from karikomi.keras.layers.prunable import Oriented
-from karikomi.prune.account import Account, Row
+from karikomi.prune.account import Account, row_of
 from karikomi.selection.exact_masks import SelectionResult
 
 BATCHES = 4
@@ -32,24 +32,17 @@ def account_of(
         errors = _errors(
             model, {id(found[name].variable): (name, item) for name, item in masks.items()}, data
         )
-    rows = []
-    for name, mask in masks.items():
-        layout, reads_nothing, unread = found[name].layout, (), ()
-        if layout is not None and layout.inputs is not None:
-            canonical = layout.canonical(found[name].turned(mask))
-            reads_nothing = _dead(canonical.reshape(len(canonical), -1).any(axis=1))
-            unread = _dead(canonical.reshape(-1, canonical.shape[-1]).any(axis=0))
-        rows.append(
-            Row(
-                name=name,
-                removed=mask.size - int(np.count_nonzero(mask)),
-                size=mask.size,
-                why=answer.why.get(name, "as before"),
-                output_error=errors.get(name),
-                reads_nothing=reads_nothing,
-                unread=unread,
-            )
+    rows = [
+        row_of(
+            name,
+            found[name].turned(mask),
+            found[name].layout,
+            removed=mask.size - int(np.count_nonzero(mask)),
+            why=answer.why.get(name),
+            output_error=errors.get(name),
         )
+        for name, mask in masks.items()
+    ]
     return Account(tuple(rows), errors.get(""))
 
 
@@ -61,7 +54,7 @@ def _errors(
     every = {id(variable): variable for variable in model.weights}
 
     def add(name: str, before: Any, after: Any) -> None:
-        # Of several outputs over all of them; of what is no float, or changed its shape, not at all.
+        # Over all floating outputs together; not where shapes differ.
         first, second = _floats(before), _floats(after)
         if first and [a.shape for a in first] == [b.shape for b in second]:
             pairs = zip(map(numbers, first), map(numbers, second), strict=True)
@@ -116,7 +109,3 @@ def _ratio(difference: float, whole: float) -> float:
     if whole == 0.0:
         return 0.0 if difference == 0.0 else math.inf
     return math.sqrt(difference / whole)
-
-
-def _dead(alive: Any) -> tuple[int, ...]:
-    return tuple(np.flatnonzero(~alive).tolist())

@@ -1,4 +1,4 @@
-"""Prune Keras models in place, without wrapping a layer: measure, select, mask, and say what it did.
+"""Prune Keras models in place, without wrapping a layer: measure, select, mask, report.
 
 The selection itself is shared by all frameworks (`karikomi.selection.exact_masks`).
 """
@@ -6,13 +6,13 @@ The selection itself is shared by all frameworks (`karikomi.selection.exact_mask
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from karikomi.keras.pruning.masks import Masks
-from karikomi.keras.pruning.request import Facts, Request
-from karikomi.prune import Pattern, Score, as_pattern, as_score
-from karikomi.selection.arguments import allocation_of, asked, by_hand
+from karikomi.keras.pruning.request import ModelRequest
+from karikomi.prune import Pattern, Score
+from karikomi.prune.facts import Facts
+from karikomi.selection.request import request_of
 
 WHERE = "keras.prune_"
 
@@ -55,7 +55,7 @@ def prune_(
     (``wanda``), else ``global``. `data`: batches
     ``(inputs, targets)`` or inputs, that can be read again. `loss`: a loss of Keras, or ``loss(outputs,
     targets)``, one number. `facts`: measured facts, fact -> path -> array of the variable's shape
-    (`karikomi.prune.FACTS`, ``macs``, ``outliers``, ``curve``). `only`, `exclude`: globs over paths.
+    (`karikomi.prune.FACTS`). `only`, `exclude`: globs over paths.
     `protect`: what is left alone, of ``first``, ``last``, ``norms``, ``embeddings``; by default norms
     and embeddings, and for units and layers also the last layer. `masks`: earlier masks; what they
     removed stays removed and counts.
@@ -78,30 +78,24 @@ def prune_(
 
     Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global).
     """
-    chosen = as_pattern(pattern)
-    value = 0.0 if isinstance(sparsity, Mapping) else sparsity
-    target = asked(
-        *(chosen, WHERE), sparsity=value, width=width, parameters=parameters, macs=macs, bytes=bytes
-    )
-    request = Request(
-        model=model,
-        score=as_score(score),
-        pattern=chosen,
-        allocation=allocation_of(allocation, chosen, as_score(score)),
-        target=target,
-        hand=lambda names: by_hand(sparsity, names, allocation, where=WHERE),
-        data=data,
-        loss=loss,
-        facts=facts or {},
+    request = request_of(
+        WHERE,
+        sparsity=sparsity,
+        width=width,
+        parameters=parameters,
+        macs=macs,
+        bytes=bytes,
+        score=score,
+        allocation=allocation,
+        pattern=pattern,
+        facts=facts,
         only=only,
         exclude=exclude,
         protect=protect,
     )
-    rounds = request.score.rounds
     masks = masks or Masks()
-    for number in range(1, rounds + 1):
+    for part in request.rounds():
         # Each round is measured with what the ones before it have left.
-        goal = None if target is None else target.after(number, rounds)
-        masks = replace(request, target=goal).find(masks)
+        masks = ModelRequest(model=model, request=part, data=data, loss=loss).find(masks)
         masks.apply_(model)
     return masks

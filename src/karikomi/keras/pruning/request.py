@@ -1,19 +1,19 @@
-"""From a model and what is asked of it to masks: what goes with what, what is measured, what is left alone.
+"""A prune request for a Keras model: its weights, groups and facts in, masks out.
 
-Separate from `prune_`, which checks arguments and writes to the model: schedules ask the same.
+Separate from `prune_`, which also writes to the model: the callback finds masks by the same request.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
+from karikomi.errors import InvalidArgument
 from karikomi.keras.facts.layer_calls import check_data
 from karikomi.keras.facts.measure import following, measure
 from karikomi.keras.layers.prunable import Oriented, is_weight, oriented, prunable, siblings
@@ -21,94 +21,49 @@ from karikomi.keras.pruning.account import account_of
 from karikomi.keras.pruning.head_groups import coupled_heads
 from karikomi.keras.pruning.masks import Masks
 from karikomi.keras.pruning.variable_matching import places_of
-from karikomi.prune import (
-    FACTS,
-    Coupled,
-    Heads,
-    Layers,
-    Member,
-    Pattern,
-    Score,
-    Target,
-    Units,
-)
-from karikomi.prune.allocations.owl import outlier_share
-from karikomi.prune.facts import PER_UNIT
-from karikomi.select import select
-from karikomi.selection.exact_masks import SelectionRequest, check_combination, find_masks
+from karikomi.prune import Coupled, Heads, Units
+from karikomi.prune.facts import PER_UNIT, Facts, check_facts
+from karikomi.selection.exact_masks import SelectionRequest, find_masks
+from karikomi.selection.request import PruneRequest, check_masks_alone, facts_of, totals_of
 from karikomi.selection.weight_source import Source
 
 WHERE = "keras.prune_"
-_OF_TENSORS = ("macs", "outliers", "curve")
-
-Facts = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What `prune_` is asked for. `hand`: names -> the share of each by hand, or nothing.
-
-    `frozen`: path -> why it must not change, beside what cannot be pruned anyway.
-    """
+class ModelRequest:
+    """A prune request for a model. `frozen`: path -> why it must not change, beside what cannot be pruned."""
 
     model: Any
-    score: Score
-    pattern: Pattern
-    allocation: str
-    target: Target | None
-    hand: Callable[[list[str]], Mapping[str, float] | None] = lambda names: None
+    request: PruneRequest
     data: Iterable[Any] | None = None
     loss: Any = None
-    facts: Facts = field(default_factory=dict)
-    only: str | Sequence[str] | None = None
-    exclude: str | Sequence[str] | None = None
-    protect: Collection[str] | None = None
     frozen: Mapping[str, str] = field(default_factory=dict)
 
-    def selected(self) -> tuple[dict[str, Oriented], list[str], dict[str, str]]:
-        """Return all weights, the names of those that may go, and name -> why another one may not."""
-        check_combination(self.score, self.pattern)
-        if self.score.updates:
-            raise Unsupported(
-                f"{type(self.score).__name__} also changes the weights that stay, by reconstruction",
-                where=WHERE,
-                hint="kk.torch.prune_, or another score",
-            )
-        found = {
-            n: item for n, item in oriented(self.model, where=WHERE).items() if is_weight(item)
-        }
-        weights, left_alone = prunable(found, self._protected())
+    def chosen(self) -> tuple[dict[str, Oriented], list[str], dict[str, str], dict[str, float]]:
+        """Return all weights, and of them what `PruneRequest.chosen` returns."""
+        check_masks_alone(self.request.score, where=WHERE)
+        variables = oriented(self.model, where=WHERE)
+        found = {name: item for name, item in variables.items() if is_weight(item)}
+        check_facts(self.request.facts, self.request.score.needs, found, where=WHERE)
+        weights, left_alone = prunable(found, self.request.protect)
         left_alone |= {name: why for name, why in self.frozen.items() if name in found}
-        known = [name for name in weights if name not in left_alone]
-        chosen = set(
-            select([*known, *left_alone], only=self.only, exclude=self.exclude, where=WHERE)
+        chosen = self.request.chosen(
+            [name for name in weights if name not in left_alone],
+            left_alone,
+            allowed="kernels of Dense and Conv layers",
         )
-        names = [name for name in known if name in chosen]
-        if not names:
-            raise Unsupported(
-                "nothing of this can be pruned",
-                where=WHERE,
-                got="; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3]),
-                allowed="kernels of Dense and Conv layers",
-            )
-        left_alone |= {name: "not selected" for name in known if name not in chosen}
-        return found, names, left_alone
+        return found, *chosen
 
     def find(self, earlier: Masks) -> Masks:
         """Return the masks; the model is left as it is."""
         if self.data is not None:
             check_data(self.data, where=WHERE)
-        found, names, left_alone = self.selected()
-        every = {n: item.variable for n, item in oriented(self.model, where=WHERE).items()}
-        earlier = earlier.renamed(every)
-        hand = self.hand(names)
-        if hand:
-            left_alone |= {
-                name: "no sparsity is given for it" for name in names if name not in hand
-            }
-            names = [name for name in names if name in hand]
-        question, others = self._question(found, names, earlier)
-        answer = find_masks(replace(question, by_hand=hand or {}))
+        found, names, left_alone, shares = self.chosen()
+        variables = {n: item.variable for n, item in oriented(self.model, where=WHERE).items()}
+        earlier = earlier.renamed(variables)
+        selection, others = self._selection(found, names, shares, earlier)
+        answer = find_masks(selection)
         answer = replace(
             answer, masks={name: found[name].returned(mask) for name, mask in answer.masks.items()}
         )
@@ -119,108 +74,75 @@ class Request:
             kept,
             left_alone={name: why for name, why in reasons.items() if name not in kept},
             account=account_of(self.model, found, fitting, answer, self.data),
-            places=places_of(every),
+            places=places_of(variables),
         )
 
-    def _protected(self) -> Collection[str]:
-        if self.protect is not None:
-            return self.protect
-        last = ("last",) if isinstance(self.pattern, Units | Layers) else ()
-        return ("norms", "embeddings", *last)
-
-    def _question(
-        self, found: Mapping[str, Oriented], names: list[str], earlier: Masks
+    def _selection(
+        self,
+        found: Mapping[str, Oriented],
+        names: list[str],
+        shares: Mapping[str, float],
+        earlier: Masks,
     ) -> tuple[SelectionRequest, dict[str, str]]:
-        chosen = {name: found[name] for name in names}
-        coupled, left_alone, members = self._coupled(found, chosen)
-        facts = self._measured(members, chosen)
-        question = SelectionRequest(
-            sources={name: _source(member, facts) for name, member in members.items()},
-            score=self.score,
-            pattern=self.pattern,
-            allocation=self.allocation,
-            target=self.target,
+        members, coupled = {name: found[name] for name in names}, []
+        if self.request.pattern.coupled:
+            coupled, left_alone = self._coupled(found, members)
+            wanted = {member.name for group in coupled for member in group.members}
+            members = {name: item for name, item in found.items() if name in wanted}
+        else:
+            layouts = {name: item.layout for name, item in members.items()}
+            left_alone = self.request.without_axes(layouts)
+            members = {name: item for name, item in members.items() if name not in left_alone}
+        scored = {n: item for n, item in members.items() if n in names or len(item.shape) > 1}
+        facts = self.request.gathered(
+            lambda needs: measure(
+                self.model, needs, scored, data=self.data, loss=self.loss, where=WHERE
+            )
+        )
+        sizes = [(math.prod(item.shape), _itemsize(item)) for item in found.values()]
+        selection = self.request.selection(
+            {name: _source(item, facts) for name, item in members.items()},
+            facts,
+            shares=shares,
             coupled=coupled,
             earlier={
-                name: _earlier(earlier[name], member)
-                for name, member in members.items()
+                name: _earlier(earlier[name], item)
+                for name, item in members.items()
                 if name in earlier
             },
-            totals=_totals(found, facts),
-            outliers=facts.get("outliers", {}),
-            curves=facts.get("curve", {}),
+            totals=totals_of(sizes, facts),
         )
-        return question, left_alone
+        return selection, left_alone
 
     def _coupled(
         self, found: Mapping[str, Oriented], chosen: Mapping[str, Oriented]
-    ) -> tuple[list[Coupled], dict[str, str], Mapping[str, Oriented]]:
-        """Return what goes together, why some weights belong to nothing, and all that takes part."""
-        if not self.pattern.coupled:
-            return [], {}, chosen
-        left_alone: dict[str, str] = {}
-        if isinstance(self.pattern, Heads):
-            groups, left_alone = coupled_heads(found, self.model, chosen)
-        else:
-            groups = self._units_or_layers(found, chosen)
-        wanted = {member.name for group in groups for member in group.members}
-        return groups, left_alone, {name: item for name, item in found.items() if name in wanted}
-
-    def _units_or_layers(
-        self, found: Mapping[str, Oriented], chosen: Mapping[str, Oriented]
-    ) -> list[Coupled]:
-        whole = isinstance(self.pattern, Layers)
+    ) -> tuple[list[Coupled], dict[str, str]]:
+        """Return ``(groups that are pruned as one, weight -> why it is in none)``."""
+        pattern = self.request.pattern
+        if isinstance(pattern, Heads):
+            return coupled_heads(found, self.model, chosen)
         norms = {}
-        if self.data is not None and not whole:
+        if self.data is not None and isinstance(pattern, Units):
             norms = following(self.model, chosen, self.data, where=WHERE)
-        groups = []
-        for name, item in chosen.items():
-            axis = item.layout.units if item.layout else 0
-            size = 0 if whole else 1
-            beside = [
-                other
-                for other in siblings(item, found, norms.get(name))
-                if other not in self.frozen
+        beside = {
+            name: [
+                sibling
+                for sibling in siblings(item, found, norms.get(name))
+                if sibling not in self.frozen
             ]
-            members = [Member(name, 0 if whole else axis, size=size)]
-            members += [Member(other, 0, size=size, scored=False) for other in beside]
-            groups.append(Coupled(name, 1 if whole else item.shape[axis], tuple(members)))
-        return groups
-
-    def _measured(
-        self, members: Mapping[str, Oriented], chosen: Mapping[str, Oriented]
-    ) -> dict[str, Mapping[str, Any]]:
-        _check_facts(self.facts, self.score)
-        needs = set(self.score.needs) - {"noise"}
-        if self.target is not None and self.target.unit == "macs":
-            needs.add("macs")
-        outliers = self.allocation == "owl" and "outliers" not in self.facts
-        needs |= {"input_norm"} if outliers else set()
-        needs -= self.facts.keys()
-        facts: dict[str, Mapping[str, Any]] = dict(self.facts)
-        if needs:
-            scored = {
-                name: member
-                for name, member in members.items()
-                if name in chosen or len(member.shape) > 1
-            }
-            facts |= measure(
-                *(self.model, frozenset(needs), scored), data=self.data, loss=self.loss, where=WHERE
-            )
-        if outliers:
-            norms = facts["input_norm"]
-            facts["outliers"] = {
-                name: _outlying(item, norms[name]) for name, item in chosen.items()
-            }
-        return facts
+            for name, item in chosen.items()
+        }
+        shapes = {name: item.shape for name, item in chosen.items()}
+        return self.request.grouped(shapes, {n: item.layout for n, item in chosen.items()}, beside)
 
 
 def _source(value: Oriented, facts: Facts) -> Source:
-    own = {}
-    for fact, of in facts.items():
-        if fact not in _OF_TENSORS and value.name in of:
-            values = np.asarray(of[value.name])
-            own[fact] = values if fact in PER_UNIT else value.turned(_whole(values, value, fact))
+    own = {
+        fact: np.asarray(of)
+        if fact in PER_UNIT
+        else value.turned(_whole(np.asarray(of), value, fact))
+        for fact, of in facts_of(value.name, facts).items()
+    }
     macs = float(facts.get("macs", {}).get(value.name, math.nan))
     return Source(
         name=value.name,
@@ -264,29 +186,3 @@ def _earlier(mask: np.ndarray, value: Oriented) -> np.ndarray:
             allowed=tuple(value.variable.shape),
         )
     return np.ascontiguousarray(value.turned(mask))
-
-
-def _totals(found: Mapping[str, Oriented], facts: Facts) -> dict[str, float]:
-    sizes = {name: math.prod(item.shape) for name, item in found.items()}
-    totals = {
-        "parameters": float(sum(sizes.values())),
-        "bytes": float(sum(_itemsize(item) * sizes[name] for name, item in found.items())),
-    }
-    if "macs" in facts:
-        totals["macs"] = float(sum(facts["macs"].values()))
-    return totals
-
-
-def _check_facts(facts: Facts, score: Score) -> None:
-    allowed = {*FACTS, *_OF_TENSORS, *score.needs}
-    for fact in facts:
-        if fact not in allowed:
-            raise UnknownName(
-                "unknown fact", where=WHERE, got=repr(fact), hint=suggest(fact, allowed)
-            )
-
-
-def _outlying(value: Oriented, norms: Any) -> float:
-    """Return the share of ``|w| * input norm`` that stands out (Yin et al. 2024)."""
-    wide = value.turned(_whole(np.asarray(norms), value, "input_norm"))
-    return outlier_share(lambda: [np.abs(value.array()).astype(np.float32) * wide])
