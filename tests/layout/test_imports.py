@@ -25,6 +25,7 @@ ORDER = [
     # The front door itself, for those who stand after everything that it opens to.
     "karikomi",
     "cli",
+    "__main__",
 ]
 
 # Outside of the framework folders: what `pip install karikomi` brings, and nothing else.

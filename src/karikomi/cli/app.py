@@ -79,12 +79,35 @@ def _after_interrupt(ctx: click.Context) -> str:
     return "no file was left half-written, and the same command starts again"
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, requested: bool) -> None:
+    if not requested or ctx.resilient_parsing:
+        return
+    from karikomi.cli.printing import show
+    from karikomi.cli.versions import installation
+
+    as_json = ctx.params["as_json"]
+    show(installation() if as_json else {}, f"karikomi, version {__version__}", as_json)
+    ctx.exit()
+
+
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="VERB [ARGS]...",
     epilog="Example: karikomi compress --out runs/first    (each verb has its own --help)",
 )
-@click.version_option(__version__, prog_name="karikomi")
-def main() -> None:
+# Eager, so that its value is there when the callback of --version runs, whatever the order of the two.
+@click.option("--json", "as_json", is_flag=True, is_eager=True, help="With --version: print JSON.")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Print the version and exit; with --json also Python, packages, processor, threads.",
+)
+def main(as_json: bool) -> None:
     """Clip gradients, bound weights, and make networks small: prune, shrink, quantize, pack."""
+    if as_json:
+        raise click.UsageError(
+            "before a verb --json needs --version; a verb's own follows the verb"
+        )
