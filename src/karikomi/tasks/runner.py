@@ -14,6 +14,7 @@ from karikomi.rule import Rule
 from karikomi.tasks.task import Data, Task
 
 Arrays = dict[str, np.ndarray]
+"""Name -> array: the weights and buffers of a model, outside of its framework."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
