@@ -1,7 +1,7 @@
 # karikomi: the three commands of a contributor are `make demo`, `make test` and `make check`.
 #
-# One environment, .venv, serves all of them: `demo` installs what the demonstration needs and `test`
-# adds the rest. A stamp per set is keyed on pyproject.toml, constraints.txt and this folder's path,
+# One environment, .venv, serves all of them: `demo` installs what the demonstration needs, `test`
+# adds the rest, and `docs` what builds the pages. A stamp per set is keyed on pyproject.toml, constraints.txt and this folder's path,
 # so that nothing is installed twice and a changed pin is never missed.
 
 SHELL := /bin/bash
@@ -20,6 +20,7 @@ BIN := .venv/bin
 KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(CURDIR)'; } | cksum | cut -d' ' -f1)
 DEMO_STAMP := .venv/.demo-stamp-$(KEY)
 TEST_STAMP := .venv/.test-stamp-$(KEY)
+DOCS_STAMP := .venv/.docs-stamp-$(KEY)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 BENCHES := $(sort $(wildcard benchmarks/*.py))
 
@@ -30,7 +31,7 @@ else
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 endif
 
-.PHONY: help demo demo-env test test-env check bench clean
+.PHONY: help demo demo-env test test-env check docs dist bench clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -48,6 +49,13 @@ check: test-env ## lint, format, types and the layout of the house
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright
 	$(BIN)/python -m pytest -q tests/layout
+
+docs: $(DOCS_STAMP) ## build the pages and the API reference into build/docs; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+dist: test-env ## build wheel and sdist into dist
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 bench: test-env ## run every benchmark, one after another
 	@test -n '$(BENCHES)' || echo 'no benchmarks yet'
@@ -75,6 +83,13 @@ $(TEST_STAMP):
 	@echo 'installing karikomi[dev,demo,keras,jax,trainers] into .venv (once; the frameworks are the large part)'
 	@$(INSTALL) -e '.[dev,demo,keras,jax,trainers]'
 	@rm -f .venv/.*-stamp-*; touch $@ $(DEMO_STAMP)
+
+# The reference is read from the source, so that the pages need no framework.
+$(DOCS_STAMP):
+	@$(make-venv)
+	@echo 'installing karikomi[docs] into .venv (once)'
+	@$(INSTALL) -e '.[docs]'
+	@touch $@
 
 define make-venv
 $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && exit; \
