@@ -69,7 +69,9 @@ def test_the_package_is_shallow() -> None:
 
 
 def test_names_say_what_a_thing_is() -> None:
-    folders = [ROOT / name for name in ("src", "tests", "benchmarks", "examples", "docs")]
+    folders = [
+        ROOT / name for name in ("src", "tests", "benchmarks", "examples", "docs", "reference")
+    ]
     names = [path for folder in folders for path in folder.rglob("*")]
     assert [str(path.relative_to(ROOT)) for path in names if path.stem in NAMELESS] == []
 

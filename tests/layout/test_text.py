@@ -10,7 +10,7 @@ import pytest
 
 from layout.source import ROOT
 
-FOLDERS = ("src", "tests", "docs", "benchmarks", "examples", ".ci", ".github")
+FOLDERS = ("src", "tests", "docs", "benchmarks", "examples", "reference", ".ci", ".github")
 TEXTS = {
     "",
     ".cfg",
@@ -24,6 +24,7 @@ TEXTS = {
     ".sh",
     ".toml",
     ".txt",
+    ".yaml",
     ".yml",
 }
 # At the start of a path only: neither an address on the web nor a folder inside of another matches.
