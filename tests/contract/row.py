@@ -34,7 +34,9 @@ class Row:
     applying the rule again changes no bit. `always`: whether it scales tensors of any size, so that
     none is left bit for bit alone. `taught`: the joint norms of earlier steps, without which a rule that
     learns clips nothing; a rule of global scope. The laws and the reference start after them. `moments`:
-    the running mean of squares of every entry, for a rule that judges by it.
+    the running mean of squares of every entry, for a rule that judges by it. `in_norms`: the arguments in
+    units of the measured norm. `unitless`: whether the measured numbers have no unit (ratios to weights, or to
+    the mean square of a gradient), so that no argument has one.
     """
 
     rule: Any
@@ -44,6 +46,8 @@ class Row:
     always: bool = False
     taught: tuple[float, ...] = ()
     moments: float | None = None
+    in_norms: tuple[str, ...] = ("limit",)
+    unitless: bool = False
 
     @property
     def kind(self) -> str:

@@ -83,6 +83,7 @@ ROWS = [
     ),
     Row(
         rule=kk.clip.AGC(0.5),
+        unitless=True,
         reference=_agc(0.5),
         bound=lambda arrays, axes: max(
             norm(unit) / (0.5 * max(weight, 1e-3))
@@ -121,6 +122,7 @@ ROWS = [
     # In units of sqrt(4) an entry of 1 is 0.5, the root of the threshold.
     Row(
         rule=kk.clip.SPAM(0.25, warmup=0),
+        unitless=True,
         reference=lambda arrays, axes: clamped(arrays, 1.0),
         bound=lambda arrays, axes: largest(arrays) / 1.0,
         idempotent=True,
@@ -131,7 +133,7 @@ ROWS = [
         reference=lambda arrays, axes: [shrunk(array, _rms(array), 1.0) for array in arrays],
         bound=lambda arrays, axes: max(_rms(array) for array in arrays) / 1.0,
     ),
-    Row(rule=kk.clip.StableAdamW(1.0), reference=_alone),
+    Row(rule=kk.clip.StableAdamW(1.0), reference=_alone, unitless=True),
     Row(
         rule=kk.clip.Smooth(1.0),
         reference=lambda arrays, axes: [array / (joint(arrays) + 1.0) for array in arrays],
@@ -140,6 +142,7 @@ ROWS = [
     ),
     Row(
         rule=kk.clip.Normalize(1.0),
+        in_norms=("limit", "gamma"),
         reference=lambda arrays, axes: [array / (joint(arrays) + 0.01) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
         always=True,

@@ -34,14 +34,7 @@ RULES += [
     kk.clip.SPAM(),
 ]
 LEARNING = [rule for rule in RULES if rule.init(np.zeros(1), xp=np)]
-# What a scale belongs to: these arguments are in units of the measured norm.
-IN_NORMS = {
-    **dict.fromkeys(("ByValue", "ByNorm", "ByGlobalNorm", "Smooth", "AdaGC"), ("limit",)),
-    **dict.fromkeys(("BlockRMS",), ("limit",)),
-    "Normalize": ("limit", "gamma"),
-}
-# Numbers without unit: gradients are measured against weights or their own mean square.
-WITHOUT_UNIT = {"AGC", "SPAM", "StableAdamW"}
+ROW_OF = {type(row.rule): row for row in ROWS}
 
 
 @functools.cache
@@ -131,10 +124,11 @@ def test_a_run_resumed_from_a_file_is_the_same_run(rule: Any, stop: int) -> None
 @rules(RULES)
 @pytest.mark.parametrize("power", [-40, 60])
 def test_the_scale_of_norms_and_limits_changes_nothing_else(rule: Any, power: int) -> None:
-    scale, name = 2.0**power, type(rule).__name__
-    changed = {key: getattr(rule, key) * scale for key in IN_NORMS.get(name, ())}
+    scale, row = 2.0**power, ROW_OF[type(rule)]
+    names = () if row.unitless else row.in_norms
+    changed = {key: getattr(rule, key) * scale for key in names if hasattr(rule, key)}
     scaled = dataclasses.replace(rule, **changed)
-    norms = series(1, 400) * (1.0 if name in WITHOUT_UNIT else scale)
+    norms = series(1, 400) * (1.0 if row.unitless else scale)
     found, states = run(scaled, norms)
     verdicts, expected = undisturbed(rule, 1, 400)
     if rule.scope is not kk.rule.Scope.ELEMENT:

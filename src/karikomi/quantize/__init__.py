@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from karikomi import registry
 from karikomi.quantize.grids import Codebook, Coded, Grid, UniformGrid
 from karikomi.quantize.kmeans_codebook import kmeans
 from karikomi.quantize.nearest import uniform
@@ -18,3 +19,6 @@ __all__ = [
     "quantizer_for",
     "uniform",
 ]
+
+# Every file of this folder is imported, so that a new quantizer is registered.
+registry.discover(__name__, __path__, "quantizer")
