@@ -192,7 +192,7 @@ def test_the_version() -> None:
         (["pack", "x", "y", "--entries", "4", "--bits", "4"], "exclude one another"),
         (["audit", "x", "y"], "Missing option '--task'"),
         (["audit", "x", "y", "--task", "digits", "--seed", "-1"], "--seed"),
-        (["sweep", "--limits", "1;2"], "no numbers between commas"),
+        (["sweep", "--limits", "1;2"], "not a list of numbers"),
         (["sweep", "--seeds", "0"], "--seeds"),
         (["sweep", "--epochs", "0"], "--epochs"),
     ],
