@@ -202,7 +202,7 @@ def test_opposite_gradients_are_said() -> None:
     result = _audit(data, arrays, {"weight": -arrays["weight"]})
     assert result["gradient_agreement"]["median_cosine"] < -0.9
     assert any(
-        text.startswith("the input gradients point elsewhere") for text in result["warnings"]
+        text.startswith("the input gradients differ in direction") for text in result["warnings"]
     )
 
 
@@ -230,7 +230,7 @@ def test_inputs_that_are_no_floats_get_no_noise() -> None:
     whole = dataclasses.replace(data.test, inputs=np.rint(data.test.inputs * 100).astype(np.int64))
     result = _audit(dataclasses.replace(data, test=whole), arrays, arrays)
     assert (result["noise"], result["gradient_agreement"]) == ([], None)
-    assert any("no floats" in text for text in result["warnings"])
+    assert any("are not floats" in text for text in result["warnings"])
 
 
 def test_non_finite_outputs_are_said_and_json_stays_json() -> None:
@@ -240,7 +240,7 @@ def test_non_finite_outputs_are_said_and_json_stays_json() -> None:
     with np.errstate(invalid="ignore"):
         result = _audit(data, arrays, bad)
     assert result["nonfinite"] == [0, 120]
-    assert "after gives non-finite outputs for 120 examples" in result["warnings"]
+    assert "after has non-finite outputs for 120 examples" in result["warnings"]
     assert result["gradient_agreement"]["nonfinite_gradients"] == 120
     json.dumps(result, allow_nan=False)
 

@@ -134,7 +134,7 @@ def test_wandb_logs_over_its_own_axis_without_a_step(commit: bool) -> None:
 
 @pytest.mark.parametrize("run", [None, "project", SimpleNamespace(log=print)])
 def test_wandb_refuses_what_is_no_run(run: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"no run of W&B.*wandb\.init"):
+    with pytest.raises(InvalidArgument, match=r"not a run of W&B.*wandb\.init"):
         WandB(run)
 
 

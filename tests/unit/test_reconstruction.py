@@ -190,7 +190,7 @@ def test_bad_requests_are_one_line(method) -> None:
         method(weights, problem, 25)
     with pytest.raises(InvalidArgument, match="does not fit"):
         method(weights[:, :4], problem, 1)
-    with pytest.raises(InvalidArgument, match="no multiple"):
+    with pytest.raises(InvalidArgument, match="not a multiple"):
         method(weights, problem, NofM(keep=1, of=3))
     with pytest.raises(NonFinite):
         method(np.where(weights == weights[0, 0], np.nan, weights), problem, 1)
@@ -360,7 +360,7 @@ def test_what_cannot_be_done_is_said_and_leaves_the_weights() -> None:
         reconstruct_(module, REMOVES, None, progress=False)
     with pytest.raises(UnknownName, match="did you mean '0.weight'"):
         reconstruct_(module, {"0.wieght": 1}, data, progress=False)
-    with pytest.raises(Unsupported, match="no matrix"):
+    with pytest.raises(Unsupported, match="not a matrix"):
         reconstruct_(module, {"0.bias": 1}, data, progress=False)
     with pytest.raises(InvalidArgument, match="7.weight: cannot remove that many"):
         reconstruct_(module, {**REMOVES, "7.weight": 10_000}, data, progress=False)

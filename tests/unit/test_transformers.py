@@ -266,7 +266,7 @@ def test_a_copy_is_another_callback_that_trains_alike(tmp_path: Path, way: Any) 
 def test_the_mixin_needs_a_callback_and_stands_first(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"no callback that clips; callbacks=\[kk"):
         trainer_of(tmp_path, None).train()
-    with pytest.raises(Unsupported, match=r"Wrong: the mixin stands behind the Trainer"):
+    with pytest.raises(Unsupported, match=r"Wrong: the mixin is listed after the Trainer"):
 
         class Wrong(InOrder, TransformersMixin): ...
 
@@ -342,5 +342,5 @@ def test_a_state_is_json_to_the_last_bit() -> None:
     "stored", [None, {}, {"plain": {}, "tensors": "%"}, {"plain": {}, "tensors": "AAAA"}]
 )
 def test_what_is_no_state_is_one_clear_error(stored: Any) -> None:
-    with pytest.raises(BadFile, match="checkpoint: this is no state of karikomi"):
+    with pytest.raises(BadFile, match="checkpoint: not a state of karikomi"):
         from_json(stored)

@@ -1,4 +1,4 @@
-"""What a compressed network does differently from the one it came from, and how robust it is."""
+"""Differences between a compressed network and the original, and its robustness."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What in an audit's figures should worry a person, said in one line each with its numbers.
+"""Warnings about the figures of an audit, one line each with its numbers.
 
-Apart from the measuring, so that every threshold stands in one place.
+Separate from the measurements, so that all thresholds are in one place.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TIMES = 3.0
-"""How many times the ordinary drop is no longer ordinary."""
+"""Ratio to the ordinary drop from which a drop is reported."""
 
 LEAST_CLASS_DROP, LEAST_CLASS_EXAMPLES = 0.01, 2
 LEAST_NOISE_DROP = 0.02
@@ -19,10 +19,10 @@ MOST_WITHOUT_COSINE = 0.1
 
 
 def alarms(result: Mapping[str, Any]) -> list[str]:
-    """Return the warnings that an audit's figures give rise to.
+    """Return the warnings for the figures of an audit.
 
-    A class is named when it lost at least 1 point, more than 2 examples, and at least 3 times what
-    the other classes lost on average. (Beside the mean of all, one of two could never be named.)
+    A class is named when it lost at least 1 point, more than 2 examples, and at least 3 times the average
+    loss of the other classes. (Relative to the mean of all, one of two could never be named.)
 
     >>> alarms({"classes": [{"class": "8", "examples": 40, "before": 1.0, "after": 0.5},
     ...                     {"class": "9", "examples": 40, "before": 1.0, "after": 1.0}]})
@@ -39,29 +39,29 @@ def alarms(result: Mapping[str, Any]) -> list[str]:
 
 
 def _scope(result: Mapping[str, Any]) -> list[str]:
-    found = []
+    warnings = []
     if result.get("metric", "accuracy") != "accuracy":
-        found.append(
+        warnings.append(
             f"the metric is {result['metric']}: classes and changed predictions are compared"
             " for accuracy only"
         )
     if "noise" in result and not result["noise"]:
-        found.append("the inputs are no floats: noise and input gradients were left out")
-    return found
+        warnings.append("the inputs are not floats: noise and input gradients were left out")
+    return warnings
 
 
 def _nonfinite(result: Mapping[str, Any]) -> list[str]:
     counts = result.get("nonfinite") or [0, 0]
     return [
-        f"{result[which]} gives non-finite outputs for {count} examples"
+        f"{result[which]} has non-finite outputs for {count} examples"
         for which, count in zip(("before", "after"), counts, strict=True)
         if count
     ]
 
 
 def _classes(classes: list[Mapping[str, Any]]) -> list[str]:
-    drops = [item["before"] - item["after"] for item in classes]
-    found = []
+    drops = [label["before"] - label["after"] for label in classes]
+    warnings = []
     for label, drop in zip(classes, drops, strict=True):
         others = (sum(drops) - drop) / max(len(drops) - 1, 1)
         examples = round(drop * label["examples"])
@@ -70,12 +70,12 @@ def _classes(classes: list[Mapping[str, Any]]) -> list[str]:
             and examples > LEAST_CLASS_EXAMPLES
             and drop >= TIMES * max(others, 0.0)
         ):
-            found.append(
+            warnings.append(
                 f"class {label['class']} lost {100 * drop:.1f} points, {examples} of"
                 f" {label['examples']} examples (the other classes lost {_plus(100 * others):.1f} on"
                 " average)"
             )
-    return found
+    return warnings
 
 
 def _noise(result: Mapping[str, Any]) -> list[str]:
@@ -109,22 +109,22 @@ def _churn(result: Mapping[str, Any]) -> list[str]:
 def _gradients(agreement: Mapping[str, Any]) -> list[str]:
     if not agreement:
         return []
-    found = []
+    warnings = []
     median, examples = agreement["median_cosine"], agreement["examples"]
     without = agreement["zero_gradients"] + agreement["nonfinite_gradients"]
     if median is not None and median < LEAST_COSINE:
-        found.append(
-            f"the input gradients point elsewhere: their median cosine is {median:.2f}"
+        warnings.append(
+            f"the input gradients differ in direction: their median cosine is {median:.2f}"
             f" over {examples - without} examples"
         )
     if without > MOST_WITHOUT_COSINE * examples:
-        found.append(
+        warnings.append(
             f"{without} of {examples} examples have no gradient cosine"
             f" ({agreement['zero_gradients']} zero, {agreement['nonfinite_gradients']} non-finite)"
         )
-    return found
+    return warnings
 
 
 def _plus(value: float) -> float:
-    # Otherwise a difference that rounds to nothing would read "-0.0".
+    # Otherwise a difference that rounds to zero would be printed as "-0.0".
     return 0.0 if abs(value) < 0.05 else value

@@ -1,6 +1,6 @@
-"""Compare two networks on the same test split: the figures first, then what is wrong with them.
+"""Compare two networks on the same test split: figures, and warnings about them.
 
-Knows no framework: outputs and gradients come from the runner of the task's framework.
+Independent of frameworks: outputs and gradients come from the runner of the task's framework.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ def audit(
     data: Data | None = None,
     labels: tuple[str, str] = ("before", "after"),
 ) -> dict[str, Any]:
-    """Return what `after` does differently from `before` on a task's test split, as plain data.
+    """Return the differences of `after` from `before` on a task's test split, as plain data.
 
     `before`, `after`: the arrays of one network of the task each; shapes may be smaller after a
-    shrink. `seed`: of the noise. `runner`, `data`: taken from the task unless given. `labels`: what
-    the two are called in the result.
+    shrink. `seed`: of the noise. `runner`, `data`: by default those of the task. `labels`: names of
+    the two in the result.
 
     The keys: ``metric_before``, ``metric_after``; with the metric ``"accuracy"`` also ``classes``
     (accuracy of each), ``agreement`` (share of equal predictions), ``changed``, ``lost`` and
     ``gained`` (counts) and up to 20 ``changed_examples``, lost ones first; ``noise`` (the metric
     under Gaussian noise of ``sigma`` times the inputs' standard deviation); ``gradient_agreement``
     (cosines between the loss's gradients by the input, over up to 512 examples); and ``warnings``,
-    each with its numbers. With another metric the keys of predictions are empty or None, and a
-    warning says so. An output that is not finite counts as it compares, and is warned of.
+    each with its numbers. With another metric the keys of predictions are empty or None, with a
+    warning. A non-finite output counts by its comparisons, with a warning.
 
     Raises `InvalidArgument` for arrays that do not fit the task's network and for a negative seed,
-    and whatever loading the data raises.
+    and the errors of loading the data.
 
     >>> import karikomi as kk
     >>> task = kk.tasks.load("digits")

@@ -1,4 +1,4 @@
-"""Predicted classes beside the true ones: accuracy per class, and which examples changed."""
+"""Comparison of predicted classes: accuracy per class, and changed examples."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 LISTED = 20
-"""Changed examples that a result names; the rest is counted only."""
+"""Changed examples that a result lists; the others are only counted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """Class numbers of the same n predictions: the true ones, and what each network says.
+    """Class numbers of n examples: the true ones, and the predictions of each network.
 
     >>> facts = Predictions(np.array([0, 1, 1]), np.array([0, 1, 0]), np.array([0, 0, 0])).facts()
     >>> facts["changed"], facts["lost"], facts["gained"], facts["classes"][1]["after"]
@@ -52,5 +52,5 @@ class Predictions:
         ]
 
     def _example(self, index: int) -> dict[str, Any]:
-        said = {"label": self.targets, "before": self.before, "after": self.after}
-        return {"index": index, **{key: str(value[index]) for key, value in said.items()}}
+        classes = {"label": self.targets, "before": self.before, "after": self.after}
+        return {"index": index, **{key: str(value[index]) for key, value in classes.items()}}

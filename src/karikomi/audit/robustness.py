@@ -1,4 +1,4 @@
-"""What clean inputs do not show: noise on the inputs, and where the loss would pull them."""
+"""Robustness of two networks: the metric under input noise, and agreement of input gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGMAS = (0.0, 0.1, 0.2, 0.4)
 """Standard deviations of the noise, as shares of that of the inputs."""
 
 MOST_GRADIENTS = 512
-"""Examples whose input gradients are compared: the first so many of the split."""
+"""Number of examples, from the start of the split, for the comparison of input gradients."""
 
 
 def under_noise(
@@ -21,8 +21,8 @@ def under_noise(
 ) -> list[dict[str, Any]]:
     """Return the metric of both networks under the same Gaussian noise, one row per strength.
 
-    One draw serves all strengths and both networks, so that rows differ by strength alone. Empty
-    for inputs that are not floats: noise on indices has no meaning.
+    One draw is used for all strengths and both networks, so that rows differ by strength alone. Empty
+    for inputs that are not floats: noise on indices is not defined.
     """
     if split.inputs.dtype.kind != "f":
         return []
@@ -40,7 +40,7 @@ def under_noise(
 def gradient_agreement(
     runner: Runner, pair: tuple[Arrays, Arrays], split: Split
 ) -> dict[str, Any] | None:
-    """Return how alike the gradients of the loss by the input are, or None where there are none.
+    """Return the agreement of the gradients of the loss by the input, or None for integer inputs.
 
     The cosine of both networks' gradients for each example. An example with a gradient that is zero
     or not finite in either network has no cosine: it is left out and counted (``zero_gradients``,
@@ -68,7 +68,7 @@ def gradient_agreement(
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    # By the largest entry first: a confident network's gradients are so small that squares vanish.
+    # By the largest entry first: squares of a confident network's gradients underflow.
     wide = rows.astype(np.float64)
     wide /= np.max(np.abs(wide), axis=1, keepdims=True, initial=0.0)
     return wide / np.linalg.norm(wide, axis=1, keepdims=True)

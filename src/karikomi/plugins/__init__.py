@@ -1,4 +1,4 @@
-"""Where other people's tools meet karikomi: used if they are installed, never installed by it.
+"""Integrations with trainers and trackers, used if they are installed, never installed by karikomi.
 
 Sinks for ``kk.record.Recorder(path, sinks=[...])``: `TensorBoard`, `WandB`, `MLflow`. Trainers:
 `LightningCallback` for both packages of Lightning, `TransformersCallback` and `TransformersMixin` for the

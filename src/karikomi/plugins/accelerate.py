@@ -1,7 +1,7 @@
-"""The explicit clip in a loop with Hugging Face accelerate, in the place of ``accelerator.clip_grad_norm_``.
+"""The explicit clip in a loop with Hugging Face accelerate, instead of ``accelerator.clip_grad_norm_``.
 
-`kk.torch.attach` takes the prepared optimizer and needs nothing of this; here is what a person
-has to know who clips by hand: when, and after which unscaling.
+`kk.torch.attach` takes the prepared optimizer and does not need this; a clip by hand must be
+done at the right step, after unscaling.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from karikomi.torch.modules.parameters import Parameters
 
 _REFUSED = {
-    "DEEPSPEED": "DeepSpeed keeps the gradients to itself and steps inside backward()",
-    "MEGATRON_LM": "Megatron-LM keeps the gradients to itself and steps inside the model",
+    "DEEPSPEED": "DeepSpeed does not expose the gradients and steps inside backward()",
+    "MEGATRON_LM": "Megatron-LM does not expose the gradients and steps inside the model",
     "XLA": "on XLA the gradients are not reduced yet",
 }
 
@@ -36,14 +36,14 @@ def accelerate_clip_(
 ) -> tuple[Outcome | None, State | None]:
     """Clip in place between ``accelerator.backward()`` and ``step()``; return ``(outcome, state)``.
 
-    Where gradients are still being accumulated (``accelerator.sync_gradients`` is false) nothing is done,
-    and the outcome is ``None``. Where they are scaled for float16 they are unscaled first. `parameters`,
-    `rule`, `state`, `nonfinite`: as for `kk.torch.clip_`, which does the rest. `optimizer`: the prepared
-    one whose gradients these are; without it all prepared optimizers are unscaled.
+    While gradients are being accumulated (``accelerator.sync_gradients`` is false) nothing is done,
+    and the outcome is ``None``. Gradients scaled for float16 are unscaled first. `parameters`,
+    `rule`, `state`, `nonfinite`: as for `kk.torch.clip_`. `optimizer`: the prepared
+    optimizer of these gradients; without it all prepared optimizers are unscaled.
 
-    Raises `Unsupported` for DeepSpeed, Megatron-LM, FSDP1 and XLA, where gradients are not there to be clipped,
-    for an `optimizer` that `kk.torch.attach` has given a handle (without `optimizer` that is not seen), and
-    what `kk.torch.clip_` raises.
+    Raises `Unsupported` for DeepSpeed, Megatron-LM, FSDP1 and XLA, where gradients are not available,
+    for an `optimizer` attached by `kk.torch.attach` (without `optimizer` that is not detected), and
+    the errors of `kk.torch.clip_`.
 
     >>> import torch, karikomi as kk
     >>> from types import SimpleNamespace
@@ -63,8 +63,8 @@ def accelerate_clip_(
     from karikomi.torch.attachment.attaching import inside
 
     accelerator.unscale_gradients(optimizer)
-    own = None if optimizer is None else inside(optimizer)
-    return torch.clip_(parameters, rule, state, nonfinite=nonfinite, optimizer=own)
+    wrapped = None if optimizer is None else inside(optimizer)
+    return torch.clip_(parameters, rule, state, nonfinite=nonfinite, optimizer=wrapped)
 
 
 def _check(accelerator: Any, parameters: Any) -> None:
@@ -87,5 +87,5 @@ def _check_unattached(optimizer: Any) -> None:
         raise Unsupported(
             "this optimizer has a handle already: every step would be clipped twice",
             where="accelerate_clip_(optimizer)",
-            hint="leave this call out and give attach the rule, or detach() the handle first",
+            hint="omit this call and pass the rule to attach, or detach() the handle first",
         )

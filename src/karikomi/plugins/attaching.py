@@ -1,7 +1,7 @@
-"""What the trainers' callbacks share: the options of `attach`, and a class made of the trainer's own.
+"""Shared parts of the trainers' callbacks: the options of `attach`, and a subclass of the trainer's class.
 
 A trainer takes callbacks of its own class only, and karikomi imports no trainer; so the class of a callback is
-made when the first one is, and a copy or pickle makes it again.
+created with the first callback, and again by a copy or pickle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Options(TypedDict, total=False):
-    """What `kk.torch.attach` is given; what is left out has the default that it has there."""
+    """Options of `kk.torch.attach`, with the defaults of that function."""
 
     clip: Rule | Composite | None
     update: Rule | Composite | None
@@ -34,11 +34,11 @@ class Options(TypedDict, total=False):
 
 
 class Attaching:
-    """Options that wait for the trainer to have an optimizer.
+    """Options, stored until the trainer has an optimizer.
 
-    A copy, and what comes out of a pickle, has the options, and no handle: that stays with its optimizer.
+    Copies and unpickled objects have the options, but no handle, which belongs to an optimizer.
 
-    Raises `InvalidArgument` for an option that `kk.torch.attach` does not have here.
+    Raises `InvalidArgument` for an option that is not in `Options`.
     """
 
     def __init__(self, **options: Unpack[Options]) -> None:
@@ -51,12 +51,12 @@ class Attaching:
         self._options = options
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Name the class that can be imported, in the place of the one that was made of it."""
+        """Reduce to the importable class instead of the one created from it."""
         importable = vars(type(self)).get("_joined_from", type(self))
         return _made_again, (importable,), self._apart()
 
     def _apart(self) -> dict[str, Any]:
-        """Return the attributes of a copy, without what is of a training."""
+        """Return the attributes of a copy, without those of a training."""
         return dict(self.__dict__)
 
     @property
@@ -73,14 +73,14 @@ class Attaching:
         return torch.attach(optimizer, model, **self._options)
 
 
-def joined(own: type, hosts: Sequence[type]) -> type:
-    """Return `own` as a class of the trainer's too, under the same name."""
-    names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-    return type(own.__name__, (own, *hosts), {**names, "_joined_from": own})
+def joined(cls: type, hosts: Sequence[type]) -> type:
+    """Return a subclass of `cls` and of the trainer's classes, under the same name."""
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls, *hosts), {**names, "_joined_from": cls})
 
 
-def _made_again(own: Any) -> Any:
-    return own.__new__(own)
+def _made_again(cls: Any) -> Any:
+    return cls.__new__(cls)
 
 
 def curves(handle: Handle) -> dict[str, float]:
@@ -92,7 +92,7 @@ def curves(handle: Handle) -> dict[str, float]:
 
 
 def refuse_flattened(model: Any, *, where: str) -> None:
-    """Refuse a module whose parameters FSDP1 has flattened into one: the norms would be of a shard."""
+    """Raise `Unsupported` for a module flattened by FSDP1: the norms would be those of a shard."""
     from torch import nn
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -104,7 +104,7 @@ def refuse_flattened(model: Any, *, where: str) -> None:
 def flattened(where: str) -> Unsupported:
     """Return the error for FSDP1."""
     return Unsupported(
-        "FSDP1 flattens and cuts the parameters, so that a norm would be that of one rank's piece",
+        "FSDP1 flattens and splits the parameters, so that a norm would be that of one rank's shard",
         where=where,
         hint="use FSDP2 (fully_shard), whose parameters are DTensors",
     )

@@ -1,6 +1,6 @@
-"""A handle's state as JSON and back, for trainers whose checkpoints keep the state of callbacks as JSON.
+"""Convert a handle's state to JSON and back, for trainers with checkpoints of callbacks in JSON.
 
-Numbers and names stay readable; tensors (masks, second moments) go into one safetensors payload.
+Numbers and names stay readable; tensors (masks, second moments) are stored in one safetensors payload.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TENSOR = "tensor"
 
 
 def to_json(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state of plain data and tensors as what JSON can say, exactly."""
+    """Return a state of plain data and tensors as plain JSON data, exactly."""
     from safetensors.torch import save
 
     tensors: dict[str, torch.Tensor] = {}
@@ -37,7 +37,7 @@ def from_json(stored: Any) -> dict[str, Any]:
         payload = base64.b64decode(stored["tensors"], validate=True)
         return _with_tensors(stored["plain"], load(payload) if payload else {})
     except (TypeError, KeyError, ValueError, binascii.Error, SafetensorError) as error:
-        raise BadFile(f"this is no state of karikomi ({error!r})", where="checkpoint") from error
+        raise BadFile(f"not a state of karikomi ({error!r})", where="checkpoint") from error
 
 
 def _without_tensors(part: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -56,7 +56,7 @@ def _without_tensors(part: Any, tensors: dict[str, torch.Tensor]) -> Any:
 def _with_tensors(part: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if not isinstance(part, Mapping):
         return part
-    # A parameter may be called "tensor" as well, but then something else stands beside it or in it.
+    # A parameter may be named "tensor" too, but its entry differs: it is not a single string.
     if set(part) == {_TENSOR} and isinstance(part[_TENSOR], str):
         return tensors[part[_TENSOR]]
     return {key: _with_tensors(value, tensors) for key, value in part.items()}

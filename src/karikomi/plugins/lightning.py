@@ -1,6 +1,6 @@
-"""A callback for Lightning's Trainer, of whichever of its two packages is in use.
+"""A callback for Lightning's Trainer, of either of its two packages.
 
-`lightning.pytorch` and `pytorch_lightning` have a `Callback` each, and neither takes the other's.
+`lightning.pytorch` and `pytorch_lightning` have a `Callback` each, and do not accept each other's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from karikomi.torch import Handle
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-_OF_THE_MODULE = {"log", "log_dict"}  # methods of it, which Lightning puts on every callback
+_OF_THE_MODULE = {"log", "log_dict"}  # its methods, which Lightning sets on all callbacks
 _FLATTENED = {"FSDPStrategy", "XLAFSDPStrategy"}
 
 
@@ -36,40 +36,39 @@ class LightningCallback(Attaching):
 
     Takes the options of `kk.torch.attach` (`clip`, `update`, `bound`, `prune`, `nonfinite`, `stop_after`,
     `record`), and attaches when a fit starts, after the optimizers are made. `optimizers`: which of the
-    module's optimizers, by place; several in a sequence step together and share a joint norm. By default
-    each optimizer has a handle of its own, as in the manual optimisation of a GAN. The state goes
-    into Lightning's checkpoints, and a fit that is resumed from one goes on bit for bit; a fit without one
-    starts afresh. ``karikomi/norm``, ``karikomi/factor``, ``karikomi/clipped`` and ``karikomi/skipped``
-    (``karikomi/0/norm`` ... with several handles) are logged every ``log_every_n_steps`` like what
-    the module logs itself, and can be monitored. ``handles`` stay readable after the fit, in the process
-    that trained; a copy and a pickle (``strategy="ddp_spawn"``) have none.
+    module's optimizers, by index; several in a sequence step together and share a joint norm. By default
+    each optimizer has a handle of its own, as in the manual optimisation of a GAN. The state is stored
+    in Lightning's checkpoints, and a fit that is resumed from one continues bit for bit; a fit without one
+    starts with fresh statistics. ``karikomi/norm``, ``karikomi/factor``, ``karikomi/clipped`` and
+    ``karikomi/skipped`` (``karikomi/0/norm`` ... with several handles) are logged every ``log_every_n_steps``
+    like the module's own values, and can be monitored. ``handles`` stay readable after the fit, in the process
+    that trained; copies and pickles (``strategy="ddp_spawn"``) have none.
 
-    Without `clip` and `update` it measures and skips bad steps, and the Trainer may clip: it goes
-    first, so what is measured is what it left, and pruned weights are still in its norm. A NaN in
-    a gradient then makes its norm, and so all gradients, NaN: the step is still skipped, but every tensor is
+    Without `clip` and `update` it measures and skips bad steps, and the Trainer may clip: its clip is
+    first, so the measured norm is the clipped one, and pruned weights are still in the Trainer's norm. A NaN in
+    a gradient then makes that norm, and so all gradients, NaN: the step is still skipped, but all tensors are
     named. Clipping by value makes infinite entries finite, and such a step is taken.
 
     Raises `Unavailable` if neither `lightning.pytorch` nor `pytorch_lightning` has been imported (if both have
     been, the callback is one of either); `InvalidArgument` for options that do not exist. When a fit starts,
     raises `Unsupported` if there is a `clip` or `update` and ``Trainer(gradient_clip_val=)`` or
-    ``configure_gradient_clipping`` would clip as well, for FSDP1 and DeepSpeed, without an optimizer, and for
-    what `kk.torch.attach` refuses; warns if the checkpoint has no state of this callback.
+    ``configure_gradient_clipping`` would clip as well, for FSDP1 and DeepSpeed, without an optimizer, and
+    the errors of `kk.torch.attach`; warns if the checkpoint has no state of this callback.
 
-    A module that calls ``self.clip_gradients`` by hand clips as well, which is not seen.
+    A module that calls ``self.clip_gradients`` by hand clips as well, which is not detected.
     """
 
     def __new__(cls, **options: Any) -> LightningCallback:
-        """Make the callback one of the trainer's package."""
+        """Create a callback of a subclass of the trainer's own."""
         hosts = _hosts()
-        own = cls if issubclass(cls, hosts) else _joined_once(cls, hosts)
-        return object.__new__(own)
+        return object.__new__(cls if issubclass(cls, hosts) else _joined_once(cls, hosts))
 
     def __init__(
         self, *, optimizers: int | Sequence[int] | None = None, **options: Unpack[Options]
     ) -> None:
         super().__init__(**options)
         self.handles: list[Handle] = []
-        """Of the last fit: one per optimizer, or one for all that were chosen."""
+        """Handles of the last fit: one per optimizer, or one for all that were chosen."""
         self._chosen = optimizers
         self._saved: list[dict[str, Any]] | None = None
         self._logged: list[int] = []
@@ -77,17 +76,17 @@ class LightningCallback(Attaching):
 
     @property
     def handle(self) -> Handle | None:
-        """The first handle, which is the only one unless there are several optimizers."""
+        """The first handle, and the only one without several optimizers."""
         return self.handles[0] if self.handles else None
 
     @property
     def state_key(self) -> str:
-        """The name of this callback's state in a checkpoint; other optimizers, other names."""
+        """The name of this callback's state in a checkpoint, which depends on `optimizers`."""
         name = type(self).__qualname__
         return name if self._chosen is None else f"{name}(optimizers={self._chosen})"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse, before anything is built, what cannot be right."""
+        """Raise `Unsupported` early for an unsupported strategy or a second clip."""
         self._saved = None
         if stage == "fit":
             _check_strategy(trainer)
@@ -95,7 +94,7 @@ class LightningCallback(Attaching):
                 _check_clipping(trainer, pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach, now that there are optimizers."""
+        """Attach to the optimizers, which exist from here on."""
         self._detach()
         self.handles = []
         for group in _groups(trainer.optimizers, self._chosen):
@@ -105,7 +104,7 @@ class LightningCallback(Attaching):
         self._restore()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Say so if the fit goes on from a checkpoint, but the statistics cannot."""
+        """Warn if the fit continues from a checkpoint without the statistics."""
         if trainer.state.fn == "fit" and self.state_key not in checkpoint["callbacks"]:
             warnings.warn(
                 "karikomi: the checkpoint has no state of this callback, so its statistics and steps start "
@@ -114,32 +113,32 @@ class LightningCallback(Attaching):
             )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *batch: Any, **more: Any) -> None:
-        """Log the last step, where the trainer logs one."""
-        # Lightning's own monitors ask the same; reading numbers may have to wait for a device.
+        """Log the last step, at the steps that the trainer logs."""
+        # As in Lightning's own monitors; reading numbers may wait for a device.
         if trainer._logger_connector.should_update_logs:
             pl_module.log_dict(self._curves())
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Take the hooks off."""
+        """Detach the hooks."""
         self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Take the hooks off: Lightning tears nothing down after an exception."""
+        """Detach the hooks: Lightning does not call `teardown` after an exception."""
         self._detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every handle; before the first fit there is none."""
+        """Return the state of all handles; there are none before the first fit."""
         return {"handles": [handle.state_dict() for handle in self.handles]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until there is something to load it into."""
+        """Store the state until there are handles to load it into."""
         self._saved = state_dict["handles"]
-        # Some strategies restore after the fit has started, and tuners in the midst of it.
+        # Some strategies restore after the fit has started, and tuners during it.
         if self._fitting:
             self._restore()
 
     def _apart(self) -> dict[str, Any]:
-        kept = {name: item for name, item in self.__dict__.items() if name not in _OF_THE_MODULE}
+        kept = {name: value for name, value in self.__dict__.items() if name not in _OF_THE_MODULE}
         return kept | {"handles": [], "_logged": [], "_fitting": False}
 
     def _restore(self) -> None:
@@ -157,14 +156,14 @@ class LightningCallback(Attaching):
         self._logged = [handle.steps for handle in self.handles]
 
     def _curves(self) -> dict[str, float]:
-        found = {}
+        logged = {}
         for place, handle in enumerate(self.handles):
             if handle.steps == self._logged[place]:
                 continue
             self._logged[place] = handle.steps
-            own = f"{PREFIX}{place}/" if len(self.handles) > 1 else PREFIX
-            found |= {own + name.removeprefix(PREFIX): n for name, n in curves(handle).items()}
-        return found
+            prefix = f"{PREFIX}{place}/" if len(self.handles) > 1 else PREFIX
+            logged |= {prefix + name.removeprefix(PREFIX): n for name, n in curves(handle).items()}
+        return logged
 
     def _detach(self) -> None:
         self._fitting = False
@@ -173,21 +172,21 @@ class LightningCallback(Attaching):
 
 
 def _hosts() -> tuple[type, ...]:
-    found = [getattr(sys.modules.get(name), "Callback", None) for name in _PACKAGES]
-    hosts = tuple(item for item in found if item is not None)
+    callbacks = [getattr(sys.modules.get(name), "Callback", None) for name in _PACKAGES]
+    hosts = tuple(callback for callback in callbacks if callback is not None)
     if not hosts:
         raise Unavailable(
             "no Lightning has been imported, and its two packages have different callbacks",
             where="LightningCallback",
-            hint=f"import {' or '.join(_PACKAGES)} first, whichever your Trainer is of",
+            hint=f"import {' or '.join(_PACKAGES)} first, the package of your Trainer",
         )
     return hosts
 
 
 @cache
-def _joined_once(own: type, hosts: tuple[type, ...]) -> type:
-    # Lightning compares types: a module's callbacks replace those of the trainer that have the same one.
-    return joined(own, hosts)
+def _joined_once(cls: type, hosts: tuple[type, ...]) -> type:
+    # Lightning compares types: a module's callbacks replace those of the trainer of the same type.
+    return joined(cls, hosts)
 
 
 def _check_clipping(trainer: Any, module: Any) -> None:
@@ -196,13 +195,13 @@ def _check_clipping(trainer: Any, module: Any) -> None:
         raise Unsupported(
             f"the Trainer clips as well, to gradient_clip_val={trainer.gradient_clip_val}",
             where=where,
-            hint="leave gradient_clip_val= out, or this callback's clip= and update=",
+            hint="omit gradient_clip_val=, or this callback's clip= and update=",
         )
     if not _is_lightnings(type(module), "configure_gradient_clipping"):
         raise Unsupported(
             f"{type(module).__name__}.configure_gradient_clipping would clip as well",
             where=where,
-            hint="remove it; for a look at gradients there is on_before_optimizer_step",
+            hint="remove it; to read gradients, use on_before_optimizer_step",
         )
 
 
@@ -213,7 +212,7 @@ def _check_strategy(trainer: Any) -> None:
         raise flattened(where)
     if "DeepSpeedStrategy" in strategies:
         raise Unsupported(
-            "DeepSpeed's engine keeps the gradients to itself, so no rule can come between",
+            "DeepSpeed's engine does not expose the gradients, so no rule can be applied",
             where=where,
             hint="use its gradient_clipping setting, or train with DDP or FSDP2 (ModelParallelStrategy)",
         )
@@ -227,7 +226,7 @@ def _is_lightnings(module: type, name: str) -> bool:
 def _groups(optimizers: Sequence[Any], chosen: int | Sequence[int] | None) -> list[list[Any]]:
     """Return the optimizers of each handle."""
     where = "LightningCallback(optimizers)"
-    # What Lightning puts in the place of None.
+    # Lightning's placeholder for None.
     if not optimizers or type(optimizers[0]).__name__ == "_MockOptimizer":
         raise Unsupported("configure_optimizers returned no optimizer", where="LightningCallback")
     if chosen is None:

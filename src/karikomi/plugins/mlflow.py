@@ -17,13 +17,14 @@ _FORBIDDEN = re.compile(r"[^\w\-./ ]")
 
 
 class MLflow:
-    """A sink that logs the scalars of every step as metrics of a run, many in one request.
+    """A sink that logs the scalars of all steps as metrics of a run, many in one request.
 
-    `run_id`: of the run, by default the active one of the moment at which the sink is made. Metrics
+    `run_id`: of the run, by default the active one when the sink is created. Metrics
     are sent when the recorder flushes, since a request for each step would slow the training down;
-    what a failed request held is not sent again. Characters that MLflow refuses in a name become ``_``.
+    the metrics of a failed request are not sent again. Characters that MLflow does not allow in a name
+    become ``_``.
 
-    Raises `Unavailable` without mlflow, `Unsupported` without a run, `UnknownName` for one that is not found.
+    Raises `Unavailable` without mlflow, `Unsupported` without a run, `UnknownName` for a run that is not found.
     """
 
     def __init__(self, run_id: str | None = None) -> None:
@@ -40,7 +41,7 @@ class MLflow:
         self._pending: list[Any] = []
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Hold the scalars of one row."""
+        """Store the scalars of one row."""
         now = int(1000 * time.time())
         self._pending += [
             self._metric(_FORBIDDEN.sub("_", name), value, now, row.get("step", 0))
@@ -48,13 +49,13 @@ class MLflow:
         ]
 
     def flush(self) -> None:
-        """Send what is held."""
+        """Send the stored metrics."""
         pending, self._pending = self._pending, []
         for first in range(0, len(pending), MOST):
             self._client.log_batch(self._run_id, metrics=pending[first : first + MOST])
 
     def close(self) -> None:
-        """Send what is held; the run is ended by whoever began it."""
+        """Send the stored metrics; the run is not ended."""
         self.flush()
 
 

@@ -1,4 +1,4 @@
-"""What of a row can be drawn as a curve; written once, so that a curve has one name everywhere."""
+"""Scalars of a row, as named curves for all trackers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ PREFIX = "karikomi/"
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return curve name -> value for the row of a step; nothing for other rows.
+    """Return curve name -> value for the row of a step, empty for other rows.
 
     Booleans are 0 and 1, so that a smoothed ``karikomi/clipped`` is the share of clipped steps. Text,
-    tables, lists and what is not finite (``None`` in a row) are left out.
+    tables, lists and non-finite values (``None`` in a row) are left out.
 
     >>> scalars({"event": "step", "step": 7, "norm": 2.5, "clipped": True, "loss": None, "stage": "train"})
     {'karikomi/norm': 2.5, 'karikomi/clipped': 1.0}

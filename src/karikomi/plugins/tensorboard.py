@@ -12,15 +12,15 @@ from karikomi.plugins.scalars import scalars
 
 
 class TensorBoard:
-    """A sink that draws the scalars of every step as ``karikomi/norm``, ``karikomi/factor`` and so on.
+    """A sink that writes the scalars of all steps as ``karikomi/norm``, ``karikomi/factor`` and so on.
 
-    `to`: a writer that you have (torch's ``SummaryWriter``, or any other object with
+    `to`: an existing writer (torch's ``SummaryWriter``, or any other object with
     ``add_scalar(tag, value, step)``), which stays open; or the folder for a new ``SummaryWriter``,
-    which `close` closes. Rows that a resumed run writes again are drawn again, unless your writer
-    was made with ``purge_step``.
+    which `close` closes. Rows that a resumed run writes again are drawn again, unless the writer
+    was created with ``purge_step``.
 
-    Raises `Unavailable` for a folder without torch and tensorboard, `Unwritable` for one that cannot be
-    made, and `InvalidArgument` for what is neither.
+    Raises `Unavailable` for a folder without torch and tensorboard, `Unwritable` for a folder that cannot
+    be created, and `InvalidArgument` for other types.
 
     >>> class Writer:
     ...     def add_scalar(self, tag, value, step):
@@ -34,12 +34,12 @@ class TensorBoard:
         self._writer = _opened(to) if self._own else to
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Draw the scalars of one row."""
+        """Write the scalars of one row."""
         for name, value in scalars(row).items():
             self._writer.add_scalar(name, value, row.get("step"))
 
     def flush(self) -> None:
-        """Have the writer write its file, if it can be told to."""
+        """Flush the writer, if it has a `flush`."""
         flush = getattr(self._writer, "flush", None)
         if flush is not None:
             flush()
@@ -65,8 +65,8 @@ def _opened(folder: Any) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise Unavailable(
-            f"to write for TensorBoard takes torch and tensorboard ({error})",
-            hint=f"{install_hint('torch,track')}, or give a writer of your own",
+            f"writing for TensorBoard needs torch and tensorboard ({error})",
+            hint=f"{install_hint('torch,track')}, or pass a writer",
         ) from error
     try:
         return SummaryWriter(log_dir=str(path))

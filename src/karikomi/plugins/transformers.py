@@ -1,6 +1,6 @@
 """A callback and a mixin for the Trainer of Hugging Face transformers.
 
-The callback does the work; the mixin is what a callback cannot be: a Trainer that logs the true norm.
+The callback clips; the mixin overrides methods of the Trainer, which a callback cannot, to log the true norm.
 """
 
 from __future__ import annotations
@@ -30,36 +30,37 @@ class TransformersCallback(Attaching):
 
     Takes the options of `kk.torch.attach` (`clip`, `update`, `bound`, `prune`, `nonfinite`, `stop_after`,
     `record`). The state goes into ``trainer_state.json`` of every checkpoint, and
-    ``train(resume_from_checkpoint=...)`` goes on bit for bit, whatever
-    ``restore_callback_states_from_checkpoint`` says; a training without it starts afresh. ``handle`` stays
-    readable after the training; a copy and a pickle have none.
+    ``train(resume_from_checkpoint=...)`` continues bit for bit, with any value of
+    ``restore_callback_states_from_checkpoint``; a training without it starts with fresh statistics. ``handle``
+    stays readable after the training; copies and pickles have none.
 
-    Without `clip` and `update` (such as the class itself among the callbacks, which the Trainer makes without
-    options) it measures and skips bad steps, and the Trainer may clip by ``max_grad_norm``: it
-    goes first, so what is measured is what it left, and pruned weights are still in its norm.
+    Without `clip` and `update` (such as the class itself among the callbacks, which the Trainer instantiates
+    without options) it measures and skips bad steps, and the Trainer may clip by ``max_grad_norm``: its clip
+    is first, so the measured norm is the clipped one, and pruned weights are still in the Trainer's norm.
 
     With ``max_grad_norm=0`` the Trainer measures and logs a ``grad_norm`` of its own before the step, which
-    costs a pass (not with `TransformersMixin`). Measuring makes NaN of all gradients if that norm is not
-    finite, clipping if it is NaN: bad steps are still skipped, but every tensor is named.
+    costs a pass (not with `TransformersMixin`). Measuring sets all gradients to NaN if that norm is not
+    finite, clipping if it is NaN: bad steps are still skipped, but all tensors are named.
 
-    The Trainer tells callbacks nothing of an exception, and the hooks stay on: call ``callback.detach()`` in
-    a ``finally``, or use `TransformersMixin`, which does; the next ``train()`` with this callback does too.
+    The Trainer does not notify callbacks of an exception, and the hooks stay attached: call
+    ``callback.detach()`` in a ``finally``, or use `TransformersMixin`; the next ``train()`` with this callback
+    detaches them too.
 
     Raises `Unavailable` without transformers, and `InvalidArgument` for options that do not exist. When the
     training begins, raises `Unsupported` if there is a `clip` or `update` and ``max_grad_norm`` is not 0 (it is 1
-    by default), for DeepSpeed and FSDP1, and for what `kk.torch.attach` refuses; warns if a checkpoint has no
+    by default), for DeepSpeed and FSDP1, and the errors of `kk.torch.attach`; warns if a checkpoint has no
     state of this callback.
     """
 
     def __new__(cls, **options: Any) -> TransformersCallback:
-        """Make the callback one of transformers, or return the one that the class was made for."""
+        """Create a callback of a subclass of transformers' own, or return the one of this subclass."""
         made = cls.__dict__.get("_made")
         if made is None:
-            # A class for each callback: on resume the Trainer calls it, to replace the callback
-            # by one made of JSON, which rules and recorders are not; it gets the same one again.
-            own = joined(cls, _hosts())
-            made = object.__new__(own)
-            own._made = made  # pyright: ignore[reportAttributeAccessIssue]
+            # A class for each callback: on resume the Trainer calls the class to create a callback from
+            # JSON, which cannot contain rules and recorders; it gets the same callback again.
+            subclass = joined(cls, _hosts())
+            made = object.__new__(subclass)
+            subclass._made = made  # pyright: ignore[reportAttributeAccessIssue]
         return made
 
     def __init__(self, **options: Unpack[Options]) -> None:
@@ -67,7 +68,7 @@ class TransformersCallback(Attaching):
             return
         super().__init__(**options)
         self.handle: Handle | None = None
-        """Of the last training."""
+        """The handle of the last training."""
 
     def on_train_begin(
         self,
@@ -91,16 +92,16 @@ class TransformersCallback(Attaching):
             self._resume(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Take the hooks off."""
+        """Detach the hooks."""
         self.detach()
 
     def detach(self) -> None:
-        """Take the hooks off, if they are on."""
+        """Detach the hooks, if they are attached."""
         if self.handle is not None:
             self.handle.detach()
 
     def state(self) -> dict[str, Any]:
-        """Return what the Trainer writes into a checkpoint."""
+        """Return the state that the Trainer writes into a checkpoint."""
         kept = {} if self.handle is None else {_KEPT: to_json(self.handle.state_dict())}
         return {"args": {}, "attributes": {}, **kept}
 
@@ -120,7 +121,7 @@ class TransformersCallback(Attaching):
 
 
 class TransformersMixin:
-    """A transformers Trainer that logs the norm which `TransformersCallback` measured.
+    """A transformers Trainer that logs the norm measured by `TransformersCallback`.
 
     ::
 
@@ -130,13 +131,13 @@ class TransformersMixin:
         callback = kk.plugins.TransformersCallback(clip=kk.clip.ZClip())
         MyTrainer(model, arguments, ..., callbacks=[callback]).train()
 
-    Stands before the Trainer, and needs a `TransformersCallback` among its callbacks. ``grad_norm`` in the logs
-    is the norm before the clip of the last step, by whichever of the two clips, and ``karikomi/factor``,
-    ``karikomi/clipped`` and ``karikomi/skipped`` stand beside it, wherever the Trainer reports to. The Trainer's
-    pass over the gradients that only measures is left out. The hooks are taken off after an exception too.
+    List it before the Trainer in the bases; it needs a `TransformersCallback` among the callbacks. ``grad_norm``
+    in the logs is the norm before the clip of the last step, by the callback or by the Trainer, and
+    ``karikomi/factor``, ``karikomi/clipped`` and ``karikomi/skipped`` are logged with it. The Trainer's
+    pass over the gradients that only measures is skipped. The hooks are detached after an exception too.
 
-    Raises `Unsupported` when the training begins without such a callback, and for a class that names the
-    Trainer first, whose own methods would then be found.
+    Raises `Unsupported` when the training begins without such a callback, and for a class that lists the
+    Trainer first, which would hide the methods of the mixin.
     """
 
     def __init_subclass__(cls, **more: Any) -> None:
@@ -147,13 +148,13 @@ class TransformersMixin:
             for previous in before
         ):
             raise Unsupported(
-                "the mixin stands behind the Trainer",
+                "the mixin is listed after the Trainer",
                 where=cls.__name__,
                 hint=f"class {cls.__name__}(kk.plugins.TransformersMixin, Trainer)",
             )
 
     def train(self, *args: Any, **more: Any) -> Any:
-        """Train as the Trainer does, and leave no hooks behind."""
+        """Train as the Trainer does, and detach the hooks afterwards."""
         callback = self._callback()
         if callback is None:
             raise Unsupported(
@@ -167,17 +168,17 @@ class TransformersMixin:
             callback.detach()
 
     def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
-        """Log as the Trainer does, and of a training step the true norm."""
+        """Log as the Trainer does, with the true norm of a training step."""
         callback = self._callback()
         handle = None if callback is None else callback.handle
         if "loss" in logs and handle is not None and handle.last is not None:
-            # Where the Trainer clips it has put its own norm there, and `pre` is what it left.
+            # If the Trainer clips, this is its norm before the clip, and `pre` the norm after it.
             logs.setdefault("grad_norm", handle.last.pre)
             logs.update(curves(handle))
         super().log(logs, *args, **more)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Measure nothing: the norm is known after the step, or by the Trainer's own clip."""
+        """Skip the measurement: the norm comes from the step, or from the Trainer's own clip."""
         if grad_norm is None:
             return None
         return super()._get_grad_norm(model, grad_norm)  # pyright: ignore[reportAttributeAccessIssue]

@@ -12,15 +12,15 @@ _STEP = f"{PREFIX}step"
 
 
 class WandB:
-    """A sink that logs the scalars of every step to a run, over the axis ``karikomi/step``.
+    """A sink that logs the scalars of all steps to a run, over the axis ``karikomi/step``.
 
-    `run`: what ``wandb.init()`` returned; it stays yours to finish. W&B's own step counter only rises,
-    and drops what comes with a lower step; so no step is given to it, and curves have their own axis.
-    `commit`: whether every row counts as one of W&B's steps. Choose ``False`` in a loop that calls
-    ``run.log`` itself after each optimizer step, above all with ``step=``: the scalars then join the
+    `run`: the result of ``wandb.init()``; it is not finished by the sink. W&B's step counter only rises,
+    and rows with a lower step are dropped; so no step is passed to it, and curves have their own axis.
+    `commit`: whether each row counts as one of W&B's steps. Choose ``False`` in a loop that calls
+    ``run.log`` itself after each optimizer step, above all with ``step=``: the scalars are then part of the
     row that it commits.
 
-    Raises `InvalidArgument` for what is no run.
+    Raises `InvalidArgument` if `run` is not a run.
 
     >>> class Run:
     ...     def define_metric(self, name, step_metric=None): ...
@@ -33,10 +33,10 @@ class WandB:
     def __init__(self, run: Any, *, commit: bool = True) -> None:
         if not all(callable(getattr(run, name, None)) for name in ("log", "define_metric")):
             raise InvalidArgument(
-                "this is no run of W&B",
+                "not a run of W&B",
                 where="WandB",
                 got=type(run).__name__,
-                hint="give what wandb.init() returned",
+                hint="pass the result of wandb.init()",
             )
         self._run, self._commit = run, commit
         run.define_metric(_STEP)
@@ -44,12 +44,11 @@ class WandB:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Log the scalars of one row."""
-        found = scalars(row)
-        if found:
-            self._run.log({**found, _STEP: row.get("step")}, commit=self._commit)
+        if values := scalars(row):
+            self._run.log({**values, _STEP: row.get("step")}, commit=self._commit)
 
     def flush(self) -> None:
-        """Do nothing: W&B sends by itself."""
+        """Do nothing: W&B sends rows itself."""
 
     def close(self) -> None:
-        """Do nothing: the run is finished by whoever began it."""
+        """Do nothing: the run is not finished by the sink."""

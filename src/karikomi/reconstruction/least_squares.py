@@ -1,7 +1,7 @@
-"""The regression behind reconstruction: a layer's outputs on its inputs, held as sums over samples.
+"""The least-squares problem of reconstruction: a layer's outputs on its inputs, as sums over samples.
 
-Separate from the ways to remove weights, which share it, and from any framework: all that these take of
-the data are the sums here, which a framework streams in constant memory.
+Separate from the ways to remove weights, which share it, and from any framework, which only
+accumulates the sums, in constant memory.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.prune.pattern import NofM
 
 ATTEMPTS = 8
-"""How often damping is made ten times larger where the gram has no Cholesky factor."""
+"""Attempts with tenfold damping each while the Gram matrix has no Cholesky factor."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeastSquares:
-    """``min ||Y - W X||^2`` over W as the sums that it takes, in float64.
+    """``min ||Y - W X||^2`` over W, as float64 sums.
 
     `gram`: ``X X^T``, shape (groups, inputs, inputs). `cross`: ``Y X^T``, (groups, rows, inputs).
-    `energy`: ``||Y||^2``. Groups are those of a grouped convolution; else there is one.
+    `energy`: ``||Y||^2``. Groups are those of a grouped convolution, else one.
 
     >>> problem = LeastSquares.of(np.array([[3.0, 4.0]]), np.eye(2))
     >>> problem.error(np.array([[3.0, 0.0]]))
@@ -36,13 +36,13 @@ class LeastSquares:
 
     @classmethod
     def of(cls, weights: np.ndarray, gram: np.ndarray) -> LeastSquares:
-        """Return the problem of which `weights` (rows, inputs) are the solution: ``Y = W X``."""
+        """Return the problem with the solution `weights` (rows, inputs): ``Y = W X``."""
         wide, gram = grouped(weights, gram)
         cross = wide @ gram
         return cls(gram, cross, float((cross * wide).sum()))
 
     def error(self, weights: np.ndarray) -> float:
-        """Return ``|Y - W X| / |Y|`` for weights of shape (rows, inputs); 0 where there is no output."""
+        """Return ``|Y - W X| / |Y|`` for weights of shape (rows, inputs); 0 if Y is zero."""
         wide = weights.reshape(self.cross.shape).astype(np.float64)
         lost = self.energy - 2.0 * (wide * self.cross).sum() + ((wide @ self.gram) * wide).sum()
         return math.sqrt(max(float(lost) / self.energy, 0.0)) if self.energy > 0.0 else 0.0
@@ -50,10 +50,10 @@ class LeastSquares:
 
 @dataclass(frozen=True, slots=True)
 class Reconstructed:
-    """`weights`: float64, zero where they went. `kept`: boolean. Both of shape (rows, inputs).
+    """`weights`: float64, zero where removed. `kept`: boolean. Both of shape (rows, inputs).
 
-    `damping`: the share of the mean diagonal that was added to it, more than was asked for where the
-    gram with the asked one had no Cholesky factor.
+    `damping`: the share of the mean diagonal that was added to the Gram matrix, more than requested if
+    there was no Cholesky factor.
     """
 
     weights: np.ndarray
@@ -63,10 +63,10 @@ class Reconstructed:
 
 @dataclass(frozen=True, slots=True)
 class Damped:
-    """``min ||Y - W X||^2 + added ||W - weights||^2``: it has one solution, near the weights.
+    """``min ||Y - W X||^2 + added ||W - weights||^2``, which has a unique solution, near the weights.
 
-    `gram`, `cross`: with what damping adds; `inverse`: of the gram. `start`: the solution with all
-    weights, zero for inputs that are always zero, which `dead` marks. `gone`: what went before.
+    `gram`, `cross`: damped; `inverse`: of `gram`. `start`: the solution with all weights, zero for
+    inputs that are always zero, which `dead` marks. `gone`: weights that were removed before.
     All of shape (groups, ...). `damping`: the share of the mean diagonal that is `added`.
     """
 
@@ -81,14 +81,14 @@ class Damped:
 
     def solution(self, kept: np.ndarray) -> np.ndarray:
         """Return the solution that is zero where `kept`, of shape (rows, inputs), is false."""
-        found = np.zeros(kept.shape)
+        solution = np.zeros(kept.shape)
         rows = self.cross.shape[1]
         for row, inside in enumerate(kept):
             if inside.any():
                 gram = self.gram[row // rows][np.ix_(inside, inside)]
                 cross = self.cross[row // rows, row % rows, inside]
-                found[row, inside] = np.linalg.solve(gram, cross)
-        return found
+                solution[row, inside] = np.linalg.solve(gram, cross)
+        return solution
 
 
 def damped(
@@ -100,18 +100,18 @@ def damped(
     gone: np.ndarray | None = None,
     where: str = "reconstruction",
 ) -> Damped:
-    """Return the damped problem of which `remove` weights are to be left out.
+    """Return the damped problem, after checks.
 
     `weights`: (rows, inputs). `gone`: boolean, of the same shape. Raises `InvalidArgument` for shapes
-    and amounts, `NonFinite` for numbers that are not finite and a gram that no damping helps.
+    and amounts, `NonFinite` for non-finite numbers and if no damping gives a Cholesky factor.
     """
     wide, gram = grouped(weights, problem.gram)
     before = np.zeros(wide.shape, bool) if gone is None else gone.reshape(wide.shape)
     _check_amount(remove, wide, before, where)
-    if not all(np.isfinite(item).all() for item in (wide, gram, problem.cross)):
+    if not all(np.isfinite(array).all() for array in (wide, gram, problem.cross)):
         raise NonFinite("weights or inputs are NaN or infinite", where=where)
     mean = np.trace(gram, axis1=1, axis2=2) / gram.shape[-1]
-    # A layer that never saw anything but zeros is judged by its weights alone.
+    # A layer with zero inputs only is pruned by its weights alone.
     unit = np.where(mean > 0.0, mean, 1.0)[:, None, None]
     inverse, level = _inverse(gram, unit, damping, where)
     cross = problem.cross + level * unit * wide
@@ -132,7 +132,7 @@ def grouped(weights: np.ndarray, gram: np.ndarray) -> tuple[np.ndarray, np.ndarr
             "the gram does not fit the weights",
             where="reconstruction",
             got=f"{gram.shape} and {weights.shape}",
-            allowed="(inputs, inputs), or one such per group of rows, and (rows, inputs)",
+            allowed="(inputs, inputs) or (groups, inputs, inputs), and (rows, inputs)",
         )
     return weights.reshape(groups, -1, size).astype(np.float64), gram
 
@@ -162,7 +162,7 @@ def _check_amount(remove: int | NofM, weights: np.ndarray, gone: np.ndarray, whe
     if isinstance(remove, NofM):
         if weights.shape[2] % remove.of:
             raise InvalidArgument(
-                "the inputs are no multiple of the group",
+                "the inputs are not a multiple of the group",
                 where=where,
                 got=weights.shape[2],
                 allowed=f"a multiple of {remove.of}",
@@ -172,5 +172,5 @@ def _check_amount(remove: int | NofM, weights: np.ndarray, gone: np.ndarray, whe
             "cannot remove that many",
             where=where,
             got=remove,
-            allowed=f"{int(gone.sum())} (gone before) to {weights.size}",
+            allowed=f"{int(gone.sum())} (removed before) to {weights.size}",
         )

@@ -1,6 +1,6 @@
-"""Optimal Brain Compression: weights go one by one, and those that stay are re-solved exactly.
+"""Optimal Brain Compression: weights are removed one by one, and the remaining ones re-solved exactly.
 
-Separate from the sweep over columns (SparseGPT), which is its cheap approximation for wide layers.
+Separate from the sweep over columns (SparseGPT), a cheap approximation for wide layers.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from karikomi.prune.pattern import NofM
 from karikomi.reconstruction.least_squares import Damped, LeastSquares, Reconstructed, damped
 
 MEMORY = 1 << 25
-"""Float64 entries that the traces of rows take at a time, or one row's where that is more."""
+"""Float64 entries of the row traces in memory at a time, or those of one row if more."""
 
 STEPS = 16
-"""Removals between two looks at which rows are done."""
+"""Removals between two checks for finished rows."""
 
 
 def obc(
@@ -26,24 +26,24 @@ def obc(
     gone: np.ndarray | None = None,
     where: str = "reconstruction",
 ) -> Reconstructed:
-    """Remove weights one by one, each the cheapest, and re-solve for those that stay.
+    """Remove weights one by one, each the cheapest, and re-solve for the remaining ones.
 
     For each row ``argmin w_i^2 / [H^-1]_ii``, then ``w -= w_i / [H^-1]_ii H^-1[:, i]`` and ``H^-1`` without
     row and column i; of all rows' traces the `remove` cheapest removals are taken. The final weights are
     the least squares for the mask, ``min ||Y - W X||^2 + damping mean(diag(X X^T)) ||W - weights||^2``.
 
-    `weights`: (rows, inputs). `remove`: how many go in all, or of each `of` consecutive inputs all but
-    `keep`. `gone`: boolean, what went before: it goes first, and counts. `where`: for errors. Raises
-    `InvalidArgument` for shapes and amounts, `NonFinite` for numbers that are not finite and a gram that
-    no damping helps.
+    `weights`: (rows, inputs). `remove`: how many in all, or of each `of` consecutive inputs all but
+    `keep`. `gone`: boolean, weights removed before: they are removed first, and count. `where`: for errors.
+    Raises `InvalidArgument` for shapes and amounts, `NonFinite` for non-finite numbers and if no damping
+    gives a Cholesky factor.
 
     >>> weights = np.array([[3.0, 1.0]])
-    >>> found = obc(weights, LeastSquares.of(weights, np.array([[1.0, 0.5], [0.5, 1.0]])), 1, damping=1e-9)
-    >>> found.weights.round(6).tolist(), found.kept.tolist()
+    >>> result = obc(weights, LeastSquares.of(weights, np.array([[1.0, 0.5], [0.5, 1.0]])), 1, damping=1e-9)
+    >>> result.weights.round(6).tolist(), result.kept.tolist()
     ([[3.5, 0.0]], [[True, False]])
 
     Source: Frantar and Alistarh 2022, "Optimal Brain Compression", algorithms 1 and 2. Deviation: all rows
-    share one inverse, of which each grows its own pivoted Cholesky factor, in place of a downdated copy.
+    share one inverse, and each extends a pivoted Cholesky factor of it, instead of downdating a copy.
     """
     system = damped(weights, problem, remove, damping=damping, gone=gone, where=where)
     gone = system.gone.reshape(weights.shape)
@@ -90,9 +90,9 @@ def _parts(system: Damped, most: int) -> list[slice]:
 
 
 class _Trace:
-    """The removals of some rows in step: `order[row, step]` goes at the price `losses[row, step]`.
+    """The removals of some rows, step by step: `order[row, step]` is removed at the loss `losses[row, step]`.
 
-    Losses are running maxima: a cheap removal behind a dear one is not to be had before it.
+    Losses are running maxima: a cheap removal after an expensive one is not available before it.
     """
 
     def __init__(self, system: Damped, part: slice, most: int, pattern: NofM | None = None) -> None:
@@ -111,7 +111,7 @@ class _Trace:
         self.order = np.zeros(self.losses.shape, np.int64)
 
     def step(self) -> None:
-        """Remove the cheapest open weight of each row, and mend the others."""
+        """Remove the cheapest open weight of each row, and update the others."""
         at, now = np.arange(len(self.rows)), self.done
         losses = np.where(self._gone, -1.0, self._work**2 / self._diagonal)
         place = np.where(self._open, losses, np.inf).argmin(1)
@@ -120,7 +120,7 @@ class _Trace:
         self.order[self.rows, now] = place
         before = self._factor[: len(at), :now]
         column = self._inverse[self._group, place]
-        # einsum and not matmul: products this small lose more to the threads of BLAS than they gain.
+        # einsum instead of matmul: for products this small, the threads of BLAS cost more than they gain.
         column -= np.einsum("rk,rkd->rd", before[at, :, place], before)
         column /= np.sqrt(column[at, place])[:, None]
         self._factor[: len(at), now] = column
@@ -130,14 +130,14 @@ class _Trace:
         self.done += 1
 
     def leave(self, losses: np.ndarray, remove: int) -> None:
-        """Go on without the rows that have nothing more among the `remove` cheapest of `losses`."""
+        """Drop the rows without further removals among the `remove` cheapest of `losses`."""
         if remove < 1 or np.isfinite(losses).sum() < remove:
             return
         bound = np.partition(losses, remove - 1, axis=None)[remove - 1]
         stay = self.losses[self.rows, self.done - 1] <= bound
         if 8 * stay.sum() > 7 * len(stay):
             return
-        # In place and from the front, so that there is never a second copy of the factors.
+        # In place and from the front, to avoid a second copy of the factors.
         for to, origin in enumerate(np.flatnonzero(stay)):
             self._factor[to, : self.done] = self._factor[origin, : self.done]
         for name in ("rows", "_group", "_work", "_gone", "_diagonal", "_open"):

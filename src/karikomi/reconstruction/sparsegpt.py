@@ -1,6 +1,6 @@
-"""SparseGPT: one sweep over a layer's inputs, each column's loss made up for by those to its right.
+"""SparseGPT: one sweep over a layer's inputs, with each column's loss compensated by those to its right.
 
-Separate from `surgeon`, the exact way, whose cost grows with the cube of the inputs for every output.
+Separate from `obc`, which is exact, with a cost that grows with the cube of the inputs for each output.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ def sparsegpt(
     gone: np.ndarray | None = None,
     where: str = "reconstruction",
 ) -> Reconstructed:
-    """Remove weights column by column; the columns to the right make up for what is lost.
+    """Remove weights column by column; the columns to the right compensate the loss.
 
-    With ``U^T U = H^-1``, ``U`` upper: in each block of columns the smallest ``w_j^2 / U_jj^2`` go, then
-    from left to right ``w[j:] -= (w_j - q_j) / U_jj U[j, j:]``. Each block gives its share of `remove`.
+    With ``U^T U = H^-1``, ``U`` upper: in each block of columns the smallest ``w_j^2 / U_jj^2`` are removed,
+    then from left to right ``w[j:] -= (w_j - q_j) / U_jj U[j, j:]``. Each block has its share of `remove`.
 
-    `block`: columns whose masks are found together; for n:m each group's is found when the sweep is
-    there. The other arguments, the result and what is raised: see `karikomi.reconstruction.obc.obc`.
+    `block`: columns that are masked together; for n:m each group is masked when the sweep reaches
+    it. Other arguments, result and errors as for `karikomi.reconstruction.obc.obc`.
 
     >>> weights = np.array([[1.0, 3.0]])
     >>> gram = np.array([[1.0, 0.5], [0.5, 1.0]])
-    >>> found = sparsegpt(weights, LeastSquares.of(weights, gram), 1, damping=1e-9)
-    >>> found.weights.round(6).tolist(), found.kept.tolist()
+    >>> result = sparsegpt(weights, LeastSquares.of(weights, gram), 1, damping=1e-9)
+    >>> result.weights.round(6).tolist(), result.kept.tolist()
     ([[0.0, 3.5]], [[False, True]])
 
-    Source: Frantar and Alistarh 2023, "SparseGPT", algorithm 1. Deviations: exactly `remove` weights go;
-    weights of inputs that are always zero go first, and are not zeroed beyond that.
+    Source: Frantar and Alistarh 2023, "SparseGPT", algorithm 1. Deviations: exactly `remove` weights are
+    removed; weights of inputs that are always zero first, and no more of them than that.
     """
     system = damped(weights, problem, remove, damping=damping, gone=gone, where=where)
     upper = np.linalg.cholesky(system.inverse).swapaxes(1, 2)
@@ -53,7 +53,7 @@ def sparsegpt(
         pattern = remove if isinstance(remove, NofM) else None
         errors = _swept(part, stays, factor, pattern)
         work[:, :, last:] -= errors @ upper[:, first:last, last:]
-    # The weights of dead inputs that are still there were left out of the sweep.
+    # The kept weights of dead inputs were excluded from the sweep.
     work = np.where(kept, np.where(system.dead, system.weights, work), 0.0)
     return Reconstructed(work.reshape(weights.shape), kept.reshape(weights.shape), system.damping)
 
@@ -61,7 +61,7 @@ def sparsegpt(
 def _swept(
     part: np.ndarray, stays: np.ndarray, factor: np.ndarray, pattern: NofM | None
 ) -> np.ndarray:
-    """Sweep a block of columns in place, n:m masks with it; return the errors it hands on."""
+    """Sweep a block of columns in place, with n:m masks; return the errors for the columns to its right."""
     errors = np.empty_like(part)
     for j in range(part.shape[2]):
         if pattern and j % pattern.of == 0:
@@ -75,12 +75,12 @@ def _swept(
 
 
 def _losses(part: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    # The diagonal of the factor is a root already, hence the square of the quotient.
+    # The diagonal of the factor is a square root, hence the square of the quotient.
     return (part / np.diagonal(factor, axis1=1, axis2=2)[:, None]) ** 2
 
 
 def _quotas(gone: np.ndarray, edges: list[int], remove: int) -> list[int]:
-    """Return how many of each block go: what went before, and its share of the rest; `remove` in all."""
+    """Return the number removed per block: earlier ones and a share of the rest; `remove` in all."""
     before = np.add.reduceat(gone.sum((0, 1)), edges[:-1])
     free = np.diff(edges) * gone.shape[0] * gone.shape[1] - before
     shares = np.cumsum(free) * ((remove - before.sum()) / max(free.sum(), 1))
@@ -88,14 +88,14 @@ def _quotas(gone: np.ndarray, edges: list[int], remove: int) -> list[int]:
 
 
 def _without_smallest(losses: np.ndarray, stays: np.ndarray, count: int) -> np.ndarray:
-    """Return what stays when the `count` smallest go, what went before ahead of them."""
-    found = np.ones(losses.size, bool)
-    found[np.argsort(np.where(stays, losses, -1.0), axis=None, kind="stable")[:count]] = False
-    return found.reshape(losses.shape)
+    """Return the mask without the `count` smallest losses, weights removed before first."""
+    kept = np.ones(losses.size, bool)
+    kept[np.argsort(np.where(stays, losses, -1.0), axis=None, kind="stable")[:count]] = False
+    return kept.reshape(losses.shape)
 
 
 def _largest(losses: np.ndarray, keep: int) -> np.ndarray:
-    found = np.zeros(losses.shape, bool)
+    largest = np.zeros(losses.shape, bool)
     order = np.argsort(losses, axis=2, kind="stable")
-    np.put_along_axis(found, order[:, :, losses.shape[2] - keep :], True, axis=2)
-    return found
+    np.put_along_axis(largest, order[:, :, losses.shape[2] - keep :], True, axis=2)
+    return largest

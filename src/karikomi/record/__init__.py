@@ -1,4 +1,4 @@
-"""The record of what happened: one JSON row per event, appended, readable while the run goes on."""
+"""The record of a run: one JSON row per event, appended, readable during the run."""
 
 from karikomi.record.reading import SCHEMA, read, tally
 from karikomi.record.recorder import Recorder

@@ -1,6 +1,6 @@
-"""A file of lines that only grows: buffered appends, and a way back to a checkpoint's place.
+"""An append-only file of lines, with buffered appends and truncation to a checkpoint.
 
-Apart from the recorder, which decides what is written: here are only bytes, a full disk and a crash.
+Separate from the recorder, which decides what is written: here are only bytes, full disks and crashes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from karikomi.record.reading import ends_a_row, whole_length
 
 
 class Journal:
-    """A file of lines; an existing one is continued, without a last line that a crash cut short."""
+    """A file of lines; an existing one is continued, without an incomplete last line after a crash."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.length = 0
-        """Of the file in bytes, with what is pending."""
+        """Length of the file in bytes, pending lines included."""
         self._pending: list[bytes] = []
         if path.exists():
             self.length = whole_length(path)
@@ -27,12 +27,12 @@ class Journal:
                 os.truncate(path, self.length)
 
     def append(self, line: bytes) -> None:
-        """Hold a line to be written."""
+        """Add a line to those pending."""
         self._pending.append(line)
         self.length += len(line)
 
     def drain(self) -> None:
-        """Write what is pending; it stays pending if that raises `Unwritable`."""
+        """Write the pending lines; they stay pending if that raises `Unwritable`."""
         place: int | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ class Journal:
                 stream.write(b"".join(self._pending))
         except OSError as error:
             if place is not None:
-                # Half of the rows may stand there; the next time all of them are written again.
+                # Some rows may be in the file; the next call writes all of them again.
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, place)
             raise Unwritable(
@@ -51,15 +51,15 @@ class Journal:
         self.length = self.path.stat().st_size
 
     def cut(self, place: int) -> None:
-        """Drop all that stands after `place`, in bytes, and what is pending.
+        """Truncate the file at `place`, in bytes, and drop the pending lines.
 
         Raises `BadFile`, and changes nothing, if the file is shorter or no line ends there.
         """
         length = self.path.stat().st_size if self.path.exists() else 0
         if length < place or not ends_a_row(self.path, place):
-            shorter = "the record is shorter than its checkpoint says"
+            shorter = "the record is shorter than in its checkpoint"
             raise BadFile(
-                shorter if length < place else "no row ends where the checkpoint says",
+                shorter if length < place else "no row ends at the position in the checkpoint",
                 where=str(self.path),
                 got=f"{length} bytes",
                 allowed=f">= {place}" if length < place else f"a row that ends at {place}",

@@ -1,7 +1,7 @@
-"""Reading a record: its rows in order, the newest row of a kind, and what they add up to.
+"""Read a record: its rows in order, the newest row of a kind, and counts of steps.
 
-Apart from writing, because reports and audits only ever read, and a reader must be told what a
-foreign file is before anybody touches it. A record is read as a stream: it may be large.
+Separate from writing, because reports and audits only read, and because a foreign file must be
+detected before it is changed. A record is read as a stream: it may be large.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _LONGEST_FIRST_LINE = 1 << 16
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a record; a last line that a crash cut short is left out.
+    """Yield the rows of a record; an incomplete last line after a crash is left out.
 
-    Raises `BadFile` for a file that is no record or a later version's, and, naming the line, for
-    anything else that is no JSON object.
+    Raises `BadFile` for a file that is not a record or of a later version, and, naming the line, for
+    a line that is not a JSON object.
     """
     path = as_path(path)
     with opened(path) as stream:
         for number, line in enumerate(stream, start=1):
-            # A whole record ends with a newline, so what follows the last one was cut short.
+            # Each complete row ends with a newline, so text after the last one is incomplete.
             if not line.endswith(b"\n"):
                 return
             try:
@@ -48,9 +48,9 @@ def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 
 def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Return how many steps the rows speak of, and how many were clipped and skipped.
+    """Return the number of steps in the rows, and of clipped and skipped ones.
 
-    Steps that a record at its bound left out are counted too, since its rows count them.
+    Steps that a record at its bound left out are included, by the counts in its rows.
 
     >>> left = {"steps": 3, "clipped": 1, "skipped": 0, "norm": 2.0}
     >>> tally([{"event": "step", "clipped": True, "left_out": left}, {"event": "epoch"}])
@@ -59,9 +59,9 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     total = {"steps": 0, "clipped": 0, "skipped": 0}
     for row in rows:
         if row.get("event") == "step":
-            own = {"steps": 1, **{key: bool(row.get(key)) for key in ("clipped", "skipped")}}
+            step = {"steps": 1, **{key: bool(row.get(key)) for key in ("clipped", "skipped")}}
             left = row.get("left_out", {})
-            total = {key: total[key] + own[key] + left.get(key, 0) for key in total}
+            total = {key: total[key] + step[key] + left.get(key, 0) for key in total}
     return total
 
 
@@ -72,9 +72,9 @@ def whole_length(path: Path) -> int:
 
 
 def latest(path: Path, event: str, end: int) -> dict[str, Any] | None:
-    """Return the newest row of this event within the first `end` bytes, if there is one.
+    """Return the newest row of this event within the first `end` bytes, or None.
 
-    It is found by its text, in which the event comes first: `Recorder.write` sees to that.
+    It is found by its text, which begins with the event: see `Recorder.write`.
     """
     with opened(path) as stream:
         start = _rfind(stream, f'\n{{"event": {json.dumps(event)}'.encode(), end) + 1
@@ -92,7 +92,7 @@ def ends_a_row(path: Path, place: int) -> bool:
 
 
 def opened(path: Path) -> BinaryIO:
-    """Open a record for reading, at its start; raise `BadFile` if it is none, or a later version's."""
+    """Open a record for reading; raise `BadFile` if it is not a record, or of a later version."""
     try:
         stream = path.open("rb")
     except OSError as error:
@@ -108,7 +108,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def _schema(line: bytes) -> int:
-    # Without a whole line it must be ours cut short: anything else belongs to somebody else.
+    # An incomplete line must be the beginning of FIRST_LINE, else the file is not a record.
     if not line.endswith(b"\n"):
         return SCHEMA if FIRST_LINE.startswith(line) else 0
     try:

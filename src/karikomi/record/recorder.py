@@ -1,7 +1,6 @@
-"""The recorder: rows of a run to a journal that is bounded in size, and to sinks, from one process.
+"""The recorder: writes rows of a run to a journal of bounded size, and to sinks, from one process.
 
-It decides what is written; how a row is made, which are left out and how bytes reach the disk each
-stand in a file of their own.
+Separate from the content of a row, from the choice of rows to leave out, and from the bytes on disk.
 """
 
 from __future__ import annotations
@@ -22,34 +21,34 @@ from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
 
 DETAILS = ("top", "all", "none")
-"""What a row says of single tensors; the first is the default."""
+"""Detail of a row on single tensors; the first is the default."""
 
 LEAST_BYTES = 1 << 16
-"""The smallest bound that a record can be given."""
+"""The smallest bound of a record."""
 
 
 class Recorder:
     """Append rows to a JSONL file and to `sinks`, flushing after every `flush_every` rows.
 
-    Use it as a context manager, or call `close`. An existing record is continued, without a last line
-    that a crash cut short. A non-finite number is written as ``null``, since JSON has none.
+    Use it as a context manager, or call `close`. An existing record is continued, without an incomplete
+    last line after a crash. A non-finite number is written as ``null``, since JSON has none.
 
     `tensors`: what `step` writes of single tensors: ``top`` (the `most` largest norms by name, and
-    quantiles of all), ``all``, or ``none``. With ``top`` a row has less than 8 KiB beside the facts
-    given to it, however many tensors there are (`most` of 8, names up to 100 bytes; 0.5 to 1 KiB is usual).
+    quantiles of all), ``all``, or ``none``. With ``top`` a row has less than 8 KiB beside its `facts`,
+    for any number of tensors (`most` of 8, names up to 100 bytes; 0.5 to 1 KiB is usual).
 
     `max_bytes`: the bound on the file, >= 65,536, by default 256 MiB; ``None`` for no bound. From half
     of it on only every 2nd, then every 4th, 8th, ... step is kept, besides skipped steps, the first
-    clipped one after quiet ones, and the newest at each `flush`. A row counts in ``left_out`` what was
-    left out before it, so that sums stay exact: see `tally`. Rows of other events are always kept,
+    clipped one after unclipped ones, and the newest at each `flush`. ``left_out`` of a row counts the steps
+    left out before it, so that sums are exact: see `tally`. Rows of other events are always kept,
     and `close` writes the newest step even beyond the bound.
 
-    `sinks`: get every row, kept or not; see `karikomi.plugins`. One that fails is named in a warning,
-    once, and stops nothing. They are not rewound. `rank`: of this process, by default the environment
+    `sinks`: receive all rows, kept or not; see `karikomi.plugins`. A sink that fails is named in a warning,
+    once, and the run continues. They are not rewound. `rank`: of this process, by default the environment
     variable RANK, else 0. A recorder of another rank than 0 does nothing, and its `flush` returns 0.
 
-    Raises `BadFile`, and leaves the file as it is, for one that is no record or a later version's;
-    `Unwritable` when the disk does not take a row, `InvalidArgument` for what JSON cannot say.
+    Raises `BadFile`, without changing the file, if it is not a record or of a later version;
+    `Unwritable` if a row cannot be written, `InvalidArgument` for values that JSON does not support.
 
     >>> import tempfile, pathlib
     >>> from karikomi.record import read
@@ -98,15 +97,15 @@ class Recorder:
         weights: Mapping[str, float] | None = None,
         updates: Mapping[str, float] | None = None,
     ) -> None:
-        """Append the row of one step: what the clip did, `facts`, and norms of single tensors.
+        """Append the row of one step: the outcome of the clip, `facts`, and norms of single tensors.
 
-        `outcome` brings ``norm``, ``factor``, ``clipped``, ``skipped``, ``nonfinite`` (the first names)
+        `outcome` adds ``norm``, ``factor``, ``clipped``, ``skipped``, ``nonfinite`` (the first names)
         and the gradients' norms as the rule measured them, before clipping. `weights` and `updates` are
-        tables of name -> norm, and bring ``weight_norm`` and ``update_norm`` too. ``gradients``,
+        tables of name -> norm, and add ``weight_norm`` and ``update_norm`` too. ``gradients``,
         ``weights`` and ``updates`` are sketches (`karikomi.record.tensors.sketched`) or, with all tensors,
-        lists in the order of the names that the last row of the event ``names`` gives.
+        lists in the order of names in the last row of the event ``names``.
 
-        Raises `InvalidArgument` for a fact with one of these names, and for what is no table of norms.
+        Raises `InvalidArgument` for a fact with one of these names, and for invalid tables of norms.
         """
         if self._silent:
             return
@@ -123,7 +122,7 @@ class Recorder:
         """Append one row of any event; one without an ``event`` is a ``note``."""
         if self._silent:
             return
-        # The event first: by that a row is found again.
+        # The event first: `latest` searches for it.
         entry = plain({"event": "note", **row})
         if entry["event"] != "step":
             self._journal.append(line(entry))
@@ -135,7 +134,7 @@ class Recorder:
             self._drain()
 
     def flush(self) -> int:
-        """Write what is pending and return the length of the file in bytes: the place to rewind to."""
+        """Write the pending rows and return the length of the file in bytes, for `rewind`."""
         if self._silent:
             return 0
         self._settle()
@@ -143,10 +142,10 @@ class Recorder:
         return self._journal.length
 
     def rewind(self, place: int) -> None:
-        """Drop everything after `place`: rows that a killed run wrote after its last checkpoint.
+        """Drop all rows after `place`, which a killed run wrote after its last checkpoint.
 
-        Of a place of 0 the first row is left. Raises `BadFile` if the record is shorter than that, or
-        has no row that ends there.
+        A place of 0 keeps the first row. Raises `BadFile` if the record is shorter than that, or
+        no row ends there.
         """
         if self._silent:
             return
@@ -154,7 +153,7 @@ class Recorder:
         self._resume()
 
     def close(self) -> None:
-        """Write what is pending, the newest step in any case, and close the sinks."""
+        """Write the pending rows and the newest step, and close the sinks."""
         if self._silent:
             return
         try:
@@ -164,7 +163,7 @@ class Recorder:
             self._sinks.close()
 
     def _resume(self) -> None:
-        """Know what the file says, and no more, as if this process had just opened it."""
+        """Set the state from the file, as after opening it."""
         length = self._journal.length
         self._waiting = 0
         self._left, self._newest = LeftOut(), None
@@ -175,7 +174,7 @@ class Recorder:
         self._names: dict[str, Any] = {} if names is None else names
 
     def _keep(self, row: dict[str, Any]) -> bool:
-        """Append the row of a step if it is one to be kept, and say whether it was."""
+        """Append the row of a step if it is to be kept, and return whether it was."""
         left = self._left_out()
         content = _counting(row, left)
         if self._bound is not None:
@@ -186,9 +185,9 @@ class Recorder:
         return True
 
     def _settle(self, *, beyond: bool = False) -> None:
-        """Append the newest step if it was left out, and begin to count anew either way.
+        """Append the newest step if it was left out, and reset the count.
 
-        A run that goes on from here and one that is resumed here then know the same.
+        A run that continues from here and one that is resumed here then have the same state.
         """
         if self._newest is not None:
             content = _counting(self._newest, self._left)
@@ -244,10 +243,10 @@ def _rank(given: int | None) -> int:
     text = os.environ.get("RANK", "0")
     if not text.isdecimal():
         raise InvalidArgument(
-            "the environment variable RANK is no rank",
+            "the environment variable RANK is not a rank",
             where="Recorder",
             got=repr(text),
             allowed=">= 0",
-            hint="give rank=0 to the recorder of the process that writes",
+            hint="pass rank=0 to the recorder of the process that writes",
         )
     return int(text)

@@ -1,6 +1,6 @@
-"""One row: what it says of a step, and how it becomes a line of plain JSON.
+"""Rows of a record: their entries, and their encoding as a line of plain JSON.
 
-Apart from the journal, which knows where rows go and not what they say.
+Separate from the journal, which only writes bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def step_row(
 
 
 def check_facts(facts: Mapping[str, Any], *, where: str) -> None:
-    """Refuse facts with the name of an entry that the record has itself, and values that JSON cannot say."""
+    """Raise `InvalidArgument` for facts with a name of the record's entries, or not representable in JSON."""
     clash = sorted(facts.keys() & _OWN)
     if clash:
         raise InvalidArgument("the record has entries of this name itself", where=where, got=clash)
@@ -61,7 +61,7 @@ def line(row: Mapping[str, Any]) -> bytes:
 
 
 def plain(value: Any, where: str = "record") -> Any:
-    """Return a value as JSON can say it, or raise `InvalidArgument` with the key that it stands under.
+    """Return a value as plain JSON data, or raise `InvalidArgument` with its key.
 
     Arrays become lists, non-finite numbers ``None``, since JSON has none.
     """
@@ -77,11 +77,11 @@ def plain(value: Any, where: str = "record") -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist(), where)
     for known in (int, float, str):
-        # Of a kind derived from these, such as an enumeration's.
+        # A derived type, such as an enumeration.
         if isinstance(value, known):
             return plain(known(value), where)
     raise InvalidArgument(
-        "this value has no place in a record",
+        "this value cannot be written to a record",
         where=where,
         got=kind.__name__,
         allowed="numbers, text, lists and tables of them",

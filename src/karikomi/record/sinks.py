@@ -1,4 +1,4 @@
-"""Where rows go besides the file: anything that takes a row, whose failure stops no training."""
+"""Sinks: receivers of rows besides the file, whose failures do not stop a training."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from karikomi.errors import InvalidArgument
 
 @runtime_checkable
 class Sink(Protocol):
-    """What a `Recorder` passes every row on to; see `karikomi.plugins` for ready ones."""
+    """A receiver of all rows of a `Recorder`; see `karikomi.plugins` for implementations."""
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Take one row of plain data."""
+        """Write one row of plain data."""
         ...
 
     def flush(self) -> Any:
-        """Pass on what was held back."""
+        """Write pending rows."""
         ...
 
     def close(self) -> None:
-        """Flush, and give back what the sink itself has opened."""
+        """Flush, and close the resources that the sink opened."""
         ...
 
 
 class Fanout:
-    """Several sinks as one; a sink that fails is named in one warning and still gets later rows."""
+    """Several sinks as one; a sink that fails is named in one warning and still receives later rows."""
 
     def __init__(self, sinks: Iterable[Sink]) -> None:
         self._sinks = _checked(sinks)
         self._failed: set[int] = set()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Pass one row to every sink."""
+        """Write one row to all sinks."""
         self._each("write", row)
 
     def flush(self) -> None:
-        """Flush every sink."""
+        """Flush all sinks."""
         self._each("flush")
 
     def close(self) -> None:
-        """Close every sink."""
+        """Close all sinks."""
         self._each("close")
 
     def _each(self, method: str, *arguments: Any) -> None:
@@ -50,28 +50,28 @@ class Fanout:
             try:
                 getattr(sink, method)(*arguments)
             except Exception as error:
-                self._say(place, sink, error)
+                self._warn(place, sink, error)
 
-    def _say(self, place: int, sink: Sink, error: Exception) -> None:
+    def _warn(self, place: int, sink: Sink, error: Exception) -> None:
         if place in self._failed:
             return
         self._failed.add(place)
         text = " ".join(f"{type(error).__name__}: {error}".split())
         warnings.warn(
             f"the sink {type(sink).__name__} of the record failed ({text}); the training and the "
-            "record's file go on, and further failures of this sink are not said",
+            "record's file continue, without warnings of further failures of this sink",
             stacklevel=2,
         )
 
 
 def _checked(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
-    found = tuple(sinks) if isinstance(sinks, Iterable) else ()
-    strange = [item for item in found if isinstance(item, type) or not isinstance(item, Sink)]
-    if strange or not isinstance(sinks, Iterable):
+    checked = tuple(sinks) if isinstance(sinks, Iterable) else ()
+    invalid = [sink for sink in checked if isinstance(sink, type) or not isinstance(sink, Sink)]
+    if invalid or not isinstance(sinks, Iterable):
         raise InvalidArgument(
-            "this is no sink" if strange else "this is no list of sinks",
+            "not a sink" if invalid else "not a list of sinks",
             where="Recorder(sinks)",
-            got=repr(strange[0] if strange else sinks)[:80],
+            got=repr(invalid[0] if invalid else sinks)[:80],
             allowed="objects with write(row), flush() and close(), as in karikomi.plugins",
         )
-    return found
+    return checked

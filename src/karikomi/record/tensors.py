@@ -1,6 +1,6 @@
-"""What a row says of single tensors: all their norms, or the largest by name and a sketch.
+"""Norms of single tensors in a row: all of them, or the largest by name and quantiles.
 
-Apart from the journal, because this is arithmetic on a table of name -> norm and knows no file.
+Separate from the journal, because this is arithmetic on a table of name -> norm, without files.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 def sketched(norms: Mapping[str, float], most: int) -> dict[str, Any]:
     """Return the `most` largest norms by name, and quantiles of all finite ones.
 
-    ``tensors``: how many there are. ``top``: name -> norm, largest first, which is also the order of
-    the shares ``(norm / joint norm)^2``. ``quantiles``: at `LEVELS`. ``nonfinite``, if there are any:
+    ``tensors``: their number. ``top``: name -> norm, largest first, which is also the order of
+    the shares ``(norm / joint norm)^2``. ``quantiles``: at `LEVELS`. ``nonfinite``, if any:
     the first `most` names. Numbers have 6 significant digits.
 
     >>> sketched({"a": 1.0, "b": 4.0, "c": float("nan"), "d": 2.0}, 1)

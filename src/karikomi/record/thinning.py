@@ -1,8 +1,8 @@
-"""Which step rows a record keeps when it nears its bound, and how the others are counted.
+"""Choice of the step rows that a record keeps near its bound, and counts of the others.
 
-Pure functions of a row, of the bytes before it and of what the row before it said: a run that was
-killed and resumed leaves out the same rows as one that was not. Nothing is lost without a trace,
-since every row that is kept counts those left out before it.
+Pure functions of a row, of the bytes before it and of the row before it: a run that was
+killed and resumed leaves out the same rows as one that was not. Each row that is kept counts those
+left out before it.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def keeps(row: Mapping[str, Any], size: int, length: int, bound: int, *, quiet: 
     """Return whether a row of `size` bytes is kept in a record of `length` bytes.
 
     Besides every n-th step: skipped steps, and the first that is clipped after `quiet` (no clipped
-    step in the last row or left out since), until three quarters of the bound are used; such
-    events may be as frequent as steps. Never what would exceed the bound.
+    step in the last row or left out since), until three quarters of the bound are used, since such
+    events may be as frequent as steps. A row that would exceed the bound is never kept.
     """
     if length + size > bound:
         return False

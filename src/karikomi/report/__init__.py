@@ -1,4 +1,4 @@
-"""HTML pages and terminal tables of what the other parts found.
+"""HTML pages and terminal tables of results, audits, sweeps and records.
 
 Takes plain dicts as they stand in result files and records, and imports none of the parts that
 made them: a page can be drawn again from files alone.

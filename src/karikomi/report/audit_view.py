@@ -1,6 +1,6 @@
-"""The page and the terminal view of an audit: what the smaller model does differently.
+"""The page and the terminal view of an audit of the smaller model.
 
-Their sections stand in `audit_parts`.
+Their sections are in `audit_parts`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def audit_page(result: Mapping[str, Any]) -> str:
 
 
 def audit_table(result: Mapping[str, Any]) -> str:
-    """Return the same for a terminal, the classes that lost most first.
+    """Return the audit as text for a terminal, classes in order of their loss.
 
     >>> text = audit_table({"metric": "accuracy", "metric_before": 0.9, "metric_after": 0.8,
     ...     "classes": [{"class": "7", "examples": 10, "before": 0.9, "after": 0.8}]})

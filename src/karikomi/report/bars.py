@@ -1,6 +1,6 @@
-"""Charts with one row a name, as inline SVG: bars from zero, and dots on a shared axis.
+"""Charts with one row per name, as inline SVG: bars from zero, and dots on a shared axis.
 
-Bars say how much is left of a whole, so they start at zero. Dots compare sizes that differ a
+Bars show the rest of a whole, so they start at zero. Dots compare sizes that differ a
 hundredfold, so they may stand on a log axis, where a bar would lie.
 """
 
@@ -34,7 +34,7 @@ _APART, _STAGGER = 9.0, 5.0
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar; `ghost` is outlined up to what it was before, `note` stands at its end."""
+    """One bar; `ghost` is the earlier value, drawn as an outline, `note` the text at its end."""
 
     name: str
     value: float | None
@@ -64,7 +64,7 @@ def bar_chart(
     values = [*(bar.value for bar in bars), *(bar.ghost for bar in bars), high]
     longest = max((exact for value in values if (exact := number(value)) is not None), default=0.0)
     scale = fit(values, left, max(right, left + 120), zero=True)
-    # A round end would leave room that the notes beside the bars need.
+    # A round end would take space that the notes beside the bars need.
     scale = replace(scale, high=longest) if longest > 0 else scale
     height = 10 + _ROW * len(bars)
     parts = _grid(scale, axis, height)
@@ -81,7 +81,7 @@ def dot_chart(
     *,
     axis: Axis,
 ) -> Markup:
-    """Return one row of marks a name, joined by a thin line; `names` name the marks.
+    """Return one row of marks per name, joined by a thin line; `names` label the marks.
 
     >>> rows = [Dots("0", [1.0, 0.9]), Dots("1", [0.8, None])]
     >>> dot_chart("Classes", "", ["before", "after"], rows, axis=Axis("share")).count("<circle")
@@ -131,7 +131,7 @@ def _bar(bar: Bar, scale: Scale, y: float) -> list[Markup]:
         first = end if end is not None else zero
         parts.append(rect.format("ghost", pixel(first), pixel(y + 2), pixel(ghost - first)))
     if end is not None:
-        # One pixel stays visible, so that little is not taken for nothing.
+        # One pixel stays visible, so that small values differ from zero.
         width = max(end - zero, 1.0 if bar.value else 0.0)
         parts.append(rect.format("bar", pixel(zero), pixel(y + 2), pixel(width)))
     after = max(place for place in (end, ghost, zero) if place is not None)
@@ -147,7 +147,7 @@ def _dots(row: Dots, scale: Scale, y: float, left: float) -> list[Markup]:
         parts.append(join.format(pixel(min(seen)), pixel(max(seen)), y=pixel(y)))
     else:
         parts.append(label(scale.start, y + 4, "n/a"))
-    # Marks of one place would hide one another: such a row is drawn staggered.
+    # Marks at the same position would overlap: such a row is drawn staggered.
     ordered = sorted(seen)
     close = any(after - before < _APART for before, after in pairwise(ordered))
     step = _STAGGER if close else 0.0

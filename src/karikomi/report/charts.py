@@ -1,6 +1,6 @@
 """Line charts as inline SVG: axes, ticks, lines, marks, whiskers and labelled stretches.
 
-Our own, because the pages must be one file without scripts and come out the same byte for byte.
+Without a plotting library, because pages are one file without scripts, reproducible byte for byte.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RIGHT, _BOTTOM, _PLOT = 16, 46, 210
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A stretch of the horizontal axis, labelled with as much of ``number name`` as fits."""
+    """A range of the horizontal axis, labelled with as much of ``number name`` as fits."""
 
     name: str
     number: str
@@ -53,7 +53,7 @@ def line_chart(
 ) -> Markup:
     """Return a line chart; with `names` the horizontal axis has one slot for each name.
 
-    Points without a place (None, NaN, zero on a log axis) leave a gap.
+    Points without a position (None, NaN, zero on a log axis) leave a gap.
 
     >>> chart = line_chart("Loss", "falls", [Series("loss", [(0, 2.0), (1, 1.0)])],
     ...                    x=Axis("step"), y=Axis("loss"))
@@ -92,7 +92,7 @@ def _fit_x(values: Sequence[float | None], axis: Axis) -> Scale:
 
 
 def _slots(slots: int) -> Scale:
-    # Half a slot of room on either side, so that whiskers stay off the axes.
+    # Half a slot of space on either side, so that whiskers do not touch the axes.
     return Scale(-0.5, slots - 0.5, LEFT, WIDTH - _RIGHT)
 
 
@@ -126,7 +126,7 @@ def _x_ticks(scale: Scale, axis: Axis, names: Sequence[str], bottom: float) -> l
     for value, text in ticks:
         x = scale.place(value) or 0.0
         parts.append(line.format(bottom, bottom + 4, x=pixel(x)))
-        # A centred text at the very end would leave the picture.
+        # A centred text at the end would exceed the picture.
         edge = "end" if x + text_width(text) / 2 > WIDTH else "mid"
         parts.append(label(WIDTH - 2 if edge == "end" else x, bottom + 18, text, edge))
     return parts

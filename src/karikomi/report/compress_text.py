@@ -1,4 +1,4 @@
-"""The terminal view of a compress result: what a person wants to know when the command ends.
+"""The terminal view of a compress result: a summary for the end of the command.
 
 About fifteen lines; the page has the rest.
 """
@@ -20,7 +20,7 @@ _LISTED = 8
 
 
 def compress_table(result: Mapping[str, Any]) -> str:
-    """Return before and after, the largest tensors, and where the files lie, in 80 columns.
+    """Return figures before and after, the largest tensors, and the paths of the files, in 80 columns.
 
     Missing values read "n/a"; a result without its headline figures raises `InvalidArgument`.
 

@@ -1,6 +1,6 @@
-"""The page of a compress result: what was gained, what it cost, and how to check it.
+"""The page of a compress result: savings, accuracy, and how to verify them.
 
-The claims are worded in `verdict`, so that this file only orders them.
+The sentences are in `verdict`; this file arranges them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LISTED = 100
 def compress_page(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the HTML page of a compress result and the rows of its record.
 
-    The page is one file without scripts, below 300 kB however many rows there are. Missing values
+    The page is one file without scripts, below 300 kB for any number of rows. Missing values
     (None, NaN) read "n/a"; a result without its headline figures raises `InvalidArgument`.
 
     >>> result = {"task": "digits", "metric": "accuracy", "metric_before": 0.97,
@@ -69,7 +69,7 @@ def compress_page(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
 
 
 def environment_section(environment: Mapping[str, Any]) -> Section:
-    """Return the section that says on what the figures were made."""
+    """Return the section on the environment of the run."""
     if not environment:
         return Section("Environment", [Words("The environment was not recorded.")])
     rows = [(str(key), named(value)) for key, value in environment.items()]

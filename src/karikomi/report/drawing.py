@@ -1,7 +1,7 @@
-"""The pieces a chart is drawn from, as escaped SVG: text, marks, strokes, legend, frame.
+"""Elements of charts, as escaped SVG: text, marks, strokes, legend, frame.
 
-Colours live in the style sheet (light, dark and print differ). A style is a colour together with a
-dash and the shape of a mark, so that no series is told by its colour alone.
+Colours are in the style sheet (light, dark and print differ). A style is a colour together with a
+dash and the shape of a mark, so that series do not differ by colour alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Points = Sequence[tuple[float | None, float | None]]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an axis shows: its label, its spacing, and how a tick is worded."""
+    """An axis: its label, its spacing, and the format of its ticks."""
 
     label: str
     log: bool = False
@@ -59,7 +59,7 @@ def frame(title: str, description: str, height: float, parts: Sequence[Markup]) 
 
 
 def label(x: float, y: float, text: str, kind: str = "") -> Markup:
-    """Return a line of text at a place."""
+    """Return a line of text at a position."""
     return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(kind, pixel(x), pixel(y), text)
 
 
@@ -86,7 +86,7 @@ def mark(x: float, y: float, style: int, size: float = 4.0) -> Markup:
 
 
 def legend(series: Sequence[Series]) -> tuple[Markup, int]:
-    """Return the legend and the number of rows it takes; one lone line needs none."""
+    """Return the legend and its number of rows; a single line has no legend."""
     if len(series) < 2:
         return Markup(""), 0
     parts, x, row = [], float(LEFT), 1
@@ -117,7 +117,7 @@ def shorten(text: str, letters: int) -> str:
 
 
 def text_width(text: str) -> float:
-    """Return about how many pixels a line of chart text takes."""
+    """Return the approximate width of a line of chart text, in pixels."""
     return _LETTER * len(text)
 
 

@@ -21,7 +21,7 @@ from karikomi.files import write_text
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A paragraph; a `warning` stands out."""
+    """A paragraph; a `warning` is highlighted."""
 
     kind: ClassVar[str] = "words"
     text: str
@@ -30,7 +30,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """A list of short statements; `warning` makes them stand out."""
+    """A list of short statements; `warning` highlights them."""
 
     kind: ClassVar[str] = "points"
     items: Sequence[str]
@@ -39,9 +39,9 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells that are worded already; the first `names` columns are text, the rest figures.
+    """Rows of formatted cells; the first `names` columns are text, the rest figures.
 
-    `strong` holds the indices of rows that stand out.
+    `strong`: indices of highlighted rows.
     """
 
     kind: ClassVar[str] = "table"
@@ -55,7 +55,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing with its caption and what to look for."""
+    """A drawing with its caption and a note."""
 
     kind: ClassVar[str] = "chart"
     title: str
@@ -86,7 +86,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and its parts."""
 
     title: str
     parts: Sequence[Part]
@@ -117,14 +117,14 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     html = environment.get_template("page.html").render(page=page)
-    # JSON can carry halves of surrogate pairs and zero bytes, which no HTML file may hold.
+    # JSON can contain halves of surrogate pairs and zero bytes, which are invalid in HTML.
     return (
         html.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
     )
 
 
 def write_page(path: str | os.PathLike[str], html: str) -> Path:
-    """Write a page to `path` in one go: a reader sees the old page or the whole new one.
+    """Write a page to `path` atomically: a reader gets the old page or the whole new one.
 
     Raises `InvalidArgument` for anything but text and `Unwritable` when the disk or a permission
     refuses.

@@ -1,6 +1,6 @@
-"""From the rows of a record to curves to draw: one axis of steps, few points, all spikes.
+"""Curves of a record: one axis of steps, few points, all spikes.
 
-Separate from the page, because a record may hold a million rows and this is the one pass over it.
+Separate from the page, because a record may have a million rows and this is the only pass over it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Point = tuple[float, float | None]
 
 @dataclass(frozen=True, slots=True)
 class StepSpan:
-    """A stretch of steps of one stage, both ends included."""
+    """A range of steps of one stage, both ends included."""
 
     name: str
     first: float
@@ -39,8 +39,8 @@ class History:
 def read_history(rows: Iterable[Mapping[str, Any]]) -> History:
     """Return the curves of a record.
 
-    Steps may count on or begin again with each stage; where they begin again, the axis goes on. An
-    epoch stands at the step before it. Rows of other events are left out.
+    Step numbers may continue or restart with each stage; the axis continues in both cases. An
+    epoch is placed at the step before it. Rows of other events are left out.
 
     >>> rows = [{"event": "step", "stage": s, "step": n, "loss": 1.0} for s in "ab" for n in (0, 1)]
     >>> [point[0] for point in read_history(rows).loss]
@@ -60,9 +60,9 @@ def read_history(rows: Iterable[Mapping[str, Any]]) -> History:
 
 
 def thin(points: Sequence[Point], buckets: int = 390) -> list[Point]:
-    """Return at most two points a bucket, its lowest and its highest, in order: spikes stay.
+    """Return at most two points per bucket, its lowest and its highest, in order: spikes are kept.
 
-    A bucket without any value gives one gap. Few enough points come back as they are.
+    A bucket without values is one gap. Fewer points than that are returned unchanged.
 
     >>> thin([(0, 1.0), (1, 9.0), (2, 3.0), (3, 2.0), (4, 2.5), (5, 0.0)], buckets=2)
     [(0, 1.0), (1, 9.0), (4, 2.5), (5, 0.0)]
@@ -80,7 +80,7 @@ def thin(points: Sequence[Point], buckets: int = 390) -> list[Point]:
 
 
 def peaks(points: Sequence[Point], span: tuple[float, float], buckets: int = 130) -> list[Point]:
-    """Return the highest point of each part of `span`: marks that would overlap become one.
+    """Return the highest point of each part of `span`: overlapping marks are merged.
 
     >>> peaks([(0, 1.0), (1, 9.0), (10, 3.0)], (0, 10), buckets=2)
     [(1, 9.0), (10, 3.0)]

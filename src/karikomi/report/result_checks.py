@@ -1,6 +1,6 @@
-"""What a view may take for granted about the JSON it is given, and the error when it may not.
+"""Checks of the JSON that a view is given.
 
-Separate, so that each view reads a result without checking types on every line.
+Separate, so that views read a result without checking types on each line.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def require(result: Any, keys: Sequence[str], *, where: str) -> Mapping[str, Any
         raise InvalidArgument(
             f"the result lacks {', '.join(missing)}",
             where=where,
-            hint="give the whole result as it stands in the result file",
+            hint="pass the whole content of the result file",
         )
     return result
 
 
 def records(value: Any, name: str, *, where: str) -> list[Mapping[str, Any]]:
-    """Return a list of mappings; nothing at all counts as an empty list."""
+    """Return a list of mappings; None counts as an empty list."""
     if value is None:
         return []
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):

@@ -1,6 +1,6 @@
-"""Where the bytes went: one bar a cause for the whole network, one row of marks a tensor.
+"""Sizes after each step: one bar per step for the whole network, one row of marks per tensor.
 
-Separate from the rest of the compress page, because it speaks of sizes alone.
+Separate from the rest of the compress page, because it is only about sizes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def savings_section(result: Mapping[str, Any], tensors: Sequence[Mapping[str, An
 
 
 def sparsity_chart(tensors: Sequence[Mapping[str, Any]]) -> Chart:
-    """Return the bars of how sparse each tensor is, the largest tensors first."""
+    """Return the bars of the sparsity per tensor, the largest tensors first."""
     largest = sorted(tensors, key=dense_bytes, reverse=True)[:_DRAWN]
     bars = [
         Bar(
@@ -55,7 +55,7 @@ def sparsity_chart(tensors: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def dense_bytes(tensor: Mapping[str, Any]) -> float:
-    """Return the dense size of a tensor, zero where it is not known."""
+    """Return the dense size of a tensor, zero if unknown."""
     return number(table(tensor.get("bytes")).get("dense")) or 0.0
 
 

@@ -1,4 +1,4 @@
-"""From values to pixels: linear and logarithmic scales, with ticks at round numbers.
+"""Linear and logarithmic scales from values to pixels, with ticks at round numbers.
 
 Separate from the drawing, so that the arithmetic can be tested without reading SVG.
 """
@@ -31,7 +31,7 @@ class Scale:
     log: bool = False
 
     def place(self, value: float | None) -> float | None:
-        """Return the pixel of a value, held inside the line; None where it has no place."""
+        """Return the pixel of a value, clamped to the line; None for a value without a position."""
         exact = number(value)
         if exact is None or (self.log and exact <= 0):
             return None
@@ -53,10 +53,10 @@ def fit(
     zero: bool = False,
     most: int = 6,
 ) -> Scale:
-    """Return a scale that holds all finite values, widened to round ends.
+    """Return a scale that contains all finite values, widened to round ends.
 
-    With `zero` a linear scale begins at zero, as the length of a bar demands. Values that have no
-    place (None, NaN, and on a log scale zero and below) do not count; without any value the scale
+    With `zero` a linear scale begins at zero, as bars require. Values without a
+    position (None, NaN, and on a log scale zero and below) do not count; without any value the scale
     is 0..1 (log: 0.1..10).
 
     >>> fit([3, 97], 0, 100).ticks()
@@ -98,7 +98,7 @@ def _step(span: float, most: int) -> float:
 
 def _linear_ends(seen: list[float], most: int) -> tuple[float, float]:
     low, high = min(seen), max(seen)
-    # A span that float arithmetic cannot divide would give equal ticks.
+    # A span below the float resolution would have equal ticks.
     if high - low <= 1e-9 * max(abs(low), abs(high), _SMALLEST):
         pad = abs(high) * 0.1 or 1.0
         low, high = (low - pad if low else 0.0), high + pad

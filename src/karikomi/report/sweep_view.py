@@ -1,6 +1,6 @@
-"""The same training at many thresholds and sparsities: the page and the terminal view.
+"""The page and the terminal view of a sweep over limits and sparsities.
 
-One grid of points, read two ways: limits down, sparsities across.
+One grid of points: limits as rows, sparsities as columns.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _Points = Sequence[Mapping[str, Any]]
 def sweep_page(result: Mapping[str, Any]) -> str:
     """Return the HTML page of a sweep: a plot with whiskers and a table for each quantity.
 
-    A point that is missing or has no value reads "n/a"; a result without points raises
-    `InvalidArgument` only where the key itself is missing.
+    A point that is missing or has no value is shown as "n/a"; a result without points raises
+    `InvalidArgument` only if the key itself is missing.
 
     >>> point = {"limit": 1.0, "sparsity": 0.5, "runs": 1,
     ...          "accuracy": {"mean": 0.9, "min": 0.9, "max": 0.9}}
@@ -56,7 +56,7 @@ def sweep_page(result: Mapping[str, Any]) -> str:
 
 
 def sweep_table(result: Mapping[str, Any]) -> str:
-    """Return one line a point for a terminal, in 80 columns; ``*`` marks the best mean.
+    """Return one line per point for a terminal, in 80 columns; ``*`` marks the best mean.
 
     >>> point = {"limit": None, "sparsity": 0.5, "runs": 1, "accuracy": {"mean": 0.9}}
     >>> print(sweep_table({"task": "t", "metric": "accuracy", "points": [point]}).splitlines()[1])
@@ -109,7 +109,7 @@ def _sections(points: _Points, metric: str) -> list[Section]:
 
 
 def _charts(points: _Points, key: str, title: str, unit: tuple[float, str]) -> list[Chart]:
-    # More lines than there are styles could not be told apart in one chart.
+    # More lines than styles would not be distinguishable in one chart.
     sparsities = _values(points, "sparsity")
     parts = [sparsities[first : first + STYLES] for first in range(0, len(sparsities), STYLES)]
     names = [title] if len(parts) == 1 else [f"{title}, part {k + 1}" for k in range(len(parts))]
@@ -126,7 +126,7 @@ def _chart(
     limits = _values(points, "limit")
     series = []
     for style, sparsity in enumerate(sparsities):
-        # Moved apart by a little, so that whiskers of one limit do not lie on one another.
+        # Slightly shifted, so that whiskers of one limit do not overlap.
         shift = 0.08 * (style - (len(sparsities) - 1) / 2)
         of_line = [_find(points, limit, sparsity) for limit in limits]
         stats = [table(point.get(key)) for point in of_line]

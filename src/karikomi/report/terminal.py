@@ -1,6 +1,6 @@
-"""Plain tables for a terminal: columns that line up at 80 characters, without colours or boxes.
+"""Plain tables for a terminal: aligned columns of 80 characters, without colours or boxes.
 
-Separate from the pages, because a log file and a pipe get the same text as a screen.
+Separate from the pages, because log files and pipes get the same text as a screen.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ WIDTH = 80
 def align(rows: Sequence[Sequence[str]], *, left: int = 1, width: int = WIDTH) -> list[str]:
     """Return rows as lines: the first `left` columns flush left, figures flush right.
 
-    When a line would exceed `width`, the widest of the left columns gives way, the middle of its
-    texts left out.
+    When a line would exceed `width`, the widest of the left columns is shortened in the middle of its
+    texts.
 
     >>> align([["name", "size"], ["fc1.weight", "1.20 kB"], ["fc1.bias", "90 B"]])
     ['name           size', 'fc1.weight  1.20 kB', 'fc1.bias       90 B']
@@ -43,7 +43,7 @@ def align(rows: Sequence[Sequence[str]], *, left: int = 1, width: int = WIDTH) -
 
 
 def clip(text: str, letters: int) -> str:
-    """Return text of at most so many letters; ``..`` stands for the middle that was left out.
+    """Return text of at most so many letters, with ``..`` for the omitted middle.
 
     >>> clip("encoder.layers.0.weight", 12)
     'encod..eight'
@@ -55,7 +55,7 @@ def clip(text: str, letters: int) -> str:
 
 
 def printable(value: Any) -> str:
-    """Return one line of text without control characters: a name may come from a stranger's file.
+    """Return one line of text without control characters: a name may come from an untrusted file.
 
     >>> printable("a\\x1b[31mb")
     'a?[31mb'

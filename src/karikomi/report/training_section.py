@@ -1,4 +1,4 @@
-"""How the training went, from its record: loss, gradient norm with the clipped steps, validation.
+"""Curves of a training from its record: loss, gradient norm with the clipped steps, validation.
 
 Separate from the rest of the compress page, because it reads rows and not the result.
 """
@@ -16,13 +16,13 @@ from karikomi.report.result_checks import named
 from karikomi.report.verdict import clip_sentence
 from karikomi.report.wording import count, is_share
 
-# From here on a linear axis would press most of a loss curve onto its floor.
+# The ratio from which most of a loss curve would be near zero on a linear axis.
 _WIDE = 50.0
 _NAMED_STAGES = 12
 
 
 def training_section(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Section:
-    """Return the section on training; without rows it says that nothing was recorded."""
+    """Return the section on training; without rows a sentence that nothing was recorded."""
     history = read_history(rows)
     parts: list[Part] = [Words(text) for text in (clip_sentence(result),) if text]
     if not history.stages:
@@ -50,7 +50,7 @@ def _stages_sentence(history: History) -> str:
 
 
 def loss_chart(history: History, bands: Sequence[Band] = ()) -> Chart:
-    """Return the training loss at each step, on a log axis where that is needed to see its end."""
+    """Return the training loss at each step, on a log axis for a wide range."""
     values = [value for _, value in history.loss if value is not None]
     log = bool(values) and min(values) > 0 and max(values) / min(values) > _WIDE
     svg = line_chart(
@@ -67,11 +67,11 @@ def loss_chart(history: History, bands: Sequence[Band] = ()) -> Chart:
 def norm_chart(history: History, bands: Sequence[Band] = ()) -> Chart:
     """Return the gradient norm before and after clipping, with marks for clipped and skipped steps."""
     top = max((value for _, value in history.norm if value is not None), default=1.0)
-    # A step that was skipped has no finite norm; its mark stands at the top of the picture.
+    # A skipped step has no finite norm; its mark is drawn at the top of the picture.
     skipped: list[Point] = [(x, top if y is None else y) for x, y in history.skipped]
     span = (history.stages[0].first, history.stages[-1].last)
     series = [
-        # The lower line first: where a step was not clipped, the other covers it.
+        # The lower line first: for steps that were not clipped, the other covers it.
         Series("after clipping", thin(history.after), 2),
         Series("before clipping", thin(history.norm), 0),
         Series(

@@ -1,6 +1,6 @@
-"""One training as a page, from the rows of its record alone: loss, norms, who contributes, what was skipped.
+"""The page of one training from its record: loss, norms, contributions, skipped steps.
 
-Separate from the page on compressing, which draws the same curves but has a result to explain.
+Separate from the page of a compress result, which has the same curves, and a result.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class TrainingPage:
-    """Draw the page of a training into a file whenever it is called with the rows of a record.
+    """Write the page of a training to a file when called with the rows of a record.
 
-    `path`: of the file, which is replaced at once. Raises `Unwritable` when the disk refuses.
+    `path`: of the file, which is replaced atomically. Raises `Unwritable` if it cannot be written.
 
     >>> page = TrainingPage("training.html")
     >>> page([{"event": "step", "step": 1, "norm": 4.0, "factor": 0.25, "clipped": True}]).name
@@ -73,7 +73,7 @@ def training_page(rows: Iterable[Mapping[str, Any]], *, title: str = "Training")
 
 @dataclass(slots=True)
 class _Seen:
-    """What one pass over the rows adds up to, besides the curves."""
+    """Sums of one pass over the rows, besides the curves."""
 
     steps: int = 0
     clipped: int = 0
@@ -83,14 +83,14 @@ class _Seen:
     skips: list[tuple[str, str]] = field(default_factory=list)
 
     def through(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        """Yield the rows, and count what passes."""
+        """Yield the rows, and count them."""
         for row in rows:
             if row.get("event") == "step":
                 self._add(row)
             yield row
 
     def lead(self) -> str:
-        """Return what was clipped and skipped, in a sentence."""
+        """Return a sentence with the numbers of clipped and skipped steps."""
         share = f" ({percent(self.clipped / self.steps)})" if self.steps else ""
         return (
             f"{count(self.clipped)} of {count(self.steps)} steps were clipped{share}, "
@@ -108,7 +108,7 @@ class _Seen:
         ]
 
     def contributions(self) -> Table:
-        """Return who contributes how much, the largest first."""
+        """Return the contributions of tensors, the largest first."""
         ranked = sorted(self.shares.items(), key=lambda pair: (-pair[1], pair[0]))[:_SHOWN]
         return Table(
             "Share of the squared gradient norm",
@@ -147,7 +147,7 @@ class _Seen:
         norms = {
             named(name): norm for name, item in top.items() if (norm := number(item)) is not None
         }
-        # Of rules that look at entries, the number of a row is the largest of them and no joint norm.
+        # For element-wise rules, the norm of a row is the largest magnitude, not a joint norm.
         shares = {name: (norm / joint) ** 2 for name, norm in norms.items()} if joint else {}
         if not shares or sum(shares.values()) > 1.001:
             return

@@ -1,4 +1,4 @@
-"""What a compress result claims, in sentences: the budget, the proof, the choices.
+"""Sentences on a compress result: its budget, its verification, its choices.
 
 Separate, so that page and terminal cannot claim different things about the same result.
 """
@@ -18,7 +18,7 @@ _ROUNDING = 1e-9
 
 
 def difference(after: Any, before: Any) -> float | None:
-    """Return ``after - before``, or None where one of them is missing.
+    """Return ``after - before``, or None if one of them is missing.
 
     >>> difference(0.75, 1.0), difference(None, 1.0)
     (-0.25, None)
@@ -28,14 +28,14 @@ def difference(after: Any, before: Any) -> float | None:
 
 
 def budget_held(result: Mapping[str, Any]) -> bool | None:
-    """Tell whether the metric fell by at most ``max_drop`` on validation; None where unknown."""
+    """Return whether the metric fell by at most ``max_drop`` on validation; None if unknown."""
     fell = difference(result.get("validation_before"), result.get("validation_after"))
     allowed = number(result.get("max_drop"))
     return None if fell is None or allowed is None else fell <= allowed + _ROUNDING
 
 
 def budget_sentence(result: Mapping[str, Any]) -> str:
-    """Return what was promised, on which split it was held, and what the test split was for."""
+    """Return a sentence with the budget, the validation split's figures, and the role of the test split."""
     metric = named(result["metric"])
     held = {True: "was held", False: "was NOT held", None: "cannot be judged (values are missing)"}
     before, after = result.get("validation_before"), result.get("validation_after")
@@ -55,7 +55,7 @@ def verified_sentence(result: Mapping[str, Any]) -> str:
 
 
 def grain_sentence(result: Mapping[str, Any]) -> str:
-    """Return how much one test example weighs: smaller differences mean nothing."""
+    """Return the weight of one test example: smaller differences are not significant."""
     examples = number(table(result.get("examples")).get("test"))
     if not examples or "accuracy" not in named(result["metric"]).lower():
         return ""
@@ -66,27 +66,27 @@ def grain_sentence(result: Mapping[str, Any]) -> str:
 
 
 def candidate_sentences(result: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return for each stage what was chosen, its distance to the floor, and what fell below it."""
+    """Return for each stage the chosen candidate, its distance to the floor, and those below it."""
     floor = _floor(result)
     metric, sentences = named(result["metric"]), []
     for stage in dict.fromkeys(named(candidate.get("stage")) for candidate in tried):
         of_stage = [candidate for candidate in tried if named(candidate.get("stage")) == stage]
         chosen = [item for item in of_stage if item.get("chosen") is True]
         failed = [item for item in of_stage if item.get("passed") is False]
-        said = [_choice(item, floor, metric) for item in chosen] or ["nothing was chosen"]
+        clauses = [_choice(item, floor, metric) for item in chosen] or ["nothing was chosen"]
         if failed:
             below = ", ".join(
                 f"{named(failure.get('what'))} ({score(failure.get('validation'), metric)})"
                 for failure in failed[:4]
             )
             more = f" and {len(failed) - 4} more" if len(failed) > 4 else ""
-            said.append(f"below the floor: {below}{more}")
-        sentences.append(f"{stage}: {'; '.join(said)}.")
+            clauses.append(f"below the floor: {below}{more}")
+        sentences.append(f"{stage}: {'; '.join(clauses)}.")
     return sentences
 
 
 def floor_sentence(result: Mapping[str, Any]) -> str:
-    """Return the lowest validation value a candidate may have."""
+    """Return a sentence with the lowest validation value of an accepted candidate."""
     metric, floor = named(result["metric"]), _floor(result)
     if floor is None:
         return "The floor of the search is not known: a value is missing."
@@ -98,7 +98,7 @@ def floor_sentence(result: Mapping[str, Any]) -> str:
 
 
 def clip_sentence(result: Mapping[str, Any]) -> str:
-    """Return how often the rule clipped and skipped."""
+    """Return a sentence with the numbers of clipped and skipped steps."""
     clip = table(result.get("clip"))
     if not clip:
         return ""
@@ -116,7 +116,7 @@ def load_lines(result: Mapping[str, Any]) -> str:
 
 
 def rerun_line(result: Mapping[str, Any]) -> str:
-    """Return the command that makes the same file again, quoted for a shell.
+    """Return the command that reproduces the file, quoted for a shell.
 
     >>> rerun_line({"task": "digits", "max_drop": 0.005, "seed": 0, "file": "runs/x/model.karikomi"})
     'karikomi compress digits --max-drop 0.005 --seed 0 --out runs/x'

@@ -1,4 +1,4 @@
-"""How figures are worded for a reader: units, decimals, and one word for what is missing.
+"""Formats of figures: units, decimals, and a word for missing values.
 
 Separate, so that page and terminal say the same figure in the same way.
 """
@@ -12,7 +12,7 @@ MISSING = "n/a"
 
 
 def number(value: Any) -> float | None:
-    """Return a finite float, or None for whatever is not one (None, NaN, text, a truth value).
+    """Return a finite float, or None for other values (None, NaN, text, a truth value).
 
     >>> number(3), number(float("nan")), number("3"), number(True)
     (3.0, None, None, None)
@@ -84,7 +84,7 @@ def ratio(value: Any) -> str:
 
 
 def is_share(metric: Any) -> bool:
-    """Tell whether a metric is a share that reads best in per cent: some kind of accuracy."""
+    """Return whether a metric is a kind of accuracy, shown in per cent."""
     return "accuracy" in str(metric).lower()
 
 
@@ -107,7 +107,7 @@ def change(value: Any, metric: Any) -> str:
     if exact is None:
         return MISSING
     if is_share(metric):
-        # A difference that rounds to nothing has no sign.
+        # A difference that rounds to zero has no sign.
         return f"{100 * exact:+.2f} points".replace("+0.00 ", "0.00 ").replace("-0.00 ", "0.00 ")
     return f"{exact:+.4g}" if exact else "0"
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.torch.modules.fingerprint import tensors_of
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, Batch
 
@@ -66,9 +67,8 @@ class DistillationLoss:
                 "the teacher is a module", where=WHERE, got=type(self.teacher).__name__
             )
         moved = {p.data_ptr() for group in optimizer.param_groups for p in group["params"]} - {0}
-        own = {**dict(self.teacher.named_parameters()), **dict(self.teacher.named_buffers())}
         buffers = {buffer.data_ptr() for buffer in unwrapped(module).buffers()} - {0}
-        for name, tensor in own.items():
+        for name, tensor in tensors_of(self.teacher).items():
             if tensor.data_ptr() in moved | buffers:
                 raise Unsupported(
                     "the teacher shares this tensor with the module, and would be trained with it",
@@ -95,7 +95,7 @@ class DistillationLoss:
                 where=f"{self.where}: data",
                 allowed="(inputs, targets); or inputs alone, with a teacher and weight=1",
             )
-        assert self.loss is not None  # noqa: S101  (the caller has looked)
+        assert self.loss is not None  # noqa: S101  (checked in __post_init__)
         return self._checked(self.loss(outputs, batch.targets))
 
     def _checked(self, loss: Any) -> torch.Tensor:
@@ -104,7 +104,7 @@ class DistillationLoss:
             raise InvalidArgument(
                 "the loss must be a 0-d tensor that depends on the network",
                 where=f"{self.where}: loss",
-                got=f"{type(loss).__name__} of shape {shape}",
+                got=f"shape {shape}, requires_grad={getattr(loss, 'requires_grad', False)}",
             )
         return loss
 

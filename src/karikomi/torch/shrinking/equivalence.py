@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from karikomi.errors import Unsupported
+from karikomi.torch.tracing.batches import leaves
 
 TOLERANCE = 1e-5
 """Of the largest magnitude of an output; 8 machine epsilons where that is more (half precision)."""
@@ -23,8 +23,8 @@ def difference(original: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for arguments in (inputs, tuple(_random(leaf, generator) for leaf in inputs)):
-        expected = list(_tensors(original(*arguments)))
-        for before, after in zip(expected, _tensors(small(*arguments)), strict=True):
+        expected = leaves(original(*arguments))
+        for before, after in zip(expected, leaves(small(*arguments)), strict=True):
             worst = max(worst, _relative_difference(before, after))
     return worst
 
@@ -58,13 +58,3 @@ def _random(value: Any, generator: torch.Generator) -> Any:
         return torch.randn(value.shape, generator=generator).to(value)
     order = torch.randperm(value.numel(), generator=generator).to(value.device)
     return value.reshape(-1)[order].reshape(value.shape)
-
-
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, list | tuple):
-        for leaf in output:
-            yield from _tensors(leaf)
-    elif isinstance(output, dict):
-        yield from _tensors(list(output.values()))

@@ -107,8 +107,7 @@ class TorchTraining:
             clip=phase.clip, bound=phase.bound, prune=_schedule(phase, steps)
         )
         if phase.masks:
-            masks = {name: torch.from_numpy(mask) for name, mask in phase.masks.items()}
-            self._handle.masks = Masks(masks)
+            self._handle.masks = _masks(phase.masks)
             self._handle.masks.apply_(self._model)
 
     @property
@@ -187,8 +186,7 @@ class TorchTraining:
         self._restore_optimizer(parts["optimizer"])
         self._handle.load_state_dict({**facts["handle"], "masks": None})
         if parts["mask"]:
-            masks = {name: torch.from_numpy(mask) for name, mask in parts["mask"].items()}
-            self._handle.masks = Masks(masks)
+            self._handle.masks = _masks(parts["mask"])
         self._epoch = int(facts["epoch"])
 
     def _restore_optimizer(self, stored: Mapping[str, np.ndarray]) -> None:
@@ -265,6 +263,10 @@ class _TaskLoss(DistillationLoss):
                 where=self.where,
                 got=f"{type(error).__name__}: {error}",
             ) from error
+
+
+def _masks(arrays: Mapping[str, np.ndarray]) -> Masks:
+    return Masks({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def _schedule(phase: Phase, total: int) -> Gradual | None:
