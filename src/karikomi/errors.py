@@ -1,4 +1,4 @@
-"""Every error a user can meet: one line that says what, where, got, allowed and the next step."""
+"""Errors with one line of text: where, what, got, allowed, next step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class KarikomiError(Exception):
     ByNorm: the limit must be positive; got -1; allowed: > 0
     """
 
-    # AutoGraph makes errors that come out of a tf.function anew, and cannot make one of several parts.
+    # AutoGraph re-creates errors raised in a tf.function, and cannot re-create one with several arguments.
     ag_pass_through = True
 
     def __init__(
@@ -39,11 +39,11 @@ class KarikomiError(Exception):
 
 
 class InvalidArgument(KarikomiError, ValueError):
-    """A value outside of its range, or a combination that has no meaning."""
+    """A value outside of its range, or an invalid combination of arguments."""
 
 
 class UnknownName(KarikomiError, LookupError):
-    """A name that is not known here: a rule, a task, a tensor, a key of a file."""
+    """An unknown name: of a rule, a task, a tensor, a key of a file."""
 
 
 class Unsupported(KarikomiError, RuntimeError):
@@ -55,15 +55,15 @@ Refused = Unsupported
 
 
 class NonFinite(KarikomiError, ArithmeticError):
-    """Gradients, weights or scores with NaN or infinite entries, where policy says to stop."""
+    """Gradients, weights or scores with NaN or infinite entries, where the policy is to raise."""
 
 
 class BadFile(KarikomiError, ValueError):
-    """A file that is cut short, altered, hostile, or from a later version."""
+    """A file that is truncated, altered, malicious, or from a later version."""
 
 
 class Unavailable(KarikomiError, ImportError):
-    """Something that is not installed."""
+    """A dependency that is not installed."""
 
 
 class Unwritable(KarikomiError, OSError):

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one: temporary file, fsync, rename, fsync of the folder."""
+"""Atomic writes: temporary file, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def write_atomically(
 ) -> Path:
     """Call ``write(stream)`` on a temporary file beside `path`, then rename it to `path`.
 
-    Either the whole new content stands under `path` afterwards, or what stood there before; a failure
-    (a full disk, a missing permission) removes the temporary file and raises `Unwritable`. `durable`:
-    wait for the disk, so that this holds through a power failure as well as through a killed process.
+    Afterwards `path` has either the whole new content or its previous content; a failure (a full disk,
+    a missing permission) removes the temporary file and raises `Unwritable`. `durable`: wait for the
+    disk, so that this also holds after a power failure and not only after a killed process.
     Raises `InvalidArgument` as `as_path` does.
     """
     path = as_path(path)
@@ -42,7 +42,7 @@ def write_atomically(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         name = path.parent / f".{path.name}.{secrets.token_hex(8)}.part"
-        # Not tempfile: its files are for one user alone, and to learn the umask is to change it.
+        # Not tempfile: its files are readable by one user only, and reading the umask means setting it.
         descriptor = os.open(name, _NEW, 0o666)
         temporary = name
         with os.fdopen(descriptor, "wb") as stream:

@@ -1,6 +1,6 @@
-"""Names for the things users choose by name, with the formula and the paper of each.
+"""Registry of rules, scores, patterns, tasks and others by kind and name, each with its formula and source.
 
-A rule registers itself where it is defined, so that adding one touches no list. Other packages add
+A rule is registered where it is defined, so that adding one changes no list. Other packages add
 theirs through the entry-point group ``karikomi.rules`` (a module whose import registers them).
 """
 
@@ -38,14 +38,14 @@ KINDS = (
 )
 FRAMEWORKS = ("torch", "jax", "keras")
 OF_MODELS = ("torch",)
-"""Those whose models can be saved, filled and trained by karikomi so far."""
+"""The frameworks whose models can be saved, filled and trained so far."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One registered thing: `kind` and `name` find it, the rest explains it."""
+    """A registered class or function, found by `kind` and `name`."""
 
     kind: str
     name: str
@@ -55,7 +55,7 @@ class Entry:
 
 
 _entries: dict[tuple[str, str], Entry] = {}
-# Its own thread may enter again: a plug-in may look something up while it is loaded.
+# Reentrant: a plug-in may look up a name while it is loaded.
 _lock = threading.RLock()
 _loading = False
 _loaded = False
@@ -83,9 +83,9 @@ def register(kind: str, *, name: str | None = None, formula: str, source: str) -
 
 
 def find(kind: str, name: str) -> Any:
-    """Return the thing registered under `name`, or raise `UnknownName` with the nearest names.
+    """Return the object registered under `name`, or raise `UnknownName` with the nearest names.
 
-    A plug-in that failed to load stops nobody; it is named where a name is not found.
+    A plug-in that failed to load raises no error of its own; it is named where a name is not found.
     """
     known = {entry.name: entry.thing for entry in _registered(kind)}
     if name not in known:
@@ -126,23 +126,23 @@ def discover(package: str, path: Iterable[str], kind: str) -> dict[str, Any]:
 
 
 def framework_of(thing: object) -> Any:
-    """Return karikomi's folder for the framework that `thing` belongs to, by its class's ancestry.
+    """Return karikomi's folder for the framework of an object, by the base classes of its type.
 
-    A framework is only ever looked for among the modules that the user's process has imported.
+    Only modules that are already imported are searched for a framework.
     """
     for ancestor in type(thing).__mro__:
         root = ancestor.__module__.partition(".")[0]
         if root in OF_MODELS and root in sys.modules:
             return framework(root)
     raise InvalidArgument(
-        "this is no model of a framework that karikomi serves",
+        "not a model of a supported framework",
         got=f"{type(thing).__module__}.{type(thing).__name__}",
         allowed=f"a dict of arrays, or a model of {', '.join(OF_MODELS)}",
     )
 
 
 def framework(name: str) -> Any:
-    """Return karikomi's folder for a framework by name, or say how to install the framework."""
+    """Return karikomi's folder for a framework by name; raise `Unavailable` where it is not installed."""
     if name not in FRAMEWORKS:
         raise UnknownName("unknown framework", got=repr(name), hint=suggest(name, FRAMEWORKS))
     try:

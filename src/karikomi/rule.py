@@ -1,8 +1,8 @@
-"""The seam between measuring, deciding and applying: what a rule is, what it sees and what it answers.
+"""The protocol of rules, between measuring, deciding and applying: arguments, facts and decisions.
 
 A framework folder *measures* (norms of tensors), a rule *decides* (pure arithmetic on one small
-vector), the folder *applies* (scales, clamps, skips). Because `decide` sees nothing but small
-vectors and an array namespace, one implementation serves NumPy, torch, JAX and TensorFlow.
+vector), the folder *applies* (scales, clamps, skips). Because the arguments of `decide` are small
+vectors and an array namespace only, one implementation works in NumPy, torch, JAX and TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ ARRAY_OPERATIONS = frozenset(
     "abs any arange asarray astype cumulative_sum exp floor isfinite log max maximum minimum ones_like "
     "reshape sort sqrt square sum where zeros zeros_like".split()
 )
-"""All that `decide` may ask of its namespace besides operators and `.dtype`, `.shape` (array-API names).
+"""The functions of its namespace that `decide` may use, besides operators and `.dtype`, `.shape` (array-API names).
 
-The contract suite refuses any other name, so that an adapter for a new framework has a known size.
+The contract suite allows no other name, so that an adapter for a new framework has a known size.
 """
 
 
 class Scope(Enum):
-    """What one number of the vector speaks of."""
+    """What one number of the vector is measured of."""
 
-    ELEMENT = "element"  # the number is the largest magnitude of a tensor; the answer is a `limit`
+    ELEMENT = (
+        "element"  # the number is the largest magnitude of a tensor; the decision is a `limit`
+    )
     UNIT = "unit"  # one output unit: a row of a Linear, a filter of a Conv; else the whole tensor
     TENSOR = "tensor"
     GLOBAL = "global"  # one number for all tensors that the rule is given
@@ -50,25 +52,25 @@ NEEDS = (
     *("weights", "sizes", "fan_in"),
     *("second_moment", "negative_part", "spectral_norm", "largest_logit"),
 )
-"""What a rule may ask measure for, besides norms, by naming it in `needs`.
+"""What a rule may need besides norms, named in `needs`.
 
-``weights``: the L2 norm of the weights, one per number. ``sizes``: how many entries each number speaks
+``weights``: the L2 norm of the weights, one per number. ``sizes``: how many entries each number is measured
 of. ``fan_in``: how many inputs feed one output of the layer that a tensor belongs to.
 
-The others bring no fact but change what is measured. ``second_moment``: every gradient entry g is
+The others are not passed as facts but change what is measured. ``second_moment``: every gradient entry g is
 measured as ``g / sqrt(v)`` (0 where v is 0), v being its running mean of squares, so that norms and limits
 are in units of sqrt(v): before the step for rules on gradients, after it and bias-corrected for rules on
 updates. Of weights, ``negative_part``: the entries below zero, as magnitudes, and a factor scales these
 alone; ``spectral_norm``: the largest singular value of the matrix (output units, all the rest);
-``largest_logit``: one number per attention head, and a factor scales what the head's logits are made of.
+``largest_logit``: one number per attention head, and a factor scales the query and key projections of the head.
 """
 
 
 class Decision(NamedTuple):
-    """A rule's answer: one number per element of its scope.
+    """The decision of a rule: one number per element of its scope.
 
-    `factor`: 1 leaves alone, less than 1 scales down, more than 1 up. `limit`: what apply clamps magnitudes to.
-    `skip`: a boolean 0-d array; true means: take no step.
+    `factor`: 1 leaves unchanged, less than 1 scales down, more than 1 up. `limit`: magnitudes are clamped to it.
+    `skip`: a boolean 0-d array, whether the step is skipped.
     """
 
     factor: Array | None
@@ -78,17 +80,17 @@ class Decision(NamedTuple):
 
 @runtime_checkable
 class Rule(Protocol):
-    """A frozen dataclass: its limit comes first and may be positional, all else is keyword-only.
+    """A frozen dataclass: its limit comes first and may be positional, all other fields are keyword-only.
 
-    If the share of steps that it clips is a matter of its design and not of a limit that was chosen, it
-    says so with ``by_design = True``, so that nobody is warned of that share. One that adds up the norms
-    of tensors itself says ``adds_up_itself = True``: it is refused where some lie on other ranks. One that
-    exists to leave steps out says ``skips = True``: it is refused where a step cannot be left out.
+    Optional class attributes: ``by_design = True`` if the share of clipped steps follows from the design of
+    the rule and not from a chosen limit, so that no warning about that share is given; ``adds_up_itself =
+    True`` if it adds up the norms of tensors itself, which is unsupported where some are on other ranks;
+    ``skips = True`` if its purpose is to skip steps, which is unsupported where a step cannot be skipped.
     """
 
     @property
     def scope(self) -> Scope:
-        """What one number speaks of."""
+        """What one number is measured of."""
         ...
 
     @property
@@ -98,7 +100,7 @@ class Rule(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What measure must bring besides norms, of `NEEDS`; ``step`` (attempted steps so far) always comes."""
+        """The facts needed besides norms, of `NEEDS`; ``step`` (attempted steps so far) is always given."""
         ...
 
     def init(self, like: Array, *, xp: Namespace) -> State:
@@ -120,7 +122,7 @@ class Rule(Protocol):
 
 @runtime_checkable
 class Composite(Protocol):
-    """A rule made of rules: it decides nothing itself, but says which of its rules acts on what."""
+    """A rule made of rules, each of which acts on some of the tensors."""
 
     @property
     def of(self) -> Quantity:
@@ -135,17 +137,17 @@ class Composite(Protocol):
     def parts(
         self, names: Sequence[str]
     ) -> list[tuple[str, Rule | Composite, Sequence[bool] | None]]:
-        """Return ``(key, rule, which of these tensors it speaks of)`` in the order of application."""
+        """Return ``(key, rule, which of these tensors it acts on)`` in the order of application."""
         ...
 
 
 def is_composite(rule: Rule | Composite) -> TypeGuard[Composite]:
-    """Return whether something that is known to be a rule or a composite is the latter, in no time."""
+    """Return whether a rule or composite is a composite; faster than `isinstance` with a protocol."""
     return hasattr(type(rule), "parts")
 
 
 class Stateless:
-    """The part of a rule that learns nothing and needs nothing but norms."""
+    """Base class of rules without state that need norms only."""
 
     __slots__ = ()
 
@@ -157,7 +159,7 @@ class Stateless:
 
 
 def shared_quantity(rules: Sequence[object], *, where: str) -> Quantity:
-    """Return what all these rules act on, or refuse those that are no rules or act on different things."""
+    """Return the quantity that all these rules act on; raise `InvalidArgument` if there is no single one."""
     for rule in rules:
         if isinstance(rule, type) or not isinstance(rule, Rule | Composite):
             raise InvalidArgument("this is no rule", where=where, got=repr(rule))
@@ -165,7 +167,7 @@ def shared_quantity(rules: Sequence[object], *, where: str) -> Quantity:
     if len(found) != 1:
         names = ", ".join(sorted(item.value for item in found)) or "no rule at all"
         raise InvalidArgument(
-            "rules that are put together act on the same thing", where=where, got=names
+            "rules that are combined must act on the same quantity", where=where, got=names
         )
     return found.pop()
 
@@ -178,8 +180,8 @@ def leave(xp: Namespace) -> Array:
 def shrink_to(norms: Array, limit: Array, *, xp: Namespace, slack: float = 0.0) -> Array:
     """Return ``min(1, limit / norms)``, exactly 1 wherever ``norms <= limit * (1 + slack)``.
 
-    A limit of zero, which only a rule or a schedule can arrive at, leaves alone. `slack` lets a bound
-    that is applied after every step be idempotent under rounding.
+    A limit of zero, from a rule or a schedule, gives 1. With `slack` a bound that is applied after every
+    step is idempotent under rounding.
     """
     ones = xp.ones_like(norms)
     over = (norms > limit * (1.0 + slack)) & (limit > 0)
@@ -197,7 +199,7 @@ def combine(norms: Array, *, xp: Namespace) -> Array:
 
 
 def check_limit(limit: Any, *, where: str) -> Any:
-    """Return a limit, NumPy's numbers as Python's, or refuse what is neither positive nor a schedule.
+    """Return a limit, NumPy's numbers as Python's; raise `InvalidArgument` unless positive or a schedule.
 
     Infinity is allowed and means measure only. A schedule is anything with a method `value`.
     """

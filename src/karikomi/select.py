@@ -1,4 +1,4 @@
-"""Which tensors something speaks of: names and globs over named tensors, never positions or ranks."""
+"""Selection of tensors by names and globs, never by position or rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def select(
     """Return the names that match a glob of `only` (default: all) and none of `exclude`, in order.
 
     A pattern that matches nothing raises `UnknownName` with the nearest names, so that a typing
-    mistake never turns into "nothing was done". Raises `InvalidArgument` for what holds no patterns.
+    mistake never selects nothing in silence. Raises `InvalidArgument` for an argument without patterns.
 
     >>> select(["conv.weight", "conv.bias", "head.weight"], only="*.weight", exclude="head.*")
     ['conv.weight']
@@ -43,10 +43,10 @@ def _patterns(given: str | Sequence[str] | None, where: str) -> list[str]:
         return []
     if isinstance(given, str):
         return [given]
-    # Not any iterable: an iterator gives its patterns once, and the next selection none.
+    # Not any iterable: an iterator yields its patterns only once.
     if not isinstance(given, Sequence | Set) or not all(isinstance(item, str) for item in given):
         raise InvalidArgument(
-            "names are chosen by globs",
+            "names are selected by globs",
             where=where,
             got=repr(given)[:80],
             allowed="a string or a sequence of strings",
@@ -73,10 +73,10 @@ def _matching(names: list[str], patterns: Iterable[str], *, where: str) -> set[s
 def spread(
     argument: str, given: Mapping[str, Value] | None, names: Iterable[str], *, where: str
 ) -> dict[str, Value]:
-    """Return name -> value for what is said of tensors by name or glob.
+    """Return name -> value for values given by name or glob.
 
-    A name goes before a glob, and an earlier glob before a later one. `argument`: what the mapping is
-    called, for errors. Raises `InvalidArgument` for no mapping, `UnknownName` for what names no tensor.
+    A name takes precedence over a glob, and an earlier glob over a later one. `argument`: the name of the
+    mapping in errors. Raises `InvalidArgument` for no mapping, `UnknownName` for a pattern without a tensor.
 
     >>> spread("unit_axes", {"*kernel": -1, "embed.kernel": 0}, ["embed.kernel", "head.kernel"], where="")
     {'embed.kernel': 0, 'head.kernel': -1}

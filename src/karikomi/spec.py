@@ -1,8 +1,8 @@
 """Rules as data: rule <-> dict <-> TOML. Strict, because a key that is silently ignored is a lost run.
 
 A rule is written as its fields plus its name: ``{"rule": "ByGlobalNorm", "limit": 1.0}``. A schedule
-stands where a number may stand: ``{"schedule": "Linear", "start": 1.0, "stop": 0.1, "steps": [0, 100]}``.
-A score or pattern that has fields of its own stands as such a table under its name:
+may be given in place of a number: ``{"schedule": "Linear", "start": 1.0, "stop": 0.1, "steps": [0, 100]}``.
+A score or pattern with fields is such a table as well:
 ``{"rule": "OneShot", "sparsity": 0.5, "pattern": {"rule": "n:m", "keep": 2, "of": 4}}``.
 """
 
@@ -110,7 +110,7 @@ def _declared(thing: Any, where: str) -> tuple[dataclasses.Field[Any], ...]:
         return dataclasses.fields(thing)
     name = getattr(thing, "__name__", type(thing).__name__)
     raise InvalidArgument(
-        "what has no declared fields has no plain form",
+        "a class without declared fields has no plain form",
         where=where,
         got=name,
         hint="make its class a dataclass",

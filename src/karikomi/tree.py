@@ -1,7 +1,7 @@
 """Nested containers of tensors as flat dicts of names, and back: dicts, lists, tuples, named tuples.
 
-Separate because rules, states and files know tensors by one flat name each, while people keep them
-in trees; nothing here looks at a leaf, so that every framework's arrays are served alike.
+Rules, states and files identify each tensor by one flat name, while users keep tensors in trees. Leaves are
+never read, so that the arrays of every framework are supported.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 from karikomi.errors import InvalidArgument, Unsupported
 
 DEEPEST = 100
-"""How many containers may lie in one another: far more than networks have, far less than Python can."""
+"""The deepest nesting of containers: far above that of networks, far below Python's recursion limit."""
 
 _Path = tuple[object, ...]
 
 
 def collected(tree: Any) -> Any:
-    """Return a tree itself, or the list of what an iterable that is no container yields, once.
+    """Return a tree unchanged, or a list of the items of an iterable that is not a container.
 
-    So a generator can stand for a list: it is consumed here, and what is returned can be walked
-    again. What has a shape is taken for a tensor, and like anything else returned as it is.
+    A generator is consumed here, and the list can be iterated again. An object with a shape is taken for a
+    tensor and returned unchanged, like any other object.
 
     >>> collected(x * x for x in (1, 2)), collected({"a": 1})
     ([1, 4], {'a': 1})
@@ -32,15 +32,15 @@ def collected(tree: Any) -> Any:
 
 
 def flatten(tree: Any, *, where: str = "tree") -> dict[str, Any]:
-    """Return leaf name -> leaf, in the order in which the leaves stand in the tree.
+    """Return leaf name -> leaf, in the order of the leaves in the tree.
 
     A name is the path to the leaf joined with ``"."``: keys of mappings, fields of named tuples,
-    places in lists and tuples. ``None`` is a leaf, and so is whatever is no mapping, list or tuple;
-    empty containers have no leaves. `where`: what an error begins with.
+    places in lists and tuples. ``None`` is a leaf, and so is any object that is not a mapping, list or tuple;
+    empty containers have no leaves. `where`: the beginning of an error message.
 
-    Raises `InvalidArgument` for a tree that is no container at all, a key that is no string, an
-    iterator inside of the tree, containers that contain themselves or lie more than `DEEPEST` deep,
-    and two leaves of the same name, which are both shown.
+    Raises `InvalidArgument` for a tree that is not a container, a key that is not a string, an
+    iterator inside of the tree, containers that contain themselves or are nested more than `DEEPEST` deep,
+    and two leaves of the same name.
 
     >>> flatten({"encoder": {"layers": [{"weight": 1}, {"weight": 2}]}, "head": (3, None)})
     {'encoder.layers.0.weight': 1, 'encoder.layers.1.weight': 2, 'head.0': 3, 'head.1': None}
@@ -62,8 +62,8 @@ def unflatten(tree: Any, leaves: Mapping[str, Any], *, where: str = "tree") -> A
     """Return a tree of the same containers with other leaves: `leaves` as `flatten` names them.
 
     Containers keep their types and mappings their order; a default dict keeps its factory. The tree
-    itself is left alone. Raises `InvalidArgument` if `leaves` are not exactly the tree's, and
-    `Unsupported` for a container whose type cannot be called with what it holds, such as an open file.
+    itself is not changed. Raises `InvalidArgument` if `leaves` are not exactly the tree's, and
+    `Unsupported` for a container whose type cannot be constructed from its items, such as an open file.
 
     >>> tree = {"a": [1, 2], "b": (3,)}
     >>> unflatten(tree, {name: 10 * leaf for name, leaf in flatten(tree).items()})
@@ -105,7 +105,7 @@ def _children(node: Any, path: _Path, where: str) -> list[tuple[object, Any]] | 
         return list(enumerate(node))
     if isinstance(node, Iterator):
         raise InvalidArgument(
-            "an iterator is no part of a tree, it can be walked only once",
+            "an iterator cannot be part of a tree, since it can be consumed only once",
             where=f"{where}: {_name(path)}" if path else where,
             got=type(node).__name__,
             hint="make a list of it",

@@ -121,7 +121,7 @@ def deep() -> list[Any]:
         ({("a", "b"): np.ones(1)}, r"the keys of a tree are names.*got \('a', 'b'\) \(tuple\)$"),
         (cyclic(), r"the tree contains itself at \['top'\]\['back'\]\[0\]$"),
         (deep(), r"the tree is too deep; got \[0\]\[0\]\[0\]\[0\]\[0\]; allowed: 100 levels$"),
-        ({"a": iter([np.ones(1)])}, "a: an iterator is no part of a tree"),
+        ({"a": iter([np.ones(1)])}, "a: an iterator cannot be part of a tree"),
         ({"a": {"b": [np.arange(3)]}}, "a.b.0: not a floating array; got int64"),
         ({"a": {"b": deque([np.ones(1)])}}, "a.b: not a floating array; got deque"),
         ({"a": {}, "b": []}, "there is no array to act on"),

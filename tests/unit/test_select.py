@@ -45,7 +45,7 @@ def test_what_holds_no_globs_is_named(argument: str, given: object) -> None:
     with pytest.raises(InvalidArgument) as raised:
         select(NAMES, where="prune_", **{argument: given})  # type: ignore[arg-type]
     assert str(raised.value) == (
-        f"prune_: {argument}: names are chosen by globs; got {given!r}; "
+        f"prune_: {argument}: names are selected by globs; got {given!r}; "
         "allowed: a string or a sequence of strings"
     )
 

@@ -1,7 +1,7 @@
-"""Bound named weights: measure, decide, apply, without a branch on any value.
+"""Bound named weights in a form that can be traced: no branch on a value, no item assignment.
 
-The same steps as `karikomi.numpy.bounding`, in a form that can be traced. A weight that is not finite is left
-as it is, since no bound can mend it: who can see values says so.
+The same steps as `karikomi.numpy.bounding`. A weight that is not finite is left unchanged, since no bound
+can repair it; callers that can read values raise `NonFinite`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BoundPlan:
 
 
 class Bounded(NamedTuple):
-    """What came of one step: arrays, the state after it, and numbers in the order of the plan's stage."""
+    """The result of one step: arrays, the state after it, and numbers in the order of the plan's stage."""
 
     arrays: dict[str, Array]
     state: State
@@ -61,7 +61,7 @@ def plan_bound(
     *,
     where: str,
 ) -> BoundPlan:
-    """Return the plan of a rule for arrays of these shapes, or refuse one that has nothing to bound."""
+    """Return the plan of a rule for arrays of these shapes, or raise `InvalidArgument` where it bounds none."""
     concerned, reason = list(shapes), ""
     own_axes: dict[str, Axes] = {}
     if rule.scope is Scope.UNIT:
@@ -90,29 +90,29 @@ def fresh_bound_state(plan: BoundPlan, *, library: Library) -> State:
 def bound_named(
     plan: BoundPlan, found: Mapping[str, Array], state: State, *, library: Library
 ) -> Bounded:
-    """Return what a plan makes of these weights, the ones that it does not speak of untouched."""
+    """Return the result of a plan for these weights; weights that are not in the plan are unchanged."""
     xp, stage = library.xp, plan.stage
     norms = library.vector([_measured(plan, name, found[name], library) for name in plan.counts])
     facts = {}
     if "fan_in" in plan.rule.needs:
         facts["fan_in"] = library.constants([plan.fan_in[name] for name in stage.owners])
-    verdict, learned = decide.decide_stage(
+    decision, learned = decide.decide_stage(
         stage, norms, state, present=xp.isfinite(norms), xp=xp, nonfinite="pass", facts=facts
     )
-    if verdict.limit is not None:
+    if decision.limit is not None:
         dtypes = [found[name].dtype for name in stage.owners]
-        verdict = verdict._replace(limit=library.representable(verdict.limit, dtypes))
+        decision = decision._replace(limit=library.representable(decision.limit, dtypes))
     after = decide.committed(
-        state, learned, skip=verdict.skip, any_bad=xp.any(~xp.isfinite(norms)), xp=xp
+        state, learned, skip=decision.skip, any_bad=xp.any(~xp.isfinite(norms)), xp=xp
     )
     arrays, start = dict(found), 0
     for name, count in plan.counts.items():
         part = slice(start, start + count)
         start = part.stop
-        arrays[name] = _applied(plan, name, found[name], verdict, part, library)
+        arrays[name] = _applied(plan, name, found[name], decision, part, library)
     settled = {key: xp.astype(value, state[key].dtype) for key, value in after.items()}
-    left = decide.norms_after(norms, verdict, xp=xp)
-    return Bounded(arrays, settled, norms, left, verdict.factor, verdict.limit)
+    left = decide.norms_after(norms, decision, xp=xp)
+    return Bounded(arrays, settled, norms, left, decision.factor, decision.limit)
 
 
 def _units(shape: tuple[int, ...], axes: Axes) -> int:
@@ -136,13 +136,13 @@ def _applied(
     plan: BoundPlan,
     name: str,
     array: Array,
-    verdict: decide.StageDecision,
+    decision: decide.StageDecision,
     part: slice,
     library: Library,
 ) -> Array:
-    if verdict.limit is not None:
-        return library.clamped(array, verdict.limit[part][0])
-    factors = verdict.factor[part]
+    if decision.limit is not None:
+        return library.clamped(array, decision.limit[part][0])
+    factors = decision.factor[part]
     if name in plan.axes:
         return library.scaled_units(array, factors, plan.axes[name])
     if "negative_part" in plan.rule.needs:

@@ -1,7 +1,7 @@
 """Measure and apply for array libraries that never write in place: JAX, TensorFlow, and the like.
 
-Written once in array-API terms, so that a framework folder brings a namespace and little else; one
-that knows its framework better overrides a method.
+Written once in array-API terms, so that a framework folder supplies little more than a namespace; it
+overrides a method where its framework has a better way.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from karikomi.functional.norms import Axes, Measuring
 from karikomi.rule import ARRAY_OPERATIONS, Array
 
 MEASURE_OPERATIONS = ARRAY_OPERATIONS | {"all", "concat"}
-"""All that is asked of a namespace here; `max` and `sum` take axes."""
+"""The operations that a namespace must have; `max` and `sum` take axes."""
 
 
 class Library(Measuring):
@@ -43,7 +43,7 @@ class Library(Measuring):
         return self.xp.minimum(self.xp.maximum(array, -most), most)
 
     def representable(self, limits: Array, dtypes: Sequence[Any]) -> Array:
-        """Return limits as arrays of these dtypes round them, so that what stands there is not above."""
+        """Return limits rounded to these dtypes, so that clamped entries are not above them."""
         for dtype in dict.fromkeys(dtypes):
             if dtype is not None and self.itemsize(dtype) < self.itemsize(self.wide):
                 rounded = self.widened(self.xp.astype(limits, dtype))

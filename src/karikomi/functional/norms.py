@@ -1,7 +1,7 @@
 """Measure arrays in array-API terms: norms and largest magnitudes that survive overflow and underflow.
 
 A norm is one pass, ``sqrt(sum(x^2))``; only where that sum may have lost digits is the tensor measured
-again, in two passes. No branch on values is Python's, so that everything can be traced and compiled.
+again, in two passes. There is no Python branch on values, so that everything can be traced and compiled.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Axes = tuple[int, ...]
 Choice = Callable[[Array, Callable[[], list], Callable[[], list]], list]
 
 TOGETHER = 16
-"""How many arrays share the question whether to measure them again: one each is long to compile."""
+"""How many arrays share one condition for measuring them again: one condition each takes long to compile."""
 
 LARGEST = 2.0**125
-"""In single, norms above are infinite, and the step is skipped: what is divided by them would be lost."""
+"""In float32, norms above are infinite, and the step is skipped: quotients by them would underflow."""
 
 # Sums of squares between these, by bytes of their dtype, have neither lost digits nor overflowed.
 _SAFE = {4: (1e-25, 1e37), 8: (1e-280, 1e307)}
@@ -144,7 +144,7 @@ class Measuring:
         return self.cond(xp.all(good), lambda: [roots], again)[0]
 
     def _rooted(self, sums: Array) -> Array:
-        # The root of 0 has no derivative, and somebody may ask for it.
+        # The root of 0 has no derivative, which a caller may need.
         zero = sums == 0
         return self.xp.where(
             zero, sums, self.xp.sqrt(self.xp.where(zero, self.xp.ones_like(sums), sums))

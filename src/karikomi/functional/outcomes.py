@@ -1,7 +1,6 @@
-"""What the numbers in a state speak of, as plain data, and the outcome that they tell.
+"""Descriptions of the numbers in a state as plain data, and the outcomes made from them.
 
-Separate because a state of arrays alone cannot be read by whoever finds it in a checkpoint, and because
-every framework that keeps one tells the same.
+The description is stored with the state, so that the state can be read from a checkpoint without the rule.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import Stage
 
 Description = Mapping[str, Any]
-"""Of one stage: ``names`` of tensors, ``counts`` of their numbers, which are ``peaks``, and its ``rules``."""
+"""A stage: ``names`` of tensors, ``counts`` of their numbers, which are ``peaks``, and its ``rules``."""
 
 
 def described(plan: Sequence[Stage]) -> list[dict[str, Any]]:
-    """Return what must be known of the stages of a plan to read their numbers, as JSON takes it."""
+    """Return a JSON-serializable description of the stages of a plan, as needed to read their numbers."""
     return [
         {
             "names": list(stage.names),
@@ -34,7 +33,7 @@ def described(plan: Sequence[Stage]) -> list[dict[str, Any]]:
 
 
 def as_bytes(stages: Sequence[Description]) -> np.ndarray:
-    """Return descriptions as an array of uint8, which goes wherever other arrays go."""
+    """Return descriptions as an array of uint8, which can be stored with other arrays."""
     return np.frombuffer(json.dumps(list(stages)).encode(), np.uint8)
 
 
@@ -44,7 +43,7 @@ def from_bytes(entries: Any) -> list[dict[str, Any]]:
 
 
 def owners(stage: Description) -> tuple[str, ...]:
-    """Return the name of the tensor that each number speaks of."""
+    """Return the name of the tensor of each number."""
     pairs = zip(stage["names"], stage["counts"], strict=True)
     return tuple(name for name, count in pairs for _ in range(count))
 

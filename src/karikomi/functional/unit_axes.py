@@ -1,6 +1,6 @@
-"""What is known of named arrays before any is measured: the stages of a rule, and the axes of a unit.
+"""The unit axes and fan-ins of named arrays, and the stages of a rule for them, before any is measured.
 
-Separate from clipping and bounding, which are told the same things in the same way.
+Shared by clipping and bounding.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ UnitAxes = Mapping[str, int | Sequence[int]]
 
 
 def resolved_axes(given: UnitAxes | None, shapes: Shapes, *, where: str) -> dict[str, Axes]:
-    """Return name -> ascending, non-negative axes, or refuse those that the tensors do not have."""
-    said = spread("unit_axes", given, shapes, where=where)
+    """Return name -> ascending, non-negative axes, or raise `InvalidArgument` for axes that the tensors do not have."""
+    values = spread("unit_axes", given, shapes, where=where)
     return {
-        name: _axes(axes, shapes[name], where=f"{where}: {name}") for name, axes in said.items()
+        name: _axes(axes, shapes[name], where=f"{where}: {name}") for name, axes in values.items()
     }
 
 
 def resolved_fan_ins(
     given: Mapping[str, int] | None, shapes: Shapes, *, where: str
 ) -> dict[str, float]:
-    """Return name -> how many inputs feed one output, or refuse what is no such number."""
-    said = spread("fan_in", given, shapes, where=where)
-    for name, number in said.items():
+    """Return name -> how many inputs feed one output, or raise `InvalidArgument` for other values."""
+    values = spread("fan_in", given, shapes, where=where)
+    for name, number in values.items():
         usual = isinstance(number, numbers.Real) and not isinstance(number, bool)
         if not usual or not 0 < number < math.inf:
             raise InvalidArgument(
@@ -43,7 +43,7 @@ def resolved_fan_ins(
                 got=repr(number),
                 allowed="> 0",
             )
-    return {name: float(number) for name, number in said.items()}
+    return {name: float(number) for name, number in values.items()}
 
 
 def plan_for(rule: Rule | Composite, shapes: Shapes, axes: Mapping[str, Axes]) -> tuple[Stage, ...]:

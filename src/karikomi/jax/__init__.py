@@ -1,6 +1,6 @@
 """karikomi for JAX: rules as optax transforms, bounds as transforms and as projections, masks of pytrees.
 
-Names are loaded on first use: Keras on JAX measures with this folder's library, and needs no optax.
+Names are loaded on first use: Keras on JAX uses the library of this folder and needs no optax.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import jax as _jax  # noqa: F401  (who has no JAX hears of it here, and not in mid-work)
+import jax as _jax  # noqa: F401  (a missing JAX raises an error here)
 
 from karikomi.errors import Unavailable, install_hint, suggest
 

@@ -31,7 +31,7 @@ from karikomi.rules.outcome import Outcome
 
 
 class BoundState(NamedTuple):
-    """The state of a bound: counters and what its rule keeps."""
+    """The state of a bound: counters and the state of its rule."""
 
     rule: dict[str, jax.Array]
 
@@ -66,7 +66,7 @@ def bound(
     def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, BoundState]:
         if params is None:
             raise InvalidArgument(
-                "a bound speaks of weights",
+                "a bound acts on weights",
                 where=own.where,
                 got="params=None",
                 hint="pass them: tx.update(grads, state, params)",
@@ -95,8 +95,8 @@ def project(
 ) -> tuple[Any, Outcome, BoundState]:
     """Return ``(bounded params, outcome, state)``, to be called after ``optax.apply_updates``.
 
-    Arguments and errors are those of `bound`. `state`: for limits that are schedules, what the last call
-    returned. Under ``jit`` the outcome cannot be returned; use it there, or let it be. Raises `NonFinite`,
+    Arguments and errors are those of `bound`. `state`: for limits that are schedules, the state that the last call
+    returned. Under ``jit`` the outcome cannot be returned; use it inside. Raises `NonFinite`,
     naming the array, for weights that are not finite, where values are known.
 
     >>> import jax.numpy as jnp, karikomi as kk
@@ -127,7 +127,7 @@ def project(
 
 
 class _Bound:
-    """One rule with what the caller says of the arrays."""
+    """A rule with the unit axes and fan-ins of the arrays."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ def _check_finite(plan: BoundPlan, done: Bounded, where: str) -> None:
 
 
 def _share(plan: BoundPlan, done: Bounded, before: dict[str, jax.Array]) -> float:
-    """Return the share of units, or of entries, that stand at the bound."""
+    """Return the share of units, or of entries, that are at the bound."""
     norms, after, factor = (
         np.asarray(x, np.float64) for x in (done.norms, done.after, done.factor)
     )

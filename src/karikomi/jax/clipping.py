@@ -1,7 +1,7 @@
-"""Clip updates inside of an optax chain, or around an optimizer that is then really not stepped.
+"""Clip updates inside of an optax chain, or around an optimizer whose steps can then be skipped.
 
-`clip` is one transform among others: it can only zero the updates of a step that is not to be taken.
-`clipped` owns the step of what it wraps, and so can leave it out.
+`clip` is one transform among others: it can only zero the updates of a step that is to be skipped.
+`clipped` wraps an optimizer and can therefore skip its step.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from karikomi.rules.stages import Stage
 class ClipState(NamedTuple):
     """The state of a clip: a pytree of small arrays that any checkpoint takes.
 
-    `rule`: counters and what the rule learned. `numbers`: what was measured in the last step, before and
-    after, shape (2, numbers) for each stage. `labels`: what these speak of, as the bytes of a text, since
-    an array goes wherever the others go. `moments`: running means of squares, for rules that need them.
+    `rule`: counters and the state of the rule. `numbers`: measured in the last step, before and after,
+    shape (2, numbers) for each stage. `labels`: the description of the stages as bytes, stored as an array
+    so that it is kept with the others. `moments`: running means of squares, for rules that need them.
     """
 
     rule: dict[str, jax.Array]
@@ -42,7 +42,7 @@ class ClipState(NamedTuple):
 
 
 class ClippedState(NamedTuple):
-    """The state of a clip, and that of the optimizer that it surrounds."""
+    """The state of a clip, and that of the optimizer that it wraps."""
 
     clip: ClipState
     inner: Any
@@ -51,14 +51,14 @@ class ClippedState(NamedTuple):
 def clip(
     rule: Rule | Composite, *, nonfinite: str = "skip", unit_axes: UnitAxes | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Return an optax transform that clips the updates it is given; put it before the optimizer.
+    """Return an optax transform that clips updates; put it before the optimizer.
 
-    ``optax.chain(kk.jax.clip(rule), optax.adamw(1e-3))``. Rules on updates (`BlockRMS`) stand after what
-    makes the update and before the learning rate.
+    ``optax.chain(kk.jax.clip(rule), optax.adamw(1e-3))``. Rules on updates (`BlockRMS`) are placed after the
+    transforms that compute the update and before the learning rate.
 
-    `rule`: of `karikomi.clip`. `nonfinite`: what a step with NaN or infinite entries becomes. ``skip``
+    `rule`: of `karikomi.clip`. `nonfinite`: the policy for a step with NaN or infinite entries. ``skip``
     (default) zeros all updates, so that weights stay, but the moments of an optimizer after it still
-    move: `clipped` can leave the step out. ``zero`` zeros the bad arrays alone, ``pass`` leaves them, ``raise``
+    move: `clipped` can skip the step. ``zero`` zeros the bad arrays alone, ``pass`` leaves them, ``raise``
     raises `NonFinite` where values are known, and is ``skip`` under ``jit``: then `check` the state.
     `unit_axes`: for rules per unit, name or glob -> the axis whose index is one output unit, or the axes;
     for Flax ``{"*kernel": -1}``. An array without an entry is one unit. Names are paths joined with
@@ -78,7 +78,7 @@ def clip(
     for leaf in decide.leaves(rule):
         if getattr(leaf, "skips", False):
             raise Unsupported(
-                f"{type(leaf).__name__} exists to leave steps out, and a transform cannot",
+                f"{type(leaf).__name__} exists to skip steps, which a transform cannot do",
                 where="jax.clip",
                 hint="kk.jax.clipped(optimizer, rule) can",
             )
@@ -97,10 +97,10 @@ def clipped(
     nonfinite: str = "skip",
     unit_axes: UnitAxes | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return an optimizer whose gradients are clipped, and which takes no step where none is to be taken.
+    """Return an optimizer whose gradients are clipped and whose step is skipped where the rule or policy skips it.
 
     A skipped step leaves weights, moments and step counts of `optimizer` as they are. Arguments and
-    errors are those of `clip`; here rules that skip are served too, and rules on updates are refused.
+    errors are those of `clip`; here rules that skip steps are supported, and rules on updates are not.
 
     >>> import jax.numpy as jnp, optax, karikomi as kk
     >>> tx = clipped(optax.adam(1e-3), kk.clip.AutoClip(10))
@@ -111,7 +111,7 @@ def clipped(
     """
     if getattr(rule, "of", None) is Quantity.UPDATE:
         raise Unsupported(
-            f"{type(rule).__name__} acts on updates, which only the optimizer's own parts see",
+            f"{type(rule).__name__} acts on updates, which are inside of the optimizer",
             where="jax.clipped",
             hint="optax.chain(optax.scale_by_adam(), kk.jax.clip(rule), optax.scale_by_learning_rate(lr))",
         )
@@ -143,7 +143,7 @@ def clipped(
 
 
 class _Clip:
-    """One rule with what the caller says of the arrays: the step that both transforms share."""
+    """A rule with the unit axes of the arrays: the step that both transforms share."""
 
     def __init__(
         self, rule: Rule | Composite, nonfinite: str, unit_axes: UnitAxes | None, *, where: str
@@ -152,7 +152,7 @@ class _Clip:
         if getattr(rule, "of", None) is not Quantity.UPDATE:
             available.append("second_moment")
         decide.check_rule(
-            *(rule, Quantity.GRADIENT, Quantity.UPDATE), where=where, available=available
+            rule, Quantity.GRADIENT, Quantity.UPDATE, where=where, available=available
         )
         decide.check_policy(nonfinite, where=where)
         self.rule, self.nonfinite, self.unit_axes, self.where = rule, nonfinite, unit_axes, where
@@ -213,7 +213,7 @@ class _Clip:
         known = shapes(found, beside)
         if not known:
             return (), {}
-        # Nothing is known of the axes of what only stands for arrays.
+        # A placeholder for arrays has no axes.
         given = None if set(known) == {"array"} and known["array"] == () else self.unit_axes
         axes = resolved_axes(given, known, where=self.where)
         return plan_for(self.rule, known, axes), axes
@@ -236,8 +236,8 @@ class _Clip:
                 where=self.where,
                 got="unreadable labels"
                 if isinstance(state.labels, Tracer)
-                else _told(state.labels),
-                allowed=_told(expected),
+                else _format_labels(state.labels),
+                allowed=_format_labels(expected),
                 hint="make it with init(params) of this transform",
             )
 
@@ -257,7 +257,7 @@ class _Clip:
 
 
 def refuse_complex(found: Mapping[str, jax.Array | None], *, where: str) -> None:
-    """Refuse complex entries where a rule acts entry by entry."""
+    """Raise `Unsupported` for complex entries where a rule acts entry by entry."""
     for name, array in found.items():
         if array is not None and jnp.iscomplexobj(array):
             raise Unsupported(
@@ -268,14 +268,14 @@ def refuse_complex(found: Mapping[str, jax.Array | None], *, where: str) -> None
 
 
 def strong(state: dict[str, Any]) -> dict[str, jax.Array]:
-    """Return a state whose numbers have types of their own, which no later number can change."""
-    # Weakly typed numbers would change their type in the first step, and `scan` refuses that; two names for
-    # one buffer could not be donated.
+    """Return a state of strongly typed arrays with separate buffers."""
+    # Weakly typed numbers would change their type in the first step, which `scan` does not allow; a buffer with
+    # two names could not be donated.
     return {key: jnp.array(value, value.dtype, copy=True) for key, value in state.items()}
 
 
 def _anything(params: Any) -> dict[str, jax.Array | None]:
-    """Return one array for what `optax.tree.map_params` gives instead of parameters, else nothing."""
+    """Return one array for a placeholder of `optax.tree.map_params`, else nothing."""
     stands_for_some = type(params).__module__.startswith("optax.")
     return {"array": jnp.zeros(())} if stands_for_some else {}
 
@@ -284,6 +284,6 @@ def _present(tree: Any, where: str) -> dict[str, jax.Array]:
     return {name: leaf for name, leaf in named(tree, where=where).items() if leaf is not None}
 
 
-def _told(labels: Any) -> str:
+def _format_labels(labels: Any) -> str:
     names = [name for stage in from_bytes(labels) for name in stage["names"]]
     return ", ".join(names[:5]) or "nothing"

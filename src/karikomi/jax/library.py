@@ -23,13 +23,13 @@ class JaxLibrary(Library):
 
 
 def library() -> Library:
-    """Return the library for the precision that is in force: `wide` is float64 only under ``jax_enable_x64``."""
+    """Return the library for the current precision: `wide` is float64 only under ``jax_enable_x64``."""
     wide = jnp.promote_types(jax.dtypes.canonicalize_dtype(float), jnp.float32)
     return JaxLibrary(jnp, wide=wide, cond=_cond, itemsize=_itemsize)
 
 
 def _cond(predicate: Array, first: Callable[[], list], other: Callable[[], list]) -> list:
-    # Outside of compiled code a call of `cond` would be compiled anew, every time.
+    # Outside of compiled code every call of `cond` would be compiled again.
     if isinstance(predicate, Tracer):
         return jax.lax.cond(predicate, first, other)
     return first() if bool(predicate) else other()

@@ -1,4 +1,4 @@
-"""Read what a clip did out of an optimizer's state, wherever in it the clip stands."""
+"""Read the outcome of a clip from the state of an optimizer, at any depth."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from karikomi.rules.outcome import Outcome
 
 
 def outcome(state: Any) -> Outcome:
-    """Return what the clip in an optimizer's state did in the last step; this waits for the device.
+    """Return the outcome of the last step of the clip in an optimizer's state; this waits for the device.
 
-    `state`: of `kk.jax.clip`, `kk.jax.clipped`, or of anything built around one of them. Raises
+    `state`: of `kk.jax.clip`, `kk.jax.clipped`, or of an optimizer that contains one of them. Raises
     `InvalidArgument` for a state with no clip or several, and for one of several networks (``vmap``).
 
     >>> import jax.numpy as jnp, karikomi as kk
@@ -28,10 +28,10 @@ def outcome(state: Any) -> Outcome:
     found = _clips(state)
     if len(found) != 1:
         raise InvalidArgument(
-            "a state with one clip is meant",
+            "the state must contain exactly one clip",
             where="jax.outcome",
             got=f"{len(found)} clips",
-            hint="pass the part of the state that is meant" if found else None,
+            hint="pass the part of the state with one clip" if found else None,
         )
     return _outcome(found[0])
 
@@ -80,7 +80,7 @@ def _culprits(clip: ClipState) -> list[str]:
 
 
 def _one(array: Any, rank: int) -> np.ndarray:
-    """Return the first network's part of what several networks may have."""
+    """Return the array of the first network, where there may be several."""
     array = np.asarray(array)
     return array.reshape(-1, *array.shape[array.ndim - rank :])[0]
 

@@ -29,13 +29,13 @@ def penalty(
 
     ``strength(step) * sum of the rule's terms``, accumulated in float32 at least; its derivative at zero
     is zero, where that of ``jnp.abs`` is 1 and that of a norm is NaN. Weights that are not finite make it
-    so: the clip that stands behind it names them.
+    non-finite; a clip after it names them.
 
-    `params`: a pytree of floating arrays. Arrays do not say what layers they are of, so all that are
+    `params`: a pytree of floating arrays. Arrays have no layer type, so all that are
     selected count, biases too: `only`, `exclude` are globs over their names (``"*kernel"`` for Flax).
     `unit_axes`: for `GroupLasso`, name or glob -> the axis, or axes, of one output unit; arrays without an
     entry do not count. `masks`: for `GrowingL2`, name -> true where a weight is kept. `step`: a number or an
-    array, counted from 0; a strength that changes needs it.
+    array, counted from 0; required for a strength that changes.
 
     Raises `InvalidArgument` for a rule, axes, masks or a step that do not fit, `UnknownName` for a name or
     glob.

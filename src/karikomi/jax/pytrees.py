@@ -1,6 +1,6 @@
 """The leaves of a pytree under their names: the path to a leaf, joined with dots.
 
-Separate because states and rules know arrays by name, whatever container holds them.
+States and rules identify arrays by name, whatever the container.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from karikomi.errors import InvalidArgument
 
 
 def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
-    """Return name -> array, ``None`` for what took no part.
+    """Return name -> array, ``None`` for a missing leaf.
 
     Raises `InvalidArgument` for leaves that are not floating or complex, and for two leaves of one name.
     """
@@ -31,16 +31,16 @@ def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
 def replaced(tree: Any, arrays: Mapping[str, jax.Array | None]) -> Any:
     """Return the tree with other leaves, by the names that `named` gives them."""
 
-    def one(path: Any, leaf: Any) -> Any:
+    def replacement(path: Any, leaf: Any) -> Any:
         return leaf if leaf is None else arrays[_name(path)]
 
-    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=_absent)
+    return jax.tree_util.tree_map_with_path(replacement, tree, is_leaf=_absent)
 
 
 def shapes(
     found: Mapping[str, jax.Array | None], beside: Mapping[str, jax.Array | None] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape; of what took no part that of the array beside it, else an empty one."""
+    """Return name -> shape; for a missing leaf that of the array of the same name in `beside`, else an empty one."""
     known = {n: (beside or {}).get(n) if array is None else array for n, array in found.items()}
     return {name: getattr(array, "shape", ()) for name, array in known.items()}
 

@@ -1,7 +1,7 @@
 """The state of rules as plain data, for JSON and checkpoints, and back.
 
-Statistics of single tensors stand beside the names of these tensors, so that they find their
-tensors again whatever the order is then; a new tensor starts afresh.
+Statistics per tensor are stored with the names of the tensors, so that they can be matched by name whatever
+the order; a new tensor starts with fresh statistics.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def decide_named(
     nonfinite: str = "skip",
     facts: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[StageDecision, dict[str, Any]]:
-    """Return the verdict and the state after it as plain data, for NumPy numbers that bear names.
+    """Return the decision and the state after it as plain data, for named NumPy numbers.
 
-    `names`: one per number; a tensor of several units has its name as many times. `state`: what
-    this returned for the same rule, whatever the names were then, or ``None`` for a fresh one.
+    `names`: one per number; the name of a tensor is repeated for each of its units. `state`: returned by an
+    earlier call for the same rule, for any names, or ``None`` for a fresh one.
     """
     stage = alone(rule, names)
     arrays = from_plain([stage], state)
-    verdict, learned = decide_stage(
+    decision, learned = decide_stage(
         stage, norms, arrays, present=present, xp=np, nonfinite=nonfinite, facts=facts
     )
-    any_bad = np.any(verdict.bad)
-    arrays = committed(arrays, learned, skip=verdict.skip, any_bad=any_bad, xp=np)
-    return verdict, to_plain([stage], arrays)
+    any_bad = np.any(decision.bad)
+    arrays = committed(arrays, learned, skip=decision.skip, any_bad=any_bad, xp=np)
+    return decision, to_plain([stage], arrays)
 
 
 def to_plain(stages: Sequence[Stage], state: State) -> dict[str, Any]:
@@ -58,10 +58,10 @@ def to_plain(stages: Sequence[Stage], state: State) -> dict[str, Any]:
 
 
 def from_plain(stages: Sequence[Stage], plain: Mapping[str, Any] | None) -> State:
-    """Return the NumPy state for these stages that `to_plain` wrote for perhaps other names.
+    """Return the NumPy state for these stages from the plain data of `to_plain`.
 
-    Statistics go with their names: a known name keeps its own, a new one starts afresh, those of
-    vanished names are dropped. Raises `InvalidArgument` for what is no state of these rules.
+    Statistics are matched by name: a new name starts with fresh ones, those of missing names are
+    dropped. Raises `InvalidArgument` for data that is not a state of these rules.
     """
     vectors = [np.zeros(sum(stage.counts)) for stage in stages]
     fresh = begin_stages(stages, vectors, xp=np)
@@ -76,13 +76,13 @@ def from_plain(stages: Sequence[Stage], plain: Mapping[str, Any] | None) -> Stat
             got=sorted(map(str, plain)) if isinstance(plain, Mapping) else type(plain).__name__,
             allowed=sorted(expected),
         )
-    every = {key: (axis, place) for place, own in enumerate(axes) for key, axis in own.items()}
+    named = {key: (axis, place) for place, own in enumerate(axes) for key, axis in own.items()}
     before = [_checked_names(plain[_names_key(i)]) if own else [] for i, own in enumerate(axes)]
     state = {}
     for key, like in fresh.items():
         shape = list(like.shape)
-        if key in every:
-            axis, place = every[key]
+        if key in named:
+            axis, place = named[key]
             shape[axis] = len(before[place])
         state[key] = _array(key, plain[key], like.dtype, tuple(shape))
     for stage, own, names in zip(stages, axes, before, strict=True):
@@ -117,7 +117,7 @@ def _checked_names(names: object) -> list[str]:
 def _array(key: str, value: object, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.asarray(value)
-        # Of an empty list no kind can be seen.
+        # An empty list has no kind of its own.
         fits = np.can_cast(array.dtype, dtype, "same_kind") or array.size == 0
     except (TypeError, ValueError, OverflowError):
         array, fits = np.empty(0), False
@@ -140,7 +140,7 @@ def _realign(
     known = [(now, places[key]) for now, key in enumerate(_numbered(names)) if key in places]
     if before and names and not known:
         raise InvalidArgument(
-            "the state speaks of other tensors than these",
+            "the state has the names of other tensors",
             where="state",
             got=", ".join(before[:3]),
             allowed=", ".join(names[:3]),
@@ -154,7 +154,7 @@ def _realign(
 
 
 def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
-    # Of units, which share the name of their tensor, the third is the third.
+    # Units share the name of their tensor and are told apart by their order.
     seen: Counter[str] = Counter()
     numbered = []
     for name in names:

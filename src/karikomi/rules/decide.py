@@ -1,7 +1,7 @@
-"""What holds for every rule in every framework: non-finite numbers, skipped steps, counters.
+"""Non-finite numbers, skipped steps and counters, handled alike for every rule in every framework.
 
-Pure arithmetic around `Rule.decide`, written once. Non-finite norms never reach a rule, a skipped
-step commits nothing but its count, and statistics are kept only of accepted steps.
+Pure arithmetic around `Rule.decide`. Non-finite norms are never passed to a rule, a skipped step
+changes the counters only, and statistics are updated by accepted steps only.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ POLICIES = ("skip", "raise", "zero", "pass")
 """What to do with a step that has a non-finite gradient; the first is the default."""
 
 COUNTERS = ("attempted", "accepted", "bad_in_a_row", "skipped_in_a_row")
-"""Entries of every state; the rules find ``attempted`` as the fact ``step``, the last under its name."""
+"""Entries of every state; rules are given ``attempted`` as the fact ``step``, and the last under its own name."""
 
 PREFIX = "rule."
 
 
 class StageDecision(NamedTuple):
-    """What apply does: one `factor` or `limit` per measured number, `bad` numbers, and whether to skip."""
+    """The decision of a stage: a `factor` or `limit` per number, `bad` (non-finite) numbers, whether to skip."""
 
     factor: Array
     limit: Array | None
@@ -72,18 +72,18 @@ def judge(
     nonfinite: str = "skip",
     facts: Mapping[str, Array] | None = None,
 ) -> tuple[StageDecision, State]:
-    """Return what apply has to do for these measured norms, and the state afterwards.
+    """Return the decision of one rule for measured norms, and the state after it.
 
-    `norms`: shape (n,), one per tensor (or unit, for rules of that scope), a non-finite entry
-    meaning that its tensor has non-finite entries. `present`: shape (n,), false for tensors that
-    took no part. `facts`: what else the rule needs, by name.
+    `norms`: shape (n,), one per tensor (or unit, for rules of that scope); a non-finite entry means
+    that its tensor has non-finite entries. `present`: shape (n,), false for tensors without a
+    gradient. `facts`: further facts that the rule needs, by name.
     """
     stage = alone(rule, [""] * norms.shape[0])
-    verdict, after = decide_stage(
+    decision, after = decide_stage(
         stage, norms, state, present=present, xp=xp, nonfinite=nonfinite, facts=facts
     )
-    any_bad = xp.any(verdict.bad)
-    return verdict, committed(state, after, skip=verdict.skip, any_bad=any_bad, xp=xp)
+    any_bad = xp.any(decision.bad)
+    return decision, committed(state, after, skip=decision.skip, any_bad=any_bad, xp=xp)
 
 
 def decide_stage(
@@ -97,10 +97,10 @@ def decide_stage(
     facts: Mapping[str, Array] | None = None,
     members: Mapping[str, Array] | None = None,
 ) -> tuple[StageDecision, State]:
-    """Return the verdict of one stage, and what its rules have learned if the step is taken.
+    """Return the decision of one stage, and the entries of the state as they are if the step is taken.
 
     `members`: the masks of the parts by their keys, where the framework keeps them on a device. The
-    second result is given to `committed`, together with that of all other stages of the step.
+    second result is passed to `committed`, merged with those of all other stages of the step.
     """
     bad = present & ~xp.isfinite(norms)
     good = present & ~bad
@@ -133,7 +133,7 @@ def decide_stage(
             seen = xp.minimum(seen, limit)
     factor = ones if factor is None else factor
     if nonfinite in ("skip", "raise"):
-        # No rule asks for zeros: the joint norm, or what divides by it, is beyond these floats.
+        # A factor of zero is an underflow: the joint norm, or its inverse, is out of the range of the dtype.
         skip = skip | xp.any(lost)
     if nonfinite == "zero":
         factor = xp.where(bad, zero, factor)
@@ -141,7 +141,7 @@ def decide_stage(
 
 
 def committed(state: State, learned: State, *, skip: Array, any_bad: Array, xp: Namespace) -> State:
-    """Return the state after a step: a skipped one leaves nothing but its count."""
+    """Return the state after a step; a skipped step changes the counters only."""
     kept = {key: xp.where(skip, state[key], value) for key, value in learned.items()}
     zero, ones = xp.zeros_like(state["attempted"]), xp.ones_like(state["attempted"])
     in_a_row = xp.where(skip, state["skipped_in_a_row"] + ones, zero)
@@ -151,13 +151,13 @@ def committed(state: State, learned: State, *, skip: Array, any_bad: Array, xp: 
         "attempted": state["attempted"] + ones,
         "accepted": state["accepted"] + xp.where(skip, zero, ones),
         "bad_in_a_row": xp.where(any_bad, state["bad_in_a_row"] + ones, zero),
-        # A non-finite step says nothing of the rule that counts these, and must not move it.
+        # A non-finite step is not a skip by the rule that uses this count.
         "skipped_in_a_row": xp.where(any_bad, state["skipped_in_a_row"], in_a_row),
     }
 
 
 def check_policy(nonfinite: str, *, where: str) -> None:
-    """Refuse an unknown policy for non-finite gradients."""
+    """Raise `InvalidArgument` for an unknown policy for non-finite gradients."""
     if nonfinite not in POLICIES:
         raise InvalidArgument(
             "unknown policy for non-finite gradients", where=where, got=nonfinite, allowed=POLICIES
@@ -165,7 +165,7 @@ def check_policy(nonfinite: str, *, where: str) -> None:
 
 
 def check_rule(rule: object, *of: Quantity, where: str, available: Sequence[str] = ()) -> None:
-    """Refuse what is no rule, acts on something else, or needs what this caller cannot measure."""
+    """Raise an error for an object that is not a rule, or a rule that acts on or needs something else."""
     if isinstance(rule, type) or not isinstance(rule, Rule | Composite):
         raise InvalidArgument(
             "this is no rule", where=where, got=repr(rule), allowed="such as kk.clip.ByNorm(1.0)"
@@ -185,7 +185,7 @@ def check_rule(rule: object, *of: Quantity, where: str, available: Sequence[str]
 
 
 def leaves(rule: Rule | Composite) -> list[Rule]:
-    """Return the rules that decide by themselves, of a composite or a rule."""
+    """Return the single rules of a composite, or the rule itself."""
     if is_composite(rule):
         return [leaf for inner in rule.rules for leaf in leaves(inner)]
     return [cast(Rule, rule)]
@@ -194,7 +194,7 @@ def leaves(rule: Rule | Composite) -> list[Rule]:
 def outcome_of(
     stage: Stage,
     norms: Array,
-    verdict: StageDecision,
+    decision: StageDecision,
     *,
     skip: Array,
     nonfinite: str,
@@ -203,7 +203,7 @@ def outcome_of(
     xp: Namespace,
 ) -> Outcome:
     """Return the outcome of a stage; `view`: how it holds its arrays, as they are by default."""
-    arrays = (norms, norms_after(norms, verdict, xp=xp), skip)
+    arrays = (norms, norms_after(norms, decision, xp=xp), skip)
     norms, after, skipped = arrays if view is None else map(view, arrays)
     return Outcome(
         names=stage.owners,
@@ -217,10 +217,10 @@ def outcome_of(
     )
 
 
-def norms_after(norms: Array, verdict: StageDecision, *, xp: Namespace) -> Array:
-    """Return what the measured norms are once the verdict is applied; zeroed tensors have norm 0."""
-    kept = xp.where(verdict.factor == 0, xp.zeros_like(norms), norms) * verdict.factor
-    return kept if verdict.limit is None else xp.minimum(kept, verdict.limit)
+def norms_after(norms: Array, decision: StageDecision, *, xp: Namespace) -> Array:
+    """Return the norms after the decision is applied; zeroed tensors have norm 0."""
+    kept = xp.where(decision.factor == 0, xp.zeros_like(norms), norms) * decision.factor
+    return kept if decision.limit is None else xp.minimum(kept, decision.limit)
 
 
 def _decide(
@@ -247,7 +247,7 @@ def _decide(
 def _limit(
     own: Array, known: Array | None, concerned: Array, array: Array, *, xp: Namespace
 ) -> Array:
-    # A limit of zero (of a schedule, or learned from nothing but zeros) leaves the tensor alone.
+    # A limit of zero (from a schedule, or learned from zeros only) leaves the tensor unchanged.
     own = own * array
     own = xp.where(concerned & (own > 0), own, math.inf * array)
     return own if known is None else xp.minimum(known, own)

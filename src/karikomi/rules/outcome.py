@@ -1,4 +1,4 @@
-"""What a clip or a bound did, in one object; making it costs nothing, reading it may compute."""
+"""The outcome of a clip or a bound; derived values are computed when they are read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from karikomi.rule import Array
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What happened in one step: norms before and after, factor, action, and who contributed.
+    """The result of one step: norms before and after, factor, action, largest contributors.
 
-    `names`: of the tensor that each number speaks of; for rules per unit a name stands there as often
-    as its tensor has units. `norms`: before the step, L2 norms, or for rules of element scope largest
-    magnitudes. `after`: the same numbers after it. `skipped`: whether no step was (or is to be)
-    taken. `peaks`: tensors with a largest magnitude where the others have norms. `earlier`: what the
-    stages of a chain did that were measured before these numbers. `left_alone`: name -> reason for
-    tensors not touched. `share_at_bound`: for bounds, the share of units (or entries) at the limit.
+    `names`: the tensor of each number; for rules per unit the name of a tensor is repeated for each unit.
+    `norms`: before the step, L2 norms, or for rules of element scope largest magnitudes. `after`: the
+    same numbers after it. `skipped`: whether the step was (or is to be) skipped. `peaks`: tensors with a
+    largest magnitude where the others have norms. `earlier`: the outcomes of the stages of a chain
+    that were measured before. `left_alone`: name -> reason for tensors that were not changed.
+    `share_at_bound`: for bounds, the share of units (or entries) at the limit.
 
-    The numbers may lie on a device: reading a property brings them to the host, nothing else does.
+    The numbers may be on a device; they are copied to the host when a property is read.
     """
 
     names: tuple[str, ...]
@@ -40,7 +40,7 @@ class Outcome:
     def pre(self) -> float:
         """The joint norm before: L2 over all tensors, or the largest magnitude for element scope.
 
-        Of a chain, the largest of its stages': a later one sees only what an earlier one left.
+        Of a chain, the largest of its stages', since a later stage is measured after an earlier one was applied.
         """
         stages = (*self.earlier, self)
         return float(np.max([stage._joint(stage._numbers(stage.norms)) for stage in stages]))
@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def engaged(self) -> bool:
-        """Whether any tensor was changed by the rule; a skipped step changes none."""
+        """Whether any tensor was changed by the rule; false for a skipped step."""
         if self._skipped():
             return False
         norms = self._numbers(self.norms)
@@ -128,7 +128,7 @@ class Outcome:
         return {name: self._largest_or_joint(np.array(part)) for name, part in parts.items()}
 
     def as_row(self) -> dict[str, Any]:
-        """Return the facts that a record keeps of every step."""
+        """Return the facts that are recorded for every step."""
         norm, nonfinite = self.pre, self.nonfinite
         return {
             "norm": norm if math.isfinite(norm) else None,

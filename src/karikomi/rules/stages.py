@@ -1,4 +1,4 @@
-"""Rules resolved for named tensors: which rule speaks of which tensor, and what is measured when.
+"""Rules resolved for named tensors: which rule acts on which tensors, and what is measured in which stage.
 
 A chain or groups of rules become a short list of stages. All parts of a stage are decided from one
 measurement; another stage begins only where a later part needs numbers of another kind.
@@ -38,14 +38,14 @@ class Part:
 
     rule: Rule
     key: str
-    """Where its entries stand in the state."""
+    """The prefix of its entries in the state."""
     members: np.ndarray | None
     """One bool per number of its stage; ``None`` means all."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one measurement decides."""
+    """The rules that are decided from one measurement."""
 
     names: tuple[str, ...]
     kinds: tuple[Kind, ...]
@@ -55,7 +55,7 @@ class Stage:
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """The facts that its rules ask for."""
+        """The facts that its rules need."""
         return frozenset().union(*(part.rule.needs for part in self.parts))
 
     @cached_property
@@ -71,12 +71,12 @@ class Stage:
 
     @cached_property
     def norms_only(self) -> bool:
-        """Whether it wants one norm of every tensor and nothing else."""
+        """Whether one norm of every tensor is measured and nothing else."""
         return self.single and all(kind is Kind.NORM for kind in self.kinds)
 
     @cached_property
     def owners(self) -> tuple[str, ...]:
-        """The name of the tensor that each number speaks of."""
+        """The name of the tensor of each number."""
         pairs = zip(self.names, self.counts, strict=True)
         return tuple(name for name, count in pairs for _ in range(count))
 
@@ -100,7 +100,7 @@ def stages(
         kinds = _merged(groups[-1][0], leaf) if groups else None
         if kinds is None:
             kinds = _merged([None] * len(names), leaf)
-            assert kinds is not None  # noqa: S101  (nothing was asked for before)
+            assert kinds is not None  # noqa: S101  (nothing is wanted before)
             groups.append((kinds, []))
         groups[-1][0][:] = kinds
         groups[-1][1].append(leaf)
@@ -112,7 +112,7 @@ def stages(
 
 
 def alone(rule: Rule, owners: Sequence[str]) -> Stage:
-    """Return the stage of one rule for numbers that were measured as its scope asks."""
+    """Return the stage of one rule for numbers measured at its scope."""
     kind = _kind(rule) or Kind.NORM
     names = tuple(owners)
     return Stage(names, (kind,) * len(names), (1,) * len(names), (Part(rule, "", None),))
@@ -144,7 +144,7 @@ def _leaves(
 
 
 def _kind(rule: Rule) -> Kind | None:
-    """Return what a rule wants measured; ``None``: norms, of tensors or of units."""
+    """Return the kind of number that a rule needs; ``None``: norms, of tensors or of units."""
     relative = "second_moment" in rule.needs
     if rule.scope is Scope.ELEMENT:
         return Kind.RELATIVE_PEAK if relative else Kind.PEAK
@@ -153,11 +153,11 @@ def _kind(rule: Rule) -> Kind | None:
     return {Scope.UNIT: Kind.UNITS, Scope.TENSOR: Kind.NORM}.get(rule.scope)
 
 
-_ANY_NORM = object()  # "norms, of tensors or of units", once somebody has asked
+_ANY_NORM = object()  # norms of tensors or of units, once a rule needs some
 
 
 def _merged(known: Sequence[object], leaf: _Leaf) -> list | None:
-    """Return the kinds once this rule is served too, or ``None`` where it needs another measurement."""
+    """Return the kinds with those of another rule merged in, or ``None`` where it needs another measurement."""
     wanted = _kind(leaf.rule) or _ANY_NORM
     merged = []
     for place, kind in enumerate(known):
