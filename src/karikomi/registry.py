@@ -111,7 +111,7 @@ def name_of(kind: str, thing: object) -> str:
         if entry.thing is type(thing):
             return entry.name
     hint = "; ".join(_faults())
-    raise UnknownName(f"this is no registered {kind}", got=type(thing).__name__, hint=hint)
+    raise UnknownName(f"not a registered {kind}", got=type(thing).__name__, hint=hint)
 
 
 def discover(package: str, path: Iterable[str], kind: str) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def shared_quantity(rules: Sequence[object], *, where: str) -> Quantity:
     """Return the quantity that all these rules act on; raise `InvalidArgument` if there is no single one."""
     for rule in rules:
         if isinstance(rule, type) or not isinstance(rule, Rule | Composite):
-            raise InvalidArgument("this is no rule", where=where, got=repr(rule))
+            raise InvalidArgument("not a rule", where=where, got=repr(rule))
     found = {rule.of for rule in rules if isinstance(rule, Rule | Composite)}
     if len(found) != 1:
         names = ", ".join(sorted(item.value for item in found)) or "no rule at all"
@@ -204,7 +204,7 @@ def check_limit(limit: Any, *, where: str) -> Any:
     Infinity is allowed and means measure only. A schedule is anything with a method `value`.
     """
     if callable(getattr(limit, "value", None)) and not isinstance(limit, type):
-        # A schedule stays between its ends, and a limit below zero would turn gradients around.
+        # A schedule stays between its ends, and a limit below zero would reverse gradients.
         for end in ("start", "stop"):
             check_limit(getattr(limit, end, math.inf), where=f"{where} ({end} of the schedule)")
         return limit

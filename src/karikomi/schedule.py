@@ -1,6 +1,6 @@
 """Schedules: pure functions from a step number to a value, usable wherever a number is.
 
-They speak the array namespace of the rule that asks, so a scheduled limit works under `jit` as well.
+They use the array namespace of the calling rule, so that a scheduled limit works under `jit` as well.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Schedule(Protocol):
 def value_at(limit: float | Schedule, step: Array, *, xp: Namespace) -> Array:
     """Return a number or a schedule as a 0-d array of the dtype of `step`, never below 0.
 
-    A limit below zero would turn gradients around; a limit of zero leaves tensors alone.
+    A limit below zero would reverse gradients; a limit of zero leaves tensors unchanged.
     """
-    # A number first: asking whether something is a schedule takes microseconds.
+    # Numbers first: `isinstance` with a protocol takes microseconds.
     if not isinstance(limit, int | float) and isinstance(limit, Schedule):
         value = limit.value(step, xp=xp)
         return xp.maximum(value, xp.zeros_like(value))

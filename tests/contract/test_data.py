@@ -229,7 +229,7 @@ def test_what_is_no_rule_is_refused(row: Row, apply: Apply) -> None:
     for wrong in (type(row.rule), None, 1.0, "ByNorm"):
         if wrong is None and apply in (torch_attach, torch_updates):
             continue  # there it means: measure only
-        with pytest.raises(InvalidArgument, match="this is no rule"):
+        with pytest.raises(InvalidArgument, match="not a rule"):
             apply(Misfit(wrong, row.reference, way=row.kind), sample(0))
 
 

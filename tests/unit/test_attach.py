@@ -294,7 +294,7 @@ def test_rows_go_to_the_record_with_what_was_noted(tmp_path: Any) -> None:
             Unsupported,
             r"attach\(bound\): ByNorm acts on a gradient",
         ),
-        ({"clip": kk.clip.ByNorm}, InvalidArgument, "this is no rule"),
+        ({"clip": kk.clip.ByNorm}, InvalidArgument, "not a rule"),
         ({"prune": 0.9}, InvalidArgument, "prune takes a schedule or masks; got float"),
         ({"nonfinite": "ignore"}, InvalidArgument, "unknown policy.*got ignore"),
         ({"stop_after": 0}, InvalidArgument, "stop_after must be >= 1; got 0"),

@@ -168,7 +168,7 @@ def test_the_state_of_groups_goes_through_json_and_finds_its_tensors() -> None:
     ("make", "error", "text"),
     [
         (lambda: Chain(), InvalidArgument, "at least one rule"),
-        (lambda: Chain(ByNorm), InvalidArgument, "this is no rule"),
+        (lambda: Chain(ByNorm), InvalidArgument, "not a rule"),
         (lambda: Chain(ByNorm(1.0), kk.clip.BlockRMS(1.0)), InvalidArgument, "gradient, update"),
         (lambda: Groups({}), InvalidArgument, "no rule at all"),
         (lambda: Groups({"a": None}), InvalidArgument, "no rule at all"),

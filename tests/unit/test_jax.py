@@ -442,7 +442,7 @@ def test_a_state_of_other_names_is_refused() -> None:
         tx.update(
             {"x": jnp.ones(2), "y": jnp.ones(2)}, tx.init({"a": jnp.ones(2), "b": jnp.ones(2)})
         )
-    with pytest.raises(InvalidArgument, match="no state of a clip"):
+    with pytest.raises(InvalidArgument, match="not the state of a clip"):
         tx.update({"x": jnp.ones(2)}, None)
 
 

@@ -28,7 +28,7 @@ def test_names_lead_to_things_and_back() -> None:
         UnknownName, match="clip: unknown clip; got 'ByNrom'; did you mean 'ByNorm'"
     ):
         registry.find("clip", "ByNrom")
-    with pytest.raises(UnknownName, match="no registered bound; got ByNorm"):
+    with pytest.raises(UnknownName, match="not a registered bound; got ByNorm"):
         registry.name_of("bound", kk.clip.ByNorm(1.0))
 
 
@@ -113,7 +113,7 @@ def test_a_plug_in_that_fails_is_named_where_it_may_be_missed(
     for _ in range(2):
         with pytest.raises(UnknownName, match=f"unknown clip; got 'Mine'; .*{named}"):
             registry.find("clip", "Mine")
-        with pytest.raises(UnknownName, match=f"no registered clip; got dict; .*{named}"):
+        with pytest.raises(UnknownName, match=f"not a registered clip; got dict; .*{named}"):
             registry.name_of("clip", {})
         with pytest.warns(UserWarning, match=named) as said:
             assert "ByNorm" in {entry.name for entry in registry.entries("clip")}

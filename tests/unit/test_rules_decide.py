@@ -146,7 +146,7 @@ def test_norms_afterwards_follow_the_verdict() -> None:
 
 def test_what_is_not_a_rule_here_is_refused() -> None:
     decide.check_rule(SkipJumps(1.0), Quantity.GRADIENT, where="here")
-    with pytest.raises(InvalidArgument, match="here: this is no rule; got 3"):
+    with pytest.raises(InvalidArgument, match="here: not a rule; got 3"):
         decide.check_rule(3, Quantity.GRADIENT, where="here")
     with pytest.raises(InvalidArgument, match="no rule; got <class"):
         decide.check_rule(SkipJumps, Quantity.GRADIENT, where="here")

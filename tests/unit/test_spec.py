@@ -74,7 +74,7 @@ def test_a_nested_schedule_becomes_plain_and_comes_back() -> None:
 
 
 def test_a_bound_is_no_clip() -> None:
-    with pytest.raises(UnknownName, match="no registered clip; got Clamp"):
+    with pytest.raises(UnknownName, match="not a registered clip; got Clamp"):
         spec.to_dict(kk.bound.Clamp(1.0))
     assert spec.to_dict(kk.bound.Clamp(1.0), "bound") == {"rule": "Clamp", "limit": 1.0}
 
@@ -153,7 +153,7 @@ def test_scores_without_a_name_or_without_fields_have_no_plain_form() -> None:
     class Own(kk.prune.Score):
         pass
 
-    with pytest.raises(UnknownName, match="no registered score; got Own"):
+    with pytest.raises(UnknownName, match="not a registered score; got Own"):
         spec.to_dict(kk.prune.OneShot(0.5, score=Own()), "prune")
     with pytest.raises(UnknownName, match="unknown score; got 'tayler'; did you mean 'taylor'"):
         spec.from_dict({"rule": "OneShot", "sparsity": 0.5, "score": {"rule": "tayler"}}, "prune")

@@ -1,4 +1,4 @@
-"""Decide where a weight must stay: one file a bound, found by itself, nothing here touches a tensor."""
+"""Decide where a weight must stay: one file per bound, discovered on import; no code here uses tensors."""
 
 from __future__ import annotations
 

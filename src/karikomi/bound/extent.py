@@ -1,6 +1,6 @@
-"""How far one ball or sphere reaches, one unit or one tensor, and how much rounding it forgives.
+"""The extent of a bound by norm, one unit or one tensor, and its tolerance for rounding.
 
-Separate because several bounds by norm share the choice.
+Shared by several bounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SCOPES = {"unit": Scope.UNIT, "tensor": Scope.TENSOR}
 
 
 def check_extent(per: object, *, where: str) -> None:
-    """Refuse what is neither ``"unit"`` nor ``"tensor"``."""
+    """Raise `InvalidArgument` unless `per` is ``"unit"`` or ``"tensor"``."""
     if not isinstance(per, str) or per not in _SCOPES:
         raise InvalidArgument(
             "unknown extent of the bound", where=where, got=repr(per), allowed="'unit', 'tensor'"
@@ -23,5 +23,5 @@ def check_extent(per: object, *, where: str) -> None:
 
 
 def scope_of(per: str) -> Scope:
-    """Return the scope that an extent stands for."""
+    """Return the scope of an extent."""
     return _SCOPES[per]

@@ -1,7 +1,7 @@
-"""Which numbers stand at the bound once it was applied: the metric that every bound reports.
+"""Which numbers are at the bound after it was applied: a metric of every bound.
 
-Separate because it speaks of what apply left, not of what the rule decided: a unit that came to rest
-on the ball some steps ago stands there still, though nothing scales it any more.
+It is a property of the result and not of the decision: a unit that was scaled onto the bound some steps ago
+is still at it, although it is not scaled any more.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from karikomi.schedule import value_at
 
 
 def standing(rule: Rule, after: np.ndarray, factor: np.ndarray, *, attempted: int) -> np.ndarray:
-    """Return one boolean per number: whether it is at the rule's limit, or was brought to it.
+    """Return one boolean per number: whether it is at the rule's limit, or was scaled to it.
 
-    `after`: the numbers after the bound. `factor`: what they were scaled by. `attempted`: how many
-    steps came before this one, for a limit that is a schedule. A rule without a field ``limit`` has
-    at its bound what it scaled.
+    `after`: the numbers after the bound. `factor`: the factors they were scaled by. `attempted`: the number of
+    steps before this one, for a limit that is a schedule. For a rule without a field ``limit`` the scaled
+    numbers are at its bound.
 
     >>> import karikomi as kk
     >>> rule = kk.bound.MaxNorm(2.0)

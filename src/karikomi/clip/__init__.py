@@ -1,6 +1,6 @@
-"""Decide how much of a gradient to keep: one file a rule, found by itself, nothing here touches a tensor.
+"""Decide how much of a gradient to keep: one file per rule, discovered on import; no code here uses tensors.
 
-`ByNorm` is per tensor, `ByGlobalNorm` is what ``torch.nn.utils.clip_grad_norm_`` does.
+`ByNorm` is per tensor, `ByGlobalNorm` is ``torch.nn.utils.clip_grad_norm_``.
 """
 
 from __future__ import annotations

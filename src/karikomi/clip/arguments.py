@@ -1,6 +1,6 @@
-"""What the rules here accept besides limits: ratios, shares, counts and a choice of scope.
+"""Checks of the arguments of rules besides limits: ratios, shares, counts and choices.
 
-Apart from the rules so that a wrong number is refused with the same words everywhere.
+Shared, so that the error messages are the same for every rule.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ SCOPES = {"global": Scope.GLOBAL, "tensor": Scope.TENSOR}
 
 
 def check_ratio(ratio: Any, *, where: str) -> Any:
-    """Return a ratio to what was usual, a number >= 1 or a schedule; ``inf`` measures only.
+    """Return a ratio to the usual norm, a number >= 1 or a schedule; ``inf`` measures only.
 
-    Below 1 every clipped step would lower what is usual, down to nothing.
+    Below 1 every clipped step would lower the usual norm, down to zero.
     """
     ratio = check_limit(ratio, where=f"{where} (ratio)")
     ends = [getattr(ratio, end, ratio) for end in ("start", "stop")]
@@ -33,7 +33,7 @@ def check_ratio(ratio: Any, *, where: str) -> Any:
 def check_number(
     value: Any, name: str, *, where: str, low: float, high: float = math.inf, open_low: bool = False
 ) -> float:
-    """Return a finite number from `low` to `high`; `open_low` leaves `low` itself out."""
+    """Return a finite number from `low` to `high`; `open_low` excludes `low`."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     number = float(value) if real else math.nan
     inside = low < number <= high if open_low else low <= number <= high
@@ -47,7 +47,7 @@ def check_number(
 
 
 def check_decay(value: Any, name: str, *, where: str) -> float:
-    """Return how much a running mean keeps of itself in one step: 0 <= value < 1."""
+    """Return the decay of a running mean per step: 0 <= value < 1."""
     number = check_number(value, name, where=where, low=0.0, high=1.0)
     if number == 1.0:
         raise InvalidArgument(
@@ -70,7 +70,7 @@ def check_count(value: Any, name: str, *, where: str, low: int, high: int = 1_00
 
 
 def check_choice(value: Any, name: str, choices: Any, *, where: str) -> str:
-    """Return one of the words that are allowed."""
+    """Return one of the allowed strings."""
     if not isinstance(value, str) or value not in choices:
         raise InvalidArgument(
             f"{name} is unknown", where=where, got=repr(value), allowed=" or ".join(choices)

@@ -1,6 +1,6 @@
-"""How often norms of each size came, in bins of a fixed ratio: quantiles of a history without end.
+"""A histogram of norms in bins of a fixed ratio: quantiles of an unbounded history.
 
-The bins are laid around the first norm, so that scaling all norms by a power of two changes no
+The bins are centred on the first norm, so that scaling all norms by a power of two changes no
 count. A quantile is off by at most a factor `ERROR`, as long as norms stay within `OCTAVES` doublings
 of the first one; the smallest and the largest norm are kept exactly.
 """
@@ -61,7 +61,7 @@ def quantile(state: State, share: float, *, xp: Namespace) -> Array:
 
 
 def _at_rank(state: State, until: Array, place: Array, last: Array, *, xp: Namespace) -> Array:
-    """Return the norm of this rank, as if the norms of a bin stood evenly in it by their logarithms."""
+    """Return the norm of this rank, as if the norms of a bin were spaced evenly in their logarithms."""
     counts, first = state["counts"], state["first"]
     smallest, largest = state["smallest"], state["largest"]
     zeros, ones = xp.zeros_like(counts), xp.ones_like(counts)
@@ -72,7 +72,7 @@ def _at_rank(state: State, until: Array, place: Array, last: Array, *, xp: Names
     within = (place - before + 0.5) / xp.max(xp.where(here, counts, ones))
     lower = (bin_ - _MIDDLE - 0.5) / PER_OCTAVE
     upper = (bin_ - _MIDDLE + 0.5) / PER_OCTAVE
-    # The outermost bins reach as far as norms were seen.
+    # The outermost bins extend to the smallest and the largest norm.
     lower = xp.where(bin_ == 0, xp.minimum(_octaves(smallest, first, xp=xp), upper), lower)
     upper = xp.where(bin_ == _BINS - 1, xp.maximum(_octaves(largest, first, xp=xp), lower), upper)
     norm = first * xp.exp(_LN2 * (lower + within * (upper - lower)))

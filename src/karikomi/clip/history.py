@@ -1,7 +1,7 @@
-"""The last norms of accepted steps, in a ring of fixed length, and quantiles of what stands in it.
+"""The last norms of accepted steps, in a ring of fixed length, and their quantiles.
 
-Several rules remember norms and differ in what they conclude. A norm of exactly zero is not kept:
-it says that nothing was measured (an empty batch, a frozen network), not what is usual.
+Shared by several rules. A norm of exactly zero is not kept: it comes from an empty batch or a frozen
+network and is not a usual norm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def begin(like: Array, length: int, *, xp: Namespace) -> State:
 
 
 def teaches(norms: Array, present: Array, *, xp: Namespace) -> Array:
-    """Return whether a step's global norm, shape (1,), is to be learned from; a 0-d bool."""
+    """Return whether a step's global norm, shape (1,), enters the statistics; a 0-d bool."""
     return xp.any(present & (norms > 0))
 
 

@@ -1,6 +1,6 @@
-"""Means and spreads that are kept up step by step, without ever squaring a norm by itself.
+"""Running means and spreads without squares of single norms.
 
-A square of 1e30 overflows float32, one of 1e-30 vanishes; ratios of norms do neither.
+The square of 1e30 overflows float32, that of 1e-30 underflows; squares of ratios of norms do neither.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from karikomi.rule import Array, Namespace
 def root_mean_square(
     first: Array, weight: Array | float, other: Array, other_weight: Array | float, *, xp: Namespace
 ) -> Array:
-    """Return ``sqrt(weight * one^2 + other_weight * other^2)``, safe against overflow."""
+    """Return ``sqrt(weight * first^2 + other_weight * other^2)``, safe against overflow."""
     first, other = xp.abs(first), xp.abs(other)
     largest = xp.maximum(first, other)
     scale = xp.where(largest > 0, largest, xp.ones_like(largest))
@@ -20,7 +20,7 @@ def root_mean_square(
 
 
 def ratio_limit(usual: Array, ratio: Array, otherwise: Array, *, xp: Namespace) -> Array:
-    """Return ``ratio * usual`` where something usual is known, else what `otherwise` says."""
-    # An infinite ratio of nothing is no number.
+    """Return ``ratio * usual`` where `usual` is positive, else `otherwise`."""
+    # An infinite ratio of zero is NaN.
     safe = xp.where(usual > 0, usual, xp.ones_like(usual))
     return xp.where(usual > 0, ratio * safe, otherwise)

@@ -20,8 +20,8 @@ class Library(Measuring):
     """One array library.
 
     `xp`: its namespace, with `MEASURE_OPERATIONS`. `wide`: its widest float, in which norms, factors
-    and limits come. `cond`: ``cond(predicate, one, other)`` returns what one of two functions without
-    arguments returns, a list of arrays, whose shapes are the same for both. `itemsize`: bytes of a dtype.
+    and limits come. `cond`: ``cond(predicate, first, other)`` calls one of two functions without
+    arguments and returns its list of arrays, whose shapes are the same for both. `itemsize`: bytes of a dtype.
     """
 
     def scaled(self, arrays: Sequence[Array], factors: Array) -> list[Array]:

@@ -48,7 +48,7 @@ def owners(stage: Description) -> tuple[str, ...]:
     return tuple(name for name, count in pairs for _ in range(count))
 
 
-def told(
+def stage_outcome(
     stage: Description,
     norms: Array,
     after: Array,

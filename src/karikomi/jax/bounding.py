@@ -22,7 +22,7 @@ from karikomi.functional.bounding import (
     plan_bound,
 )
 from karikomi.functional.unit_axes import UnitAxes, resolved_axes, resolved_fan_ins
-from karikomi.jax.clipping import refuse_complex, strong
+from karikomi.jax.clipping import check_real, strong
 from karikomi.jax.library import library
 from karikomi.jax.pytrees import named, replaced, shapes
 from karikomi.rule import Composite, Quantity, Rule, Scope
@@ -147,7 +147,7 @@ class _Bound:
     def plan(self, found: Mapping[str, jax.Array | None]) -> BoundPlan:
         known = shapes(found)
         if self.rule.scope is Scope.ELEMENT:
-            refuse_complex(found, where=self.where)
+            check_real(found, where=self.where)
         axes = resolved_axes(self.unit_axes, known, where=self.where)
         inputs = resolved_fan_ins(self.fan_in, known, where=self.where)
         return plan_bound(self.rule, known, axes, inputs, where=self.where)

@@ -119,7 +119,7 @@ def clipped(
         optimizer, optax.GradientTransformation | optax.GradientTransformationExtraArgs
     ):
         raise InvalidArgument(
-            "this is no optimizer of optax", where="jax.clipped", got=repr(optimizer)[:80]
+            "not an optax optimizer", where="jax.clipped", got=repr(optimizer)[:80]
         )
     own = _Clip(rule, nonfinite, unit_axes, where="jax.clipped")
     inner = optax.with_extra_args_support(optimizer)
@@ -221,7 +221,7 @@ class _Clip:
     def _check_state(self, plan: tuple[Stage, ...], state: ClipState) -> None:
         if not isinstance(state, ClipState):
             raise InvalidArgument(
-                "this is no state of a clip",
+                "not the state of a clip",
                 where=self.where,
                 got=type(state).__name__,
                 hint="make it with init(params) of this transform",
@@ -243,7 +243,7 @@ class _Clip:
 
     def _check_entries(self, plan: tuple[Stage, ...], found: dict[str, jax.Array | None]) -> None:
         for stage in plan:
-            refuse_complex({name: found[name] for name in stage.peaks}, where=self.where)
+            check_real({name: found[name] for name in stage.peaks}, where=self.where)
 
     def _raise_if_known(self, plan: tuple[Stage, ...], passed: StepResult) -> None:
         if self.nonfinite != "raise" or isinstance(passed.bad, Tracer):
@@ -256,7 +256,7 @@ class _Clip:
             )
 
 
-def refuse_complex(found: Mapping[str, jax.Array | None], *, where: str) -> None:
+def check_real(found: Mapping[str, jax.Array | None], *, where: str) -> None:
     """Raise `Unsupported` for complex entries where a rule acts entry by entry."""
     for name, array in found.items():
         if array is not None and jnp.iscomplexobj(array):

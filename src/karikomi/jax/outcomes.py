@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.functional.outcomes import from_bytes, owners, told, were_zeroed
+from karikomi.functional.outcomes import from_bytes, owners, stage_outcome, were_zeroed
 from karikomi.jax.clipping import ClipState
 from karikomi.rules.outcome import Outcome
 
@@ -100,6 +100,8 @@ def _outcome(clip: ClipState) -> Outcome:
         left_out = bool(skipped)
         zeroed = were_zeroed(norms, after, skipped=left_out)
         found.append(
-            told(stage, norms, after, skipped=left_out, zeroed=zeroed, earlier=tuple(found))
+            stage_outcome(
+                stage, norms, after, skipped=left_out, zeroed=zeroed, earlier=tuple(found)
+            )
         )
     return found[-1]

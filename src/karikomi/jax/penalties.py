@@ -44,7 +44,7 @@ def penalty(
     >>> params = {"dense": {"kernel": jnp.array([[3.0, 0.0], [4.0, 0.0]]), "bias": jnp.ones(2)}}
     >>> rule = kk.prune.GroupLasso(0.5)
     >>> slopes = jax.grad(lambda p: penalty(p, rule, unit_axes={"*kernel": -1}))(params)
-    >>> [round(one, 4) for one in slopes["dense"]["kernel"].ravel().tolist()]
+    >>> [round(slope, 4) for slope in slopes["dense"]["kernel"].ravel().tolist()]
     [0.4243, 0.0, 0.5657, 0.0]
     """
     check_penalty(rule, masks, where=WHERE)

@@ -1,6 +1,6 @@
 """Trees of arrays: a name for every array on the way in, the same containers on the way out.
 
-Separate from clipping and bounding, which both take and return such trees.
+Shared by clipping and bounding.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def like(example: Arrays, arrays: Mapping[str, np.ndarray | None], *, where: str
 def beside(
     arrays: Iterable[Any], found: Mapping[str, np.ndarray | None], *, where: str
 ) -> dict[str, np.ndarray]:
-    """Return the arrays that go with those that were found, by name; there may be more of them."""
+    """Return the arrays of the same names and shapes as those found; there may be more of them."""
     known = named(tree.collected(arrays), where=where)
     for name, array in found.items():
         own = known.get(name)
@@ -61,7 +61,7 @@ def _shape(array: object) -> str:
 
 
 def check_entries(rule: Rule, arrays: Mapping[str, np.ndarray], *, where: str) -> None:
-    """Refuse what is no floating array, and complex entries where a rule acts entry by entry."""
+    """Raise an error for arrays that are not floating, and for complex entries where a rule acts entry by entry."""
     check_arrays(arrays, where=where)
     for name, array in arrays.items():
         if rule.scope is Scope.ELEMENT and np.iscomplexobj(array):

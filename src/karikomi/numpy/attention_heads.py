@@ -1,6 +1,6 @@
 """Scale the query and key projections of attention heads held as NumPy arrays.
 
-Separate because a head is no axis of one tensor: it is the same rows of several.
+A head is not an axis of one tensor but the same rows of several.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _scale(
         fits = rest == 0 and width > 0 and rows % width == 0 and len(repeated) % max(rows, 1) == 0
         if not fits:
             raise InvalidArgument(
-                "the rows are no whole number of heads",
+                "the rows are not a whole number of heads",
                 where=f"{WHERE}: {item}",
                 got=f"{rows} rows",
                 allowed=f"a share of {len(gamma)} heads of {width}",

@@ -44,13 +44,13 @@ def bound(
     as the same containers. The name of an array is the path to it, such as ``layers.0.weight``.
     `unit_axes`: for rules per unit and for `SpectralCap`, name or glob -> the axis whose index is one
     output unit (0 for a matrix of shape (out, in)). `fan_in`: for `InitScaled`, name or glob -> how many
-    inputs feed one output of the layer. A name goes before a glob, an earlier glob before a later one.
-    Tensors without an entry are left alone, and the outcome says so. `logits`,
+    inputs feed one output of the layer. A name takes precedence over a glob, an earlier glob over a later
+    one. Tensors without an entry are unchanged and listed in the outcome. `logits`,
     `attention`: for `QKClip`, attention -> largest logit per query head, and attention -> ``(query,
     key)``, names of the tensors whose first axis holds the heads.
 
-    Raises `NonFinite` naming the tensor when a weight is not finite: no bound can mend it.
-    Raises `InvalidArgument` for what is no such tree or no floating array and for unit axes that do
+    Raises `NonFinite` naming the tensor when a weight is not finite.
+    Raises `InvalidArgument` for objects that are not such trees of floating arrays and for unit axes that do
     not fit, `UnknownName` for a name or glob that matches nothing.
 
     >>> import numpy as np, karikomi as kk
@@ -124,7 +124,7 @@ def _bound_arrays(
 def _divided(
     rule: Rule, state: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any] | None, dict[str, np.ndarray]]:
-    """Return the small state, which the rule shares with `conduct`, and the vectors kept beside it."""
+    """Return the counters and the state of the rule, and the vectors kept with them."""
     if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
         return state, {}
     vectors = state.get(VECTORS)
@@ -173,7 +173,7 @@ def _measured(
     if axis is not None:
         return unit_norms(array, axis)
     if "negative_part" in rule.needs:
-        # An infinite or NaN entry must be seen, on whichever side of zero it stands.
+        # An infinite or NaN entry is detected on either side of zero.
         return np.array([peak(np.minimum(array, 0.0)) if np.isfinite(array).all() else math.nan])
     return np.array([peak(array) if rule.scope is Scope.ELEMENT else norm(array)])
 

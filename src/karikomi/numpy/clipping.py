@@ -37,20 +37,20 @@ def clip(
 
     `grads`: any tree of dicts, lists, tuples and named tuples of floating arrays, which comes back as
     the same containers; a generator as a list. The name of an array is the path to it, such as
-    ``layers.0.weight``. ``None`` took no part and stays ``None``. For rules on updates
+    ``layers.0.weight``. ``None`` is a missing gradient and stays ``None``. For rules on updates
     (`BlockRMS`): the updates, in units of the learning rate.
     `state`: what the last call returned, plain data that JSON takes, or ``None`` for a fresh one; what
-    it learned of a tensor goes with the tensor's name. `nonfinite`: ``skip`` returns
+    was learned of a tensor is stored by its name. `nonfinite`: ``skip`` returns
     zeros for the whole step, ``zero`` zeroes only the bad tensors, ``pass`` leaves them, ``raise``
     raises `NonFinite` naming them. A plain update with zeros is no update; moments still move.
     `weights`: for rules that compare with them (`AGC`), a tree with the same names. `unit_axes`: for
-    rules per unit, name or glob -> the axis whose index is one output unit; a name goes before a glob,
-    an earlier glob before a later one, and a tensor without an entry is one unit. `second_moments`:
+    rules per unit, name or glob -> the axis whose index is one output unit; a name takes precedence over a
+    glob, an earlier glob over a later one, and a tensor without an entry is one unit. `second_moments`:
     for `SPAM`, the running means of squares as of before this step, a tree as `weights`.
 
-    Raises `InvalidArgument` for what is no such tree, for arrays that are not floating or do not fit
+    Raises `InvalidArgument` for an object that is not such a tree, for arrays that are not floating or do not fit
     together, `UnknownName` for a name or glob that matches nothing, and `Unsupported` for a rule that
-    does not act on gradients or needs what was not given.
+    does not act on gradients or needs a fact that was not given.
 
     >>> import numpy as np, karikomi as kk
     >>> grads, outcome, state = clip({"w": np.full(4, 10.0)}, kk.clip.ByGlobalNorm(1.0))
@@ -112,7 +112,7 @@ def clip(
 
 
 def _available(rule: Rule | Composite, given: Mapping[str, object]) -> list[str]:
-    """Return the facts that can be brought for a rule, by what was given."""
+    """Return the facts that are available for a rule."""
     names = ["sizes", *(name for name, arrays in given.items() if arrays is not None)]
     if getattr(rule, "of", None) is Quantity.UPDATE and "second_moment" in names:
         # Such a rule measures the gradients by them, and these are not given here.

@@ -30,7 +30,7 @@ def unit_norms(array: np.ndarray, axis: int) -> np.ndarray:
 
 
 def check_arrays(arrays: Mapping[str, object], *, where: str) -> None:
-    """Refuse anything that is not a floating or complex array."""
+    """Raise `InvalidArgument` for objects that are not floating or complex arrays."""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
             got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__

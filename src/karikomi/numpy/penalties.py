@@ -31,11 +31,11 @@ def penalty(
     ``value = strength(step) * sum of the rule's terms``, in float64; gradients are a tree like the
     weights, of their dtypes, zero for what is not penalised.
 
-    `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays. Arrays do not say
-    what layers they are of, so all that are selected count, biases too: `only`, `exclude` are globs
+    `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays. Arrays have no
+    layer type, so all that are selected count, biases too: `only`, `exclude` are globs
     over their names. `unit_axes`: for `GroupLasso`, name or glob -> the axis, or axes, of one output unit;
     arrays without an entry do not count. `masks`: for `GrowingL2`, name -> true where a weight is kept.
-    `step`: counted from 0; a strength that changes needs it.
+    `step`: counted from 0; required for a strength that changes.
 
     Raises `InvalidArgument` for a rule, axes, masks or a step that do not fit, `UnknownName` for a name or
     glob, `NonFinite` naming an array.

@@ -1,6 +1,6 @@
 """Prune a safetensors file that may be larger than memory: read in blocks, decided by counts, written in blocks.
 
-Separate from `masks`, which has all weights and all masks in memory.
+Unlike `prune`, it never has all weights or all masks in memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What `prune_file` did: `counts`, tensor -> ``(weights that went, all weights)``.
+    """The result of `prune_file`: `counts`, tensor -> ``(pruned weights, all weights)``.
 
     `path`: the file written. `left_alone`: tensor -> why it was copied as it is.
     """
@@ -54,7 +54,7 @@ class FileReport:
 
     @property
     def sparsity(self) -> float:
-        """The share of the selected weights that went, in [0, 1)."""
+        """The share of the selected weights that were pruned, in [0, 1)."""
         total = sum(size for _, size in self.counts.values())
         return sum(removed for removed, _ in self.counts.values()) / total if total else 0.0
 
@@ -71,22 +71,22 @@ def prune_file(
     masks: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> FileReport:
-    """Write a safetensors file with the least important weights of another at zero, and say what went.
+    """Write a safetensors file with the least important weights of another set to zero, and return a report.
 
-    The same weights go as by `prune` of the same arrays, in the order of the file; a few MiB of memory
-    are used, whatever the size of the file or of a tensor. The file is read three or four times. Types,
-    shapes, metadata and the order of tensors stay.
+    The same weights are pruned as by `prune` of the same arrays, in the order of the file; a few MiB of
+    memory are used, whatever the size of the file or of a tensor. The file is read three or four times.
+    Types, shapes, metadata and the order of tensors are kept.
 
     `source`: a safetensors file; F16, BF16, F32 and F64 tensors can be pruned, others are copied.
-    `target`: where to write, whole or not at all; may be `source`. `sparsity`: the share that goes of all selected
-    weights, in [0, 1). `score`: by single weights alone, such as ``magnitude``. `allocation`: one that
+    `target`: written atomically; may be `source`. `sparsity`: the share of all selected weights to prune,
+    in [0, 1). `score`: by single weights alone, such as ``magnitude``. `allocation`: one that
     needs no measured facts and no scores, such as ``global``, ``uniform`` or ``erk``. `only`, `exclude`: globs
-    over tensor names; without them all that can be pruned are, biases too: no rank tells. `masks`: a second
+    over tensor names; without them all that can be pruned are, biases too. `masks`: a second
     file, of `pack_mask`'s bytes by tensor name, their shapes as JSON under ``shapes`` in its metadata.
     `progress`: called with ``(bytes written, bytes in all)`` as these are written.
 
-    Raises `BadFile` for a source that is damaged or cut short, `Unsupported` for a score that looks beyond
-    single weights, `NonFinite` naming a tensor, `UnknownName`, `InvalidArgument`, `Unwritable`.
+    Raises `BadFile` for a source that is damaged or truncated, `Unsupported` for a score of more than single
+    weights, `NonFinite` naming a tensor, `UnknownName`, `InvalidArgument`, `Unwritable`.
 
     >>> import tempfile
     >>> from safetensors.numpy import load_file, save_file
@@ -118,7 +118,7 @@ def prune_file(
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """An open file and what lies in it."""
+    """An open file and the directory of its tensors."""
 
     where: str
     stream: BinaryIO
@@ -127,7 +127,7 @@ class _File:
     reading: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, start: int, end: int, dtype: str = "u1") -> Iterator[np.ndarray]:
-        """Yield what lies between two places in chunks, in arrays of their own."""
+        """Yield the bytes between two offsets in chunks, each a new array."""
         step = CHUNK * np.dtype(dtype).itemsize
         for at in range(start, end, step):
             yield self._exactly(at, np.empty(min(step, end - at), "u1")).view(dtype)
@@ -156,7 +156,7 @@ class _File:
 def _opened(path: Path) -> Iterator[_File]:
     where = str(path)
     try:
-        # Asked before opening: a pipe would wait for its writer for ever.
+        # Before opening: opening a pipe would block without a writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise BadFile("not a regular file", where=where)
         # Not mapped: mapped pages would count as memory in use. Not buffered: chunks are large.
@@ -228,7 +228,7 @@ def _floats(tensor: StoredTensor, raw: np.ndarray) -> np.ndarray:
 
 
 class _Writing:
-    """The last reading of the file: every tensor written, what goes at zero; `counts` fill as it runs."""
+    """The last pass over the file: every tensor is written, pruned weights as zeros; `counts` fill as it runs."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class _Writing:
         self._total = max((tensor.end for tensor in file.tensors), default=file.start)
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of what is pruned."""
+        """Return the shapes of the pruned tensors."""
         return {
             tensor.name: tensor.shape for tensor in self.file.tensors if tensor.name in self._pools
         }

@@ -1,7 +1,4 @@
-"""Apply to one array: scale, clamp, and the limit as the array's dtype rounds it.
-
-Separate because gradients and weights are scaled and clamped alike.
-"""
+"""Scale and clamp one array, and round limits to its dtype; for gradients and weights alike."""
 
 from __future__ import annotations
 
@@ -39,8 +36,8 @@ def clamped(array: np.ndarray, largest: float, limit: float) -> np.ndarray:
 def representable(
     verdict: decide.StageDecision, arrays: Sequence[np.ndarray | None]
 ) -> decide.StageDecision:
-    """Return the verdict with limits as the arrays round them, one array (or ``None``) per limit."""
-    # As the arrays round it: 0.1 is a little more in float32, and what stands there is not above it.
+    """Return the decision with limits rounded to the dtypes of the arrays, one array (or ``None``) per limit."""
+    # 0.1 is a little more in float32, and clamped entries must not be above the limit.
     if verdict.limit is None:
         return verdict
     with np.errstate(over="ignore"):

@@ -1,7 +1,7 @@
 """The largest singular value of an array, followed from step to step by block power iteration.
 
-The readable reference: a block of eight vectors is kept; the first sight of an array iterates until
-the estimate stands still, later steps need one or two iterations from the kept block.
+The readable reference: a block of eight vectors is kept; the first call iterates until
+the estimate converges, later steps need one or two iterations from the kept block.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a user says of single tensors, by name or glob: the unit axis, the fan-in.
+"""The unit axis and the fan-in of tensors, given by name or glob.
 
-Separate from clipping and bounding, which are told the same things in the same way.
+Shared by clipping and bounding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Named = Mapping[str, np.ndarray | None]
 
 
 def resolved_axes(given: Mapping[str, int] | None, found: Named, *, where: str) -> dict[str, int]:
-    """Return tensor -> unit axis, or refuse axes that the tensors do not have."""
+    """Return tensor -> unit axis, or raise `InvalidArgument` for axes that the tensors do not have."""
     axes = spread("unit_axes", given, found, where=where)
     for name, axis in axes.items():
         array = found[name]
@@ -38,7 +38,7 @@ def resolved_axes(given: Mapping[str, int] | None, found: Named, *, where: str) 
 def resolved_fan_ins(
     given: Mapping[str, int] | None, found: Named, *, where: str
 ) -> dict[str, int]:
-    """Return tensor -> how many inputs feed one output, or refuse what is no such number."""
+    """Return tensor -> how many inputs feed one output, or raise `InvalidArgument` for other values."""
     inputs = spread("fan_in", given, found, where=where)
     for name, number in inputs.items():
         if not (isinstance(number, int | float | np.number) and 0 < number < math.inf):

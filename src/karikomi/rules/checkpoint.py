@@ -154,7 +154,7 @@ def _realign(
 
 
 def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
-    # Units share the name of their tensor and are told apart by their order.
+    # Units share the name of their tensor and are distinguished by their order.
     seen: Counter[str] = Counter()
     numbered = []
     for name in names:

@@ -168,7 +168,7 @@ def check_rule(rule: object, *of: Quantity, where: str, available: Sequence[str]
     """Raise an error for an object that is not a rule, or a rule that acts on or needs something else."""
     if isinstance(rule, type) or not isinstance(rule, Rule | Composite):
         raise InvalidArgument(
-            "this is no rule", where=where, got=repr(rule), allowed="such as kk.clip.ByNorm(1.0)"
+            "not a rule", where=where, got=repr(rule), allowed="such as kk.clip.ByNorm(1.0)"
         )
     name = type(rule).__name__
     if rule.of not in of:

@@ -14,7 +14,7 @@ import numpy as np
 from karikomi.errors import Unsupported
 from karikomi.functional.clipping import Companions, StepResult, clip_named, fresh_state
 from karikomi.functional.library import Library
-from karikomi.functional.outcomes import described, told, were_zeroed
+from karikomi.functional.outcomes import described, stage_outcome, were_zeroed
 from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
 from karikomi.keras.arrays.library import is_known, readable
 from karikomi.rule import Array, Composite, Quantity, Rule, State
@@ -152,7 +152,9 @@ def _stage_outcome(
         zeroed = were_zeroed(norms, after, skipped=bool(np.asarray(readable(skipped))))
     else:
         norms = after = readable(numbers)
-    return told(stage, norms, after, skipped=readable(skipped), zeroed=zeroed, earlier=earlier)
+    return stage_outcome(
+        stage, norms, after, skipped=readable(skipped), zeroed=zeroed, earlier=earlier
+    )
 
 
 def _beside(stage: Outcome, library: Library) -> Array:

@@ -1,7 +1,7 @@
-"""A clipping step that never waits for the device: measured, decided and folded where the gradients lie.
+"""Clipping steps without a host sync: measured, decided and folded on the device of the gradients.
 
 For fused optimizers, which take the factor as `grad_scale` and the decision to skip as `found_inf`.
-What a person reads (the outcome, a state dict, a late alarm) comes to the host when it is read.
+The outcome, a state dict and the count of bad steps are copied to the host when they are read.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from karikomi.torch.numerics import norms
 from karikomi.torch.numerics.namespace import DeviceNamespace
 from karikomi.torch.numerics.scaling import clamp_, scale_one_, scale_units_
 
-_PATTERNS = 16  # of missing gradients that are kept on the device
+_PATTERNS = 16  # the most masks of missing gradients that are kept on the device
 
 
 class HostView:
-    """Numbers on a device that come to the host when somebody reads them."""
+    """Numbers on a device that are copied to the host on first read."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -46,7 +46,7 @@ class HostView:
 
 
 class DeviceStep:
-    """The steps of one `Clipping` whose gradients all lie on one device, for a fused optimizer."""
+    """The steps of one `Clipping` whose gradients are all on one device, for a fused optimizer."""
 
     def __init__(self, clipping: Clipping, optimizer: torch.optim.Optimizer) -> None:
         self._clipping, self._optimizer = clipping, optimizer
@@ -83,7 +83,7 @@ class DeviceStep:
             and clipping.nonfinite == "skip"
             and len({tensor.device for tensor in tensors}) == 1
             and not norms.on_cpu(tensors[0])
-            # Where there is no float64, finite numbers would overflow and only the host could tell.
+            # Without float64 the norm of finite numbers may overflow, which only the host can detect.
             and norms.wide(tensors[0].device) is torch.float64
             and not any(tensor.is_complex() for tensor in tensors)
         )
@@ -246,13 +246,13 @@ def _one_factor(stage: Stage) -> bool:
 
 
 class AsyncReadback:
-    """Numbers on their way from a device: read when they have come, never waited for."""
+    """An asynchronous copy from a device to the host, polled and never waited for."""
 
     def __init__(self) -> None:
         self._sent: tuple[torch.Tensor, Any] | None = None
 
     def send(self, numbers: torch.Tensor) -> None:
-        """Start bringing these numbers to the host, unless others are still on their way."""
+        """Start a copy of these numbers to the host, unless another copy is pending."""
         if self._sent is not None:
             return
         moved = numbers.to("cpu", non_blocking=numbers.is_cuda)
@@ -263,7 +263,7 @@ class AsyncReadback:
         self._sent = (moved, event)
 
     def come(self) -> list[int] | None:
-        """Return the numbers that were sent if they are here, else ``None``."""
+        """Return the copied numbers if the copy is complete, else ``None``."""
         if self._sent is None:
             return None
         numbers, event = self._sent

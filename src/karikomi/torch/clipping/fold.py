@@ -1,7 +1,7 @@
 """Fold a factor into the step of a fused optimizer, through its `grad_scale` and `found_inf`.
 
-Fused Adam, AdamW, SGD and Adagrad divide gradients by `grad_scale` while they read them, which is
-what an AMP scaler uses; a factor folded there needs no pass of its own over the gradients.
+Fused Adam, AdamW, SGD and Adagrad divide gradients by `grad_scale` while they read them, as used by
+AMP scalers; a factor folded there needs no separate pass over the gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LARGEST = 1e30  # scale / factor has to stay well inside float32
 
 
 class Fold:
-    """The two attributes of one optimizer during one step, and what stood there before."""
+    """The two attributes of an optimizer during a step, and their previous values."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -26,9 +26,9 @@ class Fold:
         self._ours: dict[str, Any] = {}
 
     def take(self, factor: float, scale: float = 1.0) -> bool:
-        """Let the coming step multiply all gradients by `factor / scale`; false where it cannot.
+        """Fold `factor / scale` into the coming step; return false where that is not possible.
 
-        `scale`: what an AMP scaler has multiplied them by, and the step divides by anyway.
+        `scale`: the factor of an AMP scaler, by which the step divides anyway.
         """
         fits = 0.0 < factor < 1.0 and scale / factor < _LARGEST
         if not (fits and self._possible and fused(self._optimizer)):
@@ -40,7 +40,7 @@ class Fold:
         return True
 
     def set(self, grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
-        """Set the attributes, keeping what stood there for `restore`."""
+        """Set the attributes, keeping their previous values for `restore`."""
         own = self._optimizer.__dict__
         if self._before is None:
             self._before = {key: own[key] for key in ("grad_scale", "found_inf") if key in own}
@@ -49,11 +49,11 @@ class Fold:
         own.update(self._ours)
 
     def restore(self) -> None:
-        """Put back what stood there before; safe to call at any time."""
+        """Restore the previous values; safe to call at any time."""
         if self._before is None:
             return
         own = self._optimizer.__dict__
-        # After a step that failed somebody else may have set them anew.
+        # After a failed step they may have been set again elsewhere.
         for key in [key for key, value in self._ours.items() if own.get(key) is value]:
             del own[key]
             if key in self._before:

@@ -73,7 +73,7 @@ class Clipping:
         self.nonfinite, self.where = nonfinite, where
         self.moments, self.sharding = moments, sharding
         if sharding is not None and sharding.elsewhere:
-            _refuse_joint_norms_inside(rule, where=where)
+            _check_no_joint_norms_inside(rule, where=where)
         self.axes = _unit_axes(rule, found, module, where=where)
         units = {name: found[name].shape[axis] for name, axis in self.axes.items()}
         self.stages = stages(rule, list(found), units=units)
@@ -98,7 +98,7 @@ class Clipping:
         self._state = PlacedState(state)
 
     def plain(self) -> dict[str, Any]:
-        """Return the state as plain data, and tensors where the rule needs second moments of our own."""
+        """Return the state as plain data, with tensors where second moments are kept here."""
         plain = to_plain(self.stages, self._state.on_host())
         kept = self.moments.kept()
         return {**plain, "second_moment": kept} if kept else plain
@@ -108,8 +108,8 @@ class Clipping:
     ) -> Outcome:
         """Clip the gradients of one step.
 
-        `scale`: what an AMP scaler has multiplied the gradients by. `overflow`: whether it is going
-        to skip the step. `fold`: takes a factor that is one number, in place of a multiplication.
+        `scale`: the factor of an AMP scaler on the gradients. `overflow`: whether the scaler is going to
+        skip the step. `fold`: takes a single factor for all gradients, in place of a multiplication.
         """
         if self.sharding is not None:
             self.sharding.settle_(self.parameters.values())
@@ -342,7 +342,7 @@ class HostTensors:
             if tensor is None:
                 continue
             if decision.bad[part].any():
-                # A policy zeroes a bad tensor as a whole, or leaves it alone as a whole.
+                # The policy zeroes a bad tensor as a whole or leaves it unchanged as a whole.
                 if factors.min() == 0.0:
                     self.store(place, scale_(tensor, 0.0))
             elif count > 1:
@@ -393,12 +393,12 @@ class Gradients(HostTensors):
             parameter.grad = None
 
 
-def _refuse_joint_norms_inside(rule: Rule | Composite, *, where: str) -> None:
+def _check_no_joint_norms_inside(rule: Rule | Composite, *, where: str) -> None:
     for leaf in decide.leaves(rule):
         if getattr(leaf, "adds_up_itself", False):
             raise Unsupported(
-                f"{type(leaf).__name__} adds up the norms of the tensors itself, and those of other "
-                "ranks are not among them",
+                f"{type(leaf).__name__} adds up the norms of the tensors itself, without those of "
+                "other ranks",
                 where=f"{where}(process_group)",
                 hint="use a rule of one scope, such as ByNorm or EMARatio",
             )
@@ -425,7 +425,7 @@ def _unit_axes(
         return {}
     if module is None:
         raise InvalidArgument(
-            "which axis of a parameter is one unit, only its module says",
+            "the unit axis of a parameter is known from its module only",
             where=where,
             hint="pass the module instead of its parameters",
         )

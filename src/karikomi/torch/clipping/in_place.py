@@ -31,14 +31,14 @@ def clip_(
 
     `parameters`: a module (its names are reported), or an iterable of parameters or of
     ``(name, parameter)``; tied parameters count once. `state`: what the last call returned, ``None``
-    for a fresh one; plain data, in which what was learned of a tensor goes with its name. `nonfinite`:
-    what a step with a NaN or infinite gradient does: ``skip`` (default) sets the gradients to ``None``,
-    so that the optimizer leaves parameters and moments alone; ``zero`` zeroes only the bad tensors;
-    ``pass`` leaves them; ``raise`` raises `NonFinite` naming them. `optimizer`: whose second moments
-    `SPAM` uses, where it keeps some (Adam and its kin); otherwise they are kept in the state.
+    for a fresh one; plain data, in which statistics are stored by tensor name. `nonfinite`:
+    the policy for a step with a NaN or infinite gradient: ``skip`` (default) sets the gradients to ``None``,
+    so that the optimizer changes neither parameters nor moments; ``zero`` zeroes only the bad tensors;
+    ``pass`` leaves them; ``raise`` raises `NonFinite` naming them. `optimizer`: its second
+    moments are used by `SPAM`, where it keeps some (Adam and variants); otherwise they are kept in the state.
     `process_group`, `check_ranks`: as for `attach`. Sharded parameters (DTensor) need neither.
 
-    Raises `InvalidArgument` when nothing is there to clip, `Unsupported` for a rule that does not act on
+    Raises `InvalidArgument` when there is no gradient to clip, `Unsupported` for a rule that does not act on
     gradients. Reads the norms on the host; no tensor is multiplied that is not clipped.
 
     >>> import torch, karikomi as kk

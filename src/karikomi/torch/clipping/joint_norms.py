@@ -1,9 +1,9 @@
-"""Sharded gradients: every logical parameter counts once, whatever mesh its parts lie on.
+"""Joint norms of sharded gradients: every logical parameter counts once, whatever its mesh.
 
-Each rank measures the part that lies there; this file joins the small numbers. DTensors say by their
-mesh and placements how they lie: one reduction for each set of ranks. Of plain parameters only the
-caller knows that another rank has other ones: `process_group` says so, and the norms of the others
-come in as one number more, under a name like ``(other ranks of experts.*)``.
+Each rank measures its local part, and the numbers are reduced here. The layout of DTensors is given by their
+mesh and placements: one reduction for each set of ranks. That other ranks have other plain parameters is
+given by the caller as `process_group`; their joint norm is one more number, with a name such as
+``(other ranks of experts.*)``.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from karikomi.torch.numerics import norms
 Groups: TypeAlias = "dist.ProcessGroup | Mapping[str, dist.ProcessGroup]"
 """A process group, or globs over parameter names -> process group."""
 
-_ALIKE = 1e-6  # replicas that are summed in another order differ by rounding
+_ALIKE = 1e-6  # replicas summed in another order differ by rounding
 
 
 @dataclass(frozen=True, slots=True)
 class _Others:
-    """What the other ranks of a group hold in place of these members."""
+    """The parameters of the other ranks of a group, in place of these members."""
 
     name: str
     group: Any
@@ -51,7 +51,7 @@ class _Others:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where the numbers of one stage belong."""
+    """The sets of ranks that the numbers of a stage are reduced over."""
 
     stage: Stage
     joints: list[tuple[tuple[Any, ...], np.ndarray, np.ndarray, np.ndarray]]
@@ -61,9 +61,9 @@ class _Layout:
 
 
 class Sharding:
-    """Where the parts of named parameters lie, and how their numbers are joined.
+    """The ranks of the parts of named parameters, and the reduction of their numbers.
 
-    `elsewhere`: a name for what other ranks hold, per glob of `process_group`; `sizes`: how many entries.
+    `elsewhere`: a name for the parameters of other ranks, per glob of `process_group`; `sizes`: their entries.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Sharding:
     def of(
         cls, found: Mapping[str, torch.Tensor], groups: Groups | None, *, check_ranks: bool
     ) -> Sharding | None:
-        """Return where the parts lie, ``None`` where all is on this rank.
+        """Return the sharding of parameters, ``None`` where all are whole on this rank.
 
-        `groups`: see `attach`; a DTensor whose mesh has other ranks of the group in it is counted by its
-        mesh. Raises `InvalidArgument` without ranks or for what is no group, `UnknownName` for a glob that
+        `groups`: see `attach`; a DTensor whose mesh has other ranks of the group is counted by its
+        mesh. Raises `InvalidArgument` without ranks or for an object that is not a group, `UnknownName` for a glob that
         matches nothing on any rank, `Unsupported` for a tensor on a mesh without this rank.
         """
         if groups is None and not check_ranks and not any(map(is_sharded, found.values())):
@@ -99,16 +99,16 @@ class Sharding:
     def extended(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return stages that also have a number for each name of `elsewhere`.
 
-        Rules of global and element scope see it, others act on this rank alone; where a rule of one sort
-        follows one of the other, a new measurement begins. Raises `Unsupported` where a global rule speaks
-        of some of the tensors of a group and not of others: of other ranks only the sum is known.
+        It is used by rules of global and element scope, other rules act on this rank alone; where a rule of one
+        sort follows one of the other, a new stage begins. Raises `Unsupported` where a global rule acts on
+        some of the tensors of a group only: of other ranks only the joint norm is known.
         """
         if not self._others:
             return tuple(stages)
         return tuple(self._with_others(run) for stage in stages for run in _runs(stage))
 
     def settle_(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Bring gradients that lie otherwise than their parameters (pending sums) to the same placements."""
+        """Redistribute gradients with other placements than their parameters (pending sums)."""
         for parameter in parameters:
             gradient: Any = parameter.grad
             if gradient is None or not is_sharded(gradient):
@@ -120,11 +120,11 @@ class Sharding:
     def combined(
         self, stage: Stage, numbers: np.ndarray, present: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of whole tensors, and which took part, from those of their local parts.
+        """Return the numbers of whole tensors, and which are present, from those of their local parts.
 
         `numbers`, `present`: one per number of the stage, without those of `elsewhere`, which the result has
-        at its end. A collective: all ranks call it for the same stages in the same order. What is not
-        finite on one rank is not finite on all of them.
+        at its end. A collective: all ranks call it for the same stages in the same order. A number that is not
+        finite on one rank is not finite on any.
         """
         layout = self._layout(stage)
         numbers, present = numbers.astype(np.float64), present.copy()
@@ -139,7 +139,7 @@ class Sharding:
         return np.append(numbers, extra), np.append(present, there)
 
     def check(self, stage: Stage, outcome: Outcome) -> None:
-        """Raise `Unsupported` on every rank if they decided differently, where `check_ranks` asks for it."""
+        """Raise `Unsupported` on every rank if they decided differently, where `check_ranks` is set."""
         if not self._check_ranks:
             return
         layout = self._layout(stage)
@@ -153,17 +153,17 @@ class Sharding:
             return
         other = int(np.argmin(alike.all(axis=1)))
         raise Unsupported(
-            f"the ranks decided differently: rank 0 {_told(every[0])}, rank {other} {_told(every[other])}",
+            f"the ranks decided differently: rank 0 {_format_row(every[0])}, rank {other} {_format_row(every[other])}",
             where="check_ranks",
             hint="are plain gradients reduced, and rules and states alike?",
         )
 
     def is_split(self, tensor: torch.Tensor) -> bool:
-        """Return whether this rank has but a part of a tensor."""
+        """Return whether this rank has only a part of a tensor."""
         return is_sharded(tensor) and copies_of(tensor) < tensor.device_mesh.size()  # type: ignore[attr-defined]
 
     def unit_norms(self, tensor: torch.Tensor, axis: int) -> np.ndarray:
-        """Return one norm per unit of the whole tensor, of what lies here; 0 where nothing does."""
+        """Return one norm per unit of the whole tensor, of the local entries; 0 for units of other ranks."""
         numbers = np.zeros(tensor.shape[axis])
         here = norms.unit_norms(local(tensor), axis).cpu().double().numpy()
         numbers[own_units(tensor, axis)] = here
@@ -194,7 +194,7 @@ class Sharding:
     def _layout(self, stage: Stage) -> _Layout:
         known = self._layouts.get(id(stage))
         if known is None:
-            # The stage is kept with it, so that its id stays its own.
+            # The stage is kept with it, so that its id is not reused.
             known = self._layouts[id(stage)] = self._laid_out(stage)
         return known
 
@@ -225,7 +225,7 @@ def _others(found: Mapping[str, torch.Tensor], groups: Groups | None) -> list[_O
     for glob, group in pairs:
         if not isinstance(group, dist.ProcessGroup):
             raise InvalidArgument(
-                "no process group that this rank is in",
+                "not a process group of this rank",
                 where=f"process_group, {glob}",
                 got=type(group).__name__,
                 allowed="a torch ProcessGroup, or globs over names -> ProcessGroup",
@@ -258,7 +258,7 @@ def _counted_by_mesh(tensor: torch.Tensor, group: Any) -> bool:
 
 
 def _runs(stage: Stage) -> list[Stage]:
-    """Return the stage in pieces, none of which has rules over all ranks and of one rank for one tensor."""
+    """Return the stage split so that no tensor has rules over all ranks and rules of one rank in the same piece."""
     runs: list[list[Part]] = [[]]
     touched = {True: np.zeros(sum(stage.counts), bool), False: np.zeros(sum(stage.counts), bool)}
     for part in stage.parts:
@@ -273,7 +273,7 @@ def _runs(stage: Stage) -> list[Stage]:
 
 
 def _marked(stage: Stage, names: Container[str]) -> np.ndarray:
-    """Return which numbers of a stage speak of some tensors."""
+    """Return which numbers of a stage are of the given tensors."""
     return np.repeat([name in names for name in stage.names], stage.counts)
 
 
@@ -305,7 +305,7 @@ def _elsewhere(
     numbers: np.ndarray,
     present: np.ndarray,
 ) -> tuple[float, bool]:
-    """Return the number of what the other ranks hold, and whether any of it took part."""
+    """Return the joint number of the other ranks' parameters, and whether any is present."""
     own = numbers[places][present[places]]
     joint = collectives.peak if is_peak else collectives.norm
     every = collectives.gathered(
@@ -318,8 +318,8 @@ def _elsewhere(
     return 0.0, False
 
 
-def _told(row: np.ndarray) -> str:
+def _format_row(row: np.ndarray) -> str:
     skip, norm, peak, norm_after, peak_after = row.tolist()
-    told = [f"norm {norm:.6g} to {norm_after:.6g}"] if norm or not peak else []
-    told += [f"largest {peak:.6g} to {peak_after:.6g}"] if peak else []
-    return "skips" if skip else ", ".join(told)
+    parts = [f"norm {norm:.6g} to {norm_after:.6g}"] if norm or not peak else []
+    parts += [f"largest {peak:.6g} to {peak_after:.6g}"] if peak else []
+    return "skips" if skip else ", ".join(parts)

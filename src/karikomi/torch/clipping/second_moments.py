@@ -1,6 +1,6 @@
-"""Second moments of gradients, for rules that judge an entry by its own history.
+"""Second moments of gradients, for rules relative to them.
 
-Adam and its kin keep them anyway; for other optimizers they are kept here.
+Taken from the state of Adam and its variants; for other optimizers they are kept here.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Moments:
         skip: torch.Tensor | None = None,
         scale: torch.Tensor | float | None = None,
     ) -> None:
-        """Take in the gradients of a step as they are after clipping, unless it is skipped on its device.
+        """Update the moments with the clipped gradients of a step, unless it is skipped on the device.
 
-        `scale`: what an AMP scaler has multiplied them by.
+        `scale`: the factor of an AMP scaler on the gradients.
         """
         for name, parameter in parameters.items():
             if parameter.grad is None or self._kept_elsewhere(parameter):
@@ -57,11 +57,11 @@ class Moments:
             own.copy_(after if skip is None else torch.where(skip, own, after))
 
     def kept(self) -> dict[str, torch.Tensor]:
-        """Return what has to go into a checkpoint: the moments that no optimizer has."""
+        """Return the moments that are in no optimizer, for a checkpoint."""
         return {name: moments.clone() for name, moments in self._own.items()}
 
     def load(self, kept: Mapping[str, Any] | None, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Continue from what `kept` returned."""
+        """Restore the moments that `kept` returned."""
         own = {}
         for name, moments in (kept or {}).items():
             if name not in parameters:

@@ -78,7 +78,7 @@ class Updates:
         return self._clipping.plain()
 
     def load(self, plain: Mapping[str, Any] | None) -> None:
-        """Continue from what `plain` returned."""
+        """Restore the state that `plain` returned."""
         self._clipping.load(plain)
 
     def _rates(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 # A power of two: with it squares of norms from 3e-64 to 1e244 stay in float64's range, all of float32's
-# among them. What is larger counts as infinite, what is smaller as zero.
+# among them. Larger ones count as infinite, smaller ones as zero.
 _SHIFT = 2.0**-300
 
 
@@ -23,7 +23,7 @@ def reduced(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return norms (largest magnitudes where `peaks`) and presence over all ranks of some groups.
 
-    `shares`: 1 / how many ranks hold the same entries. What is not finite anywhere is not finite in the
+    `shares`: 1 / how many ranks hold the same entries. A number that is not finite on a rank is not finite in the
     result. One reduction, and one more where there are peaks.
     """
     with np.errstate(over="ignore", under="ignore"):
@@ -76,7 +76,7 @@ def _all_reduced(groups: tuple[Any, ...], numbers: np.ndarray, operation: str) -
 
 
 def _device(group: Any) -> torch.device:
-    """Return where a group can reduce: on the host if it can, as the numbers are there."""
+    """Return the device for reductions of a group: the host if possible, since the numbers are there."""
     kinds = [pair.partition(":")[0] for pair in str(dist.get_backend_config(group)).split(",")]
     if "cpu" in kinds:
         return torch.device("cpu")

@@ -1,6 +1,6 @@
-"""How DTensors lie on their meshes: the part here, its units, its copies, and the ranks that share them.
+"""Layout of DTensors on their meshes: the local part, its units, its copies, and the ranks that share them.
 
-Nothing here waits for another rank.
+No function here is a collective.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from karikomi.errors import Unsupported
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of a tensor that lies on this rank; a plain tensor is its own."""
+    """Return the local part of a tensor; a plain tensor is returned unchanged."""
     part = getattr(tensor, "to_local", None)
     return tensor if part is None else part()
 
@@ -38,7 +38,7 @@ class Joint:
 
 
 def own_units(tensor: torch.Tensor, axis: int) -> slice:
-    """Return which units along an axis lie on this rank, as `torch.chunk` deals them out.
+    """Return which units along an axis are on this rank, split as by `torch.chunk`.
 
     FSDP splits what tensor parallelism has split before, although its mesh dimension comes first.
     """
@@ -60,7 +60,7 @@ def own_units(tensor: torch.Tensor, axis: int) -> slice:
         done *= size
     if not as_fsdp or length != local(tensor).shape[axis]:
         raise Unsupported(
-            "the units of this rank do not lie side by side",
+            "the units of this rank are not contiguous",
             where=f"sharded {tuple(tensor.shape)}, {placements}",
             hint="use a rule by tensor",
         )
@@ -88,12 +88,12 @@ def joints(found: Mapping[str, torch.Tensor], *, copied: bool = False) -> list[J
             over = ranks_of(mesh)
             joint = by_ranks.setdefault(over, Joint(over, _mesh_groups(mesh), {}))
             joint.shares[name] = 1.0 / copies
-    # One order on all ranks, so that overlapping sets of ranks never wait for each other.
+    # One order on all ranks, so that collectives of overlapping sets of ranks cannot deadlock.
     return [by_ranks[over] for over in sorted(by_ranks, key=lambda over: (len(over), over))]
 
 
 def copies_of(tensor: Any) -> int:
-    """Return on how many ranks each entry of a DTensor lies."""
+    """Return on how many ranks each entry of a DTensor is stored."""
     pairs = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
     return math.prod(size for placement, size in pairs if not hasattr(placement, "dim"))
 
@@ -107,5 +107,5 @@ def ranks_of(mesh: Any) -> tuple[int, ...]:
 def _mesh_groups(mesh: Any) -> tuple[Any, ...]:
     if mesh.ndim > 1 and mesh.size() == dist.get_world_size():
         return (dist.group.WORLD,)
-    # A sum over the dimensions one by one is the sum over all, and needs no group of its own.
+    # A sum over the dimensions one by one is the sum over all, without another group.
     return tuple(mesh.get_group(dim) for dim in range(mesh.ndim) if mesh.size(dim) > 1)

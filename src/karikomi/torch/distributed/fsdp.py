@@ -1,8 +1,7 @@
-"""Weights that FSDP has left gathered: their parts are put back before anything writes to them.
+"""Resharding of weights that FSDP left gathered, before they are written to.
 
-Separate because it is a fact of one wrapper. The outermost module that is fully sharded keeps its
-weights whole after a forward pass, until the next backward; they are copies, and what is written to
-them is lost.
+The outermost fully sharded module keeps its weights gathered after a forward pass, until the next
+backward; they are copies, and writes to them are lost.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from karikomi.torch.internals import in_backward
 
 
 def reshard_(module: Any) -> None:
-    """Have all of a module's FSDP units hold the parts of this rank; others are left as they are.
+    """Reshard all FSDP units of a module.
 
-    Nothing is done during a backward pass, which needs the gathered weights, nor to what is no module.
+    Nothing is done during a backward pass, which needs the gathered weights, or for an object that is not a module.
     """
-    # Imported by whoever uses it, and slowly.
+    # Slow to import, and already imported where it is used.
     unit = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     if unit is None or not isinstance(module, nn.Module):
         return

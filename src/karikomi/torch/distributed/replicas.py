@@ -11,9 +11,9 @@ from karikomi.torch.internals import uncompiled
 
 
 def gathered(module: nn.Module, own: Any) -> list[Any]:
-    """Return what every rank of a data-parallel module gives, in their order; of any other module, `own`.
+    """Return the objects of all ranks of a data-parallel module, in order of rank; of any other module, `own`.
 
-    All ranks call, with what can be pickled and lies on no device.
+    A collective; `own` can be pickled and has no tensor on a device.
     """
     every = [own] * _count(module)
     if len(every) > 1:

@@ -1,6 +1,6 @@
 """The array operations that rules decide with, on torch tensors of one device, without a host sync.
 
-Numbers become tensors by a fill on the device, never by a copy from the host.
+Python numbers become tensors by a fill on the device, never by a copy from the host.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ TINY = 1e-15  # the norm below which float32 squares lose digits
 
 
 on_cpu = operator.attrgetter("is_cpu")
-"""Whether reading a number of a tensor waits for nothing; asked very often, hence no function of ours."""
+"""Whether a tensor is on the CPU; called very often, hence not a Python function."""
 
 
 def values(tensor: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     """Return the L2 norms as NumPy numbers, by one transfer for each device that holds some."""
     squares: list[float] = []
     large = _Large()
-    # Most tensors of most networks are small, and then these few calls are the whole cost.
+    # Most tensors of most networks are small; these few calls are then the whole cost.
     for tensor in tensors:
         square = math.nan
         plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided
@@ -71,7 +71,7 @@ def norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
 
 
 def _device_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the norms as numbers where the tensors lie, those of one device in one go."""
+    """Return the norms as 0-d tensors on the devices of the tensors, one call for each device."""
     found: dict[int, torch.Tensor] = {}
     together: dict[torch.device, list[int]] = {}
     for place, tensor in enumerate(tensors):
@@ -89,7 +89,7 @@ def _device_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 class _Large:
-    """Sums of squares of many large tensors, by rows, whose norms are squared and added all at once."""
+    """Sums of squares of many large tensors, by rows, whose norms are squared and added together."""
 
     def __init__(self) -> None:
         self._places: list[int] = []
@@ -116,7 +116,7 @@ class _Large:
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the stored entries as one row, without a copy where they lie densely in any order."""
+    """Return the stored entries as one row, without a copy where they are dense in memory in any order."""
     if tensor.layout is not torch.strided or tensor.is_complex():
         return values(tensor).reshape(-1)
     if tensor.is_contiguous():
@@ -170,7 +170,7 @@ def on_host(numbers: Sequence[torch.Tensor]) -> list[float]:
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """Return the widest dtype that a device adds in: float64, on Apple's GPUs float32."""
+    """Return the widest dtype of a device for sums: float64, on Apple's GPUs float32."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

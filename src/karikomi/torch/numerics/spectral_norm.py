@@ -1,7 +1,7 @@
 """The largest singular value of a weight, followed from step to step by block power iteration.
 
-A block of eight vectors is kept for each weight. The first sight of it iterates until the estimate
-stands still; later steps start from the kept block and need one or two iterations, each a product
+A block of eight vectors is kept for each weight. The first call iterates until the estimate
+converges; later steps start from the kept block and need one or two iterations, each a product
 with the matrix and one with its transpose. Measured on an MLP under Adam from its first step, where
 weights move by half, the estimate is at most 2e-4 below the true value, where one vector and one
 iteration are 8e-2 below.
@@ -27,9 +27,9 @@ def spectral_norm(
 ) -> tuple[float, torch.Tensor]:
     """Return ``(the largest singular value, block)`` of the matrix (units, all the rest).
 
-    `axis`: of the units. `block`: what the last call returned for this tensor, ``None`` at first; it
-    is begun from a seed that depends on `name` and shape alone, and never written to. The estimate is
-    never above the true value but for rounding. NaN or infinity where an entry is.
+    `axis`: of the units. `block`: the block that the last call returned for this tensor, ``None`` at first; it
+    is drawn from a seed that depends on `name` and shape alone, and never written to. The estimate is
+    never above the true value except for rounding. NaN or infinite if an entry is.
     """
     matrix = _matrix(tensor, axis)
     shape = (matrix.shape[1], min(BLOCK, *matrix.shape))
