@@ -207,7 +207,9 @@ def test_the_framework_of_a_model_is_found_by_its_class() -> None:
         pass
 
     assert registry.framework_of(Own(1, 1)) is kk.torch
-    with pytest.raises(InvalidArgument, match=r"no model of a framework.*got numpy\.ndarray"):
+    with pytest.raises(
+        InvalidArgument, match=r"not a model of a supported framework.*got numpy\.ndarray"
+    ):
         registry.framework_of(np.ones(1))
 
 

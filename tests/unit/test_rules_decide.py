@@ -148,7 +148,7 @@ def test_what_is_not_a_rule_here_is_refused() -> None:
     decide.check_rule(SkipJumps(1.0), Quantity.GRADIENT, where="here")
     with pytest.raises(InvalidArgument, match="here: not a rule; got 3"):
         decide.check_rule(3, Quantity.GRADIENT, where="here")
-    with pytest.raises(InvalidArgument, match="no rule; got <class"):
+    with pytest.raises(InvalidArgument, match="not a rule; got <class"):
         decide.check_rule(SkipJumps, Quantity.GRADIENT, where="here")
     with pytest.raises(Unsupported, match="SkipJumps acts on a gradient, not on a weight"):
         decide.check_rule(SkipJumps(1.0), Quantity.WEIGHT, where="here")

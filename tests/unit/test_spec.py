@@ -159,5 +159,5 @@ def test_scores_without_a_name_or_without_fields_have_no_plain_form() -> None:
         spec.from_dict({"rule": "OneShot", "sparsity": 0.5, "score": {"rule": "tayler"}}, "prune")
     with pytest.raises(InvalidArgument, match="score: the key 'rule' is missing"):
         spec.from_dict({"rule": "OneShot", "sparsity": 0.5, "score": {"seed": 1}}, "prune")
-    with pytest.raises(InvalidArgument, match="no declared fields .*Own.*dataclass"):
+    with pytest.raises(InvalidArgument, match="without declared fields .*Own.*dataclass"):
         spec.construct(Own, {}, where="score own")
