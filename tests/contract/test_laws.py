@@ -241,5 +241,5 @@ def test_the_norm_of_many_half_precision_entries_is_finite(row: Row, apply: Appl
 
 @pytest.mark.parametrize("row", [row for row in CLIPS if row.by_unit], ids=str)
 def test_bare_parameters_have_no_units(row: Row) -> None:
-    with pytest.raises(InvalidArgument, match="only its module says.*pass the module"):
+    with pytest.raises(InvalidArgument, match="known from its module only.*pass the module"):
         torch_parameters(row, sample(0))

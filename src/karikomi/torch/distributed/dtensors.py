@@ -60,7 +60,7 @@ def own_units(tensor: torch.Tensor, axis: int) -> slice:
         done *= size
     if not as_fsdp or length != local(tensor).shape[axis]:
         raise Unsupported(
-            "the units of this rank are not contiguous",
+            "the units of this rank are not side by side",
             where=f"sharded {tuple(tensor.shape)}, {placements}",
             hint="use a rule by tensor",
         )
