@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -20,13 +19,11 @@ from karikomi.record import Recorder
 from karikomi.rule import Composite, Quantity, Rule
 from karikomi.rules import decide
 from karikomi.schedule import whole
-from karikomi.torch.attachment.handle import Handle
+from karikomi.torch.attachment.handle import Handle, Rules, attached
 from karikomi.torch.bounding.in_place import MEASURED
 from karikomi.torch.clipping.host_step import AVAILABLE
 from karikomi.torch.clipping.joint_norms import Groups
 from karikomi.torch.pruning.masks import Masks
-
-_attached: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 # Wrappers that take no hooks, and step the optimizer inside them, which does. Known by their names, so
 # that no trainer is imported to ask.
@@ -131,21 +128,16 @@ def attach(
         raise InvalidArgument(
             "bounds and masks need the module", where="torch.attach", got=type(model).__name__
         )
-    handle = Handle(
+    return Handle(
         optimizers,
         model,
-        clip=clip,
-        update=update,
-        bound=bound,
-        prune=prune,
+        Rules(clip, update, bound, prune),
         nonfinite=nonfinite,
         stop_after=bad_steps,
         record=record,
         process_group=process_group,
         check_ranks=check_ranks,
-        attached=_attached,
     )
-    return handle
 
 
 def _checked_optimizers(
@@ -176,7 +168,7 @@ def _checked_optimizers(
                 got=type(item).__name__,
                 hint="attach to the optimizer inside it, such as wrapper.optimizer",
             ) from None
-        if item in _attached:
+        if item in attached:
             raise Unsupported(
                 "this optimizer has a handle already: every step would be clipped twice",
                 where="torch.attach",
@@ -192,7 +184,7 @@ def is_attached(optimizer: Any) -> bool:
 
     Raises `Unsupported` as `inside` does.
     """
-    return inside(optimizer) in _attached
+    return inside(optimizer) in attached
 
 
 def inside(optimizer: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 from weakref import WeakSet, finalize
 
 import torch
@@ -36,6 +36,19 @@ _PARTS = {"steps", "clip", "update", "bound", "masks", "prune"}
 _LATER = {"update", "prune"}  # parts that states of earlier versions lack
 
 
+attached: WeakSet[torch.optim.Optimizer] = WeakSet()
+"""The optimizers that have a handle."""
+
+
+class Rules(NamedTuple):
+    """What a handle applies: clips of gradients and updates, a bound of weights, and masks."""
+
+    clip: Rule | Composite | None
+    update: Rule | Composite | None
+    bound: Rule | None
+    prune: PruningSchedule | Masks | None
+
+
 class Handle:
     """What `attach` returns: the last outcome, the state for checkpoints, and the way out."""
 
@@ -43,17 +56,13 @@ class Handle:
         self,
         optimizers: Sequence[torch.optim.Optimizer],
         model: nn.Module,
+        rules: Rules,
         *,
-        clip: Rule | Composite | None,
-        update: Rule | Composite | None,
-        bound: Rule | None,
-        prune: PruningSchedule | Masks | None,
         nonfinite: str,
         stop_after: int,
         record: Recorder | None,
         process_group: Groups | None,
         check_ranks: bool,
-        attached: WeakSet[torch.optim.Optimizer],
     ) -> None:
         self.last: Outcome | None = None
         """What the clip did in the last step."""
@@ -63,14 +72,14 @@ class Handle:
         """Attempted steps."""
         self._optimizers, self._model = list(optimizers), model
         self._nonfinite, self._stop_after = nonfinite, stop_after
-        self._record, self._facts, self._attached = record, {}, attached
-        self._found = _optimized(optimizers, model)
-        self._held = [_identities(optimizer) for optimizer in optimizers]
-        self._upkeep = AfterStep(optimizers, model, self._found, bound, prune)
-        sharding = Sharding.of(self._found, process_group, check_ranks=check_ranks)
+        self._record, self._facts = record, {}
+        self._parameters = _optimized(optimizers, model)
+        self._identities_at_attach = [_identities(optimizer) for optimizer in optimizers]
+        self._after_step = AfterStep(optimizers, model, self._parameters, rules.bound, rules.prune)
+        sharding = Sharding.of(self._parameters, process_group, check_ranks=check_ranks)
         self._clipping = Clipping(
-            self._found,
-            ByGlobalNorm(math.inf) if clip is None else clip,
+            self._parameters,
+            ByGlobalNorm(math.inf) if rules.clip is None else rules.clip,
             module=model if isinstance(model, nn.Module) else None,
             nonfinite=nonfinite,
             moments=Moments(*optimizers),
@@ -78,19 +87,21 @@ class Handle:
             where="torch.attach",
         )
         self._updates = None
-        if update is not None:
+        if rules.update is not None:
+            where = "torch.attach(update)"
             self._updates = Updates(
-                optimizers, model, self._found, update, sharding, where="torch.attach(update)"
+                optimizers, model, self._parameters, rules.update, sharding, where=where
             )
-        self._vigilance = LimitWarnings(clip, self._found)
-        self._joint = clip is not None and any(leaf.scope is Scope.GLOBAL for leaf in leaves(clip))
+        clips = [] if rules.clip is None else list(leaves(rules.clip))
+        self._warnings = LimitWarnings(clips, self._parameters)
+        self._needs_all = len(optimizers) > 1 or any(leaf.scope is Scope.GLOBAL for leaf in clips)
         self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
-        self._late = AsyncReadback()
+        self._readback = AsyncReadback()
         self._decided_on_device = False
         self._on_device = None
         if DeviceStep.possible(self._clipping, optimizers):
             self._on_device = DeviceStep(self._clipping, optimizers[0])
-        self._round = JointStep(optimizers)
+        self._joint_step = JointStep(optimizers)
         self._step_calls = StepCalls()
         if len(self._optimizers) > 1:
             self._step_calls.record_scalers()
@@ -109,16 +120,16 @@ class Handle:
     @property
     def masks(self) -> Masks | None:
         """The masks that are held now."""
-        return self._upkeep.masks
+        return self._after_step.masks
 
     @masks.setter
     def masks(self, masks: Masks | None) -> None:
-        self._upkeep.masks = masks
+        self._after_step.masks = masks
 
     @property
     def last_bound(self) -> Outcome | None:
         """What the bound did in the last step."""
-        return self._upkeep.last
+        return self._after_step.last
 
     @property
     def sparsity(self) -> float:
@@ -138,12 +149,12 @@ class Handle:
         """Remove the hooks; the model and the optimizer stay as they are."""
         if self._hooks:
             for optimizer in self._optimizers:
-                self._attached.discard(optimizer)
+                attached.discard(optimizer)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._vigilance.detach()
-        self._round.drop()
+        self._warnings.detach()
+        self._joint_step.drop()
         self._step_calls.release()
         self._unfold()
 
@@ -161,9 +172,9 @@ class Handle:
             "steps": self.steps,
             "clip": self._clipping.plain() if self.steps else None,
             "update": self._updates.plain() if self._updates is not None and self.steps else None,
-            "bound": self._upkeep.bound_state,
+            "bound": self._after_step.bound_state,
             "masks": None if self.masks is None else self.masks.state_dict(),
-            "prune": self._upkeep.plain(),
+            "prune": self._after_step.plain(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,8 +188,8 @@ class Handle:
         steps = whole(state["steps"])
         if steps is None or steps < 0:
             raise InvalidArgument("not a number of steps", where="steps", got=state["steps"])
-        bound, masks = self._upkeep.read(state["bound"], state["masks"])
-        schedule = self._upkeep.read_schedule(state.get("prune"), steps)
+        bound, masks = self._after_step.read(state["bound"], state["masks"])
+        schedule = self._after_step.read_schedule(state.get("prune"), steps)
         update = state.get("update")
         if update is not None and self._updates is None:
             raise no_rule("update")
@@ -193,10 +204,10 @@ class Handle:
             self._clipping.load(before)
             raise
         self.steps = steps
-        self._late = AsyncReadback()
-        self._round.drop()
-        self._upkeep.bound_state, self._upkeep.masks = bound, masks
-        self._upkeep.load_schedule(schedule)
+        self._readback = AsyncReadback()
+        self._joint_step.drop()
+        self._after_step.bound_state, self._after_step.masks = bound, masks
+        self._after_step.load_schedule(schedule)
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if within_step(optimizer):
@@ -235,14 +246,13 @@ class Handle:
 
     @torch.no_grad()
     def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
-        if [_identities(item) for item in self._optimizers] != self._held:
+        if [_identities(item) for item in self._optimizers] != self._identities_at_attach:
             raise Unsupported(
                 "the optimizer has got other parameters since attach",
                 where="torch.attach",
                 hint="detach() the handle and attach again",
             )
-        several = len(self._optimizers) > 1
-        if (self._joint or several) and in_backward():
+        if self._needs_all and in_backward():
             raise Unsupported(
                 "the optimizer steps inside backward(), where the gradients of other parameters are not "
                 "known yet",
@@ -250,18 +260,18 @@ class Handle:
                 hint="use a rule per tensor there, such as ByNorm, AdaGC or AGC, and a handle for each "
                 "optimizer",
             )
-        self._vigilance.stepped()
-        if self._round.joined(optimizer):
+        self._warnings.stepped()
+        if self._joint_step.joined(optimizer):
             return
-        if self._round.partly_done:
+        if self._joint_step.partly_done:
             # Another round begins before all have stepped in the last one.
             self._finish()
-        if several and getattr(optimizer, "grad_scale", None) is None:
+        if len(self._optimizers) > 1 and getattr(optimizer, "grad_scale", None) is None:
             self._refuse_scaled(optimizer)
         try:
             self._clip(optimizer)
         except BaseException:
-            self._round.drop()
+            self._joint_step.drop()
             self._unfold()
             raise
 
@@ -274,31 +284,33 @@ class Handle:
             )
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> None:
-        self._round.begin(optimizer)
+        self._joint_step.begin(optimizer)
         self.steps += 1
-        self._upkeep.before(self.steps, getattr(optimizer, "grad_scale", None))
+        self._after_step.before(self.steps, getattr(optimizer, "grad_scale", None))
         if self._updates is not None:
             self._updates.remember()
         self._decided_on_device = self._on_device is not None and self._on_device.ready()
         if self._on_device is not None and self._fold is not None and self._decided_on_device:
             self._step_on_device(self._on_device, self._fold)
             return
-        self._clipping.where = f"torch.attach, step {self.steps}"
         overflow = _flag(getattr(optimizer, "found_inf", None))
         scale = getattr(optimizer, "grad_scale", None)
         self.last = self._clipping.step(
-            scale=1.0 if scale is None else float(scale), overflow=overflow, fold=self._fold
+            scale=1.0 if scale is None else float(scale),
+            overflow=overflow,
+            fold=self._fold,
+            where=f"torch.attach, step {self.steps}",
         )
-        self._round.clipped()
+        self._joint_step.clipped()
         self._check_in_a_row(0 if overflow else int(self._clipping.bad_in_a_row))
 
     def _step_on_device(self, device: DeviceStep, fold: Fold) -> None:
         self.last = device.step(fold)
-        arrived = self._late.come()
-        self._late.send(device.counts())
+        arrived = self._readback.come()
+        self._readback.send(device.counts())
         if arrived is not None:
             self._check_in_a_row(arrived[0])
-            self._vigilance.judge(accepted=arrived[1], engaged=arrived[2])
+            self._warnings.judge(accepted=arrived[1], engaged=arrived[2])
 
     def _check_in_a_row(self, in_a_row: int) -> None:
         if self._nonfinite == "skip" and in_a_row >= self._stop_after and self.last is not None:
@@ -314,11 +326,11 @@ class Handle:
         if within_step(optimizer):
             return
         self._unfold()
-        if self._round.end(optimizer):
+        if self._joint_step.end(optimizer):
             self._finish()
 
     def _finish(self) -> None:
-        self._round.drop()
+        self._joint_step.drop()
         outcome = self.last
         assert outcome is not None  # noqa: S101  (a step was prepared)
         if self._updates is not None and bool(outcome.skipped):
@@ -326,15 +338,15 @@ class Handle:
             self._updates.pass_over()
         elif self._updates is not None:
             self.last_update = self._updates.clip()
-        self._upkeep.after(self.steps, outcome)
+        self._after_step.after(self.steps, outcome)
         if not self._decided_on_device:
-            self._vigilance.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
+            self._warnings.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
         noted, self._facts = self._facts, {}
         if self._record is not None:
             facts = {"sparsity": self.sparsity, **noted}
             updates = None if self.last_update is None else self.last_update.tensors()
             measured = self._clipping.weights
-            weights = self._upkeep.weight_norms() or (measured and measured.tensors())
+            weights = self._after_step.weight_norms() or (measured and measured.tensors())
             self._record.step(self.steps, outcome, facts, weights=weights, updates=updates)
 
     def _unfold(self) -> None:

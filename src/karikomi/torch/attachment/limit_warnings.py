@@ -8,12 +8,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from karikomi.rule import Composite, Rule
-from karikomi.rules.decide import leaves
+from karikomi.rule import Rule
 from karikomi.torch.internals import version_of
 
 OFTEN, SELDOM = 0.95, 0.001
@@ -25,8 +24,8 @@ UNSTEPPED = 3  # backward passes in a row that changed weights without a step of
 class LimitWarnings:
     """What one handle has seen, and what it has said already."""
 
-    def __init__(self, rule: Rule | Composite | None, found: Mapping[str, torch.Tensor]) -> None:
-        self._judged = rule is not None and any(map(_has_a_limit, leaves(rule)))
+    def __init__(self, rules: Sequence[Rule], found: Mapping[str, torch.Tensor]) -> None:
+        self._judged = any(map(_has_a_limit, rules))
         self.accepted = self.engaged = 0
         self._said = self._missed = False
         self._stepped, self._unstepped, self._version = True, 0, 0

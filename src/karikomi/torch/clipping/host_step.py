@@ -104,13 +104,19 @@ class Clipping:
         return {**plain, "second_moment": kept} if kept else plain
 
     def step(
-        self, *, scale: float = 1.0, overflow: bool = False, fold: Fold | None = None
+        self,
+        *,
+        scale: float = 1.0,
+        overflow: bool = False,
+        fold: Fold | None = None,
+        where: str | None = None,
     ) -> Outcome:
-        """Clip the gradients of one step.
+        """Clip the gradients of one step; `where` is the place that errors name from now on.
 
         `scale`: the factor of an AMP scaler on the gradients. `overflow`: whether the scaler is going to
         skip the step. `fold`: takes a single factor for all gradients, in place of a multiplication.
         """
+        self.where = self.where if where is None else where
         if self.sharding is not None:
             self.sharding.settle_(self.parameters.values())
         done = self.run_on_host(Gradients(self, scale, fold), overflow=overflow)
