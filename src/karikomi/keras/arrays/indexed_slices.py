@@ -28,7 +28,7 @@ class Slices:
         return self.values.dtype
 
     def summed(self) -> tf.Tensor:
-        """Return as many rows, the sum of equal places where the first of them stands, else zeros."""
+        """Return as many rows: the sum of rows with equal indices at the first of them, zeros at the others."""
         count = tf.shape(self.indices)[0]
         first = tf.math.unsorted_segment_min(tf.range(count), self.indices, self.shape[0])
         rows = tf.math.unsorted_segment_sum(self.values, tf.gather(first, self.indices), count)
@@ -39,7 +39,7 @@ class Slices:
         return tf.math.unsorted_segment_sum(self.values, self.indices, self.shape[0])
 
     def to_tensorflow(self) -> tf.IndexedSlices:
-        """Return the sparse gradient as TensorFlow knows it."""
+        """Return the sparse gradient as ``tf.IndexedSlices``."""
         return tf.IndexedSlices(self.values, self.indices, tf.constant(self.shape, tf.int64))
 
 

@@ -73,7 +73,7 @@ def as_it_is(function: Any) -> Any:
 
 
 def readable(array: Any) -> Any:
-    """Return what an outcome can hold: numbers that come to the host when somebody reads them."""
+    """Return arrays for an outcome, which are copied to the host when they are read."""
     if not is_known(array):
         return Untold()
     if framework_of(array) == "torch":

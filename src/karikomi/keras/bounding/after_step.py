@@ -26,7 +26,7 @@ from karikomi.rules.outcome import Outcome
 
 
 def check_bound(rule: Any, *, where: str) -> None:
-    """Refuse what is no rule on weights, or needs what is not measured here."""
+    """Raise an error unless this is a rule on weights whose facts are measured here."""
     decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
     if isinstance(rule, Composite):
         raise Unsupported("bounds are applied one at a time", where=where, got=type(rule).__name__)
@@ -47,7 +47,7 @@ class StandingBound:
     def step(
         self, weights: Mapping[str, Array], state: State, library: Library
     ) -> tuple[dict[str, Array], State]:
-        """Return the weights that the rule speaks of, bounded, and the state after it."""
+        """Return the bounded weights of the rule, and the state after the step."""
         own = {key: value for key, value in state.items() if key != LAST}
         done = bound_named(self.plan, weights, own, library=library)
         numbers = [library.xp.reshape(norm, (1, -1)) for norm in (done.norms, done.after)]

@@ -97,8 +97,8 @@ class Bound(keras.constraints.Constraint):
 
     def __repr__(self) -> str:
         given = {"unit_axis": self.unit_axis, "fan_in": self.fan_in}
-        said = [f"{name}={value}" for name, value in given.items() if value is not None]
-        return f"Bound({', '.join([repr(self.rule), *said])})"
+        settings = [f"{name}={value}" for name, value in given.items() if value is not None]
+        return f"Bound({', '.join([repr(self.rule), *settings])})"
 
 
 def tensor_of(variable: Any) -> Any:
@@ -108,7 +108,7 @@ def tensor_of(variable: Any) -> Any:
 
 
 def check_constraint(rule: object, *, where: str) -> None:
-    """Refuse what is no rule on weights, and rules that a function of one weight cannot follow."""
+    """Raise an error unless this is a rule on weights that needs one weight at a time."""
     needs = {need for leaf in _leaves(rule) for need in leaf.needs} - set(MEASURED)
     if needs and getattr(rule, "of", None) is Quantity.WEIGHT:
         raise Unsupported(

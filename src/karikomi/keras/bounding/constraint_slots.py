@@ -1,7 +1,6 @@
-"""Where Keras keeps a constraint: fit reads that of the variable, a saved file has that of the layer.
+"""Set constraints where Keras reads them: ``fit`` at the variable, saved files at the layer.
 
-Separate from bounding, because a constraint in one of the two places is lost silently: this knows both, and what
-a file will not have.
+Separate from bounding, because a constraint in only one of the two places is lost silently.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def attach_(weight: Weight, bound: Bound) -> None:
 
 
 def check_free(first: Weight, bound: Bound, *, where: str) -> None:
-    """Refuse a variable that has another constraint already, in either place."""
+    """Raise `Unsupported` for a variable that has another constraint, in either place."""
     setting = _setting(first)
     held = [first.variable.constraint, getattr(first.layer, setting) if setting else None]
     for other in held:
@@ -43,7 +42,7 @@ def check_free(first: Weight, bound: Bound, *, where: str) -> None:
 
 
 def unsaved(model: Any, targets: Sequence[Weight]) -> list[str]:
-    """Return the paths of those whose bound a saved model will not have."""
+    """Return the paths of the variables whose bound is not saved with the model."""
     saved = set(_saved(_config(model)))
     # The settings of a recurrent layer are those of its cell, but it saves them as its own.
     around = {

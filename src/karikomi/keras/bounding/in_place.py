@@ -179,7 +179,7 @@ def _apply_(rule: Rule, targets: Sequence[Weight], left_alone: dict[str, str]) -
 
 
 def _share(plan: BoundPlan, done: Bounded) -> float:
-    """Return the share of units, or of entries, that stand at the bound."""
+    """Return the share of units, or of entries, that are at the bound."""
     if "negative_part" in plan.rule.needs:
         reached = {key: done.arrays[key] <= 0 for key in plan.counts}
     elif done.limit is not None:

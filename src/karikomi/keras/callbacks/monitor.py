@@ -127,7 +127,7 @@ class Monitor(keras.callbacks.Callback):
             logs.update(self._curves(self._of_epoch.norm))
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Close the record, have the page drawn, say what it came to."""
+        """Close the record, render the page, and print the summary."""
         self._finish()
         if self.params is None or self.params.get("verbose") != 0:
             sys.stdout.write("\n".join([*self.summary, ""]))

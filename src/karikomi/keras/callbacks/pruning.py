@@ -97,7 +97,7 @@ class Pruning(keras.callbacks.Callback):
         self._schedule, self._given = schedule, masks
         self._data, self._loss, self._facts = data, loss, facts or {}
         self._protect = protect
-        self._told = "" if schedule is None else described(schedule, where=f"{WHERE}: schedule")
+        self._schedule_text = "" if schedule is None else described(schedule, where=f"{WHERE}: schedule")
         self._latest = self._start = masks or Masks()
         self._begin = self._calls = 0
         self._optimizer: MaskedOptimizer | None = None
@@ -169,7 +169,7 @@ class Pruning(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Make new masks if they are due."""
         self._calls += max(batch - self._begin, 0) + 1
-        # To ask for the model makes JAX bring its variables up to date, so it is not asked each time.
+        # Reading the model makes JAX update its variables, so it is not read at each step.
         if self._is_due(self._calls // self._per_step):
             self._follow(self.model)
             self._calls = self._own.attempts
@@ -244,7 +244,7 @@ class Pruning(keras.callbacks.Callback):
         """Stand around the optimizer of a model; `last`: that of the training before, with this callback."""
         scale, before = optimizers(model)
         held = isinstance(before, MaskedOptimizer)
-        goes_on = held and before.schedule == self._told
+        goes_on = held and before.schedule == self._schedule_text
         kept = None if held else self._kept(model)
         self._start = kept or self._given or Masks()
         if not held and not len(self._start):
@@ -258,7 +258,7 @@ class Pruning(keras.callbacks.Callback):
             began = (before.attempts, before.seen) if goes_on else (0, -1)
             if kept and last is not None:
                 began = (last.steps * accumulation(inner), last.seen)
-            own = MaskedOptimizer(inner, places=sorted(places), schedule=self._told, began=began)
+            own = MaskedOptimizer(inner, places=sorted(places), schedule=self._schedule_text, began=began)
             own.build(model.trainable_variables)
             own.hold(before.masks() if held else {})
             put(model, scale, own)
@@ -279,7 +279,7 @@ class Pruning(keras.callbacks.Callback):
     def _hold_first(self, model: Any) -> None:
         """Hold the masks to begin with, and with a schedule those that were restored as well."""
         if not len(self._start):
-            # What was said of another training is not true of one that begins.
+            # Results of an earlier training do not hold for the one that begins.
             self._latest = Masks() if self._seen < 0 else self._latest
             self._latest = self._held(model)
             return
@@ -290,7 +290,7 @@ class Pruning(keras.callbacks.Callback):
         self._latest = self._start
 
     def _wanted(self, model: Any) -> set[int]:
-        """Return the places of the trained variables that masks may speak of."""
+        """Return the places of the trained variables that can be masked."""
         places = _places(model)
         found = {id(variable) for variable, _ in self._start.pairs(model.weights)}
         if self._schedule is not None:

@@ -45,17 +45,19 @@ def described(thing: Any, *, where: str) -> str:
             got=type(thing).__name__,
             hint="numbers, strings, tuples, and scores and dataclasses of such fields can",
         )
-    told = [f"{name}={described(field, where=f'{where}.{name}')}" for name, field in fields.items()]
-    return f"{type(thing).__qualname__}({', '.join(told)})"
+    parts = [
+        f"{name}={described(field, where=f'{where}.{name}')}" for name, field in fields.items()
+    ]
+    return f"{type(thing).__qualname__}({', '.join(parts)})"
 
 
 def _of_many(things: Any, where: str) -> str:
-    told = [described(thing, where=f"{where}[{place}]") for place, thing in enumerate(things)]
+    parts = [described(thing, where=f"{where}[{place}]") for place, thing in enumerate(things)]
     if isinstance(things, set | frozenset):
-        return "{" + ", ".join(sorted(told)) + "}"
+        return "{" + ", ".join(sorted(parts)) + "}"
     if isinstance(things, list):
-        return "[" + ", ".join(told) + "]"
-    return "(" + ", ".join(told) + ("," if len(told) == 1 else "") + ")"
+        return "[" + ", ".join(parts) + "]"
+    return "(" + ", ".join(parts) + ("," if len(parts) == 1 else "") + ")"
 
 
 def _fields(thing: Any) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ whether the last step is (or was) not to be taken."""
 
 
 def check_clip(rule: Any, nonfinite: str, *, weights: bool, where: str) -> None:
-    """Refuse what is no rule on gradients, needs what is not measured, or an unknown policy."""
+    """Raise an error unless this is a rule on gradients whose facts are measured, and a known policy."""
     if getattr(rule, "of", None) is Quantity.UPDATE:
         raise Unsupported(
             f"{type(rule).__name__} acts on updates, which no optimizer of Keras shows before it writes them",

@@ -1,4 +1,4 @@
-"""Which variables of a model can be pruned, how they lie, what goes with their units, why others are left alone.
+"""Variables of a model that can be pruned: their layouts, their siblings, and why others are left alone.
 
 Facts of layer types, separate from the pruning that uses them. A kernel is handed over in the order of torch,
 (units, inputs, kernel positions): so the same weights give the same masks, ties included, in every framework.
@@ -51,7 +51,7 @@ class Oriented:
         return np.ascontiguousarray(array.reshape(own).transpose(np.argsort(self.axes)))
 
     def array(self) -> np.ndarray:
-        """Return the entries on the host, in a type that NumPy knows."""
+        """Return the entries on the host, in a dtype of NumPy."""
         values: Any = keras.ops.convert_to_numpy(self.variable)
         known = np.issubdtype(values.dtype, np.floating)
         return self.turned(values if known else values.astype(np.float32))
@@ -60,7 +60,7 @@ class Oriented:
 def oriented(model: Any, *, where: str) -> dict[str, Oriented]:
     """Return name -> variable for all variables of a built model, each once, in the order of the model.
 
-    Names are paths, with ``#2`` behind those that stand for several.
+    Names are paths, with ``#2`` appended to repeated ones.
     """
     found = weights_of(model, where=where)
     names = names_of([item.variable for item in found], [""] * len(found))
@@ -93,7 +93,7 @@ def is_weight(value: Oriented) -> bool:
 
 
 def siblings(value: Oriented, found: Mapping[str, Oriented], norm: Any = None) -> list[str]:
-    """Return the names of what goes with the units of a kernel: its bias, scale and shift of a `norm`."""
+    """Return the names of the vectors of a kernel's units: its bias, and scale and shift of a `norm`."""
     units = value.shape[value.layout.units] if value.layout else 0
     wanted = [getattr(value.layer, "bias", None)]
     wanted += [getattr(norm, name, None) for name in ("gamma", "beta")]

@@ -1,7 +1,7 @@
-"""What a layer's type says of its variables: which axes are one unit, and how many inputs feed it.
+"""Unit axes and fan-ins of variables, by the type of their layer.
 
-Separate from whoever bounds or clips by unit, because it is the one place that knows layouts of Keras, and a
-rank says nothing of them: a transposed convolution and a convolution differ only in their type.
+The only place with layouts of Keras, which do not follow from the rank: a transposed convolution and a
+convolution differ only in their type.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def weights_of(model: Any, *, where: str) -> list[Weight]:
     for layer in every:
         for item in _own(layer, _CELLS[0] if id(layer) in cells else type(layer)):
             before = known.get(id(item.variable))
-            # A layer that only borrows a variable says nothing of it.
+            # A layer that uses a variable of another layer has no layout for it.
             if before is None or item.axes is not None or before.axes is None:
                 known[id(item.variable)] = item
     return [known[id(variable)] for variable in model.weights]
@@ -169,7 +169,7 @@ def _fans(
 
 
 def _einsum_axes(equation: str) -> Axes:
-    """Return the axes of the second operand that stand in the result.
+    """Return the axes of the second operand that are axes of the result.
 
     >>> _einsum_axes("...cd,cde->...ce")
     (0, 2)

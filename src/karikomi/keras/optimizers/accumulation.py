@@ -1,4 +1,4 @@
-"""Gradients of micro-batches and of replicas: added up, averaged and handed on, sparse ones as they are.
+"""Sums and means of gradients over micro-batches and replicas, and schedules in updates.
 
 Variables that a gradient overwrites (the scales of float8) are left out of all that but the accumulation.
 """
@@ -19,7 +19,7 @@ def is_overwritten(variable: Any) -> bool:
 
 
 def sums(grads: Sequence[Any], variables: Sequence[Any], kept: Sequence[Any]) -> list[Any]:
-    """Return each gradient and what is kept of those before it, added up; of what is overwritten the largest."""
+    """Return the sum of each gradient and those before it; of overwritten variables the maximum."""
     found = []
     for grad, variable, sum_before in zip(grads, variables, kept, strict=True):
         if grad is not None:
@@ -31,7 +31,7 @@ def sums(grads: Sequence[Any], variables: Sequence[Any], kept: Sequence[Any]) ->
 
 
 def quotients(grads: Sequence[Any], variables: Sequence[Any], divisor: Any) -> list[Any]:
-    """Return gradients over a number."""
+    """Return gradients divided by a number."""
     pairs = zip(grads, variables, strict=True)
     return [g if g is None or is_overwritten(v) else _quotient(g, divisor) for g, v in pairs]
 
@@ -52,7 +52,9 @@ def _quotient(grad: Any, divisor: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="karikomi")
 class PerUpdate(keras.optimizers.schedules.LearningRateSchedule):
-    """What `schedule` says at the last of the `steps` micro-batches of an update.
+    """The value of `schedule` at the last of the `steps` micro-batches of an update.
+
+    Keras counts micro-batches for schedules and updates for bias corrections; both hold with this.
 
     >>> import keras
     >>> decay = keras.optimizers.schedules.PiecewiseConstantDecay([3], [1.0, 0.5])
@@ -68,12 +70,12 @@ class PerUpdate(keras.optimizers.schedules.LearningRateSchedule):
         return self.schedule(step * self.steps + (self.steps - 1))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what it is made of, as plain data."""
+        """Return the configuration, as plain data."""
         schedule = keras.optimizers.schedules.serialize(self.schedule)
         return {"schedule": schedule, "steps": self.steps}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> PerUpdate:
-        """Return what `get_config` told."""
+        """Return the schedule of a configuration."""
         schedule = keras.optimizers.schedules.deserialize(config["schedule"], custom_objects)
         return cls(schedule, config["steps"])

@@ -1,4 +1,4 @@
-"""The result of one optimizer step, and the protocol of conditional steps per backend."""
+"""The protocol of conditional optimizer steps, and its implementation for torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Step = Callable[..., None]
 
 
 class StepBranching:
-    """The backends that have one replica and branch anywhere: torch."""
+    """Conditional steps of a backend with one replica that can branch anywhere: torch."""
 
     replicas = 1
     """How many replicas add up their gradients."""

@@ -1,4 +1,4 @@
-"""What a clipped optimizer knows once it has seen the variables: rules for them, and variables of its own."""
+"""Rules resolved for the variables of a clipped optimizer, and the variables of their state."""
 
 from __future__ import annotations
 
@@ -48,18 +48,16 @@ class ClipVariables:
     def bad_in_a_row(self) -> int:
         """Return how many steps in a row were not finite, up to the last one."""
         entry = self.entries["bad_in_a_row"]
-        # On JAX an error in the first step leaves variables without values, and fit looks here before it is told.
+        # On JAX an error in the first step leaves variables without values, and fit reads this before it raises.
         return 0 if stored_value(entry) is None else _number(entry)
 
 
 def rules_for(
     optimizer: Any, names: Sequence[str], weights: Mapping[str, Any]
 ) -> tuple[Clip, StandingBound | None]:
-    """Return the clip and the bound that a clipped optimizer was given, for these variables."""
+    """Return the clip and the bound of a clipped optimizer, resolved for these variables."""
     shapes = {name: tuple(map(int, v.shape)) for name, v in weights.items()}
-    if (
-        not shapes
-    ):  # A model that is frozen as a whole: nothing that was said by name meets anything.
+    if not shapes:  # a frozen model, where no name can match
         return Clip(optimizer.rule, optimizer.nonfinite, {}, {}, (), frozenset()), None
     axes = by_name(optimizer.unit_axes, names, shapes, argument="unit_axes")
     clip = clip_for(

@@ -1,8 +1,8 @@
-"""An optimizer of Keras around another one: it clips, and really leaves out the steps that are not to be taken.
+"""An optimizer of Keras that clips gradients for another one, and skips steps.
 
-It owns what comes before the step (loss scale, accumulation) because a clip must see the gradient of a
-real update, and what comes after it (the bound). All that it learns lies in variables of Keras, so that every
-backend, compiler and file format treats it as it treats moments.
+Loss scale and accumulation are applied before the clip, which needs the gradient of a whole update; the
+bound is applied after the step. All state is in Keras variables, so that every backend, compiler and file
+format treats it like moments.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def clipped(
     raises where values are known and is ``skip`` in compiled code. `stop_after`: after so many steps in a
     row with non-finite gradients `NonFinite` is raised, naming them: at once where values are known, else by
     ``check()`` and at the end of ``fit``. `unit_axes`: for rules per unit, name or glob of a path -> the axis whose
-    index is one output unit, or the axes: ``{"*kernel": -1}``; or a built model, whose layers say. `fan_in`:
+    index is one output unit, or the axes: ``{"*kernel": -1}``; or a built model, for the axes of its layers. `fan_in`:
     for `InitScaled`, likewise.
 
     ``.last`` and ``.last_bound`` are what the last step did. Variables of it hold all that was learned, and
@@ -121,7 +121,7 @@ class ClippedOptimizer(OuterOptimizer):
             getattr(leaf, "skips", False) for leaf in decide.leaves(rule)
         )
         self._own: ClipVariables | None = None
-        self._told: Any = ()
+        self._saved_variables: Any = ()
         # Both come before the clip.
         self.loss_scale_factor, self.gradient_accumulation_steps = inside.taken_over(inner)
         # Keras would make a variable that is assigned here one of its own.
@@ -160,7 +160,7 @@ class ClippedOptimizer(OuterOptimizer):
         """Create the variables of both optimizers and of the clip for these trained variables."""
         variables = list(variables)
         super().build(variables)
-        names = inside.names_as_told(variables, self._told)
+        names = inside.names_as_saved(variables, self._saved_variables)
         pairs = zip(names, variables, strict=True)
         weights = {n: v for n, v in pairs if not accumulation.is_overwritten(v)}
         clip, bound = rules_for(self, names, weights)
@@ -189,10 +189,10 @@ class ClippedOptimizer(OuterOptimizer):
         )
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """Clip gradients and take a step with them, or leave it out."""
+        """Clip gradients and take a step with them, or skip it."""
         grads = list(grads)
         if grads:
-            # AutoGraph, which rewrites whatever a tf.function calls, has nothing to find here.
+            # AutoGraph would rewrite the code of a tf.function, and has nothing to do here.
             as_it_is(self._apply)(grads, self._checked(grads, trainable_variables))
 
     def _checked(self, grads: list[Any], variables: Sequence[Any] | None) -> list[Any]:
@@ -209,7 +209,7 @@ class ClippedOptimizer(OuterOptimizer):
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
         if all(grad is None for grad in grads):
-            # It raises, in the words of Keras.
+            # This raises the error of Keras.
             self.inner_optimizer.apply(grads, variables)
         steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
         if scale is not None:
@@ -316,7 +316,7 @@ class ClippedOptimizer(OuterOptimizer):
         super().finalize_variable_values(var_list)
 
     def save_own_variables(self, store: Any) -> None:
-        """Write what is not the inner optimizer's, which Keras saves beside it."""
+        """Write the state of the clip; Keras saves the inner optimizer beside it."""
         store[saved_state.ITERATION] = keras.ops.convert_to_numpy(internals.apply_count(self))
         if self._own is not None:
             saved_state.to_store(store, self._saved(), self._own.names)
@@ -344,7 +344,7 @@ class ClippedOptimizer(OuterOptimizer):
         return self._learned.entries | {ACCUMULATED + name: variable for name, variable in pairs}
 
     def get_config(self) -> dict[str, Any]:
-        """Return what it is made of, as plain data."""
+        """Return the configuration, as plain data."""
         steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
         inner = inside.inner_config(self.inner_optimizer, steps=steps, scale=scale)
         names = [] if self._own is None else self._own.names
@@ -357,19 +357,19 @@ class ClippedOptimizer(OuterOptimizer):
             "stop_after": self.stop_after,
             "unit_axes": inside.plain(self.unit_axes),
             "fan_in": inside.plain(self.fan_in),
-            "variables": inside.told(names, self.trained) or self._told,
+            "variables": inside.variable_list(names, self.trained) or self._saved_variables,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ClippedOptimizer:
-        """Return what `get_config` told."""
+        """Return the optimizer of a configuration."""
         given = dict(config)
         inner: Any = keras.saving.deserialize_keras_object(
             given.pop("inner_optimizer"), custom_objects=custom_objects
         )
         rule, bound = spec.from_dict(given.pop("rule")), given.pop("bound")
         bound = None if bound is None else spec.from_dict(bound, "bound")
-        told = given.pop("variables", [])
+        saved = given.pop("variables", [])
         made = cls(inner, rule, bound=bound, **given)
-        made._told = tuple(told)
+        made._saved_variables = tuple(saved)
         return made

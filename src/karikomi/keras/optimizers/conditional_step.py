@@ -1,4 +1,4 @@
-"""Take a step or leave it, and write variables: what each backend of Keras allows where.
+"""Conditional optimizer steps, and writes to variables, per backend of Keras.
 
 Torch branches; JAX does so with functions that return what they would write; TensorFlow branches where a
 graph allows it, which under `tf.distribute` is outside of the replicas.
@@ -43,7 +43,7 @@ class StatelessBranching(StepBranching):
 
 
 def branching_for(written: Callable[[], list[Any]]) -> StepBranching:
-    """Return what the backend of Keras can do; `written`: the variables that a step may write."""
+    """Return the step branching of the backend; `written`: the variables that a step may write."""
     backend = keras.config.backend()
     if backend == "tensorflow":
         return importlib.import_module("karikomi.keras.optimizers.tensorflow_step").Replicated()

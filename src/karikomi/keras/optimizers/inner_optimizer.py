@@ -1,4 +1,4 @@
-"""What may be wrapped by a clipped optimizer, what is told to it of variables, and how that is written down."""
+"""Checks of the optimizer that is wrapped, and names, axes and fan-ins in configurations."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def taken_over(inner: Any) -> tuple[float | None, int | None]:
 
 
 def check_stop_after(steps: object) -> None:
-    """Refuse what is no number of steps."""
+    """Raise `InvalidArgument` unless this is a positive number of steps."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidArgument(
             "stop_after is a number of steps", where=WHERE, got=repr(steps), allowed=">= 1"
@@ -87,18 +87,18 @@ def check_stop_after(steps: object) -> None:
 
 
 def is_schedule(learning_rate: Any) -> bool:
-    """Return whether a learning rate goes by the step."""
+    """Return whether a learning rate is a schedule."""
     return isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
 
 
 def inner_config(inner: Any, *, steps: int | None, scale: float | None) -> Any:
-    """Return the configuration of an optimizer as it was given, with what was taken over from it."""
-    told: Any = keras.saving.serialize_keras_object(inner)
-    told["config"] |= {"gradient_accumulation_steps": steps, "loss_scale_factor": scale}
+    """Return the configuration of an optimizer, with the settings that were taken over from it."""
+    config: Any = keras.saving.serialize_keras_object(inner)
+    config["config"] |= {"gradient_accumulation_steps": steps, "loss_scale_factor": scale}
     rate = learning_rate_of(inner)
     if isinstance(rate, PerUpdate):
-        told["config"]["learning_rate"] = keras.optimizers.schedules.serialize(rate.schedule)
-    return told
+        config["config"]["learning_rate"] = keras.optimizers.schedules.serialize(rate.schedule)
+    return config
 
 
 def of_model(axes: Any, inputs: Any) -> tuple[Any, Any]:
@@ -113,7 +113,7 @@ def of_model(axes: Any, inputs: Any) -> tuple[Any, Any]:
 
 
 def by_name(given: Any, names: Sequence[str], known: Mapping[str, object], *, argument: str) -> Any:
-    """Return what was said by place by name: a path changes with the name of the model that it is in."""
+    """Return values by place as values by name; a path contains the name of the model, which may change."""
     if not isinstance(given, list):
         return given
     if len(given) != len(names):
@@ -127,20 +127,20 @@ def by_name(given: Any, names: Sequence[str], known: Mapping[str, object], *, ar
     return {name: pair for name, pair in pairs if pair is not None and name in known}
 
 
-def told(names: Sequence[str], variables: Sequence[Any]) -> list[Any]:
-    """Return what a configuration says of the variables that an optimizer was built for."""
+def variable_list(names: Sequence[str], variables: Sequence[Any]) -> list[Any]:
+    """Return names and shapes of the variables of an optimizer, for its configuration."""
     pairs = zip(names, variables, strict=True)
     return [[name, list(map(int, variable.shape))] for name, variable in pairs]
 
 
-def names_as_told(variables: Sequence[Any], before: Sequence[Any]) -> list[str]:
-    """Return the names of variables, if they are those that `told` told of, as they were then.
+def names_as_saved(variables: Sequence[Any], before: Sequence[Any]) -> list[str]:
+    """Return the names of variables, those of a saved `variable_list` if it fits them.
 
-    Keras loads a model under other paths than it had, and what was said by name shall still be true.
+    Keras loads a model under other paths than it had, and settings by name have to remain valid.
     """
     names = names_of(list(variables), [str(place) for place in range(len(variables))])
     known = [(str(name), list(shape)) for name, shape in before]
-    kinds = [[(_leaf(n), s) for n, s in each] for each in (known, told(names, variables))]
+    kinds = [[(_leaf(n), s) for n, s in each] for each in (known, variable_list(names, variables))]
     return [name for name, _ in known] if kinds[0] == kinds[1] else names
 
 
@@ -149,7 +149,7 @@ def _leaf(name: str) -> str:
 
 
 def plain(given: Any) -> Any:
-    """Return what Keras wrapped to track it, as it was."""
+    """Return a container without the wrappers by which Keras tracks it."""
     if isinstance(given, Mapping):
         return {name: plain(item) for name, item in given.items()}
     return [plain(item) for item in given] if isinstance(given, list | tuple) else given

@@ -1,7 +1,7 @@
-"""An optimizer of Keras around another one that lets masked weights neither move nor count.
+"""An optimizer of Keras that keeps masked weights at zero around another one.
 
-Masks are variables of it, and so part of what every backend compiles a step of: they change without a new
-compilation, hold within `steps_per_execution`, and are saved and loaded with the optimizer, a bit per weight.
+Masks are optimizer variables, so that they change without a new compilation, hold within
+`steps_per_execution`, and are saved with the optimizer, one bit per weight.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class MaskedOptimizer(OuterOptimizer):
         return {place: mask for place, mask in found.items() if not mask.all()}
 
     def hold(self, masks: Mapping[int, np.ndarray]) -> None:
-        """Take masks on for variables by place, and forget the moments of what is masked now."""
+        """Set the masks of variables by place, and zero the moments of masked weights."""
         for place, mask in masks.items():
             if place not in self._masks:
                 raise InvalidArgument(
@@ -109,7 +109,7 @@ class MaskedOptimizer(OuterOptimizer):
         self._mask_weights([self.trained[place] for place in self._masks])
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """Take a step of the optimizer inside, with masks held."""
+        """Take a step of the inner optimizer, with masked gradients and weights."""
         grads = list(grads)
         if grads:
             # AutoGraph would rewrite the code of a tf.function, and has nothing to do here.
@@ -138,11 +138,11 @@ class MaskedOptimizer(OuterOptimizer):
         self._branching.assign([variable for variable, _ in pairs], masked)
 
     def scale_loss(self, loss: Any) -> Any:
-        """Scale the loss as the optimizer inside does."""
+        """Scale the loss as the inner optimizer does."""
         return self.inner_optimizer.scale_loss(loss)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        """Set the final values of variables, as the optimizer inside does, and mask them."""
+        """Set the final values of variables, as the inner optimizer does, and mask them."""
         super().finalize_variable_values(var_list)
         self.enforce()
 
@@ -171,7 +171,7 @@ class MaskedOptimizer(OuterOptimizer):
         internals.apply_count(self).assign(np.asarray(store[_STEP]))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what it is made of, as plain data."""
+        """Return the configuration, as plain data."""
         inner: Any = keras.saving.serialize_keras_object(self.inner_optimizer)
         return {
             "name": self.name,
@@ -182,7 +182,7 @@ class MaskedOptimizer(OuterOptimizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MaskedOptimizer:
-        """Return what `get_config` told."""
+        """Return the optimizer of a configuration."""
         given = dict(config)
         inner: Any = keras.saving.deserialize_keras_object(
             given.pop("inner_optimizer"), custom_objects=custom_objects

@@ -1,7 +1,6 @@
-"""Put an optimizer that holds masks around that of a compiled model, and take it away again.
+"""Replace the optimizer of a compiled model by one with masks, and restore it.
 
-What Keras compiled with the optimizer before is forgotten each time, and what a file of the model will say of it
-is mended.
+The compiled step and the saved configuration of the model are updated each time.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from karikomi.keras.optimizers.masking_optimizer import MaskedOptimizer
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSlot:
-    """What a model trained with: its optimizer, and the step that was compiled with it."""
+    """The optimizer of a model, and the step that was compiled with it."""
 
     model: Any
     optimizer: Any
     train_function: Any
 
     def restore(self) -> None:
-        """Give the model back what it had."""
+        """Restore the optimizer and the compiled step of the model."""
         scale, now = optimizers(self.model)
         if now is not self.optimizer:
             put(self.model, scale, self.optimizer)
@@ -34,7 +33,7 @@ class OptimizerSlot:
 
 
 def standing(model: Any) -> OptimizerSlot:
-    """Return what a compiled model trains with."""
+    """Return the optimizer of a compiled model and its compiled step."""
     return OptimizerSlot(model, optimizers(model)[1], model.train_function)
 
 

@@ -1,6 +1,6 @@
-"""The state of a clipped optimizer in a file: entries go with the names of variables, then with their places.
+"""The state of a clipped optimizer in a file, matched by the names of variables, else by their places.
 
-Keras renames layers freely (``dense_1``), so that a name that is gone is no reason to forget.
+Keras renames layers freely (``dense_1``), so that a changed name must not lose the state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from karikomi.rules.stages import Stage
 
 NAMES, ITERATION = "names", "iteration"
 BOUND, ACCUMULATED = "bound.", "accumulated."
-"""Beginnings of entries: what a bound keeps, and sums of gradients that wait for their update."""
+"""Prefixes of entries: the state of a bound, and accumulated gradients."""
 
 
 def is_readable(store: Any, name: str, *, built: bool) -> bool:
@@ -36,7 +36,7 @@ def is_readable(store: Any, name: str, *, built: bool) -> bool:
 
 
 def to_store(store: Any, entries: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Write entries, and the names of the variables that they speak of."""
+    """Write entries, and the names of their variables."""
     store[NAMES] = np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
     for key, variable in entries.items():
         store[_in_file(key, names)] = _of_all_replicas(variable)

@@ -1,7 +1,7 @@
-"""Take a step or leave it in TensorFlow, with one replica or several.
+"""Conditional optimizer steps in TensorFlow, with one replica or several.
 
-A branch inside of a replica may not meet the other replicas, as an optimizer does: so the replicas meet
-first, and the branch then starts them again.
+A branch inside of a replica may not synchronise with the other replicas, as an optimizer does: the
+replicas are merged first, and the branch is taken outside of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Replicated(StepBranching):
 
     def either(self, predicate: Any, left: Step, other: Step, arrays: Sequence[Any]) -> None:
         """Call one of two functions with these arrays."""
-        if not _meets():
+        if not _merges():
             keras.ops.cond(predicate, lambda: left(arrays), lambda: other(arrays))
             return
 
@@ -51,7 +51,7 @@ class Replicated(StepBranching):
     def assign(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
         """Write variables, on each replica its own value."""
         own = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-        if not _meets():
+        if not _merges():
             for variable, value in zip(own, values, strict=True):
                 variable.assign(tf.cast(value, variable.dtype))
             return
@@ -83,7 +83,7 @@ def _replica() -> Any:
     return context
 
 
-def _meets() -> bool:
+def _merges() -> bool:
     return _replica().num_replicas_in_sync > 1 and needs_merge_call()
 
 

@@ -1,6 +1,6 @@
-"""What `attach` does around a step: masks by schedule, masks held, weights bounded.
+"""Masks and bounds around a step of `attach`: masks are scheduled and applied, weights are bounded.
 
-All of it speaks of the parameters that the optimizer holds and moves, and of no others.
+Only the parameters that the optimizer holds and moves are affected.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class AfterStep:
                 forget_moments_(optimizer, found, {}, self.masks)
 
     def plain(self) -> dict[str, Any] | None:
-        """Return where the schedule stands, for a checkpoint; masks and bound stand apart."""
+        """Return the state of the schedule for a checkpoint; masks and bound have entries of their own."""
         if self._schedule is None:
             return None
         tensors = {"shown": self._shown.plain(), "rewind": self._rewind.plain()}
@@ -83,7 +83,7 @@ class AfterStep:
         return bound, None if masks is None else _unpacked(masks)
 
     def read_schedule(self, plain: Any, steps: int) -> tuple[int, Any, Any]:
-        """Return what `plain` returned, checked; nothing is changed."""
+        """Return a validated state of `plain`; nothing is changed."""
         if plain is not None and self._schedule is None:
             raise no_rule("prune")
         plain = {"seen": steps} if plain is None else plain
@@ -98,7 +98,7 @@ class AfterStep:
         return seen, self._shown.read(plain.get("shown"), self._found), kept
 
     def load_schedule(self, read: tuple[int, Any, Any]) -> None:
-        """Continue with what `read_schedule` returned."""
+        """Continue from a state that `read_schedule` returned."""
         self._seen, shown, kept = read
         self._shown.load(shown)
         self._rewind.load(kept)
@@ -111,9 +111,9 @@ class AfterStep:
         return self.last.tensors()
 
     def before(self, steps: int, scale: torch.Tensor | None) -> None:
-        """Note what the dense gradients show, then zero those of what is masked.
+        """Accumulate statistics of the dense gradients, then zero the gradients of masked weights.
 
-        To be called before they are measured. `scale`: what an AMP scaler has multiplied them by.
+        Called before gradients are measured. `scale`: the scale of an AMP scaler that they contain.
         """
         if self._schedule is not None:
             self._look(self._schedule, steps, scale)
@@ -147,7 +147,7 @@ class AfterStep:
     def _follow(self, schedule: PruningSchedule, steps: int, outcome: Outcome) -> None:
         if steps == schedule.rewinds_to:
             self._rewind.keep()
-        # Asked only where it matters: the answers may lie on a device.
+        # Read only where it matters: the values may be on a device.
         waits = bool(self._due) or self._shown.waiting
         if waits and not (_taken(outcome) and self._shown.finite() and finite(self._dense)):
             self._shown.drop()
@@ -161,7 +161,7 @@ class AfterStep:
     def _renew(self, schedule: PruningSchedule, steps: int) -> None:
         before, step = self.masks, self._due[-1]
         if before is not None and schedule.regrows_by is not None:
-            # Masks that stood before the first step are the first masks.
+            # Masks that exist before the first step are the first masks.
             after = before if step == 0 else self._moved(schedule, before, step)
         else:
             after = self._pruned(schedule, steps)
@@ -247,7 +247,7 @@ class AfterStep:
 
 
 def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> Masks:
-    """Return the masks of what the optimizer holds; the others are said to be left alone."""
+    """Return the masks of the optimizer's parameters; the others are reported as left alone."""
     own = {id(parameter) for parameter in found.values()}
     known = dict(unwrapped(model).named_parameters(remove_duplicate=False))
     foreign = {name: FOREIGN for name in masks if name in known and id(known[name]) not in own}
@@ -259,7 +259,7 @@ def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> 
 
 
 def _taken(outcome: Outcome) -> bool:
-    """Return whether a step was taken, and its gradients say something."""
+    """Return whether a step was taken with gradients that are finite and not all zero."""
     return not bool(outcome.skipped) and not outcome.nonfinite
 
 

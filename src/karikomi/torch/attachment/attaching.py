@@ -1,8 +1,8 @@
 """One line for any training loop: clip before every step, mask and bound after it.
 
 Hooks on the optimizer make the order impossible to get wrong: gradients are masked, then clipped,
-then the optimizer steps, then updates are clipped, masks renewed and re-applied, weights bounded. All
-of it speaks of the parameters that the optimizer holds, and of no others.
+then the optimizer steps, then updates are clipped, masks renewed and re-applied, weights bounded. Only
+the parameters that the optimizer holds are affected.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from karikomi.torch.clipping.host_step import AVAILABLE
 from karikomi.torch.clipping.joint_norms import Groups
 from karikomi.torch.pruning.masks import Masks
 
-# Wrappers that take no hooks, and step the optimizer inside them, which does. Known by their names, so
-# that no trainer is imported to ask.
+# Wrappers without hooks, which step an optimizer inside of them that has hooks. They are recognised by
+# name, so that no trainer is imported.
 _WRAPPERS = {
     "accelerate.optimizer.AcceleratedOptimizer",
     "lightning.pytorch.core.optimizer.LightningOptimizer",
@@ -180,7 +180,7 @@ def _checked_optimizers(
 
 
 def is_attached(optimizer: Any) -> bool:
-    """Return whether the optimizer, or the one inside of it, has a handle that is on.
+    """Return whether the optimizer, or the one inside of it, has an attached handle.
 
     Raises `Unsupported` as `inside` does.
     """
@@ -188,7 +188,7 @@ def is_attached(optimizer: Any) -> bool:
 
 
 def inside(optimizer: Any) -> Any:
-    """Return the optimizer inside of accelerate's and Lightning's wrappers, or what was given.
+    """Return the optimizer inside of accelerate's and Lightning's wrappers, or the argument itself.
 
     Raises `Unsupported` for the wrapper of an engine that owns gradients and steps.
     """

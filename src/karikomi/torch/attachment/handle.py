@@ -50,7 +50,7 @@ class Rules(NamedTuple):
 
 
 class Handle:
-    """What `attach` returns: the last outcome, the state for checkpoints, and the way out."""
+    """The result of `attach`: outcomes of the last step, the state for checkpoints, and `detach`."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Handle:
         check_ranks: bool,
     ) -> None:
         self.last: Outcome | None = None
-        """What the clip did in the last step."""
+        """The outcome of the clip in the last step."""
         self.last_update: Outcome | None = None
-        """What the clip of updates did in the last step."""
+        """The outcome of the clip of updates in the last step."""
         self.steps = 0
         """Attempted steps."""
         self._optimizers, self._model = list(optimizers), model
@@ -119,7 +119,7 @@ class Handle:
 
     @property
     def masks(self) -> Masks | None:
-        """The masks that are held now."""
+        """The masks that are applied after each step."""
         return self._after_step.masks
 
     @masks.setter
@@ -128,7 +128,7 @@ class Handle:
 
     @property
     def last_bound(self) -> Outcome | None:
-        """What the bound did in the last step."""
+        """The outcome of the bound in the last step."""
         return self._after_step.last
 
     @property
@@ -139,8 +139,8 @@ class Handle:
     def note(self, **facts: Any) -> None:
         """Add facts (the loss, the epoch) to the record's row of the coming step.
 
-        Raises `InvalidArgument` for the name of an entry that the record has itself (``norm``,
-        ``step``, ...), and for what JSON cannot say.
+        Raises `InvalidArgument` for names that the record uses itself (``norm``, ``step``, ...), and for
+        values that JSON cannot represent.
         """
         check_facts(facts, where="Handle.note")
         self._facts.update(facts)
@@ -167,7 +167,7 @@ class Handle:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that continuing needs, as plain data and tensors."""
+        """Return the state that is needed to continue, as plain data and tensors."""
         return {
             "steps": self.steps,
             "clip": self._clipping.plain() if self.steps else None,
@@ -178,9 +178,9 @@ class Handle:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned, bit for bit as if never stopped.
+        """Continue from a state that `state_dict` returned, bit for bit as if training had not stopped.
 
-        Raises `InvalidArgument` for what is no state of such a handle, and then changes nothing.
+        Raises `InvalidArgument` for any other value, and then changes nothing.
         """
         if not isinstance(state, Mapping) or not _PARTS - _LATER <= set(state) <= _PARTS:
             got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
@@ -264,7 +264,7 @@ class Handle:
         if self._joint_step.joined(optimizer):
             return
         if self._joint_step.partly_done:
-            # Another round begins before all have stepped in the last one.
+            # Another joint step begins before all optimizers have stepped in the last one.
             self._finish()
         if len(self._optimizers) > 1 and getattr(optimizer, "grad_scale", None) is None:
             self._refuse_scaled(optimizer)

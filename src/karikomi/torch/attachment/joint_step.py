@@ -13,7 +13,7 @@ from karikomi.torch.internals import version_of
 
 
 class JointStep:
-    """Which of the optimizers that step together have begun, and which have ended, their step."""
+    """The optimizers of a joint step that have begun, and those that have ended, their step."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._optimizers = list(optimizers)
@@ -22,10 +22,10 @@ class JointStep:
         self._gradients: dict[int, list[tuple[int, int]]] = {}
 
     def joined(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Take in a step that belongs to the round under way; false if it is the first of another.
+        """Add a step to the joint step under way; false if it is the first of the next one.
 
-        It belongs if this optimizer has not stepped in it, and its gradients are still those that
-        were clipped.
+        It is added if this optimizer has not stepped in it yet, and its gradients are those that were
+        clipped.
         """
         own = id(optimizer)
         if (
@@ -38,33 +38,33 @@ class JointStep:
         return True
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
-        """Begin another round."""
+        """Begin the next joint step."""
         self.drop()
         self._begun = {id(optimizer)}
 
     def clipped(self) -> None:
-        """Note the gradients as they are now."""
+        """Record the versions of the clipped gradients."""
         if len(self._optimizers) > 1:
             self._gradients = {
                 id(optimizer): _gradients(optimizer) for optimizer in self._optimizers
             }
 
     def end(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Note that a step has ended; true if all have now."""
+        """Record that a step has ended; true if all have ended."""
         self._ended.add(id(optimizer))
         return len(self._ended) == len(self._optimizers)
 
     @property
     def partly_done(self) -> bool:
-        """Whether some have stepped and ended, and none has begun without an end."""
+        """Whether some optimizers have completed their step, and none is within one."""
         return bool(self._ended) and self._ended == self._begun
 
     def drop(self) -> None:
-        """Forget the round: a step in it has failed, or everything is done."""
+        """End the joint step: one step of it has failed, or all are done."""
         self._begun, self._ended = set(), set()
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[tuple[int, int]]:
-    """Return what changes if somebody computes or writes a gradient of this optimizer."""
+    """Return identities and versions of gradients, which differ after any write to them."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
     return [(0, 0) if p.grad is None else (id(p.grad), version_of(p.grad)) for p in held]

@@ -1,6 +1,6 @@
-"""Things that a person would want to be told once: a clip that never runs, a limit that is never or always met.
+"""One-time warnings: a clip that never runs, a limit that almost no or almost every step exceeds.
 
-It watches counts only, so it costs nothing, and it speaks through `warnings`.
+Only counts are compared, so that the checks cost nothing.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from karikomi.rule import Rule
 from karikomi.torch.internals import version_of
 
 OFTEN, SELDOM = 0.95, 0.001
-"""The shares of accepted steps above and below which a limit is spoken of."""
+"""The shares of clipped steps above and below which a warning is given."""
 ENOUGH_FOR_OFTEN, ENOUGH_FOR_SELDOM = 500, 10_000
 UNSTEPPED = 3  # backward passes in a row that changed weights without a step of ours
 
 
 class LimitWarnings:
-    """What one handle has seen, and what it has said already."""
+    """Counts of the steps of one handle, and which warnings were given."""
 
     def __init__(self, rules: Sequence[Rule], found: Mapping[str, torch.Tensor]) -> None:
-        self._judged = any(map(_has_a_limit, rules))
+        self._has_limit = any(map(_has_a_limit, rules))
         self.accepted = self.engaged = 0
-        self._said = self._missed = False
+        self._warned = self._missed = False
         self._stepped, self._unstepped, self._version = True, 0, 0
         self._sentinel = next((p for p in found.values() if p.requires_grad and p.is_leaf), None)
         self._hook = None
@@ -36,7 +36,7 @@ class LimitWarnings:
             self._hook = self._sentinel.register_post_accumulate_grad_hook(self._after_backward)
 
     def stepped(self) -> None:
-        """Note a step that ran through the handle's hooks."""
+        """Record a step that ran through the handle's hooks."""
         self._stepped, self._unstepped = True, 0
 
     def count(self, *, engaged: bool, skipped: bool) -> None:
@@ -45,31 +45,31 @@ class LimitWarnings:
             self.judge(accepted=self.accepted + 1, engaged=self.engaged + engaged)
 
     def judge(self, *, accepted: int, engaged: int) -> None:
-        """Say once what share of the accepted steps a limit clips, if it is almost all or none."""
+        """Warn once if a limit clips almost all or almost none of the accepted steps."""
         self.accepted, self.engaged = accepted, engaged
-        if self._said or not self._judged or accepted < ENOUGH_FOR_OFTEN:
+        if self._warned or not self._has_limit or accepted < ENOUGH_FOR_OFTEN:
             return
         share = engaged / accepted
         if share > OFTEN:
-            self._say(
+            self._warn(
                 f"{share:.1%} of {accepted} steps were clipped: the limit has become the length of "
                 "every step, and what you tune is limit times learning rate; a limit that should "
                 "catch explosions only lies above the usual norm"
             )
         elif accepted >= ENOUGH_FOR_SELDOM and share < SELDOM:
-            self._say(
+            self._warn(
                 f"{share:.2%} of {accepted} steps were clipped: the limit does next to nothing; "
                 "lower it, or pass no clip to measure only"
             )
 
     def detach(self) -> None:
-        """Stop watching."""
+        """Remove the hook."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
-    def _say(self, text: str) -> None:
-        self._said = True
+    def _warn(self, text: str) -> None:
+        self._warned = True
         warnings.warn(f"karikomi: {text}", stacklevel=2)
 
     def _after_backward(self, parameter: torch.Tensor) -> None:
@@ -89,7 +89,7 @@ class LimitWarnings:
 
 
 def _has_a_limit(rule: Rule) -> bool:
-    # What comes first is the limit, or what it is made of; an infinite one is there to measure.
+    # The first field is the limit, or its factor; an infinite one only measures.
     fields = dataclasses.fields(rule) if dataclasses.is_dataclass(rule) else ()
     infinite = bool(fields) and getattr(rule, fields[0].name) == math.inf
     return not getattr(rule, "by_design", False) and not infinite

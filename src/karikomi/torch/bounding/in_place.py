@@ -178,7 +178,7 @@ def _refuse_composite(rule: Rule) -> None:
 def _divided(
     rule: Rule, state: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any] | None, dict[str, torch.Tensor]]:
-    """Return the small state, which `checkpoint` knows, and the vectors that stand beside it."""
+    """Return the small state of `checkpoint`, and the vectors that are stored beside it."""
     if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
         return state, {}
     vectors = state.get(VECTORS)
@@ -207,7 +207,7 @@ def _share(
     held: np.ndarray,
     parts: ShardedWeights | None,
 ) -> float:
-    """Return the share of entries, or of units and tensors, that stand at the bound."""
+    """Return the share of entries, or of units and tensors, that are at the bound."""
     if rule.scope is not Scope.ELEMENT:
         return np.count_nonzero(held) / max(len(held), 1)
     reached = at_bound if parts is None else parts.totals(at_bound)

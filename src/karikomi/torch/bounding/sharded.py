@@ -78,7 +78,7 @@ class ShardedWeights:
         troubles = [float(bad), float(self._error is not None)]
         again = []
         for place, joint in enumerate(self._joints):
-            # What one set has learned goes on to the next; the largest comes last.
+            # The state after one set of ranks is the input of the next; the largest set is last.
             *troubles, open_ended = self._join(joint, numbers, [*troubles, self._is_open(place)])
             again += [joint] if open_ended else []
         for joint in reversed(again):

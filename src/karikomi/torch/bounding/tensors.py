@@ -73,7 +73,7 @@ def apply_(
 def count_at_bound(
     tensor: torch.Tensor, rule: Rule, numbers: np.ndarray, limit: np.ndarray | None
 ) -> int | None:
-    """Return how many entries stand at the bound, ``None`` where the numbers say that none does."""
+    """Return how many entries are at the bound, ``None`` where no norm exceeds it."""
     if limit is not None:
         most = float(limit[0])
         return int(torch.count_nonzero(tensor.abs() >= most)) if numbers[0] >= most else None
