@@ -1,7 +1,6 @@
 """Sparse gradients of TensorFlow: rows of a table, of which one may occur several times.
 
-Separate because everything that is measured speaks of the sums of the rows that occur twice, while
-what is only scaled can stay as it is.
+Separate because norms are those of the sums of repeated rows, while scaling needs no sums.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Slices:
 
     @property
     def dtype(self) -> Any:
-        """That of the rows."""
+        """The dtype of the rows."""
         return self.values.dtype
 
     def summed(self) -> tf.Tensor:

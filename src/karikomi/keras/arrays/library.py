@@ -1,6 +1,6 @@
 """The library of arrays for Keras' backend, or for whatever framework some arrays are of.
 
-Each framework is imported only when its arrays are met: who trains on one backend need not have the others.
+Each framework is imported only for its own arrays, so that the other backends need not be installed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def framework_of(array: object) -> str | None:
 
 
 def is_known(array: Any) -> bool:
-    """Return whether the numbers of an array can be read, which they cannot while a function is traced."""
+    """Return whether the values of an array can be read, which is not so while a function is traced."""
     name = framework_of(array)
     if name == "tensorflow":
         return sys.modules["tensorflow"].executing_eagerly()
@@ -84,7 +84,7 @@ def readable(array: Any) -> Any:
 
 
 class Untold:
-    """Numbers that are not known yet; reading them says where they will be."""
+    """Values that do not exist while a function is traced; reading them raises an error with a hint."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """Raise `InvalidArgument`."""

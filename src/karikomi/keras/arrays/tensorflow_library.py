@@ -1,6 +1,6 @@
 """Measure and apply with TensorFlow: one pass to measure and one to scale, eager or in a graph.
 
-Without XLA every operation is a pass over memory of its own, so that what is general is slow here.
+Without XLA every operation is a separate pass over memory, so that general code is slow here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TensorFlowLibrary(Library):
         return 2.0 * self.widened(tf.stack(halves))
 
     def sums_in(self, dtype: Any) -> Any:
-        """Return float32 but for float64: whatever is wider takes a copy here."""
+        """Return float32 except for float64: a wider dtype would need a copy here."""
         return tf.float64 if dtype == tf.float64 else tf.float32
 
     def _summed(self, squares: tf.Tensor, axes: Axes) -> tf.Tensor:

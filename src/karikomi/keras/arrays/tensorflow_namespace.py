@@ -1,6 +1,6 @@
-"""TensorFlow under array-API names: exactly what rules, measuring and applying ask for.
+"""TensorFlow under array-API names: the operations of rules, measuring and applying.
 
-The one adapter of its kind, since TensorFlow is the one framework whose names are its own.
+Only TensorFlow needs such an adapter; the other frameworks have these names.
 """
 
 from __future__ import annotations

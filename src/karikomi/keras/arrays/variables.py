@@ -20,7 +20,7 @@ def value_of(variable: Any) -> Array:
 
 
 def names_of(variables: list[Any], places: list[str]) -> list[str]:
-    """Return the paths or names of variables, each once, and places for what bears none."""
+    """Return the paths or names of variables, each once, and places for unnamed ones."""
     found: dict[str, None] = {}
     for variable, place in zip(variables, places, strict=True):
         name = str(getattr(variable, "path", None) or _tensorflow_name(variable) or place)
@@ -37,7 +37,7 @@ def _tensorflow_name(variable: Any) -> str | None:
 
 
 def prepared(array: Any, shape: Any, name: str) -> Array | None:
-    """Return a gradient as its library wants it; `shape`: that of its variable, where it is known."""
+    """Return a gradient in the form of its library; `shape`: that of its variable, where it is known."""
     if array is None or framework_of(array) != "tensorflow":
         return array
     from karikomi.keras.arrays.indexed_slices import from_tensorflow

@@ -1,6 +1,6 @@
 """A bound as a constraint of Keras: a function of one weight that fit applies after every step.
 
-Separate from attaching one to a built model, because this is what a file of a model holds.
+Separate from attaching it to a built model, because this class is saved in model files.
 """
 
 from __future__ import annotations

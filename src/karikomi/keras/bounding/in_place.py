@@ -1,6 +1,6 @@
 """Bound the weights of a built model: now, after every step of fit, and in the file it is saved to.
 
-Separate from the constraint itself, because only a built model knows the types of its layers.
+Separate from the constraint itself, because layer types are known for a built model only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A callback that looks at a clipped optimizer after each batch: record, logs, page, two lines at the end.
+"""A callback that reads a clipped optimizer after each batch, for a record, logs, a page and a summary.
 
-Separate from the optimizer, which decides inside of a compiled step, where nobody can be told anything.
+Separate from the optimizer, whose step is compiled and cannot write anything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Report = Callable[[Iterable[Mapping[str, Any]]], object]
 
 
 class Monitor(keras.callbacks.Callback):
-    """Watch what `kk.keras.clipped` does in ``fit``, on every backend.
+    """Record the clipping of `kk.keras.clipped` in ``fit``, on every backend.
 
     After each batch: raises `NonFinite` where the optimizer's ``check`` does, so that a run of bad steps ends the
     training; puts ``grad_norm`` (before clipping; of an epoch the median) and ``clipped`` (the share of the steps of
@@ -79,7 +79,7 @@ class Monitor(keras.callbacks.Callback):
         self._closing: weakref.finalize | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Refuse an optimizer that clips nothing, and begin to count."""
+        """Raise an error for an optimizer that does not clip, and reset the counts."""
         self._thread = threading.get_ident()
         self._optimizer = _clipped(self.model)
         self._tally, self._of_epoch = Tally(), Tally()
@@ -89,14 +89,14 @@ class Monitor(keras.callbacks.Callback):
         self._close()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Open the record, once it is known whether this is where training begins."""
+        """Open the record in the first epoch, whose number shows whether training resumes."""
         self._step = self._optimizer.steps
         if self._epoch is None:
             self._recorder = self._opened(epoch)
         self._epoch, self._of_epoch = epoch, Tally()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Look at the step that was taken, if it is one to be looked at."""
+        """Read the outcome of the step, if it is due."""
         if threading.get_ident() != self._thread:
             raise Unsupported(
                 "Keras calls this from another thread, where the step is not known",
@@ -116,12 +116,12 @@ class Monitor(keras.callbacks.Callback):
             logs.update(self._curves(self._norm))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Add to the logs what the epoch adds up to."""
+        """Add the statistics of the epoch to the logs."""
         logs = {} if logs is None else logs
         if self._recorder is not None:
-            said = {"loss": logs.get("loss"), "validation": logs.get("val_loss")}
+            losses = {"loss": logs.get("loss"), "validation": logs.get("val_loss")}
             row = {"event": "epoch", "epoch": epoch, "step": self._step}
-            self._recorder.write({**row, **{k: v for k, v in said.items() if v is not None}})
+            self._recorder.write({**row, **{k: v for k, v in losses.items() if v is not None}})
             self._recorder.flush()
         if self._of_epoch.steps:
             logs.update(self._curves(self._of_epoch.norm))
@@ -150,7 +150,7 @@ class Monitor(keras.callbacks.Callback):
         return {"grad_norm": norm, "clipped": self._of_epoch.share_clipped}
 
     def _loss(self, model: Any, logs: Mapping[str, Any]) -> float | None:
-        """Return the loss of the batches since the last look, from the sums of Keras' own mean."""
+        """Return the loss of the batches since the last read, from the sums of Keras' own mean."""
         tracker = next((metric for metric in model.metrics if metric.name == "loss"), None)
         sums = [_number(getattr(tracker, name, math.nan)) for name in ("total", "count")]
         (total, count), (total_before, count_before) = sums, self._seen_loss

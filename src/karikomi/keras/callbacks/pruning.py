@@ -1,7 +1,7 @@
-"""Prune while `fit` runs: a callback that follows a schedule, and an optimizer that holds the masks.
+"""Prune during `fit`: a callback for the schedule, around an optimizer that applies the masks.
 
-Masks change between two batches, here; that they hold in every step is the optimizer's part, since a step, or
-several of them, are compiled as one.
+The callback changes masks between batches; the optimizer applies them within compiled steps, of which one
+execution may contain several.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class Pruning(keras.callbacks.Callback):
         self._schedule, self._given = schedule, masks
         self._data, self._loss, self._facts = data, loss, facts or {}
         self._protect = protect
-        self._schedule_text = "" if schedule is None else described(schedule, where=f"{WHERE}: schedule")
+        self._schedule_text = (
+            "" if schedule is None else described(schedule, where=f"{WHERE}: schedule")
+        )
         self._latest = self._start = masks or Masks()
         self._begin = self._calls = 0
         self._optimizer: MaskedOptimizer | None = None
@@ -105,11 +107,11 @@ class Pruning(keras.callbacks.Callback):
 
     @property
     def masks(self) -> Masks:
-        """The masks of now."""
+        """The current masks."""
         return self._latest
 
     def set_model(self, model: Any) -> None:
-        """Stand around the optimizer of a model before its step is compiled."""
+        """Wrap the optimizer of a model before its step is compiled."""
         super().set_model(model)
         if getattr(model, "optimizer", None) is None:
             raise Unsupported(
@@ -129,7 +131,7 @@ class Pruning(keras.callbacks.Callback):
             self._place(model, self._undo[1])
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """See that the optimizer holds masks from the first step on."""
+        """Set the masks of the optimizer before the first step."""
         model, before = self.model, self._undo[1] if self._undo else None
         self._undo = None
         if _FOLLOWERS[model]() is not self:
@@ -157,13 +159,13 @@ class Pruning(keras.callbacks.Callback):
         self._leave()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Do what was due when training was left: by now every other callback has restored what it does."""
+        """Make masks that were due when training was interrupted, after other callbacks have restored state."""
         if self._optimizer is not None:
             self._follow(self.model)
             self._calls = self._own.attempts
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Note where this execution begins."""
+        """Record the first step of this execution."""
         self._begin = batch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -175,7 +177,7 @@ class Pruning(keras.callbacks.Callback):
             self._calls = self._own.attempts
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Mask what callbacks before this one have restored, and note the masks that training ended with."""
+        """Mask weights that earlier callbacks have restored, and record the final masks."""
         if self._optimizer is not None:
             model = self.model
             self._optimizer.enforce()
@@ -241,7 +243,7 @@ class Pruning(keras.callbacks.Callback):
             self._undo = None
 
     def _place(self, model: Any, last: MaskedOptimizer | None) -> None:
-        """Stand around the optimizer of a model; `last`: that of the training before, with this callback."""
+        """Wrap the optimizer of a model; `last`: that of the previous training with this callback."""
         scale, before = optimizers(model)
         held = isinstance(before, MaskedOptimizer)
         goes_on = held and before.schedule == self._schedule_text
@@ -258,7 +260,9 @@ class Pruning(keras.callbacks.Callback):
             began = (before.attempts, before.seen) if goes_on else (0, -1)
             if kept and last is not None:
                 began = (last.steps * accumulation(inner), last.seen)
-            own = MaskedOptimizer(inner, places=sorted(places), schedule=self._schedule_text, began=began)
+            own = MaskedOptimizer(
+                inner, places=sorted(places), schedule=self._schedule_text, began=began
+            )
             own.build(model.trainable_variables)
             own.hold(before.masks() if held else {})
             put(model, scale, own)
@@ -266,7 +270,7 @@ class Pruning(keras.callbacks.Callback):
         self._seen, self._calls = own.seen, own.attempts
 
     def _kept(self, model: Any) -> Masks | None:
-        """Return the masks of the training before, if the model still obeys them."""
+        """Return the masks of the previous training, if the masked weights are still zero."""
         if not len(self._latest):
             return None
         try:
@@ -277,7 +281,7 @@ class Pruning(keras.callbacks.Callback):
         return self._latest if obeyed else None
 
     def _hold_first(self, model: Any) -> None:
-        """Hold the masks to begin with, and with a schedule those that were restored as well."""
+        """Apply the initial masks, and with a schedule those that were restored as well."""
         if not len(self._start):
             # Results of an earlier training do not hold for the one that begins.
             self._latest = Masks() if self._seen < 0 else self._latest
@@ -301,7 +305,7 @@ class Pruning(keras.callbacks.Callback):
 
 
 def _warn_of_zeros(model: Any) -> None:
-    """Say that a model has zeros as a pruned one has, and nothing to hold them."""
+    """Warn that a model has the zeros of a pruned one, but no masks."""
     found = oriented(model, where=WHERE)
     for name in prunable(found, ("norms", "embeddings"))[0]:
         share = float((_array(found[name].variable) == 0).mean())

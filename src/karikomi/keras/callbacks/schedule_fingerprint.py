@@ -1,6 +1,6 @@
-"""A text by which a schedule is known again after a restart: what it is and its fields, the same in every process.
+"""A text that identifies a schedule after a restart: its class and fields, the same in every process.
 
-``repr`` is no such text: that of a class of one's own may hold an address.
+``repr`` does not serve: for classes of users it may contain an address.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 
 
 def described(thing: Any, *, where: str) -> str:
-    """Return the class of a thing and its fields; of what is plain, what ``repr`` says.
+    """Return the class of a thing and its fields; of plain values their ``repr``.
 
     Raises `InvalidArgument` naming a field that has no lasting text, such as an array or a function.
 
@@ -61,7 +61,7 @@ def _of_many(things: Any, where: str) -> str:
 
 
 def _fields(thing: Any) -> dict[str, Any] | None:
-    """Return the fields of an object that they make up wholly, else nothing."""
+    """Return the fields of an object that has no other state, else nothing."""
     kind: Any = type(thing)
     is_dataclass = dataclasses.is_dataclass(kind)
     if not is_dataclass and not isinstance(thing, Score | Pattern | PruningSchedule):

@@ -1,6 +1,6 @@
-"""What the steps of a training add up to, in two lines: counts, the usual norm, who contributes most.
+"""A summary of the steps of a training: counts, the median norm, and the largest contributors.
 
-Separate from the callback, because it is arithmetic on outcomes and knows nothing of Keras.
+Separate from the callback, because it is arithmetic on outcomes without Keras.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
 
 OFTEN = 0.95
-"""The share of clipped ones among the steps taken, above which a limit does more than to catch explosions."""
+"""The share of clipped ones among the steps taken, above which a limit clips more than explosions."""
 
 
 class Tally:
@@ -49,7 +49,7 @@ class Tally:
         return median(self._norms) if self._norms else math.nan
 
     def lines(self, rule: Any = None) -> list[str]:
-        """Return two lines for a person; `rule`: what clipped, of whose limit something may be said."""
+        """Return two lines of text; `rule`: the rule that clipped, for a remark on its limit."""
         if not self.steps:
             return ["karikomi: no step was taken"]
         number = "largest gradient entry" if self._element_wise else "gradient norm"

@@ -1,6 +1,6 @@
-"""One rule for named arrays: its plan, its state with the numbers of the last step, and what is read of them.
+"""One rule for named arrays: its plan, its state with the numbers of the last step, and their outcome.
 
-Separate because hand-written loops keep the state in a dict and optimizers in variables, and both clip alike.
+Shared by hand-written loops, with the state in a dict, and optimizers, with the state in variables.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Clip:
         zero_skipped: bool,
         library: Library,
     ) -> tuple[StepResult, State]:
-        """Return what the rule makes of gradients, and the whole state after it."""
+        """Return clipped gradients, and the whole state after the step."""
         own = {key: value for key, value in state.items() if _is_of_rule(key)}
         moments = {k[len(MOMENT) :]: v for k, v in state.items() if k.startswith(MOMENT)}
         passed = clip_named(
@@ -99,7 +99,7 @@ class Clip:
         return passed, after
 
     def outcome(self, state: State) -> Outcome:
-        """Return what happened in the step that left this state."""
+        """Return the outcome of the step that returned this state."""
         return outcome_of(described(self.plan), state)
 
     def _dense_if_asked(self, name: str, array: Array) -> Array:
@@ -130,7 +130,7 @@ def clip_for(
 
 
 def outcome_of(stages: Sequence[Mapping[str, Any]], state: State) -> Outcome:
-    """Return what happened in the step that left this state; `stages` as `described` gives them."""
+    """Return the outcome of the step that returned this state; `stages` as `described` gives them."""
     found: list[Outcome] = []
     for place, stage in enumerate(stages):
         numbers, skipped = state[f"{LAST}{place}"], state[SKIPPED]

@@ -1,6 +1,6 @@
 """Clip gradients in hand-written loops: a pure function of gradients and state, eager or compiled.
 
-It goes by the arrays and not by Keras' backend, so that a loop around `tf.GradientTape` is served on any.
+The framework follows from the arrays and not from Keras' backend, for loops around `tf.GradientTape`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS
 
 WHERE = "keras.clip"
-_OF = "of."  # the entry that says what a state is of; its name, which is known while tracing, ends in a checksum
+_OF = "of."  # the entry that identifies a state; its name, which is readable while tracing, ends in a checksum
 
 
 def clip(
@@ -95,7 +95,7 @@ def initial_state(
 
 
 def outcome(state: Mapping[str, Any]) -> Outcome:
-    """Return what `clip` did in the step that left this state; this waits for the device.
+    """Return the outcome of the step of `clip` that returned this state; this waits for the device.
 
     >>> import keras, karikomi as kk
     >>> _, _, state = clip([keras.ops.ones((4,))], kk.clip.ByNorm(1.0))
@@ -178,7 +178,7 @@ def _known(names: Mapping[str, str], variables: Any) -> dict[str, Any]:
 
 
 def _first(leaves: Mapping[str, Any], known: Mapping[str, Any]) -> Array:
-    """Return the first gradient, or the value of a variable where no tensor took part."""
+    """Return the first gradient, or the value of a variable if there is none."""
     for name, leaf in (*leaves.items(), *((name, value_of(item)) for name, item in known.items())):
         if leaf is not None:
             if framework_of(leaf) is None:

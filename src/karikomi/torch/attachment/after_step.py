@@ -259,7 +259,7 @@ def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> 
 
 
 def _taken(outcome: Outcome) -> bool:
-    """Return whether a step was taken with gradients that are finite and not all zero."""
+    """Return whether a step was taken with finite gradients."""
     return not bool(outcome.skipped) and not outcome.nonfinite
 
 

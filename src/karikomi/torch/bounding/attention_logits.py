@@ -1,7 +1,7 @@
-"""The largest logit of every attention head since the last step: noted by the user, or by a hook.
+"""The largest logit of every attention head since the last step, recorded by the user or by a hook.
 
-Fused attention never forms its logits, so they must be supplied from the forward pass. What is noted
-here is forgotten once a bound has read it.
+Fused attention never computes its logits, so they must be supplied from the forward pass. Records are
+removed once a bound has read them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _noted: WeakKeyDictionary[nn.Module, torch.Tensor | None] = WeakKeyDictionary()
 
 
 class LogitHooks:
-    """What `watch_logits` returns: which layers are watched, and the way out."""
+    """The result of `watch_logits`: the watched layers, and the method that removes the hooks."""
 
     def __init__(self, hooks: Mapping[str, tuple[nn.Module, RemovableHandle]]) -> None:
         self.names = tuple(hooks)
@@ -34,14 +34,14 @@ class LogitHooks:
         self._hooks = dict(hooks)
 
     def remove(self) -> None:
-        """Stop watching, and forget what was noted."""
+        """Remove the hooks and the recorded logits."""
         for layer, hook in self._hooks.values():
             hook.remove()
             _noted.pop(layer, None)
 
 
 def watch_logits(module: nn.Module) -> LogitHooks:
-    """Note the largest logit per head in every training pass through ``nn.MultiheadAttention``.
+    """Record the largest logit per head in every training pass through ``nn.MultiheadAttention``.
 
     ``S_h = max(q_i k_j / sqrt(d))`` over the batch and all pairs that the masks allow. Costs, per
     pass, the projection of queries and keys and their products once more, without gradients, at most
@@ -76,7 +76,7 @@ def watch_logits(module: nn.Module) -> LogitHooks:
 
 @torch.no_grad()
 def note_logits(module: nn.Module, largest: torch.Tensor) -> None:
-    """Note the largest logit of each head of an attention layer in this forward pass.
+    """Record the largest logit of each head of an attention layer in this forward pass.
 
     `module`: the layer, as it was declared. `largest`: shape (heads,), the logits as softmax takes
     them, scale included, or any shape (..., heads), of which the largest counts. Several passes before
@@ -107,12 +107,12 @@ def note_logits(module: nn.Module, largest: torch.Tensor) -> None:
 
 
 def known(module: nn.Module) -> bool:
-    """Return whether anything notes the logits of this layer."""
+    """Return whether the logits of this layer are recorded."""
     return module in _noted
 
 
 def taken(layers: Mapping[str, Attention]) -> dict[str, torch.Tensor]:
-    """Return attention -> largest logits that were noted since the last time, and forget them.
+    """Return attention -> largest logits since the last call, and remove the records.
 
     Where several processes train, the largest over all of them: else their weights would part.
     """
@@ -181,7 +181,7 @@ def _projected(
 
 
 def _hidden(padding: Any, mask: Any, batch: int, heads: int) -> list[torch.Tensor]:
-    """Return masks that broadcast to (batch, heads, targets, sources), true for what softmax never sees."""
+    """Return masks that broadcast to (batch, heads, targets, sources), true for entries that softmax excludes."""
     found = []
     if padding is not None:
         found.append(_as_bool(padding).reshape(batch, 1, 1, -1))

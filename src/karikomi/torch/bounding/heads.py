@@ -1,7 +1,7 @@
 """Bound attention heads by their largest logits: one number per head, applied to several parameters.
 
-Separate from bounds on tensors, because a head is no axis of one tensor, and because its number comes
-from the forward pass and not from weights.
+Separate from bounds on tensors, because a head is not an axis of one tensor, and because its logit is
+measured in the forward pass and not on weights.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def layers_of(
 
 
 def check_supplied(layers: Mapping[str, Attention]) -> None:
-    """Refuse where nothing notes the logits of any of these layers."""
+    """Raise `Unsupported` where no logits of these layers are recorded."""
     if not any(known(layer.layer) for layer in layers.values()):
         raise Unsupported(
             "QKClip needs the largest logit of every head, which no weight tells",

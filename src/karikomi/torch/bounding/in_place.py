@@ -25,7 +25,7 @@ from karikomi.torch.modules.parameters import named, unit_axes
 from karikomi.torch.numerics.scaling import representable
 
 MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
-"""What rules on weights may need here besides norms."""
+"""The facts besides norms that are measured for rules on weights."""
 
 VECTORS = "vectors"
 WHERE = "torch.bound_"
@@ -80,7 +80,7 @@ def bound_named(
     *,
     logits: Logits | None = None,
 ) -> tuple[Outcome, State]:
-    """Do what `bound_` does to these parameters of a module only."""
+    """Bound these parameters of a module only, as `bound_` does."""
     _refuse_composite(rule)
     if "largest_logit" in rule.needs:
         return bound_heads(module, found, rule, state, logits)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Bounds on sharded weights: what a rule sees is the number of the whole, what it changes the part here.
+"""Bounds on sharded weights: rules use norms of whole weights and change the local shard.
 
-Separate from `sharding`, which joins gradients: weights are always there, so one reduction for each set
-of ranks says it all, and a weight that no bound can mend stops every rank, not the one that has it.
+Separate from the sharding of gradients: weights are always present, so that one reduction for each set
+of ranks is enough, and a weight that cannot be bounded raises on every rank.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from karikomi.torch.distributed.dtensors import Joint, is_sharded, joints, local
 
 WHERE = "torch.bound_"
 MEND = "load the last good checkpoint: no bound can mend them"
-"""What to do about weights that are not finite."""
+"""The hint of errors about weights that are not finite."""
 
 
 class ShardedWeights:
-    """Where the parts of weights lie that a rule bounds, and how their numbers are joined.
+    """The shards of the weights that a rule bounds, and the reductions of their numbers.
 
     `here`: name -> the part on this rank, to be written to. All ranks call all methods in the same order.
     """
@@ -45,7 +45,7 @@ class ShardedWeights:
     def of(
         cls, found: Mapping[str, torch.Tensor], rule: Rule, axes: Mapping[str, int | None]
     ) -> ShardedWeights | None:
-        """Return where the weights lie, ``None`` where all of each is here.
+        """Return the sharding of the weights, ``None`` if none is sharded.
 
         `axes`: name -> unit axis of those that are bounded. Raises `Unsupported` for sums that are still to be
         made, and for a tensor on a mesh without this rank.
@@ -135,7 +135,7 @@ class ShardedWeights:
         return numbers
 
     def _is_open(self, place: int) -> bool:
-        """Return whether this rank may learn later, among others, what a set of ranks has not heard."""
+        """Return whether a later set of ranks lacks a rank of the set at `place`."""
         own = {*self._joints[place].over}
         return any(not own <= {*later.over} for later in self._joints[place + 1 :])
 

@@ -1,7 +1,6 @@
 """Measure weights and apply bounds to them in place: one number per tensor or per unit.
 
-Separate from `bound_`, which says what is meant, so that this stays the only part that reads and
-writes entries.
+Separate from `bound_`, which resolves the arguments, so that entries are read and written here only.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def measured(
     axes: Mapping[str, int | None],
     vectors: dict[str, torch.Tensor],
 ) -> dict[str, np.ndarray]:
-    """Return name -> the numbers that the rule sees, and keep the vectors of power iteration."""
+    """Return name -> the numbers for the rule, and keep the vectors of power iteration."""
     if "spectral_norm" in rule.needs:
         sizes = {}
         for name, axis in axes.items():
@@ -54,7 +53,7 @@ def apply_(
     verdict: StageDecision,
     part: slice,
 ) -> None:
-    """Clamp or scale one tensor in place; units, and tensors, that stay keep their bits."""
+    """Clamp or scale one tensor in place; unchanged units and tensors keep their bits."""
     factors = verdict.factor[part]
     if verdict.limit is not None:
         limit = float(verdict.limit[part][0])
@@ -73,7 +72,7 @@ def apply_(
 def count_at_bound(
     tensor: torch.Tensor, rule: Rule, numbers: np.ndarray, limit: np.ndarray | None
 ) -> int | None:
-    """Return how many entries are at the bound, ``None`` where no norm exceeds it."""
+    """Return how many entries are at the bound, ``None`` if no entry can be."""
     if limit is not None:
         most = float(limit[0])
         return int(torch.count_nonzero(tensor.abs() >= most)) if numbers[0] >= most else None
