@@ -21,7 +21,7 @@ from karikomi.prune.facts import Facts
 from karikomi.prune.schedules.one_shot import PruningSchedule
 from karikomi.prune.schedules.pruning_schedule import step_of
 from karikomi.selection.array_arguments import check_masks
-from karikomi.selection.array_masks import masks_of_arrays
+from karikomi.selection.array_masks import Beside, masks_of_arrays
 from karikomi.selection.request import PruneRequest, request_of, scheduled
 
 Masks = dict[str, jax.Array]
@@ -77,25 +77,12 @@ def prune(
         only=only,
         exclude=exclude,
     )
-    return _pruned(params, request, layouts=layouts, coupled=coupled, masks=masks)
+    return _pruned(params, request, Beside(layouts, coupled, masks))
 
 
-def _pruned(
-    params: Any,
-    request: PruneRequest,
-    *,
-    layouts: Mapping[str, Layout] | None,
-    coupled: Sequence[Coupled] | None,
-    masks: Mapping[str, Any] | None,
-) -> tuple[Any, Masks]:
-    kept = masks_of_arrays(
-        _on_host(params, where=request.where),
-        request,
-        layouts=layouts,
-        coupled=coupled,
-        earlier=masks,
-        leaf="leaf",
-    )
+def _pruned(params: Any, request: PruneRequest, beside: Beside) -> tuple[Any, Masks]:
+    host = _on_host(params, where=request.where)
+    kept = masks_of_arrays(host, request, beside, leaf="leaf")
     placed = _beside(params, kept, where=request.where)
     return masked(params, placed), placed
 
@@ -201,7 +188,7 @@ def update_masks(
         there = _masked({name: found[name] for name in masks}, dict(masks))
         return replaced(params, found | there), dict(masks)
     request = scheduled(where, schedule, step, facts=facts)
-    return _pruned(params, request, layouts=layouts, coupled=coupled, masks=masks)
+    return _pruned(params, request, Beside(layouts, coupled, masks))
 
 
 _masked = jax.jit(masked)

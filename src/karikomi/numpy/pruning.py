@@ -15,7 +15,7 @@ from karikomi.numpy.arrays import Arrays, like, named
 from karikomi.numpy.norms import check_arrays
 from karikomi.prune import Coupled, Layout, Pattern, Score
 from karikomi.selection.array_arguments import check_masks, wide
-from karikomi.selection.array_masks import masks_of_arrays
+from karikomi.selection.array_masks import Beside, masks_of_arrays
 from karikomi.selection.request import PruneRequest, request_of
 
 WHERE = "numpy.prune"
@@ -88,26 +88,13 @@ def prune(
         only=only,
         exclude=exclude,
     )
-    return pruned(weights, request, layouts=layouts, coupled=coupled, masks=masks)
+    return pruned(weights, request, Beside(layouts, coupled, masks))
 
 
-def pruned(
-    weights: Arrays,
-    request: PruneRequest,
-    *,
-    layouts: Mapping[str, Layout] | None,
-    coupled: Sequence[Coupled] | None,
-    masks: Mapping[str, np.ndarray] | None,
-) -> tuple[Arrays, Masks]:
+def pruned(weights: Arrays, request: PruneRequest, beside: Beside) -> tuple[Arrays, Masks]:
     """Return ``(weights with the least important at zero, masks)`` for a validated request."""
     weights = tree.collected(weights)
-    kept = masks_of_arrays(
-        named(weights, where=request.where),
-        request,
-        layouts=layouts,
-        coupled=coupled,
-        earlier=masks,
-    )
+    kept = masks_of_arrays(named(weights, where=request.where), request, beside)
     return masked(weights, kept), kept
 
 

@@ -11,6 +11,7 @@ from karikomi.numpy.arrays import Arrays
 from karikomi.numpy.pruning import masked, pruned
 from karikomi.prune import Coupled, Layout
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, step_of
+from karikomi.selection.array_masks import Beside
 from karikomi.selection.request import scheduled
 
 WHERE = "numpy.prune_at"
@@ -53,4 +54,4 @@ def prune_at(
     if not schedule.due(step):
         return masked(weights, masks), dict(masks)
     request = scheduled(WHERE, schedule, step, facts=facts)
-    return pruned(weights, request, layouts=layouts, coupled=coupled, masks=masks)
+    return pruned(weights, request, Beside(layouts, coupled, masks))

@@ -24,37 +24,43 @@ class Fact(NamedTuple):
     ]
 
 
+def _facts(per: Any, on: Any, /, **meanings: str) -> dict[str, Fact]:
+    return {name: Fact(meaning, per, on) for name, meaning in meanings.items()}
+
+
 TABLE = {
-    "gradient": Fact("dL/dw, mean over batches", "weight", "gradients"),
-    "squared_gradient": Fact(
-        "(dL/dw)^2, mean over batches (of one example each: the Fisher diagonal)",
+    **_facts(
         "weight",
         "gradients",
+        gradient="dL/dw, mean over batches",
+        squared_gradient="(dL/dw)^2, mean over batches (of one example each: the Fisher diagonal)",
+        hessian_gradient="the Hessian of the loss times its gradient",
     ),
-    "hessian_gradient": Fact("the Hessian of the loss times its gradient", "weight", "gradients"),
-    "flow": Fact(
-        "dR/d|w| for R the sum of outputs for an input of ones, with |weights|",
-        "weight",
-        "first batch",
-    ),
-    "moved": Fact("the sum over steps of -(learning rate) w dL/dw", "weight", "training"),
-    "input_norm": Fact(
-        "the L2 norm over samples and positions of the input that the weight multiplies",
+    **_facts("weight", "training", moved="the sum over steps of -(learning rate) w dL/dw"),
+    **_facts("weight", "seed", noise="uniform random numbers in (0, 1]"),
+    **_facts(
         "weight",
         "inputs",
+        input_norm="the L2 norm over samples and positions of the input that the weight multiplies",
     ),
-    "noise": Fact("uniform random numbers in (0, 1]", "weight", "seed"),
-    "zeros": Fact("the share of zeros among a unit's outputs", "unit", "outputs"),
-    "output": Fact("the mean magnitude of a unit's outputs", "unit", "outputs"),
-    "deviation": Fact("the standard deviation of a unit's outputs", "unit", "outputs"),
-    "gate": Fact(
-        "the scale by which a normalisation multiplies a unit's output", "unit", "first batch"
+    **_facts(
+        "weight",
+        "first batch",
+        flow="dR/d|w| for R the sum of outputs for an input of ones, with |weights|",
     ),
-    "macs": Fact("multiply-accumulates of one example", "tensor", "first batch"),
-    "outliers": Fact(
-        "the share of |w| * input norm that stands out (owl)", "tensor", "input norms"
+    **_facts(
+        "unit",
+        "outputs",
+        zeros="the share of zeros among a unit's outputs",
+        output="the mean magnitude of a unit's outputs",
+        deviation="the standard deviation of a unit's outputs",
     ),
-    "curve": Fact("sparsity -> loss of accuracy (sensitivity)", "tensor", "curves"),
+    **_facts(
+        "unit", "first batch", gate="the scale by which a normalisation multiplies a unit's output"
+    ),
+    **_facts("tensor", "first batch", macs="multiply-accumulates of one example"),
+    **_facts("tensor", "input norms", outliers="the share of |w| * input norm that stands out"),
+    **_facts("tensor", "curves", curve="sparsity -> loss of accuracy"),
 }
 
 _SHAPES = {"weight": "the weight's shape", "unit": "one per unit", "tensor": "one per tensor"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,19 +22,23 @@ from karikomi.selection.request import PruneRequest, check_masks_alone, facts_of
 from karikomi.selection.weight_source import Source, source_of
 
 
+class Beside(NamedTuple):
+    """What a caller passes beside arrays and request: see `karikomi.numpy.prune`."""
+
+    layouts: Mapping[str, Layout] | None
+    coupled: Sequence[Coupled] | None
+    masks: Mapping[str, Any] | None
+
+
 def masks_of_arrays(
     arrays: Mapping[str, Any],
     request: PruneRequest,
-    *,
-    layouts: Mapping[str, Layout] | None,
-    coupled: Sequence[Coupled] | None,
-    earlier: Mapping[str, Any] | None,
+    beside: Beside,
     leaf: str = "array",
 ) -> dict[str, np.ndarray]:
     """Return name -> mask of the selected arrays, and copies of the earlier masks of others.
 
-    `arrays`: name -> floating array, or anything else that is not selected. `layouts`, `coupled`,
-    `earlier`: see `karikomi.numpy.prune`. `leaf`: what errors call an array.
+    `arrays`: name -> floating array, or anything else that is not selected. `leaf`: what errors call an array.
     """
     where = request.where
     check_masks_alone(request.score, where=where)
@@ -43,19 +47,20 @@ def masks_of_arrays(
     )
     for name in names:
         check_weight(arrays[name], where=f"{where}: {name}")
-    earlier = {} if earlier is None else earlier
+    earlier = {} if beside.masks is None else beside.masks
     check_masks(earlier, arrays, where=where, leaf=leaf)
     earlier = {name: np.asarray(mask) for name, mask in earlier.items()}
     shares = request.by_hand(names)
     chosen = {name: arrays[name] for name in names if name in (shares or names)}
-    layouts = {} if layouts is None else layouts
+    layouts = {} if beside.layouts is None else beside.layouts
     check_array_facts(request.facts, request.score.needs, chosen, where=where)
     check_layouts(layouts, chosen, where=where)
     sources = {
         name: _source(name, array, request, layouts.get(name)) for name, array in chosen.items()
     }
-    if coupled is not None:
-        coupled = check_coupled(coupled, sources, where=where)
+    coupled: Sequence[Coupled] = ()
+    if beside.coupled is not None:
+        coupled = check_coupled(beside.coupled, sources, where=where)
     elif request.pattern.coupled:
         hint = "give layouts={name: kk.prune.Layout(...)} for units, or coupled=[...]"
         shapes = {name: source.shape for name, source in sources.items()}
@@ -64,7 +69,7 @@ def masks_of_arrays(
         sources,
         request.facts,
         shares=shares,
-        coupled=coupled or (),
+        coupled=coupled,
         earlier={name: earlier[name] for name in sources if name in earlier},
     )
     return {name: mask.copy() for name, mask in earlier.items()} | find_masks(selection).masks
