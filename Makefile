@@ -50,8 +50,9 @@ check: test-env ## lint, format, types and the layout of the house
 	$(BIN)/python -m pyright
 	$(BIN)/python -m pytest -q tests/layout
 
+# Without --quiet, which would hide warnings from --strict as well.
 docs: $(DOCS_STAMP) ## build the pages and the API reference into build/docs; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 dist: test-env ## build wheel and sdist into dist
 	rm -rf dist

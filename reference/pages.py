@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: one page per public package, and CONTRIBUTING, CHANGELOG and SECURITY as pages.
+"""Hooks of mkdocs: one page per public package, and the pages and examples that are kept beside docs/.
 
 The build ends with an error where a public name has no docstring.
 """
@@ -12,7 +12,11 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 from public_names import PACKAGES, SOURCE, dotted, public_names, undocumented
 
-ROOT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+ROOT = SOURCE.parent
+BESIDE = (
+    *("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
+    *(f"examples/{path.name}" for path in sorted(ROOT.glob("examples/*.py"))),
+)
 HEAD = """# {title}
 
 ::: {module}
@@ -42,8 +46,8 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to those of docs/."""
-    for name in ROOT_PAGES:
-        text = (SOURCE.parent / name).read_text(encoding="utf-8").replace("](docs/", "](")
+    for name in BESIDE:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, name, content=text))
     for package in PACKAGES:
         files.append(File.generated(config, _place(package), content=_page(package)))
@@ -51,8 +55,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links to files beside docs/ at their generated pages."""
-    return re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, ROOT_PAGES))})", r"](\1", markdown)
+    """Point links to what is kept beside docs/ at its copy."""
+    return re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, BESIDE))})", r"](\1", markdown)
 
 
 def _title(package: str) -> str:
