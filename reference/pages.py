@@ -14,7 +14,7 @@ from public_names import PACKAGES, SOURCE, dotted, public_names, undocumented
 
 ROOT = SOURCE.parent
 BESIDE = (
-    *("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
+    *("CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md"),
     *(f"examples/{path.name}" for path in sorted(ROOT.glob("examples/*.py"))),
 )
 HEAD = """# {title}

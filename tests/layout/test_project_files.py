@@ -110,4 +110,4 @@ def test_the_navigation_names_every_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
     listed = set(re.findall(r": (\S+\.md)$", text, re.MULTILINE))
     pages = {path.name for path in (ROOT / "docs").glob("*.md")}
-    assert listed == pages | {"CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"}
+    assert listed == pages | {"CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md"}
