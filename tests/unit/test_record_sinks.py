@@ -113,6 +113,6 @@ def test_a_recorder_can_be_the_sink_of_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sinks", [[object()], [Kept], Kept(), ["wandb"], None])
 def test_what_is_no_sink_is_refused(tmp_path: Path, sinks: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"Recorder\(sinks\): this is no (sink|list of)"):
+    with pytest.raises(InvalidArgument, match=r"Recorder\(sinks\): not a (sink|list of)"):
         Recorder(tmp_path / "r", sinks=sinks)
     assert not (tmp_path / "r").exists()
