@@ -182,7 +182,8 @@ class HostTensors:
     def __init__(
         self, clipping: Clipping, tensors: Sequence[torch.Tensor | None], scale: float = 1.0
     ) -> None:
-        self.clipping, self.tensors = clipping, list(tensors)
+        self.clipping = clipping
+        self.tensors: list[torch.Tensor | None] = list(tensors)
         self._scale, self._sharding = scale, clipping.sharding
 
     def second_moments(self, place: int) -> torch.Tensor | None:

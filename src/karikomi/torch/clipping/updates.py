@@ -69,8 +69,9 @@ class Updates:
         changed = set(self._found) if outcome.skipped else _changed(outcome)
         for (name, parameter), update in zip(self._found.items(), tensors.tensors, strict=True):
             if name in changed:
-                before, undone = self._before[name], update is None or outcome.skipped
-                parameter.copy_(before if undone else before + update * rates[name])
+                before = self._before[name]
+                undone = update is None or outcome.skipped
+                parameter.copy_(before if undone else before + update * rates[name])  # pyright: ignore[reportOptionalOperand]
         return outcome
 
     def plain(self) -> dict[str, Any]:
