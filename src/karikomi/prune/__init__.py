@@ -1,7 +1,7 @@
-"""Decide what goes: score, allocation, pattern, target, schedule, masks; nothing here touches a model.
+"""Decide what is pruned: scores, allocations, patterns, targets, schedules; nothing here touches a model.
 
-A framework folder measures facts and hands its weights over in blocks; what stands here says what they
-are worth, how many go from where, and turns counts into a threshold.
+A framework folder measures facts and passes its weights in blocks; here they are scored, their number per
+tensor is allocated, and counts become thresholds.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ Masks = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRequest:
-    """What is asked: which of these weights go.
+    """The input of `find_masks`: which of these weights are removed.
 
     `sources`: name -> weight, in order. `coupled`: what goes together, for patterns that span tensors.
-    `target`: none where the pattern says how much goes. `earlier`: masks (bool, true where kept) whose
+    `target`: none where the pattern determines how much goes. `earlier`: masks (bool, true where kept) whose
     removals stay removed and count. `totals`: the whole model's parameters, macs and bytes, for budgets;
     `outliers`, `curves`: facts of tensors for allocations. `by_hand`: tensor -> the share of its items that
     goes, instead of an allocation.
@@ -66,36 +66,36 @@ class SelectionResult:
     removes: dict[str, int]
 
 
-def find_masks(question: SelectionRequest) -> SelectionResult:
-    """Return the masks that answer the question, exactly as many items as it asks for.
+def find_masks(request: SelectionRequest) -> SelectionResult:
+    """Return the masks of a request, with exactly as many items removed as it requires.
 
     Raises `InvalidArgument` for facts and layouts that are missing, `Unsupported` for a target that cannot be
     met, for combinations that mean nothing and weights that float32 does not hold, `NonFinite` naming a
     tensor.
     """
-    check_combination(question.score, question.pattern)
-    check_parts(question)
-    if not (question.score.of_tensors and isinstance(question.pattern, Unstructured)):
-        for source in question.sources.values():
+    check_combination(request.score, request.pattern)
+    check_parts(request)
+    if not (request.score.of_tensors and isinstance(request.pattern, Unstructured)):
+        for source in request.sources.values():
             granularity.check_range(source)
-    if "noise" in question.score.needs:
-        question = replace(question, sources=_with_noise(question))
-    if isinstance(question.pattern, NofM):
-        return _n_of_m(question, question.pattern)
-    scored = _scored(question)
-    if question.by_hand and not question.by_hand.keys() & scored.keys():
+    if "noise" in request.score.needs:
+        request = replace(request, sources=_with_noise(request))
+    if isinstance(request.pattern, NofM):
+        return _n_of_m(request, request.pattern)
+    scored = _scored(request)
+    if request.by_hand and not request.by_hand.keys() & scored.keys():
         raise Unsupported(
             "sparsities by hand go by the names of weights, and what goes here has names of its own",
             where="sparsity",
             got=", ".join(list(scored)[:3]),
             hint="one call per layer, with only=",
         )
-    attempt = _Attempt(question, scored)
-    return attempt.at(_share(question, attempt))
+    attempt = _Attempt(request, scored)
+    return attempt.at(_share(request, attempt))
 
 
 def check_combination(score: Score, pattern: Pattern) -> None:
-    """Refuse a score that does not speak of the pattern's items, with the reason."""
+    """Raise `Unsupported` for a score that is not defined for the items of a pattern."""
     if score.of_units_only and not isinstance(pattern, Units):
         raise Unsupported(
             f"{type(score).__name__} scores units, not {type(pattern).__name__}",
@@ -110,19 +110,19 @@ def check_combination(score: Score, pattern: Pattern) -> None:
         )
 
 
-def check_parts(question: SelectionRequest) -> None:
-    """Refuse what cannot be answered of weights of which only a part is here, with the reason."""
-    parts = [name for name, source in question.sources.items() if source.part is not None]
+def check_parts(request: SelectionRequest) -> None:
+    """Raise `Unsupported` for a request that is not supported for sharded weights."""
+    parts = [name for name, source in request.sources.items() if source.part is not None]
     if not parts:
         return
-    check_blockwise(question.score, where=parts[0])
-    target = None if question.target is None else question.target.unit
-    by_share = target == "sparsity" or bool(question.by_hand)
-    if not isinstance(question.pattern, Unstructured) or not by_share:
+    check_blockwise(request.score, where=parts[0])
+    target = None if request.target is None else request.target.unit
+    by_share = target == "sparsity" or bool(request.by_hand)
+    if not isinstance(request.pattern, Unstructured) or not by_share:
         raise Unsupported(
             "of sharded weights, single ones go, by sparsity",
             where=parts[0],
-            got=f"{type(question.pattern).__name__}, {target or 'no target'}",
+            got=f"{type(request.pattern).__name__}, {target or 'no target'}",
             allowed='pattern="unstructured", sparsity=',
         )
 
@@ -130,30 +130,30 @@ def check_parts(question: SelectionRequest) -> None:
 class _Attempt:
     """Masks for a share of items that go."""
 
-    def __init__(self, question: SelectionRequest, scored: Mapping[str, BlockScores]) -> None:
-        self._question, self._scored = question, scored
+    def __init__(self, request: SelectionRequest, scored: Mapping[str, BlockScores]) -> None:
+        self._request, self._scored = request, scored
         self._tensors = {name: self._facts(name, tensor) for name, tensor in scored.items()}
         self.items = sum(tensor.items for tensor in scored.values())
         # Only a global threshold takes all items of a tensor; all items of all are never asked for.
-        self.floor = 1 if question.allocation == "global" else len(scored)
+        self.floor = 1 if request.allocation == "global" else len(scored)
 
     def at(self, share: float) -> SelectionResult:
         """Return the masks with this share of the items gone."""
         pools = self._pools(share)
-        if _within_rows(self._question):
+        if _within_rows(self._request):
             return self._by_rows(pools)
         out, stays = self._out()
         thresholds = keep_best(self._scored, pools, stays)
         self._spread(stays, out)
-        label = type(self._question.score).__name__.lower()
+        label = type(self._request.score).__name__.lower()
         # Where nothing more goes, nothing is a reason.
         why = {
             name: f"{label} <= {found.value:.4g}"
             for name, found in thresholds.items()
             if found is not NOTHING
         }
-        if self._question.pattern.coupled:
-            members = {m.name: item.of for item in self._question.coupled for m in item.members}
+        if self._request.pattern.coupled:
+            members = {m.name: item.of for item in self._request.coupled for m in item.members}
             goes = {
                 name: f"goes with {of}" if of in members else f"{of}: {why[of]}"
                 for name, of in members.items()
@@ -169,44 +169,44 @@ class _Attempt:
         return SelectionResult(out, why, {}, dict(zip(stays, gone, strict=True)))
 
     def _pools(self, share: float) -> list[Pool]:
-        own = self._question.by_hand
+        own = self._request.by_hand
         if own:
             return [
                 Pool((name,), round(own.get(name, 0.0) * tensor.items))
                 for name, tensor in self._tensors.items()
             ]
-        return allocate(self._question.allocation, self._tensors, share)
+        return allocate(self._request.allocation, self._tensors, share)
 
     def _by_rows(self, pools: Sequence[Pool]) -> SelectionResult:
         check_all(list(self._scored.values()))
-        amounts, out, why = amounts_of(pools, self._question), _fresh(self._question), {}
-        score = self._question.score
+        amounts, out, why = amounts_of(pools, self._request), _fresh(self._request), {}
+        score = self._request.score
         for name, amount in amounts.items():
-            keep_within_rows(self._question.sources[name], score, amount, out[name])
+            keep_within_rows(self._request.sources[name], score, amount, out[name])
             why[name] = f"lowest {type(score).__name__.lower()} of each unit"
         return SelectionResult(out, why, {}, amounts)
 
     def _out(self) -> tuple[Masks, Masks]:
-        """Return masks, and what says of each item whether it stays: of single weights the masks themselves."""
-        if isinstance(self._question.pattern, Unstructured):
-            sources = self._question.sources
+        """Return masks, and a bool per item that stays: of single weights the masks themselves."""
+        if isinstance(self._request.pattern, Unstructured):
+            sources = self._request.sources
             # Not filled: every entry is written, by threads that then share the page faults too.
             out = {name: np.empty(sources[name].shape, bool) for name in self._scored}
             return out, {name: mask.reshape(-1) for name, mask in out.items()}
         stays = {name: np.ones(tensor.items, bool) for name, tensor in self._scored.items()}
-        return _fresh(self._question), stays
+        return _fresh(self._request), stays
 
     def _spread(self, stays: Masks, out: Masks) -> None:
-        pattern = self._question.pattern
+        pattern = self._request.pattern
         if isinstance(pattern, Blocks):
-            for name, source in self._question.sources.items():
+            for name, source in self._request.sources.items():
                 granularity.spread_blocks(source, pattern, stays[name], out[name])
-        for coupled in self._question.coupled if pattern.coupled else ():
+        for coupled in self._request.coupled if pattern.coupled else ():
             granularity.spread_coupled(coupled, stays[coupled.of], out)
 
     def _facts(self, name: str, scored: BlockScores) -> Tensor:
-        question = self._question
-        source = question.sources.get(name)
+        request = self._request
+        source = request.sources.get(name)
         shape = ()
         if source is not None:
             shape = source.whole
@@ -218,15 +218,15 @@ class _Attempt:
             gone=scored.gone,
             shape=shape,
             scores=scored.values if scored.part is None else None,
-            outliers=question.outliers.get(name),
-            curve=question.curves.get(name),
+            outliers=request.outliers.get(name),
+            curve=request.curves.get(name),
         )
 
 
-def amounts_of(pools: Sequence[Pool], question: SelectionRequest) -> dict[str, int]:
+def amounts_of(pools: Sequence[Pool], request: SelectionRequest) -> dict[str, int]:
     """Return how many weights go from each tensor; a joint pool is shared out by magnitude.
 
-    For scores that compare within rows, or reconstruct, and so say nothing across tensors.
+    For scores that compare within rows, or reconstruct, and so do not compare across tensors.
     """
     amounts = {}
     for pool in pools:
@@ -235,7 +235,7 @@ def amounts_of(pools: Sequence[Pool], question: SelectionRequest) -> dict[str, i
             continue
         sizes = {
             name: granularity.of_weights(
-                question.sources[name], Magnitude(), question.earlier.get(name)
+                request.sources[name], Magnitude(), request.earlier.get(name)
             )
             for name in pool.names
         }
@@ -245,73 +245,73 @@ def amounts_of(pools: Sequence[Pool], question: SelectionRequest) -> dict[str, i
     return amounts
 
 
-def _scored(question: SelectionRequest) -> dict[str, BlockScores]:
-    pattern, score, earlier = question.pattern, question.score, question.earlier
+def _scored(request: SelectionRequest) -> dict[str, BlockScores]:
+    pattern, score, earlier = request.pattern, request.score, request.earlier
     if pattern.coupled:
         return {
-            item.of: granularity.of_coupled(item, question.sources, score, earlier)
-            for item in question.coupled
+            item.of: granularity.of_coupled(item, request.sources, score, earlier)
+            for item in request.coupled
         }
     if isinstance(pattern, Blocks):
         return {
             name: granularity.of_blocks(source, score, pattern, earlier.get(name))
-            for name, source in question.sources.items()
+            for name, source in request.sources.items()
         }
-    if _within_rows(question):
+    if _within_rows(request):
         score = Magnitude()
     of = granularity.of_tensor if score.of_tensors else granularity.of_weights
-    return {name: of(source, score, earlier.get(name)) for name, source in question.sources.items()}
+    return {name: of(source, score, earlier.get(name)) for name, source in request.sources.items()}
 
 
-def _with_noise(question: SelectionRequest) -> dict[str, Source]:
+def _with_noise(request: SelectionRequest) -> dict[str, Source]:
     """Return the sources with noise that depends on the score's seed and the tensor's name alone."""
-    seed = getattr(question.score, "seed", 0)
+    seed = getattr(request.score, "seed", 0)
 
     def noisy(source: Source) -> Source:
         generator = np.random.Generator(np.random.Philox(key=[seed, crc32(source.name.encode())]))
         noise = np.float32(1.0) - generator.random(source.shape, np.float32)
         return replace(source, facts={**source.facts, "noise": noise})
 
-    return {name: noisy(source) for name, source in question.sources.items()}
+    return {name: noisy(source) for name, source in request.sources.items()}
 
 
-def _within_rows(question: SelectionRequest) -> bool:
-    unstructured = isinstance(question.pattern, Unstructured)
-    return unstructured and (question.score.within_rows or question.score.updates)
+def _within_rows(request: SelectionRequest) -> bool:
+    unstructured = isinstance(request.pattern, Unstructured)
+    return unstructured and (request.score.within_rows or request.score.updates)
 
 
-def _n_of_m(question: SelectionRequest, pattern: NofM) -> SelectionResult:
-    out, why, left_alone, removes = _fresh(question), {}, {}, {}
-    for name, source in question.sources.items():
+def _n_of_m(request: SelectionRequest, pattern: NofM) -> SelectionResult:
+    out, why, left_alone, removes = _fresh(request), {}, {}, {}
+    for name, source in request.sources.items():
         if not divides(source, pattern):
             left_alone[name] = f"{pattern.of} does not divide its inputs, {source.shape}"
-            if name not in question.earlier:
+            if name not in request.earlier:
                 del out[name]
             continue
-        keep_n_of_m(source, question.score, pattern, out[name])
+        keep_n_of_m(source, request.score, pattern, out[name])
         why[name] = f"not among the best {pattern.keep} of {pattern.of}"
         removes[name] = source.size - int(np.count_nonzero(out[name]))
-    if len(left_alone) == len(question.sources):
+    if len(left_alone) == len(request.sources):
         raise Unsupported(
             f"no weight has a multiple of {pattern.of} inputs",
             where="NofM",
-            got="; ".join(f"{name} {source.shape}" for name, source in question.sources.items()),
+            got="; ".join(f"{name} {source.shape}" for name, source in request.sources.items()),
         )
     return SelectionResult(out, why, left_alone, removes)
 
 
-def _fresh(question: SelectionRequest) -> Masks:
-    sources, earlier = question.sources, question.earlier
+def _fresh(request: SelectionRequest) -> Masks:
+    sources, earlier = request.sources, request.earlier
     return {
         name: earlier[name].copy() if name in earlier else np.ones(source.shape, bool)
         for name, source in sources.items()
     }
 
 
-def _share(question: SelectionRequest, attempt: _Attempt) -> float:
+def _share(request: SelectionRequest, attempt: _Attempt) -> float:
     """Return the share of items that has to go for the target: given, or the least that meets it."""
-    target = question.target
-    if question.by_hand:
+    target = request.target
+    if request.by_hand:
         return 0.0
     if target is None:
         raise Unsupported(
@@ -319,9 +319,9 @@ def _share(question: SelectionRequest, attempt: _Attempt) -> float:
         )
     if target.unit == "width":
         return 1.0 - target.value
-    if target.unit == "sparsity" and isinstance(question.pattern, Unstructured):
+    if target.unit == "sparsity" and isinstance(request.pattern, Unstructured):
         return target.value
-    cost, budget = _cost_and_budget(question, target)
+    cost, budget = _cost_and_budget(request, target)
     return _least(attempt, cost, budget, target) / attempt.items
 
 
@@ -354,10 +354,10 @@ def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, tar
 
 
 def _cost_and_budget(
-    question: SelectionRequest, target: Target
+    request: SelectionRequest, target: Target
 ) -> tuple[Callable[[Masks], float], float]:
     """Return what masks leave in the target's unit, and how much may be left."""
-    sources = question.sources
+    sources = request.sources
     per_weight = {
         "macs": {name: source.macs for name, source in sources.items()},
         "bytes": {name: float(source.itemsize) for name, source in sources.items()},
@@ -370,7 +370,7 @@ def _cost_and_budget(
         )
     masked = sum(source.size for source in sources.values())
     selected = sum(per_weight[name] * source.size for name, source in sources.items())
-    total = question.totals.get(target.unit, selected)
+    total = request.totals.get(target.unit, selected)
     if target.unit == "sparsity":
         total = selected
     bits = masked / 8 if target.unit == "bytes" else 0.0

@@ -79,7 +79,7 @@ def check_range(source: Source) -> None:
 
 
 def of_values(name: str, values: np.ndarray, gone: np.ndarray) -> BlockScores:
-    """Return scores that stand in memory; `gone`: bool, of the same length."""
+    """Return scores that are in memory; `gone`: bool, of the same length."""
     with np.errstate(over="ignore"):
         scores = np.where(gone, np.float32(np.nan), values.astype(np.float32))
     return BlockScores(
@@ -203,7 +203,7 @@ def unit_fact(source: Source, name: str, coupled: Coupled) -> np.ndarray:
     values.flags.writeable = False
     if values.shape != (coupled.items,):
         raise InvalidArgument(
-            f"the fact {name!r} speaks of units, one number each",
+            f"the fact {name!r} has one number per unit",
             where=source.label,
             got=values.shape,
             allowed=f"({coupled.items},)",
@@ -221,12 +221,12 @@ def missing_fact(name: str, where: str) -> KarikomiError:
 
 
 def layout_of(source: Source) -> Layout:
-    """Return which axes of a weight are units and inputs, or say that it is not known."""
+    """Return which axes of a weight are units and inputs; raises `InvalidArgument` if unknown."""
     if source.layout is None:
         raise InvalidArgument(
             "which axis of this weight are its units is not known",
             where=source.label,
-            hint="say it: layouts={name: kk.prune.Layout(units=0, inputs=1)}",
+            hint="give layouts={name: kk.prune.Layout(units=0, inputs=1)}",
         )
     return source.layout
 

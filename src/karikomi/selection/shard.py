@@ -1,6 +1,6 @@
-"""One part of a tensor whose other parts lie with other processes: counts are summed, ties shared out.
+"""One shard of a tensor whose other shards are on other processes: counts are summed, ties shared out.
 
-Separate from counting, which it turns into counting together; who sums, and how, the framework says.
+Separate from counting; the framework supplies the collective sum.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """The rectangle of a tensor that lies here.
+    """The rectangle of a tensor that is stored on this process.
 
     `whole`: the shape of the tensor. `shape`: of the part. `offsets`: where it begins, by axis. `summed`:
     returns an array of int64 added up over all parts, each entry of the tensor counted once; a collective.
-    `over`: who they are; what is over the same is summed in one go, others in the order of this.
+    `over`: the ranks; tensors over the same ranks are summed at once, others in the order of this.
     """
 
     whole: tuple[int, ...]
@@ -37,7 +37,7 @@ class Shard:
         return self.summed(np.array(numbers, np.int64)).tolist()
 
     def places(self, indices: np.ndarray) -> np.ndarray:
-        """Return where in the whole tensor entries of this part stand, both counted in index order."""
+        """Return the indices in the whole tensor of entries of this shard, both counted in index order."""
         here = np.unravel_index(indices, self.shape)
         there = [axis + start for axis, start in zip(here, self.offsets, strict=True)]
         return np.ravel_multi_index(there, self.whole)

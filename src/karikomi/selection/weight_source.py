@@ -1,4 +1,4 @@
-"""What a framework hands over of one weight: its entries as NumPy arrays, its axes, its facts."""
+"""One weight as a framework passes it to the selection: entries as NumPy arrays, axes, facts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Source:
     `array`: returns all of it, in any float dtype. `blocks`: returns its entries in index order, in 1-D
     blocks (the default splits the array). `layout`: which axes are units and inputs, where that is known.
     `facts`: measured facts, broadcastable to the shape, or of shape (units,). `macs`: multiply-accumulates
-    per weight and example. `itemsize`: bytes of a weight. `where`: what errors are to say. `part`: where
-    this is a part of a weight, `shape` and the rest being its own; see `BlockScores`.
+    per weight and example. `itemsize`: bytes of a weight. `where`: a prefix for errors. `part`: set where
+    this is a shard of a weight, `shape` and the rest being those of the shard; see `BlockScores`.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""See what goes into and comes out of the layers of a model while it runs, whatever kind of model it is.
+"""Observe the inputs and outputs of the layers of a model while it runs, of any kind of model.
 
-The ``call`` of each layer is stood in for meanwhile: subclassed, nested and shared layers are seen as those of
-a functional model are, each use by itself, and nothing is left behind.
+The ``call`` of each layer is replaced meanwhile: each use of subclassed, nested and shared layers is observed
+as in a functional model, and everything is restored.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def batches(data: Any, *, where: str) -> Iterator[Batch]:
 
 
 def check_data(data: Any, *, where: str) -> None:
-    """Refuse one batch in the place of many, and what can be read but once."""
+    """Raise `InvalidArgument` for a single batch, and for data that can be read only once."""
     single = hasattr(data, "shape") or (
         isinstance(data, tuple) and any(hasattr(batch, "shape") for batch in data)
     )

@@ -48,7 +48,7 @@ def measure(
 ) -> Facts:
     """Return fact -> name -> numbers in the variable's own shape, or one per unit, for these variables.
 
-    Raises `InvalidArgument` for what is missing, `Unsupported` for a fact that cannot be had, `NonFinite`.
+    Raises `InvalidArgument` for what is missing, `Unsupported` for a fact that cannot be measured, `NonFinite`.
     """
     check_measurable(needs, data, loss, where=where)
     meters: list[Meter] = []

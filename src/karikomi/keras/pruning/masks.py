@@ -154,16 +154,19 @@ class Masks(MaskMapping[np.ndarray]):
             _PLACES: {name: value["place"] for name, value in state.items() if "place" in value},
         }
         bits = {name: value["bits"] for name, value in state.items()}
-        told = {key: json.dumps(fact) for key, fact in facts.items()}
-        write_bytes(path, safetensors.numpy.save(bits, told))
+        metadata = {key: json.dumps(fact) for key, fact in facts.items()}
+        write_bytes(path, safetensors.numpy.save(bits, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
         """Return the masks that `save` wrote; raises `BadFile` for what is no such file."""
         try:
             with safetensors.safe_open(as_path(path), framework="numpy") as file:  # type: ignore[no-untyped-call]
-                told = file.metadata() or {}
-                shapes, places = json.loads(told[_SHAPES]), json.loads(told.get(_PLACES, "{}"))
+                metadata = file.metadata() or {}
+                shapes, places = (
+                    json.loads(metadata[_SHAPES]),
+                    json.loads(metadata.get(_PLACES, "{}")),
+                )
                 state: dict[str, dict[str, Any]] = {
                     name: {"bits": file.get_tensor(name), "shape": shape}
                     for name, shape in shapes.items()

@@ -1,6 +1,6 @@
-"""What every schedule of pruning says: when masks change, how much goes, and what comes back.
+"""The protocol of pruning schedules: when masks change, how much is pruned, and what is regrown.
 
-A schedule knows step numbers and nothing of tensors; `attach` and hand-written loops ask it when to act.
+A schedule depends on step numbers alone; `attach` and hand-written loops query it after each step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from karikomi.schedule import whole
 
 
 class PruningSchedule:
-    """When how much goes, and what comes back. A new schedule is a subclass that says these things.
+    """When how much is pruned, and what is regrown. A new schedule is a subclass with these members.
 
     Fields: `sparsity` (the final share that is zero, in [0, 1)), `score` (a registered name or a
     `Score`), `allocation` (a registered name; none: global for single weights, uniform for other
@@ -56,7 +56,7 @@ class PruningSchedule:
 
     @property
     def pattern_says(self) -> bool:
-        """Whether the pattern itself says how much goes."""
+        """Whether the pattern itself determines how much is pruned."""
         return as_pattern(self.pattern).fixed_share
 
     @property
@@ -82,7 +82,7 @@ Timetable = PruningSchedule
 
 
 def check_fields(schedule: Any, *, where: str) -> None:
-    """Refuse what is no schedule, and one that leaves out what every one of them says or says nothing known.
+    """Check that an object is a schedule with all fields and registered names.
 
     Raises `InvalidArgument`, or `UnknownName` for a name that is not registered.
     """
@@ -179,7 +179,7 @@ def _whole(schedule: Any, field: str, least: int) -> int:
 
 
 def step_of(schedule: PruningSchedule, step: int, *, where: str) -> int:
-    """Return the step as a Python number; refuse what is none, or no schedule of masks alone."""
+    """Return the step as a Python number; raises for another value, or a schedule of more than masks."""
     check_fields(schedule, where=where)
     number = whole(step)
     if number is None or number < 0:
