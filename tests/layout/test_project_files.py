@@ -71,6 +71,15 @@ def test_every_file_and_target_in_the_workflow_exists() -> None:
     assert set(targets) <= make_targets() and {"check", "docs"} <= set(targets)
 
 
+def test_the_documentation_is_built_strictly() -> None:
+    """The option --quiet of mkdocs hides warnings from --strict too."""
+    build = re.findall(r"mkdocs build.*", (ROOT / "Makefile").read_text("utf-8"))
+    assert build == ["mkdocs build --strict"]
+    config = load(ROOT / "mkdocs.yml")
+    assert config["strict"] is True
+    assert set(config["validation"].values()) == {"warn"}
+
+
 def test_every_target_of_the_release_checklist_exists() -> None:
     text = (ROOT / "RELEASING.md").read_text("utf-8")
     assert set(re.findall(r"\bmake ([a-z]+)", text)) == {"clean", "test", "check", "docs", "dist"}
