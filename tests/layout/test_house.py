@@ -1,0 +1,245 @@
+"""The house by technique: rooms without cycles, small folders, names of one meaning, and forms of code that hide."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layout.imports import imports
+from layout.source import PACKAGE, modules, tree
+
+FRAMEWORKS = ("torch", "keras", "jax")
+FILES_MOST, TORCH_ROOMS_MOST = 12, 16
+# Folders of one registered method per file, the reference, and two that still wait for their subfolders.
+ANY_NUMBER = {"clip", "bound", "numpy", "quantize", "report", "search"}
+ANY_NUMBER |= {"prune/scores", "prune/allocations", "pack/codecs"}
+# Base classes and their Keras counterpart, under which users find them: prune.Penalty, keras.Penalty.
+SHARED_CLASSES = {"Penalty"}
+
+
+def _relative(name: str) -> str:
+    """Return the dotted name of a module below the package."""
+    return name.partition(".")[2]
+
+
+def rooms(framework: str) -> dict[str, set[str]]:
+    """Return room of a framework folder -> the rooms that it imports, at any depth."""
+    start, found = f"karikomi.{framework}.", defaultdict(set)
+    for name, path in modules().items():
+        if name.startswith(start):
+            room = name.removeprefix(start).split(".")[0]
+            targets = [item.target for item in imports(name, path, modules())]
+            found[room] |= {
+                target.removeprefix(start).split(".")[0]
+                for target in targets
+                if target.startswith(start)
+            } - {room}
+    return found
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_rooms_import_in_one_direction(framework: str) -> None:
+    """Raises `graphlib.CycleError`, with the cycle, where two rooms need each other."""
+    graph = rooms(framework)
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_torch_has_few_rooms() -> None:
+    folders = [path for path in (PACKAGE / "torch").iterdir() if (path / "__init__.py").exists()]
+    assert 0 < len(folders) + 1 <= TORCH_ROOMS_MOST
+
+
+def users_of_the_reference(name: str, path: Path) -> list[str]:
+    """Return the imports of the NumPy reference in a module outside of it and of the front door."""
+    if _relative(name).split(".")[0] in ("", "numpy"):
+        return []
+    return [
+        f"{name}:{item.line} imports {item.target}"
+        for item in imports(name, path, modules())
+        if f"{item.target}.".startswith("karikomi.numpy.")
+    ]
+
+
+def test_nothing_imports_the_reference() -> None:
+    """A parity test against code that both sides run proves nothing."""
+    found = [
+        line for name, path in modules().items() for line in users_of_the_reference(name, path)
+    ]
+    assert found == []
+
+
+def test_an_import_of_the_reference_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "one.py"
+    file.write_text("def f():\n    from karikomi.numpy.norms import norm\n")
+    assert len(users_of_the_reference("karikomi.torch.one", file)) == 1
+
+
+def crowded(files: list[str]) -> dict[str, int]:
+    """Return folder -> number of files, of folders that have too many; ``__init__.py`` counts."""
+    counts: dict[str, int] = defaultdict(int)
+    for file in files:
+        counts[str(Path(file).parent)] += 1
+    return {
+        folder: count
+        for folder, count in counts.items()
+        if count > FILES_MOST and folder not in ANY_NUMBER
+    }
+
+
+def test_folders_are_small() -> None:
+    assert crowded([str(path.relative_to(PACKAGE)) for path in modules().values()]) == {}
+
+
+def test_a_crowded_folder_is_found() -> None:
+    files = [f"torch/clipping/file_{number}.py" for number in range(13)]
+    assert crowded(files) == {"torch/clipping": 13} and crowded(files[1:]) == {}
+    assert crowded([file.replace("torch/clipping", "clip") for file in files]) == {}
+
+
+def ambiguous(classes: list[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return class -> its modules, where a name has two meanings; `classes`: (module, class) pairs.
+
+    The same file of the same technique in several frameworks has one meaning.
+    """
+    places: dict[str, dict[str, str]] = defaultdict(dict)
+    for module, name in classes:
+        parts = _relative(module).split(".")
+        technique = ".".join(parts[1:] if parts[0] in (*FRAMEWORKS, "numpy") else parts)
+        places[name].setdefault(technique, module)
+    return {
+        name: sorted(found.values())
+        for name, found in places.items()
+        if len(found) > 1 and not name.startswith("_") and name not in SHARED_CLASSES
+    }
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    classes = [
+        (module, node.name)
+        for module, path in modules().items()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert ambiguous(classes) == {}
+
+
+def test_an_ambiguous_class_is_found() -> None:
+    one, other = "karikomi.torch.pruning.masks", "karikomi.keras.pruning.masks"
+    assert ambiguous([(one, "Masks"), (other, "Masks")]) == {}
+    assert ambiguous([(one, "Masks"), ("karikomi.pack.masks", "Masks")]) == {
+        "Masks": ["karikomi.pack.masks", one]
+    }
+
+
+def _named(node: ast.expr) -> str:
+    return getattr(node, "id", None) or getattr(node, "attr", None) or ""
+
+
+def _ranked(node: ast.AST) -> bool:
+    """Return whether an expression asks for the number of dimensions of an array."""
+    return any(
+        (isinstance(part, ast.Attribute) and part.attr == "ndim")
+        or (
+            isinstance(part, ast.Call)
+            and _named(part.func) in ("dim", "ndim")
+            and not part.args[1:]
+            and not part.keywords
+        )
+        for part in ast.walk(node)
+    )
+
+
+def _conditions(node: ast.AST) -> Iterator[ast.expr]:
+    yield from (part.test for part in ast.walk(node) if isinstance(part, ast.IfExp))
+
+
+def axes_by_rank(module: ast.Module) -> list[int]:
+    """Return the lines where a condition on the number of dimensions decides an axis."""
+    found = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.keyword) and "ax" in (node.arg or "").split("_")[-1][:2]:
+            values = [node.value]
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [_named(target).split("_")[-1] for target in targets]
+            values = [node.value] if {*names} & {"axis", "axes"} else []
+        elif isinstance(node, ast.FunctionDef) and {*node.name.split("_")} & {"axis", "axes"}:
+            returns = [part for part in ast.walk(node) if isinstance(part, ast.Return)]
+            values = [part.value for part in returns if part.value is not None]
+        else:
+            continue
+        found += [
+            value.lineno
+            for value in values
+            if any(_ranked(condition) for condition in _conditions(value))
+        ]
+    return found
+
+
+def test_no_axis_is_guessed_from_the_rank() -> None:
+    """Which axis is one unit is a fact of the layer type; `*/modules/` and `*/layers/` know layers."""
+    found = {
+        name: lines
+        for name, path in modules().items()
+        if not {"numpy", "modules", "layers"} & {*name.split(".")[1:3]}
+        and (lines := axes_by_rank(tree(path)))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f(a, axis=0 if a.ndim > 1 else None)",
+        "unit_axis = 0 if a.dim() > 1 else None",
+        "def unit_axis(a):\n    return -1 if np.ndim(a) == 2 else 1",
+    ],
+)
+def test_a_guessed_axis_is_found(text: str) -> None:
+    assert len(axes_by_rank(ast.parse(text))) == 1
+
+
+def hidden_forms(module: ast.Module) -> list[str]:
+    """Return unpacked literals in calls, variables named `one`, and walks of Python's frames, with their lines."""
+    found = []
+    for node in ast.walk(module):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Call):
+            unpacked = [part.value for part in node.args if isinstance(part, ast.Starred)]
+            if any(isinstance(value, ast.Tuple | ast.List) for value in unpacked):
+                found.append(f"{line}: a literal is unpacked in a call")
+        stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        if (stored and _named(node) == "one") or (isinstance(node, ast.arg) and node.arg == "one"):
+            found.append(f"{line}: a variable is named 'one'")
+        if isinstance(node, ast.Attribute) and node.attr in ("_getframe", "currentframe", "f_back"):
+            found.append(f"{line}: Python's frames are walked")
+    return found
+
+
+def test_no_form_hides_what_it_does() -> None:
+    found = {name: lines for name, path in modules().items() if (lines := hidden_forms(tree(path)))}
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f(*(a, b), c=1)",
+        "f(*[a, b])",
+        "for one in a: ...",
+        "def f(one): ...",
+        "frame = sys._getframe(1)",
+        "frame = frame.f_back",
+    ],
+)
+def test_a_hidden_form_is_found(text: str) -> None:
+    assert len(hidden_forms(ast.parse(text))) == 1
+
+
+def test_a_tuple_that_has_a_name_is_none() -> None:
+    assert hidden_forms(ast.parse("f(*pair, c=1)\nones = [1]\n[a for a in (1, 2)]")) == []
