@@ -65,6 +65,9 @@ alone; ``spectral_norm``: the largest singular value of the matrix (output units
 ``largest_logit``: one number per attention head, and a factor scales the query and key projections of the head.
 """
 
+FACTS = NEEDS
+"""Alias of `NEEDS`."""
+
 
 class Decision(NamedTuple):
     """The decision of a rule: one number per element of its scope.

@@ -98,7 +98,9 @@ def attach(
         decide.check_rule(clip, Quantity.GRADIENT, where="torch.attach(clip)", available=AVAILABLE)
     if update is not None:
         decide.check_rule(
-            *(update, Quantity.UPDATE, Quantity.GRADIENT),
+            update,
+            Quantity.UPDATE,
+            Quantity.GRADIENT,
             where="torch.attach(update)",
             available=AVAILABLE,
         )

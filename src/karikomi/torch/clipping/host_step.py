@@ -119,7 +119,7 @@ class Clipping:
         self.where = self.where if where is None else where
         if self.sharding is not None:
             self.sharding.settle_(self.parameters.values())
-        done = self.run_on_host(Gradients(self, scale, fold), overflow=overflow)
+        done = self.run_on_host(GradientTensors(self, scale, fold), overflow=overflow)
         if self.keeps_moments and not done.skip:
             self.moments.follow(self.parameters, scale=None if scale == 1.0 else scale)
         return done.outcomes[-1]
@@ -372,7 +372,7 @@ class HostTensors:
         self.store(place, scale_units_(tensor, axis, factors))
 
 
-class Gradients(HostTensors):
+class GradientTensors(HostTensors):
     """The gradients of the parameters of a `Clipping`."""
 
     def __init__(self, clipping: Clipping, scale: float, fold: Fold | None) -> None:
