@@ -21,9 +21,11 @@ from contract.frameworks import (
 )
 from contract.row import Row, norm
 from contract.rows import CLIPS, EVERY, LIMITED
+from depth import examples, turns
 from karikomi.errors import InvalidArgument
 
 Arrays = dict[str, np.ndarray]
+DTYPES = [np.float16, np.float32, np.float64]
 ROUNDING = {np.float64: 1e-12, np.float32: 1e-6}
 # Of the largest entries: all of float32, and of float64 as much as leaves the joint norm finite.
 EXPONENTS = {np.float64: (-1020, 1020), np.float32: (-140, 128)}
@@ -89,7 +91,7 @@ def referred(row: Row, tensors: Tensors) -> dict[str, np.ndarray | None]:
 
 @cases(EVERY)
 @pytest.mark.parametrize("dtype", ROUNDING)
-@settings(max_examples=30)
+@settings(max_examples=examples(8, full=30))
 @given(data=st.data())
 def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
     tensors = data.draw(draws(dtype))
@@ -102,7 +104,7 @@ def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.Data
 
 @cases([row for row in EVERY if row.bound])
 @pytest.mark.parametrize("dtype", ROUNDING)
-@settings(max_examples=30)
+@settings(max_examples=examples(5, full=30))
 @given(data=st.data())
 def test_never_above_the_bound(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
     assert row.bound is not None
@@ -113,7 +115,7 @@ def test_never_above_the_bound(row: Row, apply: Apply, dtype: type, data: st.Dat
 
 @cases([row for row in EVERY if row.idempotent])
 @pytest.mark.parametrize("dtype", ROUNDING)
-@settings(max_examples=20)
+@settings(max_examples=examples(5, full=20))
 @given(data=st.data())
 def test_again_changes_no_bit(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
     once, _, state = apply(row, data.draw(draws(dtype)))
@@ -148,18 +150,18 @@ def test_small_tensors_keep_every_bit(row: Row, apply: Apply) -> None:
 
 
 @cases(LIMITED)
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_an_infinite_limit_measures_only(row: Row, apply: Apply, dtype: type) -> None:
-    tensors = sample(3, scale=100.0, dtype=dtype)
-    tensors["linear.bias"][:2] = [-0.0, np.finfo(dtype).max]
-    found, outcome, _ = apply(row.measures_only(), tensors)
-    assert_equal(found, tensors)
-    assert outcome.action == "kept" and outcome.pre > 100.0 and outcome.factor == 1.0
+def test_an_infinite_limit_measures_only(row: Row, apply: Apply) -> None:
+    for dtype in turns(DTYPES, row, apply):
+        tensors = sample(3, scale=100.0, dtype=dtype)
+        tensors["linear.bias"][:2] = [-0.0, np.finfo(dtype).max]
+        found, outcome, _ = apply(row.measures_only(), tensors)
+        assert_equal(found, tensors)
+        assert outcome.action == "kept" and outcome.pre > 100.0 and outcome.factor == 1.0
 
 
 # Every set of absent tensors is compiled by itself, which tests/unit/test_jax.py does once.
 @cases(CLIPS, but=frozenset({"jax.jit", "tf.function"}))
-@settings(max_examples=15)
+@settings(max_examples=examples(6, full=15))
 @given(data=st.data())
 def test_absent_gradients_stay_absent_and_do_not_count(
     row: Row, apply: Apply, data: st.DataObject
@@ -193,13 +195,13 @@ def test_empty_tensors_are_no_error(row: Row, apply: Apply) -> None:
 
 
 @cases(EVERY)
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_dtypes_are_kept(row: Row, apply: Apply, dtype: type) -> None:
-    tensors = sample(6, scale=5.0, dtype=dtype)
-    found, _, _ = apply(row, tensors)
-    assert {array.dtype for array in found.values() if array is not None} == {np.dtype(dtype)}
-    rounding = 4 * float(np.finfo(dtype).eps)
-    assert_equal(found, referred(row, tensors), rtol=rounding, atol=rounding)
+def test_dtypes_are_kept(row: Row, apply: Apply) -> None:
+    for dtype in DTYPES:
+        tensors = sample(6, scale=5.0, dtype=dtype)
+        found, _, _ = apply(row, tensors)
+        assert {array.dtype for array in found.values() if array is not None} == {np.dtype(dtype)}
+        rounding = 4 * float(np.finfo(dtype).eps)
+        assert_equal(found, referred(row, tensors), rtol=rounding, atol=rounding)
 
 
 # In torch a complex tensor is one unit as a whole, which the reference does not know.
@@ -217,15 +219,15 @@ def test_complex_gradients_are_scaled_by_their_magnitudes(row: Row, apply: Apply
 
 
 @cases(EVERY)
-@pytest.mark.parametrize("entry", [1e30, 1e-30])
-def test_float32_far_from_one(row: Row, apply: Apply, entry: float) -> None:
-    tensors = {name: np.full(shape, entry, np.float32) for name, shape in SHAPES.items()}
-    found, outcome, _ = apply(row, tensors)
-    sizes = np.array([norm(array) for array in tensors.values()])
-    if not row.by_element and row.kind == "clip":
-        assert outcome.pre == pytest.approx(norm(sizes), rel=1e-6)
-    assert all(np.isfinite(array).all() for array in found.values() if array is not None)
-    assert_equal(found, referred(row, tensors), rtol=1e-6)
+def test_float32_far_from_one(row: Row, apply: Apply) -> None:
+    for entry in (1e30, 1e-30):
+        tensors = {name: np.full(shape, entry, np.float32) for name, shape in SHAPES.items()}
+        found, outcome, _ = apply(row, tensors)
+        sizes = np.array([norm(array) for array in tensors.values()])
+        if not row.by_element and row.kind == "clip":
+            assert outcome.pre == pytest.approx(norm(sizes), rel=1e-6)
+        assert all(np.isfinite(array).all() for array in found.values() if array is not None)
+        assert_equal(found, referred(row, tensors), rtol=1e-6)
 
 
 @cases([row for row in CLIPS if not row.by_element])
