@@ -31,7 +31,7 @@ else
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 endif
 
-.PHONY: help demo demo-env test test-env check docs dist bench clean
+.PHONY: help demo demo-env test test-full test-env check docs dist bench clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ demo: demo-env ## compress a small network on real data that is bundled; writes 
 
 test: test-env ## run every test, docstring example and documentation block
 	@$(BIN)/python -m pytest -n $(WORKERS) --max-skips $(MAX_SKIPS) $(PYTEST_ARGS)
+
+test-full: export KARIKOMI_FULL = 1
+test-full: test ## the same tests, with every case that `make test` samples
 
 check: test-env ## lint, format, types and the layout of the house
 	$(BIN)/python -m ruff check .
