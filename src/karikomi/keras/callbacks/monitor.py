@@ -56,7 +56,7 @@ class Monitor(keras.callbacks.Callback):
     >>> model.compile(kk.keras.clipped(keras.optimizers.SGD(0.1), kk.clip.ByGlobalNorm(1.0)), loss="mse")
     >>> monitor = Monitor("run.jsonl")
     >>> history = model.fit(np.ones((8, 2)), 9 * np.ones((8, 1)), batch_size=4, verbose=0, callbacks=[monitor])
-    >>> history.history["clipped"], monitor.summary[0][:38]
+    >>> history.history["clipped"], monitor.summary[0][:40]
     ([1.0], 'karikomi: 2 steps, 2 clipped (100.0%), 0')
     """
 

@@ -44,7 +44,7 @@ def places_of(variables: Mapping[str, Any]) -> dict[str, VariablePlace]:
     >>> import keras
     >>> one, other = (keras.Variable([0.0], name="kernel") for _ in range(2))
     >>> places_of({"a/kernel": one, "kernel": other})["kernel"]
-    Place(at=1, among=2, bearing=1)
+    VariablePlace(at=1, among=2, bearing=1)
     """
     alike: dict[tuple[str, Shape], list[str]] = {}
     for name, variable in variables.items():
