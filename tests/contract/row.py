@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from contract.deciding import judge
 from karikomi.rule import Quantity, Scope
 from karikomi.rules import decide
 from karikomi.rules.checkpoint import to_plain
@@ -65,9 +66,7 @@ class Row:
             return None
         state = decide.begin(self.rule, np.zeros(1), xp=np)
         for size in self.taught:
-            _, state = decide.judge(
-                self.rule, np.array([size]), state, present=np.array([True]), xp=np
-            )
+            _, state = judge(self.rule, np.array([size]), state, present=np.array([True]), xp=np)
         plain = to_plain([alone(self.rule, [""])], state)
         return {**plain, **dict.fromkeys(decide.COUNTERS, 0)}
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import karikomi as kk
+from contract.deciding import judge
 from contract.rows import EAGER, ROWS, VARIANTS
 from karikomi import schedule
 from karikomi.errors import InvalidArgument
@@ -61,7 +62,7 @@ def run(
     verdicts, states = [], []
     for step, row in enumerate(norms):
         present = np.array([place not in absent or step % 3 == 0 for place in range(3)])
-        verdict, state = decide.judge(
+        verdict, state = judge(
             rule,
             np.where(present, row, 0.0),
             state,
@@ -161,9 +162,7 @@ def _state_at(rule: Any, step: int) -> Any:
 def test_a_run_of_zeros_alone_clips_nothing(rule: Any) -> None:
     state, present = decide.begin(rule, np.zeros(3), xp=np), np.full(3, True)
     for _ in range(150):
-        verdict, state = decide.judge(
-            rule, np.zeros(3), state, present=present, xp=np, facts=facts(rule)
-        )
+        verdict, state = judge(rule, np.zeros(3), state, present=present, xp=np, facts=facts(rule))
         assert verdict.factor.tolist() == [1.0] * 3 and not verdict.skip
 
 
@@ -286,7 +285,7 @@ MEASURING = [
 def test_an_infinite_limit_measures_only(rule: Any) -> None:
     state, present = decide.begin(rule, np.zeros(3), xp=np), np.full(3, True)
     for norms in np.concatenate([np.full((100, 3), 2.0), series(5)]):
-        verdict, state = decide.judge(rule, norms, state, present=present, xp=np, facts=facts(rule))
+        verdict, state = judge(rule, norms, state, present=present, xp=np, facts=facts(rule))
         assert verdict.factor.tolist() == [1.0] * 3 and not verdict.skip
         assert verdict.limit is None or np.isinf(verdict.limit).all()
 

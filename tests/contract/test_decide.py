@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contract.deciding import judge
 from contract.namespaces import COMPILED, INSTALLED, NAMES, Guard, Place, load_quietly
 from contract.namespaces import place as place_of
 from contract.row import Row
@@ -65,7 +66,7 @@ def _judged(row: Row, place: Place, dtype: type, nonfinite: str) -> list[dict[st
     xp = place.xp
 
     def step(norms: Any, present: Any, facts: Any, state: Any) -> Any:
-        return decide.judge(
+        return judge(
             row.rule, norms, state, present=present, xp=xp, nonfinite=nonfinite, facts=facts
         )
 

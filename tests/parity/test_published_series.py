@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import karikomi as kk
+from contract.deciding import judge
 from contract.namespaces import INSTALLED, load_quietly
 from karikomi.clip import histogram
 from karikomi.rules import decide
@@ -29,7 +30,7 @@ def after(rule: Any, series: Any, facts: Any = None) -> np.ndarray:
     state, rows = decide.begin(rule, series[0], xp=np), []
     present = np.full(series.shape[1], True)
     for norms in series:
-        verdict, state = decide.judge(rule, norms, state, present=present, xp=np, facts=facts)
+        verdict, state = judge(rule, norms, state, present=present, xp=np, facts=facts)
         rows.append(
             np.full_like(norms, NAN) if verdict.skip else decide.norms_after(norms, verdict, xp=np)
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import karikomi as kk
+from contract.deciding import judge
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.rule import (
     Array,
@@ -66,7 +67,7 @@ def run(series: list[list[float]], nonfinite: str = "skip", **present: Any) -> l
     rule, rows = SkipJumps(3.0), []
     state = decide.begin(rule, np.array(series[0]), xp=np)
     for norms in series:
-        verdict, state = decide.judge(
+        verdict, state = judge(
             rule, np.array(norms), state, present=np.full(2, True), xp=np, nonfinite=nonfinite
         )
         rows.append((verdict, to_plain([alone(rule, ["a", "b"])], state)))
@@ -112,7 +113,7 @@ def test_a_factor_lost_to_zero_skips_gradients_where_the_policy_skips(
     rule: Any, nonfinite: str, skipped: bool
 ) -> None:
     norms = np.array([1e200, 1.0])
-    verdict, state = decide.judge(
+    verdict, state = judge(
         rule,
         norms,
         decide.begin(rule, norms, xp=np),
@@ -128,7 +129,7 @@ def test_a_factor_lost_to_zero_skips_gradients_where_the_policy_skips(
 def test_absent_numbers_do_not_count() -> None:
     rule = SkipJumps(3.0)
     state = decide.begin(rule, np.zeros(2), xp=np)
-    verdict, state = decide.judge(
+    verdict, state = judge(
         rule, np.array([NAN, 4.0]), state, present=np.array([False, True]), xp=np
     )
     assert not bool(verdict.skip) and not verdict.bad.any()
