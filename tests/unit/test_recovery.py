@@ -354,7 +354,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "vector": ({"loss": lambda o, t: F.cross_entropy(o, t, reduction="none")}, "0-d tensor"),
     "shapes": ({"teacher": nn.Linear(6, 4)}, "compares tensors of logits"),
     "classes": ({"teacher": network(), "axis": 2}, "two or more classes"),
-    "optimizer": ({"optimizer": "adam", "rate": None}, "no torch optimizer"),
+    "optimizer": ({"optimizer": "adam", "rate": None}, "not a torch optimizer"),
     "clip": ({"clip": "norm"}, "clip"),
 }
 

@@ -74,7 +74,7 @@ def test_laws(rows: list[tuple[bool, bool, float]], obstacle: str | None) -> Non
 
 
 def test_arrays_of_different_lengths() -> None:
-    with pytest.raises(InvalidArgument, match="same units"):
+    with pytest.raises(InvalidArgument, match="different numbers of units"):
         units("11", "1", [0, 0])
 
 

@@ -67,8 +67,8 @@ def test_only_what_differs_need_be_named() -> None:
     [
         ({"f1.weight": (7, 32)}, "f1.bias: the shape does not fit.*got .12,.; allowed: .7,."),
         ({"f1.weight": (7, 32), "f1.bias": (8,)}, "f1.bias: the shape does not fit"),
-        ({"f1.weight": (13, 32), "f1.bias": (13,)}, "f1.weight: a resized layer is smaller"),
-        ({"f1.weight": (0, 32), "f1.bias": (0,)}, "f1.weight: a resized layer is smaller"),
+        ({"f1.weight": (13, 32), "f1.bias": (13,)}, "f1.weight: a resized layer must be smaller"),
+        ({"f1.weight": (0, 32), "f1.bias": (0,)}, "f1.weight: a resized layer must be smaller"),
         ({"f1.weight": (32,)}, "f1.weight: the shape does not fit"),
         ({"c1.weight": (6, 1, 1, 1)}, "c1.weight: the shape does not fit"),
         ({"n1.weight": (3,)}, "n1.bias: the shape does not fit"),
