@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class KarikomiError(Exception):
@@ -77,6 +77,14 @@ def install_hint(extra: str) -> str:
     "pip install '.[torch]' in a clone of karikomi"
     """
     return f"pip install '.[{extra}]' in a clone of karikomi"
+
+
+def check_known(
+    name: object, known: Collection[str], what: str, *, where: str | None = None
+) -> None:
+    """Raise `UnknownName` with the nearest known names unless a name is one of them."""
+    if name not in known:
+        raise UnknownName(what, where=where, got=repr(name), hint=suggest(str(name), known))
 
 
 def suggest(name: str, known: Iterable[str], *, most: int = 3) -> str:

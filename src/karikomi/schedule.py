@@ -113,7 +113,7 @@ class Stepwise:
         ]
         steps = [whole(pair[0]) if len(pair) == 2 else None for pair in pairs]
         rising = None not in steps and steps == sorted({*steps}) and steps[:1] == [0]  # type: ignore[type-var]
-        if not rising or not all(_is_number(v) and not math.isnan(v) for _, v in pairs):
+        if not rising or not all(is_number(v) and not math.isnan(v) for _, v in pairs):
             raise InvalidArgument(
                 "points must be (step, number) pairs from step 0 on, in rising order",
                 where="Stepwise",
@@ -166,10 +166,24 @@ def whole(value: Any) -> int | None:
         return None
 
 
+def whole_from(least: int, value: Any, what: str, *, where: str) -> int:
+    """Return `value` as a whole number, or raise `InvalidArgument` unless it is one and at least `least`."""
+    number = whole(value)
+    if number is None or number < least:
+        allowed = f"a whole number >= {least}"
+        raise InvalidArgument(what, where=where, got=repr(value), allowed=allowed)
+    return number
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number, and not a boolean."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _settle(schedule: Linear | Cubic, *, where: str) -> None:
     """Check a schedule and store plain Python numbers, so that it can be written down."""
     ends = (schedule.start, schedule.stop)
-    if not all(_is_number(end) and math.isfinite(end) for end in ends):
+    if not all(is_number(end) and math.isfinite(end) for end in ends):
         raise InvalidArgument("start and stop must be finite numbers", where=where, got=ends)
     steps = schedule.steps
     plain = tuple(map(whole, steps)) if isinstance(steps, tuple) else ()
@@ -179,10 +193,6 @@ def _settle(schedule: Linear | Cubic, *, where: str) -> None:
         )
     for field, value in (("start", _plain(ends[0])), ("stop", _plain(ends[1])), ("steps", plain)):
         object.__setattr__(schedule, field, value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _plain(value: numbers.Real | float) -> int | float:

@@ -1,11 +1,8 @@
-"""Bound named weights in a form that can be traced: no branch on a value, no item assignment.
-
-The same steps as `karikomi.numpy.bounding`. A weight that is not finite is left unchanged, since no bound
-can repair it; callers that can read values raise `NonFinite`.
-"""
+"""Bound named weights in a form that can be traced: no branch on a value, no item assignment."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -63,10 +60,10 @@ def plan_bound(
 ) -> BoundPlan:
     """Return the plan of a rule for arrays of these shapes, or raise `InvalidArgument` where it bounds none."""
     concerned, reason = list(shapes), ""
-    own_axes: dict[str, Axes] = {}
+    unit_axes: dict[str, Axes] = {}
     if rule.scope is Scope.UNIT:
         concerned, reason = [name for name in shapes if name in axes], "has no unit axis"
-        own_axes = {name: axes[name] for name in concerned}
+        unit_axes = {name: axes[name] for name in concerned}
     elif "fan_in" in rule.needs:
         concerned, reason = [name for name in shapes if name in fan_in], "has no fan-in"
     if not concerned:
@@ -76,9 +73,12 @@ def plan_bound(
             got=f"every one of them {reason}",
             hint="name them: unit_axes={'*kernel': -1}, fan_in={'*kernel': 784}",
         )
-    counts = {name: _units(shapes[name], own_axes.get(name, ())) for name in concerned}
+    counts = {
+        name: math.prod(shapes[name][axis] for axis in unit_axes.get(name, ()))
+        for name in concerned
+    }
     left_alone = {name: reason for name in shapes if name not in counts}
-    return BoundPlan(rule, counts, own_axes, dict(fan_in), left_alone)
+    return BoundPlan(rule, counts, unit_axes, dict(fan_in), left_alone)
 
 
 def fresh_bound_state(plan: BoundPlan, *, library: Library) -> State:
@@ -88,11 +88,11 @@ def fresh_bound_state(plan: BoundPlan, *, library: Library) -> State:
 
 
 def bound_named(
-    plan: BoundPlan, found: Mapping[str, Array], state: State, *, library: Library
+    plan: BoundPlan, weights: Mapping[str, Array], state: State, *, library: Library
 ) -> Bounded:
-    """Return the result of a plan for these weights; weights that are not in the plan are unchanged."""
+    """Return the result of a plan for these weights; others, and those that are not finite, are unchanged."""
     xp, stage = library.xp, plan.stage
-    norms = library.vector([_measured(plan, name, found[name], library) for name in plan.counts])
+    norms = library.vector([_measured(plan, name, weights[name], library) for name in plan.counts])
     facts = {}
     if "fan_in" in plan.rule.needs:
         facts["fan_in"] = library.constants([plan.fan_in[name] for name in stage.owners])
@@ -100,26 +100,19 @@ def bound_named(
         stage, norms, state, present=xp.isfinite(norms), xp=xp, nonfinite="pass", facts=facts
     )
     if decision.limit is not None:
-        dtypes = [found[name].dtype for name in stage.owners]
+        dtypes = [weights[name].dtype for name in stage.owners]
         decision = decision._replace(limit=library.representable(decision.limit, dtypes))
     after = decide.committed(
         state, learned, skip=decision.skip, any_bad=xp.any(~xp.isfinite(norms)), xp=xp
     )
-    arrays, start = dict(found), 0
+    arrays, start = dict(weights), 0
     for name, count in plan.counts.items():
         part = slice(start, start + count)
         start = part.stop
-        arrays[name] = _applied(plan, name, found[name], decision, part, library)
+        arrays[name] = _applied(plan, name, weights[name], decision, part, library)
     settled = {key: xp.astype(value, state[key].dtype) for key, value in after.items()}
     left = decide.norms_after(norms, decision, xp=xp)
     return Bounded(arrays, settled, norms, left, decision.factor, decision.limit)
-
-
-def _units(shape: tuple[int, ...], axes: Axes) -> int:
-    count = 1
-    for axis in axes:
-        count *= shape[axis]
-    return count
 
 
 def _measured(plan: BoundPlan, name: str, array: Array, library: Library) -> Array:

@@ -1,7 +1,4 @@
-"""Clip named gradients in a form that can be traced: no branch on a value, no item assignment.
-
-The same steps as `karikomi.numpy.clipping`; new arrays, a new state and the outcome of every stage are returned.
-"""
+"""Clip named gradients in a form that can be traced: no branch on a value, no item assignment."""
 
 from __future__ import annotations
 
@@ -66,10 +63,7 @@ def clip_named(
     zero_skipped: bool,
     library: Library,
 ) -> StepResult:
-    """Return the result of a plan for the gradients that it was made for.
-
-    `zero_skipped`: whether the gradients of a skipped step are zeros, for callers that cannot skip a step.
-    """
+    """Return the result of a plan for its gradients; `zero_skipped`: whether those of a skipped step are zeros."""
     tensors = _NamedArrays(dict(found), companions, nonfinite, zero_skipped, library)
     xp = library.xp
     done = run_step(plan, state, tensors, xp=xp, nonfinite=nonfinite)

@@ -1,8 +1,4 @@
-"""Measure and apply for array libraries that never write in place: JAX, TensorFlow, and the like.
-
-Written once in array-API terms, so that a framework folder supplies little more than a namespace; it
-overrides a method where its framework has a better way.
-"""
+"""Measure and apply for array libraries that never write in place: JAX, TensorFlow and Keras."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Descriptions of the numbers in a state as plain data, and the outcomes made from them.
-
-The description is stored with the state, so that the state can be read from a checkpoint without the rule.
-"""
+"""Descriptions of the numbers in a state as plain data, which a checkpoint contains, and outcomes made from them."""
 
 from __future__ import annotations
 

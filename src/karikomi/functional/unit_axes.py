@@ -1,19 +1,15 @@
-"""The unit axes and fan-ins of named arrays, and the stages of a rule for them, before any is measured.
-
-Shared by clipping and bounding.
-"""
+"""The unit axes and fan-ins of named arrays, and the stages of a rule for them, before any is measured."""
 
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 
 from karikomi.errors import InvalidArgument
 from karikomi.functional.norms import Axes
 from karikomi.rule import Composite, Rule
 from karikomi.rules.stages import Stage, stages
-from karikomi.schedule import whole
+from karikomi.schedule import is_number, whole
 from karikomi.select import spread
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -35,8 +31,7 @@ def resolved_fan_ins(
     """Return name -> how many inputs feed one output, or raise `InvalidArgument` for other values."""
     values = spread("fan_in", given, shapes, where=where)
     for name, number in values.items():
-        usual = isinstance(number, numbers.Real) and not isinstance(number, bool)
-        if not usual or not 0 < number < math.inf:
+        if not is_number(number) or not 0 < number < math.inf:
             raise InvalidArgument(
                 "a fan-in is a number of inputs",
                 where=f"{where}: {name}",

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from karikomi.functional.unit_axes import UnitAxes, resolved_axes
 from karikomi.jax.pytrees import named, shapes
-from karikomi.prune.penalties.penalty import Penalty, check_masks, check_penalty, concerned, term
+from karikomi.prune.mask_mapping import check_masks
+from karikomi.prune.penalties.penalty import Penalty, check_penalty, concerned, term
 
 WHERE = "jax.penalty"
 

@@ -11,7 +11,8 @@ from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.unit_axes import UnitAxes, resolved_axes
 from karikomi.numpy.arrays import Arrays, like, named
 from karikomi.numpy.norms import check_arrays
-from karikomi.prune.penalties.penalty import Penalty, check_masks, check_penalty, concerned, term
+from karikomi.prune.mask_mapping import check_masks
+from karikomi.prune.penalties.penalty import Penalty, check_penalty, concerned, term
 
 WHERE = "numpy.penalty"
 

@@ -1,8 +1,4 @@
-"""Decide what is pruned: scores, allocations, patterns, targets, schedules; nothing here touches a model.
-
-A framework folder measures facts and passes its weights in blocks; here they are scored, their number per
-tensor is allocated, and counts become thresholds.
-"""
+"""Decide what is pruned: scores, allocations, patterns, targets, schedules; nothing here touches a model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The account of a pruning: one row per tensor, with the reason and the error of the layer's output.
-
-Plain data, which also prints as a table.
-"""
+"""The account of a pruning: one row per tensor, with the reason and the error of the layer's output."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
-from karikomi.errors import InvalidArgument, UnknownName, suggest
+from karikomi.errors import InvalidArgument, check_known
 
 Facts = Mapping[str, Mapping[str, Any]]
 """Fact -> tensor name -> values."""
@@ -84,18 +84,11 @@ def measured_on(what: str) -> frozenset[str]:
 def check_facts(
     facts: Facts, needs: Collection[str], tensors: Collection[str], *, where: str
 ) -> None:
-    """Raise unless these are values of known facts for known tensors.
-
-    `needs`: facts of a score, which may have names of its own. `tensors`: their names. Raises
-    `InvalidArgument` for values that are not mappings, `UnknownName` for a fact or a tensor.
-    """
+    """Raise unless these are mappings of known facts, or the `needs` of a score, of known `tensors`."""
     check_mapping(facts, where=f"{where}: facts", allowed="fact -> tensor name -> values")
     known = {*TABLE, *needs}
     for fact, of in facts.items():
-        if fact not in known:
-            raise UnknownName(
-                "unknown fact", where=where, got=repr(fact), hint=suggest(str(fact), known)
-            )
+        check_known(fact, known, "unknown fact", where=where)
         place = f"{where}: facts[{fact!r}]"
         check_mapping(of, where=place, allowed="tensor name -> values")
         check_names(of, tensors, where=place)
@@ -112,10 +105,4 @@ def check_mapping(given: object, *, where: str, allowed: str) -> None:
 def check_names(names: Collection[str], known: Collection[str], *, where: str) -> None:
     """Raise `UnknownName` for a name that is not the name of a tensor."""
     for name in names:
-        if name not in known:
-            raise UnknownName(
-                "no selected tensor has this name",
-                where=where,
-                got=repr(name),
-                hint=suggest(str(name), known),
-            )
+        check_known(name, known, "no selected tensor has this name", where=where)

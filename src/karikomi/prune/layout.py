@@ -1,7 +1,4 @@
-"""Which axes of a weight are what, and which parts of which tensors go together.
-
-Facts that a framework folder supplies per layer type: they are never guessed from rank.
-"""
+"""Axes of weights, and parts of tensors that are pruned together: facts of layer types, never guessed from rank."""
 
 from __future__ import annotations
 

@@ -1,13 +1,41 @@
-"""What the masks of every framework say of themselves; the arrays are the framework's."""
+"""Masks by name, common to all frameworks, whose arrays they are, and the check of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from karikomi.errors import InvalidArgument, check_known
 from karikomi.prune.account import Account
 
 Mask = TypeVar("Mask")
+
+
+def check_masks(
+    masks: Mapping[str, Any] | None,
+    shapes: Mapping[str, tuple[int, ...] | None],
+    *,
+    where: str,
+    leaf: str = "tensor",
+) -> None:
+    """Raise for masks that are not boolean, and those without a tensor of their name and shape.
+
+    `shapes`: name -> shape, None where any fits. `leaf`: what errors call a tensor.
+    """
+    for name, mask in (masks or {}).items():
+        check_known(name, shapes, f"a mask without its {leaf}", where=where)
+        shape, dtype = (
+            tuple(getattr(mask, "shape", ())),
+            getattr(mask, "dtype", type(mask).__name__),
+        )
+        expected = shape if shapes[name] is None else tuple(shapes[name] or ())
+        if shape != expected or "bool" not in str(dtype):
+            raise InvalidArgument(
+                f"the mask does not fit its {leaf}",
+                where=f"{where}: {name}",
+                got=f"{dtype} {shape}",
+                allowed=f"bool {expected}",
+            )
 
 
 class MaskMapping(Mapping[str, Mask]):

@@ -1,7 +1,4 @@
-"""Patterns: what is removed as one. A weight, n of m, a block, a unit, a head, a whole layer.
-
-A pattern says what the items of a tensor are; which of them go, scores and allocations decide.
-"""
+"""Patterns: what is removed as one item. A weight, n of m, a block, a unit, a head, a whole layer."""
 
 from __future__ import annotations
 
@@ -159,10 +156,7 @@ class Layers(Pattern):
 
 
 def as_pattern(pattern: str | Pattern) -> Pattern:
-    """Return a pattern by its registered name, or the one that was given.
-
-    Raises `InvalidArgument`, with both readings for an "n:m", or `UnknownName`.
-    """
+    """Return a pattern, given one or its registered name; raises `UnknownName`, or `InvalidArgument` as for "1:4"."""
     if isinstance(pattern, Pattern):
         return pattern
     if not isinstance(pattern, str):

@@ -98,7 +98,9 @@ def threshold(
                 )
             low, high = -LARGEST, LARGEST
             continue
-        place, rank = _locate(bins, remove - below)
+        reached = np.cumsum(bins, dtype=np.int64)
+        place = int(np.searchsorted(reached, remove - below))
+        rank = remove - below - int(reached[place] - bins[place])
         wide = shift(low, high)
         if wide == 0:
             return Threshold(score_of(low + place), rank, rank == int(bins[place]))
@@ -118,10 +120,3 @@ def bracket(sample: np.ndarray, remove: int, total: int) -> tuple[int, int]:
     low = -LARGEST if first < 0 else int(ordered[first])
     high = LARGEST if last >= size else int(ordered[last])
     return low, high
-
-
-def _locate(counts: np.ndarray, rank: int) -> tuple[int, int]:
-    """Return the bin of the `rank`-th smallest (from 1), and its rank within that bin."""
-    reached = np.cumsum(counts, dtype=np.int64)
-    place = int(np.searchsorted(reached, rank))
-    return place, int(rank - (reached[place] - counts[place]))

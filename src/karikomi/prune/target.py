@@ -1,7 +1,4 @@
-"""Targets: how much is to go or to stay, in the user's unit.
-
-One of them is given by name; a number that can be read in two ways is refused with both readings.
-"""
+"""Targets: how much is removed or kept, in the user's unit; a number with two readings is an error."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from dataclasses import dataclass
 
 from karikomi.errors import InvalidArgument
 from karikomi.prune.allocations.allocation import check_sparsity
+from karikomi.schedule import is_number
 
 UNITS = {
     "sparsity": "the share of the selected weights that is zero afterwards, in [0, 1)",
@@ -67,7 +65,7 @@ def target_of(*, where: str, **given: float | None) -> Target:
             allowed="; or ".join(f"{unit}= ({UNITS[unit]})" for unit in given),
         )
     unit, value = chosen.popitem()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not is_number(value):
         raise InvalidArgument("a target is a number", where=f"{where}: {unit}", got=repr(value))
     value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if unit == "sparsity":

@@ -1,8 +1,4 @@
-"""The least-squares problem of reconstruction: a layer's outputs on its inputs, as sums over samples.
-
-Separate from the ways to remove weights, which share it, and from any framework, which only
-accumulates the sums, in constant memory.
-"""
+"""The least-squares problem of reconstruction: a layer's outputs on its inputs, as sums over samples."""
 
 from __future__ import annotations
 

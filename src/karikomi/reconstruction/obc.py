@@ -1,7 +1,4 @@
-"""Optimal Brain Compression: weights are removed one by one, and the remaining ones re-solved exactly.
-
-Separate from the sweep over columns (SparseGPT), a cheap approximation for wide layers.
-"""
+"""Optimal Brain Compression: weights are removed one by one, and the remaining ones re-solved exactly."""
 
 from __future__ import annotations
 

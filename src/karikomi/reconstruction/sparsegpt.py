@@ -1,7 +1,4 @@
-"""SparseGPT: one sweep over a layer's inputs, with each column's loss compensated by those to its right.
-
-Separate from `obc`, which is exact, with a cost that grows with the cube of the inputs for each output.
-"""
+"""SparseGPT: one sweep over a layer's inputs, with each column's loss compensated by those to its right."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The state of rules as plain data, for JSON and checkpoints, and back.
-
-Statistics per tensor are stored with the names of the tensors, so that they can be matched by name whatever
-the order; a new tensor starts with fresh statistics.
-"""
+"""The state of rules as plain data, for JSON and checkpoints, and back; matched by tensor names in any order."""
 
 from __future__ import annotations
 

@@ -101,11 +101,14 @@ def decide_stage(
         if decision.factor is not None:
             if part.rule.of is Quantity.GRADIENT:
                 lost = lost | (concerned & (decision.factor == 0))
-            own = xp.where(concerned, decision.factor * ones, ones)
-            factor = own if factor is None else factor * own
-            seen = seen * own
+            factors = xp.where(concerned, decision.factor * ones, ones)
+            factor = factors if factor is None else factor * factors
+            seen = seen * factors
         if decision.limit is not None:
-            limit = _limit(decision.limit, limit, concerned, ones, xp=xp)
+            # A limit of zero (from a schedule, or learned from zeros only) leaves the tensor unchanged.
+            limits = decision.limit * ones
+            limits = xp.where(concerned & (limits > 0), limits, math.inf * ones)
+            limit = limits if limit is None else xp.minimum(limit, limits)
             seen = xp.minimum(seen, limit)
     factor = ones if factor is None else factor
     if nonfinite in ("skip", "raise"):
@@ -210,43 +213,20 @@ def _decide(
 ) -> tuple[Decision, State]:
     rule, key = part.rule, PREFIX + part.key
     inner = {name[len(key) :]: value for name, value in state.items() if name.startswith(key)}
-    decision, after = rule.decide(
-        _at_scope(rule, seen, xp=xp),
-        inner,
-        present=_any_at_scope(rule, concerned, xp=xp),
-        facts=_facts_at_scope(rule, facts, concerned, xp=xp),
-        xp=xp,
-    )
+    if rule.scope is Scope.GLOBAL:
+        facts = _joint_facts(rule, facts, concerned, xp=xp)
+        seen, concerned = combine(seen, xp=xp), xp.reshape(xp.any(concerned), (1,))
+    decision, after = rule.decide(seen, inner, present=concerned, facts=facts, xp=xp)
     return decision, {key + name: value for name, value in after.items()}
 
 
-def _limit(
-    own: Array, known: Array | None, concerned: Array, array: Array, *, xp: Namespace
-) -> Array:
-    # A limit of zero (from a schedule, or learned from zeros only) leaves the tensor unchanged.
-    own = own * array
-    own = xp.where(concerned & (own > 0), own, math.inf * array)
-    return own if known is None else xp.minimum(known, own)
-
-
-def _at_scope(rule: Rule, norms: Array, *, xp: Namespace) -> Array:
-    return combine(norms, xp=xp) if rule.scope is Scope.GLOBAL else norms
-
-
-def _any_at_scope(rule: Rule, good: Array, *, xp: Namespace) -> Array:
-    return xp.reshape(xp.any(good), (1,)) if rule.scope is Scope.GLOBAL else good
-
-
-def _facts_at_scope(
+def _joint_facts(
     rule: Rule, facts: Mapping[str, Array], concerned: Array, *, xp: Namespace
 ) -> Mapping[str, Array]:
-    if rule.scope is not Scope.GLOBAL or not rule.needs:
-        return facts
     joint: dict[str, Any] = dict(facts)
     if "weights" in rule.needs:
-        joint["weights"] = combine(
-            xp.where(concerned, facts["weights"], 0.0 * facts["weights"]), xp=xp
-        )
+        weights = xp.where(concerned, facts["weights"], 0.0 * facts["weights"])
+        joint["weights"] = combine(weights, xp=xp)
     if "sizes" in rule.needs:
         sizes = xp.where(concerned, facts["sizes"], 0.0 * facts["sizes"])
         joint["sizes"] = xp.reshape(xp.sum(sizes), (1,))

@@ -1,8 +1,4 @@
-"""One step of a rule: measure, decide and apply stage by stage, then commit the state.
-
-Run by torch on the host, by torch on a device and by the functional frameworks, each of which supplies its
-tensors. The NumPy reference has a plain loop of its own.
-"""
+"""One step of a rule: measure, decide and apply stage by stage, then commit the state."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune import (
     Heads,
@@ -50,22 +48,8 @@ def allocation_of(allocation: str | None, pattern: Pattern, score: Score) -> str
     return "global" if together else "uniform"
 
 
-def check_shares(shares: Mapping[str, float], allocation: str | None, *, where: str) -> None:
-    """Raise `InvalidArgument` for sparsities by hand beside an allocation, or none of them."""
-    if allocation is not None or not shares:
-        raise InvalidArgument(
-            "sparsities by hand are an allocation themselves",
-            where=where,
-            got=f"allocation={allocation!r}" if shares else "no sparsity",
-            allowed="sparsity={glob: share}, or one number and an allocation",
-        )
-
-
 def target_for(pattern: Pattern, where: str, **given: float | None) -> Target | None:
-    """Return the target, or none where the pattern determines how much goes.
-
-    Raises `InvalidArgument` for a target that does not fit the pattern, see also `target_of`.
-    """
+    """Return the target, None where the pattern determines it; raises `InvalidArgument`, see also `target_of`."""
     named_targets = {unit: value for unit, value in given.items() if value is not None}
     if isinstance(pattern, NofM):
         if named_targets:

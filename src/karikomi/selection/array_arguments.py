@@ -1,7 +1,4 @@
-"""Checks of what a caller passes beside a dict of host arrays: facts, layouts, groups, earlier masks.
-
-Separate from the selection, so that a mistake is reported before anything is scored.
-"""
+"""Checks of what a caller passes beside a dict of host arrays: facts, layouts, groups, earlier masks."""
 
 from __future__ import annotations
 
@@ -10,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument, UnknownName, suggest
-from karikomi.prune import Coupled, Layout
+from karikomi.errors import InvalidArgument
+from karikomi.prune import Coupled, Layout, mask_mapping
 from karikomi.prune.facts import PER_TENSOR, Facts, check_facts, check_mapping, check_names
 
 
@@ -83,11 +80,8 @@ def check_coupled(
     return coupled
 
 
-def check_masks(masks: Any, found: Mapping[str, Any], *, where: str, leaf: str) -> None:
-    """Raise for masks that are not boolean or have no array of their shape; an absent array fits any.
-
-    `leaf`: what errors call an array.
-    """
+def check_masks(masks: Any, arrays: Mapping[str, Any], *, where: str, leaf: str) -> None:
+    """Check as `mask_mapping.check_masks`; an absent array fits any mask, and errors call an array `leaf`."""
     if not isinstance(masks, Mapping):
         plural = "leaves" if leaf == "leaf" else f"{leaf}s"
         raise InvalidArgument(
@@ -95,22 +89,8 @@ def check_masks(masks: Any, found: Mapping[str, Any], *, where: str, leaf: str) 
             where=where,
             got=type(masks).__name__,
         )
-    for name, mask in masks.items():
-        if name not in found:
-            raise UnknownName(
-                f"a mask without its {leaf}",
-                where=where,
-                got=repr(name),
-                hint=suggest(str(name), found),
-            )
-        array, dtype = found[name], getattr(mask, "dtype", None)
-        if dtype != np.bool_ or (array is not None and np.shape(mask) != np.shape(array)):
-            raise InvalidArgument(
-                f"the mask does not fit its {leaf}",
-                where=f"{where}: {name}",
-                got=f"{dtype or type(mask).__name__} {np.shape(mask)}",
-                allowed=f"bool {np.shape(array)}",
-            )
+    shapes = {name: None if array is None else np.shape(array) for name, array in arrays.items()}
+    mask_mapping.check_masks(masks, shapes, where=where, leaf=leaf)
 
 
 def wide(array: Any) -> Any:

@@ -36,10 +36,7 @@ def masks_of_arrays(
     beside: Beside,
     leaf: str = "array",
 ) -> dict[str, np.ndarray]:
-    """Return name -> mask of the selected arrays, and copies of the earlier masks of others.
-
-    `arrays`: name -> floating array, or anything else that is not selected. `leaf`: what errors call an array.
-    """
+    """Return name -> mask of the selected arrays, and copies of earlier masks of others; errors call one `leaf`."""
     where = request.where
     check_masks_alone(request.score, where=where)
     names, _ = selected(
@@ -78,12 +75,8 @@ def masks_of_arrays(
 def _source(name: str, array: np.ndarray, request: PruneRequest, layout: Layout | None) -> Source:
     facts = facts_of(name, request.facts)
     macs = request.facts.get("macs", {}).get(name, np.nan) / max(array.size, 1)
+    known = {fact: wide(np.asarray(values)) for fact, values in facts.items()}
     source = source_of(
-        name,
-        wide(array),
-        facts={fact: wide(np.asarray(values)) for fact, values in facts.items()},
-        layout=layout,
-        macs=float(macs),
-        where=request.where,
+        name, wide(array), facts=known, layout=layout, macs=float(macs), where=request.where
     )
     return replace(source, itemsize=array.dtype.itemsize)

@@ -1,8 +1,4 @@
-"""Count and compare scores block by block, so that no more than a block of them is ever in memory.
-
-Every framework hands its weights over as blocks of NumPy arrays (views, where they lie on the host), so
-that the same weights get the same masks everywhere.
-"""
+"""Count and compare scores block by block, so that no more than a block of them is ever in memory."""
 
 from __future__ import annotations
 
@@ -133,10 +129,7 @@ def check_all(scored: Sequence[BlockScores]) -> None:
 
 
 class _Counter:
-    """Counts the scores of a pool; remembers few that lie close together, so as not to look twice.
-
-    `checked`: whether they are known to be finite. Else they are checked on the way.
-    """
+    """Counts the scores of a pool, `checked` for finiteness or on the way; remembers few that lie close together."""
 
     def __init__(self, scored: Sequence[BlockScores], *, checked: bool) -> None:
         self._scored, self._checked = scored, checked
@@ -197,10 +190,7 @@ def _count(scored: Sequence[BlockScores], low: int, high: int, room: int) -> _Co
 
 
 def pool_threshold(scored: Sequence[BlockScores], remove: int) -> Threshold:
-    """Return the threshold by which of all items of these tensors together `remove` are gone.
-
-    Raises `NonFinite` for a score that is no finite number, of the first tensor that has one.
-    """
+    """Return the threshold by which `remove` of all items are gone; raises `NonFinite` naming the first bad tensor."""
     total = sum(tensor.items for tensor in scored)
     left = total - sum(tensor.gone for tensor in scored)
     more = max(remove - (total - left), 0)
@@ -298,10 +288,7 @@ def score_blocks(
     *,
     where: str,
 ) -> Iterator[np.ndarray]:
-    """Yield the scores of blocks of weights in index order, NaN where an earlier mask is false.
-
-    `facts`: arrays of the weight's whole shape, or broadcast to it; `kept`: bool, 1-D.
-    """
+    """Yield the scores of blocks in index order, NaN where `kept` (bool, 1-D) is false; `facts` in full shape."""
     start = 0
     for block in blocks:
         part = slice(start, start + len(block), stride)

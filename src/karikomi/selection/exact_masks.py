@@ -1,7 +1,4 @@
-"""From scores, an allocation and a target to masks: the one selection that all frameworks share.
-
-Frameworks hand weights and facts over as NumPy arrays or blocks of them (`Source`), and write masks.
-"""
+"""From scores, an allocation and a target to masks: the one selection that all frameworks share."""
 
 from __future__ import annotations
 
@@ -224,10 +221,7 @@ class _Attempt:
 
 
 def amounts_of(pools: Sequence[Pool], request: SelectionRequest) -> dict[str, int]:
-    """Return how many weights go from each tensor; a joint pool is shared out by magnitude.
-
-    For scores that compare within rows, or reconstruct, and so do not compare across tensors.
-    """
+    """Return how many weights go from each tensor; a joint pool of scores that do not compare is split by magnitude."""
     amounts = {}
     for pool in pools:
         if len(pool.names) == 1:
@@ -326,6 +320,8 @@ def _share(request: SelectionRequest, attempt: _Attempt) -> float:
 
 
 def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, target: Target) -> int:
+    """Return the least number of items whose removal leaves a cost within the budget."""
+
     def left_by(count: int) -> float:
         return cost(attempt.at(count / attempt.items).masks)
 

@@ -1,7 +1,4 @@
-"""The items of a pattern: score them from the weights they consist of, and spread what goes over these.
-
-Separate from selecting, which sees scores of items only.
-"""
+"""The items of a pattern: scores of them from those of their weights, and masks of these from theirs."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Unsupported
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.prune.facts import PER_UNIT
 from karikomi.prune.layout import Coupled, Layout, Member
 from karikomi.prune.pattern import Blocks
@@ -46,10 +43,10 @@ def of_tensor(source: Source, score: Score, kept: np.ndarray | None) -> BlockSco
 
 
 def check_range(source: Source) -> None:
-    """Refuse float64 weights that float32, in which scores are compared, cannot tell apart.
+    """Raise for float64 weights that are out of the range of float32, in which scores are compared.
 
-    That is one beyond its largest number (`NonFinite`), or a tensor all of whose weights lie below its
-    smallest normal number (`Unsupported`); weights that are nothing beside others of theirs are no matter.
+    `NonFinite` for one above its largest number, `Unsupported` for a tensor all of whose weights are below
+    its smallest normal number.
     """
     if source.itemsize <= np.dtype(np.float32).itemsize:
         return
@@ -182,24 +179,21 @@ def score_groups(
 
 def whole_fact(source: Source, name: str) -> np.ndarray:
     """Return a fact of weights, broadcast to the weight's shape."""
-    if name not in source.facts:
-        raise missing_fact(name, source.label)
+    values = _fact(source, name)
     try:
-        return np.broadcast_to(source.facts[name], source.shape)
+        return np.broadcast_to(values, source.shape)
     except ValueError:
         raise InvalidArgument(
             f"the fact {name!r} does not fit its weight",
             where=source.label,
-            got=np.shape(source.facts[name]),
+            got=np.shape(values),
             allowed=source.shape,
         ) from None
 
 
 def unit_fact(source: Source, name: str, coupled: Coupled) -> np.ndarray:
     """Return a fact of units, one number per item of a group."""
-    if name not in source.facts:
-        raise missing_fact(name, source.label)
-    values = np.asarray(source.facts[name]).view()
+    values = np.asarray(_fact(source, name)).view()
     values.flags.writeable = False
     if values.shape != (coupled.items,):
         raise InvalidArgument(
@@ -211,13 +205,14 @@ def unit_fact(source: Source, name: str, coupled: Coupled) -> np.ndarray:
     return values
 
 
-def missing_fact(name: str, where: str) -> KarikomiError:
-    """Return the error for a fact that was not measured."""
-    return InvalidArgument(
-        f"the score needs the fact {name!r}, which is not there",
-        where=where,
-        hint="give data= (and loss= for gradients), or the fact itself in facts=",
-    )
+def _fact(source: Source, name: str) -> np.ndarray:
+    if name not in source.facts:
+        raise InvalidArgument(
+            f"the score needs the fact {name!r}, which is not there",
+            where=source.label,
+            hint="give data= (and loss= for gradients), or the fact itself in facts=",
+        )
+    return source.facts[name]
 
 
 def layout_of(source: Source) -> Layout:

@@ -1,7 +1,4 @@
-"""One prune request, from the caller's arguments to the selection: shared by all frameworks.
-
-A framework hands in its weights (`Source`), a function that measures facts, and what is peculiar to it.
-"""
+"""One prune request, from the caller's arguments to the selection: shared by all frameworks."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.errors import Unsupported
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune import (
     Coupled,
     Layers,
@@ -31,7 +28,7 @@ from karikomi.prune.facts import PER_TENSOR, Facts, measured_on
 from karikomi.prune.protection import BY_DEFAULT
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.select import select, spread
-from karikomi.selection.arguments import allocation_of, check_shares, target_for
+from karikomi.selection.arguments import allocation_of, target_for
 from karikomi.selection.exact_masks import SelectionRequest, check_combination
 from karikomi.selection.granularity import whole_fact
 from karikomi.selection.weight_source import Source
@@ -151,10 +148,7 @@ class PruneRequest:
         return groups, left_alone
 
     def without_axes(self, layouts: Mapping[str, Layout | None]) -> dict[str, str]:
-        """Return weight -> why it lacks the axes that a pattern or score needs, of these weights.
-
-        Raises `Unsupported` if all of them lack those.
-        """
+        """Return weight -> why it lacks axes that the pattern or score needs; raises `Unsupported` if all lack some."""
         by_rows = self.score.within_rows or self.score.updates
         if isinstance(self.pattern, Unstructured) and not by_rows:
             return {}
@@ -236,8 +230,13 @@ def request_of(
     chosen, scored_by = as_pattern(pattern), as_score(score)
     check_combination(scored_by, chosen)
     by_hand = isinstance(sparsity, Mapping)
-    if by_hand:
-        check_shares(sparsity, allocation, where=where)
+    if by_hand and (allocation is not None or not sparsity):
+        raise InvalidArgument(
+            "sparsities by hand are an allocation themselves",
+            where=where,
+            got=f"allocation={allocation!r}" if sparsity else "no sparsity",
+            allowed="sparsity={glob: share}, or one number and an allocation",
+        )
     if protect is None:
         # The units of the last layer are the outputs.
         protect = (*BY_DEFAULT, "last") if isinstance(chosen, Units | Layers) else BY_DEFAULT

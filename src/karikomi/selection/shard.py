@@ -1,7 +1,4 @@
-"""One shard of a tensor whose other shards are on other processes: counts are summed, ties shared out.
-
-Separate from counting; the framework supplies the collective sum.
-"""
+"""One shard of a tensor whose other shards are on other processes: counts are summed, ties divided among them."""
 
 from __future__ import annotations
 
@@ -36,21 +33,14 @@ class Shard:
         """Return some whole numbers, each added up over all parts."""
         return self.summed(np.array(numbers, np.int64)).tolist()
 
-    def places(self, indices: np.ndarray) -> np.ndarray:
-        """Return the indices in the whole tensor of entries of this shard, both counted in index order."""
-        here = np.unravel_index(indices, self.shape)
-        there = [axis + start for axis, start in zip(here, self.offsets, strict=True)]
-        return np.ravel_multi_index(there, self.whole)
-
     def first(self, indices: np.ndarray, count: int) -> tuple[int, int]:
-        """Return ``(how many of these entries, how many of all)`` are the first `count` of all parts'.
-
-        `indices`: of this part, ascending. A collective.
-        """
+        """Return ``(how many here, how many in all)``, `indices` ascending, are the first `count`. A collective."""
         everywhere = self.total(len(indices))[0]
         if everywhere <= count:
             return len(indices), everywhere
-        places = self.places(indices)
+        here = np.unravel_index(indices, self.shape)
+        there = [axis + start for axis, start in zip(here, self.offsets, strict=True)]
+        places = np.ravel_multi_index(there, self.whole)
         low, high = 0, self.size
         while low < high:
             middle = (low + high) // 2

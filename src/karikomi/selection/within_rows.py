@@ -1,7 +1,4 @@
-"""Selections within the rows of one weight: so many of each unit, or n of every m inputs.
-
-Separate from thresholds, because what is compared lies side by side and fits in memory.
-"""
+"""Selections within the rows of one weight: so many of each unit, or n of every m inputs."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.functional.unit_axes import resolved_axes
 from karikomi.keras.arrays.library import library
 from karikomi.keras.layers.unit_axes import Weight, weights_of
+from karikomi.prune.mask_mapping import check_masks
 from karikomi.prune.penalties.penalty import Penalty as Rule
-from karikomi.prune.penalties.penalty import check_masks, check_penalty, term
+from karikomi.prune.penalties.penalty import check_penalty, term
 from karikomi.schedule import Schedule
 from karikomi.select import select
 

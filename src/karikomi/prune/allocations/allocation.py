@@ -8,7 +8,6 @@ of tensors whose items are compared with one another. An allocation is a functio
 from __future__ import annotations
 
 import math
-import numbers
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 
 from karikomi import registry
 from karikomi.errors import InvalidArgument
-from karikomi.schedule import whole
+from karikomi.schedule import is_number, whole
 
 ALLOWED = "0 <= sparsity < 1"
 
@@ -152,8 +151,7 @@ def by_quota(
 
 def check_sparsity(sparsity: float, *, where: str = "sparsity") -> None:
     """Raise `InvalidArgument` unless ``0 <= sparsity < 1``."""
-    number = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)
-    if not number or not 0.0 <= sparsity < 1.0:
+    if not is_number(sparsity) or not 0.0 <= sparsity < 1.0:
         raise InvalidArgument(
             "the share of weights to remove is out of range",
             where=where,

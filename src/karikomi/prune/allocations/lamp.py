@@ -1,8 +1,4 @@
-"""LAMP: what a weight is worth within its tensor, as a score and as an allocation.
-
-One file, because both are the same number: the allocation counts how many weights of each tensor a
-global ranking by it would take, the score hands it out.
-"""
+"""LAMP, as a score, and as the allocation that counts what a global ranking by it takes from each tensor."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What allocations of unequal shares have in common: facts they need, and the exact total.
-
-Separate from `allocation`, because it is arithmetic that no user of the simple allocations meets.
-"""
+"""Required facts and the exact total of allocations of unequal shares."""
 
 from __future__ import annotations
 

@@ -1,20 +1,16 @@
-"""What every penalty says, which tensors it speaks of, and what it takes for masks and strengths.
-
-Separate from the formulas, of which each is a subclass.
-"""
+"""The base class of penalties, and checks of their masks, tensors and strengths."""
 
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument, UnknownName, suggest
+from karikomi.errors import InvalidArgument
 from karikomi.rule import Array, Namespace
-from karikomi.schedule import Schedule, value_at, whole
+from karikomi.schedule import Schedule, is_number, value_at, whole_from
 from karikomi.select import select
 
 Constant = Callable[[Array], Array]
@@ -24,8 +20,8 @@ Constant = Callable[[Array], Array]
 class Penalty:
     """A term of the loss that prepares pruning: strength times the sum of `value` over tensors.
 
-    `of`: ``"weights"`` of Linear and Conv layers, or ``"scales"`` of batch norms. `per_unit`: it must be
-    told which axes name one unit. `of_marked`: it speaks only of weights that masks mark to go.
+    `of`: ``"weights"`` of Linear and Conv layers, or ``"scales"`` of batch norms. `per_unit`: whether it needs
+    the axes that name one unit. `of_marked`: whether it applies only to weights that masks mark for removal.
     """
 
     __slots__ = ()
@@ -58,10 +54,7 @@ class Penalty:
         return _is_schedule(self.strength)
 
     def strength_at(self, step: int | None) -> float:
-        """Return the strength at a step counted from 0.
-
-        Raises `InvalidArgument` for what is no step, and for none where the strength depends on it.
-        """
+        """Return the strength at a step >= 0; None is allowed where it is constant. Raises `InvalidArgument`."""
         if step is None and self.changes:
             raise InvalidArgument(
                 f"the strength of {type(self).__name__} changes from step to step",
@@ -69,12 +62,9 @@ class Penalty:
                 got=None,
                 allowed="step=, the number of steps taken so far",
             )
-        known = 0 if step is None else whole(step)
-        if known is None or known < 0:
-            raise InvalidArgument(
-                "a step is a whole number, counted from 0", where="penalty(step)", got=repr(step)
-            )
-        return float(self.strength_now(np.asarray(float(known)), xp=np))
+        text = "a step is a whole number, counted from 0"
+        number = whole_from(0, 0 if step is None else step, text, where="penalty(step)")
+        return float(self.strength_now(np.asarray(float(number)), xp=np))
 
 
 def term(
@@ -92,7 +82,7 @@ def term(
 
 
 def check_penalty(rule: object, masks: object, *, where: str) -> None:
-    """Refuse what is no penalty, masks that are missing, and masks that nothing would be done with."""
+    """Raise `InvalidArgument` for another object, missing masks, and masks that would have no effect."""
     if not isinstance(rule, Penalty):
         raise InvalidArgument(
             "this is no penalty", where=where, got=repr(rule)[:80], allowed="kk.prune.L1(1e-5)"
@@ -113,25 +103,6 @@ def check_penalty(rule: object, masks: object, *, where: str) -> None:
         )
 
 
-def check_masks(
-    masks: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]], *, where: str
-) -> None:
-    """Refuse masks that are not boolean, and those without a tensor of their name and shape."""
-    for name, mask in (masks or {}).items():
-        if name not in shapes:
-            raise UnknownName(
-                "a mask without its tensor", where=where, got=repr(name), hint=suggest(name, shapes)
-            )
-        shape, dtype = tuple(getattr(mask, "shape", ())), str(getattr(mask, "dtype", "no array"))
-        if shape != tuple(shapes[name]) or "bool" not in dtype:
-            raise InvalidArgument(
-                "the mask does not fit its tensor",
-                where=f"{where}: {name}",
-                got=f"{dtype} {shape}",
-                allowed=f"bool {tuple(shapes[name])}",
-            )
-
-
 def concerned(
     rule: Penalty,
     names: Sequence[str],
@@ -142,10 +113,10 @@ def concerned(
     exclude: str | Sequence[str] | None,
     where: str,
 ) -> list[str]:
-    """Return whom a penalty speaks of among arrays, which do not say what kind of layer they are of.
+    """Return the names of the arrays that a penalty applies to; arrays have no type of layer.
 
     All that are selected; per unit those with unit axes, and with masks those that have one. Raises
-    `InvalidArgument` if that is none, and for scales that nobody named.
+    `InvalidArgument` if there are none, and for scales without `only`.
     """
     if rule.of == "scales" and only is None:
         raise InvalidArgument(
@@ -170,13 +141,12 @@ def concerned(
 
 
 def check_strength(strength: Any, *, where: str) -> Any:
-    """Return a strength, NumPy's numbers as Python's, or refuse what is negative, infinite or no number."""
+    """Return a strength as a Python number or schedule, or raise `InvalidArgument`."""
     if _is_schedule(strength):
         for end in ("start", "stop"):
             check_strength(getattr(strength, end, 0.0), where=f"{where} ({end} of the schedule)")
         return strength
-    usual = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
-    number = float(strength) if usual else math.nan
+    number = float(strength) if is_number(strength) else math.nan
     if not 0.0 <= number < math.inf:
         raise InvalidArgument(
             "the strength is a number or a schedule",

@@ -14,7 +14,7 @@ from karikomi.errors import InvalidArgument
 from karikomi.prune.penalties.penalty import Constant, Penalty, check_strength
 from karikomi.registry import register
 from karikomi.rule import Array, Namespace
-from karikomi.schedule import Schedule, whole
+from karikomi.schedule import Schedule, whole_from
 
 
 @register(
@@ -169,14 +169,8 @@ class GrowingL2(Penalty):
                 )
             object.__setattr__(self, field, number)
         for field, least in (("every", 1), ("first", 0)):
-            steps = whole(getattr(self, field))
-            if steps is None or steps < least:
-                raise InvalidArgument(
-                    "a whole number of steps",
-                    where=f"GrowingL2({field})",
-                    got=repr(getattr(self, field)),
-                    allowed=f">= {least}",
-                )
+            where, given = f"GrowingL2({field})", getattr(self, field)
+            steps = whole_from(least, given, "a whole number of steps", where=where)
             object.__setattr__(self, field, steps)
 
     @property

@@ -1,11 +1,7 @@
-"""The protocol of pruning schedules: when masks change, how much is pruned, and what is regrown.
-
-A schedule depends on step numbers alone; `attach` and hand-written loops query it after each step.
-"""
+"""The protocol of pruning schedules: when masks change, how much is pruned, and what is regrown."""
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +9,7 @@ from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune.allocations.allocation import as_allocation, check_sparsity
 from karikomi.prune.pattern import Pattern, as_pattern
 from karikomi.prune.scores.score import Score, as_score
-from karikomi.schedule import whole
+from karikomi.schedule import is_number, whole, whole_from
 
 
 class PruningSchedule:
@@ -82,10 +78,7 @@ Timetable = PruningSchedule
 
 
 def check_fields(schedule: Any, *, where: str) -> None:
-    """Check that an object is a schedule with all fields and registered names.
-
-    Raises `InvalidArgument`, or `UnknownName` for a name that is not registered.
-    """
+    """Raise `InvalidArgument` unless this is a schedule with all fields, `UnknownName` for an unregistered name."""
     if not isinstance(schedule, PruningSchedule):
         raise InvalidArgument(
             "this is no schedule",
@@ -113,21 +106,20 @@ def settle(schedule: Any, *, shares: tuple[str, ...], numbers_from: Mapping[str,
     where = type(schedule).__name__
     for field in shares:
         share = getattr(schedule, field)
-        if isinstance(share, numbers.Real) and not isinstance(share, bool):
+        if is_number(share):
             object.__setattr__(schedule, field, float(share))
         check_sparsity(getattr(schedule, field), where=f"{where}.{field}")
     for field, least in numbers_from.items():
-        object.__setattr__(schedule, field, _whole(schedule, field, least))
+        text, place = "not a whole number of steps", f"{where}.{field}"
+        number = whole_from(least, getattr(schedule, field), text, where=place)
+        object.__setattr__(schedule, field, number)
     for field in ("only", "exclude"):
         object.__setattr__(schedule, field, _globs(getattr(schedule, field), f"{where}.{field}"))
     _check_names(schedule)
 
 
 def settle_span(schedule: Any) -> None:
-    """Check ``steps=(first, last)`` of a schedule that prunes several times.
-
-    Raises `InvalidArgument`, also for a pattern that says itself how much goes.
-    """
+    """Check ``steps=(first, last)`` of a schedule that prunes several times, and that its pattern allows several."""
     where = type(schedule).__name__
     span = tuple(schedule.steps) if isinstance(schedule.steps, tuple | list) else ()
     ends = tuple(map(whole, span))
@@ -166,26 +158,10 @@ def _globs(given: Any, where: str) -> str | tuple[str, ...] | None:
     raise InvalidArgument("globs over names are strings", where=where, got=repr(given))
 
 
-def _whole(schedule: Any, field: str, least: int) -> int:
-    number = whole(getattr(schedule, field))
-    if number is None or number < least:
-        raise InvalidArgument(
-            "this is a whole number of steps",
-            where=type(schedule).__name__,
-            got=f"{field}={getattr(schedule, field)!r}",
-            allowed=f"{field} >= {least}",
-        )
-    return number
-
-
 def step_of(schedule: PruningSchedule, step: int, *, where: str) -> int:
     """Return the step as a Python number; raises for another value, or a schedule of more than masks."""
     check_fields(schedule, where=where)
-    number = whole(step)
-    if number is None or number < 0:
-        raise InvalidArgument(
-            "a step is a whole number", where=f"{where}: step", got=repr(step), allowed=">= 0"
-        )
+    number = whole_from(0, step, "a step is a whole number", where=f"{where}: step")
     if schedule.regrows_by is not None or schedule.rewinds_to is not None:
         raise Unsupported(
             f"{type(schedule).__name__} brings weights back, and with them what an optimizer holds",

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from karikomi.errors import InvalidArgument
 from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 from karikomi.rule import Array, Namespace
-from karikomi.schedule import whole
+from karikomi.schedule import whole_from
 
 
 @register(
@@ -102,13 +101,7 @@ class SynFlow(Score):
     rounds: int = 100
 
     def __post_init__(self) -> None:
-        if (whole(self.rounds) or 0) < 1:
-            raise InvalidArgument(
-                "it takes at least one round",
-                where="SynFlow.rounds",
-                got=repr(self.rounds),
-                allowed="a whole number >= 1",
-            )
+        whole_from(1, self.rounds, "it takes at least one round", where="SynFlow.rounds")
 
     def of_weights(self, weights: Array, facts: Mapping[str, Array], *, xp: Namespace) -> Array:
         """Return ``|w| * |flow|``."""

@@ -1,8 +1,4 @@
-"""Scores that also mend: what a removal costs once the weights that stay have made up for it.
-
-Separate from the other scores because the cost of one weight changes with every other that has gone:
-so these say how to begin, and the reconstruction finds masks and weights together.
-"""
+"""Scores that also update the weights: the cost of a removal after the remaining weights are re-fitted."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from karikomi.errors import InvalidArgument
 from karikomi.prune.scores.score import Score
 from karikomi.registry import register
 from karikomi.rule import Array, Namespace
-from karikomi.schedule import whole
+from karikomi.schedule import is_number, whole_from
 
 
 class Reconstruction(Score):
@@ -81,19 +77,12 @@ class SparseGPT(Reconstruction):
     damping: float = 0.01
 
     def __post_init__(self) -> None:
-        if (whole(self.block) or 0) < 1:
-            raise InvalidArgument(
-                "a block has at least one column",
-                where="SparseGPT: block",
-                got=repr(self.block),
-                allowed="a whole number >= 1",
-            )
+        whole_from(1, self.block, "a block has at least one column", where="SparseGPT: block")
         _check_damping(self.damping, "SparseGPT")
 
 
 def _check_damping(damping: float, where: str) -> None:
-    number = isinstance(damping, int | float) and not isinstance(damping, bool)
-    if not number or not 0.0 < damping < math.inf:
+    if not is_number(damping) or not 0.0 < damping < math.inf:
         raise InvalidArgument(
             "without damping there may be no inverse",
             where=f"{where}: damping",

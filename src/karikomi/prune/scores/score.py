@@ -1,9 +1,4 @@
-"""Scores: what a weight, or a group of weights, is worth; the lowest go first.
-
-A score is a formula on small blocks of arrays of any framework. What it needs beside the weights are
-*facts*, measured by the framework folders and given by name; so every score runs wherever its facts
-can be had.
-"""
+"""Scores of weights and groups, formulas on blocks of arrays of any framework; the lowest are removed first."""
 
 from __future__ import annotations
 
@@ -57,10 +52,7 @@ class Score:
 
 
 def as_score(score: str | Score) -> Score:
-    """Return a score by its registered name with its defaults, or the score that was given.
-
-    Raises `UnknownName` or `InvalidArgument`.
-    """
+    """Return a score, given one or its registered name; raises `UnknownName` or `InvalidArgument`."""
     if isinstance(score, Score):
         return score
     if not isinstance(score, str):

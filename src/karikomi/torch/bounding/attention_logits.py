@@ -1,8 +1,4 @@
-"""The largest logit of every attention head since the last step, recorded by the user or by a hook.
-
-Fused attention never computes its logits, so they must be supplied from the forward pass. Records are
-removed once a bound has read them.
-"""
+"""The largest logit of every head since the last step, recorded in the forward pass: fused attention keeps none."""
 
 from __future__ import annotations
 

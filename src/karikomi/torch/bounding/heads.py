@@ -1,8 +1,4 @@
-"""Bound attention heads by their largest logits: one number per head, applied to several parameters.
-
-Separate from bounds on tensors, because a head is not an axis of one tensor, and because its logit is
-measured in the forward pass and not on weights.
-"""
+"""Bound attention heads by their largest logits: one number per head, applied to several parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from torch import nn
 
 from karikomi.bound.qk_clip import QKClip
 from karikomi.bound.standing import standing
-from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported, suggest
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported, check_known
 from karikomi.rule import State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
@@ -32,10 +28,7 @@ NO_LOGITS = "no finite logits were supplied for it"
 def layers_of(
     module: nn.Module, found: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, Attention], dict[str, str]]:
-    """Return ``(name -> attention layer, parameter -> why it is left alone)``, or refuse.
-
-    Only layers are meant whose projections are all among `found`.
-    """
+    """Return ``(name -> attention with all projections in `found`, parameter -> why it is left alone)``, or raise."""
     every = attentions(module)
     if not every:
         raise Unsupported(
@@ -121,13 +114,7 @@ def _check_names(logits: Logits, layers: Mapping[str, Attention]) -> None:
             got=repr(logits)[:80],
         )
     for name in logits:
-        if name not in layers:
-            raise UnknownName(
-                "there is no such attention",
-                where=f"{WHERE}(logits)",
-                got=repr(name),
-                hint=suggest(str(name), layers),
-            )
+        check_known(name, layers, "there is no such attention", where=f"{WHERE}(logits)")
 
 
 def _finite(logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

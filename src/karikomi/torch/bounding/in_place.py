@@ -90,7 +90,9 @@ def bound_named(
     here = found if parts is None else parts.here
     numbers = measured(rule, found, axes, vectors) if parts is None else parts.measured(vectors)
     norms = np.concatenate(list(numbers.values()))
-    _check_finite(numbers)
+    for name, values in numbers.items():
+        if not np.all(np.isfinite(values)):
+            raise NonFinite(f"non-finite weights in {name}", where=WHERE, hint=MEND)
     owners = [name for name, part in numbers.items() for _ in part]
     verdict, after = checkpoint.decide_named(
         rule, owners, norms, small, present=np.isfinite(norms), facts=_facts(module, rule, owners)
@@ -158,11 +160,7 @@ def targets(
 
 
 def restored(rule: Rule, state: Mapping[str, Any], names: Sequence[str]) -> State:
-    """Return a state of this rule from a checkpoint after checking it, vectors included.
-
-    `names`: of the tensors, where the state has no names of its own; the step realigns them. Raises
-    `InvalidArgument` for what is no state of this rule.
-    """
+    """Return a checked state of this rule from a checkpoint, vectors included; `names`: for a state without any."""
     small, vectors = _divided(rule, state)
     own = small.get("names") if isinstance(small, Mapping) else None
     stage = alone(rule, own if own and isinstance(own, list) else names)
@@ -212,13 +210,3 @@ def _share(
         return np.count_nonzero(held) / max(len(held), 1)
     reached = at_bound if parts is None else parts.totals(at_bound)
     return sum(reached.values()) / max(sum(found[name].numel() for name in chosen), 1)
-
-
-def _check_finite(numbers: Mapping[str, np.ndarray]) -> None:
-    for name, values in numbers.items():
-        if not np.all(np.isfinite(values)):
-            raise NonFinite(
-                f"non-finite weights in {name}",
-                where=WHERE,
-                hint=MEND,
-            )

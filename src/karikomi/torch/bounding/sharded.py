@@ -1,8 +1,4 @@
-"""Bounds on sharded weights: rules use norms of whole weights and change the local shard.
-
-Separate from the sharding of gradients: weights are always present, so that one reduction for each set
-of ranks is enough, and a weight that cannot be bounded raises on every rank.
-"""
+"""Bounds on sharded weights: rules use norms of whole weights and change the local shard."""
 
 from __future__ import annotations
 
@@ -45,11 +41,7 @@ class ShardedWeights:
     def of(
         cls, found: Mapping[str, torch.Tensor], rule: Rule, axes: Mapping[str, int | None]
     ) -> ShardedWeights | None:
-        """Return the sharding of the weights, ``None`` if none is sharded.
-
-        `axes`: name -> unit axis of those that are bounded. Raises `Unsupported` for sums that are still to be
-        made, and for a tensor on a mesh without this rank.
-        """
+        """Return the sharding of weights with unit `axes`, None if none is; raises `Unsupported` for pending sums."""
         sharded: dict[str, Any] = {name: found[name] for name in axes if is_sharded(found[name])}
         if not sharded:
             return None

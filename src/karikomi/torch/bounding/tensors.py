@@ -1,7 +1,4 @@
-"""Measure weights and apply bounds to them in place: one number per tensor or per unit.
-
-Separate from `bound_`, which resolves the arguments, so that entries are read and written here only.
-"""
+"""Measure weights and apply bounds to them in place: one number per tensor or per unit."""
 
 from __future__ import annotations
 

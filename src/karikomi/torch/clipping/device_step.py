@@ -1,8 +1,4 @@
-"""Clipping steps without a host sync: measured, decided and folded on the device of the gradients.
-
-For fused optimizers, which take the factor as `grad_scale` and the decision to skip as `found_inf`.
-The outcome, a state dict and the count of bad steps are copied to the host when they are read.
-"""
+"""Clipping steps without a host sync, for fused optimizers: measured, decided and folded on the device."""
 
 from __future__ import annotations
 
@@ -52,11 +48,9 @@ class DeviceStep:
         self._clipping, self._optimizer = clipping, optimizer
         device = next(iter(clipping.parameters.values())).device
         self._xp = DeviceNamespace(device, norms.wide(device))
+        parts = [part for stage in clipping.stages for part in stage.parts]
         self._members = {
-            part.key: self._xp.asarray(part.members)
-            for stage in clipping.stages
-            for part in stage.parts
-            if part.members is not None
+            part.key: self._xp.asarray(part.members) for part in parts if part.members is not None
         }
         entries = [parameter.numel() for parameter in clipping.parameters.values()]
         self._sizes = {
@@ -66,7 +60,7 @@ class DeviceStep:
             for stage in clipping.stages
             if "sizes" in stage.needs
         }
-        self._uniform = all(_one_factor(stage) for stage in clipping.stages)
+        self._uniform = all(p.rule.scope is Scope.GLOBAL and p.members is None for p in parts)
         self._counts = self._xp.asarray(np.zeros(3, dtype=np.int64))
         self._masks: dict[Any, torch.Tensor] = {}
         self._scale: torch.Tensor | None = None
@@ -239,10 +233,6 @@ class DeviceStep:
                 size = norms.peak if kind in PEAKS else norms.norm
                 vectors.append(size(gradient).reshape(1))
         return vectors
-
-
-def _one_factor(stage: Stage) -> bool:
-    return all(part.rule.scope is Scope.GLOBAL and part.members is None for part in stage.parts)
 
 
 class AsyncReadback:

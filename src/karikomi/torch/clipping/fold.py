@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.internals import takes_grad_scale
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -26,10 +27,7 @@ class Fold:
         self._ours: dict[str, Any] = {}
 
     def take(self, factor: float, scale: float = 1.0) -> bool:
-        """Fold `factor / scale` into the coming step; return false where that is not possible.
-
-        `scale`: the factor of an AMP scaler, by which the step divides anyway.
-        """
+        """Fold `factor / scale` (of an AMP scaler) into the coming step; return false where that is not possible."""
         fits = 0.0 < factor < 1.0 and scale / factor < _LARGEST
         if not (fits and self._possible and fused(self._optimizer)):
             return False
@@ -65,15 +63,11 @@ def foldable(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether a step of this optimizer takes `grad_scale`: fused, torch's own, one device."""
     if type(optimizer) not in _FUSED or not fused(optimizer) or not takes_grad_scale(optimizer):
         return False
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # Of a sharded parameter the factor would have to be a tensor on the same mesh.
-    return len({parameter.device for parameter in held}) == 1 and not any(map(_is_sharded, held))
+    return len({tensor.device for tensor in tensors}) == 1 and not any(map(is_sharded, tensors))
 
 
 def fused(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether the optimizer is fused now: loading a state may change that."""
     return all(group.get("fused") for group in optimizer.param_groups)
-
-
-def _is_sharded(parameter: torch.Tensor) -> bool:
-    return hasattr(parameter, "to_local")

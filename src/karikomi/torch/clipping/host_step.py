@@ -1,7 +1,4 @@
-"""Clipping steps of torch tensors that are decided on the host.
-
-Used by `clip_` for a single step, and by `attach`, which keeps the state between steps.
-"""
+"""Clipping steps of torch tensors that are decided on the host."""
 
 from __future__ import annotations
 

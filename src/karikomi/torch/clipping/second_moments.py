@@ -1,7 +1,4 @@
-"""Second moments of gradients, for rules relative to them.
-
-Taken from the state of Adam and its variants; for other optimizers they are kept here.
-"""
+"""Second moments of gradients, for rules relative to them: the optimizer's, or kept here."""
 
 from __future__ import annotations
 
@@ -41,10 +38,7 @@ class Moments:
         skip: torch.Tensor | None = None,
         scale: torch.Tensor | float | None = None,
     ) -> None:
-        """Update the moments with the clipped gradients of a step, unless it is skipped on the device.
-
-        `scale`: the factor of an AMP scaler on the gradients.
-        """
+        """Update the moments with clipped gradients, `scale` being that of an AMP scaler, unless `skip` is true."""
         for name, parameter in parameters.items():
             if parameter.grad is None or self._kept_elsewhere(parameter):
                 continue

@@ -1,7 +1,4 @@
-"""Layout of DTensors on their meshes: the local part, its units, its copies, and the ranks that share them.
-
-No function here is a collective.
-"""
+"""Layout of DTensors on their meshes: local part, units, copies, and ranks that share them. Without collectives."""
 
 from __future__ import annotations
 

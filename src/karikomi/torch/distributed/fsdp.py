@@ -15,15 +15,10 @@ from karikomi.torch.internals import in_backward
 
 
 def reshard_(module: Any) -> None:
-    """Reshard all FSDP units of a module.
-
-    Nothing is done during a backward pass, which needs the gathered weights, or for an object that is not a module.
-    """
+    """Reshard all FSDP units of a module, except during a backward pass, which needs the gathered weights."""
     # Slow to import, and already imported where it is used.
     unit = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    if unit is None or not isinstance(module, nn.Module):
-        return
-    if in_backward():
+    if unit is None or not isinstance(module, nn.Module) or in_backward():
         return
     units: list[Any] = [entry for entry in module.modules() if isinstance(entry, unit)]
     for item in units:

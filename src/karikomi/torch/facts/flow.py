@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from karikomi.errors import Unsupported
-from karikomi.torch.numerics.precision import wide
+from karikomi.torch.numerics.norms import wide
 from karikomi.torch.tracing.batches import Batch, leaves
 from karikomi.torch.tracing.eval_mode import steady
 
@@ -48,7 +48,7 @@ def flows(
     for name, parameter in (*module.named_parameters(), *module.named_buffers()):
         if parameter.is_floating_point():
             stand_ins[name] = by_identity[id(parameter)] = (
-                parameter.detach().to(wide(parameter)).abs()
+                parameter.detach().to(wide(parameter.device)).abs()
             )
     chosen = [by_identity[id(weight)].requires_grad_() for weight in weights.values()]
     ones = batch.inputs(_one)
@@ -65,4 +65,4 @@ def flows(
 
 def _one(tensor: torch.Tensor) -> torch.Tensor:
     first = tensor[:1] if tensor.dim() else tensor
-    return torch.ones_like(first, dtype=wide(first)) if first.is_floating_point() else first
+    return torch.ones_like(first, dtype=wide(first.device)) if first.is_floating_point() else first

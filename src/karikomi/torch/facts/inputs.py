@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from karikomi.errors import Unsupported
-from karikomi.torch.numerics.precision import wide
+from karikomi.torch.numerics.norms import wide
 from karikomi.torch.tracing.weight_reads import Reading
 
 # Entries of the unfolded inputs of a convolution that stand in memory at a time.
@@ -76,9 +76,9 @@ class Grams:
             if reading.name not in self._products:
                 of = parts * groups
                 self._products[reading.name] = block.new_zeros(
-                    (of, width, width), dtype=wide(block)
+                    (of, width, width), dtype=wide(block.device)
                 )
-                self._rows[reading.name] = block.new_zeros((of, 1, 1), dtype=wide(block))
+                self._rows[reading.name] = block.new_zeros((of, 1, 1), dtype=wide(block.device))
             at = slice(part * groups, (part + 1) * groups)
             self._products[reading.name][at] += block @ block.mT
             self._rows[reading.name][at] += rows
@@ -131,7 +131,7 @@ def _squares(reading: Reading) -> torch.Tensor:
 
 def _lengths(inputs: torch.Tensor) -> torch.Tensor:
     """Return the norms along the first axis, converted as they are summed."""
-    return torch.linalg.vector_norm(inputs, dim=0, dtype=wide(inputs))
+    return torch.linalg.vector_norm(inputs, dim=0, dtype=wide(inputs.device))
 
 
 def _unfolded(reading: Reading) -> Iterator[torch.Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from karikomi.errors import Unsupported
-from karikomi.torch.numerics.precision import wide
+from karikomi.torch.numerics.norms import wide
 from karikomi.torch.tracing.output_tracing import Path
 
 
@@ -85,7 +85,7 @@ def gates(
 
 def _moments(values: torch.Tensor, facts: frozenset[str]) -> dict[str, torch.Tensor]:
     """Return sums over samples, of shape (units,), of values of shape (units, samples)."""
-    kind, count = wide(values), values.shape[1]
+    kind, count = wide(values.device), values.shape[1]
     found = {"count": torch.tensor(count)}
     if "zeros" in facts:
         found["zeros"] = (values == 0).sum(1, dtype=kind)

@@ -1,8 +1,4 @@
-"""Rows of a module's parameters that contain the projections of attention heads.
-
-A fact of the layer's type for ``nn.MultiheadAttention``; for a user's own layer a declaration. It is
-never guessed from names or shapes.
-"""
+"""Rows of parameters that contain attention heads: by layer type or by declaration, never guessed from shapes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Fan-in of a layer, for its weight and for its bias.
-
-Separate from unit axes, because biases have a fan-in too, and because it is counted as in torch's
-initialisation: the weights of a fresh layer are within ``1 / sqrt(fan_in)``.
-"""
+"""Fan-in of a layer, for its weight and for its bias, counted as in torch's initialisation."""
 
 from __future__ import annotations
 
@@ -10,10 +6,8 @@ import math
 
 from torch import nn
 
-from karikomi.torch.modules.parameters import unwrapped
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from karikomi.torch.modules.parameters import owned
+from karikomi.torch.modules.prunable import CONVOLUTIONS, TRANSPOSED
 
 
 def fan_ins(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
@@ -28,20 +22,15 @@ def fan_ins(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
     >>> fan_ins(layers)
     ({'0.weight': 75, '0.bias': 75}, {'1.weight': 'BatchNorm2d has no fan-in', '1.bias': 'BatchNorm2d has no fan-in'})
     """
-    found: dict[str, int] = {}
+    inputs: dict[str, int] = {}
     reasons: dict[str, str] = {}
-    module = unwrapped(module)
-    kept = {name for name, _ in module.named_parameters()}
-    for prefix, layer in module.named_modules():
-        for name, tensor in layer.named_parameters(prefix, recurse=False):
-            if name not in kept:
-                continue
-            inputs = _fan_in(layer, name.rpartition(".")[2]) if tensor.is_floating_point() else None
-            if inputs:
-                found[name] = inputs
-            else:
-                reasons[name] = f"{type(layer).__name__} has no fan-in"
-    return found, reasons
+    for layer, name, tensor in owned(module):
+        count = _fan_in(layer, name.rpartition(".")[2]) if tensor.is_floating_point() else None
+        if count:
+            inputs[name] = count
+        else:
+            reasons[name] = f"{type(layer).__name__} has no fan-in"
+    return inputs, reasons
 
 
 def _fan_in(layer: nn.Module, leaf: str) -> int | None:
@@ -50,9 +39,9 @@ def _fan_in(layer: nn.Module, leaf: str) -> int | None:
             return layer.in_features
         if isinstance(layer, nn.Bilinear):
             return layer.in1_features
-        if isinstance(layer, _CONVOLUTIONS):
+        if isinstance(layer, CONVOLUTIONS):
             return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
-        if isinstance(layer, _TRANSPOSED):
+        if isinstance(layer, TRANSPOSED):
             return layer.out_channels // layer.groups * math.prod(layer.kernel_size)
     if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
         return layer.hidden_size

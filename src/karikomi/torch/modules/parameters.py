@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -72,20 +72,23 @@ def unit_axes(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
     """
     axes: dict[str, int] = {}
     reasons: dict[str, str] = {}
+    for layer, name, tensor in owned(module):
+        axis, reason = _unit_axis(layer, name.rpartition(".")[2], tensor)
+        if axis is None:
+            reasons[name] = reason
+        else:
+            axes[name] = axis
+    return axes, reasons
+
+
+def owned(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Yield ``(layer, parameter name, parameter)``; a parameter with several names under its first."""
     module = unwrapped(module)
+    kept = {name for name, _ in module.named_parameters()}
     for prefix, layer in module.named_modules():
-        for leaf, tensor in layer.named_parameters(prefix, recurse=False):
-            short = leaf.rpartition(".")[2]
-            axis, reason = _unit_axis(layer, short, tensor)
-            if axis is None:
-                reasons[leaf] = reason
-            else:
-                axes[leaf] = axis
-    kept = dict(module.named_parameters())
-    return (
-        {name: axis for name, axis in axes.items() if name in kept},
-        {name: why for name, why in reasons.items() if name in kept},
-    )
+        for name, parameter in layer.named_parameters(prefix, recurse=False):
+            if name in kept:
+                yield layer, name, parameter
 
 
 def _can_have_gradient(tensor: torch.Tensor) -> bool:

@@ -1,7 +1,4 @@
-"""Parameters of a module that can be pruned, their axes, and why the others are left alone.
-
-Facts of layer types, separate from the pruning that uses them.
-"""
+"""Parameters of a module that can be pruned, their axes, and why the others are left alone."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from torch import nn
 from karikomi.prune import Layout
 from karikomi.prune.protection import BY_DEFAULT, PROTECTED, check_protect
 from karikomi.torch.internals import norm_type
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import owned, unwrapped
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -64,25 +61,18 @@ def prunable(
 
 
 def layouts(module: nn.Module) -> dict[str, Layout]:
-    """Return parameter name -> axes of units and inputs, for the layer types that define them.
-
-    A grouped transposed convolution has no single axis of units.
-    """
-    module = unwrapped(module)
-    found = {}
-    for name, _ in module.named_parameters():
-        layer, leaf = owner(module, name), name.rpartition(".")[2]
-        if _fused(layer, leaf):
-            found[name] = Layout(units=0, inputs=1)
-        if leaf != "weight":
-            continue
-        if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *EMBEDDINGS)):
-            found[name] = Layout(units=0, inputs=1)
-        elif isinstance(layer, TRANSPOSED) and layer.groups == 1:
-            found[name] = Layout(units=1, inputs=0)
-        elif isinstance(layer, NORMS):
-            found[name] = Layout(units=0)
-    return found
+    """Return parameter name -> axes of units and inputs; a grouped transposed convolution has no axis of units."""
+    axes = {}
+    for layer, name, _ in owned(module):
+        leaf = name.rpartition(".")[2]
+        known = leaf == "weight" and isinstance(layer, (nn.Linear, *CONVOLUTIONS, *EMBEDDINGS))
+        if known or _fused(layer, leaf):
+            axes[name] = Layout(units=0, inputs=1)
+        elif leaf == "weight" and isinstance(layer, TRANSPOSED) and layer.groups == 1:
+            axes[name] = Layout(units=1, inputs=0)
+        elif leaf == "weight" and isinstance(layer, NORMS):
+            axes[name] = Layout(units=0)
+    return axes
 
 
 def owner(module: nn.Module, name: str) -> nn.Module:
@@ -91,10 +81,7 @@ def owner(module: nn.Module, name: str) -> nn.Module:
 
 
 def siblings(module: nn.Module, name: str, norms: Mapping[str, str]) -> list[str]:
-    """Return the parameters with the same units as a weight: its bias, the scale and shift after it.
-
-    `norms`: layer name -> name of the normalisation that follows it.
-    """
+    """Return the parameters with a weight's units: bias, scale and shift. `norms`: layer name -> norm after it."""
     module, path = unwrapped(module), name.rpartition(".")[0]
     known = dict(module.named_parameters())
     prefix = f"{path}." if path else ""
@@ -113,9 +100,8 @@ def _why_not(
         return "masked by torch.nn.utils.prune, whose remove() makes it a weight again"
     if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
         return "it has no values yet"
-    kinds = (*(NORMS if "norms" not in protect else ()),) + (
-        EMBEDDINGS if "embeddings" not in protect else ()
-    )
+    kinds = () if "norms" in protect else NORMS
+    kinds += () if "embeddings" in protect else EMBEDDINGS
     fused = _fused(layer, leaf)
     if fused in protect:
         return f"{leaf} of {type(layer).__name__}: {PROTECTED[fused]}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import UnknownName, Unsupported, suggest
+from karikomi.errors import Unsupported, check_known
 from karikomi.torch.modules.layer_types import LAYERS, NORMS
 
 Shape = tuple[int, ...]
@@ -43,13 +43,7 @@ def resize_(
         name: tuple(value.shape) for name, value in state.items() if isinstance(value, torch.Tensor)
     }
     for name in shapes:
-        if name not in old:
-            raise UnknownName(
-                "the module has no such tensor",
-                where="torch.resize_",
-                got=repr(name),
-                hint=suggest(name, old),
-            )
+        check_known(name, old, "the module has no such tensor", where="torch.resize_")
     new = {**old, **{name: tuple(shape) for name, shape in shapes.items()}}
     changed = {name: (old[name], new[name]) for name in old if old[name] != new[name]}
     prefixes = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))

@@ -42,7 +42,11 @@ def norm(tensor: torch.Tensor) -> torch.Tensor:
     """Return the L2 norm as a wide 0-d tensor on the tensor's device; non-finite if any entry is."""
     if not on_cpu(tensor):
         return _device_norm(values(tensor).reshape(-1))
-    return torch.tensor(_host_norm(tensor), dtype=torch.float64)
+    squares = _squares(flat(tensor))
+    # The float32 range ends at squares of 1e38 and begins to lose digits below 1e-30.
+    good = TINY**2 <= squares < math.inf
+    size = math.sqrt(squares) if good else float(_scaled_norm(values(tensor).reshape(-1)))
+    return torch.tensor(size, dtype=torch.float64)
 
 
 def norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
@@ -172,15 +176,6 @@ def on_host(numbers: Sequence[torch.Tensor]) -> list[float]:
 def wide(device: torch.device) -> torch.dtype:
     """Return the widest dtype of a device for sums: float64, on Apple's GPUs float32."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _host_norm(tensor: torch.Tensor) -> float:
-    entries = flat(tensor)
-    squares = _squares(entries)
-    # The float32 range ends at squares of 1e38 and begins to lose digits below 1e-30.
-    if TINY**2 <= squares < math.inf:
-        return math.sqrt(squares)
-    return float(_scaled_norm(values(tensor).reshape(-1)))
 
 
 def _squares(entries: torch.Tensor) -> float:

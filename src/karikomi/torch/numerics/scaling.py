@@ -130,6 +130,4 @@ def writable(gradient: torch.Tensor) -> torch.Tensor:
 
 def _stored(gradient: torch.Tensor) -> torch.Tensor:
     part = local(gradient)
-    if part.layout is torch.strided:
-        return part
-    return part.values()
+    return part if part.layout is torch.strided else part.values()

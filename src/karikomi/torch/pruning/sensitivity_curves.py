@@ -28,9 +28,8 @@ from karikomi.torch.facts.measure import measure
 from karikomi.torch.modules.fingerprint import fingerprint
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
-from karikomi.torch.tracing.eval_mode import steady
+from karikomi.torch.tracing.eval_mode import Judge, steady
 from karikomi.torch.tracing.isolation import isolated
-from karikomi.torch.tracing.judge import Judge
 
 WHERE = "torch.sensitivity"
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)

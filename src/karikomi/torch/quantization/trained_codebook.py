@@ -40,7 +40,9 @@ class _Shared(nn.Module):
     def __init__(self, coded: Coded) -> None:
         super().__init__()
         self.register_buffer("codes", torch.from_numpy(coded.codes.astype(np.int64)))
-        self._values = torch.from_numpy(_values(coded).copy())
+        if not isinstance(coded.grid, Codebook):
+            raise TypeError("only codebooks are shared")
+        self._values = torch.from_numpy(coded.grid.values.copy())
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return _Lookup.apply(values, self.codes)  # type: ignore[no-any-return]
@@ -82,19 +84,7 @@ def shared(module: nn.Module) -> dict[str, Coded]:
             continue
         for leaf, chain in layer.parametrizations.items():  # type: ignore[union-attr]
             if isinstance(chain[0], _Shared):
-                values = chain.original.detach().cpu().numpy().copy()
-                codes = chain[0].codes.cpu().numpy()
-                name = f"{prefix}.{leaf}" if prefix else leaf
-                found[name] = _coded(codes, values)
+                grid = Codebook(chain.original.detach().cpu().numpy().copy())
+                codes = chain[0].codes.cpu().numpy().astype(grid.code_dtype)
+                found[f"{prefix}.{leaf}" if prefix else leaf] = Coded(codes, grid)
     return found
-
-
-def _coded(codes: np.ndarray, values: np.ndarray) -> Coded:
-    grid = Codebook(values)
-    return Coded(codes.astype(grid.code_dtype), grid)
-
-
-def _values(coded: Coded) -> np.ndarray:
-    if not isinstance(coded.grid, Codebook):
-        raise TypeError("only codebooks are shared")
-    return coded.grid.values

@@ -1,7 +1,4 @@
-"""Calibration sums of a weight over the data: dense outputs regressed on present inputs.
-
-Separate from the solvers. The sums of one tensor are in memory at a time, for data of any size.
-"""
+"""Calibration sums of one weight at a time: dense outputs regressed on present inputs, for data of any size."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from torch import nn
 
 from karikomi.errors import Unsupported
 from karikomi.reconstruction.least_squares import LeastSquares
-from karikomi.torch.numerics.precision import wide
+from karikomi.torch.numerics.norms import wide
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.patches import patches
 from karikomi.torch.tracing.weight_reads import Reading, WeightReadHooks
@@ -25,10 +22,7 @@ class _Enough(Exception):
 
 
 class Regressions:
-    """Inputs of weights, in the present network and in the one with the `dense` weights.
-
-    Raises `Unsupported` for a weight that no linear map or convolution reads in the first batch.
-    """
+    """Inputs of weights, now and with the `dense` weights; raises `Unsupported` for a weight that nothing reads."""
 
     def __init__(
         self,
@@ -118,7 +112,7 @@ class _Sums:
             groups, _, width = after.shape
             if self._gram.dim() == 0:
                 matrix = self._matrix.to(after.dtype).reshape(parts * groups, -1, width)
-                self._matrix, of = matrix, wide(after)
+                self._matrix, of = matrix, wide(after.device)
                 self._gram = after.new_zeros((parts * groups, width, width), dtype=of)
                 self._cross = torch.zeros_like(matrix, dtype=of)
             at = slice(part * groups, (part + 1) * groups)

@@ -1,13 +1,10 @@
-"""Prune layers and re-fit the remaining weights to the outputs of the dense network.
-
-Separate from masks, because it changes weights and needs data layer by layer. The arithmetic is that
-of `karikomi.reconstruction.obc` and `sparsegpt`, on the sums of `karikomi.torch.reconstruction.calibration`.
-"""
+"""Prune layers and re-fit the remaining weights to the outputs of the dense network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
+from karikomi.errors import InvalidArgument, Unsupported, check_known
 from karikomi.prune import Layout
 from karikomi.prune.account import Account
 from karikomi.prune.pattern import NofM
@@ -124,7 +121,8 @@ def reconstruct_(
         )
     module, method = unwrapped(module), method or OBC()
     parameters = _chosen(module, removes)
-    masks = _masks(parameters, earlier or {})
+    masks = {name: np.ones(tuple(weight.shape), bool) for name, weight in parameters.items()}
+    masks |= {name: mask.cpu().numpy() for name, mask in (earlier or {}).items() if name in masks}
     rows = []
     with steady(module), restored_unless_kept(lambda: parameters) as snapshot:
         regressions = Regressions(module, parameters, snapshot.copies, data, where=WHERE)
@@ -152,15 +150,9 @@ def _refit(
 ) -> tuple[Reconstructed, Refitted]:
     problem = regressions.problem(name)
     weights = _matrix(regressions.dense[name].double().cpu().numpy())
-    arguments: dict[str, Any] = {
-        "damping": method.damping,
-        "gone": ~_matrix(mask),
-        "where": f"{WHERE}: {name}",
-    }
-    if isinstance(method, SparseGPT):
-        result = sparsegpt(weights, problem, amount, block=method.block, **arguments)
-    else:
-        result = obc(weights, problem, amount, **arguments)
+    solver = partial(sparsegpt, block=method.block) if isinstance(method, SparseGPT) else obc
+    where, gone = f"{WHERE}: {name}", ~_matrix(mask)
+    result = solver(weights, problem, amount, damping=method.damping, gone=gone, where=where)
     masked = np.where(result.kept, weights, 0.0)
     errors = problem.error(masked), problem.error(result.weights)
     updated = errors[1] < errors[0]
@@ -173,27 +165,10 @@ def _refit(
 def _chosen(module: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
     known = dict(module.named_parameters())
     for name in names:
-        if name not in known:
-            raise UnknownName(
-                "the module has no such parameter",
-                where=WHERE,
-                got=repr(name),
-                hint=suggest(name, known),
-            )
+        check_known(name, known, "the module has no such parameter", where=WHERE)
         if known[name].dim() < 2:
             raise Unsupported("this is not a matrix of weights", where=f"{WHERE}: {name}")
     return {name: known[name] for name in names}
-
-
-def _masks(
-    parameters: Mapping[str, torch.Tensor], earlier: Mapping[str, torch.Tensor]
-) -> dict[str, np.ndarray]:
-    return {
-        name: earlier[name].cpu().numpy()
-        if name in earlier
-        else np.ones(tuple(parameter.shape), bool)
-        for name, parameter in parameters.items()
-    }
 
 
 def _matrix(array: np.ndarray) -> np.ndarray:

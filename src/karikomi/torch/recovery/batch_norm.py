@@ -1,7 +1,4 @@
-"""Re-estimate the statistics of batch norms after pruning.
-
-Separate from pruning, because it changes no weight, and may lower accuracy: a validation metric decides.
-"""
+"""Re-estimate the statistics of batch norms after pruning."""
 
 from __future__ import annotations
 
@@ -17,8 +14,7 @@ from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.torch.internals import batch_norm_type
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, batches_of
-from karikomi.torch.tracing.eval_mode import steady
-from karikomi.torch.tracing.judge import Judge
+from karikomi.torch.tracing.eval_mode import Judge, steady
 from karikomi.torch.tracing.restoring import restored_unless_kept
 
 WHERE = "recalibrate_"

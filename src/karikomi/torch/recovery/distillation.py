@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.schedule import is_number
 from karikomi.torch.modules.fingerprint import tensors_of
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, Batch
@@ -149,8 +149,7 @@ class DistillationLoss:
 
 def check_number(name: str, value: Any, most: float, allowed: str) -> None:
     """Raise `InvalidArgument` unless ``0 < value <= most`` and finite."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not 0.0 < float(value) <= most or math.isinf(value):
+    if not is_number(value) or not 0.0 < float(value) <= most or math.isinf(value):
         raise InvalidArgument(
             f"{name} is out of range", where=WHERE, got=repr(value), allowed=allowed
         )

@@ -1,8 +1,4 @@
-"""Fine-tune a pruned network, with or without distillation; keep it only if a validation metric agrees.
-
-Separate from pruning, which changes no remaining weight, and from the built-in search: here the network, the
-data and the loss are the user's.
-"""
+"""Fine-tune a pruned network, with or without distillation; keep it only if a validation metric allows it."""
 
 from __future__ import annotations
 
@@ -19,16 +15,15 @@ from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.rule import Composite, Rule
-from karikomi.schedule import whole
+from karikomi.schedule import whole_from
 from karikomi.torch.distributed.replicas import gathered
 from karikomi.torch.modules.fingerprint import tensors_of
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.recovery.distillation import WHERE, DistillationLoss, Loss, check_number
 from karikomi.torch.recovery.retraining import Retraining
-from karikomi.torch.tracing.eval_mode import steady
+from karikomi.torch.tracing.eval_mode import Judge, steady
 from karikomi.torch.tracing.isolation import isolated
-from karikomi.torch.tracing.judge import Judge
 from karikomi.torch.tracing.restoring import Snapshot, restored_unless_kept
 
 RATE = 1e-3
@@ -201,8 +196,4 @@ def _check(module: Any, masks: Any, data: Any, epochs: Any, seed: Any) -> None:
             allowed="a list of (inputs, targets) or a DataLoader",
         )
     for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0)):
-        number = whole(value)
-        if number is None or number < least:
-            raise InvalidArgument(
-                f"{name} is a whole number >= {least}", where=WHERE, got=repr(value)
-            )
+        whole_from(least, value, f"{name} is a whole number >= {least}", where=WHERE)

@@ -1,7 +1,4 @@
-"""The epochs of a recovery, with its masks applied and a checkpoint after each.
-
-Separate from the decision to keep the result. All randomness of an epoch comes from (seed, epoch).
-"""
+"""The epochs of a recovery, with its masks applied and a checkpoint after each."""
 
 from __future__ import annotations
 

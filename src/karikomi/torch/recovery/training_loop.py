@@ -1,7 +1,4 @@
-"""The training loop of `recover_` and of the built-in search: a falling rate, a loss, an attached optimizer.
-
-Separate from both, which choose the data, the randomness of an epoch, and what is recorded and saved.
-"""
+"""The training loop of `recover_` and of the built-in search: a falling rate, a loss, an attached optimizer."""
 
 from __future__ import annotations
 

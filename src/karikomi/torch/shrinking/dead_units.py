@@ -1,8 +1,4 @@
-"""Shrink a module: remove its dead units, and verify that its outputs are unchanged.
-
-Measures the inputs and outputs of units, decides with `karikomi.shrink.plan`, slices the
-tensors, and repeats until no unit is removed. A copy is sliced; the given module is not changed.
-"""
+"""Remove the dead units of a copy of a module, and verify that its outputs are unchanged."""
 
 from __future__ import annotations
 
@@ -16,11 +12,10 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.shrink import ShrinkReport, UnitFacts, plan
 from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.prunable import CONVOLUTIONS
 from karikomi.torch.modules.resizing import set_sizes_
 from karikomi.torch.shrinking.chain_graph import ChainGraph, Inputs, Link, read_chain, unit_axis
 from karikomi.torch.shrinking.equivalence import difference
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Constants = dict[str, np.ndarray]
 """Layer name -> each input of its reader if all weights of the layer were zero."""
@@ -77,8 +72,8 @@ def shrink(
     return small, ShrinkReport(
         widths_before=before,
         widths_after=after,
-        parameters_before=_parameters(module),
-        parameters_after=_parameters(small),
+        parameters_before=sum(parameter.numel() for parameter in module.parameters()),
+        parameters_after=sum(parameter.numel() for parameter in small.parameters()),
         left_alone=left_alone,
         max_difference=largest,
     )
@@ -217,10 +212,6 @@ def _select_(layer: nn.Module, leaf: str, axis: int, indices: np.ndarray) -> Non
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(layer, leaf, new)
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

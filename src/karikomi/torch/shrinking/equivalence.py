@@ -15,11 +15,7 @@ TOLERANCE = 1e-5
 
 
 def difference(original: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """Return the largest difference of the outputs, relative to the largest output.
-
-    On `inputs` and on random ones like them. Raises `Unsupported` if it exceeds `TOLERANCE`, or if a
-    shape changes.
-    """
+    """Return the largest relative difference on `inputs` and random ones; `Unsupported` if above `TOLERANCE`."""
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for arguments in (inputs, tuple(_random(leaf, generator) for leaf in inputs)):

@@ -9,23 +9,21 @@ import torch
 from torch import nn
 
 from karikomi.errors import Unsupported
-from karikomi.prune.penalties.penalty import Penalty, check_masks, check_penalty, term
+from karikomi.prune.mask_mapping import check_masks
+from karikomi.prune.penalties.penalty import Penalty, check_penalty, term
 from karikomi.select import select
 from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.parameters import unit_axes, unwrapped
+from karikomi.torch.modules.prunable import PRUNED
 from karikomi.torch.numerics.namespace import DeviceNamespace
 from karikomi.torch.sparse_training.sharded_penalties import beside, followed
 
 WHERE = "torch.penalty"
 
-_WEIGHTS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _KINDS = {
-    "weights": (_WEIGHTS, "no weight of a Linear or Conv layer"),
+    "weights": (PRUNED, "no weight of a Linear or Conv layer"),
     "scales": (_NORMS, "no scale of a batch norm"),
 }
 

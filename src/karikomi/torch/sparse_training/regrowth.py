@@ -1,7 +1,4 @@
-"""Drop and regrow: the smallest weights of a masked tensor are dropped, and as many regrown elsewhere.
-
-Separate from `prune_`, because tensors do not compete here, and the number of kept weights of each is constant.
-"""
+"""Drop and regrow: the smallest weights of a masked tensor are dropped, and as many regrown elsewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +33,12 @@ def rewired(
     for name, mask in masks.items():
         moved[name] = mask
         if name in worth:
-            _check(name, weights[name], worth[name])
+            if not all(bool(tensor.isfinite().all()) for tensor in (weights[name], worth[name])):
+                raise NonFinite(
+                    "a weight or its gradient is NaN or infinite",
+                    where=name,
+                    hint="continue from a checkpoint before the network diverged",
+                )
             count = int(share * int(mask.count_nonzero()))
             kept = mask & ~lowest(weights[name].detach().abs(), mask, count)
             moved[name] = kept | lowest(-worth[name], ~kept, count)
@@ -44,10 +46,7 @@ def rewired(
 
 
 def lowest(numbers: torch.Tensor, among: torch.Tensor, count: int) -> torch.Tensor:
-    """Return where the `count` smallest of the numbers marked by `among` are, ties by index order.
-
-    Compared in float32.
-    """
+    """Return where the `count` smallest (in float32) of the numbers marked by `among` are, ties by index order."""
     if count == 0:
         return torch.zeros_like(among)
     numbers = numbers.float()
@@ -101,12 +100,3 @@ def check_whole(weights: Mapping[str, torch.Tensor], *, where: str) -> None:
                 got=name,
                 hint="Gradual, or DDP",
             )
-
-
-def _check(name: str, *tensors: torch.Tensor) -> None:
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise NonFinite(
-            "a weight or its gradient is NaN or infinite",
-            where=name,
-            hint="continue from a checkpoint before the network diverged",
-        )

@@ -1,7 +1,4 @@
-"""Rewinding: a copy of weights, buffers and moments of an early step, kept until the last masks are made.
-
-Separate from the masks, because it is the only part of sparse training that undoes steps.
-"""
+"""Rewinding: a copy of weights, buffers and moments of an early step, kept until the last masks are made."""
 
 from __future__ import annotations
 
@@ -61,10 +58,7 @@ class Rewind:
         return None if self._kept is None else {part: {**self._kept[part]} for part in _PARTS}
 
     def read(self, plain: Any) -> dict[str, dict[str, Any]] | None:
-        """Return a result of `plain`, checked and on the devices of its parameters.
-
-        Raises `InvalidArgument` if it does not fit.
-        """
+        """Return a result of `plain` on the devices of its parameters; raises `InvalidArgument` if it does not fit."""
         if plain is None:
             return None
         if not isinstance(plain, Mapping) or set(plain) != set(_PARTS):

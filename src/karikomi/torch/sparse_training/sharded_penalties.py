@@ -22,14 +22,9 @@ def followed(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def beside(
-    masks: Mapping[str, torch.Tensor] | None, parameters: Mapping[str, torch.Tensor]
-) -> dict[str, Any] | None:
-    """Return masks with the placements of their parameters; each mask may be whole, or this rank's part.
-
-    Raises `InvalidArgument` for a mask that fits neither.
-    """
-    if masks is None:
-        return None
+    masks: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Return masks, whole or this rank's part, with the placements of their parameters; or raise `InvalidArgument`."""
     places = masks.places if isinstance(masks, Masks) else {}
     laid: dict[str, Any] = dict(masks)
     for name, mask in masks.items():

@@ -128,21 +128,10 @@ class TorchTraining:
             self._recorded(float(loss), recorder)
             for loss in self._loop.epoch(self._minibatches(generator))
         ]
-        self._epoch += 1
         validation = self._data.validation
-        recorder.write(
-            {
-                "event": "epoch",
-                "stage": self._phase.stage,
-                "epoch": self._epoch - 1,
-                "step": self._handle.steps,
-                "loss": float(np.mean(losses)),
-                "validation": self._task.judge(
-                    outputs(self._model, validation.inputs), validation.targets
-                ),
-                "sparsity": self._handle.sparsity,
-            }
-        )
+        metric = self._task.judge(outputs(self._model, validation.inputs), validation.targets)
+        self._write(recorder, "epoch", float(np.mean(losses)), {"validation": metric})
+        self._epoch += 1
 
     def arrays(self) -> Arrays:
         """Return the model's arrays under their ordinary names, codebooks decoded."""
@@ -221,18 +210,13 @@ class TorchTraining:
 
     def _recorded(self, loss: float, recorder: Recorder) -> float:
         last = self._handle.last
-        recorder.write(
-            {
-                "event": "step",
-                "stage": self._phase.stage,
-                "epoch": self._epoch,
-                "step": self._handle.steps,
-                "loss": loss,
-                **({} if last is None else last.as_row()),
-                "sparsity": self._handle.sparsity,
-            }
-        )
+        self._write(recorder, "step", loss, {} if last is None else last.as_row())
         return loss
+
+    def _write(self, recorder: Recorder, event: str, loss: float, more: dict[str, Any]) -> None:
+        place = {"stage": self._phase.stage, "epoch": self._epoch, "step": self._handle.steps}
+        sparsity = self._handle.sparsity
+        recorder.write({"event": event, **place, "loss": loss, **more, "sparsity": sparsity})
 
     def _criterion(self, make: Callable[[], nn.Module]) -> DistillationLoss:
         task, recipe, where = self._task, self._task.recipe, f"task {self._task.name}"

@@ -1,7 +1,4 @@
-"""Batches of a user's data: inputs of the network and targets of the loss, on a device.
-
-Separate from what is measured on them, so that all facts read the data alike.
-"""
+"""Batches of a user's data: inputs of the network and targets of the loss, on a device."""
 
 from __future__ import annotations
 

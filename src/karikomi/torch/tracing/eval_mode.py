@@ -1,11 +1,8 @@
-"""Eval mode for the time of a measurement, with all modes restored afterwards.
-
-Separate from what is measured: all facts use it, and modes must be restored also after errors.
-"""
+"""Eval mode for the time of a measurement, with all modes restored afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +10,9 @@ import torch
 from torch import nn
 
 from karikomi.torch.internals import batch_norm_type
+
+Judge = Callable[[nn.Module], float]
+"""A validation metric that decides whether a change is kept."""
 
 
 @contextmanager

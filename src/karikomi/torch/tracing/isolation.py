@@ -10,10 +10,7 @@ import torch
 
 @contextmanager
 def isolated(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch and set its thread count for the block, and restore both afterwards.
-
-    `threads`: 0 keeps the present count.
-    """
+    """Seed torch and set its thread count (0: unchanged) for the block, and restore both afterwards."""
     before = torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,7 +1,4 @@
-"""Inputs of a unit's weights, as rows of a matrix in the order of `karikomi.prune.Layout.canonical`.
-
-Separate from the sums over them, which need no kernels, strides or groups.
-"""
+"""Inputs of a unit's weights, as rows of a matrix in the order of `karikomi.prune.Layout.canonical`."""
 
 from __future__ import annotations
 

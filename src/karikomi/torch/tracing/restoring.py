@@ -1,7 +1,4 @@
-"""Tensors restored after a block, unless the block keeps what it changed.
-
-Separate from what changes them: restoring must also happen after errors.
-"""
+"""Tensors restored after a block, also after an error, unless the block keeps what it changed."""
 
 from __future__ import annotations
 

@@ -74,9 +74,8 @@ class WeightReadHooks(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             self._attention(func, args, kwargs, result)
         elif called in _LAYERS and isinstance(result, torch.Tensor):
-            self._layer(
-                called, {**dict(zip(_LAYERS[called], args, strict=False)), **kwargs}, result
-            )
+            given = {**dict(zip(_LAYERS[called], args, strict=False)), **kwargs}
+            self._layer(called, given, result)
         else:
             self._stray(called, args, kwargs, result)
         if self._trail and followed:
@@ -93,7 +92,7 @@ class WeightReadHooks(TorchFunctionMode):
             geometry = {key: given[key] for key in given.keys() & {*_CONV[3:]}}
             transposed = called.startswith("conv_transpose")
             window = window_of(weight, result, transposed=transposed, **geometry)
-        self._tell(
+        self._report(
             Reading(name=name, weight=weight, inputs=given["input"], outputs=result, window=window)
         )
 
@@ -107,7 +106,7 @@ class WeightReadHooks(TorchFunctionMode):
             name = self._names.get(id(weight))
             if name is not None:
                 part = (0, 1) if separate else (place, 3)
-                self._tell(
+                self._report(
                     Reading(name=name, weight=weight, inputs=given[letter], outputs=None, part=part)
                 )
         weight = given["out_proj_weight"]
@@ -119,9 +118,9 @@ class WeightReadHooks(TorchFunctionMode):
             )
             given["out_proj_bias"] = None
             inputs = func(*bound.args, **bound.kwargs)[0]
-            self._tell(Reading(name=name, weight=weight, inputs=inputs, outputs=result[0]))
+            self._report(Reading(name=name, weight=weight, inputs=inputs, outputs=result[0]))
 
-    def _tell(self, reading: Reading) -> None:
+    def _report(self, reading: Reading) -> None:
         for on_read in self._on_read:
             on_read(reading)
         if self._trail and reading.outputs is not None:

@@ -1,7 +1,4 @@
-"""Windows of a convolution: for each kernel position, the inputs that its weights multiply.
-
-Separate from the convolutions, which torch computes: here the inputs are only summed.
-"""
+"""Windows of a convolution: for each kernel position, the inputs that its weights multiply."""
 
 from __future__ import annotations
 
