@@ -100,7 +100,7 @@ def threshold(
             continue
         reached = np.cumsum(bins, dtype=np.int64)
         place = int(np.searchsorted(reached, remove - below))
-        rank = remove - below - int(reached[place] - bins[place])
+        rank = int(remove - below - (reached[place] - bins[place]))
         wide = shift(low, high)
         if wide == 0:
             return Threshold(score_of(low + place), rank, rank == int(bins[place]))

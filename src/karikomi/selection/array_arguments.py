@@ -89,7 +89,10 @@ def check_masks(masks: Any, arrays: Mapping[str, Any], *, where: str, leaf: str)
             where=where,
             got=type(masks).__name__,
         )
-    shapes = {name: None if array is None else np.shape(array) for name, array in arrays.items()}
+    shapes = {
+        name: None if array is None or name not in masks else np.shape(array)
+        for name, array in arrays.items()
+    }
     mask_mapping.check_masks(masks, shapes, where=where, leaf=leaf)
 
 
