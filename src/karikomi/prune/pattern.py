@@ -15,7 +15,7 @@ from karikomi.schedule import whole
 class Pattern:
     """What patterns share. `coupled`: its items span several tensors, which the framework names.
 
-    `fixed_share`: the pattern itself says how much goes, so no target may be given.
+    `fixed_share`: the pattern determines how much is removed, so no target may be given.
     """
 
     coupled: ClassVar[bool] = False
@@ -44,9 +44,8 @@ class NofM(Pattern):
     """Of every `of` consecutive inputs (at one kernel position) of a unit, `keep` stay.
 
     `keep`, `of`: whole numbers, 0 < keep < of, else `InvalidArgument`. Papers write *n:m* for both
-    "n of m stay" and "n of m go", so only names tell, and of short forms only "2:4" is taken, which means the same
-    either way. A weight whose inputs `of` does not
-    divide is left alone, and named.
+    "n of m stay" and "n of m go", so of short forms only "2:4" is accepted, which means the same either way.
+    A weight whose inputs `of` does not divide is left alone, and reported.
 
     >>> NofM(keep=2, of=4).sparsity
     0.5

@@ -27,7 +27,7 @@ class Target:
 
     @property
     def absolute(self) -> bool:
-        """Whether the value counts things, and is no share of them."""
+        """Whether the value is a count, not a share."""
         return isinstance(self.value, int)
 
     def after(self, number: int, rounds: int) -> Target:

@@ -131,7 +131,7 @@ class _Attempt:
         self._request, self._scored = request, scored
         self._tensors = {name: self._facts(name, tensor) for name, tensor in scored.items()}
         self.items = sum(tensor.items for tensor in scored.values())
-        # Only a global threshold takes all items of a tensor; all items of all are never asked for.
+        # Only a global threshold takes all items of a tensor; all items of all are never requested.
         self.floor = 1 if request.allocation == "global" else len(scored)
 
     def at(self, share: float) -> SelectionResult:

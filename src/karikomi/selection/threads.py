@@ -1,4 +1,4 @@
-"""Work on several tensors at once: while NumPy works on a block, it lets go of the interpreter."""
+"""Work on several tensors at once, in threads: NumPy releases the interpreter lock within a block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
 ENOUGH = 1 << 20
-"""Fewer entries than these are done sooner than threads are started."""
+"""Starting threads takes longer than work on fewer entries than these."""
 
 MOST = 8
 """More threads than these only wait for the memory."""

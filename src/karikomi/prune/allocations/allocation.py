@@ -24,7 +24,7 @@ ALLOWED = "0 <= sparsity < 1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """What an allocation may know of one tensor.
+    """The facts of one tensor for an allocation.
 
     `items`: how many things can go. `shape`: of the weight, for `unit_axis` and `input_axis` see
     `karikomi.prune.Layout`; here in the order (units, inputs, kernel ...). `scores`: returns the scores of
@@ -53,7 +53,7 @@ def allocate(name: str, tensors: Mapping[str, Tensor], sparsity: float) -> list[
     """Return the pools of the allocation registered as `name`.
 
     `tensors`: tensor name -> what is known of it. `sparsity`: the share of items that go, in [0, 1).
-    A tensor without items is no matter of the allocation and has a pool of its own.
+    A tensor without items is not passed to the allocation and has a pool of its own.
     Raises `UnknownName` for the name, `InvalidArgument` for the sparsity, and for pools that do not hold
     each tensor once or give up more than they have.
 

@@ -40,7 +40,7 @@ class LAMP(Score):
     of_tensors: ClassVar[bool] = True
 
     def of_weights(self, weights: Array, facts: Mapping[str, Array], *, xp: Namespace) -> Array:
-        """Raise `Unsupported`: the weights of a block do not tell what the rest of the tensor holds."""
+        """Raise `Unsupported`: the score of a weight depends on the whole tensor."""
         raise Unsupported(
             "LAMP needs the order of a whole tensor, and is given a block of it",
             where="score",

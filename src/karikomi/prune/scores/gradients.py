@@ -48,7 +48,7 @@ class SNIP(Score):
 )
 @dataclass(frozen=True, slots=True)
 class GraSP(Score):
-    """What the squared norm of the gradient would lose with the weight: who holds the flow back goes first.
+    """What the squared gradient norm would lose with the weight: what reduces the flow is removed first.
 
     Removing weight w is a step d = -w. By it the squared gradient norm changes by
     ``|g(w + d)|^2 - |g(w)|^2 = 2 d (H g) = -2 w (H g)``, to first order. The paper calls
@@ -158,7 +158,7 @@ class Movement(Score):
     """How far training has moved a weight away from zero: what moves towards zero goes first.
 
     ``-sum over steps of lr * w * g`` (the fact ``moved``), of either sign. A group: the sum. It is
-    gathered over fine-tuning and says nothing of a network that is not trained.
+    gathered over fine-tuning and not defined for a network that is not trained.
 
     >>> import numpy as np
     >>> Movement().of_weights(np.array([2.0, 0.1]), {"moved": np.array([-0.5, 0.2])}, xp=np).tolist()

@@ -19,9 +19,9 @@ from karikomi.rule import Array, Namespace
 )
 @dataclass(frozen=True, slots=True)
 class BNScale(Score):
-    """The scale that a normalisation puts on a unit's output: what it nearly shuts goes first.
+    """The scale of a normalisation on a unit's output: the smallest scales are removed first.
 
-    ``|gamma|`` (the fact ``gate``). It says most after training with a penalty on the scales.
+    ``|gamma|`` (the fact ``gate``). Meant for networks trained with a penalty on the scales.
 
     >>> import numpy as np
     >>> BNScale().of_groups(np.ones((2, 3)), {"gate": np.array([-0.5, 0.1])}, xp=np).tolist()
@@ -49,8 +49,8 @@ class BNScale(Score):
 class APoZ(Score):
     """How often a unit puts out something: the one with the highest average percentage of zeros goes first.
 
-    ``1 - zeros``, over samples and positions, behind the activation: it tells units apart only
-    where that gives exact zeros, as ReLU does.
+    ``1 - zeros``, over samples and positions, after the activation: units differ only where that
+    gives exact zeros, as ReLU does.
 
     >>> import numpy as np
     >>> APoZ().of_groups(np.ones((2, 3)), {"zeros": np.array([0.25, 1.0])}, xp=np).tolist()
@@ -105,7 +105,7 @@ class Activation(Score):
 )
 @dataclass(frozen=True, slots=True)
 class Deviation(Score):
-    """How much a unit's outputs vary: one that says the same to every input goes first.
+    """How much a unit's outputs vary: a unit with the same output for every input is removed first.
 
     ``sqrt(E (a - E a)^2)``, over samples and positions, in the order of the variance. What a constant
     unit gave the next layer is a bias there.

@@ -15,13 +15,13 @@ from karikomi.schedule import is_number, whole_from
 
 
 class Reconstruction(Score):
-    """What both share: `damping`, the share of the gram's mean diagonal that is added to its diagonal."""
+    """The base of both: `damping`, the share of the gram's mean diagonal that is added to its diagonal."""
 
     updates: ClassVar[bool] = True
     damping: float
 
     def of_weights(self, weights: Array, facts: Mapping[str, Array], *, xp: Namespace) -> Array:
-        """Return ``|w|``, by which tensors of a joint pool are told how many of their weights go."""
+        """Return ``|w|``, by which a joint pool is divided among its tensors."""
         return xp.abs(weights)
 
 
