@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from karikomi.errors import InvalidArgument
+import numpy as np
+
+from karikomi.bound.standing import standing
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.functional.library import Library
 from karikomi.functional.norms import Axes
 from karikomi.functional.unit_axes import Shapes
-from karikomi.rule import Array, Rule, Scope, State
+from karikomi.rule import Array, Composite, Quantity, Rule, Scope, State
 from karikomi.rules import decide
 from karikomi.rules.stages import Stage, alone
 
@@ -113,6 +116,38 @@ def bound_named(
     settled = {key: xp.astype(value, state[key].dtype) for key, value in after.items()}
     left = decide.norms_after(norms, decision, xp=xp)
     return Bounded(arrays, settled, norms, left, decision.factor, decision.limit)
+
+
+def check_bound(rule: Any, *, where: str) -> None:
+    """Raise an error unless this is one rule on weights whose facts are measured here."""
+    decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
+    if isinstance(rule, Composite):
+        raise Unsupported("bounds are applied one at a time", where=where, got=type(rule).__name__)
+
+
+def share_at_bound(
+    plan: BoundPlan,
+    done: Bounded,
+    *,
+    attempted: int = 0,
+    host: Callable[[Array], np.ndarray] = np.asarray,
+) -> float:
+    """Return the share of units, or of entries, that are at the bound after a step.
+
+    `attempted`: the number of steps before it. `host`: returns an array as one of NumPy.
+    """
+    if "negative_part" in plan.rule.needs:
+        flags = [done.arrays[name] <= 0 for name in plan.counts]
+    elif done.limit is not None:
+        limits = zip(plan.counts, host(done.limit).tolist(), strict=True)
+        flags = [abs(done.arrays[name]) >= limit for name, limit in limits]
+    else:
+        after, factor = (host(numbers).astype(np.float64) for numbers in (done.after, done.factor))
+        return float(standing(plan.rule, after, factor, attempted=attempted).mean())
+    # Counted on the device where arrays have the method.
+    reached = [flag if hasattr(flag, "sum") else host(flag) for flag in flags]
+    size = sum(math.prod(flag.shape) for flag in reached)
+    return sum(int(flag.sum()) for flag in reached) / max(size, 1)
 
 
 def _measured(plan: BoundPlan, name: str, array: Array, library: Library) -> Array:

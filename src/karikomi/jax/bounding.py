@@ -6,27 +6,25 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
 
-from karikomi.bound.standing import standing
-from karikomi.errors import InvalidArgument, NonFinite, Unsupported
+from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.bounding import (
-    MEASURED,
     Bounded,
     BoundPlan,
     bound_named,
+    check_bound,
     fresh_bound_state,
     plan_bound,
+    share_at_bound,
 )
 from karikomi.functional.unit_axes import UnitAxes, resolved_axes, resolved_fan_ins
 from karikomi.jax.clipping import check_real, strong
 from karikomi.jax.library import library
 from karikomi.jax.pytrees import named, replaced, shapes
-from karikomi.rule import Composite, Quantity, Rule, Scope
-from karikomi.rules import decide
+from karikomi.rule import Rule, Scope
 from karikomi.rules.outcome import Outcome
 
 
@@ -121,7 +119,9 @@ def project(
         skipped=False,
         element_wise=rule.scope is Scope.ELEMENT,
         left_alone=plan.left_alone,
-        share_at_bound=_share(plan, done, before) if known else None,
+        share_at_bound=share_at_bound(plan, done, attempted=int(before["attempted"]))
+        if known
+        else None,
     )
     return replaced(params, done.arrays), outcome, BoundState(done.state)
 
@@ -137,11 +137,7 @@ class _Bound:
         *,
         where: str,
     ) -> None:
-        decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
-        if isinstance(rule, Composite):
-            raise Unsupported(
-                "bounds are applied one at a time", where=where, got=type(rule).__name__
-            )
+        check_bound(rule, where=where)
         self.rule, self.unit_axes, self.fan_in, self.where = rule, unit_axes, fan_in, where
 
     def plan(self, found: Mapping[str, jax.Array | None]) -> BoundPlan:
@@ -161,19 +157,3 @@ def _check_finite(plan: BoundPlan, done: Bounded, where: str) -> None:
     culprits = sorted({name for name, finite in pairs if not finite})
     if culprits:
         raise NonFinite(f"non-finite entries in {', '.join(culprits[:5])}", where=where)
-
-
-def _share(plan: BoundPlan, done: Bounded, before: dict[str, jax.Array]) -> float:
-    """Return the share of units, or of entries, that are at the bound."""
-    norms, after, factor = (
-        np.asarray(x, np.float64) for x in (done.norms, done.after, done.factor)
-    )
-    if "negative_part" in plan.rule.needs:
-        below = [(done.arrays[n] <= 0, done.arrays[n].size) for n in plan.counts]
-    elif done.limit is not None:
-        pairs = zip(plan.counts, np.asarray(done.limit), strict=True)
-        below = [(jnp.abs(done.arrays[n]) >= most, done.arrays[n].size) for n, most in pairs]
-    else:
-        held = standing(plan.rule, after, factor, attempted=int(before["attempted"]))
-        return float(held.mean())
-    return sum(int(there.sum()) for there, _ in below) / max(sum(size for _, size in below), 1)

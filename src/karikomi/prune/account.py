@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -97,6 +98,13 @@ def row_of(
         reads_nothing=reads_nothing,
         unread=unread,
     )
+
+
+def error_ratio(difference: float, whole: float) -> float:
+    """Return the relative L2 error ``sqrt(difference / whole)`` of two sums of squares, 0 for 0 / 0."""
+    if whole == 0.0:
+        return 0.0 if difference == 0.0 else math.inf
+    return math.sqrt(difference / whole)
 
 
 def _empty(alive: Any) -> tuple[int, ...]:

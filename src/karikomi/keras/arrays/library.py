@@ -15,43 +15,40 @@ import keras
 from karikomi.errors import InvalidArgument
 from karikomi.functional.library import Library
 
-FRAMEWORKS = ("tensorflow", "jax", "torch")
+_KINDS = {
+    "tensorflow": ("Tensor", "IndexedSlices", "Variable"),
+    "jax": ("Array",),
+    "torch": ("Tensor",),
+}
 
 
 def library() -> Library:
     """Return the library of the backend that Keras runs on."""
     backend = keras.config.backend()
-    if backend == "tensorflow":
-        return _tensorflow()
-    if backend == "jax":
-        return _jax()
-    if backend == "torch":
-        some: Any = keras.ops.zeros(())
-        return _torch(some.device)
-    raise InvalidArgument(
-        "karikomi does not serve this backend of Keras",
-        where="keras",
-        got=backend,
-        allowed=FRAMEWORKS,
-    )
+    if backend not in _KINDS:
+        raise InvalidArgument(
+            "karikomi does not support this backend of Keras",
+            where="keras",
+            got=backend,
+            allowed=tuple(_KINDS),
+        )
+    some: Any = keras.ops.zeros(()) if backend == "torch" else None
+    return _library_named(backend, getattr(some, "device", None))
 
 
 def library_for(array: Any) -> Library:
     """Return the library of the framework that an array is of, whatever Keras runs on."""
-    name = framework_of(array)
-    if name == "tensorflow":
-        return _tensorflow()
-    return _jax() if name == "jax" else _torch(array.device)
+    name = framework_of(array) or "torch"
+    return _library_named(name, array.device if name == "torch" else None)
 
 
 def framework_of(array: object) -> str | None:
     """Return the framework that an array is of, ``None`` for anything else; nothing is imported."""
-    for name, found in (
-        ("tensorflow", _is_tensorflow),
-        ("jax", _is_jax),
-        ("torch", _is_torch),
-    ):
-        if name in sys.modules and found(array):
+    for name, kinds in _KINDS.items():
+        framework = sys.modules.get(name)
+        if framework is not None and isinstance(
+            array, tuple(getattr(framework, kind) for kind in kinds)
+        ):
             return name
     return None
 
@@ -95,29 +92,15 @@ class Untold:
         )
 
 
+def _library_named(framework: str, device: Any) -> Library:
+    if framework == "jax":
+        # Not kept: its widest float is a setting.
+        return importlib.import_module("karikomi.jax.library").library()
+    return _kept(framework, device)
+
+
 @functools.cache
-def _tensorflow() -> Library:
+def _kept(framework: str, device: Any) -> Library:
+    if framework == "torch":
+        return importlib.import_module("karikomi.keras.arrays.torch_library").TorchLibrary(device)
     return importlib.import_module("karikomi.keras.arrays.tensorflow_library").TensorFlowLibrary()
-
-
-@functools.cache
-def _torch(device: Any) -> Library:
-    return importlib.import_module("karikomi.keras.arrays.torch_library").TorchLibrary(device)
-
-
-def _jax() -> Library:
-    # Not kept: its widest float is a setting.
-    return importlib.import_module("karikomi.jax.library").library()
-
-
-def _is_tensorflow(array: object) -> bool:
-    tf = sys.modules["tensorflow"]
-    return isinstance(array, tf.Tensor | tf.IndexedSlices | tf.Variable)
-
-
-def _is_jax(array: object) -> bool:
-    return isinstance(array, sys.modules["jax"].Array)
-
-
-def _is_torch(array: object) -> bool:
-    return isinstance(array, sys.modules["torch"].Tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from karikomi.keras.arrays.library import framework_of
 from karikomi.rule import Array
@@ -17,6 +18,16 @@ def value_of(variable: Any) -> Array:
     if framework_of(variable) == "tensorflow" and hasattr(variable, "assign"):
         return variable.read_value()
     return variable.detach() if framework_of(variable) == "torch" else variable
+
+
+def on_host(variable: Any) -> np.ndarray:
+    """Return the values of a variable or a tensor as an array of NumPy."""
+    return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
+def masked(mask: Any, values: Any) -> Any:
+    """Return values with zeros where a mask is false."""
+    return keras.ops.where(keras.ops.convert_to_tensor(mask), values, keras.ops.zeros_like(values))
 
 
 def names_of(variables: list[Any], places: list[str]) -> list[str]:

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from karikomi.errors import Unsupported
-from karikomi.functional.bounding import (
-    MEASURED,
-    BoundPlan,
-    bound_named,
-    fresh_bound_state,
-    plan_bound,
-)
+from karikomi.functional.bounding import BoundPlan, bound_named, fresh_bound_state, plan_bound
 from karikomi.functional.library import Library
 from karikomi.functional.unit_axes import Shapes, UnitAxes, resolved_axes, resolved_fan_ins
 from karikomi.keras.arrays.library import readable
 from karikomi.keras.clipping.named_clip import LAST
-from karikomi.rule import Array, Composite, Quantity, Rule, Scope, State
-from karikomi.rules import decide
+from karikomi.rule import Array, Rule, Scope, State
 from karikomi.rules.outcome import Outcome
-
-
-def check_bound(rule: Any, *, where: str) -> None:
-    """Raise an error unless this is a rule on weights whose facts are measured here."""
-    decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
-    if isinstance(rule, Composite):
-        raise Unsupported("bounds are applied one at a time", where=where, got=type(rule).__name__)
 
 
 @dataclass(frozen=True)

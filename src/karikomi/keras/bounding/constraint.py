@@ -14,7 +14,13 @@ import numpy as np
 
 from karikomi import spec
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.functional.bounding import MEASURED, bound_named, fresh_bound_state, plan_bound
+from karikomi.functional.bounding import (
+    MEASURED,
+    bound_named,
+    check_bound,
+    fresh_bound_state,
+    plan_bound,
+)
 from karikomi.functional.unit_axes import resolved_axes, resolved_fan_ins
 from karikomi.keras.arrays.library import library
 from karikomi.rule import Composite, Quantity, Rule, Scope
@@ -107,7 +113,7 @@ def tensor_of(variable: Any) -> Any:
     return keras.ops.stop_gradient(keras.ops.convert_to_tensor(known))
 
 
-def check_constraint(rule: object, *, where: str) -> None:
+def check_constraint(rule: Any, *, where: str) -> None:
     """Raise an error unless this is a rule on weights that needs one weight at a time."""
     needs = {need for leaf in _leaves(rule) for need in leaf.needs} - set(MEASURED)
     if needs and getattr(rule, "of", None) is Quantity.WEIGHT:
@@ -116,9 +122,7 @@ def check_constraint(rule: object, *, where: str) -> None:
             where=where,
             got=f"{type(rule).__name__}, which needs {', '.join(sorted(needs))}",
         )
-    decide.check_rule(rule, Quantity.WEIGHT, where=where, available=MEASURED)
-    if isinstance(rule, Composite):
-        raise Unsupported("bounds are applied one at a time", where=where, got=type(rule).__name__)
+    check_bound(rule, where=where)
     scheduled = _scheduled(rule)
     if scheduled:
         raise Unsupported(

@@ -9,19 +9,17 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
-from karikomi.bound.standing import standing
 from karikomi.errors import NonFinite, Unsupported
 from karikomi.functional.bounding import (
-    Bounded,
-    BoundPlan,
     bound_named,
     fresh_bound_state,
     plan_bound,
+    share_at_bound,
 )
 from karikomi.keras.arrays.library import library
+from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.bounding.constraint import Bound, check_constraint, tensor_of
 from karikomi.keras.bounding.constraint_slots import attach_, check_free, unsaved
 from karikomi.keras.internals import all_layers
@@ -157,7 +155,7 @@ def _apply_(rule: Rule, targets: Sequence[Weight], left_alone: dict[str, str]) -
     arrays = {key: tensor_of(entry.variable) for key, entry in keys.items()}
     done = bound_named(plan, arrays, fresh_bound_state(plan, library=own), library=own)
     names = tuple(keys[key].variable.path for key in plan.stage.owners)
-    norms, after = _numbers(done.norms), _numbers(done.after)
+    norms, after = (on_host(numbers).astype(np.float64) for numbers in (done.norms, done.after))
     bad = [name for name, norm in zip(names, norms, strict=True) if not np.isfinite(norm)]
     if bad:
         raise NonFinite(
@@ -174,23 +172,5 @@ def _apply_(rule: Rule, targets: Sequence[Weight], left_alone: dict[str, str]) -
         skipped=False,
         element_wise=rule.scope is Scope.ELEMENT,
         left_alone=left_alone,
-        share_at_bound=_share(plan, done),
+        share_at_bound=share_at_bound(plan, done, host=on_host),
     )
-
-
-def _share(plan: BoundPlan, done: Bounded) -> float:
-    """Return the share of units, or of entries, that are at the bound."""
-    if "negative_part" in plan.rule.needs:
-        reached = {key: done.arrays[key] <= 0 for key in plan.counts}
-    elif done.limit is not None:
-        limits = zip(plan.counts, _numbers(done.limit).tolist(), strict=True)
-        reached = {key: keras.ops.abs(done.arrays[key]) >= most for key, most in limits}
-    else:
-        held = standing(plan.rule, _numbers(done.after), _numbers(done.factor), attempted=0)
-        return float(held.mean())
-    flags = [np.asarray(keras.ops.convert_to_numpy(item)) for item in reached.values()]
-    return sum(int(flag.sum()) for flag in flags) / max(sum(flag.size for flag in flags), 1)
-
-
-def _numbers(vector: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(vector), dtype=np.float64)

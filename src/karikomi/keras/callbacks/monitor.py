@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.files import as_path
+from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.callbacks.summary import Tally
 from karikomi.record import Recorder, read
 from karikomi.schedule import whole
@@ -152,7 +152,7 @@ class Monitor(keras.callbacks.Callback):
     def _loss(self, model: Any, logs: Mapping[str, Any]) -> float | None:
         """Return the loss of the batches since the last read, from the sums of Keras' own mean."""
         tracker = next((metric for metric in model.metrics if metric.name == "loss"), None)
-        sums = [_number(getattr(tracker, name, math.nan)) for name in ("total", "count")]
+        sums = [float(on_host(getattr(tracker, name, math.nan))) for name in ("total", "count")]
         (total, count), (total_before, count_before) = sums, self._seen_loss
         self._seen_loss = (total, count)
         if count < count_before:  # a new epoch
@@ -242,7 +242,3 @@ def _place(path: Path, steps: int) -> int:
             if row.get("step", math.inf) <= steps:
                 place = end
     return place
-
-
-def _number(variable: Any) -> float:
-    return float(np.asarray(keras.ops.convert_to_numpy(variable)))

@@ -12,9 +12,9 @@ from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import keras
-import numpy as np
 
 from karikomi.errors import InvalidArgument, KarikomiError, Unsupported
+from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.callbacks.schedule_fingerprint import described
 from karikomi.keras.facts.measure import check_measurable
 from karikomi.keras.layers.prunable import check_protect, is_weight, oriented, prunable
@@ -151,12 +151,13 @@ class Pruning(keras.callbacks.Callback):
         before_first_step(model, begin, where=WHERE)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Leave the optimizer of a model that is only evaluated as it is."""
-        self._leave()
+        """Restore the optimizer of a model that is only evaluated, or only predicts."""
+        if self._undo is not None:
+            before, self._optimizer = self._undo
+            before.restore()
+            self._undo = None
 
-    def on_predict_begin(self, logs: Any = None) -> None:
-        """Leave the optimizer of a model that only predicts as it is."""
-        self._leave()
+    on_predict_begin = on_test_begin
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Make masks that were due when training was interrupted, after other callbacks have restored state."""
@@ -179,9 +180,8 @@ class Pruning(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Mask weights that earlier callbacks have restored, and record the final masks."""
         if self._optimizer is not None:
-            model = self.model
             self._optimizer.enforce()
-            self._follow(model)
+            self._follow(self.model)
 
     @property
     def _own(self) -> MaskedOptimizer:
@@ -201,13 +201,10 @@ class Pruning(keras.callbacks.Callback):
         self._latest = self._held(model)
         if steps > self._seen and self._schedule is not None and steps:
             if self._is_due(steps):
-                self._renew(self._schedule, model, steps)
+                made = self._request(self._schedule, model, steps).find(self._latest)
+                self._hold(model, made)
+                self._latest = made
             own.seen = self._seen = steps
-
-    def _renew(self, schedule: PruningSchedule, model: Any, steps: int) -> None:
-        made = self._request(schedule, model, steps).find(self._latest)
-        self._hold(model, made)
-        self._latest = made
 
     def _request(self, schedule: PruningSchedule, model: Any, steps: int) -> ModelRequest:
         return ModelRequest(
@@ -235,12 +232,6 @@ class Pruning(keras.callbacks.Callback):
         places = _places(model)
         pairs = masks.pairs(model.weights)
         self._own.hold({places[id(v)]: mask for v, mask in pairs if id(v) in places})
-
-    def _leave(self) -> None:
-        if self._undo is not None:
-            before, self._optimizer = self._undo
-            before.restore()
-            self._undo = None
 
     def _place(self, model: Any, last: MaskedOptimizer | None) -> None:
         """Wrap the optimizer of a model; `last`: that of the previous training with this callback."""
@@ -277,7 +268,7 @@ class Pruning(keras.callbacks.Callback):
             pairs = self._latest.pairs(model.weights)
         except KarikomiError:
             return None
-        obeyed = all(not _array(variable)[~mask].any() for variable, mask in pairs)
+        obeyed = all(not on_host(variable)[~mask].any() for variable, mask in pairs)
         return self._latest if obeyed else None
 
     def _hold_first(self, model: Any) -> None:
@@ -308,7 +299,7 @@ def _warn_of_zeros(model: Any) -> None:
     """Warn that a model has the zeros of a pruned one, but no masks."""
     found = oriented(model, where=WHERE)
     for name in prunable(found, ("norms", "embeddings"))[0]:
-        share = float((_array(found[name].variable) == 0).mean())
+        share = float((on_host(found[name].variable) == 0).mean())
         # A kernel of nothing but zeros was made so by its initialiser.
         if _PRUNED <= share < 1.0:
             text = (
@@ -317,10 +308,6 @@ def _warn_of_zeros(model: Any) -> None:
             )
             warnings.warn(text, stacklevel=2)
             return
-
-
-def _array(variable: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable))
 
 
 def _places(model: Any) -> dict[int, int]:

@@ -80,7 +80,7 @@ class Clip:
         library: Library,
     ) -> tuple[StepResult, State]:
         """Return clipped gradients, and the whole state after the step."""
-        own = {key: value for key, value in state.items() if _is_of_rule(key)}
+        own = {key: value for key, value in state.items() if is_of_rule(key)}
         moments = {k[len(MOMENT) :]: v for k, v in state.items() if k.startswith(MOMENT)}
         passed = clip_named(
             self.plan,
@@ -162,7 +162,8 @@ def _beside(stage: Outcome, library: Library) -> Array:
     return xp.concat([xp.reshape(numbers, (1, -1)) for numbers in (stage.norms, stage.after)])
 
 
-def _is_of_rule(key: str) -> bool:
+def is_of_rule(key: str) -> bool:
+    """Return whether an entry of a state is a counter, or of the state of a rule."""
     return key in decide.COUNTERS or key.startswith(decide.PREFIX)
 
 

@@ -16,7 +16,8 @@ from keras import layers
 from karikomi.errors import Unsupported
 from karikomi.keras.facts.layer_calls import numbers
 from karikomi.keras.internals import kernel_of
-from karikomi.keras.layers.prunable import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, Oriented
+from karikomi.keras.layers.prunable import Oriented
+from karikomi.keras.layers.unit_axes import CONVOLUTIONS, DEPTHWISE, TRANSPOSED
 
 
 class InputNorms:

@@ -6,14 +6,14 @@ The model is run on the user's data in inference mode; memory does not grow with
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.keras.facts.forward import Forward
 from karikomi.keras.facts.gradients import Gradients, Loss
-from karikomi.keras.facts.layer_calls import Batch, batches, steady
+from karikomi.keras.facts.layer_calls import batches, steady
 from karikomi.keras.layers.prunable import Oriented
 from karikomi.prune.facts import measured_on
 
@@ -23,18 +23,6 @@ MEASURED = OF_GRADIENTS | OF_ONE_BATCH | measured_on("inputs") | measured_on("ou
 """The names of the facts that can be measured on data."""
 
 Facts = dict[str, dict[str, Any]]
-
-
-class Meter(Protocol):
-    """Something that takes one batch after another."""
-
-    def see(self, batch: Batch) -> None:
-        """Take one batch."""
-        ...
-
-    def result(self) -> Facts:
-        """Return fact -> name -> values."""
-        ...
 
 
 def measure(
@@ -51,7 +39,7 @@ def measure(
     Raises `InvalidArgument` for what is missing, `Unsupported` for a fact that cannot be measured, `NonFinite`.
     """
     check_measurable(needs, data, loss, where=where)
-    meters: list[Meter] = []
+    meters: list[Forward | Gradients] = []
     if needs - OF_GRADIENTS:
         meters.append(Forward(model, wanted, needs - OF_GRADIENTS))
     if needs & OF_GRADIENTS and loss:
@@ -63,7 +51,17 @@ def measure(
             if needs <= OF_ONE_BATCH:
                 break
     found = {fact: values for meter in meters for fact, values in meter.result().items()}
-    _check_found(found, needs, wanted)
+    for fact in sorted(needs):
+        missing = sorted(set(wanted) - set(found[fact]))
+        if missing:
+            raise Unsupported(
+                f"the fact {fact!r} cannot be measured for this weight",
+                where=missing[0],
+                hint=f"exclude={missing[0]!r}",
+            )
+        for name, values in found[fact].items():
+            if not np.isfinite(values).all():
+                raise NonFinite(f"the measured {fact} is NaN or infinite", where=name)
     return found
 
 
@@ -99,17 +97,3 @@ def check_measurable(needs: frozenset[str], data: Any, loss: Any, *, where: str)
             got=None if loss is None else repr(loss)[:80],
             hint="pass loss=, such as keras.losses.SparseCategoricalCrossentropy(from_logits=True)",
         )
-
-
-def _check_found(found: Facts, needs: frozenset[str], wanted: Mapping[str, Oriented]) -> None:
-    for fact in sorted(needs):
-        missing = sorted(set(wanted) - set(found[fact]))
-        if missing:
-            raise Unsupported(
-                f"the fact {fact!r} cannot be seen for this weight",
-                where=missing[0],
-                hint=f"exclude={missing[0]!r}",
-            )
-        for name, item in found[fact].items():
-            if not np.isfinite(item).all():
-                raise NonFinite(f"the measured {fact} is NaN or infinite", where=name)

@@ -15,15 +15,22 @@ import keras
 import numpy as np
 from keras import layers
 
-from karikomi.keras.arrays.variables import names_of
-from karikomi.keras.layers.unit_axes import Weight, weights_of
+from karikomi.keras.arrays.variables import names_of, on_host
+from karikomi.keras.layers.unit_axes import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    SEPARABLE,
+    TRANSPOSED,
+    Weight,
+    weights_of,
+)
 from karikomi.prune import Layout
 from karikomi.prune.protection import PROTECTED, check_protect
 
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+KERNELS = (
+    *(layers.Dense, layers.EinsumDense),
+    *(*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE),
+)
 NORMS = (
     *(layers.BatchNormalization, layers.LayerNormalization, layers.GroupNormalization),
     *(layers.RMSNormalization, layers.UnitNormalization),
@@ -52,7 +59,7 @@ class Oriented:
 
     def array(self) -> np.ndarray:
         """Return the entries on the host, in a dtype of NumPy."""
-        values: Any = keras.ops.convert_to_numpy(self.variable)
+        values = on_host(self.variable)
         known = np.issubdtype(values.dtype, np.floating)
         return self.turned(values if known else values.astype(np.float32))
 
@@ -110,11 +117,9 @@ def _oriented(name: str, weight: Weight) -> Oriented:
     if isinstance(layer, DEPTHWISE) and leaf == "kernel" or leaf == "depthwise_kernel":
         axes, layout = (len(shape) - 2, len(shape) - 1, *spatial), Layout(0, 1)
         seen = (shape[-2] * shape[-1], 1, *shape[:-2])
-    elif isinstance(layer, TRANSPOSED) and leaf == "kernel":
-        axes, layout = (len(shape) - 1, len(shape) - 2, *spatial), Layout(1, 0)
-        seen = tuple(shape[axis] for axis in axes)
     elif _is_kernel(layer, leaf):
-        axes, layout = (len(shape) - 1, len(shape) - 2, *spatial), Layout(0, 1)
+        axes = (len(shape) - 1, len(shape) - 2, *spatial)
+        layout = Layout(1, 0) if isinstance(layer, TRANSPOSED) else Layout(0, 1)
         seen = tuple(shape[axis] for axis in axes)
     elif isinstance(layer, layers.EinsumDense) and leaf == "kernel" and weight.axes:
         inputs = tuple(axis for axis in axes if axis not in weight.axes)
@@ -130,7 +135,7 @@ def _oriented(name: str, weight: Weight) -> Oriented:
 
 
 def _is_kernel(layer: Any, leaf: str) -> bool:
-    plain = isinstance(layer, (layers.Dense, *CONVOLUTIONS)) and leaf == "kernel"
+    plain = isinstance(layer, (layers.Dense, *CONVOLUTIONS, *TRANSPOSED)) and leaf == "kernel"
     return plain or isinstance(layer, SEPARABLE) and leaf == "pointwise_kernel"
 
 
@@ -142,7 +147,6 @@ def _why_not(value: Oriented, protect: Collection[str]) -> str:
         return PROTECTED["embeddings"] if "embeddings" in protect else ""
     if "bias" in leaf or leaf == "beta":
         return "a bias"
-    kinds = (layers.Dense, layers.EinsumDense, *CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
-    if not isinstance(layer, kinds) or value.layout is None:
+    if not isinstance(layer, KERNELS) or value.layout is None:
         return f"{leaf} of {type(layer).__name__}: no kernel of a Dense or Conv layer"
     return ""

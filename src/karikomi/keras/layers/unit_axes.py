@@ -17,19 +17,19 @@ from karikomi.errors import InvalidArgument
 from karikomi.functional.norms import Axes
 from karikomi.keras.internals import all_layers, child_layers
 
-_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell)
 # The cells of these have no public name.
 _WITH_CELLS = (layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
 
 _LAYOUTS: tuple[tuple[tuple[type, ...], dict[str, Axes]], ...] = (
-    ((layers.Dense, *_CONVOLUTIONS), {"kernel": (-1,)}),
-    (_DEPTHWISE, {"kernel": (-2, -1)}),
-    (_SEPARABLE, {"depthwise_kernel": (-2, -1), "pointwise_kernel": (-1,)}),
-    (_TRANSPOSED, {"kernel": (-2,)}),
+    ((layers.Dense, *CONVOLUTIONS), {"kernel": (-1,)}),
+    (DEPTHWISE, {"kernel": (-2, -1)}),
+    (SEPARABLE, {"depthwise_kernel": (-2, -1), "pointwise_kernel": (-1,)}),
+    (TRANSPOSED, {"kernel": (-2,)}),
     (_CELLS, {"kernel": (-1,), "recurrent_kernel": (-1,)}),
     ((layers.Embedding,), {"embeddings": (0,), "reverse_embeddings": (-1,)}),
 )

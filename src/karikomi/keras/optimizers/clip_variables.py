@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from karikomi.keras.arrays.library import library
-from karikomi.keras.arrays.variables import value_of
+from karikomi.keras.arrays.variables import on_host, value_of
 from karikomi.keras.bounding.after_step import StandingBound, bound_for
 from karikomi.keras.clipping.named_clip import Clip, clip_for
 from karikomi.keras.internals import stored_value
@@ -43,13 +43,13 @@ class ClipVariables:
 
     def steps(self, prefix: str = "") -> int:
         """Return how many steps the clip, or the bound, has seen."""
-        return _number(self.entries[f"{prefix}attempted"])
+        return int(on_host(self.entries[f"{prefix}attempted"]))
 
     def bad_in_a_row(self) -> int:
         """Return how many steps in a row were not finite, up to the last one."""
         entry = self.entries["bad_in_a_row"]
         # On JAX an error in the first step leaves variables without values, and fit reads this before it raises.
-        return 0 if stored_value(entry) is None else _number(entry)
+        return 0 if stored_value(entry) is None else int(on_host(entry))
 
 
 def rules_for(
@@ -80,9 +80,4 @@ def fresh_entries(
     state = clip.fresh(dtypes, own)
     if bound is not None:
         state |= {BOUND + key: value for key, value in bound.fresh(own).items()}
-    return {key: np.asarray(keras.ops.convert_to_numpy(value)) for key, value in state.items()}
-
-
-def _number(variable: Any) -> int:
-    """Return the whole number that a variable holds."""
-    return int(np.asarray(keras.ops.convert_to_numpy(variable)))
+    return {key: on_host(value) for key, value in state.items()}

@@ -15,11 +15,11 @@ import numpy as np
 
 from karikomi import spec
 from karikomi.errors import InvalidArgument, NonFinite
+from karikomi.functional.bounding import check_bound
 from karikomi.functional.unit_axes import UnitAxes
 from karikomi.keras import internals
 from karikomi.keras.arrays.library import as_it_is, is_known, library
 from karikomi.keras.arrays.variables import prepared, value_of
-from karikomi.keras.bounding.after_step import check_bound
 from karikomi.keras.clipping.named_clip import check_clip
 from karikomi.keras.optimizers import accumulation, saved_state
 from karikomi.keras.optimizers import inner_optimizer as inside
@@ -323,7 +323,9 @@ class ClippedOptimizer(OuterOptimizer):
 
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote, or warn; entries go with names, else with places."""
-        if not saved_state.is_readable(store, self.name, built=self._own is not None):
+        if self._own is None or saved_state.NAMES not in set(store.keys()):
+            why, built = "the file holds no clip", self._own is not None
+            saved_state.warn_unread(self.name, why, built=built)
             return
         built, saved = self._learned, self._saved()
         found = saved_state.from_store(

@@ -18,23 +18,19 @@ _TAKEN = "_is_clipped_by_karikomi"
 
 
 def checked_optimizer(given: Any, wrapper: type) -> Any:
-    """Return an optimizer that can be clipped, or refuse it; `wrapper`: the class of those that are clipped."""
+    """Return an optimizer that can be clipped, or raise an error; `wrapper`: the class of those that are clipped."""
+    inner, reason = None, None
     try:
         inner: Any = keras.optimizers.get(given)
     except (TypeError, ValueError) as error:
+        reason = error
+    if inner is None:
         raise InvalidArgument(
-            "this is no optimizer of Keras",
+            "this is not an optimizer of Keras",
             where=WHERE,
             got=repr(given),
             allowed="such as keras.optimizers.Adam(1e-3)",
-        ) from error
-    if inner is None:
-        raise InvalidArgument(
-            "this is no optimizer of Keras",
-            where=WHERE,
-            got="None",
-            allowed="such as keras.optimizers.Adam(1e-3)",
-        )
+        ) from reason
     if isinstance(inner, wrapper):
         raise Unsupported(
             "this optimizer is clipped already",

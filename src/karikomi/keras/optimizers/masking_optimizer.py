@@ -6,7 +6,6 @@ Masks are optimizer variables, so that they change without a new compilation, ho
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ import numpy as np
 from karikomi.errors import InvalidArgument
 from karikomi.keras import internals
 from karikomi.keras.arrays.library import as_it_is
-from karikomi.keras.arrays.variables import value_of
+from karikomi.keras.arrays.variables import masked, on_host, value_of
 from karikomi.keras.optimizers.accumulation import is_overwritten
 from karikomi.keras.optimizers.outer_optimizer import OuterOptimizer
+from karikomi.keras.optimizers.saved_state import warn_unread
 from karikomi.prune import pack_mask, unpack_mask
 
 WHERE = "keras.Pruning"
@@ -52,7 +52,7 @@ class MaskedOptimizer(OuterOptimizer):
     @property
     def attempts(self) -> int:
         """Calls of ``apply`` so far."""
-        return int(_number(internals.apply_count(self)))
+        return int(on_host(internals.apply_count(self)))
 
     @property
     def steps(self) -> int:
@@ -62,7 +62,7 @@ class MaskedOptimizer(OuterOptimizer):
     @property
     def seen(self) -> int:
         """The step up to which a schedule was followed, -1 before the first."""
-        return int(_number(self._seen))
+        return int(on_host(self._seen))
 
     @seen.setter
     def seen(self, step: int) -> None:
@@ -89,7 +89,7 @@ class MaskedOptimizer(OuterOptimizer):
 
     def masks(self) -> dict[int, np.ndarray]:
         """Return place of a variable -> its mask, true where a weight is kept."""
-        found = {place: np.asarray(_number(mask), bool) for place, mask in self._masks.items()}
+        found = {place: np.asarray(on_host(mask), bool) for place, mask in self._masks.items()}
         return {place: mask for place, mask in found.items() if not mask.all()}
 
     def hold(self, masks: Mapping[int, np.ndarray]) -> None:
@@ -127,15 +127,15 @@ class MaskedOptimizer(OuterOptimizer):
         # The rows of a sparse gradient are few, and the weights are masked after the step anyway.
         if grad is None or mask is None or hasattr(grad, "dense_shape") or is_overwritten(variable):
             return grad
-        return _where(mask, grad)
+        return masked(mask, grad)
 
     def _mask_weights(self, variables: Sequence[Any]) -> None:
         places = [internals.place_of(self, variable) for variable in variables]
         pairs = [
             (v, self._masks[n]) for v, n in zip(variables, places, strict=True) if n in self._masks
         ]
-        masked = [_where(mask, value_of(variable)) for variable, mask in pairs]
-        self._branching.assign([variable for variable, _ in pairs], masked)
+        values = [masked(mask, value_of(variable)) for variable, mask in pairs]
+        self._branching.assign([variable for variable, _ in pairs], values)
 
     def scale_loss(self, loss: Any) -> Any:
         """Scale the loss as the inner optimizer does."""
@@ -148,21 +148,17 @@ class MaskedOptimizer(OuterOptimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the counts and the masks, a bit per weight; Keras saves the inner optimizer beside it."""
-        store[_STEP] = _number(internals.apply_count(self))
+        store[_STEP] = on_host(internals.apply_count(self))
         if self.built:
-            store[_SEEN] = _number(self._seen)
+            store[_SEEN] = on_host(self._seen)
         for place, mask in self._masks.items():
-            store[f"{_MASK}{place}"] = pack_mask(np.asarray(_number(mask), bool))
+            store[f"{_MASK}{place}"] = pack_mask(np.asarray(on_host(mask), bool))
 
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote, or warn as Keras does."""
         wanted = {_SEEN, *(f"{_MASK}{place}" for place in self._masks)}
         if not self.built or wanted - set(store.keys()):
-            why = (
-                "the file holds other masks or none" if self.built else "it has not been built yet"
-            )
-            text = f"karikomi: skipping variable loading for optimizer '{self.name}', because {why}"
-            warnings.warn(text, stacklevel=2)
+            warn_unread(self.name, "the file holds other masks or none", built=self.built)
             return
         for place, mask in self._masks.items():
             bits = np.asarray(store[f"{_MASK}{place}"])
@@ -172,10 +168,9 @@ class MaskedOptimizer(OuterOptimizer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the configuration, as plain data."""
-        inner: Any = keras.saving.serialize_keras_object(self.inner_optimizer)
         return {
             "name": self.name,
-            "inner_optimizer": inner,
+            "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
             "places": list(self.places),
             "schedule": self.schedule,
         }
@@ -206,14 +201,5 @@ def _forget(optimizer: Any, count: int, masks: Mapping[int, np.ndarray]) -> None
             for place, mask in masks.items():
                 moment = kept[place]
                 if isinstance(moment, keras.Variable) and tuple(moment.shape) == mask.shape:
-                    moment.assign(_where(mask, value_of(moment)))
+                    moment.assign(masked(mask, value_of(moment)))
         optimizer = getattr(optimizer, "inner_optimizer", None)
-
-
-def _where(mask: Any, values: Any) -> Any:
-    kept = keras.ops.convert_to_tensor(mask)
-    return keras.ops.where(kept, values, keras.ops.zeros_like(values))
-
-
-def _number(variable: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable))

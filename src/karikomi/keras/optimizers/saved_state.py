@@ -10,13 +10,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from karikomi.errors import InvalidArgument
-from karikomi.keras.clipping.named_clip import LAST, MOMENT
+from karikomi.keras.arrays.variables import on_host
+from karikomi.keras.clipping.named_clip import LAST, MOMENT, is_of_rule
 from karikomi.keras.internals import stored_value
-from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
 from karikomi.rules.stages import Stage
 
@@ -25,14 +24,11 @@ BOUND, ACCUMULATED = "bound.", "accumulated."
 """Prefixes of entries: the state of a bound, and accumulated gradients."""
 
 
-def is_readable(store: Any, name: str, *, built: bool) -> bool:
-    """Return whether an optimizer of this name can read a file, or warn as Keras does."""
-    found = built and NAMES in set(store.keys())
-    if not found:
-        why = "the file holds no clip" if built else "it has not been built yet"
-        text = f"karikomi: skipping variable loading for optimizer '{name}', because {why}"
-        warnings.warn(text, stacklevel=3)
-    return found
+def warn_unread(name: str, why: str, *, built: bool) -> None:
+    """Warn as Keras does that an optimizer of this name does not read a file; `why`: if it is `built`."""
+    why = why if built else "it has not been built yet"
+    text = f"karikomi: skipping variable loading for optimizer '{name}', because {why}"
+    warnings.warn(text, stacklevel=3)
 
 
 def to_store(store: Any, entries: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -60,11 +56,10 @@ def from_store(
         )
     before = _names(store, names, where)
     found = {key: np.asarray(store[_in_file(key, before)]) for key in entries}
-    every = {"": plan} | ({BOUND: [bound]} if bound is not None else {})
-    for prefix, stages in every.items():
-        found |= {
-            prefix + key: value for key, value in _rules(found, prefix, stages, before).items()
-        }
+    stages_by_prefix = {"": plan} | ({BOUND: [bound]} if bound is not None else {})
+    for prefix, stages in stages_by_prefix.items():
+        rules = _rules(found, prefix, stages, before)
+        found |= {prefix + key: value for key, value in rules.items()}
         for place, stage in enumerate(stages):
             key = prefix + (f"{LAST}{place}" if not prefix else LAST)
             found[key] = found[key][:, _columns(stage, before)]
@@ -77,12 +72,12 @@ def _of_all_replicas(variable: Any) -> np.ndarray:
     Sums that wait for an update are added up over the replicas, each of which starts with what was saved.
     """
     copies = getattr(stored_value(variable), "values", None)
-    own = np.asarray(keras.ops.convert_to_numpy(variable))
-    if not isinstance(copies, tuple) or own.dtype.kind != "f":
-        return own
-    every = [np.asarray(copy) for copy in copies]
-    same = all(np.array_equal(own, item, equal_nan=True) for item in every)
-    return own if same else np.mean(every, axis=0, dtype=np.float64).astype(own.dtype)
+    mine = on_host(variable)
+    if not isinstance(copies, tuple) or mine.dtype.kind != "f":
+        return mine
+    values = [np.asarray(copy) for copy in copies]
+    same = all(np.array_equal(mine, value, equal_nan=True) for value in values)
+    return mine if same else np.mean(values, axis=0, dtype=np.float64).astype(mine.dtype)
 
 
 def _in_file(key: str, names: Sequence[str]) -> str:
@@ -113,8 +108,7 @@ def _rules(
     own = {
         key[len(prefix) :]: value
         for key, value in found.items()
-        if key.startswith(prefix)
-        and (key[len(prefix) :] in decide.COUNTERS or key[len(prefix) :].startswith(decide.PREFIX))
+        if key.startswith(prefix) and is_of_rule(key[len(prefix) :])
     }
     plain: dict[str, Any] = to_plain(stages, own)
     for key in plain.keys() - own.keys():
@@ -132,5 +126,4 @@ def _columns(stage: Stage, before: Sequence[str]) -> list[int]:
     starts: dict[str, list[int]] = {}
     for place, name in enumerate(_owners(stage, before)):
         starts.setdefault(name, []).append(place)
-    order = [place for name in dict.fromkeys(stage.owners) for place in starts[name]]
-    return order
+    return [place for name in dict.fromkeys(stage.owners) for place in starts[name]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from karikomi.keras.arrays.variables import masked
 from karikomi.keras.facts.layer_calls import batches, numbers, run, watched
 from karikomi.keras.layers.prunable import Oriented
-from karikomi.prune.account import Account, row_of
+from karikomi.prune.account import Account, error_ratio, row_of
 from karikomi.selection.exact_masks import SelectionResult
 
 BATCHES = 4
@@ -76,7 +76,7 @@ def _errors(
             before = run(model, inputs) if hasattr(model, "call") else None
         with _masked(masked, masks):
             add("", before, run(model, inputs))
-    return {name: _ratio(*map(float, pair)) for name, pair in sums.items()}
+    return {name: error_ratio(*map(float, pair)) for name, pair in sums.items()}
 
 
 def _floats(output: Any) -> list[Any]:
@@ -95,17 +95,8 @@ def _masked(
     kept = {identity: keras.ops.copy(item.value) for identity, item in variables.items()}
     try:
         for identity, variable in variables.items():
-            before = kept[identity]
-            variable.assign(
-                keras.ops.where(masks[identity][1], before, keras.ops.zeros_like(before))
-            )
+            variable.assign(masked(masks[identity][1], kept[identity]))
         yield
     finally:
         for identity, variable in variables.items():
             variable.assign(kept[identity])
-
-
-def _ratio(difference: float, whole: float) -> float:
-    if whole == 0.0:
-        return 0.0 if difference == 0.0 else math.inf
-    return math.sqrt(difference / whole)

@@ -11,14 +11,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
 from karikomi.files import as_path, write_bytes
-from karikomi.keras.arrays.variables import value_of
+from karikomi.keras.arrays.variables import masked, value_of
 from karikomi.keras.pruning.variable_matching import VariablePlace, matched, names
 from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
@@ -64,7 +63,7 @@ class Masks(MaskMapping[np.ndarray]):
     def apply_(self, model: Any) -> None:
         """Set the masked weights of a model to exactly ``+0.0``, also inside of a ``tf.function``."""
         for variable, mask in self.pairs(model.weights):
-            variable.assign(_where(mask, value_of(variable)))
+            variable.assign(masked(mask, value_of(variable)))
 
     def mask_gradients(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """Return gradients with zeros where their variables are masked; ``None`` stays.
@@ -77,7 +76,7 @@ class Masks(MaskMapping[np.ndarray]):
         return [
             grad
             if grad is None or hasattr(grad, "dense_shape") or id(variable) not in own
-            else _where(own[id(variable)], grad)
+            else masked(own[id(variable)], grad)
             for grad, variable in zip(gradients, variables, strict=True)
         ]
 
@@ -179,11 +178,6 @@ class Masks(MaskMapping[np.ndarray]):
         ) as error:
             raise BadFile("this is no file of masks", where=str(path), got=error) from error
         return cls.from_state_dict(state)
-
-
-def _where(mask: Any, values: Any) -> Any:
-    kept = keras.ops.convert_to_tensor(mask)
-    return keras.ops.where(kept, values, keras.ops.zeros_like(values))
 
 
 def _unpacked(name: str, value: Mapping[str, Any]) -> np.ndarray:

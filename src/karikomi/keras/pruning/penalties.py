@@ -15,6 +15,7 @@ from karikomi import spec
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.functional.unit_axes import resolved_axes
 from karikomi.keras.arrays.library import library
+from karikomi.keras.layers.prunable import KERNELS
 from karikomi.keras.layers.unit_axes import Weight, weights_of
 from karikomi.prune.mask_mapping import check_masks
 from karikomi.prune.penalties.penalty import Penalty as Rule
@@ -24,12 +25,6 @@ from karikomi.select import select
 
 WHERE = "keras.penalty"
 _IN_THE_LOSS = "add kk.keras.penalty(self, rule, step=...) in the model's compute_loss"
-_WEIGHTS = (
-    *(layers.Dense, layers.EinsumDense, layers.Conv1D, layers.Conv2D, layers.Conv3D),
-    *(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
-    *(layers.DepthwiseConv1D, layers.DepthwiseConv2D),
-    *(layers.SeparableConv1D, layers.SeparableConv2D),
-)
 
 
 def penalty(
@@ -157,7 +152,7 @@ def _why_not(rule: Rule, first: Weight, masks: Mapping[str, Any] | None) -> str:
         )
         other = "no scale of a batch normalisation"
     else:
-        of_kind = isinstance(first.layer, _WEIGHTS) and first.axes is not None
+        of_kind = isinstance(first.layer, KERNELS) and first.axes is not None
         other = "no kernel of a Dense layer or a convolution"
     if not of_kind:
         return other

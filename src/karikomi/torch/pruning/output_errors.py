@@ -5,7 +5,6 @@ Streaming: no more than one layer's outputs are kept beside a batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from karikomi.prune.account import error_ratio
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.modules.prunable import PRUNED, owner
 from karikomi.torch.pruning.masks import Masks
@@ -44,7 +44,7 @@ def output_errors(module: nn.Module, masks: Masks, data: Iterable[Any]) -> dict[
         for hook in hooks:
             hook.remove()
     after = outputs_of(plain, batches, _masked(plain, masks))
-    errors = {name: _ratio(*pair) for name, pair in sums.items()}
+    errors = {name: error_ratio(*pair) for name, pair in sums.items()}
     whole = relative_error(before, after)
     return errors if whole is None else errors | {"": whole}
 
@@ -76,7 +76,7 @@ def relative_error(before: Iterable[Any], after: Iterable[Any]) -> float | None:
     known = [pair for pair in pairs if pair is not None]
     if not known or len(known) < len(pairs):
         return None
-    return _ratio(sum(pair[0] for pair in known), sum(pair[1] for pair in known))
+    return error_ratio(sum(pair[0] for pair in known), sum(pair[1] for pair in known))
 
 
 def _hook(name: str, mask: torch.Tensor, sums: dict[str, list[float]]) -> Callable[..., None]:
@@ -128,9 +128,3 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
     elif isinstance(output, Mapping | list | tuple):
         for item in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors(item)
-
-
-def _ratio(difference: float, whole: float) -> float:
-    if whole == 0.0:
-        return 0.0 if difference == 0.0 else math.inf
-    return math.sqrt(difference / whole)
