@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_question_is_refused(tmp_path: Path) -> None:
     broken["curves"]["0.weight"][0][1] = float("nan")
     for content in ("", "[]", text[:40], text.replace("sensitivity 1", "x"), json.dumps(broken)):
         path.write_text(content)
-        with pytest.raises(BadFile, match="no curves of sensitivity") as caught:
+        with pytest.raises(BadFile, match="not curves of sensitivity") as caught:
             kk.torch.sensitivity(network(), judge, checkpoint=path)
         assert "\n" not in str(caught.value)
 

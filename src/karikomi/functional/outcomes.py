@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,28 +45,26 @@ def owners(stage: Description) -> tuple[str, ...]:
     return tuple(name for name, count in pairs for _ in range(count))
 
 
-def stage_outcome(
-    stage: Description,
-    norms: Array,
-    after: Array,
-    *,
-    skipped: Array,
-    zeroed: bool,
-    earlier: tuple[Outcome, ...],
-) -> Outcome:
-    """Return the outcome of one stage; `zeroed`: whether tensors that were not finite were set to zero."""
-    return Outcome(
-        names=owners(stage),
-        norms=norms,
-        after=after,
-        skipped=skipped,
-        element_wise=len(stage["peaks"]) == len(stage["names"]),
-        nonfinite_policy="zero" if zeroed else "skip",
-        peaks=frozenset(stage["peaks"]),
-        earlier=earlier,
-    )
+def last_outcome(stages: Sequence[Description], numbers: Iterable[Any], skipped: Array) -> Outcome:
+    """Return the outcome of the last of these stages, with those of the stages before it.
 
-
-def were_zeroed(norms: np.ndarray, after: np.ndarray, *, skipped: bool) -> bool:
-    """Return whether a step was taken with tensors set to zero that were not finite."""
-    return not skipped and bool(np.any(~np.isfinite(norms) & (after == 0.0)))
+    `numbers`: of each stage before and after the step; NumPy arrays where they are known.
+    """
+    outcomes: list[Outcome] = []
+    for stage, (norms, after) in zip(stages, numbers, strict=True):
+        zeroed = False
+        if isinstance(norms, np.ndarray) and not np.asarray(skipped):
+            zeroed = bool(np.any(~np.isfinite(norms) & (after == 0.0)))
+        outcomes.append(
+            Outcome(
+                names=owners(stage),
+                norms=norms,
+                after=after,
+                skipped=skipped,
+                element_wise=len(stage["peaks"]) == len(stage["names"]),
+                nonfinite_policy="zero" if zeroed else "skip",
+                peaks=frozenset(stage["peaks"]),
+                earlier=tuple(outcomes),
+            )
+        )
+    return outcomes[-1]

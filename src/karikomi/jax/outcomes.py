@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.functional.outcomes import from_bytes, owners, stage_outcome, were_zeroed
+from karikomi.functional.outcomes import from_bytes, last_outcome, owners
 from karikomi.jax.clipping import ClipState
 from karikomi.rules.outcome import Outcome
 
@@ -94,14 +94,5 @@ def _outcome(clip: ClipState) -> Outcome:
             got=f"a batch of shape {skipped.shape}",
             hint="take one: jax.tree.map(lambda x: x[0], state)",
         )
-    found: list[Outcome] = []
-    for stage, numbers in zip(from_bytes(clip.labels), clip.numbers, strict=True):
-        norms, after = np.asarray(numbers, np.float64)
-        left_out = bool(skipped)
-        zeroed = were_zeroed(norms, after, skipped=left_out)
-        found.append(
-            stage_outcome(
-                stage, norms, after, skipped=left_out, zeroed=zeroed, earlier=tuple(found)
-            )
-        )
-    return found[-1]
+    numbers = [np.asarray(pair, np.float64) for pair in clip.numbers]
+    return last_outcome(from_bytes(clip.labels), numbers, bool(skipped))

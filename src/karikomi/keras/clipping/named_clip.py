@@ -14,7 +14,7 @@ import numpy as np
 from karikomi.errors import Unsupported
 from karikomi.functional.clipping import Companions, StepResult, clip_named, fresh_state
 from karikomi.functional.library import Library
-from karikomi.functional.outcomes import described, stage_outcome, were_zeroed
+from karikomi.functional.outcomes import described, last_outcome
 from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
 from karikomi.keras.arrays.library import is_known, readable
 from karikomi.rule import Array, Composite, Quantity, Rule, State
@@ -84,7 +84,7 @@ class Clip:
         moments = {k[len(MOMENT) :]: v for k, v in state.items() if k.startswith(MOMENT)}
         passed = clip_named(
             self.plan,
-            {name: self._dense_if_asked(name, array) for name, array in found.items()},
+            {name: self._dense_if_needed(name, array) for name, array in found.items()},
             own,
             Companions(self.axes, weights, moments),
             nonfinite=self.nonfinite,
@@ -92,8 +92,10 @@ class Clip:
             library=library,
         )
         after = dict(passed.state)
+        xp = library.xp
         for place, stage in enumerate(passed.stages):
-            after[f"{LAST}{place}"] = _beside(stage, library)
+            rows = [xp.reshape(numbers, (1, -1)) for numbers in (stage.norms, stage.after)]
+            after[f"{LAST}{place}"] = xp.concat(rows)
         after[SKIPPED] = passed.skip
         after |= {MOMENT + name: moment for name, moment in passed.moments.items()}
         return passed, after
@@ -102,16 +104,10 @@ class Clip:
         """Return the outcome of the step that returned this state."""
         return outcome_of(described(self.plan), state)
 
-    def _dense_if_asked(self, name: str, array: Array) -> Array:
+    def _dense_if_needed(self, name: str, array: Array) -> Array:
         axes = self.axes.get(name, ())
-        rows_only = 0 not in axes or axes == (0,)
-        if (
-            array is None
-            or not hasattr(array, "densified")
-            or (rows_only and "second_moment" not in self.needs)
-        ):
-            return array
-        return array.densified()
+        needed = (0 in axes and axes != (0,)) or "second_moment" in self.needs
+        return array.densified() if needed and hasattr(array, "densified") else array
 
 
 def clip_for(
@@ -131,35 +127,17 @@ def clip_for(
 
 def outcome_of(stages: Sequence[Mapping[str, Any]], state: State) -> Outcome:
     """Return the outcome of the step that returned this state; `stages` as `described` gives them."""
-    found: list[Outcome] = []
-    for place, stage in enumerate(stages):
-        numbers, skipped = state[f"{LAST}{place}"], state[SKIPPED]
-        found.append(_stage_outcome(stage, numbers, skipped, tuple(found)))
-    return found[-1]
+    numbers = [state[f"{LAST}{place}"] for place in range(len(stages))]
+    pairs = [
+        np.asarray(readable(pair), np.float64) if is_known(pair) else [readable(pair)] * 2
+        for pair in numbers
+    ]
+    return last_outcome(stages, pairs, readable(state[SKIPPED]))
 
 
 def culprits(stages: Sequence[Mapping[str, Any]], state: State) -> list[str]:
     """Return the names of the arrays that were not finite in the last step."""
     return list(outcome_of(stages, state).nonfinite) if stages else []
-
-
-def _stage_outcome(
-    stage: Mapping[str, Any], numbers: Array, skipped: Array, earlier: tuple[Outcome, ...]
-) -> Outcome:
-    zeroed = False
-    if is_known(numbers):
-        norms, after = np.asarray(readable(numbers), np.float64)
-        zeroed = were_zeroed(norms, after, skipped=bool(np.asarray(readable(skipped))))
-    else:
-        norms = after = readable(numbers)
-    return stage_outcome(
-        stage, norms, after, skipped=readable(skipped), zeroed=zeroed, earlier=earlier
-    )
-
-
-def _beside(stage: Outcome, library: Library) -> Array:
-    xp = library.xp
-    return xp.concat([xp.reshape(numbers, (1, -1)) for numbers in (stage.norms, stage.after)])
 
 
 def is_of_rule(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Attention heads of Keras as things that go together: their queries, keys, values, and what reads them."""
+"""Groups of weights for pruning heads of MultiHeadAttention: queries, keys, values, and the output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def coupled_heads(
 ) -> tuple[list[Coupled], dict[str, str]]:
     """Return ``(one group per MultiHeadAttention, weight -> why it belongs to no head)``.
 
-    Only layers are meant whose output projection is `chosen`. Raises `Unsupported` if there is none.
+    Only layers whose output projection is `chosen` have a group. Raises `Unsupported` if there is none.
     """
     names = {id(item.variable): name for name, item in found.items()}
     groups = []
@@ -29,12 +29,12 @@ def coupled_heads(
                 groups.append(group)
     if not groups:
         raise Unsupported(
-            "the model has no attention whose heads are known here",
+            "the model has no attention whose heads are known",
             where="keras.prune_",
             got="no selected MultiHeadAttention",
         )
     taken = {member.name for item in groups for member in item.members}
-    return groups, {name: "no part of an attention head" for name in chosen if name not in taken}
+    return groups, {name: "not a part of an attention head" for name in chosen if name not in taken}
 
 
 def _group(layer: Any, names: Mapping[int, str]) -> Coupled:

@@ -15,7 +15,7 @@ def gathered(module: nn.Module, own: Any) -> list[Any]:
 
     A collective; `own` can be pickled and has no tensor on a device.
     """
-    every = [own] * _count(module)
+    every = [own] * replica_count(module)
     if len(every) > 1:
         dist.all_gather_object(every, own, group=_group(module))
     return every
@@ -23,10 +23,11 @@ def gathered(module: nn.Module, own: Any) -> list[Any]:
 
 def rank_of(module: nn.Module) -> int:
     """Return the rank of this process among the replicas of a module, 0 where there are no others."""
-    return dist.get_rank(_group(module)) if _count(module) > 1 else 0
+    return dist.get_rank(_group(module)) if replica_count(module) > 1 else 0
 
 
-def _count(module: nn.Module) -> int:
+def replica_count(module: nn.Module) -> int:
+    """Return the number of replicas of a data-parallel module, 1 for any other module."""
     group = _group(module)
     return 1 if group is None else dist.get_world_size(group)
 

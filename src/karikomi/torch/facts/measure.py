@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported, suggest
+from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.prune.facts import measured_on
 from karikomi.torch.facts import forward
 from karikomi.torch.facts.flow import flows
 from karikomi.torch.facts.forward import Forward
 from karikomi.torch.facts.gradients import Gradients, Loss
 from karikomi.torch.facts.inputs import READERS
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import check_names, unwrapped
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated
@@ -32,20 +32,6 @@ MEASURED = OF_GRADIENTS | OF_ONE_BATCH | measured_on("outputs") | READERS.keys()
 """The names of the facts that can be measured on data."""
 
 Facts = dict[str, dict[str, torch.Tensor]]
-
-
-class Meter(Protocol):
-    """Something that takes one batch after another, in one pass over the data or several."""
-
-    passes: int
-
-    def see(self, batch: Batch, number: int) -> None:
-        """Take one batch in the pass of that number."""
-        ...
-
-    def result(self) -> Facts:
-        """Return fact -> weight name -> values."""
-        ...
 
 
 def measure(
@@ -102,7 +88,14 @@ def measure(
             reading = [meter for meter in meters if meter.passes > number]
             _read(reading, data, chosen, number, needs <= OF_ONE_BATCH, progress, where)
         found = {fact: values for meter in meters for fact, values in meter.result().items()}
-    _check_finite(found)
+    for fact, values in found.items():
+        for name, value in values.items():
+            if not bool(torch.isfinite(value).all()):
+                raise NonFinite(
+                    f"the measured {fact} is NaN or infinite",
+                    where=name,
+                    hint="non-finite inputs, or a network that diverged?",
+                )
     return found
 
 
@@ -137,10 +130,13 @@ class _Flow:
         return {"flow": self._found}
 
 
+_Meter = Gradients | Forward | _Flow
+
+
 def _meters(
     module: nn.Module, needs: frozenset[str], weights: Mapping[str, torch.Tensor], loss: Loss | None
-) -> list[Meter]:
-    meters: list[Meter] = []
+) -> list[_Meter]:
+    meters: list[_Meter] = []
     gradients, seen = needs & OF_GRADIENTS, needs - OF_GRADIENTS - {"flow"}
     if gradients and loss:
         meters.append(Gradients(module, weights, gradients, loss))
@@ -152,7 +148,7 @@ def _meters(
 
 
 def _read(
-    meters: list[Meter],
+    meters: list[_Meter],
     data: Any,
     weights: Mapping[str, torch.Tensor],
     number: int,
@@ -189,14 +185,7 @@ def _chosen(
     module: nn.Module, weights: Mapping[str, torch.Tensor] | Iterable[str], where: str
 ) -> dict[str, torch.Tensor]:
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    for name in weights:
-        if name not in parameters:
-            raise UnknownName(
-                "the module has no such parameter",
-                where=where,
-                got=repr(name),
-                hint=suggest(name, parameters),
-            )
+    check_names(weights, parameters, where=where)
     return {name: parameters[name] for name in weights}
 
 
@@ -246,12 +235,12 @@ def check_data(data: Any, where: str) -> None:
         )
 
 
-def _check_finite(found: Facts) -> None:
-    for fact, values in found.items():
-        for name, value in values.items():
-            if not bool(torch.isfinite(value).all()):
-                raise NonFinite(
-                    f"the measured {fact} is NaN or infinite",
-                    where=name,
-                    hint="non-finite inputs, or a network that diverged?",
-                )
+def check_rereadable(data: Any, where: str) -> None:
+    """Raise `InvalidArgument` for an iterator as data that may be read more than once."""
+    if isinstance(data, Iterator):
+        raise InvalidArgument(
+            "data may be read more than once, and an iterator yields it once",
+            where=f"{where}: data",
+            got=type(data).__name__,
+            allowed="a list or a DataLoader of batches",
+        )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
 from karikomi.torch.internals import uncompiled
 
 Parameters = nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | torch.Tensor
@@ -51,6 +51,18 @@ def unwrapped(module: nn.Module) -> nn.Module:
             module = inner
         else:
             return module
+
+
+def check_names(names: Iterable[str], parameters: Mapping[str, Any], *, where: str) -> None:
+    """Raise `UnknownName` for a name that is not one of these parameters of a module."""
+    for name in names:
+        if name not in parameters:
+            raise UnknownName(
+                "the module has no such parameter",
+                where=where,
+                got=repr(name),
+                hint=suggest(name, parameters),
+            )
 
 
 def check_parameters(found: dict[str, torch.Tensor], *, where: str) -> None:

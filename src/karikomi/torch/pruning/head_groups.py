@@ -1,4 +1,4 @@
-"""Attention heads as things that go together: their queries, keys, values, and what reads them."""
+"""Groups of weights for pruning attention heads: queries, keys, values, and the weights that read them."""
 
 from __future__ import annotations
 
@@ -18,32 +18,38 @@ def coupled_heads(
 ) -> tuple[list[Coupled], dict[str, str]]:
     """Return ``(one group per attention layer, weight -> why it belongs to no head)``.
 
-    Where query heads share a key head, an item is a key head with all its query heads. Only layers are
-    meant whose projections are among the `weights`. Raises `Unsupported` if there is none.
+    Where query heads share a key head, an item is a key head with all its query heads. Only layers whose
+    projections are among the `weights` have a group. Raises `Unsupported` if there is none.
     """
-    found = attentions(module)
     known = prunable(module)[0].keys()
-    groups = [_group(name, item) for name, item in found.items() if _chosen(item, weights, known)]
+    groups = [
+        _group(name, attention)
+        for name, attention in attentions(module).items()
+        if _is_chosen(attention, weights, known)
+    ]
     if not groups:
         raise Unsupported(
-            "the module has no attention whose heads are known here",
+            "the module has no attention whose heads are known",
             where="torch.prune_",
             hint="declare your own layers: kk.torch.declare_attention(layer, heads=8, q=..., k=..., "
             "v=..., out=...)",
         )
     taken = {member.name for group in groups for member in group.members}
-    return groups, {name: "no part of an attention head" for name in weights if name not in taken}
+    return groups, {
+        name: "not a part of an attention head" for name in weights if name not in taken
+    }
 
 
-def _chosen(
+def _is_chosen(
     attention: Attention, weights: Mapping[str, torch.Tensor], known: Collection[str]
 ) -> bool:
-    # In-projections of nn.MultiheadAttention belong to no Linear layer, and go with what reads them.
+    # In-projections of nn.MultiheadAttention belong to no Linear layer, and are pruned with the output.
     linear = (
         rows for rows in (*attention.query, *attention.key, *attention.value) if rows.name in known
     )
-    every = [*linear, *attention.output]
-    return bool(attention.output) and all(rows.name in weights for rows in every)
+    return bool(attention.output) and all(
+        rows.name in weights for rows in (*linear, *attention.output)
+    )
 
 
 def _group(name: str, attention: Attention) -> Coupled:
@@ -54,5 +60,5 @@ def _group(name: str, attention: Attention) -> Coupled:
         scored = "bias" not in rows.name.rpartition(".")[2]
         return Member(rows.name, rows.axis, rows.first, size, scored)
 
-    every = (*attention.query, *attention.key, *attention.value, *attention.output)
-    return Coupled(name or "attention", items, tuple(member(rows) for rows in every))
+    projections = (*attention.query, *attention.key, *attention.value, *attention.output)
+    return Coupled(name or "attention", items, tuple(member(rows) for rows in projections))

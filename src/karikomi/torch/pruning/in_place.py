@@ -5,7 +5,8 @@ The selection itself is shared by all frameworks (`karikomi.selection.exact_mask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,16 +24,15 @@ from karikomi.selection.block_scores import check_blockwise
 from karikomi.selection.exact_masks import SelectionRequest, SelectionResult, find_masks
 from karikomi.selection.request import PruneRequest, request_of, totals_of
 from karikomi.torch.distributed.fsdp import reshard_
-from karikomi.torch.facts.measure import check_data, following, measure
+from karikomi.torch.distributed.replicas import gathered, replica_count
+from karikomi.torch.facts.measure import check_data, check_rereadable, following, measure
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.modules.prunable import layouts, prunable
 from karikomi.torch.pruning.account import account_of
-from karikomi.torch.pruning.mask_agreement import check_replicas
 from karikomi.torch.pruning.mask_shards import place_of
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.output_errors import first_of, outputs_of, relative_error
 from karikomi.torch.pruning.weight_sources import (
-    counted,
     coupled_in,
     members_of,
     sizes_of,
@@ -137,7 +137,9 @@ def prune_(
     plain = unwrapped(module)
     names = dict(plain.named_parameters(remove_duplicate=False))
     check_facts(request.facts, request.score.needs, names, where=WHERE)
-    _check_data(data)
+    if data is not None:
+        check_data(data, WHERE)
+        check_rereadable(data, WHERE)
     weights, left_alone = prunable(plain, request.protect)
     chosen, left_alone, shares = request.chosen(
         weights, left_alone, allowed="weights of Linear and Conv layers"
@@ -151,15 +153,15 @@ def prune_(
         shares=shares,
         data=data,
         loss=loss,
-        spared=_spared(plain, exclude),
-        check=lambda found: check_replicas(module, found),
+        spared=set(names) - set(select(list(names), only=None, exclude=exclude, where=WHERE)),
+        check=lambda masks: _check_replicas(module, masks),
     )
-    found = pruning.run_(masks)
-    left_alone = {**left_alone, **found.left_alone}
+    pruned = pruning.run_(masks)
+    left_alone = {**left_alone, **pruned.left_alone}
     return Masks(
-        found,
-        left_alone={name: why for name, why in left_alone.items() if name not in found},
-        account=found.account,
+        pruned,
+        left_alone={name: why for name, why in left_alone.items() if name not in pruned},
+        account=pruned.account,
     )
 
 
@@ -180,7 +182,11 @@ class _Pruning:
         """Prune in as many rounds as the score has; after an error the weights are as before."""
         found, rounds = Masks(masks), self.request.score.rounds
         moves = rounds > 1 or self.request.score.updates
-        weights = _initialized(self.module) if moves else {}
+        weights = {
+            name: weight
+            for name, weight in self.module.named_parameters()
+            if moves and not is_lazy(weight)
+        }
         with isolated(0, 0), restored_unless_kept(lambda: weights) as snapshot:
             for number, request in enumerate(self.request.rounds(), start=1):
                 selection, left_alone = self._selection(request, found)
@@ -205,14 +211,18 @@ class _Pruning:
         else:
             axes = layouts(self.module)
             left_alone = request.without_axes({name: axes.get(name) for name in members})
-            members = {name: item for name, item in members.items() if name not in left_alone}
+            members = {n: weight for n, weight in members.items() if n not in left_alone}
         facts = request.gathered(lambda needs: self._measured(needs, members))
         selection = request.selection(
             sources_of(self.module, members, facts),
             facts,
             shares=self.shares,
             coupled=coupled,
-            earlier=_on_host(earlier, members),
+            earlier={
+                name: np.ascontiguousarray(earlier.here(name, weight).cpu().numpy())
+                for name, weight in members.items()
+                if name in earlier
+            },
             totals=totals_of(sizes_of(self.module), facts),
         )
         return selection, left_alone
@@ -220,16 +230,16 @@ class _Pruning:
     def _measured(self, needs: frozenset[str], members: Mapping[str, torch.Tensor]) -> Facts:
         matrices = {name: item for name, item in members.items() if item.dim() > 1}
         scored = {n: item for n, item in members.items() if n in self.weights or n in matrices}
-        found: dict[str, Mapping[str, Any]] = {}
+        measured: dict[str, Mapping[str, Any]] = {}
         if "macs" in needs:
-            # Of the whole module, as the budget is.
-            whole = {**counted(self.module), **matrices}
-            found |= measure(self.module, {"macs"}, whole, data=self.data, where=WHERE)
+            # Of the whole module, as the budget is: of layers and attention.
+            whole = {**prunable(self.module, ("norms", "recurrent"))[0], **matrices}
+            measured |= measure(self.module, {"macs"}, whole, data=self.data, where=WHERE)
         if needs := needs - {"macs"}:
-            found |= measure(
+            measured |= measure(
                 self.module, needs, scored, data=self.data, loss=self.loss, where=WHERE
             )
-        return found
+        return measured
 
     def _applied(
         self, answer: SelectionResult, earlier: Masks, left_alone: Mapping[str, str], *, last: bool
@@ -277,25 +287,18 @@ class _Pruning:
         return answer, replace(account, output_error=relative_error(before, after))
 
 
-def _initialized(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: weight for name, weight in module.named_parameters() if not is_lazy(weight)}
-
-
-def _spared(module: nn.Module, exclude: str | Sequence[str] | None) -> set[str]:
-    """Return the parameters that are excluded by name."""
-    names = list(dict(module.named_parameters()))
-    return set(names) - set(select(names, only=None, exclude=exclude, where=WHERE))
-
-
-def _check_data(data: Any) -> None:
-    if data is not None:
-        check_data(data, WHERE)
-    if isinstance(data, Iterator):
-        raise InvalidArgument(
-            "data is read more than once, and an iterator yields it once",
-            where=f"{WHERE}: data",
-            got=type(data).__name__,
-            allowed="a list or a DataLoader of batches",
+def _check_replicas(module: nn.Module, masks: Masks) -> None:
+    """Raise `Unsupported`, on every rank, if the ranks of a data-parallel module found different masks."""
+    if replica_count(module) == 1:
+        return
+    checksum = 0
+    for name, mask in masks.items():
+        checksum = zlib.crc32(mask.cpu().numpy().tobytes(), zlib.crc32(name.encode(), checksum))
+    if len(set(gathered(module, checksum))) > 1:
+        raise Unsupported(
+            "the ranks found different masks, and their replicas would drift apart",
+            where=WHERE,
+            hint="give every rank the same data=, or prune before wrapping and load the masks on each",
         )
 
 
@@ -311,13 +314,3 @@ def _check_sharded(weights: Mapping[str, torch.Tensor], score: Score, data: Any)
             got=split[0],
             hint='score="magnitude" needs no data',
         )
-
-
-def _on_host(masks: Masks, weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return earlier masks as arrays; raises for one that does not fit."""
-    found = {}
-    for name, weight in weights.items():
-        if name not in masks:
-            continue
-        found[name] = np.ascontiguousarray(masks.here(name, weight).cpu().numpy())
-    return found

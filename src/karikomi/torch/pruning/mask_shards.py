@@ -1,7 +1,4 @@
-"""Masks of sharded weights: which part of a weight lies on this rank, and the masks of all ranks as one.
-
-Separate from `sharding`, which joins norms; here single weights have places in the whole tensor.
-"""
+"""Masks of sharded weights: the place of a rank's part in the whole tensor, and joining masks of all ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from karikomi.torch.distributed.dtensors import is_sharded, local, own_units
 
 
 class ShardPlace(NamedTuple):
-    """Where a rectangle lies in a tensor: the shape of the tensor, and where it begins by axis."""
+    """The place of a rectangle in a tensor: the shape of the tensor, and the offset along each axis."""
 
     whole: tuple[int, ...]
     offsets: tuple[int, ...]
@@ -30,27 +27,27 @@ class ShardPlace(NamedTuple):
 
 
 def place_of(tensor: torch.Tensor) -> ShardPlace | None:
-    """Return where this rank's part of a DTensor lies; none where all of a tensor is here.
+    """Return the place of this rank's part of a DTensor, ``None`` for a tensor that is not split.
 
-    Raises `Unsupported` for parts that are no rectangle, or still are to be summed.
+    Raises `Unsupported` for parts that are not a rectangle, and for partial sums.
     """
     if not is_sharded(tensor) or len(_over(tensor)) == 1:
         return None
-    if any(placement.is_partial() for placement in _lies(tensor)):
-        raise Unsupported("sums that are still to be made have no single weights", where="sharded")
+    if any(placement.is_partial() for placement in tensor.placements):  # type: ignore[attr-defined]
+        raise Unsupported("the entries of partial sums are not weights", where="sharded")
     try:
         starts = [own_units(tensor, axis).start for axis in range(tensor.dim())]
     except Unsupported as error:
         raise Unsupported(
-            "the weights of this rank are no rectangle", where="sharded", got=error
+            "the weights of this rank are not a rectangle", where="sharded", got=error
         ) from error
     return ShardPlace(tuple(tensor.shape), tuple(starts))
 
 
 def part_of(tensor: torch.Tensor) -> Shard | None:
-    """Return this rank's part of a DTensor with the sums over all that share it; none of a whole one.
+    """Return this rank's part of a DTensor with the sums over all ranks that share it, else ``None``.
 
-    Replicas are taken to be alike: sums go over one set of parts.
+    Replicas are taken to be equal: sums are over one set of parts.
     """
     place = place_of(tensor)
     if place is None:
@@ -68,23 +65,22 @@ def part_of(tensor: torch.Tensor) -> Shard | None:
 def here(
     name: str, mask: torch.Tensor, place: ShardPlace | None, parameter: torch.Tensor
 ) -> torch.Tensor:
-    """Return a parameter's mask as far as the parameter lies on this rank.
+    """Return the mask of the part of a parameter that is on this rank.
 
-    `place`: where the mask belongs, none for a whole one. Raises `InvalidArgument` for one that does not
-    fit, or belongs to the part of another rank.
+    `place`: of the mask, ``None`` for a whole one. Raises `InvalidArgument` for a mask that does not fit,
+    or is of the part of another rank.
     """
-    own, held = place_of(parameter), tuple(local(parameter).shape)
-    if place is None and own is not None and mask.shape == parameter.shape:
-        return mask[own.of(held)].contiguous()
-    if tuple(mask.shape) != held or (place is not None and place != own):
+    expected, shape = place_of(parameter), tuple(local(parameter).shape)
+    if place is None and expected is not None and mask.shape == parameter.shape:
+        return mask[expected.of(shape)].contiguous()
+    if tuple(mask.shape) != shape or (place is not None and place != expected):
+        sharded = expected is not None or place is not None
         raise InvalidArgument(
             "the mask does not fit its parameter",
             where=name,
-            got=_told(mask.shape, place),
-            allowed=_told(held, own),
-            hint=None
-            if own is None and place is None
-            else "Masks.joined makes those of ranks whole",
+            got=_format_place(mask.shape, place),
+            allowed=_format_place(shape, expected),
+            hint="Masks.joined makes whole masks from those of ranks" if sharded else None,
         )
     return mask
 
@@ -92,7 +88,7 @@ def here(
 def joined(name: str, parts: Iterable[tuple[torch.Tensor, ShardPlace | None]]) -> torch.Tensor:
     """Return a whole mask from those of all parts; raises `InvalidArgument` where one is missing.
 
-    What is whole already, or comes twice (replicas), has to say the same.
+    Masks that are whole already, or of the same part (replicas), have to be equal.
     """
     parts = list(parts)
     shape = next((place.whole for _, place in parts if place is not None), parts[0][0].shape)
@@ -114,10 +110,6 @@ def joined(name: str, parts: Iterable[tuple[torch.Tensor, ShardPlace | None]]) -
     return whole
 
 
-def _lies(tensor: Any) -> Any:
-    return tensor.placements
-
-
 def _axes(tensor: Any) -> list[int]:
     """Return the axes of the mesh along which a tensor is split among several ranks."""
     pairs = enumerate(zip(tensor.placements, tensor.device_mesh.shape, strict=True))
@@ -135,6 +127,6 @@ def _over(tensor: Any) -> tuple[int, ...]:
     return tuple(sorted(np.ravel(mesh.mesh[at].tolist()).tolist()))
 
 
-def _told(shape: Iterable[int], place: ShardPlace | None) -> str:
+def _format_place(shape: Iterable[int], place: ShardPlace | None) -> str:
     shape = tuple(shape)
     return str(shape) if place is None else f"{shape} of {place.whole} from {place.offsets} on"

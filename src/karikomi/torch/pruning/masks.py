@@ -1,7 +1,7 @@
-"""The masks of a pruned module: which weights are kept, held outside of the module itself.
+"""The masks of a pruned module: which weights are kept, stored outside of the module itself.
 
 The module keeps its class, its parameter names and its state dict; a mask is applied after each
-step of an optimizer, which would let masked weights grow again.
+step of an optimizer, which would otherwise change masked weights.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
+from karikomi.errors import BadFile, InvalidArgument, KarikomiError
 from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
 from karikomi.prune.mask_mapping import MaskMapping
 from karikomi.selection.threads import each
 from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import check_names, unwrapped
 from karikomi.torch.pruning import mask_shards
 from karikomi.torch.pruning.mask_shards import ShardPlace
 
@@ -31,9 +31,9 @@ _PLAIN = (torch.Tensor, nn.Parameter)
 class Masks(MaskMapping[torch.Tensor]):
     """Parameter name -> boolean tensor of the parameter's shape, true where the weight is kept.
 
-    `left_alone`: parameter name -> why it has no mask. `account`: what was removed, why, and what that
-    did to the outputs (print it), of the call that made them. `places`: of sharded weights (DTensor) a mask
-    is that of this rank's part, and so are all counts; where it belongs in the whole. A whole mask is cut to
+    `left_alone`: parameter name -> why it has no mask. `account`: what was removed, why, and the change of
+    the outputs (print it), of the call that made them. `places`: the mask of a sharded weight (DTensor) is
+    that of this rank's part, and so are all counts; this is where the part begins. A whole mask is cut to
     the part when it is first applied. Raises `InvalidArgument` for a mask that is not boolean.
 
     >>> masks = Masks({"weight": torch.tensor([[True, False]])})
@@ -51,7 +51,9 @@ class Masks(MaskMapping[torch.Tensor]):
     ) -> None:
         if not isinstance(kept, Mapping | None):
             raise InvalidArgument(
-                "masks go by the names of parameters", where="Masks", got=type(kept).__name__
+                "masks are a mapping by the names of parameters",
+                where="Masks",
+                got=type(kept).__name__,
             )
         super().__init__(kept, left_alone, account)
         inherited = kept.places if isinstance(kept, Masks) else {}
@@ -87,9 +89,9 @@ class Masks(MaskMapping[torch.Tensor]):
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return name -> ``{"bits": uint8 tensor, "shape": list}``: plain data, a bit per weight.
 
-        What `torch.load` reads with ``weights_only=True``. `left_alone` and `account` are no part of it.
-        Of a sharded weight the part of this rank, with ``"of"``, the shape of the whole, and ``"from"``,
-        where the part begins: each rank saves its own, or `joined` makes them whole.
+        `torch.load` reads it with ``weights_only=True``. `left_alone` and `account` are not included. Of a
+        sharded weight it is the part of this rank, with ``"of"``, the shape of the whole, and ``"from"``,
+        where the part begins: each rank saves its part, or `joined` makes whole masks.
         """
         return {name: self._packed(name, mask) for name, mask in self._kept.items()}
 
@@ -103,40 +105,34 @@ class Masks(MaskMapping[torch.Tensor]):
 
     @classmethod
     def joined(cls, masks: Iterable[Masks]) -> Masks:
-        """Return the whole masks that the masks of all ranks are parts of; no rank waits for another here.
+        """Return the whole masks that the masks of all ranks are parts of, without communication.
 
-        Their states go from rank to rank by ``torch.distributed.all_gather_object``, or as files. Raises
+        Exchange their states by ``torch.distributed.all_gather_object``, or as files. Raises
         `InvalidArgument` naming a tensor, if a part is missing or two differ.
         """
         parts: dict[str, list[tuple[torch.Tensor, ShardPlace | None]]] = {}
-        for item in masks:
-            for name, mask in item.items():
-                parts.setdefault(name, []).append((mask, item.places.get(name)))
-        return cls({name: mask_shards.joined(name, every) for name, every in parts.items()})
+        for of_rank in masks:
+            for name, mask in of_rank.items():
+                parts.setdefault(name, []).append((mask, of_rank.places.get(name)))
+        return cls({name: mask_shards.joined(name, several) for name, several in parts.items()})
 
     def here(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
-        """Return the mask of a parameter as far as this lies on this rank; raises `InvalidArgument`."""
+        """Return the mask of the part of a parameter on this rank; raises `InvalidArgument`."""
         return mask_shards.here(name, self._kept[name], self.places.get(name), parameter)
 
     def _packed(self, name: str, mask: torch.Tensor) -> dict[str, Any]:
         bits = torch.from_numpy(pack_mask(mask.cpu().numpy()))
         place = self.places.get(name)
-        own = {} if place is None else {"of": list(place.whole), "from": list(place.offsets)}
-        return {"bits": bits, "shape": list(mask.shape), **own}
+        shard = {} if place is None else {"of": list(place.whole), "from": list(place.offsets)}
+        return {"bits": bits, "shape": list(mask.shape), **shard}
 
     def _pairs(self, module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        # All are looked at before the first is written to.
+        # All are checked before the first is written to.
         pairs = []
         reshard_(module)
         parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+        check_names(self._kept, parameters, where="Masks")
         for name in self._kept:
-            if name not in parameters:
-                raise UnknownName(
-                    "the module has no such parameter",
-                    where="Masks",
-                    got=repr(name),
-                    hint=suggest(name, parameters),
-                )
             mask = self.here(name, parameters[name])
             if mask is not self._kept[name]:
                 self.places[name] = mask_shards.place_of(parameters[name])  # type: ignore[assignment]
@@ -156,7 +152,7 @@ def removed(mask: torch.Tensor) -> int:
 
 @torch.no_grad()
 def _clear_(tensor: torch.Tensor, kept: torch.Tensor) -> None:
-    """Set the entries of a tensor, of which this rank may have a part, to +0.0 where they are not kept."""
+    """Set the entries of a tensor, or of this rank's part of it, to +0.0 where they are not kept."""
     tensor = local(tensor)
     if tensor.device.type == "cpu" and tensor.is_floating_point() and type(tensor) in _PLAIN:
         # The bits times 0 or 1, in one thread: masked_fill_ needs an inverted mask, and waits for threads.
@@ -171,7 +167,7 @@ def _unpacked(name: str, value: Mapping[str, Any]) -> torch.Tensor:
         shape = [int(size) for size in value["shape"]]
         return torch.from_numpy(unpack_mask(value["bits"].cpu().numpy(), shape))
     except (KarikomiError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise BadFile("this is no packed mask", where=name, got=error) from error
+        raise BadFile("this is not a packed mask", where=name, got=error) from error
 
 
 def _place(name: str, value: Mapping[str, Any]) -> ShardPlace:
@@ -181,7 +177,7 @@ def _place(name: str, value: Mapping[str, Any]) -> ShardPlace:
         fits = all(0 <= at for at in place.offsets)
         fits = fits and all(end <= n for end, n in zip(ends, place.whole, strict=True))
     except (LookupError, TypeError, ValueError) as error:
-        raise BadFile("this is no part of a mask", where=name, got=error) from error
+        raise BadFile("this is not a part of a mask", where=name, got=error) from error
     if not fits:
-        raise BadFile("this part does not lie in its mask", where=name, got=place)
+        raise BadFile("this part is not inside of its mask", where=name, got=place)
     return place

@@ -1,6 +1,6 @@
-"""How far masks move the outputs of a module: of each layer for the inputs it has now, and at the end.
+"""Relative errors that masks cause in the outputs of a module and of each of its layers.
 
-Streaming: no more than one layer's outputs are kept beside a batch.
+Streaming: at most one layer's outputs are kept besides a batch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ BATCHES = 4
 def output_errors(module: nn.Module, masks: Masks, data: Iterable[Any]) -> dict[str, float]:
     """Return parameter name -> ``|f(x) - f'(x)| / |f(x)|`` of its layer, and "" -> that of the module.
 
-    f is the layer with its weight as it is and f' with its weight masked, for the inputs x that the first
-    batches of `data` give it in the module as it is; norms are over all outputs. Modes are restored.
+    f is the layer with its unmasked weight and f' with its masked weight, for the inputs x that it has in
+    the unmasked module for the first batches of `data`; norms are over all outputs. Modes are restored.
     """
     plain = unwrapped(module)
     batches = first_of(plain, data)
@@ -43,7 +43,9 @@ def output_errors(module: nn.Module, masks: Masks, data: Iterable[Any]) -> dict[
     finally:
         for hook in hooks:
             hook.remove()
-    after = outputs_of(plain, batches, _masked(plain, masks))
+    parameters = dict(plain.named_parameters())
+    masked = {n: parameters[n] * mask.to(parameters[n].device) for n, mask in masks.items()}
+    after = outputs_of(plain, batches, masked)
     errors = {name: error_ratio(*pair) for name, pair in sums.items()}
     whole = relative_error(before, after)
     return errors if whole is None else errors | {"": whole}
@@ -59,7 +61,7 @@ def first_of(module: nn.Module, data: Iterable[Any]) -> list[Batch]:
 def outputs_of(
     module: nn.Module, batches: Iterable[Batch], weights: Mapping[str, torch.Tensor] | None = None
 ) -> list[Any]:
-    """Return what a module gives for these batches in eval mode, with other weights if they are given."""
+    """Return the outputs of a module for these batches in eval mode, with other weights if they are given."""
     module = unwrapped(module)
     with steady(module):
         return [
@@ -71,8 +73,8 @@ def outputs_of(
 
 
 def relative_error(before: Iterable[Any], after: Iterable[Any]) -> float | None:
-    """Return the relative L2 distance of outputs, over all their tensors; none if they have none."""
-    pairs = [_pair(previous, other) for previous, other in zip(before, after, strict=True)]
+    """Return the relative L2 distance of outputs over all their tensors, ``None`` if they have no tensors."""
+    pairs = [_squares(*outputs) for outputs in zip(before, after, strict=True)]
     known = [pair for pair in pairs if pair is not None]
     if not known or len(known) < len(pairs):
         return None
@@ -80,39 +82,32 @@ def relative_error(before: Iterable[Any], after: Iterable[Any]) -> float | None:
 
 
 def _hook(name: str, mask: torch.Tensor, sums: dict[str, list[float]]) -> Callable[..., None]:
-    leaf, own = name.rpartition(".")[2], False
+    leaf, is_nested = name.rpartition(".")[2], False
 
     def compare(
         layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
     ) -> None:
-        nonlocal own
-        if own or not isinstance(output, torch.Tensor):
+        nonlocal is_nested
+        if is_nested or not isinstance(output, torch.Tensor):
             return
         weight = layer.get_parameter(leaf)
-        own = True
+        is_nested = True
         try:
             kept = {leaf: weight * mask.to(weight.device)}
-            other = torch.func.functional_call(layer, kept, args, named)
+            masked = torch.func.functional_call(layer, kept, args, named)
         finally:
-            own = False
+            is_nested = False
         total = sums.setdefault(name, [0.0, 0.0])
-        difference, whole = _pair(output, other) or (0.0, 0.0)
+        difference, whole = _squares(output, masked) or (0.0, 0.0)
         total[0] += difference
         total[1] += whole
 
     return compare
 
 
-def _masked(module: nn.Module, masks: Masks) -> Mapping[str, torch.Tensor]:
-    parameters = dict(module.named_parameters())
-    return {
-        name: parameters[name] * mask.to(parameters[name].device) for name, mask in masks.items()
-    }
-
-
-def _pair(left: Any, other: Any) -> tuple[float, float] | None:
-    """Return ``(|f - f'|^2, |f|^2)`` over all tensors of an output; none if it has none, or other shapes."""
-    first, second = list(_tensors(left)), list(_tensors(other))
+def _squares(before: Any, after: Any) -> tuple[float, float] | None:
+    """Return ``(|f - f'|^2, |f|^2)`` over all tensors of an output, ``None`` without tensors of equal shapes."""
+    first, second = list(_tensors(before)), list(_tensors(after))
     if not first or [a.shape for a in first] != [b.shape for b in second]:
         return None
     pairs = zip(first, second, strict=True)
@@ -121,7 +116,7 @@ def _pair(left: Any, other: Any) -> tuple[float, float] | None:
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    """Yield the floating tensors of an output: of tuples, lists and dicts too, as of several heads."""
+    """Yield the floating tensors of an output, also of nested tuples, lists and dicts."""
     if isinstance(output, torch.Tensor):
         if output.is_floating_point():
             yield output

@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ from karikomi.files import as_path, write_json
 from karikomi.prune import Score, Unstructured, as_score, check_sparsity
 from karikomi.selection.exact_masks import check_combination
 from karikomi.selection.request import selected
-from karikomi.torch.facts.measure import measure
+from karikomi.torch.facts.measure import check_rereadable, measure
 from karikomi.torch.modules.fingerprint import fingerprint
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.tracing.eval_mode import Judge, steady
 from karikomi.torch.tracing.isolation import isolated
+from karikomi.torch.tracing.restoring import restored_unless_kept
 
 WHERE = "torch.sensitivity"
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -40,7 +40,7 @@ Points = dict[str, dict[float, float]]
 
 
 class Curves(Mapping[str, Mapping[float, float]]):
-    """Parameter name -> sparsity -> what the validation metric falls by; a gain is negative.
+    """Parameter name -> sparsity -> the loss of the validation metric; a gain is negative.
 
     `dense`: the metric of the network as it is. Prints as a table.
 
@@ -100,7 +100,7 @@ def sensitivity(
     called in eval mode, once for the module and once per weight and sparsity. `sparsities`: in
     [0, 1). `score`, `only`, `exclude`, `data`, `loss`: as in `prune_`; facts are measured once, on the dense
     module, where the score allows. `checkpoint`: a JSON file, written after each point; what it
-    has of this module and score is not measured again.
+    contains of this module and score is not measured again.
 
     Raises what `prune_` raises, `NonFinite` for a judge that returns NaN or infinity, `Unsupported` for a
     checkpoint of another module, score or judge, `BadFile` for a file of another kind.
@@ -114,20 +114,29 @@ def sensitivity(
     Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets" (figure 2); Han et al. 2015.
     """
     shares = _checked(judge, sparsities, data)
-    asked = as_score(score)
-    check_combination(asked, Unstructured())
-    weights = _selected(module, only, exclude)
+    scored_by = as_score(score)
+    check_combination(scored_by, Unstructured())
+    weights, left_alone = prunable(module)
+    names, _ = selected(
+        weights,
+        left_alone,
+        only=only,
+        exclude=exclude,
+        where=WHERE,
+        allowed="weights of Linear and Conv layers",
+    )
+    weights = {name: weights[name] for name in names}
     before = _judged(judge, module, "the dense module")
-    notes = _Notes(checkpoint, module, asked, before)
-    facts, data = _facts(asked, module, weights, data, loss)
+    notes = _Notes(checkpoint, module, scored_by, before)
+    facts, data = _facts(scored_by, module, weights, data, loss)
     missing = [(name, share) for name in weights for share in shares if share not in notes.of(name)]
     hidden = None if progress else True
     for name, share in tqdm(missing, desc="sensitivity", unit="point", disable=hidden, leave=False):
-        with _restored(weights[name]):
+        with restored_unless_kept(lambda name=name: {name: weights[name]}):
             prune_(
                 module,
                 share,
-                score=asked,
+                score=scored_by,
                 only=glob.escape(name),
                 data=data,
                 loss=loss,
@@ -149,11 +158,11 @@ class _Notes:
         dense: float,
     ) -> None:
         self._path = None if path is None else as_path(path)
-        self._asked = {}
+        self._identity = {}
         self.dense: float = dense
         self._points: Points = {}
         if self._path is not None:
-            self._asked = {"score": repr(score), "module": fingerprint(module)}
+            self._identity = {"score": repr(score), "module": fingerprint(module)}
             if self._path.exists():
                 self._read(self._path)
 
@@ -167,7 +176,7 @@ class _Notes:
         if self._path is None:
             return
         curves = {name: sorted(curve.items()) for name, curve in self._points.items()}
-        content = {"format": _FORMAT, **self._asked, "dense": self.dense, "curves": curves}
+        content = {"format": _FORMAT, **self._identity, "dense": self.dense, "curves": curves}
         write_json(self._path, content)
 
     def _read(self, path: Path) -> None:
@@ -184,13 +193,13 @@ class _Notes:
                 raise ValueError("a loss that is not finite")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise BadFile(
-                "these are no curves of sensitivity", where=str(path), got=error
+                "these are not curves of sensitivity", where=str(path), got=error
             ) from error
         self._check_same(path, saved, dense)
         self.dense, self._points = dense, points
 
     def _check_same(self, path: Path, saved: Mapping[str, Any], dense: float) -> None:
-        differing = [key for key in self._asked if saved[key] != self._asked[key]]
+        differing = [key for key in self._identity if saved[key] != self._identity[key]]
         # A metric computed on a device may differ in its last digits from run to run.
         if not math.isclose(dense, self.dense, rel_tol=1e-3, abs_tol=1e-6):
             differing.append("judge")
@@ -210,13 +219,7 @@ def _checked(judge: Any, sparsities: Sequence[float], data: Any) -> list[float]:
             got=type(judge).__name__,
             allowed="judge(module) -> number, higher is better",
         )
-    if isinstance(data, Iterator):
-        raise InvalidArgument(
-            "data may be read more than once, and an iterator yields it once",
-            where=f"{WHERE}: data",
-            got=type(data).__name__,
-            allowed="a list or a DataLoader of batches",
-        )
+    check_rereadable(data, WHERE)
     if isinstance(sparsities, int | float | str) or not list(sparsities):
         raise InvalidArgument(
             "sparsities are one or more shares", where=WHERE, got=repr(sparsities)
@@ -224,21 +227,6 @@ def _checked(judge: Any, sparsities: Sequence[float], data: Any) -> list[float]:
     for share in sparsities:
         check_sparsity(share, where=f"{WHERE}: sparsities")
     return sorted({float(share) for share in sparsities})
-
-
-def _selected(
-    module: nn.Module, only: str | Sequence[str] | None, exclude: str | Sequence[str] | None
-) -> dict[str, torch.Tensor]:
-    weights, left_alone = prunable(module)
-    names, _ = selected(
-        weights,
-        left_alone,
-        only=only,
-        exclude=exclude,
-        where=WHERE,
-        allowed="weights of Linear and Conv layers",
-    )
-    return {name: weights[name] for name in names}
 
 
 def _facts(
@@ -262,13 +250,3 @@ def _judged(judge: Judge, module: nn.Module, what: str) -> float:
     if not math.isfinite(number):
         raise NonFinite(f"the judge returned {number} for {what}", where=WHERE)
     return number
-
-
-@contextmanager
-def _restored(weight: torch.Tensor) -> Iterator[None]:
-    before = weight.detach().clone()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            weight.copy_(before)

@@ -17,7 +17,7 @@ from karikomi.selection import block_scores
 from karikomi.selection.request import PruneRequest, facts_of
 from karikomi.selection.weight_source import Source
 from karikomi.torch.distributed.dtensors import local
-from karikomi.torch.modules.prunable import layouts, prunable, siblings
+from karikomi.torch.modules.prunable import layouts, siblings
 from karikomi.torch.pruning.head_groups import coupled_heads
 from karikomi.torch.pruning.mask_shards import part_of
 
@@ -96,11 +96,6 @@ def sizes_of(module: nn.Module) -> list[tuple[int, int]]:
         for parameter in module.parameters()
         if not is_lazy(parameter)
     ]
-
-
-def counted(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights whose multiply-accumulates are those of a module: of layers and attention."""
-    return prunable(module, ("norms", "recurrent"))[0]
 
 
 def _blocks(weight: torch.Tensor) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from karikomi.errors import InvalidArgument, Unsupported, check_known
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune import Layout
 from karikomi.prune.account import Account
 from karikomi.prune.pattern import NofM
@@ -20,7 +20,7 @@ from karikomi.prune.scores.reconstruction import OBC, SparseGPT
 from karikomi.reconstruction.least_squares import Reconstructed
 from karikomi.reconstruction.obc import obc
 from karikomi.reconstruction.sparsegpt import sparsegpt
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import check_names, unwrapped
 from karikomi.torch.reconstruction.calibration import Regressions
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.restoring import restored_unless_kept
@@ -164,8 +164,8 @@ def _refit(
 
 def _chosen(module: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
     known = dict(module.named_parameters())
+    check_names(names, known, where=WHERE)
     for name in names:
-        check_known(name, known, "the module has no such parameter", where=WHERE)
         if known[name].dim() < 2:
             raise Unsupported("this is not a matrix of weights", where=f"{WHERE}: {name}")
     return {name: known[name] for name in names}
