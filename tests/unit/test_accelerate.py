@@ -263,7 +263,7 @@ def test_a_handle_is_saved_and_loaded_with_everything_else(tmp_path: Path, rules
 def test_engines_that_keep_the_gradients_are_refused(wrapper: Any, name: str) -> None:
     accelerator_of()
     model = network()
-    with pytest.raises(Unsupported, match=f"{name} keeps the gradients to itself"):
+    with pytest.raises(Unsupported, match=f"{name} does not expose the gradients"):
         kk.torch.attach(wrapper(sgd(model)), model)
 
 

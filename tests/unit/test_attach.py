@@ -309,7 +309,7 @@ def test_wrong_arguments_are_refused(arguments: Any, error: type, text: str) -> 
 
 def test_what_is_no_optimizer_or_has_foreign_parameters_is_refused() -> None:
     model, other = model_of(), nn.Linear(1, 1)
-    with pytest.raises(InvalidArgument, match="no torch optimizer; got Linear"):
+    with pytest.raises(InvalidArgument, match="not a torch optimizer; got Linear"):
         kk.torch.attach(other, model)  # type: ignore[arg-type]
     with pytest.raises(Unsupported, match="the optimizer holds 2 parameter"):
         kk.torch.attach(torch.optim.SGD([*model.parameters(), *other.parameters()]), model)

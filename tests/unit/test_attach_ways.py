@@ -560,7 +560,7 @@ def test_moments_of_our_own_follow_the_clipped_gradients_of_a_fused_step() -> No
 def test_what_cannot_be_recorded_is_refused_before_it_does_harm(tmp_path: Any) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(InvalidArgument, match="this is no recorder"):
+    with pytest.raises(InvalidArgument, match="this is not a recorder"):
         kk.torch.attach(optimizer, model, record="run.jsonl")  # type: ignore[arg-type]
     handle = kk.torch.attach(optimizer, model, record=kk.record.Recorder(tmp_path / "a.jsonl"))
     for facts in ({"norm": 1.0}, {"step": 3}, {"x": object()}):

@@ -271,7 +271,7 @@ def test_masks_on_disk_take_a_bit_per_weight(tmp_path: Path) -> None:
     assert state.counts() == masks.counts()
     (tmp_path / "cut").write_bytes((tmp_path / "masks.safetensors").read_bytes()[:-9])
     for name in ("cut", "none"):
-        with pytest.raises(BadFile, match="no file of masks"):
+        with pytest.raises(BadFile, match="not a file of masks"):
             Masks.load(tmp_path / name)
 
 
@@ -509,7 +509,7 @@ def test_masks_find_their_layer_in_a_loaded_model(tmp_path: Path, which: str) ->
 
 def test_no_two_masks_speak_of_one_variable_and_none_is_guessed(tmp_path: Path) -> None:
     plain, every = network(), np.zeros((6, 16), bool)
-    with pytest.raises(InvalidArgument, match="two masks speak of one variable"):
+    with pytest.raises(InvalidArgument, match="two masks are of one variable"):
         Masks({"net/hidden/kernel": every, "hidden/kernel": every}).apply_(plain)
     masks = prune_(nested(), sparsity=0.5, only="base*")
     nested().save(tmp_path / "model.keras")

@@ -104,8 +104,8 @@ def project(
     ([[1.5, 2.0], [0.0, 1.0]], 0.5)
     """
     own = _Bound(rule, unit_axes, fan_in, where="jax.project")
-    found = named(params, where=own.where)
-    weights = {name: array for name, array in found.items() if array is not None}
+    found = named(params, where=own.where).items()
+    weights = {name: array for name, array in found if array is not None}
     plan = own.plan(weights)
     before = own.fresh(plan) if state is None else state.rule
     done = bound_named(plan, weights, before, library=library())

@@ -160,15 +160,18 @@ class _Clip:
         self.needs = frozenset[str]().union(*(leaf.needs for leaf in leaves))
 
     def init(self, params: Any) -> ClipState:
-        own, found = library(), named(params, where=self.where)
-        plan, _ = self._plan(found or _anything(params))
+        arrays, found = library(), named(params, where=self.where)
+        if not found and type(params).__module__.startswith("optax."):
+            # A placeholder of `optax.tree.map_params`.
+            found = {"array": jnp.zeros(())}
+        plan, _ = self._plan(found)
         moments = {}
         if "second_moment" in self.needs:
             moments = jax.tree.map(
-                lambda a: jnp.zeros(jnp.shape(a), own.sums_in(jnp.abs(a).dtype)), params
+                lambda a: jnp.zeros(jnp.shape(a), arrays.sums_in(jnp.abs(a).dtype)), params
             )
-        numbers = tuple(jnp.zeros((2, sum(stage.counts)), own.wide) for stage in plan)
-        rule = strong(fresh_state(plan, library=own))
+        numbers = tuple(jnp.zeros((2, sum(stage.counts)), arrays.wide) for stage in plan)
+        rule = strong(fresh_state(plan, library=arrays))
         labels = jnp.asarray(as_bytes(described(plan)))
         return ClipState(rule, numbers, jnp.zeros((), bool), labels, moments)
 
@@ -190,17 +193,20 @@ class _Clip:
             )
         plan, axes = self._plan(found, weights)
         self._check_state(plan, state)
-        self._check_entries(plan, found)
+        for stage in plan:
+            check_real({name: found[name] for name in stage.peaks}, where=self.where)
+        moments = named(state.moments, where=self.where).items()
         passed = clip_named(
             plan,
             found,
             state.rule,
-            Companions(axes, weights, _present(state.moments, self.where)),
+            Companions(axes, weights, {n: moment for n, moment in moments if moment is not None}),
             nonfinite=self.nonfinite,
             zero_skipped=zero_skipped,
             library=library(),
         )
-        self._raise_if_known(plan, passed)
+        if self.nonfinite == "raise" and not isinstance(passed.bad, Tracer):
+            self._check_finite(plan, passed)
         numbers = tuple(jnp.stack([stage.norms, stage.after]) for stage in passed.stages)
         moments = replaced(state.moments, passed.moments)
         return passed, ClipState(passed.state, numbers, passed.skip, state.labels, moments)
@@ -241,13 +247,7 @@ class _Clip:
                 hint="make it with init(params) of this transform",
             )
 
-    def _check_entries(self, plan: tuple[Stage, ...], found: dict[str, jax.Array | None]) -> None:
-        for stage in plan:
-            check_real({name: found[name] for name in stage.peaks}, where=self.where)
-
-    def _raise_if_known(self, plan: tuple[Stage, ...], passed: StepResult) -> None:
-        if self.nonfinite != "raise" or isinstance(passed.bad, Tracer):
-            return
+    def _check_finite(self, plan: tuple[Stage, ...], passed: StepResult) -> None:
         if bool(jnp.any(passed.bad)):
             pairs = zip(plan[0].owners, passed.stages[0].norms.tolist(), strict=True)
             culprits = dict.fromkeys(name for name, norm in pairs if not abs(norm) < float("inf"))
@@ -272,16 +272,6 @@ def strong(state: dict[str, Any]) -> dict[str, jax.Array]:
     # Weakly typed numbers would change their type in the first step, which `scan` does not allow; a buffer with
     # two names could not be donated.
     return {key: jnp.array(value, value.dtype, copy=True) for key, value in state.items()}
-
-
-def _anything(params: Any) -> dict[str, jax.Array | None]:
-    """Return one array for a placeholder of `optax.tree.map_params`, else nothing."""
-    stands_for_some = type(params).__module__.startswith("optax.")
-    return {"array": jnp.zeros(())} if stands_for_some else {}
-
-
-def _present(tree: Any, where: str) -> dict[str, jax.Array]:
-    return {name: leaf for name, leaf in named(tree, where=where).items() if leaf is not None}
 
 
 def _format_labels(labels: Any) -> str:

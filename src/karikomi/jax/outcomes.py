@@ -69,7 +69,7 @@ def _clips(state: Any) -> list[ClipState]:
 
 
 def _culprits(clip: ClipState) -> list[str]:
-    pairs = zip(from_bytes(_one(clip.labels, 1)), clip.numbers, strict=True)
+    pairs = zip(from_bytes(_first(clip.labels, 1)), clip.numbers, strict=True)
     bad = [
         name
         for stage, numbers in pairs
@@ -79,7 +79,7 @@ def _culprits(clip: ClipState) -> list[str]:
     return list(dict.fromkeys(bad))
 
 
-def _one(array: Any, rank: int) -> np.ndarray:
+def _first(array: Any, rank: int) -> np.ndarray:
     """Return the array of the first network, where there may be several."""
     array = np.asarray(array)
     return array.reshape(-1, *array.shape[array.ndim - rank :])[0]

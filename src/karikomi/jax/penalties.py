@@ -66,14 +66,12 @@ def penalty(
         for name in names
         if found[name].size
     ]
-    return _strength(rule, step) * sum(terms, start=jnp.zeros((), jnp.float32))
+    if isinstance(step, jax.Array):
+        strength: Any = rule.strength_now(step.astype(jnp.float32), xp=jnp)
+    else:
+        strength = rule.strength_at(step)
+    return strength * sum(terms, start=jnp.zeros((), jnp.float32))
 
 
 def _wide(array: jax.Array) -> jax.Array:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
-def _strength(rule: Penalty, step: Any) -> Any:
-    if isinstance(step, jax.Array):
-        return rule.strength_now(step.astype(jnp.float32), xp=jnp)
-    return rule.strength_at(step)

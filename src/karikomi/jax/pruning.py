@@ -81,9 +81,12 @@ def prune(
 
 
 def _pruned(params: Any, request: PruneRequest, beside: Beside) -> tuple[Any, Masks]:
-    host = _on_host(params, where=request.where)
-    kept = masks_of_arrays(host, request, beside, leaf="leaf")
-    placed = _beside(params, kept, where=request.where)
+    where = request.where
+    kept = masks_of_arrays(_on_host(params, where=where), request, beside, leaf="leaf")
+    # With the sharding of their weights.
+    leaves = _leaves(params, where=where)
+    found: Any = named({name: leaves[name] for name in kept}, where=where)
+    placed = {name: jax.device_put(mask, found[name].sharding) for name, mask in kept.items()}
     return masked(params, placed), placed
 
 
@@ -213,29 +216,21 @@ def _left_out(node: Any) -> bool:
 
 def _on_host(params: Any, *, where: str) -> dict[str, Any]:
     """Return name -> host array; other leaves as they are, as they are invalid only where selected."""
-    leaves = _leaves(params, where=where)
-    found = {name: leaf for name, leaf in leaves.items() if leaf is not None}
-    floating = {name: leaf for name, leaf in found.items() if _floating(leaf)}
-    for name, leaf in named(floating, where=where).items():
+    leaves = _leaves(params, where=where).items()
+    found = {name: leaf for name, leaf in leaves if leaf is not None}
+    floating: Any = named({n: leaf for n, leaf in found.items() if _floating(leaf)}, where=where)
+    for name, leaf in floating.items():
         if isinstance(leaf, Tracer):
             raise Unsupported(
                 "which weights are removed depends on their values, which are not available under jit",
                 where=f"{where}: {name}",
                 hint="call it between steps; masked runs under jit",
             )
-        if leaf is not None and not leaf.is_fully_addressable:
+        if not leaf.is_fully_addressable:
             raise Unsupported(
                 "other processes hold a part of this array",
                 where=f"{where}: {name}",
                 hint="jax.experimental.multihost_utils.process_allgather gathers it",
             )
-        if leaf is not None:
-            found[name] = np.asarray(leaf)
+        found[name] = np.asarray(leaf)
     return found
-
-
-def _beside(params: Any, kept: Mapping[str, np.ndarray], *, where: str) -> Masks:
-    """Return masks as arrays with the sharding of their weights."""
-    leaves = _leaves(params, where=where)
-    found = named({name: leaves[name] for name in kept}, where=where)
-    return {name: jax.device_put(mask, found[name].sharding) for name, mask in kept.items()}  # type: ignore[union-attr]

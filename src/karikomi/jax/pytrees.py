@@ -24,7 +24,16 @@ def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
         name = _name(path)
         if name in found:
             raise InvalidArgument("two leaves have one name", where=where, got=repr(name))
-        found[name] = None if leaf is None else _checked(leaf, name, where)
+        dtype = getattr(leaf, "dtype", None)
+        if leaf is not None and (dtype is None or not jnp.issubdtype(dtype, jnp.inexact)):
+            raise InvalidArgument(
+                "not a floating array",
+                where=f"{where}: {name}",
+                got=type(leaf).__name__ if dtype is None else dtype,
+                allowed="float, complex",
+                hint="optax.masked leaves parameters of other kinds out",
+            )
+        found[name] = None if leaf is None else jnp.asarray(leaf)
     return found
 
 
@@ -52,16 +61,3 @@ def _name(path: Any) -> str:
 
 def _absent(leaf: Any) -> bool:
     return leaf is None
-
-
-def _checked(leaf: Any, name: str, where: str) -> jax.Array:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        raise InvalidArgument(
-            "not a floating array",
-            where=f"{where}: {name}",
-            got=type(leaf).__name__ if dtype is None else dtype,
-            allowed="float, complex",
-            hint="optax.masked leaves parameters of other kinds out",
-        )
-    return jnp.asarray(leaf)

@@ -55,13 +55,15 @@ def accelerate_clip_(
     >>> print(outcome)
     pre 5 -> post 1 x0.2 clipped; top: weight 100%
     """
+    from karikomi import torch
+    from karikomi.torch.attachment.attaching import check_unattached, inside
+
     _check(accelerator, parameters)
-    _check_unattached(optimizer)
+    if optimizer is not None:
+        hint = "omit this call and pass the rule to attach, or detach() the handle first"
+        check_unattached(optimizer, where="accelerate_clip_(optimizer)", hint=hint)
     if not accelerator.sync_gradients:
         return None, state
-    from karikomi import torch
-    from karikomi.torch.attachment.attaching import inside
-
     accelerator.unscale_gradients(optimizer)
     wrapped = None if optimizer is None else inside(optimizer)
     return torch.clip_(parameters, rule, state, nonfinite=nonfinite, optimizer=wrapped)
@@ -78,14 +80,3 @@ def _check(accelerator: Any, parameters: Any) -> None:
     if kind == "FSDP" and not accelerator.is_fsdp2:
         raise flattened(where)
     refuse_flattened(parameters, where=where)
-
-
-def _check_unattached(optimizer: Any) -> None:
-    from karikomi.torch.attachment.attaching import is_attached
-
-    if optimizer is not None and is_attached(optimizer):
-        raise Unsupported(
-            "this optimizer has a handle already: every step would be clipped twice",
-            where="accelerate_clip_(optimizer)",
-            hint="omit this call and pass the rule to attach, or detach() the handle first",
-        )

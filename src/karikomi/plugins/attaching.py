@@ -6,6 +6,7 @@ created with the first callback, and again by a copy or pickle.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -63,6 +64,13 @@ class Attaching:
     def _clips(self) -> bool:
         """Whether the trainer's own clipping would be a second one."""
         return any(self._options.get(name) is not None for name in ("clip", "update"))
+
+    def _warn_of_no_state(self) -> None:
+        warnings.warn(
+            "karikomi: the checkpoint has no state of this callback, so its statistics and steps start "
+            "afresh",
+            stacklevel=3,
+        )
 
     def _attach(
         self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], model: Any

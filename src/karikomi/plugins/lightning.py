@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Unpack
@@ -18,6 +17,7 @@ from karikomi.plugins.scalars import PREFIX
 if TYPE_CHECKING:
     from karikomi.torch import Handle
 
+_NAME = "LightningCallback"
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _OF_THE_MODULE = {"log", "log_dict"}  # its methods, which Lightning sets on all callbacks
 _FLATTENED = {"FSDPStrategy", "XLAFSDPStrategy"}
@@ -106,11 +106,7 @@ class LightningCallback(Attaching):
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Warn if the fit continues from a checkpoint without the statistics."""
         if trainer.state.fn == "fit" and self.state_key not in checkpoint["callbacks"]:
-            warnings.warn(
-                "karikomi: the checkpoint has no state of this callback, so its statistics and steps start "
-                "afresh",
-                stacklevel=2,
-            )
+            self._warn_of_no_state()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *batch: Any, **more: Any) -> None:
         """Log the last step, at the steps that the trainer logs."""
@@ -177,7 +173,7 @@ def _hosts() -> tuple[type, ...]:
     if not hosts:
         raise Unavailable(
             "no Lightning has been imported, and its two packages have different callbacks",
-            where="LightningCallback",
+            where=_NAME,
             hint=f"import {' or '.join(_PACKAGES)} first, the package of your Trainer",
         )
     return hosts
@@ -190,45 +186,39 @@ def _joined_once(cls: type, hosts: tuple[type, ...]) -> type:
 
 
 def _check_clipping(trainer: Any, module: Any) -> None:
-    where = "LightningCallback"
     if trainer.gradient_clip_val:
         raise Unsupported(
             f"the Trainer clips as well, to gradient_clip_val={trainer.gradient_clip_val}",
-            where=where,
+            where=_NAME,
             hint="omit gradient_clip_val=, or this callback's clip= and update=",
         )
-    if not _is_lightnings(type(module), "configure_gradient_clipping"):
+    name = "configure_gradient_clipping"
+    owner = next((kind for kind in type(module).__mro__ if name in kind.__dict__), None)
+    if owner is not None and not owner.__module__.startswith(_PACKAGES):
         raise Unsupported(
-            f"{type(module).__name__}.configure_gradient_clipping would clip as well",
-            where=where,
+            f"{type(module).__name__}.{name} would clip as well",
+            where=_NAME,
             hint="remove it; to read gradients, use on_before_optimizer_step",
         )
 
 
 def _check_strategy(trainer: Any) -> None:
-    where = "LightningCallback"
     strategies = {item.__name__ for item in type(trainer.strategy).__mro__}
     if strategies & _FLATTENED:
-        raise flattened(where)
+        raise flattened(_NAME)
     if "DeepSpeedStrategy" in strategies:
         raise Unsupported(
             "DeepSpeed's engine does not expose the gradients, so no rule can be applied",
-            where=where,
+            where=_NAME,
             hint="use its gradient_clipping setting, or train with DDP or FSDP2 (ModelParallelStrategy)",
         )
 
 
-def _is_lightnings(module: type, name: str) -> bool:
-    owner = next((item for item in module.__mro__ if name in item.__dict__), None)
-    return owner is None or owner.__module__.startswith(_PACKAGES)
-
-
 def _groups(optimizers: Sequence[Any], chosen: int | Sequence[int] | None) -> list[list[Any]]:
     """Return the optimizers of each handle."""
-    where = "LightningCallback(optimizers)"
     # Lightning's placeholder for None.
     if not optimizers or type(optimizers[0]).__name__ == "_MockOptimizer":
-        raise Unsupported("configure_optimizers returned no optimizer", where="LightningCallback")
+        raise Unsupported("configure_optimizers returned no optimizer", where=_NAME)
     if chosen is None:
         return [[optimizer] for optimizer in optimizers]
     places = [chosen] if isinstance(chosen, int) else list(chosen)
@@ -236,7 +226,7 @@ def _groups(optimizers: Sequence[Any], chosen: int | Sequence[int] | None) -> li
         if place not in range(len(optimizers)):
             raise InvalidArgument(
                 "there is no such optimizer",
-                where=where,
+                where=f"{_NAME}(optimizers)",
                 got=repr(place),
                 allowed=f"0 to {len(optimizers) - 1}",
             )

@@ -5,7 +5,6 @@ The callback clips; the mixin overrides methods of the Trainer, which a callback
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, Unpack
 
 from karikomi.errors import Unavailable, Unsupported
@@ -111,11 +110,7 @@ class TransformersCallback(Attaching):
     def _resume(self, state: Any) -> None:
         stored = (state.stateful_callbacks or {}).get(type(self).__name__, {})
         if _KEPT not in stored:
-            warnings.warn(
-                "karikomi: the checkpoint has no state of this callback, so its statistics and steps start "
-                "afresh",
-                stacklevel=2,
-            )
+            self._warn_of_no_state()
         elif self.handle is not None:
             self.handle.load_state_dict(from_json(stored[_KEPT]))
 
@@ -143,10 +138,8 @@ class TransformersMixin:
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         before = cls.__mro__[: cls.__mro__.index(TransformersMixin)]
-        if any(
-            hasattr(previous, "train") and not issubclass(previous, TransformersMixin)
-            for previous in before
-        ):
+        others = [base for base in before if not issubclass(base, TransformersMixin)]
+        if any(hasattr(base, "train") for base in others):
             raise Unsupported(
                 "the mixin is listed after the Trainer",
                 where=cls.__name__,
@@ -169,8 +162,7 @@ class TransformersMixin:
 
     def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
         """Log as the Trainer does, with the true norm of a training step."""
-        callback = self._callback()
-        handle = None if callback is None else callback.handle
+        handle = getattr(self._callback(), "handle", None)
         if "loss" in logs and handle is not None and handle.last is not None:
             # If the Trainer clips, this is its norm before the clip, and `pre` the norm after it.
             logs.setdefault("grad_norm", handle.last.pre)
@@ -185,9 +177,7 @@ class TransformersMixin:
 
     def _callback(self) -> TransformersCallback | None:
         callbacks = self.callback_handler.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        return next(
-            (callback for callback in callbacks if isinstance(callback, TransformersCallback)), None
-        )
+        return next((item for item in callbacks if isinstance(item, TransformersCallback)), None)
 
 
 def _hosts() -> tuple[type, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -30,9 +31,13 @@ def masked(mask: Any, values: Any) -> Any:
     return keras.ops.where(keras.ops.convert_to_tensor(mask), values, keras.ops.zeros_like(values))
 
 
-def names_of(variables: list[Any], places: list[str]) -> list[str]:
-    """Return the paths or names of variables, each once, and places for unnamed ones."""
+def names_of(variables: Sequence[Any], places: Iterable[object] | None = None) -> list[str]:
+    """Return the paths or names of variables, ``#2`` appended to repeated ones, and places for unnamed ones.
+
+    `places`: by default their numbers.
+    """
     found: dict[str, None] = {}
+    places = range(len(variables)) if places is None else places
     for variable, place in zip(variables, places, strict=True):
         name = str(getattr(variable, "path", None) or _tensorflow_name(variable) or place)
         number = 2

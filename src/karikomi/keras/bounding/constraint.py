@@ -23,7 +23,8 @@ from karikomi.functional.bounding import (
 )
 from karikomi.functional.unit_axes import resolved_axes, resolved_fan_ins
 from karikomi.keras.arrays.library import library
-from karikomi.rule import Composite, Quantity, Rule, Scope
+from karikomi.keras.clipping.named_clip import leaves_of
+from karikomi.rule import Quantity, Rule, Scope
 from karikomi.rules import decide
 from karikomi.schedule import whole
 
@@ -115,7 +116,7 @@ def tensor_of(variable: Any) -> Any:
 
 def check_constraint(rule: Any, *, where: str) -> None:
     """Raise an error unless this is a rule on weights that needs one weight at a time."""
-    needs = {need for leaf in _leaves(rule) for need in leaf.needs} - set(MEASURED)
+    needs = {need for leaf in leaves_of(rule) for need in leaf.needs} - set(MEASURED)
     if needs and getattr(rule, "of", None) is Quantity.WEIGHT:
         raise Unsupported(
             "a constraint sees one weight and nothing else",
@@ -140,12 +141,6 @@ def check_constraint(rule: Any, *, where: str) -> None:
             got=f"{type(rule).__name__}, which keeps {', '.join(kept)}",
             hint=_IN_THE_OPTIMIZER,
         )
-
-
-def _leaves(rule: object) -> list[Rule]:
-    if isinstance(rule, type) or not isinstance(rule, Rule | Composite):
-        return []
-    return decide.leaves(rule)
 
 
 def _scheduled(rule: object) -> list[str]:

@@ -217,15 +217,15 @@ class Pruning(keras.callbacks.Callback):
 
     def _held(self, model: Any) -> Masks:
         """Return the masks that the optimizer holds, by path."""
-        every = {name: item.variable for name, item in oriented(model, where=WHERE).items()}
-        names = {id(variable): name for name, variable in every.items()}
+        variables = {name: item.variable for name, item in oriented(model, where=WHERE).items()}
+        names = {id(variable): name for name, variable in variables.items()}
         trained, masks = model.trainable_variables, self._own.masks()
         kept = {names[id(trained[place])]: mask for place, mask in masks.items()}
         return Masks(
             kept,
             left_alone=self._latest.left_alone,
             account=self._latest.account,
-            places=places_of(every),
+            places=places_of(variables),
         )
 
     def _hold(self, model: Any, masks: Masks) -> None:
@@ -268,8 +268,8 @@ class Pruning(keras.callbacks.Callback):
             pairs = self._latest.pairs(model.weights)
         except KarikomiError:
             return None
-        obeyed = all(not on_host(variable)[~mask].any() for variable, mask in pairs)
-        return self._latest if obeyed else None
+        are_zero = all(not on_host(variable)[~mask].any() for variable, mask in pairs)
+        return self._latest if are_zero else None
 
     def _hold_first(self, model: Any) -> None:
         """Apply the initial masks, and with a schedule those that were restored as well."""

@@ -35,7 +35,7 @@ def check_clip(rule: Any, nonfinite: str, *, weights: bool, where: str) -> None:
             where=where,
             hint="clip gradients, or train with kk.jax.clip or kk.torch.attach",
         )
-    if not weights and any("weights" in leaf.needs for leaf in _leaves(rule)):
+    if not weights and any("weights" in leaf.needs for leaf in leaves_of(rule)):
         raise Unsupported(
             f"{type(rule).__name__} compares gradients with weights",
             where=where,
@@ -145,5 +145,7 @@ def is_of_rule(key: str) -> bool:
     return key in decide.COUNTERS or key.startswith(decide.PREFIX)
 
 
-def _leaves(rule: Any) -> list[Rule]:
-    return decide.leaves(rule) if isinstance(rule, Rule | Composite) else []
+def leaves_of(rule: Any) -> list[Rule]:
+    """Return the leaves of a rule, of other objects none."""
+    is_rule = isinstance(rule, Rule | Composite) and not isinstance(rule, type)
+    return decide.leaves(rule) if is_rule else []

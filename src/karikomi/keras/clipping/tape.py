@@ -69,9 +69,8 @@ def clip(
     >>> keras.ops.convert_to_numpy(grads[0]).tolist(), outcome.pre
     ([0.5, 0.5, 0.5, 0.5], 20.0)
     """
-    arguments = (grads, rule, state, variables, nonfinite, unit_axes)
     # AutoGraph, which rewrites whatever a tf.function calls, has nothing to find here.
-    return as_it_is(_clipped)(*arguments)
+    return as_it_is(_clipped)(grads, rule, state, variables, nonfinite, unit_axes)
 
 
 def initial_state(
@@ -86,8 +85,7 @@ def initial_state(
     """
     check_clip(rule, "skip", weights=True, where=WHERE)
     variables = tree.collected(variables)
-    names = _names(tree.flatten(variables, where=WHERE), variables)
-    known = _known(names, variables)
+    _, known = _named(tree.flatten(variables, where=WHERE), variables)
     weights = {name: value_of(variable) for name, variable in known.items()}
     return _fresh(
         _clip(rule, weights, weights, "skip", unit_axes), weights, library_for(_first(weights, {}))
@@ -135,9 +133,7 @@ def _clipped(
     check_clip(rule, nonfinite, weights=variables is not None, where=WHERE)
     grads = tree.collected(grads)
     leaves = tree.flatten(grads, where=WHERE)
-    variables = tree.collected(variables)
-    names = _names(leaves, variables)
-    known = _known(names, variables)
+    names, known = _named(leaves, tree.collected(variables))
     library = library_for(_first(leaves, known))
     found = dict(sorted(_found(names, leaves, known).items()))
     _check_entries(found, library)
@@ -155,26 +151,19 @@ def _clipped(
     return tree.unflatten(grads, done, where=WHERE), own.outcome(after), after
 
 
-def _names(leaves: Mapping[str, Any], variables: Any) -> dict[str, str]:
-    """Return path of a leaf -> its name."""
+def _named(leaves: Mapping[str, Any], variables: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return ``(path of a leaf -> its name, name -> variable in the order of names)``."""
     if variables is None:
-        return dict(zip(leaves, leaves, strict=True))
-    own = tree.flatten(variables, where=f"{WHERE} (variables)")
-    if own.keys() != leaves.keys():
+        return {path: path for path in leaves}, {}
+    entries = tree.flatten(variables, where=f"{WHERE} (variables)")
+    if entries.keys() != leaves.keys():
         raise InvalidArgument(
             "there must be one variable for each gradient, in the same containers",
             where=WHERE,
-            got=f"{len(leaves)} gradients, {len(own)} variables",
+            got=f"{len(leaves)} gradients, {len(entries)} variables",
         )
-    return dict(zip(own, names_of(list(own.values()), list(own)), strict=True))
-
-
-def _known(names: Mapping[str, str], variables: Any) -> dict[str, Any]:
-    """Return name -> variable in the order of names, or nothing."""
-    if variables is None:
-        return {}
-    own = tree.flatten(variables, where=f"{WHERE} (variables)")
-    return {names[path]: own[path] for path in sorted(own, key=names.__getitem__)}
+    names = dict(zip(entries, names_of(list(entries.values()), entries), strict=True))
+    return names, {names[path]: entries[path] for path in sorted(entries, key=names.__getitem__)}
 
 
 def _first(leaves: Mapping[str, Any], known: Mapping[str, Any]) -> Array:
@@ -276,13 +265,15 @@ def _settled(state: Mapping[str, Any] | None, fresh: State) -> State:
         raise InvalidArgument(
             "this state is of other arrays or of another rule",
             where=WHERE,
-            got=_odd(state, fresh) if isinstance(state, Mapping) else type(state).__name__,
+            got=_format_difference(state, fresh)
+            if isinstance(state, Mapping)
+            else type(state).__name__,
             hint="make it with kk.keras.initial_state(rule, variables)",
         )
     return {key: _as(state[key], like) for key, like in fresh.items()}
 
 
-def _odd(state: Mapping[str, Any], fresh: State) -> str:
+def _format_difference(state: Mapping[str, Any], fresh: State) -> str:
     odd = sorted(map(str, state.keys() - fresh.keys())), sorted(fresh.keys() - state.keys())
     return f"{', '.join(odd[0][:3]) or 'nothing'} instead of {', '.join(odd[1][:3]) or 'nothing'}"
 

@@ -1,6 +1,6 @@
-"""Facts about what the loss does if a weight changes: gradients and their squares, on every backend.
+"""Facts from derivatives of the loss: gradients and their squares, on every backend.
 
-The model is run in inference mode: no dropout, and nothing is learned by normalisations.
+The model is run in inference mode: no dropout, and no update of running statistics.
 """
 
 from __future__ import annotations
@@ -79,38 +79,33 @@ def gradients(
     model: Any, variables: Sequence[Any], value: Callable[[Any], Any], inputs: Any
 ) -> list[Any]:
     """Return the gradients of ``value(model(inputs))``, ``None`` for what it does not depend on."""
-    found = {"tensorflow": _of_tensorflow, "jax": _of_jax, "torch": _of_torch}
-    return found[keras.config.backend()](model, variables, value, inputs)
+    by_backend = {"tensorflow": _of_tensorflow, "jax": _of_jax, "torch": _of_torch}
+    find = by_backend[keras.config.backend()]
+    return find(variables, lambda: value(model(inputs, training=False)))
 
 
-def _of_tensorflow(
-    model: Any, variables: Sequence[Any], value: Callable[[Any], Any], inputs: Any
-) -> list[Any]:
+def _of_tensorflow(variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
     import tensorflow as tf
 
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         for variable in variables:
             tape.watch(variable.value)
-        loss = value(model(inputs, training=False))
-    found = tape.gradient(loss, [variable.value for variable in variables])
+        value = loss()
+    found = tape.gradient(value, [variable.value for variable in variables])
     return [None if item is None else tf.convert_to_tensor(item) for item in found]
 
 
-def _of_jax(
-    model: Any, variables: Sequence[Any], value: Callable[[Any], Any], inputs: Any
-) -> list[Any]:
+def _of_jax(variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
     import jax
 
-    def loss(values: list[Any]) -> Any:
+    def loss_of(values: list[Any]) -> Any:
         with keras.StatelessScope(list(zip(variables, values, strict=True))):
-            return value(model(inputs, training=False))
+            return loss()
 
-    return jax.grad(loss)([variable.value for variable in variables])
+    return jax.grad(loss_of)([variable.value for variable in variables])
 
 
-def _of_torch(
-    model: Any, variables: Sequence[Any], value: Callable[[Any], Any], inputs: Any
-) -> list[Any]:
+def _of_torch(variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
     import torch
 
     values: Any = [variable.value for variable in variables]
@@ -119,8 +114,7 @@ def _of_torch(
         for item in values:
             item.requires_grad_(True)
         with torch.enable_grad():
-            loss = value(model(inputs, training=False))
-            return list(torch.autograd.grad(loss, values, allow_unused=True))
+            return list(torch.autograd.grad(loss(), values, allow_unused=True))
     finally:
         for item, was in zip(values, trained, strict=True):
             item.requires_grad_(was)

@@ -134,7 +134,7 @@ def names_as_saved(variables: Sequence[Any], before: Sequence[Any]) -> list[str]
 
     Keras loads a model under other paths than it had, and settings by name have to remain valid.
     """
-    names = names_of(list(variables), [str(place) for place in range(len(variables))])
+    names = names_of(variables)
     known = [(str(name), list(shape)) for name, shape in before]
     kinds = [[(_leaf(n), s) for n, s in each] for each in (known, variable_list(names, variables))]
     return [name for name, _ in known] if kinds[0] == kinds[1] else names

@@ -1,7 +1,7 @@
-"""The masks of a pruned model: which weights are kept, held outside of the model itself.
+"""The masks of a pruned model: which weights are kept, stored outside of the model itself.
 
 The model keeps its layers, names, config and files; masks are applied after each step of an optimizer,
-by `kk.keras.Pruning` in ``fit`` and by hand in a loop of one's own.
+by `kk.keras.Pruning` in ``fit`` and explicitly in a hand-written loop.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import safetensors.numpy
 
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
 from karikomi.files import as_path, write_bytes
-from karikomi.keras.arrays.variables import masked, value_of
-from karikomi.keras.pruning.variable_matching import VariablePlace, matched, names
+from karikomi.keras.arrays.variables import masked, names_of, value_of
+from karikomi.keras.pruning.variable_matching import VariablePlace, matched
 from karikomi.prune import pack_mask, unpack_mask
 from karikomi.prune.account import Account
 from karikomi.prune.mask_mapping import MaskMapping
@@ -29,9 +29,9 @@ _SHAPES, _PLACES = "karikomi.masks", "karikomi.masks.places"
 class Masks(MaskMapping[np.ndarray]):
     """Path of a variable -> boolean array of its shape, true where the weight is kept.
 
-    `left_alone`: path -> why it has no mask. `account`: what was removed, why, and what that did to the
-    outputs (print it), of the call that made them. `places`: where the variables stood in their model, by
-    which they are found in one that was loaded. Raises `InvalidArgument` for a mask that is not boolean.
+    `left_alone`: path -> why it has no mask. `account`: what was removed, why, and the change of the
+    outputs (print it), of the call that made them. `places`: places of the variables in their model, by
+    which they are matched in one that was loaded. Raises `InvalidArgument` for a mask that is not boolean.
 
     >>> masks = Masks({"net/head/kernel": np.array([[True, False]])})
     >>> masks.sparsity, masks.counts()
@@ -69,23 +69,23 @@ class Masks(MaskMapping[np.ndarray]):
         """Return gradients with zeros where their variables are masked; ``None`` stays.
 
         `variables`: of which these are the gradients, in the same order, such as
-        ``model.trainable_variables``; masks of others are passed over. Sparse gradients stay as they are.
+        ``model.trainable_variables``; masks of others are ignored. Sparse gradients stay as they are.
         Weights can be masked likewise, where variables are not written to: with JAX. Raises as `pairs`.
         """
-        own = {id(v): self[name] for name, v in self._matched(variables).items() if v is not None}
+        by_identity = {id(v): self[name] for name, v in self._matched(variables).items()}
         return [
             grad
-            if grad is None or hasattr(grad, "dense_shape") or id(variable) not in own
-            else masked(own[id(variable)], grad)
+            if grad is None or hasattr(grad, "dense_shape") or id(variable) not in by_identity
+            else masked(by_identity[id(variable)], grad)
             for grad, variable in zip(gradients, variables, strict=True)
         ]
 
     def pairs(self, variables: Sequence[Any]) -> list[tuple[Any, np.ndarray]]:
         """Return each masked variable with its mask; raises for one that is missing or does not fit.
 
-        A model that was built again or loaded has other paths in front, or several variables of one path:
-        then the one that ends alike, or stands in the same place, is meant. `InvalidArgument` where that
-        is not one.
+        A model that was built again or loaded has other first parts of paths, or several variables of one
+        path: then the one with the same rest of the path, or the same place, is matched. `InvalidArgument`
+        where that is ambiguous.
         """
         pairs = []
         for name, variable in self._matched(variables).items():
@@ -95,7 +95,7 @@ class Masks(MaskMapping[np.ndarray]):
                     "the model has no such variable",
                     where="Masks",
                     got=repr(name),
-                    hint=suggest(name, names(variables)),
+                    hint=suggest(name, names_of(variables)),
                 )
             if tuple(variable.shape) != mask.shape:
                 raise InvalidArgument(
@@ -108,10 +108,10 @@ class Masks(MaskMapping[np.ndarray]):
         return pairs
 
     def renamed(self, variables: Mapping[str, Any]) -> Masks:
-        """Return them by other names, of the variables that they mean; those of none keep theirs."""
-        own = {id(variable): name for name, variable in variables.items()}
+        """Return the masks by the names of the variables that they match; others keep their names."""
+        names = {id(variable): name for name, variable in variables.items()}
         found = self._matched(list(variables.values()))
-        now = {name: own.get(id(variable), name) for name, variable in found.items()}
+        now = {name: names.get(id(variable), name) for name, variable in found.items()}
         return Masks(
             {now[name]: mask for name, mask in self._kept.items()},
             left_alone=self.left_alone,
@@ -128,14 +128,13 @@ class Masks(MaskMapping[np.ndarray]):
 
         Plain data; ``place`` is missing where it is not known.
         """
-        return {
-            name: {"bits": pack_mask(mask), "shape": list(mask.shape)} | self._place(name)
+        state: dict[str, dict[str, Any]] = {
+            name: {"bits": pack_mask(mask), "shape": list(mask.shape)}
             for name, mask in self._kept.items()
         }
-
-    def _place(self, name: str) -> dict[str, list[int]]:
-        found = self._places.get(name)
-        return {"place": [found.at, found.among, found.bearing]} if found else {}
+        for name, place in self._places.items():
+            state[name]["place"] = [place.at, place.among, place.bearing]
+        return state
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Any]]) -> Masks:
@@ -158,17 +157,14 @@ class Masks(MaskMapping[np.ndarray]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
-        """Return the masks that `save` wrote; raises `BadFile` for what is no such file."""
+        """Return the masks that `save` wrote; raises `BadFile` for other files."""
         try:
             with safetensors.safe_open(as_path(path), framework="numpy") as file:  # type: ignore[no-untyped-call]
                 metadata = file.metadata() or {}
-                shapes, places = (
-                    json.loads(metadata[_SHAPES]),
-                    json.loads(metadata.get(_PLACES, "{}")),
-                )
+                places = json.loads(metadata.get(_PLACES, "{}"))
                 state: dict[str, dict[str, Any]] = {
                     name: {"bits": file.get_tensor(name), "shape": shape}
-                    for name, shape in shapes.items()
+                    for name, shape in json.loads(metadata[_SHAPES]).items()
                 }
                 for name, place in places.items():
                     state[name]["place"] = place
@@ -176,7 +172,7 @@ class Masks(MaskMapping[np.ndarray]):
             *(OSError, LookupError, ValueError, AttributeError, TypeError),
             safetensors.SafetensorError,
         ) as error:
-            raise BadFile("this is no file of masks", where=str(path), got=error) from error
+            raise BadFile("this is not a file of masks", where=str(path), got=error) from error
         return cls.from_state_dict(state)
 
 
@@ -184,14 +180,14 @@ def _unpacked(name: str, value: Mapping[str, Any]) -> np.ndarray:
     try:
         return unpack_mask(np.asarray(value["bits"]), [int(size) for size in value["shape"]])
     except (KarikomiError, LookupError, TypeError, ValueError) as error:
-        raise BadFile("this is no packed mask", where=name, got=error) from error
+        raise BadFile("this is not a packed mask", where=name, got=error) from error
 
 
 def _place(name: str, numbers: Any) -> VariablePlace:
     try:
         place = VariablePlace(*map(int, numbers))
+        if not (0 <= place.at < place.among and place.bearing > 0):
+            raise ValueError("out of range")
     except (TypeError, ValueError) as error:
-        raise BadFile("this is no place of a variable", where=name, got=numbers) from error
-    if not (0 <= place.at < place.among and place.bearing > 0):
-        raise BadFile("this is no place of a variable", where=name, got=numbers)
+        raise BadFile("this is not a place of a variable", where=name, got=numbers) from error
     return place

@@ -1,6 +1,6 @@
-"""Penalties for Keras 3: a scalar for one's own loss, and a regularizer of a layer, which ``fit`` adds itself.
+"""Penalties for Keras 3: a scalar for a custom loss, and a regularizer of a layer, which ``fit`` adds.
 
-``model.add_loss`` is neither: outside of ``call`` it takes a number, which the next call forgets.
+``model.add_loss`` cannot be used: outside of ``call`` it takes a number, which the next call drops.
 """
 
 from __future__ import annotations
@@ -42,12 +42,11 @@ def penalty(
     is zero. Call it where the loss is computed: under a ``tf.GradientTape``, before torch's ``backward``,
     within the ``keras.StatelessScope`` of a JAX loss, or in a model's own ``compute_loss``, which ``fit``
     calls on every backend. Kernels of Dense, EinsumDense and convolutions count, for `ScaleL1` the scales
-    of batch normalisations; biases, embeddings, recurrent kernels and what is not trained do not.
+    of batch normalisations; biases, embeddings, recurrent kernels and frozen weights do not.
 
-    `only`, `exclude`: paths of variables (``net/dense/kernel``) or globs over them. `step`: a strength that changes
-    needs it,
-    a number, a tensor or a variable, counted from 0. `masks`: for `GrowingL2`, path -> true where a weight
-    is kept; those of biases and norms do not count.
+    `only`, `exclude`: paths of variables (``net/dense/kernel``) or globs over them. `step`: required for a
+    strength that changes: a number, a tensor or a variable, counted from 0. `masks`: for `GrowingL2`, path ->
+    true where a weight is kept; those of biases and norms do not count.
 
     Raises `InvalidArgument` for a rule, masks or a step that do not fit and for a model that is not built,
     `UnknownName` for a glob or a mask that matches nothing, `Unsupported` with the reasons if nothing is penalised.
@@ -97,7 +96,7 @@ class Penalty(keras.Regularizer):
 
     To load a model that holds one, ``import karikomi.keras`` first, since Keras looks up the class by its name.
 
-    Raises `Unsupported` for a strength that is a schedule and for `GrowingL2`, since a regularizer knows no step
+    Raises `Unsupported` for a strength that is a schedule and for `GrowingL2`, since a regularizer has no step
     and no mask; `InvalidArgument` for a `unit_axis` that is missing or of no use.
 
     >>> import keras, karikomi as kk
@@ -112,7 +111,7 @@ class Penalty(keras.Regularizer):
         )
         if rule.of_marked or isinstance(rule.strength, Schedule):
             raise Unsupported(
-                "a regularizer knows no step and no mask",
+                "a regularizer has no step and no mask",
                 where="keras.Penalty",
                 got=repr(rule),
                 hint=_IN_THE_LOSS,
@@ -146,16 +145,11 @@ class Penalty(keras.Regularizer):
 
 
 def _why_not(rule: Rule, first: Weight, masks: Mapping[str, Any] | None) -> str:
-    if rule.of == "scales":
-        of_kind = (
-            isinstance(first.layer, layers.BatchNormalization) and first.variable.name == "gamma"
-        )
-        other = "no scale of a batch normalisation"
-    else:
-        of_kind = isinstance(first.layer, KERNELS) and first.axes is not None
-        other = "no kernel of a Dense layer or a convolution"
-    if not of_kind:
-        return other
+    is_norm = isinstance(first.layer, layers.BatchNormalization)
+    if rule.of == "scales" and not (is_norm and first.variable.name == "gamma"):
+        return "not a scale of a batch normalisation"
+    if rule.of != "scales" and not (isinstance(first.layer, KERNELS) and first.axes is not None):
+        return "not a kernel of a Dense layer or a convolution"
     if not first.variable.trainable:
         return "it is not trained"
     return "it has no mask" if rule.of_marked and first.variable.path not in (masks or {}) else ""

@@ -89,7 +89,7 @@ class AfterStep:
         plain = {"seen": steps} if plain is None else plain
         seen = whole(plain.get("seen")) if isinstance(plain, Mapping) else None
         if seen is None or set(plain) - {"seen", "shown", "rewind"}:
-            raise InvalidArgument("this is no state of a schedule", where="prune")
+            raise InvalidArgument("this is not a state of a schedule", where="prune")
         kept = self._rewind.read(plain.get("rewind"))
         schedule = self._schedule
         goal = None if schedule is None else schedule.rewinds_to
@@ -139,8 +139,8 @@ class AfterStep:
         self._dense = {}
         if self.masks is not None and schedule.regrows_by is not None:
             if self._due and schedule.regrows_by == "gradient":
-                own = {name: p.grad for name, p in self._free().items() if name in self.masks}
-                self._dense = {name: item.abs() for name, item in own.items() if item is not None}
+                pairs = [(n, p.grad) for n, p in self._free().items() if n in self.masks]
+                self._dense = {name: grad.abs() for name, grad in pairs if grad is not None}
         elif self._shown.facts and (self._due or steps <= schedule.last):
             self._shown.note(self._scored(schedule), self._rates(), scale)
 
@@ -148,11 +148,12 @@ class AfterStep:
         if steps == schedule.rewinds_to:
             self._rewind.keep()
         # Read only where it matters: the values may be on a device.
-        waits = bool(self._due) or self._shown.waiting
-        if waits and not (_taken(outcome) and self._shown.finite() and finite(self._dense)):
-            self._shown.drop()
-            self._dense = {}
-            return
+        if self._due or self._shown.waiting:
+            taken = not bool(outcome.skipped) and not outcome.nonfinite
+            if not (taken and self._shown.finite() and finite(self._dense)):
+                self._shown.drop()
+                self._dense = {}
+                return
         self._shown.take_in()
         if self._due:
             self._renew(schedule, steps)
@@ -175,15 +176,15 @@ class AfterStep:
         after.apply_(self._model)
 
     def _moved(self, schedule: PruningSchedule, masks: Masks, step: int) -> Masks:
-        """Return masks with as many kept weights as before; a tensor without a gradient keeps its own."""
-        own = {name: tensor for name, tensor in self._free().items() if name in masks}
+        """Return masks with as many kept weights as before; a tensor without a gradient keeps its mask."""
+        masked = {name: tensor for name, tensor in self._free().items() if name in masks}
         by_noise = schedule.regrows_by == "noise"
-        worth = noise(own, schedule.seed, step) if by_noise else self._dense
-        moved = rewired(own, masks, worth, schedule.drop_at(step))
+        worth = noise(masked, schedule.seed, step) if by_noise else self._dense
+        moved = rewired(masked, masks, worth, schedule.drop_at(step))
         return Masks(moved, left_alone=masks.left_alone)
 
     def _pruned(self, schedule: PruningSchedule, steps: int) -> Masks:
-        others, own = self._others(), schedule.exclude or ()
+        others, exclude = self._others(), schedule.exclude or ()
         masks = prune_(
             self._model,
             sparsity=None if schedule.pattern_says else schedule.sparsity_at(steps),
@@ -191,7 +192,7 @@ class AfterStep:
             allocation=schedule.allocation,
             pattern=schedule.pattern,
             only=schedule.only,
-            exclude=[*([own] if isinstance(own, str) else own), *others] or None,
+            exclude=[*([exclude] if isinstance(exclude, str) else exclude), *others] or None,
             masks=self.masks,
             facts=self._shown.found(self._scored(schedule)) or None,
         )
@@ -199,7 +200,7 @@ class AfterStep:
         return Masks(masks, left_alone=reasons, account=masks.account)
 
     def _scored(self, schedule: PruningSchedule) -> dict[str, torch.Tensor]:
-        """Return the parameters that a score may ask facts of."""
+        """Return the parameters whose facts a score may need."""
         free = self._free()
         if as_pattern(schedule.pattern).coupled:
             return free
@@ -219,7 +220,7 @@ class AfterStep:
         return {name: item for name, item in self._found.items() if item.requires_grad}
 
     def _others(self) -> dict[str, str]:
-        """Return name -> why neither bound nor schedule touches this parameter of the model."""
+        """Return name -> why neither bound nor schedule affects this parameter of the model."""
         free = self._free()
         return {
             name: FROZEN if name in self._found else FOREIGN
@@ -236,31 +237,26 @@ class AfterStep:
             targets(self._model, self._bound, self._free())
         if self._schedule is None:
             return
-        own = {n: tensor for n, tensor in self._free().items() if n in self._prunable}
-        if not own:
+        chosen = {n: tensor for n, tensor in self._free().items() if n in self._prunable}
+        if not chosen:
             raise Unsupported(
                 "the optimizer holds no weight of a Linear or Conv layer that could be pruned",
                 where="torch.attach(prune)",
             )
         if self._schedule.regrows_by is not None:
-            check_whole(own, where="torch.attach(prune)")
+            check_whole(chosen, where="torch.attach(prune)")
 
 
 def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> Masks:
     """Return the masks of the optimizer's parameters; the others are reported as left alone."""
-    own = {id(parameter) for parameter in found.values()}
+    optimized = {id(parameter) for parameter in found.values()}
     known = dict(unwrapped(model).named_parameters(remove_duplicate=False))
-    foreign = {name: FOREIGN for name in masks if name in known and id(known[name]) not in own}
+    foreign = {n: FOREIGN for n in masks if n in known and id(known[n]) not in optimized}
     if foreign and len(foreign) == len(masks):
         raise Unsupported("the optimizer holds no masked parameter", where="torch.attach(prune)")
     kept = {name: mask for name, mask in masks.items() if name not in foreign}
     left_alone = {**masks.left_alone, **foreign}
     return Masks(kept, left_alone=left_alone, account=masks.account, places=masks.places)
-
-
-def _taken(outcome: Outcome) -> bool:
-    """Return whether a step was taken with finite gradients."""
-    return not bool(outcome.skipped) and not outcome.nonfinite
 
 
 def no_rule(where: str) -> InvalidArgument:
@@ -272,8 +268,8 @@ def no_rule(where: str) -> InvalidArgument:
 
 def _unpacked(masks: object) -> Masks:
     if not isinstance(masks, Mapping):
-        raise InvalidArgument("these are no masks", where="masks", got=type(masks).__name__)
+        raise InvalidArgument("these are not masks", where="masks", got=type(masks).__name__)
     try:
         return Masks.from_state_dict(masks)
     except BadFile as error:
-        raise InvalidArgument(f"these are no masks: {error}", where="masks") from error
+        raise InvalidArgument(f"these are not masks: {error}", where="masks") from error

@@ -1,6 +1,6 @@
 """One line for any training loop: clip before every step, mask and bound after it.
 
-Hooks on the optimizer make the order impossible to get wrong: gradients are masked, then clipped,
+Hooks on the optimizer ensure the order: gradients are masked, then clipped,
 then the optimizer steps, then updates are clipped, masks renewed and re-applied, weights bounded. Only
 the parameters that the optimizer holds are affected.
 """
@@ -54,15 +54,15 @@ def attach(
 ) -> Handle:
     """Clip before, mask and bound after every ``optimizer.step()``, and return the handle.
 
-    `optimizer`: one, or several that step together and share a joint norm (Muon beside AdamW); what
-    accelerate or Lightning has wrapped is meant by its wrapper too. `clip`,
+    `optimizer`: one, or several that step together and share a joint norm (Muon beside AdamW), also
+    in the wrappers of accelerate and Lightning. `clip`,
     `bound`: rules of `karikomi.clip` and `karikomi.bound`; without a `clip`, gradients are still
     measured and bad steps skipped. `update`: a rule of `karikomi.clip` for the update, the change of the
     weights divided by the learning rate; it costs a copy of the weights (`BlockRMS` given as `clip` is
-    meant like this). `prune`: a schedule (`OneShot`, `Gradual`, `Iterative`, `SET`, `RigL`), or `Masks` to
+    applied like this). `prune`: a schedule (`OneShot`, `Gradual`, `Iterative`, `SET`, `RigL`), or `Masks` to
     hold; scores by gradients see those of the training steps, dense and before the clip. Bounds and
-    schedules leave alone what the optimizer does not hold or what is frozen: ``handle.last_bound`` and
-    ``handle.masks`` say so in their ``left_alone``. `nonfinite`: what a step with NaN or infinite
+    schedules do not affect parameters that are frozen or of no optimizer here: they are listed in
+    ``left_alone`` of ``handle.last_bound`` and ``handle.masks``. `nonfinite`: what a step with NaN or infinite
     gradients does; ``skip`` (default) takes no step and leaves moments alone. `stop_after`: raise
     `NonFinite`, naming the tensors, after that many bad steps in a row. `record`: gets one row per step.
     `process_group`: for plain parameters that are different ones on each rank (pipeline or expert
@@ -77,7 +77,7 @@ def attach(
     optimizer that has a handle, for parameters that the model does not have, for a bound or schedule
     that has nothing to act on, and for a score that needs more than training steps show (`Wanda`).
     Raises `InvalidArgument` for arguments of another kind. A step
-    that an AMP scaler skips is no bad one in a row, and as an attempted one it is known only where the
+    that an AMP scaler skips is not counted as bad in a row, and is counted as attempted only where the
     optimizer is fused (otherwise it is never called). Warns once of a limit
     that clips more than 95 % or less than 0.1 % of the steps, and of weights that change without a step
     of this optimizer.
@@ -94,18 +94,14 @@ def attach(
     optimizers = _checked_optimizers(optimizer)
     if clip is not None and update is None and getattr(clip, "of", None) is Quantity.UPDATE:
         clip, update = None, clip
-    if clip is not None:
-        decide.check_rule(clip, Quantity.GRADIENT, where="torch.attach(clip)", available=AVAILABLE)
-    if update is not None:
-        decide.check_rule(
-            update,
-            Quantity.UPDATE,
-            Quantity.GRADIENT,
-            where="torch.attach(update)",
-            available=AVAILABLE,
-        )
-    if bound is not None:
-        decide.check_rule(bound, Quantity.WEIGHT, where="torch.attach(bound)", available=MEASURED)
+    for name, rule, quantities, available in (
+        ("clip", clip, [Quantity.GRADIENT], AVAILABLE),
+        ("update", update, [Quantity.UPDATE, Quantity.GRADIENT], AVAILABLE),
+        ("bound", bound, [Quantity.WEIGHT], MEASURED),
+    ):
+        if rule is not None:
+            where = f"torch.attach({name})"
+            decide.check_rule(rule, *quantities, where=where, available=available)
     if prune is not None and not isinstance(prune, PruningSchedule | Masks):
         raise InvalidArgument(
             "prune takes a schedule or masks",
@@ -117,7 +113,7 @@ def attach(
         check_fields(prune, where="torch.attach(prune)")
     if record is not None and not isinstance(record, Recorder):
         raise InvalidArgument(
-            "this is no recorder",
+            "this is not a recorder",
             where="torch.attach(record)",
             got=repr(record)[:80],
             allowed="kk.record.Recorder(path)",
@@ -145,14 +141,12 @@ def attach(
 def _checked_optimizers(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
 ) -> list[torch.optim.Optimizer]:
-    several: list[Any] = [optimizer]
-    if isinstance(optimizer, Sequence):
-        several = list(optimizer)
-    several = [inside(entry) for entry in several]
-    for item in several:
+    given = optimizer if isinstance(optimizer, Sequence) else [optimizer]
+    optimizers: list[Any] = [inside(entry) for entry in given]
+    for item in optimizers:
         if not isinstance(item, torch.optim.Optimizer):
             raise InvalidArgument(
-                "this is no torch optimizer", where="torch.attach", got=type(item).__name__
+                "this is not a torch optimizer", where="torch.attach", got=type(item).__name__
             )
         if isinstance(item, torch.optim.LBFGS):
             raise Unsupported(
@@ -170,23 +164,20 @@ def _checked_optimizers(
                 got=type(item).__name__,
                 hint="attach to the optimizer inside it, such as wrapper.optimizer",
             ) from None
-        if item in attached:
-            raise Unsupported(
-                "this optimizer has a handle already: every step would be clipped twice",
-                where="torch.attach",
-                hint="detach() the other handle first",
-            )
-    if not several:
+        check_unattached(item, where="torch.attach", hint="detach() the other handle first")
+    if not optimizers:
         raise InvalidArgument("there is no optimizer", where="torch.attach", got="[]")
-    return several
+    return optimizers
 
 
-def is_attached(optimizer: Any) -> bool:
-    """Return whether the optimizer, or the one inside of it, has an attached handle.
-
-    Raises `Unsupported` as `inside` does.
-    """
-    return inside(optimizer) in attached
+def check_unattached(optimizer: Any, *, where: str, hint: str) -> None:
+    """Raise `Unsupported` for an optimizer that has a handle, or whose inner one has, and as `inside` does."""
+    if inside(optimizer) in attached:
+        raise Unsupported(
+            "this optimizer has a handle already: every step would be clipped twice",
+            where=where,
+            hint=hint,
+        )
 
 
 def inside(optimizer: Any) -> Any:
@@ -197,8 +188,8 @@ def inside(optimizer: Any) -> Any:
     names = {f"{item.__module__}.{item.__qualname__}" for item in type(optimizer).__mro__}
     for name in names & _ENGINES.keys():
         raise Unsupported(
-            f"{_ENGINES[name]} keeps the gradients to itself and steps inside backward(), so no rule can "
-            "come between",
+            f"{_ENGINES[name]} does not expose the gradients and steps inside backward(), so no rule can "
+            "be applied",
             where="torch.attach",
             hint="use its own gradient_clipping setting, or train with DDP or FSDP2",
         )

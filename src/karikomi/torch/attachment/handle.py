@@ -214,12 +214,15 @@ class Handle:
             return None
         self._step_calls.record_parents(optimizer)
         self._unfold()
-        found = [argument for argument in (*args, *kwargs.values()) if _is_closure(argument)]
-        if not found:
+        closures = [
+            argument
+            for argument in (*args, *kwargs.values())
+            if callable(argument) and not isinstance(argument, torch.optim.Optimizer)
+        ]
+        if not closures:
             self._prepare(optimizer)
             return None
-        wrapped = self._wrapped(optimizer, found[0])
-        swap = {id(found[0]): wrapped}
+        swap = {id(closures[0]): self._wrapped(optimizer, closures[0])}
         args = tuple(swap.get(id(argument), argument) for argument in args)
         return args, {key: swap.get(id(value), value) for key, value in kwargs.items()}
 
@@ -267,21 +270,19 @@ class Handle:
             # Another joint step begins before all optimizers have stepped in the last one.
             self._finish()
         if len(self._optimizers) > 1 and getattr(optimizer, "grad_scale", None) is None:
-            self._refuse_scaled(optimizer)
+            others = [item for item in self._optimizers if item is not optimizer]
+            if still_scaled(others):
+                raise Unsupported(
+                    "the AMP scaler has unscaled the gradients of one optimizer, those of the others not yet",
+                    where="torch.attach",
+                    hint="call scaler.unscale_(each optimizer) before the first scaler.step",
+                )
         try:
             self._clip(optimizer)
         except BaseException:
             self._joint_step.drop()
             self._unfold()
             raise
-
-    def _refuse_scaled(self, optimizer: torch.optim.Optimizer) -> None:
-        if still_scaled([item for item in self._optimizers if item is not optimizer]):
-            raise Unsupported(
-                "the AMP scaler has unscaled the gradients of one optimizer, those of the others not yet",
-                where="torch.attach",
-                hint="call scaler.unscale_(each optimizer) before the first scaler.step",
-            )
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> None:
         self._joint_step.begin(optimizer)
@@ -293,8 +294,8 @@ class Handle:
         if self._on_device is not None and self._fold is not None and self._decided_on_device:
             self._step_on_device(self._on_device, self._fold)
             return
-        overflow = _flag(getattr(optimizer, "found_inf", None))
-        scale = getattr(optimizer, "grad_scale", None)
+        found_inf, scale = (getattr(optimizer, n, None) for n in ("found_inf", "grad_scale"))
+        overflow = found_inf is not None and bool(found_inf)
         self.last = self._clipping.step(
             scale=1.0 if scale is None else float(scale),
             overflow=overflow,
@@ -354,14 +355,6 @@ class Handle:
             self._fold.restore()
 
 
-def _is_closure(argument: object) -> bool:
-    return callable(argument) and not isinstance(argument, torch.optim.Optimizer)
-
-
-def _flag(found_inf: torch.Tensor | None) -> bool:
-    return found_inf is not None and bool(found_inf)
-
-
 def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
     return [item for group in optimizer.param_groups for item in map(id, group["params"])]
 
@@ -376,11 +369,8 @@ def _optimized(
     chosen = {id(parameter) for parameter in held}
     if len(chosen) < len(held):
         raise Unsupported("two optimizers hold the same parameter", where="torch.attach")
-    found = {
-        name: parameter
-        for name, parameter in named(model, where="torch.attach").items()
-        if id(parameter) in chosen
-    }
+    parameters = named(model, where="torch.attach").items()
+    found = {name: parameter for name, parameter in parameters if id(parameter) in chosen}
     foreign = len(chosen) - len(found)
     if foreign:
         raise Unsupported(

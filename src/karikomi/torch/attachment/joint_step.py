@@ -27,14 +27,12 @@ class JointStep:
         It is added if this optimizer has not stepped in it yet, and its gradients are those that were
         clipped.
         """
-        own = id(optimizer)
-        if (
-            not self._begun
-            or own in self._begun
-            or self._gradients.get(own) != _gradients(optimizer)
-        ):
+        key = id(optimizer)
+        if not self._begun or key in self._begun:
             return False
-        self._begun.add(own)
+        if self._gradients.get(key) != _gradients(optimizer):
+            return False
+        self._begun.add(key)
         return True
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:

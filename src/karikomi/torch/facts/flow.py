@@ -1,7 +1,7 @@
-"""SynFlow's gradient: how much of what flows through the network passes through a weight.
+"""SynFlow's gradient: the derivative of the network's output by the magnitude of each weight.
 
-Separate from other gradients: no loss and no targets, only the shape of an input; and every parameter
-stands in by its magnitude, in double precision, since products along deep networks leave float32.
+Separate from other gradients: no loss and no targets, only the shape of an input; and parameters are
+replaced by their magnitudes, in double precision, since products along deep networks overflow float32.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def flows(
 ) -> dict[str, torch.Tensor]:
     """Return weight name -> ``dR/d|w|`` for R the sum of the outputs for one input of ones.
 
-    All are divided by the largest, which changes no order: of deep networks they fit no float32.
-    All parameters and buffers stand in by their magnitudes (biases and running statistics too, as in
+    All are divided by the largest, which changes no order: in deep networks they would overflow float32.
+    All parameters and buffers are replaced by their magnitudes (biases and running statistics too, as in
     the authors' code); batch norms are in eval mode, dropout is off. The module itself is not written
     to. `batch`: gives the shapes; tensors of whole numbers or truth values (masks) keep their first
     example. Raises `Unsupported` where no input has fractions: token ids cannot be ones.
@@ -39,30 +39,28 @@ def flows(
     """
     if not any(tensor.is_floating_point() for tensor in batch.tensors()):
         raise Unsupported(
-            "an input of ones cannot stand in for whole numbers",
+            "an input of ones cannot replace whole numbers",
             where="flow",
             hint="score the part of the network behind its embedding",
         )
-    stand_ins: dict[str, torch.Tensor] = {}
+    magnitudes: dict[str, torch.Tensor] = {}
     by_identity: dict[int, torch.Tensor] = {}
     for name, parameter in (*module.named_parameters(), *module.named_buffers()):
         if parameter.is_floating_point():
-            stand_ins[name] = by_identity[id(parameter)] = (
-                parameter.detach().to(wide(parameter.device)).abs()
-            )
+            magnitude = parameter.detach().to(wide(parameter.device)).abs()
+            magnitudes[name] = by_identity[id(parameter)] = magnitude
     chosen = [by_identity[id(weight)].requires_grad_() for weight in weights.values()]
-    ones = batch.inputs(_one)
+    ones = batch.inputs(_ones)
     with steady(module, fresh=False), torch.enable_grad():
-        outputs = functional_call(module, stand_ins, ones.positional, dict(ones.named))
-        total = torch.stack(
-            [leaf.sum() for leaf in leaves(outputs) if leaf.is_floating_point()]
-        ).sum()
+        outputs = functional_call(module, magnitudes, ones.positional, dict(ones.named))
+        sums = [leaf.sum() for leaf in leaves(outputs) if leaf.is_floating_point()]
+        total = torch.stack(sums).sum()
         found = torch.autograd.grad(total, chosen, allow_unused=True, materialize_grads=True)
-    largest = torch.stack([item.max() for item in found if item.numel()]).max()
+    largest = torch.stack([gradient.max() for gradient in found if gradient.numel()]).max()
     scale = torch.where(largest > 0, largest, 1.0)
-    return {name: item / scale for name, item in zip(weights, found, strict=True)}
+    return {name: gradient / scale for name, gradient in zip(weights, found, strict=True)}
 
 
-def _one(tensor: torch.Tensor) -> torch.Tensor:
+def _ones(tensor: torch.Tensor) -> torch.Tensor:
     first = tensor[:1] if tensor.dim() else tensor
     return torch.ones_like(first, dtype=wide(first.device)) if first.is_floating_point() else first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -59,19 +59,15 @@ class Forward:
             scales = dict(self._module.named_parameters())
             found["gate"] = gates(self._weights, self._trail.units, self._trail.norms, scales)
         if "macs" in self._facts:
-            self._check_seen("macs", self._never_counted())
+            # Looking a row up multiplies nothing.
+            strays = {n for n, reader in self._watch.strays.items() if reader != "embedding"}
+            self._check_seen("macs", {n for n, mac in self._macs.items() if mac or n not in strays})
             found["macs"] = {
                 n: torch.tensor(mac, dtype=torch.float64) for n, mac in self._macs.items()
             }
         return found
 
-    def _never_counted(self) -> dict[str, float]:
-        """Return the counts without those of weights that an uncounted operation read."""
-        # Looking a row up multiplies nothing.
-        uncounted = {n for n, reader in self._watch.strays.items() if reader != "embedding"}
-        return {n: mac for n, mac in self._macs.items() if mac or n not in uncounted}
-
-    def _check_seen(self, fact: str, found: Mapping[str, object]) -> None:
+    def _check_seen(self, fact: str, found: Container[str]) -> None:
         for name in self._weights:
             if name not in found:
                 stray = self._watch.strays.get(name)
@@ -90,19 +86,17 @@ def following(module: nn.Module, batch: Batch) -> dict[str, str]:
     Only norms with a scale per unit of the layer that follow no other layer count, and layers whose every
     use is followed by the same norm, in a run of this batch. The module must be in eval mode.
     """
-    weights = {
-        name: parameter for name, parameter in module.named_parameters() if parameter.dim() > 1
-    }
+    scales = dict(module.named_parameters())
+    weights = {name: parameter for name, parameter in scales.items() if parameter.dim() > 1}
     trail = Trail(scales_of(module))
     with torch.no_grad(), WeightReadHooks(weights, (), trail):
         module(*batch.positional, **batch.named)
-    scales = dict(module.named_parameters())
     found = {}
     for name, norms in trail.norms.items():
         scale = next(iter(norms))
         if len(norms) == 1 and scale and scales[scale].shape == (trail.units[name],):
             found[name.rpartition(".")[0]] = scale.rpartition(".")[0]
     # A norm that follows several layers is removed with none of them.
-    every = [scale for norms in trail.norms.values() for scale in norms if scale]
-    shared = Counter(scale.rpartition(".")[0] for scale in every)
+    read = [scale for norms in trail.norms.values() for scale in norms if scale]
+    shared = Counter(scale.rpartition(".")[0] for scale in read)
     return {layer: norm for layer, norm in found.items() if shared[norm] == 1}

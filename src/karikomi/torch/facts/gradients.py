@@ -1,8 +1,8 @@
-"""Facts about what the loss does if a weight changes: gradients, their squares, Hessian times gradient.
+"""Facts from derivatives of the loss: gradients, their squares, Hessian times gradient.
 
-The network is called with stand-ins for its parameters: those to be scored share the memory of the
-originals and ask for gradients, the others ask for none. So no flag and no ``.grad`` of the user's
-parameters is touched, nor any hook on them run; weights in half precision are stood in for in float32.
+The network is called with copies of its parameters: those to be scored share the memory of the originals
+and require gradients, the others do not. So no flag and no ``.grad`` of the user's parameters is changed,
+nor any hook on them run; copies of weights in half precision are in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.torch.tracing.batches import MISSING, Batch
 
 Loss = Callable[[Any, Any], torch.Tensor]
-
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -42,9 +41,9 @@ class Gradients:
         self._module = module
         self._loss = loss
         self._names = list(weights)
-        stand_ins = _stand_ins(module, {id(weight) for weight in weights.values()})
-        self._given = {name: stand_in for name, (_, stand_in) in stand_ins.items()}
-        by_identity = {identity: stand_in for identity, stand_in in stand_ins.values()}
+        copies = _copies(module, {id(weight) for weight in weights.values()})
+        self._arguments = {name: copy for name, (_, copy) in copies.items()}
+        by_identity = dict(copies.values())
         self._weights = [by_identity[id(weight)] for weight in weights.values()]
         wanted = facts | {"gradient"} if self.passes == 2 else facts
         self._sums = {
@@ -88,20 +87,31 @@ class Gradients:
                 allowed="(inputs, targets), with None for targets that the loss does not read",
             )
         batch = batch.inputs(lambda value: value.float() if value.dtype in _HALF else value)
-        outputs = functional_call(self._module, self._given, batch.positional, dict(batch.named))
+        outputs = functional_call(
+            self._module, self._arguments, batch.positional, dict(batch.named)
+        )
         loss = self._loss(outputs, batch.targets)
-        _check_loss(loss)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            shape = getattr(loss, "shape", None)
+            raise InvalidArgument(
+                "a loss is one number",
+                where="loss",
+                got=type(loss).__name__ if shape is None else f"shape {tuple(shape)}",
+                hint="its mean over the batch",
+            )
+        if not bool(torch.isfinite(loss.detach())):
+            raise NonFinite("the loss is NaN or infinite", where="loss", got=float(loss.detach()))
+        if not loss.requires_grad:
+            raise Unsupported(
+                "the loss depends on none of the weights that are scored",
+                where="loss",
+                hint="is it computed under no_grad, or from detached outputs?",
+            )
         return loss.reshape(())
 
     def _of(self, value: torch.Tensor, *, create_graph: bool = False) -> list[torch.Tensor]:
-        found = torch.autograd.grad(
-            value,
-            self._weights,
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return list(found)
+        more = {"allow_unused": True, "materialize_grads": True}
+        return list(torch.autograd.grad(value, self._weights, create_graph=create_graph, **more))
 
     def _products(self, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
         means = [total / self._counts[0] for total in self._sums["gradient"]]
@@ -118,42 +128,22 @@ class Gradients:
             total += term.detach()
 
 
-def _stand_ins(module: nn.Module, scored: set[int]) -> dict[str, tuple[int, torch.Tensor]]:
-    """Return name -> (identity of the original, stand-in); buffers only where they are cast."""
-    found: dict[str, tuple[int, torch.Tensor]] = {}
+def _copies(module: nn.Module, scored: set[int]) -> dict[str, tuple[int, torch.Tensor]]:
+    """Return name -> (identity of the original, copy); buffers only where they are cast."""
+    copies: dict[str, tuple[int, torch.Tensor]] = {}
     for name, parameter in module.named_parameters():
-        stand_in = parameter.detach().float() if parameter.dtype in _HALF else parameter.detach()
-        found[name] = id(parameter), stand_in.requires_grad_(id(parameter) in scored)
+        copy = parameter.detach().float() if parameter.dtype in _HALF else parameter.detach()
+        copies[name] = id(parameter), copy.requires_grad_(id(parameter) in scored)
     for name, parameter in module.named_buffers():
         if parameter.dtype in _HALF:
-            found[name] = id(parameter), parameter.float()
-    return found
-
-
-def _check_loss(loss: Any) -> None:
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        raise InvalidArgument(
-            "a loss is one number",
-            where="loss",
-            got=f"shape {tuple(loss.shape)}"
-            if isinstance(loss, torch.Tensor)
-            else type(loss).__name__,
-            hint="its mean over the batch",
-        )
-    if not bool(torch.isfinite(loss.detach())):
-        raise NonFinite("the loss is NaN or infinite", where="loss", got=float(loss.detach()))
-    if not loss.requires_grad:
-        raise Unsupported(
-            "the loss depends on none of the weights that are scored",
-            where="loss",
-            hint="is it computed under no_grad, or from detached outputs?",
-        )
+            copies[name] = id(parameter), parameter.float()
+    return copies
 
 
 @contextmanager
 def _twice_differentiable(module: nn.Module, twice: bool) -> Iterator[None]:
     """Choose implementations that have the derivatives that are needed."""
-    recurrent = any(isinstance(item, nn.RNNBase) for item in module.modules())
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
     attention = sdpa_kernel(SDPBackend.MATH) if twice else nullcontext()
     # cuDNN differentiates recurrent layers in training mode only, and once only.
     cells = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()

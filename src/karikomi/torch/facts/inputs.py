@@ -1,4 +1,4 @@
-"""Facts about what weights multiply: norms and products of their inputs, and how often they are used.
+"""Facts of the inputs that weights multiply: norms, products, and the number of multiplications.
 
 Sums over samples and positions, added up batch by batch and use by use: memory does not grow with data.
 """
@@ -14,7 +14,7 @@ from karikomi.errors import Unsupported
 from karikomi.torch.numerics.norms import wide
 from karikomi.torch.tracing.weight_reads import Reading
 
-# Entries of the unfolded inputs of a convolution that stand in memory at a time.
+# Entries of the unfolded inputs of a convolution in memory at a time.
 _BLOCK = 1 << 22
 
 
@@ -74,11 +74,9 @@ class Grams:
         for block in _unfolded(reading):
             groups, width, rows = block.shape
             if reading.name not in self._products:
-                of = parts * groups
-                self._products[reading.name] = block.new_zeros(
-                    (of, width, width), dtype=wide(block.device)
-                )
-                self._rows[reading.name] = block.new_zeros((of, 1, 1), dtype=wide(block.device))
+                kind, shape = wide(block.device), (parts * groups, width, width)
+                self._products[reading.name] = block.new_zeros(shape, dtype=kind)
+                self._rows[reading.name] = block.new_zeros((parts * groups, 1, 1), dtype=kind)
             at = slice(part * groups, (part + 1) * groups)
             self._products[reading.name][at] += block @ block.mT
             self._rows[reading.name][at] += rows
@@ -112,15 +110,14 @@ class Macs:
 
 
 READERS = {"input_norm": InputNorms, "gram": Grams, "macs": Macs}
-"""Fact -> what measures it from the inputs of layers; a new fact of inputs is a new entry."""
+"""Fact -> class that measures it from the inputs of layers."""
 
 
 def _squares(reading: Reading) -> torch.Tensor:
     """Return the sums of squares of one reading, of shape (blocks of rows, inputs ...)."""
     inputs, window = reading.inputs, reading.window
     if window is None:
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        return _lengths(rows).square()[None]
+        return _lengths(inputs.reshape(-1, inputs.shape[-1])).square()[None]
     inputs = _batched(inputs, len(window.kernel))
     # Summed over samples before the kernel slides, which is then cheap.
     squares = _lengths(inputs).square()
@@ -151,5 +148,5 @@ def _unfolded(reading: Reading) -> Iterator[torch.Tensor]:
 
 
 def _batched(inputs: torch.Tensor, axes: int) -> torch.Tensor:
-    """Return inputs with a leading axis of examples, which convolutions may go without."""
+    """Return inputs with a leading axis of examples, which convolutions may lack."""
     return inputs[None] if inputs.dim() == axes + 1 else inputs

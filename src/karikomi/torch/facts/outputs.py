@@ -1,7 +1,7 @@
-"""Facts about what units put out: zeros, magnitude and spread, and the scale that multiplies them.
+"""Facts of the outputs of units: zeros, magnitude and spread, and the scale that multiplies them.
 
-Taken after the normalisation and the activation that directly follow a layer (`karikomi.torch.tracing.output_tracing`),
-where zeros come from; where none follows, of what the layer itself puts out.
+Measured after the normalisation and the activation that directly follow a layer
+(`karikomi.torch.tracing.output_tracing`), if there are any.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class OutputMoments:
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
 
     def see(self, path: Path, outputs: torch.Tensor) -> None:
-        """Take the outputs of a path as they are now; what was taken of it earlier is replaced."""
+        """Store the moments of the outputs of a path, in place of earlier ones of this run."""
         values = outputs.detach().movedim(path.axis, 0).flatten(1)
         self._latest[path] = _moments(values, self._facts)
 
     def end(self) -> None:
-        """Add what this run of the network ended with."""
+        """Add the latest moments of this run of the network."""
         for path, new in self._latest.items():
             count = int(new.pop("count"))
             if not count:
@@ -65,7 +65,7 @@ def gates(
 ) -> dict[str, torch.Tensor]:
     """Return weight name -> the scale of the normalisation that takes its outputs, one per unit.
 
-    `units`: how many a weight has. `norms`: as `karikomi.torch.tracing.output_tracing.Trail` found them. Raises
+    `units`: the number of units of a weight. `norms`: of `karikomi.torch.tracing.output_tracing.Trail`. Raises
     `Unsupported` naming a weight that has none, or more than one.
     """
     found = {}

@@ -1,6 +1,6 @@
-"""What training steps show of weights: running facts, for scores that schedules ask while a network trains.
+"""Running facts of weights from training steps, for scores that schedules compute while a network trains.
 
-Separate from measuring on data, which needs passes of its own.
+Separate from measuring on data, which needs additional passes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.schedule import whole
 
-# What a training step shows of a weight: its gradient, the weight, the learning rate.
-_SHOWN = {
+# Fact -> its term of one training step, from the gradient, the weight and the learning rate.
+_TERMS = {
     "gradient": lambda gradient, weight, rate: gradient,
     "squared_gradient": lambda gradient, weight, rate: gradient * gradient,
     "moved": lambda gradient, weight, rate: -rate * weight * gradient,
@@ -26,9 +26,9 @@ _OF_ALLOCATIONS = {"owl": {"outliers"}, "sensitivity": {"curve"}}
 
 
 class RunningStats:
-    """What the gradients of training steps show of weights: running facts for scores.
+    """Sums and means of facts over training steps.
 
-    A step's part is noted before its gradients are masked, and taken in once the step was taken.
+    The terms of a step are stored before its gradients are masked, and added once the step was taken.
     """
 
     def __init__(self, facts: frozenset[str]) -> None:
@@ -39,7 +39,7 @@ class RunningStats:
 
     @property
     def waiting(self) -> bool:
-        """Whether a step's part is noted and not taken in."""
+        """Whether the terms of a step are stored and not yet added."""
         return bool(self._now)
 
     def note(
@@ -48,7 +48,7 @@ class RunningStats:
         rates: Mapping[str, float],
         scale: torch.Tensor | None,
     ) -> None:
-        """Note what this step shows; a weight without a gradient shows zeros."""
+        """Store the terms of this step, zeros for a weight without a gradient."""
         self._now = {fact: {} for fact in self._sums}
         for name, weight in weights.items():
             if weight.grad is None:
@@ -57,10 +57,10 @@ class RunningStats:
             gradient = weight.grad.detach().to(torch.float32, copy=True)
             gradient = gradient if scale is None else gradient / scale
             for fact, now in self._now.items():
-                now[name] = _SHOWN[fact](gradient, weight.detach().float(), rates[name])
+                now[name] = _TERMS[fact](gradient, weight.detach().float(), rates[name])
 
     def take_in(self) -> None:
-        """Add the step's part to the sums."""
+        """Add the stored terms to the sums."""
         for fact, now in self._now.items():
             sums = self._sums[fact]
             for name, current in now.items():
@@ -69,11 +69,11 @@ class RunningStats:
         self._now = {}
 
     def finite(self) -> bool:
-        """Return whether the step's part is finite."""
+        """Return whether the stored terms are finite."""
         return all(finite(now) for now in self._now.values())
 
     def drop(self) -> None:
-        """Forget the step's part."""
+        """Drop the stored terms."""
         self._now = {}
 
     def restart(self) -> None:
@@ -94,7 +94,7 @@ class RunningStats:
         }
 
     def plain(self) -> dict[str, Any] | None:
-        """Return everything, for a checkpoint."""
+        """Return the state, for a checkpoint."""
         sums = {fact: dict(total) for fact, total in self._sums.items()}
         return {"steps": self._steps, "sums": sums} if self.facts else None
 
@@ -106,12 +106,12 @@ class RunningStats:
         steps = whole(plain.get("steps")) if isinstance(plain, Mapping) else None
         if steps is None or not isinstance(sums, Mapping) or sums.keys() != self._sums.keys():
             raise InvalidArgument(
-                "the state has not the facts that the score needs",
+                "the state does not have the facts that the score needs",
                 where="prune: shown",
                 got=sorted(sums) if isinstance(sums, Mapping) else type(sums).__name__,
                 allowed=sorted(self._sums),
             )
-        return steps, {fact: _fitting(total, found) for fact, total in sums.items()}
+        return steps, {fact: _checked(total, found) for fact, total in sums.items()}
 
     def load(self, read: tuple[int, Any]) -> None:
         """Continue with what `read` returned."""
@@ -120,36 +120,34 @@ class RunningStats:
 
 
 def shown_in_training(schedule: PruningSchedule) -> frozenset[str]:
-    """Return the facts that training has to show, or refuse the score or the allocation."""
-    score = schedule.scored_by()
-    asked = {
+    """Return the facts that training steps have to give, or raise `Unsupported` for score or allocation."""
+    score, allocation = schedule.scored_by(), schedule.allocation or ""
+    needs_by_name = {
         type(score).__name__: score.needs | {"inputs"} if score.updates else score.needs,
-        f"allocation {schedule.allocation!r}": _OF_ALLOCATIONS.get(
-            schedule.allocation or "", set()
-        ),
+        f"allocation {allocation!r}": _OF_ALLOCATIONS.get(allocation, set()),
     }
-    for asker, needs in asked.items():
-        missing = needs - _SHOWN.keys() - {"noise"}
+    for name, needs in needs_by_name.items():
+        missing = needs - _TERMS.keys() - {"noise"}
         if missing:
             raise Unsupported(
-                f"{asker} needs {', '.join(sorted(missing))}, which training steps do not show",
+                f"{name} needs {', '.join(sorted(missing))}, which training steps do not show",
                 where="torch.attach(prune)",
-                allowed=f"what needs no more than {', '.join(_SHOWN)}",
+                allowed=f"what needs no more than {', '.join(_TERMS)}",
                 hint="masks = kk.torch.prune_(model, ..., data=batches), then attach(prune=masks)",
             )
-    return frozenset(score.needs & _SHOWN.keys())
+    return frozenset(score.needs & _TERMS.keys())
 
 
 def finite(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Return whether all is finite: what masks hide of a gradient, no one has looked at before."""
+    """Return whether all entries are finite, also those that masks hide from the clip."""
     flags = [tensor.isfinite().all() for tensor in tensors.values()]
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
-def _fitting(given: Any, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    if not isinstance(given, Mapping):
-        raise InvalidArgument("this is no state of a schedule", where="prune: shown")
-    for name, tensor in given.items():
+def _checked(sums: Any, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if not isinstance(sums, Mapping):
+        raise InvalidArgument("this is not a state of a schedule", where="prune: shown")
+    for name, tensor in sums.items():
         if name not in found or getattr(tensor, "shape", None) != found[name].shape:
             raise InvalidArgument("what was measured in training does not fit", where=str(name))
-    return {name: tensor.to(found[name].device, copy=True) for name, tensor in given.items()}
+    return {name: tensor.to(found[name].device, copy=True) for name, tensor in sums.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
+from karikomi.errors import InvalidArgument, Unsupported, check_known
 from karikomi.torch.internals import uncompiled
 
 Parameters = nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | torch.Tensor
@@ -56,13 +56,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def check_names(names: Iterable[str], parameters: Mapping[str, Any], *, where: str) -> None:
     """Raise `UnknownName` for a name that is not one of these parameters of a module."""
     for name in names:
-        if name not in parameters:
-            raise UnknownName(
-                "the module has no such parameter",
-                where=where,
-                got=repr(name),
-                hint=suggest(name, parameters),
-            )
+        check_known(name, parameters, "the module has no such parameter", where=where)
 
 
 def check_parameters(found: dict[str, torch.Tensor], *, where: str) -> None:
