@@ -364,7 +364,7 @@ def test_what_would_do_something_else_is_refused() -> None:
         kk.keras.clipped(kk.keras.clipped(Adam(0.1), rule), rule)
     with pytest.raises(Unsupported, match="acts on updates"):
         kk.keras.clipped(Adam(0.1), kk.clip.BlockRMS())
-    with pytest.raises(InvalidArgument, match="no optimizer of Keras"):
+    with pytest.raises(InvalidArgument, match="not an optimizer of Keras"):
         kk.keras.clipped(3, rule)
     with pytest.raises(Unsupported, match="MaxNorm acts on a weight"):
         kk.keras.clipped(Adam(0.1), kk.bound.MaxNorm(1.0))
@@ -452,7 +452,7 @@ def test_what_an_optimizer_was_relieved_of_is_not_lost_by_wrapping_it_again() ->
     with pytest.raises(Unsupported, match="another clipped optimizer has taken over .* a new SGD"):
         kk.keras.clipped(inner, kk.clip.ByNorm(1.0))
     assert optimizer.gradient_accumulation_steps == 4
-    with pytest.raises(InvalidArgument, match="no optimizer of Keras; got None"):
+    with pytest.raises(InvalidArgument, match="not an optimizer of Keras; got None"):
         kk.keras.clipped(None, kk.clip.ByNorm(1.0))
 
 

@@ -161,10 +161,9 @@ class _Clip:
 
     def init(self, params: Any) -> ClipState:
         arrays, found = library(), named(params, where=self.where)
-        if not found and type(params).__module__.startswith("optax."):
-            # A placeholder of `optax.tree.map_params`.
-            found = {"array": jnp.zeros(())}
-        plan, _ = self._plan(found)
+        # An empty tree of optax is the placeholder of `optax.tree.map_params`.
+        is_placeholder = not found and type(params).__module__.startswith("optax.")
+        plan, _ = self._plan({"array": jnp.zeros(())} if is_placeholder else found)
         moments = {}
         if "second_moment" in self.needs:
             moments = jax.tree.map(

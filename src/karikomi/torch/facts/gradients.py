@@ -110,8 +110,14 @@ class Gradients:
         return loss.reshape(())
 
     def _of(self, value: torch.Tensor, *, create_graph: bool = False) -> list[torch.Tensor]:
-        more = {"allow_unused": True, "materialize_grads": True}
-        return list(torch.autograd.grad(value, self._weights, create_graph=create_graph, **more))
+        gradients = torch.autograd.grad(
+            value,
+            self._weights,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return list(gradients)
 
     def _products(self, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
         means = [total / self._counts[0] for total in self._sums["gradient"]]
