@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_question_is_refused(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], type[KarikomiError], str]] = {
     "judge": ({"judge": 0.9}, InvalidArgument, "the judge is a function"),
-    "nan": ({"judge": lambda one: float("nan")}, NonFinite, "nan of the dense module"),
+    "nan": ({"judge": lambda one: float("nan")}, NonFinite, "nan for the dense module"),
     "share": ({"sparsities": (0.5, 1.0)}, InvalidArgument, "sparsities"),
     "none": ({"sparsities": ()}, InvalidArgument, "one or more shares"),
     "number": ({"sparsities": 0.5}, InvalidArgument, "one or more shares"),
@@ -193,7 +193,7 @@ def test_bad_requests_are_one_line_and_leave_the_network(kind: str) -> None:
 def test_a_judge_that_fails_on_a_pruned_network_names_the_point() -> None:
     module = network()
     before, answers = state(module), iter([1.0, 0.5, float("inf")])
-    with pytest.raises(NonFinite, match="inf of 0.weight at sparsity 0.9"):
+    with pytest.raises(NonFinite, match="inf for 0.weight at sparsity 0.9"):
         kk.torch.sensitivity(module, lambda one: next(answers), sparsities=(0.5, 0.9))
     assert state(module) == before and module.training
 
