@@ -1,7 +1,4 @@
-"""Warnings about the figures of an audit, one line each with its numbers.
-
-Separate from the measurements, so that all thresholds are in one place.
-"""
+"""Warnings about the figures of an audit, one line each with its numbers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Trees of arrays: a name for every array on the way in, the same containers on the way out.
-
-Shared by clipping and bounding.
-"""
+"""Trees of arrays: a name for every array on the way in, the same containers on the way out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The unit axis and the fan-in of tensors, given by name or glob.
-
-Shared by clipping and bounding.
-"""
+"""The unit axis and the fan-in of tensors, given by name or glob."""
 
 from __future__ import annotations
 

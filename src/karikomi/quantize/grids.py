@@ -1,7 +1,4 @@
-"""Grids, which give integer codes their values, and a tensor of codes together with its grid.
-
-Apart from the quantizers, which choose a grid: the packed file needs the grids only.
-"""
+"""Grids, which give integer codes their values, and a tensor of codes together with its grid."""
 
 from __future__ import annotations
 

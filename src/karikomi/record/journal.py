@@ -1,7 +1,4 @@
-"""An append-only file of lines, with buffered appends and truncation to a checkpoint.
-
-Separate from the recorder, which decides what is written: here are only bytes, full disks and crashes.
-"""
+"""An append-only file of lines, with buffered appends and truncation to a checkpoint."""
 
 from __future__ import annotations
 

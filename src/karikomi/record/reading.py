@@ -1,8 +1,4 @@
-"""Read a record: its rows in order, the newest row of a kind, and counts of steps.
-
-Separate from writing, because reports and audits only read, and because a foreign file must be
-detected before it is changed. A record is read as a stream: it may be large.
-"""
+"""Read a record as a stream: its rows in order, the newest row of a kind, and counts of steps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The recorder: writes rows of a run to a journal of bounded size, and to sinks, from one process.
-
-Separate from the content of a row, from the choice of rows to leave out, and from the bytes on disk.
-"""
+"""The recorder: writes rows of a run to a journal of bounded size, and to sinks, from one process."""
 
 from __future__ import annotations
 

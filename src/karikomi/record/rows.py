@@ -1,7 +1,4 @@
-"""Rows of a record: their entries, and their encoding as a line of plain JSON.
-
-Separate from the journal, which only writes bytes.
-"""
+"""Rows of a record: their entries, and their encoding as a line of plain JSON."""
 
 from __future__ import annotations
 

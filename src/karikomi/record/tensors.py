@@ -1,7 +1,4 @@
-"""Norms of single tensors in a row: all of them, or the largest by name and quantiles.
-
-Separate from the journal, because this is arithmetic on a table of name -> norm, without files.
-"""
+"""Norms of single tensors in a row: all of them, or the largest by name and quantiles."""
 
 from __future__ import annotations
 

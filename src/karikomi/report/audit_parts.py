@@ -1,7 +1,4 @@
-"""The sections of an audit: classes, changed predictions, noise, gradients.
-
-Separate from the page, because a compress page shows the same sections.
-"""
+"""The sections of an audit, in audit pages and compress pages: classes, predictions, noise, gradients."""
 
 from __future__ import annotations
 

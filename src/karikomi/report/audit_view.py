@@ -1,7 +1,4 @@
-"""The page and the terminal view of an audit of the smaller model.
-
-Their sections are in `audit_parts`.
-"""
+"""The page and the terminal view of an audit of the smaller model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The terminal view of a compress result: a summary for the end of the command.
-
-About fifteen lines; the page has the rest.
-"""
+"""The terminal view of a compress result: a summary for the end of the command."""
 
 from __future__ import annotations
 

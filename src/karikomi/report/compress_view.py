@@ -1,7 +1,4 @@
-"""The page of a compress result: savings, accuracy, and how to verify them.
-
-The sentences are in `verdict`; this file arranges them.
-"""
+"""The page of a compress result: savings, accuracy, and how to verify them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A page as data: sections of words, tables and charts, and the one template that draws them.
 
-Separate, so that a view says what a page holds and only the template says how it looks. The page is
-one file: styles inline, no scripts, and a policy in its head that forbids it to load anything.
+A page is one file: styles inline, no scripts, and a policy in its head that forbids it to load anything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Curves of a record: one axis of steps, few points, all spikes.
-
-Separate from the page, because a record may have a million rows and this is the only pass over it.
-"""
+"""Curves of a record, read in one pass: one axis of steps, few points, all spikes."""
 
 from __future__ import annotations
 

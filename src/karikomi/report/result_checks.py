@@ -1,7 +1,4 @@
-"""Checks of the JSON that a view is given.
-
-Separate, so that views read a result without checking types on each line.
-"""
+"""Checks of the JSON that a view is given."""
 
 from __future__ import annotations
 

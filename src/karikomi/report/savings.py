@@ -1,7 +1,4 @@
-"""Sizes after each step: one bar per step for the whole network, one row of marks per tensor.
-
-Separate from the rest of the compress page, because it is only about sizes.
-"""
+"""Sizes after each step: one bar per step for the whole network, one row of marks per tensor."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Linear and logarithmic scales from values to pixels, with ticks at round numbers.
-
-Separate from the drawing, so that the arithmetic can be tested without reading SVG.
-"""
+"""Linear and logarithmic scales from values to pixels, with ticks at round numbers."""
 
 from __future__ import annotations
 

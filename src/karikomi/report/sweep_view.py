@@ -1,7 +1,4 @@
-"""The page and the terminal view of a sweep over limits and sparsities.
-
-One grid of points: limits as rows, sparsities as columns.
-"""
+"""The page and the terminal view of a sweep over limits and sparsities."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Plain tables for a terminal: aligned columns of 80 characters, without colours or boxes.
-
-Separate from the pages, because log files and pipes get the same text as a screen.
-"""
+"""Plain tables for a terminal: aligned columns of 80 characters, without colours or boxes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Curves of a training from its record: loss, gradient norm with the clipped steps, validation.
-
-Separate from the rest of the compress page, because it reads rows and not the result.
-"""
+"""Curves of a training from its record: loss, gradient norm with the clipped steps, validation."""
 
 from __future__ import annotations
 

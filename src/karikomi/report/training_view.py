@@ -1,7 +1,4 @@
-"""The page of one training from its record: loss, norms, contributions, skipped steps.
-
-Separate from the page of a compress result, which has the same curves, and a result.
-"""
+"""The page of one training from its record: loss, norms, contributions, skipped steps."""
 
 from __future__ import annotations
 

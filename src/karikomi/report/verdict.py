@@ -1,7 +1,4 @@
-"""Sentences on a compress result: its budget, its verification, its choices.
-
-Separate, so that page and terminal cannot claim different things about the same result.
-"""
+"""Sentences on a compress result, for page and terminal: its budget, its verification, its choices."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Formats of figures: units, decimals, and a word for missing values.
-
-Separate, so that page and terminal say the same figure in the same way.
-"""
+"""Formats of figures, for page and terminal: units, decimals, and a word for missing values."""
 
 from __future__ import annotations
 

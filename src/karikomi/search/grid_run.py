@@ -1,7 +1,4 @@
-"""One run of a sweep: train once at one limit, sparsity and seed, and measure the result.
-
-Apart from the grid, which only checks whether a run's file exists.
-"""
+"""One run of a sweep: train once at one limit, sparsity and seed, and measure the result."""
 
 from __future__ import annotations
 

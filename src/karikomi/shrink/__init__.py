@@ -1,7 +1,4 @@
-"""Decide the smaller network: which units are dead, which stay and why, and the account of it.
-
-Pure decisions on a few numbers per unit; a framework folder finds the layers and cuts the tensors.
-"""
+"""Decide the smaller network: which units are dead, which stay and why, and the account of it."""
 
 from __future__ import annotations
 
