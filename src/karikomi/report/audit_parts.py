@@ -9,11 +9,13 @@ from karikomi.report.bars import Dots, dot_chart
 from karikomi.report.charts import line_chart
 from karikomi.report.drawing import Axis, Series
 from karikomi.report.page import Chart, Part, Points, Section, Table, Words
-from karikomi.report.result_checks import named, records, table
-from karikomi.report.verdict import difference
-from karikomi.report.wording import change, count, is_share, number, percent, plain, score
+from karikomi.report.result_checks import named, records, table, warning_texts
+from karikomi.report.verdict import before_after, difference
+from karikomi.report.wording import axis_unit, count, number, percent, plain, scaled
 
 _DRAWN, _LISTED, _EXAMPLES = 30, 100, 50
+_TWO = ("before", "after")
+_Rows = Sequence[Mapping[str, Any]]
 
 
 def audit_sections(result: Mapping[str, Any], *, heading: str) -> list[Section]:
@@ -23,7 +25,9 @@ def audit_sections(result: Mapping[str, Any], *, heading: str) -> list[Section]:
     classes = records(result.get("classes"), "classes", where=where)
     examples = records(result.get("changed_examples"), "changed_examples", where=where)
     noise = records(result.get("noise"), "noise", where=where)
-    parts: list[Part] = [*_warnings(result), Words(summary(result))]
+    warnings = warning_texts(result)
+    parts: list[Part] = [Points(warnings, warning=True)] if warnings else []
+    parts.append(Words(summary(result)))
     if classes:
         parts += [_class_chart(classes, metric), _class_table(classes, metric)]
     sections = [Section(heading, parts)]
@@ -39,24 +43,12 @@ def audit_sections(result: Mapping[str, Any], *, heading: str) -> list[Section]:
     return sections
 
 
-def warning_texts(result: Mapping[str, Any]) -> list[str]:
-    """Return the warnings of an audit as text."""
-    warnings = result.get("warnings")
-    return [str(text) for text in warnings] if isinstance(warnings, list | tuple) else []
-
-
-def _warnings(result: Mapping[str, Any]) -> list[Part]:
-    texts = warning_texts(result)
-    return [Points(texts, warning=True)] if texts else []
-
-
 def summary(result: Mapping[str, Any]) -> str:
     """Return the whole audit in one sentence."""
-    metric, before = named(result.get("metric")), result.get("metric_before")
-    after = result.get("metric_after")
+    metric = named(result.get("metric"))
+    before, after, moved = before_after(result, metric, "metric_")
     return (
-        f"{metric} {score(before, metric)} -> {score(after, metric)}"
-        f" ({change(difference(after, before), metric)}) on {count(result.get('examples'))}"
+        f"{metric} {before} -> {after} ({moved}) on {count(result.get('examples'))}"
         f" examples; {count(result.get('changed'))} predictions changed"
         f" (agreement {percent(result.get('agreement'), 2)}): {count(result.get('lost'))} lost,"
         f" {count(result.get('gained'))} gained."
@@ -65,38 +57,34 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def by_loss(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the classes, those that lost most first."""
+    return sorted(classes, key=lambda row: difference(row.get("after"), row.get("before")) or 0.0)
 
-    def loss(value: Mapping[str, Any]) -> float:
-        gap = difference(value.get("after"), value.get("before"))
-        return 0.0 if gap is None else gap
 
-    return sorted(classes, key=loss)
+def _largest_losses(classes: _Rows, most: int) -> tuple[_Rows, str]:
+    if len(classes) <= most:
+        return classes, ""
+    return by_loss(classes)[:most], f"The {most} that lost most of {len(classes)}."
 
 
 def _class_chart(classes: Sequence[Mapping[str, Any]], metric: str) -> Chart:
-    factor, unit = _unit(metric)
-    shown = list(classes) if len(classes) <= _DRAWN else by_loss(classes)[:_DRAWN]
+    factor, unit = axis_unit(metric)
+    shown, note = _largest_losses(classes, _DRAWN)
     rows = [
-        Dots(
-            named(entry.get("class")),
-            [_times(entry.get("before"), factor), _times(entry.get("after"), factor)],
-        )
+        Dots(named(entry.get("class")), [scaled(entry.get(key), factor) for key in _TWO])
         for entry in shown
     ]
     svg = dot_chart(
         "Classes before and after",
         f"Marks: the {metric} of each class before and after.",
-        ["before", "after"],
+        _TWO,
         rows,
         axis=Axis(f"{metric}{unit}"),
     )
-    note = "" if len(shown) == len(classes) else f"The {_DRAWN} that lost most of {len(classes)}."
     return Chart("Classes before and after", svg, note)
 
 
 def _class_table(classes: Sequence[Mapping[str, Any]], metric: str) -> Table:
-    shown = list(classes) if len(classes) <= _LISTED else by_loss(classes)[:_LISTED]
-    note = "" if len(shown) == len(classes) else f"The {_LISTED} that lost most of {len(classes)}."
+    shown, note = _largest_losses(classes, _LISTED)
     columns = ("class", "examples", "before", "after", "change")
     return Table("Classes", columns, class_rows(shown, metric), note=note)
 
@@ -104,13 +92,7 @@ def _class_table(classes: Sequence[Mapping[str, Any]], metric: str) -> Table:
 def class_rows(classes: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[str, ...]]:
     """Return a row of worded cells for each class."""
     return [
-        (
-            named(label.get("class")),
-            count(label.get("examples")),
-            score(label.get("before"), metric),
-            score(label.get("after"), metric),
-            change(difference(label.get("after"), label.get("before")), metric),
-        )
+        (named(label.get("class")), count(label.get("examples")), *before_after(label, metric))
         for label in classes
     ]
 
@@ -127,15 +109,15 @@ def _example_table(examples: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _noise_chart(noise: Sequence[Mapping[str, Any]], metric: str) -> Chart:
-    factor, unit = _unit(metric)
+    factor, unit = axis_unit(metric)
     series = [
         Series(
             key,
-            [(number(entry.get("sigma")), _times(entry.get(key), factor)) for entry in noise],
+            [(number(entry.get("sigma")), scaled(entry.get(key), factor)) for entry in noise],
             style,
             marks=True,
         )
-        for style, key in enumerate(("before", "after"))
+        for style, key in enumerate(_TWO)
     ]
     svg = line_chart(
         "Noise on the inputs",
@@ -149,13 +131,7 @@ def _noise_chart(noise: Sequence[Mapping[str, Any]], metric: str) -> Chart:
 
 def _noise_table(noise: Sequence[Mapping[str, Any]], metric: str) -> Table:
     rows = [
-        (
-            plain(entry.get("sigma"), 3),
-            score(entry.get("before"), metric),
-            score(entry.get("after"), metric),
-            change(difference(entry.get("after"), entry.get("before")), metric),
-        )
-        for entry in noise[:_LISTED]
+        (plain(entry.get("sigma"), 3), *before_after(entry, metric)) for entry in noise[:_LISTED]
     ]
     return Table("Noise", ("sigma", "before", "after", "change"), rows, names=0)
 
@@ -167,12 +143,3 @@ def _gradient_sentence(gradients: Mapping[str, Any]) -> str:
         f" {plain(gradients.get('median_cosine'), 3)}; above 0.9 for"
         f" {percent(gradients.get('share_above_0.9'))} of the examples."
     )
-
-
-def _unit(metric: str) -> tuple[float, str]:
-    return (100.0, ", %") if is_share(metric) else (1.0, "")
-
-
-def _times(value: Any, factor: float) -> float | None:
-    exact = number(value)
-    return None if exact is None else factor * exact

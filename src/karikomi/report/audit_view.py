@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from karikomi.report.audit_parts import audit_sections, by_loss, class_rows, summary, warning_texts
+from karikomi.report.audit_parts import audit_sections, by_loss, class_rows, summary
 from karikomi.report.page import Page, Tile, render
-from karikomi.report.result_checks import named, records, require
+from karikomi.report.result_checks import named, records, require, warning_texts
 from karikomi.report.terminal import align, printable, text_block, wrap
-from karikomi.report.verdict import difference
-from karikomi.report.wording import change, count, percent, score
+from karikomi.report.verdict import metric_tile
+from karikomi.report.wording import count, percent
 
 _NEEDED = ("metric", "metric_before", "metric_after")
 
@@ -25,13 +25,8 @@ def audit_page(result: Mapping[str, Any]) -> str:
     True
     """
     result = require(result, _NEEDED, where="audit_page")
-    metric, before, after = named(result["metric"]), result["metric_before"], result["metric_after"]
     tiles = [
-        Tile(
-            f"{metric} after",
-            score(after, metric),
-            f"before {score(before, metric)}: {change(difference(after, before), metric)}",
-        ),
+        metric_tile(result, "after"),
         Tile("agreement", percent(result.get("agreement"), 2), "same prediction for an example"),
         Tile("lost", count(result.get("lost")), "right before, wrong after"),
         Tile("gained", count(result.get("gained")), "wrong before, right after"),

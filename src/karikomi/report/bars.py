@@ -21,11 +21,10 @@ from karikomi.report.drawing import (
     legend,
     mark,
     pixel,
-    shorten,
     text_width,
 )
 from karikomi.report.scale import Scale, fit
-from karikomi.report.wording import number
+from karikomi.report.wording import number, shorten
 
 _ROW = 26
 _LETTERS = 34

@@ -21,12 +21,11 @@ from karikomi.report.drawing import (
     legend,
     mark,
     pixel,
-    shorten,
     stroke,
     text_width,
 )
 from karikomi.report.scale import Scale, fit
-from karikomi.report.wording import number
+from karikomi.report.wording import number, shorten
 
 _RIGHT, _BOTTOM, _PLOT = 16, 46, 210
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from karikomi.report.compress_view import NEEDED
-from karikomi.report.result_checks import named, records, require, table
+from karikomi.report.result_checks import named, records, require, table, warning_texts
 from karikomi.report.savings import dense_bytes
-from karikomi.report.terminal import WIDTH, align, clip, printable, text_block
-from karikomi.report.verdict import budget_held, difference, verified_sentence
-from karikomi.report.wording import amount, change, count, percent, plain, ratio, score, size
+from karikomi.report.terminal import WIDTH, align, printable, text_block
+from karikomi.report.verdict import before_after, budget_held, verified_sentence
+from karikomi.report.wording import amount, count, percent, plain, ratio, shorten, size
 
 _WHERE = "compress_table"
 _LISTED = 8
@@ -31,7 +31,7 @@ def compress_table(result: Mapping[str, Any]) -> str:
     task, framework, network, seed = (
         named(result.get(key)) for key in ("task", "framework", "network", "seed")
     )
-    lines = [clip(printable(f"{task} ({framework}, seed {seed}): {network}"), WIDTH)]
+    lines = [shorten(printable(f"{task} ({framework}, seed {seed}): {network}"), WIDTH, "..")]
     lines += align(_headline(result))
     lines += ["", *_tensors(tensors)] if tensors else []
     lines += ["", *_remarks(result)] if result.get("left_alone") or result.get("warnings") else []
@@ -44,13 +44,10 @@ def compress_table(result: Mapping[str, Any]) -> str:
 
 def _remarks(result: Mapping[str, Any]) -> list[str]:
     """Return one line per warning, and per tensor that pruning left alone with the reason."""
-    warnings = result.get("warnings")
-    lines = (
-        [f"warning: {named(warning)}" for warning in warnings] if isinstance(warnings, list) else []
-    )
+    lines = [f"warning: {warning}" for warning in warning_texts(result)]
     for name, reason in list(table(result.get("left_alone")).items())[:_LISTED]:
         lines.append(f"not pruned: {named(name)}: {named(reason)}")
-    return [clip(printable(line), WIDTH) for line in lines]
+    return [shorten(printable(line), WIDTH, "..") for line in lines]
 
 
 def _headline(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -58,9 +55,7 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     held = {True: "held", False: "NOT HELD", None: "n/a"}[budget_held(result)]
     rows = [("", "before", "after", "")]
     for split, key in (("test", "metric"), ("validation", "validation")):
-        before, after = result.get(f"{key}_before"), result.get(f"{key}_after")
-        gap = change(difference(after, before), metric)
-        rows.append((f"{metric} ({split})", score(before, metric), score(after, metric), gap))
+        rows.append((f"{metric} ({split})", *before_after(result, metric, f"{key}_")))
     budget = f"{amount(result.get('max_drop'), metric)} {held}"
     smaller = f"{ratio(result.get('ratio'))} smaller"
     parameters, nonzero = count(result.get("parameters")), count(result.get("nonzero"))

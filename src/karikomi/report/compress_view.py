@@ -7,7 +7,7 @@ from typing import Any
 
 from karikomi.report.audit_parts import audit_sections
 from karikomi.report.page import Code, Page, Part, Points, Section, Table, Tile, Words, render
-from karikomi.report.result_checks import named, records, require, table
+from karikomi.report.result_checks import named, records, require, table, warning_texts
 from karikomi.report.savings import savings_section, sparsity_chart
 from karikomi.report.training_section import training_section
 from karikomi.report.verdict import (
@@ -18,10 +18,11 @@ from karikomi.report.verdict import (
     floor_sentence,
     grain_sentence,
     load_lines,
+    metric_tile,
     rerun_line,
     verified_sentence,
 )
-from karikomi.report.wording import amount, change, count, percent, plain, ratio, score, size
+from karikomi.report.wording import amount, count, percent, plain, ratio, score, size
 
 NEEDED = ("task", "metric", "metric_before", "metric_after", "bytes_dense", "bytes_packed")
 _WHERE = "compress_page"
@@ -83,9 +84,9 @@ def _lead(result: Mapping[str, Any]) -> str:
 
 
 def _tiles(result: Mapping[str, Any]) -> list[Tile]:
-    metric, after, before = named(result["metric"]), result["metric_after"], result["metric_before"]
     verified = result.get("verified") is True
     held = {True: "✓ held", False: "✗ not held", None: "n/a"}[budget_held(result)]
+    budget = amount(result.get("max_drop"), named(result["metric"]))
     sizes = f"{size(result['bytes_dense'])} → {size(result['bytes_packed'])}"
     nonzero = (
         f"of prunable weights; {count(result.get('nonzero'))} of"
@@ -93,17 +94,9 @@ def _tiles(result: Mapping[str, Any]) -> list[Tile]:
     )
     return [
         Tile("smaller", ratio(result.get("ratio")), sizes),
-        Tile(
-            f"{metric} on the test split",
-            score(after, metric),
-            f"before {score(before, metric)}: {change(difference(after, before), metric)}",
-        ),
+        metric_tile(result, "on the test split"),
         Tile("sparsity", percent(result.get("sparsity")), nonzero),
-        Tile(
-            f"budget of {amount(result.get('max_drop'), metric)}",
-            held,
-            "on the validation split",
-        ),
+        Tile(f"budget of {budget}", held, "on the validation split"),
         Tile("verified", "✓ yes" if verified else "✗ no", verified_sentence(result)),
     ]
 
@@ -177,10 +170,7 @@ def _shrink(shrink: Mapping[str, Any]) -> Section:
 
 def _sparsity(result: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> list[Part]:
     alone = list(table(result.get("left_alone")).items())[:_LISTED]
-    remarks = result.get("warnings")
-    lines = (
-        [f"Warning: {named(remark)}." for remark in remarks] if isinstance(remarks, list) else []
-    )
+    lines = [f"Warning: {warning}." for warning in warning_texts(result)]
     lines += [f"{named(name)} was not pruned: {named(reason)}." for name, reason in alone]
     chart: Part = sparsity_chart(tensors) if tensors else Words("No tensors.")
     return [chart, Points(lines)] if lines else [chart]
@@ -191,9 +181,6 @@ def _use(result: Mapping[str, Any]) -> Section:
         "Use it, make it again",
         [
             Code("Load the file (NumPy arrays by name)", load_lines(result)),
-            Code(
-                "Make it again",
-                rerun_line(result),
-            ),
+            Code("Make it again", rerun_line(result)),
         ],
     )

@@ -104,18 +104,6 @@ def legend(series: Sequence[Series]) -> tuple[Markup, int]:
     return Markup("").join(parts), row
 
 
-def shorten(text: str, letters: int) -> str:
-    """Return text of at most so many letters, the middle left out: names differ at their ends.
-
-    >>> shorten("encoder.layers.0.self_attn.in_proj_weight", 20)
-    'encoder.l…roj_weight'
-    """
-    if len(text) <= letters:
-        return text
-    head = (letters - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (letters - 1 - head) :]}"
-
-
 def text_width(text: str) -> float:
     """Return the approximate width of a line of chart text, in pixels."""
     return _LETTER * len(text)

@@ -50,6 +50,12 @@ def table(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def warning_texts(result: Mapping[str, Any]) -> list[str]:
+    """Return the warnings of a result as text."""
+    warnings = result.get("warnings")
+    return [named(text) for text in warnings] if isinstance(warnings, list | tuple) else []
+
+
 def named(value: Any, missing: str = "n/a") -> str:
     """Return text for a name that may be missing.
 

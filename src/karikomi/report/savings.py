@@ -9,7 +9,7 @@ from karikomi.report.bars import Bar, Dots, bar_chart, dot_chart
 from karikomi.report.drawing import Axis
 from karikomi.report.page import Chart, Section, Table
 from karikomi.report.result_checks import named, shape, table
-from karikomi.report.wording import count, number, percent, plain, size
+from karikomi.report.wording import count, number, percent, plain, scaled, size
 
 CAUSES = ("dense", "pruned", "quantized", "packed")
 _WORDS = {
@@ -36,7 +36,7 @@ def sparsity_chart(tensors: Sequence[Mapping[str, Any]]) -> Chart:
     bars = [
         Bar(
             named(tensor.get("name")),
-            _percent(tensor.get("sparsity")),
+            scaled(tensor.get("sparsity"), 100),
             f"{percent(tensor.get('sparsity'))} of {count(tensor.get('elements'))}",
         )
         for tensor in largest
@@ -141,11 +141,6 @@ def _left_out(tensors: int, shown: int) -> str:
     return (
         f" The {shown} largest of {tensors} tensors are shown; the other {tensors - shown} are not."
     )
-
-
-def _percent(share: Any) -> float | None:
-    exact = number(share)
-    return None if exact is None else 100 * exact
 
 
 def _size_tick(value: float) -> str:

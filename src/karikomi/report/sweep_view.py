@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,13 @@ from karikomi.report.result_checks import named, records, require, table
 from karikomi.report.terminal import align, printable, text_block
 from karikomi.report.wording import (
     MISSING,
+    axis_unit,
     count,
     is_share,
     number,
     percent,
     plain,
+    scaled,
     score,
     size,
     spread,
@@ -90,7 +93,7 @@ def _ties(point: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
 
 
 def _sections(points: _Points, metric: str) -> list[Section]:
-    unit = (100.0, f"{metric}, %") if is_share(metric) else (1.0, metric)
+    factor, end = axis_unit(metric)
     tables: list[Part] = [
         _grid(points, "gap", "Generalization gap", _gap(metric)),
         _grid(points, "clipped", "Share of steps that were clipped", lambda v: percent(v, 1)),
@@ -98,7 +101,9 @@ def _sections(points: _Points, metric: str) -> list[Section]:
         _grid(points, "bytes", "Bytes of the file", size),
     ]
     by_limit: list[Part] = [
-        *_charts(points, "accuracy", f"{metric} on the test split by limit", unit),
+        *_charts(
+            points, "accuracy", f"{metric} on the test split by limit", (factor, metric + end)
+        ),
         _grid(points, "accuracy", f"{metric} on the test split", lambda v: score(v, metric)),
         *_charts(points, "clipped", "Clipped steps by limit", (100.0, "steps clipped, %")),
     ]
@@ -127,17 +132,14 @@ def _chart(
         shift = 0.08 * (style - (len(sparsities) - 1) / 2)
         of_line = [_find(points, limit, sparsity) for limit in limits]
         stats = [table(point.get(key)) for point in of_line]
-        scaled = [
-            [None if (v := number(stat.get(k))) is None else v * unit[0] for k in _STATS]
-            for stat in stats
-        ]
+        ends = [[scaled(stat.get(key), unit[0]) for key in _STATS] for stat in stats]
         series.append(
             Series(
                 f"sparsity {percent(sparsity, 0)}",
-                [(slot + shift, mean) for slot, (_, mean, _) in enumerate(scaled)],
+                [(slot + shift, mean) for slot, (_, mean, _) in enumerate(ends)],
                 style,
                 marks=True,
-                whiskers=[(slot + shift, low, high) for slot, (low, _, high) in enumerate(scaled)],
+                whiskers=[(slot + shift, low, high) for slot, (low, _, high) in enumerate(ends)],
             )
         )
     svg = line_chart(
@@ -196,10 +198,7 @@ def _limit(limit: Any) -> str:
 
 def _order(point: Mapping[str, Any]) -> tuple[float, float]:
     limit, sparsity = number(point.get("limit")), number(point.get("sparsity"))
-    return (
-        float("inf") if limit is None else limit,
-        float("inf") if sparsity is None else sparsity,
-    )
+    return math.inf if limit is None else limit, math.inf if sparsity is None else sparsity
 
 
 def _values(points: _Points, key: str) -> list[float | None]:

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from karikomi.report.wording import shorten
+
 WIDTH = 80
 
 
@@ -32,23 +34,11 @@ def align(rows: Sequence[Sequence[str]], *, left: int = 1, width: int = WIDTH) -
         excess -= taken
     return [
         "  ".join(
-            clip(cell, size).ljust(size) if column < left else cell.rjust(size)
+            shorten(cell, size, "..").ljust(size) if column < left else cell.rjust(size)
             for column, (cell, size) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
     ]
-
-
-def clip(text: str, letters: int) -> str:
-    """Return text of at most so many letters, with ``..`` for the omitted middle.
-
-    >>> clip("encoder.layers.0.weight", 12)
-    'encod..eight'
-    """
-    if len(text) <= letters:
-        return text
-    head = (letters - 2) // 2
-    return f"{text[:head]}..{text[len(text) - (letters - 2 - head) :]}"
 
 
 def printable(value: Any) -> str:

@@ -11,7 +11,7 @@ from karikomi.report.page import Chart, Part, Section, Words
 from karikomi.report.record_curves import History, Point, peaks, read_history, thin
 from karikomi.report.result_checks import named
 from karikomi.report.verdict import clip_sentence
-from karikomi.report.wording import count, is_share
+from karikomi.report.wording import axis_unit, count, scaled
 
 # The ratio from which most of a loss curve would be near zero on a linear axis.
 _WIDE = 50.0
@@ -90,8 +90,8 @@ def norm_chart(history: History, bands: Sequence[Band] = ()) -> Chart:
 
 def validation_chart(history: History, bands: Sequence[Band], metric: str) -> Chart:
     """Return a metric on the validation split after each epoch."""
-    factor, unit = (100, ", %") if is_share(metric) else (1, "")
-    points = [(x, None if y is None else factor * y) for x, y in thin(history.validation)]
+    factor, unit = axis_unit(metric)
+    points = [(x, scaled(y, factor)) for x, y in thin(history.validation)]
     svg = line_chart(
         "Validation",
         f"Line: the {metric} on the validation split after each epoch.",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from karikomi.report.page import Tile
 from karikomi.report.result_checks import named, table
 from karikomi.report.wording import amount, change, count, number, percent, score, size
 
@@ -24,6 +25,19 @@ def difference(after: Any, before: Any) -> float | None:
     return None if last is None or first is None else last - first
 
 
+def before_after(row: Mapping[str, Any], metric: str, of: str = "") -> tuple[str, str, str]:
+    """Return text for ``row[of + "before"]``, ``row[of + "after"]`` and the change from one to the other."""
+    before, after = row.get(f"{of}before"), row.get(f"{of}after")
+    return score(before, metric), score(after, metric), change(difference(after, before), metric)
+
+
+def metric_tile(result: Mapping[str, Any], when: str) -> Tile:
+    """Return the tile of the metric after compression, and before it."""
+    metric = named(result["metric"])
+    before, after, moved = before_after(result, metric, "metric_")
+    return Tile(f"{metric} {when}", after, f"before {before}: {moved}")
+
+
 def budget_held(result: Mapping[str, Any]) -> bool | None:
     """Return whether the metric fell by at most ``max_drop`` on validation; None if unknown."""
     fell = difference(result.get("validation_before"), result.get("validation_after"))
@@ -35,11 +49,10 @@ def budget_sentence(result: Mapping[str, Any]) -> str:
     """Return a sentence with the budget, the validation split's figures, and the role of the test split."""
     metric = named(result["metric"])
     held = {True: "was held", False: "was NOT held", None: "cannot be judged (values are missing)"}
-    before, after = result.get("validation_before"), result.get("validation_after")
+    before, after, moved = before_after(result, metric, "validation_")
     return (
         f"The budget of {amount(result.get('max_drop'), metric)} {held[budget_held(result)]} on the"
-        f" validation split: {score(before, metric)} before, {score(after, metric)} after"
-        f" ({change(difference(after, before), metric)}). Every choice was made on that split;"
+        f" validation split: {before} before, {after} after ({moved}). Every choice was made on that split;"
         " the test split was only measured."
     )
 

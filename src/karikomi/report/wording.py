@@ -8,6 +8,24 @@ from typing import Any
 MISSING = "n/a"
 
 
+def shorten(text: str, letters: int, dots: str = "…") -> str:
+    """Return text of at most so many letters, the middle left out: names differ at their ends.
+
+    >>> shorten("encoder.layers.0.self_attn.in_proj_weight", 20)
+    'encoder.l…roj_weight'
+    """
+    if len(text) <= letters:
+        return text
+    head, tail = (letters - len(dots)) // 2, (letters - len(dots) + 1) // 2
+    return f"{text[:head]}{dots}{text[len(text) - tail :]}"
+
+
+def scaled(value: Any, factor: float) -> float | None:
+    """Return a number times a factor, or None for other values."""
+    exact = number(value)
+    return None if exact is None else factor * exact
+
+
 def number(value: Any) -> float | None:
     """Return a finite float, or None for other values (None, NaN, text, a truth value).
 
@@ -83,6 +101,11 @@ def ratio(value: Any) -> str:
 def is_share(metric: Any) -> bool:
     """Return whether a metric is a kind of accuracy, shown in per cent."""
     return "accuracy" in str(metric).lower()
+
+
+def axis_unit(metric: Any) -> tuple[float, str]:
+    """Return the factor of a metric's values on an axis, and the end of the axis' label."""
+    return (100.0, ", %") if is_share(metric) else (1.0, "")
 
 
 def score(value: Any, metric: Any) -> str:
