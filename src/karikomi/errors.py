@@ -70,6 +70,13 @@ class Unwritable(KarikomiError, OSError):
     """A file or folder that cannot be written: permissions, a full disk."""
 
 
+def check(where: str, *facts: tuple[object, str, object, object]) -> None:
+    """Raise `InvalidArgument` for the first ``(truth, what, got, allowed)`` that is not true."""
+    for truth, what, got, allowed in facts:
+        if not truth:
+            raise InvalidArgument(what, where=where, got=got, allowed=allowed)
+
+
 def install_hint(extra: str) -> str:
     """Return how to install an optional dependency; until a release that is from a clone.
 

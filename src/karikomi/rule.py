@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, check
 
 Array = Any  # any array that the namespace `xp` works on
 Namespace = Any  # a module or object with the functions of ARRAY_OPERATIONS
@@ -166,13 +166,11 @@ def shared_quantity(rules: Sequence[object], *, where: str) -> Quantity:
     for rule in rules:
         if isinstance(rule, type) or not isinstance(rule, Rule | Composite):
             raise InvalidArgument("not a rule", where=where, got=repr(rule))
-    found = {rule.of for rule in rules if isinstance(rule, Rule | Composite)}
-    if len(found) != 1:
-        names = ", ".join(sorted(item.value for item in found)) or "no rule at all"
-        raise InvalidArgument(
-            "rules that are combined must act on the same quantity", where=where, got=names
-        )
-    return found.pop()
+    quantities = {rule.of for rule in rules if isinstance(rule, Rule | Composite)}
+    names = ", ".join(sorted(quantity.value for quantity in quantities)) or "no rule at all"
+    what = "rules that are combined must act on the same quantity"
+    check(where, (len(quantities) == 1, what, names, None))
+    return quantities.pop()
 
 
 def leave(xp: Namespace) -> Array:
@@ -211,22 +209,13 @@ def check_limit(limit: Any, *, where: str) -> Any:
         for end in ("start", "stop"):
             check_limit(getattr(limit, end, math.inf), where=f"{where} ({end} of the schedule)")
         return limit
-    if isinstance(limit, bool) or not isinstance(limit, numbers.Real):
-        raise InvalidArgument(
-            "the limit must be a number or a schedule",
-            where=where,
-            got=repr(limit),
-            allowed="> 0, or a schedule such as kk.schedule.Linear(1.0, 0.1, steps=(0, 1_000))",
-        )
+    real = isinstance(limit, numbers.Real) and not isinstance(limit, bool)
+    allowed = "> 0, or a schedule such as kk.schedule.Linear(1.0, 0.1, steps=(0, 1_000))"
+    check(where, (real, "the limit must be a number or a schedule", repr(limit), allowed))
     try:
         number = float(limit)
     except OverflowError as error:
         raise InvalidArgument("the limit is too large for a float", where=where) from error
-    if math.isnan(number) or limit <= 0:
-        raise InvalidArgument(
-            "the limit must be positive",
-            where=where,
-            got=limit,
-            allowed="> 0, or inf to measure only",
-        )
+    good = not math.isnan(number) and limit > 0
+    check(where, (good, "the limit must be positive", limit, "> 0, or inf to measure only"))
     return int(limit) if isinstance(limit, numbers.Integral) else float(limit)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, check
 from karikomi.rule import Array, Namespace
 
 
@@ -38,33 +38,50 @@ def value_at(limit: float | Schedule, step: Array, *, xp: Namespace) -> Array:
     return xp.asarray(float(limit), dtype=step.dtype)
 
 
+class _Curve:
+    __slots__ = ()
+
+    def at(self: Schedule, step: int) -> float:
+        """Return the value at an ordinary step number."""
+        return float(self.value(np.asarray(float(step)), xp=np))
+
+
 @dataclass(frozen=True, slots=True)
-class Linear:
+class _Ramp(_Curve):
+    start: float
+    stop: float
+    steps: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        ends, where = (self.start, self.stop), type(self).__name__
+        finite = all(is_number(end) and math.isfinite(end) for end in ends)
+        check(where, (finite, "start and stop must be finite numbers", ends, None))
+        plain = tuple(map(whole, self.steps)) if isinstance(self.steps, tuple) else ()
+        good = len(plain) == 2 and None not in plain and 0 <= plain[0] < plain[1]  # type: ignore[operator]
+        check(where, (good, "steps must be (first, last)", self.steps, "0 <= first < last"))
+        # Plain numbers, so that the schedule has a plain form.
+        for field, value in zip(
+            ("start", "stop", "steps"), (*map(_plain, ends), plain), strict=True
+        ):
+            object.__setattr__(self, field, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(_Ramp):
     """From `start` to `stop`, linearly over ``steps = (first, last)``, constant outside.
 
     >>> float(Linear(1.0, 3.0, steps=(0, 10)).at(5))
     2.0
     """
 
-    start: float
-    stop: float
-    steps: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        _settle(self, where="Linear")
-
     def value(self, step: Array, *, xp: Namespace) -> Array:
         """Return ``start * (1 - u) + stop * u``, u being the share of the way; exact at both ends."""
         share = _share(step, self.steps, xp=xp)
         return self.start * (1.0 - share) + self.stop * share
 
-    def at(self, step: int) -> float:
-        """Return the value at an ordinary step number."""
-        return float(self.value(np.asarray(float(step)), xp=np))
-
 
 @dataclass(frozen=True, slots=True)
-class Cubic:
+class Cubic(_Ramp):
     """From `start` to `stop` by a cubic that is steep first: ``stop + (start - stop) * (1 - u)^3``.
 
     `steps` is ``(first, last)``, `u` the share of the way between them, clamped to [0, 1].
@@ -75,25 +92,14 @@ class Cubic:
     Source: Zhu and Gupta 2017, "To prune, or not to prune", eq. 1 (there the initial and final sparsity).
     """
 
-    start: float
-    stop: float
-    steps: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        _settle(self, where="Cubic")
-
     def value(self, step: Array, *, xp: Namespace) -> Array:
         """Return the cubic's value at `step`."""
         rest = 1.0 - _share(step, self.steps, xp=xp)
         return self.stop + (self.start - self.stop) * rest * rest * rest
 
-    def at(self, step: int) -> float:
-        """Return the value at an ordinary step number."""
-        return float(self.value(np.asarray(float(step)), xp=np))
-
 
 @dataclass(frozen=True, slots=True)
-class Stepwise:
+class Stepwise(_Curve):
     """Constant from each given step on: ``points = ((0, inf), (500, 1.0))`` measures for 500 steps, then clips.
 
     `points`: ``(step, value)`` pairs, the first at step 0, in rising order; a value may be ``inf``, so
@@ -113,12 +119,9 @@ class Stepwise:
         ]
         steps = [whole(pair[0]) if len(pair) == 2 else None for pair in pairs]
         rising = None not in steps and steps == sorted({*steps}) and steps[:1] == [0]  # type: ignore[type-var]
-        if not rising or not all(is_number(v) and not math.isnan(v) for _, v in pairs):
-            raise InvalidArgument(
-                "points must be (step, number) pairs from step 0 on, in rising order",
-                where="Stepwise",
-                got=self.points,
-            )
+        good = rising and all(is_number(v) and not math.isnan(v) for _, v in pairs)
+        what = "points must be (step, number) pairs from step 0 on, in rising order"
+        check("Stepwise", (good, what, self.points, None))
         plain = tuple((step, _plain(value)) for step, (_, value) in zip(steps, pairs, strict=True))
         object.__setattr__(self, "points", plain)
 
@@ -139,10 +142,6 @@ class Stepwise:
         for first, later in self.points[1:]:
             value = xp.where(step >= float(first), later * ones, value)
         return value
-
-    def at(self, step: int) -> float:
-        """Return the value at an ordinary step number."""
-        return float(self.value(np.asarray(float(step)), xp=np))
 
 
 def _share(step: Array, steps: tuple[int, int], *, xp: Namespace) -> Array:
@@ -178,21 +177,6 @@ def whole_from(least: int, value: Any, what: str, *, where: str) -> int:
 def is_number(value: object) -> bool:
     """Return whether a value is a real number, and not a boolean."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _settle(schedule: Linear | Cubic, *, where: str) -> None:
-    """Check a schedule and store plain Python numbers, so that it can be written down."""
-    ends = (schedule.start, schedule.stop)
-    if not all(is_number(end) and math.isfinite(end) for end in ends):
-        raise InvalidArgument("start and stop must be finite numbers", where=where, got=ends)
-    steps = schedule.steps
-    plain = tuple(map(whole, steps)) if isinstance(steps, tuple) else ()
-    if len(plain) != 2 or None in plain or not 0 <= plain[0] < plain[1]:  # type: ignore[operator]
-        raise InvalidArgument(
-            "steps must be (first, last)", where=where, got=steps, allowed="0 <= first < last"
-        )
-    for field, value in (("start", _plain(ends[0])), ("stop", _plain(ends[1])), ("steps", plain)):
-        object.__setattr__(schedule, field, value)
 
 
 def _plain(value: numbers.Real | float) -> int | float:

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TypeVar
 
-from karikomi.errors import InvalidArgument, UnknownName, suggest
+from karikomi.errors import UnknownName, check, suggest
 
 Value = TypeVar("Value")
 
@@ -44,18 +44,14 @@ def _patterns(given: str | Sequence[str] | None, where: str) -> list[str]:
     if isinstance(given, str):
         return [given]
     # Not any iterable: an iterator yields its patterns only once.
-    if not isinstance(given, Sequence | Set) or not all(isinstance(item, str) for item in given):
-        raise InvalidArgument(
-            "names are selected by globs",
-            where=where,
-            got=repr(given)[:80],
-            allowed="a string or a sequence of strings",
-        )
+    good = isinstance(given, Sequence | Set) and all(isinstance(item, str) for item in given)
+    allowed = "a string or a sequence of strings"
+    check(where, (good, "names are selected by globs", repr(given)[:80], allowed))
     return list(given)
 
 
 def _matching(names: list[str], patterns: Iterable[str], *, where: str) -> set[str]:
-    found: set[str] = set()
+    matching: set[str] = set()
     for pattern in patterns:
         # An exact name is found even where it holds the characters of a glob.
         matched = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)]
@@ -66,8 +62,8 @@ def _matching(names: list[str], patterns: Iterable[str], *, where: str) -> set[s
                 got=repr(pattern),
                 hint=suggest(pattern, names),
             )
-        found.update(matched)
-    return found
+        matching.update(matched)
+    return matching
 
 
 def spread(
@@ -81,19 +77,14 @@ def spread(
     >>> spread("unit_axes", {"*kernel": -1, "embed.kernel": 0}, ["embed.kernel", "head.kernel"], where="")
     {'embed.kernel': 0, 'head.kernel': -1}
     """
-    if not isinstance(given, Mapping | None):
-        raise InvalidArgument(
-            f"{argument} go by the names of tensors",
-            where=where,
-            got=repr(given),
-            allowed="such as {'*kernel': -1}",
-        )
+    what, allowed = f"{argument} go by the names of tensors", "such as {'*kernel': -1}"
+    check(where, (isinstance(given, Mapping | None), what, repr(given), allowed))
     known = list(names)
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for pattern, value in (given or {}).items():
         for name in _matching(known, [str(pattern)], where=f"{where} ({argument})"):
             if name == pattern:
-                found[name] = value
+                values[name] = value
             else:
-                found.setdefault(name, value)
-    return {name: found[name] for name in known if name in found}
+                values.setdefault(name, value)
+    return {name: values[name] for name in known if name in values}

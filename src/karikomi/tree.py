@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.errors import InvalidArgument, Unsupported, check
 
 DEEPEST = 100
 """The deepest nesting of containers: far above that of networks, far below Python's recursion limit."""
@@ -69,12 +69,8 @@ def unflatten(tree: Any, leaves: Mapping[str, Any], *, where: str = "tree") -> A
     >>> unflatten(tree, {name: 10 * leaf for name, leaf in flatten(tree).items()})
     {'a': [10, 20], 'b': (30,)}
     """
-    if odd := sorted(flatten(tree, where=where).keys() ^ leaves.keys()):
-        raise InvalidArgument(
-            "these are not the leaves of this tree",
-            where=where,
-            got=", ".join(odd[:5]),
-        )
+    odd = sorted(flatten(tree, where=where).keys() ^ leaves.keys())
+    check(where, (not odd, "these are not the leaves of this tree", ", ".join(odd[:5]), None))
     return _rebuilt(tree, (), leaves, where)
 
 

@@ -14,7 +14,7 @@ from karikomi import registry
 from karikomi.audit.alarms import alarms
 from karikomi.audit.predictions import Predictions
 from karikomi.audit.robustness import gradient_agreement, under_noise
-from karikomi.errors import InvalidArgument
+from karikomi.errors import check
 from karikomi.tasks import Arrays, Data, Runner, Task, checked_data
 
 
@@ -52,35 +52,29 @@ def audit(
     >>> result["agreement"], result["changed"], result["warnings"]
     (1.0, 0, [])
     """
-    if type(seed) is not int or seed < 0:
-        raise InvalidArgument("the seed is a whole number", where="audit", got=seed, allowed=">= 0")
+    good = type(seed) is int and seed >= 0
+    check("audit", (good, "the seed is a whole number", seed, ">= 0"))
     data = checked_data(task) if data is None else data
     run: Runner = runner or registry.framework(task.framework).runner_for(task, data, seed=seed)
     pair, test = (before, after), data.test
     outputs = tuple(run.outputs(arrays, test.inputs) for arrays in pair)
-    scores = tuple(_finite(task.judge(output, test.targets)) for output in outputs)
+    scores = [task.judge(output, test.targets) for output in outputs]
+    metrics = [float(score) if math.isfinite(score) else None for score in scores]
+    finite = (np.isfinite(output.reshape(len(output), -1)).all(axis=1) for output in outputs)
     result: dict[str, Any] = {
         "task": task.name,
         "before": labels[0],
         "after": labels[1],
         "examples": len(test),
         "metric": task.metric_name,
-        "metric_before": scores[0],
-        "metric_after": scores[1],
+        "metric_before": metrics[0],
+        "metric_after": metrics[1],
         **_predictions(task, outputs, test.targets),
         "noise": under_noise(task, run, pair, test, seed=seed),
         "gradient_agreement": gradient_agreement(run, pair, test),
-        "nonfinite": [_nonfinite(output) for output in outputs],
+        "nonfinite": [int(np.sum(~examples)) for examples in finite],
     }
     return {**result, "warnings": alarms(result)}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _nonfinite(outputs: np.ndarray) -> int:
-    return int(np.sum(~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)))
 
 
 def _predictions(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from karikomi import tree
-from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.errors import InvalidArgument, Unsupported, check
 from karikomi.numpy.norms import check_arrays
 from karikomi.rule import Rule, Scope
 
@@ -41,14 +41,10 @@ def beside(
     """Return the arrays of the same names and shapes as those found; there may be more of them."""
     known = named(tree.collected(arrays), where=where)
     for name, array in found.items():
-        own = known.get(name)
-        if name not in known or (array is not None and _shape(own) != _shape(array)):
-            raise InvalidArgument(
-                "this does not go with the gradients",
-                where=f"{where}: {name}",
-                got=_shape(own) if name in known else "nothing of this name",
-                allowed=_shape(array),
-            )
+        got = _shape(known[name]) if name in known else "nothing of this name"
+        fits = got == _shape(array) or (array is None and name in known)
+        what = "this does not go with the gradients"
+        check(f"{where}: {name}", (fits, what, got, _shape(array)))
     check_arrays({n: known[n] for n in found if known[n] is not None}, where=where)
     return known
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from karikomi.bound.qk_clip import QKClip
 from karikomi.bound.standing import standing
-from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported, suggest
+from karikomi.errors import NonFinite, UnknownName, Unsupported, check, suggest
+from karikomi.numpy.scaling import scaled_units
 from karikomi.rule import State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
@@ -77,10 +78,9 @@ def _sizes(
             "logits for an unknown attention", where=WHERE, hint=suggest(name, attention)
         )
     sizes = np.asarray(logits[name], dtype=np.float64)
-    if sizes.ndim != 1 or not sizes.size:
-        raise InvalidArgument(
-            "one largest logit per head", where=f"{WHERE}: {name}", got=f"shape {sizes.shape}"
-        )
+    good = sizes.ndim == 1 and sizes.size
+    got = f"shape {sizes.shape}"
+    check(f"{WHERE}: {name}", (good, "one largest logit per head", got, None))
     if not np.all(np.isfinite(sizes)):
         raise NonFinite(f"non-finite logits in {name}", where=WHERE)
     # A head whose largest logit is negative is as far from any limit as one at 0.
@@ -109,15 +109,7 @@ def _scale(
     for item, factors in [(q, query) for q in queries] + [(k, key) for k in keys]:
         rows, repeated = len(arrays[item]), np.repeat(factors, width)
         fits = rest == 0 and width > 0 and rows % width == 0 and len(repeated) % max(rows, 1) == 0
-        if not fits:
-            raise InvalidArgument(
-                "the rows are not a whole number of heads",
-                where=f"{WHERE}: {item}",
-                got=f"{rows} rows",
-                allowed=f"a share of {len(gamma)} heads of {width}",
-            )
-        if np.all(factors == 1.0):
-            continue
-        wide = np.result_type(arrays[item].dtype, np.float64)
-        column = repeated.reshape(-1, *[1] * (arrays[item].ndim - 1))
-        arrays[item] = (arrays[item].astype(wide) * column).astype(arrays[item].dtype)
+        what = "the rows are not a whole number of heads"
+        allowed = f"a share of {len(gamma)} heads of {width}"
+        check(f"{WHERE}: {item}", (fits, what, f"{rows} rows", allowed))
+        arrays[item] = scaled_units(arrays[item], repeated, 0)

@@ -10,10 +10,10 @@ import numpy as np
 
 from karikomi import tree
 from karikomi.bound.standing import standing
-from karikomi.errors import InvalidArgument, NonFinite, Unsupported
+from karikomi.errors import InvalidArgument, Unsupported, check
 from karikomi.numpy.arrays import Arrays, check_entries, like, named
 from karikomi.numpy.attention_heads import Names, bound_heads
-from karikomi.numpy.norms import norm, peak, unit_norms
+from karikomi.numpy.norms import check_finite, norm, peak, unit_norms
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
 from karikomi.numpy.spectral_norm import spectral_norm
 from karikomi.numpy.unit_axes import resolved_axes, resolved_fan_ins
@@ -92,7 +92,7 @@ def _bound_arrays(
     }
     norms = np.concatenate(list(measured.values()))
     owners = [name for name, numbers in measured.items() for _ in numbers]
-    _check_finite(owners, norms)
+    check_finite(owners, np.isfinite(norms), where=WHERE)
     facts = {"fan_in": np.array([float(fan_in.get(name, 1)) for name in owners])}
     verdict, after = checkpoint.decide_named(
         rule, owners, norms, small, present=np.isfinite(norms), facts=facts
@@ -128,10 +128,9 @@ def _divided(
     if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
         return state, {}
     vectors = state.get(VECTORS)
-    if not isinstance(vectors, Mapping):
-        raise InvalidArgument(
-            "this state has no vectors", where=type(rule).__name__, got=sorted(map(str, state))
-        )
+    keys = sorted(map(str, state))
+    given = isinstance(vectors, Mapping)
+    check(type(rule).__name__, (given, "this state has no vectors", keys, None))
     small = {key: value for key, value in state.items() if key != VECTORS}
     return small, {name: np.asarray(vector, dtype=np.float64) for name, vector in vectors.items()}
 
@@ -153,13 +152,6 @@ def _targets(
     if not axes:
         raise InvalidArgument("no tensor to bound", where=WHERE, hint=hint)
     return axes, {name: reason for name in found if name not in axes}
-
-
-def _check_finite(owners: list[str], norms: np.ndarray) -> None:
-    pairs = zip(owners, np.isfinite(norms), strict=True)
-    culprits = sorted({name for name, finite in pairs if not finite})
-    if culprits:
-        raise NonFinite(f"non-finite entries in {', '.join(culprits[:5])}", where=WHERE)
 
 
 def _measured(

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from karikomi import tree
-from karikomi.errors import NonFinite
 from karikomi.numpy.arrays import Arrays, beside, check_entries, like, named
-from karikomi.numpy.norms import norm, peak, unit_norms
+from karikomi.numpy.norms import check_finite, norm, peak, unit_norms
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
 from karikomi.numpy.unit_axes import resolved_axes
 from karikomi.rule import Composite, Quantity, Rule, State
@@ -89,22 +88,16 @@ def clip(
             nonfinite=nonfinite,
             facts=_facts(stage, found, axes, companions),
         )
-        verdict = representable(verdict, _owned(stage, found))
-        _raise_if_asked(nonfinite, verdict.bad, stage.owners, where=WHERE)
+        verdict = representable(verdict, [found[name] for name in stage.owners])
+        if nonfinite == "raise":
+            check_finite(stage.owners, ~verdict.bad, where=WHERE)
         learned |= after
         bad, skip = bad | np.any(verdict.bad), bool(verdict.skip)
         found = _applied(stage, found, axes, norms, verdict, skip, companions)
-        outcomes.append(
-            decide.outcome_of(
-                stage,
-                norms,
-                verdict,
-                skip=skip,
-                nonfinite=nonfinite,
-                earlier=tuple(outcomes),
-                xp=np,
-            )
+        outcome = decide.outcome_of(
+            stage, norms, verdict, skip=skip, nonfinite=nonfinite, earlier=tuple(outcomes), xp=np
         )
+        outcomes.append(outcome)
         if skip:
             break
     state = decide.committed(before, learned, skip=np.asarray(skip), any_bad=bad, xp=np)
@@ -145,10 +138,6 @@ def _check(stage: Stage, found: Named) -> None:
 
 def _spread(stage: Stage, values: Sequence[float | bool]) -> np.ndarray:
     return np.repeat(np.asarray(values), stage.counts)
-
-
-def _owned(stage: Stage, found: Named) -> list[np.ndarray | None]:
-    return [found[name] for name in stage.owners]
 
 
 def _numbers(
@@ -216,20 +205,11 @@ def _applied(
             if kind is Kind.PEAK:
                 applied[name] = clamped(array, largest, limit)
             elif largest > limit:
-                applied[name] = _clamped_relative(array, limit, companions["second_moment"][name])
+                most = limit * np.sqrt(companions["second_moment"][name].astype(np.float64))
+                limited = np.where(most > 0, np.clip(array, -most, most), array)
+                applied[name] = limited.astype(array.dtype)
         elif count == 1:
             applied[name] = scaled(array, float(factors[0]))
         elif np.any(factors != 1.0):
             applied[name] = scaled_units(array, factors, axes[name])
     return applied
-
-
-def _clamped_relative(array: np.ndarray, limit: float, moments: np.ndarray) -> np.ndarray:
-    most = limit * np.sqrt(moments.astype(np.float64))
-    return np.where(most > 0, np.clip(array, -most, most), array).astype(array.dtype)
-
-
-def _raise_if_asked(nonfinite: str, bad: np.ndarray, names: Sequence[str], *, where: str) -> None:
-    if nonfinite == "raise" and bad.any():
-        culprits = sorted({name for name, flag in zip(names, bad, strict=True) if flag})
-        raise NonFinite(f"non-finite entries in {', '.join(culprits[:5])}", where=where)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import NonFinite, check
 
 
 def norm(array: np.ndarray) -> float:
@@ -29,11 +29,16 @@ def unit_norms(array: np.ndarray, axis: int) -> np.ndarray:
     return np.array([norm(unit) for unit in np.moveaxis(array, axis, 0)], dtype=np.float64)
 
 
+def check_finite(names: Sequence[str], finite: np.ndarray, *, where: str) -> None:
+    """Raise `NonFinite` with the names of which `finite` is false."""
+    bad = sorted({name for name, good in zip(names, finite, strict=True) if not good})
+    if bad:
+        raise NonFinite(f"non-finite entries in {', '.join(bad[:5])}", where=where)
+
+
 def check_arrays(arrays: Mapping[str, object], *, where: str) -> None:
     """Raise `InvalidArgument` for objects that are not floating or complex arrays."""
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise InvalidArgument(
-                "not a floating array", where=f"{where}: {name}", got=got, allowed="float, complex"
-            )
+        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        floating = isinstance(array, np.ndarray) and array.dtype.kind in "fc"
+        check(f"{where}: {name}", (floating, "not a floating array", got, "float, complex"))

@@ -112,7 +112,7 @@ def prune_file(
         if bits is None:
             write_atomically(out, writing.run)
         else:
-            write_atomically(out, lambda stream: _write_both(writing, stream, bits))
+            write_atomically(out, lambda stream: _write_both(writing, weights, stream, bits))
     return FileReport(out, writing.counts, left_alone)
 
 
@@ -243,12 +243,6 @@ class _Writing:
         self._limits = [limit for _, limit in limits]
         self._total = max((tensor.end for tensor in file.tensors), default=file.start)
 
-    def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the pruned tensors."""
-        return {
-            tensor.name: tensor.shape for tensor in self.file.tensors if tensor.name in self._pools
-        }
-
     def run(self, out: BinaryIO, bits: BinaryIO | None = None) -> None:
         """Write the weights to `out` and their masks to `bits`."""
         for chunk in self.file.read(0, self.file.start):
@@ -283,9 +277,11 @@ class _Writing:
             self._progress(out.tell(), self._total)
 
 
-def _write_both(writing: _Writing, out: BinaryIO, path: Path) -> None:
+def _write_both(
+    writing: _Writing, weights: Mapping[str, StoredTensor], out: BinaryIO, path: Path
+) -> None:
     """Write weights and masks, the masks into a safetensors file of their own."""
-    shapes = writing.sizes()
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
     whole: dict[str, object] = {"__metadata__": {"shapes": json.dumps(shapes)}}
     at = 0
     for name, shape in shapes.items():

@@ -9,9 +9,9 @@ import numpy as np
 from karikomi.rules import decide
 
 
-def scaled(array: np.ndarray, factor: float) -> np.ndarray:
-    """Return an array times a factor, itself where the factor is 1."""
-    if factor == 1.0:
+def scaled(array: np.ndarray, factor: float | np.ndarray) -> np.ndarray:
+    """Return an array times a factor, or an array of factors, itself where all are 1."""
+    if np.all(factor == 1.0):
         return array
     # In float64, because a factor for huge gradients may be too small for their own dtype.
     wide = np.result_type(array.dtype, np.float64)
@@ -20,12 +20,9 @@ def scaled(array: np.ndarray, factor: float) -> np.ndarray:
 
 def scaled_units(array: np.ndarray, factors: np.ndarray, axis: int) -> np.ndarray:
     """Return an array with every index of `axis` times its factor, itself where all are 1."""
-    if np.all(factors == 1.0):
-        return array
     shape = [1] * array.ndim
     shape[axis] = -1
-    wide = np.result_type(array.dtype, np.float64)
-    return (array.astype(wide) * factors.reshape(shape)).astype(array.dtype)
+    return array if np.all(factors == 1.0) else scaled(array, factors.reshape(shape))
 
 
 def clamped(array: np.ndarray, largest: float, limit: float) -> np.ndarray:

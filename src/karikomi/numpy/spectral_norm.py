@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import check
 from karikomi.numpy.norms import peak
 
 BLOCK = 8  # a matrix with no more rows or columns is exact at once
@@ -30,13 +30,8 @@ def spectral_norm(
     units = np.moveaxis(array, axis, 0)
     matrix = units.reshape(units.shape[0], math.prod(units.shape[1:]))
     shape = (matrix.shape[1], min(BLOCK, *matrix.shape))
-    if block is not None and block.shape != shape:
-        raise InvalidArgument(
-            "these vectors are of another array",
-            where=f"vectors: {name}",
-            got=block.shape,
-            allowed=shape,
-        )
+    got = shape if block is None else block.shape
+    check(f"vectors: {name}", (got == shape, "these vectors are of another array", got, shape))
     fresh = np.random.default_rng([zlib.crc32(name.encode()), *shape]).standard_normal(shape)
     largest = peak(matrix)
     if largest == 0.0 or not math.isfinite(largest):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import check
 from karikomi.schedule import whole
 from karikomi.select import spread
 
@@ -20,15 +20,9 @@ def resolved_axes(given: Mapping[str, int] | None, found: Named, *, where: str) 
     for name, axis in axes.items():
         array = found[name]
         rank = None if array is None else np.ndim(array)
-        if whole(axis) is None or (rank is not None and not -rank <= axis < rank):
-            raise InvalidArgument(
-                "the tensor has no such axis",
-                where=f"{where}: {name}",
-                got=axis,
-                allowed="a whole number"
-                if array is None
-                else f"an axis of shape {np.shape(array)}",
-            )
+        good = whole(axis) is not None and (rank is None or -rank <= axis < rank)
+        allowed = "a whole number" if array is None else f"an axis of shape {np.shape(array)}"
+        check(f"{where}: {name}", (good, "the tensor has no such axis", axis, allowed))
     return axes
 
 
@@ -38,11 +32,6 @@ def resolved_fan_ins(
     """Return tensor -> how many inputs feed one output, or raise `InvalidArgument` for other values."""
     inputs = spread("fan_in", given, found, where=where)
     for name, number in inputs.items():
-        if not (isinstance(number, int | float | np.number) and 0 < number < math.inf):
-            raise InvalidArgument(
-                "a fan-in is a number of inputs",
-                where=f"{where}: {name}",
-                got=repr(number),
-                allowed="> 0",
-            )
+        good = isinstance(number, int | float | np.number) and 0 < number < math.inf
+        check(f"{where}: {name}", (good, "a fan-in is a number of inputs", repr(number), "> 0"))
     return inputs

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, check
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 LEAST_BITS, MOST_BITS = 2, 16
@@ -69,39 +69,25 @@ class UniformGrid:
 
     def __post_init__(self) -> None:
         _require_vector(self.scale, "scale", "UniformGrid")
-        if type(self.bits) is not int or not LEAST_BITS <= self.bits <= MOST_BITS:
-            raise InvalidArgument(
-                "bits out of range",
-                where="UniformGrid",
-                got=self.bits,
-                allowed=f"an integer in {LEAST_BITS}..{MOST_BITS}",
-            )
-        if self.axis is not None and (type(self.axis) is not int or self.axis < 0):
-            raise InvalidArgument(
-                "axis out of range",
-                where="UniformGrid",
-                got=self.axis,
-                allowed="None or an integer >= 0",
-            )
-        if type(self.groups) is not int or self.groups < 1 or (self.groups > 1 and not self.axis):
-            raise InvalidArgument(
-                "groups are of the first axis, and need another one for the scales",
-                where="UniformGrid",
-                got=f"groups {self.groups}, axis {self.axis}",
-            )
-        if self.axis is None and self.scale.size != 1:
-            raise InvalidArgument(
-                "a grid without axis has one scale",
-                where="UniformGrid",
-                got=f"{self.scale.size} scales",
-            )
-        if not bool(np.all(self.scale >= SMALLEST_SCALE)):
-            raise InvalidArgument(
+        check_bits(self.bits, "UniformGrid")
+        axis, groups, scales = self.axis, self.groups, self.scale.size
+        placed = axis is None or (type(axis) is int and axis >= 0)
+        split = type(groups) is int and (groups == 1 or (groups > 1 and axis))
+        single = axis is not None or scales == 1
+        smallest = float(np.min(self.scale, initial=np.inf))
+        needs = "groups are of the first axis, and need another one for the scales"
+        check(
+            "UniformGrid",
+            (placed, "axis out of range", axis, "None or an integer >= 0"),
+            (split, needs, f"groups {groups}, axis {axis}", None),
+            (single, "a grid without axis has one scale", f"{scales} scales", None),
+            (
+                smallest >= SMALLEST_SCALE,
                 "every scale must be positive and not subnormal",
-                where="UniformGrid",
-                got=float(np.min(self.scale)),
-                allowed=f">= {SMALLEST_SCALE:.4g}",
-            )
+                smallest,
+                f">= {SMALLEST_SCALE:.4g}",
+            ),
+        )
 
     @property
     def limit(self) -> int:
@@ -121,25 +107,20 @@ class UniformGrid:
     def check(self, codes: NDArray[np.integer]) -> None:
         """Raise `InvalidArgument` where `codes` do not fit this grid."""
         if self.axis is not None:
-            if self.axis >= codes.ndim:
-                raise InvalidArgument(
-                    "the grid's axis is not in the tensor",
-                    where="Coded",
-                    got=f"axis {self.axis} of a tensor of rank {codes.ndim}",
-                )
-            if self.groups > 1 and codes.shape[0] % self.groups:
-                raise InvalidArgument(
-                    "the first axis does not split into the groups",
-                    where="Coded",
-                    got=f"{codes.shape[0]} indices, {self.groups} groups",
-                )
-            if self.scale.size != self.groups * codes.shape[self.axis]:
-                raise InvalidArgument(
-                    "one scale is needed per index of the axis, in each group",
-                    where="Coded",
-                    got=f"{self.scale.size} scales",
-                    allowed=self.groups * codes.shape[self.axis],
-                )
+            axis, groups, rank = self.axis, self.groups, codes.ndim
+            got = f"axis {axis} of a tensor of rank {rank}"
+            check("Coded", (axis < rank, "the grid's axis is not in the tensor", got, None))
+            got, scales = f"{codes.shape[0]} indices, {groups} groups", groups * codes.shape[axis]
+            fits, what = (
+                codes.shape[0] % groups == 0,
+                "the first axis does not split into the groups",
+            )
+            per_index = "one scale is needed per index of the axis, in each group"
+            check(
+                "Coded",
+                (fits, what, got, None),
+                (self.scale.size == scales, per_index, f"{self.scale.size} scales", scales),
+            )
         _require_range(codes, -self.limit, self.limit)
 
     def decode(self, codes: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -166,17 +147,12 @@ class Codebook:
 
     def __post_init__(self) -> None:
         _require_vector(self.values, "values", "Codebook")
-        if not 1 <= self.values.size <= MOST_VALUES:
-            raise InvalidArgument(
-                "wrong number of values",
-                where="Codebook",
-                got=self.values.size,
-                allowed=f"1..{MOST_VALUES}",
-            )
-        if self.values[0] != 0 or np.signbit(self.values[0]):
-            raise InvalidArgument(
-                "the first value must be 0.0", where="Codebook", got=float(self.values[0])
-            )
+        size = self.values.size
+        fits = 1 <= size <= MOST_VALUES
+        check("Codebook", (fits, "wrong number of values", size, f"1..{MOST_VALUES}"))
+        first = float(self.values[0])
+        zero = first == 0 and not np.signbit(first)
+        check("Codebook", (zero, "the first value must be 0.0", first, None))
 
     @property
     def bits(self) -> int:
@@ -222,13 +198,8 @@ class Coded:
         if not isinstance(self.codes, np.ndarray) or self.codes.dtype.kind not in "iu":
             kind = getattr(self.codes, "dtype", type(self.codes).__name__)
             raise InvalidArgument("codes must be an integer array", where="Coded", got=kind)
-        if not isinstance(self.grid, Grid):
-            raise InvalidArgument(
-                "this is not a grid",
-                where="Coded",
-                got=type(self.grid).__name__,
-                allowed="such as UniformGrid or Codebook",
-            )
+        known, got = isinstance(self.grid, Grid), type(self.grid).__name__
+        check("Coded", (known, "not a grid", got, "such as UniformGrid or Codebook"))
         self.grid.check(self.codes)
 
     @property
@@ -239,6 +210,12 @@ class Coded:
     def decode(self) -> NDArray[np.float32]:
         """Return the float32 values of the codes."""
         return self.grid.decode(self.codes)
+
+
+def check_bits(bits: object, where: str) -> None:
+    """Raise `InvalidArgument` unless a uniform grid can have this width."""
+    good = type(bits) is int and LEAST_BITS <= bits <= MOST_BITS
+    check(where, (good, "bits out of range", bits, f"an integer in {LEAST_BITS}..{MOST_BITS}"))
 
 
 def split_units(shape: Shape, axis: int | None, groups: int) -> tuple[Shape, Shape]:
@@ -262,10 +239,7 @@ def _require_vector(array: object, what: str, where: str) -> None:
 
 
 def _require_range(codes: NDArray[np.integer], low: int, high: int) -> None:
-    if codes.size and (int(codes.min()) < low or int(codes.max()) > high):
-        raise InvalidArgument(
-            "codes outside of the grid",
-            where="Coded",
-            got=f"{codes.min()}..{codes.max()}",
-            allowed=f"{low}..{high}",
-        )
+    if codes.size:
+        least, most = int(codes.min()), int(codes.max())
+        inside, got = low <= least and most <= high, f"{least}..{most}"
+        check("Coded", (inside, "codes outside of the grid", got, f"{low}..{high}"))

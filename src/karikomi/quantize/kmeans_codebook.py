@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import check
 from karikomi.quantize.grids import MOST_VALUES, SMALLEST_SCALE, Codebook, Coded
 from karikomi.quantize.nearest import finite
 from karikomi.quantize.quantizer import OutputUnits
@@ -36,17 +36,13 @@ def kmeans(
     zero as a symbol of its own, which no other symbol may equal, is our deviation.
     """
     array = finite(weights, name)
-    if type(entries) is not int or not 1 <= entries < MOST_VALUES:
-        raise InvalidArgument(
-            "entries out of range",
-            where=f"kmeans of {name}",
-            got=entries,
-            allowed=f"1..{MOST_VALUES - 1}",
-        )
-    if type(iterations) is not int or iterations < 0:
-        raise InvalidArgument(
-            "iterations out of range", where=f"kmeans of {name}", got=iterations, allowed=">= 0"
-        )
+    some = type(entries) is int and 1 <= entries < MOST_VALUES
+    whole = type(iterations) is int and iterations >= 0
+    check(
+        f"kmeans of {name}",
+        (some, "entries out of range", entries, f"1..{MOST_VALUES - 1}"),
+        (whole, "iterations out of range", iterations, ">= 0"),
+    )
     ordered = np.sort(array[array != 0])
     centroids = _centroids(ordered, entries, iterations)
     values = np.concatenate([np.zeros(1, np.float32), centroids])

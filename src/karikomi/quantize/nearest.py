@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from karikomi.errors import InvalidArgument, NonFinite
+from karikomi.errors import InvalidArgument, NonFinite, check
 from karikomi.quantize.grids import (
-    LEAST_BITS,
-    MOST_BITS,
     SMALLEST_SCALE,
     Coded,
     UniformGrid,
+    check_bits,
     split_units,
 )
 from karikomi.quantize.quantizer import OutputUnits
@@ -43,12 +42,17 @@ def uniform(
     Source: max-abs calibration of weights as in ONNX Runtime and NNCF (zero point 0).
     """
     array = finite(weights, name)
-    if type(bits) is not int or not LEAST_BITS <= bits <= MOST_BITS:
-        raise InvalidArgument(
-            "bits out of range", where=f"uniform of {name}", got=bits, allowed="2..16"
-        )
-    axis = _axis(axis, array.ndim, name)
-    _check_groups(groups, axis, array, name)
+    where, rank = f"uniform of {name}", array.ndim
+    check_bits(bits, where)
+    if axis is not None:
+        good = type(axis) is int and -rank <= axis < rank
+        got = f"{axis!r} for a tensor of rank {rank}"
+        check(where, (good, "axis out of range", got, f"None or -{rank} <= axis < {rank}"))
+        axis %= rank
+    good = type(groups) is int and groups >= 1 and axis and array.shape[0] % groups == 0
+    got = f"{groups!r} for shape {array.shape} and axis {axis}"
+    allowed = "1, or a divisor of the first axis, with an axis after it"
+    check(where, (groups == 1 or good, "groups out of range", got, allowed))
     split, units = split_units(array.shape, axis, groups)
     parts = array.reshape(split)
     others = tuple(i for i, length in enumerate(units) if length == 1)
@@ -94,28 +98,3 @@ def finite(weights: ArrayLike, name: str) -> NDArray[np.float32]:
             hint="quantize finite weights only",
         )
     return array
-
-
-def _axis(axis: int | None, rank: int, name: str) -> int | None:
-    if axis is None:
-        return None
-    if type(axis) is not int or not -rank <= axis < rank:
-        raise InvalidArgument(
-            "axis out of range",
-            where=f"uniform of {name}",
-            got=f"{axis!r} for a tensor of rank {rank}",
-            allowed=f"None or {-rank}..{rank - 1}" if rank else "None",
-        )
-    return axis % rank
-
-
-def _check_groups(groups: int, axis: int | None, array: NDArray, name: str) -> None:
-    if groups != 1 and (
-        type(groups) is not int or groups < 1 or not axis or array.shape[0] % groups
-    ):
-        raise InvalidArgument(
-            "groups out of range",
-            where=f"uniform of {name}",
-            got=f"{groups!r} for shape {array.shape} and axis {axis}",
-            allowed="1, or a divisor of the first axis, with an axis after it",
-        )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, check
 from karikomi.files import as_path
 from karikomi.record.journal import Journal
 from karikomi.record.reading import FIRST, FIRST_LINE, latest
@@ -69,10 +69,8 @@ class Recorder:
     ) -> None:
         self.path = as_path(path)
         self._flush_every = _at_least(1, flush_every, "flush_every")
-        if tensors not in DETAILS:
-            raise InvalidArgument(
-                "unknown detail", where="Recorder(tensors)", got=repr(tensors), allowed=DETAILS
-            )
+        known = tensors in DETAILS
+        check("Recorder(tensors)", (known, "unknown detail", repr(tensors), DETAILS))
         self._tensors, self._most = tensors, _at_least(1, most, "most")
         self._bound = None if max_bytes is None else _at_least(LEAST_BYTES, max_bytes, "max_bytes")
         self._sinks = Fanout(sinks)
@@ -224,14 +222,11 @@ def _counting(row: dict[str, Any], left: LeftOut) -> bytes:
 
 def _at_least(least: int, value: object, name: str) -> int:
     number = whole(value)
-    if number is None or number < least:
-        raise InvalidArgument(
-            f"{name} must be a whole number",
-            where="Recorder",
-            got=repr(value),
-            allowed=f">= {least}",
-        )
-    return number
+    if number is not None and number >= least:
+        return number
+    raise InvalidArgument(
+        f"{name} must be a whole number", where="Recorder", got=repr(value), allowed=f">= {least}"
+    )
 
 
 def _rank(given: int | None) -> int:

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, check
 from karikomi.record.tensors import joint, table
 from karikomi.rules.outcome import Outcome
 
-_OWN = frozenset(
+_ENTRIES = frozenset(
     "event step gradients weights weight_norm updates update_norm left_out "
     "norm factor clipped skipped nonfinite".split()
 )
@@ -45,9 +45,8 @@ def step_row(
 
 def check_facts(facts: Mapping[str, Any], *, where: str) -> None:
     """Raise `InvalidArgument` for facts with a name of the record's entries, or not representable in JSON."""
-    clash = sorted(facts.keys() & _OWN)
-    if clash:
-        raise InvalidArgument("the record has entries of this name itself", where=where, got=clash)
+    clash = sorted(facts.keys() & _ENTRIES)
+    check(where, (not clash, "the record has entries of this name itself", clash, None))
     for name, value in facts.items():
         plain(value, f"{where}: {name}")
 

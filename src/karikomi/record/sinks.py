@@ -50,18 +50,15 @@ class Fanout:
             try:
                 getattr(sink, method)(*arguments)
             except Exception as error:
-                self._warn(place, sink, error)
-
-    def _warn(self, place: int, sink: Sink, error: Exception) -> None:
-        if place in self._failed:
-            return
-        self._failed.add(place)
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        warnings.warn(
-            f"the sink {type(sink).__name__} of the record failed ({text}); the training and the "
-            "record's file continue, without warnings of further failures of this sink",
-            stacklevel=2,
-        )
+                if place in self._failed:
+                    continue
+                self._failed.add(place)
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                warnings.warn(
+                    f"the sink {type(sink).__name__} of the record failed ({text}); the training and the "
+                    "record's file continue, without warnings of further failures of this sink",
+                    stacklevel=2,
+                )
 
 
 def _checked(sinks: Iterable[Sink]) -> tuple[Sink, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +34,8 @@ class UnitFacts:
 
     def __post_init__(self) -> None:
         shapes = {self.incoming_zero.shape, self.outgoing_zero.shape, self.constants.shape}
-        if len(shapes) != 1 or self.constants.ndim != 1 or self.constants.size == 0:
-            raise InvalidArgument(
-                "the arrays have different numbers of units", where="UnitFacts", got=shapes
-            )
+        good = len(shapes) == 1 and self.constants.ndim == 1 and self.constants.size
+        check("UnitFacts", (good, "the arrays have different numbers of units", shapes, None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,5 +55,4 @@ def _data() -> Data:
 
 
 def _jitter(inputs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    noise = generator.standard_normal(inputs.shape, dtype=np.float32)
-    return inputs + np.float32(0.1) * noise
+    return inputs + np.float32(0.1) * generator.standard_normal(inputs.shape, dtype=np.float32)

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from karikomi import registry
-from karikomi.errors import InvalidArgument, KarikomiError, UnknownName, suggest
+from karikomi.errors import InvalidArgument, KarikomiError, UnknownName, check, suggest
 from karikomi.tasks.task import Task
 
 
@@ -32,19 +32,21 @@ def load(name: str, *, data: str | os.PathLike[str] | None = None) -> Task:
     >>> load("digits").name
     'digits'
     """
-    where, source = f"task {name}", name
+    where = f"task {name}"
     if name.partition(":")[0].endswith(".py"):
         path, _, attribute = name.partition(":")
         thing = _attribute(_run_file(Path(path)), attribute or "task", where)
     elif ":" in name:
         module, _, attribute = name.partition(":")
-        thing = _attribute(_imported(module, where), attribute, where)
+        with _importing_from(""):  # as `python -m` does: modules beside the user's shell
+            imported = _called(lambda: importlib.import_module(module), where)
+        thing = _attribute(imported, attribute, where)
     else:
         known = [entry.name for entry in registry.entries("task")]
         if name not in known:
             raise UnknownName(
                 "unknown task",
-                got=repr(source),
+                got=repr(name),
                 hint=f"{suggest(name, known)}; or module:attribute, or a .py file",
             )
         thing = registry.find("task", name)
@@ -55,10 +57,8 @@ def resolved(task: Task | str, data: str | os.PathLike[str] | None, *, where: st
     """Return a task as it is, or the task of that name; refuse a data path for a `Task`, which has its own data."""
     if isinstance(task, str):
         return load(task, data=data)
-    if not isinstance(task, Task):
-        raise InvalidArgument(
-            "not a task", where=where, got=repr(task), allowed="kk.tasks.Task, or a name"
-        )
+    known = isinstance(task, Task)
+    check(where, (known, "not a task", repr(task), "kk.tasks.Task, or a name"))
     if data is not None:
         raise InvalidArgument(
             "a Task has its own data", where=where, got=data, hint="give data with a task's name"
@@ -68,23 +68,17 @@ def resolved(task: Task | str, data: str | os.PathLike[str] | None, *, where: st
 
 def check_seed(seed: object, *, where: str) -> None:
     """Refuse a seed that is not an integer in 0..2**63 - 1."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InvalidArgument(
-            "a seed must be an integer", where=where, got=repr(seed), allowed="0..2**63 - 1"
-        )
+    good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
+    check(where, (good, "a seed must be an integer", repr(seed), "0..2**63 - 1"))
 
 
 def _made(thing: Any, data: str | os.PathLike[str] | None, where: str) -> Task:
     factory = None if isinstance(thing, Task) or not callable(thing) else thing
     takes_data = factory is not None and bool(inspect.signature(factory).parameters)
-    if data is not None and not takes_data:
-        raise InvalidArgument("this task takes no data path", where=where, got=data)
+    check(where, (data is None or takes_data, "this task takes no data path", data, None))
     if factory is not None:
         thing = _called(lambda: factory(data) if takes_data else factory(), where)
-    if not isinstance(thing, Task):
-        raise InvalidArgument(
-            "not a task", where=where, got=type(thing).__name__, allowed="kk.tasks.Task"
-        )
+    check(where, (isinstance(thing, Task), "not a task", type(thing).__name__, "kk.tasks.Task"))
     return thing
 
 
@@ -92,19 +86,14 @@ def _run_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UnknownName("there is no such file", where=f"task {path}", got=str(path.absolute()))
     spec = importlib.util.spec_from_file_location(f"karikomi_task_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    loader = None if spec is None else spec.loader
+    if spec is None or loader is None:
         raise InvalidArgument("not a Python file", where=f"task {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    loader = spec.loader
     with _importing_from(str(path.parent)):
         _called(lambda: loader.exec_module(module), f"task {path}")
     return module
-
-
-def _imported(module: str, where: str) -> ModuleType:
-    with _importing_from(""):  # as `python -m` does: modules beside the user's shell
-        return _called(lambda: importlib.import_module(module), where)
 
 
 @contextmanager

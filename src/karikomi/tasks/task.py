@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from karikomi.clip.by_global_norm import ByGlobalNorm
-from karikomi.errors import InvalidArgument, KarikomiError, NonFinite
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, check
 from karikomi.rule import Rule
 
 
@@ -75,42 +75,25 @@ class Recipe:
     clip: Rule = field(default_factory=lambda: ByGlobalNorm(1.0))
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "weight_decay", "distill", "temperature"):
-            if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
-                raise InvalidArgument(
-                    f"{name} must be finite and >= 0", where="Recipe", got=getattr(self, name)
-                )
         for name in ("batch_size", "train_epochs", "prune_epochs", "tune_epochs"):
-            if getattr(self, name) < 1:
-                raise InvalidArgument(
-                    f"{name} must be >= 1", where="Recipe", got=getattr(self, name)
-                )
-        if self.threads < 0:
-            raise InvalidArgument("threads must be >= 0", where="Recipe", got=self.threads)
-        for value in self.sparsities:
-            if not 0 <= value < 1:
-                raise InvalidArgument(
-                    "a sparsity is the share of pruned weights",
-                    where="Recipe.sparsities",
-                    got=value,
-                    allowed="0 <= sparsity < 1",
-                )
-        if not self.sparsities or list(self.sparsities) != sorted(set(self.sparsities)):
-            raise InvalidArgument(
-                "the ladder must rise", where="Recipe.sparsities", got=self.sparsities
-            )
-        if not self.entries or min(self.entries) < 1 or max(self.entries) > 65_535:
-            raise InvalidArgument(
-                "codebook sizes", where="Recipe.entries", got=self.entries, allowed="1..65535"
-            )
-        if not self.learning_rate > 0 or not 0 <= self.distill <= 1 or not self.temperature > 0:
-            raise InvalidArgument(
-                "out of range",
-                where="Recipe",
-                got=f"learning_rate={self.learning_rate}, distill={self.distill}, "
-                f"temperature={self.temperature}",
-                allowed="learning_rate > 0, 0 <= distill <= 1, temperature > 0",
-            )
+            value = getattr(self, name)
+            check("Recipe", (value >= 1, f"{name} must be >= 1", value, None))
+        ladder, sizes = self.sparsities, self.entries
+        rate, decay, heat = self.learning_rate, self.weight_decay, self.temperature
+        shares = all(0 <= value < 1 for value in ladder)
+        codebooks = sizes and min(sizes) >= 1 and max(sizes) <= 65_535
+        climbs = ladder and list(ladder) == sorted(set(ladder))
+        check(
+            "Recipe",
+            (0 < rate < math.inf, "learning_rate out of range", rate, "> 0, finite"),
+            (0 <= decay < math.inf, "weight_decay out of range", decay, ">= 0, finite"),
+            (0 < heat < math.inf, "temperature out of range", heat, "> 0, finite"),
+            (0 <= self.distill <= 1, "distill out of range", self.distill, "0..1"),
+            (self.threads >= 0, "threads out of range", self.threads, ">= 0"),
+            (climbs, "the ladder of sparsities must rise", ladder, None),
+            (shares, "a sparsity is the share of pruned weights", ladder, "0 <= sparsity < 1"),
+            (codebooks, "entries out of range", sizes, "1..65535"),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values; the rule as the call that makes it."""
@@ -145,19 +128,15 @@ class Task:
     about: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
-            raise InvalidArgument(
-                "a task's name is a word that can name a folder",
-                where="Task",
-                got=repr(self.name),
-                allowed="letters, digits, '.', '_', '-'",
-            )
-        if not isinstance(self.recipe, Recipe):
-            raise InvalidArgument(
-                "the recipe is not a kk.tasks.Recipe",
-                where=f"task {self.name}",
-                got=repr(self.recipe),
-            )
+        good = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name)
+        what, allowed = (
+            "a task's name is a word that can name a folder",
+            "letters, digits, '.', '_', '-'",
+        )
+        check("Task", (good, what, repr(self.name), allowed))
+        known = isinstance(self.recipe, Recipe)
+        what = "the recipe is not a kk.tasks.Recipe"
+        check(f"task {self.name}", (known, what, repr(self.recipe), None))
 
     def fingerprint(self) -> str:
         """Return a digest of the code that the task names, so that a run never mixes two versions."""
@@ -177,20 +156,12 @@ class Task:
             self._check_classes(outputs, targets)
             return accuracy(outputs, targets)
         if isinstance(self.metric, str):
+            allowed = "'accuracy' or a function of (outputs, targets)"
             raise InvalidArgument(
-                "unknown metric",
-                where=self.name,
-                got=self.metric,
-                allowed="'accuracy' or a function of (outputs, targets)",
+                "unknown metric", where=self.name, got=self.metric, allowed=allowed
             )
-        try:
-            value = float(self.metric(outputs, targets))
-        except Exception as error:
-            raise KarikomiError(
-                "the task's metric failed",
-                where=f"task {self.name}",
-                got=f"{type(error).__name__}: {error}",
-            ) from error
+        metric = self.metric
+        value = _called(lambda: float(metric(outputs, targets)), self, "metric")
         if not math.isfinite(value):
             raise NonFinite("the metric is not finite", where=f"task {self.name}", got=value)
         return value
@@ -224,43 +195,39 @@ def accuracy(outputs: np.ndarray, targets: np.ndarray) -> float:
 
 def checked_data(task: Task) -> Data:
     """Return the task's data after checking it; a task that raises is named as the cause."""
+    data = _called(task.data, task, "data function")
+    where, kind = f"task {task.name}", type(data).__name__
+    check(where, (isinstance(data, Data), "data() must return kk.tasks.Data", kind, None))
+    for name in ("train", "validation", "test"):
+        split = getattr(data, name)
+        _check_split(split, name, task)
+        inputs, targets = len(split.inputs), len(split.targets)
+        lengths, finite = f"{inputs} inputs, {targets} targets", np.isfinite(split.inputs).all()
+        check(
+            where,
+            (inputs == targets > 0, f"the {name} split is empty or uneven", lengths, None),
+            (finite, f"the {name} inputs have non-finite entries", None, None),
+        )
+    return data
+
+
+def _called(function: Callable[[], Any], task: Task, what: str) -> Any:
     try:
-        data = task.data()
+        return function()
     except KarikomiError:
         raise
     except Exception as error:
         raise KarikomiError(
-            "the task's data function failed",
+            f"the task's {what} failed",
             where=f"task {task.name}",
             got=f"{type(error).__name__}: {error}",
         ) from error
-    if not isinstance(data, Data):
-        raise InvalidArgument(
-            "data() must return kk.tasks.Data", where=f"task {task.name}", got=type(data).__name__
-        )
-    for name in ("train", "validation", "test"):
-        split = getattr(data, name)
-        _check_split(split, name, task)
-        if len(split.inputs) != len(split.targets) or len(split.inputs) == 0:
-            raise InvalidArgument(
-                f"the {name} split is empty or uneven",
-                where=f"task {task.name}",
-                got=f"{len(split.inputs)} inputs, {len(split.targets)} targets",
-            )
-        if not np.all(np.isfinite(split.inputs)):
-            raise InvalidArgument(
-                f"the {name} inputs have non-finite entries", where=f"task {task.name}"
-            )
-    return data
 
 
 def _check_split(split: object, name: str, task: Task) -> None:
     arrays = (split.inputs, split.targets) if isinstance(split, Split) else (None, None)
     for what, array in zip(("inputs", "targets"), arrays, strict=True):
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.ndim == 0:
-            raise InvalidArgument(
-                f"the {name} {what} are not an array of numbers",
-                where=f"task {task.name}",
-                got=f"{type(array).__name__} {getattr(array, 'dtype', '')}".strip(),
-                allowed="kk.tasks.Split of two NumPy arrays",
-            )
+        good = isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.ndim > 0
+        fault = f"the {name} {what} are not an array of numbers"
+        got = f"{type(array).__name__} {getattr(array, 'dtype', '')}".strip()
+        check(f"task {task.name}", (good, fault, got, "kk.tasks.Split of two NumPy arrays"))
