@@ -194,7 +194,7 @@ def test_another_run_in_the_folder_is_refused(
     changes: dict[str, Any], more: dict[str, Any], named: str, whole: tuple[Path, dict[str, Any]]
 ) -> None:
     before = (whole[0] / "result.json").read_bytes()
-    with pytest.raises(Unsupported, match=rf"another run: [\w, ]*\b{named}\b"):
+    with pytest.raises(Unsupported, match=rf"another run; different: [\w, ]*\b{named}\b"):
         _run(_task(**changes), whole[0], **more)
     assert (whole[0] / "result.json").read_bytes() == before
 

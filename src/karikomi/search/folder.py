@@ -18,7 +18,7 @@ import safetensors.numpy
 from karikomi.errors import BadFile, Unsupported, Unwritable
 from karikomi.files import write_bytes, write_json
 from karikomi.record import Recorder
-from karikomi.search.lock import lock
+from karikomi.search.lock import AFRESH, claim, lock, read_json
 from karikomi.tasks import Arrays, Phase, Training
 
 OnEpoch = Callable[[str, int], object]
@@ -31,11 +31,17 @@ class Folder:
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.stages = self.path / "stages"
-        self.resumed = False
-        self._make()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unwritable(
+                f"cannot make the output folder ({error.strerror or error})",
+                where=str(self.path),
+                hint="choose another --out",
+            ) from error
         self._lock = lock(self.path)
         try:
-            self._open(dict(identity))
+            self._open(identity)
         except BaseException:
             self._lock.close()
             raise
@@ -65,7 +71,7 @@ class Folder:
         now = time.monotonic()
         self.state["seconds"] += now - self._since
         self._since = now
-        self._write_state()
+        write_json(self.path / "state.json", self.state)
         (self.stages / "checkpoint.safetensors").unlink(missing_ok=True)
 
     def write_arrays(
@@ -94,7 +100,7 @@ class Folder:
                 "a file of the run folder cannot be read",
                 where=str(path),
                 got=error,
-                hint="delete the folder, or choose another --out, and start afresh",
+                hint=AFRESH,
             ) from error
 
     def train(self, stage: str, training: Training, phase: Phase, on_epoch: OnEpoch) -> Training:
@@ -117,11 +123,19 @@ class Folder:
             on_epoch(stage, 1)
         return training
 
-    def _open(self, identity: dict[str, Any]) -> None:
-        self._claim(identity)
+    def _open(self, identity: Mapping[str, Any]) -> None:
+        foreign = sorted(item.name for item in self.path.iterdir() if item.name[0] != ".")
+        if foreign and "run.json" not in foreign:
+            raise Unsupported(
+                "the folder holds files of something else",
+                where=str(self.path),
+                got=", ".join(foreign[:5]),
+                hint="choose another --out",
+            )
+        self.resumed = claim(self.path / "run.json", identity)
         for leftover in [*self.path.glob(".*.part"), *self.stages.glob(".*.part")]:
             leftover.unlink()
-        self.state: dict[str, Any] = self._read_json("state.json") or {
+        self.state: dict[str, Any] = read_json(self.path / "state.json") or {
             "done": {},
             "place": None,
             "seconds": 0.0,
@@ -132,63 +146,9 @@ class Folder:
             raise BadFile(
                 "the record of this run is gone, and with it what the report needs",
                 where=str(self.path / "record.jsonl"),
-                hint="delete the folder, or choose another --out, and start afresh",
+                hint=AFRESH,
             )
         self.recorder = Recorder(self.path / "record.jsonl")
         if fresh or self.state["place"] is None:
             self.state["place"] = self.recorder.flush()
-            self._write_state()
-
-    def _make(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Unwritable(
-                f"cannot make the output folder ({error.strerror or error})",
-                where=str(self.path),
-                hint="choose another --out",
-            ) from error
-
-    def _claim(self, identity: dict[str, Any]) -> None:
-        known = self._read_json("run.json")
-        # Through JSON, so that what was read compares with what would be written.
-        identity = json.loads(json.dumps(identity))
-        if known is None:
-            foreign = sorted(item.name for item in self.path.iterdir() if item.name[0] != ".")
-            if foreign:
-                raise Unsupported(
-                    "the folder holds files of something else",
-                    where=str(self.path),
-                    got=", ".join(foreign[:5]),
-                    hint="choose another --out",
-                )
-            write_json(self.path / "run.json", identity)
-        elif known != identity:
-            differing = sorted(
-                key for key in {*known, *identity} if known.get(key) != identity.get(key)
-            )
-            first = differing[0]
-            raise Unsupported(
-                f"the folder holds another run: {', '.join(differing)} differ(s)",
-                where=str(self.path),
-                got=f"{first} = {identity.get(first)}, there {known.get(first)}",
-                hint="choose another --out, or delete the folder",
-            )
-        else:
-            self.resumed = True
-
-    def _read_json(self, name: str) -> Any:
-        path = self.path / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except NotADirectoryError as error:
-            raise Unwritable("the output folder is a file", where=str(self.path)) from error
-        except (OSError, ValueError) as error:
-            raise BadFile(
-                "a file of the run folder cannot be read", where=str(path), got=error
-            ) from error
-
-    def _write_state(self) -> None:
-        write_json(self.path / "state.json", self.state)
+            write_json(self.path / "state.json", self.state)

@@ -5,7 +5,6 @@ Every finished run is a file of its own in the folder: an interrupted sweep lose
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -17,11 +16,11 @@ from tqdm import tqdm
 
 from karikomi import __version__, registry
 from karikomi.clip.by_global_norm import ByGlobalNorm
-from karikomi.errors import BadFile, InvalidArgument, Unsupported
+from karikomi.errors import BadFile, check
 from karikomi.files import write_json
 from karikomi.prune import check_sparsity
 from karikomi.search.grid_run import Run, Setting
-from karikomi.search.lock import lock
+from karikomi.search.lock import claim, lock, read_json
 from karikomi.tasks import Data, Runner, Task, checked_data, resolved
 
 _FIGURES = ("accuracy", "gap", "ms_per_step", "bytes", "clipped")
@@ -69,7 +68,8 @@ def sweep(
     make = registry.framework(task.framework).runner_for
     runners: list[Runner] = [make(task, content, seed=seed) for seed in range(seeds)]
     environment = {**runners[0].environment(), "karikomi": __version__}
-    _claim(path, _identity(task, content, runners[0], grid, epochs, environment))
+    identity = _identity(task, content, runners[0], grid, epochs, environment)
+    claim(path / "configuration.json", identity)
     runs: dict[Setting, dict[str, Any]] = {}
     bar = tqdm(total=len(grid) * epochs, desc="sweep", unit="epoch", disable=not progress)
     with lock(path), bar:
@@ -86,7 +86,7 @@ def sweep(
 
 def _finished(run: Run, folder: Path, on_epoch: Callable[[], object]) -> dict[str, Any]:
     path = folder / f"{run.setting.name}.json"
-    found = _read(path)
+    found = read_json(path, hint="delete it")
     if found is None:
         found = run.measure(path.with_suffix(".jsonl"), on_epoch)
         write_json(path, found)
@@ -103,15 +103,11 @@ def _grid(
     for sparsity in sparsities:
         check_sparsity(sparsity, where="sweep(sparsities)")
     for name, values in (("limits", plain), ("sparsities", list(sparsities))):
-        if not values or len(set(values)) < len(values):
-            raise InvalidArgument(
-                f"{name} are empty or repeat themselves", where="sweep", got=values
-            )
+        good = values and len(set(values)) == len(values)
+        check("sweep", (good, f"{name} are empty or repeat themselves", values, None))
     for name, value in (("seeds", seeds), ("epochs", 1 if epochs is None else epochs)):
-        if type(value) is not int or value < 1:
-            raise InvalidArgument(
-                f"{name} must be a whole number", where="sweep", got=value, allowed=">= 1"
-            )
+        good = type(value) is int and value >= 1
+        check("sweep", (good, f"{name} must be a whole number", value, ">= 1"))
     # Seeds outermost: an interrupted sweep covers the whole grid with fewer seeds.
     return [
         Setting(limit, float(sparsity), seed)
@@ -124,8 +120,8 @@ def _grid(
 def _limit(limit: float | None) -> float | None:
     if limit is None:
         return None
-    if not isinstance(limit, int | float):
-        raise InvalidArgument("a limit is a number or None", where="sweep(limits)", got=repr(limit))
+    good = isinstance(limit, int | float)
+    check("sweep(limits)", (good, "a limit is a number or None", repr(limit), None))
     ByGlobalNorm(limit)
     return None if math.isinf(limit) else float(limit)
 
@@ -152,41 +148,6 @@ def _identity(
         "epochs": epochs,
         "environment": dict(environment),
     }
-
-
-def _claim(out: Path, identity: Mapping[str, Any]) -> None:
-    path = out / "configuration.json"
-    known = _read(path)
-    if known is None:
-        write_json(path, identity)
-        return
-    # Through JSON, as the other side has been.
-    wanted = json.loads(json.dumps(identity))
-    differing = sorted(
-        key for key in known.keys() | wanted.keys() if known.get(key) != wanted.get(key)
-    )
-    if differing:
-        first = differing[0]
-        raise Unsupported(
-            f"this folder holds another sweep; different: {', '.join(differing)}",
-            where=str(out),
-            got=f"{first} {wanted.get(first)}, there {known.get(first)}",
-            hint="choose another folder, or delete this one",
-        )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise BadFile(
-            "cannot read a file of this sweep", where=str(path), got=error, hint="delete it"
-        ) from error
-    if not isinstance(found, dict):
-        raise BadFile("not a file of a sweep", where=str(path), hint="delete it")
-    return found
 
 
 def _result(

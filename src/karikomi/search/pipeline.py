@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from karikomi import __version__, registry
-from karikomi.errors import InvalidArgument, KarikomiError
+from karikomi.errors import KarikomiError, check
 from karikomi.files import write_bytes, write_json
 from karikomi.search.folder import Folder
 from karikomi.search.pipeline_stages import Candidate, Stages
@@ -50,13 +50,8 @@ def compress(
     Source: the pipeline of Han, Mao and Dally 2016, Deep Compression; gradual pruning after Zhu and Gupta
     2017. Deviations: distillation while recovering, rANS beside Huffman coding, and the search.
     """
-    if not isinstance(max_drop, Real) or not math.isfinite(max_drop) or max_drop < 0:
-        raise InvalidArgument(
-            "max_drop must be >= 0",
-            where="compress",
-            got=max_drop,
-            allowed=">= 0",
-        )
+    good = isinstance(max_drop, Real) and math.isfinite(max_drop) and max_drop >= 0
+    check("compress", (good, "max_drop must be >= 0", max_drop, ">= 0"))
     check_seed(seed, where="compress")
     task = resolved(task, data, where="compress")
     content = checked_data(task)

@@ -12,7 +12,7 @@ import numpy as np
 from karikomi import pack
 from karikomi.search.candidates import Stored, decoded, eight_bits, shared_weights, stored
 from karikomi.search.folder import Folder, OnEpoch
-from karikomi.tasks import Arrays, Data, Phase, Runner, Task
+from karikomi.tasks import Arrays, Data, Phase, Runner, Task, Training
 
 _MASK = "mask/"
 
@@ -75,8 +75,7 @@ class Stages:
                 weight_decay=recipe.weight_decay,
                 clip=recipe.clip,
             )
-            training = self._runner.train(self._runner.fresh(), phase)
-            arrays = self._folder.train(stage, training, phase, self._on_epoch).arrays()
+            arrays = self._train(self._runner.fresh(), phase).arrays()
             facts = {"validation": self._validation(arrays)}
             self._folder.finish(stage, facts, arrays)
         else:
@@ -115,8 +114,7 @@ class Stages:
                 teacher=dense.arrays,
                 coded=shared_weights(arrays, names, entries),
             )
-            training = self._runner.train(arrays, phase)
-            training = self._folder.train(stage, training, phase, self._on_epoch)
+            training = self._train(arrays, phase)
             tuned = training.arrays()
             biases = [name for name in self._runner.biases() if np.any(tuned[name])]
             coded = {**training.coded(), **eight_bits(tuned, biases, {})}
@@ -155,8 +153,7 @@ class Stages:
                 masks=below.masks,
                 teacher=dense.arrays,
             )
-            training = self._runner.train(below.arrays, phase)
-            training = self._folder.train(stage, training, phase, self._on_epoch)
+            training = self._train(below.arrays, phase)
             validation = self._validation(training.arrays())
             facts = {"validation": validation, "passed": self._holds(validation, dense)}
             masks = {f"{_MASK}{name}": mask for name, mask in training.masks().items()}
@@ -167,6 +164,10 @@ class Stages:
         masks = {name[len(_MASK) :]: a for name, a in both.items() if name.startswith(_MASK)}
         arrays = {name: a for name, a in both.items() if not name.startswith(_MASK)}
         return Rung(stage, sparsity, arrays, masks, facts["validation"], facts["passed"])
+
+    def _train(self, arrays: Arrays, phase: Phase) -> Training:
+        training = self._runner.train(arrays, phase)
+        return self._folder.train(phase.stage, training, phase, self._on_epoch)
 
     def _finish_candidate(self, stage: str, tensors: Stored, dense: Rung) -> None:
         path = pack.save(
