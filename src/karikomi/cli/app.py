@@ -69,14 +69,11 @@ class Verbs(click.Group):
             click.echo(f"karikomi: error: cannot write the result ({error.strerror})", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo(f"karikomi: interrupted; {_after_interrupt(ctx)}", err=True)
+            after = "no file was left half-written, and the same command starts again"
+            if ctx.invoked_subcommand in RESUMABLE:
+                after = "the same command resumes where it stopped"
+            click.echo(f"karikomi: interrupted; {after}", err=True)
             ctx.exit(130)
-
-
-def _after_interrupt(ctx: click.Context) -> str:
-    if ctx.invoked_subcommand in RESUMABLE:
-        return "the same command resumes where it stopped"
-    return "no file was left half-written, and the same command starts again"
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, requested: bool) -> None:

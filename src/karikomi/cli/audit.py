@@ -6,22 +6,20 @@ from pathlib import Path
 
 import click
 
-from karikomi.cli.printing import as_json, show
+from karikomi.cli.printing import PATH, as_json, data_file, show
 
 
 @click.command(epilog="Example: karikomi audit dense.safetensors small.karikomi --task digits")
-@click.argument("before", type=click.Path(path_type=Path))
-@click.argument("after", type=click.Path(path_type=Path))
+@click.argument("before", type=PATH)
+@click.argument("after", type=PATH)
 @click.option(
     "--task", required=True, help="Built-in task, package.module:attribute, or a .py file."
 )
-@click.option("--data", type=click.Path(path_type=Path), help="Data file of tasks that need one.")
+@data_file
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for audit.json and audit.html."
-)
+@click.option("--out", type=PATH, help="Folder for audit.json and audit.html.")
 @as_json
 def command(
     before: Path,

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from karikomi.cli.printing import FOLDER, as_json, show, to_stderr
+from karikomi.cli.printing import FOLDER, PATH, as_json, data_file, quiet, show, to_stderr
 
 
 @click.command(epilog="Example: karikomi compress mnist-lenet300 --data mnist.npz --max-drop 0.002")
 @click.argument("task", default="digits")
-@click.option("--data", type=click.Path(path_type=Path), help="Data file of tasks that need one.")
+@data_file
 @click.option(
     "--max-drop",
     type=float,
@@ -27,11 +27,11 @@ from karikomi.cli.printing import FOLDER, as_json, show, to_stderr
 )
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="TOML file; its keys are those of the task's recipe, and a [clip] table names a rule.",
 )
 @as_json
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@quiet
 def command(
     task: str,
     data: Path | None,

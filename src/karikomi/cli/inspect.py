@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from karikomi.cli.printing import as_json, show, terminal_width
+from karikomi.cli.printing import PATH, as_json, show, terminal_width
 
 if TYPE_CHECKING:
-    from karikomi.pack import Inspection, SizeAccount
+    from karikomi.pack import Inspection
+
+_KEYS = "name shape dtype codec quantizer elements nonzero bits_per_weight".split()
 
 
 @click.command(epilog="Example: karikomi inspect model.karikomi --json")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE", type=PATH)
 @as_json
 def command(file: Path, as_json: bool) -> None:
     """Verify FILE (.karikomi) and show for each tensor its codec, quantizer and size.
@@ -39,23 +41,16 @@ def _result(file: Path, seen: Inspection) -> dict[str, Any]:
         "bytes_decoded": seen.dense,
         "ratio_decoded": seen.ratio,
         "notes": seen.notes,
-        "tensors": [_tensor(entry) for entry in seen.entries],
-    }
-
-
-def _tensor(account: SizeAccount) -> dict[str, Any]:
-    return {
-        "name": account.name,
-        "shape": list(account.shape),
-        "dtype": account.dtype,
-        "codec": account.codec,
-        "quantizer": account.quantizer,
-        "elements": account.elements,
-        "nonzero": account.nonzero,
-        "bytes": account.payload + account.tables,
-        "bytes_decoded": account.dense,
-        "bits_per_weight": account.bits_per_weight,
-        "entropy_bound": account.shannon,
+        "tensors": [
+            {
+                **{key: getattr(entry, key) for key in _KEYS},
+                "shape": list(entry.shape),
+                "bytes": entry.payload + entry.tables,
+                "bytes_decoded": entry.dense,
+                "entropy_bound": entry.shannon,
+            }
+            for entry in seen.entries
+        ],
     }
 
 

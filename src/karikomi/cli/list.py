@@ -50,18 +50,9 @@ def _text(entries: list[registry.Entry]) -> str:
 def _lines(entry: registry.Entry, column: int) -> str:
     indent = " " * (column + 2)
     width = max(terminal_width(), column + 40)
-    first = textwrap.wrap(
-        entry.formula,
-        width,
-        initial_indent=f"  {entry.name:<{column}}",
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-    )
-    second = textwrap.wrap(
-        entry.source,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-    )
-    return "\n".join([*first, *second])
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=indent, break_on_hyphens=False)
+    lines = []
+    for start, text in ((f"  {entry.name:<{column}}", entry.formula), (indent, entry.source)):
+        wrapper.initial_indent = start
+        lines += wrapper.wrap(text)
+    return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from karikomi.cli.printing import as_json, show
+from karikomi.cli.printing import PATH, as_json, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: karikomi pack model.safetensors model.karikomi --entries 16")
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=PATH)
+@click.argument("out", metavar="OUT", type=PATH)
 @click.option(
     "--entries",
     type=int,

@@ -12,9 +12,13 @@ from typing import Any
 
 import click
 
+PATH: click.Path = click.Path(path_type=Path)
+
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as one JSON object."
 )
+data_file = click.option("--data", type=PATH, help="Data file of tasks that need one.")
+quiet = click.option("--quiet", is_flag=True, help="No progress bar.")
 
 
 class FolderPath(click.Path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from karikomi.cli.printing import FOLDER, as_json, show, to_stderr
+from karikomi.cli.printing import FOLDER, as_json, data_file, quiet, show, to_stderr
 
 
 class Numbers(click.ParamType):
@@ -52,10 +52,10 @@ class Numbers(click.ParamType):
 @click.option(
     "--epochs", type=click.IntRange(min=1), help="Epochs per run [default: the recipe's]."
 )
-@click.option("--data", type=click.Path(path_type=Path), help="Data file of tasks that need one.")
+@data_file
 @click.option("--out", type=FOLDER, help="Folder [default: runs/sweep-TASK].")
 @as_json
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@quiet
 def command(
     task: str,
     limits: tuple[float, ...],

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from karikomi.cli.printing import as_json, show
+from karikomi.cli.printing import PATH, as_json, show
 
 
 @click.command(epilog="Example: karikomi unpack model.karikomi model.safetensors")
-@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="FILE", type=PATH)
+@click.argument("out", metavar="OUT", type=PATH)
 @as_json
 def command(source: Path, out: Path, as_json: bool) -> None:
     """Decode FILE (.karikomi), check every digest, and write OUT (.safetensors), dense."""

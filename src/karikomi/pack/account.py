@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from karikomi.pack.grid_codec import GRID_CODECS
 from karikomi.pack.manifest import ManifestEntry
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import Opened, opened
-from karikomi.pack.stored import Stored, elements
+from karikomi.pack.stored import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _account(entry: ManifestEntry, stored: Stored, file: Opened, manifest: int) 
         dtype=entry.dtype,
         quantizer=GRID_CODECS[entry.grid[0]].text(entry.grid[1:]) if entry.grid else "none",
         codec=entry.codec,
-        elements=elements(entry.shape),
+        elements=math.prod(entry.shape),
         nonzero=int(np.count_nonzero(value)),
         dense=value.nbytes,
         payload=entry.size - entry.chunks[0][0],

@@ -57,12 +57,12 @@ class Encoded(NamedTuple):
 
 def choose(flat: NDArray) -> Encoded:
     """Return the smallest encoding of a flat tensor; the first in the list where two are equal."""
-    best = Encoded(raw.NAME, b"", _chunks(raw, flat, b""))
+    best = _encoded(CODECS[raw.NAME], flat, b"")
     for codec in CODECS.values():
         head = codec.fit(flat)
         if head is None or codec.floor(flat, head) + len(head) >= best.size:
             continue
-        encoded = Encoded(codec.NAME, head, _chunks(codec, flat, head))
+        encoded = _encoded(codec, flat, head)
         if encoded.size + len(codec.NAME) < best.size + len(best.codec):
             best = encoded
     return best
@@ -82,8 +82,7 @@ def encoded_sizes(tensor: np.ndarray | Coded) -> dict[str, int]:
     for codec in CODECS.values():
         head = codec.fit(stored.flat)
         if head is not None:
-            encoded = Encoded(codec.NAME, head, _chunks(codec, stored.flat, head))
-            sizes[codec.NAME] = grid + encoded.size
+            sizes[codec.NAME] = grid + _encoded(codec, stored.flat, head).size
     return sizes
 
 
@@ -91,18 +90,13 @@ def shannon(stored: Stored) -> float:
     """Return the order-0 bound in bytes: of the integers, or of each byte plane of floats."""
     flat = stored.flat
     if flat.dtype.itemsize <= 2 and flat.dtype.kind in "iu":
-        return _entropy(np.bincount(flat.view(f"<u{flat.dtype.itemsize}"))) / 8
+        return planes.entropy(np.bincount(flat.view(f"<u{flat.dtype.itemsize}"))) / 8
     if flat.dtype.kind in "iu":
-        return _entropy(np.unique(flat, return_counts=True)[1]) / 8
+        return planes.entropy(np.unique(flat, return_counts=True)[1]) / 8
     rows = flat.view(np.uint8).reshape(-1, flat.dtype.itemsize)
-    return sum(_entropy(np.bincount(column)) for column in rows.T) / 8
+    return sum(planes.entropy(np.bincount(column)) for column in rows.T) / 8
 
 
-def _entropy(counts: NDArray) -> float:
-    used = counts[counts > 0]
-    return float((used * np.log2(used.sum() / used)).sum())
-
-
-def _chunks(codec: object, flat: NDArray, head: bytes) -> list[bytes]:
-    encode = cast(Codec, codec).encode
-    return [encode(flat[at : at + CHUNK], head) for at in range(0, flat.size, CHUNK)]
+def _encoded(codec: Codec, flat: NDArray, head: bytes) -> Encoded:
+    chunks = [codec.encode(flat[at : at + CHUNK], head) for at in range(0, flat.size, CHUNK)]
+    return Encoded(codec.NAME, head, chunks)

@@ -89,7 +89,10 @@ class _Uniform:
                     return not groups
                 if type(axis) is not int or not 0 <= axis < len(shape):
                     return False
-                return not groups or (axis > 0 and _splits(groups, shape[0]))
+                if not groups:
+                    return True
+                whole = len(groups) == 1 and type(groups[0]) is int and groups[0] > 1
+                return whole and axis > 0 and not shape[0] % groups[0]
         return False
 
     def count(self, parameters: list, shape: Shape) -> int:
@@ -171,7 +174,3 @@ def read_grid(cursor: Cursor, spec: list | None, shape: Shape) -> Grid | None:
 def grid_numbers(spec: list | None, shape: Shape) -> int:
     """Return how many floats are stored for a grid."""
     return 0 if spec is None else GRID_CODECS[spec[0]].count(spec[1:], shape)
-
-
-def _splits(groups: list, length: int) -> bool:
-    return len(groups) == 1 and type(groups[0]) is int and groups[0] > 1 and not length % groups[0]

@@ -85,7 +85,9 @@ def _manifest(metadata: Any, where: str) -> tuple[Version, str]:
 
 def _span(name: str, item: Any, start: int, where: str) -> tuple[int, int]:
     offsets = item.get("data_offsets") if isinstance(item, dict) else None
-    if not ascending(offsets) or not _same(item, directory_entry(*offsets)):
+    # The type as well, since equality alone would take true for 1.
+    same = ascending(offsets) and item == directory_entry(*offsets)
+    if not same or type(item["shape"][0]) is not int:
         raise BadFile(
             "malformed directory entry", where=f"{where}, tensor {name[:80]!r}", got=repr(item)[:80]
         )
@@ -96,11 +98,6 @@ def ascending(offsets: Any) -> TypeGuard[list[int]]:
     """Return whether these are offsets: two whole numbers, the first not above the second."""
     good = isinstance(offsets, list) and len(offsets) == 2
     return good and all(type(at) is int for at in offsets) and 0 <= offsets[0] <= offsets[1]
-
-
-def _same(item: Any, wanted: dict[str, Any]) -> bool:
-    # Equality alone would take true for 1.
-    return item == wanted and type(item["shape"][0]) is int
 
 
 def require_tiling(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from karikomi.errors import BadFile
 from karikomi.pack.contest import CHUNK, CODECS, INTEGER_CODECS
 from karikomi.pack.grid_codec import GRID_CODECS, grid_numbers
 from karikomi.pack.read_budget import Budget
-from karikomi.pack.stored import DIGEST_BYTES, DTYPES, elements, name_fault
+from karikomi.pack.stored import DIGEST_BYTES, DTYPES, name_fault
 
 VERSION = (1, 1)
 """The latest version that is read; what is written is the lowest that has all that a file contains."""
@@ -58,7 +59,7 @@ class ManifestEntry:
     @property
     def decoded_size(self) -> int:
         """Bytes of the decoded tensor and of its grid."""
-        return elements(self.shape) * int(self.dtype[1:]) + 4 * grid_numbers(self.grid, self.shape)
+        return math.prod(self.shape) * int(self.dtype[1:]) + 4 * grid_numbers(self.grid, self.shape)
 
 
 def version_of(entries: list[ManifestEntry]) -> Version:
@@ -167,7 +168,7 @@ def _entry(item: Any, version: Version, budget: Budget, where: str) -> ManifestE
     require_known([] if good else [codec], "unknown codec", version, where)
     chunks = tuple(tuple(_list(pair, where)) for pair in _list(item["k"], where))
     require(
-        len(chunks) == 1 - -elements(shape) // CHUNK, "wrong number of chunks", where, len(chunks)
+        len(chunks) == 1 - -math.prod(shape) // CHUNK, "wrong number of chunks", where, len(chunks)
     )
     require(
         all(len(pair) == 2 and all(map(_natural, pair)) for pair in chunks),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from karikomi.errors import BadFile, InvalidArgument
+from karikomi.errors import BadFile, check
 
 # Below this many decoded bytes the ratio is not checked: a small tensor of zeros may have any.
 RATIO_COUNTS_FROM = 2**26
@@ -36,14 +36,10 @@ class Budget:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if type(value) is not int or value < 1:
-                raise InvalidArgument(
-                    f"{field.name} must be an integer >= 1", where="Budget", got=repr(value)
-                )
-        if self.rank > MOST_RANK:
-            raise InvalidArgument(
-                "rank out of range", where="Budget", got=self.rank, allowed="<= 64"
-            )
+            good = type(value) is int and value >= 1
+            check("Budget", (good, f"{field.name} must be an integer >= 1", repr(value), None))
+        good = self.rank <= MOST_RANK
+        check("Budget", (good, "rank out of range", self.rank, f"<= {MOST_RANK}"))
 
     def admit(self, field: str, needed: int, where: str) -> None:
         """Raise `BadFile` where `needed` is more than `field` allows."""

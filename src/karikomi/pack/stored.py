@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from karikomi.errors import BadFile, InvalidArgument
+from karikomi.errors import InvalidArgument
 from karikomi.quantize import Coded, Grid
 
 DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
@@ -98,14 +97,3 @@ def name_fault(name: object) -> str | None:
     if segments[0] == "" or segments[0][1:] == ":":
         return "it is an absolute path"
     return "a segment is '..'" if ".." in segments else None
-
-
-def elements(shape: tuple[int, ...]) -> int:
-    """Return the number of elements of a shape."""
-    return math.prod(shape)
-
-
-def check_bool(stored: Stored) -> None:
-    """Raise `BadFile` where a boolean tensor holds anything but 0 and 1."""
-    if stored.dtype == "b1" and stored.flat.size and int(stored.flat.max()) > 1:
-        raise BadFile("a boolean is neither 0 nor 1", got=int(stored.flat.max()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import check
 from karikomi.files import as_path, write_atomically
 from karikomi.pack import header, manifest
 from karikomi.pack.contest import choose
@@ -48,7 +48,9 @@ def save(
     Source: the container is safetensors; the pipeline is Han, Mao, Dally, "Deep Compression", ICLR
     2016, with static rANS as a second coder.
     """
-    notes = _notes(notes)
+    notes = dict(notes or {})
+    text = all(isinstance(item, str) for pair in notes.items() for item in pair)
+    check("save", (text, "notes must map text to text", None, None))
     entries: list[ManifestEntry] = []
     payloads: dict[str, bytes] = {}
     for name in _names(tensors):
@@ -81,21 +83,9 @@ def _pack(stored: Stored) -> tuple[ManifestEntry, bytes]:
 
 
 def _names(tensors: Mapping[str, np.ndarray | Coded]) -> list[str]:
-    if not isinstance(tensors, Mapping):
-        raise InvalidArgument(
-            "tensors must be a mapping from names to arrays",
-            where="save",
-            got=type(tensors).__name__,
-        )
+    what = "tensors must be a mapping from names to arrays"
+    check("save", (isinstance(tensors, Mapping), what, type(tensors).__name__, None))
     for name in tensors:
         fault = name_fault(name)
-        if fault is not None:
-            raise InvalidArgument(f"bad tensor name: {fault}", where="save", got=repr(name)[:80])
+        check("save", (fault is None, f"bad tensor name: {fault}", repr(name)[:80], None))
     return sorted(tensors)
-
-
-def _notes(notes: Mapping[str, str] | None) -> dict[str, str]:
-    pairs = dict(notes or {})
-    if not all(isinstance(item, str) for pair in pairs.items() for item in pair):
-        raise InvalidArgument("notes must map text to text", where="save")
-    return pairs

@@ -64,7 +64,9 @@ def line_chart(
     bottom = top + _PLOT
     across = [value for curve in series for value, _ in curve.points]
     across += [edge for band in bands for edge in (band.first, band.last)]
-    x_scale = _slots(len(names)) if names else _fit_x(across, x)
+    # Half a slot of space on either side, so that whiskers do not touch the axes.
+    slots = Scale(-0.5, len(names) - 0.5, LEFT, WIDTH - _RIGHT)
+    x_scale = slots if names else _fit_x(across, x)
     y_scale = fit(_heights(series), bottom, top, log=y.log, zero=y.zero)
     parts = [_band(band, index, x_scale, top) for index, band in enumerate(bands)]
     parts += [_level(tick, y_scale, y) for tick in y_scale.ticks()]
@@ -88,11 +90,6 @@ def _fit_x(values: Sequence[float | None], axis: Axis) -> Scale:
     if axis.log or not seen or min(seen) == max(seen):
         return fit(seen, LEFT, WIDTH - _RIGHT, log=axis.log)
     return Scale(min(seen), max(seen), LEFT, WIDTH - _RIGHT)
-
-
-def _slots(slots: int) -> Scale:
-    # Half a slot of space on either side, so that whiskers do not touch the axes.
-    return Scale(-0.5, slots - 0.5, LEFT, WIDTH - _RIGHT)
 
 
 def _heights(series: Sequence[Series]) -> list[float | None]:

@@ -58,7 +58,9 @@ def compress_page(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     return render(
         Page(
             f"{named(result['task'])}: compressed {ratio(result.get('ratio'))}",
-            _lead(result),
+            f"{named(result.get('network'))} ({named(result.get('framework'))}), seed"
+            f" {named(result.get('seed'))}, {plain(result.get('seconds'), 3)} s"
+            + (", resumed from an earlier run." if result.get("resumed") is True else "."),
             _tiles(result),
             sections,
             f"Made by karikomi {named(result.get('karikomi'))}.",
@@ -73,14 +75,6 @@ def environment_section(environment: Mapping[str, Any]) -> Section:
     rows = [(str(key), named(value)) for key, value in environment.items()]
     note = "The same seed, versions, machine kind and thread count give the same bytes."
     return Section("Environment", [Table("Made with", ("", ""), rows, names=2, note=note)])
-
-
-def _lead(result: Mapping[str, Any]) -> str:
-    return (
-        f"{named(result.get('network'))} ({named(result.get('framework'))}), seed"
-        f" {named(result.get('seed'))}, {plain(result.get('seconds'), 3)} s"
-        + (", resumed from an earlier run." if result.get("resumed") is True else ".")
-    )
 
 
 def _tiles(result: Mapping[str, Any]) -> list[Tile]:

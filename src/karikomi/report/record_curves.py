@@ -52,7 +52,11 @@ def read_history(rows: Iterable[Mapping[str, Any]]) -> History:
             history.validation.append((axis.epoch(), number(row.get("validation"))))
         else:
             continue
-        _add_stage(history.stages, str(row.get("stage", "")), max(axis.position, 0.0))
+        stages, name, at = history.stages, str(row.get("stage", "")), max(axis.position, 0.0)
+        if stages and stages[-1].name == name:
+            stages[-1] = StepSpan(name, stages[-1].first, max(at, stages[-1].last))
+        else:
+            stages.append(StepSpan(name, at, at))
     return history
 
 
@@ -125,10 +129,3 @@ def _add_step(history: History, position: float, row: Mapping[str, Any]) -> None
         history.skipped.append((position, norm))
     elif row.get("clipped") is True and norm is not None:
         history.clipped.append((position, norm))
-
-
-def _add_stage(stages: list[StepSpan], name: str, position: float) -> None:
-    if stages and stages[-1].name == name:
-        stages[-1] = StepSpan(name, stages[-1].first, max(position, stages[-1].last))
-    else:
-        stages.append(StepSpan(name, position, position))

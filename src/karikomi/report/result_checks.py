@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, check
 
 
 def require(result: Any, keys: Sequence[str], *, where: str) -> Mapping[str, Any]:
@@ -15,10 +15,8 @@ def require(result: Any, keys: Sequence[str], *, where: str) -> Mapping[str, Any
     >>> require({"task": "digits"}, ("task",), where="audit_page")["task"]
     'digits'
     """
-    if not isinstance(result, Mapping):
-        raise InvalidArgument(
-            "the result must be a mapping", where=where, got=type(result).__name__
-        )
+    known = isinstance(result, Mapping)
+    check(where, (known, "the result must be a mapping", type(result).__name__, None))
     missing = [key for key in keys if key not in result]
     if missing:
         raise InvalidArgument(
@@ -33,15 +31,11 @@ def records(value: Any, name: str, *, where: str) -> list[Mapping[str, Any]]:
     """Return a list of mappings; None counts as an empty list."""
     if value is None:
         return []
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
-        raise InvalidArgument(
-            f"{name} must be a list of mappings", where=where, got=type(value).__name__
-        )
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes | Mapping)
+    check(where, (listed, f"{name} must be a list of mappings", type(value).__name__, None))
     for index, entry in enumerate(value):
-        if not isinstance(entry, Mapping):
-            raise InvalidArgument(
-                f"entry {index} of {name} must be a mapping", where=where, got=type(entry).__name__
-            )
+        what, known = f"entry {index} of {name} must be a mapping", isinstance(entry, Mapping)
+        check(where, (known, what, type(entry).__name__, None))
     return list(value)
 
 

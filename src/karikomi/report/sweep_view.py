@@ -16,7 +16,6 @@ from karikomi.report.wording import (
     MISSING,
     axis_unit,
     count,
-    is_share,
     number,
     percent,
     plain,
@@ -65,6 +64,8 @@ def sweep_table(result: Mapping[str, Any]) -> str:
     result = require(result, _NEEDED, where="sweep_table")
     points = records(result["points"], "points", where="sweep_table")
     metric, best = named(result["metric"]), _best(points)
+    # Not None, which is the mean of a point without one.
+    top = math.nan if best is None else _mean(best, "accuracy")
     head = ("limit", "sparse", "runs", metric, "min..max", "clipped", "gap", "ms/step")
     rows: list[tuple[str, ...]] = [(*head, "size")]
     for point in sorted(points, key=_order):
@@ -75,7 +76,8 @@ def sweep_table(result: Mapping[str, Any]) -> str:
                 _limit(point.get("limit")),
                 percent(point.get("sparsity"), 0),
                 count(point.get("runs")),
-                score(seen.get("mean"), metric) + (" *" if _ties(point, best) else "  "),
+                score(seen.get("mean"), metric)
+                + (" *" if _mean(point, "accuracy") == top else "  "),
                 (low if low == high else f"{low}..{high}").replace(" %", ""),
                 percent(_mean(point, "clipped"), 0),
                 plain(_mean(point, "gap"), 2),
@@ -88,14 +90,10 @@ def sweep_table(result: Mapping[str, Any]) -> str:
     return text_block([*align(rows), "", NOTE])
 
 
-def _ties(point: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
-    return best is not None and _mean(point, "accuracy") == _mean(best, "accuracy")
-
-
 def _sections(points: _Points, metric: str) -> list[Section]:
     factor, end = axis_unit(metric)
     tables: list[Part] = [
-        _grid(points, "gap", "Generalization gap", _gap(metric)),
+        _grid(points, "gap", "Generalization gap", lambda v: score(v, metric)),
         _grid(points, "clipped", "Share of steps that were clipped", lambda v: percent(v, 1)),
         _grid(points, "ms_per_step", "Milliseconds a step", lambda v: plain(v, 3)),
         _grid(points, "bytes", "Bytes of the file", size),
@@ -186,10 +184,6 @@ def _best(points: _Points) -> Mapping[str, Any] | None:
 
 def _mean(point: Mapping[str, Any], key: str) -> float | None:
     return number(table(point.get(key)).get("mean"))
-
-
-def _gap(metric: str) -> Callable[[Any], str]:
-    return (lambda value: percent(value, 2)) if is_share(metric) else plain
 
 
 def _limit(limit: Any) -> str:

@@ -14,13 +14,10 @@ def squeeze(data: bytes, strategy: int) -> bytes:
     """Return a raw deflate stream: `HUFFMAN` codes bytes one by one, `MATCHES` also repeats."""
     # Raw (-15): the wrapper and its checksum would cost six bytes, and each chunk has a CRC32.
     # Memory level 9 gives the longest blocks, hence the fewest Huffman tables.
-    machine = zlib.compressobj(_level(data), zlib.DEFLATED, -15, 9, strategy)
-    return machine.compress(data) + machine.flush()
-
-
-def _level(data: bytes) -> int:
     # The thorough search takes five times as long on long runs of zeros, where `gaps` wins anyway.
-    return 9 if len(data) <= THOROUGH_UP_TO else 6
+    level = 9 if len(data) <= THOROUGH_UP_TO else 6
+    machine = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
+    return machine.compress(data) + machine.flush()
 
 
 def expand(data: bytes, size: int) -> bytes:

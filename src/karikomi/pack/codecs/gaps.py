@@ -97,8 +97,7 @@ def _gaps(places: NDArray[np.intp]) -> NDArray[np.intp]:
 def _cost(gaps: NDArray[np.intp], counts: NDArray[np.intp], cap: int) -> float:
     tally = np.bincount(gaps % cap, weights=counts, minlength=cap + 1)
     tally[cap] += float((gaps // cap * counts).sum())
-    used = tally[tally > 0]
-    return float((used * np.log2(used.sum() / used)).sum())
+    return planes.entropy(tally)
 
 
 def _cap(head: bytes) -> int:

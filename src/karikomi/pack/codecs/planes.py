@@ -69,7 +69,7 @@ def _write_plane(plane: NDArray[np.uint8]) -> bytes:
 
 
 def _squeeze(plane: NDArray[np.uint8], data: bytes) -> tuple[int, bytes]:
-    if _bits(plane) > HOPELESS:
+    if entropy(np.bincount(plane)) > HOPELESS * plane.size:
         return STORED, data
     strategies = [deflate.HUFFMAN, deflate.MATCHES]
     if len(data) > SAMPLE:
@@ -79,10 +79,10 @@ def _squeeze(plane: NDArray[np.uint8], data: bytes) -> tuple[int, bytes]:
     return DEFLATED, min((deflate.squeeze(data, strategy) for strategy in strategies), key=len)
 
 
-def _bits(plane: NDArray[np.uint8]) -> float:
-    share = np.bincount(plane, minlength=1) / max(plane.size, 1)
-    share = share[share > 0]
-    return float(-(share * np.log2(share)).sum())
+def entropy(counts: NDArray) -> float:
+    """Return the bits that an ideal coder of single symbols needs for so many of each."""
+    used = counts[counts > 0]
+    return float((used * np.log2(used.sum() / used)).sum())
 
 
 def _read_plane(cursor: Cursor, count: int) -> NDArray[np.uint8] | int:

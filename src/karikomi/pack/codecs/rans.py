@@ -42,7 +42,8 @@ def floor(flat: NDArray, head: bytes) -> int:
 def encode(chunk: NDArray, head: bytes) -> bytes:
     """Return the lane count, the final states and the words of `chunk`."""
     table = frequencies.parse(head)
-    lanes = _lanes(chunk.size, table.bits(chunk) / 8)
+    cheap = int(table.bits(chunk) / 8 * STATE_SHARE / STATE_BYTES)
+    lanes = min(chunk.size, MOST_LANES, max(1, cheap, -(-chunk.size // MOST_ROWS)))
     symbols = (chunk.astype(np.int64) - table.low).astype(np.intp)
     states, words = _push(symbols, table, lanes)
     return varint(lanes) + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
@@ -61,11 +62,6 @@ def decode(data: bytes, count: int, dtype: np.dtype, head: bytes) -> NDArray:
         raise BadFile("an entropy-coded stream is malformed")
     slots = _pull(states, np.frombuffer(stream, "<u2").astype(np.uint32), count, table)
     return within(table.slot_symbols()[slots] + table.low, dtype)
-
-
-def _lanes(count: int, size: float) -> int:
-    cheap = int(size * STATE_SHARE / STATE_BYTES)
-    return min(count, MOST_LANES, max(1, cheap, -(-count // MOST_ROWS)))
 
 
 def _push(
