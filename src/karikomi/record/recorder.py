@@ -15,7 +15,7 @@ from karikomi.record.sinks import Fanout, Sink
 from karikomi.record.tensors import listed, sketched
 from karikomi.record.thinning import LeftOut, keeps
 from karikomi.rules.outcome import Outcome
-from karikomi.schedule import whole
+from karikomi.schedule import whole_from
 
 DETAILS = ("top", "all", "none")
 """Detail of a row on single tensors; the first is the default."""
@@ -221,12 +221,7 @@ def _counting(row: dict[str, Any], left: LeftOut) -> bytes:
 
 
 def _at_least(least: int, value: object, name: str) -> int:
-    number = whole(value)
-    if number is not None and number >= least:
-        return number
-    raise InvalidArgument(
-        f"{name} must be a whole number", where="Recorder", got=repr(value), allowed=f">= {least}"
-    )
+    return whole_from(least, value, f"{name} must be a whole number", where="Recorder")
 
 
 def _rank(given: int | None) -> int:
