@@ -150,6 +150,11 @@ def _ranked(node: ast.AST) -> bool:
             and not part.args[1:]
             and not part.keywords
         )
+        or (
+            isinstance(part, ast.Call)
+            and _named(part.func) == "len"
+            and _named(part.args[0]) == "shape"
+        )
         for part in ast.walk(node)
     )
 
@@ -158,10 +163,20 @@ def _conditions(node: ast.AST) -> Iterator[ast.expr]:
     yield from (part.test for part in ast.walk(node) if isinstance(part, ast.IfExp))
 
 
+def _assigns_an_axis(node: ast.AST) -> bool:
+    return isinstance(node, ast.Assign) and any(
+        _named(target).split("_")[-1] in ("axis", "axes") for target in node.targets
+    )
+
+
 def axes_by_rank(module: ast.Module) -> list[int]:
     """Return the lines where a condition on the number of dimensions decides an axis."""
     found = []
     for node in ast.walk(module):
+        if isinstance(node, ast.If) and _ranked(node.test):
+            branches = [part for child in (*node.body, *node.orelse) for part in ast.walk(child)]
+            found += [node.test.lineno] if any(map(_assigns_an_axis, branches)) else []
+            continue
         if isinstance(node, ast.keyword) and "ax" in (node.arg or "").split("_")[-1][:2]:
             values = [node.value]
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
@@ -198,6 +213,8 @@ def test_no_axis_is_guessed_from_the_rank() -> None:
         "f(a, axis=0 if a.ndim > 1 else None)",
         "unit_axis = 0 if a.dim() > 1 else None",
         "def unit_axis(a):\n    return -1 if np.ndim(a) == 2 else 1",
+        "axis = 0 if len(a.shape) > 1 else None",
+        "if a.ndim == 2:\n    axis = 0\nelse:\n    axis = 1",
     ],
 )
 def test_a_guessed_axis_is_found(text: str) -> None:
@@ -211,10 +228,12 @@ def hidden_forms(module: ast.Module) -> list[str]:
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Call):
             unpacked = [part.value for part in node.args if isinstance(part, ast.Starred)]
-            if any(isinstance(value, ast.Tuple | ast.List) for value in unpacked):
+            if any(isinstance(value, ast.Tuple | ast.List | ast.Set) for value in unpacked):
                 found.append(f"{line}: a literal is unpacked in a call")
         stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        if (stored and _named(node) == "one") or (isinstance(node, ast.arg) and node.arg == "one"):
+        bound = isinstance(node, ast.ExceptHandler) and node.name == "one"
+        argument = isinstance(node, ast.arg) and node.arg == "one"
+        if (stored and _named(node) == "one") or argument or bound:
             found.append(f"{line}: a variable is named 'one'")
         if isinstance(node, ast.Attribute) and node.attr in ("_getframe", "currentframe", "f_back"):
             found.append(f"{line}: Python's frames are walked")
@@ -233,6 +252,8 @@ def test_no_form_hides_what_it_does() -> None:
         "f(*[a, b])",
         "for one in a: ...",
         "def f(one): ...",
+        "try:\n    f()\nexcept ValueError as one: ...",
+        "f(*{a, b})",
         "frame = sys._getframe(1)",
         "frame = frame.f_back",
     ],

@@ -54,6 +54,10 @@ def _used(module: ast.AST) -> Iterator[tuple[int, object, bool]]:
             "karikomi"
         ):
             yield from ((node.lineno, alias.name, False) for alias in node.names)
+            yield from ((node.lineno, part, False) for part in (node.module or "").split("."))
+        elif isinstance(node, ast.Import):
+            parts = (part for alias in node.names for part in alias.name.split("."))
+            yield from ((node.lineno, part, False) for part in parts)
         elif isinstance(node, ast.Call) and len(node.args) > 1:
             function, name = node.func, node.args[1]
             if isinstance(function, ast.Name) and function.id in ATTRIBUTE_FUNCTIONS:
@@ -88,6 +92,8 @@ def test_no_python_frames_are_walked() -> None:
         "def f(model):\n    return model.inner._flatten_layers()",
         "getattr(optimizer, '_step_supports_amp_scaling', False)",
         "from torch.nn.modules.batchnorm import _BatchNorm",
+        "import torch._dynamo",
+        "from torch._dynamo import disable",
         "class Wrapper(Optimizer):\n    def f(self):\n        return self._trainable_variables",
         "import tensorflow as tf\ntf.__internal__.distribute",
     ],

@@ -59,6 +59,23 @@ def test_a_sparse_gradient_is_clipped_as_the_dense_one(rule: Any, coalesced: boo
     torch.testing.assert_close(sparse.grad.to_dense(), dense.grad)
 
 
+def test_the_second_stage_measures_a_sparse_gradient_after_the_first() -> None:
+    gradient = _sparse(coalesced=False)
+    rule = kk.clip.Chain(kk.clip.ByValue(1.0), kk.clip.ByGlobalNorm(0.5))
+    dense, sparse = _with_gradient(gradient.to_dense()), _with_gradient(gradient)
+    expected, _ = kk.torch.clip_(dense, rule)
+    outcome, _ = kk.torch.clip_(sparse, rule)
+    assert outcome.norms.tolist() == pytest.approx(expected.norms.tolist(), rel=1e-12)
+    assert sparse.grad is not None and dense.grad is not None
+    torch.testing.assert_close(sparse.grad.to_dense(), dense.grad)
+
+
+def test_skipped_is_a_bool_on_the_host() -> None:
+    parameter = _with_gradient(ROWS.clone())
+    outcome, _ = kk.torch.clip_(parameter, kk.clip.ByNorm(1.0))
+    assert outcome.skipped is False
+
+
 def test_an_embedding_with_sparse_gradients_trains() -> None:
     embedding = nn.Embedding(10, 3, sparse=True)
     optimizer = torch.optim.SGD(embedding.parameters(), lr=1.0)

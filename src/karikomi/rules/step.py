@@ -85,7 +85,7 @@ def run_step(
             stage,
             numbers,
             decision,
-            skip=skip,
+            skip=bool(skip) if stop_at_skip else skip,
             nonfinite=nonfinite,
             earlier=outcomes,
             view=view,
