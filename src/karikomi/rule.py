@@ -212,10 +212,11 @@ def check_limit(limit: Any, *, where: str) -> Any:
     real = isinstance(limit, numbers.Real) and not isinstance(limit, bool)
     allowed = "> 0, or a schedule such as kk.schedule.Linear(1.0, 0.1, steps=(0, 1_000))"
     check(where, (real, "the limit must be a number or a schedule", repr(limit), allowed))
+    given: Any = limit
     try:
-        number = float(limit)
+        number = float(given)
     except OverflowError as error:
         raise InvalidArgument("the limit is too large for a float", where=where) from error
-    good = not math.isnan(number) and limit > 0
+    good = not math.isnan(number) and given > 0
     check(where, (good, "the limit must be positive", limit, "> 0, or inf to measure only"))
-    return int(limit) if isinstance(limit, numbers.Integral) else float(limit)
+    return int(given) if isinstance(limit, numbers.Integral) else number

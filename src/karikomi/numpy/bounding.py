@@ -127,7 +127,7 @@ def _divided(
     """Return the counters and the state of the rule, and the vectors kept with them."""
     if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
         return state, {}
-    vectors = state.get(VECTORS)
+    vectors: Any = state.get(VECTORS)
     keys = sorted(map(str, state))
     given = isinstance(vectors, Mapping)
     check(type(rule).__name__, (given, "this state has no vectors", keys, None))

@@ -84,7 +84,7 @@ def _manifest(metadata: Any, where: str) -> tuple[Version, str]:
 
 
 def _span(name: str, item: Any, start: int, where: str) -> tuple[int, int]:
-    offsets = item.get("data_offsets") if isinstance(item, dict) else None
+    offsets: Any = item.get("data_offsets") if isinstance(item, dict) else None
     # The type as well, since equality alone would take true for 1.
     same = ascending(offsets) and item == directory_entry(*offsets)
     if not same or type(item["shape"][0]) is not int:

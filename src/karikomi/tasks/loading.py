@@ -78,7 +78,10 @@ def _made(thing: Any, data: str | os.PathLike[str] | None, where: str) -> Task:
     check(where, (data is None or takes_data, "this task takes no data path", data, None))
     if factory is not None:
         thing = _called(lambda: factory(data) if takes_data else factory(), where)
-    check(where, (isinstance(thing, Task), "not a task", type(thing).__name__, "kk.tasks.Task"))
+    if not isinstance(thing, Task):
+        raise InvalidArgument(
+            "not a task", where=where, got=type(thing).__name__, allowed="kk.tasks.Task"
+        )
     return thing
 
 
