@@ -1,8 +1,4 @@
-"""Nested containers of tensors as flat dicts of names, and back: dicts, lists, tuples, named tuples.
-
-Rules, states and files identify each tensor by one flat name, while users keep tensors in trees. Leaves are
-never read, so that the arrays of every framework are supported.
-"""
+"""Nested containers of tensors as flat dicts of names, and back: dicts, lists, tuples, named tuples."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Compare two networks on the same test split: figures, and warnings about them.
-
-Independent of frameworks: outputs and gradients come from the runner of the task's framework.
-"""
+"""Compare two networks on the same test split: figures, and warnings about them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""karikomi for JAX: rules as optax transforms, bounds as transforms and as projections, masks of pytrees.
-
-Names are loaded on first use: Keras on JAX uses the library of this folder and needs no optax.
-"""
+"""karikomi for JAX: rules as optax transforms, bounds as transforms and as projections, masks of pytrees."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Clip updates inside of an optax chain, or around an optimizer whose steps can then be skipped.
-
-`clip` is one transform among others: it can only zero the updates of a step that is to be skipped.
-`clipped` wraps an optimizer and can therefore skip its step.
-"""
+"""Clip updates inside of an optax chain, or around an optimizer whose steps can then be skipped."""
 
 from __future__ import annotations
 

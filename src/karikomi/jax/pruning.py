@@ -1,8 +1,4 @@
-"""Prune pytrees of parameters: masks are made on the host, between steps, and applied inside of ``jit``.
-
-Which weights are removed is decided as in all frameworks (`karikomi.selection`). It depends on values and
-resolves ties one by one, so it is not part of a compiled step, which needs `masked` alone.
-"""
+"""Prune pytrees of parameters: masks are made on the host, between steps, and applied inside of ``jit``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The leaves of a pytree under their names: the path to a leaf, joined with dots.
-
-States and rules identify arrays by name, whatever the container.
-"""
+"""The leaves of a pytree under their names: the path to a leaf, joined with dots."""
 
 from __future__ import annotations
 

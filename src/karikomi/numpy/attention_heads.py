@@ -1,7 +1,4 @@
-"""Scale the query and key projections of attention heads held as NumPy arrays.
-
-A head is not an axis of one tensor but the same rows of several.
-"""
+"""Scale the query and key projections of attention heads held as NumPy arrays."""
 
 from __future__ import annotations
 

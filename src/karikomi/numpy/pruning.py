@@ -1,7 +1,4 @@
-"""Prune trees of weights held as NumPy arrays, and keep pruned weights at zero.
-
-The selection is that of all frameworks (`karikomi.selection`); here facts are given, not measured.
-"""
+"""Prune trees of weights held as NumPy arrays, and keep pruned weights at zero."""
 
 from __future__ import annotations
 

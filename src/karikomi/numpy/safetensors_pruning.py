@@ -1,7 +1,4 @@
-"""Prune a safetensors file that may be larger than memory: read in blocks, decided by counts, written in blocks.
-
-Unlike `prune`, it never has all weights or all masks in memory.
-"""
+"""Prune a safetensors file that may be larger than memory: read in blocks, decided by counts, written in blocks."""
 
 from __future__ import annotations
 

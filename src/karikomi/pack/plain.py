@@ -1,7 +1,4 @@
-"""Plain safetensors files, of any types: their directory, read as strictly as that of packed ones.
-
-Separate from `header`, which is for packed files. `expand` turns a packed file into a plain one.
-"""
+"""Plain safetensors files, of any types: their directory, read as strictly as that of packed ones."""
 
 from __future__ import annotations
 

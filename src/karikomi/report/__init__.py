@@ -1,8 +1,4 @@
-"""HTML pages and terminal tables of results, audits, sweeps and records.
-
-Takes plain dicts as they stand in result files and records, and imports none of the parts that
-made them: a page can be drawn again from files alone.
-"""
+"""HTML pages and terminal tables of results, audits, sweeps and records."""
 
 from __future__ import annotations
 

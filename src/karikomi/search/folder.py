@@ -1,7 +1,4 @@
-"""The folder of a run: its identity, its finished stages and a checkpoint, so that a killed run resumes.
-
-Everything is written atomically, and a stage counts as done only when it is listed in `state.json`.
-"""
+"""The folder of a run: its identity, its finished stages and a checkpoint, so that a killed run resumes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The same training over a grid of clip limits and sparsities, with several seeds, resumable.
-
-Every finished run is a file of its own in the folder: an interrupted sweep loses one run at most.
-"""
+"""The same training over a grid of clip limits and sparsities, with several seeds, resumable."""
 
 from __future__ import annotations
 

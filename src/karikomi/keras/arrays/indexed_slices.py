@@ -1,7 +1,4 @@
-"""Sparse gradients of TensorFlow: rows of a table, of which one may occur several times.
-
-Separate because norms are those of the sums of repeated rows, while scaling needs no sums.
-"""
+"""Sparse gradients of TensorFlow: rows of a table, of which one may occur several times."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The library of arrays for Keras' backend, or for whatever framework some arrays are of.
-
-Each framework is imported only for its own arrays, so that the other backends need not be installed.
-"""
+"""The library of arrays for Keras' backend, or for whatever framework some arrays are of."""
 
 from __future__ import annotations
 

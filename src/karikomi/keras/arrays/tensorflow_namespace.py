@@ -1,7 +1,4 @@
-"""TensorFlow under array-API names: the operations of rules, measuring and applying.
-
-Only TensorFlow needs such an adapter; the other frameworks have these names.
-"""
+"""TensorFlow under array-API names: the operations of rules, measuring and applying."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A bound as a constraint of Keras: a function of one weight that fit applies after every step.
-
-Separate from attaching it to a built model, because this class is saved in model files.
-"""
+"""A bound as a constraint of Keras: a function of one weight that fit applies after every step."""
 
 from __future__ import annotations
 

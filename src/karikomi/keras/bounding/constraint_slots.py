@@ -1,7 +1,4 @@
-"""Set constraints where Keras reads them: ``fit`` at the variable, saved files at the layer.
-
-Separate from bounding, because a constraint in only one of the two places is lost silently.
-"""
+"""Set constraints where Keras reads them: ``fit`` at the variable, saved files at the layer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Bound the weights of a built model: now, after every step of fit, and in the file it is saved to.
-
-Separate from the constraint itself, because layer types are known for a built model only.
-"""
+"""Bound the weights of a built model: now, after every step of fit, and in the file it is saved to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A callback that reads a clipped optimizer after each batch, for a record, logs, a page and a summary.
-
-Separate from the optimizer, whose step is compiled and cannot write anything.
-"""
+"""A callback that reads a clipped optimizer after each batch, for a record, logs, a page and a summary."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Prune during `fit`: a callback for the schedule, around an optimizer that applies the masks.
-
-The callback changes masks between batches; the optimizer applies them within compiled steps, of which one
-execution may contain several.
-"""
+"""Prune during `fit`: a callback for the schedule, around an optimizer that applies the masks."""
 
 from __future__ import annotations
 

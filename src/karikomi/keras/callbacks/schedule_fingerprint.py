@@ -1,7 +1,4 @@
-"""A text that identifies a schedule after a restart: its class and fields, the same in every process.
-
-``repr`` does not serve: for classes of users it may contain an address.
-"""
+"""A text that identifies a schedule after a restart: its class and fields, the same in every process."""
 
 from __future__ import annotations
 

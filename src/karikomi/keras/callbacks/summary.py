@@ -1,7 +1,4 @@
-"""A summary of the steps of a training: counts, the median norm, and the largest contributors.
-
-Separate from the callback, because it is arithmetic on outcomes without Keras.
-"""
+"""A summary of the steps of a training: counts, the median norm, and the largest contributors."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""One rule for named arrays: its plan, its state with the numbers of the last step, and their outcome.
-
-Shared by hand-written loops, with the state in a dict, and optimizers, with the state in variables.
-"""
+"""One rule for named arrays: its plan, its state with the numbers of the last step, and their outcome."""
 
 from __future__ import annotations
 

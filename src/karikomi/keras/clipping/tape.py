@@ -1,7 +1,4 @@
-"""Clip gradients in hand-written loops: a pure function of gradients and state, eager or compiled.
-
-The framework follows from the arrays and not from Keras' backend, for loops around `tf.GradientTape`.
-"""
+"""Clip gradients in hand-written loops: a pure function of gradients and state, eager or compiled."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Facts from derivatives of the loss: gradients and their squares, on every backend.
-
-The model is run in inference mode: no dropout, and no update of running statistics.
-"""
+"""Facts from derivatives of the loss: gradients and their squares, on every backend."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Facts about what kernels multiply: the norms of their inputs, and how often they are used.
-
-Sums over samples and positions, added up batch by batch and use by use: memory does not grow with data.
-"""
+"""Facts about what kernels multiply: the norms of their inputs, and how often they are used."""
 
 from __future__ import annotations
 

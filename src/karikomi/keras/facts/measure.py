@@ -1,7 +1,4 @@
-"""Measure the facts that a score needs of a Keras model, on every backend.
-
-The model is run on the user's data in inference mode; memory does not grow with the number of batches.
-"""
+"""Measure the facts that a score needs of a Keras model, on every backend."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Variables of a model that can be pruned: their layouts, their siblings, and why others are left alone.
-
-Facts of layer types, separate from the pruning that uses them. Kernels are returned in the order of torch,
-(units, inputs, kernel positions), so that equal weights give equal masks, ties included, in every framework.
-"""
+"""Variables of a model that can be pruned: their layouts, their siblings, and why others are left alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Replace the optimizer of a compiled model by one with masks, and restore it.
-
-The compiled step and the saved configuration of the model are updated each time.
-"""
+"""Replace the optimizer of a compiled model by one with masks, and restore it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The masks of a pruned model: which weights are kept, stored outside of the model itself.
-
-The model keeps its layers, names, config and files; masks are applied after each step of an optimizer,
-by `kk.keras.Pruning` in ``fit`` and explicitly in a hand-written loop.
-"""
+"""The masks of a pruned model: which weights are kept, stored outside of the model itself."""
 
 from __future__ import annotations
 

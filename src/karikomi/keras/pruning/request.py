@@ -1,7 +1,4 @@
-"""A prune request for a Keras model: its weights, groups and facts in, masks out.
-
-Separate from `prune_`, which also writes to the model: the callback finds masks by the same request.
-"""
+"""A prune request for a Keras model: its weights, groups and facts in, masks out."""
 
 from __future__ import annotations
 

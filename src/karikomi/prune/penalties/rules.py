@@ -1,8 +1,4 @@
-"""Penalties: formulas on one tensor that, added to the loss, drive what is to go towards zero.
-
-Separate from scores, which judge a network as it is; these change what training makes of it.
-Derivatives at zero are zero in every framework: there a plain ``abs`` has 1 in JAX, a plain norm NaN.
-"""
+"""Penalties: formulas on one tensor that, added to the loss, drive what is to go towards zero."""
 
 from __future__ import annotations
 

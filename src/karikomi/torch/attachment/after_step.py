@@ -1,7 +1,4 @@
-"""Masks and bounds around a step of `attach`: masks are scheduled and applied, weights are bounded.
-
-Only the parameters that the optimizer holds and moves are affected.
-"""
+"""Masks and bounds around a step of `attach`: masks are scheduled and applied, weights are bounded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Track the joint step of several optimizers that are clipped together.
-
-Separate from the handle because the steps may come in any order, and one that raised never ends.
-"""
+"""Track the joint step of several optimizers that are clipped together."""
 
 from __future__ import annotations
 

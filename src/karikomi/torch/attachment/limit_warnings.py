@@ -1,7 +1,4 @@
-"""One-time warnings: a clip that never runs, a limit that almost no or almost every step exceeds.
-
-Only counts are compared, so that the checks cost nothing.
-"""
+"""One-time warnings: a clip that never runs, a limit that almost no or almost every step exceeds."""
 
 from __future__ import annotations
 

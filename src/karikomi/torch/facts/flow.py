@@ -1,6 +1,6 @@
 """SynFlow's gradient: the derivative of the network's output by the magnitude of each weight.
 
-Separate from other gradients: no loss and no targets, only the shape of an input; and parameters are
+No loss and no targets are needed, only the shape of an input. Parameters are
 replaced by their magnitudes, in double precision, since products along deep networks overflow float32.
 """
 

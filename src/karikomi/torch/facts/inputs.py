@@ -1,7 +1,4 @@
-"""Facts of the inputs that weights multiply: norms, products, and the number of multiplications.
-
-Sums over samples and positions, added up batch by batch and use by use: memory does not grow with data.
-"""
+"""Facts of the inputs that weights multiply: norms, products, and the number of multiplications."""
 
 from __future__ import annotations
 

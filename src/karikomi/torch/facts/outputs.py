@@ -1,8 +1,4 @@
-"""Facts of the outputs of units: zeros, magnitude and spread, and the scale that multiplies them.
-
-Measured after the normalisation and the activation that directly follow a layer
-(`karikomi.torch.tracing.output_tracing`), if there are any.
-"""
+"""Facts of the outputs of units: zeros, magnitude and spread, and the scale that multiplies them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Running facts of weights from training steps, for scores that schedules compute while a network trains.
-
-Separate from measuring on data, which needs additional passes.
-"""
+"""Running facts of weights from training steps, for scores that schedules compute while a network trains."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Codes of quantized parameters, stored on their layers, so that a file can contain codes, not floats.
-
-A plain attribute of the layer: it survives `deepcopy` and pickling, and is not part of the state dict.
-"""
+"""Codes of quantized parameters, stored on their layers, so that a file can contain codes, not floats."""
 
 from __future__ import annotations
 

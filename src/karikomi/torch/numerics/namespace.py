@@ -1,7 +1,4 @@
-"""The array operations that rules decide with, on torch tensors of one device, without a host sync.
-
-Python numbers become tensors by a fill on the device, never by a copy from the host.
-"""
+"""The array operations that rules decide with, on torch tensors of one device, without a host sync."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Prune torch modules in place, without wrapping a layer: measure, select, mask, report.
-
-The selection itself is shared by all frameworks (`karikomi.selection.exact_masks`).
-"""
+"""Prune torch modules in place, without wrapping a layer: measure, select, mask, report."""
 
 from __future__ import annotations
 

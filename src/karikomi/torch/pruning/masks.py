@@ -1,8 +1,4 @@
-"""The masks of a pruned module: which weights are kept, stored outside of the module itself.
-
-The module keeps its class, its parameter names and its state dict; a mask is applied after each
-step of an optimizer, which would otherwise change masked weights.
-"""
+"""The masks of a pruned module: which weights are kept, stored outside of the module itself."""
 
 from __future__ import annotations
 

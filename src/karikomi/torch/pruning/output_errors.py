@@ -1,7 +1,4 @@
-"""Relative errors that masks cause in the outputs of a module and of each of its layers.
-
-Streaming: at most one layer's outputs are kept besides a batch.
-"""
+"""Relative errors that masks cause in the outputs of a module and of each of its layers."""
 
 from __future__ import annotations
 

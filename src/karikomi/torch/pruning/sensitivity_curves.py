@@ -1,8 +1,4 @@
-"""Sensitivity curves: the loss of the validation metric by pruning each weight alone, at several sparsities.
-
-Separate from the allocation `sensitivity`, which only reads the curves: measuring takes a module and a
-metric, and may take hours, so it can be stopped and continued.
-"""
+"""Sensitivity curves: the loss of the validation metric by pruning each weight alone, at several sparsities."""
 
 from __future__ import annotations
 
