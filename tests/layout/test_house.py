@@ -20,6 +20,36 @@ ANY_NUMBER = {"clip", "bound", "numpy", "quantize", "report", "search"}
 ANY_NUMBER |= {"prune/scores", "prune/allocations", "pack/codecs"}
 # Base classes and their Keras counterpart, under which users find them: prune.Penalty, keras.Penalty.
 SHARED_CLASSES = {"Penalty"}
+# File names that several folders have, with their one meaning.
+MEANINGS = {
+    "account": "what a technique changed, row by row",
+    "after_step": "what is applied after each step of an optimizer",
+    "arguments": "validation of arguments that several functions take",
+    "arrays": "named arrays of the caller's weights",
+    "bounding": "weight bounds",
+    "clipping": "gradient clipping",
+    "dead_units": "units whose removal changes nothing",
+    "forward": "facts from forward passes",
+    "gradients": "by gradients: scores, and the facts for them",
+    "head_groups": "which projections make one attention head",
+    "in_place": "the public in-place function of a technique",
+    "inputs": "by inputs: scores, and the facts for them",
+    "internals": "members private to a framework",
+    "library": "the array operations of a framework",
+    "masks": "a container of masks",
+    "measure": "measure the facts that a score needs",
+    "norms": "norms that survive overflow and underflow",
+    "outcomes": "outcomes read out of a state",
+    "outputs": "by outputs: scores, and the facts for them",
+    "penalties": "terms of the loss that push weights towards zero",
+    "prunable": "which weights can be pruned, and how they lie",
+    "pruning": "masks and pruning",
+    "request": "one prune request",
+    "runner": "training and evaluation of the model of a task",
+    "scaling": "scale arrays by factors",
+    "spectral_norm": "the largest singular value",
+    "unit_axes": "which axis of a tensor is one unit",
+}
 
 
 def _relative(name: str) -> str:
@@ -134,6 +164,15 @@ def test_an_ambiguous_class_is_found() -> None:
     assert ambiguous([(one, "Masks"), ("karikomi.pack.masks", "Masks")]) == {
         "Masks": ["karikomi.pack.masks", one]
     }
+
+
+def test_a_file_name_has_one_meaning() -> None:
+    """A name that a second folder uses is added to `MEANINGS`, if it means the same there."""
+    folders: dict[str, set[str]] = defaultdict(set)
+    for path in modules().values():
+        folders[path.stem].add(str(path.parent.relative_to(PACKAGE)))
+    repeated = {name for name, found in folders.items() if len(found) > 1}
+    assert repeated - {"__init__"} == set(MEANINGS)
 
 
 def _named(node: ast.expr) -> str:

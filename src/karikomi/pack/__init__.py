@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from karikomi.pack.account import Inspection, SizeAccount, inspect
 from karikomi.pack.contest import encoded_sizes
 from karikomi.pack.plain import expand
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import load, load_coded
+from karikomi.pack.size_account import Inspection, SizeAccount, inspect
 from karikomi.pack.writer import save
 
 Account = SizeAccount

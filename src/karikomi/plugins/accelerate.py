@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from karikomi.errors import Unsupported
-from karikomi.plugins.attaching import flattened, refuse_flattened
+from karikomi.plugins.trainer_handle import flattened, refuse_flattened
 
 if TYPE_CHECKING:
     import torch

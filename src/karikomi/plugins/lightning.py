@@ -11,8 +11,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Unpack
 
 from karikomi.errors import InvalidArgument, Unavailable, Unsupported
-from karikomi.plugins.attaching import Attaching, Options, curves, flattened, joined
 from karikomi.plugins.scalars import PREFIX
+from karikomi.plugins.trainer_handle import Attaching, Options, curves, flattened, joined
 
 if TYPE_CHECKING:
     from karikomi.torch import Handle

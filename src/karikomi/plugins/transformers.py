@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Unpack
 
 from karikomi.errors import Unavailable, Unsupported
-from karikomi.plugins.attaching import Attaching, Options, curves, joined
 from karikomi.plugins.json_state import from_json, to_json
+from karikomi.plugins.trainer_handle import Attaching, Options, curves, joined
 
 if TYPE_CHECKING:
     from karikomi.torch import Handle

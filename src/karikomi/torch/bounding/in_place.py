@@ -18,7 +18,7 @@ from karikomi.rules.stages import alone
 from karikomi.select import select
 from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, layers_of
 from karikomi.torch.bounding.sharded import MEND, ShardedWeights
-from karikomi.torch.bounding.tensors import apply_, count_at_bound, measured
+from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.fan_in import fan_ins
 from karikomi.torch.modules.parameters import named, unit_axes

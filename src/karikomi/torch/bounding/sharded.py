@@ -10,7 +10,7 @@ import torch
 
 from karikomi.errors import KarikomiError, NonFinite, Unsupported
 from karikomi.rule import Rule, Scope
-from karikomi.torch.bounding.tensors import measured
+from karikomi.torch.bounding.unsharded import measured
 from karikomi.torch.distributed import collectives
 from karikomi.torch.distributed.dtensors import Joint, is_sharded, joints, local, own_units
 
