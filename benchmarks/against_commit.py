@@ -19,7 +19,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 Parse = Callable[[str], dict[str, float]]
-OWN = r"(?:karikomi|niwaki)"
 
 
 def clip_overhead(text: str) -> dict[str, float]:
@@ -29,11 +28,10 @@ def clip_overhead(text: str) -> dict[str, float]:
 
 
 def selection(text: str) -> dict[str, float]:
-    """Return way -> karikomi's seconds over those of the way, from ``selection.py``."""
+    """Return way -> the seconds of the first way, which is ours, over its own, from ``selection.py``."""
     rows = re.findall(r"^(\S.*?\S)\s+([\d.]+) s\s+x", text, re.MULTILINE)
-    seconds = {name: float(number) for name, number in rows}
-    own = next(number for name, number in seconds.items() if re.fullmatch(OWN, name))
-    return {f"over {name}": own / number for name, number in seconds.items() if number != own}
+    (_, own), *others = [(name, float(number)) for name, number in rows]
+    return {f"over {name}": own / number for name, number in others}
 
 
 def masked_step(text: str) -> dict[str, float]:
