@@ -298,9 +298,9 @@ def test_mixed_precision_adds_up_in_single_precision() -> None:
 
 @only("torch")
 def test_a_regularizer_refuses_what_it_cannot_follow() -> None:
-    with pytest.raises(Unsupported, match="knows no step.*compute_loss"):
+    with pytest.raises(Unsupported, match="has no step and no mask.*compute_loss"):
         kk.keras.Penalty(kk.prune.GrowingL2())
-    with pytest.raises(Unsupported, match="knows no step"):
+    with pytest.raises(Unsupported, match="has no step and no mask"):
         kk.keras.Penalty(kk.prune.L1(kk.schedule.Linear(0.0, 1.0, steps=(0, 9))))
     with pytest.raises(InvalidArgument, match="unit_axis is needed"):
         kk.keras.Penalty(kk.prune.GroupLasso(1.0))
