@@ -191,7 +191,7 @@ FINE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     [
         (b"", "cut short"),
         (b"\xff" * 8, "header"),
-        (b"\x02" + bytes(7) + b"[]", "no safetensors"),
+        (b"\x02" + bytes(7) + b"[]", "not a safetensors file"),
         (packed(FINE, 7), "beyond the file"),
         (packed(FINE, 9), "bytes follow"),
         (packed(FINE | {"shape": [3]}), "does not fit its shape"),

@@ -86,7 +86,7 @@ def test_an_error_after_weights_have_changed_puts_them_back(
             raise Unsupported("the ranks found different masks")
 
     seen: list[bool] = []
-    monkeypatch.setattr("karikomi.torch.pruning.in_place.check_replicas", differ)
+    monkeypatch.setattr("karikomi.torch.pruning.in_place._check_replicas", differ)
     with pytest.raises(Unsupported):
         prune_(module, sparsity=0.5, score=score, data=data)
     # A re-fit has moved them by then, rounds put them back themselves before the last.
