@@ -60,22 +60,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
 
 
-class _PagesStayWhole(LoadScopeScheduling):
-    """Send the blocks of one page to one worker, and every other test to whoever is free.
+# Files whose tests share a set-up that takes long: two workers would make it twice.
+SHARED_SETUP = (
+    "tests/distributed/",
+    "tests/examples/test_exploding_rnn.py",
+    "tests/cli/test_wheel.py",
+)
 
-    A later block uses the names of an earlier one. (``--dist loadgroup`` would say the same, but
+
+class _FilesStayWhole(LoadScopeScheduling):
+    """Send the blocks of one page, or the tests of `SHARED_SETUP`, to one worker; others to any free one.
+
+    A later block of a page uses the names of an earlier one. (``--dist loadgroup`` would do the same, but
     pytest-xdist 3.8 loses the groups under pytest 9.2, silently: its issue 1386.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        page, _, _ = nodeid.partition("::")
-        return page if page.endswith(".md") else nodeid
+        file, _, _ = nodeid.partition("::")
+        return file if file.endswith(".md") or file.startswith(SHARED_SETUP) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Distribute tests as `_PagesStayWhole` says, whatever ``--dist`` is."""
-    return _PagesStayWhole(config, log)
+    """Distribute tests by `_FilesStayWhole`, whatever ``--dist`` is."""
+    return _FilesStayWhole(config, log)
 
 
 @pytest.fixture(autouse=True)
