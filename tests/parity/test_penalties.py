@@ -306,7 +306,7 @@ def test_a_regularizer_refuses_what_it_cannot_follow() -> None:
         kk.keras.Penalty(kk.prune.GroupLasso(1.0))
     with pytest.raises(InvalidArgument, match="of no use"):
         kk.keras.Penalty(kk.prune.L1(1.0), unit_axis=-1)
-    with pytest.raises(InvalidArgument, match="no penalty"):
+    with pytest.raises(InvalidArgument, match="not a penalty"):
         kk.keras.Penalty(kk.bound.Clamp(1.0))
 
 

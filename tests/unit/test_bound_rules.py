@@ -263,7 +263,12 @@ class TestQKClip:
             ({"a": 1.0}, {"a": ("wq", "wk")}, InvalidArgument, "one largest logit per head"),
             ({"a": [np.nan] * 4}, {"a": ("wq", "wk")}, NonFinite, "non-finite logits in a"),
             ({"a": [1.0] * 4}, {"a": ("wq", "wv")}, UnknownName, "names no such tensor; got 'wv'"),
-            ({"a": [1.0] * 5}, {"a": ("wq", "wk")}, InvalidArgument, "wq: the rows are not a whole"),
+            (
+                {"a": [1.0] * 5},
+                {"a": ("wq", "wk")},
+                InvalidArgument,
+                "wq: the rows are not a whole",
+            ),
         ],
     )
     def test_what_does_not_fit_is_refused(

@@ -145,14 +145,14 @@ def test_a_config_is_plain_and_comes_back() -> None:
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        (kk.bound.MaxNorm(kk.schedule.Linear(2.0, 1.0, steps=(0, 9))), {}, "knows no step"),
+        (kk.bound.MaxNorm(kk.schedule.Linear(2.0, 1.0, steps=(0, 9))), {}, "has no step"),
         (kk.bound.SpectralCap(1.0), {}, "sees one weight .* needs spectral_norm"),
         (kk.bound.QKClip(), {}, "sees one weight .* needs largest_logit"),
         (kk.clip.ByNorm(1.0), {}, "acts on a gradient"),
         (kk.bound.MaxNorm, {}, "not a rule"),
         (2.0, {}, "not a rule"),
-        (kk.bound.MaxNorm(1.0), {}, "must be told unit_axis"),
-        (kk.bound.InitScaled(1.0), {}, "must be told fan_in"),
+        (kk.bound.MaxNorm(1.0), {}, "needs unit_axis"),
+        (kk.bound.InitScaled(1.0), {}, "needs fan_in"),
         (kk.bound.InitScaled(1.0), {"fan_in": 0}, "a number of inputs"),
         (kk.bound.Clamp(1.0), {"unit_axis": -1}, "unit_axis is of no use"),
         (kk.bound.Clamp(1.0), {"fan_in": 3}, "fan_in is of no use"),
@@ -344,7 +344,7 @@ def test_weights_that_are_not_finite_or_not_there_are_refused() -> None:
     assert model.layers[0].kernel.constraint is None
     with pytest.raises(InvalidArgument, match="no variables yet"):
         bound_(keras.Sequential([layers.Dense(3)]), kk.bound.Clamp(1.0))
-    with pytest.raises(Unsupported, match="knows no step"):
+    with pytest.raises(Unsupported, match="has no step"):
         bound_(model, kk.bound.Clamp(kk.schedule.Linear(2.0, 1.0, steps=(0, 9))))
 
 

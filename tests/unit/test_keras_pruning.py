@@ -591,7 +591,7 @@ def test_a_schedule_with_a_score_of_ones_own_goes_on() -> None:
     assert attempts == 6 and model.optimizer.attempts == 12 and zeros(model) == 72
     fit(model, Pruning(kk.prune.OneShot(0.5, step=8, score=Own(3.0))))
     assert model.optimizer.attempts == 6
-    with pytest.raises(InvalidArgument, match=r"schedule\.score\.power: this cannot be told"):
+    with pytest.raises(InvalidArgument, match=r"schedule\.score\.power: this cannot be identified"):
         Pruning(kk.prune.OneShot(0.5, score=Own(np.ones(3))))
 
 
@@ -673,10 +673,10 @@ class Mine(kk.prune.PruningSchedule):
         (lambda: prune_(network(), 0.5, protect=("norm",)), UnknownName, "norms"),
         (lambda: prune_(network(), width=0.5, pattern="heads"), Unsupported, "no attention"),
         (lambda: prune_(keras.Sequential(), 0.5), InvalidArgument, "no variables yet"),
-        (lambda: prune_(3, 0.5), InvalidArgument, "no model of Keras"),
+        (lambda: prune_(3, 0.5), InvalidArgument, "not a Keras model"),
         (lambda: Pruning(), InvalidArgument, "schedule or masks"),
         (lambda: Pruning(kk.prune.OneShot(0.5, score="movement")), Unsupported, "not measured"),
-        (lambda: Pruning(as_any(kk.prune.Gradual)), InvalidArgument, "no schedule"),
+        (lambda: Pruning(as_any(kk.prune.Gradual)), InvalidArgument, "not a schedule"),
         (lambda: Pruning(Mine()), InvalidArgument, "Mine: .*got no exclude"),
         (lambda: Pruning(Mine(exclude=5)), InvalidArgument, "Mine.exclude"),
         (lambda: Pruning(Mine(exclude=None, score="magnitud")), UnknownName, "'magnitude'"),

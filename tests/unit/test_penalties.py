@@ -165,7 +165,7 @@ def test_bad_requests_say_what_is_wrong() -> None:
     layer, masks = torch.nn.Linear(2, 2), {"weight": torch.ones(2, 2, dtype=torch.bool)}
     grow = kk.prune.GrowingL2()
     cases: list[tuple[type, str, Any]] = [
-        (InvalidArgument, "no penalty", lambda: kk.torch.penalty(layer, kk.bound.Clamp(1.0))),
+        (InvalidArgument, "not a penalty", lambda: kk.torch.penalty(layer, kk.bound.Clamp(1.0))),
         (InvalidArgument, "needs masks", lambda: kk.torch.penalty(layer, grow)),
         (InvalidArgument, "alike", lambda: kk.torch.penalty(layer, RULES[0], masks=masks)),
         (InvalidArgument, "step", lambda: kk.torch.penalty(layer, RULES[0], step=-1)),

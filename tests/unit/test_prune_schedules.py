@@ -81,7 +81,7 @@ class Mine(PruningSchedule):
 
 WRONG: list[tuple[dict[str, Any], type[KarikomiError], str]] = [
     ({"score": "magnitud"}, UnknownName, "magnitude"),
-    ({"score": 3}, InvalidArgument, "no score"),
+    ({"score": 3}, InvalidArgument, "not a score"),
     ({"score": ...}, InvalidArgument, "got no score"),
     ({"pattern": "unitts"}, UnknownName, "units"),
     ({"pattern": ...}, InvalidArgument, "got no pattern"),

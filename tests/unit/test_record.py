@@ -201,7 +201,7 @@ def test_a_file_that_is_no_record_is_refused_and_left_as_it_is(path: Path, conte
     path.parent.mkdir()
     path.write_bytes(content)
     for use in (Recorder, lambda path: list(read(path))):
-        with pytest.raises(BadFile, match=r"record\.jsonl: this is no record of karikomi"):
+        with pytest.raises(BadFile, match=r"record\.jsonl: not a record of karikomi"):
             use(path)
         assert path.read_bytes() == content
 
@@ -229,7 +229,7 @@ def test_a_path_with_a_nul_character_is_an_invalid_argument(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("line", "text"), [(b'{"a": ', "no JSON;"), (b"[1]", "no JSON object"), (b"\xff", "no JSON;")]
+    ("line", "text"), [(b'{"a": ', "not JSON;"), (b"[1]", "not a JSON object"), (b"\xff", "not JSON;")]
 )
 def test_a_broken_line_is_named(path: Path, line: bytes, text: str) -> None:
     _write(path, 1, 2)

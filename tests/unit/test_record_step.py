@@ -158,7 +158,7 @@ def test_a_fact_with_the_name_of_an_own_entry_is_refused(path: Path, name: str) 
 def test_what_is_no_table_of_norms_is_refused(path: Path, norms: Any) -> None:
     with (
         Recorder(path) as recorder,
-        pytest.raises(InvalidArgument, match=r"Recorder\.step\(weights\): this is no table"),
+        pytest.raises(InvalidArgument, match=r"Recorder\.step\(weights\): not a table"),
     ):
         recorder.step(1, weights=norms)
 

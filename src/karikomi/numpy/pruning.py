@@ -45,7 +45,7 @@ def prune(
     that were not selected have none.
 
     `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays, also of the bfloat16 and
-    float8 of ``ml_dtypes``. One target, unless the pattern says how much goes: `sparsity`, the share of all
+    float8 of ``ml_dtypes``. One target, unless the pattern determines how much is removed: `sparsity`, the share of all
     selected weights that is zero afterwards, in [0, 1), or globs over names -> such a share, each layer by
     hand; `width`, the share of units (heads, layers, blocks) that stays; or a budget for what stays, as a
     share of the selected arrays or a whole number: `parameters`, `macs`, `bytes`. `score`, `allocation`,

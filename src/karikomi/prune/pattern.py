@@ -160,7 +160,7 @@ def as_pattern(pattern: str | Pattern) -> Pattern:
         return pattern
     if not isinstance(pattern, str):
         raise InvalidArgument(
-            "this is no pattern",
+            "not a pattern",
             where="pattern",
             got=repr(pattern)[:80],
             allowed="a registered name, or such as kk.prune.NofM(keep=2, of=4)",

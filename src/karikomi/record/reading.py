@@ -36,10 +36,10 @@ def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise BadFile(
-                    "this line is no JSON", where=f"{path}:{number}", got=error
+                    "this line is not JSON", where=f"{path}:{number}", got=error
                 ) from error
             if not isinstance(row, dict):
-                raise BadFile("this line is no JSON object", where=f"{path}:{number}")
+                raise BadFile("this line is not a JSON object", where=f"{path}:{number}")
             yield row
 
 
@@ -126,7 +126,7 @@ def _check(schema: int, path: Path) -> None:
         )
     if schema != SCHEMA:
         raise BadFile(
-            "this is no record of karikomi",
+            "not a record of karikomi",
             where=str(path),
             hint="choose another name for the record",
         )

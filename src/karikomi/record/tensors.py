@@ -65,7 +65,7 @@ def table(norms: object, of: str) -> dict[str, float]:
         except (TypeError, ValueError):
             pass
     raise InvalidArgument(
-        "this is no table of norms",
+        "not a table of norms",
         where=f"Recorder.step({of})",
         got=type(norms).__name__,
         allowed="a mapping of tensor name -> norm",

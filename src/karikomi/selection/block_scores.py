@@ -41,7 +41,7 @@ class BlockScores:
     """The scores of what can go in one tensor: float32 blocks in index order, NaN for what is gone.
 
     `blocks`: called with a stride, gives the blocks of every stride-th score. `gone`: how many are gone.
-    `part`: where other processes have the rest of the tensor; `items` and `gone` then speak of all of it,
+    `part`: where other processes have the rest of the tensor; `items` and `gone` then count all of it,
     the blocks of what is here, and what follows is called by all of them in the same order.
     """
 
@@ -52,7 +52,7 @@ class BlockScores:
     part: Shard | None = None
 
     def check(self) -> None:
-        """Raise `NonFinite` for a score that is no finite number."""
+        """Raise `NonFinite` for a score that is not finite."""
         seen, infinite = 0, 0
         for block in self.blocks(1):
             if np.isfinite(block).all():
@@ -122,7 +122,7 @@ class BlockScores:
 
 
 def check_all(scored: Sequence[BlockScores]) -> None:
-    """Raise `NonFinite` for a score that is no finite number, of the first tensor that has one."""
+    """Raise `NonFinite` for a score that is not finite, of the first tensor that has one."""
     together = any(tensor.part is not None for tensor in scored)
     entries = 0 if together else sum(tensor.items for tensor in scored)
     each(BlockScores.check, scored, entries=entries)

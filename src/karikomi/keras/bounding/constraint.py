@@ -45,7 +45,7 @@ class Bound(keras.constraints.Constraint):
     To load a model that holds one, ``import karikomi.keras`` first, since Keras looks up the class by its name.
 
     Raises `Unsupported` for a limit that is a schedule and for a rule that keeps a state or measures more than one
-    weight, since a constraint knows no step; `InvalidArgument` for a `unit_axis` or `fan_in` that is missing
+    weight, since a constraint has no step; `InvalidArgument` for a `unit_axis` or `fan_in` that is missing
     or of no use to the rule; `UnknownName` for a rule that is not registered and could not be saved.
 
     >>> import keras, karikomi as kk
@@ -124,7 +124,7 @@ def check_constraint(rule: Any, *, where: str) -> None:
     scheduled = _scheduled(rule)
     if scheduled:
         raise Unsupported(
-            "a constraint knows no step, so a schedule cannot be followed",
+            "a constraint has no step, so a schedule cannot be followed",
             where=where,
             got=f"{type(rule).__name__}({scheduled[0]}=...)",
             hint=_IN_THE_OPTIMIZER,
@@ -162,7 +162,7 @@ def _axes(given: int | Sequence[int]) -> int | tuple[int, ...]:
 def _check_given(name: str, value: object, wanted: bool, rule: Rule, example: str) -> None:
     if wanted and value is None:
         raise InvalidArgument(
-            f"{type(rule).__name__} must be told {name}",
+            f"{type(rule).__name__} needs {name}",
             where=WHERE,
             hint=f"{example}, or bound_ on a built model, which takes it from the layers",
         )

@@ -46,16 +46,16 @@ class Pruning(keras.callbacks.Callback):
     gradients are zeroed before the optimizer (and a clip in `kk.keras.clipped`) sees them, and their
     moments when masks change. Layers, their names and the config of the model stay.
 
-    Masks live in the optimizer of the compiled model, which is stood around for that: so they are saved
-    with it, a bit per weight, by ``model.save``, ``ModelCheckpoint`` and ``BackupAndRestore``, and a
-    training that is killed and goes on with the same callback is the training that was not killed. A
-    model that was pruned by another schedule keeps its masks, and the steps of this one begin. After
-    ``compile`` again, which forgets them, the same callback holds its masks on, as long as the weights obey.
-    Where weights are zero and no masks are known it warns: pass `masks`.
+    Masks are variables of the optimizer of the compiled model, which is wrapped for that. They are saved
+    with it, one bit per weight, by ``model.save``, ``ModelCheckpoint`` and ``BackupAndRestore``, and a
+    training that is killed and resumed with the same callback equals one that was not killed. A
+    model that was pruned by another schedule keeps its masks, and the steps of this schedule start at 0. After
+    another ``compile``, which drops them, the same callback applies its masks again if the masked weights are
+    still zero. If weights are zero and there are no masks, it warns: pass `masks`.
     ``import karikomi.keras`` before loading such a file; ``load_model(path, compile=False)`` and `strip_` need
     nothing. Steps are attempted updates, counted from the first batch that a schedule saw; with
     ``steps_per_execution`` masks change after the execution in which they are due. Callbacks that set
-    weights when training ends (``EarlyStopping(restore_best_weights=True)``) stand before this one, which
+    weights when training ends (``EarlyStopping(restore_best_weights=True)``) come before this one, which
     masks what they have restored.
 
     `schedule`: `OneShot`, `Gradual` or `Iterative` of `karikomi.prune`. `masks`: to begin with; without a

@@ -37,7 +37,7 @@ def described(thing: Any, *, where: str) -> str:
     fields = _fields(thing)
     if fields is None:
         raise InvalidArgument(
-            "this cannot be told from another one after a restart",
+            "this cannot be identified after a restart",
             where=where,
             got=type(thing).__name__,
             hint="numbers, strings, tuples, and scores and dataclasses of such fields can",

@@ -295,7 +295,7 @@ def _description(state: Mapping[str, Any]) -> list[dict[str, Any]]:
         if key.startswith(_OF):
             return from_bytes(readable(value) if framework_of(value) else value)
     raise InvalidArgument(
-        "this is no state of kk.keras.clip", where="keras.outcome", got=sorted(state)[:5]
+        "not a state of kk.keras.clip", where="keras.outcome", got=sorted(state)[:5]
     )
 
 

@@ -1,7 +1,7 @@
 """Facts about what units put out, and which normalisation takes it: followed from layer to layer.
 
 Taken after the normalisation and the activation that directly follow a layer, where zeros come from. An
-addition, a product or a change of shape ends the trail: what comes after speaks of more than the units.
+addition, a product or a change of shape ends the trail: what comes after mixes the units with others.
 """
 
 from __future__ import annotations

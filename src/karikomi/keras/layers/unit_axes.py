@@ -115,7 +115,7 @@ def fan_ins(model: Any) -> tuple[dict[str, int], dict[str, str]]:
 def weights_of(model: Any, *, where: str) -> list[Weight]:
     """Return every variable of a built model or layer once, in the order of ``model.weights``."""
     if not isinstance(model, keras.Layer):
-        raise InvalidArgument("this is no model of Keras", where=where, got=type(model).__name__)
+        raise InvalidArgument("not a Keras model", where=where, got=type(model).__name__)
     if not model.weights:
         raise InvalidArgument(
             "the model has no variables yet", where=where, hint="model.build(input_shape) first"

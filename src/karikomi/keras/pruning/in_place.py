@@ -40,10 +40,10 @@ def prune_(
     float32; of each pool of the allocation exactly the asked number goes, ties by the order of the model, then
     in the order units, inputs, kernel positions: the same masks as in torch for the same weights. What
     else there is (biases, normalisations, embeddings, recurrent cells, unknown layers) is left alone:
-    ``masks.left_alone`` says why. Variables that lost every weight stand in ``masks.emptied``;
-    ``masks.account`` says per variable what went, why, and, with `data`, what that did to the output.
+    ``masks.left_alone`` has the reasons. Variables that lost every weight are in ``masks.emptied``;
+    ``masks.account`` has, per variable, what was removed and why, and, with `data`, the effect on the output.
 
-    One target, unless the pattern says how much goes: `sparsity`, the share of all selected weights that
+    One target, unless the pattern determines how much is removed: `sparsity`, the share of all selected weights that
     is zero afterwards, in [0, 1), or globs over paths -> such a share, each layer by hand; `width`, the
     share of units (heads, layers, blocks) that stays, in (0, 1]; or a budget for what stays of the whole
     model, as a share or a whole number: `parameters`, `macs` (of one example; needs `data`), `bytes`.

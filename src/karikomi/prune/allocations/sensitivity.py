@@ -73,7 +73,7 @@ def _check(name: str, curve: Mapping[float, float]) -> None:
     ]
     if wrong or not curve:
         raise InvalidArgument(
-            "a curve says which loss of accuracy was measured at which sparsity",
+            "a curve maps sparsities to the measured loss of accuracy",
             where=f"sensitivity: {name}",
             got=wrong[0] if wrong else "no point",
             allowed="sparsities in [0, 1], finite losses",

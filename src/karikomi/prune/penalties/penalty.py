@@ -85,7 +85,7 @@ def check_penalty(rule: object, masks: object, *, where: str) -> None:
     """Raise `InvalidArgument` for another object, missing masks, and masks that would have no effect."""
     if not isinstance(rule, Penalty):
         raise InvalidArgument(
-            "this is no penalty", where=where, got=repr(rule)[:80], allowed="kk.prune.L1(1e-5)"
+            "not a penalty", where=where, got=repr(rule)[:80], allowed="kk.prune.L1(1e-5)"
         )
     if rule.of_marked and not isinstance(masks, Mapping):
         raise InvalidArgument(
@@ -96,7 +96,7 @@ def check_penalty(rule: object, masks: object, *, where: str) -> None:
         )
     if masks is not None and not rule.of_marked:
         raise InvalidArgument(
-            f"{type(rule).__name__} speaks of all weights alike",
+            f"{type(rule).__name__} applies to all weights alike",
             where=where,
             got="masks",
             hint="leave them out: a weight at zero adds nothing",

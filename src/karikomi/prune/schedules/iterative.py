@@ -64,7 +64,7 @@ class Iterative(PruningSchedule):
             )
         if self.rewind is not None and self.rewind > first:
             raise InvalidArgument(
-                "nobody can rewind to a step after the first round",
+                "a rewind goes to a step before the first round",
                 where="Iterative.rewind",
                 got=self.rewind,
                 allowed=f"0 to {first}",

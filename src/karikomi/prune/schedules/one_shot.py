@@ -22,8 +22,8 @@ class OneShot(PruningSchedule):
     """Prune once, at one step, and train on with the masks.
 
     ``s(t) = sparsity if t >= step else 0``. `sparsity`: the share that goes, in [0, 1). `step`: a whole
-    number >= 0; 0 is after the first step. The other fields: see `PruningSchedule`. A pattern that says itself
-    how much goes (`NofM`) needs its own sparsity here. Raises `InvalidArgument` or `UnknownName`.
+    number >= 0; 0 is after the first step. The other fields: see `PruningSchedule`. A pattern that determines
+    how much is removed (`NofM`) needs its own sparsity here. Raises `InvalidArgument` or `UnknownName`.
 
     >>> rule = OneShot(0.9, step=100)
     >>> rule.sparsity_at(99), rule.sparsity_at(100), rule.due(100), rule.due(101)
@@ -47,7 +47,7 @@ class OneShot(PruningSchedule):
         own: Any = as_pattern(self.pattern)
         if own.fixed_share and own.sparsity != self.sparsity:
             raise InvalidArgument(
-                "the pattern says how much goes",
+                "the pattern determines how much is removed",
                 where="OneShot.sparsity",
                 got=self.sparsity,
                 allowed=own.sparsity,

@@ -81,7 +81,7 @@ def check_fields(schedule: Any, *, where: str) -> None:
     """Raise `InvalidArgument` unless this is a schedule with all fields, `UnknownName` for an unregistered name."""
     if not isinstance(schedule, PruningSchedule):
         raise InvalidArgument(
-            "this is no schedule",
+            "not a schedule",
             where=where,
             got=repr(schedule)[:80],
             allowed="such as kk.prune.Gradual",
@@ -89,7 +89,7 @@ def check_fields(schedule: Any, *, where: str) -> None:
     fields = ("sparsity", "score", "allocation", "pattern", "only", "exclude")
     if missing := [field for field in fields if not hasattr(schedule, field)]:
         raise InvalidArgument(
-            "a schedule says all that PruningSchedule names",
+            "a schedule has all fields of PruningSchedule",
             where=f"{where}: {type(schedule).__name__}",
             got=f"no {', '.join(missing)}",
             allowed=", ".join(fields),
@@ -133,7 +133,7 @@ def settle_span(schedule: Any) -> None:
     object.__setattr__(schedule, "steps", ends)
     if as_pattern(schedule.pattern).fixed_share:
         raise InvalidArgument(
-            "the pattern says how much goes, at once",
+            "the pattern determines how much is removed, at once",
             where=f"{where}.pattern",
             got=schedule.pattern,
             hint="OneShot(NofM(...).sparsity, pattern=NofM(...))",

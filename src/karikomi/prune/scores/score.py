@@ -57,7 +57,7 @@ def as_score(score: str | Score) -> Score:
         return score
     if not isinstance(score, str):
         raise InvalidArgument(
-            "this is no score",
+            "not a score",
             where="score",
             got=repr(score)[:80],
             allowed="a registered name, or such as kk.prune.Random(seed=1)",

@@ -41,8 +41,8 @@ def watch_logits(module: nn.Module) -> LogitHooks:
 
     ``S_h = max(q_i k_j / sqrt(d))`` over the batch and all pairs that the masks allow. Costs, per
     pass, the projection of queries and keys and their products once more, without gradients, at most
-    4 Mi logits at a time; passes in ``eval()`` cost nothing and are not noted. A layer that knows
-    its logits better calls `note_logits` itself.
+    4 Mi logits at a time; passes in ``eval()`` cost nothing and are not recorded. A layer that computes
+    its logits otherwise calls `note_logits`.
 
     Raises `Unsupported` where the module has no ``nn.MultiheadAttention``.
 

@@ -66,10 +66,10 @@ def prune_(
     The weights of Linear, Conv and ConvTranspose layers are scored in float32; of each pool of the
     allocation exactly the asked number goes, ties by parameter order, then index order. Biases,
     normalisation, embeddings (and a weight tied to one) and recurrent cells are left alone:
-    ``masks.left_alone`` says why. Tensors that lost every weight stand in ``masks.emptied``;
-    ``masks.account`` says per tensor what went, why, and, with `data`, what that did to the output.
+    ``masks.left_alone`` has the reasons. Tensors that lost every weight are in ``masks.emptied``;
+    ``masks.account`` has, per tensor, what was removed and why, and, with `data`, the effect on the output.
 
-    One target, unless the pattern says how much goes: `sparsity`, the share of all selected weights that
+    One target, unless the pattern determines how much is removed: `sparsity`, the share of all selected weights that
     is zero afterwards, in [0, 1), or globs over parameter names -> such a share, each layer by hand;
     `width`, the share of units (heads, layers, blocks) that stays, in
     (0, 1]; or a budget for what stays of the whole module, as a share or a whole number: `parameters`,
