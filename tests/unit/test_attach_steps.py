@@ -102,7 +102,9 @@ def test_a_step_that_raises_is_tried_again() -> None:
     handle.detach()
 
 
-def test_methods_of_torch_are_put_back() -> None:
+def test_methods_of_torch_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another test of this process may still hold a handle.
+    monkeypatch.setattr("karikomi.torch.internals._recorded", {})
     before = PARENT.step, SCALER.step
     model = model_of()
     pair = [Child(model[0].parameters(), lr=0.1), PARENT(model[2].parameters(), lr=0.1)]
@@ -123,7 +125,9 @@ def test_methods_of_torch_are_put_back() -> None:
     assert (PARENT.step, SCALER.step) == before
 
 
-def test_methods_of_torch_are_put_back_without_a_detach() -> None:
+def test_methods_of_torch_are_put_back_without_a_detach(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another test of this process may still hold a handle.
+    monkeypatch.setattr("karikomi.torch.internals._recorded", {})
     before = SCALER.step
     model = model_of()
     pair = [torch.optim.SGD(model[place].parameters(), lr=0.1) for place in (0, 2)]
