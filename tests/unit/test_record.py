@@ -229,7 +229,8 @@ def test_a_path_with_a_nul_character_is_an_invalid_argument(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("line", "text"), [(b'{"a": ', "not JSON;"), (b"[1]", "not a JSON object"), (b"\xff", "not JSON;")]
+    ("line", "text"),
+    [(b'{"a": ', "not JSON;"), (b"[1]", "not a JSON object"), (b"\xff", "not JSON;")],
 )
 def test_a_broken_line_is_named(path: Path, line: bytes, text: str) -> None:
     _write(path, 1, 2)
