@@ -6,11 +6,13 @@ in docstrings (src/), in README.md and in docs/ as much as in tests/.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 # One thread, so that sums are rounded alike on every machine and workers do not fight for cores.
 # Set before the first framework is imported, and inherited by the workers.
@@ -19,6 +21,28 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "torch")
+
+FULL = os.environ.get("KARIKOMI_FULL") == "1"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+
+
+def _compile_quickly() -> None:
+    """Let JAX compile the same step once per worker, and with little effort, as it runs a few times only.
+
+    JAX writes an entry in place: each worker has its own folder, and the processes it starts use that one.
+    """
+    effort = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ.setdefault("XLA_FLAGS", effort)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if WORKER or "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = mkdtemp(prefix="karikomi-jax-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+if not FULL:
+    _compile_quickly()
 
 # torch and TensorFlow each bring their own copies of native libraries; a fixed order keeps a run
 # from depending on which test file happens to be the first.

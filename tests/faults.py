@@ -234,7 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     minutes = (time.monotonic() - started) / 60
     print(
-        f"{counts['found']} of {len(trials)} found, {counts['missed']} missed, {counts['void']} void, in {minutes:.1f} min"
+        f"{counts['found']} of {len(trials)} found, {counts['missed']} missed, {counts['void']} void, "
+        f"in {minutes:.1f} min"
     )
     return 0 if counts["found"] == len(trials) else 1
 

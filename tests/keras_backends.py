@@ -1,12 +1,13 @@
-"""Keras has one backend per process: run a test file again, in a process for each of the other backends.
+"""Keras has one backend per process: a file that imports this one runs again under each of the other backends.
 
-A file whose tests hold on every backend ends with ``test_other_backends = other_backends(__file__)``. The run
-that pytest was started for has the backend of the root conftest, torch; the others run the same file.
+The run that pytest was started for has the backend of the root conftest, torch; ``unit/test_keras_backends.py``
+starts one process for each other backend, a lane, in which all of these files run.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +19,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BACKEND = os.environ.get("KERAS_BACKEND", "torch")
 OTHERS = [name for name in ("jax", "tensorflow") if find_spec(name)]
-LIMIT = 300.0  # seconds
-_INSIDE = "KARIKOMI_KERAS_LANE"
+LIMIT = 900.0  # seconds
+LANES = "test_keras_backends"
+INSIDE = "KARIKOMI_KERAS_LANE"
 
 
 def only(*backends: str) -> Callable:
@@ -33,7 +35,7 @@ def only(*backends: str) -> Callable:
 
 def run_under(backend: str, *arguments: str | Path) -> str:
     """Run pytest with these arguments in a process of its own whose Keras has this backend."""
-    environment = {**os.environ, "KERAS_BACKEND": backend, _INSIDE: "1"}
+    environment = {**os.environ, "KERAS_BACKEND": backend, INSIDE: "1"}
     # Of the run around this one, which may itself be a worker.
     for name in [name for name in environment if name.startswith("PYTEST_")]:
         del environment[name]
@@ -52,23 +54,17 @@ def run_under(backend: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def other_backends(file: str) -> Callable[[str], None] | None:
-    """Return a test that runs a file under each of the other backends; nothing inside of such a run."""
-    if os.environ.get(_INSIDE):
-        return None
-
-    @pytest.mark.parametrize("backend", OTHERS)
-    def test(backend: str) -> None:
-        run_under(backend, file)
-
-    return test
+def files_of_every_backend() -> list[Path]:
+    """Return the test files that import this one."""
+    imports = re.compile(rf"^(from|import) {Path(__file__).stem}\b", re.MULTILINE)
+    tests = (path for path in (ROOT / "tests").rglob("test_*.py") if path.stem != LANES)
+    return sorted(path for path in tests if imports.search(path.read_text(encoding="utf-8")))
 
 
-def two_devices() -> None:
-    """Let TensorFlow see two CPUs, if it is the backend; before anything else is asked of it."""
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
+if BACKEND == "tensorflow":  # two CPUs for mirrored replicas; before TensorFlow runs anything
+    import tensorflow
 
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        two = [tf.config.LogicalDeviceConfiguration()] * 2
-        tf.config.set_logical_device_configuration(cpu, two)
+    tensorflow.config.set_logical_device_configuration(
+        tensorflow.config.list_physical_devices("CPU")[0],
+        [tensorflow.config.LogicalDeviceConfiguration()] * 2,
+    )

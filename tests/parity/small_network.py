@@ -29,6 +29,8 @@ CASES: dict[str, tuple[Any, Any]] = {
 # Frameworks keep learning rates in float32: ones that every float can say.
 LEARNING_RATE = {"sgd": 0.0625, "adam": 2.0**-8}
 BETAS, EPSILON = (0.9, 0.999), 1e-7
+# How near to the reference an optimizer and a dtype end.
+SETTINGS = {("sgd", "float64"): 1e-8, ("adam", "float32"): 1e-3}
 
 Weights = dict[str, np.ndarray]
 
@@ -99,3 +101,13 @@ def _update(kind: str, grad: np.ndarray, moments: dict, name: str, step: int) ->
     corrected = first / (1.0 - BETAS[0] ** step)
     root = np.sqrt(second / (1.0 - BETAS[1] ** step))
     return LEARNING_RATE["adam"] * corrected / (root + EPSILON)
+
+
+def assert_close(found: Weights, case: str, kind: str, dtype: str) -> None:
+    expected = train(case, kind, dtype)
+    for name, array in expected.items():
+        assert found[name].dtype == np.dtype(dtype)
+        distance = float(np.abs(found[name] - array).max())
+        assert distance <= SETTINGS[kind, dtype], (name, distance)
+    start = weights(dtype)
+    assert any(np.abs(array - start[name]).max() > 0.05 for name, array in expected.items())

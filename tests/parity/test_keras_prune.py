@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 layers, nn = keras.layers, torch.nn
 
 import karikomi as kk  # noqa: E402
-from keras_backends import other_backends  # noqa: E402
+import keras_backends  # noqa: E402, F401
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.normal(size=(10, 9, 9, 4)).astype("float32")
@@ -186,6 +186,3 @@ def test_the_same_training_at_90_percent_ends_at_the_same_accuracy() -> None:
     ).mean()
     right = (model.predict(pixels[:400], verbose=0).argmax(1) == classes[:400]).mean()
     assert in_torch_right > 0.93 and abs(right - in_torch_right) <= 0.015
-
-
-test_other_backends = other_backends(__file__)

@@ -16,7 +16,7 @@ jnp = jax.numpy
 
 import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
-from keras_backends import BACKEND, only, other_backends  # noqa: E402
+from keras_backends import BACKEND, only  # noqa: E402
 
 RULES = [kk.prune.L1(0.3), kk.prune.GroupLasso(0.3), kk.prune.GrowingL2(0.3, growth=0.1)]
 NAMES = ["L1", "GroupLasso", "GrowingL2"]
@@ -308,6 +308,3 @@ def test_a_regularizer_refuses_what_it_cannot_follow() -> None:
         kk.keras.Penalty(kk.prune.L1(1.0), unit_axis=-1)
     with pytest.raises(InvalidArgument, match="not a penalty"):
         kk.keras.Penalty(kk.bound.Clamp(1.0))
-
-
-test_other_backends = other_backends(__file__)

@@ -6,12 +6,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +14,6 @@ import pytest
 
 import karikomi as kk
 from parity import small_network as small
-
-SETTINGS = {("sgd", "float64"): 1e-8, ("adam", "float32"): 1e-3}
-
-
-def assert_close(found: small.Weights, case: str, kind: str, dtype: str) -> None:
-    expected = small.train(case, kind, dtype)
-    for name, array in expected.items():
-        assert found[name].dtype == np.dtype(dtype)
-        distance = float(np.abs(found[name] - array).max())
-        assert distance <= SETTINGS[kind, dtype], (name, distance)
-    start = small.weights(dtype)
-    assert any(np.abs(array - start[name]).max() > 0.05 for name, array in expected.items())
 
 
 def with_torch(case: str, kind: str, dtype: str) -> small.Weights:
@@ -119,8 +102,8 @@ def with_tape(case: str, kind: str, dtype: str) -> small.Weights:
 
 
 IN_PROCESS: dict[str, tuple[Callable[[str, str, str], small.Weights], list]] = {
-    "torch": (with_torch, list(SETTINGS)),
-    "optax": (with_optax, list(SETTINGS)),
+    "torch": (with_torch, list(small.SETTINGS)),
+    "optax": (with_optax, list(small.SETTINGS)),
     "tf.function": (with_tape, [("sgd", "float64")]),
 }
 RUNS = [
@@ -135,28 +118,4 @@ RUNS = [
 def test_ends_where_numpy_ends(
     train: Callable[[str, str, str], small.Weights], case: str, kind: str, dtype: str
 ) -> None:
-    assert_close(train(case, kind, dtype), case, kind, dtype)
-
-
-@pytest.mark.parametrize(("kind", "dtype"), SETTINGS)
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
-def test_keras_ends_where_numpy_ends(backend: str, kind: str, dtype: str, tmp_path: Path) -> None:
-    if not find_spec(backend) or not find_spec("keras"):
-        pytest.skip(f"Keras on {backend} is not installed")
-    script, path = Path(__file__).with_name("train_keras.py"), tmp_path / "weights.npz"
-    done = subprocess.run(
-        [sys.executable, str(script), kind, dtype, str(path)],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(path) as found:
-        for case in small.CASES:
-            own = {
-                n.removeprefix(f"{case}/"): found[n]
-                for n in found.files
-                if n.startswith(f"{case}/")
-            }
-            assert_close(own, case, kind, dtype)
+    small.assert_close(train(case, kind, dtype), case, kind, dtype)

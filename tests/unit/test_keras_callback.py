@@ -17,7 +17,7 @@ import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported  # noqa: E402
 from karikomi.keras import Monitor, clipped  # noqa: E402
 from karikomi.record import Recorder, read, tally  # noqa: E402
-from keras_backends import BACKEND, only, other_backends  # noqa: E402
+from keras_backends import BACKEND, only  # noqa: E402
 
 BATCHES, BATCH = 4, 8
 
@@ -239,6 +239,3 @@ def test_a_callback_that_is_called_from_a_thread_is_refused() -> None:
         return
     with pytest.raises(Unsupported, match=r"callbacks=\[monitor\]"):
         model.fit(*data(), batch_size=BATCH, verbose=0, callbacks=monitor)
-
-
-test_other_backends = other_backends(__file__)

@@ -15,7 +15,7 @@ layers = keras.layers
 import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import Bound, bound_  # noqa: E402
-from keras_backends import BACKEND, only, other_backends  # noqa: E402
+from keras_backends import BACKEND, only  # noqa: E402
 
 JIT = BACKEND != "torch"
 RULES = {
@@ -346,6 +346,3 @@ def test_weights_that_are_not_finite_or_not_there_are_refused() -> None:
         bound_(keras.Sequential([layers.Dense(3)]), kk.bound.Clamp(1.0))
     with pytest.raises(Unsupported, match="has no step"):
         bound_(model, kk.bound.Clamp(kk.schedule.Linear(2.0, 1.0, steps=(0, 9))))
-
-
-test_other_backends = other_backends(__file__)

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_backends import BACKEND, only, other_backends, two_devices
+from keras_backends import BACKEND, only
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import keras
-
-    two_devices()
 
 import karikomi as kk
 from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported
@@ -569,6 +567,3 @@ def test_sums_of_replicas_that_wait_are_saved_as_they_add_up() -> None:
 
 def test_the_backend_is_the_one_that_was_asked_for() -> None:
     assert keras.config.backend() == BACKEND
-
-
-test_other_backends = other_backends(__file__)

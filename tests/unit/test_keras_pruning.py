@@ -17,7 +17,7 @@ layers = keras.layers
 import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import Masks, Pruning, clipped, prune_, strip_  # noqa: E402
-from keras_backends import BACKEND, only, other_backends  # noqa: E402
+from keras_backends import BACKEND, only  # noqa: E402
 
 RNG = np.random.default_rng(7)
 INPUTS = RNG.normal(size=(48, 6)).astype("float32")
@@ -701,6 +701,3 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
     model.layers[0].kernel.assign(np.full((6, 16), np.nan))
     with pytest.raises(NonFinite, match="net/hidden/kernel"):
         prune_(model, 0.5)
-
-
-test_other_backends = other_backends(__file__)

@@ -1,21 +1,19 @@
-"""Train the small network in Keras on the backend of this process, every case, and write the weights.
-
-A script, because Keras has one backend per process: ``python train_keras.py sgd float64 out.npz``.
-"""
+"""The same network, weights, batches and rule end in the same weights on every backend of Keras."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import pytest
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
+keras = pytest.importorskip("keras")
 
 import karikomi as kk  # noqa: E402
+from depth import turns  # noqa: E402
+from keras_backends import BACKEND  # noqa: E402
 from parity import small_network as small  # noqa: E402
 
 TANH = {"tensorflow": "tensorflow.math", "jax": "jax.numpy", "torch": "torch"}
@@ -37,7 +35,7 @@ class Small(keras.Model):
         }
         for name, array in own.items():
             self.own[name].assign(array)
-        self.tanh = importlib.import_module(TANH[keras.config.backend()]).tanh
+        self.tanh = importlib.import_module(TANH[BACKEND]).tanh
         self.built = True
 
     def call(self, inputs: Any) -> Any:
@@ -51,7 +49,7 @@ class Small(keras.Model):
     ) -> Any:
         """Return the mean squared error."""
         errors = y_pred - keras.ops.convert_to_tensor(y, y_pred.dtype)
-        if keras.config.backend() == "tensorflow":
+        if BACKEND == "tensorflow":
             return keras.ops.mean(errors * errors)
         return (errors * errors).mean()
 
@@ -84,21 +82,32 @@ def train(case: str, kind: str, dtype: str) -> small.Weights:
     return {name: keras.ops.convert_to_numpy(one) for name, one in model.own.items()}
 
 
-def main() -> None:
-    """Train every case."""
-    kind, dtype, path = sys.argv[1:]
+@contextlib.contextmanager
+def floats(dtype: str) -> Iterator[None]:
+    """Let Keras and its backend have this dtype for floats."""
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
-    if keras.config.backend() == "jax" and dtype == "float64":
-        import jax
+    keras.config.set_dtype_policy(dtype)
+    wide = contextlib.nullcontext()
+    if BACKEND == "jax":
+        wide = importlib.import_module("jax").enable_x64(dtype == "float64")
+    try:
+        with wide:
+            yield
+    finally:
+        keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(policy)
 
-        jax.config.update("jax_enable_x64", True)
-    found = {
-        f"{case}/{name}": array
-        for case in small.CASES
-        for name, array in train(case, kind, dtype).items()
-    }
-    np.savez(path, **found)
+
+RUNS = [
+    (case, *setting)
+    for case in small.CASES
+    for setting in turns(list(small.SETTINGS), case, BACKEND)
+]
 
 
-if __name__ == "__main__":
-    main()
+@pytest.mark.parametrize(("case", "kind", "dtype"), RUNS)
+def test_ends_where_numpy_ends(case: str, kind: str, dtype: str) -> None:
+    with floats(dtype):
+        found = train(case, kind, dtype)
+    small.assert_close(found, case, kind, dtype)
