@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +78,13 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
+# One test each that takes minutes: what begins last ends last.
+LONGEST = ("tests/unit/test_keras_backends.py", "tests/unit/test_compress.py::test_kill_9")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a block on a page leave a file to be closed; sybil cannot report a warning about that."""
+    """Begin with the longest; and let a block on a page leave a file to be closed, which sybil cannot report."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     for item in items:
         if item.path.suffix == ".md":
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
@@ -92,22 +98,30 @@ SHARED_SETUP = (
 )
 
 
-class _FilesStayWhole(LoadScopeScheduling):
-    """Send the blocks of one page, or the tests of `SHARED_SETUP`, to one worker; others to any free one.
+# A rule that a framework compiles: all laws of it one after another, so that it is compiled once and then forgotten.
+COMPILED = re.compile(r"tests/contract/.*\[(?:float\d+-)?(.*?-(?:jax\.jit|tf\.function))")
 
-    A later block of a page uses the names of an earlier one. (``--dist loadgroup`` would do the same, but
-    pytest-xdist 3.8 loses the groups under pytest 9.2, silently: its issue 1386.)
+
+class _WhatSharesStaysTogether(LoadScopeScheduling):
+    """Send the blocks of one page, the tests of `SHARED_SETUP`, and of one compiled rule to one worker.
+
+    A later block of a page uses the names of an earlier one. Other tests go to any free worker.
+    (``--dist loadgroup`` would do the same, but pytest-xdist 3.8 loses the groups under pytest 9.2,
+    silently: its issue 1386.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, _ = nodeid.partition("::")
-        return file if file.endswith(".md") or file.startswith(SHARED_SETUP) else nodeid
+        if file.endswith(".md") or file.startswith(SHARED_SETUP):
+            return file
+        compiled = COMPILED.match(nodeid)
+        return compiled[1] if compiled else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Distribute tests by `_FilesStayWhole`, whatever ``--dist`` is."""
-    return _FilesStayWhole(config, log)
+    """Distribute tests by `_WhatSharesStaysTogether`, whatever ``--dist`` is."""
+    return _WhatSharesStaysTogether(config, log)
 
 
 @pytest.fixture(autouse=True)

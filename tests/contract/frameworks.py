@@ -34,6 +34,8 @@ SHAPES = {
     "up.weight": (2, 3, 2),
     "grid.weight": (2, 1, 2, 2),
 }
+# The root conftest runs the laws of one compiled rule together: few are needed at a time, and each holds memory.
+COMPILED_AT_ONCE = 8
 UNIT_AXES = {"linear.weight": 0, "up.weight": 1, "grid.weight": 0}
 
 
@@ -176,7 +178,7 @@ def _sorted_shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     return {n: SHAPES[n] if a is None else a.shape for n, a in sorted(tensors.items())}
 
 
-@functools.cache
+@functools.lru_cache(COMPILED_AT_ONCE)
 def _jax_transform(rule: Any, options: tuple[tuple[str, Any], ...], compiled: bool) -> Any:
     transform = kk.jax.clip(rule, unit_axes=UNIT_AXES, **dict(options))
     return transform, jax.jit(transform.update) if compiled else transform.update
@@ -242,7 +244,7 @@ def _tensors(library: str) -> tuple[Any, Any]:
     return load_quietly("tensorflow").constant, lambda tensor: tensor.numpy()
 
 
-@functools.cache
+@functools.lru_cache(COMPILED_AT_ONCE)
 def _keras_step(rule: Any, options: tuple[tuple[str, Any], ...], compiled: bool) -> Any:
     def step(grads: Any, state: Any, weights: Any) -> Any:
         done, _, after = kk.keras.clip(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import statistics
 import subprocess
 import sys
@@ -103,7 +104,11 @@ def shadowed(package: str, folder: Path, source: Path = SOURCE) -> list[str]:
     "package", [name for name, path in modules().items() if path.name == "__init__.py"]
 )
 def test_no_file_bears_the_name_of_what_is_exported_beside_it(package: str) -> None:
-    assert shadowed(package, modules()[package].parent) == []
+    folder = modules()[package].parent
+    exported = set(getattr(importlib.import_module(package), "__all__", ()))
+    # An interpreter takes a second or two: only where a name could be shadowed at all.
+    if exported & {path.stem for path in folder.iterdir()}:
+        assert shadowed(package, folder) == []
 
 
 def test_a_shadowed_name_is_found(tmp_path: Path) -> None:

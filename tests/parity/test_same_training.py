@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import karikomi as kk
+from depth import turns
 from parity import small_network as small
 
 
@@ -109,8 +110,8 @@ IN_PROCESS: dict[str, tuple[Callable[[str, str, str], small.Weights], list]] = {
 RUNS = [
     pytest.param(train, case, *setting, id=f"{name}-{case}-{setting[0]}")
     for name, (train, settings) in IN_PROCESS.items()
-    for setting in settings
     for case in small.CASES
+    for setting in turns(settings, name, case)
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -47,8 +48,13 @@ def assert_trees_close(found: Any, expected: Any, **tolerance: Any) -> None:
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), **tolerance)
 
 
+@functools.cache
+def compiled(tx: Any) -> Any:
+    return jax.jit(tx.update)
+
+
 def run(tx: Any, grads: list[Any], params: Any = PARAMS, state: Any = None) -> tuple[Any, Any, Any]:
-    update = jax.jit(tx.update)
+    update = compiled(tx)
     state = tx.init(params) if state is None else state
     updates = None
     for one in grads:
@@ -96,14 +102,14 @@ def test_half_precision_norms_where_optax_overflows() -> None:
     np.testing.assert_allclose(np.asarray(found["w"], np.float64), 0.00316228, rtol=1e-3)
 
 
-@pytest.mark.parametrize("entry", [1e-30, 1e-3, 0.1, 1e18, 1e30])
 @pytest.mark.parametrize("shape", [(5_000_000,), (3, 1_000_003), (70_000, 7), (1, 1)])
-def test_single_precision_norms_are_exact_enough(entry: float, shape: tuple[int, ...]) -> None:
-    grads = {"w": jnp.full(shape, entry, jnp.float32), "other": jnp.zeros(3)}
+def test_single_precision_norms_are_exact_enough(shape: tuple[int, ...]) -> None:
     tx = kk.jax.clip(kk.clip.ByNorm(np.inf))
-    _, state = jax.jit(tx.update)(grads, tx.init(grads))
-    expected = float(np.float32(entry)) * np.sqrt(np.prod(shape))
-    assert kk.jax.outcome(state).tensors()["w"] == pytest.approx(expected, rel=3e-6)
+    for entry in (1e-30, 1e-3, 0.1, 1e18, 1e30):
+        grads = {"w": jnp.full(shape, entry, jnp.float32), "other": jnp.zeros(3)}
+        _, state = compiled(tx)(grads, tx.init(grads))
+        expected = float(np.float32(entry)) * np.sqrt(np.prod(shape))
+        assert kk.jax.outcome(state).tensors()["w"] == pytest.approx(expected, rel=3e-6), entry
 
 
 @pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
@@ -141,13 +147,14 @@ def test_vmap_clips_every_network_by_itself(rule: Any) -> None:
     several = [series(6), [gradients(90 + s, 3.0) for s in range(6)], series(6)[::-1]]
     params = jax.tree.map(lambda a: jnp.stack([a] * 3), PARAMS)
     state = jax.vmap(tx.init)(params)
+    update = jax.jit(jax.vmap(tx.update))
     for step in range(6):
         batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[own[step] for own in several])
-        found, state = jax.vmap(tx.update)(batch, state, params)
+        found, state = update(batch, state, params)
     for place, own in enumerate(several):
         alone = tx.init(PARAMS)
         for one in own:
-            expected, alone = tx.update(one, alone, PARAMS)
+            expected, alone = compiled(tx)(one, alone, PARAMS)
         assert_trees_close(jax.tree.map(lambda a: a[place], found), expected, rtol=1e-5, atol=1e-7)  # noqa: B023
     with pytest.raises(InvalidArgument, match="several networks"):
         kk.jax.outcome(state)
@@ -200,24 +207,22 @@ def test_accumulation_clips_the_mean_of_the_gradients() -> None:
 
 
 @pytest.mark.parametrize("rule", ADAPTIVE, ids=str)
-@pytest.mark.parametrize("way", ["orbax", "numpy"])
-def test_saved_loaded_and_continued_equals_not_stopping(
-    rule: Any, way: str, tmp_path: Path
-) -> None:
+def test_saved_loaded_and_continued_equals_not_stopping(rule: Any, tmp_path: Path) -> None:
     tx, grads = kk.jax.clipped(optax.adam(1e-2), rule), series(12)
     straight, expected, _ = run(tx, grads)
     params, state, _ = run(tx, grads[:5])
     saved = {"params": params, "state": state}
-    if way == "orbax":
-        loaded = _through_orbax(saved, tx, tmp_path)
-    else:
-        leaves, form = jax.tree.flatten(saved)
-        np.savez(tmp_path / "state.npz", *[np.asarray(leaf) for leaf in leaves])
-        with np.load(tmp_path / "state.npz") as file:
-            loaded = jax.tree.unflatten(form, [jnp.asarray(file[name]) for name in file.files])
-    resumed, after, _ = run(tx, grads[5:], loaded["params"], loaded["state"])
-    assert_trees_close(resumed, straight, rtol=0, atol=0)
-    assert_trees_close(after, expected, rtol=0, atol=0)
+    for loaded in (_through_numpy(saved, tmp_path), _through_orbax(saved, tx, tmp_path)):
+        resumed, after, _ = run(tx, grads[5:], loaded["params"], loaded["state"])
+        assert_trees_close(resumed, straight, rtol=0, atol=0)
+        assert_trees_close(after, expected, rtol=0, atol=0)
+
+
+def _through_numpy(saved: Any, folder: Path) -> Any:
+    leaves, form = jax.tree.flatten(saved)
+    np.savez(folder / "state.npz", *[np.asarray(leaf) for leaf in leaves])
+    with np.load(folder / "state.npz") as file:
+        return jax.tree.unflatten(form, [jnp.asarray(file[name]) for name in file.files])
 
 
 def _through_orbax(saved: Any, tx: Any, folder: Path) -> Any:
