@@ -22,6 +22,7 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import karikomi as kk
+from depth import turns
 from distributed import bounding, masks, together
 from distributed.networks import (
     STRENGTHS,
@@ -290,15 +291,41 @@ PLACEMENTS = {
     "columns and copies": (Shard(1), Replicate()),
     "copies": (Replicate(), Replicate()),
 }
-SCENARIOS = {
-    **{f"fsdp x tp {key}": partial(by_rule, fsdp_and_tp, rule) for key, rule in RULES.items()},
-    **{f"hybrid {key}": partial(by_rule, hybrid, rule) for key, rule in RULES.items()},
-    **{f"mixed {key}": partial(by_rule, mixed, rule) for key, rule in RULES.items()},
-    **{
-        f"{how}, {key}": partial(by_placement, *placements, RULES[key])
-        for how, placements in PLACEMENTS.items()
+Scenarios = dict[str, Callable[[], dict[str, Any]]]
+BUILDS = {"fsdp x tp": fsdp_and_tp, "hybrid": hybrid, "mixed": mixed}
+LAYOUTS = BUILDS | {how: partial(by_hand, *where) for how, where in PLACEMENTS.items()}
+
+
+def some(scenarios: Scenarios, most: int, *key: str) -> Scenarios:
+    """Return `most` of the scenarios, other ones for another key; all in a full run."""
+    return {name: scenarios[name] for name in turns(list(scenarios), *key, most=most)}
+
+
+def by_layout(family: Callable[[str, Any], Scenarios], most: int) -> Scenarios:
+    """Return `most` of a family's scenarios for every way in which weights lie."""
+    return {
+        name: scenario
+        for how, build in LAYOUTS.items()
+        for name, scenario in some(family(how, build), most, how).items()
+    }
+
+
+def rules_of(how: str, build: Any) -> Scenarios:
+    """Return the scenarios of the clip rules."""
+    return {f"{how} {key}": partial(by_rule, build, rule) for key, rule in RULES.items()}
+
+
+def rules_where(how: str) -> Scenarios:
+    """Return the scenarios of weights that lie as placements say."""
+    return {
+        f"{how}, {key}": partial(by_placement, *PLACEMENTS[how], RULES[key])
         for key in ("agc", "value", "global")
-    },
+    }
+
+
+SCENARIOS: Scenarios = {
+    **{n: s for how in BUILDS for n, s in some(rules_of(how, BUILDS[how]), 3, how).items()},
+    **{n: s for how in PLACEMENTS for n, s in some(rules_where(how), 1, how).items()},
     "own units": units_lie_where_they_are_said_to_lie,
     "stages of shards": stages_of_shards,
     "replicated experts": replicated_experts,
@@ -307,23 +334,9 @@ SCENARIOS = {
     "attach fsdp x tp": partial(attach, fsdp_and_tp),
     "attach hybrid": partial(attach, hybrid),
     "reductions": reductions,
-    **masks.scenarios("fsdp x tp", fsdp_and_tp),
-    **masks.scenarios("hybrid", hybrid),
-    **masks.scenarios("mixed", mixed),
-    **{
-        key: scenario
-        for how, placements in PLACEMENTS.items()
-        for key, scenario in masks.scenarios(how, partial(by_hand, *placements)).items()
-    },
-    **bounding.scenarios("fsdp x tp", fsdp_and_tp),
-    **bounding.scenarios("hybrid", hybrid),
-    **bounding.scenarios("mixed", mixed),
+    **by_layout(masks.scenarios, 2),
+    **by_layout(bounding.scenarios, 2),
     **bounding.scenarios("uneven", bounding.uneven),
-    **{
-        key: scenario
-        for how, placements in PLACEMENTS.items()
-        for key, scenario in bounding.scenarios(how, partial(by_hand, *placements)).items()
-    },
     # The norm lies on the columns of the square alone: two of the ranks see it only in passing.
     "bound nan of a column": partial(bounding.nan_on_one_rank, fsdp_and_tp, "head.weight", at=0),
     "bound in training": partial(
@@ -336,18 +349,26 @@ SCENARIOS = {
         )
         for name, at in (("up", 0), ("up", 3), ("down", 1), ("down", 2), ("head", 3))
     },
-    **{
-        f"bound crossed, {key}": partial(bounding.bounded, crossed, rule)
-        for key, rule in bounding.RULES.items()
-    },
+    **some(
+        {
+            f"bound crossed, {key}": partial(bounding.bounded, crossed, rule)
+            for key, rule in bounding.RULES.items()
+        },
+        2,
+        "crossed",
+    ),
     "bound apart": bounding.apart,
     "together fsdp x tp": partial(together.resumed, fsdp_and_tp),
-    **together.scenarios("fsdp x tp", fsdp_and_tp),
-    **{
-        f"penalty {how}, {key}": partial(together.penalised, build, rule, beside=True)
-        for how, build in (("hybrid", hybrid), ("mixed", mixed))
-        for key, rule in together.PENALTIES.items()
-    },
+    **some(together.scenarios("fsdp x tp", fsdp_and_tp), 3, "fsdp x tp"),
+    **some(
+        {
+            f"penalty {how}, {key}": partial(together.penalised, build, rule, beside=True)
+            for how, build in (("hybrid", hybrid), ("mixed", mixed))
+            for key, rule in together.PENALTIES.items()
+        },
+        3,
+        "penalty",
+    ),
     "bound reductions": partial(
         bounding.reductions, fsdp_and_tp, {"max norm": 2, "clamp": 4, "clamp out of reach": 2}
     ),
