@@ -7,25 +7,38 @@
 The faults stand in ``tests/planted/*.toml``: a file, the text that is there, the text that replaces it, and
 the tests that must find it. A fault is *found* if one of these tests fails with it and passes without it.
 It is *missed* if all of them pass; *void* if its text is not in its file exactly once, or if nothing could be run.
-The checkout itself is never changed. The exit code is 1 unless every fault was found.
+The checkout itself is never changed. Each trial is a child process (``os.fork``: Linux and macOS). The exit code
+is 1 unless every fault was found.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
+import contextlib
 import fnmatch
 import json
 import os
+import py_compile
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
+
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(
+        _variable, "1"
+    )  # before torch is imported: a thread does not outlive a fork
+
+import pytest  # noqa: E402
+
+with contextlib.suppress(ImportError):
+    import torch  # noqa: F401  (imported once for all children)
 
 ROOT = Path(__file__).parents[1]
 CATALOGUE = ROOT / "tests" / "planted"
@@ -86,112 +99,136 @@ def catalogue() -> list[Fault]:
     ]
 
 
-def copy_tree(folder: Path) -> Path:
-    """Copy what the tests need into `folder`, beside a link to the real data."""
-    tree = folder / "tree"
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            tree.mkdir(exist_ok=True)
-            shutil.copy2(source, tree / name)
-    for path in ROOT.iterdir():  # the pages and settings that layout tests and blocks read
-        if path.is_file() and not (tree / path.name).exists():
-            shutil.copy2(path, tree / path.name)
-    return tree
+def copy_tree(folder: Path, source: Path = ROOT) -> Path:
+    """Copy what the tests need into `folder`."""
+    for path in source.iterdir():
+        if path.is_dir() and path.name in COPIED:
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, folder / path.name)
+    return folder
 
 
-def run_tests(tree: Path, tests: list[str], *options: str) -> tuple[int, str]:
-    """Run `tests` in `tree`; return the exit code of pytest and its output."""
-    data = os.environ.get("KARIKOMI_DATA") or str(ROOT.parent / "shared" / "data")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tree / "src"),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **({"KARIKOMI_DATA": data} if Path(data).is_dir() else {}),
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "-rfE"]
+def begin_tests(tree: Path, tests: Sequence[str], log: Path, *options: str) -> int:
+    """Begin to run `tests` of `tree` in a child of this process, which has imported torch; return its number."""
+    child = os.fork()
+    if child:
+        return child
+    signal.alarm(LIMIT)
+    with log.open("w") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree / "src")  # of processes that a test starts
+    sys.path[:] = [str(tree / "src"), str(tree / "tests"), *sys.path[1:]]
+    arguments = ["-q", "-p", "no:cacheprovider", "--tb=line", "-rfE", *options, *tests]
+    code = 4
     try:
-        run = subprocess.run(
-            [*command, *options, *tests],
-            cwd=tree,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-        )
-    except subprocess.TimeoutExpired:
-        return FAILED, f"FAILED {tests[0]} - no end after {LIMIT} s"
-    return run.returncode, run.stdout + run.stderr
-
-
-def failed_test(output: str) -> str:
-    """Return the id of the first test that `output` names as failed, else an empty text."""
-    for line in output.splitlines():
-        if line.startswith(("FAILED ", "ERROR ")):
-            return line.split(" ", 1)[1].split(" - ")[0].strip()
-    return ""
-
-
-def tried(fault: Fault, tree: Path) -> Trial:
-    """Plant `fault` in `tree`, run its tests, and take it out again."""
-    started = time.monotonic()
-    path = tree / fault.file
-
-    def trial(outcome: str, by: str) -> Trial:
-        return Trial(fault, outcome, by, time.monotonic() - started)
-
-    try:
-        clean = path.read_text(encoding="utf-8")
-        planted = fault.applied(clean)
-    except (OSError, ValueError) as error:
-        return trial("void", str(error))
-    path.write_text(planted, encoding="utf-8")
-    try:
-        code, output = run_tests(tree, list(fault.tests), "-x")
+        code = int(pytest.main(arguments))
     finally:
-        path.write_text(clean, encoding="utf-8")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def failed_tests(output: str) -> list[str]:
+    """Return the ids of the tests that `output` names as failed."""
+    lines = [line for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return [line.split(" ", 1)[1].split(" - ")[0].strip() for line in lines]
+
+
+def judged(fault: Fault, code: int, output: str, seconds: float) -> Trial:
+    """Return what an exit code and an output say about `fault`."""
+    if code == -signal.SIGALRM:
+        return Trial(fault, "found", f"{fault.tests[0]} (no end after {LIMIT} s)", seconds)
     if code == PASSED:
-        return trial("missed", "all tests pass: " + " ".join(fault.tests))
-    by = failed_test(output)
-    if code != FAILED or not by:
-        return trial(
-            "void", output.strip().splitlines()[-1] if output.strip() else f"exit code {code}"
-        )
-    if "::" in by and run_tests(tree, [by])[0] != PASSED:
-        return trial("void", f"{by} fails without the fault as well")
-    return trial("found", by)
+        return Trial(fault, "missed", "all tests pass: " + " ".join(fault.tests), seconds)
+    by = failed_tests(output)
+    if code == FAILED and by:
+        return Trial(fault, "found", by[0], seconds)
+    last = output.strip().splitlines()[-1:] or [f"exit code {code}"]
+    return Trial(fault, "void", last[0], seconds)
 
 
-def try_all(faults: list[Fault], jobs: int) -> list[Trial]:
+class Copies:
+    """Copies of the tree, in each of which one fault at a time is tried.
+
+    Bytecode is checked against the source's hash and made once: a planted file is compiled again, the others are not.
+    """
+
+    def __init__(self, scratch: Path, jobs: int, source: Path = ROOT) -> None:
+        self.free = [copy_tree(scratch / str(place), source) for place in range(jobs)]
+        for tree in self.free:
+            mode = py_compile.PycInvalidationMode.CHECKED_HASH
+            compileall.compile_dir(tree / "src", quiet=2, invalidation_mode=mode)
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        data = os.environ.get("KARIKOMI_DATA") or str(source.parent / "shared" / "data")
+        if Path(data).is_dir():
+            os.environ["KARIKOMI_DATA"] = data
+        self._running: dict[int, tuple[Fault, Path, str, float]] = {}
+
+    def trials(self, faults: Iterable[Fault]) -> Iterator[Trial]:
+        """Try each of `faults`; yield what the tests said as they end."""
+        for fault in faults:
+            while not self.free:
+                yield self._ended()
+            tree = self.free.pop()
+            path = tree / fault.file
+            try:
+                clean = path.read_text(encoding="utf-8")
+                path.write_text(fault.applied(clean), encoding="utf-8")
+            except (OSError, ValueError) as error:
+                self.free.append(tree)
+                yield Trial(fault, "void", str(error), 0.0)
+                continue
+            child = begin_tests(tree, fault.tests, tree / "log", "-x")
+            self._running[child] = (fault, tree, clean, time.monotonic())
+        while self._running:
+            yield self._ended()
+
+    def _ended(self) -> Trial:
+        child, status = os.wait()
+        fault, tree, clean, started = self._running.pop(child)
+        (tree / fault.file).write_text(clean, encoding="utf-8")
+        self.free.append(tree)
+        output = (tree / "log").read_text(encoding="utf-8", errors="replace")
+        code = os.waitstatus_to_exitcode(status)
+        return judged(fault, code, output, time.monotonic() - started)
+
+    def failing_without(self, tests: Sequence[str]) -> set[str]:
+        """Return which of `tests` fail where nothing is planted."""
+        tree = self.free[0]
+        _, status = os.waitpid(begin_tests(tree, tests, tree / "log"), 0)
+        output = (tree / "log").read_text(encoding="utf-8", errors="replace")
+        if os.waitstatus_to_exitcode(status) not in (PASSED, FAILED):
+            return set(tests)
+        return set(failed_tests(output))
+
+
+def try_all(faults: Sequence[Fault], jobs: int, source: Path = ROOT) -> list[Trial]:
     """Try `faults`, `jobs` at a time, each in a copy of its own; print a line for each as it ends."""
     started = time.monotonic()
     trials: list[Trial] = []
     with tempfile.TemporaryDirectory(prefix="karikomi-faults-") as scratch:
-        free: SimpleQueue[Path] = SimpleQueue()
-        for place in range(jobs):
-            folder = Path(scratch) / str(place)
-            folder.mkdir()
-            free.put(copy_tree(folder))
-
-        def try_one(fault: Fault) -> None:
-            tree = free.get()
-            try:
-                trial = tried(fault, tree)
-            finally:
-                free.put(tree)
+        copies = Copies(Path(scratch), jobs, source)
+        for trial in copies.trials(faults):
             trials.append(trial)
             left = (time.monotonic() - started) / len(trials) * (len(faults) - len(trials))
             print(
-                f"{len(trials):3}/{len(faults)} {trial.outcome:6} {trial.seconds:4.0f} s  {fault.name}"
+                f"{len(trials):3}/{len(faults)} {trial.outcome:6} {trial.seconds:4.0f} s  {trial.fault.name}"
                 f"  [{trial.by}]  about {left / 60:.0f} min left",
                 flush=True,
             )
-
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(try_one, faults))
-    return trials
+        by = sorted({trial.by for trial in trials if trial.outcome == "found" and "::" in trial.by})
+        without = copies.failing_without(by) if by else set()
+    return [
+        replace(trial, outcome="void", by=f"{trial.by} fails without the fault as well")
+        if trial.by in without
+        else trial
+        for trial in trials
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,33 +36,35 @@ def test_every_folder_of_the_package_has_a_fault() -> None:
     assert len(CATALOGUE) >= 60
 
 
-def fault(**changes: object) -> faults.Fault:
-    entry = {
-        "name": "f",
-        "file": "a.py",
-        "old": "1",
-        "new": "2",
-        "tests": ("test_a.py",),
-        **changes,
-    }
-    return faults.Fault(**entry)  # type: ignore[arg-type]
+OUTCOMES = {
+    "found": ("a = 1\n", "from a import a\ndef test_a(): assert a == 1\n"),
+    "missed": ("a = 1\n", "from a import a\ndef test_a(): assert a\n"),
+    "void, fails without it": ("a = 1\n", "from a import a\ndef test_a(): assert a == 3\n"),
+    "void, twice in the file": ("a = 1 + 1\n", "def test_a(): pass\n"),
+    "void, no test": ("a = 1\n", ""),
+    "void, no import": ("a = 1\n", "import nothing_of_this_name\n"),
+}
 
 
-@pytest.mark.parametrize(
-    ("source", "test", "outcome"),
-    [
-        ("a = 1\n", "from a import a\ndef test_a(): assert a == 1\n", "found"),
-        ("a = 1\n", "from a import a\ndef test_a(): assert a\n", "missed"),
-        ("a = 1\n", "from a import a\ndef test_a(): assert a == 3\n", "void"),
-        ("a = 1 + 1\n", "def test_a(): pass\n", "void"),
-        ("a = 1\n", "", "void"),
-    ],
-    ids=["found", "missed", "fails without it", "twice in the file", "no test"],
-)
-def test_what_the_outcome_says(tmp_path: Path, source: str, test: str, outcome: str) -> None:
-    tree = tmp_path / "tree"
-    (tree / "src").mkdir(parents=True)
-    (tree / "src" / "a.py").write_text(source)
-    (tree / "test_a.py").write_text(test)
-    assert faults.tried(fault(file="src/a.py"), tree).outcome == outcome
-    assert (tree / "src" / "a.py").read_text() == source
+def test_what_the_outcomes_say(tmp_path: Path) -> None:
+    """In a process of its own, which forks."""
+    (tmp_path / "src").mkdir()
+    planted = []
+    for place, (source, test) in enumerate(OUTCOMES.values()):
+        (tmp_path / "src" / f"a{place}.py").write_text(source)
+        (tmp_path / f"test_{place}.py").write_text(test.replace("from a ", f"from a{place} "))
+        planted.append((f"f{place}", f"src/a{place}.py", "1", "2", (f"test_{place}.py",)))
+    program = (
+        "import sys, pathlib, faults\n"
+        f"trials = faults.try_all([faults.Fault(*f) for f in {planted!r}], 2, pathlib.Path(sys.argv[1]))\n"
+        "print(sorted((t.fault.name, t.outcome) for t in trials))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=faults.ROOT / "tests",
+        capture_output=True,
+        text=True,
+    )
+    wanted = [(f"f{place}", what.split(",")[0]) for place, what in enumerate(OUTCOMES)]
+    assert done.stdout.splitlines()[-1:] == [repr(wanted)], done.stdout + done.stderr
+    assert (tmp_path / "src" / "a0.py").read_text() == "a = 1\n"
