@@ -62,6 +62,8 @@ def test_only_the_last_skipped_steps_are_listed() -> None:
     numbers = [int(row["step"]) for row in page.tables["What was skipped, and why"]]
     assert numbers == list(range(19, 31))
     assert "The last 12 of 30." in page.html
+    styles = {"after clipping": 2, "before clipping": 0, "skipped (30)": 4}
+    assert page.charts["Gradient norm"].styles == styles
 
 
 def test_the_curves_of_the_page(page: Page) -> None:
