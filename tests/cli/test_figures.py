@@ -6,6 +6,7 @@ import errno
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -14,7 +15,8 @@ import pytest
 import safetensors.numpy
 from click.testing import CliRunner, Result
 
-from karikomi import pack, report
+from karikomi import pack, registry, report
+from karikomi.cli import array_files
 from karikomi.cli.app import main
 from karikomi.pack.contest import shannon
 from karikomi.pack.stored import describe
@@ -312,3 +314,23 @@ def test_the_defaults_are_those_that_the_help_states() -> None:
     assert "[default: 0.005]" in shown("compress") and "[default: 0]" in shown("compress")
     for default in ("0.1,1,10,inf", "0,0.9", "3"):
         assert f"[default: {default}" in shown("sweep")
+
+
+def test_the_list_has_each_formula_and_source_in_its_place() -> None:
+    found = {(row["kind"], row["name"]): row for row in good("list")["entries"]}
+    for entry in registry.entries():
+        row = found[entry.kind, entry.name]
+        assert (row["formula"], row["source"]) == (entry.formula, entry.source)
+    digits = found["task", "digits"]
+    assert digits["formula"].startswith("1,797 images") and "Alpaydin" in digits["source"]
+
+
+@pytest.mark.parametrize(("most", "code"), [(399, 1), (1_000, 0)])
+def test_an_archive_above_the_budget_is_refused(
+    most: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "x.npz", w=np.ones(100, np.float32))
+    monkeypatch.setattr(array_files.pack, "Budget", lambda: SimpleNamespace(decoded=most))
+    result = run("pack", tmp_path / "x.npz", tmp_path / "x.karikomi")
+    assert result.exit_code == code
+    assert ("too large" in result.stderr) is (code == 1)

@@ -216,9 +216,11 @@ def test_the_seconds_are_those_of_all_calls(
         with folder.Folder(tmp_path / "out", {"a": 1}) as opened:
             now += seconds
             opened.finish(f"stage {call}", {})
+            now += 3.0
+            opened.finish(f"another {call}", {})
             now += 100.0
             assert opened.resumed is (call == 2)
-    assert opened.seconds == 2.0 + 5.0
+    assert opened.seconds == (2.0 + 3.0) + (5.0 + 3.0)
 
 
 def test_eight_bits_have_a_scale_for_each_unit(ours: None, tmp_path: Path) -> None:

@@ -150,6 +150,9 @@ def test_masks_stay_and_the_ramp_ends_half_way() -> None:
     assert rows.rows[0]["sparsity"] >= 0.5 - 1 / total
     for name, mask in further.masks().items():
         assert not np.any(mask & ~masks[name]), "what was pruned stays pruned"
+    tuned, _ = trained(runner, Phase(stage="tune", epochs=1, learning_rate=0.1, masks=masks))
+    for name, mask in masks.items():
+        assert np.array_equal(tuned.arrays()[name] != 0, mask)
 
 
 def test_shared_weights_stay_shared_and_are_stored_as_trained() -> None:
