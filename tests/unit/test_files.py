@@ -42,6 +42,13 @@ def test_text_and_json_are_the_same_bytes_everywhere(tmp_path: Path) -> None:
     assert written.read_bytes() == b'{\n  "a": [\n    0.5\n  ],\n  "b": 1\n}\n'
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_json_without_numbers_that_json_lacks(number: float, target: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(target, {"a": [1.0, number]})
+    assert target.read_bytes() == b"old" and _only(target)
+
+
 def test_the_permissions_are_those_of_an_ordinary_new_file(tmp_path: Path) -> None:
     mask = os.umask(0o027)
     try:

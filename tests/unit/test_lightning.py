@@ -312,6 +312,20 @@ def test_every_optimizer_of_a_gan_has_a_handle_of_its_own(pl: Any) -> None:
     assert {"karikomi/0/norm", "karikomi/1/norm"} < trainer.callback_metrics.keys()
 
 
+def test_every_optimizer_of_a_gan_resumes_its_own_state(pl: Any, tmp_path: Path) -> None:
+    callback = LightningCallback(clip=kk.clip.ZClip())
+    trainer = trainer_of(pl, callback, max_epochs=1, limit_train_batches=5)
+    trainer.fit(gan_of(pl), data())
+    trainer.save_checkpoint(tmp_path / "gan.ckpt")
+    before = [handle.state_dict() for handle in callback.handles]
+    assert [handle.steps for handle in callback.handles] == [2, 3]
+    again = LightningCallback(clip=kk.clip.ZClip())
+    trainer = trainer_of(pl, again, max_epochs=1, limit_train_batches=5)
+    trainer.fit(gan_of(pl), data(), ckpt_path=tmp_path / "gan.ckpt")
+    assert [handle.steps for handle in again.handles] == [2, 3]
+    assert [handle.state_dict() for handle in again.handles] == before
+
+
 def test_one_optimizer_can_be_chosen_and_several_can_share_a_norm(pl: Any) -> None:
     critic = LightningCallback(optimizers=1, bound=kk.bound.Clamp(0.01))
     generator = LightningCallback(optimizers=0, clip=kk.clip.ByGlobalNorm(1.0))

@@ -219,6 +219,11 @@ def test_aligned_lines_fit_and_end_together(rows: list[tuple[str, str]]) -> None
     assert max(map(len, lines)) <= 80
 
 
+def test_names_are_shortened_no_more_than_needed() -> None:
+    (line,) = align([["a" * 30, "b" * 26, "1.25"]], left=2, width=50)
+    assert len(line) == 50 and line.endswith("  1.25")
+
+
 def _inside(chart: str) -> None:
     assert "nan" not in chart and "inf" not in chart
     height = float(re.findall(r'viewBox="0 0 \d+ ([\d.]+)"', chart)[0])

@@ -149,3 +149,13 @@ def test_without_an_overflow_a_scaled_step_is_any_step() -> None:
 def test_an_outcome_holds_its_numbers_as_views() -> None:
     _, done, _ = step([[4.0, 6.0], [1.0, 5.0]], view=lambda array: ("view", array))
     assert done.outcomes[0].norms[0] == "view" and done.outcomes[0].skipped[0] == "view"
+
+
+def test_a_non_finite_step_leaves_the_count_of_skips_as_it_is() -> None:
+    spike, calm = [[4.0, 60.0], [1.0, 5.0]], [[4.0, 6.0], [1.0, 5.0]]
+    _, first, _ = step(spike)
+    _, second, state = step([[4.0, np.nan], [1.0, 5.0]], first.state)
+    assert (state["skipped_in_a_row"], state["bad_in_a_row"]) == (1, 1)
+    _, third, state = step(spike, second.state)
+    assert (state["skipped_in_a_row"], state["bad_in_a_row"]) == (2, 0)
+    assert step(calm, third.state)[2]["skipped_in_a_row"] == 0

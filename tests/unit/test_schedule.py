@@ -54,6 +54,13 @@ def test_a_number_takes_the_dtype_of_the_step() -> None:
     assert float(scheduled) == 1.25
 
 
+def test_a_value_below_zero_is_taken_for_zero() -> None:
+    falling = Linear(1.0, -1.0, steps=(0, 4))
+    values = [float(value_at(falling, np.asarray(step), xp=np)) for step in (0.0, 1.0, 3.0, 9.0)]
+    assert values == [1.0, 0.5, 0.0, 0.0]
+    assert falling.at(3) == -0.5
+
+
 @pytest.mark.parametrize("shape", [Linear, Cubic])
 @pytest.mark.parametrize(
     ("start", "stop", "steps", "text"),

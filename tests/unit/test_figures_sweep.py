@@ -1,0 +1,276 @@
+"""Every figure of a sweep, worked out again: three unequal seeds, one run that diverges, steps of known length."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from karikomi import pack, record, registry, report
+from karikomi.errors import NonFinite
+from karikomi.quantize import kmeans
+from karikomi.search import grid_run
+from karikomi.search.grid import sweep
+from karikomi.tasks import Data, Recipe, Split, Task
+from pages import Page
+
+LIMITS, SPARSITIES, EPOCHS = (0.5, None), (0.0, 0.75), 2
+# By limit, sparsity and seed: right ones of 20 test examples, and of the first 8 of 10 training examples.
+RIGHT = {
+    (0.5, 0.0): ((19, 12, 18), (8, 6, 4)),
+    (0.5, 0.75): ((15, 14, 7), (7, 7, 1)),
+    (None, 0.0): ((16, 20, 17), (8, 7, 5)),
+    (None, 0.75): ((13, 20, 10), (5, 8, 3)),
+}
+CLIPPED = {0: 1, 1: 3, 2: 4}  # of the 4 steps of an epoch, by seed
+BETWEEN = (0.001, 0.1, 0.01)  # seconds between the 4 steps of an epoch, of seed 0
+DIVERGED = (None, 0.75, 1)
+
+
+class Clock:
+    """Stands for the module `time`: only trainings let time go by."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+class Trained:
+    """A training of four steps an epoch."""
+
+    def __init__(self, seed: int, phase: Any) -> None:
+        self.seed, self.phase, self.epoch = seed, phase, 0
+        limit = None if math.isinf(phase.clip.limit) else phase.clip.limit
+        self.at = (limit, phase.sparsity or 0.0, seed)
+
+    def run_epoch(self, recorder: Any) -> None:
+        for step, seconds in enumerate((5.0, *BETWEEN)):
+            CLOCK.now += seconds * 2**self.seed
+            clipped = step < CLIPPED[self.seed] and self.at[0] is not None
+            skipped = self.at == (0.5, 0.75, 1) and step == 3
+            recorder.write({"event": "step", "clipped": clipped, "skipped": skipped})
+        if self.at == DIVERGED and self.epoch == 1:
+            raise NonFinite("the loss is not finite", where="blobs")
+        recorder.write({"event": "epoch"})
+        self.epoch += 1
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return network(*self.at)
+
+
+def network(limit: float | None, sparsity: float, seed: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    weight = generator.normal(size=(40, 10 * (seed + 1))).astype(np.float32)
+    weight[generator.random(weight.shape) < sparsity] = 0
+    place = np.float32([[*RIGHT].index((limit, sparsity)), seed])
+    return {"w": weight, "b": np.ones(50, np.float32), "at": place}
+
+
+class Runner:
+    """A runner whose outputs are right as often as `RIGHT` has it."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.fresh = seed, dict
+
+    def environment(self) -> dict[str, Any]:
+        return {"python": "3.x"}
+
+    def describe(self) -> str:
+        return "1-2-3"
+
+    fingerprint = describe
+
+    def prunable(self) -> list[str]:
+        return ["w"]
+
+    def train(self, arrays: Any, phase: Any) -> Trained:
+        assert (phase.stage, phase.epochs, phase.learning_rate) == ("train", EPOCHS, 0.25)
+        assert phase.weight_decay == 0.125
+        return Trained(self.seed, phase)
+
+    def outputs(self, arrays: Any, inputs: np.ndarray) -> np.ndarray:
+        (point, seed), test = arrays["at"].astype(int), inputs[0, 1] == 1
+        rights = [*RIGHT.values()][point][0 if test else 1][seed]
+        right = inputs[:, 0] < rights
+        return np.eye(3)[np.where(right, 2, 0)]
+
+
+def split(size: int, test: float) -> Split:
+    inputs = np.stack([np.arange(size), np.full(size, test)], axis=1).astype(np.float32)
+    return Split(inputs, np.full(size, 2))
+
+
+TASK = Task(
+    name="blobs",
+    model=dict,
+    data=lambda: Data(split(10, 0), split(7, 2), split(20, 1)),
+    recipe=Recipe(learning_rate=0.25, weight_decay=0.125),
+)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("sweep")
+    framework = SimpleNamespace(runner_for=lambda task, data, seed: Runner(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "framework", lambda name: framework)
+        patch.setattr(grid_run, "time", CLOCK)
+        patch.setattr(grid_run, "MOST_TRAIN", 8)
+        grid = {"limits": LIMITS, "sparsities": SPARSITIES, "seeds": 3, "epochs": EPOCHS}
+        yield out, sweep(TASK, **grid, out=out, progress=False)
+
+
+def finished(limit: float | None, sparsity: float) -> list[int]:
+    return [seed for seed in range(3) if (limit, sparsity, seed) != DIVERGED]
+
+
+def spread(values: list[float]) -> Any:
+    mean = sum(values) / len(values)
+    return pytest.approx({"mean": mean, "min": min(values), "max": max(values)}, rel=1e-9)
+
+
+def test_each_point_has_mean_lowest_and_highest_of_its_finished_runs(swept: Any) -> None:
+    assert [(p["limit"], p["sparsity"]) for p in swept[1]["points"]] == [*RIGHT]
+    for point in swept[1]["points"]:
+        at = (point["limit"], point["sparsity"])
+        seeds = finished(*at)
+        test, train = ([of[seed] for seed in seeds] for of in RIGHT[at])
+        assert (point["runs"], point["diverged"]) == (len(seeds), 3 - len(seeds))
+        assert point["accuracy"] == spread([n / 20 for n in test])
+        gaps = [a / 8 - b / 20 for a, b in zip(train, test, strict=True)]
+        assert point["gap"] == spread(gaps)
+        shares = [CLIPPED[seed] / 4 if at[0] else 0.0 for seed in seeds]
+        assert point["clipped"] == spread(shares)
+        # The middle one of 1, 10 and 100 milliseconds, twice as long for each seed.
+        assert point["ms_per_step"] == spread([10.0 * 2**seed for seed in seeds])
+
+
+def test_the_bytes_are_those_of_a_file_with_sixteen_shared_values(
+    swept: Any, tmp_path: Path
+) -> None:
+    for point in swept[1]["points"]:
+        sizes = []
+        for seed in finished(point["limit"], point["sparsity"]):
+            arrays = network(point["limit"], point["sparsity"], seed)
+            coded = {**arrays, "w": kmeans(arrays["w"], entries=16)}
+            sizes.append(pack.save(coded, tmp_path / "size.karikomi").stat().st_size)
+        assert point["bytes"] == spread(sizes)
+        assert len({*sizes}) == len(sizes)
+
+
+def test_what_diverged_and_what_was_skipped_is_said(swept: Any) -> None:
+    assert swept[1]["warnings"] == [
+        "limit 0.5, sparsity 0.75, seed 1: 25% of the steps skipped, gradients not finite",
+        "limit none, sparsity 0.75, seed 1: diverged, left out of the figures"
+        " (blobs: the loss is not finite)",
+    ]
+    assert (swept[1]["seeds"], swept[1]["metric"]) == ([0, 1, 2], "accuracy")
+
+
+def test_the_file_of_a_run_has_its_figures(swept: Any) -> None:
+    path = swept[0] / "runs" / "limit-0.5_sparsity-0.75_seed-1.json"
+    run = json.loads(path.read_text())
+    assert (run["accuracy"], run["train"], run["gap"]) == (14 / 20, 7 / 8, 7 / 8 - 14 / 20)
+    assert (run["clipped"], run["skipped"], run["diverged"]) == (0.75, 0.25, None)
+    steps = [row for row in record.read(path.with_suffix(".jsonl")) if row["event"] == "step"]
+    waits = [None if row["ms"] is None else round(row["ms"], 6) for row in steps]
+    assert waits == [None, 2.0, 200.0, 20.0] * EPOCHS
+    lost = json.loads((path.parent / "limit-none_sparsity-0.75_seed-1.json").read_text())
+    assert [lost[key] for key in ("accuracy", "train", "gap", "bytes")] == [None] * 4
+    assert lost["clipped"] == 0.0 and "not finite" in lost["diverged"]
+
+
+RUNS = {(0.5, 0.0): 3, (0.5, 0.75): 3, (None, 0.0): 3, (None, 0.75): 2}
+
+
+def stat(mean: float, low: float, high: float) -> dict[str, float]:
+    return {"mean": mean, "min": low, "max": high}
+
+
+POINTS = [
+    {
+        "limit": limit,
+        "sparsity": sparsity,
+        "runs": RUNS[limit, sparsity],
+        "accuracy": stat(0.7 + 0.01 * k, 0.61 + 0.01 * k, 0.95 - 0.01 * k),
+        "gap": stat(0.011 + k / 100, 0.002, 0.03 + k / 100),
+        "ms_per_step": stat(1.5 + k, 1.25, 8.5 + k),
+        "bytes": stat(12_300 + 1000 * k, 9_000, 45_600 + 1000 * k),
+        "clipped": stat(0.31 + k / 100, 0.2, 0.77 + k / 100),
+    }
+    for k, (limit, sparsity) in enumerate([(0.5, 0.0), (None, 0.75), (0.5, 0.75), (None, 0.0)])
+]
+RESULT = {"task": "blobs", "metric": "accuracy", "seeds": [0, 1, 2], "points": POINTS}
+
+
+def test_the_table_of_the_terminal_has_each_figure_in_its_column() -> None:
+    lines = report.sweep_table(RESULT).splitlines()
+    assert lines[0].split() == [
+        *("limit", "sparse", "runs", "accuracy", "min..max", "clipped", "gap", "ms/step", "size")
+    ]
+    cells = [line.replace(" %", "%").replace(" kB", "kB").split() for line in lines[1:5]]
+    assert cells == [
+        *(["0.5", "0%", "3", "70.00%", "61.00..95.00", "31%", "0.011", "1.5", "12.3kB"],),
+        *(["0.5", "75%", "3", "72.00%", "63.00..93.00", "33%", "0.031", "3.5", "14.3kB"],),
+        *(["none", "0%", "3", "73.00%", "*", "64.00..92.00", "34%", "0.041", "4.5", "15.3kB"],),
+        *(["none", "75%", "2", "71.00%", "62.00..94.00", "32%", "0.021", "2.5", "13.3kB"],),
+    ]
+    assert lines[-1].startswith("* highest mean")
+
+
+def test_the_page_has_each_figure_in_its_table() -> None:
+    page = Page(report.sweep_page(RESULT))
+    assert page.lead == "4 settings, seeds 0, 1, 2."
+    assert page.tiles == {"best mean accuracy": ("73.00 %", "limit none, sparsity 0 %")}
+    expected = {
+        "accuracy on the test split": [
+            ("70.00 %\n(61.00 to 95.00 %)", "72.00 %\n(63.00 to 93.00 %)"),
+            ("73.00 %\n(64.00 to 92.00 %)", "71.00 %\n(62.00 to 94.00 %)"),
+        ],
+        "Generalization gap": [
+            ("1.10 %\n(0.20 to 3.00 %)", "3.10 %\n(0.20 to 5.00 %)"),
+            ("4.10 %\n(0.20 to 6.00 %)", "2.10 %\n(0.20 to 4.00 %)"),
+        ],
+        "Share of steps that were clipped": [
+            ("31.0 %\n(20.0 to 77.0 %)", "33.0 %\n(20.0 to 79.0 %)"),
+            ("34.0 %\n(20.0 to 80.0 %)", "32.0 %\n(20.0 to 78.0 %)"),
+        ],
+        "Milliseconds a step": [
+            ("1.5\n(1.25 to 8.5)", "3.5\n(1.25 to 10.5)"),
+            ("4.5\n(1.25 to 11.5)", "2.5\n(1.25 to 9.5)"),
+        ],
+        "Bytes of the file": [
+            ("12.3 kB\n(9.00 to 45.6 kB)", "14.3 kB\n(9.00 to 47.6 kB)"),
+            ("15.3 kB\n(9.00 to 48.6 kB)", "13.3 kB\n(9.00 to 46.6 kB)"),
+        ],
+    }
+    for caption, rows in expected.items():
+        found = page.tables[caption]
+        assert [row["limit"] for row in found] == ["0.5", "none"], caption
+        assert [(row["sparsity 0 %"], row["sparsity 75 %"]) for row in found] == rows, caption
+
+
+def test_the_charts_have_a_line_for_each_sparsity_with_its_whiskers() -> None:
+    charts = Page(report.sweep_page(RESULT)).charts
+    accuracy = charts["accuracy on the test split by limit"]
+    assert [text for _, text in accuracy.across.ticks] == ["0.5", "none"]
+    assert accuracy.styles == {"sparsity 0 %": 0, "sparsity 75 %": 1}
+    near = {"abs": 0.1}
+    assert accuracy.heights(0) == pytest.approx([70, 73], **near)
+    assert accuracy.heights(1) == pytest.approx([72, 71], **near)
+    assert accuracy.whiskers(0) == [pytest.approx(ends, **near) for ends in [(61, 95), (64, 92)]]
+    assert accuracy.whiskers(1) == [pytest.approx(ends, **near) for ends in [(63, 93), (62, 94)]]
+    clipped = charts["Clipped steps by limit"]
+    assert clipped.heights(0) == pytest.approx([31, 34], **near)
+    assert clipped.whiskers(1) == [pytest.approx(ends, **near) for ends in [(20, 79), (20, 78)]]

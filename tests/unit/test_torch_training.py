@@ -1,0 +1,222 @@
+"""The training of the built-in search, against a loop written out here; its rows; the facts of its runner."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+import karikomi as kk  # noqa: E402
+from karikomi.quantize import kmeans  # noqa: E402
+from karikomi.tasks import Data, Phase, Recipe, Split, Task  # noqa: E402
+from karikomi.torch.tasks import networks, training  # noqa: E402
+from karikomi.torch.tasks.runner import runner_for  # noqa: E402
+
+EPOCHS, SIZE = 3, 12
+
+
+class Rows:
+    """A recorder that keeps its rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def split(size: int, seed: int) -> Split:
+    generator = np.random.default_rng(seed)
+    inputs = generator.normal(size=(size, 4)).astype(np.float32)
+    return Split(inputs, generator.integers(0, 3, size))
+
+
+DATA = Data(split(SIZE, 0), split(7, 1), split(9, 2))
+
+
+def runner_of(model: Any = plain, seed: int = 0, **recipe: Any) -> Any:
+    known = {"batch_size": SIZE, "distill": 0.25, "temperature": 2.0, "threads": 1}
+    task = Task(name="t", model=model, data=lambda: DATA, recipe=Recipe(**{**known, **recipe}))
+    return runner_for(task, DATA, seed=seed)
+
+
+def trained(runner: Any, phase: Phase) -> tuple[Any, list[dict[str, Any]]]:
+    made, rows = runner.train(runner.fresh(), phase), Rows()
+    for _ in range(phase.epochs):
+        made.run_epoch(rows)
+    return made, rows.rows
+
+
+@pytest.mark.parametrize("distils", [False, True])
+def test_a_phase_is_the_loop_by_hand(distils: bool) -> None:
+    """One batch an epoch, so that the order of the examples is no matter."""
+    runner, teacher = runner_of(), runner_of(seed=1).fresh()
+    phase = {"stage": "s", "epochs": EPOCHS, "learning_rate": 0.1, "weight_decay": 0.2}
+    clip = kk.clip.ByGlobalNorm(0.05)
+    how = Phase(**phase, clip=clip, teacher=teacher if distils else None)
+    made, rows = trained(runner, how)
+    model, above = kk.torch.fill_(plain(), runner.fresh()), kk.torch.fill_(plain(), teacher)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.2)
+    inputs, targets = torch.from_numpy(DATA.train.inputs), torch.from_numpy(DATA.train.targets)
+    losses, norms, metrics = [], [], []
+    for step in range(EPOCHS):
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * step / EPOCHS))
+        optimizer.zero_grad()
+        outputs = model(inputs)
+        loss = nn.functional.cross_entropy(outputs, targets)
+        if distils:
+            soft = (above(inputs) / 2).softmax(1).detach()
+            apart = nn.functional.kl_div((outputs / 2).log_softmax(1), soft, reduction="batchmean")
+            loss = 0.75 * loss + 0.25 * 4 * apart
+        loss.backward()
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.05)))
+        optimizer.step()
+        losses.append(loss.item())
+        with torch.no_grad():
+            right = model(torch.from_numpy(DATA.validation.inputs)).argmax(1).numpy()
+        metrics.append(np.mean(right == DATA.validation.targets))
+    for name, tensor in model.state_dict().items():
+        assert made.arrays()[name] == pytest.approx(tensor.numpy(), abs=1e-4), name
+    steps = [row for row in rows if row["event"] == "step"]
+    epochs = [row for row in rows if row["event"] == "epoch"]
+    assert [row["loss"] for row in steps] == pytest.approx(losses, rel=1e-4)
+    assert [row["norm"] for row in steps] == pytest.approx(norms, rel=1e-3)
+    assert [row["validation"] for row in epochs] == metrics
+    assert [(row["stage"], row["epoch"], row["step"]) for row in epochs] == [
+        ("s", 0, 1),
+        ("s", 1, 2),
+        ("s", 2, 3),
+    ]
+
+
+def test_an_epoch_takes_whole_batches_of_different_examples() -> None:
+    runner = runner_of(batch_size=5)
+    made, rows = trained(runner, Phase(stage="s", epochs=2, learning_rate=1e-3))
+    steps = [row for row in rows if row["event"] == "step"]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4], "two whole batches of 5 of 12 examples"
+    first, second = (row["loss"] for row in rows if row["event"] == "epoch")
+    assert first == pytest.approx((steps[0]["loss"] + steps[1]["loss"]) / 2)
+    assert second == pytest.approx((steps[2]["loss"] + steps[3]["loss"]) / 2)
+    batches = [*made._minibatches(np.random.default_rng(0))]
+    inputs = [tuple(row) for batch in batches for row in batch.positional[0].tolist()]
+    targets = [target for batch in batches for target in batch.targets.tolist()]
+    assert len({*inputs}) == 10
+    pairs = zip(map(tuple, DATA.train.inputs.tolist()), DATA.train.targets, strict=True)
+    label = dict(pairs)
+    assert [label[row] for row in inputs] == targets
+
+
+def test_outputs_are_those_of_evaluation_in_any_number_of_batches() -> None:
+    torch.manual_seed(0)
+    model = network().train()
+    found = training.outputs(model, DATA.train.inputs, batch=5)
+    assert model.training
+    with torch.no_grad():
+        expected = model.eval()(torch.from_numpy(DATA.train.inputs)).numpy()
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found.shape == (SIZE, 3)
+
+
+def test_masks_stay_and_the_ramp_ends_half_way() -> None:
+    runner = runner_of(batch_size=3)
+    phase = Phase(stage="s", epochs=4, learning_rate=0.1, sparsity=0.5)
+    made, rows = trained(runner, phase)
+    sparsities = [row["sparsity"] for row in rows if row["event"] == "step"]
+    total = 35
+    assert sparsities[-1] == pytest.approx(0.5, abs=1 / total)
+    # 16 steps: a ramp over the first 8, and nothing is pruned after it.
+    assert len({*sparsities[7:]}) == 1 and len({*sparsities[:8]}) > 4
+    masks = made.masks()
+    assert {*masks} == {"0.weight", "2.weight"}
+    for name, mask in masks.items():
+        assert np.array_equal(made.arrays()[name] != 0, mask)
+    again = Phase(stage="next", epochs=2, learning_rate=0.1, sparsity=0.8, initial=0.5, masks=masks)
+    further, rows = runner.train(made.arrays(), again), Rows()
+    for _ in range(2):
+        further.run_epoch(rows)
+    assert rows.rows[0]["sparsity"] >= 0.5 - 1 / total
+    for name, mask in further.masks().items():
+        assert not np.any(mask & ~masks[name]), "what was pruned stays pruned"
+    tuned, _ = trained(runner, Phase(stage="tune", epochs=1, learning_rate=0.1, masks=masks))
+    for name, mask in masks.items():
+        assert np.array_equal(tuned.arrays()[name] != 0, mask)
+
+
+def test_shared_weights_stay_shared_and_are_stored_as_trained() -> None:
+    runner = runner_of(batch_size=4)
+    arrays = runner.fresh()
+    coded = {"0.weight": kmeans(arrays["0.weight"], entries=3)}
+    phase = Phase(stage="s", epochs=2, learning_rate=0.1, coded=coded)
+    made = runner.train(arrays, phase)
+    for _ in range(2):
+        made.run_epoch(Rows())
+    after = made.coded()["0.weight"]
+    assert np.array_equal(after.codes, coded["0.weight"].codes)
+    assert not np.allclose(after.grid.values[1:], coded["0.weight"].grid.values[1:], atol=1e-3)
+    assert np.array_equal(made.arrays()["0.weight"], after.decode())
+    assert {*made.arrays()} == {*arrays}
+    assert not np.array_equal(made.arrays()["2.weight"], arrays["2.weight"])
+
+
+def test_the_facts_of_a_network() -> None:
+    runner = runner_of(network)
+    assert runner.describe() == "4-5-3, 53 parameters"
+    assert runner.prunable() == ["0.weight", "3.weight"]
+    assert runner.biases() == ["0.bias", "3.bias"]
+    assert {*runner.left_alone()} == {"2.weight"}
+    assert {name: units.axis for name, units in runner.output_units().items()} == {
+        "0.weight": 0,
+        "3.weight": 0,
+    }
+    assert runner.environment()["threads"] == 1
+    assert runner.fingerprint() != runner_of(network, seed=1).fingerprint()
+    assert np.array_equal(runner.fresh()["0.weight"], runner_of(network).fresh()["0.weight"])
+
+
+def test_the_gradient_of_the_inputs_is_that_of_the_loss() -> None:
+    runner = runner_of(network)
+    arrays, inputs = runner.fresh(), DATA.train.inputs.astype(np.float64)
+    targets = DATA.train.targets
+
+    def loss(inputs: np.ndarray) -> float:
+        outputs = runner.outputs(arrays, inputs.astype(np.float32)).astype(np.float64)
+        shares = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+        return -np.log(shares[np.arange(len(targets)), targets]).mean()
+
+    found = runner.input_gradients(arrays, DATA.train.inputs, targets)
+    for row, column in ((0, 0), (3, 2), (11, 3)):
+        nudge = np.zeros_like(inputs)
+        nudge[row, column] = 1e-2
+        slope = (loss(inputs + nudge) - loss(inputs - nudge)) / 2e-2
+        assert found[row, column] == pytest.approx(slope, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "shape"),
+    [
+        ("digits-mlp", 50_826, (64,)),
+        ("lenet300", 266_610, (1, 28, 28)),
+        ("lenet5", 431_080, (1, 28, 28)),
+    ],
+)
+def test_the_networks_are_as_large_as_the_papers_say(
+    name: str, parameters: int, shape: tuple[int, ...]
+) -> None:
+    model = networks.NETWORKS[name]()
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert model(torch.zeros(2, *shape)).shape == (2, 10)
+    kinds = [type(layer).__name__ for layer in model]
+    assert kinds.count("ReLU") == (1 if name == "lenet5" else 2) and kinds[-1] == "Linear"
