@@ -1,0 +1,251 @@
+"""PyTorch on small cases worked by hand, of two parameter groups, two steps or two tensors that differ."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import karikomi as kk
+from karikomi.prune import Gradual
+from karikomi.quantize import Coded
+from karikomi.torch.attachment.limit_warnings import LimitWarnings
+from karikomi.torch.facts.running_stats import RunningStats
+from karikomi.torch.modules.fingerprint import fingerprint
+from karikomi.torch.quantization.trained_codebook import share_, shared
+from karikomi.torch.recovery.distillation import DistillationLoss
+from karikomi.torch.recovery.training_loop import TrainingLoop
+from karikomi.torch.tracing.batches import batch_of
+from karikomi.torch.tracing.isolation import isolated
+
+
+def pair(first: list[float], second: list[float]) -> nn.ModuleDict:
+    layers = nn.ModuleDict()
+    for name, entries in (("first", first), ("second", second)):
+        layers[name] = nn.Linear(len(entries), 1, bias=False)
+        layers[name].weight.data = torch.tensor([entries])
+    return layers
+
+
+def groups(model: nn.ModuleDict, **options: tuple[Any, Any]) -> list[dict[str, Any]]:
+    """Return a parameter group per layer, each with its own of these options."""
+    return [
+        {"params": [layer.weight], **{key: value[place] for key, value in options.items()}}
+        for place, layer in enumerate(model.values())
+    ]
+
+
+def set_gradients(model: nn.ModuleDict, *gradients: list[float] | None) -> None:
+    for layer, entries in zip(model.values(), gradients, strict=True):
+        layer.weight.grad = None if entries is None else torch.tensor([entries])
+
+
+def rows(model: nn.ModuleDict) -> list[list[float]]:
+    return [layer.weight.detach()[0].tolist() for layer in model.values()]
+
+
+def test_updates_are_in_units_of_the_rate_of_their_group() -> None:
+    model = pair([0.0, 0.0], [0.0, 0.0])
+    optimizer = torch.optim.SGD(groups(model, lr=(0.5, 0.125)))
+    handle = kk.torch.attach(optimizer, model, update=kk.clip.BlockRMS(2.0))
+    set_gradients(model, [3.0, -4.0], [1.0, 1.0])
+    optimizer.step()
+    # Root mean squares of 5 / sqrt(2) and 1.
+    factor = 2.0 * math.sqrt(2.0) / 5.0
+    assert rows(model)[0] == pytest.approx([-1.5 * factor, 2.0 * factor], rel=1e-6)
+    assert rows(model)[1] == [-0.125, -0.125]
+    assert handle.last_update is not None
+    assert list(handle.last_update.norms) == pytest.approx([5.0, math.sqrt(2.0)])
+
+
+def test_second_moments_are_corrected_by_the_decay_of_their_group() -> None:
+    moved = []
+    for rule in (None, kk.clip.StableAdamW(1.0)):
+        model = pair([0.0], [0.0])
+        decays = ((0.0, 0.9), (0.0, 0.5))
+        optimizer = torch.optim.Adam(groups(model, betas=decays), lr=1.0, eps=1e-12)
+        kk.torch.attach(optimizer, model, update=rule)
+        for gradient in (1.0, 3.0):
+            before = rows(model)
+            set_gradients(model, [gradient], [gradient])
+            optimizer.step()
+        moved.append([old[0] - new[0] for old, new in zip(before, rows(model), strict=True)])
+    # Of squares 1 and 9, the corrected means (0.09 + 0.9) / 0.19 and (0.25 + 4.5) / 0.75.
+    factors = [math.sqrt((0.99 / 0.19) / 9.0), math.sqrt((4.75 / 0.75) / 9.0)]
+    found = [ours / plain for ours, plain in zip(moved[1], moved[0], strict=True)]
+    assert found == pytest.approx(factors, rel=1e-5)
+
+
+def test_movement_is_in_units_of_the_rate_of_each_group() -> None:
+    # Both move towards zero, the second ten times as fast.
+    model = pair([2.0], [2.0])
+    optimizer = torch.optim.SGD(groups(model, lr=(0.01, 0.1)))
+    rule = Gradual(0.5, steps=(1, 2), every=1, initial=0.5, score="movement")
+    handle = kk.torch.attach(optimizer, model, prune=rule)
+    set_gradients(model, [1.0], [1.0])
+    optimizer.step()
+    assert handle.masks is not None
+    assert {name: bool(mask) for name, mask in handle.masks.items()} == {
+        "first.weight": True,
+        "second.weight": False,
+    }
+
+
+def test_running_statistics_by_hand() -> None:
+    model = pair([2.0, -1.0], [3.0])
+    weights = dict(model.named_parameters())
+    stats = RunningStats(frozenset({"gradient", "squared_gradient", "moved"}))
+    rates = {"first.weight": 0.5, "second.weight": 2.0}
+    for first, second, taken in (
+        ([1.0, 4.0], [2.0], True),
+        ([9.0, 9.0], [9.0], False),
+        ([3.0, 2.0], None, True),
+    ):
+        set_gradients(model, first, second)
+        stats.note(weights, rates, torch.tensor(1.0))
+        assert stats.waiting
+        if taken:
+            stats.take_in()
+        else:
+            stats.drop()
+    found = {
+        fact: {n: v.tolist() for n, v in of.items()} for fact, of in stats.found(weights).items()
+    }
+    assert found == {
+        "gradient": {"first.weight": [[2.0, 3.0]], "second.weight": [[1.0]]},
+        "squared_gradient": {"first.weight": [[5.0, 10.0]], "second.weight": [[2.0]]},
+        # -0.5 * 2 * (1 + 3), 0.5 * (4 + 2) and -2 * 3 * 2.
+        "moved": {"first.weight": [[-4.0, 3.0]], "second.weight": [[-12.0]]},
+    }
+    stats.restart()
+    set_gradients(model, [8.0, 16.0], [4.0])
+    stats.note(weights, rates, torch.tensor(4.0))
+    stats.take_in()
+    after = stats.found(weights)
+    assert after["gradient"]["first.weight"].tolist() == [[2.0, 4.0]]
+    assert after["moved"]["second.weight"].tolist() == [[-12.0 - 6.0]]
+
+
+@pytest.mark.parametrize(
+    ("clipped", "accepted", "warned"),
+    [
+        (475, 500, False),
+        (476, 500, True),
+        (499, 499, False),
+        (10, 10_000, False),
+        (9, 10_000, True),
+    ],
+)
+def test_the_share_of_clipped_steps_that_is_warned_of(
+    clipped: int, accepted: int, warned: bool
+) -> None:
+    found = LimitWarnings([kk.clip.ByNorm(1.0)], {})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(accepted - 1):
+            found.count(engaged=step < clipped, skipped=False)
+        # Skipped steps count neither as clipped nor as accepted.
+        for _ in range(50):
+            found.count(engaged=False, skipped=True)
+        assert not said and found.accepted == accepted - 1
+        found.count(engaged=clipped == accepted, skipped=False)
+    assert bool(said) is warned and found.engaged == clipped
+
+
+def test_a_shared_codebook_learns_the_sums_of_the_gradients_of_its_weights() -> None:
+    model = pair([0.5, 0.0, -1.0], [2.0, 2.0])
+    coded = kk.torch.quantize_(model, entries=4)
+    share_(model, coded)
+    slopes = [torch.tensor([[3.0, 5.0, 7.0]]), torch.tensor([[1.0, 10.0]])]
+    loss = sum(
+        (layer.weight * slope).sum() for layer, slope in zip(model.values(), slopes, strict=True)
+    )
+    loss.backward()  # type: ignore[union-attr]
+    for layer, expected in zip(model.values(), ({0.5: 3.0, -1.0: 7.0}, {2.0: 11.0}), strict=True):
+        book = layer.parametrizations.weight.original
+        slope = dict(zip(book.detach().tolist(), book.grad.tolist(), strict=True))
+        # The zero stays, and a value without a weight has no slope.
+        assert {value: s for value, s in slope.items() if s} == expected and slope[0.0] == 0.0
+    with torch.no_grad():
+        for layer in model.values():
+            layer.parametrizations.weight.original.mul_(2.0)
+    found = shared(model)
+    assert isinstance(found["first.weight"], Coded)
+    assert found["first.weight"].decode().tolist() == [[1.0, 0.0, -2.0]]
+    assert found["second.weight"].decode().tolist() == rows(model)[1:] == [[4.0, 4.0]]
+
+
+def test_a_shared_codebook_of_tied_weights_is_one() -> None:
+    model = pair([1.0, 2.0], [1.0, 2.0])
+    model["second"].weight = model["first"].weight
+    share_(model, kk.torch.quantize_(model, entries=3))
+    (model["first"].weight * 3.0 + model["second"].weight).sum().backward()
+    books = [layer.parametrizations.weight.original for layer in model.values()]
+    assert books[0] is books[1] and len(list(model.parameters())) == 1
+    assert sorted(books[0].grad.tolist()) == [0.0, 4.0, 4.0]
+
+
+def test_rates_fall_together_from_those_of_their_groups() -> None:
+    model = pair([1.0], [1.0])
+    optimizer = torch.optim.SGD(groups(model, lr=(0.5, 0.125)))
+    whole = nn.Sequential(*model.values())
+    loop = TrainingLoop(whole, optimizer, DistillationLoss(loss=F.mse_loss), 4)
+    loop.attach_()
+    seen = []
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.append([group["lr"] for group in optimizer.param_groups])
+    )
+    batches = [batch_of((torch.ones(1, 1), torch.zeros(1, 1)), torch.device("cpu"), where="")] * 3
+    losses = [float(loss) for loss in loop.epoch(batches)]
+    half = 0.5 * (1.0 + math.cos(math.pi / 4))
+    assert seen[0] == [0.5, 0.125] and seen[2] == pytest.approx([0.25, 0.0625])
+    assert seen[1] == pytest.approx([0.5 * half, 0.125 * half]) and losses[0] == 1.0
+    loop.detach_()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.125]
+
+
+def test_a_fingerprint_is_of_all_names_types_shapes_and_entries() -> None:
+    def of(**tensors: torch.Tensor) -> str:
+        return fingerprint(tensors)
+
+    first, second = torch.tensor([[1.0, 2.0]]), torch.tensor([3.0])
+    prints = [
+        of(a=first, b=second),
+        of(a=first, c=second),
+        of(a=first, b=second.double()),
+        of(a=first.T, b=second),
+        of(a=first, b=torch.tensor([3.5])),
+        of(a=torch.tensor([[2.0, 1.0]]), b=second),
+        of(a=first),
+    ]
+    assert len(set(prints)) == len(prints) and prints[0] == of(a=first.clone(), b=second.clone())
+
+
+def test_an_isolated_part_has_its_own_random_numbers_and_threads() -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(3)
+    expected = torch.rand(2).tolist()
+    torch.manual_seed(3)
+    drawn = []
+    for seed in (1, 1, 2):
+        with isolated(seed, threads + 1):
+            drawn.append(torch.rand(2).tolist())
+            assert torch.get_num_threads() == threads + 1
+        assert torch.get_num_threads() == threads
+    assert drawn[0] == drawn[1] != drawn[2] and torch.rand(2).tolist() == expected
+
+
+def test_each_linear_layer_is_quantized_along_its_own_outputs() -> None:
+    model = pair([1.0, -1.0], [1.0, -1.0])
+    model["first"].weight = nn.Parameter(torch.tensor([[1.0, 0.5], [1e-3, 5e-4]]))
+    coded = kk.torch.quantize_(model, bits=8)
+    scales = np.asarray(coded["first.weight"].grid.scale).ravel()  # type: ignore[union-attr]
+    np.testing.assert_allclose(scales[0] / scales[1], 1e3, rtol=1e-5)
+    np.testing.assert_allclose(rows(model)[0], [1.0, 0.5], atol=1 / 127)
+    np.testing.assert_allclose(model["first"].weight[1].tolist(), [1e-3, 5e-4], atol=1e-3 / 127)
