@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,16 +15,23 @@ import torch.nn.functional as F
 from torch import nn
 
 import karikomi as kk
+from karikomi.errors import NonFinite, Unsupported
 from karikomi.prune import Gradual
 from karikomi.quantize import Coded
+from karikomi.rule import Array, Decision, Namespace, Quantity, Scope, State, leave
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
+from karikomi.torch.facts.measure import measure
 from karikomi.torch.facts.running_stats import RunningStats
 from karikomi.torch.modules.fingerprint import fingerprint
+from karikomi.torch.numerics.norms import norm, norms
+from karikomi.torch.numerics.scaling import scale_
 from karikomi.torch.quantization.trained_codebook import share_, shared
 from karikomi.torch.recovery.distillation import DistillationLoss
 from karikomi.torch.recovery.training_loop import TrainingLoop
+from karikomi.torch.shrinking.equivalence import difference
 from karikomi.torch.tracing.batches import batch_of
 from karikomi.torch.tracing.isolation import isolated
+from karikomi.torch.tracing.windows import window_of
 
 
 def pair(first: list[float], second: list[float]) -> nn.ModuleDict:
@@ -249,3 +258,134 @@ def test_each_linear_layer_is_quantized_along_its_own_outputs() -> None:
     np.testing.assert_allclose(scales[0] / scales[1], 1e3, rtol=1e-5)
     np.testing.assert_allclose(rows(model)[0], [1.0, 0.5], atol=1 / 127)
     np.testing.assert_allclose(model["first"].weight[1].tolist(), [1e-3, 5e-4], atol=1e-3 / 127)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Note how many entries each unit has."""
+
+    scope: ClassVar[Scope] = Scope.UNIT
+    of: ClassVar[Quantity] = Quantity.GRADIENT
+    needs: ClassVar[frozenset[str]] = frozenset({"sizes", "weights"})
+    noted: dict[str, Any] = field(default_factory=dict)
+
+    def init(self, like: Array, *, xp: Namespace) -> State:
+        return {}
+
+    def decide(
+        self,
+        norms: Array,
+        state: State,
+        *,
+        present: Array,
+        facts: Mapping[str, Array],
+        xp: Namespace,
+    ) -> tuple[Decision, State]:
+        self.noted.update(facts, norms=norms)
+        return Decision(xp.ones_like(norms), None, leave(xp)), state
+
+
+def test_the_sizes_and_weights_of_units_are_those_of_each_unit() -> None:
+    layer, rule = nn.Linear(3, 2), Sizes()
+    layer.weight.data = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
+    layer.bias.data = torch.tensor([5.0, 12.0])
+    layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.zeros(2)
+    kk.torch.clip_(layer, rule)
+    assert rule.noted["sizes"].tolist() == [3.0, 3.0, 2.0]
+    assert rule.noted["weights"].tolist() == pytest.approx([5.0, 2.0, 13.0])
+    assert rule.noted["norms"].tolist() == pytest.approx([math.sqrt(3), math.sqrt(3), 0.0])
+
+
+def test_ten_bad_steps_in_a_row_stop_a_training() -> None:
+    model = pair([1.0], [1.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kk.torch.attach(optimizer, model)
+    # A good step ends the count.
+    for entry in (*[math.nan] * 9, 1.0, *[math.nan] * 9):
+        set_gradients(model, [entry], [1.0])
+        optimizer.step()
+    set_gradients(model, [math.nan], [1.0])
+    with pytest.raises(NonFinite, match="^torch.attach, step 20: 10 step"):
+        optimizer.step()
+
+
+def test_the_norms_of_large_tensors_are_those_of_all_their_entries() -> None:
+    tail = torch.cat([torch.ones(40_000), torch.tensor([300.0])])
+    tensors = [torch.ones(40_000), torch.full((300, 300), 2.0), tail, torch.tensor([3.0, 4.0])]
+    assert norms(tensors).tolist() == pytest.approx([200.0, 600.0, math.sqrt(130_000.0), 5.0])
+    assert [float(norm(tensor)) for tensor in tensors] == pytest.approx(
+        [200.0, 600.0, math.sqrt(130_000.0), 5.0]
+    )
+
+
+def test_a_tiny_factor_is_applied_in_full() -> None:
+    assert scale_(torch.tensor([1e20, -2e20]), 1e-36).tolist() == pytest.approx([1e-16, -2e-16])
+
+
+def test_multiply_accumulates_are_those_of_an_example_of_the_first_batch() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 5))
+    data = [torch.ones(2, 3, 4), torch.ones(2, 7, 4)]
+    found = measure(model, {"macs"}, ["0.weight", "1.weight"], data=data)["macs"]
+    assert {name: float(macs) for name, macs in found.items()} == {"0.weight": 24, "1.weight": 30}
+
+
+def test_the_extra_entry_of_an_odd_padding_is_at_the_end() -> None:
+    inputs = torch.tensor([[[1.0, 2.0, 3.0]]])
+    window = window_of(torch.ones(1, 1, 2), inputs, transposed=False, padding="same")
+    assert [tap.flatten().tolist() for tap in window.taps(inputs)] == [
+        [1.0, 2.0, 3.0],
+        [2.0, 3.0, 0.0],
+    ]
+
+
+def test_an_account_has_the_error_of_each_layer_over_all_batches() -> None:
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 2, bias=False))
+    model[0].weight.data = torch.tensor([[1.0, 2.0]])
+    model[1].weight.data = torch.tensor([[5.0], [4.0]])
+    data = [torch.tensor([[1.0, 1.0]]), torch.tensor([[3.0, 0.0]])]
+    account = kk.torch.prune_(model, {"*": 0.5}, data=data).account
+    # Outputs 3 and 3 become 2 and 0; 15 and 12 become 15 and 0, twice.
+    assert [row.output_error for row in account.rows] == pytest.approx(
+        [math.sqrt(10 / 18), math.sqrt(288 / 738)]
+    )
+    # Of the network 15, 12 and 15, 12 become 10, 0 and 0, 0.
+    assert account.output_error == pytest.approx(math.sqrt((25 + 144 + 225 + 144) / 738))
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_batches() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    nn.init.ones_(model[0].weight)
+    data = [(torch.ones(1, 1), torch.zeros(1, 1)), (torch.ones(1, 1), torch.full((1, 1), 3.0))]
+    masks = kk.torch.prune_(model, sparsity=0.0)
+    found = kk.torch.recover_(
+        model, masks, data, loss=F.mse_loss, epochs=2, rate=1e-12, progress=False
+    )
+    assert found.losses == pytest.approx((2.5, 2.5))
+
+
+def test_the_epochs_of_a_recovery_draw_their_own_numbers() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 1))
+    data = [(torch.ones(4, 64), torch.zeros(4, 1))]
+    masks = kk.torch.prune_(model, sparsity=0.0)
+    first, second, again = (
+        kk.torch.recover_(
+            *(model, masks, data),
+            loss=F.mse_loss,
+            epochs=2,
+            rate=1e-12,
+            seed=seed,
+            progress=False,
+        ).losses
+        for seed in (0, 1, 0)
+    )
+    assert first == pytest.approx(again, rel=1e-6)
+    assert len({round(loss, 9) for loss in (*first, *second)}) == 4
+
+
+@torch.no_grad()
+def test_outputs_are_compared_on_other_inputs_than_the_example() -> None:
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.bias.data = one.bias.data.clone()
+    assert difference(one, one, (torch.zeros(1, 2),)) == 0.0
+    with pytest.raises(Unsupported, match="would differ"):
+        difference(one, other, (torch.zeros(1, 2),))
