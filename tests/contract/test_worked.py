@@ -12,6 +12,7 @@ import pytest
 import karikomi as kk
 from contract.deciding import judge
 from karikomi import registry
+from karikomi.clip import histogram
 from karikomi.rules import decide
 from karikomi.schedule import Linear
 
@@ -173,6 +174,21 @@ def test_zero_and_absent_gradients_teach_nothing(
     _, after = judge(rule, np.zeros_like(like), before, present=here, xp=np)
     for key in before.keys() - set(decide.COUNTERS):
         np.testing.assert_array_equal(after[key], before[key], err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("apart", "read"), [(0.25, 0.25), (0.75, 1.0), (1.25, 1.0), (-0.75, -1.0), (-0.25, -0.25)]
+)
+def test_a_bin_of_the_histogram_reaches_half_a_bin_to_either_side(
+    apart: float, read: float
+) -> None:
+    """Of norms in one bin with the first one, the bin is shared out; else its middle is read."""
+    state = histogram.begin(np.ones(1), xp=np)
+    for norm in (4.0, 1.0, 16.0, 4.0 * 2.0 ** (apart / 32)):
+        state = histogram.count(state, np.asarray(norm), np.asarray(True), xp=np)
+    # Ranks 0 to 3; the last norm is next to 4, above or below.
+    found = histogram.quantile(state, (2 if apart > 0 else 1) / 3, xp=np)
+    assert np.log2(float(found) / 4.0) * 32 == pytest.approx(read, abs=1e-6)
 
 
 DEFAULTS: dict[type, dict[str, Any]] = {
