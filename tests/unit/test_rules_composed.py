@@ -18,6 +18,7 @@ from karikomi.rule import Array, Decision, Namespace, Quantity, Scope, State, le
 from karikomi.rules.decide import begin, decide_stage
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import alone
+from karikomi.torch.attachment import limit_warnings
 from karikomi.torch.numerics import norms
 
 NAN = float("nan")
@@ -67,7 +68,11 @@ def on_device(rule: Any, series: Series, nonfinite: str = "skip") -> Found:
         return on_host(rule, series, nonfinite, fused=True)
 
 
-everywhere = pytest.mark.parametrize("run", [in_numpy, on_host, on_device])
+def folded(rule: Any, series: Series, nonfinite: str = "skip") -> Found:
+    return on_host(rule, series, nonfinite, fused=True)
+
+
+everywhere = pytest.mark.parametrize("run", [in_numpy, on_host, folded, on_device])
 
 
 @everywhere
@@ -143,6 +148,13 @@ def test_the_next_rule_of_a_stage_is_given_what_the_first_left(run: Run) -> None
     # 6 becomes 3, so that the joint norm of 3 and 4 is 5.
     _, entries, _ = run(Chain(ByNorm(4.0), ByGlobalNorm(2.5)), [{"a": 3.0, "b": 8.0}])
     assert entries[0] == pytest.approx({"a": 1.5, "b": 2.0}, rel=1e-6)
+
+
+@everywhere
+def test_entries_are_clamped_after_the_norm_is_clipped(run: Run) -> None:
+    # 6 and 8 become 3 and 4.
+    _, entries, _ = run(Chain(ByGlobalNorm(5.0), ByValue(2.0)), [{"a": 6.0, "b": -8.0}])
+    assert entries[0] == pytest.approx({"a": 2.0, "b": -2.0}, rel=1e-6)
 
 
 SPIKES = SkipSpikes(2.0, window=3, warmup=2, patience=2)
@@ -295,10 +307,16 @@ def test_limits_in_units_of_moments_are_those_of_unscaled_gradients(
     assert (before - model.weight.detach())[0].tolist() == pytest.approx([6.0, 0.125], rel=1e-5)
 
 
-@pytest.mark.parametrize("nonfinite", ["zero", "pass"])
-def test_a_non_finite_step_that_is_taken_teaches_no_moments(nonfinite: str) -> None:
+@pytest.mark.parametrize(
+    ("nonfinite", "device"), [("zero", False), ("pass", False), ("skip", False), ("skip", True)]
+)
+def test_a_non_finite_step_teaches_no_moments(
+    nonfinite: str, device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device:
+        monkeypatch.setattr(norms, "on_cpu", lambda tensor: False)
     model = nn.Linear(2, 1, bias=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=device)
     handle = kk.torch.attach(optimizer, model, clip=kk.clip.SPAM(4.0), nonfinite=nonfinite)
     kept = []
     for entries in ([3.0, 1.0], [NAN, 1.0]):
@@ -307,3 +325,20 @@ def test_a_non_finite_step_that_is_taken_teaches_no_moments(nonfinite: str) -> N
         kept.append(handle.state_dict()["clip"]["second_moment"]["weight"])
     torch.testing.assert_close(kept[0], torch.tensor([[0.009, 0.001]]))
     assert torch.equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_skipped_steps_are_in_no_share_of_clipped_ones(
+    device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device:
+        monkeypatch.setattr(norms, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(limit_warnings, "ENOUGH_FOR_OFTEN", 6)
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
+    handle = kk.torch.attach(optimizer, model, clip=ByNorm(1.0))
+    with pytest.warns(UserWarning, match=r"100\.0% of \d steps were clipped"):
+        for entry in (3.0, NAN, 3.0, NAN, *[3.0] * 6):
+            model.weight.grad = torch.tensor([[entry]])
+            optimizer.step()
+    assert handle.state_dict()["clip"]["accepted"] == 8

@@ -389,3 +389,35 @@ def test_outputs_are_compared_on_other_inputs_than_the_example() -> None:
     assert difference(one, one, (torch.zeros(1, 2),)) == 0.0
     with pytest.raises(Unsupported, match="would differ"):
         difference(one, other, (torch.zeros(1, 2),))
+
+
+def test_clipping_in_place_continues_from_its_state() -> None:
+    parameter, state, left = nn.Parameter(torch.zeros(1)), None, []
+    for entry in (4.0, 20.0, 40.0):
+        parameter.grad = torch.tensor([entry])
+        outcome, state = kk.torch.clip_([parameter], kk.clip.EMARatio(2.0, beta=0.5), state)
+        left.append((outcome.pre, float(parameter.grad)))
+    assert left == [(4.0, 4.0), (20.0, pytest.approx(8.0)), (40.0, pytest.approx(40 / 3))]
+
+
+class Shared(nn.Module):
+    """Four query heads of width 1 that share two heads of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, outputs in (("q", 4), ("k", 2), ("v", 2)):
+            setattr(self, name, nn.Linear(3, outputs, bias=False))
+        self.out = nn.Linear(4, 3, bias=False)
+        kk.torch.declare_attention(self, heads=4, kv_heads=2, q="q", k="k", v="v", out="out")
+
+
+def test_heads_that_share_keys_go_together() -> None:
+    model = Shared()
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    # The largest single head is the first, and the smaller pair is the one that it is in.
+    model.q.weight.data = torch.tensor([[9.0] * 3, [0.0] * 3, [5.0] * 3, [5.0] * 3])
+    masks = kk.torch.prune_(model, width=0.5, pattern="heads")
+    assert masks["q.weight"][:, 0].tolist() == [False, False, True, True]
+    assert masks["k.weight"][:, 0].tolist() == masks["v.weight"][:, 0].tolist() == [False, True]
+    assert masks["out.weight"][0].tolist() == [False, False, True, True]
