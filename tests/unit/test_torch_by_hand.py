@@ -16,15 +16,16 @@ from torch import nn
 
 import karikomi as kk
 from karikomi.errors import NonFinite, Unsupported
-from karikomi.prune import Gradual
+from karikomi.prune import Gradual, OneShot, RigL
 from karikomi.quantize import Coded
 from karikomi.rule import Array, Decision, Namespace, Quantity, Scope, State, leave
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
 from karikomi.torch.facts.measure import measure
 from karikomi.torch.facts.running_stats import RunningStats
 from karikomi.torch.modules.fingerprint import fingerprint
+from karikomi.torch.modules.resizing import resize_
 from karikomi.torch.numerics.norms import norm, norms
-from karikomi.torch.numerics.scaling import scale_
+from karikomi.torch.numerics.scaling import scale_, scale_units_
 from karikomi.torch.quantization.trained_codebook import share_, shared
 from karikomi.torch.recovery.distillation import DistillationLoss
 from karikomi.torch.recovery.training_loop import TrainingLoop
@@ -223,14 +224,15 @@ def test_a_fingerprint_is_of_all_names_types_shapes_and_entries() -> None:
     def of(**tensors: torch.Tensor) -> str:
         return fingerprint(tensors)
 
-    first, second = torch.tensor([[1.0, 2.0]]), torch.tensor([3.0])
+    first, second = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([3.0])
     prints = [
         of(a=first, b=second),
         of(a=first, c=second),
         of(a=first, b=second.double()),
         of(a=first.T, b=second),
         of(a=first, b=torch.tensor([3.5])),
-        of(a=torch.tensor([[2.0, 1.0]]), b=second),
+        of(a=torch.tensor([[1.0, 3.0, 2.0]]), b=second),
+        of(a=torch.tensor([[1.0, 2.0, 4.0]]), b=second),
         of(a=first),
     ]
     assert len(set(prints)) == len(prints) and prints[0] == of(a=first.clone(), b=second.clone())
@@ -421,3 +423,73 @@ def test_heads_that_share_keys_go_together() -> None:
     assert masks["q.weight"][:, 0].tolist() == [False, False, True, True]
     assert masks["k.weight"][:, 0].tolist() == masks["v.weight"][:, 0].tolist() == [False, True]
     assert masks["out.weight"][0].tolist() == [False, False, True, True]
+
+
+def test_a_weight_that_comes_back_has_no_moments_of_before() -> None:
+    model = pair([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.5)
+    rule = RigL(0.5, until=50, every=2, drop=0.9, score="magnitude", allocation="uniform")
+    handle = kk.torch.attach(optimizer, model, prune=rule)
+    for step in (1, 2):
+        set_gradients(model, [9.0, 1.0, 1.0, 1.0], [1.0, 9.0, 1.0, 1.0])
+        if step == 2:
+            for parameter in model.parameters():
+                optimizer.state[parameter]["momentum_buffer"].fill_(8.0)
+        optimizer.step()
+    # Of 3 and 4 the first goes, and the largest gradient comes.
+    assert handle.masks is not None
+    kept = [mask[0].tolist() for mask in handle.masks.values()]
+    assert kept == [[True, False, False, True], [False, True, False, True]]
+    moments = [optimizer.state[p]["momentum_buffer"][0].tolist() for p in model.parameters()]
+    assert moments == [[0.0, 0.0, 0.0, 5.0], [0.0, 0.0, 0.0, 5.0]]
+
+
+def test_pruning_that_a_skipped_step_was_due_to_do_is_made_up_for() -> None:
+    model = pair([1.0, 2.0], [3.0, 4.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    handle = kk.torch.attach(optimizer, model, prune=OneShot(0.5, 2))
+    shares = []
+    for entry in (1.0, math.nan, math.nan, 1.0, 1.0):
+        set_gradients(model, [entry, 1.0], [1.0, 1.0])
+        optimizer.step()
+        shares.append(handle.sparsity)
+    assert shares == [0.0, 0.0, 0.0, 0.5, 0.5] and rows(model)[0] == [0.0, 0.0]
+
+
+def test_an_overflow_is_no_bad_step_in_a_row() -> None:
+    model = pair([1.0], [1.0])
+    optimizer: Any = torch.optim.SGD(model.parameters(), lr=1e-6, fused=True)
+    handle = kk.torch.attach(optimizer, model, stop_after=2)
+    for raised in (False, True):
+        set_gradients(model, [math.nan], [1.0])
+        with pytest.raises(NonFinite) if raised else warnings.catch_warnings():
+            optimizer.step()
+    optimizer.found_inf = torch.tensor(1.0)
+    set_gradients(model, [math.inf], [1.0])
+    optimizer.step()
+    assert handle.steps == 3 and handle.state_dict()["clip"]["bad_in_a_row"] == 2
+
+
+def test_resized_layers_have_their_new_numbers_of_features() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.Conv1d(4, 5, 1))
+    resize_(
+        model,
+        {
+            **{"0.weight": (2, 3, 2), "0.bias": (2,), "2.weight": (5, 2, 1)},
+            **{f"1.{leaf}": (2,) for leaf in ("weight", "bias", "running_mean", "running_var")},
+        },
+    )
+    first, between, second = model
+    assert (first.in_channels, first.out_channels) == (3, 2) and between.num_features == 2
+    assert (second.in_channels, second.out_channels) == (2, 5)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    resize_(model, {"0.weight": (1, 3), "0.bias": (1,), "1.weight": (2, 1)})
+    assert [(layer.in_features, layer.out_features) for layer in model] == [(3, 1), (1, 2)]
+
+
+def test_units_are_scaled_along_their_axis() -> None:
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    found = scale_units_(rows.clone(), 1, np.array([1.0, 0.5]))
+    assert found.tolist() == [[1.0, 1.0], [3.0, 2.0], [5.0, 3.0]]
+    found = scale_units_(rows.clone(), 0, torch.tensor([1.0, 0.5, 2.0]))
+    assert found.tolist() == [[1.0, 2.0], [1.5, 2.0], [10.0, 12.0]]
