@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,11 +28,13 @@ from karikomi.torch.modules.resizing import resize_
 from karikomi.torch.numerics.norms import norm, norms
 from karikomi.torch.numerics.scaling import scale_, scale_units_
 from karikomi.torch.quantization.trained_codebook import share_, shared
+from karikomi.torch.reconstruction.calibration import Regressions
 from karikomi.torch.recovery.distillation import DistillationLoss
 from karikomi.torch.recovery.training_loop import TrainingLoop
 from karikomi.torch.shrinking.equivalence import difference
-from karikomi.torch.tracing.batches import batch_of
+from karikomi.torch.tracing.batches import MISSING, batch_of
 from karikomi.torch.tracing.isolation import isolated
+from karikomi.torch.tracing.source_line import called_at
 from karikomi.torch.tracing.windows import window_of
 
 
@@ -493,3 +496,39 @@ def test_units_are_scaled_along_their_axis() -> None:
     assert found.tolist() == [[1.0, 1.0], [3.0, 2.0], [5.0, 3.0]]
     found = scale_units_(rows.clone(), 0, torch.tensor([1.0, 0.5, 2.0]))
     assert found.tolist() == [[1.0, 2.0], [1.5, 2.0], [10.0, 12.0]]
+
+
+@torch.no_grad()
+def test_a_refit_is_of_the_outputs_before_on_the_inputs_that_are_left() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    parameters = dict(model.named_parameters())
+    dense = {"0.weight": torch.tensor([[2.0]]), "1.weight": torch.tensor([[3.0]])}
+    model[0].weight.data, model[1].weight.data = torch.tensor([[1.0]]), torch.tensor([[3.0]])
+    data = [torch.tensor([[1.0]]), torch.tensor([[2.0]])]
+    found = Regressions(model, parameters, dense, data, where="here").problem("1.weight")
+    # Outputs of 6 and 12, from inputs that were 2 and 4 and are 1 and 2.
+    assert (found.gram.ravel().tolist(), found.cross.ravel().tolist()) == ([5.0], [30.0])
+    assert found.energy == 36.0 + 144.0
+
+
+def test_the_targets_of_a_batch_are_the_second_of_two() -> None:
+    first, second, targets = torch.zeros(1), torch.ones(1), torch.tensor([2.0])
+    for given, inputs, expected in (
+        (first, (first,), MISSING),
+        ((first,), (first,), MISSING),
+        ([first, targets], (first,), targets),
+        ((first, None), (first,), None),
+        (((first, second), targets), (first, second), targets),
+        (([first, second],), (first, second), MISSING),
+    ):
+        batch = batch_of(given, torch.device("cpu"), where="here")
+        assert [float(item) for item in batch.positional] == [float(item) for item in inputs]
+        assert batch.targets is expected or float(batch.targets) == float(targets)
+
+
+def test_the_line_of_an_error_is_the_innermost_of_the_forward() -> None:
+    frames = (("tracer.py", 9), ("model.py", 3), ("block.py", 7), (f"{torch.__file__}", 5))
+    trace = "\n".join(f'  File "{path}", line {line}, in forward' for path, line in frames)
+    node: Any = SimpleNamespace(stack_trace=trace)
+    assert called_at(node, after="tracer.py") == "at block.py:7"
+    assert called_at(node, after="block.py") == ""
