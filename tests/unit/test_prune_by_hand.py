@@ -12,6 +12,7 @@ import torch
 import karikomi as kk
 from karikomi.prune import Layout, NofM, Tensor, allocate, target_of
 from karikomi.prune.account import Account, Row, error_ratio, row_of
+from karikomi.prune.facts import PER_TENSOR, PER_UNIT, TABLE
 from karikomi.prune.penalties.penalty import term
 from karikomi.prune.schedules.dynamic import SET, RigL
 from karikomi.prune.schedules.gradual import Gradual
@@ -135,6 +136,15 @@ def test_sensitivity_by_hand() -> None:
     assert removed("sensitivity", tensors, 1 / 3) == {("a",): 4, ("b",): 4}
 
 
+def test_a_loss_that_falls_again_is_no_gain() -> None:
+    # Within a loss of 0.1, a gives one eighth and b one quarter; half of a costs 0.2 as a quarter does.
+    tensors = {
+        "a": Tensor(items=8, curve={0.25: 0.2, 0.5: 0.1, 0.9: 1.0}),
+        "b": Tensor(items=8, curve={0.25: 0.1, 0.5: 0.2, 0.9: 1.0}),
+    }
+    assert removed("sensitivity", tensors, 3 / 16) == {("a",): 1, ("b",): 2}
+
+
 def test_marked_weights_are_those_whose_mask_is_false() -> None:
     weights, kept = np.array([[3.0, -2.0], [4.0, 1.0]]), np.array([[True, False], [False, True]])
     rule = kk.prune.GrowingL2(1.0)
@@ -199,3 +209,9 @@ def test_a_report_of_shrinking_counts_units() -> None:
         max_difference=0.0,
     )
     assert report.removed == 3 and report.as_dict()["removed"] == 3
+
+
+def test_the_facts_that_have_one_number_per_unit_or_tensor() -> None:
+    assert PER_UNIT == {"zeros", "output", "deviation", "gate"}
+    assert PER_TENSOR == {"macs", "outliers", "curve"}
+    assert TABLE["gate"].on == TABLE["macs"].on == TABLE["flow"].on == "first batch"
