@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import karikomi as kk
+from karikomi.errors import InvalidArgument
 from karikomi.prune import Layout, NofM, Tensor, allocate, target_of
 from karikomi.prune.account import Account, Row, error_ratio, row_of
 from karikomi.prune.facts import PER_TENSOR, PER_UNIT, TABLE
@@ -51,12 +52,12 @@ def test_an_account_prints_what_it_counts() -> None:
 def test_a_row_names_units_that_read_nothing_and_inputs_that_are_not_read(
     units: int, kernel: int
 ) -> None:
-    mask = np.array([[True, False], [False, False], [True, False]])
+    mask = np.array([[True, False, True], [False] * 3, [True, False, False], [False] * 3])
     mask = np.repeat((mask if units == 0 else mask.T)[..., None], kernel, axis=2)
     layout = Layout(units=units, inputs=1 - units)
-    row = row_of("w", mask, layout, removed=4 * kernel, why=None, output_error=None)
-    assert (row.reads_nothing, row.unread) == ((1,), (1,))
-    assert (row.sparsity, row.why) == (4 / 6, "as before")
+    row = row_of("w", mask, layout, removed=9 * kernel, why=None, output_error=None)
+    assert (row.reads_nothing, row.unread) == ((1, 3), (1,))
+    assert (row.sparsity, row.why) == (0.75, "as before")
 
 
 def test_a_ratio_of_errors_is_that_of_norms() -> None:
@@ -128,21 +129,21 @@ def test_owl_by_hand() -> None:
 
 
 def test_sensitivity_by_hand() -> None:
-    # Within a loss of 0.1, a gives one half and b one quarter, of 8 and 16: 8 of 24.
+    # Within a loss of 0.1, a gives one half of 800 and b one quarter of 2400.
     tensors = {
-        "a": Tensor(items=8, curve={0.5: 0.1, 0.9: 1.0}),
-        "b": Tensor(items=16, curve={0.25: 0.1, 0.5: 0.4, 0.9: 1.0}),
+        "a": Tensor(items=800, curve={0.5: 0.1, 0.9: 1.0}),
+        "b": Tensor(items=2400, curve={0.25: 0.1, 0.5: 0.4, 0.9: 1.0}),
     }
-    assert removed("sensitivity", tensors, 1 / 3) == {("a",): 4, ("b",): 4}
+    assert removed("sensitivity", tensors, 1000 / 3200) == {("a",): 400, ("b",): 600}
 
 
 def test_a_loss_that_falls_again_is_no_gain() -> None:
-    # Within a loss of 0.1, a gives one eighth and b one quarter; half of a costs 0.2 as a quarter does.
+    # Half of a costs 0.2, as a quarter does: within a loss of 0.5 both give 0.5 + 0.4 * 3 / 8.
     tensors = {
-        "a": Tensor(items=8, curve={0.25: 0.2, 0.5: 0.1, 0.9: 1.0}),
-        "b": Tensor(items=8, curve={0.25: 0.1, 0.5: 0.2, 0.9: 1.0}),
+        "a": Tensor(items=1000, curve={0.25: 0.2, 0.5: 0.1, 0.9: 1.0}),
+        "b": Tensor(items=1000, curve={0.5: 0.2, 0.9: 1.0}),
     }
-    assert removed("sensitivity", tensors, 3 / 16) == {("a",): 1, ("b",): 2}
+    assert removed("sensitivity", tensors, 0.65) == {("a",): 650, ("b",): 650}
 
 
 def test_marked_weights_are_those_whose_mask_is_false() -> None:
@@ -215,3 +216,10 @@ def test_the_facts_that_have_one_number_per_unit_or_tensor() -> None:
     assert PER_UNIT == {"zeros", "output", "deviation", "gate"}
     assert PER_TENSOR == {"macs", "outliers", "curve"}
     assert TABLE["gate"].on == TABLE["macs"].on == TABLE["flow"].on == "first batch"
+
+
+def test_the_globs_of_a_schedule_are_strings() -> None:
+    assert Gradual(0.5, steps=(0, 1), only=["a", "b"]).only == ("a", "b")  # type: ignore[arg-type]
+    for wrong in (("a", 3), 3, [None]):
+        with pytest.raises(InvalidArgument, match="Gradual.exclude: globs over names are strings"):
+            Gradual(0.5, steps=(0, 1), exclude=wrong)  # type: ignore[arg-type]

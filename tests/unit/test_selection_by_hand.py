@@ -9,8 +9,13 @@ import pytest
 from torch import nn
 
 import karikomi as kk
-from karikomi.prune import Blocks, Coupled, Layout, Member, NofM
+from karikomi.errors import InvalidArgument
+from karikomi.prune import Blocks, Coupled, Layout, Magnitude, Member, NofM
 from karikomi.selection import block_scores
+from karikomi.selection.granularity import of_weights
+from karikomi.selection.shard import Shard
+from karikomi.selection.threads import evenly
+from karikomi.selection.weight_source import Source
 
 ROWS = Layout(units=0, inputs=1)
 
@@ -126,3 +131,30 @@ def test_wanda_ranks_the_magnitudes_of_a_row() -> None:
     weights = {"w": [[-4.0, 1.0, 1.0], [2.0, -2.0, -2.0]]}
     found = gone(weights, sparsity=1 / 3, score="wanda", facts=facts, layouts={"w": ROWS})
     assert found == {"w": [[0, 2], [1, 0]]}
+
+
+def test_n_of_m_takes_no_target() -> None:
+    with pytest.raises(InvalidArgument, match=r"itself determines how much goes: 50%.*sparsity"):
+        gone({"w": [[1.0] * 4]}, sparsity=0.5, pattern=NofM(keep=2, of=4), layouts={"w": ROWS})
+
+
+def test_ties_go_in_the_order_of_the_tensors() -> None:
+    assert gone({"a": [1.0] * 3, "b": [1.0] * 2}, sparsity=0.4) == {"a": [[0], [1]], "b": []}
+    assert gone({"a": [2.0, 1.0, 1.0], "b": [1.0] * 3}, sparsity=0.5) == {
+        "a": [[1], [2]],
+        "b": [[0]],
+    }
+
+
+def test_lists_of_work_are_even() -> None:
+    assert evenly([3, 5, 3, 4, 3], 2, entries=int) == [[5, 3], [4, 3, 3]]
+    assert evenly([1], 3, entries=int) == [[1]]
+
+
+def test_a_part_counts_as_the_whole_of_all_ranks() -> None:
+    part = Shard(
+        whole=(4,), shape=(2,), offsets=(2,), summed=lambda numbers: 2 * numbers, over=(0, 1)
+    )
+    source = Source(name="w", shape=(2,), array=lambda: np.ones(2), part=part)
+    scored = of_weights(source, Magnitude(), np.array([True, False]))
+    assert (source.whole, source.size) == ((4,), 2) and (scored.items, scored.gone) == (4, 2)
