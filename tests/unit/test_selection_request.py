@@ -122,6 +122,10 @@ def test_needs_are_those_of_score_allocation_and_target_that_were_not_given() ->
     wanda = asked(sparsity=0.5, score="wanda")
     found = wanda.gathered(lambda needs: calls.append(needs) or {"input_norm": {}})
     assert calls == [{"input_norm"}] and found == {"input_norm": {}}
+    macs = {"a.weight": 2.0}
+    taylor = asked(macs=0.5, score="taylor", facts={"macs": macs})
+    assert taylor.needs() == {"gradient"}
+    assert taylor.gathered(lambda needs: {"gradient": {}}) == {"macs": macs, "gradient": {}}
 
 
 def test_rounds_cut_the_way_to_the_target() -> None:
