@@ -117,7 +117,7 @@ class Clipping:
         if self.sharding is not None:
             self.sharding.settle_(self.parameters.values())
         done = self.run_on_host(GradientTensors(self, scale, fold), overflow=overflow)
-        if self.keeps_moments and not done.skip:
+        if self.keeps_moments and not done.skip and not done.any_bad:
             self.moments.follow(self.parameters, scale=None if scale == 1.0 else scale)
         return done.outcomes[-1]
 
