@@ -162,6 +162,7 @@ CANNOT: dict[tuple[str, ...], str] = {
     ("several optimizers", "jax"): "an optimizer is a function of all parameters",
     ("several optimizers", "keras"): "a model of Keras has one optimizer",
     ("several optimizers", "numpy"): "there is no optimizer",
+    ("several optimizers", "torch on a device"): "a joint step of several is decided on the host",
     ("second moments", "numpy"): "they are an argument, which whoever trains keeps",
     (
         "accumulation",

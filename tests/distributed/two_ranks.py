@@ -48,7 +48,6 @@ RULES = {
     "chain": kk.clip.Chain(kk.clip.AGC(0.05), kk.clip.ByGlobalNorm(0.5)),
     "remeasured": kk.clip.Chain(kk.clip.ByValue(0.2), kk.clip.ByGlobalNorm(0.5)),
     "groups": kk.clip.Groups({"head.*": kk.clip.ByValue(0.1)}, default=kk.clip.ByGlobalNorm(0.5)),
-    "spikes": kk.clip.SkipSpikes(2.0, window=3, warmup=2, patience=1),
     "scheduled": kk.clip.ByGlobalNorm(kk.schedule.Linear(2.0, 0.5, steps=(0, 4))),
 }
 
@@ -107,6 +106,14 @@ def attach_plain() -> dict[str, Any]:
     sgd = partial(torch.optim.SGD, lr=1e-2)
     rules = {"clip": kk.clip.Chain(kk.clip.AutoClip(50), kk.clip.ByGlobalNorm(0.5))}
     return attached(*tensor_parallel(), sgd, rules=rules, check_ranks=True)
+
+
+def spikes(build: Any) -> dict[str, Any]:
+    """The ranks skip the same step, and take the next one."""
+    rule = kk.clip.SkipSpikes(2.0, window=3, warmup=2, patience=1)
+    strengths = (1.0, 0.8, 1.2, 30.0, 30.0, 1.0)
+    sgd = partial(torch.optim.SGD, lr=1e-4)
+    return attached(*build(), sgd, strengths=strengths, rules={"clip": rule})
 
 
 def two_optimizers() -> dict[str, Any]:
@@ -426,6 +433,7 @@ SCENARIOS = {
     "attach tensor parallel": attach_plain,
     "attach update": attach_update,
     "fsdp two optimizers": two_optimizers,
+    **{f"{key} spikes": partial(spikes, build) for key, build in SPLIT.items()},
     **{f"nan {one}": partial(nan_on_one_rank, one) for one in ("skip", "zero")},
     "nan raise": nan_raises,
     "nan by value": nan_by_value,

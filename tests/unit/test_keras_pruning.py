@@ -508,6 +508,17 @@ def test_masks_find_their_layer_in_a_loaded_model(tmp_path: Path, which: str) ->
         assert zeros(loaded) == 54 and len(more) == 2
 
 
+@only("torch")
+def test_a_file_of_masks_has_the_places_of_variables_of_one_path(tmp_path: Path) -> None:
+    nested().save(tmp_path / "model.keras")
+    masks = prune_(keras.models.load_model(tmp_path / "model.keras"), sparsity=0.5)
+    masks.save(tmp_path / "masks.safetensors")
+    state = Masks.load(tmp_path / "masks.safetensors").state_dict()
+    places = {name: entry["place"] for name, entry in state.items()}
+    # The first and the second of two kernels of this shape, both of one path.
+    assert places == {"d/kernel": [0, 2, 2], "d/kernel#2": [1, 2, 2]}
+
+
 def test_no_two_masks_speak_of_one_variable_and_none_is_guessed(tmp_path: Path) -> None:
     plain, every = network(), np.zeros((6, 16), bool)
     with pytest.raises(InvalidArgument, match="two masks are of one variable"):
@@ -566,6 +577,23 @@ def test_after_another_compile_a_schedule_goes_on_in_updates() -> None:
     assert model.optimizer.steps == 3 and zeros(model) == 72
     fit(compiled(model, optimizer()), pruning)
     assert model.optimizer.steps == 6 and zeros(model) == 108
+
+
+@only("torch")
+def test_another_fit_from_the_same_masks_keeps_what_the_schedule_has_removed() -> None:
+    model = network()
+    pruning = Pruning(kk.prune.OneShot(0.75, step=2), masks=prune_(model, sparsity=0.5))
+    fit(compiled(model), pruning)
+    assert zeros(model) == 108
+    assert zeros(fit(model, pruning)) == 108
+
+
+@only("torch")
+def test_evaluating_with_the_callback_leaves_the_compiled_step() -> None:
+    model, pruning = fit(compiled(network())), Pruning(kk.prune.OneShot(0.5))
+    step = model.train_function
+    model.evaluate(INPUTS, TARGETS, verbose=0, callbacks=[pruning])
+    assert step is not None and model.train_function is step
 
 
 @only("torch")
