@@ -34,6 +34,7 @@ from distributed.networks import (
     pair,
     plain,
     rank,
+    weights,
 )
 
 RULES = {
@@ -47,6 +48,7 @@ RULES = {
     "chain": kk.clip.Chain(kk.clip.AGC(0.05), kk.clip.ByGlobalNorm(0.5)),
     "remeasured": kk.clip.Chain(kk.clip.ByValue(0.2), kk.clip.ByGlobalNorm(0.5)),
     "groups": kk.clip.Groups({"head.*": kk.clip.ByValue(0.1)}, default=kk.clip.ByGlobalNorm(0.5)),
+    "scheduled": kk.clip.ByGlobalNorm(kk.schedule.Linear(2.0, 0.5, steps=(0, 4))),
 }
 
 
@@ -104,6 +106,38 @@ def attach_plain() -> dict[str, Any]:
     sgd = partial(torch.optim.SGD, lr=1e-2)
     rules = {"clip": kk.clip.Chain(kk.clip.AutoClip(50), kk.clip.ByGlobalNorm(0.5))}
     return attached(*tensor_parallel(), sgd, rules=rules, check_ranks=True)
+
+
+def spikes(build: Any) -> dict[str, Any]:
+    """The ranks skip the same step, and take the next one."""
+    rule = kk.clip.SkipSpikes(2.0, window=3, warmup=2, patience=1)
+    strengths = (1.0, 0.8, 1.2, 30.0, 30.0, 1.0)
+    sgd = partial(torch.optim.SGD, lr=1e-4)
+    return attached(*build(), sgd, strengths=strengths, rules={"clip": rule})
+
+
+def two_optimizers() -> dict[str, Any]:
+    """The parameters of two optimizers of one handle are split, and have one joint norm."""
+    model, alone = fsdp()
+    optimizers = []
+    for one in (model, alone):
+        parts = [[*one.up.parameters()], [p for n, p in one.named_parameters() if "up." not in n]]
+        optimizers.append([torch.optim.SGD(part, lr=1e-2, momentum=0.5) for part in parts])
+    rule = kk.clip.AutoClip(50)
+    handles = [
+        kk.torch.attach(own, one, clip=rule)
+        for own, one in zip(optimizers, (model, alone), strict=True)
+    ]
+    facts: list[list[Any]] = []
+    for strength in STRENGTHS:
+        for one, own in zip((model, alone), optimizers, strict=True):
+            backward(one, strength)
+            for optimizer in own:
+                optimizer.step()
+        facts.append(["outcome", *[numbers(handle.last) for handle in handles]])
+        facts.append(["weights", gap(weights(model), weights(alone)), 0.0])
+    facts.append(["steps", *[handle.steps for handle in handles]])
+    return {"facts": facts}
 
 
 def attach_update() -> dict[str, Any]:
@@ -398,6 +432,8 @@ SCENARIOS = {
     "attach fused": attach_fused,
     "attach tensor parallel": attach_plain,
     "attach update": attach_update,
+    "fsdp two optimizers": two_optimizers,
+    **{f"{key} spikes": partial(spikes, build) for key, build in SPLIT.items()},
     **{f"nan {one}": partial(nan_on_one_rank, one) for one in ("skip", "zero")},
     "nan raise": nan_raises,
     "nan by value": nan_by_value,

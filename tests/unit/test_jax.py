@@ -269,6 +269,29 @@ def test_scheduled_bounds_follow_the_steps() -> None:
     assert params["w"].tolist() == [0.5, 0.5]
 
 
+def test_a_scheduled_bound_of_a_chain_follows_the_steps() -> None:
+    rule = kk.bound.Clamp(kk.schedule.Linear(1.0, 0.5, steps=(0, 5)))
+    tx = optax.chain(optax.sgd(0.0), kk.jax.bound(rule))
+    params = {"w": jnp.array([3.0, -0.2])}
+    state, seen = tx.init(params), []
+    for _ in range(3):
+        updates, state = tx.update({"w": jnp.ones(2)}, state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(round(float(params["w"][0]), 6))
+    assert seen == [1.0, 0.9, 0.8]
+    assert float(params["w"][1]) == pytest.approx(-0.2)
+
+
+def test_the_share_at_a_scheduled_bound_is_that_of_its_step() -> None:
+    rule = kk.bound.MaxNorm(kk.schedule.Linear(2.0, 1.0, steps=(0, 1)))
+    params, state, shares = {"w": jnp.array([[3.0, 4.0], [1.0, 0.0]])}, None, []
+    for _ in range(2):
+        params, told, state = kk.jax.project(params, rule, state, unit_axes={"w": 0})
+        shares.append(told.share_at_bound)
+    # The second unit stands at the limit of the second step, and is not scaled.
+    assert shares == [0.5, 1.0]
+
+
 @pytest.mark.parametrize("rule", [kk.bound.SpectralCap(1.0), kk.bound.QKClip()], ids=str)
 def test_bounds_that_need_more_are_refused(rule: Any) -> None:
     with pytest.raises(Unsupported, match="is not measured here"):

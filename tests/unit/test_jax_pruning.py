@@ -160,6 +160,22 @@ def test_counters_and_keys_beside_weights_stay() -> None:
         kk.jax.masked(tree, {"step": jnp.array(True)})
 
 
+def test_between_the_steps_of_a_schedule_weights_stay_masked() -> None:
+    rule = kk.prune.Gradual(0.5, steps=(0, 4), every=4)
+    masks = {"w": jnp.array([True, False, True])}
+    moved = {"w": jnp.array([1.0, 2.0, 3.0]), "b": jnp.array([4.0])}
+    after, kept = kk.jax.update_masks(moved, rule, 3, masks)
+    assert (after["w"].tolist(), after["b"].tolist()) == ([1.0, 0.0, 3.0], [4.0])
+    assert kept["w"].tolist() == [True, False, True]
+
+
+def test_a_part_of_a_state_with_other_shapes_is_no_moment() -> None:
+    weights, masks = {"w": jnp.ones((2, 3))}, {"w": jnp.zeros((2, 3), bool)}
+    state = {"rows": {"w": jnp.ones(2)}, "moments": {"w": jnp.ones((2, 3))}}
+    after = kk.jax.masked_moments(state, weights, masks)
+    assert after["rows"]["w"].tolist() == [1.0, 1.0] and not after["moments"]["w"].any()
+
+
 def test_a_byte_of_bfloat16_counts_as_one() -> None:
     tree = {"w": jnp.arange(1, 17, dtype=jnp.bfloat16)}
     _, masks = kk.jax.prune(tree, bytes=18)

@@ -16,6 +16,7 @@ layers = keras.layers
 import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported  # noqa: E402
 from karikomi.keras import Monitor, clipped  # noqa: E402
+from karikomi.keras.callbacks.summary import Tally  # noqa: E402
 from karikomi.record import Recorder, read, tally  # noqa: E402
 from keras_backends import BACKEND, only  # noqa: E402
 
@@ -89,6 +90,17 @@ def test_the_logs_have_the_norm_and_the_share_of_clipped_steps(tmp_path: Path) -
 
 
 @only("torch")
+def test_the_row_of_an_epoch_has_both_losses(tmp_path: Path) -> None:
+    held_out = tuple(array[:BATCH] for array in data())
+    model, monitor = network(), Monitor(tmp_path / "run.jsonl")
+    history = fit(model, monitor, epochs=2, validation_data=held_out).history
+    epochs = [row for row in read(tmp_path / "run.jsonl") if row["event"] == "epoch"]
+    assert [row["loss"] for row in epochs] == history["loss"]
+    assert [row["validation"] for row in epochs] == history["val_loss"]
+    assert history["loss"] != history["val_loss"]
+
+
+@only("torch")
 def test_the_bar_shows_the_last_step(capsys: pytest.CaptureFixture[str]) -> None:
     monitor = Monitor()
     fit(network(), monitor, verbose=1)
@@ -118,6 +130,19 @@ def test_a_limit_that_says_nothing_is_spoken_of(
     fit(network(rule), monitor)
     assert said in monitor.summary[1] and ("limit" in monitor.summary[1]) == bool(said)
     assert capsys.readouterr().out == ""  # verbose=0
+
+
+@only("torch")
+def test_skipped_steps_count_neither_as_taken_nor_as_steps_with_a_norm() -> None:
+    tally, rule = Tally(), kk.clip.ByGlobalNorm(1.0)
+    for sizes in ([6.0, 8.0], [float("nan"), 0.0], [20.0, 15.0], [3.0, 4.0]):
+        grads = {name: np.array([size]) for name, size in zip("ab", sizes, strict=True)}
+        tally.add(kk.numpy.clip(grads, rule)[1])
+    assert tally.lines(rule) == [
+        "karikomi: 4 steps, 3 clipped (75.0%), 1 skipped; median gradient norm 10",
+        "karikomi: b contributed most in 67% of them; "
+        "the limit was met nearly always, so it sets the length of the steps",
+    ]
 
 
 def test_a_run_of_bad_steps_ends_the_training_and_is_on_record(tmp_path: Path) -> None:

@@ -321,6 +321,16 @@ def test_another_constraint_is_not_taken_away() -> None:
 
 
 @only("torch")
+def test_a_constraint_that_only_the_layer_has_is_not_taken_away() -> None:
+    model = network(layers.Dense(3, name="a"))
+    model.layers[0].kernel_constraint = keras.constraints.NonNeg()
+    assert model.layers[0].kernel.constraint is None
+    with pytest.raises(Unsupported, match="net/a/kernel: the weight has another constraint"):
+        bound_(model, kk.bound.Clamp(0.01))
+    assert isinstance(model.layers[0].kernel_constraint, keras.constraints.NonNeg)
+
+
+@only("torch")
 def test_frozen_weights_and_those_without_a_unit_are_left_alone() -> None:
     model = network(
         layers.Dense(3, name="frozen"), layers.BatchNormalization(name="norm"), layers.Dense(3)

@@ -565,5 +565,113 @@ def test_sums_of_replicas_that_wait_are_saved_as_they_add_up() -> None:
     assert values([first]) == values([second]) == [[-4.0]]
 
 
+@only("torch")
+def test_a_bound_reports_what_it_measured_before_and_after() -> None:
+    kernel = weight(3.0, 4.0)
+    bound = kk.bound.MaxNorm(kk.schedule.Linear(2.0, 1.0, steps=(0, 2)), per="tensor")
+    optimizer = kk.keras.clipped(SGD(0.0), kk.clip.ByNorm(1.0), bound=bound)
+    seen = []
+    for _ in range(3):
+        optimizer.apply([tensor([1.0, 1.0])], [kernel])
+        seen.append((optimizer.last_bound.pre, optimizer.last_bound.post))
+    assert seen == [pytest.approx(pair) for pair in [(5.0, 2.0), (2.0, 1.5), (1.5, 1.0)]]
+
+
+@only("torch")
+def test_a_bound_goes_with_names_when_it_is_loaded() -> None:
+    def made(names: list[str], numbers: list[list[float]]) -> tuple[Any, list[Any]]:
+        variables = [weight(*own, name=name) for name, own in zip(names, numbers, strict=True)]
+        bound = kk.bound.MaxNorm(1.0, per="tensor")
+        optimizer = kk.keras.clipped(SGD(0.0), kk.clip.ByNorm(1.0), bound=bound)
+        optimizer.build(variables)
+        return optimizer, variables
+
+    first, variables = made(["a", "b"], [[3.0, 4.0], [0.0, 0.5, 0.0]])
+    first.apply([tensor([1.0, 1.0]), tensor([1.0, 1.0, 1.0])], variables)
+    store = Store()
+    first.save_own_variables(store)
+    turned, _ = made(["b", "a"], [[0.0] * 3, [0.0] * 2])
+    turned.load_own_variables(store)
+    assert turned.last_bound.tensors() == {"a": 5.0, "b": 0.5}
+
+
+@only("torch")
+def test_a_skipped_update_leaves_no_accumulated_gradients() -> None:
+    variable = weight(0.0, 0.0)
+    inner = SGD(1.0, gradient_accumulation_steps=2)
+    optimizer = kk.keras.clipped(inner, kk.clip.ByGlobalNorm(INF))
+    for gradient in ([8.0, 2.0], [np.nan, 2.0], [1.0, 2.0], [3.0, 6.0]):
+        optimizer.apply([tensor(gradient)], [variable])
+        seen = values([variable]) + values(optimizer._accumulated_gradients)
+    assert seen == [[-2.0, -4.0], [0.0, 0.0]]
+
+
+@only("torch")
+def test_an_error_ends_the_window_of_micro_batches() -> None:
+    variable = weight(0.0)
+    inner = SGD(1.0, gradient_accumulation_steps=2)
+    optimizer = kk.keras.clipped(inner, kk.clip.ByNorm(INF), nonfinite="raise")
+    for gradient in (1.0, np.nan, 2.0, 6.0):
+        if np.isnan(gradient):
+            with pytest.raises(NonFinite, match="entries in w"):
+                optimizer.apply([tensor([gradient])], [variable])
+        else:
+            optimizer.apply([tensor([gradient])], [variable])
+            assert values([variable]) == [[-4.0 if gradient == 6.0 else 0.0]]
+
+
+@only("torch")
+def test_the_policy_to_zero_stops_a_run_of_bad_steps_too() -> None:
+    variables = [weight(0.0), weight(0.0, name="v")]
+    optimizer = kk.keras.clipped(SGD(1.0), kk.clip.ByNorm(1.0), nonfinite="zero", stop_after=2)
+    bad = [tensor([1.0]), tensor([np.nan])]
+    optimizer.apply(bad, variables)
+    with pytest.raises(NonFinite, match="2 steps in a row .* the last in v"):
+        optimizer.apply(bad, variables)
+
+
+@only("torch")
+def test_second_moments_of_half_precision_weights_are_wide() -> None:
+    half = keras.Variable(np.zeros(1, "float16"), dtype="float16", name="half")
+    optimizer = kk.keras.clipped(SGD(0.0), kk.clip.SPAM())
+    optimizer.apply([keras.ops.convert_to_tensor(np.array([0.01], "float16"))], [half])
+    square = float(np.float16(0.01)) ** 2
+    moment = optimizer._own.entries["moment.half"]
+    assert moment.dtype == "float32"
+    assert float(moment.numpy()[0]) == pytest.approx(0.001 * square, rel=1e-4)
+
+
+@only("torch")
+def test_the_outcomes_of_a_chain_keep_a_stage_each() -> None:
+    rule = kk.clip.Chain(kk.clip.ByValue(4.0), kk.clip.ByNorm(2.0), kk.clip.ByValue(1.5))
+    optimizer = kk.keras.clipped(SGD(1.0), rule)
+    optimizer.apply([tensor([6.0, 0.0])], [weight(0.0, 0.0)])
+    last = optimizer.last
+    assert [stage.norms.tolist() for stage in (*last.earlier, last)] == [[6.0], [4.0], [2.0]]
+
+
+@only("torch")
+def test_final_averages_are_those_of_the_optimizer_alone() -> None:
+    found = []
+    for wrap in (lambda inner: inner, lambda inner: kk.keras.clipped(inner, kk.clip.ByNorm(INF))):
+        variable = weight(1.0, 5.0)
+        optimizer = wrap(SGD(1.0, use_ema=True, ema_momentum=0.5))
+        for gradient in ([1.0, 1.0], [-4.0, 2.0]):
+            optimizer.apply([tensor(gradient)], [variable])
+        last = values([variable])
+        optimizer.finalize_variable_values([variable])
+        found.append(values([variable]))
+        assert found[-1] != last
+    assert found[0] == found[1]
+
+
+@only("torch")
+def test_equal_names_are_numbered_from_two() -> None:
+    variables = [weight(0.0), weight(0.0), weight(0.0)]
+    optimizer = kk.keras.clipped(SGD(1.0), kk.clip.ByNorm(INF))
+    optimizer.apply([tensor([1.0]), tensor([2.0]), tensor([3.0])], variables)
+    assert optimizer.last.tensors() == {"w": 1.0, "w#2": 2.0, "w#3": 3.0}
+
+
 def test_the_backend_is_the_one_that_was_asked_for() -> None:
     assert keras.config.backend() == BACKEND

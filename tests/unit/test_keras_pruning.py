@@ -17,6 +17,7 @@ layers = keras.layers
 import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import Masks, Pruning, clipped, prune_, strip_  # noqa: E402
+from karikomi.keras.callbacks.schedule_fingerprint import described  # noqa: E402
 from keras_backends import BACKEND, only  # noqa: E402
 
 RNG = np.random.default_rng(7)
@@ -507,6 +508,17 @@ def test_masks_find_their_layer_in_a_loaded_model(tmp_path: Path, which: str) ->
         assert zeros(loaded) == 54 and len(more) == 2
 
 
+@only("torch")
+def test_a_file_of_masks_has_the_places_of_variables_of_one_path(tmp_path: Path) -> None:
+    nested().save(tmp_path / "model.keras")
+    masks = prune_(keras.models.load_model(tmp_path / "model.keras"), sparsity=0.5)
+    masks.save(tmp_path / "masks.safetensors")
+    state = Masks.load(tmp_path / "masks.safetensors").state_dict()
+    places = {name: entry["place"] for name, entry in state.items()}
+    # The first and the second of two kernels of this shape, both of one path.
+    assert places == {"d/kernel": [0, 2, 2], "d/kernel#2": [1, 2, 2]}
+
+
 def test_no_two_masks_speak_of_one_variable_and_none_is_guessed(tmp_path: Path) -> None:
     plain, every = network(), np.zeros((6, 16), bool)
     with pytest.raises(InvalidArgument, match="two masks are of one variable"):
@@ -553,6 +565,92 @@ def test_masks_outlast_compiling_again() -> None:
     # Another model, or weights that have come back, have no part in these masks.
     fit(compiled(network(1, "other")), pruning)
     assert pruning.masks.sparsity < 0.8
+
+
+@only("torch")
+def test_after_another_compile_a_schedule_goes_on_in_updates() -> None:
+    def optimizer() -> Any:
+        return keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
+
+    pruning = Pruning(kk.prune.Iterative(0.75, steps=(2, 5), rounds=2))
+    model = fit(compiled(network(), optimizer()), pruning)
+    assert model.optimizer.steps == 3 and zeros(model) == 72
+    fit(compiled(model, optimizer()), pruning)
+    assert model.optimizer.steps == 6 and zeros(model) == 108
+
+
+@only("torch")
+def test_another_fit_from_the_same_masks_keeps_what_the_schedule_has_removed() -> None:
+    model = network()
+    pruning = Pruning(kk.prune.OneShot(0.75, step=2), masks=prune_(model, sparsity=0.5))
+    fit(compiled(model), pruning)
+    assert zeros(model) == 108
+    assert zeros(fit(model, pruning)) == 108
+
+
+@only("torch")
+def test_evaluating_with_the_callback_leaves_the_compiled_step() -> None:
+    model, pruning = fit(compiled(network())), Pruning(kk.prune.OneShot(0.5))
+    step = model.train_function
+    model.evaluate(INPUTS, TARGETS, verbose=0, callbacks=[pruning])
+    assert step is not None and model.train_function is step
+
+
+@only("torch")
+def test_moments_inside_of_a_clipped_optimizer_are_forgotten() -> None:
+    inner, pruning = keras.optimizers.Adam(0.01), Pruning(kk.prune.OneShot(0.5, step=6))
+    fit(compiled(network(), clipped(inner, kk.clip.ByGlobalNorm(1.0))), pruning)
+    kept = pruning.masks["net/hidden/kernel"]
+    momentum = array(inner._momentums[0])
+    assert not kept.all() and not momentum[~kept].any() and momentum[kept].any()
+
+
+@only("torch")
+def test_earlier_masks_of_other_layers_stay() -> None:
+    model = network()
+    first = prune_(model, sparsity=0.5, only="*hidden*")
+    both = prune_(model, sparsity=0.25, only="*head*", masks=first)
+    assert both.counts() == {"net/hidden/kernel": (48, 96), "net/head/kernel": (12, 48)}
+
+
+@only("torch")
+def test_the_error_of_the_model_is_that_over_all_batches() -> None:
+    model = network()
+    batches = [9.0 * INPUTS[:12], INPUTS[12:16]]
+    dense = array(model(np.concatenate(batches)))
+    masks = prune_(model, sparsity=0.5, data=batches)
+    moved = np.linalg.norm(dense - array(model(np.concatenate(batches))))
+    assert masks.account.output_error == pytest.approx(moved / np.linalg.norm(dense), rel=1e-4)
+
+
+@only("torch")
+def test_the_shift_of_a_norm_goes_with_its_unit() -> None:
+    model = convolutional()
+    model.get_layer("norm").beta.assign([1.0, 2.0, 3.0, 4.0])
+    masks = prune_(model, width=0.5, pattern="units", data=[IMAGES], only="*one/kernel")
+    gone = np.flatnonzero(~masks["net/one/bias"])
+    assert len(gone) == 2 and np.flatnonzero(~masks["net/norm/beta"]).tolist() == gone.tolist()
+    kept = np.where(masks["net/one/bias"], [1.0, 2.0, 3.0, 4.0], 0.0)
+    assert array(model.get_layer("norm").beta).tolist() == kept.tolist()
+
+
+@only("torch")
+def test_values_of_heads_have_a_width_of_their_own() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5, 8))
+    attention = layers.MultiHeadAttention(4, 2, value_dim=3, name="attention")
+    model = keras.Model(inputs, attention(inputs, inputs), name="net")
+    masks = prune_(model, width=0.25, pattern="heads")
+    alive = masks["attention/query/kernel"].any(axis=(0, 2))
+    assert alive.sum() == 1
+    assert np.array_equal(masks["attention/value/kernel"].all(axis=(0, 2)), alive)
+    assert masks.counts()["attention/value/kernel"] == (3 * 8 * 3, 4 * 8 * 3)
+
+
+@only("torch")
+def test_the_text_of_a_schedule_does_not_depend_on_any_order() -> None:
+    one, other = ({"a": 1, "b": {"x", "y"}}, {"b": {"y", "x"}, "a": 1})
+    assert described(one, where="w") == described(other, where="w") == "{'a': 1, 'b': {'x', 'y'}}"
 
 
 def test_weights_of_a_pruned_model_without_its_masks_are_warned_of(tmp_path: Path) -> None:

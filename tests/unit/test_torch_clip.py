@@ -407,3 +407,14 @@ class UnitMean:
 
     def decide(self, norms: Any, state: Any, *, present: Any, facts: Any, xp: Any) -> Any:
         return Decision(xp.ones_like(norms), None, leave(xp)), {"sum": state["sum"] + norms}
+
+
+@pytest.mark.parametrize("policy", ["skip", "zero", "pass"])
+def test_a_step_that_is_not_finite_teaches_no_second_moment(policy: str) -> None:
+    model, state = nn.ParameterDict({name: torch.zeros(2) for name in "ab"}), None
+    for entry in (2.0, float("nan")):
+        model["a"].grad, model["b"].grad = torch.tensor([1.0, entry]), torch.tensor([3.0, 4.0])
+        _, state = kk.torch.clip_(model, kk.clip.SPAM(1e9, warmup=0), state, nonfinite=policy)
+    kept = {name: moments.tolist() for name, moments in state["second_moment"].items()}
+    assert kept["a"] == pytest.approx([0.001, 0.004])
+    assert kept["b"] == pytest.approx([0.009, 0.016])

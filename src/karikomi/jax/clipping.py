@@ -97,6 +97,8 @@ def clipped(
 
     A skipped step leaves weights, moments and step counts of `optimizer` as they are. Arguments and
     errors are those of `clip`; here rules that skip steps are supported, and rules on updates are not.
+    Around it, `optax.MultiSteps` keeps a NaN in its sum for ever, so that every later update is skipped: give it
+    ``should_skip_update_fn=optax.skip_not_finite``, which leaves such a micro-batch out.
 
     >>> import jax.numpy as jnp, optax, karikomi as kk
     >>> tx = clipped(optax.adam(1e-3), kk.clip.AutoClip(10))

@@ -214,18 +214,23 @@ class ClippedOptimizer(OuterOptimizer):
         steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
         if scale is not None:
             grads = accumulation.quotients(grads, variables, scale)
-        if not steps:
-            self._update(grads, variables)
-        else:
-            self._branching.either(
-                (internals.apply_count(self) + 1) % steps == 0,
-                lambda arrays: self._update(
-                    accumulation.quotients(self._sums(arrays, variables), variables, steps),
-                    variables,
-                ),
-                lambda arrays: self._accumulate(arrays, variables),
-                grads,
-            )
+        try:
+            if not steps:
+                self._update(grads, variables)
+            else:
+                self._branching.either(
+                    (internals.apply_count(self) + 1) % steps == 0,
+                    lambda arrays: self._update(
+                        accumulation.quotients(self._sums(arrays, variables), variables, steps),
+                        variables,
+                    ),
+                    lambda arrays: self._accumulate(arrays, variables),
+                    grads,
+                )
+        except NonFinite:
+            # The window of micro-batches has ended, and the next one begins with the next call.
+            internals.apply_count(self).assign_add(1)
+            raise
         internals.apply_count(self).assign_add(1)
         self._stop_if_due()
 
