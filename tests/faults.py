@@ -147,8 +147,8 @@ def judged(fault: Fault, code: int, output: str, seconds: float) -> Trial:
     by = failed_tests(output)
     if code == FAILED and by:
         return Trial(fault, "found", by[0], seconds)
-    last = output.strip().splitlines()[-1:] or [f"exit code {code}"]
-    return Trial(fault, "void", last[0], seconds)
+    last = output.strip().splitlines()[-1:] or ["no output"]
+    return Trial(fault, "void", f"exit code {code}: {last[0]}", seconds)
 
 
 class Copies:
