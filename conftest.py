@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -88,6 +90,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.suffix == ".md":
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of later collections of garbage, of which a Trainer asks for many."""
+    gc.collect()
+    gc.freeze()
+
+
+MOST_MEMORY = 1_700  # MB of one process, above which what JAX has compiled is forgotten
+_grown = MOST_MEMORY
+
+
+def _memory() -> int:
+    """Return the resident memory of this process in MB; 0 where the system has no such file."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Forget what JAX has compiled where that has grown large: it is kept for as long as the process lives."""
+    global _grown
+    if "jax" in sys.modules and _memory() > _grown:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        _grown = max(MOST_MEMORY, _memory() + 200)
 
 
 # Files whose tests share a set-up that takes long: two workers would make it twice.

@@ -10,18 +10,27 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from depth import FULL, turns
+
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 BACKEND = os.environ.get("KERAS_BACKEND", "torch")
 OTHERS = [name for name in ("jax", "tensorflow") if find_spec(name)]
 LIMIT = 900.0  # seconds
 LANES = "test_keras_backends"
 INSIDE = "KARIKOMI_KERAS_LANE"
+
+
+def sampled(values: Iterable[T], *key: object, most: int = 1) -> list[T]:
+    """Return all `values` on torch and in a full run, else `most` of them, others on another backend."""
+    return turns(list(values), BACKEND, *key, most=most, full=FULL or BACKEND == "torch")
 
 
 def only(*backends: str) -> Callable:

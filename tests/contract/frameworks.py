@@ -307,6 +307,7 @@ FRAMEWORKS: dict[str, Apply] = {
 }
 # XLA and TensorFlow take subnormal numbers for zero.
 FLUSHING = [jax_eager, jax_jit, tensorflow, tf_function]
+COMPILED = {"jax.jit", "tf.function"}
 # A skipped step leaves None, not zeros.
 DROPS_GRADIENTS = {"torch_module", "torch_parameters", "torch_attach"}
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import karikomi as kk
 from contract.deciding import judge
 from contract.rows import EAGER, ROWS, VARIANTS
+from depth import examples, turns
 from karikomi import schedule
 from karikomi.errors import InvalidArgument
 from karikomi.rules import decide
@@ -93,7 +94,7 @@ def rules(chosen: list[Any]) -> pytest.MarkDecorator:
 
 # A bad step counts for the patience of SkipSpikes; with a patience of 1 that shows at once.
 @rules([rule for rule in RULES if getattr(rule, "patience", 16) > 1])
-@settings(max_examples=3)
+@settings(max_examples=examples(2, full=3))
 @given(
     place=st.integers(0, STEPS - 1),
     tensor=st.integers(0, 2),
@@ -112,14 +113,14 @@ def test_one_bad_step_anywhere_leaves_the_others_as_without_it(
 
 
 @rules(RULES)
-@pytest.mark.parametrize("stop", [0, 24, 63, 700])
-def test_a_run_resumed_from_a_file_is_the_same_run(rule: Any, stop: int) -> None:
+def test_a_run_resumed_from_a_file_is_the_same_run(rule: Any) -> None:
     stages = [alone(rule, NAMES)]
     verdicts, states = undisturbed(rule)
-    text = json.dumps(to_plain(stages, states[stop]), allow_nan=False)
-    found, after = run(rule, series()[stop + 1 :], from_plain(stages, json.loads(text)))
-    assert found == verdicts[stop + 1 :]
-    assert same(after[-1], states[-1])
+    for stop in turns([0, 24, 63, 700], rule, most=2):
+        text = json.dumps(to_plain(stages, states[stop]), allow_nan=False)
+        found, after = run(rule, series()[stop + 1 :], from_plain(stages, json.loads(text)))
+        assert found == verdicts[stop + 1 :]
+        assert same(after[-1], states[-1])
 
 
 @rules(RULES)

@@ -13,6 +13,7 @@ from contract.namespaces import COMPILED, INSTALLED, NAMES, Guard, Place, load_q
 from contract.namespaces import place as place_of
 from contract.row import Row
 from contract.rows import DECIDING, EAGER, ROWS
+from depth import FULL, turns
 from karikomi import registry
 from karikomi.bound import QKClip
 from karikomi.functional.library import MEASURE_OPERATIONS
@@ -110,10 +111,23 @@ def _name(value: Any) -> str:
 ANSWERS = {"ByValue", "ByGlobalNorm", "TensorEMA"}
 JUDGED = [(row, "skip", dtype) for row in DECIDING for dtype in (np.float32, np.float64)]
 JUDGED += [(row, "zero", dtype) for row, _, dtype in JUDGED if str(row) in ANSWERS]
-JUDGED += [(row, "skip", np.float64) for row in EAGER]
+EAGER_ONLY = [(row, "skip", np.float64) for row in EAGER]
+JUDGED += EAGER_ONLY
 
 
-@pytest.mark.parametrize(("row", "nonfinite", "dtype"), JUDGED, ids=_name)
+PLACED = [
+    (*judged, name)
+    for judged in JUDGED
+    for name in NAMES
+    if name not in COMPILED
+    or judged[2]
+    in turns([np.float32, np.float64], *judged[:2], name, full=FULL or judged in EAGER_ONLY)
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "nonfinite", "dtype", "place"), PLACED, ids=_name, indirect=["place"]
+)
 def test_judgement_is_the_same_everywhere(
     row: Row, place: Place, dtype: type, nonfinite: str
 ) -> None:

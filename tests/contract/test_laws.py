@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.frameworks import (
+    COMPILED,
     FLUSHING,
     FRAMEWORKS,
     SHAPES,
@@ -21,7 +24,7 @@ from contract.frameworks import (
 )
 from contract.row import Row, norm
 from contract.rows import CLIPS, EVERY, LIMITED
-from depth import examples, turns
+from depth import FULL, examples, turns
 from karikomi.errors import InvalidArgument
 
 Arrays = dict[str, np.ndarray]
@@ -31,15 +34,33 @@ ROUNDING = {np.float64: 1e-12, np.float32: 1e-6}
 EXPONENTS = {np.float64: (-1020, 1020), np.float32: (-140, 128)}
 
 
-def cases(rows: list[Row], *, but: frozenset[str] = frozenset()) -> pytest.MarkDecorator:
-    """Parametrize over rule x framework, wherever the rule can be met."""
-    pairs = [
-        pytest.param(row, apply, id=f"{row}-{name}")
-        for row in rows
-        for name, apply in FRAMEWORKS.items()
-        if serves(name, row) and name not in but
-    ]
-    return pytest.mark.parametrize(("row", "apply"), pairs)
+class cases:
+    """Parametrize over rule x framework, wherever the rule can be met.
+
+    What a framework compiles takes a second or two for each law and rule: a law meets `compiled` of three rules
+    there, other laws others; in a full run all.
+    """
+
+    def __init__(
+        self, rows: list[Row], *, but: frozenset[str] = frozenset(), compiled: int = 1
+    ) -> None:
+        self.rows, self.but, self.compiled = rows, but, compiled
+
+    def __call__(self, law: Callable) -> Callable:
+        name = getattr(law, "__name__", repr(law))
+        pairs = [
+            pytest.param(row, apply, id=f"{row}-{framework}")
+            for framework, apply in FRAMEWORKS.items()
+            if framework not in self.but
+            for place, row in enumerate(self.rows)
+            if serves(framework, row) and self._meets(framework, name, place)
+        ]
+        return pytest.mark.parametrize(("row", "apply"), pairs)(law)
+
+    def _meets(self, framework: str, law: str, place: int) -> bool:
+        if FULL or framework not in COMPILED:
+            return True
+        return (place + zlib.crc32(law.encode())) % 3 < self.compiled
 
 
 def draws(dtype: type) -> st.SearchStrategy[Arrays]:
@@ -89,7 +110,7 @@ def referred(row: Row, tensors: Tensors) -> dict[str, np.ndarray | None]:
     return {**tensors, **dict(zip(present, done, strict=True))}
 
 
-@cases(EVERY)
+@cases(EVERY, compiled=3)
 @pytest.mark.parametrize("dtype", ROUNDING)
 @settings(max_examples=examples(8, full=30))
 @given(data=st.data())

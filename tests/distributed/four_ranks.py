@@ -302,11 +302,11 @@ def some(scenarios: Scenarios, most: int, *key: str) -> Scenarios:
 
 
 def by_layout(family: Callable[[str, Any], Scenarios], most: int) -> Scenarios:
-    """Return `most` of a family's scenarios for every way in which weights lie."""
+    """Return `most` of a family's scenarios for every network, and one for every pair of placements."""
     return {
         name: scenario
         for how, build in LAYOUTS.items()
-        for name, scenario in some(family(how, build), most, how).items()
+        for name, scenario in some(family(how, build), most if how in BUILDS else 1, how).items()
     }
 
 

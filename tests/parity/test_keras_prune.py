@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 layers, nn = keras.layers, torch.nn
 
 import karikomi as kk  # noqa: E402
-import keras_backends  # noqa: E402, F401
+from keras_backends import sampled  # noqa: E402
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.normal(size=(10, 9, 9, 4)).astype("float32")
@@ -108,7 +108,7 @@ def check_the_same(found: Any, expected: Any, *, share: float = 1.0) -> None:
     assert total and same >= share * total
 
 
-@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("ties", sampled([False, True], "ties"))
 @pytest.mark.parametrize(
     "options",
     [
@@ -130,7 +130,7 @@ def test_by_weights_the_masks_are_the_same_ties_included(
     check_the_same(*both(ties, **options))
 
 
-@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("used", sampled([False, True], "used"))
 @pytest.mark.parametrize(
     "options",
     [

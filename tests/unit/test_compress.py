@@ -153,7 +153,7 @@ def test_a_run_that_dies_in_any_epoch_ends_in_the_same_bytes(
 
 def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text("train_epochs = 20\nprune_epochs = 10\ntune_epochs = 5\n")
+    recipe.write_text("train_epochs = 8\nprune_epochs = 4\ntune_epochs = 2\n")
 
     def command(name: str) -> list[str]:
         program = "from karikomi.cli.app import main; main()"

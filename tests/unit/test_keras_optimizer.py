@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_backends import BACKEND, only
+from keras_backends import BACKEND, only, sampled
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -70,7 +70,7 @@ PEERS = {
 }
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", sampled(PEERS, "peers"))
 def test_is_what_keras_does_where_it_does_the_same(name: str) -> None:
     rule, arguments = PEERS[name]
     ours = fitted(kk.keras.clipped(SGD(0.05, momentum=0.9, weight_decay=0.01), rule))
@@ -203,7 +203,7 @@ ADAPTIVE: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("name", sampled(ADAPTIVE, "resumed"))
 def test_to_save_load_and_continue_is_not_to_stop(name: str, tmp_path: Path) -> None:
     whole = fitted(ADAPTIVE[name](), epochs=2)
     fitted(None, whole, epochs=1)
@@ -381,7 +381,7 @@ def mirrored_strategy() -> Any:
 
 
 @only("tensorflow")
-@pytest.mark.parametrize("kind", ["plain", "accumulated", "scaled"])
+@pytest.mark.parametrize("kind", sampled(["plain", "accumulated", "scaled"], "mirrored", most=2))
 def test_mirrored_replicas_are_one_device_on_the_joint_batch(kind: str) -> None:
     def optimizer() -> Any:
         steps = 2 if kind == "accumulated" else None

@@ -18,7 +18,7 @@ import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import Masks, Pruning, clipped, prune_, strip_  # noqa: E402
 from karikomi.keras.callbacks.schedule_fingerprint import described  # noqa: E402
-from keras_backends import BACKEND, only  # noqa: E402
+from keras_backends import BACKEND, only, sampled  # noqa: E402
 
 RNG = np.random.default_rng(7)
 INPUTS = RNG.normal(size=(48, 6)).astype("float32")
@@ -377,7 +377,7 @@ def trained(path: Path, stop: int | None, how: str) -> Any:
     return model, pruning
 
 
-@pytest.mark.parametrize("how", ["file", "backup"])
+@pytest.mark.parametrize("how", sampled(["file", "backup"], "killed"))
 def test_killed_and_resumed_is_not_to_have_been_killed(tmp_path: Path, how: str) -> None:
     whole, pruning = trained(tmp_path, None, how)
     resumed, again = trained(tmp_path, 2, how)
