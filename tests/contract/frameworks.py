@@ -307,7 +307,8 @@ FRAMEWORKS: dict[str, Apply] = {
 }
 # XLA and TensorFlow take subnormal numbers for zero.
 FLUSHING = [jax_eager, jax_jit, tensorflow, tf_function]
-COMPILED = {"jax.jit", "tf.function"}
+# JAX compiles every operation that it runs by itself as well.
+COMPILED = {"jax", "jax.jit", "tf.function"}
 # A skipped step leaves None, not zeros.
 DROPS_GRADIENTS = {"torch_module", "torch_parameters", "torch_attach"}
 
