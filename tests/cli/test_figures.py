@@ -307,6 +307,23 @@ def test_sweep_and_compress_pass_their_options_on(
     assert cells(run(*call).stdout)[2] == ["accuracy (test)", "90.00 %", "80.00 %", "-10.00 points"]
 
 
+def test_a_result_names_the_files_that_it_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {
+        **{"metric": "accuracy", "metric_before": 0.9, "metric_after": 0.8, "bytes_dense": 2000},
+        **{"bytes_packed": 500, "file": str(tmp_path / "model.karikomi"), "record": "record.jsonl"},
+    }
+    monkeypatch.setattr("karikomi.search.compress", lambda task, **more: dict(made))
+    monkeypatch.setattr("karikomi.record.read", lambda path: iter([]))
+    data, config = tmp_path / "mnist.npz", tmp_path / "mine.toml"
+    data.touch()
+    config.write_text("train_epochs = 2")
+    found = good("compress", "mnist-lenet300", "--data", data, "--config", config)
+    assert (found["data"], found["config"]) == (str(data), str(config))
+    assert not {"data", "config"} & good("compress", "digits").keys()
+
+
 def test_the_defaults_are_those_that_the_help_states() -> None:
     def shown(verb: str) -> str:
         return " ".join(run(verb, "--help").stdout.split())

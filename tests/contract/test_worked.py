@@ -191,6 +191,18 @@ def test_a_bin_of_the_histogram_reaches_half_a_bin_to_either_side(
     assert np.log2(float(found) / 4.0) * 32 == pytest.approx(read, abs=1e-6)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_outermost_bin_reaches_to_the_outermost_norm(sign: int) -> None:
+    """Norms of more than 20 octaves from the first share one bin, evenly in their logarithms."""
+    state = histogram.begin(np.ones(1), xp=np)
+    for octaves in (0, 24, 27, 30):
+        norm = np.asarray(2.0 ** (sign * octaves))
+        state = histogram.count(state, norm, np.asarray(True), xp=np)
+    # The middle one of three, by rank; half a bin is 1 / 64 octave.
+    found = histogram.quantile(state, (2 if sign > 0 else 1) / 3, xp=np)
+    assert sign * np.log2(float(found)) == pytest.approx((20 - 1 / 64 + 30) / 2, abs=1e-6)
+
+
 DEFAULTS: dict[type, dict[str, Any]] = {
     kk.clip.AGC: {"limit": 0.01, "eps": 1e-3},
     kk.clip.AdaGC: {"ratio": 1.05, "beta": 0.98, "limit": 1.0, "warmup": 100},

@@ -303,6 +303,18 @@ def test_a_declaration_that_does_not_fit_is_refused(arguments: Any, text: str) -
     assert attentions(module) == {}
 
 
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_logits_that_overflowed_leave_their_layer_alone(bad: float) -> None:
+    model = nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": nn.MultiheadAttention(8, 2)})
+    note_logits(model["a"], torch.tensor([bad, 9.0]))
+    note_logits(model["b"], torch.tensor([-math.inf, 9.0]))  # a head that saw nothing
+    before = model["a"].in_proj_weight.clone()
+    outcome, _ = kk.torch.bound_(model, RULE)
+    assert outcome.names == ("b", "b") and outcome.norms.tolist() == [0.0, 9.0]
+    assert torch.equal(model["a"].in_proj_weight, before)
+    assert outcome.left_alone["a.in_proj_weight"] == "no finite logits were supplied for it"
+
+
 @pytest.mark.parametrize("largest", [[1.0], torch.tensor(1.0), torch.empty(0, 2)])
 def test_what_is_no_vector_of_heads_is_not_noted(largest: Any) -> None:
     with pytest.raises(InvalidArgument, match="the largest logits are a tensor with one entry per"):

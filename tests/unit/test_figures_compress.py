@@ -272,6 +272,24 @@ def test_each_tensor_has_its_own_account(made: dict[str, Any]) -> None:
     assert causes["file"] == made["bytes_packed"] and causes["dense"] == 4 * 32
 
 
+def test_a_tensor_that_was_shrunk_is_counted_by_its_dense_size(
+    ours: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shrink(
+        self: Runner, arrays: dict[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        return {**arrays, "w": arrays["w"][2:]}, {"removed": 2}
+
+    monkeypatch.setattr(Runner, "shrink", shrink)
+    result = kk.compress(task(), out=tmp_path, max_drop=0.1, progress=False)
+    (row,) = [row for row in result["tensors"] if row["name"] == "w"]
+    # 15 of 24 weights were pruned, 12 of them with the first two units.
+    assert (row["shape"], row["shape_after"]) == ([4, 6], [2, 6])
+    assert (row["elements"], row["nonzero"], row["sparsity"]) == (24, 9, 0.625)
+    assert row["bytes"]["dense"] == 4 * 24
+    assert row["bits_per_weight"] == 8 * row["bytes"]["packed"] / 24
+
+
 def test_each_cause_by_hand() -> None:
     codes = np.zeros(64, np.uint8)
     codes[[0, 3, 40]] = 1, 2, 2
@@ -573,6 +591,15 @@ def test_the_bars_of_the_page(page: Page) -> None:
     assert [*shares.rows] == ["large", "small"]
     assert shares.bar("large")[::2] == (pytest.approx(72, abs=0.2), "72.0 % of 4,000")
     assert shares.bar("small")[::2] == (pytest.approx(71, abs=0.2), "71.0 % of 2,000")
+
+
+def test_a_size_that_is_missing_keeps_the_outline_of_the_one_before() -> None:
+    result = RESULT | {"bytes_by_cause": RESULT["bytes_by_cause"] | {"quantized": None}}
+    sizes = Page(report.compress_page(result, [])).charts["Size after each step"]
+    pruned = pytest.approx(9_000, abs=60)
+    assert sizes.bar("quantized") == (None, pruned, "n/a")
+    packed = (pytest.approx(1_350, abs=60), pruned, "1.35 kB, 5.6 % (saved 7.65 kB)")
+    assert sizes.bar("entropy coded") == packed
 
 
 def test_the_marks_of_the_page(page: Page) -> None:

@@ -212,7 +212,9 @@ def test_every_rule_reports_as_the_reference_does(rule: Any) -> None:
 def test_a_model_that_was_trained_already_is_bounded_from_then_on() -> None:
     """On TensorFlow and JAX a compiled step does not look at constraints that came after it."""
     model = trained(network(layers.Dense(3, name="a")))
+    assert model.train_function is not None
     bound_(model, kk.bound.Clamp(0.05))
+    assert model.train_function is None
     assert np.abs(numbers(trained(model).layers[0].kernel)).max() <= np.float32(0.05)
 
 

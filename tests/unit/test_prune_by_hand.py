@@ -47,6 +47,14 @@ def test_an_account_prints_what_it_counts() -> None:
     assert note == "a note"
 
 
+@pytest.mark.parametrize(
+    ("count", "said"), [(6, "0, 1, 2, 3, 4, 5"), (8, "0, 1, 2, 3, 4, 5 and 2 more")]
+)
+def test_a_row_prints_six_indices_and_how_many_more(count: int, said: str) -> None:
+    row = Row(name="a", removed=8, size=9, why="small", unread=tuple(range(count)))
+    assert str(Account((row,))).splitlines()[1].endswith(f"small; unread: {said}")
+
+
 @pytest.mark.parametrize("units", [0, 1])
 @pytest.mark.parametrize("kernel", [1, 2])
 def test_a_row_names_units_that_read_nothing_and_inputs_that_are_not_read(

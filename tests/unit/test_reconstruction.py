@@ -306,6 +306,13 @@ def test_a_refit_that_is_no_better_is_not_kept_and_named(monkeypatch: pytest.Mon
     ]
 
 
+def test_a_refit_with_the_damping_that_was_asked_for_is_not_noted() -> None:
+    module = nn.Linear(6, 4)
+    found = reconstruct_(module, {"weight": 5}, [torch.randn(20, 6)], progress=False)
+    assert found.rows[0].updated and found.rows[0].damping == found.damping == 0.01
+    assert found.account(Account(notes=("a note",))).notes == ("a note",)
+
+
 def test_earlier_masks_stay_and_count() -> None:
     module = network()
     first = reconstruct_(module, {"7.weight": 300}, batches(), progress=False)

@@ -117,6 +117,17 @@ def test_steps_that_begin_again_go_on(again: bool) -> None:
     ]
 
 
+def test_stages_of_one_step_stand_side_by_side() -> None:
+    rows = [{"event": "step", "stage": stage, "step": 0, "loss": 1.0} for stage in "abc"]
+    history = read_history(rows)
+    assert [x for x, _ in history.loss] == [0, 1, 2]
+    assert [(s.name, s.first, s.last) for s in history.stages] == [
+        ("a", 0, 0),
+        ("b", 1, 1),
+        ("c", 2, 2),
+    ]
+
+
 def test_rows_become_curves() -> None:
     step: dict[str, Any] = {"event": "step", "stage": "train", "loss": 1.0, "factor": 0.5}
     rows = [

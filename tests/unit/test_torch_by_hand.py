@@ -20,6 +20,7 @@ from karikomi.errors import NonFinite, Unsupported
 from karikomi.prune import Gradual, OneShot, RigL
 from karikomi.quantize import Coded
 from karikomi.rule import Array, Decision, Namespace, Quantity, Scope, State, leave
+from karikomi.schedule import Stepwise
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
 from karikomi.torch.facts.measure import measure
 from karikomi.torch.facts.running_stats import RunningStats
@@ -75,6 +76,21 @@ def test_updates_are_in_units_of_the_rate_of_their_group() -> None:
     assert rows(model)[1] == [-0.125, -0.125]
     assert handle.last_update is not None
     assert list(handle.last_update.norms) == pytest.approx([5.0, math.sqrt(2.0)])
+
+
+def test_a_step_that_was_skipped_is_an_attempt_for_the_clip_of_updates() -> None:
+    model = pair([0.0], [0.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    limits = Stepwise(((0, 1.0), (1, 2.0), (2, 3.0)))
+    kk.torch.attach(optimizer, model, update=kk.clip.BlockRMS(limits))
+    steps = []
+    for gradient in (-9.0, math.nan, -9.0):
+        before = rows(model)[0][0]
+        set_gradients(model, [gradient], [gradient])
+        optimizer.step()
+        steps.append(rows(model)[0][0] - before)
+    # The second limit went by with the step that was skipped.
+    assert steps == pytest.approx([1.0, 0.0, 3.0])
 
 
 def test_second_moments_are_corrected_by_the_decay_of_their_group() -> None:

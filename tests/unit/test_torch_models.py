@@ -104,6 +104,16 @@ def test_quantized_weights_are_stored_as_codes_under_every_name(tmp_path: Path) 
     assert isinstance(stored["first.bias"], np.ndarray)
 
 
+def test_layers_quantized_one_after_the_other_are_all_stored_as_codes(tmp_path: Path) -> None:
+    model = mlp()
+    kk.torch.quantize_(model, bits=4, only="0.weight")
+    kk.torch.quantize_(model, entries=3, only="2.weight")
+    seen = pack.inspect(kk.save(model, tmp_path / "model.karikomi")).entries
+    quantizers = {entry.name: entry.quantizer for entry in seen}
+    assert quantizers["0.weight"] == "uniform 4 bits, axis 0"
+    assert (quantizers["2.weight"], quantizers["3.weight"]) == ("codebook 3", "none")
+
+
 def test_codes_survive_parts_copies_and_pickles(tmp_path: Path) -> None:
     model = mlp()
     kk.torch.quantize_(model, bits=8)

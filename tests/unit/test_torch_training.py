@@ -186,6 +186,12 @@ def test_the_facts_of_a_network() -> None:
     assert np.array_equal(runner.fresh()["0.weight"], runner_of(network).fresh()["0.weight"])
 
 
+def test_the_threads_are_those_of_the_recipe_or_else_of_torch() -> None:
+    other = torch.get_num_threads() + 2
+    assert runner_of(threads=other).environment()["threads"] == other
+    assert runner_of(threads=0).environment()["threads"] == torch.get_num_threads()
+
+
 def test_the_gradient_of_the_inputs_is_that_of_the_loss() -> None:
     runner = runner_of(network)
     arrays, inputs = runner.fresh(), DATA.train.inputs.astype(np.float64)
