@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,6 +228,21 @@ def test_the_table_of_the_terminal_has_each_figure_in_its_column() -> None:
         *(["none", "75%", "2", "71.00%", "62.00..94.00", "32%", "0.021", "2.5", "13.3kB"],),
     ]
     assert lines[-1].startswith("* highest mean")
+
+
+def test_sparsities_that_are_near_one_another_keep_their_digits() -> None:
+    seen = ((0.99, "99 %"), (0.995, "99.5 %"), (0.9975, "99.75 %"), (0.07, "7 %"), (None, "n/a"))
+    points = [POINTS[0] | {"sparsity": sparsity} for sparsity, _ in seen]
+    result = RESULT | {"points": points}
+    said = [said for _, said in sorted(seen, key=lambda pair: pair[0] or 2.0)]
+    lines = report.sweep_table(result).splitlines()[1:6]
+    assert [re.split(r"  +", line)[1] for line in lines] == said
+    page = Page(report.sweep_page(result))
+    columns = [f"sparsity {one}" for one in said]
+    assert [*page.tables["Milliseconds a step"][0]] == ["limit", *columns]
+    assert [*page.charts["Clipped steps by limit"].styles] == columns
+    best = Page(report.sweep_page(RESULT | {"points": points[1:2]})).tiles["best mean accuracy"]
+    assert best == ("70.00 %", "limit 0.5, sparsity 99.5 %")
 
 
 def test_the_page_has_each_figure_in_its_table() -> None:

@@ -74,7 +74,7 @@ def sweep_table(result: Mapping[str, Any]) -> str:
         rows.append(
             (
                 _limit(point.get("limit")),
-                percent(point.get("sparsity"), 0),
+                _sparsity(point.get("sparsity")),
                 count(point.get("runs")),
                 score(seen.get("mean"), metric)
                 + (" *" if _mean(point, "accuracy") == top else "  "),
@@ -133,7 +133,7 @@ def _chart(
         ends = [[scaled(stat.get(key), unit[0]) for key in _STATS] for stat in stats]
         series.append(
             Series(
-                f"sparsity {percent(sparsity, 0)}",
+                f"sparsity {_sparsity(sparsity)}",
                 [(slot + shift, mean) for slot, (_, mean, _) in enumerate(ends)],
                 style,
                 marks=True,
@@ -161,7 +161,7 @@ def _grid(points: _Points, key: str, caption: str, wording: Callable[[Any], str]
         )
         for limit in _values(points, "limit")
     ]
-    columns = ("limit", *(f"sparsity {percent(sparsity, 0)}" for sparsity in sparsities))
+    columns = ("limit", *(f"sparsity {_sparsity(sparsity)}" for sparsity in sparsities))
     return Table(caption, columns, rows, note="Mean (lowest to highest).")
 
 
@@ -169,7 +169,7 @@ def _tiles(points: _Points, metric: str) -> list[Tile]:
     best = _best(points)
     if best is None:
         return []
-    where = f"limit {_limit(best.get('limit'))}, sparsity {percent(best.get('sparsity'), 0)}"
+    where = f"limit {_limit(best.get('limit'))}, sparsity {_sparsity(best.get('sparsity'))}"
     return [Tile(f"best mean {metric}", score(_mean(best, "accuracy"), metric), where)]
 
 
@@ -188,6 +188,12 @@ def _mean(point: Mapping[str, Any], key: str) -> float | None:
 
 def _limit(limit: Any) -> str:
     return "none" if limit is None else MISSING if number(limit) is None else plain(limit)
+
+
+def _sparsity(sparsity: Any) -> str:
+    # All digits: of 0.99 and 0.995 neither is 100 %, nor are they the same column.
+    share = scaled(sparsity, 100)
+    return MISSING if share is None else f"{share:.6g} %"
 
 
 def _order(point: Mapping[str, Any]) -> tuple[float, float]:
