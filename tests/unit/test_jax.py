@@ -176,6 +176,8 @@ def test_a_nan_in_one_network_of_several_skips_that_one_only() -> None:
     assert np.asarray(state.inner[0].count).tolist() == [0, 1]
     with pytest.raises(NonFinite, match="1 steps in a row.* in w"):
         kk.jax.check(state, stop_after=1)
+    with pytest.raises(InvalidArgument, match="jax.check: stop_after must be >= 1; got 0"):
+        kk.jax.check(state, stop_after=0)
 
 
 @pytest.mark.parametrize("entry", [jnp.nan, jnp.inf])

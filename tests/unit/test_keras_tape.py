@@ -187,6 +187,8 @@ def test_what_is_not_known_yet_is_said() -> None:
     with pytest.raises(NonFinite, match="1 steps in a row .* the last in 0"):
         kk.keras.check(state, stop_after=1)
     kk.keras.check(state)
+    with pytest.raises(InvalidArgument, match="keras.check: stop_after must be >= 1; got 0"):
+        kk.keras.check(state, stop_after=0)
     with pytest.raises(NonFinite, match="keras.clip: non-finite entries in 0"):
         kk.keras.clip([tf.constant([np.nan])], kk.clip.ByNorm(1.0), nonfinite="raise")
 

@@ -111,6 +111,8 @@ def check(state: Mapping[str, Any], *, stop_after: int = 10) -> None:
     Traceback (most recent call last):
     karikomi.errors.NonFinite: keras.check: 1 steps in a row with non-finite entries, the last in 0
     """
+    if not isinstance(stop_after, int) or stop_after < 1:
+        raise InvalidArgument("stop_after must be >= 1", where="keras.check", got=repr(stop_after))
     in_a_row = int(np.asarray(readable(state["bad_in_a_row"])))
     if in_a_row >= stop_after:
         named = culprits(_description(state), dict(state))
