@@ -92,8 +92,7 @@ def rules(chosen: list[Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("rule", chosen, ids=lambda rule: type(rule).__name__)
 
 
-# A bad step counts for the patience of SkipSpikes; with a patience of 1 that shows at once.
-@rules([rule for rule in RULES if getattr(rule, "patience", 16) > 1])
+@rules(RULES)
 @settings(max_examples=examples(2, full=3))
 @given(
     place=st.integers(0, STEPS - 1),

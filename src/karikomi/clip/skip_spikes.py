@@ -26,8 +26,8 @@ class SkipSpikes:
 
     `sigma`: > 0, in standard deviations, or a schedule of the attempted step; ``inf`` measures only.
     `window`: >= 2, accepted steps. `warmup`: from 2 to `window`; with fewer norms known no step is skipped.
-    `patience`: >= 1; after so many skipped steps in a row, for whatever reason, the next finite one is
-    taken. Raises `InvalidArgument` for other numbers.
+    `patience`: >= 1; after so many skipped steps in a row the next finite one is taken; steps that are not
+    finite neither count nor end the row. Raises `InvalidArgument` for other numbers.
 
     Learns from raw norms of accepted steps, there being no others. A skipped step teaches nothing, so
     without `patience` a lasting change of scale would be skipped for ever; with it the norms of the new
