@@ -16,7 +16,8 @@ from karikomi.errors import Unsupported
 from karikomi.rule import Composite, Rule
 from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
-from karikomi.torch.clipping.host_step import Clipping, HostTensors
+from karikomi.torch.clipping.host_step import Clipping
+from karikomi.torch.clipping.host_tensors import HostTensors
 from karikomi.torch.clipping.joint_norms import Sharding
 from karikomi.torch.clipping.second_moments import Moments
 from karikomi.torch.distributed.dtensors import local
