@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
+import depth
+
 # One thread, so that sums are rounded alike on every machine and workers do not fight for cores.
 # Set before the first framework is imported, and inherited by the workers.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -25,7 +27,6 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-FULL = os.environ.get("KARIKOMI_FULL") == "1"
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 
@@ -44,7 +45,7 @@ def _compile_quickly() -> None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
-if not FULL:
+if not depth.FULL:
     _compile_quickly()
 
 # torch and TensorFlow each bring their own copies of native libraries; a fixed order keeps a run

@@ -25,7 +25,6 @@ BACKEND = os.environ.get("KERAS_BACKEND", "torch")
 OTHERS = [name for name in ("jax", "tensorflow") if find_spec(name)]
 LIMIT = 900.0  # seconds
 LANES = "test_keras_backends"
-INSIDE = "KARIKOMI_KERAS_LANE"
 
 
 def sampled(values: Iterable[T], *key: object, most: int = 1) -> list[T]:
@@ -44,7 +43,7 @@ def only(*backends: str) -> Callable:
 
 def run_under(backend: str, *arguments: str | Path) -> str:
     """Run pytest with these arguments in a process of its own whose Keras has this backend."""
-    environment = {**os.environ, "KERAS_BACKEND": backend, INSIDE: "1"}
+    environment = {**os.environ, "KERAS_BACKEND": backend}
     # Of the run around this one, which may itself be a worker.
     for name in [name for name in environment if name.startswith("PYTEST_")]:
         del environment[name]

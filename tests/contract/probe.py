@@ -1,10 +1,10 @@
-"""A rule of no registry that keeps what a rule can keep, in every shape: the probe of the laws of state."""
+"""Rules of no registry: one keeps what a rule can keep, in every shape; one notes what a rule is passed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from karikomi.rule import (
     Array,
@@ -63,3 +63,29 @@ class TensorEMA:
         }
         limit = self.limit * xp.where(seen, state["mean"], one)
         return Decision(shrink_to(norms, limit, xp=xp), None, leave(xp)), after
+
+
+@dataclass(frozen=True)
+class Noting:
+    """Change nothing and note the facts and norms that are passed to a rule of this scope."""
+
+    scope: Scope
+    noted: dict[str, Any] = field(default_factory=dict)
+
+    of: ClassVar[Quantity] = Quantity.GRADIENT
+    needs: ClassVar[frozenset[str]] = frozenset({"sizes", "weights"})
+
+    def init(self, like: Array, *, xp: Namespace) -> State:
+        return {}
+
+    def decide(
+        self,
+        norms: Array,
+        state: State,
+        *,
+        present: Array,
+        facts: Mapping[str, Array],
+        xp: Namespace,
+    ) -> tuple[Decision, State]:
+        self.noted.update(facts, norms=norms)
+        return Decision(xp.ones_like(norms), None, leave(xp)), state

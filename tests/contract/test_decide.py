@@ -13,7 +13,7 @@ from contract.namespaces import COMPILED, INSTALLED, NAMES, Guard, Place, load_q
 from contract.namespaces import place as place_of
 from contract.row import Row
 from contract.rows import DECIDING, EAGER, ROWS
-from depth import FULL, turns
+from depth import turns
 from karikomi import registry
 from karikomi.bound import QKClip
 from karikomi.functional.library import MEASURE_OPERATIONS
@@ -109,24 +109,19 @@ def _name(value: Any) -> str:
 
 # A rule sees nothing of the policy, so one of each kind of answer shows it: limit, joint, by tensor.
 ANSWERS = {"ByValue", "ByGlobalNorm", "TensorEMA"}
-JUDGED = [(row, "skip", dtype) for row in DECIDING for dtype in (np.float32, np.float64)]
-JUDGED += [(row, "zero", dtype) for row, _, dtype in JUDGED if str(row) in ANSWERS]
-EAGER_ONLY = [(row, "skip", np.float64) for row in EAGER]
-JUDGED += EAGER_ONLY
-
-
-PLACED = [
-    (*judged, name)
-    for judged in JUDGED
+POLICIES = [(row, "skip", [np.float32, np.float64]) for row in DECIDING]
+POLICIES += [(row, "zero", dtypes) for row, _, dtypes in POLICIES if str(row) in ANSWERS]
+POLICIES += [(row, "skip", [np.float64]) for row in EAGER]
+JUDGED = [
+    (row, nonfinite, dtype, name)
+    for row, nonfinite, dtypes in POLICIES
     for name in NAMES
-    if name not in COMPILED
-    or judged[2]
-    in turns([np.float32, np.float64], *judged[:2], name, full=FULL or judged in EAGER_ONLY)
+    for dtype in (turns(dtypes, row, nonfinite, name) if name in COMPILED else dtypes)
 ]
 
 
 @pytest.mark.parametrize(
-    ("row", "nonfinite", "dtype", "place"), PLACED, ids=_name, indirect=["place"]
+    ("row", "nonfinite", "dtype", "place"), JUDGED, ids=_name, indirect=["place"]
 )
 def test_judgement_is_the_same_everywhere(
     row: Row, place: Place, dtype: type, nonfinite: str

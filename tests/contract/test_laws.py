@@ -34,33 +34,27 @@ ROUNDING = {np.float64: 1e-12, np.float32: 1e-6}
 EXPONENTS = {np.float64: (-1020, 1020), np.float32: (-140, 128)}
 
 
-class cases:
+def cases(
+    rows: list[Row], *, but: frozenset[str] = frozenset(), compiled: int = 1
+) -> Callable[[Callable], Callable]:
     """Parametrize over rule x framework, wherever the rule can be met.
 
     What a framework compiles takes a second or two for each law and rule: a law meets `compiled` of three rules
     there, other laws others; in a full run all.
     """
 
-    def __init__(
-        self, rows: list[Row], *, but: frozenset[str] = frozenset(), compiled: int = 1
-    ) -> None:
-        self.rows, self.but, self.compiled = rows, but, compiled
-
-    def __call__(self, law: Callable) -> Callable:
-        name = getattr(law, "__name__", repr(law))
+    def parametrized(law: Callable) -> Callable:
+        turn = zlib.crc32(law.__name__.encode())
         pairs = [
-            pytest.param(row, apply, id=f"{row}-{framework}")
-            for framework, apply in FRAMEWORKS.items()
-            if framework not in self.but
-            for place, row in enumerate(self.rows)
-            if serves(framework, row) and self._meets(framework, name, place)
+            pytest.param(row, apply, id=f"{row}-{name}")
+            for name, apply in FRAMEWORKS.items()
+            if name not in but
+            for place, row in enumerate(rows)
+            if serves(name, row) and (FULL or name not in COMPILED or (place + turn) % 3 < compiled)
         ]
         return pytest.mark.parametrize(("row", "apply"), pairs)(law)
 
-    def _meets(self, framework: str, law: str, place: int) -> bool:
-        if FULL or framework not in COMPILED:
-            return True
-        return (place + zlib.crc32(law.encode())) % 3 < self.compiled
+    return parametrized
 
 
 def draws(dtype: type) -> st.SearchStrategy[Arrays]:

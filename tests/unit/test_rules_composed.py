@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +12,9 @@ import torch
 from torch import nn
 
 import karikomi as kk
+from contract.probe import Noting
 from karikomi.clip import ByGlobalNorm, ByNorm, ByValue, Chain, EMARatio, Groups, SkipSpikes
-from karikomi.rule import Array, Decision, Namespace, Quantity, Scope, State, leave
+from karikomi.rule import Scope
 from karikomi.rules.decide import begin, decide_stage
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import alone
@@ -115,25 +115,43 @@ def test_the_statistics_of_each_stage_follow_their_tensors_by_name() -> None:
         assert after["names"] == after["names.2"] == list(entries)
 
 
-@everywhere
-def test_an_inner_group_is_a_part_of_the_outer_one(run: Run) -> None:
-    inner = Groups({"*.weight": ByNorm(1.0)}, default=ByNorm(2.0))
-    rule = Groups({"a.*": inner}, default=ByNorm(8.0))
-    step = {"a.weight": 4.0, "a.bias": 4.0, "b.weight": 4.0, "b.bias": 16.0}
-    _, entries, _ = run(rule, [step])
-    expected = {"a.weight": 1.0, "a.bias": 2.0, "b.weight": 4.0, "b.bias": 8.0}
-    assert entries[0] == pytest.approx(expected, rel=1e-6)
-
-
-@everywhere
-def test_groups_in_a_chain_in_a_group_are_parts_of_it_too(run: Run) -> None:
-    inner = Chain(Groups({"*.weight": None}, default=ByNorm(2.0)), ByGlobalNorm(3.0))
-    rule = Groups({"a.*": inner}, default=ByNorm(10.0))
-    step = {"a.weight": 1.5, "a.bias": 8.0, "b.weight": 7.0, "b.bias": 20.0}
-    _, entries, _ = run(rule, [step])
+NESTED: dict[str, tuple[Any, dict[str, tuple[float, float]]]] = {
+    "groups in a group": (
+        Groups(
+            {"a.*": Groups({"*.weight": ByNorm(1.0)}, default=ByNorm(2.0))}, default=ByNorm(8.0)
+        ),
+        {
+            "a.weight": (4.0, 1.0),
+            "a.bias": (4.0, 2.0),
+            "b.weight": (4.0, 4.0),
+            "b.bias": (16.0, 8.0),
+        },
+    ),
     # 1.5 and 2 have the joint norm 2.5.
-    expected = {"a.weight": 1.5, "a.bias": 2.0, "b.weight": 7.0, "b.bias": 10.0}
-    assert entries[0] == pytest.approx(expected, rel=1e-6)
+    "groups in a chain in a group": (
+        Groups(
+            {"a.*": Chain(Groups({"*.weight": None}, default=ByNorm(2.0)), ByGlobalNorm(3.0))},
+            default=ByNorm(10.0),
+        ),
+        {
+            "a.weight": (1.5, 1.5),
+            "a.bias": (8.0, 2.0),
+            "b.weight": (7.0, 7.0),
+            "b.bias": (20.0, 10.0),
+        },
+    ),
+}
+
+
+@everywhere
+@pytest.mark.parametrize(("rule", "norms"), NESTED.values(), ids=NESTED)
+def test_inner_groups_are_parts_of_the_outer_one(
+    run: Run, rule: Any, norms: dict[str, tuple[float, float]]
+) -> None:
+    _, entries, _ = run(rule, [{name: before for name, (before, _) in norms.items()}])
+    assert entries[0] == pytest.approx(
+        {name: after for name, (_, after) in norms.items()}, rel=1e-6
+    )
 
 
 @everywhere
@@ -186,27 +204,8 @@ def test_an_entry_that_is_not_finite_in_the_first_stage_is_counted(
     assert (state["bad_in_a_row"], state["accepted"], state["skipped_in_a_row"]) == (1, 1, 0)
 
 
-@dataclass(frozen=True)
-class Noting:
-    """Note the facts that are passed to a rule of all tensors together."""
-
-    scope: ClassVar[Scope] = Scope.GLOBAL
-    of: ClassVar[Quantity] = Quantity.GRADIENT
-    needs: ClassVar[frozenset[str]] = frozenset({"sizes", "weights"})
-    noted: dict[str, Any] = field(default_factory=dict)
-
-    def init(self, like: Array, *, xp: Namespace) -> State:
-        return {}
-
-    def decide(
-        self, norms: Array, state: State, *, present: Array, facts: Any, xp: Namespace
-    ) -> tuple[Decision, State]:
-        self.noted.update(facts, norms=norms)
-        return Decision(xp.ones_like(norms), None, leave(xp)), state
-
-
 def test_the_joint_facts_are_those_of_the_finite_tensors_that_are_there() -> None:
-    rule, numbers = Noting(), np.array([3.0, 7.0, 4.0, NAN])
+    rule, numbers = Noting(Scope.GLOBAL), np.array([3.0, 7.0, 4.0, NAN])
     stage = alone(rule, ["a", "b", "c", "d"])
     decide_stage(
         stage,

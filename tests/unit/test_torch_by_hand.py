@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import karikomi as kk
+from contract.probe import Noting
 from karikomi.errors import NonFinite, Unsupported
 from karikomi.prune import Gradual, OneShot, RigL
 from karikomi.quantize import Coded
-from karikomi.rule import Array, Decision, Namespace, Quantity, Scope, State, leave
+from karikomi.rule import Scope
 from karikomi.schedule import Stepwise
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
 from karikomi.torch.facts.measure import measure
@@ -281,33 +280,8 @@ def test_each_linear_layer_is_quantized_along_its_own_outputs() -> None:
     np.testing.assert_allclose(model["first"].weight[1].tolist(), [1e-3, 5e-4], atol=1e-3 / 127)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Note how many entries each unit has."""
-
-    scope: ClassVar[Scope] = Scope.UNIT
-    of: ClassVar[Quantity] = Quantity.GRADIENT
-    needs: ClassVar[frozenset[str]] = frozenset({"sizes", "weights"})
-    noted: dict[str, Any] = field(default_factory=dict)
-
-    def init(self, like: Array, *, xp: Namespace) -> State:
-        return {}
-
-    def decide(
-        self,
-        norms: Array,
-        state: State,
-        *,
-        present: Array,
-        facts: Mapping[str, Array],
-        xp: Namespace,
-    ) -> tuple[Decision, State]:
-        self.noted.update(facts, norms=norms)
-        return Decision(xp.ones_like(norms), None, leave(xp)), state
-
-
 def test_the_sizes_and_weights_of_units_are_those_of_each_unit() -> None:
-    layer, rule = nn.Linear(3, 2), Sizes()
+    layer, rule = nn.Linear(3, 2), Noting(Scope.UNIT)
     layer.weight.data = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
     layer.bias.data = torch.tensor([5.0, 12.0])
     layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.zeros(2)

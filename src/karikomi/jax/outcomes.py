@@ -11,6 +11,7 @@ from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.outcomes import from_bytes, last_outcome, owners
 from karikomi.jax.clipping import ClipState
 from karikomi.rules.outcome import Outcome
+from karikomi.schedule import whole_from
 
 
 def outcome(state: Any) -> Outcome:
@@ -48,8 +49,7 @@ def check(state: Any, *, stop_after: int = 10) -> None:
     Traceback (most recent call last):
     karikomi.errors.NonFinite: jax.check: 1 steps in a row with non-finite entries, the last in w
     """
-    if not isinstance(stop_after, int) or stop_after < 1:
-        raise InvalidArgument("stop_after must be >= 1", where="jax.check", got=repr(stop_after))
+    stop_after = whole_from(1, stop_after, "stop_after must be >= 1", where="jax.check")
     found = _clips(state)
     if not found:
         raise InvalidArgument("there is no clip in this state", where="jax.check")

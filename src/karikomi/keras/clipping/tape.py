@@ -25,6 +25,7 @@ from karikomi.keras.clipping.named_clip import (
 from karikomi.rule import Array, Composite, Rule, State
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import PEAKS
+from karikomi.schedule import whole_from
 
 WHERE = "keras.clip"
 _OF = "of."  # the entry that identifies a state; its name, which is readable while tracing, ends in a checksum
@@ -111,8 +112,7 @@ def check(state: Mapping[str, Any], *, stop_after: int = 10) -> None:
     Traceback (most recent call last):
     karikomi.errors.NonFinite: keras.check: 1 steps in a row with non-finite entries, the last in 0
     """
-    if not isinstance(stop_after, int) or stop_after < 1:
-        raise InvalidArgument("stop_after must be >= 1", where="keras.check", got=repr(stop_after))
+    stop_after = whole_from(1, stop_after, "stop_after must be >= 1", where="keras.check")
     in_a_row = int(np.asarray(readable(state["bad_in_a_row"])))
     if in_a_row >= stop_after:
         named = culprits(_description(state), dict(state))

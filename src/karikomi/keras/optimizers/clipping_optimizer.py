@@ -30,6 +30,7 @@ from karikomi.keras.optimizers.saved_state import ACCUMULATED, BOUND
 from karikomi.rule import Array, Composite, Rule, State
 from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome
+from karikomi.schedule import whole_from
 
 WHERE = inside.WHERE
 
@@ -111,7 +112,7 @@ class ClippedOptimizer(OuterOptimizer):
         check_clip(rule, nonfinite, weights=True, where=WHERE)
         if bound is not None:
             check_bound(bound, where=f"{WHERE} (bound)")
-        inside.check_stop_after(stop_after)
+        stop_after = whole_from(1, stop_after, "stop_after must be >= 1", where=WHERE)
         inner = inside.checked_optimizer(inner_optimizer, ClippedOptimizer)
         super().__init__(inner, name)
         self.rule, self.bound = rule, bound

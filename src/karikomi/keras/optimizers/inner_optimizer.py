@@ -74,14 +74,6 @@ def taken_over(inner: Any) -> tuple[float | None, int | None]:
     return found
 
 
-def check_stop_after(steps: object) -> None:
-    """Raise `InvalidArgument` unless this is a positive number of steps."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InvalidArgument(
-            "stop_after is a number of steps", where=WHERE, got=repr(steps), allowed=">= 1"
-        )
-
-
 def is_schedule(learning_rate: Any) -> bool:
     """Return whether a learning rate is a schedule."""
     return isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)

@@ -18,7 +18,7 @@ from karikomi.prune.schedules.pruning_schedule import PruningSchedule, check_fie
 from karikomi.record import Recorder
 from karikomi.rule import Composite, Quantity, Rule
 from karikomi.rules import decide
-from karikomi.schedule import whole
+from karikomi.schedule import whole_from
 from karikomi.torch.attachment.handle import Handle, Rules, attached
 from karikomi.torch.bounding.in_place import MEASURED
 from karikomi.torch.clipping.host_step import AVAILABLE
@@ -119,9 +119,7 @@ def attach(
             allowed="kk.record.Recorder(path)",
         )
     decide.check_policy(nonfinite, where="torch.attach")
-    bad_steps = whole(stop_after)
-    if bad_steps is None or bad_steps < 1:
-        raise InvalidArgument("stop_after must be >= 1", where="torch.attach", got=repr(stop_after))
+    bad_steps = whole_from(1, stop_after, "stop_after must be >= 1", where="torch.attach")
     if not isinstance(model, nn.Module) and not (bound is prune is None):
         raise InvalidArgument(
             "bounds and masks need the module", where="torch.attach", got=type(model).__name__
