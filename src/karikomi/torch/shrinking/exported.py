@@ -1,0 +1,65 @@
+"""Export a module as a graph of ATen operators whose labels can be propagated."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from karikomi.errors import Unsupported
+from karikomi.torch.shrinking.label_run import name_of
+from karikomi.torch.tracing.source_line import raised_at
+
+Inputs = tuple[Any, ...]
+
+
+def exported(
+    module: nn.Module, inputs: Inputs, options: dict[str, Any], dynamic_shapes: Any = None
+) -> fx.GraphModule:
+    """Return a module in evaluation mode as a graph module with the names of its tensors.
+
+    Raises `Unsupported` with the reason and the source line if `torch.export` does not take the module.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                module, inputs, options, dynamic_shapes=dynamic_shapes, strict=False
+            )
+            graph = program.module(check_guards=False)
+    except Exception as error:
+        raise Unsupported(
+            f"torch.export does not take the module ({type(error).__name__}: {_first_lines(error)})",
+            where="torch.shrink",
+            hint=raised_at(error, after=__file__)
+            or "move control flow that depends on the data out of the forward",
+        ) from error
+    assert isinstance(graph, fx.GraphModule)
+    _drop_unused(graph)
+    return graph
+
+
+def _first_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300]
+
+
+def _drop_unused(graph: fx.GraphModule) -> None:
+    """Remove what no output depends on; operators that write in place stay."""
+    for node in reversed(list(graph.graph.nodes)):
+        if node.users or node.op in ("output", "placeholder"):
+            continue
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "get_attr" or (schema is not None and not schema.is_mutable):
+            graph.graph.erase_node(node)
+        elif name_of(node) == "getitem":
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def copied(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of a graph module with tensors of its own."""
+    return copy.deepcopy(graph)

@@ -1,0 +1,245 @@
+"""Run an exported graph on labels: one rule per operator, and none for data movement, which torch does itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from karikomi.shrink.labels import Classes
+from karikomi.torch.shrinking.meetings import Meetings
+from karikomi.torch.shrinking.planes import Labelled, Shape, along, varying
+from karikomi.torch.tracing.source_line import called_at
+
+Value = Labelled | list[Any]
+"""The labels of what a node returns: of a tensor, or a list for several tensors."""
+
+OUTPUT = "it is an output of the network"
+NO_RULE = "there is no rule for this operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of an operator: the node, the name of the operator, its arguments by name, and where it is written."""
+
+    node: fx.Node
+    name: str
+    arguments: dict[str, Any]
+    site: str
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+
+Rule = Callable[["LabelRun", Call], Value]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of the operators with these names, without ``aten.``."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True, slots=True)
+class Propagated:
+    """Labels of every node of a graph.
+
+    `values`: node -> labels. `classes`: what goes together. `statistics`: nodes that compute a
+    statistic (or a softmax) over entries of which some can go. `unknown`: place -> operators without a rule.
+    """
+
+    values: dict[fx.Node, Value]
+    classes: Classes
+    statistics: tuple[fx.Node, ...]
+    unknown: dict[str, str]
+
+
+class LabelRun(Meetings):
+    """One propagation through a graph module."""
+
+    def __init__(self, module: fx.GraphModule, *, whole: bool) -> None:
+        super().__init__(whole=whole)
+        self.module = module
+        self.values: dict[fx.Node, Value] = {}
+        self.statistics: dict[fx.Node, None] = {}
+        self.unknown: dict[str, str] = {}
+        self._stored: dict[tuple[Any, ...], Labelled] = {}
+
+    def run(self) -> Propagated:
+        """Propagate through all nodes."""
+        for node in self.module.graph.nodes:
+            self.values[node] = self._of_node(node)
+        self._make_products()
+        return Propagated(
+            self.values, self.labels.classes(), tuple(self.statistics), self.unknown
+        )
+
+    def _make_products(self) -> None:
+        """Let what stays of each tensor be a product of indices, which is checked last: operators may ask for less."""
+        several = [
+            (value, call_of(node).site)
+            for node, found in self.values.items()
+            for value in (found if isinstance(found, list) else [found])
+            if any(len(varying(plane)) > 1 for plane in value.planes)
+        ]
+        before = -1
+        while before != self.labels.joins:
+            before = self.labels.joins
+            for value, site in several:
+                self.by_one_axis(value, site)
+
+    def value(self, argument: Any) -> Labelled:
+        """Return the labels of an argument: of a node, or none for a number or nothing."""
+        if isinstance(argument, fx.Node):
+            found = self.values[argument]
+            if isinstance(found, Labelled):
+                return found
+        return Labelled(())
+
+    def fresh(self, owner: str, shape: Shape, axes: Sequence[int] | None = None) -> Labelled:
+        """Return a value with new labels along each of its axes, or along `axes`."""
+        chosen = range(len(shape)) if axes is None else axes
+        planes = tuple(
+            along(self.labels.new(owner, axis, shape[axis]), len(shape), axis)
+            for axis in chosen
+            if shape[axis] > 1
+        )
+        return Labelled(shape, planes)
+
+    def over_statistics(self, call: Call, value: Labelled, axes: Sequence[int]) -> None:
+        """Note an operator that measures something over `axes`, if entries along these can go."""
+        rank = len(value.shape)
+        if {axis % rank for axis in axes} & self.current(value, call.site).axes:
+            self.statistics[call.node] = None
+
+    def stored(self, name: str) -> torch.Tensor:
+        """Return a parameter, a buffer or a constant by name."""
+        found: Any = self.module
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
+
+    def constant(self, argument: Any) -> torch.Tensor | None:
+        """Return the tensor of an argument that is stored, through what only copies it; else None."""
+        while isinstance(argument, fx.Node) and argument.op == "call_function":
+            if name_of(argument) not in ("lift_fresh_copy", "clone", "detach", "alias", "to"):
+                return None
+            argument = argument.args[0]
+        if isinstance(argument, fx.Node) and argument.op == "get_attr":
+            return self.stored(str(argument.target))
+        return None
+
+    def _of_node(self, node: fx.Node) -> Value:
+        if node.op == "get_attr":
+            return self._of_stored(str(node.target))
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                self._fix_all(self.values[source], OUTPUT)
+            return Labelled(())
+        if node.op != "call_function":
+            return bare(node)
+        call = call_of(node)
+        if call.name == "getitem":
+            found = self.values[node.args[0]]  # type: ignore[index]
+            return found[node.args[1]] if isinstance(found, list) else bare(node)  # type: ignore[index]
+        if not isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
+            return Labelled(())
+        if call.name in RULES:
+            return RULES[call.name](self, call)
+        return self.refuse(call)
+
+    def refuse(self, call: Call, reason: str = NO_RULE) -> Value:
+        """Fix all that reaches an operator whose rule does not cover the call."""
+        text = f"{reason}: {call.site}"
+        reached = [source for source in call.node.all_input_nodes if _labels_of(self.values[source])]
+        for source in reached:
+            self._fix_all(self.values[source], text)
+        if reached:
+            self.unknown[call.site] = reason
+        return bare(call.node)
+
+    def _fix_all(self, value: Value, reason: str) -> None:
+        for part in value if isinstance(value, list) else [value]:
+            self.fix(part, reason)
+
+    def _of_stored(self, name: str) -> Value:
+        tensor = self.stored(name)
+        if not isinstance(tensor, torch.Tensor):
+            return Labelled(())
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return Labelled(tuple(tensor.shape))
+        key = (tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride())
+        if key not in self._stored:
+            self._stored[key] = self.fresh(name, tuple(tensor.shape))
+        return self._stored[key]
+
+
+def bare(node: fx.Node) -> Value:
+    """Return what a node returns, without labels."""
+    found = node.meta.get("val")
+    if isinstance(found, tuple | list):
+        return [Labelled(shape_of(part)) for part in found]
+    return Labelled(shape_of(found))
+
+
+def shape_of(value: Any) -> Shape:
+    """Return the shape of a traced tensor, of a symbolic size the one of the example; () of what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        return ()
+    return tuple(size_of(size) for size in value.shape)
+
+
+def size_of(size: Any) -> int:
+    """Return a size as a number, that of the example for a symbolic one."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _labels_of(value: Value) -> bool:
+    return any(part.planes for part in (value if isinstance(value, list) else [value]))
+
+
+def name_of(node: fx.Node) -> str:
+    """Return the name of an operator: of ``aten.add_.Tensor`` it is ``add``, of another library with its prefix."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return getattr(target, "__name__", str(target))
+    space, name = target._schema.name.split("::")
+    name = name.rstrip("_") if not name.startswith("__") else name
+    return name if space == "aten" else f"{space}.{name}"
+
+
+def call_of(node: fx.Node) -> Call:
+    """Return a node as a call with named arguments, defaults included."""
+    name = name_of(node)
+    place = called_at(node, after="")
+    site = f"{name} {place}".strip()
+    target = node.target
+    arguments: dict[str, Any] = {}
+    if isinstance(target, torch._ops.OpOverload):
+        for place_of, argument in enumerate(target._schema.arguments):
+            if place_of < len(node.args):
+                arguments[argument.name] = node.args[place_of]
+            else:
+                default = argument.default_value if argument.has_default_value() else None
+                arguments[argument.name] = node.kwargs.get(argument.name, default)
+    return Call(node, name, arguments, site)
+
+
+def with_arguments(node: fx.Node, new: dict[str, Any]) -> None:
+    """Set arguments of a node by name."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    for place, argument in enumerate(schema):
+        if argument.name in new:
+            if place < len(node.args):
+                node.update_arg(place, new[argument.name])
+            else:
+                node.update_kwarg(argument.name, new[argument.name])

@@ -1,0 +1,190 @@
+"""How labels meet: the three things that operations do to the axes of tensors.
+
+`meet`: entries are combined place by place, so that labels at one place are joined. `contract`: a
+product that is summed over some axes: labels on these are joined pairwise and end there, all others pass.
+`reduce`: an axis is summed over.
+
+Where a tensor has labels along two axes at once (the heads and their inner width, the groups of a convolution
+and their channels), its kept entries must be a product of indices. Either the inner axis can get
+shorter, the same indices in each head, or the outer one: whole heads. One propagation does one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from karikomi.shrink.labels import Labels
+from karikomi.torch.shrinking.planes import (
+    Labelled,
+    Shape,
+    aligned,
+    fix_axes,
+    reduced,
+    varying,
+)
+
+Planes = list[tuple[int, torch.Tensor]]
+"""Planes with the number of the operand that each belongs to."""
+
+
+class Meetings:
+    """The labels of a network, and the axis that gets shorter where two could: the inner or, if `whole`, the outer."""
+
+    def __init__(self, *, whole: bool) -> None:
+        self.labels = Labels()
+        self.whole = whole
+
+    def current(self, value: Labelled, site: str) -> Labelled:
+        """Return a value with what is joined by now."""
+        found = (reduced(self.labels, plane, site) for plane in value.planes)
+        return Labelled(value.shape, tuple(plane for plane in found if plane is not None))
+
+    def fix(self, value: Labelled, reason: str, axes: Collection[int] | None = None) -> Labelled:
+        """Return a value of which nothing, or nothing along these axes, gets shorter."""
+        if axes is None:
+            for plane in value.planes:
+                self.labels.fix(plane.numpy(), reason)
+            return Labelled(value.shape)
+        planes = (fix_axes(self.labels, plane, axes, reason) for plane in value.planes)
+        return Labelled(value.shape, tuple(plane for plane in planes if plane is not None))
+
+    def meet(self, values: Sequence[Labelled], site: str) -> Labelled:
+        """Return what comes of combining tensors place by place, with broadcasting."""
+        shape = tuple(torch.broadcast_shapes(*(value.shape for value in values)))
+        rank = len(shape)
+        sizes = [(1,) * (rank - len(value.shape)) + value.shape for value in values]
+        planes = [
+            (number, aligned(plane, rank))
+            for number, value in enumerate(values)
+            for plane in self.current(value, site).planes
+        ]
+        met: list[torch.Tensor] = []
+        for together in _overlapping(planes):
+            met += self._met(together, sizes, site)
+        return Labelled(shape, tuple(met))
+
+    def contract(
+        self, one: Labelled, axes: str, other: Labelled, other_axes: str, out: str, site: str
+    ) -> Labelled:
+        """Return what comes of a product of two tensors, as in ``einsum("axes,other_axes->out")``."""
+        every = "".join(dict.fromkeys(out + axes + other_axes))
+        met = self.meet([_placed(one, axes, every), _placed(other, other_axes, every)], site)
+        gone = [place for place, letter in enumerate(every) if letter not in out]
+        return self.reduce(met, gone, site)
+
+    def reduce(
+        self, value: Labelled, axes: Collection[int], site: str, *, keep: bool = False
+    ) -> Labelled:
+        """Return what is left of a tensor that is summed over `axes`, which stay with size 1 if `keep`."""
+        planes = []
+        for plane in self.current(value, site).planes:
+            inside = set(varying(plane)) & set(axes)
+            outside = set(varying(plane)) - set(axes)
+            if inside and (self.whole or not outside):
+                left = fix_axes(self.labels, plane, inside, site) if outside else None
+            elif inside:
+                fix_axes(self.labels, plane, outside, site)
+                left = None
+            else:
+                left = plane
+            if left is not None:
+                planes.append(left)
+        shape = tuple(1 if axis in axes else size for axis, size in enumerate(value.shape))
+        if keep:
+            return Labelled(shape, tuple(planes))
+        return without(Labelled(shape, tuple(planes)), axes)
+
+    def by_one_axis(self, value: Labelled, site: str) -> Labelled:
+        """Return a value whose planes vary along one axis each: the outer if `whole`, else the inner."""
+        planes = []
+        for plane in self.current(value, site).planes:
+            axes = varying(plane)
+            others = axes[1:] if self.whole else axes[:-1]
+            left = fix_axes(self.labels, plane, others, site)
+            planes += [] if left is None else [left]
+        return Labelled(value.shape, tuple(planes))
+
+    def _met(self, planes: Planes, sizes: Sequence[Shape], site: str) -> list[torch.Tensor]:
+        axes = sorted({axis for _, plane in planes for axis in varying(plane)})
+        present = [n for n, shape in enumerate(sizes) if any(shape[axis] > 1 for axis in axes)]
+        if len(present) == 1:
+            return [plane for _, plane in planes]
+        alike = len(planes) == len(present) and all(
+            varying(plane) == tuple(axes) for _, plane in planes
+        )
+        if not alike:
+            planes = self._on_one_axis(planes, axes, sizes, site)
+        if not planes:
+            return []
+        first = planes[0][1]
+        for _, plane in planes[1:]:
+            self.labels.join(first.numpy(), plane.numpy(), site)
+        left = reduced(self.labels, first, site)
+        return [] if left is None else [left]
+
+    def _on_one_axis(
+        self, planes: Planes, axes: Sequence[int], sizes: Sequence[Shape], site: str
+    ) -> Planes:
+        """Return the planes that vary along the one axis that can still get shorter; fix the others."""
+
+        def labelled(number: int, axis: int) -> bool:
+            return any(n == number and plane.shape[axis] > 1 for n, plane in planes)
+
+        able = [
+            axis
+            for axis in axes
+            if all(labelled(n, axis) for n, shape in enumerate(sizes) if shape[axis] > 1)
+        ]
+        if not able:
+            for _, plane in planes:
+                self.labels.fix(plane.numpy(), site)
+            return []
+        chosen = able[0] if self.whole else able[-1]
+        left: Planes = []
+        for number, plane in planes:
+            if plane.shape[chosen] == 1:
+                self.labels.fix(plane.numpy(), site)
+                continue
+            found = fix_axes(self.labels, plane, set(axes) - {chosen}, site)
+            if found is not None:
+                left.append((number, found))
+        return left
+
+
+def without(value: Labelled, axes: Collection[int]) -> Labelled:
+    """Return a value without some axes of size 1."""
+    stay = [axis for axis in range(len(value.shape)) if axis not in axes]
+
+    def squeezed(shape: Sequence[int]) -> Shape:
+        return tuple(shape[axis] for axis in stay)
+
+    planes = tuple(plane.reshape(squeezed(plane.shape)) for plane in value.planes)
+    return Labelled(squeezed(value.shape), planes)
+
+
+def _overlapping(planes: Planes) -> list[Planes]:
+    """Return the planes in groups that have no axis in common."""
+    groups: list[tuple[set[int], Planes]] = []
+    for number, plane in planes:
+        axes, members = set(varying(plane)), [(number, plane)]
+        apart = []
+        for other_axes, others in groups:
+            if axes & other_axes:
+                axes, members = axes | other_axes, others + members
+            else:
+                apart.append((other_axes, others))
+        groups = [*apart, (axes, members)]
+    return [members for _, members in groups]
+
+
+def _placed(value: Labelled, axes: str, every: str) -> Labelled:
+    """Return a value with an axis for each letter of `every`; letters that it lacks have size 1."""
+    order = [axes.index(letter) for letter in every if letter in axes]
+
+    def placed(shape: Sequence[int]) -> Shape:
+        return tuple(shape[axes.index(letter)] if letter in axes else 1 for letter in every)
+
+    planes = tuple(plane.permute(order).reshape(placed(plane.shape)) for plane in value.planes)
+    return Labelled(placed(value.shape), planes)

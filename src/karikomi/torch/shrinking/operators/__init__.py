@@ -1,0 +1,23 @@
+"""One rule per operator that joins, ends or starts labels; importing this package registers all of them."""
+
+from karikomi.torch.shrinking.operators import (
+    contractions,
+    creation,
+    elementwise,
+    movement,
+    normalizations,
+    pooling,
+    recurrent,
+    reductions,
+)
+
+__all__ = [
+    "contractions",
+    "creation",
+    "elementwise",
+    "movement",
+    "normalizations",
+    "pooling",
+    "recurrent",
+    "reductions",
+]

@@ -1,0 +1,272 @@
+"""Operators that only move data: torch applies them to the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule, shape_of, size_of
+from karikomi.torch.shrinking.planes import Labelled, moved, reshaped, varying
+
+MOVEMENT = """
+    permute transpose t numpy_T swapaxes swapdims movedim moveaxis select narrow unbind flip fliplr
+    flipud rot90 tile pixel_shuffle pixel_unshuffle channel_shuffle unfold diagonal mT
+    split split_with_sizes chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk slice adjoint
+    view_as_real view_as_complex
+""".split()
+
+RESHAPES = "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
+
+
+@rule(*MOVEMENT)
+def movement(run: LabelRun, call: Call) -> Value:
+    """Apply the operator itself to the labels."""
+    source = call.node.args[0]
+    value = run.current(run.value(source), call.site)
+    if not value.planes:
+        return bare(call.node)
+    if call.name in ("view_as_real", "view_as_complex"):
+        return _as_pairs(run, call, value)
+    return apply(run, call, value)
+
+
+def apply(run: LabelRun, call: Call, value: Labelled) -> Value:
+    """Return the labels after an operator that torch applies to each plane."""
+    first, *rest = call.node.args
+    arguments = fx.map_arg(tuple(rest), _example)
+    options = fx.map_arg(dict(call.node.kwargs), _example)
+    target: Any = call.node.target
+
+    def run_it(plane: torch.Tensor) -> Any:
+        return target(plane, *arguments, **options)
+
+    found = bare(call.node)
+    if not isinstance(found, list):
+        return _checked(run, call, found.shape, [moved(p, value.shape, run_it) for p in value.planes])
+    parts: list[list[torch.Tensor]] = [[] for _ in found]
+    for plane in value.planes:
+        for place, part in enumerate(run_it(plane.expand(value.shape))):
+            parts[place].append(moved(part, tuple(part.shape), lambda same: same))
+    return [
+        _checked(run, call, empty.shape, planes) for empty, planes in zip(found, parts, strict=True)
+    ]
+
+
+def _checked(
+    run: LabelRun, call: Call, shape: tuple[int, ...], planes: Sequence[torch.Tensor]
+) -> Labelled:
+    return run.current(Labelled(shape, tuple(planes)), call.site)
+
+
+def _example(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    return size_of(value) if isinstance(value, torch.SymInt) else value
+
+
+@rule(*RESHAPES)
+def reshape(run: LabelRun, call: Call) -> Value:
+    """Split and merge axes."""
+    value = run.current(run.value(call.node.args[0]), call.site)
+    shape = shape_of(call.node.meta["val"])
+    planes = tuple(reshaped(plane, value.shape, shape) for plane in value.planes)
+    return run.current(Labelled(shape, planes), call.site)
+
+
+def _as_pairs(run: LabelRun, call: Call, value: Labelled) -> Value:
+    shape = shape_of(call.node.meta["val"])
+    if call.name == "view_as_real":
+        return Labelled(shape, tuple(plane.unsqueeze(-1) for plane in value.planes))
+    value = run.fix(value, call.site, [len(value.shape) - 1])
+    return Labelled(shape, tuple(plane.squeeze(-1) for plane in value.planes))
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(run: LabelRun, call: Call) -> Value:
+    """Repeat along axes of size 1, which get labels of their own: how often can change as well."""
+    value = run.value(call["self"])
+    shape = shape_of(call.node.meta["val"])
+    added = len(shape) - len(value.shape)
+    old = (1,) * added + value.shape
+    wider = [axis for axis, size in enumerate(shape) if size > 1 and old[axis] == 1]
+    planes = tuple(plane.reshape((1,) * added + tuple(plane.shape)) for plane in value.planes)
+    return Labelled(shape, planes + run.fresh("", shape, wider).planes)
+
+
+@rule("roll", "cumsum", "cumprod", "sort", "argsort", "topk", "triu", "tril", "flip_fixed")
+def along_whole_axes(run: LabelRun, call: Call) -> Value:
+    """Keep the axes that the operator works along as they are."""
+    value = run.value(call["self"])
+    axes: Any = call.arguments.get("dims", call.arguments.get("dim"))
+    if call.name in ("triu", "tril"):
+        axes = [-1, -2]
+    if axes is None or axes == []:
+        axes = list(range(len(value.shape)))
+    axes = [axis % max(len(value.shape), 1) for axis in (axes if isinstance(axes, list | tuple) else [axes])]
+    left = run.fix(run.current(value, call.site), call.site, axes)
+    found = bare(call.node)
+    if isinstance(found, list):
+        return [Labelled(part.shape, left.planes) for part in found]
+    return Labelled(found.shape, left.planes)
+
+
+@rule("repeat", "repeat_interleave")
+def repeat(run: LabelRun, call: Call) -> Value:
+    """Repeat the labels too."""
+    value = run.current(run.value(call["self"]), call.site)
+    if isinstance(call.arguments.get("repeats"), fx.Node):
+        value = run.fix(value, call.site)
+    return apply(run, call, value) if value.planes else bare(call.node)
+
+
+@rule("cat", "concat", "concatenate")
+def cat(run: LabelRun, call: Call) -> Value:
+    """Put the labels side by side along the axis, and join those of all other axes."""
+    values = [run.current(run.value(source), call.site) for source in call["tensors"]]
+    values = [value for value in values if value.shape != (0,)]
+    shape = shape_of(call.node.meta["val"])
+    axis = call["dim"] % len(shape)
+    inside: list[Labelled] = []
+    across: list[Labelled] = []
+    for value in values:
+        beside = tuple(plane for plane in value.planes if plane.shape[axis] == 1)
+        own = [plane for plane in value.planes if plane.shape[axis] > 1]
+        if len(own) > 1 or any(len(varying(plane)) > 1 for plane in own):
+            others = [place for place in range(len(shape)) if place != axis]
+            left = run.fix(Labelled(value.shape, tuple(own)), call.site, others)
+            own = list(run.meet([left, left], call.site).planes)[:1]
+        inside.append(Labelled(value.shape, tuple(own)))
+        flat = tuple(1 if place == axis else size for place, size in enumerate(value.shape))
+        across.append(Labelled(flat, beside))
+    planes = list(run.meet(across, call.site).planes)
+    if any(value.planes for value in inside):
+        flat = [1] * len(shape)
+        parts = [
+            plane.expand([value.shape[axis] if p == axis else 1 for p in range(len(shape))])
+            for value in inside
+            for plane in (value.planes or (torch.zeros(flat, dtype=torch.int64),))
+        ]
+        planes.append(torch.cat(parts, axis))
+    return run.current(Labelled(shape, tuple(planes)), call.site)
+
+
+@rule("stack")
+def stack(run: LabelRun, call: Call) -> Value:
+    """Join the labels of all tensors, which get an axis that stays."""
+    values = [run.value(source) for source in call["tensors"]]
+    shape = shape_of(call.node.meta["val"])
+    met = run.meet(values, call.site)
+    axis = call["dim"] % len(shape)
+    return Labelled(shape, tuple(plane.unsqueeze(axis) for plane in met.planes))
+
+
+@rule("index")
+def index(run: LabelRun, call: Call) -> Value:
+    """Pick entries; an axis that is picked from stays, unless the places are one stored vector."""
+    value = run.current(run.value(call["self"]), call.site)
+    if not value.planes:
+        return bare(call.node)
+    chosen = {axis: place for axis, place in enumerate(call["indices"]) if place is not None}
+    constants = {axis: run.constant(place) for axis, place in chosen.items()}
+    single = len(chosen) == 1 and all(
+        place is not None and place.dim() == 1 and not place.dtype.is_floating_point
+        and place.dtype is not torch.bool
+        for place in constants.values()
+    )
+    if not single:
+        value = run.fix(value, call.site, list(chosen))
+    shape = shape_of(call.node.meta["val"])
+    places = [
+        (constants[axis] if single else torch.zeros(_shape(place), dtype=torch.int64))
+        if axis in chosen
+        else None
+        for axis, place in enumerate(call["indices"])
+    ]
+    if not single and any(_is_mask(place) for place in chosen.values()):
+        return run.refuse(call) if value.planes else bare(call.node)
+    target: Any = call.node.target
+    planes = [moved(plane, value.shape, lambda p: target(p, places)) for plane in value.planes]
+    return run.current(Labelled(shape, tuple(_flat(plane) for plane in planes)), call.site)
+
+
+def _flat(plane: torch.Tensor) -> torch.Tensor:
+    for axis in varying(plane):
+        first = plane.narrow(axis, 0, 1)
+        if torch.equal(plane, first.expand_as(plane)):
+            plane = first
+    return plane
+
+
+def _shape(place: Any) -> tuple[int, ...]:
+    return shape_of(place.meta["val"]) if isinstance(place, fx.Node) else tuple(place.shape)
+
+
+def _is_mask(place: Any) -> bool:
+    return isinstance(place, fx.Node) and place.meta["val"].dtype is torch.bool
+
+
+@rule("index_select")
+def index_select(run: LabelRun, call: Call) -> Value:
+    """Pick entries along an axis."""
+    value = run.current(run.value(call["self"]), call.site)
+    axis = call["dim"] % max(len(value.shape), 1)
+    place = run.constant(call["index"])
+    shape = shape_of(call.node.meta["val"])
+    if place is None:
+        value = run.fix(value, call.site, [axis])
+        return Labelled(shape, value.planes)
+    planes = tuple(
+        moved(plane, value.shape, lambda p: p.index_select(axis, place)) for plane in value.planes
+    )
+    return run.current(Labelled(shape, planes), call.site)
+
+
+@rule("embedding")
+def embedding(run: LabelRun, call: Call) -> Value:
+    """Pick rows, which stay; the columns pass."""
+    weight = run.fix(run.current(run.value(call["weight"]), call.site), call.site, [0])
+    shape = shape_of(call.node.meta["val"])
+    lead = (1,) * (len(shape) - 2)
+    return Labelled(shape, tuple(plane.reshape(*lead, *plane.shape) for plane in weight.planes))
+
+
+@rule("constant_pad_nd", "pad")
+def pad(run: LabelRun, call: Call) -> Value:
+    """Pad: the padding gets labels of its own along axes that have labels, if it is a constant."""
+    value = run.current(run.value(call["self"]), call.site)
+    shape = shape_of(call.node.meta["val"])
+    widths = list(call["pad"])
+    mode = call.arguments.get("mode", "constant")
+    rank = len(shape)
+    padded = {
+        rank - 1 - place: (widths[2 * place], widths[2 * place + 1])
+        for place in range(len(widths) // 2)
+        if any(widths[2 * place : 2 * place + 2])
+    }
+    if mode != "constant" or any(min(pair) < 0 for pair in padded.values()):
+        value = run.fix(value, call.site, list(padded))
+    planes = []
+    for plane in value.planes:
+        for axis in varying(plane):
+            if axis not in padded:
+                continue
+            before, after = padded[axis]
+            own = run.labels.new("", axis, before + after)
+            wide = [1 if a == axis else size for a, size in enumerate(plane.shape)]
+            parts = [torch.from_numpy(own[:before]), torch.from_numpy(own[before:])]
+            left, right = (
+                part.reshape([-1 if a == axis else 1 for a in range(rank)]).expand(
+                    [len(part) if a == axis else size for a, size in enumerate(wide_of(plane, axis))]
+                )
+                for part in parts
+            )
+            plane = torch.cat([left, plane, right], axis)
+        planes.append(plane)
+    return run.current(Labelled(shape, tuple(planes)), call.site)
+
+
+def wide_of(plane: torch.Tensor, axis: int) -> list[int]:
+    """Return the sizes of a plane, 1 along an axis."""
+    return [1 if other == axis else size for other, size in enumerate(plane.shape)]

@@ -1,0 +1,117 @@
+"""Recurrent layers: the rows of a weight are gates times hidden units, and the hidden state feeds back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule
+from karikomi.torch.shrinking.planes import Labelled, reshaped
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@rule(*GATES)
+def recurrent(run: LabelRun, call: Call) -> Value:
+    """Join each hidden unit in all gates, in the columns that read the last state, and in the states.
+
+    The states of all layers and directions are one tensor, so that all layers keep the same number of units.
+    """
+    if "data" in call.arguments or "batch_sizes" in call.arguments:
+        return run.refuse(call, "packed sequences have no rule")
+    states = call["hx"] if call.name == "lstm" else [call["hx"]]
+    stored = [run.value(argument) for argument in call["params"]]
+    directions = 2 if call["bidirectional"] else 1
+    each = (4 if call["has_biases"] else 2) + _projected(call, stored)
+    value = run.current(run.value(call["input"]), call.site)
+    value = run.fix(value, call.site, [0, 1] if len(value.shape) == 3 else [0])
+    hidden = None
+    for layer in range(call["num_layers"]):
+        outs = []
+        for direction in range(directions):
+            first = (layer * directions + direction) * each
+            out, cell = _direction(run, call, value, stored[first : first + each])
+            outs.append(out)
+            hidden = _states(run, call, hidden, out, cell, states)
+        value = _side_by_side(run, call, outs)
+    found: Any = bare(call.node)
+    outputs = [_last_axis(value, found[0])]
+    assert hidden is not None
+    outputs += [
+        _last_axis(part, empty) for part, empty in zip(hidden, found[1:], strict=True)
+    ]
+    return outputs
+
+
+def _projected(call: Call, stored: list[Labelled]) -> int:
+    """Return 1 if the hidden state is a projection of the cell, which is one more weight."""
+    each = 4 if call["has_biases"] else 2
+    directions = 2 if call["bidirectional"] else 1
+    return int(len(stored) != each * directions * call["num_layers"])
+
+
+def _direction(
+    run: LabelRun, call: Call, value: Labelled, stored: list[Labelled]
+) -> tuple[Labelled, Labelled]:
+    """Return the labels of one hidden state and one cell."""
+    gates = GATES[call.name]
+    biases = 2 if call["has_biases"] else 0
+    inputs, recurrences = stored[:2]
+    units = recurrences.shape[0] // gates
+
+    def by_unit(part: Labelled) -> Labelled:
+        new = (gates, units, *part.shape[1:])
+        found = Labelled(new, tuple(reshaped(plane, part.shape, new) for plane in part.planes))
+        return run.fix(run.current(found, call.site), call.site, [0])
+
+    rows = run.meet(
+        [_first(by_unit(part)) for part in (inputs, recurrences, *stored[2 : 2 + biases])], call.site
+    )
+    last = Labelled(value.shape[-1:], tuple(plane.flatten() for plane in value.planes))
+    run.contract(last, "i", inputs, "oi", "o", call.site)
+    projections = stored[2 + biases :]
+    out = rows
+    if projections:
+        out = run.contract(rows, "u", projections[0], "pu", "p", call.site)
+    run.contract(out, "h", recurrences, "oh", "o", call.site)
+    return run.current(out, call.site), run.current(rows, call.site)
+
+
+def _first(value: Labelled) -> Labelled:
+    """Return the labels along axis 1 of (gates, units, ...)."""
+    planes = tuple(plane.flatten() for plane in value.planes if plane.shape[1] > 1)
+    return Labelled(value.shape[1:2], planes)
+
+
+def _states(
+    run: LabelRun,
+    call: Call,
+    known: list[Labelled] | None,
+    out: Labelled,
+    cell: Labelled,
+    states: list[Any],
+) -> list[Labelled]:
+    """Join the states that come in and go out with those of a layer."""
+    parts = [out, cell] if call.name == "lstm" else [out]
+    before = [run.value(state) for state in states]
+    met = []
+    for place, part in enumerate(parts):
+        tensors = [part, before[place]] + ([known[place]] if known else [])
+        joined = run.meet(tensors, call.site)
+        met.append(Labelled(part.shape, tuple(p.flatten() for p in joined.planes)))
+    return met
+
+
+def _side_by_side(run: LabelRun, call: Call, outs: list[Labelled]) -> Labelled:
+    if len(outs) == 1:
+        return run.current(outs[0], call.site)
+    parts = [
+        out.planes[0] if out.planes else torch.zeros(out.shape, dtype=torch.int64) for out in outs
+    ]
+    return run.current(Labelled((sum(len(p) for p in parts),), (torch.cat(parts),)), call.site)
+
+
+def _last_axis(value: Labelled, empty: Labelled) -> Labelled:
+    ones = (1,) * (len(empty.shape) - 1)
+    return Labelled(empty.shape, tuple(plane.reshape(*ones, -1) for plane in value.planes))

@@ -1,0 +1,138 @@
+"""Proof of a shrink: the smaller network equals the original in which what went is zero.
+
+Zero are the rows and columns of all weights that went. Where a norm, a softmax or a mean is taken over entries some of which went, its
+statistics change: there both networks of the proof use the affine part of the operator, so that
+everything else is still compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from karikomi.errors import Unsupported
+from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
+from karikomi.torch.shrinking.planes import Labelled, keeps
+from karikomi.torch.tracing.batches import leaves
+
+TOLERANCE = 1e-5
+"""Of the largest magnitude of an output; 8 machine epsilons where that is more (half precision)."""
+
+CONTRACTIONS = frozenset(
+    """
+    linear matmul mm bmm mv dot addmm baddbmm einsum outer conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    conv_transpose3d scaled_dot_product_attention sum lstm gru rnn_tanh rnn_relu
+    """.split()
+)
+
+
+@torch.no_grad()
+def difference(
+    original: fx.GraphModule,
+    small: fx.GraphModule,
+    found: Propagated,
+    kept: np.ndarray,
+    inputs: tuple[Any, ...],
+) -> float:
+    """Return the largest difference on random inputs, relative to the largest output; `Unsupported` if too large."""
+    statistics = [node.name for node in found.statistics]
+    masked = _Masked(original, found, kept, statistics)
+    expected = leaves(masked.run(*inputs))
+    got = leaves(_Affine(small, statistics).run(*inputs))
+    worst = max((_apart(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
+    return worst
+
+
+def _apart(expected: torch.Tensor, got: torch.Tensor) -> float:
+    if expected.shape != got.shape:
+        raise Unsupported("the shape of an output would change", where="torch.shrink", got=got.shape)
+    if expected.numel() == 0:
+        return 0.0
+    scale = float(expected.double().abs().max()) or 1.0
+    return float((expected.double() - got.double()).abs().max()) / scale
+
+
+class _Affine(fx.Interpreter):
+    """Runs a graph with the affine part of the named operators."""
+
+    def __init__(self, module: fx.GraphModule, names: Collection[str]) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self._names = frozenset(names)
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name not in self._names:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return affine(n, dict(zip(call_of(n).arguments, args, strict=False)) | kwargs, super().run_node)
+
+
+def affine(node: fx.Node, given: dict[str, Any], run: Any) -> Any:
+    """Return an operator without its statistics: gain and bias only, or ones for a statistic itself."""
+    call = call_of(node)
+    given = {**call.arguments, **given}
+    name = call.name
+    if "softmax" in name:
+        return given["self"] if "self" in given else given["input"]
+    if name == "scaled_dot_product_attention":
+        return _linear_attention(given)
+    if "norm" in name and "input" in given:
+        value = given["input"]
+        channels = name not in ("layer_norm", "rms_norm", "_fused_rms_norm")
+        for leaf, combine in (("weight", torch.mul), ("bias", torch.add)):
+            part = given.get(leaf)
+            if part is not None:
+                shape = [1, -1] + [1] * (value.dim() - 2) if channels else part.shape
+                value = combine(value, part.reshape(shape))
+        return value
+    found = run(node)
+    ones = tuple(torch.ones_like(part) for part in found) if isinstance(found, tuple) else None
+    return torch.ones_like(found) if ones is None else ones
+
+
+def _linear_attention(given: dict[str, Any]) -> torch.Tensor:
+    query, key, value = given["query"], given["key"], given["value"]
+    if given.get("enable_gqa"):
+        times = query.shape[-3] // key.shape[-3]
+        key, value = (part.repeat_interleave(times, -3) for part in (key, value))
+    scale = given["scale"] if given.get("scale") is not None else query.shape[-1] ** -0.5
+    scores = query @ key.transpose(-1, -2) * scale
+    return scores @ value
+
+
+class _Masked(_Affine):
+    """Runs the original with zeros for all entries of weights that went, and of operands that are summed over."""
+
+    def __init__(
+        self, module: fx.GraphModule, found: Propagated, kept: np.ndarray, names: Collection[str]
+    ) -> None:
+        super().__init__(module, names)
+        self._found = found
+        self._kept = kept
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "get_attr":
+            return self._zeroed(n, result)
+        if name_of(n) == "sum" or any(name_of(user) in CONTRACTIONS and _derived(user) for user in n.users):
+            return self._zeroed(n, result)
+        return result
+
+    def _zeroed(self, node: fx.Node, result: Any) -> Any:
+        value = self._found.values[node]
+        if not isinstance(value, Labelled) or not isinstance(result, torch.Tensor):
+            return result
+        for plane in value.planes:
+            mask = keeps(plane, self._kept).to(result.device)
+            if not bool(mask.all()):
+                result = torch.where(mask, result, torch.zeros((), dtype=result.dtype))
+        return result
+
+
+def _derived(node: fx.Node) -> bool:
+    """Return whether no operand of a product is a stored tensor, whose own zeros would do."""
+    return not any(source.op == "get_attr" for source in node.all_input_nodes)
