@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -28,6 +28,14 @@ class ShrinkReport:
     parameters_after: int
     left_alone: dict[str, str]
     max_difference: float
+    macs_before: int = 0
+    macs_after: int = 0
+    frozen: dict[str, str] = field(default_factory=dict)
+    together: dict[str, list[str]] = field(default_factory=dict)
+    statistics: list[str] = field(default_factory=list)
+    literals: list[str] = field(default_factory=list)
+    form: str = "module"
+    latencies: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def removed(self) -> int:

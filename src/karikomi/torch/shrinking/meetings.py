@@ -60,10 +60,7 @@ class Meetings:
             for number, value in enumerate(values)
             for plane in self.current(value, site).planes
         ]
-        met: list[torch.Tensor] = []
-        for together in _overlapping(planes):
-            met += self._met(together, sizes, site)
-        return Labelled(shape, tuple(met))
+        return Labelled(shape, tuple(self._met(planes, sizes, site)))
 
     def contract(
         self, one: Labelled, axes: str, other: Labelled, other_axes: str, out: str, site: str
@@ -107,51 +104,47 @@ class Meetings:
         return Labelled(value.shape, tuple(planes))
 
     def _met(self, planes: Planes, sizes: Sequence[Shape], site: str) -> list[torch.Tensor]:
-        axes = sorted({axis for _, plane in planes for axis in varying(plane)})
-        present = [n for n, shape in enumerate(sizes) if any(shape[axis] > 1 for axis in axes)]
-        if len(present) == 1:
-            return [plane for _, plane in planes]
-        alike = len(planes) == len(present) and all(
-            varying(plane) == tuple(axes) for _, plane in planes
-        )
-        if not alike:
-            planes = self._on_one_axis(planes, axes, sizes, site)
-        if not planes:
-            return []
-        first = planes[0][1]
-        for _, plane in planes[1:]:
-            self.labels.join(first.numpy(), plane.numpy(), site)
-        left = reduced(self.labels, first, site)
+        """Return the planes of the result: those that have an axis in common are joined."""
+        found: list[torch.Tensor] = []
+        for together in _overlapping(planes):
+            axes = sorted({axis for _, plane in together for axis in varying(plane)})
+            present = [n for n, shape in enumerate(sizes) if any(shape[axis] > 1 for axis in axes)]
+            alike = all(varying(plane) == tuple(axes) for _, plane in together)
+            if len(present) == 1:
+                found += [plane for _, plane in together]
+            elif alike and {number for number, _ in together} == set(present):
+                found += self._joined([plane for _, plane in together], site)
+            else:
+                less = self._less(together, axes, sizes, site)
+                found += self._met(less, sizes, site)
+        return found
+
+    def _joined(self, planes: Sequence[torch.Tensor], site: str) -> list[torch.Tensor]:
+        for plane in planes[1:]:
+            self.labels.join(planes[0].numpy(), plane.numpy(), site)
+        left = reduced(self.labels, planes[0], site)
         return [] if left is None else [left]
 
-    def _on_one_axis(
+    def _less(
         self, planes: Planes, axes: Sequence[int], sizes: Sequence[Shape], site: str
     ) -> Planes:
-        """Return the planes that vary along the one axis that can still get shorter; fix the others."""
+        """Return planes that vary along fewer axes.
+
+        Not along an axis that an operand has without labels; else not along the axis that stays, the outer one
+        or, if `whole`, the inner one.
+        """
 
         def labelled(number: int, axis: int) -> bool:
             return any(n == number and plane.shape[axis] > 1 for n, plane in planes)
 
-        able = [
+        stay = [
             axis
             for axis in axes
-            if all(labelled(n, axis) for n, shape in enumerate(sizes) if shape[axis] > 1)
+            if not all(labelled(n, axis) for n, shape in enumerate(sizes) if shape[axis] > 1)
         ]
-        if not able:
-            for _, plane in planes:
-                self.labels.fix(plane.numpy(), site)
-            return []
-        chosen = able[0] if self.whole else able[-1]
-        left: Planes = []
-        for number, plane in planes:
-            if plane.shape[chosen] == 1:
-                self.labels.fix(plane.numpy(), site)
-                continue
-            found = fix_axes(self.labels, plane, set(axes) - {chosen}, site)
-            if found is not None:
-                left.append((number, found))
-        return left
-
+        stay = stay or [axes[-1] if self.whole else axes[0]]
+        fixed = [(n, fix_axes(self.labels, plane, stay, site)) for n, plane in planes]
+        return [(n, plane) for n, plane in fixed if plane is not None]
 
 def without(value: Labelled, axes: Collection[int]) -> Labelled:
     """Return a value without some axes of size 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Kept:
 
     values: dict[fx.Node, Any]
     labels: np.ndarray
+    _sizes: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def along(self, value: Labelled, axis: int) -> torch.Tensor:
         """Return the indices that stay along an axis."""
@@ -37,11 +38,14 @@ class Kept:
 
     def sizes(self, value: Labelled) -> tuple[int, ...]:
         """Return the shape of what stays."""
-        axes = value.axes
-        return tuple(
-            len(self.along(value, axis)) if axis in axes else size
-            for axis, size in enumerate(value.shape)
-        )
+        if id(value) not in self._sizes:
+            axes = value.axes
+            shape = tuple(
+                len(self.along(value, axis)) if axis in axes else size
+                for axis, size in enumerate(value.shape)
+            )
+            self._sizes[id(value)] = shape
+        return self._sizes[id(value)]
 
     def of(self, node: Any) -> Labelled:
         """Return the labels of a node that is one tensor; none for any other argument."""
@@ -58,6 +62,17 @@ class Kept:
         return int((self.along(value, axis) < place).sum())
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A number in the forward that was changed: the path of the module that uses it, its argument, before and after."""
+
+    path: str
+    site: str
+    argument: str
+    before: Any
+    after: Any
+
+
 def literal(*names: str) -> Callable[[Any], Any]:
     """Register a function from a call to its new arguments."""
 
@@ -69,7 +84,16 @@ def literal(*names: str) -> Callable[[Any], Any]:
     return register
 
 
-def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> fx.GraphModule:
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A smaller graph, tensor name -> axis -> the indices that stay, and the numbers that were changed."""
+
+    graph: fx.GraphModule
+    indices: dict[str, dict[int, torch.Tensor]]
+    changed: tuple[Changed, ...]
+
+
+def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rewritten:
     """Return a smaller copy of a graph module.
 
     Raises `Unsupported` naming the operation whose kept entries are no product of indices.
@@ -77,7 +101,8 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> fx.
     stays = Kept(found.values, kept)
     small = copy.deepcopy(graph)
     pairs = list(zip(graph.graph.nodes, small.graph.nodes, strict=True))
-    cut_tensors_(small, {str(n.target): found.values[n] for n, _ in pairs if n.op == "get_attr"}, kept)
+    changed: list[Changed] = []
+    indices = cut_tensors_(small, {str(n.target): found.values[n] for n, _ in pairs if n.op == "get_attr"}, kept)
     for node, new in pairs:
         value = found.values[node]
         reached = [found.values[source] for source in node.all_input_nodes]
@@ -92,17 +117,38 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> fx.
                 )
         if node.op == "call_function" and name_of(node) in LITERALS:
             call = call_of(node)
-            with_arguments(new, LITERALS[call.name](stays, call, new))
+            arguments = LITERALS[call.name](stays, call, new)
+            with_arguments(new, arguments)
+            changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()
-    return small
+    return Rewritten(small, indices, tuple(changed))
+
+
+def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
+    stack = list((call.node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]).partition("@")[0] if stack else ""
+    found = []
+    for name, after in arguments.items():
+        before = call[name]
+        pairs = [(before, after)]
+        if isinstance(after, list) and name != "normalized_shape":
+            pairs = list(zip(before, after, strict=True))
+        found += [
+            Changed(path, call.site, name, one, other)
+            for one, other in pairs
+            if not isinstance(one, fx.Node) and one != other
+        ]
+    return found
 
 
 @torch.no_grad()
-def cut_tensors_(module: nn.Module, values: dict[str, Any], kept: np.ndarray) -> dict[str, Any]:
+def cut_tensors_(
+    module: nn.Module, values: dict[str, Any], kept: np.ndarray
+) -> dict[str, dict[int, torch.Tensor]]:
     """Replace parameters and buffers by what stays of them; return name -> indices per axis."""
     done: dict[int, torch.Tensor] = {}
-    indices: dict[str, Any] = {}
+    indices: dict[str, dict[int, torch.Tensor]] = {}
     for name, value in values.items():
         if not isinstance(value, Labelled) or not value.planes:
             continue
@@ -144,13 +190,8 @@ def _shape(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
 def _sized(literals: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
     return [
         size if isinstance(old, int) and old != -1 else old
-        for old, size in zip(_unchanged(literals), sizes, strict=True)
+        for old, size in zip(literals, sizes, strict=True)
     ]
-
-
-def _unchanged(literals: Sequence[Any]) -> list[Any]:
-    """Return the entries, those that are nodes as -1: they are symbolic and follow by themselves."""
-    return list(literals)
 
 
 @literal("unflatten")
@@ -165,6 +206,11 @@ def _unflatten(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
 def _split(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     axis = call["dim"] % len(kept.of(call["self"]).shape)
     sizes = [kept.sizes(part)[axis] for part in kept.values[call.node]]
+    before = call.arguments.get("split_size", call.arguments.get("split_sizes"))
+    if isinstance(before, int) and len(set(sizes)) == 1:
+        return {"split_size": sizes[0]}
+    if isinstance(before, list):
+        return {"split_sizes": sizes}
     new.target = torch.ops.aten.split_with_sizes.default
     new.args = (new.args[0], sizes, axis)
     new.kwargs = {}

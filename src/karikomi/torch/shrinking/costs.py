@@ -1,0 +1,106 @@
+"""What a network costs, before and after: parameters, multiply-accumulates and milliseconds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from karikomi.torch.shrinking.label_run import Call, call_of, name_of
+from karikomi.torch.shrinking.rewriting import Kept
+
+Sizes = Callable[[Any], tuple[int, ...]]
+
+
+def macs_of(graph: fx.GraphModule, kept: Kept) -> int:
+    """Return the multiply-accumulates of one run on the example inputs, with what stays."""
+
+    def sizes(node: Any) -> tuple[int, ...]:
+        return kept.sizes(kept.of(node))
+
+    total = 0
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and name_of(node) in _COUNTED:
+            total += _COUNTED[name_of(node)](call_of(node), sizes, kept)
+    return total
+
+
+def _linear(call: Call, sizes: Sizes, kept: Kept) -> int:
+    return math.prod(sizes(call.node)) * sizes(call["weight"])[1]
+
+
+def _convolution(call: Call, sizes: Sizes, kept: Kept) -> int:
+    return math.prod(sizes(call.node)) * math.prod(sizes(call["weight"])[1:])
+
+
+def _transposed(call: Call, sizes: Sizes, kept: Kept) -> int:
+    return math.prod(sizes(call["input"])) * math.prod(sizes(call["weight"])[1:])
+
+
+def _product(call: Call, sizes: Sizes, kept: Kept) -> int:
+    left = call.node.args[-2] if call.name in ("addmm", "baddbmm") else call.node.args[0]
+    return math.prod(sizes(call.node)) * sizes(left)[-1]
+
+
+def _attention(call: Call, sizes: Sizes, kept: Kept) -> int:
+    query, key = sizes(call["query"]), sizes(call["key"])
+    return math.prod(query) * key[-2] + math.prod(sizes(call.node)) * key[-2]
+
+
+def _einsum(call: Call, sizes: Sizes, kept: Kept) -> int:
+    terms = call["equation"].replace(" ", "").partition("->")[0].split(",")
+    letters: dict[str, int] = {}
+    extra = 1
+    for term, source in zip(terms, call["tensors"], strict=True):
+        shape = sizes(source)
+        named = term.replace("...", "")
+        if "..." in term:
+            start = term.index("...")
+            dots = len(shape) - len(named)
+            extra = max(extra, math.prod(shape[start : start + dots]))
+            shape = shape[:start] + shape[start + dots :]
+        letters |= dict(zip(named, shape, strict=True))
+    return math.prod(letters.values()) * extra if len(terms) > 1 else 0
+
+
+def _recurrent(call: Call, sizes: Sizes, kept: Kept) -> int:
+    steps = math.prod(sizes(call["input"])[:-1])
+    weights = [sizes(argument) for argument in call["params"]]
+    return steps * sum(math.prod(shape) for shape in weights if len(shape) == 2)
+
+
+_COUNTED: dict[str, Callable[[Call, Sizes, Kept], int]] = {
+    "linear": _linear,
+    **{f"conv{axes}d": _convolution for axes in (1, 2, 3)},
+    **{f"conv_transpose{axes}d": _transposed for axes in (1, 2, 3)},
+    **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm"), _product),
+    "scaled_dot_product_attention": _attention,
+    "einsum": _einsum,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+}
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Return the number of parameters, a shared one counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def milliseconds(
+    module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], *, runs: int = 15
+) -> float:
+    """Return the median time of a forward pass on the example inputs, after three that are not counted."""
+    on_gpu = any(p.is_cuda for p in module.parameters())
+    taken = []
+    for _ in range(runs + 3):
+        start = time.perf_counter()
+        module(*inputs, **options)
+        if on_gpu:
+            torch.cuda.synchronize()
+        taken.append((time.perf_counter() - start) * 1e3)
+    return median(taken[3:])

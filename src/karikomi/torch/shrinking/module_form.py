@@ -1,0 +1,139 @@
+"""The smaller network as a module of the original class, where its code allows that."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from karikomi.errors import Unsupported
+from karikomi.torch.shrinking.proof import TOLERANCE, apart
+from karikomi.torch.shrinking.rewriting import Changed, Rewritten, owner_of
+from karikomi.torch.shrinking.unit_scores import tensors_of
+from karikomi.torch.tracing.batches import leaves
+
+Indices = Mapping[str, Mapping[int, torch.Tensor]]
+"""Tensor name -> axis -> the indices that stay."""
+
+
+@torch.no_grad()
+def cut_(module: nn.Module, indices: Indices) -> None:
+    """Replace the tensors of a module by what stays of them, also where a tensor has several names."""
+    every = tensors_of(module)
+    done: dict[int, torch.Tensor] = {}
+    for name, axes in indices.items():
+        old = every[name]
+        if id(old) in done:
+            continue
+        new = old.detach()
+        for axis, own in axes.items():
+            new = new.index_select(axis, own.to(old.device))
+        new = new.contiguous()
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        done[id(old)] = new
+    for name, old in every.items():
+        if id(old) in done:
+            owner, leaf = owner_of(module, name)
+            setattr(owner, leaf, done[id(old)])
+
+
+def set_attributes_(module: nn.Module, changed: Sequence[Changed], *, guess: bool) -> None:
+    """Set the attributes that state the sizes of layers.
+
+    A layer's own number that the forward uses has its argument's name (``groups``). With `guess`, any attribute of the module in whose
+    forward a number stands, with the value of that number, is set as well.
+    """
+    for layer in module.modules():
+        _set_known_(layer)
+    paths = dict(module.named_modules())
+    for one in changed:
+        layer = paths.get(one.path)
+        if layer is None:
+            continue
+        for name, value in list(vars(layer).items()):
+            named = name == one.argument or (guess and not name.startswith("_"))
+            same = tuple(value) == tuple(one.before) if _listed(value, one.before) else value is one.before or (
+                type(value) is int and value == one.before
+            )
+            if named and same:
+                setattr(layer, name, tuple(one.after) if isinstance(value, tuple) else one.after)
+
+
+def _listed(value: Any, before: Any) -> bool:
+    return isinstance(value, tuple | list) and isinstance(before, tuple | list)
+
+
+def _set_known_(layer: Any) -> None:
+    """Set what torch's own layers state about the sizes of their tensors."""
+    if isinstance(layer, nn.RNNBase):
+        layer.hidden_size = layer.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+        layer.input_size = layer.weight_ih_l0.shape[1]
+        layer.proj_size = layer.weight_hh_l0.shape[1] if layer.proj_size else 0
+        return
+    weight = layer._parameters.get("weight")
+    if isinstance(layer, nn.modules.batchnorm._NormBase):
+        own = weight if weight is not None else layer._buffers.get("running_mean")
+        layer.num_features = layer.num_features if own is None else len(own)
+    if weight is None:
+        return
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = weight.shape
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        inputs, outputs = weight.shape[:2] if layer.transposed else reversed(weight.shape[:2])
+        layer.in_channels = inputs if layer.transposed else inputs * layer.groups
+        layer.out_channels = outputs * layer.groups if layer.transposed else outputs
+    elif isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+        layer.normalized_shape = tuple(weight.shape)
+    elif isinstance(layer, nn.GroupNorm):
+        layer.num_channels = len(weight)
+    elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        layer.embedding_dim = weight.shape[1]
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = len(weight)
+
+
+@torch.no_grad()
+def in_module_form(
+    module: nn.Module, done: Rewritten, inputs: tuple[Any, ...], options: dict[str, Any]
+) -> nn.Module | None:
+    """Return a smaller copy of the module that computes what the graph does, or None if its code does not allow it."""
+    expected = leaves(done.graph(*inputs, **options))
+    small = copied(module)
+    cut_(small, done.indices)
+    for guess in (False, True):
+        set_attributes_(small, done.changed, guess=guess)
+        set_attributes_(small, (), guess=False)
+        small.eval()
+        if _same(small, expected, inputs, options):
+            for old, new in zip(module.modules(), small.modules(), strict=True):
+                new.training = old.training
+            return small
+    return None
+
+
+def _same(
+    small: nn.Module, expected: list[torch.Tensor], inputs: tuple[Any, ...], options: dict[str, Any]
+) -> bool:
+    try:
+        got = leaves(small(*inputs, **options))
+        return max(map(apart, expected, got), default=0.0) <= TOLERANCE
+    except Exception:
+        # Any error of the user's forward has one meaning here: its code does not fit the smaller tensors.
+        return False
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a deep copy; raises `Unsupported` if there is none."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise Unsupported(
+            "the module cannot be copied",
+            where="torch.shrink",
+            got=error,
+            hint="make weights that a hook computes permanent first",
+        ) from error
