@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ from karikomi.torch.shrinking.proof import TOLERANCE, apart
 from karikomi.torch.shrinking.rewriting import Changed, Rewritten, owner_of
 from karikomi.torch.shrinking.unit_scores import tensors_of
 from karikomi.torch.tracing.batches import leaves
+
+SIZES = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "normalized_shape"})
+GUESSES = (frozenset[str](), SIZES, SIZES | {"start", "end", "length", "index", "pad"})
+"""Arguments whose numbers may be attributes of the module that calls the operator, from the surest on."""
 
 Indices = Mapping[str, Mapping[int, torch.Tensor]]
 """Tensor name -> axis -> the indices that stay."""
@@ -41,30 +45,32 @@ def cut_(module: nn.Module, indices: Indices) -> None:
             setattr(owner, leaf, done[id(old)])
 
 
-def set_attributes_(module: nn.Module, changed: Sequence[Changed], *, guess: bool) -> None:
+def set_attributes_(module: nn.Module, changed: Sequence[Changed], guessed: Collection[str]) -> None:
     """Set the attributes that state the sizes of layers.
 
-    A layer's own number that the forward uses has its argument's name (``groups``). With `guess`, any attribute of the module in whose
-    forward a number stands, with the value of that number, is set as well.
+    A layer's own number that the forward uses has the name of its argument (``groups``). For the arguments in `guessed`, any attribute of
+    the module in whose forward the number stands is set if it has its value; of several new values the first.
     """
     for layer in module.modules():
         _set_known_(layer)
     paths = dict(module.named_modules())
+    new: dict[tuple[str, str], Any] = {}
     for one in changed:
-        layer = paths.get(one.path)
-        if layer is None:
-            continue
-        for name, value in list(vars(layer).items()):
-            named = name == one.argument or (guess and not name.startswith("_"))
-            same = tuple(value) == tuple(one.before) if _listed(value, one.before) else value is one.before or (
-                type(value) is int and value == one.before
-            )
-            if named and same:
-                setattr(layer, name, tuple(one.after) if isinstance(value, tuple) else one.after)
+        for name, value in vars(paths[one.path]).items() if one.path in paths else ():
+            named = name == one.argument or (one.argument in guessed and not name.startswith("_"))
+            if named and _equal(value, one.before):
+                new.setdefault((one.path, name), one.after)
+    for (path, name), value in new.items():
+        old = getattr(paths[path], name)
+        setattr(paths[path], name, tuple(value) if isinstance(old, tuple) else value)
+    for layer in module.modules():
+        _set_known_(layer)
 
 
-def _listed(value: Any, before: Any) -> bool:
-    return isinstance(value, tuple | list) and isinstance(before, tuple | list)
+def _equal(value: Any, before: Any) -> bool:
+    if isinstance(value, tuple | list) and isinstance(before, tuple | list):
+        return list(value) == list(before)
+    return type(value) is int and type(before) is int and value == before
 
 
 def _set_known_(layer: Any) -> None:
@@ -102,15 +108,14 @@ def in_module_form(
 ) -> nn.Module | None:
     """Return a smaller copy of the module that computes what the graph does, or None if its code does not allow it."""
     expected = leaves(done.graph(*inputs, **options))
-    small = copied(module)
-    cut_(small, done.indices)
-    for guess in (False, True):
-        set_attributes_(small, done.changed, guess=guess)
-        set_attributes_(small, (), guess=False)
-        small.eval()
-        if _same(small, expected, inputs, options):
-            for old, new in zip(module.modules(), small.modules(), strict=True):
-                new.training = old.training
+    for guessed in GUESSES:
+        small = copied(module)
+        cut_(small, done.indices)
+        set_attributes_(small, done.changed, guessed)
+        modes = [part.training for part in small.modules()]
+        if _same(small.eval(), expected, inputs, options):
+            for part, mode in zip(small.modules(), modes, strict=True):
+                part.training = mode
             return small
     return None
 

@@ -154,7 +154,7 @@ def kept_along(value: Labelled, axis: int, kept: np.ndarray) -> torch.Tensor:
 
 def is_product(value: Labelled, kept: np.ndarray) -> bool:
     """Return whether the entries that stay are all those of the kept indices of each axis."""
-    if all(len(varying(plane)) == 1 for plane in value.planes):
+    if 0 in value.shape or all(len(varying(plane)) == 1 for plane in value.planes):
         return True
     stays = torch.ones((), dtype=torch.bool)
     for plane in value.planes:

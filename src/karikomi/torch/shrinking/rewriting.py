@@ -227,6 +227,7 @@ def _slice(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     start, end, step = _bounds(call, size)
     if step == 1:
         first, last = kept.before(value, axis, start), kept.before(value, axis, end)
+        last = call["end"] if call.name == "slice" and end == size else last
         return {"start": first, "end": last} if call.name == "slice" else {"start": first, "length": last - first}
     _pick_(kept, value, axis, torch.arange(start, end, step), call, new)
     return {}

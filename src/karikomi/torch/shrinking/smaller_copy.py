@@ -17,8 +17,9 @@ from karikomi.prune.scores.score import Score
 from karikomi.select import select
 from karikomi.shrink.account import ShrinkReport
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
+from karikomi.shrink.labels import Block
 from karikomi.torch.modules.codes import holds_codes
-from karikomi.torch.modules.prunable import layouts
+from karikomi.torch.modules.prunable import EMBEDDINGS, layouts
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.label_run import OUTPUT, LabelRun, Propagated
@@ -152,26 +153,37 @@ class Shrinking:
 
     def frozen(self) -> dict[str, str]:
         """Return parameter name -> why none of its units can go."""
-        axes = layouts(self.module)
         classes = self.found.classes
         found = {}
-        for block in classes.blocks:
-            if block.owner in axes and axes[block.owner].units == block.axis:
-                reasons = [classes.reasons.get(root) for root in classes.roots[block.labels].tolist()]
-                if all(reasons):
-                    found[block.owner] = str(reasons[0])
+        for block in self._layers():
+            reasons = [classes.reasons.get(root) for root in classes.roots[block.labels].tolist()]
+            if all(reasons):
+                found[block.owner] = str(reasons[0])
         return found
 
     def widths(self, kept: np.ndarray | None = None) -> dict[str, int]:
         """Return layer -> number of units, of those layers whose axis of units is known."""
+        return {
+            block.owner.removesuffix(".weight"): (
+                block.size if kept is None else int(kept[block.labels].sum())
+            )
+            for block in self._layers()
+        }
+
+    def _layers(self) -> list[Block]:
+        """Return the axes of units of the layers whose axis of units is known; of an embedding the other one."""
         axes = layouts(self.module)
-        found = {}
-        for block in self.found.classes.blocks:
-            if block.owner in axes and axes[block.owner].units == block.axis:
-                stays = block.size if kept is None else int(kept[block.labels].sum())
-                name = block.owner.removesuffix(".weight")
-                found[name] = stays
-        return found
+        tables = {
+            f"{path}.weight" if path else "weight"
+            for path, layer in self.module.named_modules()
+            if isinstance(layer, EMBEDDINGS)
+        }
+        return [
+            block
+            for block in self.found.classes.blocks
+            if block.owner in axes
+            and block.axis == (1 if block.owner in tables else axes[block.owner].units)
+        ]
 
 
 def rewritten_like(
