@@ -43,6 +43,7 @@ class Labels:
         self.blocks: list[Block] = []
         self._parent = np.zeros(1, np.int64)
         self._reason = np.zeros(1, np.int32)
+        self._owned = np.zeros(1, bool)
         self._reasons = [""]
         self._joined: list[tuple[np.ndarray, int]] = []
         self._sites: dict[str, int] = {}
@@ -63,6 +64,7 @@ class Labels:
         self.blocks.append(block)
         self._parent = np.concatenate([self._parent, block.labels])
         self._reason = np.concatenate([self._reason, np.zeros(size, np.int32)])
+        self._owned = np.concatenate([self._owned, np.full(size, bool(owner))])
         return block.labels
 
     def roots(self, labels: np.ndarray) -> np.ndarray:
@@ -75,6 +77,10 @@ class Labels:
             found = self._parent[above]
         self._parent[labels] = found
         return found
+
+    def owned(self, labels: np.ndarray) -> np.ndarray:
+        """Return for each label whether its class has an index of a tensor, and not of padding or repetition only."""
+        return self._owned[self.roots(labels)]
 
     def join(self, ones: np.ndarray, others: np.ndarray, site: str) -> None:
         """Join labels pairwise; one that meets 0 is fixed. `site`: where, for the account."""
@@ -92,6 +98,7 @@ class Labels:
             ones, others = ones[apart], others[apart]
             low, high = np.minimum(ones, others), np.maximum(ones, others)
             np.minimum.at(self._parent, high, low)
+            np.logical_or.at(self._owned, low, self._owned[high])
             number = self._sites.setdefault(site, len(self._sites))
             self._joined.append((np.unique(low), number))
 

@@ -58,7 +58,7 @@ class Meetings:
         planes = [
             (number, aligned(plane, rank))
             for number, value in enumerate(values)
-            for plane in self.current(value, site).planes
+            for plane in self._without_repetition(self.current(value, site), site)
         ]
         return Labelled(shape, tuple(self._met(planes, sizes, site)))
 
@@ -102,6 +102,20 @@ class Meetings:
             left = fix_axes(self.labels, plane, others, site)
             planes += [] if left is None else [left]
         return Labelled(value.shape, tuple(planes))
+
+    def _without_repetition(self, value: Labelled, site: str) -> list[torch.Tensor]:
+        """Return the planes; where two vary along one axis, how often entries are repeated along it stays."""
+        planes = list(value.planes)
+        if len(planes) < 2:
+            return planes
+        left = []
+        for plane in planes:
+            shared = any(set(varying(plane)) & set(varying(o)) for o in planes if o is not plane)
+            if shared and not self.labels.owned(plane.numpy()).any():
+                self.labels.fix(plane.numpy(), site)
+            else:
+                left.append(plane)
+        return left
 
     def _met(self, planes: Planes, sizes: Sequence[Shape], site: str) -> list[torch.Tensor]:
         """Return the planes of the result: those that have an axis in common are joined."""

@@ -134,6 +134,9 @@ def _convolved(
     spatial = range(channel + 1, len(value.shape))
     value = run.fix(run.current(value, call.site), call.site, list(spatial))
     weight = run.fix(run.current(weight, call.site), call.site, list(range(3, 3 + places)))
+    if groups > 1 and inputs == 1:
+        # Depthwise: a channel goes with all outputs that are made of it.
+        weight = run.fix(weight, call.site, [axes.index("o")])
     lead = value.shape[:channel]
     flat = Labelled(
         (*lead, value.shape[channel]),
@@ -155,6 +158,16 @@ def _convolved(
         return run.meet([done, on_channels(bias, len(shape))], call.site)
     return run.meet([done, Labelled((*bias.shape, *ones), tuple(
         plane.reshape(*plane.shape, *ones) for plane in bias.planes))], call.site)
+
+
+@rule("bilinear")
+def bilinear(run: LabelRun, call: Call) -> Value:
+    """``(..., i) x (o, i, j) x (..., j) -> (..., o)``, and a bias."""
+    one, other, weight = (run.value(call[name]) for name in ("input1", "input2", "weight"))
+    lead = LETTERS[: len(one.shape) - 1]
+    half = run.contract(one, lead + "I", weight, "OIJ", lead + "OJ", call.site)
+    out = run.contract(half, lead + "OJ", other, lead + "J", lead + "O", call.site)
+    return with_bias(run, call, out, call["bias"])
 
 
 @rule("scaled_dot_product_attention")

@@ -39,6 +39,23 @@ def prelu(run: LabelRun, call: Call) -> Value:
     return run.meet([value, on_channels(slope, len(value.shape))], call.site)
 
 
+@rule("glu")
+def glu(run: LabelRun, call: Call) -> Value:
+    """Join the two halves of an axis."""
+    value = run.current(run.value(call["self"]), call.site)
+    axis = call["dim"] % len(value.shape)
+    half = value.shape[axis] // 2
+    shape = tuple(half if place == axis else size for place, size in enumerate(value.shape))
+
+    def part(start: int) -> Labelled:
+        planes = (
+            plane if plane.shape[axis] == 1 else plane.narrow(axis, start, half) for plane in value.planes
+        )
+        return Labelled(shape, tuple(planes))
+
+    return run.meet([part(0), part(half)], call.site)
+
+
 def on_channels(value: Labelled, rank: int) -> Labelled:
     """Return a value of one axis as one of `rank`, along axis 1."""
     if not value.shape:

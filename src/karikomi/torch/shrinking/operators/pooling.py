@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule
-from karikomi.torch.shrinking.planes import Labelled
+from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule, shape_of
+from karikomi.torch.shrinking.planes import Labelled, reshaped
 
 _POOLS = [
     f"{kind}_pool{axes}d{leaf}"
@@ -45,3 +45,37 @@ def grid_sampler(run: LabelRun, call: Call) -> Value:
     left = run.fix(value, call.site, [0, *range(2, len(value.shape))])
     found = bare(call.node)
     return found if isinstance(found, list) else Labelled(found.shape, left.planes)
+
+
+@rule("im2col")
+def im2col(run: LabelRun, call: Call) -> Value:
+    """Pass each channel to all its places in a window."""
+    value = run.current(run.value(call["self"]), call.site)
+    places = len(call["kernel_size"])
+    rank = len(value.shape)
+    value = run.fix(value, call.site, list(range(rank - places, rank)))
+    shape = shape_of(call.node.meta["val"])
+    channels = value.shape[rank - places - 1]
+    wide = (*shape[:-2], channels, shape[-2] // channels, 1)
+    planes = (
+        reshaped(plane.reshape(*plane.shape[: rank - places], 1, 1), wide, (*shape[:-1], 1))
+        for plane in value.planes
+    )
+    return Labelled(shape, tuple(planes))
+
+
+@rule("col2im")
+def col2im(run: LabelRun, call: Call) -> Value:
+    """Sum the places of the windows back into channels."""
+    value = run.current(run.value(call["self"]), call.site)
+    value = run.fix(value, call.site, [len(value.shape) - 1])
+    shape = shape_of(call.node.meta["val"])
+    rank, places = len(shape), len(call["kernel_size"])
+    channels = shape[rank - places - 1]
+    lead = shape[: rank - places - 1]
+    split = (*lead, channels, value.shape[-2] // channels)
+    flat = tuple(plane.reshape(plane.shape[:-1]) for plane in value.planes)
+    wide = Labelled(split, tuple(reshaped(plane, value.shape[:-1], split) for plane in flat))
+    wide = run.fix(run.current(wide, call.site), call.site, [len(split) - 1])
+    ones = (1,) * places
+    return Labelled(shape, tuple(p.reshape(*p.shape[:-1], *ones) for p in wide.planes))

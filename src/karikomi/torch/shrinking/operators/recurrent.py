@@ -94,13 +94,18 @@ def _states(
 ) -> list[Labelled]:
     """Join the states that come in and go out with those of a layer."""
     parts = [out, cell] if call.name == "lstm" else [out]
-    before = [run.value(state) for state in states]
     met = []
     for place, part in enumerate(parts):
-        tensors = [part, before[place]] + ([known[place]] if known else [])
-        joined = run.meet(tensors, call.site)
-        met.append(Labelled(part.shape, tuple(p.flatten() for p in joined.planes)))
+        tensors = [part, _units(run, call, states[place])] + ([known[place]] if known else [])
+        met.append(run.meet(tensors, call.site))
     return met
+
+
+def _units(run: LabelRun, call: Call, state: Any) -> Labelled:
+    """Return the labels of an initial state along its last axis."""
+    value = run.current(run.value(state), call.site)
+    value = run.fix(value, call.site, list(range(len(value.shape) - 1)))
+    return Labelled(value.shape[-1:], tuple(plane.flatten() for plane in value.planes))
 
 
 def _side_by_side(run: LabelRun, call: Call, outs: list[Labelled]) -> Labelled:
