@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from karikomi.torch.pruning.in_place import prune_
-from karikomi.torch.shrinking.dead_units import shrink
+from karikomi.torch.shrinking.smaller_copy import shrink
 
 
 @pytest.fixture(autouse=True)
@@ -246,13 +246,14 @@ def test_ways_to_flatten(flatten: Callable[[torch.Tensor], torch.Tensor]) -> Non
     assert report.widths_after["c2"] == 6 and same(net, small, IMAGE) <= 1e-6
 
 
-def test_a_width_that_the_forward_writes_is_left_alone() -> None:
+def test_a_width_that_the_forward_writes_is_changed_in_the_graph() -> None:
     net = Conv(flatten=lambda x: x.view(-1, 32))
     kill(net.c2, 0, 4)
     kill(net.f1, 3)
     small, report = shrink(net, IMAGE)
-    assert report.widths_after["c2"] == 8 and report.widths_after["f1"] == 11
-    assert "view with 32 at " in report.left_alone["c2"] and __file__ in report.left_alone["c2"]
+    assert report.widths_after["c2"] == 6 and report.widths_after["f1"] == 11
+    assert report.form == "graph" and same(net, small, IMAGE) <= 1e-6
+    assert f"view at {__file__}:" in report.literals[0] and "32 -> 24" in report.literals[0]
 
 
 def test_sequences_keep_their_places() -> None:
@@ -277,7 +278,7 @@ def test_anything_may_stand_before_the_first_and_after_the_last_layer() -> None:
     net = Odd()
     kill(net.a, 1, 2)
     small, report = shrink(net, (torch.randint(0, 7, (2, 3)),))
-    assert report.widths_after == {"a": 6, "b": 4}
+    assert report.widths_after == {"embed": 4, "a": 6, "b": 4}
     tokens = torch.randint(0, 7, (5, 3))
     torch.testing.assert_close(small(tokens)["raw"], net(tokens)["raw"])
 

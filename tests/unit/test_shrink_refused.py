@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.torch.shrinking.dead_units import shrink
+from karikomi.torch.shrinking.smaller_copy import shrink
 
 
 def kill(layer: nn.Linear, unit: int) -> None:

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from karikomi.errors import Unsupported
 from karikomi.torch.modules.resizing import resize_
 from karikomi.torch.pruning.in_place import prune_
-from karikomi.torch.shrinking.dead_units import shrink
+from karikomi.torch.shrinking.smaller_copy import shrink
 
 IMAGES = torch.ones(2, 1, 6, 6)
 

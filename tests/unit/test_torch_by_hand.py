@@ -31,7 +31,7 @@ from karikomi.torch.quantization.trained_codebook import share_, shared
 from karikomi.torch.reconstruction.calibration import Regressions
 from karikomi.torch.recovery.distillation import DistillationLoss
 from karikomi.torch.recovery.training_loop import TrainingLoop
-from karikomi.torch.shrinking.equivalence import difference
+from karikomi.torch.shrinking.equivalence import equal
 from karikomi.torch.tracing.batches import MISSING, batch_of
 from karikomi.torch.tracing.isolation import isolated
 from karikomi.torch.tracing.source_line import called_at
@@ -381,9 +381,9 @@ def test_the_epochs_of_a_recovery_draw_their_own_numbers() -> None:
 def test_outputs_are_compared_on_other_inputs_than_the_example() -> None:
     one, other = nn.Linear(2, 2), nn.Linear(2, 2)
     other.bias.data = one.bias.data.clone()
-    assert difference(one, one, (torch.zeros(1, 2),)) == 0.0
+    assert equal(one, one, (torch.zeros(1, 2),), {}) == 0.0
     with pytest.raises(Unsupported, match="would differ"):
-        difference(one, other, (torch.zeros(1, 2),))
+        equal(one, other, (torch.zeros(1, 2),), {})
 
 
 def test_clipping_in_place_continues_from_its_state() -> None:

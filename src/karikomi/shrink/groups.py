@@ -58,9 +58,7 @@ def _group(classes: Classes, blocks: tuple[int, ...], several: list[np.ndarray])
     units = np.array([int(rows[0, 0]) for rows in several])
     places = np.stack([rows[2] for rows in several])
     numbers = np.array(blocks)
-    members = tuple(
-        (classes.blocks[n], places[:, numbers == n]) for n in dict.fromkeys(blocks)
-    )
+    members = tuple((classes.blocks[n], places[:, numbers == n]) for n in dict.fromkeys(blocks))
     sites = dict.fromkeys(
         site for unit in units[:1].tolist() for site in classes.sites.get(unit, [])
     )
@@ -127,7 +125,10 @@ def lowest(group: Group, scores: np.ndarray, count: int) -> np.ndarray:
     return group.units[np.sort(np.argsort(scores, kind="stable")[:count])]
 
 
-ALLOCATIONS: Mapping[str, Callable[..., list[np.ndarray]]] = {"uniform": uniform, "global": together}
+ALLOCATIONS: Mapping[str, Callable[..., list[np.ndarray]]] = {
+    "uniform": uniform,
+    "global": together,
+}
 
 
 def to_budget(

@@ -15,7 +15,7 @@ from karikomi.torch.quantization.in_place import quantize_
 from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.recovery.batch_norm import recalibrate_
 from karikomi.torch.recovery.fine_tune import recover_
-from karikomi.torch.shrinking.dead_units import shrink
+from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.sparse_training.penalties import penalty
 from karikomi.torch.tasks.runner import runner_for
 

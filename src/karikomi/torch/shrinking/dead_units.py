@@ -1,218 +1,318 @@
-"""Remove the dead units of a copy of a module, and verify that its outputs are unchanged."""
+"""Dead units of any graph: which classes can go without a change of the outputs, and where their constants go.
+
+Measured on a working copy of the exported graph, in which the units that went are zero: so a round sees what the one before made dead.
+"""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx
 
-from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.shrink import ShrinkReport, UnitFacts, plan
-from karikomi.torch.modules.codes import holds_codes
-from karikomi.torch.modules.prunable import CONVOLUTIONS
-from karikomi.torch.modules.resizing import set_sizes_
-from karikomi.torch.shrinking.chain_graph import ChainGraph, Inputs, Link, read_chain, unit_axis
-from karikomi.torch.shrinking.equivalence import difference
+from karikomi.shrink import UnitFacts, plan
+from karikomi.shrink.groups import Group, groups_of, kept_of
+from karikomi.torch.shrinking.label_run import (
+    Call,
+    LabelRun,
+    Propagated,
+    call_of,
+    name_of,
+    shape_of,
+)
+from karikomi.torch.shrinking.planes import Labelled
+from karikomi.torch.shrinking.rewriting import owner_of
 
-Constants = dict[str, np.ndarray]
-"""Layer name -> each input of its reader if all weights of the layer were zero."""
-
-
-@torch.no_grad()
-def shrink(
-    module: nn.Module, example_inputs: torch.Tensor | Inputs
-) -> tuple[nn.Module, ShrinkReport]:
-    """Return a copy of a module without its dead units, and the report of the removed ones.
-
-    A unit is dead if all its outgoing weights are zero, or if all its incoming weights are zero (or its
-    BatchNorm scale): its constant output is then added to the next layer's bias. A unit is kept
-    if that would not be exact (zero padding, no bias), with the reason in ``report.left_alone``. Inputs
-    and outputs of the network are kept, and each layer keeps one unit at least.
-
-    The forward must be one chain of Linear, Conv (ungrouped), BatchNorm, element-wise activations,
-    pooling, flatten and dropout; any operation may precede the first and follow the last layer.
-    `example_inputs`: a tensor, or the tuple of arguments. Training mode, dtype, device and
-    ``requires_grad`` of each part are kept. The equality holds in evaluation mode.
-
-    Raises `Unsupported` naming the operation that is not part of a chain, or with the difference if the
-    copy's outputs on the example and on random inputs differ by more than 1e-5 of the largest
-    output (8 machine epsilons in half precision); `InvalidArgument` for inputs that do not run.
-
-    >>> import torch, karikomi as kk
-    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> _ = net[0].weight.data[2:].zero_()
-    >>> small, report = kk.torch.shrink(net, torch.zeros(1, 4))
-    >>> small[0], report.removed, report.widths_after
-    (Linear(in_features=4, out_features=2, bias=True), 6, {'0': 2, '2': 2})
-
-    Source: constant propagation as in Bragagnolo and Barbano 2022, "Simplify"; checked by running.
-    """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if holds_codes(module):
-        raise Unsupported(
-            "the weights are quantized, and a shrunk layer has other codes",
-            where="torch.shrink",
-            hint="shrink before quantize_",
-        )
-    original, small = _copy(module).eval(), _copy(module).eval()
-    try:
-        original(*inputs)
-    except Exception as error:
-        raise InvalidArgument(
-            "the module does not run on the example inputs", where="torch.shrink", got=error
-        ) from error
-    before = read_chain(small, inputs).widths()
-    after, left_alone = _cut_dead_units_(small, inputs)
-    largest = difference(original, small, inputs)
-    for old, new in zip(module.modules(), small.modules(), strict=True):
-        new.training = old.training
-    return small, ShrinkReport(
-        widths_before=before,
-        widths_after=after,
-        parameters_before=sum(parameter.numel() for parameter in module.parameters()),
-        parameters_after=sum(parameter.numel() for parameter in small.parameters()),
-        left_alone=left_alone,
-        max_difference=largest,
-    )
+EVEN = 1e-6
+"""Of the largest magnitude: how far the outputs of a constant unit may be apart from place to place."""
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:
-        raise Unsupported(
-            "the module cannot be copied",
-            where="torch.shrink",
-            got=error,
-            hint="make weights that a hook computes permanent first",
-        ) from error
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product with a stored weight: its rows are the units that it makes, its columns those that it reads."""
+
+    call: Call
+    rows: int
+    columns: int
+    value: str = "input"
+
+    @property
+    def weight(self) -> str:
+        """The name of the weight."""
+        return str(self.call["weight"].target)
+
+    @property
+    def layer(self) -> str:
+        """The name of its layer."""
+        return self.weight.removesuffix(".weight")
 
 
-def _cut_dead_units_(module: nn.Module, inputs: Inputs) -> tuple[dict[str, int], dict[str, str]]:
-    """Remove units until none is dead; return the widths, and why units were kept."""
-    while True:
-        chain = read_chain(module, inputs)
-        constants = _constants(chain, module, inputs)
-        decided = plan({link.name: _units(link, constants[link.name]) for link in chain.links})
-        if not decided.removed:
-            outputs = {chain.last_name: "its units are the outputs of the network"}
-            return chain.widths(), {**decided.left_alone, **outputs}
-        for link in chain.links:
-            folded = np.isin(link.columns, decided.folded[link.name])
-            _fold_(link.reader, folded, constants[link.name])
-            _cut_(link, decided.kept[link.name])
-
-
-def _constants(chain: ChainGraph, module: nn.Module, inputs: Inputs) -> Constants:
-    """Run the module with each layer's output replaced by its bias; return the inputs of the readers.
-
-    So all operations between two layers are computed by the module itself. NaN marks an input that is
-    not the same at all positions (padding in a pooling layer).
-    """
-    found: Constants = {}
-    hooks = []
-    for link in chain.links:
-        hooks.append(link.layer.register_forward_hook(_bias_only))
-        hooks.append(link.reader.register_forward_pre_hook(_keep(found, link.name)))
-    try:
-        module(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+def products_of(graph: fx.GraphModule) -> list[Product]:
+    """Return the products of activations with stored weights, in order."""
+    found = []
+    for node in graph.graph.nodes:
+        name = name_of(node) if node.op == "call_function" else ""
+        if not name.startswith(("linear", "conv")) or name.endswith("norm"):
+            continue
+        call = call_of(node)
+        if isinstance(call.arguments.get("weight"), fx.Node) and call["weight"].op == "get_attr":
+            over = "transpose" in name
+            grouped = call.arguments.get("groups", 1) != 1
+            if not (over and grouped):
+                found.append(Product(call, rows=int(over), columns=int(not over)))
     return found
 
 
-def _bias_only(layer: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-    if layer.bias is None:
-        return torch.zeros_like(output)
-    shape = [1] * output.dim()
-    shape[unit_axis(layer)] = -1
-    return layer.get_parameter("bias").view(shape).expand_as(output).clone()
+@dataclass(slots=True)
+class DeadUnits:
+    """The search for dead units in a graph, whose labels were propagated with `exact`."""
+
+    graph: fx.GraphModule
+    found: Propagated
+    inputs: Sequence[tuple[Any, ...]]
+    groups: list[Group] = field(init=False)
+    products: list[Product] = field(init=False)
+    left_alone: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.groups = groups_of(self.found.classes)
+        self.products = products_of(self.graph)
+
+    @torch.no_grad()
+    def kept(self) -> np.ndarray:
+        """Return a boolean per label: whether it stays; constants are added to the biases of the graph."""
+        gone: list[np.ndarray] = [np.zeros(0, int)]
+        while True:
+            left = np.setdiff1d(self._units(), np.concatenate(gone))
+            facts = self._facts(left)
+            decided = plan({name: units for name, (units, _) in facts.items()})
+            self.left_alone = decided.left_alone
+            if not decided.removed:
+                return kept_of(self.found.classes, gone)
+            for name, (_, ids) in facts.items():
+                self._fold_(ids[decided.folded[name]])
+                gone.append(np.delete(ids, decided.kept[name]))
+            self._zero_(kept_of(self.found.classes, gone))
+
+    def _units(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, int), *(group.units for group in self.groups)])
+
+    def _facts(self, left: np.ndarray) -> dict[str, tuple[UnitFacts, np.ndarray]]:
+        size = len(self.found.classes.roots)
+        made, lives_by_rows = np.zeros(size, bool), np.zeros(size, bool)
+        read = np.zeros(size, bool)
+        obstacles: dict[int, str] = {}
+        for product in self.products:
+            weight = _tensor(self.graph, product.weight)
+            rows = self._labels(product.weight, product.rows)
+            alive = (weight != 0).movedim(product.rows, 0).flatten(1).any(1).numpy()
+            alive = alive & _scaled(self.graph, product)
+            made[rows] = True
+            lives_by_rows[rows[alive]] = True
+            self._read(product, weight, read, obstacles)
+        for node, value in self._ends().items():
+            read[np.unique(value)] = True
+            for root in np.unique(value).tolist():
+                obstacles.setdefault(root, f"{node} reads it")
+        constants = self._constants()
+        dead = made & ~lives_by_rows
+        found = {}
+        for group in self.groups:
+            ids = group.units[np.isin(group.units, left)]
+            if len(ids):
+                name = self._name(group)
+                found[name] = (self._of_group(ids, dead, read, constants, obstacles), ids)
+        return found
+
+    def _of_group(
+        self,
+        ids: np.ndarray,
+        dead: np.ndarray,
+        read: np.ndarray,
+        constants: np.ndarray,
+        obstacles: dict[int, str],
+    ) -> UnitFacts:
+        stuck = [obstacles[root] for root in ids[dead[ids]].tolist() if root in obstacles]
+        return UnitFacts(
+            incoming_zero=dead[ids],
+            outgoing_zero=~read[ids],
+            constants=constants[ids],
+            obstacle=stuck[0] if stuck else None,
+        )
+
+    def _name(self, group: Group) -> str:
+        rows = {(p.weight, p.rows): p.layer for p in self.products}
+        for block, _ in group.members:
+            if (block.owner, block.axis) in rows:
+                return rows[block.owner, block.axis]
+        return group.name
+
+    def _labels(self, name: str, axis: int) -> np.ndarray:
+        """Return the classes along an axis of a stored tensor."""
+        for block in self.found.classes.blocks:
+            if block.owner == name and block.axis == axis:
+                return self.found.classes.roots[block.labels]
+        return np.zeros(_tensor(self.graph, name).shape[axis], int)
+
+    def _read(
+        self, product: Product, weight: torch.Tensor, read: np.ndarray, obstacles: dict[int, str]
+    ) -> None:
+        columns = self._labels(product.weight, product.columns)
+        used = (weight != 0).movedim(product.columns, 0).flatten(1).any(1).numpy()
+        groups = product.call.arguments.get("groups", 1)
+        if groups > 1:
+            # Each column is read in every group, by rows of that group alone.
+            columns = self._channels(product)
+            used = np.ones(len(columns), bool)
+        read[columns[used]] = True
+        reason = _obstacle(product)
+        if groups > 1:
+            reason = f"{product.layer} is grouped"
+        if reason:
+            for root in np.unique(columns).tolist():
+                obstacles.setdefault(root, reason)
+
+    def _channels(self, product: Product) -> np.ndarray:
+        """Return the classes of the input of a product along its axis of channels or features."""
+        value = self.found.values[product.call[product.value].name]
+        assert isinstance(value, Labelled)
+        axis = _input_axis(product)
+        size = value.shape[axis]
+        for plane in value.planes:
+            if plane.shape[axis] > 1:
+                return self.found.classes.roots[
+                    plane.movedim(axis, 0).reshape(size, -1)[:, 0].numpy()
+                ]
+        return np.zeros(size, int)
+
+    def _ends(self) -> dict[str, np.ndarray]:
+        """Return the classes that end in other operators than products with stored weights, by place."""
+        known = {product.call.node.name for product in self.products}
+        return {
+            site: self.found.classes.roots[labels]
+            for name, site, labels in self.found.ends
+            if name not in known
+        }
+
+    def _constants(self) -> np.ndarray:
+        """Return class -> the largest magnitude that is read of it, NaN if it differs from place to place."""
+        size = len(self.found.classes.roots)
+        seen = self._observed()
+        largest = np.zeros(size)
+        for product in self.products:
+            low, high = seen[product.call.node.name]
+            ids = self._channels(product)
+            scale = np.maximum(np.abs(low), np.abs(high))
+            even = high - low <= EVEN * scale
+            values = np.where(even, scale, np.nan)
+            with np.errstate(invalid="ignore"):
+                np.maximum.at(largest, ids, values)
+        return largest
+
+    def _observed(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return product -> the smallest and the largest of each of its inputs over all runs."""
+        axes = {p.call.node.name: (p.call[p.value].name, _input_axis(p)) for p in self.products}
+        seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for inputs in self.inputs:
+            watched: dict[str, torch.Tensor] = {}
+            _Watching(self.graph, {source for source, _ in axes.values()}, watched).run(*inputs)
+            for name, (source, axis) in axes.items():
+                rows = watched[source].movedim(axis, 0).flatten(1).double()
+                low, high = rows.amin(1).numpy(), rows.amax(1).numpy()
+                if name in seen:
+                    low, high = np.minimum(low, seen[name][0]), np.maximum(high, seen[name][1])
+                seen[name] = low, high
+        return seen
+
+    def _fold_(self, units: np.ndarray) -> None:
+        """Add what constant units contribute to the biases of what reads them, in float64."""
+        if not len(units):
+            return
+        seen = self._observed()
+        for product in self.products:
+            chosen = np.isin(self._channels(product), units)
+            if not chosen.any() or product.call["bias"] is None:
+                continue
+            weight = _tensor(self.graph, product.weight).double()
+            weight = weight.movedim((product.rows, product.columns), (0, 1))
+            weight = weight.reshape(*weight.shape[:2], -1).sum(2)
+            low, high = seen[product.call.node.name]
+            values = torch.from_numpy((low + high) / 2)[chosen]
+            bias = _tensor(self.graph, str(product.call["bias"].target))
+            bias.copy_(bias.double() + weight[:, torch.from_numpy(chosen)] @ values)
+
+    def _zero_(self, kept: np.ndarray) -> None:
+        for node in self.graph.graph.nodes:
+            value = self.found.values[node.name]
+            if node.op != "get_attr" or not isinstance(value, Labelled):
+                continue
+            for plane in value.planes:
+                stays = torch.from_numpy(kept[self.found.classes.roots[plane.numpy()]])
+                tensor = _tensor(self.graph, str(node.target))
+                tensor.mul_(stays.to(tensor.dtype))
 
 
-def _keep(found: Constants, name: str) -> Any:
-    def hook(reader: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        rows = args[0].movedim(unit_axis(reader), -1).flatten(0, -2)
-        same = (rows == rows[0]).all(0)
-        values = torch.where(same, rows[0], torch.nan)
-        found[name] = values.cpu().double().numpy()
+class _Watching(fx.Interpreter):
+    """Runs a graph and keeps the results of some nodes."""
 
-    return hook
+    def __init__(
+        self, module: fx.GraphModule, names: set[str], kept: dict[str, torch.Tensor]
+    ) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self._names, self._kept = names, kept
 
-
-def _units(link: Link, constants: np.ndarray) -> UnitFacts:
-    """Return the facts of a layer's units that the decision needs."""
-    weight = link.layer.get_parameter("weight")
-    incoming_zero = _numpy((weight == 0).flatten(1).all(1))
-    count = len(incoming_zero)
-    for norm, columns in link.norms:
-        if norm.weight is not None:
-            scaled = _numpy(norm.get_parameter("weight") != 0)
-            incoming_zero = incoming_zero | (np.bincount(columns[scaled], minlength=count) == 0)
-    read = _numpy((link.reader.get_parameter("weight") != 0).transpose(0, 1).flatten(1).any(1))
-    largest = np.zeros(count)
-    with np.errstate(invalid="ignore"):  # NaN is propagated on purpose
-        np.maximum.at(largest, link.columns, np.abs(constants))
-    return UnitFacts(
-        incoming_zero=incoming_zero,
-        outgoing_zero=np.bincount(link.columns[read], minlength=count) == 0,
-        constants=largest,
-        obstacle=_obstacle(link),
-        fixed=link.fixed,
-    )
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self._names:
+            self._kept[n.name] = result
+        return result
 
 
-def _obstacle(link: Link) -> str | None:
-    if link.reader.bias is None:
-        return f"{link.reader_name} has no bias to take a constant"
-    if isinstance(link.reader, CONVOLUTIONS) and _pads_with_zeros(link.reader):
-        return f"{link.reader_name} pads with zeros, where a constant would differ"
+def _input_axis(product: Product) -> int:
+    shape = shape_of(product.call[product.value].meta["val"])
+    if product.call.name == "linear":
+        return len(shape) - 1
+    weight = shape_of(product.call["weight"].meta["val"])
+    return len(shape) - len(weight) + 1
+
+
+def _tensor(graph: fx.GraphModule, name: str) -> torch.Tensor:
+    owner, leaf = owner_of(graph, name)
+    return getattr(owner, leaf).detach()
+
+
+def _scaled(graph: fx.GraphModule, product: Product) -> np.ndarray:
+    """Return which rows a batch norm that directly follows multiplies by something."""
+    users = list(product.call.node.users)
+    rows = _tensor(graph, product.weight).shape[product.rows]
+    if len(users) != 1 or users[0].op != "call_function" or name_of(users[0]) != "batch_norm":
+        return np.ones(rows, bool)
+    gain = call_of(users[0])["weight"]
+    return np.ones(rows, bool) if gain is None else (_tensor(graph, str(gain.target)) != 0).numpy()
+
+
+def _obstacle(product: Product) -> str | None:
+    call = product.call
+    if call["bias"] is None:
+        return f"{product.layer} has no bias to take a constant"
+    if call.name == "linear":
+        return None
+    padding = call["padding"]
+    kernel = shape_of(call["weight"].meta["val"])[2:]
+    pads = max(kernel) > 1 if padding == "same" else padding != "valid" and any(_each(padding))
+    if pads or "transpose" in call.name:
+        return f"{product.layer} pads with zeros, where a constant would differ"
     return None
 
 
-def _pads_with_zeros(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
-    if layer.padding_mode != "zeros" or layer.padding == "valid":
-        return False
-    return max(layer.kernel_size) > 1 if isinstance(layer.padding, str) else max(layer.padding) > 0
+def _each(padding: Any) -> list[int]:
+    return list(padding) if isinstance(padding, list | tuple) else [padding]
 
 
-def _fold_(reader: nn.Module, folded: np.ndarray, constants: np.ndarray) -> None:
-    """Add the contribution of constant inputs to a layer's bias, in float64."""
-    if not folded.any():
-        return
-    weight = reader.get_parameter("weight").cpu().double()
-    weight = weight.reshape(*weight.shape[:2], -1).sum(2)
-    chosen = torch.from_numpy(np.flatnonzero(folded))
-    bias = reader.get_parameter("bias")
-    bias.copy_(bias.cpu().double() + weight[:, chosen] @ torch.from_numpy(constants[folded]))
-
-
-def _cut_(link: Link, kept: np.ndarray) -> None:
-    columns = np.flatnonzero(np.isin(link.columns, kept))
-    for leaf in ("weight", "bias"):
-        _select_(link.layer, leaf, 0, kept)
-    _select_(link.reader, "weight", 1, columns)
-    for norm, units in link.norms:
-        chosen = np.flatnonzero(np.isin(units, kept))
-        for leaf in ("weight", "bias", "running_mean", "running_var"):
-            _select_(norm, leaf, 0, chosen)
-        set_sizes_(norm)
-    set_sizes_(link.layer)
-    set_sizes_(link.reader)
-
-
-def _select_(layer: nn.Module, leaf: str, axis: int, indices: np.ndarray) -> None:
-    old = getattr(layer, leaf)
-    if old is None or len(indices) == old.shape[axis]:
-        return
-    new = old.detach().index_select(axis, torch.from_numpy(indices).to(old.device))
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    setattr(layer, leaf, new)
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()
+def exact_run(graph: fx.GraphModule) -> Propagated:
+    """Return the labels of a graph in which no statistic may change."""
+    return LabelRun(graph, exact=True).run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -58,8 +57,3 @@ def _drop_unused(graph: fx.GraphModule) -> None:
         elif name_of(node) == "getitem":
             graph.graph.erase_node(node)
     graph.recompile()
-
-
-def copied(graph: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy of a graph module with tensors of its own."""
-    return copy.deepcopy(graph)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -17,7 +18,7 @@ from karikomi.torch.tracing.source_line import called_at
 Value = Labelled | list[Any]
 """The labels of what a node returns: of a tensor, or a list for several tensors."""
 
-OUTPUT = "it is an output of the network"
+OUTPUT = "its units are outputs of the network"
 NO_RULE = "there is no rule for this operator"
 
 
@@ -53,41 +54,53 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 class Propagated:
     """Labels of every node of a graph.
 
-    `values`: node -> labels. `classes`: what goes together. `statistics`: nodes that compute a
+    `values`: name of a node -> labels. `classes`: what goes together. `statistics`: name -> place of nodes that compute a
     statistic (or a softmax) over entries of which some can go. `unknown`: place -> operators without a rule.
+    `ends`: node, place, and the labels that a sum ended there.
     """
 
-    values: dict[fx.Node, Value]
+    values: dict[str, Value]
     classes: Classes
-    statistics: tuple[fx.Node, ...]
+    statistics: dict[str, str]
     unknown: dict[str, str]
+    ends: tuple[tuple[str, str, np.ndarray], ...] = ()
 
 
 class LabelRun(Meetings):
-    """One propagation through a graph module."""
+    """One propagation through a graph module; if `exact`, no statistic of the network may change."""
 
-    def __init__(self, module: fx.GraphModule, *, whole: bool) -> None:
+    def __init__(self, module: fx.GraphModule, *, whole: bool = False, exact: bool = False) -> None:
         super().__init__(whole=whole)
         self.module = module
-        self.values: dict[fx.Node, Value] = {}
-        self.statistics: dict[fx.Node, None] = {}
+        self.exact = exact
+        self.values: dict[str, Value] = {}
+        self.statistics: dict[str, str] = {}
         self.unknown: dict[str, str] = {}
+        self._ends: list[tuple[str, str, np.ndarray]] = []
         self._stored: dict[tuple[Any, ...], Labelled] = {}
 
     def run(self) -> Propagated:
         """Propagate through all nodes."""
         for node in self.module.graph.nodes:
-            self.values[node] = self._of_node(node)
+            before = len(self.ended)
+            self.values[node.name] = self._of_node(node)
+            site = call_of(node).site if len(self.ended) > before else ""
+            self._ends += [(node.name, site, labels) for labels in self.ended[before:]]
         self._make_products()
         return Propagated(
-            self.values, self.labels.classes(), tuple(self.statistics), self.unknown
+            self.values,
+            self.labels.classes(),
+            self.statistics,
+            self.unknown,
+            tuple(self._ends),
         )
 
     def _make_products(self) -> None:
         """Let what stays of each tensor be a product of indices, which is checked last: operators may ask for less."""
         several = [
             (value, call_of(node).site)
-            for node, found in self.values.items()
+            for node in self.module.graph.nodes
+            for found in [self.values[node.name]]
             for value in (found if isinstance(found, list) else [found])
             if any(len(varying(plane)) > 1 for plane in value.planes)
         ]
@@ -100,7 +113,7 @@ class LabelRun(Meetings):
     def value(self, argument: Any) -> Labelled:
         """Return the labels of an argument: of a node, or none for a number or nothing."""
         if isinstance(argument, fx.Node):
-            found = self.values[argument]
+            found = self.values[argument.name]
             if isinstance(found, Labelled):
                 return found
         return Labelled(())
@@ -115,11 +128,19 @@ class LabelRun(Meetings):
         )
         return Labelled(shape, planes)
 
-    def over_statistics(self, call: Call, value: Labelled, axes: Sequence[int]) -> None:
-        """Note an operator that measures something over `axes`, if entries along these can go."""
+    def over_statistics(self, call: Call, value: Labelled, axes: Sequence[int]) -> Labelled:
+        """Return the value of an operator that measures something over `axes`.
+
+        It is noted if entries along these can go; where outputs have to stay the same, none of them can.
+        """
         rank = len(value.shape)
-        if {axis % rank for axis in axes} & self.current(value, call.site).axes:
-            self.statistics[call.node] = None
+        inside = {axis % rank for axis in axes}
+        if not inside & self.current(value, call.site).axes:
+            return value
+        if self.exact:
+            return self.fix(self.current(value, call.site), f"{call.site} measures over it", inside)
+        self.statistics[call.node.name] = call.site
+        return value
 
     def stored(self, name: str) -> torch.Tensor:
         """Return a parameter, a buffer or a constant by name."""
@@ -143,13 +164,13 @@ class LabelRun(Meetings):
             return self._of_stored(str(node.target))
         if node.op == "output":
             for source in node.all_input_nodes:
-                self._fix_all(self.values[source], OUTPUT)
+                self._fix_all(self.values[source.name], OUTPUT)
             return Labelled(())
         if node.op != "call_function":
             return bare(node)
         call = call_of(node)
         if call.name == "getitem":
-            found = self.values[node.args[0]]  # type: ignore[index]
+            found = self.values[node.args[0].name]  # type: ignore[union-attr]
             return found[node.args[1]] if isinstance(found, list) else bare(node)  # type: ignore[index]
         if not isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
             return Labelled(())
@@ -160,9 +181,11 @@ class LabelRun(Meetings):
     def refuse(self, call: Call, reason: str = NO_RULE) -> Value:
         """Fix all that reaches an operator whose rule does not cover the call."""
         text = f"{reason}: {call.site}"
-        reached = [source for source in call.node.all_input_nodes if _labels_of(self.values[source])]
+        reached = [
+            source for source in call.node.all_input_nodes if _labels_of(self.values[source.name])
+        ]
         for source in reached:
-            self._fix_all(self.values[source], text)
+            self._fix_all(self.values[source.name], text)
         if reached:
             self.unknown[call.site] = reason
         return bare(call.node)

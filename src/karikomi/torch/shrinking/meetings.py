@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
 
 from karikomi.shrink.labels import Labels
@@ -35,6 +36,7 @@ class Meetings:
     def __init__(self, *, whole: bool) -> None:
         self.labels = Labels()
         self.whole = whole
+        self.ended: list[np.ndarray] = []
 
     def current(self, value: Labelled, site: str) -> Labelled:
         """Return a value with what is joined by now."""
@@ -79,10 +81,11 @@ class Meetings:
         for plane in self.current(value, site).planes:
             inside = set(varying(plane)) & set(axes)
             outside = set(varying(plane)) - set(axes)
-            if inside and (self.whole or not outside):
-                left = fix_axes(self.labels, plane, inside, site) if outside else None
+            if inside and outside and self.whole:
+                left = fix_axes(self.labels, plane, inside, site)
             elif inside:
-                fix_axes(self.labels, plane, outside, site)
+                ended = fix_axes(self.labels, plane, outside, site)
+                self.ended += [] if ended is None else [np.unique(ended.numpy())]
                 left = None
             else:
                 left = plane
@@ -159,6 +162,7 @@ class Meetings:
         stay = stay or [axes[-1] if self.whole else axes[0]]
         fixed = [(n, fix_axes(self.labels, plane, stay, site)) for n, plane in planes]
         return [(n, plane) for n, plane in fixed if plane is not None]
+
 
 def without(value: Labelled, axes: Collection[int]) -> Labelled:
     """Return a value without some axes of size 1."""

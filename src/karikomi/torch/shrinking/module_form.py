@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from karikomi.errors import Unsupported
+from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
 from karikomi.torch.shrinking.rewriting import Changed, Rewritten, owner_of
 from karikomi.torch.shrinking.unit_scores import tensors_of
@@ -19,33 +18,41 @@ SIZES = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "norma
 GUESSES = (frozenset[str](), SIZES, SIZES | {"start", "end", "length", "index", "pad"})
 """Arguments whose numbers may be attributes of the module that calls the operator, from the surest on."""
 
-Indices = Mapping[str, Mapping[int, torch.Tensor]]
-"""Tensor name -> axis -> the indices that stay."""
-
 
 @torch.no_grad()
-def cut_(module: nn.Module, indices: Indices) -> None:
-    """Replace the tensors of a module by what stays of them, also where a tensor has several names."""
+def take_tensors_(module: nn.Module, done: Rewritten) -> None:
+    """Replace the tensors of a module by those of the smaller graph, also where a tensor has several names."""
     every = tensors_of(module)
-    done: dict[int, torch.Tensor] = {}
-    for name, axes in indices.items():
-        old = every[name]
-        if id(old) in done:
+    new: dict[int, torch.Tensor] = {}
+    for name in done.stored:
+        old = every.get(name, _attribute(module, name))
+        own = _attribute(done.graph, name)
+        if not isinstance(old, torch.Tensor) or (
+            name not in done.indices and torch.equal(old, own)
+        ):
             continue
-        new = old.detach()
-        for axis, own in axes.items():
-            new = new.index_select(axis, own.to(old.device))
-        new = new.contiguous()
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        done[id(old)] = new
+        made = own.detach().clone()
+        new[id(old)] = (
+            nn.Parameter(made, old.requires_grad) if isinstance(old, nn.Parameter) else made
+        )
+        every.setdefault(name, old)
     for name, old in every.items():
-        if id(old) in done:
+        if id(old) in new:
             owner, leaf = owner_of(module, name)
-            setattr(owner, leaf, done[id(old)])
+            setattr(owner, leaf, new[id(old)])
 
 
-def set_attributes_(module: nn.Module, changed: Sequence[Changed], guessed: Collection[str]) -> None:
+def _attribute(module: nn.Module, name: str) -> Any:
+    try:
+        owner, leaf = owner_of(module, name)
+    except AttributeError:
+        return None
+    return getattr(owner, leaf, None)
+
+
+def set_attributes_(
+    module: nn.Module, changed: Sequence[Changed], guessed: Collection[str]
+) -> None:
     """Set the attributes that state the sizes of layers.
 
     A layer's own number that the forward uses has the name of its argument (``groups``). For the arguments in `guessed`, any attribute of
@@ -110,7 +117,7 @@ def in_module_form(
     expected = leaves(done.graph(*inputs, **options))
     for guessed in GUESSES:
         small = copied(module)
-        cut_(small, done.indices)
+        take_tensors_(small, done)
         set_attributes_(small, done.changed, guessed)
         modes = [part.training for part in small.modules()]
         if _same(small.eval(), expected, inputs, options):
@@ -129,16 +136,3 @@ def _same(
     except Exception:
         # Any error of the user's forward has one meaning here: its code does not fit the smaller tensors.
         return False
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """Return a deep copy; raises `Unsupported` if there is none."""
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:
-        raise Unsupported(
-            "the module cannot be copied",
-            where="torch.shrink",
-            got=error,
-            hint="make weights that a hook computes permanent first",
-        ) from error

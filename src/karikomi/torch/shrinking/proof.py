@@ -7,7 +7,6 @@ everything else is still compared.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Collection
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import fx
 
 from karikomi.errors import Unsupported
+from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
 from karikomi.torch.shrinking.planes import Labelled, keeps
 from karikomi.torch.tracing.batches import leaves
@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 
 CONTRACTIONS = frozenset(
     """
-    linear matmul mm bmm mv dot addmm baddbmm einsum outer conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    linear matmul mm bmm mv dot vdot inner bilinear addmm baddbmm einsum outer conv1d conv2d conv3d conv_transpose1d conv_transpose2d
     conv_transpose3d scaled_dot_product_attention sum lstm gru rnn_tanh rnn_relu
     """.split()
 )
@@ -50,7 +50,7 @@ def difference(
         # Without their statistics, networks that multiply signals diverge: bounded, they do not.
         worst = _worst(original, small, found, kept, inputs, bounded=True)
     if worst > TOLERANCE and _all_single(original):
-        wide = [copy.deepcopy(graph).double() for graph in (original, small)]
+        wide = [copied(graph).double() for graph in (original, small)]
         worst = _worst(*wide, found, kept, tuple(map(_double, inputs)))
     if not worst <= _allowed(original):
         raise Unsupported(
@@ -72,7 +72,7 @@ def _worst(
     *,
     bounded: bool = False,
 ) -> float:
-    statistics = [node.name for node in found.statistics]
+    statistics = found.statistics
     expected = leaves(_Masked(original, found, kept, statistics, bounded).run(*inputs))
     got = leaves(_Affine(small, statistics, bounded).run(*inputs))
     return max((apart(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
@@ -116,7 +116,7 @@ def is_blind(module: fx.GraphModule, inputs: tuple[Any, ...]) -> bool:
 def randomized(module: fx.GraphModule) -> fx.GraphModule:
     """Return a copy with random weights, at which signals neither vanish nor grow much."""
     generator = torch.Generator().manual_seed(2)
-    copied = copy.deepcopy(module)
+    copied = copied(module)
     for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
         if not tensor.is_floating_point():
             continue
@@ -133,7 +133,9 @@ def randomized(module: fx.GraphModule) -> fx.GraphModule:
 def apart(expected: torch.Tensor, got: torch.Tensor) -> float:
     """Return the largest difference of two outputs, relative to the largest entry of the first."""
     if expected.shape != got.shape:
-        raise Unsupported("the shape of an output would change", where="torch.shrink", got=got.shape)
+        raise Unsupported(
+            "the shape of an output would change", where="torch.shrink", got=got.shape
+        )
     if expected.numel() == 0:
         return 0.0
     scale = float(expected.double().abs().max()) or 1.0
@@ -166,6 +168,8 @@ def affine(node: fx.Node, given: dict[str, Any], run: Any, first: Any) -> Any:
         return first(given["self"] if "self" in given else given["input"])
     if name == "scaled_dot_product_attention":
         return _linear_attention(given, first)
+    if name == "_weight_norm":
+        return first(given["v"]) * given["g"]
     if "norm" in name and "input" in given:
         value = first(given["input"])
         channels = name not in ("layer_norm", "rms_norm", "_fused_rms_norm")
@@ -202,14 +206,16 @@ class _Masked(_Affine):
         bounded: bool,
     ) -> None:
         super().__init__(module, names, bounded)
-        self._values = {node.name: value for node, value in found.values.items()}
+        self._values = found.values
         self._kept = kept
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.op == "get_attr":
             return self._zeroed(n, result)
-        if name_of(n) == "sum" or any(name_of(user) in CONTRACTIONS and _derived(user) for user in n.users):
+        if name_of(n) == "sum" or any(
+            name_of(user) in CONTRACTIONS and _derived(user) for user in n.users
+        ):
             return self._zeroed(n, result)
         return result
 

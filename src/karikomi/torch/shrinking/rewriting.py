@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
+from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.label_run import (
     Call,
     Propagated,
@@ -26,9 +26,9 @@ LITERALS: dict[str, Callable[[Kept, Call, fx.Node], dict[str, Any]]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What stays of each tensor of a graph: `values` of the nodes of the original, and a boolean per label."""
+    """What stays of each tensor of a graph: `values` of its nodes by name, and a boolean per label."""
 
-    values: dict[fx.Node, Any]
+    values: dict[str, Any]
     labels: np.ndarray
     _sizes: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
@@ -49,7 +49,7 @@ class Kept:
 
     def of(self, node: Any) -> Labelled:
         """Return the labels of a node that is one tensor; none for any other argument."""
-        found = self.values.get(node) if isinstance(node, fx.Node) else None
+        found = self.values.get(node.name) if isinstance(node, fx.Node) else None
         return found if isinstance(found, Labelled) else Labelled(())
 
     def changes(self, value: Any) -> bool:
@@ -86,11 +86,12 @@ def literal(*names: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A smaller graph, tensor name -> axis -> the indices that stay, and the numbers that were changed."""
+    """A smaller graph, tensor name -> axis -> the indices that stay, the numbers that were changed, all stored tensors."""
 
     graph: fx.GraphModule
     indices: dict[str, dict[int, torch.Tensor]]
     changed: tuple[Changed, ...]
+    stored: tuple[str, ...]
 
 
 def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rewritten:
@@ -99,13 +100,15 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
     Raises `Unsupported` naming the operation whose kept entries are no product of indices.
     """
     stays = Kept(found.values, kept)
-    small = copy.deepcopy(graph)
+    small = copied(graph)
     pairs = list(zip(graph.graph.nodes, small.graph.nodes, strict=True))
     changed: list[Changed] = []
-    indices = cut_tensors_(small, {str(n.target): found.values[n] for n, _ in pairs if n.op == "get_attr"}, kept)
+    indices = cut_tensors_(
+        small, {str(n.target): found.values[n.name] for n, _ in pairs if n.op == "get_attr"}, kept
+    )
     for node, new in pairs:
-        value = found.values[node]
-        reached = [found.values[source] for source in node.all_input_nodes]
+        value = found.values[node.name]
+        reached = [found.values[source.name] for source in node.all_input_nodes]
         if not any(stays.changes(part) for part in [value, *reached]):
             continue
         for part in value if isinstance(value, list) else [value]:
@@ -122,7 +125,8 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
             changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()
-    return Rewritten(small, indices, tuple(changed))
+    stored = tuple(dict.fromkeys(str(n.target) for n, _ in pairs if n.op == "get_attr"))
+    return Rewritten(small, indices, tuple(changed), stored)
 
 
 def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
@@ -170,7 +174,9 @@ def _cut(old: torch.Tensor, chosen: dict[int, torch.Tensor]) -> torch.Tensor:
     for axis, own in chosen.items():
         new = new.index_select(axis, own.to(old.device))
     new = new.contiguous()
-    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return (
+        nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    )
 
 
 def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -180,7 +186,18 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 @literal("view", "reshape", "_unsafe_view", "expand", "broadcast_to")
-@literal("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn")
+@literal(
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "rand",
+    "randn",
+)
 def _shape(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     name = "shape" if call.name == "reshape" else "size"
     sizes = kept.sizes(kept.of(call.node))
@@ -205,7 +222,7 @@ def _unflatten(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
 @literal("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
 def _split(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     axis = call["dim"] % len(kept.of(call["self"]).shape)
-    sizes = [kept.sizes(part)[axis] for part in kept.values[call.node]]
+    sizes = [kept.sizes(part)[axis] for part in kept.values[call.node.name]]
     before = call.arguments.get("split_size", call.arguments.get("split_sizes"))
     if isinstance(before, int) and len(set(sizes)) == 1:
         return {"split_size": sizes[0]}
@@ -228,7 +245,11 @@ def _slice(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     if step == 1:
         first, last = kept.before(value, axis, start), kept.before(value, axis, end)
         last = call["end"] if call.name == "slice" and end == size else last
-        return {"start": first, "end": last} if call.name == "slice" else {"start": first, "length": last - first}
+        return (
+            {"start": first, "end": last}
+            if call.name == "slice"
+            else {"start": first, "length": last - first}
+        )
     _pick_(kept, value, axis, torch.arange(start, end, step), call, new)
     return {}
 

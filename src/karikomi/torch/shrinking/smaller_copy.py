@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
 import karikomi.torch.shrinking.operators  # noqa: F401  (registers the rules)
-from karikomi.errors import InvalidArgument, Unsupported, check_known
+from karikomi.errors import InvalidArgument, KarikomiError, Unsupported, check_known
 from karikomi.prune import as_score
 from karikomi.prune.scores.score import Score
 from karikomi.select import select
 from karikomi.shrink.account import ShrinkReport
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
-from karikomi.shrink.labels import Block
 from karikomi.torch.modules.codes import holds_codes
-from karikomi.torch.modules.prunable import EMBEDDINGS, layouts
+from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
+from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
+from karikomi.torch.shrinking.dead_units import DeadUnits
+from karikomi.torch.shrinking.equivalence import equal
 from karikomi.torch.shrinking.exported import exported
-from karikomi.torch.shrinking.label_run import OUTPUT, LabelRun, Propagated
-from karikomi.torch.shrinking.module_form import copied, in_module_form
-from karikomi.torch.shrinking.planes import Labelled
+from karikomi.torch.shrinking.graph_form import graph_form
+from karikomi.torch.shrinking.label_run import LabelRun, Propagated
+from karikomi.torch.shrinking.module_form import in_module_form
 from karikomi.torch.shrinking.proof import difference, is_blind, random_like, randomized
 from karikomi.torch.shrinking.rewriting import Kept, Rewritten, rewritten
 from karikomi.torch.shrinking.unit_scores import unit_scores
-from karikomi.torch.tracing.batches import leaves
 
 WHERE = "torch.shrink"
 Target = tuple[str, float]
@@ -58,7 +59,7 @@ class Shrinking:
         module: nn.Module,
         inputs: tuple[Any, ...],
         options: dict[str, Any],
-        choice: Choice,
+        choice: Choice | None,
         dynamic_shapes: Any = None,
     ) -> None:
         self.module = module
@@ -66,14 +67,17 @@ class Shrinking:
         self.options = options
         self.choice = choice
         self.graph = exported(module, inputs, options, dynamic_shapes)
-        self.found: Propagated = LabelRun(self.graph, whole=choice.whole).run()
-        self.flat = _flat_inputs(self.graph, inputs, options)
+        whole, exact = choice is not None and choice.whole, choice is None
+        self.found: Propagated = LabelRun(self.graph, whole=whole, exact=exact).run()
+        flat, self.tree = torch.utils._pytree.tree_flatten((inputs, options))
+        self.flat = tuple(flat)
         self.costs: list[tuple[float, float]] = []
 
     def chosen(self) -> np.ndarray:
         """Return a boolean per label: whether it stays."""
-        groups = self._groups()
         choice = self.choice
+        assert choice is not None  # noqa: S101
+        groups = self._groups(choice)
         scores = unit_scores(self.module, groups, choice.score, data=choice.data, loss=choice.loss)
         allocate = ALLOCATIONS[choice.allocation]
 
@@ -85,27 +89,33 @@ class Shrinking:
         if unit == "width":
             return kept(value)
         cost = self._cost(unit, kept)
-        budget = value * cost(1.0) if value <= 1 and not isinstance(value, int) and unit != "ms" else value
+        budget = (
+            value * cost(1.0)
+            if value <= 1 and not isinstance(value, int) and unit != "ms"
+            else value
+        )
         share = to_budget(cost, budget, unit=unit, steps=7 if unit == "ms" else 24)
         return kept(share)
 
-    def _groups(self) -> list[Group]:
+    def _groups(self, choice: Choice) -> list[Group]:
         groups = groups_of(self.found.classes)
         names = dict.fromkeys(name for name, _ in self.module.named_parameters())
-        picked = set(
-            select(list(names), only=self.choice.only, exclude=self.choice.exclude, where=WHERE)
-        )
+        picked = set(select(list(names), only=choice.only, exclude=choice.exclude, where=WHERE))
         free = [
             group
             for group in groups
             if len(group) > 1
-            and all(block.owner in picked or block.owner not in names or block.axis for block, _ in group.members)
+            and all(
+                block.owner in picked or block.owner not in names or block.axis
+                for block, _ in group.members
+            )
         ]
         if not free:
             raise Unsupported(
                 "no unit can go",
                 where=WHERE,
-                got="; ".join(f"{name}: {why}" for name, why in list(self.frozen().items())[:3]) or "no layer",
+                got="; ".join(f"{name}: {why}" for name, why in list(self.frozen().items())[:3])
+                or "no layer",
                 allowed="units that are no outputs, of layers that only= and exclude= leave",
             )
         return free
@@ -140,61 +150,83 @@ class Shrinking:
     def proven(self, kept: np.ndarray) -> tuple[Rewritten, float]:
         """Return the smaller graph and the largest difference to the original in which what went is zero."""
         done = rewritten(self.graph, self.found, kept)
-        generator = torch.Generator().manual_seed(0)
         worst = 0.0
-        for inputs in (self.flat, tuple(random_like(value, generator) for value in self.flat)):
+        for inputs in self.samples():
             worst = max(worst, difference(self.graph, done.graph, self.found, kept, inputs))
         if is_blind(self.graph, self.flat):
             other = randomized(self.graph)
-            again = rewritten_like(other, self.graph, self.found, kept)
-            found, graph = again
-            worst = max(worst, difference(other, graph, found, kept, self.flat))
+            small = rewritten(other, self.found, kept).graph
+            worst = max(worst, difference(other, small, self.found, kept, self.flat))
         return done, worst
 
+    def samples(self) -> list[tuple[Any, ...]]:
+        """Return the example inputs, and random ones."""
+        generator = torch.Generator().manual_seed(0)
+        return [self.flat, tuple(random_like(value, generator) for value in self.flat)]
+
+    def result(
+        self,
+        module: nn.Module,
+        done: Rewritten,
+        kept: np.ndarray,
+        worst: float,
+        left_alone: dict[str, str],
+    ) -> tuple[nn.Module, ShrinkReport]:
+        """Return the smaller network, as a module of its class if possible, and the report."""
+        small = in_module_form(module, done, self.inputs, self.options)
+        form = graph_form(done.graph, training=module.training) if small is None else small
+        nothing = np.ones(len(kept), bool)
+        before, after = (macs_of(self.graph, Kept(self.found.values, k)) for k in (nothing, kept))
+        together = {g.name: list(g.sites) for g in groups_of(self.found.classes) if g.sites}
+        literals = [f"{one.site}: {one.before} -> {one.after}" for one in done.changed]
+        return form, ShrinkReport(
+            widths_before=self.widths(),
+            widths_after=self.widths(kept),
+            parameters_before=parameters_of(self.module),
+            parameters_after=parameters_of(form),
+            left_alone=left_alone,
+            max_difference=worst,
+            macs_before=before,
+            macs_after=after,
+            frozen={**self.frozen(), **self.found.unknown},
+            together=together,
+            statistics=list(self.found.statistics.values()),
+            literals=[] if small is not None else literals,
+            form="module" if small is not None else "graph",
+            latencies=self.costs,
+        )
+
     def frozen(self) -> dict[str, str]:
-        """Return parameter name -> why none of its units can go."""
+        """Return layer -> why none of its units can go."""
         classes = self.found.classes
         found = {}
-        for block in self._layers():
-            reasons = [classes.reasons.get(root) for root in classes.roots[block.labels].tolist()]
+        for name, labels in self._layers().items():
+            reasons = [classes.reasons.get(root, "") for root in classes.roots[labels].tolist()]
             if all(reasons):
-                found[block.owner] = str(reasons[0])
+                found[name] = reasons[0] if reasons else "it has one unit"
         return found
 
     def widths(self, kept: np.ndarray | None = None) -> dict[str, int]:
         """Return layer -> number of units, of those layers whose axis of units is known."""
-        return {
-            block.owner.removesuffix(".weight"): (
-                block.size if kept is None else int(kept[block.labels].sum())
-            )
-            for block in self._layers()
-        }
+        widths = {}
+        for name, labels in self._layers().items():
+            widths[name] = max(len(labels), 1) if kept is None else max(int(kept[labels].sum()), 1)
+        return widths
 
-    def _layers(self) -> list[Block]:
-        """Return the axes of units of the layers whose axis of units is known; of an embedding the other one."""
+    def _layers(self) -> dict[str, np.ndarray]:
+        """Return layer -> labels of its units, of an embedding of its columns; none for a single unit."""
         axes = layouts(self.module)
-        tables = {
-            f"{path}.weight" if path else "weight"
-            for path, layer in self.module.named_modules()
-            if isinstance(layer, EMBEDDINGS)
-        }
-        return [
-            block
-            for block in self.found.classes.blocks
-            if block.owner in axes
-            and block.axis == (1 if block.owner in tables else axes[block.owner].units)
-        ]
-
-
-def rewritten_like(
-    other: fx.GraphModule, graph: fx.GraphModule, found: Propagated, kept: np.ndarray
-) -> tuple[Propagated, fx.GraphModule]:
-    """Return the labels of a graph on a copy of it with other tensors, and that copy made smaller."""
-    twin = dict(zip(graph.graph.nodes, other.graph.nodes, strict=True))
-    values = {twin[node]: value for node, value in found.values.items()}
-    statistics = tuple(twin[node] for node in found.statistics)
-    moved = Propagated(values, found.classes, statistics, found.unknown)
-    return moved, rewritten(other, moved, kept).graph
+        labels = {(block.owner, block.axis): block.labels for block in self.found.classes.blocks}
+        found = {}
+        for path, layer in self.module.named_modules():
+            for leaf, _ in layer.named_parameters(recurse=False):
+                name = f"{path}.{leaf}" if path else leaf
+                if name not in axes or isinstance(layer, NORMS):
+                    continue
+                axis = 1 if isinstance(layer, EMBEDDINGS) else axes[name].units
+                key = (name, axis)
+                found[name.removesuffix(".weight")] = labels.get(key, np.zeros(0, int))
+        return found
 
 
 def _stored(module: nn.Module, name: str) -> Any:
@@ -202,12 +234,136 @@ def _stored(module: nn.Module, name: str) -> Any:
     return getattr(module.get_submodule(path), leaf)
 
 
-def _flat_inputs(
-    graph: fx.GraphModule, inputs: tuple[Any, ...], options: dict[str, Any]
-) -> tuple[Any, ...]:
-    """Return the values of the placeholders of a graph."""
-    given, _ = torch.utils._pytree.tree_flatten((inputs, options))
-    return tuple(given)
+def shrink(
+    module: nn.Module,
+    example_inputs: Any,
+    *,
+    width: float | None = None,
+    heads: float | None = None,
+    parameters: float | None = None,
+    macs: float | None = None,
+    bytes: float | None = None,
+    ms: float | None = None,
+    score: str | Score = "magnitude",
+    allocation: str = "uniform",
+    data: Iterable[Any] | None = None,
+    loss: Any = None,
+    multiple_of: int = 1,
+    least: int = 1,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
+) -> tuple[nn.Module, ShrinkReport]:
+    """Return a smaller copy of a module, whose neurons, channels, heads or hidden units are really removed, and a report.
+
+    The module is exported (`torch.export`) and run on labels, one per index of each axis of each weight: what meets in an operation
+    goes together or not at all. Inputs and outputs of the network stay, and what reaches an operator without a
+    rule; ``report.frozen`` has the reasons.
+
+    Without a target, only dead units go: those whose outgoing weights are all zero, or whose incoming weights are, or whose batch norm scale
+    is: then its constant output is added to the next bias. The outputs do not change. With one target, the
+    units of the lowest score go: `width`, the share of units that stays in each group, in (0, 1]; `heads`,
+    the same for whole heads and groups of convolutions instead of their inner units; or a budget for the whole network,
+    a share in (0, 1] or a whole number: `parameters`, `macs`, `bytes`; or `ms`, measured on this machine on the example inputs.
+
+    `example_inputs`: a tensor, the tuple of arguments, or a mapping of keywords. `score`: a registered score (``karikomi list scores``) or one of
+    `karikomi.prune`; of all weights that a unit is found in, together. `data`, `loss`: as in `prune_`.
+    `allocation`: "uniform", the same share of each group, or "global", by the scores relative to the mean of their group. `multiple_of`:
+    round the units that stay of each group. `least`: so many stay of each group. `only`, `exclude`: globs over
+    parameter names. `dynamic_shapes`: as in `torch.export.export`.
+
+    The copy is a module of the same class if its code runs with the smaller tensors, else the exported graph as a module, which needs none of that
+    code (``report.form``; ``report.literals`` has the numbers in the code that are in the way). Training mode, dtype, device and
+    ``requires_grad`` are kept.
+
+    Every shrink is proven: removing units must equal making them zero, to 1e-5 of the largest output on the example
+    and on random inputs. Where a norm, a softmax or a mean is taken over entries of which some went, its statistics change (as they do in
+    any tool); both sides of the proof then use its affine part, and ``report.statistics`` has the places.
+
+    Raises `Unsupported` with the source line if the module cannot be exported, if nothing can go, or if the proof fails; `InvalidArgument` for
+    inputs that do not run, for two targets, and for a budget that is too small.
+
+    >>> import torch, karikomi as kk
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> small, report = kk.torch.shrink(net, torch.zeros(1, 4), width=0.5)
+    >>> small[0], report.removed, report.parameters_after
+    (Linear(in_features=4, out_features=4, bias=True), 4, 30)
+    >>> _ = net[0].weight.data[2:].zero_()
+    >>> kk.torch.shrink(net, torch.zeros(1, 4))[1].widths_after
+    {'0': 2, '2': 2}
+
+    Source: groups as in Fang et al. 2023 (DepGraph), found by labels that are propagated through the
+    exported graph instead of tables of layers; constants as in Bragagnolo and Barbano 2022 (Simplify).
+    """
+    inputs, options = _arguments(example_inputs)
+    _check_module(module, inputs, options)
+    targets = {
+        "width": width,
+        "heads": heads,
+        "parameters": parameters,
+        "macs": macs,
+        "bytes": bytes,
+        "ms": ms,
+    }
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) > 1:
+        raise InvalidArgument(
+            "one target at a time", where=WHERE, got=", ".join(given), allowed=", ".join(targets)
+        )
+    if not given:
+        return _without_dead_units(module, inputs, options, dynamic_shapes)
+    ((unit, value),) = given.items()
+    _check_target(unit, value)
+    check_known(allocation, ALLOCATIONS, "unknown allocation", where=WHERE)
+    choice = Choice(
+        target=("width" if unit == "heads" else unit, value),
+        score=as_score(score),
+        allocation=allocation,
+        multiple=multiple_of,
+        least=least,
+        whole=unit == "heads",
+        data=data,
+        loss=loss,
+        only=only,
+        exclude=exclude,
+    )
+    return shrink_to(module, inputs, options, choice, dynamic_shapes)
+
+
+def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    return (given if isinstance(given, tuple) else (given,)), {}
+
+
+def _check_module(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+    if holds_codes(module):
+        raise Unsupported(
+            "the weights are quantized, and a shrunk layer has other codes",
+            where=WHERE,
+            hint="shrink before quantize_",
+        )
+    try:
+        with torch.no_grad():
+            copied(module).eval()(*inputs, **options)
+    except KarikomiError:
+        raise
+    except Exception as error:
+        raise InvalidArgument(
+            "the module does not run on the example inputs", where=WHERE, got=error
+        ) from error
+
+
+def _check_target(unit: str, value: Any) -> None:
+    share = unit in ("width", "heads")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    if not number or (share and value > 1):
+        raise InvalidArgument(
+            "the target is a share" if share else "the target is positive",
+            where=f"{WHERE}: {unit}",
+            got=value,
+            allowed="in (0, 1]" if share else "a share in (0, 1], or a whole number",
+        )
 
 
 @torch.no_grad()
@@ -219,29 +375,26 @@ def shrink_to(
     dynamic_shapes: Any = None,
 ) -> tuple[nn.Module, ShrinkReport]:
     """Return a smaller copy of a module in which units were removed up to a target, and the report."""
-    original = copied(module).eval()
-    run = Shrinking(original, inputs, options, choice, dynamic_shapes)
+    run = Shrinking(copied(module).eval(), inputs, options, choice, dynamic_shapes)
     with torch.enable_grad():
         kept = run.chosen()
     done, worst = run.proven(kept)
-    small = in_module_form(module, done, inputs, options)
-    form = done.graph if small is None else small
-    nothing = np.ones(len(kept), bool)
-    before, after = (macs_of(run.graph, Kept(run.found.values, k)) for k in (nothing, kept))
-    report = ShrinkReport(
-        widths_before=run.widths(),
-        widths_after=run.widths(kept),
-        parameters_before=parameters_of(original),
-        parameters_after=parameters_of(form),
-        left_alone=run.frozen(),
-        max_difference=worst,
-        macs_before=before,
-        macs_after=after,
-        frozen={**run.frozen(), **run.found.unknown},
-        together={g.name: list(g.sites) for g in groups_of(run.found.classes) if g.sites},
-        statistics=[node.name for node in run.found.statistics],
-        literals=[] if small is not None else [f"{c.site}: {c.before} -> {c.after}" for c in done.changed],
-        form="module" if small is not None else "graph",
-        latencies=run.costs,
-    )
-    return form, report
+    return run.result(module, done, kept, worst, run.frozen())
+
+
+@torch.no_grad()
+def _without_dead_units(
+    module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], dynamic_shapes: Any
+) -> tuple[nn.Module, ShrinkReport]:
+    original = copied(module).eval()
+    run = Shrinking(original, inputs, options, None, dynamic_shapes)
+    search = DeadUnits(copied(run.graph), run.found, run.samples())
+    kept = search.kept()
+    done = rewritten(search.graph, run.found, kept)
+    small, report = run.result(module, done, kept, 0.0, {**run.frozen(), **search.left_alone})
+    worst = 0.0
+    evaluated = copied(small).eval()
+    for sample in run.samples():
+        given, named = torch.utils._pytree.tree_unflatten(list(sample), run.tree)
+        worst = max(worst, equal(original, evaluated, given, named))
+    return small, replace(report, max_difference=worst)

@@ -71,7 +71,9 @@ def _scored(
     ]
     if score.of_units_only or score.needs & PER_UNIT:
         parts = [
-            part for part in parts if part[0].owner in axes and axes[part[0].owner].units == part[0].axis
+            part
+            for part in parts
+            if part[0].owner in axes and axes[part[0].owner].units == part[0].axis
         ]
         found = [_of_groups(score, [part]) for part in parts]
         result = np.mean(found, axis=0) if found else None

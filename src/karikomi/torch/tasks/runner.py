@@ -18,7 +18,7 @@ from karikomi.tasks.task import Data, Task, source_of
 from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.quantization.output_units import output_units
-from karikomi.torch.shrinking.dead_units import shrink
+from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.tasks.networks import NETWORKS
 from karikomi.torch.tasks.training import TorchTraining, batch_tensor, loss_of, outputs
 from karikomi.torch.tracing.isolation import isolated

@@ -26,7 +26,7 @@ def with_bias(run: LabelRun, call: Call, value: Labelled, bias: Any) -> Labelled
     return value if bias is None else run.meet([value, run.value(bias)], call.site)
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
 def matmul(run: LabelRun, call: Call) -> Value:
     """``(..., m, k) x (..., k, n) -> (..., m, n)``."""
     one, other = (run.value(argument) for argument in call.node.args[:2])
@@ -156,8 +156,16 @@ def _convolved(
     bias = run.value(call["bias"])
     if batched:
         return run.meet([done, on_channels(bias, len(shape))], call.site)
-    return run.meet([done, Labelled((*bias.shape, *ones), tuple(
-        plane.reshape(*plane.shape, *ones) for plane in bias.planes))], call.site)
+    return run.meet(
+        [
+            done,
+            Labelled(
+                (*bias.shape, *ones),
+                tuple(plane.reshape(*plane.shape, *ones) for plane in bias.planes),
+            ),
+        ],
+        call.site,
+    )
 
 
 @rule("bilinear")
@@ -180,7 +188,7 @@ def attention(run: LabelRun, call: Call) -> Value:
     scores = run.contract(query, lead + "TD", key, lead + "SD", lead + "TS", call.site)
     if call["attn_mask"] is not None:
         scores = run.meet([scores, run.value(call["attn_mask"])], call.site)
-    run.over_statistics(call, scores, [-1])
+    scores = run.over_statistics(call, scores, [-1])
     return run.contract(scores, lead + "TS", value, lead + "SV", lead + "TV", call.site)
 
 

@@ -8,7 +8,18 @@ from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule
 from karikomi.torch.shrinking.planes import Labelled
 
 
-@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn")
+@rule(
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "rand",
+    "randn",
+)
 def creation(run: LabelRun, call: Call) -> Value:
     """Label all axes of a tensor of numbers."""
     found = call.node.meta["val"]

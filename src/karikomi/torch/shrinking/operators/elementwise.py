@@ -49,7 +49,8 @@ def glu(run: LabelRun, call: Call) -> Value:
 
     def part(start: int) -> Labelled:
         planes = (
-            plane if plane.shape[axis] == 1 else plane.narrow(axis, start, half) for plane in value.planes
+            plane if plane.shape[axis] == 1 else plane.narrow(axis, start, half)
+            for plane in value.planes
         )
         return Labelled(shape, tuple(planes))
 

@@ -18,7 +18,9 @@ MOVEMENT = """
     view_as_real view_as_complex
 """.split()
 
-RESHAPES = "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
+RESHAPES = (
+    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
+)
 
 
 @rule(*MOVEMENT)
@@ -45,7 +47,9 @@ def apply(run: LabelRun, call: Call, value: Labelled) -> Value:
 
     found = bare(call.node)
     if not isinstance(found, list):
-        return _checked(run, call, found.shape, [moved(p, value.shape, run_it) for p in value.planes])
+        return _checked(
+            run, call, found.shape, [moved(p, value.shape, run_it) for p in value.planes]
+        )
     parts: list[list[torch.Tensor]] = [[] for _ in found]
     for plane in value.planes:
         for place, part in enumerate(run_it(plane.expand(value.shape))):
@@ -104,7 +108,10 @@ def along_whole_axes(run: LabelRun, call: Call) -> Value:
         axes = [-1, -2]
     if axes is None or axes == []:
         axes = list(range(len(value.shape)))
-    axes = [axis % max(len(value.shape), 1) for axis in (axes if isinstance(axes, list | tuple) else [axes])]
+    axes = [
+        axis % max(len(value.shape), 1)
+        for axis in (axes if isinstance(axes, list | tuple) else [axes])
+    ]
     left = run.fix(run.current(value, call.site), call.site, axes)
     found = bare(call.node)
     if isinstance(found, list):
@@ -171,7 +178,9 @@ def index(run: LabelRun, call: Call) -> Value:
     chosen = {axis: place for axis, place in enumerate(call["indices"]) if place is not None}
     constants = {axis: run.constant(place) for axis, place in chosen.items()}
     single = len(chosen) == 1 and all(
-        place is not None and place.dim() == 1 and not place.dtype.is_floating_point
+        place is not None
+        and place.dim() == 1
+        and not place.dtype.is_floating_point
         and place.dtype is not torch.bool
         for place in constants.values()
     )
@@ -258,7 +267,10 @@ def pad(run: LabelRun, call: Call) -> Value:
             parts = [torch.from_numpy(own[:before]), torch.from_numpy(own[before:])]
             left, right = (
                 part.reshape([-1 if a == axis else 1 for a in range(rank)]).expand(
-                    [len(part) if a == axis else size for a, size in enumerate(wide_of(plane, axis))]
+                    [
+                        len(part) if a == axis else size
+                        for a, size in enumerate(wide_of(plane, axis))
+                    ]
                 )
                 for part in parts
             )

@@ -11,8 +11,7 @@ from karikomi.torch.shrinking.planes import Labelled, reshaped
 def softmax(run: LabelRun, call: Call) -> Value:
     """Pass all labels."""
     value = run.current(run.value(call.node.args[0]), call.site)
-    run.over_statistics(call, value, [call["dim"]])
-    return value
+    return run.over_statistics(call, value, [call["dim"]])
 
 
 @rule("layer_norm", "rms_norm", "_fused_rms_norm")
@@ -21,8 +20,8 @@ def layer_norm(run: LabelRun, call: Call) -> Value:
     parts = [run.value(call["input"])]
     parts += [run.value(call[n]) for n in ("weight", "bias") if call.arguments.get(n) is not None]
     met = run.meet(parts, call.site)
-    run.over_statistics(call, met, [-1 - place for place in range(len(call["normalized_shape"]))])
-    return met
+    last = [-1 - place for place in range(len(call["normalized_shape"]))]
+    return run.over_statistics(call, met, last)
 
 
 @rule("batch_norm", "instance_norm", "cudnn_batch_norm", "native_batch_norm")
@@ -33,8 +32,7 @@ def batch_norm(run: LabelRun, call: Call) -> Value:
     names = ("weight", "bias", "running_mean", "running_var")
     stored = [run.value(call[name]) for name in names if call.arguments.get(name) is not None]
     met = run.meet([value, *(on_channels(part, rank) for part in stored)], call.site)
-    run.over_statistics(call, met, [axis for axis in range(rank) if axis != 1])
-    return met
+    return run.over_statistics(call, met, [axis for axis in range(rank) if axis != 1])
 
 
 @rule("group_norm")
@@ -50,3 +48,11 @@ def group_norm(run: LabelRun, call: Call) -> Value:
     left = run.by_one_axis(grouped, call.site)
     run.over_statistics(call, left, list(range(2, rank + 1)))
     return run.current(met, call.site)
+
+
+@rule("_weight_norm")
+def weight_norm(run: LabelRun, call: Call) -> Value:
+    """Join a direction with its length; the length of a row is measured over its entries."""
+    met = run.meet([run.value(call["v"]), run.value(call["g"])], call.site)
+    others = [axis for axis in range(len(met.shape)) if axis != call["dim"]]
+    return run.over_statistics(call, met, others)

@@ -38,9 +38,7 @@ def recurrent(run: LabelRun, call: Call) -> Value:
     found: Any = bare(call.node)
     outputs = [_last_axis(value, found[0])]
     assert hidden is not None
-    outputs += [
-        _last_axis(part, empty) for part, empty in zip(hidden, found[1:], strict=True)
-    ]
+    outputs += [_last_axis(part, empty) for part, empty in zip(hidden, found[1:], strict=True)]
     return outputs
 
 
@@ -66,7 +64,8 @@ def _direction(
         return run.fix(run.current(found, call.site), call.site, [0])
 
     rows = run.meet(
-        [_first(by_unit(part)) for part in (inputs, recurrences, *stored[2 : 2 + biases])], call.site
+        [_first(by_unit(part)) for part in (inputs, recurrences, *stored[2 : 2 + biases])],
+        call.site,
     )
     last = Labelled(value.shape[-1:], tuple(plane.flatten() for plane in value.planes))
     run.contract(last, "i", inputs, "oi", "o", call.site)

@@ -25,7 +25,7 @@ def reduction(run: LabelRun, call: Call) -> Value:
         axes = range(rank)
     axes = [axis % max(rank, 1) for axis in ([axes] if isinstance(axes, int) else axes)]
     if call.name != "sum":
-        run.over_statistics(call, value, axes)
+        value = run.over_statistics(call, value, axes)
     left = run.reduce(value, axes, call.site, keep=bool(call.arguments.get("keepdim")))
     found = bare(call.node)
     if isinstance(found, list):
