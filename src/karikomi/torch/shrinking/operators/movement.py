@@ -263,7 +263,6 @@ def pad(run: LabelRun, call: Call) -> Value:
                 continue
             before, after = padded[axis]
             own = run.labels.new("", axis, before + after)
-            wide = [1 if a == axis else size for a, size in enumerate(plane.shape)]
             parts = [torch.from_numpy(own[:before]), torch.from_numpy(own[before:])]
             left, right = (
                 part.reshape([-1 if a == axis else 1 for a in range(rank)]).expand(
