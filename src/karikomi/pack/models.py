@@ -10,7 +10,7 @@ from typing import Any
 from karikomi import registry
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import load as load_arrays
-from karikomi.pack.reader import load_coded
+from karikomi.pack.reader import load_with_notes
 from karikomi.pack.writer import save as save_arrays
 
 
@@ -18,7 +18,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     """Write a model, or a dict of arrays, to a packed file and return its path.
 
     `model`: a model of a framework, or name -> NumPy array or `kk.quantize.Coded`. What
-    ``kk.torch.quantize_`` rounded is stored as codes, everything else without loss. The file is a valid
+    ``kk.torch.quantize_`` rounded is stored as codes, everything else without loss; of what ``kk.torch.shrink``
+    made smaller, the kept units too. The file is a valid
     safetensors file, is written atomically, and the same model gives the same bytes.
 
     Raises `Unsupported` when weights changed after they were quantized, `Unwritable` for a full disk.
@@ -30,14 +31,15 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     """
     if isinstance(model, Mapping):
         return save_arrays(model, path)
-    return save_arrays(registry.framework_of(model).to_stored(model), path)
+    framework = registry.framework_of(model)
+    return save_arrays(framework.to_stored(model), path, notes=framework.notes_of(model))
 
 
 def load(path: str | os.PathLike[str], *, into: Any = None, budget: Budget | None = None) -> Any:
     """Return the named arrays of a packed file, or fill a model with them and return it.
 
-    `into`: a model with the same tensor names; layers that were shrunk in the file are resized, and what
-    was quantized can be saved again as codes. `budget`:
+    `into`: a model with the same tensor names, such as a fresh instance of the class that was shrunk: its layers, and the
+    attributes that state their sizes, get as small as those in the file. What was quantized can be saved again as codes. `budget`:
     upper bounds for what is read. Nothing in a file is ever executed, imported or followed.
 
     Raises `BadFile` naming the tensor and the fact for a file that is cut short, altered, hostile or
@@ -45,4 +47,4 @@ def load(path: str | os.PathLike[str], *, into: Any = None, budget: Budget | Non
     """
     if into is None:
         return load_arrays(path, budget=budget)
-    return registry.framework_of(into).fill_(into, load_coded(path, budget=budget))
+    return registry.framework_of(into).fill_(into, *load_with_notes(path, budget=budget))

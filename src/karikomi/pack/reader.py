@@ -77,8 +77,15 @@ def load_coded(
 
     Checks and errors as for `load`.
     """
+    return load_with_notes(path, budget=budget)[0]
+
+
+def load_with_notes(
+    path: str | os.PathLike[str], *, budget: Budget | None = None
+) -> tuple[dict[str, np.ndarray | Coded], dict[str, str]]:
+    """Return the tensors as `load_coded` does, and the notes."""
     with opened(path, budget) as file:
-        return {entry.name: stored.value() for entry, stored in file.tensors()}
+        return {entry.name: stored.value() for entry, stored in file.tensors()}, file.notes
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class ShrinkReport:
     literals: list[str] = field(default_factory=list)
     form: str = "module"
     latencies: list[tuple[float, float]] = field(default_factory=list)
+    kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
 
     @property
     def removed(self) -> int:

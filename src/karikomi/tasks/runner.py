@@ -137,6 +137,15 @@ class Framework(Protocol):
         """Return the tensors to store: codes for quantized weights, arrays for all others."""
         ...
 
-    def fill_(self, model: Any, tensors: Mapping[str, np.ndarray | Coded]) -> Any:
-        """Put named arrays or codes into a model, resizing layers that a shrink made smaller."""
+    def notes_of(self, model: Any) -> dict[str, str]:
+        """Return texts to store beside the tensors: what a shrink left of the model."""
+        ...
+
+    def fill_(
+        self,
+        model: Any,
+        tensors: Mapping[str, np.ndarray | Coded],
+        notes: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Put named arrays or codes into a model, resizing layers that a shrink made smaller by the notes."""
         ...

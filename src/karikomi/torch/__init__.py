@@ -5,7 +5,7 @@ from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
 from karikomi.torch.bounding.in_place import bound_
 from karikomi.torch.clipping.in_place import clip_
-from karikomi.torch.modules.arrays import fill_, to_arrays, to_stored
+from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays, to_stored
 from karikomi.torch.modules.attention import declare_attention
 from karikomi.torch.modules.resizing import resize_
 from karikomi.torch.pruning.in_place import prune_
@@ -28,6 +28,7 @@ __all__ = [
     "declare_attention",
     "fill_",
     "note_logits",
+    "notes_of",
     "penalty",
     "prune_",
     "quantize_",

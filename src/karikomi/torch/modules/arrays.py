@@ -10,7 +10,8 @@ from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.quantize import Coded
-from karikomi.torch.modules import codes
+from karikomi.shrink.cuts import Cuts
+from karikomi.torch.modules import codes, kept_units
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.modules.resizing import resize_
 
@@ -37,15 +38,29 @@ def to_stored(module: nn.Module) -> dict[str, np.ndarray | Coded]:
     }
 
 
+def notes_of(module: nn.Module) -> dict[str, str]:
+    """Return what a file has to say about a module beside its tensors: what a shrink left of it."""
+    cuts = kept_units.recall(unwrapped(module))
+    return {} if cuts is None else {kept_units.NOTE: cuts.to_text()}
+
+
 @torch.no_grad()
-def fill_(module: nn.Module, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Module:
+def fill_(
+    module: nn.Module,
+    tensors: Mapping[str, np.ndarray | Coded],
+    notes: Mapping[str, str] | None = None,
+) -> nn.Module:
     """Put named arrays (or codes) into a module, in place, and return it.
 
     Layers whose stored shape is smaller (a shrunk network) are resized first; the network's inputs
-    and outputs are not. Raises `InvalidArgument` naming the first tensor that is missing or unknown, or
+    and outputs are not. `notes`: what `notes_of` returned of the shrunk network: the units that were kept, and the sizes in
+    attributes of its layers, which shapes alone do not say. Raises `InvalidArgument` naming the first tensor that is missing or unknown, or
     has values out of range for the module's type, and `Unsupported` for a shape that does not fit.
     """
     inner = unwrapped(module)
+    cuts = _cuts(notes or {})
+    if cuts is not None:
+        kept_units.check_form(inner, cuts)
     _check_names(set(_tensors(inner)), set(tensors))
     coded = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Coded)}
     arrays = {
@@ -53,16 +68,29 @@ def fill_(module: nn.Module, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Mo
         for name, tensor in tensors.items()
     }
     new = {name: _tensor(name, arrays[name], old) for name, old in _tensors(inner).items()}
-    shapes = {
-        n: tuple(new[n].shape) for n, old in _tensors(inner).items() if old.shape != new[n].shape
-    }
-    if shapes:
-        _check_ends(inner, shapes)
-        resize_(inner, shapes)
+    _fit_(inner, {name: tuple(tensor.shape) for name, tensor in new.items()}, cuts)
     for name, tensor in _tensors(inner).items():
         tensor.copy_(new[name])
     codes.remember_(inner, coded)
+    if cuts is not None:
+        kept_units.remember_(inner, cuts)
     return module
+
+
+def _cuts(notes: Mapping[str, str]) -> Cuts | None:
+    text = notes.get(kept_units.NOTE)
+    return None if text is None else Cuts.from_text(text, where=f"note {kept_units.NOTE!r}")
+
+
+def _fit_(module: nn.Module, stored: Mapping[str, tuple[int, ...]], cuts: Cuts | None) -> None:
+    """Make the tensors of a module as small as the stored ones."""
+    present = {name: tuple(tensor.shape) for name, tensor in _tensors(module).items()}
+    shapes = {name: shape for name, shape in stored.items() if shape != present[name]}
+    if shapes and cuts is not None:
+        kept_units.cut_(module, shapes, cuts)
+    elif shapes:
+        _check_ends(module, shapes)
+        resize_(module, shapes)
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

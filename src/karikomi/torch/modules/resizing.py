@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from karikomi.errors import Unsupported, check_known
-from karikomi.torch.modules.layer_types import LAYERS, NORMS
+from karikomi.torch.internals import norm_type
 
 Shape = tuple[int, ...]
+_DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @torch.no_grad()
 def resize_(
-    module: nn.Module, shapes: Mapping[str, Sequence[int]]
+    module: nn.Module, shapes: Mapping[str, Sequence[int]], *, attributes_follow: bool = False
 ) -> dict[str, tuple[Shape, Shape]]:
-    """Resize Linear, Conv and BatchNorm layers to smaller shapes; return name -> (old, new) shape.
+    """Resize the tensors of a module to smaller shapes; return name -> (old, new) shape.
 
     The new tensors are uninitialised: the caller fills them. All shapes are checked before any layer
-    is changed. Tensors that are not named keep their shapes, which must fit the named ones.
+    is changed. Tensors that are not named keep their shapes, which must fit the named ones; one with several names has to get one shape. Layers of
+    torch get the attributes that state their sizes (``in_features``, ...).
 
-    `shapes`: tensor name, as in the state dict, -> shape; no size may exceed the present one.
-    Raises `UnknownName` for a name that the module does not have, `Unsupported` naming the tensor whose
-    shape does not fit its layer, is larger, or belongs to a layer that cannot be resized.
+    `shapes`: tensor name, as in the state dict, -> shape; no size may exceed the present one. `attributes_follow`: the caller
+    sets what shapes do not say, such as the groups of a convolution. Raises `UnknownName` for a name that the module does not have, `Unsupported`
+    naming the tensor whose shape does not fit its layer, or is larger, and for grouped convolutions of which the number of groups is not known.
 
     >>> import torch, karikomi as kk
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -38,7 +40,7 @@ def resize_(
       (1): Linear(in_features=3, out_features=2, bias=True)
     )
     """
-    state = module.state_dict()
+    state = module.state_dict(keep_vars=True)
     old = {
         name: tuple(value.shape) for name, value in state.items() if isinstance(value, torch.Tensor)
     }
@@ -48,54 +50,83 @@ def resize_(
     changed = {name: (old[name], new[name]) for name in old if old[name] != new[name]}
     prefixes = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))
     for prefix in prefixes:
-        _check_layer(prefix, module.get_submodule(prefix), changed, new)
-    _check_owners(module, changed)
+        _check_layer(prefix, module.get_submodule(prefix), new, attributes_follow)
+    _check_names({name: state[name] for name in old}, changed, new)
+    made: dict[int, torch.Tensor] = {}
+    for name in changed:
+        path, _, leaf = name.rpartition(".")
+        fresh = made.setdefault(id(state[name]), _empty_like(state[name], new[name]))
+        setattr(module.get_submodule(path), leaf, fresh)
     for prefix in prefixes:
-        layer = module.get_submodule(prefix)
-        for leaf in _leaves(layer):
-            _replace_(layer, leaf, new[_joined(prefix, leaf)])
-        set_sizes_(layer)
+        set_sizes_(module.get_submodule(prefix))
     return changed
 
 
-def set_sizes_(layer: nn.Module) -> None:
-    """Set a layer's attributes (``in_features``, ...) to the sizes of its tensors."""
-    sizes: Any = getattr(layer, _leaves(layer)[0]).shape
+def set_sizes_(layer: Any) -> None:
+    """Set the attributes in which a layer of torch states the sizes of its tensors (``in_features``, ...)."""
+    if isinstance(layer, nn.RNNBase):
+        layer.hidden_size = layer.weight_hh_l0.shape[0] // _gates(layer)
+        layer.input_size = layer.weight_ih_l0.shape[1]
+        layer.proj_size = layer.weight_hh_l0.shape[1] if layer.proj_size else 0
+        return
+    weight = layer._parameters.get("weight")
+    if isinstance(layer, norm_type()):
+        own = weight if weight is not None else layer._buffers.get("running_mean")
+        layer.num_features = layer.num_features if own is None else len(own)
+    if weight is None:
+        return
     if isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = sizes
-    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        layer.out_channels, layer.in_channels = sizes[:2]
-    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-        (layer.num_features,) = sizes
+        layer.out_features, layer.in_features = weight.shape
+    elif isinstance(layer, _TRANSPOSED):
+        layer.in_channels, layer.out_channels = weight.shape[0], weight.shape[1] * layer.groups
+    elif isinstance(layer, _DENSE):
+        layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+        layer.normalized_shape = tuple(weight.shape)
+    elif isinstance(layer, nn.GroupNorm):
+        layer.num_channels = len(weight)
+    elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        layer.embedding_dim = weight.shape[1]
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = len(weight)
+
+
+def _gates(layer: nn.RNNBase) -> int:
+    return {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
 
 
 def _check_layer(
-    prefix: str, layer: nn.Module, changed: Mapping[str, object], new: Mapping[str, Shape]
+    prefix: str, layer: nn.Module, new: Mapping[str, Shape], attributes_follow: bool
 ) -> None:
-    present = {leaf: tuple(getattr(layer, leaf).shape) for leaf in _leaves(layer)}
-    known = (type(layer) in LAYERS and "weight" in present) or type(layer) in NORMS
-    known = known and getattr(layer, "groups", 1) == 1
-    wanted = _fitting(layer, prefix, present, new) if known else {}
+    present = {leaf: tuple(tensor.shape) for leaf, tensor in _tensors(layer).items()}
+    wanted = _fitting(layer, prefix, present, new)
     for leaf, old in present.items():
         name = _joined(prefix, leaf)
-        if leaf not in wanted and name in changed:
+        shape = new[name]
+        if shape != old and not attributes_follow and _is_closed(layer, present):
             raise Unsupported(
-                f"a {type(layer).__name__} layer cannot be resized",
+                f"a {type(layer).__name__} layer cannot be resized", where=name, got=shape, allowed=old
+            )
+        if len(shape) != len(old) or (leaf in wanted and shape != wanted[leaf]):
+            raise Unsupported(
+                "the shape does not fit its layer",
                 where=name,
-                got=new[name],
-                allowed=old,
+                got=shape,
+                allowed=wanted.get(leaf, old),
             )
-        if leaf in wanted and new[name] != wanted[leaf]:
-            raise Unsupported(
-                "the shape does not fit its layer", where=name, got=new[name], allowed=wanted[leaf]
-            )
-        if any(not 1 <= size <= most for size, most in zip(new[name], old, strict=True)):
+        if any(not (1 <= size <= most or size == most) for size, most in zip(shape, old, strict=True)):
             raise Unsupported(
                 "a resized layer must be smaller, and not empty",
                 where=name,
-                got=new[name],
+                got=shape,
                 allowed=f"at most {old}",
             )
+
+
+def _is_closed(layer: nn.Module, present: Collection[str]) -> bool:
+    """Return whether shapes alone do not say how a layer gets smaller: it is grouped, or its weight is computed."""
+    products = isinstance(layer, _DENSE + _TRANSPOSED)
+    return products and ("weight" not in present or getattr(layer, "groups", 1) > 1)
 
 
 def _fitting(
@@ -106,36 +137,42 @@ def _fitting(
     sizes = new[_joined(prefix, first)]
     if len(sizes) != len(present[first]):
         return {first: present[first]}
-    if type(layer) in NORMS:
+    if isinstance(layer, norm_type() | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
         return {leaf: sizes if shape else () for leaf, shape in present.items()}
-    return {"weight": sizes[:2] + present["weight"][2:], "bias": sizes[:1]}
+    if isinstance(layer, _DENSE + _TRANSPOSED) and not _is_closed(layer, present):
+        outputs = sizes[1] if isinstance(layer, _TRANSPOSED) else sizes[0]
+        return {"weight": sizes[:2] + present["weight"][2:], "bias": (outputs,)}
+    return {}
 
 
-def _check_owners(module: nn.Module, changed: Mapping[str, object]) -> None:
-    layers = list(module.modules())
-    owners = Counter(id(item) for layer in layers for item in layer.parameters(recurse=False))
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if name in changed and owners[id(parameter)] > 1:
-            raise Unsupported("the tensor is shared by several layers", where=name)
+def _check_names(
+    state: Mapping[str, torch.Tensor], changed: Collection[str], new: Mapping[str, Shape]
+) -> None:
+    """Raise `Unsupported` for a tensor that would get different shapes under its different names."""
+    shapes: dict[int, Shape] = {}
+    for name, tensor in state.items():
+        shape = shapes.setdefault(id(tensor), new[name])
+        if shape != new[name]:
+            raise Unsupported(
+                "the tensor is shared by several layers, and has to get one shape",
+                where=name,
+                got=new[name],
+                allowed=shape,
+            )
 
 
-def _replace_(layer: nn.Module, leaf: str, shape: Shape) -> None:
-    old = getattr(layer, leaf)
-    if tuple(old.shape) == shape:
-        return
+def _empty_like(old: torch.Tensor, shape: Shape) -> torch.Tensor:
     new = torch.empty(shape, dtype=old.dtype, device=old.device)
     if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    setattr(layer, leaf, new)
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+    return new
 
 
-def _leaves(layer: nn.Module) -> list[str]:
-    """Return the names of the tensors stored by a layer itself, the weight first."""
-    leaves = [leaf for leaf, _ in layer.named_parameters(recurse=False, remove_duplicate=False)]
-    buffers = [leaf for leaf, _ in layer.named_buffers(recurse=False, remove_duplicate=False)]
-    saved = layer.state_dict(keep_vars=True) if buffers else {}
-    leaves += [leaf for leaf in buffers if leaf in saved]
-    return sorted(leaves, key=lambda leaf: leaf != "weight")
+def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors stored by a layer itself that a state dict has, the weight first."""
+    saved = layer.state_dict(keep_vars=True)
+    own = {n: item for n, item in saved.items() if "." not in n and isinstance(item, torch.Tensor)}
+    return dict(sorted(own.items(), key=lambda item: item[0] != "weight"))
 
 
 def _joined(prefix: str, leaf: str) -> str:

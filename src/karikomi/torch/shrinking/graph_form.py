@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from karikomi.torch.modules.kept_units import recall, remember_
 from karikomi.torch.shrinking.label_run import call_of, name_of, with_arguments
 
 # What evaluation mode writes into the graph, by operator and argument.
@@ -57,7 +58,10 @@ class GraphForm(fx.GraphModule):
             # torch 2.13 copies a kind of specification that it has deprecated itself.
             warnings.simplefilter("ignore", FutureWarning)
             other: Any = super().__deepcopy__(memo)
-        return graph_form(other, training=self.training)
+        form = graph_form(other, training=self.training)
+        if (cuts := recall(self)) is not None:
+            remember_(form, cuts)
+        return form
 
 
 def graph_form(graph: fx.GraphModule, *, training: bool) -> GraphForm:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from karikomi.shrink.cuts import Cut
+from karikomi.torch.modules.resizing import set_sizes_
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
 from karikomi.torch.shrinking.rewriting import Changed, Rewritten, owner_of
@@ -42,6 +45,23 @@ def take_tensors_(module: nn.Module, done: Rewritten) -> None:
             setattr(owner, leaf, new[id(old)])
 
 
+def cuts_of(module: nn.Module, done: Rewritten) -> dict[str, dict[int, Cut]]:
+    """Return tensor name -> axis -> what stays of it, a shared tensor under each of its names."""
+    every = tensors_of(module)
+    named: dict[int, list[str]] = {}
+    for name, tensor in every.items():
+        named.setdefault(id(tensor), []).append(name)
+    found = {}
+    for name, axes in done.indices.items():
+        old = every.get(name)
+        cuts = {
+            axis: Cut(done.stored[name][axis], kept.numpy().astype(np.int64))
+            for axis, kept in axes.items()
+        }
+        found.update(dict.fromkeys(named.get(id(old), [name]), cuts))
+    return found
+
+
 def _attribute(module: nn.Module, name: str) -> Any:
     try:
         owner, leaf = owner_of(module, name)
@@ -59,7 +79,7 @@ def set_attributes_(
     the module in whose forward the number stands is set if it has its value; of several new values the first.
     """
     for layer in module.modules():
-        _set_known_(layer)
+        set_sizes_(layer)
     paths = dict(module.named_modules())
     new: dict[tuple[str, str], Any] = {}
     for one in changed:
@@ -71,42 +91,13 @@ def set_attributes_(
         old = getattr(paths[path], name)
         setattr(paths[path], name, tuple(value) if isinstance(old, tuple) else value)
     for layer in module.modules():
-        _set_known_(layer)
+        set_sizes_(layer)
 
 
 def _equal(value: Any, before: Any) -> bool:
     if isinstance(value, tuple | list) and isinstance(before, tuple | list):
         return list(value) == list(before)
     return type(value) is int and type(before) is int and value == before
-
-
-def _set_known_(layer: Any) -> None:
-    """Set what torch's own layers state about the sizes of their tensors."""
-    if isinstance(layer, nn.RNNBase):
-        layer.hidden_size = layer.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
-        layer.input_size = layer.weight_ih_l0.shape[1]
-        layer.proj_size = layer.weight_hh_l0.shape[1] if layer.proj_size else 0
-        return
-    weight = layer._parameters.get("weight")
-    if isinstance(layer, nn.modules.batchnorm._NormBase):
-        own = weight if weight is not None else layer._buffers.get("running_mean")
-        layer.num_features = layer.num_features if own is None else len(own)
-    if weight is None:
-        return
-    if isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = weight.shape
-    elif isinstance(layer, nn.modules.conv._ConvNd):
-        inputs, outputs = weight.shape[:2] if layer.transposed else reversed(weight.shape[:2])
-        layer.in_channels = inputs if layer.transposed else inputs * layer.groups
-        layer.out_channels = outputs * layer.groups if layer.transposed else outputs
-    elif isinstance(layer, nn.LayerNorm | nn.RMSNorm):
-        layer.normalized_shape = tuple(weight.shape)
-    elif isinstance(layer, nn.GroupNorm):
-        layer.num_channels = len(weight)
-    elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-        layer.embedding_dim = weight.shape[1]
-    elif isinstance(layer, nn.PReLU):
-        layer.num_parameters = len(weight)
 
 
 @torch.no_grad()

@@ -86,12 +86,13 @@ def literal(*names: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A smaller graph, tensor name -> axis -> the indices that stay, the numbers that were changed, all stored tensors."""
+    """A smaller graph, tensor name -> axis -> the indices that stay, the numbers that were changed, and the shapes before of all
+    stored tensors."""
 
     graph: fx.GraphModule
     indices: dict[str, dict[int, torch.Tensor]]
     changed: tuple[Changed, ...]
-    stored: tuple[str, ...]
+    stored: dict[str, tuple[int, ...]]
 
 
 def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rewritten:
@@ -125,7 +126,11 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
             changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()
-    stored = tuple(dict.fromkeys(str(n.target) for n, _ in pairs if n.op == "get_attr"))
+    stored = {
+        str(node.target): tuple(getattr(*owner_of(graph, str(node.target))).shape)
+        for node, _ in pairs
+        if node.op == "get_attr"
+    }
     return Rewritten(small, indices, tuple(changed), stored)
 
 

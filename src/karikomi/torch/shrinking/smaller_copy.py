@@ -16,8 +16,10 @@ from karikomi.prune import as_score
 from karikomi.prune.scores.score import Score
 from karikomi.select import select
 from karikomi.shrink.account import ShrinkReport
+from karikomi.shrink.cuts import Cuts
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.kept_units import recall, remember_, sizes_in_attributes
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
@@ -26,7 +28,7 @@ from karikomi.torch.shrinking.equivalence import equal
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.graph_form import graph_form
 from karikomi.torch.shrinking.label_run import LabelRun, Propagated
-from karikomi.torch.shrinking.module_form import in_module_form
+from karikomi.torch.shrinking.module_form import cuts_of, in_module_form
 from karikomi.torch.shrinking.proof import difference, is_blind, random_like, randomized
 from karikomi.torch.shrinking.rewriting import Kept, Rewritten, rewritten
 from karikomi.torch.shrinking.unit_scores import unit_scores
@@ -177,6 +179,13 @@ class Shrinking:
         form = graph_form(done.graph, training=module.training) if small is None else small
         nothing = np.ones(len(kept), bool)
         before, after = (macs_of(self.graph, Kept(self.found.values, k)) for k in (nothing, kept))
+        cuts = Cuts(
+            axes=cuts_of(module, done),
+            attributes={} if small is None else sizes_in_attributes(module, small),
+            form="graph" if small is None else "module",
+        )
+        earlier = recall(module)
+        remember_(form, cuts if earlier is None else earlier.then(cuts))
         together = {g.name: list(g.sites) for g in groups_of(self.found.classes) if g.sites}
         literals = [f"{one.site}: {one.before} -> {one.after}" for one in done.changed]
         return form, ShrinkReport(
@@ -194,6 +203,7 @@ class Shrinking:
             literals=[] if small is not None else literals,
             form="module" if small is not None else "graph",
             latencies=self.costs,
+            kept=cuts.indices(),
         )
 
     def frozen(self) -> dict[str, str]:

@@ -1,0 +1,148 @@
+"""What a shrink left of a module, stored on it, so that a file can say how the original class becomes as small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from karikomi.errors import Unsupported
+from karikomi.shrink.cuts import Cut, Cuts
+from karikomi.torch.modules.resizing import resize_, set_sizes_
+
+_ATTRIBUTE = "_karikomi_cuts"
+NOTE = "shrunk"
+"""The key of the note in a file."""
+
+
+def remember_(module: nn.Module, cuts: Cuts) -> None:
+    """Store the cuts with a module, in place of those of its parts."""
+    for layer in module.modules():
+        layer.__dict__.pop(_ATTRIBUTE, None)
+    module.__dict__[_ATTRIBUTE] = cuts
+
+
+def recall(module: nn.Module) -> Cuts | None:
+    """Return the cuts of a module and of all its parts; None if none of it was shrunk."""
+    found: Cuts | None = None
+    for path, layer in module.named_modules():
+        own = layer.__dict__.get(_ATTRIBUTE)
+        if own is not None:
+            found = own.below(path) if found is None else found.then(own.below(path))
+    return found
+
+
+def sizes_in_attributes(before: nn.Module, after: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return path -> attribute -> value of a smaller module, of those whole numbers that changed."""
+    changed: dict[str, dict[str, Any]] = {}
+    originals = dict(before.named_modules())
+    for path, layer in after.named_modules():
+        old = vars(originals[path]) if path in originals else {}
+        for name, value in vars(layer).items():
+            named = name in old and not name.startswith("_")
+            if named and _is_size(value) and not _same(old[name], value):
+                plain = value if isinstance(value, int) else list(value)
+                changed.setdefault(path, {})[name] = plain
+    return changed
+
+
+def check_form(module: nn.Module, cuts: Cuts) -> None:
+    """Raise `Unsupported` for a module of the original class, if its code does not run with smaller tensors."""
+    if cuts.form == "graph" and not isinstance(module, fx.GraphModule):
+        raise Unsupported(
+            "the shrunk network is an exported graph, since the code of its class does not run with smaller tensors",
+            where=type(module).__name__,
+            allowed="the exported graph itself",
+            hint="save it with torch.export.save(torch.export.export(small, inputs), path)",
+        )
+
+
+@torch.no_grad()
+def cut_(module: nn.Module, shapes: dict[str, tuple[int, ...]], cuts: Cuts) -> None:
+    """Make a module of the original class as small as the shrunk one; `shapes`: of its tensors, those that differ.
+
+    Tensors that no file contains are cut, the others uninitialised. All is checked before anything is changed: raises
+    `Unsupported` where the cuts do not fit the module.
+    """
+    state = module.state_dict()
+    for name, shape in shapes.items():
+        before = tuple(state[name].shape)
+        if cuts.shape(name, before) != shape:
+            raise Unsupported(
+                "the kept indices in the file do not fit the module",
+                where=name,
+                got=f"{before} before, {shape} after",
+                allowed="a fresh module of the class, with the arguments, that was shrunk",
+            )
+    others = list(_unsaved(module, cuts, set(state)))
+    sizes = list(_attributes(module, cuts))
+    resize_(module, shapes, attributes_follow=True)
+    for owner, leaf, tensor in others:
+        setattr(owner, leaf, tensor)
+    for layer, name, value in sizes:
+        setattr(layer, name, value)
+    for layer, _, _ in sizes:
+        set_sizes_(layer)
+
+
+def _unsaved(
+    module: nn.Module, cuts: Cuts, saved: set[str]
+) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
+    """Yield module, attribute and smaller tensor of what a state dict does not contain."""
+    owners: dict[str, Any] = dict(module.named_modules())
+    for name, axes in cuts.axes.items():
+        path, _, leaf = name.rpartition(".")
+        owner = owners.get(path)
+        old = getattr(owner, leaf, None)
+        if name not in saved and isinstance(old, torch.Tensor):
+            if cuts.shape(name, tuple(old.shape)) is None:
+                raise Unsupported(
+                    "the kept indices in the file do not fit the module",
+                    where=name,
+                    got=tuple(old.shape),
+                )
+            yield owner, leaf, chosen(old, axes)
+
+
+def _attributes(module: nn.Module, cuts: Cuts) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Yield layer, attribute and new value; it may only get smaller, and keeps its type."""
+    layers = dict(module.named_modules())
+    for path, values in cuts.attributes.items():
+        own = vars(layers[path]) if path in layers else {}
+        for name, value in values.items():
+            old = None if name.startswith("_") else own.get(name)
+            new = tuple(value) if isinstance(old, tuple) and isinstance(value, list) else value
+            if not (_is_size(old) and _not_larger(new, old)):
+                raise Unsupported(
+                    "a size in the file does not fit the module",
+                    where=f"{path}.{name}".strip("."),
+                    got=value,
+                    allowed=f"at most {old}" if _is_size(old) else "the size of a layer",
+                )
+            yield layers[path], name, new
+
+
+def chosen(tensor: torch.Tensor, axes: dict[int, Cut]) -> torch.Tensor:
+    """Return the kept indices of a tensor, as a new one."""
+    for axis, cut in axes.items():
+        places = torch.from_numpy(cut.kept).to(tensor.device)
+        tensor = tensor.index_select(axis, places)
+    return tensor.contiguous()
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return bool(value) and all(type(part) is int for part in value)
+    return type(value) is int
+
+
+def _same(before: Any, after: Any) -> bool:
+    return type(before) is type(after) and before == after
+
+
+def _not_larger(new: Any, old: Any) -> bool:
+    if isinstance(old, int) or isinstance(new, int):
+        return type(new) is type(old) and abs(new) <= abs(old)
+    return len(new) == len(old) and all(abs(n) <= abs(o) for n, o in zip(new, old, strict=True))
