@@ -29,12 +29,14 @@ from karikomi.torch.clipping.second_moments import Moments
 from karikomi.torch.clipping.updates import Updates
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.internals import StepCalls, in_backward, still_scaled, within_step
-from karikomi.torch.modules.parameters import named
+from karikomi.torch.modules.moves import Move
+from karikomi.torch.modules.parameters import named, unwrapped
 from karikomi.torch.pruning.masks import Masks
 
 _PARTS = {"steps", "clip", "update", "bound", "masks", "prune"}
 _LATER = {"update", "prune"}  # parts that states of earlier versions lack
 
+_LOST = object()
 
 attached: WeakSet[torch.optim.Optimizer] = WeakSet()
 """The optimizers that have a handle."""
@@ -64,6 +66,14 @@ class Handle:
         process_group: Groups | None,
         check_ranks: bool,
     ) -> None:
+        self._rules = rules
+        self._settings: dict[str, Any] = {
+            "nonfinite": nonfinite,
+            "stop_after": stop_after,
+            "record": record,
+            "process_group": process_group,
+            "check_ranks": check_ranks,
+        }
         self.last: Outcome | None = None
         """The outcome of the clip in the last step."""
         self.last_update: Outcome | None = None
@@ -127,6 +137,11 @@ class Handle:
         self._after_step.masks = masks
 
     @property
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """The optimizers around whose steps it acts."""
+        return tuple(self._optimizers)
+
+    @property
     def last_bound(self) -> Outcome | None:
         """The outcome of the bound in the last step."""
         return self._after_step.last
@@ -157,6 +172,31 @@ class Handle:
         self._joint_step.drop()
         self._step_calls.release()
         self._unfold()
+
+    def following(self, move: Move) -> Callable[[], None]:
+        """Return a function that attaches this handle to a smaller copy of its module; `shrink` calls it.
+
+        The state is cut along; power iterations of cut weights begin anew. Raises `Unsupported` for the handle of another module.
+        """
+        if unwrapped(self._model) is not move.before:
+            raise Unsupported("the handle is of another module", where="torch.shrink: follow: Handle")
+        state: dict[str, Any] = _cut_state(self.state_dict(), move)
+        masks, prune = self.masks, self._rules.prune
+        moving = [held for held in (masks, prune) if isinstance(held, Masks)]
+        commits = [held.following(move) for held in {id(one): one for one in moving}.values()]
+
+        def commit() -> None:
+            if not self._hooks:
+                self._model = move.after
+                return
+            self.detach()
+            for own in commits:
+                own()
+            state["masks"] = None if masks is None else masks.state_dict()
+            self.__init__(self._optimizers, move.after, self._rules, **self._settings)
+            self.load_state_dict(state)
+
+        return commit
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse copies: a copy would hook nothing, or other parameters than its model's."""
@@ -353,6 +393,19 @@ class Handle:
     def _unfold(self) -> None:
         if self._fold is not None:
             self._fold.restore()
+
+
+def _cut_state(state: Any, move: Move, name: str | None = None) -> Any:
+    """Return the state of a handle with what belongs to a tensor cut along; of another shape, it is left out."""
+    if isinstance(state, Mapping):
+        cut = {key: _cut_state(value, move, key if key in move.old else name) for key, value in state.items()}
+        return {key: value for key, value in cut.items() if value is not _LOST}
+    if not isinstance(state, torch.Tensor) or name is None or not move.axes.get(name):
+        return state
+    try:
+        return move.cut(name, state, what="the state")
+    except Unsupported:
+        return _LOST
 
 
 def _identities(optimizer: torch.optim.Optimizer) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from karikomi.prune.mask_mapping import MaskMapping
 from karikomi.selection.threads import each
 from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
+from karikomi.torch.modules.moves import Move
 from karikomi.torch.modules.parameters import check_names, unwrapped
 from karikomi.torch.pruning import mask_shards
 from karikomi.torch.pruning.mask_shards import ShardPlace
@@ -111,6 +112,20 @@ class Masks(MaskMapping[torch.Tensor]):
             for name, mask in of_rank.items():
                 parts.setdefault(name, []).append((mask, of_rank.places.get(name)))
         return cls({name: mask_shards.joined(name, several) for name, several in parts.items()})
+
+    def following(self, move: Move) -> Callable[[], None]:
+        """Return a function that makes these the masks of a smaller copy of their module; `shrink` calls it."""
+        check_names(self._kept, move.old, where="torch.shrink: follow: Masks")
+        cut = {
+            name: move.cut(name, mask, what="the mask")
+            for name, mask in self._kept.items()
+            if name in move.new
+        }
+
+        def commit() -> None:
+            self._kept = cut
+
+        return commit
 
     def here(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
         """Return the mask of the part of a parameter on this rank; raises `InvalidArgument`."""

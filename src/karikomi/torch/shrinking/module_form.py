@@ -11,7 +11,7 @@ from torch import nn
 
 from karikomi.shrink.cuts import Cut
 from karikomi.torch.modules.resizing import set_sizes_
-from karikomi.torch.shrinking.copies import copied
+from karikomi.torch.modules.copies import copied
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
 from karikomi.torch.shrinking.rewriting import Changed, Rewritten, owner_of
 from karikomi.torch.shrinking.unit_scores import tensors_of

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from karikomi.errors import Unsupported
-from karikomi.torch.shrinking.copies import copied
+from karikomi.torch.modules.copies import copied
 from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
 from karikomi.torch.shrinking.planes import Labelled, keeps
 from karikomi.torch.tracing.batches import leaves

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
-from karikomi.torch.shrinking.copies import copied
+from karikomi.torch.modules.copies import copied
 from karikomi.torch.shrinking.label_run import (
     Call,
     Propagated,

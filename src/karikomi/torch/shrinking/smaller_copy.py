@@ -20,8 +20,10 @@ from karikomi.shrink.cuts import Cuts
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.kept_units import recall, remember_, sizes_in_attributes
+from karikomi.torch.modules.moves import Move
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
-from karikomi.torch.shrinking.copies import copied
+from karikomi.torch.modules.copies import copied
+from karikomi.torch.recovery.following import follow_
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
 from karikomi.torch.shrinking.dead_units import DeadUnits
 from karikomi.torch.shrinking.equivalence import equal
@@ -263,6 +265,7 @@ def shrink(
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     dynamic_shapes: Any = None,
+    follow: Any = (),
 ) -> tuple[nn.Module, ShrinkReport]:
     """Return a smaller copy of a module, whose neurons, channels, heads or hidden units are really removed, and a report.
 
@@ -281,6 +284,11 @@ def shrink(
     `allocation`: "uniform", the same share of each group, or "global", by the scores relative to the mean of their group. `multiple_of`:
     round the units that stay of each group. `least`: so many stay of each group. `only`, `exclude`: globs over
     parameter names. `dynamic_shapes`: as in `torch.export.export`.
+
+    `follow`: what goes on with the smaller network in the middle of a training: one or several of optimizers,
+    averages of weights (`torch.optim.swa_utils.AveragedModel`), `Masks`, and handles of `attach`, which bring their optimizers along. They are
+    changed in place: parameter groups and schedulers stay valid, and moments, averages and masks are cut along, so that
+    the loss goes on as if the removed units had been masked. Sparsities of a schedule are those of the smaller network from then on.
 
     The copy is a module of the same class if its code runs with the smaller tensors, else the exported graph as a module, which needs none of that
     code (``report.form``; ``report.literals`` has the numbers in the code that are in the way). Training mode, dtype, device and
@@ -320,24 +328,27 @@ def shrink(
         raise InvalidArgument(
             "one target at a time", where=WHERE, got=", ".join(given), allowed=", ".join(targets)
         )
-    if not given:
-        return _without_dead_units(module, inputs, options, dynamic_shapes)
-    ((unit, value),) = given.items()
-    _check_target(unit, value)
-    check_known(allocation, ALLOCATIONS, "unknown allocation", where=WHERE)
-    choice = Choice(
-        target=("width" if unit == "heads" else unit, value),
-        score=as_score(score),
-        allocation=allocation,
-        multiple=multiple_of,
-        least=least,
-        whole=unit == "heads",
-        data=data,
-        loss=loss,
-        only=only,
-        exclude=exclude,
-    )
-    return shrink_to(module, inputs, options, choice, dynamic_shapes)
+    if given:
+        ((unit, value),) = given.items()
+        _check_target(unit, value)
+        check_known(allocation, ALLOCATIONS, "unknown allocation", where=WHERE)
+        choice = Choice(
+            target=("width" if unit == "heads" else unit, value),
+            score=as_score(score),
+            allocation=allocation,
+            multiple=multiple_of,
+            least=least,
+            whole=unit == "heads",
+            data=data,
+            loss=loss,
+            only=only,
+            exclude=exclude,
+        )
+        small, report = shrink_to(module, inputs, options, choice, dynamic_shapes)
+    else:
+        small, report = _without_dead_units(module, inputs, options, dynamic_shapes)
+    follow_(follow, Move(module, small, report.kept))
+    return small, report
 
 
 def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
