@@ -6,11 +6,14 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from karikomi.errors import KarikomiError
 from karikomi.torch.shrinking.copies import copied
+from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
 from karikomi.torch.shrinking.rewriting import Changed, Rewritten, owner_of
+from karikomi.torch.shrinking.scale_folding import fold_scales_
 from karikomi.torch.shrinking.unit_scores import tensors_of
 from karikomi.torch.tracing.batches import leaves
 
@@ -82,6 +85,14 @@ def _equal(value: Any, before: Any) -> bool:
 
 def _set_known_(layer: Any) -> None:
     """Set what torch's own layers state about the sizes of their tensors."""
+    if isinstance(layer, nn.MultiheadAttention):
+        if (
+            layer.in_proj_weight is not None
+            and len(layer.in_proj_weight) == 3 * layer.out_proj.in_features
+        ):
+            layer.embed_dim = layer.kdim = layer.vdim = layer.in_proj_weight.shape[1]
+            layer.head_dim = layer.out_proj.in_features // layer.num_heads
+        return
     if isinstance(layer, nn.RNNBase):
         layer.hidden_size = layer.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
         layer.input_size = layer.weight_ih_l0.shape[1]
@@ -120,11 +131,24 @@ def in_module_form(
         take_tensors_(small, done)
         set_attributes_(small, done.changed, guessed)
         modes = [part.training for part in small.modules()]
-        if _same(small.eval(), expected, inputs, options):
+        if _same(small.eval(), expected, inputs, options) or (
+            _folded(small, done.graph, inputs, options) and _same(small, expected, inputs, options)
+        ):
             for part, mode in zip(small.modules(), modes, strict=True):
                 part.training = mode
             return small
     return None
+
+
+def _folded(
+    small: nn.Module, graph: fx.GraphModule, inputs: tuple[Any, ...], options: dict[str, Any]
+) -> bool:
+    """Fold the factors that the module computes from its widths; return whether anything was folded."""
+    try:
+        present = exported(small, inputs, options)
+    except KarikomiError:
+        return False
+    return fold_scales_(small, graph, present)
 
 
 def _same(
