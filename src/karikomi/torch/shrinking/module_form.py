@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -131,32 +133,33 @@ def in_module_form(
         take_tensors_(small, done)
         set_attributes_(small, done.changed, guessed)
         modes = [part.training for part in small.modules()]
-        if _same(small.eval(), expected, inputs, options) or (
-            _folded(small, done.graph, inputs, options) and _same(small, expected, inputs, options)
-        ):
+        worst = _difference(small.eval(), expected, inputs, options)
+        if worst > TOLERANCE and math.isfinite(worst):
+            # It runs, with factors of its own.
+            _fold_(small, done.graph, inputs, options)
+            worst = _difference(small, expected, inputs, options)
+        if worst <= TOLERANCE:
             for part, mode in zip(small.modules(), modes, strict=True):
                 part.training = mode
             return small
     return None
 
 
-def _folded(
+def _fold_(
     small: nn.Module, graph: fx.GraphModule, inputs: tuple[Any, ...], options: dict[str, Any]
-) -> bool:
-    """Fold the factors that the module computes from its widths; return whether anything was folded."""
-    try:
-        present = exported(small, inputs, options)
-    except KarikomiError:
-        return False
-    return fold_scales_(small, graph, present)
+) -> None:
+    """Fold the factors that the module computes from its widths."""
+    with suppress(KarikomiError):
+        fold_scales_(small, graph, exported(small, inputs, options))
 
 
-def _same(
+def _difference(
     small: nn.Module, expected: list[torch.Tensor], inputs: tuple[Any, ...], options: dict[str, Any]
-) -> bool:
+) -> float:
+    """Return how far the outputs are from those of the graph; infinity if the module does not run."""
     try:
         got = leaves(small(*inputs, **options))
-        return max(map(apart, expected, got), default=0.0) <= TOLERANCE
+        return max(map(apart, expected, got), default=0.0)
     except Exception:
         # Any error of the user's forward has one meaning here: its code does not fit the smaller tensors.
-        return False
+        return math.inf
