@@ -111,7 +111,9 @@ def test_groups_stay_and_moments_are_cut_by_the_kept_indices() -> None:
     head(model(INPUTS[:8])).square().sum().backward()
     optimizer.step()
     groups = list(optimizer.param_groups)
-    moments = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()}
+    moments = {
+        n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()
+    }
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     small, report = kk.torch.shrink(model, INPUTS[:2], width=0.5, follow=[optimizer])
     assert all(one is other for one, other in zip(groups, optimizer.param_groups, strict=True))
@@ -195,7 +197,8 @@ def test_a_handle_follows_with_its_optimizer_statistics_and_masks() -> None:
     for number in range(3):
         step(model, optimizer, number)
     moments = {
-        name: tensor.clone() for name, tensor in handle.state_dict()["clip"]["second_moment"].items()
+        name: tensor.clone()
+        for name, tensor in handle.state_dict()["clip"]["second_moment"].items()
     }
     small, report = kk.torch.shrink(model, INPUTS[:2], width=0.5, follow=handle)
     state = handle.state_dict()
@@ -242,7 +245,10 @@ def test_what_cannot_follow_is_named_and_nothing_is_changed() -> None:
         (preconditioned, r"4.weight: 'factor' of SGD has another shape.*got .1, 12, 12."),
         (listed, "4.weight: 'history' of SGD is no tensor"),
         (AveragedModel(nn.Linear(2, 2)), "the average is of another module"),
-        (AveragedModel(nn.Sequential(nn.Conv2d(2, 9, 3))), "0.weight: the average is of another module"),
+        (
+            AveragedModel(nn.Sequential(nn.Conv2d(2, 9, 3))),
+            "0.weight: the average is of another module",
+        ),
         (model, "this cannot follow.*got Sequential; allowed: optimizers"),
         (kk.torch.Masks({"9.weight": torch.ones(1, dtype=torch.bool)}), "no such parameter"),
     ):

@@ -107,7 +107,9 @@ def test_a_shared_tensor_gets_one_shape_and_stays_shared() -> None:
     shapes = {"0.weight": (2, 4), "0.bias": (2,), "1.bias": (2,)}
     with pytest.raises(Unsupported, match="1.weight: the tensor is shared"):
         resize_(tied, {name: shape for name, shape in shapes.items() if name != "1.bias"})
-    with pytest.raises(Unsupported, match=r"1.weight: the tensor is shared.*got .3, 4.; allowed: .2, 4."):
+    with pytest.raises(
+        Unsupported, match=r"1.weight: the tensor is shared.*got .3, 4.; allowed: .2, 4."
+    ):
         resize_(tied, {**shapes, "1.weight": (3, 4), "1.bias": (3,)})
     resize_(tied, {**shapes, "1.weight": (2, 4)})
     assert tied[1].weight is tied[0].weight and tied[0].weight.shape == (2, 4)
@@ -271,7 +273,9 @@ FULL = base64.b85encode(bytes([0b11110000])).decode()
 def test_a_malformed_account_in_a_file_is_refused(changes: dict[str, Any], says: str) -> None:
     whole = {"form": "module", "cuts": [[8, FULL]], "tensors": {"0.weight": {"0": 0}}}
     whole |= {"attributes": {"0": {"out_features": 4}}}
-    assert Cuts.from_text(json.dumps(whole), where="note").indices() == {"0.weight": {0: [0, 1, 2, 3]}}
+    assert Cuts.from_text(json.dumps(whole), where="note").indices() == {
+        "0.weight": {0: [0, 1, 2, 3]}
+    }
     with pytest.raises(BadFile, match=f"note: .*{says}"):
         Cuts.from_text(changed_note(whole, **changes), where="note")
     with pytest.raises(BadFile, match="note: the account of a shrink is malformed"):

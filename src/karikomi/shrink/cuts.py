@@ -76,7 +76,9 @@ class Cuts:
 
     def indices(self) -> dict[str, dict[int, list[int]]]:
         """Return tensor name -> axis -> kept indices, as plain values."""
-        return {n: {a: cut.kept.tolist() for a, cut in axes.items()} for n, axes in self.axes.items()}
+        return {
+            n: {a: cut.kept.tolist() for a, cut in axes.items()} for n, axes in self.axes.items()
+        }
 
     def shape(self, name: str, before: tuple[int, ...]) -> tuple[int, ...] | None:
         """Return the shape of a tensor after the cuts; None if they do not fit its shape before."""

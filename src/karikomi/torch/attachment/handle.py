@@ -179,7 +179,9 @@ class Handle:
         The state is cut along; power iterations of cut weights begin anew. Raises `Unsupported` for the handle of another module.
         """
         if unwrapped(self._model) is not move.before:
-            raise Unsupported("the handle is of another module", where="torch.shrink: follow: Handle")
+            raise Unsupported(
+                "the handle is of another module", where="torch.shrink: follow: Handle"
+            )
         state: dict[str, Any] = _cut_state(self.state_dict(), move)
         masks, prune = self.masks, self._rules.prune
         moving = [held for held in (masks, prune) if isinstance(held, Masks)]
@@ -398,7 +400,10 @@ class Handle:
 def _cut_state(state: Any, move: Move, name: str | None = None) -> Any:
     """Return the state of a handle with what belongs to a tensor cut along; of another shape, it is left out."""
     if isinstance(state, Mapping):
-        cut = {key: _cut_state(value, move, key if key in move.old else name) for key, value in state.items()}
+        cut = {
+            key: _cut_state(value, move, key if key in move.old else name)
+            for key, value in state.items()
+        }
         return {key: value for key, value in cut.items() if value is not _LOST}
     if not isinstance(state, torch.Tensor) or name is None or not move.axes.get(name):
         return state

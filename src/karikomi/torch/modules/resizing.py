@@ -64,6 +64,12 @@ def resize_(
 
 def set_sizes_(layer: Any) -> None:
     """Set the attributes in which a layer of torch states the sizes of its tensors (``in_features``, ...)."""
+    if isinstance(layer, nn.MultiheadAttention):
+        inner = layer.out_proj.in_features
+        if layer.in_proj_weight is not None and len(layer.in_proj_weight) == 3 * inner:
+            layer.embed_dim = layer.kdim = layer.vdim = layer.in_proj_weight.shape[1]
+            layer.head_dim = inner // layer.num_heads
+        return
     if isinstance(layer, nn.RNNBase):
         layer.hidden_size = layer.weight_hh_l0.shape[0] // _gates(layer)
         layer.input_size = layer.weight_ih_l0.shape[1]
@@ -105,7 +111,10 @@ def _check_layer(
         shape = new[name]
         if shape != old and not attributes_follow and _is_closed(layer, present):
             raise Unsupported(
-                f"a {type(layer).__name__} layer cannot be resized", where=name, got=shape, allowed=old
+                f"a {type(layer).__name__} layer cannot be resized",
+                where=name,
+                got=shape,
+                allowed=old,
             )
         if len(shape) != len(old) or (leaf in wanted and shape != wanted[leaf]):
             raise Unsupported(
@@ -114,7 +123,9 @@ def _check_layer(
                 got=shape,
                 allowed=wanted.get(leaf, old),
             )
-        if any(not (1 <= size <= most or size == most) for size, most in zip(shape, old, strict=True)):
+        if any(
+            not (1 <= size <= most or size == most) for size, most in zip(shape, old, strict=True)
+        ):
             raise Unsupported(
                 "a resized layer must be smaller, and not empty",
                 where=name,

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.torch.modules.copies import copied
 from karikomi.torch.modules.kept_units import chosen
 from karikomi.torch.modules.moves import Follower, Move
 from karikomi.torch.modules.parameters import unwrapped
-from karikomi.torch.modules.copies import copied
 
 WHERE = "torch.shrink: follow"
 Commit = Callable[[], None]
@@ -101,7 +101,11 @@ def _successor(old: torch.Tensor, move: Move) -> torch.Tensor | None:
 
 def _gradients(parameters: Iterable[torch.Tensor], move: Move) -> Iterable[tuple[Any, Any]]:
     pairs = [(old, _successor(old, move)) for old in parameters]
-    return [(old, new) for old, new in pairs if new is not None and old is not new and old.grad is not None]
+    return [
+        (old, new)
+        for old, new in pairs
+        if new is not None and old is not new and old.grad is not None
+    ]
 
 
 def _moments(
@@ -154,7 +158,10 @@ def _average(thing: Any, move: Move) -> Commit:
 
 def _check_average(averages: Mapping[str, torch.Tensor], move: Move) -> None:
     shared = {name: (averages[name], old) for name, old in move.old.items() if name in averages}
-    alike = {name: one.shape == old.shape and one.dtype == old.dtype for name, (one, old) in shared.items()}
+    alike = {
+        name: one.shape == old.shape and one.dtype == old.dtype
+        for name, (one, old) in shared.items()
+    }
     if not shared or not all(alike.values()):
         wrong = [name for name, fits in alike.items() if not fits]
         raise InvalidArgument(

@@ -134,6 +134,10 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
     return Rewritten(small, indices, tuple(changed), stored)
 
 
+def _parts(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
     stack = list((call.node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]).partition("@")[0] if stack else ""
@@ -141,12 +145,12 @@ def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
     for name, after in arguments.items():
         before = call[name]
         pairs = [(before, after)]
-        if isinstance(after, list) and name != "normalized_shape":
-            pairs = list(zip(before, after, strict=True))
+        if isinstance(after, list):
+            pairs += zip(before, after, strict=True)
         found += [
             Changed(path, call.site, name, one, other)
             for one, other in pairs
-            if not isinstance(one, fx.Node) and one != other
+            if one != other and not any(isinstance(part, fx.Node) for part in _parts(one))
         ]
     return found
 

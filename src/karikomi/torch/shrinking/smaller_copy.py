@@ -19,10 +19,10 @@ from karikomi.shrink.account import ShrinkReport
 from karikomi.shrink.cuts import Cuts
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.copies import copied
 from karikomi.torch.modules.kept_units import recall, remember_, sizes_in_attributes
 from karikomi.torch.modules.moves import Move
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
-from karikomi.torch.modules.copies import copied
 from karikomi.torch.recovery.following import follow_
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
 from karikomi.torch.shrinking.dead_units import DeadUnits
@@ -279,7 +279,7 @@ def shrink(
     the same for whole heads and groups of convolutions instead of their inner units; or a budget for the whole network,
     a share in (0, 1] or a whole number: `parameters`, `macs`, `bytes`; or `ms`, measured on this machine on the example inputs.
 
-    `example_inputs`: a tensor, the tuple of arguments, or a mapping of keywords. `score`: a registered score (``karikomi list scores``) or one of
+    `example_inputs`: a tensor, the tuple of arguments, a mapping of keywords, or a pair of both. `score`: a registered score (``karikomi list scores``) or one of
     `karikomi.prune`; of all weights that a unit is found in, together. `data`, `loss`: as in `prune_`.
     `allocation`: "uniform", the same share of each group, or "global", by the scores relative to the mean of their group. `multiple_of`:
     round the units that stay of each group. `least`: so many stay of each group. `only`, `exclude`: globs over
@@ -354,6 +354,10 @@ def shrink(
 def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(given, Mapping):
         return (), dict(given)
+    if isinstance(given, tuple) and len(given) == 2:
+        positional, named = given
+        if isinstance(positional, tuple) and isinstance(named, dict):
+            return positional, named
     return (given if isinstance(given, tuple) else (given,)), {}
 
 

@@ -94,7 +94,8 @@ def expand(run: LabelRun, call: Call) -> Value:
     shape = shape_of(call.node.meta["val"])
     added = len(shape) - len(value.shape)
     old = (1,) * added + value.shape
-    wider = [axis for axis, size in enumerate(shape) if size > 1 and old[axis] == 1]
+    numbers = call.node.meta["val"].is_floating_point()
+    wider = [axis for axis, size in enumerate(shape) if numbers and size > 1 and old[axis] == 1]
     planes = tuple(plane.reshape((1,) * added + tuple(plane.shape)) for plane in value.planes)
     return Labelled(shape, planes + run.fresh("", shape, wider).planes)
 
