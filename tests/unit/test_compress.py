@@ -232,10 +232,55 @@ def test_a_lost_record_is_said(tmp_path: Path) -> None:
         _run(_task(), tmp_path / "out")
 
 
-def test_a_network_that_is_no_chain_goes_on_unshrunk(tmp_path: Path) -> None:
-    result = _run(_task(model=_Residual), tmp_path / "out", max_drop=1.0)
+class _Sized(torch.nn.Module):
+    """Its forward has the width in an attribute, or as a number."""
+
+    def __init__(self, literal: bool = False) -> None:
+        super().__init__()
+        self.width, self.literal = 40, literal
+        self.first, self.last = torch.nn.Linear(6, 40), torch.nn.Linear(40, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(inputs)).view(-1, 40 if self.literal else self.width)
+        return self.last(hidden)
+
+
+SHORT = dataclasses.replace(
+    RECIPE, train_epochs=1, prune_epochs=1, tune_epochs=1, sparsities=(0.9,), entries=(8,)
+)
+
+
+@pytest.mark.parametrize("model", [_Residual, _Sized])
+def test_any_network_gets_smaller_and_its_file_too(
+    model: type[torch.nn.Module], tmp_path: Path
+) -> None:
+    task = _task(model=model, recipe=SHORT)
+    result = _run(task, tmp_path / "out", max_drop=1.0)
+    shrink = result["shrink"]
+    assert result["verified"] and shrink["removed"] > 0
+    assert result["parameters_after"] == shrink["parameters_after"] < result["parameters_before"]
+    assert result["macs_after"] < result["macs_before"]
+    assert result["ms_before"] > 0 and result["ms_after"] > 0 and shrink["verdict"]
+    small = kk.load(result["file"], into=model()).eval()
+    assert sum(p.numel() for p in small.parameters()) == result["parameters_after"]
+    with torch.no_grad():
+        outputs = small(torch.from_numpy(_data().test.inputs)).numpy()
+    assert result["metric_after"] == kk.tasks.accuracy(outputs, _data().test.targets)
+    # A run that is continued builds the same network from the files of its stages.
+    (tmp_path / "out" / "result.json").unlink()
+    again = _run(task, tmp_path / "out", max_drop=1.0)
+    assert again["resumed"] and {**again, **dict.fromkeys(("seconds", "resumed"))} == {
+        **result,
+        **dict.fromkeys(("seconds", "resumed")),
+    }
+
+
+def test_a_network_whose_code_does_not_allow_it_goes_on_unshrunk(tmp_path: Path) -> None:
+    task = _task(model=functools.partial(_Sized, literal=True), recipe=SHORT)
+    result = _run(task, tmp_path / "out", max_drop=1.0)
     assert result["verified"] and result["shrink"]["removed"] == 0
-    assert "add" in result["shrink"]["left_alone"]["the network"]
+    reason = result["shrink"]["left_alone"]["the network"]
+    assert f"its code does not run with smaller tensors: view at {__file__}:" in reason
 
 
 def test_tied_weights_share_one_codebook(tmp_path: Path) -> None:

@@ -464,7 +464,12 @@ RESULT: dict[str, Any] = {
         "removed": 63,
         "parameters_before": 50_826,
         "parameters_after": 40_156,
+        **{"macs_before": 50_000, "macs_after": 30_000, "ms_before": 3.0, "ms_after": 2.0},
+        "verdict": "1.50x faster: 3.00 -> 2.00 ms.",
+        "together": {"fc1.weight": ["linear at net.py:3", "add at net.py:4"], "lonely": []},
     },
+    **{"parameters_before": 50_826, "parameters_after": 40_156},
+    **{"macs_before": 50_000, "macs_after": 30_000, "ms_before": 3.0, "ms_after": 2.0},
     "left_alone": {"norm": "weight of a norm"},
     "warnings": [],
     "environment": {"python": "3.11", "threads": 2},
@@ -475,7 +480,7 @@ def test_the_table_of_the_terminal_has_each_figure_in_its_place() -> None:
     lines = report.compress_table(RESULT).splitlines()
     cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
     assert lines[0] == "tiny (torch, seed 3): 6-4"
-    assert cells[1:8] == [
+    assert cells[1:11] == [
         ["before", "after"],
         ["accuracy (test)", "91.00 %", "87.00 %", "-4.00 points"],
         ["accuracy (validation)", "93.00 %", "90.00 %", "-3.00 points"],
@@ -483,8 +488,11 @@ def test_the_table_of_the_terminal_has_each_figure_in_its_place() -> None:
         ["size", "24.5 kB", "1.90 kB", "12.9x smaller"],
         ["numbers not zero", "6,001", "1,503"],
         ["sparsity", "72.0 %", "of prunable weights"],
+        ["parameters in memory", "50,826", "40,156"],
+        ["multiply-accumulates", "50,000", "30,000"],
+        ["milliseconds a pass", "3", "2"],
     ]
-    assert cells[9:12] == [
+    assert cells[12:15] == [
         ["tensor", "codec", "sparsity", "bits/weight", "dense", "packed"],
         ["large", "codec2", "72.0 %", "2.2", "16.0 kB", "900 B"],
         ["small", "codec1", "71.0 %", "1.1", "8.00 kB", "450 B"],
@@ -517,9 +525,24 @@ def test_the_tiles_of_the_page(page: Page) -> None:
     assert page.tiles["accuracy on the test split"] == on_test
     left = "of prunable weights; 1,503 of 6,001 numbers are left"
     assert page.tiles["sparsity"] == ("72.0 %", left)
+    assert page.tiles["to run"] == ("✓ 1.50x faster", "3 → 2 ms")
     assert page.tiles["verified"][0] == "✓ yes"
     lost = Page(report.compress_page(RESULT | {"verified": False}, []))
     assert lost.tiles["verified"][0] == "✗ no"
+
+
+def test_a_network_that_is_not_faster_is_said_first() -> None:
+    slow = {"ms_before": 2.0, "ms_after": 1.95, "verdict": "Not faster (2 -> 1.95 ms): why."}
+    page = Page(report.compress_page(RESULT | slow | {"shrink": RESULT["shrink"] | slow}, []))
+    assert page.tiles["to run"] == ("✗ not faster", "2 → 1.95 ms")
+    # The lead, the budget, and then this.
+    assert page.sentences[2] == "Running it: Not faster (2 -> 1.95 ms): why."
+
+
+def test_the_reason_why_nothing_was_shrunk_is_on_the_page() -> None:
+    none = {"removed": 0, "left_alone": {"the network": "its code has a view at net.py:3"}}
+    page = Page(report.compress_page(RESULT | {"shrink": none}, []))
+    assert "the network was left alone: its code has a view at net.py:3." in " ".join(page.sentences)
 
 
 def test_the_sentences_of_the_page(page: Page) -> None:
@@ -535,7 +558,9 @@ def test_the_sentences_of_the_page(page: Page) -> None:
         "quantize: 32 shared (1.99 kB) was chosen: 90.00 % is 0.50 points above the floor;"
         " below the floor: 16 shared (89.00 %).",
         "ByGlobalNorm(1.0) clipped 50 of 400 steps (12.5 %) and skipped 3.",
+        "Running it: 1.50x faster: 3.00 -> 2.00 ms.",
         "63 units were removed; parameters 50,826 → 40,156.",
+        "fc1.weight: its units go together by linear at net.py:3; add at net.py:4.",
         "norm was not pruned: weight of a norm.",
     ):
         assert said in text, said
@@ -561,6 +586,11 @@ def test_the_tables_of_the_page(page: Page) -> None:
     ]
     assert [text.split()[0] for text in page.strong] == ["prune", "quantize"]
     assert all("chosen" in text for text in page.strong)
+    assert [[*cells.values()] for cells in page.tables["Costs"]] == [
+        ["parameters in memory", "50,826", "40,156", "79.0 %"],
+        ["multiply-accumulates", "50,000", "30,000", "60.0 %"],
+        ["milliseconds a pass", "3", "2", "66.7 %"],
+    ]
     assert [[*cells.values()] for cells in page.tables["Widths"]] == [
         ["fc1", "256", "201", "55"],
         ["fc2", "128", "120", "8"],

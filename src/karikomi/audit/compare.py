@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,13 @@ def audit(
     runner: Runner | None = None,
     data: Data | None = None,
     labels: tuple[str, str] = ("before", "after"),
+    notes: Iterable[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
     """Return the differences of `after` from `before` on a task's test split, as plain data.
 
     `before`, `after`: the arrays of one network of the task each; shapes may be smaller after a
     shrink. `seed`: of the noise. `runner`, `data`: by default those of the task. `labels`: names of
-    the two in the result.
+    the two in the result. `notes`: those of their files, which say how a shrunk network is built.
 
     The keys: ``metric_before``, ``metric_after``; with the metric ``"accuracy"`` also ``classes``
     (accuracy of each), ``agreement`` (share of equal predictions), ``changed``, ``lost`` and
@@ -53,6 +55,8 @@ def audit(
     check("audit", (good, "the seed is a whole number", seed, ">= 0"))
     data = checked_data(task) if data is None else data
     run: Runner = runner or registry.framework(task.framework).runner_for(task, data, seed=seed)
+    for known in notes:
+        run.adopt(known)
     pair, test = (before, after), data.test
     outputs = tuple(run.outputs(arrays, test.inputs) for arrays in pair)
     scores = [task.judge(output, test.targets) for output in outputs]

@@ -40,6 +40,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise BadFile("not enough memory for its arrays", where=str(path)) from error
 
 
+def read_notes(path: Path) -> dict[str, str]:
+    """Return the notes of a file, such as what a shrink left of its network; none for a .npz file."""
+    if path.suffix == ".karikomi":
+        return pack.inspect(path).notes
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, framework="numpy") as stored:
+            return stored.metadata() or {}
+    return {}
+
+
 def refuse_same(source: Path, out: Path) -> None:
     """Raise `Unsupported` where a verb would overwrite the file that it reads."""
     if out.exists() and source.exists() and out.samefile(source):

@@ -37,13 +37,19 @@ def command(
     """
     from karikomi import report
     from karikomi.audit import audit
-    from karikomi.cli.array_files import read_arrays
+    from karikomi.cli.array_files import read_arrays, read_notes
     from karikomi.files import write_json
     from karikomi.tasks import load
 
     pair = [read_arrays(path) for path in (before, after)]
     chosen = load(task, data=data)
-    result = audit(chosen, pair[0], pair[1], seed=seed, labels=(str(before), str(after)))
+    result = audit(
+        chosen,
+        *pair,
+        seed=seed,
+        labels=(str(before), str(after)),
+        notes=[read_notes(path) for path in (before, after)],
+    )
     text = report.audit_table(result)
     written: dict[str, str | None] = {"file": None, "report": None}
     if out is not None:

@@ -59,12 +59,22 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     budget = f"{amount(result.get('max_drop'), metric)} {held}"
     smaller = f"{ratio(result.get('ratio'))} smaller"
     parameters, nonzero = count(result.get("parameters")), count(result.get("nonzero"))
+    costs = [
+        (title, form(result.get(f"{key}_before")), form(result.get(f"{key}_after")), "")
+        for title, key, form in (
+            ("parameters in memory", "parameters", count),
+            ("multiply-accumulates", "macs", count),
+            ("milliseconds a pass", "ms", plain),
+        )
+        if result.get(f"{key}_before") is not None
+    ]
     return [
         *rows,
         ("budget on validation", "", "", budget),
         ("size", size(result["bytes_dense"]), size(result["bytes_packed"]), smaller),
         ("numbers not zero", parameters, nonzero, ""),
         ("sparsity", "", percent(result.get("sparsity")), "of prunable weights"),
+        *costs,
     ]
 
 

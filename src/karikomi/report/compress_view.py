@@ -9,12 +9,12 @@ from karikomi.report.audit_parts import audit_sections
 from karikomi.report.page import Code, Page, Part, Points, Section, Table, Tile, Words, render
 from karikomi.report.result_checks import named, records, require, table, warning_texts
 from karikomi.report.savings import savings_section, sparsity_chart
+from karikomi.report.shrink_section import milliseconds, shrink_section, speed
 from karikomi.report.training_section import training_section
 from karikomi.report.verdict import (
     budget_held,
     budget_sentence,
     candidate_sentences,
-    difference,
     floor_sentence,
     grain_sentence,
     load_lines,
@@ -50,7 +50,7 @@ def compress_page(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
         Section("Sparsity", _sparsity(result, tensors)),
         training_section(result, rows),
         _search(result, tried),
-        _shrink(table(result.get("shrink"))),
+        shrink_section(result),
     ]
     if isinstance(result.get("audit"), Mapping):
         sections += audit_sections(result["audit"], heading="Audit")
@@ -91,6 +91,7 @@ def _tiles(result: Mapping[str, Any]) -> list[Tile]:
         metric_tile(result, "on the test split"),
         Tile("sparsity", percent(result.get("sparsity")), nonzero),
         Tile(f"budget of {budget}", held, "on the validation split"),
+        Tile("to run", speed(result), milliseconds(result)),
         Tile("verified", "✓ yes" if verified else "✗ no", verified_sentence(result)),
     ]
 
@@ -102,6 +103,10 @@ def _promise(result: Mapping[str, Any]) -> Section:
     split = ", ".join(f"{count(examples[name])} {name}" for name in names)
     sentences = [f"Examples: {split}." if split else "", grain_sentence(result)]
     parts: list[Part] = [Words(budget_sentence(result), warning=wrong)]
+    if verdict := table(result.get("shrink")).get("verdict"):
+        parts.append(
+            Words(f"Running it: {named(verdict)}", warning=not speed(result).startswith("✓"))
+        )
     parts += [Words(" ".join(filter(None, sentences)))] if any(sentences) else []
     return Section("What is promised", parts)
 
@@ -132,32 +137,6 @@ def _search(result: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> Se
             Words(floor_sentence(result)),
             Points(candidate_sentences(result, tried)),
             Table("In the order they were tried", columns, rows, 2, strong, note),
-        ],
-    )
-
-
-def _shrink(shrink: Mapping[str, Any]) -> Section:
-    before, after = table(shrink.get("widths_before")), table(shrink.get("widths_after"))
-    if not before:
-        return Section("Shrinking", [Words("No units were removed: the widths are as trained.")])
-    rows = [
-        (name, count(width), count(after.get(name)), count(difference(width, after.get(name))))
-        for name, width in list(before.items())[:_LISTED]
-    ]
-    more = len(before) - len(rows)
-    sentence = (
-        f"{count(shrink.get('removed'))} units were removed; parameters"
-        f" {count(shrink.get('parameters_before'))} → {count(shrink.get('parameters_after'))}."
-    )
-    note = f"{more} more layers are not listed." if more else ""
-    columns = ("layer", "units before", "after", "removed")
-    reasons = list(table(shrink.get("left_alone")).items())[:_LISTED]
-    return Section(
-        "Shrinking",
-        [
-            Words(sentence),
-            Table("Widths", columns, rows, note=note),
-            Points([f"{name} was left alone: {named(reason)}." for name, reason in reasons]),
         ],
     )
 

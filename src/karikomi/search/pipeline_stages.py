@@ -56,6 +56,7 @@ class Stages:
     ) -> None:
         self._task, self._data, self._runner = task, data, runner
         self._folder, self._max_drop, self._on_epoch = folder, max_drop, on_epoch
+        self._notes: dict[str, str] = {}
 
     def untrained(self) -> float:
         """Return the validation metric of the untrained network."""
@@ -98,6 +99,10 @@ class Stages:
         if (facts := self._folder.done(stage)) is None:
             arrays, facts = self._runner.shrink(rung.arrays)
             self._folder.finish(stage, facts, arrays)
+        # The candidates that follow are of this network.
+        self._notes = facts.get("notes", {})
+        if self._notes:
+            self._runner.adopt(self._notes)
         return self._folder.read_arrays(stage)[0], facts
 
     def shared(self, rung: Rung, arrays: Arrays, entries: int, dense: Rung) -> Candidate:
@@ -170,9 +175,8 @@ class Stages:
         return self._folder.train(phase.stage, training, phase, self._on_epoch)
 
     def _finish_candidate(self, stage: str, tensors: Stored, dense: Rung) -> None:
-        path = pack.save(
-            tensors, self._folder.stages / f"{stage}.karikomi", notes={"task": self._task.name}
-        )
+        notes = {"task": self._task.name, **self._notes}
+        path = pack.save(tensors, self._folder.stages / f"{stage}.karikomi", notes=notes)
         arrays = decoded(tensors)
         validation = self._validation(arrays)
         facts = {

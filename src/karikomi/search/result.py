@@ -15,6 +15,9 @@ from karikomi.search.accounting import bytes_by_cause
 from karikomi.search.pipeline_stages import Candidate, Rung
 from karikomi.tasks import Arrays, Data, Runner, Task
 
+COSTS = [f"{what}_{when}" for what in ("parameters", "macs", "ms") for when in ("before", "after")]
+"""What the network costs in memory and to run, before and after its dead units are removed."""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchOutcome:
@@ -81,7 +84,8 @@ def describe(
         },
         "tensors": tensors,
         "candidates": _candidates(outcome),
-        "shrink": outcome.shrink,
+        "shrink": {key: value for key, value in outcome.shrink.items() if key != "notes"},
+        **{name: outcome.shrink.get(name) for name in COSTS},
         "left_alone": runner.left_alone(),
         "warnings": [],
         "audit": audit(

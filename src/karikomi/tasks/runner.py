@@ -121,8 +121,12 @@ class Runner(Protocol):
         """Return the loss's gradient with respect to the inputs, of the inputs' shape."""
         ...
 
+    def adopt(self, notes: Mapping[str, str]) -> None:
+        """Take the notes of a shrunk network, which say how its model is built from arrays of its shapes."""
+        ...
+
     def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
-        """Return the arrays without dead units, and the report of what was removed."""
+        """Return the arrays without dead units, and the report of what was removed; ``notes`` in it are for `adopt`."""
         ...
 
 

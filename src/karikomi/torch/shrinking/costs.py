@@ -95,12 +95,43 @@ def milliseconds(
     module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], *, runs: int = 15
 ) -> float:
     """Return the median time of a forward pass on the example inputs, after three that are not counted."""
-    on_gpu = any(p.is_cuda for p in module.parameters())
-    taken = []
-    for _ in range(runs + 3):
+    return median([_once(module, inputs, options) for _ in range(runs + 3)][3:])
+
+
+@torch.no_grad()
+def in_turn(
+    before: nn.Module,
+    after: nn.Module,
+    inputs: tuple[Any, ...],
+    options: dict[str, Any],
+    *,
+    most: int = 15,
+    least: int = 3,
+    seconds: float = 1.0,
+) -> tuple[float, float]:
+    """Return the median milliseconds of a forward pass of two networks, measured in turn, in evaluation mode.
+
+    After one pass each that is not counted; until there are `most`, or after some `seconds`, at least `least`.
+    """
+    taken: list[tuple[float, float]] = []
+    modes = [(part, part.training) for part in [*before.modules(), *after.modules()]]
+    try:
+        for part, _ in modes:
+            part.training = False
         start = time.perf_counter()
-        module(*inputs, **options)
-        if on_gpu:
-            torch.cuda.synchronize()
-        taken.append((time.perf_counter() - start) * 1e3)
-    return median(taken[3:])
+        while len(taken) <= most and (len(taken) <= least or time.perf_counter() - start < seconds):
+            taken.append((_once(before, inputs, options), _once(after, inputs, options)))
+    finally:
+        for part, training in modes:
+            part.training = training
+    first, second = zip(*taken[1:], strict=True)
+    return median(first), median(second)
+
+
+def _once(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> float:
+    on_gpu = any(p.is_cuda for p in module.parameters())
+    start = time.perf_counter()
+    module(*inputs, **options)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e3

@@ -24,7 +24,7 @@ from karikomi.torch.modules.kept_units import recall, remember_, sizes_in_attrib
 from karikomi.torch.modules.moves import Move
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
 from karikomi.torch.recovery.following import follow_
-from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
+from karikomi.torch.shrinking.costs import in_turn, macs_of, milliseconds, parameters_of
 from karikomi.torch.shrinking.dead_units import DeadUnits
 from karikomi.torch.shrinking.equivalence import equal
 from karikomi.torch.shrinking.exported import exported
@@ -178,6 +178,8 @@ class Shrinking:
     ) -> tuple[nn.Module, ShrinkReport]:
         """Return the smaller network, as a module of its class if possible, and the report."""
         small = in_module_form(module, done, self.inputs, self.options)
+        timed = done.graph if small is None else small
+        ms_before, ms_after = in_turn(self.module, timed, self.inputs, self.options)
         form = graph_form(done.graph, training=module.training) if small is None else small
         nothing = np.ones(len(kept), bool)
         before, after = (macs_of(self.graph, Kept(self.found.values, k)) for k in (nothing, kept))
@@ -188,7 +190,9 @@ class Shrinking:
         )
         earlier = recall(module)
         remember_(form, cuts if earlier is None else earlier.then(cuts))
-        together = {g.name: list(g.sites) for g in groups_of(self.found.classes) if g.sites}
+        groups = groups_of(self.found.classes)
+        together = {g.name: list(g.sites) for g in groups if g.sites}
+        members = {g.name: [f"{b.owner}, axis {b.axis}" for b, _ in g.members] for g in groups}
         literals = [f"{one.site}: {one.before} -> {one.after}" for one in done.changed]
         return form, ShrinkReport(
             widths_before=self.widths(),
@@ -199,8 +203,11 @@ class Shrinking:
             max_difference=worst,
             macs_before=before,
             macs_after=after,
+            ms_before=ms_before,
+            ms_after=ms_after,
             frozen={**self.frozen(), **self.found.unknown},
             together=together,
+            members=members,
             statistics=list(self.found.statistics.values()),
             literals=[] if small is not None else literals,
             form="module" if small is not None else "graph",

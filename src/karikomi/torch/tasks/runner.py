@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch import nn
 
 from karikomi.errors import InvalidArgument, KarikomiError, Unsupported, suggest
 from karikomi.quantize import OutputUnits
+from karikomi.shrink.cuts import Cuts
 from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.task import Data, Task, source_of
-from karikomi.torch.modules.arrays import fill_, to_arrays
+from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays
+from karikomi.torch.modules.kept_units import NOTE
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.quantization.output_units import output_units
 from karikomi.torch.shrinking.smaller_copy import shrink
@@ -25,12 +27,13 @@ from karikomi.torch.tracing.isolation import isolated
 
 
 class TorchRunner:
-    """One task on torch; each call builds the model from arrays, so no state is kept between calls."""
+    """One task on torch; each call builds the model from arrays: no state but adopted notes is kept between calls."""
 
     def __init__(self, task: Task, data: Data, *, seed: int) -> None:
         self._task, self._data, self._seed = task, data, seed
         self._threads = task.recipe.threads
         self._make = _factory(task)
+        self._shrunk: list[Mapping[str, str]] = []
 
     def environment(self) -> dict[str, Any]:
         """Return versions, machine kind and thread count."""
@@ -86,7 +89,7 @@ class TorchRunner:
     def train(self, arrays: Arrays, phase: Phase) -> TorchTraining:
         """Begin a phase from the given arrays."""
         with isolated(self._seed, self._threads):
-            return TorchTraining(self._task, self._data, self._make, arrays, phase, self._seed)
+            return TorchTraining(self._task, self._data, self._filled, arrays, phase, self._seed)
 
     def outputs(self, arrays: Arrays, inputs: np.ndarray) -> np.ndarray:
         """Return the network's outputs in evaluation mode."""
@@ -104,6 +107,11 @@ class TorchRunner:
             assert leaf.grad is not None  # noqa: S101  (a leaf that requires a gradient has one)
             return np.ascontiguousarray(leaf.grad.numpy())
 
+    def adopt(self, notes: Mapping[str, str]) -> None:
+        """Take the notes of a shrunk network, for models that are built from arrays of its shapes."""
+        if NOTE in notes and notes not in self._shrunk:
+            self._shrunk.append(notes)
+
     def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays without dead units, and the report of the removed ones."""
         example = batch_tensor(self._data.validation.inputs[:64])
@@ -111,12 +119,27 @@ class TorchRunner:
             try:
                 small, report = shrink(self._model(arrays).eval(), (example,))
             except Unsupported as error:
-                # Most networks are not chains yet; the run continues unshrunk, the reason in its report.
-                return arrays, {"removed": 0, "left_alone": {"the network": str(error)}}
-        return to_arrays(small), report.as_dict()
+                # The run continues unshrunk, the reason in its report.
+                return arrays, _unshrunk(str(error))
+        if report.form == "graph":
+            where = ", ".join(report.literals[:3])
+            return arrays, _unshrunk(f"its code does not run with smaller tensors: {where}")
+        facts = {k: value for k, value in report.as_dict().items() if k not in ("kept", "members")}
+        return to_arrays(small), {**facts, "notes": notes_of(small)}
 
     def _model(self, arrays: Arrays) -> nn.Module:
-        return fill_(self._blank(), arrays)
+        with isolated(self._seed, self._threads):
+            return self._filled(arrays)
+
+    def _filled(self, arrays: Arrays) -> nn.Module:
+        model = self._make()
+        before = {n: tuple(t.shape) for n, t in model.state_dict().items() if hasattr(t, "shape")}
+        for notes in self._shrunk:
+            cuts = Cuts.from_text(notes[NOTE], where=f"task {self._task.name}")
+            shapes = {name: cuts.shape(name, shape) for name, shape in before.items()}
+            if shapes == {name: array.shape for name, array in arrays.items()} != before:
+                return fill_(model, arrays, notes)
+        return fill_(model, arrays)
 
     def _blank(self) -> nn.Module:
         with isolated(self._seed, self._threads):
@@ -126,6 +149,10 @@ class TorchRunner:
 def runner_for(task: Task, data: Data, *, seed: int) -> TorchRunner:
     """Return the runner of a task."""
     return TorchRunner(task, data, seed=seed)
+
+
+def _unshrunk(reason: str) -> dict[str, Any]:
+    return {"removed": 0, "left_alone": {"the network": reason}}
 
 
 def _factory(task: Task) -> Callable[[], nn.Module]:

@@ -82,16 +82,16 @@ class TorchTraining:
         self,
         task: Task,
         data: Data,
-        make: Callable[[], nn.Module],
+        build: Callable[[Arrays], nn.Module],
         arrays: Arrays,
         phase: Phase,
         seed: int,
     ) -> None:
         self._task, self._data, self._phase, self._seed = task, data, phase, seed
-        self._model = fill_(make(), arrays)
+        self._model = build(arrays)
         if any(parameter.dim() == 4 for parameter in self._model.parameters()):
             self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        criterion = self._criterion(make)
+        criterion = self._criterion(build)
         self._epoch = 0
         share_(self._model, phase.coded or {})
         self._batches = max(len(data.train) // task.recipe.batch_size, 1)
@@ -218,14 +218,14 @@ class TorchTraining:
         sparsity = self._handle.sparsity
         recorder.write({"event": event, **place, "loss": loss, **more, "sparsity": sparsity})
 
-    def _criterion(self, make: Callable[[], nn.Module]) -> DistillationLoss:
+    def _criterion(self, build: Callable[[Arrays], nn.Module]) -> DistillationLoss:
         task, recipe, where = self._task, self._task.recipe, f"task {self._task.name}"
         arrays = self._phase.teacher
         if arrays is None or recipe.distill == 0 or task.loss != "cross_entropy":
             return _TaskLoss(loss=loss_of(task), where=where)
         return _TaskLoss(
             loss=None if recipe.distill == 1 else loss_of(task),
-            teacher=fill_(make(), arrays).eval(),
+            teacher=build(arrays).eval(),
             temperature=recipe.temperature,
             weight=recipe.distill,
             axis=1,
