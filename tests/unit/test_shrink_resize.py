@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -227,13 +229,19 @@ def test_a_network_of_another_size_is_not_filled(tmp_path: Path) -> None:
     assert {name: tuple(tensor.shape) for name, tensor in wider.state_dict().items()} == before
 
 
-def test_an_exported_graph_is_saved_and_loaded_but_not_into_its_class(tmp_path: Path) -> None:
-    class Literal(nn.Sequential):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self[1](self[0](x).view(-1, 2, 4).flatten(1))
+class Literal(nn.Sequential):
+    """Its forward has a width as a number."""
 
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 8), nn.Linear(8, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self[1](self[0](x).view(-1, 2, 4).flatten(1))
+
+
+def test_an_exported_graph_is_saved_and_loaded_but_not_into_its_class(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    whole = Literal(nn.Linear(3, 8), nn.Linear(8, 2))
+    whole = Literal()
     inputs = torch.randn(2, 3)
     small, report = shrink(whole, inputs, width=0.5)
     assert report.form == "graph" and report.kept["0.bias"][0] == report.kept["1.weight"][1]
@@ -323,3 +331,30 @@ def test_kept_indices_are_checked(size: int, kept: list[Any], says: str) -> None
         Cut(size, np.array(kept, None if kept else np.int64))
     with pytest.raises(InvalidArgument, match="of another size; got 5; allowed: 2"):
         Cut(size, np.array([0, 2])).then(Cut(5, np.array([0])))
+
+
+RUN = """
+import sys, torch
+for path in sys.argv[1:]:
+    network = torch.export.load(path).module()
+    inputs, expected = torch.load(path + ".io")
+    got = network(inputs)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max(), path
+assert not any("karikomi" in name or "test_shrink" in name for name in sys.modules)
+"""
+
+
+def test_an_exported_program_runs_without_the_code_of_the_model(tmp_path: Path) -> None:
+    cases = {"module": (heads(0), TOKENS), "graph": (Literal(), torch.randn(2, 3))}
+    paths = []
+    for form, (whole, inputs) in cases.items():
+        small, report = shrink(whole, inputs, width=0.5)
+        assert report.form == form
+        path = str(tmp_path / f"{form}.pt2")
+        torch.export.save(torch.export.export(small.eval(), (inputs,)), path)
+        torch.save((inputs, small(inputs).detach()), path + ".io")
+        paths.append(path)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", RUN, *paths], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

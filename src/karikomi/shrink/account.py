@@ -80,13 +80,14 @@ class ShrinkReport:
             ("milliseconds", self.ms_before, self.ms_after),
         ):
             costs.append((name, _number(before), _number(after), _share(before, after)))
-        layers = [("layer", "units", "after", "")] + [
+        layers = [
             (name, _number(width), _number(self.widths_after[name]), "")
             for name, width in self.widths_before.items()
             if self.widths_after[name] != width
         ]
         lines = [self.verdict, "", *_aligned(costs)]
-        lines += ["", *_aligned(_first(layers, "layers"))] if len(layers) > 1 else []
+        head = ("layer", "units", "after", "")
+        lines += ["", *_aligned([head, *_first(layers, "layers")])] if layers else []
         for title, rows in (
             ("Went together:", self._joined()),
             (
