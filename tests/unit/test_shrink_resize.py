@@ -199,9 +199,13 @@ def test_a_file_makes_a_fresh_instance_as_small(tmp_path: Path) -> None:
 
 def test_two_shrinks_are_one_for_a_fresh_instance(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    first, _ = shrink(net(), IMAGES, width=0.5)
+    whole = net()
+    first, _ = shrink(whole, IMAGES, width=0.5)
     both, report = shrink(nn.Sequential(first), IMAGES, width=0.5)
     assert len(report.kept["0.f1.weight"][0]) == 3
+    cuts = Cuts.from_text(kk.torch.notes_of(both)["shrunk"], where="note")
+    rows, columns = (torch.tensor(cuts.indices()["0.f1.weight"][axis]) for axis in (0, 1))
+    assert torch.equal(whole.f1.weight[rows][:, columns], both[0].f1.weight)
     path = kk.save(both, tmp_path / "both.karikomi")
     fresh = kk.load(path, into=nn.Sequential(net())).eval()
     assert fresh[0].f1.out_features == 3 and torch.equal(fresh(IMAGES), both.eval()(IMAGES))

@@ -185,7 +185,7 @@ class Handle:
         state: dict[str, Any] = _cut_state(self.state_dict(), move)
         masks, prune = self.masks, self._rules.prune
         moving = [held for held in (masks, prune) if isinstance(held, Masks)]
-        commits = [held.following(move) for held in {id(one): one for one in moving}.values()]
+        commits = [held.following(move) for held in {id(item): item for item in moving}.values()]
 
         def commit() -> None:
             if not self._hooks:

@@ -75,9 +75,10 @@ def set_sizes_(layer: Any) -> None:
         layer.input_size = layer.weight_ih_l0.shape[1]
         layer.proj_size = layer.weight_hh_l0.shape[1] if layer.proj_size else 0
         return
-    weight = layer._parameters.get("weight")
+    tensors = dict(layer.named_buffers(recurse=False)) | dict(layer.named_parameters(recurse=False))
+    weight = tensors.get("weight")
     if isinstance(layer, norm_type()):
-        own = weight if weight is not None else layer._buffers.get("running_mean")
+        own = weight if weight is not None else tensors.get("running_mean")
         layer.num_features = layer.num_features if own is None else len(own)
     if weight is None:
         return

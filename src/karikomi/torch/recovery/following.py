@@ -157,16 +157,17 @@ def _average(thing: Any, move: Move) -> Commit:
 
 
 def _check_average(averages: Mapping[str, torch.Tensor], move: Move) -> None:
-    shared = {name: (averages[name], old) for name, old in move.old.items() if name in averages}
-    alike = {
-        name: one.shape == old.shape and one.dtype == old.dtype
-        for name, (one, old) in shared.items()
-    }
-    if not shared or not all(alike.values()):
-        wrong = [name for name, fits in alike.items() if not fits]
+    shared = [name for name in move.old if name in averages]
+    if not shared:
         raise InvalidArgument(
-            "the average is of another module",
-            where=f"{WHERE}: {wrong[0]}" if wrong else WHERE,
-            got=tuple(averages[wrong[0]].shape) if wrong else "no tensor of its names",
-            allowed=tuple(move.old[wrong[0]].shape) if wrong else None,
+            "the average is of another module", where=WHERE, got="no tensor of its names"
         )
+    for name in shared:
+        average, old = averages[name], move.old[name]
+        if average.shape != old.shape or average.dtype != old.dtype:
+            raise InvalidArgument(
+                "the average is of another module",
+                where=f"{WHERE}: {name}",
+                got=f"{average.dtype} {tuple(average.shape)}",
+                allowed=f"{old.dtype} {tuple(old.shape)}",
+            )
