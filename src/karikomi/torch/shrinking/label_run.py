@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from karikomi.errors import Unsupported
 from karikomi.shrink.labels import Classes
 from karikomi.torch.shrinking.meetings import Meetings
 from karikomi.torch.shrinking.planes import Labelled, Shape, along, varying
@@ -169,6 +170,7 @@ class LabelRun(Meetings):
         if node.op != "call_function":
             return bare(node)
         call = call_of(node)
+        _check_sizes(call)
         if call.name == "getitem":
             found = self.values[node.args[0].name]  # type: ignore[union-attr]
             return found[node.args[1]] if isinstance(found, list) else bare(node)  # type: ignore[index]
@@ -219,6 +221,20 @@ def shape_of(value: Any) -> Shape:
     if not isinstance(value, torch.Tensor):
         return ()
     return tuple(size_of(size) for size in value.shape)
+
+
+def _check_sizes(call: Call) -> None:
+    """Raise `Unsupported` for a result whose shape depends on the data."""
+    found = call.node.meta.get("val")
+    for value in found if isinstance(found, tuple | list) else [found]:
+        sizes = value.shape if isinstance(value, torch.Tensor) else ()
+        if any(isinstance(size, torch.SymInt) and size.node.hint is None for size in sizes):
+            raise Unsupported(
+                "the shape of a result depends on the data",
+                where="torch.shrink",
+                got=call.site,
+                hint="pick a fixed number of entries (index_select, topk, where), or shrink the parts before and after",
+            )
 
 
 def size_of(size: Any) -> int:

@@ -42,15 +42,20 @@ def reduced(labels: Labels, plane: torch.Tensor, reason: str) -> torch.Tensor | 
 
     Labels that are the same everywhere are fixed: without them the tensor would be empty.
     """
-    found = torch.from_numpy(labels.roots(plane.numpy()))
-    for axis in varying(found):
-        first = found.narrow(axis, 0, 1)
-        if torch.equal(found, first.expand_as(found)):
-            found = first
+    found = evened(torch.from_numpy(labels.roots(plane.numpy())))
     if found.numel() == 1:
         labels.fix(found.numpy(), reason)
         return None
     return found
+
+
+def evened(plane: torch.Tensor) -> torch.Tensor:
+    """Return a plane with size 1 along the axes along which nothing varies."""
+    for axis in varying(plane):
+        first = plane.narrow(axis, 0, 1)
+        if torch.equal(plane, first.expand_as(plane)):
+            plane = first
+    return plane
 
 
 def along(labels: np.ndarray, rank: int, axis: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from karikomi.errors import NonFinite, Unsupported
 from karikomi.prune.facts import PER_UNIT, measured_on
 from karikomi.prune.scores.score import Score
 from karikomi.selection.granularity import whole_fact
-from karikomi.selection.weight_source import Source
+from karikomi.selection.weight_source import Source, with_noise
 from karikomi.shrink.groups import Group
 from karikomi.shrink.labels import Block
 from karikomi.torch.facts.measure import measure
@@ -54,6 +54,9 @@ def unit_scores(
     if measured:
         facts = measure(module, measured, weights, data=data, loss=loss, where=WHERE)
     sources = sources_of(module, weights, facts)
+    if score.needs & measured_on("seed"):
+        seed = getattr(score, "seed", 0)
+        sources = {name: with_noise(source, seed) for name, source in sources.items()}
     return [_scored(group, score, sources, axes, measured) for group in groups]
 
 

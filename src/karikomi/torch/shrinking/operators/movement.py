@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule, shape_of, size_of
-from karikomi.torch.shrinking.planes import Labelled, moved, reshaped, varying
+from karikomi.torch.shrinking.planes import Labelled, evened, moved, reshaped, varying
 
 MOVEMENT = """
     permute transpose t numpy_T swapaxes swapdims movedim moveaxis select narrow unbind flip fliplr
@@ -99,7 +99,10 @@ def expand(run: LabelRun, call: Call) -> Value:
     return Labelled(shape, planes + run.fresh("", shape, wider).planes)
 
 
-@rule("roll", "cumsum", "cumprod", "sort", "argsort", "topk", "triu", "tril", "flip_fixed")
+_TRANSFORMS = [f"fft_{kind}{leaf}" for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft") for leaf in ("", "2", "n")]
+
+
+@rule("roll", "cumsum", "cumprod", "sort", "argsort", "topk", "triu", "tril", *_TRANSFORMS)
 def along_whole_axes(run: LabelRun, call: Call) -> Value:
     """Keep the axes that the operator works along as they are."""
     value = run.value(call["self"])
@@ -197,15 +200,7 @@ def index(run: LabelRun, call: Call) -> Value:
         return run.refuse(call) if value.planes else bare(call.node)
     target: Any = call.node.target
     planes = [moved(plane, value.shape, lambda p: target(p, places)) for plane in value.planes]
-    return run.current(Labelled(shape, tuple(_flat(plane) for plane in planes)), call.site)
-
-
-def _flat(plane: torch.Tensor) -> torch.Tensor:
-    for axis in varying(plane):
-        first = plane.narrow(axis, 0, 1)
-        if torch.equal(plane, first.expand_as(plane)):
-            plane = first
-    return plane
+    return run.current(Labelled(shape, tuple(evened(plane) for plane in planes)), call.site)
 
 
 def _shape(place: Any) -> tuple[int, ...]:
@@ -239,6 +234,16 @@ def embedding(run: LabelRun, call: Call) -> Value:
     shape = shape_of(call.node.meta["val"])
     lead = (1,) * (len(shape) - 2)
     return Labelled(shape, tuple(plane.reshape(*lead, *plane.shape) for plane in weight.planes))
+
+
+@rule("embedding_bag")
+def embedding_bag(run: LabelRun, call: Call) -> Value:
+    """Sum, average or compare rows, which stay; the columns pass. The other results are counts."""
+    weight = run.fix(run.current(run.value(call["weight"]), call.site), call.site, [0])
+    if call["per_sample_weights"] is not None:
+        run.fix(run.value(call["per_sample_weights"]), call.site)
+    rows, *counts = bare(call.node)
+    return [Labelled(rows.shape, weight.planes), *counts]
 
 
 @rule("constant_pad_nd", "pad")

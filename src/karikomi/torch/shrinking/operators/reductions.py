@@ -13,6 +13,14 @@ STATISTICS = """
 """.split()
 
 
+@rule("cosine_similarity")
+def cosine_similarity(run: LabelRun, call: Call) -> Value:
+    """Join both vectors, whose lengths are measured, and end there."""
+    met = run.meet([run.value(call["x1"]), run.value(call["x2"])], call.site)
+    axis = call["dim"] % len(met.shape)
+    return run.reduce(run.over_statistics(call, met, [axis]), [axis], call.site)
+
+
 @rule("sum", *STATISTICS)
 def reduction(run: LabelRun, call: Call) -> Value:
     """End the labels along the reduced axes."""
