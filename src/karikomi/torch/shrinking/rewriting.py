@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
+from karikomi.torch.shrinking.constants import FILLED, cut_before_users_
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.label_run import (
     Call,
@@ -118,7 +119,10 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
                     where="torch.shrink",
                     got=call_of(node).site,
                 )
-        if node.op == "call_function" and name_of(node) in LITERALS:
+        if node.name in found.constants:
+            own = {axis: stays.along(value, axis) for axis in sorted(value.axes)}
+            cut_before_users_(new, found.constants, own)
+        elif node.op == "call_function" and name_of(node) in LITERALS:
             call = call_of(node)
             arguments = LITERALS[call.name](stays, call, new)
             with_arguments(new, arguments)
@@ -186,18 +190,7 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 @literal("view", "reshape", "_unsafe_view", "expand", "broadcast_to")
-@literal(
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "rand",
-    "randn",
-)
+@literal(*FILLED, "rand", "randn")
 def _shape(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     name = "shape" if call.name == "reshape" else "size"
     sizes = kept.sizes(kept.of(call.node))

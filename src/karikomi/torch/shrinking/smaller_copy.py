@@ -27,7 +27,7 @@ from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.graph_form import graph_form
 from karikomi.torch.shrinking.label_run import LabelRun, Propagated
 from karikomi.torch.shrinking.module_form import in_module_form
-from karikomi.torch.shrinking.proof import difference, is_blind, random_like, randomized
+from karikomi.torch.shrinking.proof import difference, is_blind, randomized, samples_of
 from karikomi.torch.shrinking.rewriting import Kept, Rewritten, rewritten
 from karikomi.torch.shrinking.unit_scores import unit_scores
 
@@ -99,12 +99,14 @@ class Shrinking:
 
     def _groups(self, choice: Choice) -> list[Group]:
         groups = groups_of(self.found.classes)
-        names = dict.fromkeys(name for name, _ in self.module.named_parameters())
+        every = self.module.named_parameters(remove_duplicate=False)
+        names = dict.fromkeys(name for name, _ in every)
         picked = set(select(list(names), only=choice.only, exclude=choice.exclude, where=WHERE))
         free = [
             group
             for group in groups
             if len(group) > 1
+            and any(block.owner in names for block, _ in group.members)
             and all(
                 block.owner in picked or block.owner not in names or block.axis
                 for block, _ in group.members
@@ -150,10 +152,10 @@ class Shrinking:
     def proven(self, kept: np.ndarray) -> tuple[Rewritten, float]:
         """Return the smaller graph and the largest difference to the original in which what went is zero."""
         done = rewritten(self.graph, self.found, kept)
-        worst = 0.0
-        for inputs in self.samples():
+        worst, samples = 0.0, self.samples()
+        for inputs in samples:
             worst = max(worst, difference(self.graph, done.graph, self.found, kept, inputs))
-        if is_blind(self.graph, self.flat):
+        if is_blind(self.graph, samples):
             other = randomized(self.graph)
             small = rewritten(other, self.found, kept).graph
             worst = max(worst, difference(other, small, self.found, kept, self.flat))
@@ -161,8 +163,7 @@ class Shrinking:
 
     def samples(self) -> list[tuple[Any, ...]]:
         """Return the example inputs, and random ones."""
-        generator = torch.Generator().manual_seed(0)
-        return [self.flat, tuple(random_like(value, generator) for value in self.flat)]
+        return samples_of(self.graph, self.flat)
 
     def result(
         self,
@@ -190,7 +191,7 @@ class Shrinking:
             macs_after=after,
             frozen={**self.frozen(), **self.found.unknown},
             together=together,
-            statistics=list(self.found.statistics.values()),
+            statistics=list(self.found.changed_statistics(kept).values()),
             literals=[] if small is not None else literals,
             form="module" if small is not None else "graph",
             latencies=self.costs,

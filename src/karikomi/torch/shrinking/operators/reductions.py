@@ -21,6 +21,23 @@ def cosine_similarity(run: LabelRun, call: Call) -> Value:
     return run.reduce(run.over_statistics(call, met, [axis]), [axis], call.site)
 
 
+@rule("cdist")
+def cdist(run: LabelRun, call: Call) -> Value:
+    """Join the entries of two sets of vectors, over which their distances are measured."""
+    one, other = (run.value(call[name]) for name in ("x1", "x2"))
+    met = run.meet([_beside(one, -2), _beside(other, -3)], call.site)
+    return run.reduce(run.over_statistics(call, met, [-1]), [len(met.shape) - 1], call.site)
+
+
+def _beside(value: Labelled, axis: int) -> Labelled:
+    """Return a value with a new axis of size 1."""
+    rank = len(value.shape) + 1
+    planes = tuple(plane.unsqueeze(axis) for plane in value.planes)
+    shape = list(value.shape)
+    shape.insert(axis + rank, 1)
+    return Labelled(tuple(shape), planes)
+
+
 @rule("sum", *STATISTICS)
 def reduction(run: LabelRun, call: Call) -> Value:
     """End the labels along the reduced axes."""
