@@ -288,7 +288,9 @@ def name_of(node: fx.Node) -> str:
 def call_of(node: fx.Node) -> Call:
     """Return a node as a call with named arguments, defaults included."""
     name = name_of(node)
-    place = called_at(node, after="") or _layer_of(node)
+    place = called_at(node, after="")
+    if not place and (layer := layer_of(node)):
+        place = f"in {layer}"
     site = f"{name} {place}".strip()
     target = node.target
     arguments: dict[str, Any] = {}
@@ -302,11 +304,10 @@ def call_of(node: fx.Node) -> Call:
     return Call(node, name, arguments, site)
 
 
-def _layer_of(node: fx.Node) -> str:
-    """Return ``in path`` of the layer that a node belongs to, which torch's own layers have instead of a line."""
+def layer_of(node: fx.Node) -> str:
+    """Return the path of the module in whose forward a node is."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]).partition("@")[0] if stack else ""
-    return f"in {path}" if path else ""
+    return str(stack[-1][0]).partition("@")[0] if stack else ""
 
 
 def with_arguments(node: fx.Node, new: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from karikomi.errors import Unsupported
-from karikomi.torch.shrinking.copies import copied
+from karikomi.torch.shrinking.copies import copied, undisturbed
 from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
 from karikomi.torch.shrinking.planes import Labelled, keeps
 from karikomi.torch.tracing.batches import leaves
@@ -73,8 +73,9 @@ def _worst(
     bounded: bool = False,
 ) -> float:
     statistics = found.changed_statistics(kept)
-    expected = leaves(_Masked(original, found, kept, statistics, bounded).run(*inputs))
-    got = leaves(_Affine(small, statistics, bounded).run(*inputs))
+    with undisturbed(original, small):
+        expected = leaves(_Masked(original, found, kept, statistics, bounded).run(*inputs))
+        got = leaves(_Affine(small, statistics, bounded).run(*inputs))
     return max((apart(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
 
 
@@ -110,7 +111,8 @@ def samples_of(module: fx.GraphModule, inputs: tuple[Any, ...]) -> list[tuple[An
     steady = tuple(new if _is_float(new) else old for old, new in zip(inputs, drawn, strict=True))
     for sample in (drawn, steady):
         try:
-            module(*sample)
+            with undisturbed(module):
+                module(*sample)
         except Exception:  # noqa: S112  (offsets and lengths cannot be shuffled, and no error says that)
             continue
         return [inputs, sample]
@@ -124,7 +126,11 @@ def _is_float(value: Any) -> bool:
 @torch.no_grad()
 def is_blind(module: fx.GraphModule, samples: list[tuple[Any, ...]]) -> bool:
     """Return whether the outputs hardly depend on the inputs, so that comparing them would show nothing."""
-    one, *others = (leaves(fx.Interpreter(module).run(*given)) for given in samples)
+    found = []
+    for given in samples:
+        with undisturbed(module):
+            found.append(leaves(module(*given)))
+    one, *others = found
     other = others[0] if others else one
     pairs = zip(one, other, strict=True)
     return max((apart(before, after) for before, after in pairs), default=0.0) < 1e-3

@@ -17,6 +17,7 @@ from karikomi.torch.shrinking.label_run import (
     Call,
     Propagated,
     call_of,
+    layer_of,
     name_of,
     with_arguments,
 )
@@ -134,8 +135,7 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
 
 
 def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
-    stack = list((call.node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]).partition("@")[0] if stack else ""
+    path = layer_of(call.node)
     found = []
     for name, after in arguments.items():
         before = call[name]
