@@ -104,6 +104,7 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
     stays = Kept(found.values, kept)
     small = copied(graph)
     pairs = list(zip(graph.graph.nodes, small.graph.nodes, strict=True))
+    twins = dict(pairs)
     changed: list[Changed] = []
     indices = cut_tensors_(
         small, {str(n.target): found.values[n.name] for n, _ in pairs if n.op == "get_attr"}, kept
@@ -126,7 +127,7 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
         elif node.op == "call_function" and name_of(node) in LITERALS:
             call = call_of(node)
             arguments = LITERALS[call.name](stays, call, new)
-            with_arguments(new, arguments)
+            with_arguments(new, {key: fx.map_arg(a, twins.get) for key, a in arguments.items()})
             changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()

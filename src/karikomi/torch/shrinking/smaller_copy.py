@@ -17,8 +17,11 @@ from karikomi.prune.scores.score import Score
 from karikomi.select import select
 from karikomi.shrink.account import ShrinkReport
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
+from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
+from karikomi.torch.shrinking.any_batch import for_any_batch
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
 from karikomi.torch.shrinking.dead_units import DeadUnits
@@ -29,7 +32,7 @@ from karikomi.torch.shrinking.label_run import LabelRun, Propagated
 from karikomi.torch.shrinking.module_form import in_module_form
 from karikomi.torch.shrinking.proof import difference, is_blind, randomized, samples_of
 from karikomi.torch.shrinking.rewriting import Kept, Rewritten, rewritten
-from karikomi.torch.shrinking.unit_scores import unit_scores
+from karikomi.torch.shrinking.unit_scores import tensors_of, unit_scores
 
 WHERE = "torch.shrink"
 Target = tuple[str, float]
@@ -66,6 +69,7 @@ class Shrinking:
         self.inputs = inputs
         self.options = options
         self.choice = choice
+        self.dynamic_shapes = dynamic_shapes
         self.graph = exported(module, inputs, options, dynamic_shapes)
         whole, exact = choice is not None and choice.whole, choice is None
         self.found: Propagated = LabelRun(self.graph, whole=whole, exact=exact).run()
@@ -175,7 +179,7 @@ class Shrinking:
     ) -> tuple[nn.Module, ShrinkReport]:
         """Return the smaller network, as a module of its class if possible, and the report."""
         small = in_module_form(module, done, self.inputs, self.options)
-        form = graph_form(done.graph, training=module.training) if small is None else small
+        form = small or graph_form(self._open(done, kept).graph, training=module.training)
         nothing = np.ones(len(kept), bool)
         before, after = (macs_of(self.graph, Kept(self.found.values, k)) for k in (nothing, kept))
         together = {g.name: list(g.sites) for g in groups_of(self.found.classes) if g.sites}
@@ -196,6 +200,14 @@ class Shrinking:
             form="module" if small is not None else "graph",
             latencies=self.costs,
         )
+
+    def _open(self, done: Rewritten, kept: np.ndarray) -> Rewritten:
+        """Return the smaller graph for other batch sizes than that of the example, if the caller chose no shapes."""
+        if self.dynamic_shapes is not None:
+            return done
+        given, named = self.inputs, self.options
+        whole, exact = self.choice is not None and self.choice.whole, self.choice is None
+        return for_any_batch(self.module, given, named, done, self.found, kept, whole=whole, exact=exact)
 
     def frozen(self) -> dict[str, str]:
         """Return layer -> why none of its units can go."""
@@ -275,7 +287,7 @@ def shrink(
 
     The copy is a module of the same class if its code runs with the smaller tensors, else the exported graph as a module, which needs none of that
     code (``report.form``; ``report.literals`` has the numbers in the code that are in the way). Training mode, dtype, device and
-    ``requires_grad`` are kept.
+    ``requires_grad`` are kept. ``torch.compile`` and data-parallel wrappers are taken off.
 
     Every shrink is proven: removing units must equal making them zero, to 1e-5 of the largest output on the example
     and on random inputs. Where a norm, a softmax or a mean is taken over entries of which some went, its statistics change (as they do in
@@ -296,6 +308,7 @@ def shrink(
     Source: groups as in Fang et al. 2023 (DepGraph), found by labels that are propagated through the
     exported graph instead of tables of layers; constants as in Bragagnolo and Barbano 2022 (Simplify).
     """
+    module = unwrapped(module)
     inputs, options = _arguments(example_inputs)
     _check_module(module, inputs, options)
     targets = {
@@ -338,12 +351,31 @@ def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _check_module(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-    if holds_codes(module):
+    if holds_codes(module) or any(".quantized" in type(m).__module__ for m in module.modules()):
         raise Unsupported(
             "the weights are quantized, and a shrunk layer has other codes",
             where=WHERE,
             hint="shrink before quantize_",
         )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Unsupported(
+            "a scripted module cannot be exported",
+            where=WHERE,
+            hint="shrink the module that was scripted, and script the smaller one",
+        )
+    for name, tensor in tensors_of(module).items():
+        if tensor.is_meta:
+            raise Unsupported(
+                "the tensor is on the meta device and has no values",
+                where=f"{WHERE}: {name}",
+                hint='module.to_empty(device="cpu") and load_state_dict first',
+            )
+        if is_sharded(tensor):
+            raise Unsupported(
+                "the tensor is sharded over ranks",
+                where=f"{WHERE}: {name}",
+                hint="load the full state dict into an unwrapped module, shrink that, and shard the smaller one",
+            )
     try:
         with torch.no_grad():
             copied(module).eval()(*inputs, **options)
