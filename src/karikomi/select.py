@@ -10,6 +10,9 @@ from karikomi.errors import UnknownName, check, suggest
 
 Value = TypeVar("Value")
 
+NOT_SELECTED = "not selected"
+"""Why a transform left a tensor alone that `only` does not match, or `exclude` does."""
+
 
 def select(
     names: Iterable[str],

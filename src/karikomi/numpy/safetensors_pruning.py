@@ -23,10 +23,9 @@ from karikomi.prune import Score, as_score
 from karikomi.prune.allocations import allocation as allocations
 from karikomi.prune.allocations.allocation import Pool, allocate, check_sparsity
 from karikomi.prune.radix_threshold import Threshold
-from karikomi.select import select
+from karikomi.select import NOT_SELECTED, select
 from karikomi.selection.block_scores import BlockScores, check_blockwise, pool_threshold, split
 from karikomi.selection.granularity import check_range, of_weights
-from karikomi.selection.request import NOT_SELECTED
 from karikomi.selection.weight_source import Source, source_of
 
 WHERE = "numpy.prune_file"

@@ -28,6 +28,8 @@ class Options(TypedDict, total=False):
     clip: Rule | Composite | None
     update: Rule | Composite | None
     bound: Rule | None
+    only: str | Sequence[str] | None
+    exclude: str | Sequence[str] | None
     prune: PruningSchedule | Masks | None
     nonfinite: str
     stop_after: int

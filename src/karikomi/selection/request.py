@@ -27,7 +27,7 @@ from karikomi.prune import (
 from karikomi.prune.facts import PER_TENSOR, Facts, measured_on
 from karikomi.prune.protection import BY_DEFAULT
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
-from karikomi.select import select, spread
+from karikomi.select import NOT_SELECTED, select, spread
 from karikomi.selection.arguments import allocation_of, target_for
 from karikomi.selection.exact_masks import SelectionRequest, check_combination
 from karikomi.selection.granularity import whole_fact
@@ -35,7 +35,6 @@ from karikomi.selection.weight_source import Source
 
 Globs = str | Sequence[str] | None
 
-NOT_SELECTED = "not selected"
 NO_SHARE = "no sparsity is given for it"
 NO_UNITS = "which axis are its units is not known"
 NO_INPUTS = "it has no axis of inputs"

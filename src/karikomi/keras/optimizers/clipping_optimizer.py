@@ -40,6 +40,8 @@ def clipped(
     rule: Rule | Composite,
     *,
     bound: Rule | None = None,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     nonfinite: str = "skip",
     stop_after: int = 10,
     unit_axes: UnitAxes | Any = None,
@@ -57,7 +59,9 @@ def clipped(
     it is the sum over the replicas that is clipped, once.
 
     `rule`: of `karikomi.clip`. `bound`: of `karikomi.bound`, for the trained variables after every step that
-    is taken. `nonfinite`: ``skip`` (default), ``zero`` (only the bad tensors), ``pass``, or ``raise``, which
+    is taken. `only`, `exclude`: names or globs of paths for `bound`. Without `only`, rules per entry and per tensor
+    spare the gains of normalisation layers, recognised by their paths (``gamma``, ``rms_norm/scale``); ``only="*"``
+    takes all. `nonfinite`: ``skip`` (default), ``zero`` (only the bad tensors), ``pass``, or ``raise``, which
     raises where values are known and is ``skip`` in compiled code. `stop_after`: after so many steps in a
     row with non-finite gradients `NonFinite` is raised, naming them: at once where values are known, else by
     ``check()`` and at the end of ``fit``. `unit_axes`: for rules per unit, name or glob of a path -> the axis whose
@@ -85,6 +89,8 @@ def clipped(
         optimizer,
         rule,
         bound=bound,
+        only=only,
+        exclude=exclude,
         nonfinite=nonfinite,
         stop_after=stop_after,
         unit_axes=unit_axes,
@@ -103,6 +109,8 @@ class ClippedOptimizer(OuterOptimizer):
         rule: Rule | Composite,
         *,
         bound: Rule | None = None,
+        only: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
         nonfinite: str = "skip",
         stop_after: int = 10,
         unit_axes: UnitAxes | Any = None,
@@ -112,10 +120,17 @@ class ClippedOptimizer(OuterOptimizer):
         check_clip(rule, nonfinite, weights=True, where=WHERE)
         if bound is not None:
             check_bound(bound, where=f"{WHERE} (bound)")
+        elif not (only is exclude is None):
+            raise InvalidArgument(
+                "only and exclude select what a bound affects, and there is none",
+                where=WHERE,
+                got=f"only={only!r}, exclude={exclude!r}",
+                hint="clip some of the tensors: kk.clip.Groups({'*kernel': rule})",
+            )
         stop_after = whole_from(1, stop_after, "stop_after must be >= 1", where=WHERE)
         inner = inside.checked_optimizer(inner_optimizer, ClippedOptimizer)
         super().__init__(inner, name)
-        self.rule, self.bound = rule, bound
+        self.rule, self.bound, self.only, self.exclude = rule, bound, only, exclude
         self.nonfinite, self.stop_after = nonfinite, stop_after
         self.unit_axes, self.fan_in = inside.of_model(unit_axes, fan_in)
         self._skips = nonfinite in ("skip", "raise") or any(
@@ -325,7 +340,9 @@ class ClippedOptimizer(OuterOptimizer):
         """Write the state of the clip; Keras saves the inner optimizer beside it."""
         store[saved_state.ITERATION] = keras.ops.convert_to_numpy(internals.apply_count(self))
         if self._own is not None:
-            saved_state.to_store(store, self._saved(), self._own.names)
+            bound = self._own.bound
+            stage = None if bound is None else bound.plan.stage
+            saved_state.to_store(store, self._saved(), self._own.names, stage)
 
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote, or warn; entries go with names, else with places."""
@@ -361,6 +378,8 @@ class ClippedOptimizer(OuterOptimizer):
             "inner_optimizer": inner,
             "rule": spec.to_dict(self.rule),
             "bound": None if self.bound is None else spec.to_dict(self.bound, "bound"),
+            "only": inside.plain(self.only),
+            "exclude": inside.plain(self.exclude),
             "nonfinite": self.nonfinite,
             "stop_after": self.stop_after,
             "unit_axes": inside.plain(self.unit_axes),
@@ -377,6 +396,9 @@ class ClippedOptimizer(OuterOptimizer):
         )
         rule, bound = spec.from_dict(given.pop("rule")), given.pop("bound")
         bound = None if bound is None else spec.from_dict(bound, "bound")
+        if bound is not None:
+            # Versions without these settings bounded the gains of normalisation layers too.
+            given.setdefault("only", "*")
         saved = given.pop("variables", [])
         made = cls(inner, rule, bound=bound, **given)
         made._saved_variables = tuple(saved)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import keras
@@ -140,4 +140,4 @@ def plain(given: Any) -> Any:
     """Return a container without the wrappers by which Keras tracks it."""
     if isinstance(given, Mapping):
         return {name: plain(item) for name, item in given.items()}
-    return [plain(item) for item in given] if isinstance(given, list | tuple) else given
+    return [plain(item) for item in given] if isinstance(given, list | tuple | Set) else given

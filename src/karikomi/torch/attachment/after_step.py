@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from karikomi.bound import spared
 from karikomi.errors import BadFile, InvalidArgument, Unsupported
 from karikomi.prune.pattern import as_pattern
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.rule import Rule
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
-from karikomi.torch.bounding.in_place import bound_named, restored, targets
+from karikomi.torch.bounding.in_place import bound_named, left_alone_in, restored, targets
 from karikomi.torch.facts.running_stats import RunningStats, finite, shown_in_training
 from karikomi.torch.modules.parameters import named, unwrapped
 from karikomi.torch.modules.prunable import prunable
@@ -38,12 +39,16 @@ class AfterStep:
         found: Mapping[str, torch.Tensor],
         bound: Rule | None,
         prune: PruningSchedule | Masks | None,
+        *,
+        only: str | Sequence[str] | None,
+        exclude: str | Sequence[str] | None,
     ) -> None:
         self.last: Outcome | None = None
         self.masks: Masks | None = None
         self.bound_state: dict[str, Any] | None = None
         self._optimizers, self._model, self._found = optimizers, model, found
-        self._bound = bound
+        self._bound, self._only, self._exclude = bound, only, exclude
+        self._unbounded: dict[str, str] = {}
         self._schedule = prune if isinstance(prune, PruningSchedule) else None
         self._shown = RunningStats(frozenset())
         self._rewind = Rewind(optimizers, model, found)
@@ -60,6 +65,11 @@ class AfterStep:
             self.masks.apply_(model)
             for optimizer in optimizers:
                 forget_moments_(optimizer, found, {}, self.masks)
+
+    def load_bound(self, state: dict[str, Any] | None) -> None:
+        """Continue from the state of a bound that `read` returned."""
+        self.bound_state = state
+        self._select_bounded(state)
 
     def plain(self) -> dict[str, Any] | None:
         """Return the state of the schedule for a checkpoint; masks and bound have entries of their own."""
@@ -124,10 +134,11 @@ class AfterStep:
         if self._schedule is not None:
             self._follow(self._schedule, steps, outcome)
         if self._bound is not None:
-            outcome, self.bound_state = bound_named(
-                self._model, self._free(), self._bound, self.bound_state
+            outcome, after = bound_named(
+                self._model, self._bounded(), self._bound, self.bound_state
             )
-            left_alone = {**outcome.left_alone, **self._others()}
+            self.bound_state = spared.marked(after, self._spare)
+            left_alone = {**outcome.left_alone, **self._unbounded, **self._others()}
             self.last = replace(outcome, left_alone=left_alone)
 
     def _look(self, schedule: PruningSchedule, steps: int, scale: torch.Tensor | None) -> None:
@@ -216,6 +227,22 @@ class AfterStep:
         """Return what this optimizer moves: its parameters without the frozen ones."""
         return {name: item for name, item in self._found.items() if item.requires_grad}
 
+    def _bounded(self) -> dict[str, torch.Tensor]:
+        """Return what the bound affects."""
+        return {name: item for name, item in self._free().items() if name not in self._unbounded}
+
+    def _select_bounded(self, state: dict[str, Any] | None) -> None:
+        if self._bound is None:
+            return
+        self._spare = spared.spares(self._bound, self._only, state)
+        self._unbounded = left_alone_in(
+            self._model,
+            only=self._only,
+            exclude=self._exclude,
+            spare=self._spare,
+            where="torch.attach(bound)",
+        )
+
     def _others(self) -> dict[str, str]:
         """Return name -> why neither bound nor schedule affects this parameter of the model."""
         free = self._free()
@@ -231,7 +258,16 @@ class AfterStep:
                 raise Unsupported(
                     "the optimizer holds nothing but frozen parameters", where="torch.attach(bound)"
                 )
-            targets(self._model, self._bound, self._free())
+            self._select_bounded(None)
+            if not self._bounded():
+                names = list(self._free())[:3]
+                raise Unsupported(
+                    "of what the optimizer holds nothing is left to bound",
+                    where="torch.attach(bound)",
+                    got="; ".join(f"{name}: {self._unbounded[name]}" for name in names),
+                    hint="only='*' selects all",
+                )
+            targets(self._model, self._bound, self._bounded())
         if self._schedule is None:
             return
         chosen = {n: tensor for n, tensor in self._free().items() if n in self._prunable}

@@ -45,6 +45,8 @@ def attach(
     clip: Rule | Composite | None = None,
     update: Rule | Composite | None = None,
     bound: Rule | None = None,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     prune: PruningSchedule | Masks | None = None,
     nonfinite: str = "skip",
     stop_after: int = 10,
@@ -59,8 +61,9 @@ def attach(
     `bound`: rules of `karikomi.clip` and `karikomi.bound`; without a `clip`, gradients are still
     measured and bad steps skipped. `update`: a rule of `karikomi.clip` for the update, the change of the
     weights divided by the learning rate; it costs a copy of the weights (`BlockRMS` given as `clip` is
-    applied like this). `prune`: a schedule (`OneShot`, `Gradual`, `Iterative`, `SET`, `RigL`), or `Masks` to
-    hold; scores by gradients see those of the training steps, dense and before the clip. Bounds and
+    applied like this). `only`, `exclude`: globs over the names of the model's parameters, for `bound`; as in `bound_`,
+    a bound without `only` spares the gains of normalisation layers. `prune`: a schedule (`OneShot`, `Gradual`,
+    `Iterative`, `SET`, `RigL`), or `Masks` to hold; scores by gradients see those of the training steps, dense and before the clip. Bounds and
     schedules do not affect parameters that are frozen or of no optimizer here: they are listed in
     ``left_alone`` of ``handle.last_bound`` and ``handle.masks``. `nonfinite`: what a step with NaN or infinite
     gradients does; ``skip`` (default) takes no step and leaves moments alone. `stop_after`: raise
@@ -118,6 +121,13 @@ def attach(
             got=repr(record)[:80],
             allowed="kk.record.Recorder(path)",
         )
+    if bound is None and not (only is exclude is None):
+        raise InvalidArgument(
+            "only and exclude select what a bound affects, and there is none",
+            where="torch.attach",
+            got=f"only={only!r}, exclude={exclude!r}",
+            hint="kk.clip.Groups selects what a clip affects; a schedule for prune has only= of its own",
+        )
     decide.check_policy(nonfinite, where="torch.attach")
     bad_steps = whole_from(1, stop_after, "stop_after must be >= 1", where="torch.attach")
     if not isinstance(model, nn.Module) and not (bound is prune is None):
@@ -127,7 +137,7 @@ def attach(
     return Handle(
         optimizers,
         model,
-        Rules(clip, update, bound, prune),
+        Rules(clip, update, bound, prune, only, exclude),
         nonfinite=nonfinite,
         stop_after=bad_steps,
         record=record,

@@ -41,12 +41,14 @@ attached: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 class Rules(NamedTuple):
-    """What a handle applies: clips of gradients and updates, a bound of weights, and masks."""
+    """What a handle applies: clips of gradients and updates, a bound of some weights, and masks."""
 
     clip: Rule | Composite | None
     update: Rule | Composite | None
     bound: Rule | None
     prune: PruningSchedule | Masks | None
+    only: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
 
 
 class Handle:
@@ -75,7 +77,15 @@ class Handle:
         self._record, self._facts = record, {}
         self._parameters = _optimized(optimizers, model)
         self._identities_at_attach = [_identities(optimizer) for optimizer in optimizers]
-        self._after_step = AfterStep(optimizers, model, self._parameters, rules.bound, rules.prune)
+        self._after_step = AfterStep(
+            optimizers,
+            model,
+            self._parameters,
+            rules.bound,
+            rules.prune,
+            only=rules.only,
+            exclude=rules.exclude,
+        )
         sharding = Sharding.of(self._parameters, process_group, check_ranks=check_ranks)
         self._clipping = Clipping(
             self._parameters,
@@ -206,7 +216,8 @@ class Handle:
         self.steps = steps
         self._readback = AsyncReadback()
         self._joint_step.drop()
-        self._after_step.bound_state, self._after_step.masks = bound, masks
+        self._after_step.masks = masks
+        self._after_step.load_bound(bound)
         self._after_step.load_schedule(schedule)
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:

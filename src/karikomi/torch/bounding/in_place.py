@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from karikomi.bound import spared
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.rule import Composite, Quantity, Rule, Scope, State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import alone
-from karikomi.select import select
 from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, layers_of
 from karikomi.torch.bounding.sharded import MEND, ShardedWeights
 from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.fan_in import fan_ins
-from karikomi.torch.modules.parameters import named, unit_axes
+from karikomi.torch.modules.parameters import gains, named, unit_axes
 from karikomi.torch.numerics.scaling import representable
 
 MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
@@ -48,8 +49,10 @@ def bound_(
     Rules per unit act on the tensors whose layer declares a unit axis (Linear, Conv, Embedding,
     recurrent and attention weights), and so does `SpectralCap`; `InitScaled` on those whose layer has a
     fan-in; what is left alone, with the reason, is in ``outcome.left_alone``.
-    `only`, `exclude`: globs over parameter names. `logits`: for `QKClip`, attention's name -> largest
-    logit per query head; without it, what `watch_logits` or `note_logits` has noted since last time.
+    `only`, `exclude`: globs over parameter names. Without `only`, rules per entry and per tensor spare the gains
+    of normalisation layers (BatchNorm, LayerNorm, RMSNorm, also classes named like these); ``only="*"`` takes
+    all. A `state` of a version that spared none continues to bound all. `logits`: for `QKClip`, attention's
+    name -> largest logit per query head; without it, what `watch_logits` or `note_logits` has noted since last time.
 
     Of sharded weights (DTensor) the whole is meant: all ranks call this, decide alike, and bound what they
     have. `SpectralCap` gathers one weight at a time; `QKClip` is refused on them.
@@ -68,8 +71,27 @@ def bound_(
         raise InvalidArgument("bounds act on a module", where=WHERE, got=type(module).__name__)
     reshard_(module)
     found = named(module, where=WHERE)
-    chosen = select(found, only=only, exclude=exclude, where=WHERE)
-    return bound_named(module, {name: found[name] for name in chosen}, rule, state, logits=logits)
+    spare = spared.spares(rule, only, state)
+    others = left_alone_in(module, only=only, exclude=exclude, spare=spare, where=WHERE)
+    chosen = {name: tensor for name, tensor in found.items() if name not in others}
+    outcome, after = bound_named(module, chosen, rule, state, logits=logits)
+    outcome = replace(outcome, left_alone={**outcome.left_alone, **others})
+    return outcome, spared.marked(after, spare)
+
+
+def left_alone_in(
+    module: nn.Module,
+    *,
+    only: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    spare: bool,
+    where: str,
+) -> dict[str, str]:
+    """Return parameter -> why a bound does not affect it: not selected, or a gain that it is to spare."""
+    known = gains(module) if spare else {}
+    return spared.left_alone(
+        named(module, where=where), known, only=only, exclude=exclude, where=where
+    )
 
 
 def bound_named(
@@ -165,6 +187,7 @@ def restored(rule: Rule, state: Mapping[str, Any], names: Sequence[str]) -> Stat
     own = small.get("names") if isinstance(small, Mapping) else None
     stage = alone(rule, own if own and isinstance(own, list) else names)
     plain = checkpoint.to_plain([stage], checkpoint.from_plain([stage], small))
+    plain = spared.marked(plain, isinstance(state, Mapping) and spared.SPARED in state)
     return {**plain, VECTORS: vectors} if "spectral_norm" in rule.needs else plain
 
 
@@ -177,6 +200,7 @@ def _divided(
     rule: Rule, state: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any] | None, dict[str, torch.Tensor]]:
     """Return the small state of `checkpoint`, and the vectors that are stored beside it."""
+    state = spared.without_mark(state)
     if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
         return state, {}
     vectors = state.get(VECTORS)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from karikomi.bound import spared
 from karikomi.errors import InvalidArgument, Unsupported, check_known
 from karikomi.torch.internals import uncompiled
 
@@ -85,6 +86,19 @@ def unit_axes(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
         else:
             axes[name] = axis
     return axes, reasons
+
+
+def gains(module: nn.Module) -> dict[str, str]:
+    """Return name -> why a bound spares it, of the gains of normalisation layers, by the types of the layers.
+
+    >>> list(gains(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
+    ['1.weight']
+    """
+    return {
+        name: spared.GAIN
+        for layer, name, _ in owned(module)
+        if spared.is_normalisation(type(layer)) and "bias" not in name.rpartition(".")[2]
+    }
 
 
 def owned(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
