@@ -226,3 +226,54 @@ def test_the_networks_are_as_large_as_the_papers_say(
     assert model(torch.zeros(2, *shape)).shape == (2, 10)
     kinds = [type(layer).__name__ for layer in model]
     assert kinds.count("ReLU") == (1 if name == "lenet5" else 2) and kinds[-1] == "Linear"
+
+
+class Images(nn.Module):
+    """A network of images, with a parameter of its own and its own way to flatten."""
+
+    def __init__(self, kind: Any, own: int, view: bool) -> None:
+        super().__init__()
+        self.conv = kind(3, 4, 2) if kind else nn.Identity()
+        self.own = nn.Parameter(torch.ones([1] * own))
+        self.view, self.head = view, nn.LazyLinear(3)
+        self(torch.zeros(2, 3, *[3] * (3 if kind is nn.Conv3d else 2)))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv(inputs)
+        flat = hidden.view(len(inputs), -1) if self.view else hidden.flatten(1)
+        return self.head(flat * self.own.flatten())
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "view", "converted"),
+    [
+        (nn.Conv2d, 5, False, True),
+        (nn.Conv2d, 4, False, True),
+        (nn.Conv3d, 4, False, False),
+        (nn.Conv2d, 1, True, False),
+        (None, 1, True, False),
+    ],
+)
+def test_only_what_the_format_is_for_is_channels_last(
+    kind: Any, own: int, view: bool, converted: bool
+) -> None:
+    shape = (3, *[3] * (3 if kind is nn.Conv3d else 2))
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(SIZE, *shape)).astype(np.float32)
+    data = Data(*[Split(inputs, generator.integers(0, 3, SIZE))] * 3)
+    model = lambda: Images(kind, own, view)  # noqa: E731
+    runner = runner_for(Task(name="t", model=model, data=lambda: data), data, seed=0)
+    made, rows = trained(runner, Phase(stage="dense", epochs=1, learning_rate=0.01))
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    arrays = made.arrays()
+    kept = runner._model(arrays).eval()
+    with torch.no_grad():
+        expected = kept(torch.from_numpy(inputs)).numpy()
+    np.testing.assert_allclose(runner.outputs(arrays, inputs), expected, atol=1e-6)
+    gradients = runner.input_gradients(arrays, inputs, data.test.targets)
+    assert gradients.shape == inputs.shape and np.abs(gradients).max() > 0
+    own_weights = dict(made._model.named_parameters())
+    assert own_weights["own"].is_contiguous()
+    if kind is nn.Conv2d:
+        weight = own_weights["conv.weight"]
+        assert weight.is_contiguous(memory_format=torch.channels_last) is converted

@@ -63,7 +63,8 @@ def attach(
     weights divided by the learning rate; it costs a copy of the weights (`BlockRMS` given as `clip` is
     applied like this). `only`, `exclude`: globs over the names of the model's parameters, for `bound`; as in `bound_`,
     a bound without `only` spares the gains of normalisation layers. `prune`: a schedule (`OneShot`, `Gradual`,
-    `Iterative`, `SET`, `RigL`), or `Masks` to hold; scores by gradients see those of the training steps, dense and before the clip. Bounds and
+    `Iterative`, `SET`, `RigL`), or `Masks` to hold; scores by gradients see those of the training steps, dense
+    and before the clip. Bounds and
     schedules do not affect parameters that are frozen or of no optimizer here: they are listed in
     ``left_alone`` of ``handle.last_bound`` and ``handle.masks``. `nonfinite`: what a step with NaN or infinite
     gradients does; ``skip`` (default) takes no step and leaves moments alone. `stop_after`: raise

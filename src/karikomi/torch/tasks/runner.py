@@ -19,8 +19,9 @@ from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.quantization.output_units import output_units
 from karikomi.torch.shrinking.dead_units import shrink
+from karikomi.torch.tasks.memory_format import format_for, tensor_in
 from karikomi.torch.tasks.networks import NETWORKS
-from karikomi.torch.tasks.training import TorchTraining, batch_tensor, loss_of, outputs
+from karikomi.torch.tasks.training import TorchTraining, loss_of, outputs
 from karikomi.torch.tracing.isolation import isolated
 
 
@@ -99,14 +100,14 @@ class TorchRunner:
         """Return d loss / d inputs, of the inputs' shape, in evaluation mode."""
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
-            leaf = batch_tensor(inputs).requires_grad_()
+            leaf = tensor_in(inputs, format_for(model, inputs)).requires_grad_()
             loss_of(self._task)(model(leaf), torch.from_numpy(targets)).backward()
             assert leaf.grad is not None  # noqa: S101  (a leaf that requires a gradient has one)
             return np.ascontiguousarray(leaf.grad.numpy())
 
     def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays without dead units, and the report of the removed ones."""
-        example = batch_tensor(self._data.validation.inputs[:64])
+        example = torch.from_numpy(np.ascontiguousarray(self._data.validation.inputs[:64]))
         with isolated(self._seed, self._threads):
             try:
                 small, report = shrink(self._model(arrays).eval(), (example,))

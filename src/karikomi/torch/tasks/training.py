@@ -22,6 +22,7 @@ from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.quantization.trained_codebook import share_, shared
 from karikomi.torch.recovery.distillation import DistillationLoss
 from karikomi.torch.recovery.training_loop import TrainingLoop, match_moments_
+from karikomi.torch.tasks.memory_format import convert_, format_for, tensor_in
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.isolation import isolated
 
@@ -56,19 +57,14 @@ def loss_of(task: Task) -> Loss:
     return LOSSES[task.loss]
 
 
-def batch_tensor(inputs: np.ndarray) -> torch.Tensor:
-    """Return inputs as a tensor; images channels-last, which convolutions on a CPU are fastest with."""
-    tensor = torch.from_numpy(np.ascontiguousarray(inputs))
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: np.ndarray, *, batch: int = 1000) -> np.ndarray:
     """Return a model's outputs in evaluation mode, which is undone afterwards."""
+    layout = format_for(model, inputs)
     was_training = model.training
     model.eval()
     parts = [
-        model(batch_tensor(inputs[start : start + batch])).float().numpy()
+        model(tensor_in(inputs[start : start + batch], layout)).float().numpy()
         for start in range(0, len(inputs), batch)
     ]
     model.train(was_training)
@@ -89,8 +85,8 @@ class TorchTraining:
     ) -> None:
         self._task, self._data, self._phase, self._seed = task, data, phase, seed
         self._model = fill_(make(), arrays)
-        if any(parameter.dim() == 4 for parameter in self._model.parameters()):
-            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._format = format_for(self._model, data.train.inputs)
+        convert_(self._model, self._format)
         criterion = self._criterion(make)
         self._epoch = 0
         share_(self._model, phase.coded or {})
@@ -195,7 +191,9 @@ class TorchTraining:
             inputs = train.inputs[index]
             if self._task.augment is not None:
                 inputs = self._augmented(inputs, generator)
-            yield Batch((batch_tensor(inputs),), targets=torch.from_numpy(train.targets[index]))
+            yield Batch(
+                (tensor_in(inputs, self._format),), targets=torch.from_numpy(train.targets[index])
+            )
 
     def _augmented(self, inputs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         assert self._task.augment is not None  # noqa: S101  (checked by the caller)
