@@ -77,8 +77,8 @@ def prune_(
     `score`, `allocation`, `pattern`: registered names (``karikomi list``) or objects of `karikomi.prune`;
     without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
     (``wanda``), else ``global``. `data`: batches
-    ``(inputs, targets)`` or inputs, for scores that need them; read once per measuring, in memory that
-    does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients. `facts`: measured facts,
+    ``(inputs, targets)`` or inputs, also mappings with ``labels``, for scores that need them; read once per
+    measuring, in memory that does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients. `facts`: measured facts,
     fact -> parameter -> array (`karikomi.prune.FACTS`), instead of
     measuring them. `only`, `exclude`: globs over parameter names. `protect`: what is left alone, of
     ``first``, ``last``, ``norms``, ``embeddings``, ``recurrent`` cells and ``attention`` (fused projections);

@@ -83,7 +83,7 @@ def _estimate_(module: nn.Module, norms: list[Any], data: Iterable[Any]) -> None
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum, norm.training = None, True
-        for batch in batches_of(data, _device(module), where=f"{WHERE}: data"):
+        for batch in batches_of(data, module, where=f"{WHERE}: data"):
             try:
                 module(*batch.positional, **batch.named)
             except ValueError as error:
@@ -114,17 +114,12 @@ def _by_loss(data: Iterable[Any], loss: Callable[[Any, Any], torch.Tensor] | Non
 
     def judged(module: nn.Module) -> float:
         total, examples = 0.0, 0
-        for batch in batches_of(data, _device(module), where=f"{WHERE}: judge"):
+        for batch in batches_of(data, module, where=f"{WHERE}: judge"):
             if batch.targets is MISSING:
                 raise InvalidArgument("a batch has no targets", where=f"{WHERE}: judge")
-            size = len(batch.tensors()[0]) if batch.tensors() else 1
             outputs = module(*batch.positional, **batch.named)
-            total += size * float(loss(outputs, batch.targets))
-            examples += size
+            total += batch.examples * float(loss(outputs, batch.targets))
+            examples += batch.examples
         return -total / examples
 
     return judged
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(iter([*module.parameters(), *module.buffers()])).device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,8 @@ class DistillationLoss:
             taught = self.teacher(*batch.positional, **batch.named)
         share = float(self.weight)
         total = 0.0 if self.loss is None else (1.0 - share) * self._own(outputs, batch)
-        return self._checked(total + share * self.temperature**2 * self._distance(outputs, taught))
+        distance = self._distance(_logits(outputs), _logits(taught))
+        return self._checked(total + share * self.temperature**2 * distance)
 
     def _own(self, outputs: Any, batch: Batch) -> torch.Tensor:
         if batch.targets is MISSING:
@@ -145,6 +146,13 @@ class DistillationLoss:
                 got=f"axis {axis} of {shapes[0]}",
             )
         return axis
+
+
+def _logits(outputs: Any) -> Any:
+    """Return the logits of an output that is a mapping or an object with such an entry, else the output."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
 
 
 def check_number(name: str, value: Any, most: float, allowed: str) -> None:

@@ -1,4 +1,4 @@
-"""The memory format of images: channels-last, which convolutions on a CPU are fastest with, where the network takes it."""
+"""The memory format of images: channels-last, fastest for convolutions on a CPU, where the network takes it."""
 
 from __future__ import annotations
 
