@@ -78,9 +78,9 @@ def prune_(
     without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
     (``wanda``), else ``global``. `data`: batches
     ``(inputs, targets)`` or inputs, also mappings with ``labels``, for scores that need them; read once per
-    measuring, in memory that does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients. `facts`: measured facts,
-    fact -> parameter -> array (`karikomi.prune.FACTS`), instead of
-    measuring them. `only`, `exclude`: globs over parameter names. `protect`: what is left alone, of
+    measuring, in memory that does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients.
+    `facts`: measured facts, fact -> parameter -> array (`karikomi.prune.FACTS`), instead of measuring
+    them. `only`, `exclude`: globs over parameter names. `protect`: what is left alone, of
     ``first``, ``last``, ``norms``, ``embeddings``, ``recurrent`` cells and ``attention`` (fused projections);
     by default all but first and last, and for units and layers also the last layer, whose units are the
     outputs. `masks`: earlier masks; what they removed
