@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 from typing import Any
 
 import pytest
@@ -175,7 +176,12 @@ def test_a_copied_optimizer_has_no_handle() -> None:
     handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(0.5))
     backward(model, 0)
     optimizer.step()
-    other, copied = copy.deepcopy((model, optimizer))
+    with pytest.warns(UserWarning, match="the copy has no handle.*; attach to the copy"):
+        other, copied = copy.deepcopy((model, optimizer))
+    assert type(copied.defaults) is dict and copied.defaults == optimizer.defaults
+    with pytest.warns(UserWarning, match="copied or pickled, which loses hooks"):
+        torch.save(optimizer, io.BytesIO())
+    copy.deepcopy(model), optimizer.state_dict()  # what a checkpoint and an average need
     backward(other, 1)
     copied.step()
     assert handle.steps == 1
@@ -188,3 +194,4 @@ def test_a_copied_optimizer_has_no_handle() -> None:
     copied.step()
     assert second.steps == 2
     second.detach()
+    copy.deepcopy((optimizer, copied))

@@ -285,3 +285,24 @@ def test_both_or_none_of_bits_and_entries() -> None:
         kk.torch.quantize_(mlp())
     with pytest.raises(InvalidArgument, match="exactly one"):
         kk.torch.quantize_(mlp(), bits=8, entries=16)
+
+
+def test_a_network_without_anything_to_quantize_is_refused_with_the_reasons() -> None:
+    norm = torch.nn.LayerNorm(4)
+    with pytest.raises(
+        Unsupported, match="^torch.quantize_: nothing .* got weight: .*; bias: "
+    ) as found:
+        kk.torch.quantize_(norm, bits=8)
+    assert "only=" not in str(found.value)
+    with pytest.raises(Unsupported, match="got a module without parameters"):
+        kk.torch.quantize_(torch.nn.ReLU(), bits=8)
+    with pytest.raises(UnknownName, match="leaves no tensor; got exclude='\\*'$"):
+        kk.torch.quantize_(torch.nn.Linear(2, 2), bits=8, exclude="*")
+
+
+def test_the_hint_for_a_tensor_that_is_no_array_works(tmp_path: Path) -> None:
+    tensor = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(InvalidArgument, match=r"or tensor.detach\(\).cpu\(\).numpy\(\)"):
+        pack.save({"w": tensor}, tmp_path / "a.karikomi")
+    kk.save({"w": tensor.detach().cpu().numpy()}, tmp_path / "a.karikomi")
+    assert kk.load(tmp_path / "a.karikomi")["w"].tolist() == [1.0, 1.0]

@@ -49,7 +49,9 @@ def describe(name: str, tensor: object) -> Stored:
             "only NumPy arrays and Coded tensors can be packed",
             where=f"tensor {name!r}",
             got=type(tensor).__name__,
-            hint="convert it with numpy.asarray",
+            hint="kk.save(module, path), or tensor.detach().cpu().numpy()"
+            if hasattr(tensor, "detach")
+            else "convert it with numpy.asarray",
         )
     array = np.asarray(tensor)
     kind = f"{array.dtype.kind}{array.dtype.itemsize}"

@@ -48,6 +48,7 @@ class AfterStep:
         self.bound_state: dict[str, Any] | None = None
         self._optimizers, self._model, self._found = optimizers, model, found
         self._bound, self._only, self._exclude = bound, only, exclude
+        self._spare = bound is not None and spared.spares(bound, only)
         self._unbounded: dict[str, str] = {}
         self._schedule = prune if isinstance(prune, PruningSchedule) else None
         self._shown = RunningStats(frozenset())
@@ -69,7 +70,9 @@ class AfterStep:
     def load_bound(self, state: dict[str, Any] | None) -> None:
         """Continue from the state of a bound that `read` returned."""
         self.bound_state = state
-        self._select_bounded(state)
+        if self._bound is not None:
+            self._spare = spared.spares(self._bound, self._only, state)
+            self._select_bounded()
 
     def plain(self) -> dict[str, Any] | None:
         """Return the state of the schedule for a checkpoint; masks and bound have entries of their own."""
@@ -231,10 +234,7 @@ class AfterStep:
         """Return what the bound affects."""
         return {name: item for name, item in self._free().items() if name not in self._unbounded}
 
-    def _select_bounded(self, state: dict[str, Any] | None) -> None:
-        if self._bound is None:
-            return
-        self._spare = spared.spares(self._bound, self._only, state)
+    def _select_bounded(self) -> None:
         self._unbounded = left_alone_in(
             self._model,
             only=self._only,
@@ -258,7 +258,7 @@ class AfterStep:
                 raise Unsupported(
                     "the optimizer holds nothing but frozen parameters", where="torch.attach(bound)"
                 )
-            self._select_bounded(None)
+            self._select_bounded()
             if not self._bounded():
                 names = list(self._free())[:3]
                 raise Unsupported(

@@ -75,7 +75,8 @@ def attach(
 
     With a fused Adam, AdamW, SGD or Adagrad a factor that is one number is folded into the step, and
     on a device nothing waits for the host (unless `record`, `bound`, `update` or `prune` need numbers).
-    A closure that is called once per step is wrapped.
+    A closure that is called once per step is wrapped. torch copies and pickles optimizers without hooks: a copy has
+    no handle, of which a warning is given when it is made.
 
     Raises `Unsupported` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
     optimizer that has a handle, for parameters that the model does not have, for a bound or schedule

@@ -19,6 +19,7 @@ from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
 from karikomi.torch.attachment.after_step import AfterStep, no_rule
+from karikomi.torch.attachment.copies import unwatch_copies, watch_copies
 from karikomi.torch.attachment.joint_step import JointStep
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
 from karikomi.torch.clipping.device_step import AsyncReadback, DeviceStep
@@ -118,6 +119,8 @@ class Handle:
         # Optimizers own the hooks, and so the handle: both may go without a detach.
         finalize(self, self._step_calls.release).atexit = False
         attached.update(optimizers)
+        for optimizer in optimizers:
+            watch_copies(optimizer)
         self._hooks = [
             hook
             for optimizer in optimizers
@@ -160,6 +163,7 @@ class Handle:
         if self._hooks:
             for optimizer in self._optimizers:
                 attached.discard(optimizer)
+                unwatch_copies(optimizer)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from karikomi.errors import Unsupported
 from karikomi.quantize import Coded, OutputUnits, quantizer_for
 from karikomi.select import select
 from karikomi.torch.modules import codes
@@ -36,7 +37,8 @@ def quantize_(
     grouped transposed convolution is one output channel of one group.
 
     Raises `InvalidArgument` for both or none of the two, or a method that takes the other one,
-    `UnknownName` for an unknown method, `NonFinite` naming a tensor with NaN.
+    `UnknownName` for an unknown method, `Unsupported` where nothing can be quantized, `NonFinite` naming a
+    tensor with NaN.
 
     >>> import torch, karikomi as kk
     >>> layer = torch.nn.Linear(4, 2)
@@ -48,7 +50,15 @@ def quantize_(
     2016. Deviation: zero is a code of its own, so that pruned weights survive.
     """
     quantize = quantizer_for(method, bits=bits, entries=entries, where="torch.quantize_")
-    weights, _ = prunable(module)
+    weights, left_alone = prunable(module)
+    if not weights:
+        raise Unsupported(
+            "nothing of this can be quantized",
+            where="torch.quantize_",
+            got="; ".join(f"{n}: {why}" for n, why in list(left_alone.items())[:3])
+            or "a module without parameters",
+            allowed="weights of Linear, Conv and ConvTranspose layers",
+        )
     units = output_units(module)
     coded: dict[str, Coded] = {}
     for name in select(weights, only=only, exclude=exclude, where="torch.quantize_"):
