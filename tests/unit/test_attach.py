@@ -463,7 +463,9 @@ def test_what_can_never_act_is_refused_at_once(part: str) -> None:
     rule = kk.bound.MaxNorm(1.0) if part == "bound" else kk.prune.Gradual(0.5, steps=(0, 2))
     model = model_of()
     parameters = list(model.parameters())
-    with pytest.raises(InvalidArgument, match="bounds and masks need the module; got list"):
+    with pytest.raises(
+        InvalidArgument, match="bounds, masks and penalties need the module; got list"
+    ):
         kk.torch.attach(torch.optim.SGD(parameters, lr=0.1), parameters, **{part: rule})  # type: ignore[arg-type]
     biases = [model[0].bias, model[2].bias]
     with pytest.raises(Unsupported, match="unit axis|could be pruned"):

@@ -12,10 +12,12 @@ from torch import nn
 from karikomi.bound import spared
 from karikomi.errors import BadFile, InvalidArgument, Unsupported
 from karikomi.prune.pattern import as_pattern
+from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.rule import Rule
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
+from karikomi.torch.attachment.penalty_gradients import add_gradients_, check_effective
 from karikomi.torch.bounding.in_place import bound_named, left_alone_in, restored, targets
 from karikomi.torch.facts.running_stats import RunningStats, finite, shown_in_training
 from karikomi.torch.modules.parameters import named, unwrapped
@@ -42,12 +44,14 @@ class AfterStep:
         *,
         only: str | Sequence[str] | None,
         exclude: str | Sequence[str] | None,
+        penalty: Penalty | None,
     ) -> None:
         self.last: Outcome | None = None
         self.masks: Masks | None = None
         self.bound_state: dict[str, Any] | None = None
         self._optimizers, self._model, self._found = optimizers, model, found
         self._bound, self._only, self._exclude = bound, only, exclude
+        self._penalty = penalty
         self._spare = bound is not None and spared.spares(bound, only)
         self._unbounded: dict[str, str] = {}
         self._schedule = prune if isinstance(prune, PruningSchedule) else None
@@ -121,10 +125,12 @@ class AfterStep:
         return self.last.tensors()
 
     def before(self, steps: int, scale: torch.Tensor | None) -> None:
-        """Accumulate statistics of the dense gradients, then zero the gradients of masked weights.
+        """Add the gradients of a penalty, accumulate statistics of all, then zero those of masked weights.
 
         Called before gradients are measured. `scale`: the scale of an AMP scaler that they contain.
         """
+        if self._penalty is not None:
+            add_gradients_(self._model, self._penalty, self._free(), step=steps - 1, scale=scale)
         if self._schedule is not None:
             self._look(self._schedule, steps, scale)
         if self.masks is not None:
@@ -253,6 +259,8 @@ class AfterStep:
         }
 
     def _check_targets(self) -> None:
+        if self._penalty is not None:
+            check_effective(self._model, self._penalty, self._free())
         if self._bound is not None:
             if not self._free():
                 raise Unsupported(

@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, check_fields
 from karikomi.record import Recorder
 from karikomi.rule import Composite, Quantity, Rule
 from karikomi.rules import decide
 from karikomi.schedule import whole_from
 from karikomi.torch.attachment.handle import Handle, Rules, attached
+from karikomi.torch.attachment.penalty_gradients import check_attachable
 from karikomi.torch.bounding.in_place import MEASURED
 from karikomi.torch.clipping.host_step import AVAILABLE
 from karikomi.torch.clipping.joint_norms import Groups
@@ -48,6 +50,7 @@ def attach(
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     prune: PruningSchedule | Masks | None = None,
+    penalty: Penalty | None = None,
     nonfinite: str = "skip",
     stop_after: int = 10,
     record: Recorder | None = None,
@@ -66,7 +69,10 @@ def attach(
     `Iterative`, `SET`, `RigL`), or `Masks` to hold; scores by gradients see those of the training steps, dense
     and before the clip. Bounds and
     schedules do not affect parameters that are frozen or of no optimizer here: they are listed in
-    ``left_alone`` of ``handle.last_bound`` and ``handle.masks``. `nonfinite`: what a step with NaN or infinite
+    ``left_alone`` of ``handle.last_bound`` and ``handle.masks``. `penalty`: of `karikomi.prune`, such as
+    ``GroupLasso(1e-4)``; its gradient is added before the clip, as if it were a term of the loss, on all weights of
+    this optimizer that `kk.torch.penalty` takes; its schedule counts the steps of the handle.
+    `nonfinite`: what a step with NaN or infinite
     gradients does; ``skip`` (default) takes no step and leaves moments alone. `stop_after`: raise
     `NonFinite`, naming the tensors, after that many bad steps in a row. `record`: gets one row per step.
     `process_group`: for plain parameters that are different ones on each rank (pipeline or expert
@@ -114,6 +120,8 @@ def attach(
             got=type(prune).__name__,
             allowed="a schedule such as kk.prune.Gradual(...), or the masks that kk.torch.prune_ returned",
         )
+    if penalty is not None:
+        check_attachable(penalty)
     if isinstance(prune, PruningSchedule):
         check_fields(prune, where="torch.attach(prune)")
     if record is not None and not isinstance(record, Recorder):
@@ -132,14 +140,16 @@ def attach(
         )
     decide.check_policy(nonfinite, where="torch.attach")
     bad_steps = whole_from(1, stop_after, "stop_after must be >= 1", where="torch.attach")
-    if not isinstance(model, nn.Module) and not (bound is prune is None):
+    if not isinstance(model, nn.Module) and not (bound is prune is penalty is None):
         raise InvalidArgument(
-            "bounds and masks need the module", where="torch.attach", got=type(model).__name__
+            "bounds, masks and penalties need the module",
+            where="torch.attach",
+            got=type(model).__name__,
         )
     return Handle(
         optimizers,
         model,
-        Rules(clip, update, bound, prune, only, exclude),
+        Rules(clip, update, bound, prune, only, exclude, penalty),
         nonfinite=nonfinite,
         stop_after=bad_steps,
         record=record,
@@ -157,6 +167,15 @@ def _checked_optimizers(
         if not isinstance(item, torch.optim.Optimizer):
             raise InvalidArgument(
                 "this is not a torch optimizer", where="torch.attach", got=type(item).__name__
+            )
+        held = [id(parameter) for group in item.param_groups for parameter in group["params"]]
+        if len(set(held)) < len(held):
+            raise Unsupported(
+                f"this optimizer holds {len(held) - len(set(held))} parameter(s) twice, and would step twice with "
+                "each",
+                where="torch.attach",
+                got=type(item).__name__,
+                hint="pass model.parameters(), which has every parameter once",
             )
         if isinstance(item, torch.optim.LBFGS):
             raise Unsupported(

@@ -12,6 +12,7 @@ from torch import nn
 
 from karikomi.clip import ByGlobalNorm
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
+from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.record import Recorder, check_facts
 from karikomi.rule import Composite, Rule, Scope
@@ -42,7 +43,7 @@ attached: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 class Rules(NamedTuple):
-    """What a handle applies: clips of gradients and updates, a bound of some weights, and masks."""
+    """What a handle applies: clips of gradients and updates, a bound of some weights, masks, a penalty."""
 
     clip: Rule | Composite | None
     update: Rule | Composite | None
@@ -50,6 +51,7 @@ class Rules(NamedTuple):
     prune: PruningSchedule | Masks | None
     only: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
+    penalty: Penalty | None = None
 
 
 class Handle:
@@ -86,6 +88,7 @@ class Handle:
             rules.prune,
             only=rules.only,
             exclude=rules.exclude,
+            penalty=rules.penalty,
         )
         sharding = Sharding.of(self._parameters, process_group, check_ranks=check_ranks)
         self._clipping = Clipping(

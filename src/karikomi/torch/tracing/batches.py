@@ -100,9 +100,10 @@ def length_of(data: Iterable[Any]) -> int | None:
 
 def _parted(given: Any, arguments: ForwardArguments, where: str) -> tuple[Any, Any]:
     """Return ``(inputs, targets)`` of one element of the data."""
-    named = is_named_tuple(given) and (len(given) > 2 or arguments.has_fields(given))
-    if isinstance(given, Mapping) or named:
-        entries: Any = given._asdict() if named else given
+    entries: Any = given
+    if is_named_tuple(given) and (len(given) > 2 or arguments.has_fields(given)):
+        entries = given._asdict()
+    if isinstance(entries, Mapping):
         inputs, targets = arguments.parted(entries)
         return inputs, next(iter(targets.values()), MISSING)
     if not isinstance(given, tuple | list) or isinstance(given, PackedSequence):
