@@ -55,6 +55,13 @@ class OneArgument(Shifted):
         return super().forward(*pair)
 
 
+class FromMapping(Shifted):
+    """It takes a mapping."""
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return super().forward(batch["inputs"], batch["shift"])
+
+
 Pair = namedtuple("Pair", "inputs shift")
 Odd = namedtuple("Odd", "first second")
 Triple = namedtuple("Triple", "inputs shift labels")
@@ -77,6 +84,7 @@ BATCHES = {
     "other names": ReadBy(Shifted, (Odd(X, S), Y)),
     "a named tuple with labels": ReadBy(Shifted, Triple(X, S, Y)),
     "one argument": ReadBy(OneArgument, ((X, S), Y)),
+    "a mapping as one argument": ReadBy(FromMapping, (({"inputs": X, "shift": S},), Y)),
     "a named tuple as one argument": ReadBy(OneArgument, (Odd(X, S), Y)),
 }
 

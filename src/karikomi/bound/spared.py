@@ -87,7 +87,7 @@ def left_alone(
 
     Raises `UnknownName` for a pattern that matches nothing, `InvalidArgument` where nothing is left to bound.
 
-    >>> left_alone(["a", "bn.weight"], {"bn.weight": GAIN}, only=None, exclude="a", where="")["a"]
+    >>> left_alone(["a", "b", "bn.weight"], {"bn.weight": GAIN}, only=None, exclude="a", where="")["a"]
     'not selected'
     """
     names = list(names)

@@ -95,7 +95,7 @@ class ForwardArguments:
                 where=self._where,
                 got=got,
                 allowed=ALLOWED,
-                hint="a batch that is a mapping may have its targets under 'labels'"
+                hint="targets of a mapping go under 'labels'; a mapping that is one argument: (({...},), targets)"
                 if named
                 else None,
             )
