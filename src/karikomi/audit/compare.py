@@ -77,8 +77,9 @@ def audit(
 def _predictions(
     task: Task, outputs: tuple[np.ndarray, ...], targets: np.ndarray
 ) -> dict[str, Any]:
-    if task.metric != "accuracy":
+    if not task.classifies:
         unknown = dict.fromkeys(("agreement", "changed", "lost", "gained"))
         return {"classes": [], **unknown, "changed_examples": []}
-    before, after = (np.argmax(output, axis=-1).reshape(-1) for output in outputs)
-    return Predictions(targets.reshape(-1), before, after).facts()
+    (before, counts), (after, _) = (task.predictions(output, targets) for output in outputs)
+    places = np.flatnonzero(counts)
+    return Predictions(targets[counts], before[counts], after[counts], places).facts()

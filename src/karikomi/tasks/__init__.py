@@ -3,8 +3,10 @@
 from karikomi.tasks import digits as _digits
 from karikomi.tasks import mnist as _mnist
 from karikomi.tasks.loading import check_seed, load, resolved
+from karikomi.tasks.metrics import accuracy, mean_squared_error
 from karikomi.tasks.runner import Arrays, Framework, Phase, Runner, Training
-from karikomi.tasks.task import Data, Recipe, Split, Task, accuracy, checked_data
+from karikomi.tasks.splits import Data, Inputs, Split
+from karikomi.tasks.task import Recipe, Task, checked_data
 
 del _digits, _mnist  # imported so that they register
 
@@ -12,6 +14,7 @@ __all__ = [
     "Arrays",
     "Data",
     "Framework",
+    "Inputs",
     "Phase",
     "Recipe",
     "Runner",
@@ -22,5 +25,6 @@ __all__ = [
     "check_seed",
     "checked_data",
     "load",
+    "mean_squared_error",
     "resolved",
 ]

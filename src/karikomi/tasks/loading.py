@@ -14,8 +14,11 @@ from types import ModuleType
 from typing import Any
 
 from karikomi import registry
-from karikomi.errors import InvalidArgument, KarikomiError, UnknownName, check, suggest
+from karikomi.errors import InvalidArgument, UnknownName, check, suggest
 from karikomi.tasks.task import Task
+from karikomi.tasks.user_code import called
+
+_RAISED = "the task's own code raised"
 
 
 def load(name: str, *, data: str | os.PathLike[str] | None = None) -> Task:
@@ -39,7 +42,7 @@ def load(name: str, *, data: str | os.PathLike[str] | None = None) -> Task:
     elif ":" in name:
         module, _, attribute = name.partition(":")
         with _importing_from(""):  # as `python -m` does: modules beside the user's shell
-            imported = _called(lambda: importlib.import_module(module), where)
+            imported = called(lambda: importlib.import_module(module), _RAISED, where=where)
         thing = _attribute(imported, attribute, where)
     else:
         known = [entry.name for entry in registry.entries("task")]
@@ -77,7 +80,7 @@ def _made(thing: Any, data: str | os.PathLike[str] | None, where: str) -> Task:
     takes_data = factory is not None and bool(inspect.signature(factory).parameters)
     check(where, (data is None or takes_data, "this task takes no data path", data, None))
     if factory is not None:
-        thing = _called(lambda: factory(data) if takes_data else factory(), where)
+        thing = called(lambda: factory(data) if takes_data else factory(), _RAISED, where=where)
     if not isinstance(thing, Task):
         raise InvalidArgument(
             "not a task", where=where, got=type(thing).__name__, allowed="kk.tasks.Task"
@@ -95,7 +98,7 @@ def _run_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     with _importing_from(str(path.parent)):
-        _called(lambda: loader.exec_module(module), f"task {path}")
+        called(lambda: loader.exec_module(module), _RAISED, where=f"task {path}")
     return module
 
 
@@ -118,24 +121,3 @@ def _attribute(module: ModuleType, attribute: str, where: str) -> Any:
             hint=suggest(attribute, public),
         )
     return getattr(module, attribute)
-
-
-def _called(call: Any, where: str) -> Any:
-    try:
-        return call()
-    except KarikomiError:
-        raise
-    except (Exception, SystemExit) as error:
-        frame = _last_frame(error)
-        raise KarikomiError(
-            "the task's own code raised", where=where, got=f"{type(error).__name__}: {error}{frame}"
-        ) from error
-
-
-def _last_frame(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
