@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import safetensors.numpy
 
 import karikomi as kk
 from karikomi import pack, registry, report
+from karikomi.errors import InvalidArgument
 from karikomi.quantize import Codebook, Coded, UniformGrid, kmeans
 from karikomi.search import folder, pipeline, pipeline_stages
 from karikomi.search.accounting import bytes_by_cause
@@ -198,6 +200,7 @@ def test_a_training_that_made_it_worse_is_said(
     monkeypatch.setitem(VALIDATION, 0, 9)
     result = kk.compress(task(), out=tmp_path / "a", max_drop=0.1, progress=False)
     assert len(result["warnings"]) == 1 and "lowered the accuracy" in result["warnings"][0]
+    assert result["warnings"][0].endswith("0.9 before, 0.8 after")
     monkeypatch.setitem(VALIDATION, 0, 8)
     result = kk.compress(task(), out=tmp_path / "b", max_drop=0.1, progress=False)
     assert result["warnings"] == []
@@ -395,6 +398,43 @@ def test_the_search_takes_the_smallest_of_the_deepest_rung_that_holds(
     assert (found.rung.sparsity, found.chosen.what) == (rung, what)
     assert (len(found.tried), found.shrink) == (tried, {"of": rung})
     assert [item.sparsity for item in found.rungs] == [*RUNGS]
+
+
+def error_of_task(outputs: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.mean(np.argmax(outputs, axis=1) != targets))
+
+
+def test_an_error_is_compressed_within_its_budget(ours: None, tmp_path: Path) -> None:
+    """The shares of wrong answers: the same choices as by the accuracy, and the drop is what they rose by."""
+    stated = dataclasses.replace(task(), metric=error_of_task, goal="min")
+    result = kk.compress(stated, out=tmp_path / "out", max_drop=0.1, progress=False)
+    assert (result["metric"], result["goal"], result["warnings"]) == ("error_of_task", "min", [])
+    assert result["metric_after"] == pytest.approx(1 - 13 / 20)
+    assert result["drop"] == pytest.approx(17 / 20 - 13 / 20)
+    passed = {row["what"]: row["passed"] for row in result["candidates"]}
+    assert [what for what, held in passed.items() if not held] == [
+        "sparsity 0.75",
+        "3 shared weights per tensor",
+    ]
+
+
+def test_a_metric_that_training_lowered_needs_a_goal(ours: None, tmp_path: Path) -> None:
+    unknown = dataclasses.replace(task(), metric=error_of_task)
+    said = r'lowered the error_of_task on the validation .*got 0.8 before, 0.2 after; allowed: goal="min"'
+    PHASES.clear()
+    with pytest.raises(InvalidArgument, match=said):
+        kk.compress(unknown, out=tmp_path / "out", max_drop=0.1, progress=False)
+    assert [phase.stage for phase in PHASES] == ["train"], "it is refused before it is pruned"
+    higher = dataclasses.replace(unknown, goal="max")
+    result = kk.compress(higher, out=tmp_path / "out", max_drop=0.1, progress=False)
+    assert result["resumed"] and "lowered the error_of_task" in result["warnings"][0]
+
+
+def test_points_are_no_share(tmp_path: Path) -> None:
+    said = r"got 2; allowed: 0..1; 2 points are 0.02; 2 as a share would allow any network"
+    with pytest.raises(InvalidArgument, match=said):
+        kk.compress(task(), out=tmp_path / "out", max_drop=2)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,25 @@ def test_the_table_of_the_terminal_has_each_figure_in_its_column() -> None:
     assert lines[-1].startswith("* highest mean")
 
 
+def test_of_an_error_the_lowest_mean_is_the_best() -> None:
+    result = RESULT | {"metric": "mse", "goal": "min"}
+    lines = report.sweep_table(result).splitlines()
+    assert [line.split()[:2] for line in lines if " * " in line[:-1]] == [["0.5", "0"]]
+    assert lines[-1].startswith("* lowest mean")
+    best = Page(report.sweep_page(result)).tiles["best mean mse"]
+    assert best == ("0.7", "limit 0.5, sparsity 0 %")
+
+
+def test_warnings_stand_first_and_none_is_cut() -> None:
+    long = "limit none, sparsity 0.75, seed 1: diverged, left out of the figures " + "very " * 30
+    result = RESULT | {"warnings": ["short", f"{long}long"]}
+    text = report.sweep_table(result)
+    assert text.startswith("warning: short\nwarning: limit none")
+    assert " ".join(text.split()).startswith(f"warning: short warning: {long}long limit sparse")
+    html = report.sweep_page(result)
+    assert html.index(f"Warning: {long}long.") < html.index("best mean")
+
+
 def test_sparsities_that_are_near_one_another_keep_their_digits() -> None:
     seen = ((0.99, "99 %"), (0.995, "99.5 %"), (0.9975, "99.75 %"), (0.07, "7 %"), (None, "n/a"))
     points = [POINTS[0] | {"sparsity": sparsity} for sparsity, _ in seen]

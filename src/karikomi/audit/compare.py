@@ -64,6 +64,7 @@ def audit(
         "after": labels[1],
         "examples": len(test),
         "metric": task.metric_name,
+        "goal": task.direction,
         "metric_before": metrics[0],
         "metric_after": metrics[1],
         **_predictions(task, outputs, test.targets),

@@ -44,12 +44,13 @@ def sweep(
     given by name and needs a path. `progress`: a bar on stderr.
 
     The result has one point per limit and sparsity, with mean, min and max over its runs of
-    ``accuracy`` (the task's metric on the test split), ``gap`` (metric on the first 5,000 training
-    examples minus that on the test split), ``ms_per_step`` (median of a run), ``bytes`` (packed)
+    ``accuracy`` (the task's metric on the test split), ``gap`` (by how much it is worse there than
+    on the first 5,000 training examples), ``ms_per_step`` (median of a run), ``bytes`` (packed)
     and ``clipped`` (share of steps); ``diverged`` counts runs that ended in non-finite numbers, and
     ``warnings`` names them. Times depend on the machine and decide nothing.
 
-    Raises `InvalidArgument` for a grid out of range, `Unsupported` for a folder of another sweep, or one
+    Raises `InvalidArgument` for a grid out of range, and for a metric function that training lowered
+    while its task has no ``goal``, `Unsupported` for a folder of another sweep, or one
     that another process is at work in.
 
     >>> grid = {"limits": (1.0,), "sparsities": (0.5,), "seeds": 1}
@@ -135,6 +136,9 @@ def _identity(
         "task": task.name,
         "network": runner.describe(),
         "metric": task.metric_name,
+        "goal": task.direction,
+        "classes": [task.class_axis, task.ignore_index],
+        "output": task.output,
         "data": data.fingerprint(),
         "recipe": task.recipe.as_dict(),
         "code": task.fingerprint(),
@@ -155,6 +159,7 @@ def _result(
         "task": task.name,
         "seeds": list(dict.fromkeys(setting.seed for setting in runs)),
         "metric": task.metric_name,
+        "goal": task.direction,
         "points": [
             _point(*point, [run for at, run in runs.items() if (at.limit, at.sparsity) == point])
             for point in points

@@ -85,9 +85,9 @@ class Run:
         """Train by the task's recipe, write the record of steps, and return the run's figures.
 
         ``accuracy`` (the task's metric on the test split, whatever its name), ``train``, ``gap``
-        (train - test), ``ms_per_step`` (median), ``bytes`` (packed, 16 shared values a tensor), and
-        ``clipped``, ``skipped`` (shares of steps). A training that diverges ends the run, not the sweep: these
-        figures are None then, and ``diverged`` is the reason.
+        (by how much the test split is worse), ``ms_per_step`` (median), ``bytes`` (packed, 16 shared values a
+        tensor), and ``clipped``, ``skipped`` (shares of steps). A training that diverges ends the run, not
+        the sweep: these figures are None then, and ``diverged`` is the reason.
         """
         record.unlink(missing_ok=True)
         recorder = TimedRecorder(record)
@@ -128,6 +128,9 @@ class Run:
             task.judge(self.runner.outputs(arrays, split.inputs), split.targets)
             for split in (data.test, some)
         )
+        if task.assumes_goal:
+            fresh = self.runner.outputs(self.runner.fresh(), some.inputs)
+            task.check_direction(task.judge(fresh, some.targets), train, "train")
         if not (math.isfinite(test) and math.isfinite(train)):
             raise NonFinite(
                 f"the {task.metric_name} is not finite", got=f"test {test}, train {train}"
@@ -135,7 +138,7 @@ class Run:
         return {
             "accuracy": test,
             "train": train,
-            "gap": train - test,
+            "gap": task.drop(train, test),
             "bytes": packed_bytes(arrays, self.runner.prunable()),
             "diverged": None,
         }

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from karikomi import __version__, registry
-from karikomi.errors import KarikomiError, check
+from karikomi.errors import InvalidArgument, KarikomiError, check
 from karikomi.files import write_bytes, write_json
 from karikomi.search.folder import Folder
 from karikomi.search.pipeline_stages import Candidate, Stages
@@ -32,13 +32,14 @@ def compress(
 
     The network is trained with gradient clipping, pruned by magnitude up a ladder of sparsities, freed
     of dead units, given shared weights (or 8-bit grids), packed and read back. `max_drop`: how far
-    the metric may fall below the dense network's, in units of the metric (0.005 of accuracy is half a
-    point); it binds on the validation split, which training does not see; the test split only measures.
-    `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``result.json``,
+    the metric may get worse than the dense network's, in the metric's own direction and units (0.005 of
+    accuracy is half a point); it binds on the validation split, which training does not see; the test
+    split only measures. `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``result.json``,
     ``record.jsonl`` and all checkpoints, and the same call continues a run that was stopped at any
     moment, to the same bytes (same machine, build and thread count).
 
-    Raises `InvalidArgument` for a negative budget, `Unsupported` when `out` holds another run, and
+    Raises `InvalidArgument` for a negative budget, for a metric function that training lowered while its
+    task has no ``goal``, `Unsupported` when `out` holds another run, and
     `KarikomiError` naming the cause when the task's own code fails.
 
     >>> import karikomi as kk
@@ -54,6 +55,8 @@ def compress(
     check("compress", (good, "max_drop must be >= 0", max_drop, ">= 0"))
     check_seed(seed, where="compress")
     task = resolved(task, data, where="compress")
+    if task.classifies:
+        check_share(max_drop)
     content = checked_data(task)
     runner = registry.framework(task.framework).runner_for(task, content, seed=seed)
     path = Path(out) if out is not None else Path("runs") / task.name
@@ -90,10 +93,11 @@ def _compressed(
         "resumed": folder.resumed,
         "environment": environment,
     }
-    if outcome.dense.validation < untrained:
+    if task.drop(untrained, outcome.dense.validation) > 0:
+        moved = "lowered" if task.direction == "max" else "raised"
         result["warnings"].append(
-            f"training lowered the {task.metric_name} on the validation split; is lower better? "
-            "A metric must rise with quality"
+            f"training {moved} the {task.metric_name} on the validation split, and so made it worse:"
+            f" {untrained:.6g} before, {outcome.dense.validation:.6g} after"
         )
     if not result["verified"]:
         raise KarikomiError(
@@ -126,6 +130,19 @@ def _search(task: Task, stages: Stages) -> SearchOutcome:
     return SearchOutcome(dense, rungs, dense, shrink, [*tried, chosen], chosen)
 
 
+def check_share(max_drop: float) -> None:
+    """Refuse a budget above 1 for a share, which is points that were meant, or no budget at all."""
+    if max_drop > 1:
+        raise InvalidArgument(
+            "the accuracy is a share of 0..1, and so is its budget",
+            where="compress: max_drop",
+            got=f"{max_drop:g}",
+            allowed="0..1",
+            hint=f"{max_drop:g} points are {max_drop / 100:g}; {max_drop:g} as a share would allow"
+            " any network",
+        )
+
+
 def _identity(task: Task, data: Data, runner: Runner, max_drop: float, seed: int) -> dict[str, Any]:
     return {
         "karikomi": __version__,
@@ -133,6 +150,9 @@ def _identity(task: Task, data: Data, runner: Runner, max_drop: float, seed: int
         "data": data.fingerprint(),
         "code": task.fingerprint(),
         "network": runner.fingerprint(),
+        "goal": task.direction,
+        "classes": [task.class_axis, task.ignore_index],
+        "output": task.output,
         "recipe": task.recipe.as_dict(),
         "max_drop": max_drop,
         "seed": seed,

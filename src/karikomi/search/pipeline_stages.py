@@ -65,8 +65,9 @@ class Stages:
         return facts["validation"]
 
     def dense(self) -> Rung:
-        """Train the dense network."""
+        """Train the dense network; a metric of unknown goal that training lowered is refused."""
         recipe, stage = self._task.recipe, "train"
+        untrained = self.untrained()
         if (facts := self._folder.done(stage)) is None:
             phase = Phase(
                 stage=stage,
@@ -81,6 +82,7 @@ class Stages:
         else:
             self._on_epoch(stage, recipe.train_epochs)
         arrays, _ = self._folder.read_arrays(stage)
+        self._task.check_direction(untrained, facts["validation"], "validation")
         return Rung(stage, 0.0, arrays, {}, facts["validation"], True)
 
     def rungs(self, dense: Rung) -> Iterator[Rung]:
@@ -198,4 +200,5 @@ class Stages:
     def _holds(self, validation: float, dense: Rung) -> bool:
         # Half an example of slack against the rounding of a difference of two shares.
         slack = 0.5 / len(self._data.validation)
-        return bool(dense.validation - validation <= self._max_drop + slack * 1e-6)
+        drop = self._task.drop(dense.validation, validation)
+        return bool(drop <= self._max_drop + slack * 1e-6)

@@ -175,6 +175,17 @@ class Task:
         """
         return before - after if self.direction == "max" else after - before
 
+    def check_direction(self, before: float, after: float, split: str) -> None:
+        """Raise `InvalidArgument` where a metric whose goal is only assumed fell by training."""
+        if self.assumes_goal and self.drop(before, after) > 0:
+            raise InvalidArgument(
+                f"training lowered the {self.metric_name} on the {split} split, and the task does not"
+                " state whether lower or higher is better",
+                where=f"task {self.name}",
+                got=f"{before:.6g} before, {after:.6g} after",
+                allowed='goal="min" for an error, goal="max" for a score',
+            )
+
     def judge(self, outputs: np.ndarray, targets: np.ndarray) -> float:
         """Return the metric of a model's outputs.
 
