@@ -93,6 +93,9 @@ class Runner:
     def left_alone(self) -> dict[str, str]:
         return {"norm": "weight of a norm"}
 
+    def tied(self) -> dict[str, str]:
+        return {}
+
     def output_units(self) -> dict[str, Any]:
         return {"w": kk.quantize.OutputUnits(axis=0)}
 
@@ -132,6 +135,7 @@ def task(**changes: Any) -> Task:
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     framework = SimpleNamespace(runner_for=lambda task, data, seed: Runner())
     monkeypatch.setattr(registry, "framework", lambda name: framework)
+    monkeypatch.setattr(pipeline, "rehearse", lambda *_, **__: 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     framework = SimpleNamespace(runner_for=lambda task, data, seed: Runner())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "framework", lambda name: framework)
+        patch.setattr(pipeline, "rehearse", lambda *_, **__: 0.0)
         out = tmp_path_factory.mktemp("run") / "out"
         PHASES.clear()
         result = kk.compress(task(), out=out, max_drop=0.1, seed=3, progress=False)

@@ -16,7 +16,7 @@ import pytest
 from karikomi import pack, record, registry, report
 from karikomi.errors import NonFinite
 from karikomi.quantize import kmeans
-from karikomi.search import grid_run
+from karikomi.search import grid, grid_run
 from karikomi.search.grid import sweep
 from karikomi.tasks import Data, Recipe, Split, Task
 from pages import Page
@@ -126,10 +126,11 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     framework = SimpleNamespace(runner_for=lambda task, data, seed: Runner(seed))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "framework", lambda name: framework)
+        patch.setattr(grid, "rehearse_run", lambda *_: None)
         patch.setattr(grid_run, "time", CLOCK)
         patch.setattr(grid_run, "MOST_TRAIN", 8)
-        grid = {"limits": LIMITS, "sparsities": SPARSITIES, "seeds": 3, "epochs": EPOCHS}
-        yield out, sweep(TASK, **grid, out=out, progress=False)
+        points = {"limits": LIMITS, "sparsities": SPARSITIES, "seeds": 3, "epochs": EPOCHS}
+        yield out, sweep(TASK, **points, out=out, progress=False)
 
 
 def finished(limit: float | None, sparsity: float) -> list[int]:

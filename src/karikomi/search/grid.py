@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from karikomi import __version__, registry
 from karikomi.clip.by_global_norm import ByGlobalNorm
-from karikomi.errors import BadFile, check
+from karikomi.errors import BadFile, Unsupported, check
 from karikomi.files import write_json
 from karikomi.prune import check_sparsity
 from karikomi.search.grid_run import Run, Setting
 from karikomi.search.lock import claim, lock, read_json
+from karikomi.search.rehearsal import rehearse_run
 from karikomi.tasks import Data, Runner, Task, checked_data, resolved
 
 _FIGURES = ("accuracy", "gap", "ms_per_step", "bytes", "clipped")
@@ -66,6 +67,9 @@ def sweep(
     make = registry.framework(task.framework).runner_for
     runners: list[Runner] = [make(task, content, seed=seed) for seed in range(seeds)]
     environment = {**runners[0].environment(), "karikomi": __version__}
+    if not os.path.exists(path / "configuration.json"):  # noqa: PTH110  (as in `compress`)
+        _check_prunable(task, runners[0], sparsities)
+        rehearse_run(task, content, max(grid, key=lambda setting: setting.sparsity))
     identity = _identity(task, content, runners[0], grid, epochs, environment)
     claim(path / "configuration.json", identity)
     runs: dict[Setting, dict[str, Any]] = {}
@@ -80,6 +84,17 @@ def sweep(
     result = _result(task, runs, environment)
     write_json(path / "sweep.json", result)
     return result
+
+
+def _check_prunable(task: Task, runner: Runner, sparsities: Sequence[float]) -> None:
+    if any(sparsities) and not runner.prunable():
+        alone = runner.left_alone()
+        raise Unsupported(
+            "no weight of the network can be pruned",
+            where=f"task {task.name}",
+            got="; ".join(f"{name}: {reason}" for name, reason in list(alone.items())[:3]),
+            hint="sweep with sparsities=(0,)",
+        )
 
 
 def _finished(run: Run, folder: Path, on_epoch: Callable[[], object]) -> dict[str, Any]:

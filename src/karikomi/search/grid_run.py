@@ -93,11 +93,7 @@ class Run:
         recorder = TimedRecorder(record)
         with recorder:
             try:
-                training = self.runner.train(self.runner.fresh(), self._phase())
-                while training.epoch < self.epochs:
-                    training.run_epoch(recorder)
-                    on_epoch()
-                found = self._figures(training.arrays())
+                found = self.trained(recorder, on_epoch)
             except NonFinite as error:
                 found = {
                     **dict.fromkeys(("accuracy", "train", "gap", "bytes")),
@@ -109,6 +105,14 @@ class Run:
             "clipped": recorder.clipped / recorder.steps if recorder.steps else None,
             "skipped": recorder.skipped / recorder.steps if recorder.steps else None,
         }
+
+    def trained(self, recorder: Recorder, on_epoch: Callable[[], object]) -> dict[str, Any]:
+        """Train, and return the figures of the network; raises `NonFinite` where it diverges."""
+        training = self.runner.train(self.runner.fresh(), self._phase())
+        while training.epoch < self.epochs:
+            training.run_epoch(recorder)
+            on_epoch()
+        return self._figures(training.arrays())
 
     def _phase(self) -> Phase:
         limit, recipe = self.setting.limit, self.task.recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from numbers import Real
 from pathlib import Path
@@ -15,8 +16,9 @@ from karikomi.errors import InvalidArgument, KarikomiError, check
 from karikomi.files import write_bytes, write_json
 from karikomi.search.folder import Folder
 from karikomi.search.pipeline_stages import Candidate, Stages
+from karikomi.search.rehearsal import rehearse
 from karikomi.search.result import SearchOutcome, clip_summary, describe
-from karikomi.tasks import Data, Runner, Task, check_seed, checked_data, resolved
+from karikomi.tasks import Data, Runner, Task, check_seed, checked_data, is_share, resolved
 
 
 def compress(
@@ -30,7 +32,8 @@ def compress(
 ) -> dict[str, Any]:
     """Train a task's network, make it as small as the budget allows, and return the result.
 
-    The network is trained with gradient clipping, pruned by magnitude up a ladder of sparsities, freed
+    One batch is taken through all stages first, so that a task that does not fit fails before it trains.
+    Then the network is trained with gradient clipping, pruned by magnitude up a ladder of sparsities, freed
     of dead units, given shared weights (or 8-bit grids), packed and read back. `max_drop`: how far
     the metric may get worse than the dense network's, in the metric's own direction and units (0.005 of
     accuracy is half a point); it binds on the validation split, which training does not see; the test
@@ -60,6 +63,10 @@ def compress(
     content = checked_data(task)
     runner = registry.framework(task.framework).runner_for(task, content, seed=seed)
     path = Path(out) if out is not None else Path("runs") / task.name
+    if not os.path.exists(path / "run.json"):  # noqa: PTH110  (a folder that cannot be read has none)
+        untrained = rehearse(task, content, seed=seed, search=_search)
+        if is_share(task.metric_name) and 0 <= untrained <= 1:
+            check_share(max_drop)
     with Folder(path, _identity(task, content, runner, max_drop, seed)) as folder:
         return _compressed(task, content, runner, folder, max_drop, seed, progress)
 
@@ -99,6 +106,11 @@ def _compressed(
             f"training {moved} the {task.metric_name} on the validation split, and so made it worse:"
             f" {untrained:.6g} before, {outcome.dense.validation:.6g} after"
         )
+    if not runner.prunable():
+        result["warnings"].append(
+            "no weight of the network can be pruned: it was quantized and packed only; the reasons"
+            " are below"
+        )
     if not result["verified"]:
         raise KarikomiError(
             "the packed file does not give back the network, so it was not published",
@@ -113,11 +125,13 @@ def _compressed(
 def _search(task: Task, stages: Stages) -> SearchOutcome:
     dense = stages.dense()
     rungs = list(stages.rungs(dense))
+    # Without a rung nothing can be pruned, and so no weight shares values either.
+    sizes = task.recipe.entries if rungs else ()
     tried: list[Candidate] = []
     passing = [dense, *(rung for rung in rungs if rung.passed)]
     for rung in reversed(passing):
         arrays, shrink = stages.shrunk(rung)
-        found = [stages.shared(rung, arrays, k, dense) for k in task.recipe.entries]
+        found = [stages.shared(rung, arrays, k, dense) for k in sizes]
         tried += found
         if not any(item.passed for item in found):
             found = [stages.eight_bits(rung, arrays, dense)]

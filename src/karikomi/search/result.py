@@ -84,6 +84,7 @@ def describe(
         "candidates": _candidates(outcome),
         "shrink": outcome.shrink,
         "left_alone": runner.left_alone(),
+        "tied": runner.tied(),
         "warnings": [],
         "audit": audit(
             task,

@@ -56,7 +56,15 @@ def predictions(
             got=f"outputs {outputs.shape}, class axis {class_axis}",
             hint="give the task a metric of its own: metric=function",
         )
-    strange = counts & ((targets < 0) | (targets >= classes))
+    check_labels(targets, classes, ignore_index=ignore_index, where=where)
+    return np.argmax(outputs, axis=class_axis), counts
+
+
+def check_labels(
+    targets: np.ndarray, classes: int, *, ignore_index: int = IGNORED, where: str
+) -> None:
+    """Raise `InvalidArgument` for a target that is neither ignored nor one of so many classes."""
+    strange = (targets != ignore_index) & ((targets < 0) | (targets >= classes))
     if strange.any():
         raise InvalidArgument(
             "a target is no class of the outputs",
@@ -65,7 +73,6 @@ def predictions(
             allowed=f"0..{classes - 1}, or the ignore_index {ignore_index}",
             hint="a label that does not count is the task's ignore_index=",
         )
-    return np.argmax(outputs, axis=class_axis), counts
 
 
 def accuracy(
@@ -110,6 +117,11 @@ def mean_squared_error(
             got=f"{outputs.shape} and {targets.shape}",
         )
     return float(np.mean(np.square(outputs.astype(np.float64) - targets)))
+
+
+def is_share(metric: object) -> bool:
+    """Return whether a metric is a kind of accuracy by its name, which reports show in per cent."""
+    return "accuracy" in str(metric).lower()
 
 
 def _hint(shape: tuple[int, ...], targets: np.ndarray) -> str:

@@ -100,6 +100,10 @@ class Runner(Protocol):
         """Return the names of the tensors that pruning and weight sharing act on."""
         ...
 
+    def tied(self) -> dict[str, str]:
+        """Return further name -> first name of each parameter that has several (tied weights)."""
+        ...
+
     def output_units(self) -> dict[str, OutputUnits]:
         """Return name -> output units of each weight that has them, a fact of its layer's type."""
         ...

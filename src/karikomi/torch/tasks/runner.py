@@ -17,6 +17,7 @@ from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.splits import Data, Inputs
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
+from karikomi.torch.attachment.after_step import FROZEN
 from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.quantization.output_units import output_units
@@ -69,12 +70,27 @@ class TorchRunner:
 
     def left_alone(self) -> dict[str, str]:
         """Return name -> why pruning does not act on a parameter; biases are not listed."""
-        reasons = prunable(self._blank())[1]
+        weights, reasons = prunable(self._blank())
+        reasons |= {name: FROZEN for name, tensor in weights.items() if not tensor.requires_grad}
+        tied = self.tied()
+        for further, first in tied.items():
+            if first in reasons:
+                reasons[first] += f"; tied with {further}"
         return {name: reason for name, reason in reasons.items() if reason != "a bias"}
 
     def prunable(self) -> list[str]:
-        """Return the names of the tensors that pruning acts on."""
-        return list(prunable(self._blank())[0])
+        """Return the names of the tensors that pruning acts on: weights that are trained."""
+        weights = prunable(self._blank())[0]
+        return [name for name, tensor in weights.items() if tensor.requires_grad]
+
+    def tied(self) -> dict[str, str]:
+        """Return further name -> first name of each parameter that has several."""
+        first, tied = dict[int, str](), dict[str, str]()
+        for name, parameter in self._blank().named_parameters(remove_duplicate=False):
+            known = first.setdefault(id(parameter), name)
+            if known != name:
+                tied[name] = known
+        return tied
 
     def output_units(self) -> dict[str, OutputUnits]:
         """Return name -> output units of each weight that has them."""
