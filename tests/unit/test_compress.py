@@ -489,3 +489,19 @@ def test_what_does_not_fit_is_refused_before_the_folder_is_made(
     with pytest.raises(KarikomiError, match=said):
         kk.sweep(_task(**changes), out=tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_is_configured_by_a_mapping_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'tune_epochs = 1\nentries = [4]\n[clip]\nrule = "ByNorm"\nlimit = 0.5\n'
+    )
+    values = {"tune_epochs": 1, "entries": (4,), "clip": kk.clip.ByNorm(0.5)}
+    first = _run(_task(), tmp_path / "a", config=tmp_path / "mine.toml")
+    second = _run(_task(), tmp_path / "b", config=values)
+    assert first["clip"]["rule"] == "ByNorm(limit=0.5)"
+    files = [Path(result["file"]).read_bytes() for result in (first, second)]
+    assert files[0] == files[1]
+    with pytest.raises(UnknownName, match="config: .*'tune_epoch'; did you mean 'tune_epochs'"):
+        _run(_task(), tmp_path / "c", config={"tune_epoch": 1})
+    with pytest.raises(InvalidArgument, match="config: tune_epochs"):
+        _run(_task(), tmp_path / "c", config={"tune_epochs": "1"})

@@ -158,6 +158,7 @@ def test_the_metrics_are_those_of_their_split_and_network(made: dict[str, Any]) 
     assert made["drop"] == pytest.approx(4 / 20)
     assert (made["validation_before"], made["validation_after"]) == (0.8, 0.9)
     assert made["examples"] == {"train": 30, "validation": 10, "test": 20}
+    assert made["predictions"] == 20
     assert (made["seed"], made["max_drop"], made["network"]) == (3, 0.1, "6-4")
     assert (made["task"], made["framework"], made["metric"]) == ("tiny", "torch", "accuracy")
     assert (made["verified"], made["resumed"], made["warnings"]) == (True, False, [])
@@ -584,6 +585,11 @@ def test_the_sentences_of_the_page(page: Page) -> None:
         "norm was not pruned: weight of a norm.",
     ):
         assert said in text, said
+
+
+def test_of_many_predictions_per_example_one_is_worth_less() -> None:
+    text = report.compress_page(RESULT | {"predictions": 1000}, [])
+    assert "One of the 1,000 test predictions is worth 0.10 points of accuracy." in text
 
 
 def test_the_tables_of_the_page(page: Page) -> None:

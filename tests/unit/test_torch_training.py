@@ -327,9 +327,22 @@ def test_a_lazy_network_takes_its_shapes_from_the_data() -> None:
 
 
 def test_inputs_that_are_mapped_read_only_are_taken(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", DATA.test.inputs)
+    inputs = DATA.test.inputs
+    assert isinstance(inputs, np.ndarray)
+    np.save(tmp_path / "x.npy", inputs.astype(">f4"))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     made = runner_of()
     assert np.array_equal(
         made.outputs(made.fresh(), mapped), made.outputs(made.fresh(), DATA.test.inputs)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_shared_weights_of_any_float_type_are_trained(dtype: Any) -> None:
+    made = runner_of(lambda: plain().to(dtype))
+    arrays = made.fresh()
+    coded = {"0.weight": kmeans(arrays["0.weight"], entries=4)}
+    tuned, _ = trained(made, Phase(stage="s", epochs=1, learning_rate=0.1, coded=coded))
+    values = tuned.coded()["0.weight"].grid.values
+    assert values.dtype == np.float32 and len(values) == 5
+    assert np.array_equal(np.unique(tuned.arrays()["0.weight"]), np.unique(values[1:]))

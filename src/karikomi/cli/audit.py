@@ -9,7 +9,9 @@ import click
 from karikomi.cli.printing import PATH, as_json, data_file, show
 
 
-@click.command(epilog="Example: karikomi audit dense.safetensors small.karikomi --task digits")
+@click.command(
+    epilog="Example: karikomi audit runs/digits/dense.safetensors runs/digits/model.karikomi --task digits"
+)
 @click.argument("before", type=PATH)
 @click.argument("after", type=PATH)
 @click.option(

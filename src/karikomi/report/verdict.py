@@ -77,12 +77,14 @@ def verified_sentence(result: Mapping[str, Any]) -> str:
 
 
 def grain_sentence(result: Mapping[str, Any]) -> str:
-    """Return the weight of one test example: smaller differences are not significant."""
+    """Return the weight of one test example, or prediction: smaller differences are not significant."""
     examples = number(table(result.get("examples")).get("test"))
-    if not examples or "accuracy" not in named(result["metric"]).lower():
+    predictions = number(result.get("predictions")) or examples
+    if not examples or not predictions or "accuracy" not in named(result["metric"]).lower():
         return ""
     return (
-        f"One of the {count(examples)} test examples is worth {100 / examples:.2f} points of"
+        f"One of the {count(predictions)} test {'examples' if predictions == examples else 'predictions'}"
+        f" is worth {100 / predictions:.2f} points of"
         " accuracy."
     )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
 from tqdm import tqdm
 
 from karikomi import __version__, registry
@@ -18,7 +20,16 @@ from karikomi.search.folder import Folder
 from karikomi.search.pipeline_stages import Candidate, Stages
 from karikomi.search.rehearsal import rehearse
 from karikomi.search.result import SearchOutcome, clip_summary, describe
-from karikomi.tasks import Data, Runner, Task, check_seed, checked_data, is_share, resolved
+from karikomi.tasks import (
+    Data,
+    Runner,
+    Task,
+    check_seed,
+    checked_data,
+    configured,
+    is_share,
+    resolved,
+)
 
 
 def compress(
@@ -26,6 +37,7 @@ def compress(
     *,
     out: str | Path | None = None,
     data: str | Path | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
     max_drop: float = 0.005,
     seed: int = 0,
     progress: bool = True,
@@ -37,8 +49,9 @@ def compress(
     of dead units, given shared weights (or 8-bit grids), packed and read back. `max_drop`: how far
     the metric may get worse than the dense network's, in the metric's own direction and units (0.005 of
     accuracy is half a point); it binds on the validation split, which training does not see; the test
-    split only measures. `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``result.json``,
-    ``record.jsonl`` and all checkpoints, and the same call continues a run that was stopped at any
+    split only measures. `config`: a TOML file, or a mapping, of recipe values (see `Recipe`).
+    `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``dense.safetensors``,
+    ``result.json``, ``record.jsonl`` and all checkpoints, and the same call continues a run that was stopped at any
     moment, to the same bytes (same machine, build and thread count).
 
     Raises `InvalidArgument` for a negative budget, for a metric function that training lowered while its
@@ -58,6 +71,7 @@ def compress(
     check("compress", (good, "max_drop must be >= 0", max_drop, ">= 0"))
     check_seed(seed, where="compress")
     task = resolved(task, data, where="compress")
+    task = task if config is None else configured(task, config)
     if task.classifies:
         check_share(max_drop)
     content = checked_data(task)
@@ -94,6 +108,7 @@ def _compressed(
     result = {
         **describe(task, content, runner, outcome, max_drop=max_drop, seed=seed),
         "file": str(folder.path / "model.karikomi"),
+        "dense": str(folder.path / "dense.safetensors"),
         "record": str(folder.path / "record.jsonl"),
         "clip": clip_summary(task, folder.path / "record.jsonl"),
         "seconds": round(folder.seconds, 1),
@@ -118,6 +133,7 @@ def _compressed(
             hint="delete the run folder and run again; if it stays, report it",
         )
     write_bytes(folder.path / "model.karikomi", outcome.chosen.path.read_bytes())
+    write_bytes(folder.path / "dense.safetensors", safetensors.numpy.save(outcome.dense.arrays))
     write_json(folder.path / "result.json", result)
     return result
 

@@ -66,6 +66,9 @@ def describe(
             "validation": len(data.validation),
             "test": len(data.test),
         },
+        "predictions": int(np.sum(data.test.targets != task.ignore_index))
+        if task.classifies
+        else None,
         "bytes_dense": dense_bytes,
         "bytes_packed": file.stat().st_size,
         "ratio": dense_bytes / file.stat().st_size,

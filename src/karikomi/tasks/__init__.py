@@ -2,7 +2,7 @@
 
 from karikomi.tasks import digits as _digits
 from karikomi.tasks import mnist as _mnist
-from karikomi.tasks.loading import check_seed, load, resolved
+from karikomi.tasks.loading import check_seed, configured, load, resolved
 from karikomi.tasks.metrics import accuracy, is_share, mean_squared_error
 from karikomi.tasks.runner import Arrays, Framework, Phase, Runner, Training
 from karikomi.tasks.splits import Data, Inputs, Split
@@ -24,6 +24,7 @@ __all__ = [
     "accuracy",
     "check_seed",
     "checked_data",
+    "configured",
     "is_share",
     "load",
     "mean_squared_error",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from karikomi import registry
+from karikomi import registry, spec
 from karikomi.errors import InvalidArgument, UnknownName, check, suggest
-from karikomi.tasks.task import Task
+from karikomi.tasks.task import Recipe, Task
 from karikomi.tasks.user_code import called
 
 _RAISED = "the task's own code raised"
@@ -67,6 +68,25 @@ def resolved(task: Task | str, data: str | os.PathLike[str] | None, *, where: st
             "a Task has its own data", where=where, got=data, hint="give data with a task's name"
         )
     return task
+
+
+def configured(task: Task, config: str | os.PathLike[str] | Mapping[str, Any]) -> Task:
+    """Return a task whose recipe has the values of a TOML file, or of a mapping with the same keys.
+
+    The keys are the fields of `Recipe`; ``clip`` is a table with the name and the fields of a rule, or a
+    rule. Raises `UnknownName` for another key, and `InvalidArgument` for a value of another type.
+
+    >>> configured(load("digits"), {"train_epochs": 5}).recipe.train_epochs
+    5
+    """
+    given = config if isinstance(config, Mapping) else spec.read_toml(os.fspath(config))
+    values = dict(given)
+    if isinstance(values.get("clip"), Mapping):
+        values["clip"] = spec.from_dict(values["clip"])
+    where = "config" if isinstance(config, Mapping) else str(config)
+    checked = spec.validated(Recipe, values, where=where)
+    changes = {key: getattr(checked, key) for key in values}
+    return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, **changes))
 
 
 def check_seed(seed: object, *, where: str) -> None:

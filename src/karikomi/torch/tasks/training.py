@@ -31,10 +31,14 @@ def batch_tensor(inputs: np.ndarray, dtype: torch.dtype | None = None) -> torch.
 
     Floats are cast to `dtype`, the network's: NumPy makes float64, which torch's layers refuse.
     """
-    # A writable copy of what is mapped read-only from a file.
-    tensor = torch.from_numpy(np.require(inputs, requirements=["C", "W"]))
+    tensor = torch.from_numpy(_native(inputs))
     tensor = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """Return an array that torch takes: a writable copy of what is mapped from a file, in native byte order."""
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
 
 
 def batch_for(model: nn.Module, inputs: Inputs, targets: np.ndarray | None = None) -> Batch:
@@ -42,7 +46,7 @@ def batch_for(model: nn.Module, inputs: Inputs, targets: np.ndarray | None = Non
     types = (item.dtype for item in model.parameters() if item.is_floating_point())
     dtype = next(types, torch.float32)
     tensors = mapped_inputs(inputs, lambda array: batch_tensor(array, dtype))
-    wanted = MISSING if targets is None else torch.from_numpy(np.require(targets, None, ["C", "W"]))
+    wanted = MISSING if targets is None else torch.from_numpy(_native(targets))
     if isinstance(wanted, torch.Tensor) and wanted.is_floating_point():
         wanted = wanted.to(dtype)
     if isinstance(tensors, dict):
