@@ -274,7 +274,9 @@ class Several(nn.Module):
     def forward(self, left: torch.Tensor, right: torch.Tensor) -> Any:
         logits = self.left(left) + self.right(right)
         if self.form == "tuple":
-            return left, logits
+            return (left, logits) if self.training else logits
+        if self.form == "nested":
+            return ({"logits": logits},)
         return {"hidden": left, "logits" if self.form == "dict" else "scores": logits}
 
 
@@ -309,7 +311,7 @@ def test_several_inputs_and_outputs_train_as_one(
     assert report["removed"] == 0 and "the network" in report["left_alone"]
 
 
-@pytest.mark.parametrize(("form", "said"), [("tuple", "tuple of a tensor"), ("x", "'scores'")])
+@pytest.mark.parametrize(("form", "said"), [("nested", "tuple of dict"), ("x", "'scores'")])
 def test_outputs_without_a_choice_are_refused_with_their_form(form: str, said: str) -> None:
     data = Data(*[Split((np.zeros((4, 4)), np.zeros((4, 2))), np.zeros(4, int))] * 3)
     task = Task(name="t", model=lambda: Several(form), data=lambda: data)

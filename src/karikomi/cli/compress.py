@@ -17,7 +17,7 @@ from karikomi.cli.printing import FOLDER, PATH, as_json, data_file, quiet, show,
     type=float,
     default=0.005,
     show_default=True,
-    help="How far the metric may fall below the dense network's, on the validation split.",
+    help="How much worse than the dense network's the metric may be, on the validation split.",
 )
 @click.option("--out", type=FOLDER, help="Run folder [default: runs/TASK].")
 @click.option(

@@ -119,6 +119,18 @@ def mean_squared_error(
     return float(np.mean(np.square(outputs.astype(np.float64) - targets)))
 
 
+def sign_of(goal: str, *, where: str) -> int:
+    """Return 1 for the goal ``"max"`` and -1 for ``"min"``: a metric times its sign is better when it is higher.
+
+    >>> sign_of("min", where="here")
+    -1
+    """
+    signs = {"max": 1, "min": -1}
+    if goal not in signs:
+        raise InvalidArgument("unknown goal", where=where, got=repr(goal), allowed="max, or min")
+    return signs[goal]
+
+
 def is_share(metric: object) -> bool:
     """Return whether a metric is a kind of accuracy by its name, which reports show in per cent."""
     return "accuracy" in str(metric).lower()

@@ -26,11 +26,10 @@ def selected(outputs: Any, task: Task) -> torch.Tensor:
 
     Raises `InvalidArgument`, with the form of the outputs, where a task must choose one of several.
     """
+    if isinstance(outputs, torch.Tensor):  # as networks with auxiliary heads return in evaluation
+        return outputs
     wanted = task.output
-    if wanted is not None:
-        found = _entry(outputs, wanted)
-    else:
-        found = outputs if isinstance(outputs, torch.Tensor) else _entry(outputs, _BY_NAME)
+    found = _entry(outputs, _BY_NAME if wanted is None else wanted)
     if isinstance(found, torch.Tensor):
         return found
     raise InvalidArgument(
