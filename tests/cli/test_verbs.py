@@ -248,7 +248,11 @@ def test_a_defect_of_ours_keeps_its_traceback(
     monkeypatch.setattr(pack, "inspect", broken)
     result = run("inspect", packed)
     assert isinstance(result.exception, ZeroDivisionError)
-    assert "karikomi: error" not in result.output
+    assert "karikomi: error" not in result.output and result.stdout == ""
+    again = run("inspect", packed, "--json")
+    assert isinstance(again.exception, ZeroDivisionError)
+    kind = {"error": "ZeroDivisionError: ours", "kind": "ZeroDivisionError", "exit_code": 1}
+    assert json.loads(again.stdout) == kind
 
 
 # pack, unpack, inspect
@@ -511,6 +515,7 @@ def test_compress_writes_the_two_files_that_audit_compares(task: Path, tmp_path:
     call = ("compress", task, "--config", config, "--out", tmp_path / "run", "--max-drop", "0.5")
     made = good(*call, "--quiet")
     assert made["dense"] == str(tmp_path / "run" / "dense.safetensors")
+    task.write_text(task.read_text() + "print('a task that speaks while it is loaded')\n")
     found = good("audit", made["dense"], made["file"], "--task", task)
     assert found["metric_before"] == made["metric_before"]
     assert found["metric_after"] == made["metric_after"]

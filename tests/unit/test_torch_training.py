@@ -255,6 +255,8 @@ def test_loss_and_teacher_share_the_class_axis_and_the_ignored_targets(
 
     made = losses.criterion_of(task, lambda: Fixed(taught), lambda model: model)
     found = made.of(Fixed(inputs), Batch((inputs,), targets=targets))
+    nothing = made.of(Fixed(inputs), Batch((inputs,), targets=torch.full_like(targets, -100)))
+    assert nothing.item() == 0.0, "a batch without a target that counts"
     counts = targets != -100
     rows, soft = (item.movedim(class_axis, -1)[counts] for item in (inputs, taught))
     own = nn.functional.cross_entropy(rows, targets[counts])

@@ -77,10 +77,14 @@ class Verbs(click.Group):
         except click.ClickException as error:
             _print_json(ctx, error, error.format_message(), error.exit_code)
             raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EIO):
-                raise
-            _end(ctx, error, f"cannot write the result ({error.strerror})", 1)
+        except click.exceptions.Exit:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+                _end(ctx, error, f"cannot write the result ({error.strerror})", 1)
+            if not isinstance(error, BrokenPipeError):
+                _print_json(ctx, error, f"{type(error).__name__}: {error}", 1)
+            raise
         except KeyboardInterrupt as error:
             after = "no file was left half-written, and the same command starts again"
             if ctx.invoked_subcommand in RESUMABLE:

@@ -93,8 +93,8 @@ class Task:
     `class_axis`: the axis of the classes in the outputs, 1 as in torch's ``cross_entropy``; -1 for
     sequences (n, steps, classes). `ignore_index`: the target that does not count. Both hold for the
     built-in loss, distillation, the accuracy and the audit; a loss function has its own, which must
-    agree. `output`: the entry of a network that returns several, by key, attribute or place; the loss
-    function is given all of them. ``logits`` is taken where there is one.
+    agree. `output`: the entry that metric, built-in loss and audit take of a network that returns
+    several, by key, attribute or place; by default ``logits`` where there is one. A loss function is given all.
 
     Raises `InvalidArgument` for names, goals and axes out of range.
 

@@ -129,7 +129,8 @@ class DistillationLoss:
         apart, targets = (warm.exp() * (warm - cold)).sum(axis), batch.targets
         if self.ignore_index is None or getattr(targets, "shape", None) != apart.shape:
             return apart.mean()
-        return apart[targets != self.ignore_index].mean()
+        counted = apart[targets != self.ignore_index]
+        return counted.sum() / max(counted.numel(), 1)
 
     def _axis(self, outputs: Any, taught: Any) -> int:
         shapes = [tuple(getattr(output, "shape", ())) for output in (outputs, taught)]

@@ -85,7 +85,9 @@ def _cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, task: Task) -> 
     rows = outputs.movedim(task.class_axis, 1)
     if targets.is_floating_point():
         return F.cross_entropy(rows, targets.movedim(task.class_axis, 1).to(rows.dtype))
-    # The widest labels that torch takes; of NumPy's, int32 is refused.
+    # torch refuses int32, and returns NaN for a batch in which no target counts.
+    if not bool((targets != task.ignore_index).any()):
+        return 0.0 * rows.sum()
     return F.cross_entropy(rows, targets.long(), ignore_index=task.ignore_index)
 
 
