@@ -515,7 +515,7 @@ def test_compress_writes_the_two_files_that_audit_compares(task: Path, tmp_path:
     call = ("compress", task, "--config", config, "--out", tmp_path / "run", "--max-drop", "0.5")
     made = good(*call, "--quiet")
     assert made["dense"] == str(tmp_path / "run" / "dense.safetensors")
-    task.write_text(task.read_text() + "print('a task that speaks while it is loaded')\n")
+    task.write_text(task.read_text() + "print('a task that prints while it is loaded')\n")
     found = good("audit", made["dense"], made["file"], "--task", task)
     assert found["metric_before"] == made["metric_before"]
     assert found["metric_after"] == made["metric_after"]

@@ -259,7 +259,8 @@ def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected, threads = torch.rand(3), torch.get_num_threads()
     torch.manual_seed(7)
-    _run(_task(recipe=dataclasses.replace(RECIPE, threads=2)), tmp_path / "out")
+    short = {"train_epochs": 1, "prune_epochs": 1, "tune_epochs": 1, "threads": 2}
+    _run(_task(), tmp_path / "out", config=short)
     assert torch.equal(torch.rand(3), expected) and torch.get_num_threads() == threads
 
 
