@@ -67,11 +67,19 @@ def good(*arguments: object) -> dict[str, Any]:
 
 
 def bad(*arguments: object) -> str:
-    """Call a verb that must fail, and return the one line on stderr that says why."""
+    """Call a verb that must fail, and return the one line on stderr that says why.
+
+    With ``--json`` the same stands on stdout as one object.
+    """
     result = run(*arguments)
     assert result.exit_code == 1, result.output
-    assert result.stdout == ""
     lines = result.stderr.splitlines()
+    if "--json" in arguments:
+        found = json.loads(result.stdout)
+        assert lines == [f"karikomi: error: {found['error']}"]
+        assert (sorted(found), found["exit_code"]) == (["error", "exit_code", "kind"], 1)
+    else:
+        assert result.stdout == ""
     assert len(lines) == 1 and lines[0].startswith("karikomi: error: "), result.stderr
     return lines[0]
 
@@ -204,6 +212,27 @@ def test_bad_usage_ends_with_2(arguments: list[str], said: str) -> None:
     assert said in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        (["inspect", "--json"], "MissingParameter", "'FILE'"),
+        (["inspect", "x", "--json", "--nope"], "NoSuchOption", "--nope"),
+        (["pakc", "--json"], "UsageError", "did you mean 'pack'"),
+        (["sweep", "--json", "--seeds", "0"], "BadParameter", "0 is not in the range"),
+        (["--json", "inspect", "x"], "UsageError", "needs --version"),
+        (["--nope", "inspect", "x", "--json"], "NoSuchOption", "--nope"),
+    ],
+)
+def test_bad_usage_is_json_where_json_is_asked_for(
+    arguments: list[str], kind: str, said: str
+) -> None:
+    result = run(*arguments)
+    found = json.loads(result.stdout)
+    assert (found["kind"], found["exit_code"], result.exit_code) == (kind, 2, 2)
+    assert said in found["error"] and "Usage:" in result.stderr
+    assert run("inspect", "--", "--json").stdout == "", "a file that is called so"
+
+
 def test_no_verb_shows_the_help_and_ends_with_2() -> None:
     result = run()
     assert result.exit_code == 2
@@ -219,7 +248,11 @@ def test_a_defect_of_ours_keeps_its_traceback(
     monkeypatch.setattr(pack, "inspect", broken)
     result = run("inspect", packed)
     assert isinstance(result.exception, ZeroDivisionError)
-    assert "karikomi: error" not in result.output
+    assert "karikomi: error" not in result.output and result.stdout == ""
+    again = run("inspect", packed, "--json")
+    assert isinstance(again.exception, ZeroDivisionError)
+    kind = {"error": "ZeroDivisionError: ours", "kind": "ZeroDivisionError", "exit_code": 1}
+    assert json.loads(again.stdout) == kind
 
 
 # pack, unpack, inspect
@@ -474,6 +507,33 @@ def test_audit_says_what_does_not_fit(task: Path, stored: Path, packed: Path) ->
     assert "ZeroDivisionError" in bad("audit", stored, packed, "--task", task)
 
 
+def test_compress_writes_the_two_files_that_audit_compares(task: Path, tmp_path: Path) -> None:
+    config = tmp_path / "short.toml"
+    config.write_text(
+        "train_epochs = 2\nprune_epochs = 1\ntune_epochs = 1\nsparsities = [0.5]\nentries = [8]\n"
+    )
+    call = ("compress", task, "--config", config, "--out", tmp_path / "run", "--max-drop", "0.5")
+    made = good(*call, "--quiet")
+    assert made["dense"] == str(tmp_path / "run" / "dense.safetensors")
+    task.write_text(task.read_text() + "print('a task that prints while it is loaded')\n")
+    found = good("audit", made["dense"], made["file"], "--task", task)
+    assert found["metric_before"] == made["metric_before"]
+    assert found["metric_after"] == made["metric_after"]
+
+
+def test_a_task_whose_data_raise_is_shown_with_its_line(task: Path, tmp_path: Path) -> None:
+    lines = task.read_text().replace(
+        "data=lambda: Data(", "data=lambda: np.load('none.npy') or Data("
+    )
+    task.write_text(lines)
+    line = 1 + [("none.npy" in text) for text in lines.splitlines()].index(True)
+    said = bad("compress", task, "--out", tmp_path / "run", "--json")
+    assert (
+        f"FileNotFoundError: [Errno 2] No such file or directory: 'none.npy' (blobs.py:{line})"
+        in said
+    )
+
+
 def test_sweep_as_json_resumed_and_refused(task: Path, tmp_path: Path) -> None:
     grid = ("--limits", "0.5,inf", "--sparsities", "0, 0.5", "--seeds", 1)
     call = ("sweep", task, *grid, "--out", tmp_path / "sweep")
@@ -541,6 +601,6 @@ def test_exit_codes_of_the_real_program(packed: Path, tmp_path: Path) -> None:
             assert json.loads(shown)["file"] == str(packed)
             assert said == ""
         else:
-            assert shown == ""
+            assert (json.loads(shown)["kind"] == "BadFile") if code == 1 else shown == ""
             assert "Traceback" not in said
             assert code == 2 or said.count("\n") == 1

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.tasks.metrics import sign_of
 from karikomi.torch.internals import batch_norm_type
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, batches_of
@@ -36,17 +37,18 @@ def recalibrate_(
     *,
     judge: Judge | Iterable[Any],
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    goal: str = "max",
 ) -> Recalibration:
-    """Re-estimate the mean and variance of each batch norm on `data`; keep them if the metric rises.
+    """Re-estimate the mean and variance of each batch norm on `data`; keep them if the metric improves.
 
     The cumulative average over batches, with equal weights; in eval mode except for the batch norms. Kept only
-    if the validation metric is higher than before, else, and after an error, every buffer is restored
+    if the validation metric is better than before, else, and after an error, every buffer is restored
     bit for bit. Modes and momenta are restored.
 
-    `data`: batches ``(inputs, targets)``, or inputs alone. `judge`: ``judge(module) -> number``, higher is
-    better, on held-out data; or such data, ``(inputs, targets)``, with a `loss(outputs, targets)`
-    that is a mean over the batch. Raises `Unsupported` without batch norms that keep statistics, `InvalidArgument` for
-    missing arguments and for batches of one value.
+    `data`: batches ``(inputs, targets)``, or inputs alone. `judge`: ``judge(module) -> number`` on
+    held-out data, higher is better, or lower with ``goal="min"``; or such data, ``(inputs, targets)``, with a
+    `loss(outputs, targets)` that is a mean over the batch. Raises `Unsupported`
+    without batch norms that keep statistics, `InvalidArgument` for missing arguments and for batches of one value.
 
     >>> module = nn.Sequential(nn.BatchNorm1d(1))
     >>> data = [torch.tensor([[1.0], [3.0]])]
@@ -62,12 +64,19 @@ def recalibrate_(
     norms = [item for item in module.modules() if _keeps_statistics(item)]
     if not norms:
         raise Unsupported("no batch norm here keeps statistics", where=WHERE)
+    sign = sign_of(goal, where=WHERE)
     judged = judge if callable(judge) else _by_loss(judge, loss)
+    if not callable(judge) and goal != "max":
+        raise InvalidArgument(
+            "a goal is for a judge that is a function: of held-out data the loss is minimised",
+            where=WHERE,
+            got=repr(goal),
+        )
     with steady(module, fresh=False), restored_unless_kept(lambda: _buffers(norms)) as snapshot:
         before = float(judged(module))
         _estimate_(module, norms, data)
         after = float(judged(module))
-        kept = math.isfinite(after) and not after <= before
+        kept = math.isfinite(after) and not sign * after <= sign * before
         if kept:
             snapshot.keep()
     return Recalibration(before, after, kept)
