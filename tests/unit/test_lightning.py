@@ -505,3 +505,29 @@ def test_a_checkpoint_of_other_optimizers_is_refused(pl: Any, tmp_path: Path) ->
     with pytest.raises(Unsupported, match="another number of optimizers; got 2; allowed: 1"):
         callback.on_fit_start(trainer, module)
     callback.teardown(trainer, module, "fit")
+
+
+@pytest.mark.filterwarnings("ignore:karikomi. .*masked again now")
+@pytest.mark.parametrize("first", [True, False], ids=["ours first", "ours last"])
+@pytest.mark.parametrize("average", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_masks_hold_in_averages_of_weights(average: str, first: bool, tmp_path: Path) -> None:
+    pl = imported(PACKAGES[0])
+    kind = getattr(pl.callbacks, average)
+    averaging = kind(decay=0.9) if average.startswith("EMA") else kind(0.01, swa_epoch_start=1)
+    callback, module = LightningCallback(prune=kk.prune.OneShot(0.5, step=9)), module_of(pl)
+    validated = []
+
+    def sparsity(state: Any) -> float:
+        found = [state[f"net.{name}.weight"] for name in (0, 2)]
+        return sum(int((item == 0).sum()) for item in found) / sum(item.numel() for item in found)
+
+    module.validation_step = lambda *batch: validated.append(sparsity(module.state_dict()))
+    last = pl.callbacks.ModelCheckpoint(tmp_path, filename="last", save_top_k=1)
+    callbacks = [callback, averaging] if first else [averaging, callback]
+    options = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "max_epochs": 3}
+    trainer_of(pl, [*callbacks, last], **options).fit(module, data(), data())
+    # The first epoch ends at step 8.
+    assert set(validated[:8]) == {0.0} and set(validated[8:]) == {0.5}
+    assert sparsity(torch.load(tmp_path / "last.ckpt")["state_dict"]) == 0.5
+    assert sparsity(module.state_dict()) == 0.5
+    assert callback.handle is not None and callback.handle.sparsity == 0.5

@@ -60,6 +60,7 @@ def trainer_of(folder: Path, callback: Any, kind: Any = TrueNorm, **options: Any
         model,
         arguments,
         train_dataset=[{"inputs": row} for row in INPUTS],
+        eval_dataset=[{"inputs": row} for row in INPUTS],
         optimizers=(sgd(model), None),
         callbacks=[callback] if callback is not None else [],
     )
@@ -344,3 +345,19 @@ def test_a_state_is_json_to_the_last_bit() -> None:
 def test_what_is_no_state_is_one_clear_error(stored: Any) -> None:
     with pytest.raises(BadFile, match="checkpoint: not a state of karikomi"):
         from_json(stored)
+
+
+class FirstIsBest(InOrder):
+    def evaluate(self, *data: Any, **more: Any) -> dict[str, float]:
+        return {"eval_loss": float(self.state.global_step)}
+
+
+def test_masks_hold_in_the_best_model_at_the_end(tmp_path: Path) -> None:
+    callback = TransformersCallback(prune=kk.prune.OneShot(0.5, step=STEPS + 2))
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    trainer = trainer_of(tmp_path, callback, FirstIsBest, **options)
+    with pytest.warns(UserWarning, match=r"36 masked weight\(s\) .* masked again now"):
+        trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith(f"-{STEPS}")
+    zeros = sum(int((trainer.model.net[place].weight == 0).sum()) for place in (0, 2))
+    assert zeros == 36 and callback.handle is not None and callback.handle.sparsity == 0.5

@@ -44,6 +44,9 @@ class LightningCallback(Attaching):
     like the module's own values, and can be monitored. ``handles`` stay readable after the fit, in the process
     that trained; copies and pickles (``strategy="ddp_spawn"``) have none.
 
+    Masks also hold in what Lightning's own averages validate, save and leave at the end (`WeightAveraging`,
+    `EMAWeightAveraging`, `StochasticWeightAveraging`), wherever they are in the list of callbacks.
+
     Without `clip` and `update` it measures and skips bad steps, and the Trainer may clip: its clip is
     first, so the measured norm is the clipped one, and pruned weights are still in the Trainer's norm. A NaN in
     a gradient then makes that norm, and so all gradients, NaN: the step is still skipped, but all tensors are
@@ -114,8 +117,20 @@ class LightningCallback(Attaching):
         if trainer._logger_connector.should_update_logs:
             pl_module.log_dict(self._curves())
 
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Mask averaged weights, which are validated in place of the module's."""
+        self._mask(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Mask averaged weights, and those of the module if another callback has written them."""
+        self._mask(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Mask averaged weights before or after they become those of the module."""
+        self._mask(trainer, pl_module)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Detach the hooks."""
+        """Detach the hooks; weights that other callbacks have written since are masked again."""
         self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -161,6 +176,13 @@ class LightningCallback(Attaching):
             logged |= {prefix + name.removeprefix(PREFIX): n for name, n in curves(handle).items()}
         return logged
 
+    def _mask(self, trainer: Any, pl_module: Any) -> None:
+        if not self._fitting:
+            return
+        for masks in (handle.masks for handle in self.handles):
+            for module in (pl_module, *_averages(trainer)) if masks is not None else ():
+                masks.apply_(module)
+
     def _detach(self) -> None:
         self._fitting = False
         for handle in self.handles:
@@ -183,6 +205,12 @@ def _hosts() -> tuple[type, ...]:
 def _joined_once(cls: type, hosts: tuple[type, ...]) -> type:
     # Lightning compares types: a module's callbacks replace those of the trainer of the same type.
     return joined(cls, hosts)
+
+
+def _averages(trainer: Any) -> list[Any]:
+    """Return the averaged modules of Lightning's own callbacks (`WeightAveraging`, `StochasticWeightAveraging`)."""
+    found = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
+    return [module for module in found if module is not None]
 
 
 def _check_clipping(trainer: Any, module: Any) -> None:

@@ -21,6 +21,7 @@ from karikomi.schedule import whole
 from karikomi.torch.attachment.after_step import AfterStep, no_rule
 from karikomi.torch.attachment.joint_step import JointStep
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
+from karikomi.torch.attachment.mask_check import MaskCheck
 from karikomi.torch.clipping.device_step import AsyncReadback, DeviceStep
 from karikomi.torch.clipping.fold import Fold
 from karikomi.torch.clipping.host_step import Clipping
@@ -76,6 +77,7 @@ class Handle:
         self._parameters = _optimized(optimizers, model)
         self._identities_at_attach = [_identities(optimizer) for optimizer in optimizers]
         self._after_step = AfterStep(optimizers, model, self._parameters, rules.bound, rules.prune)
+        self._mask_check = MaskCheck(model, lambda: self._after_step.masks)
         sharding = Sharding.of(self._parameters, process_group, check_ranks=check_ranks)
         self._clipping = Clipping(
             self._parameters,
@@ -116,6 +118,8 @@ class Handle:
                 optimizer.register_step_post_hook(self._after),
             )
         ]
+        if rules.prune is not None:
+            self._mask_check.begin()
 
     @property
     def masks(self) -> Masks | None:
@@ -125,6 +129,8 @@ class Handle:
     @masks.setter
     def masks(self, masks: Masks | None) -> None:
         self._after_step.masks = masks
+        if self._hooks:
+            self._mask_check.begin()
 
     @property
     def last_bound(self) -> Outcome | None:
@@ -133,8 +139,12 @@ class Handle:
 
     @property
     def sparsity(self) -> float:
-        """The share of maskable weights that are masked now."""
-        return 0.0 if self.masks is None else self.masks.sparsity
+        """The share of the weights with a mask that are masked and zero now.
+
+        It is counted in the model when it is read. Warns once if masked weights are not zero, since something
+        other than the step has written them.
+        """
+        return self._mask_check.sparsity()
 
     def note(self, **facts: Any) -> None:
         """Add facts (the loss, the epoch) to the record's row of the coming step.
@@ -146,10 +156,13 @@ class Handle:
         self._facts.update(facts)
 
     def detach(self) -> None:
-        """Remove the hooks; the model and the optimizer stay as they are."""
-        if self._hooks:
-            for optimizer in self._optimizers:
-                attached.discard(optimizer)
+        """Remove the hooks.
+
+        Masked weights that were written since the last step (by a checkpoint of the best epoch, an
+        average of weights) are masked again, with a warning; nothing else of the model and the
+        optimizer changes.
+        """
+        was_attached = bool(self._hooks)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -157,6 +170,10 @@ class Handle:
         self._joint_step.drop()
         self._step_calls.release()
         self._unfold()
+        if was_attached:
+            for optimizer in self._optimizers:
+                attached.discard(optimizer)
+            self._mask_check.end()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse copies: a copy would hook nothing, or other parameters than its model's."""
@@ -167,7 +184,11 @@ class Handle:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that is needed to continue, as plain data and tensors."""
+        """Return the state that is needed to continue, as plain data and tensors.
+
+        Warns once if masked weights are not zero: a model that is saved beside it would not be pruned.
+        """
+        self._mask_check.warn()
         return {
             "steps": self.steps,
             "clip": self._clipping.plain() if self.steps else None,
@@ -344,7 +365,8 @@ class Handle:
             self._warnings.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
         noted, self._facts = self._facts, {}
         if self._record is not None:
-            facts = {"sparsity": self.sparsity, **noted}
+            # The masks were applied just now.
+            facts = {"sparsity": 0.0 if self.masks is None else self.masks.sparsity, **noted}
             updates = None if self.last_update is None else self.last_update.tensors()
             measured = self._clipping.weights
             weights = self._after_step.weight_norms() or (measured and measured.tensors())

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from karikomi.errors import InvalidArgument, Unsupported, check_known
 from karikomi.torch.internals import uncompiled
@@ -15,6 +16,7 @@ from karikomi.torch.internals import uncompiled
 Parameters = nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | torch.Tensor
 
 _OUT_IN = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.EmbeddingBag)
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 _IN_OUT = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -43,9 +45,9 @@ def named(parameters: Parameters, *, where: str) -> dict[str, torch.Tensor]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile`` and data-parallel wrappers, with the user's names."""
+    """Return the module inside ``torch.compile``, data-parallel and averaging wrappers, with the user's names."""
     while True:
-        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        if isinstance(module, _WRAPPERS):
             module = module.module
         elif (inner := uncompiled(module)) is not module:
             module = inner

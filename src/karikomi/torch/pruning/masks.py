@@ -65,8 +65,17 @@ class Masks(MaskMapping[torch.Tensor]):
         """Return parameter name -> ``(removed weights, all weights)``."""
         return {name: (removed(mask), mask.numel()) for name, mask in self._kept.items()}
 
+    def not_zero(self, module: nn.Module) -> dict[str, int]:
+        """Return parameter name -> how many masked weights of a module are not zero, where there are any."""
+        pairs = zip(self._kept, self._pairs(module), strict=True)
+        counts = {
+            name: int(((local(parameter) != 0) & ~mask).count_nonzero())
+            for name, (parameter, mask) in pairs
+        }
+        return {name: count for name, count in counts.items() if count}
+
     def apply_(self, module: nn.Module) -> None:
-        """Set the masked weights of a module to exactly ``+0.0``."""
+        """Set the masked weights of a module, or of an averaged copy of it, to exactly ``+0.0``."""
         pairs = self._pairs(module)
         entries = sum(mask.numel() for _, mask in pairs if mask.is_cpu)
         each(lambda pair: _clear_(*pair), pairs, entries=entries)
