@@ -361,3 +361,21 @@ def test_masks_hold_in_the_best_model_at_the_end(tmp_path: Path) -> None:
     assert trainer.state.best_model_checkpoint.endswith(f"-{STEPS}")
     zeros = sum(int((trainer.model.net[place].weight == 0).sum()) for place in (0, 2))
     assert zeros == 36 and callback.handle is not None and callback.handle.sparsity == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:karikomi. of the parameters that attach acts on")
+def test_a_layer_that_a_callback_unfreezes_is_clipped(tmp_path: Path) -> None:
+    class Unfreeze(transformers.TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            if state.epoch == 1:
+                # The schedulers of torch do not take a further group.
+                group = more["optimizer"].param_groups[0]
+                group["params"] += list(more["model"].net[2].parameters())
+
+    callback = TransformersCallback(clip=kk.clip.ByGlobalNorm(1.0))
+    trainer = trainer_of(tmp_path, callback)
+    trainer.optimizer = torch.optim.SGD(trainer.model.net[0].parameters(), lr=0.01)
+    trainer.add_callback(Unfreeze())
+    trainer.train()
+    assert callback.handle is not None and callback.handle.steps == 2 * STEPS
+    assert len(callback.handle.last.names) == 4

@@ -75,7 +75,7 @@ class LightningCallback(Attaching):
         self._chosen = optimizers
         self._saved: list[dict[str, Any]] | None = None
         self._logged: list[int] = []
-        self._fitting = False
+        self._fitting = self._restored = False
 
     @property
     def handle(self) -> Handle | None:
@@ -103,7 +103,11 @@ class LightningCallback(Attaching):
         for group in _groups(trainer.optimizers, self._chosen):
             self.handles.append(self._attach(group, pl_module))
         self._logged = [0] * len(self.handles)
-        self._fitting = True
+        self._check_saved()
+        self._fitting, self._restored = True, False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Continue from the checkpoint, when other callbacks have given the optimizers their parameters."""
         self._restore()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -131,6 +135,8 @@ class LightningCallback(Attaching):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Detach the hooks; weights that other callbacks have written since are masked again."""
+        if self._fitting and not self._restored:
+            self._restore()  # a checkpoint of a fit that was complete
         self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -152,16 +158,20 @@ class LightningCallback(Attaching):
         kept = {name: value for name, value in self.__dict__.items() if name not in _OF_THE_MODULE}
         return kept | {"handles": [], "_logged": [], "_fitting": False}
 
-    def _restore(self) -> None:
-        if not self._saved:
-            return
-        if len(self._saved) != len(self.handles):
+    def _check_saved(self) -> None:
+        if self._saved and len(self._saved) != len(self.handles):
             raise Unsupported(
                 "the checkpoint is of another number of optimizers",
                 where=type(self).__name__,
                 got=len(self._saved),
                 allowed=len(self.handles),
             )
+
+    def _restore(self) -> None:
+        self._restored = True
+        if not self._saved:
+            return
+        self._check_saved()
         for handle, state in zip(self.handles, self._saved, strict=True):
             handle.load_state_dict(state)
         self._logged = [handle.steps for handle in self.handles]

@@ -46,6 +46,20 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module
 
 
+def registered(module: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    """Return each parameter and submodule of a module with the dict and the name that it is registered under.
+
+    Comparing these is much faster than collecting the parameters again.
+    """
+    use = "used to detect layers that were replaced"
+    return [
+        (entries, name, item)
+        for layer in module.modules()
+        for entries in (_member(layer, "_parameters", use), _member(layer, "_modules", use))
+        for name, item in entries.items()
+    ]
+
+
 def batch_norm_type() -> type[Any]:
     """Return the class of all batch normalisations, those of users among them."""
     return _member(nn.modules.batchnorm, "_BatchNorm", "used to find batch norms")
