@@ -189,9 +189,11 @@ class LightningCallback(Attaching):
     def _mask(self, trainer: Any, pl_module: Any) -> None:
         if not self._fitting:
             return
-        for masks in (handle.masks for handle in self.handles):
-            for module in (pl_module, *_averages(trainer)) if masks is not None else ():
-                masks.apply_(module)
+        for handle in self.handles:
+            if handle.masks is None:
+                continue
+            for module in (pl_module, *_averages(trainer)):
+                handle.masks.apply_(module)
 
     def _detach(self) -> None:
         self._fitting = False

@@ -19,7 +19,7 @@ from karikomi.schedule import whole
 from karikomi.torch.attachment.held_parameters import Change
 from karikomi.torch.bounding.in_place import bound_named, restored, targets
 from karikomi.torch.facts.running_stats import RunningStats, finite, shown_in_training
-from karikomi.torch.modules.parameters import named, unwrapped
+from karikomi.torch.modules.parameters import named, through_adapters, unwrapped
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
@@ -288,10 +288,27 @@ class AfterStep:
 
 
 def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> Masks:
-    """Return the masks of the optimizer's parameters; the others are reported as left alone."""
-    optimized = {id(parameter) for parameter in found.values()}
+    """Return the masks of the optimizer's parameters and frozen ones; others are reported as left alone."""
     known = dict(unwrapped(model).named_parameters(remove_duplicate=False))
-    foreign = {n: FOREIGN for n in masks if n in known and id(known[n]) not in optimized}
+    names = {id(item): name for name, item in reversed(known.items())}
+    present = through_adapters(masks, known)
+    # As the module calls them now, where adapters were added since.
+    masks = Masks(
+        {
+            n if n in known or n not in present else names[id(present[n])]: m
+            for n, m in masks.items()
+        },
+        left_alone=masks.left_alone,
+        account=masks.account,
+        places=masks.places,
+    )
+    optimized = {id(parameter) for parameter in found.values()}
+    # Frozen ones are held as well: adapters that are merged into them would fill the masked weights.
+    foreign = {
+        n: FOREIGN
+        for n in masks
+        if n in known and id(known[n]) not in optimized and known[n].requires_grad
+    }
     if foreign and len(foreign) == len(masks):
         raise Unsupported("the optimizer holds no masked parameter", where="torch.attach(prune)")
     kept = {name: mask for name, mask in masks.items() if name not in foreign}

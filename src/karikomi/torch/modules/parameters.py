@@ -55,6 +55,27 @@ def unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
+def through_adapters(
+    names: Iterable[str], parameters: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return parameters, also under those of these names that they had before, or get after, LoRA adapters.
+
+    PEFT puts an adapted layer into one that adds the adapter (``q.weight`` becomes
+    ``base_model.model.q.base_layer.weight``), and merging takes it out again.
+
+    >>> list(through_adapters(["q.weight"], {"base_model.model.q.base_layer.weight": torch.ones(1)}))
+    ['base_model.model.q.base_layer.weight', 'q.weight']
+    """
+    missing = [name for name in names if name not in parameters]
+    plain = {_without_adapter(name): item for name, item in parameters.items()} if missing else {}
+    found = {name: plain.get(_without_adapter(name)) for name in missing}
+    return {**parameters, **{name: item for name, item in found.items() if item is not None}}
+
+
+def _without_adapter(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace("base_layer.", "")
+
+
 def check_names(names: Iterable[str], parameters: Mapping[str, Any], *, where: str) -> None:
     """Raise `UnknownName` for a name that is not one of these parameters of a module."""
     for name in names:

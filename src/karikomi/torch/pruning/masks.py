@@ -16,7 +16,7 @@ from karikomi.prune.mask_mapping import MaskMapping
 from karikomi.selection.threads import each
 from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
-from karikomi.torch.modules.parameters import check_names, unwrapped
+from karikomi.torch.modules.parameters import check_names, through_adapters, unwrapped
 from karikomi.torch.pruning import mask_shards
 from karikomi.torch.pruning.mask_shards import ShardPlace
 
@@ -75,7 +75,10 @@ class Masks(MaskMapping[torch.Tensor]):
         return {name: count for name, count in counts.items() if count}
 
     def apply_(self, module: nn.Module) -> None:
-        """Set the masked weights of a module, or of an averaged copy of it, to exactly ``+0.0``."""
+        """Set the masked weights of a module, or of an averaged copy of it, to exactly ``+0.0``.
+
+        LoRA adapters of PEFT may have been added to the module, or merged into it, since the masks were made.
+        """
         pairs = self._pairs(module)
         entries = sum(mask.numel() for _, mask in pairs if mask.is_cpu)
         each(lambda pair: _clear_(*pair), pairs, entries=entries)
@@ -135,7 +138,8 @@ class Masks(MaskMapping[torch.Tensor]):
         # All are checked before the first is written to.
         pairs = []
         reshard_(module)
-        parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+        known = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+        parameters = through_adapters(self._kept, known)
         check_names(self._kept, parameters, where="Masks")
         for name in self._kept:
             mask = self.here(name, parameters[name])
