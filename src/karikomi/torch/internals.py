@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ from torch import nn
 from karikomi.errors import Unsupported
 
 WHERE = "karikomi.torch.internals"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def in_backward() -> bool:
@@ -27,6 +29,16 @@ def in_backward() -> bool:
 def version_of(tensor: torch.Tensor) -> int:
     """Return how often a tensor was written in place."""
     return _member(tensor, "_version", "used to detect writes in place")
+
+
+def opaque(function: Function) -> Function:
+    """Return a function that Dynamo calls as it is in a compiled step, instead of tracing what it does.
+
+    As ``torch.compiler.disable``, which imports Dynamo at once; this does with the first call, unless making an
+    optimizer has done so before.
+    """
+    use = "used to keep Dynamo from tracing steps"
+    return _member(torch, "_disable_dynamo", use)(function)
 
 
 def norms_at_once(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> Sequence[torch.Tensor]:

@@ -94,12 +94,14 @@ class Handle:
         # Optimizers own the hooks, and so the handle: both may go without a detach.
         finalize(self, self._step_calls.release).atexit = False
         attached.update(optimizers)
+        # In a step that is compiled as a whole Dynamo would trace what they do.
+        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
         self._hooks = [
             hook
             for optimizer in optimizers
             for hook in (
-                optimizer.register_step_pre_hook(self._before),
-                optimizer.register_step_post_hook(self._after),
+                optimizer.register_step_pre_hook(before),
+                optimizer.register_step_post_hook(after),
             )
         ]
         if rules.prune is not None:
@@ -280,6 +282,7 @@ class Handle:
         self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
     ) -> Callable[[], Any]:
         called = False
+        prepare = torch.compiler.disable(self._prepare)
 
         def clipped() -> Any:
             nonlocal called
@@ -292,7 +295,7 @@ class Handle:
                 )
             called = True
             loss = closure()
-            self._prepare(optimizer)
+            prepare(optimizer)
             return loss
 
         return clipped

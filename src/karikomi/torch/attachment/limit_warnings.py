@@ -35,7 +35,8 @@ class LimitWarnings:
         sentinel = next((p for p in found.values() if p.requires_grad and p.is_leaf), None)
         if sentinel is not None:
             self._version = version_of(sentinel)
-            self._hook = sentinel.register_post_accumulate_grad_hook(self._after_backward)
+            hook = torch.compiler.disable(self._after_backward)
+            self._hook = sentinel.register_post_accumulate_grad_hook(hook)
 
     def stepped(self) -> None:
         """Record a step that ran through the handle's hooks."""

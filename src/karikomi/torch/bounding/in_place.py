@@ -20,6 +20,7 @@ from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, l
 from karikomi.torch.bounding.sharded import MEND, ShardedWeights
 from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
+from karikomi.torch.internals import opaque
 from karikomi.torch.modules.fan_in import fan_ins
 from karikomi.torch.modules.parameters import named, unit_axes
 from karikomi.torch.modules.parametrized import MASKED, computed_from, with_adapters
@@ -32,6 +33,7 @@ VECTORS = "vectors"
 WHERE = "torch.bound_"
 
 
+@opaque
 @torch.no_grad()
 def bound_(
     module: nn.Module,

@@ -16,6 +16,7 @@ from karikomi.prune.mask_mapping import MaskMapping
 from karikomi.selection.threads import each
 from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
+from karikomi.torch.internals import opaque
 from karikomi.torch.modules.parameters import check_names, through_adapters, unwrapped
 from karikomi.torch.pruning import mask_shards
 from karikomi.torch.pruning.mask_shards import ShardPlace
@@ -74,6 +75,7 @@ class Masks(MaskMapping[torch.Tensor]):
         }
         return {name: count for name, count in counts.items() if count}
 
+    @opaque
     def apply_(self, module: nn.Module) -> None:
         """Set the masked weights of a module, or of an averaged copy of it, to exactly ``+0.0``.
 
@@ -83,6 +85,7 @@ class Masks(MaskMapping[torch.Tensor]):
         entries = sum(mask.numel() for _, mask in pairs if mask.is_cpu)
         each(lambda pair: _clear_(*pair), pairs, entries=entries)
 
+    @opaque
     def mask_gradients_(self, module: nn.Module) -> None:
         """Set the gradients of masked weights to zero, where there are gradients."""
         for parameter, mask in self._pairs(module):
