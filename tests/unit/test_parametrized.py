@@ -147,6 +147,19 @@ def test_recurrent_weights_that_are_computed_are_left_alone() -> None:
     assert set(masks) == {"weight_ih_l0"}
 
 
+@pytest.mark.parametrize("leaf", ["in_proj_weight", "out_proj"])
+def test_attention_that_computes_its_weights_is_none_that_is_known(leaf: str) -> None:
+    layer = nn.MultiheadAttention(8, 2)
+    part, name = (layer.out_proj, "weight") if leaf == "out_proj" else (layer, leaf)
+    parametrizations.weight_norm(part, name)
+    with pytest.raises(Unsupported, match="no attention that is known"):
+        kk.torch.bound_(layer, kk.bound.QKClip(1.0), logits={"": [10.0, 1.0]})
+    masks = kk.torch.prune_(layer, sparsity=0.5, protect=())
+    assert f"{name} is computed from it" in next(
+        w for n, w in masks.left_alone.items() if "original0" in n
+    )
+
+
 def test_the_way_out_makes_a_weight_that_is_bounded() -> None:
     model = network(WAYS["spectral_norm"])
     parametrize.remove_parametrizations(model[0], "weight")

@@ -35,10 +35,9 @@ def opaque(function: Function) -> Function:
     """Return a function that Dynamo calls as it is in a compiled step, instead of tracing what it does.
 
     As ``torch.compiler.disable``, which imports Dynamo at once; this does with the first call, unless making an
-    optimizer has done so before.
+    optimizer has done so before. Without the member the function is traced.
     """
-    use = "used to keep Dynamo from tracing steps"
-    return _member(torch, "_disable_dynamo", use)(function)
+    return getattr(torch, "_disable_dynamo", lambda item: item)(function)
 
 
 def norms_at_once(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> Sequence[torch.Tensor]:
