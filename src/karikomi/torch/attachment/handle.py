@@ -95,7 +95,8 @@ class Handle:
         finalize(self, self._step_calls.release).atexit = False
         attached.update(optimizers)
         # In a step that is compiled as a whole Dynamo would trace what they do.
-        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
+        before: Any = torch.compiler.disable(self._before)
+        after: Any = torch.compiler.disable(self._after)
         self._hooks = [
             hook
             for optimizer in optimizers
@@ -282,7 +283,7 @@ class Handle:
         self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
     ) -> Callable[[], Any]:
         called = False
-        prepare = torch.compiler.disable(self._prepare)
+        prepare: Any = torch.compiler.disable(self._prepare)
 
         def clipped() -> Any:
             nonlocal called

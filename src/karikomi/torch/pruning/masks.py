@@ -72,6 +72,7 @@ class Masks(MaskMapping[torch.Tensor]):
         counts = {
             name: int(((local(parameter) != 0) & ~mask).count_nonzero())
             for name, (parameter, mask) in pairs
+            if not parameter.is_meta
         }
         return {name: count for name, count in counts.items() if count}
 
