@@ -71,7 +71,9 @@ def attach(
 
     With a fused Adam, AdamW, SGD or Adagrad a factor that is one number is folded into the step, and
     on a device nothing waits for the host (unless `record`, `bound`, `update` or `prune` need numbers).
-    A closure that is called once per step is wrapped.
+    A closure that is called once per step is wrapped. Dynamo does not trace the hooks in a compiled step.
+    Parameters may join or leave the optimizer, or be replaced, in the middle of a run; a warning says so once.
+    What a layer computes its weight from (``spectral_norm``, ``weight_norm``) is neither bounded nor masked.
 
     Raises `Unsupported` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
     optimizer that has a handle, for parameters that the model does not have, for a bound or schedule
@@ -79,8 +81,8 @@ def attach(
     Raises `InvalidArgument` for arguments of another kind. A step
     that an AMP scaler skips is not counted as bad in a row, and is counted as attempted only where the
     optimizer is fused (otherwise it is never called). Warns once of a limit
-    that clips more than 95 % or less than 0.1 % of the steps, and of weights that change without a step
-    of this optimizer.
+    that clips more than 95 % or less than 0.1 % of the steps, of weights that change without a step
+    of this optimizer, and of masked weights that something else has written (see `Handle.sparsity`).
 
     >>> import torch, karikomi as kk
     >>> model = torch.nn.Linear(4, 2)
@@ -160,7 +162,8 @@ def _checked_optimizers(
                 "this optimizer takes no hooks: it wraps another one",
                 where="torch.attach",
                 got=type(item).__name__,
-                hint="attach to the optimizer inside it, such as wrapper.optimizer",
+                hint="attach to the optimizer inside it, such as wrapper.optimizer; if the wrapper writes weights "
+                "after the step (Lookahead), masks hold again after the next step and after detach()",
             ) from None
         check_unattached(item, where="torch.attach", hint="detach() the other handle first")
     if not optimizers:
