@@ -157,16 +157,6 @@ def test_all_parameter_groups_are_clipped_together_and_frozen_ones_not_at_all() 
     assert handle.last.pre == pytest.approx(float(joint.norm()), rel=1e-5)
 
 
-def test_parameters_that_came_later_are_not_passed_over() -> None:
-    model = model_of()
-    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
-    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
-    optimizer.add_param_group({"params": list(model[2].parameters())})
-    backward(model, 0)
-    with pytest.raises(Unsupported, match=r"other parameters since attach.*detach\(\)"):
-        optimizer.step()
-
-
 @pytest.mark.parametrize("by_name", [True, False])
 @optimizers
 def test_a_closure_is_clipped_after_it_was_called(make: Any, by_name: bool) -> None:

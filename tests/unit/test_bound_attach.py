@@ -193,3 +193,15 @@ def test_a_selection_that_selects_nothing_is_refused() -> None:
         kk.torch.attach(optimizer, model, bound=kk.bound.Clamp(1.0), exclude="1.bias")
     with pytest.raises(InvalidArgument, match="only and exclude select what a bound affects"):
         kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(1.0), exclude="*.bias")
+
+
+def test_gains_that_join_the_optimizer_later_are_spared_too() -> None:
+    model, _ = normalised()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.0)
+    handle = kk.torch.attach(optimizer, model, bound=kk.bound.Clamp(0.01))
+    stepped(model, handle)
+    optimizer.add_param_group({"params": list(model[1].parameters())})
+    with pytest.warns(UserWarning, match="of the parameters that attach acts on, 2 are"):
+        values = stepped(model, handle)
+    assert (values["1.weight"], round(values["1.bias"], 6)) == (1.0, 0.01)
+    assert "only='*'" in handle.last_bound.left_alone["1.weight"]

@@ -6,6 +6,7 @@ Masks are optimizer variables, so that they change without a new compilation, ho
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class MaskedOptimizer(OuterOptimizer):
         self.places = tuple(places)
         self.schedule, self._began = schedule, began
         self._masks: dict[int, Any] = {}
+        self._warned = False
 
     @property
     def attempts(self) -> int:
@@ -108,6 +110,22 @@ class MaskedOptimizer(OuterOptimizer):
         """Set masked weights to zero."""
         self._mask_weights([self.trained[place] for place in self._masks])
 
+    def warn_of_written(self) -> None:
+        """Warn once if masked weights are not zero: something other than a step has written them."""
+        written = {
+            self.trained[place].path: int(np.count_nonzero(on_host(self.trained[place])[~mask]))
+            for place, mask in self.masks().items()
+        }
+        names = [name for name, count in written.items() if count]
+        if names and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"karikomi: {sum(written.values()):,} masked weight(s) of {', '.join(names[:3])} are not "
+                "zero: something other than a step has written them, such as loaded weights or a callback "
+                "after kk.keras.Pruning; pruning.masks.apply_(model) masks them again",
+                stacklevel=3,
+            )
+
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Take a step of the inner optimizer, with masked gradients and weights."""
         grads = list(grads)
@@ -148,6 +166,8 @@ class MaskedOptimizer(OuterOptimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the counts and the masks, a bit per weight; Keras saves the inner optimizer beside it."""
+        if self.built:
+            self.warn_of_written()
         store[_STEP] = on_host(internals.apply_count(self))
         if self.built:
             store[_SEEN] = on_host(self._seen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,14 @@ from karikomi.prune.pattern import as_pattern
 from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.rule import Rule
+from karikomi.rules.checkpoint import forgotten
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
+from karikomi.torch.attachment.held_parameters import Change
 from karikomi.torch.attachment.penalty_gradients import add_gradients_, check_effective
 from karikomi.torch.bounding.in_place import bound_named, left_alone_in, restored, targets
 from karikomi.torch.facts.running_stats import RunningStats, finite, shown_in_training
-from karikomi.torch.modules.parameters import named, unwrapped
+from karikomi.torch.modules.parameters import named, through_adapters, unwrapped
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
@@ -28,6 +30,7 @@ from karikomi.torch.sparse_training.regrowth import check_whole, forget_moments_
 from karikomi.torch.sparse_training.rewinding import Rewind
 
 FOREIGN = "not held by this optimizer"
+LATE = "it joined the optimizer after these masks were made"
 FROZEN = "frozen: it requires no gradient"
 
 
@@ -65,6 +68,7 @@ class AfterStep:
             self._shown = RunningStats(shown_in_training(self._schedule))
             if self._schedule.rewinds_to == 0:
                 self._rewind.keep()
+        self._given = prune if isinstance(prune, Masks) else Masks()
         if isinstance(prune, Masks):
             self.masks = _held(prune, found, model)
             self.masks.apply_(model)
@@ -77,6 +81,45 @@ class AfterStep:
         if self._bound is not None:
             self._spare = spared.spares(self._bound, self._only, state)
             self._select_bounded()
+
+    def take_in(self, change: Change) -> None:
+        """Act on the parameters that the optimizers hold now; raises as at the beginning."""
+        before = self._found, self._prunable
+        self._found = change.found
+        if self._schedule is not None:
+            self._prunable = set(prunable(self._model)[0])
+        try:
+            self._check_targets()
+        except Unsupported:
+            self._found, self._prunable = before
+            raise
+        gone, new = change.left | change.replaced, change.joined | change.replaced
+        self._shown.forget(gone)
+        self._rewind.take_in(change.found, change.found.keys() - new)
+        if gone and self.bound_state is not None:
+            state = forgotten(self.bound_state, gone)
+            # A state of nothing but other tensors would be refused.
+            names = state.get("names") or change.found
+            self.bound_state = state if any(name in change.found for name in names) else None
+        if self.masks is not None:
+            self.masks = self._masks_after(self.masks, before[0], new)
+            self.masks.apply_(self._model)
+
+    def _masks_after(
+        self, masks: Masks, before: Mapping[str, torch.Tensor], new: Collection[str]
+    ) -> Masks:
+        """Return masks without those of tensors that were replaced, and with those given for new ones."""
+        present = dict(unwrapped(self._model).named_parameters(remove_duplicate=False))
+        kept = {
+            name: mask
+            for name, mask in masks.items()
+            if name in present and present[name] is before.get(name, present[name])
+        }
+        kept |= {n: self._given[n] for n in new if n in self._given and n not in before}
+        late = {name: LATE for name in new if name in self._prunable}
+        left_alone = {n: w for n, w in {**masks.left_alone, **late}.items() if n not in kept}
+        places = {**self._given.places, **masks.places}
+        return Masks(kept, left_alone=left_alone, account=masks.account, places=places)
 
     def plain(self) -> dict[str, Any] | None:
         """Return the state of the schedule for a checkpoint; masks and bound have entries of their own."""
@@ -289,10 +332,27 @@ class AfterStep:
 
 
 def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> Masks:
-    """Return the masks of the optimizer's parameters; the others are reported as left alone."""
-    optimized = {id(parameter) for parameter in found.values()}
+    """Return the masks of the optimizer's parameters and frozen ones; others are reported as left alone."""
     known = dict(unwrapped(model).named_parameters(remove_duplicate=False))
-    foreign = {n: FOREIGN for n in masks if n in known and id(known[n]) not in optimized}
+    names = {id(item): name for name, item in reversed(known.items())}
+    present = through_adapters(masks, known)
+    # As the module calls them now, where adapters were added since.
+    masks = Masks(
+        {
+            n if n in known or n not in present else names[id(present[n])]: m
+            for n, m in masks.items()
+        },
+        left_alone=masks.left_alone,
+        account=masks.account,
+        places=masks.places,
+    )
+    optimized = {id(parameter) for parameter in found.values()}
+    # Frozen ones are held as well: adapters that are merged into them would fill the masked weights.
+    foreign = {
+        n: FOREIGN
+        for n in masks
+        if n in known and id(known[n]) not in optimized and known[n].requires_grad
+    }
     if foreign and len(foreign) == len(masks):
         raise Unsupported("the optimizer holds no masked parameter", where="torch.attach(prune)")
     kept = {name: mask for name, mask in masks.items() if name not in foreign}

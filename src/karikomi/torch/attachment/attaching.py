@@ -83,6 +83,9 @@ def attach(
     on a device nothing waits for the host (unless `record`, `bound`, `update` or `prune` need numbers).
     A closure that is called once per step is wrapped. torch copies and pickles optimizers without hooks: a copy has
     no handle, of which a warning is given when it is made.
+    A closure that is called once per step is wrapped. Dynamo does not trace the hooks in a compiled step.
+    Parameters may join or leave the optimizer, or be replaced, in the middle of a run; a warning says so once.
+    What a layer computes its weight from (``spectral_norm``, ``weight_norm``) is neither bounded nor masked.
 
     Raises `Unsupported` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
     optimizer that has a handle, for parameters that the model does not have, for a bound or schedule
@@ -90,8 +93,8 @@ def attach(
     Raises `InvalidArgument` for arguments of another kind. A step
     that an AMP scaler skips is not counted as bad in a row, and is counted as attempted only where the
     optimizer is fused (otherwise it is never called). Warns once of a limit
-    that clips more than 95 % or less than 0.1 % of the steps, and of weights that change without a step
-    of this optimizer.
+    that clips more than 95 % or less than 0.1 % of the steps, of weights that change without a step
+    of this optimizer, and of masked weights that something else has written (see `Handle.sparsity`).
 
     >>> import torch, karikomi as kk
     >>> model = torch.nn.Linear(4, 2)
@@ -168,15 +171,6 @@ def _checked_optimizers(
             raise InvalidArgument(
                 "this is not a torch optimizer", where="torch.attach", got=type(item).__name__
             )
-        held = [id(parameter) for group in item.param_groups for parameter in group["params"]]
-        if len(set(held)) < len(held):
-            raise Unsupported(
-                f"this optimizer holds {len(held) - len(set(held))} parameter(s) twice, and would step twice with "
-                "each",
-                where="torch.attach",
-                got=type(item).__name__,
-                hint="pass model.parameters(), which has every parameter once",
-            )
         if isinstance(item, torch.optim.LBFGS):
             raise Unsupported(
                 "LBFGS compares losses and gradients of several calls of its closure, so clipping them "
@@ -191,7 +185,8 @@ def _checked_optimizers(
                 "this optimizer takes no hooks: it wraps another one",
                 where="torch.attach",
                 got=type(item).__name__,
-                hint="attach to the optimizer inside it, such as wrapper.optimizer",
+                hint="attach to the optimizer inside it, such as wrapper.optimizer; if the wrapper writes weights "
+                "after the step (Lookahead), masks hold again after the next step and after detach()",
             ) from None
         check_unattached(item, where="torch.attach", hint="detach() the other handle first")
     if not optimizers:

@@ -21,8 +21,10 @@ from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, l
 from karikomi.torch.bounding.sharded import MEND, ShardedWeights
 from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
+from karikomi.torch.internals import opaque
 from karikomi.torch.modules.fan_in import fan_ins
 from karikomi.torch.modules.parameters import gains, named, unit_axes
+from karikomi.torch.modules.parametrized import MASKED, computed_from, with_adapters
 from karikomi.torch.numerics.scaling import representable
 
 MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
@@ -32,6 +34,7 @@ VECTORS = "vectors"
 WHERE = "torch.bound_"
 
 
+@opaque
 @torch.no_grad()
 def bound_(
     module: nn.Module,
@@ -48,7 +51,9 @@ def bound_(
     learned of a tensor or unit goes with the tensor's name, and with `SpectralCap` a tensor per weight.
     Rules per unit act on the tensors whose layer declares a unit axis (Linear, Conv, Embedding,
     recurrent and attention weights), and so does `SpectralCap`; `InitScaled` on those whose layer has a
-    fan-in; what is left alone, with the reason, is in ``outcome.left_alone``.
+    fan-in; what is left alone, with the reason, is in ``outcome.left_alone``. So are parameters that a layer
+    computes its weight from (``spectral_norm``, ``weight_norm``, ``orthogonal``), and weights that an adapter is
+    added to.
     `only`, `exclude`: globs over parameter names. Without `only`, rules per entry and per tensor spare the gains
     of normalisation layers (BatchNorm, LayerNorm, RMSNorm, also classes named like these); ``only="*"`` takes
     all. A `state` of a version that spared none continues to bound all. `logits`: for `QKClip`, attention's
@@ -163,15 +168,17 @@ def targets(
         layers, left_alone = layers_of(module, found)
         check_supplied(layers)
         return {name: None for name in found if name not in left_alone}, left_alone
+    computed = _computed(module, rule, found)
     if rule.scope is Scope.UNIT or "spectral_norm" in rule.needs:
         (known, reasons), what = unit_axes(module), "a unit axis"
     elif "fan_in" in rule.needs:
         (known, reasons), what = fan_ins(module), "a fan-in"
         known = dict.fromkeys(known)
     else:
-        chosen = {name: None for name, tensor in found.items() if tensor.is_floating_point()}
-        return dict(chosen), {name: "not floating" for name in found if name not in chosen}
-    axes: dict[str, int | None] = {name: known[name] for name in found if name in known}
+        known = {name: None for name, tensor in found.items() if tensor.is_floating_point()}
+        reasons, what = dict.fromkeys(found, "not floating"), "weights of its own"
+    reasons = {**reasons, **computed}
+    axes: dict[str, int | None] = {n: known[n] for n in found if n in known and n not in computed}
     if not axes:
         raise Unsupported(
             f"no selected tensor has {what}",
@@ -179,6 +186,16 @@ def targets(
             got=", ".join(f"{name} ({reasons[name]})" for name in list(found)[:5]),
         )
     return axes, {name: reasons[name] for name in found if name not in axes}
+
+
+def _computed(module: nn.Module, rule: Rule, found: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return parameter -> why a bound of it would be none of the weight that its layer computes."""
+    every = {**with_adapters(module), **computed_from(module)}
+    reasons = {name: why for name, why in every.items() if name in found}
+    if rule.scope is Scope.ELEMENT:
+        # Entry by entry, a masked weight is within the bound if the one without the mask is.
+        return {name: why for name, why in reasons.items() if why != MASKED}
+    return reasons
 
 
 def restored(rule: Rule, state: Mapping[str, Any], names: Sequence[str]) -> State:

@@ -13,9 +13,11 @@ from karikomi.rules.outcome import Outcome
 from karikomi.torch.clipping.host_step import AVAILABLE, Clipping
 from karikomi.torch.clipping.joint_norms import Groups, Sharding
 from karikomi.torch.clipping.second_moments import Moments
+from karikomi.torch.internals import opaque
 from karikomi.torch.modules.parameters import Parameters, check_parameters, named
 
 
+@opaque
 @torch.no_grad()
 def clip_(
     parameters: Parameters,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,8 +66,9 @@ def prune_(
 
     The weights of Linear, Conv and ConvTranspose layers are scored in float32; of each pool of the
     allocation exactly the asked number goes, ties by parameter order, then index order. Biases,
-    normalisation, embeddings (and a weight tied to one) and recurrent cells are left alone:
-    ``masks.left_alone`` has the reasons. Tensors that lost every weight are in ``masks.emptied``;
+    normalisation, embeddings (and a weight tied to one), recurrent cells, and what a layer computes its weight
+    from (``spectral_norm``, ``weight_norm``) are left alone: ``masks.left_alone`` has the reasons.
+    Tensors that lost every weight are in ``masks.emptied``;
     ``masks.account`` has, per tensor, what was removed and why, and, with `data`, the effect on the output.
 
     One target, unless the pattern determines how much is removed: `sparsity`, the share of all selected weights that
@@ -96,7 +98,8 @@ def prune_(
 
     Raises `InvalidArgument` for a target that is missing or can be read in two ways, `UnknownName` for a
     name or a glob, `Unsupported` when nothing can be pruned or a combination means nothing, `NonFinite`
-    naming a tensor with NaN or infinite weights or scores.
+    naming a tensor with NaN or infinite weights or scores. Warns of tensors that lose every weight because
+    all were zero before (new LoRA adapters).
 
     >>> import torch, karikomi as kk
     >>> layer = torch.nn.Linear(4, 1)
@@ -255,9 +258,29 @@ class _Pruning:
         if account is None:
             account = account_of(self.module, masks, answer, self.data if last else None)
         self.check(masks)
+        self._warn_of_untrained(account, earlier)
         with torch.no_grad():
             masks.apply_(self.module)
         return Masks(masks, left_alone=left_alone, account=account)
+
+    def _warn_of_untrained(self, account: Account, earlier: Masks) -> None:
+        """Warn of tensors that lose every weight because all were zero before."""
+        lost = [row.name for row in account.rows if row.removed == row.size]
+        zero = [
+            name
+            for name in lost
+            if name in self.weights
+            and not (name in earlier and not earlier[name].any())
+            and not self.weights[name].any()
+        ]
+        if zero:
+            first = ", ".join(zero[:3]) + (", ..." if len(zero) > 3 else "")
+            warnings.warn(
+                f"karikomi: all weights of {len(zero)} tensor(s) were zero, as in a new LoRA adapter, and all of "
+                f"them are masked now, so that they cannot be trained ({first}). Train them before they are "
+                f"pruned, or leave them out, such as by exclude={zero[0]!r}",
+                stacklevel=4,
+            )
 
     def _reconstructed(
         self, answer: SelectionResult, earlier: Masks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -16,6 +16,14 @@ from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.quantization.output_units import output_units
 
 
+class Codes(dict[str, Coded]):
+    """Parameter name -> codes and grid; `left_alone`: name -> why a parameter stays as it is."""
+
+    def __init__(self, coded: Mapping[str, Coded], left_alone: Mapping[str, str]) -> None:
+        super().__init__(coded)
+        self.left_alone = dict(left_alone)
+
+
 @torch.no_grad()
 def quantize_(
     module: nn.Module,
@@ -25,7 +33,7 @@ def quantize_(
     method: str | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-) -> dict[str, Coded]:
+) -> Codes:
     """Round weights to a grid in place, and return name -> codes and grid.
 
     `bits` (2..16): a symmetric uniform grid per output unit, ``w = scale * round(w / scale)``.
@@ -33,7 +41,9 @@ def quantize_(
     one of the two. `method`: the name of a registered quantizer, by default ``"uniform"`` for `bits` and
     ``"kmeans"`` for `entries`. Zeros stay exact zeros. Acts on the weights of Linear and Conv layers that
     `only` and `exclude` (globs) leave; `kk.save` then stores the codes instead of floats, and `kk.load`
-    gives float32 arrays. Prune and shrink first: a changed weight has no code. An output unit of a
+    gives float32 arrays. The result's ``left_alone`` has the reasons for all other parameters: biases, and what
+    a layer computes its weight from (``spectral_norm``, ``weight_norm``) among them.
+    Prune and shrink first: a changed weight has no code. An output unit of a
     grouped transposed convolution is one output channel of one group.
 
     Raises `InvalidArgument` for both or none of the two, or a method that takes the other one,
@@ -67,4 +77,5 @@ def quantize_(
     for name, tensor in coded.items():
         weights[name].copy_(codes.decoded(tensor, weights[name].dtype))
     codes.add_(unwrapped(module), coded)
-    return coded
+    unselected = {name: "not selected" for name in weights if name not in coded}
+    return Codes(coded, {**left_alone, **unselected})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.shrink import ShrinkReport, UnitFacts, plan
 from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.parametrized import computed_from
 from karikomi.torch.modules.prunable import CONVOLUTIONS
 from karikomi.torch.modules.resizing import set_sizes_
 from karikomi.torch.shrinking.chain_graph import ChainGraph, Inputs, Link, read_chain, unit_axis
@@ -74,9 +76,17 @@ def shrink(
         widths_after=after,
         parameters_before=sum(parameter.numel() for parameter in module.parameters()),
         parameters_after=sum(parameter.numel() for parameter in small.parameters()),
-        left_alone=left_alone,
+        left_alone={**left_alone, **_computed_layers(module)},
         max_difference=largest,
     )
+
+
+def _computed_layers(module: nn.Module) -> dict[str, str]:
+    """Return layer name -> why it stays as it is: it computes its weight."""
+    return {
+        re.split(r"(?:^|\.)parametrizations\.", name)[0]: why
+        for name, why in computed_from(module).items()
+    }
 
 
 def _copy(module: nn.Module) -> nn.Module:
