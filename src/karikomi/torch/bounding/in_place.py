@@ -21,7 +21,7 @@ from karikomi.torch.bounding.sharded import MEND, ShardedWeights
 from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.fan_in import fan_ins
-from karikomi.torch.modules.parameters import named, unit_axes
+from karikomi.torch.modules.parameters import check_values, named, unit_axes
 from karikomi.torch.numerics.scaling import representable
 
 MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
@@ -68,6 +68,7 @@ def bound_(
         raise InvalidArgument("bounds act on a module", where=WHERE, got=type(module).__name__)
     reshard_(module)
     found = named(module, where=WHERE)
+    check_values(found, where=WHERE)
     chosen = select(found, only=only, exclude=exclude, where=WHERE)
     return bound_named(module, {name: found[name] for name in chosen}, rule, state, logits=logits)
 

@@ -12,6 +12,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.shrink import ShrinkReport, UnitFacts, plan
 from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.parameters import check_values
 from karikomi.torch.modules.prunable import CONVOLUTIONS
 from karikomi.torch.modules.resizing import set_sizes_
 from karikomi.torch.shrinking.chain_graph import ChainGraph, Inputs, Link, read_chain, unit_axis
@@ -57,6 +58,7 @@ def shrink(
             where="torch.shrink",
             hint="shrink before quantize_",
         )
+    check_values(dict(module.state_dict(keep_vars=True)), where="torch.shrink")
     original, small = _copy(module).eval(), _copy(module).eval()
     try:
         original(*inputs)
