@@ -380,6 +380,16 @@ def test_a_file_of_another_kind_is_called_that(verb: str, content: bytes, tmp_pa
     assert "neither a .karikomi nor a safetensors file" in bad(verb, tmp_path / "x", *out)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [("scores", "score"), ("penalties", "penalty"), ("x", "score")]
+)
+def test_a_kind_that_is_nearly_right_is_named(given: str, meant: str) -> None:
+    result = run("list", given)
+    assert result.exit_code == 2
+    hint = result.stderr.partition(f"there is no kind '{given}'; ")[2]
+    assert hint.startswith("did you mean" if given != "x" else "known: ") and meant in hint
+
+
 def test_checkpoints_of_today_are_packed_and_unpacked(tmp_path: Path) -> None:
     # The four numbers 1, 2, -1, 0 of each type, and three groups of one scale.
     bits = {"BF16": "803f0040 80bf0000", "F8_E4M3": "3840b800", "F8_E5M2": "3c40bc00"}

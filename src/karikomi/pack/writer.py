@@ -32,10 +32,10 @@ def save(
 
     Arrays come back bit for bit; `Coded` tensors come back as the float32 values of their codes.
     Each tensor takes the codec that needs the fewest bytes; of equal ones (tied weights) one is
-    stored, unless they are tiny. `tensors` may hold booleans, integers and floats of 16, 32 or 64 bits, of any shape, memory
-    order and byte order, and bfloat16, float8, float4 and int4 as ml_dtypes has them; `notes` is short
-    text to go with them. Tensors are stored in the order of their names: the same input gives the
-    same bytes (with the same build of zlib). The file appears whole or not at all.
+    stored, unless they are tiny. `tensors` may hold booleans, integers and floats of 16, 32 or 64 bits, of
+    any shape, memory order and byte order, and bfloat16, float8, float4 and int4 as ml_dtypes has them;
+    `notes` is short text to go with them. Tensors are stored in the order of their names: the same input
+    gives the same bytes (with the same build of zlib). The file appears whole or not at all.
 
     Raises `InvalidArgument` for what cannot be packed or a bad name, `Unwritable` from the disk.
 
