@@ -24,18 +24,20 @@ TITLES = {
 }
 
 
-class Kind(click.Choice):
+class ListedKind(click.Choice):
     """A kind of the registry; an error names the nearest."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the kind, or fail."""
         if value not in self.choices:
-            self.fail(f"there is no kind {value!r}; {suggest(value, self.choices)}", param, ctx)
+            known = ", ".join(map(repr, self.choices))
+            hint = suggest(value, self.choices)
+            self.fail(f"{value!r} is not one of {known}; {hint}", param, ctx)
         return super().convert(value, param, ctx)
 
 
 @click.command(epilog="Example: karikomi list task")
-@click.argument("kind", required=False, type=Kind(registry.KINDS))
+@click.argument("kind", required=False, type=ListedKind(registry.KINDS))
 @as_json
 def command(kind: str | None, as_json: bool) -> None:
     """List what is registered under KIND, or everything: name, formula, source."""
