@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from karikomi import __version__, pack, registry
 from karikomi.cli.app import VERBS, main
+from karikomi.cli.array_files import read_arrays
 
 SOURCE = Path(__file__).parents[2] / "src"
 HELP_SECONDS = 0.25
@@ -400,6 +401,54 @@ def test_a_hostile_npz(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "x.karikomi").exists()
 
 
+@pytest.mark.parametrize("verb", ["inspect", "unpack"])
+@pytest.mark.parametrize(
+    "content",
+    [b"import os\nprint(1)\n", b"PK\3\4" + b"\0" * 99, b'{"a": 1}' * 9],
+    ids=["code", "zip", "json"],
+)
+def test_a_file_of_another_kind_is_called_that(verb: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content)
+    out = [tmp_path / "y.safetensors"] if verb == "unpack" else []
+    assert "neither a .karikomi nor a safetensors file" in bad(verb, tmp_path / "x", *out)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("scores", "score"), ("penalties", "penalty"), ("task s", "task")]
+)
+def test_a_kind_that_is_nearly_right_is_named(given: str, meant: str) -> None:
+    result = run("list", given)
+    assert result.exit_code == 2
+    assert f"'{given}' is not one of 'clip'" in result.stderr
+    assert f"did you mean '{meant}'?" in result.stderr
+
+
+def test_checkpoints_of_today_are_packed_and_unpacked(tmp_path: Path) -> None:
+    # The four numbers 1, 2, -1, 0 of each type, and three groups of one scale.
+    bits = {"BF16": "803f0040 80bf0000", "F8_E4M3": "3840b800", "F8_E5M2": "3c40bc00"}
+    payloads = {name: bytes.fromhex(text) for name, text in bits.items()} | {"F8_E8M0": b"\x7f" * 4}
+    at, directory = 0, {}
+    for name, payload in payloads.items():
+        span = [at, at := at + len(payload)]
+        directory[name] = {"dtype": name, "shape": [2, 2], "data_offsets": span}
+    source, packed, back = (
+        tmp_path / name for name in ("a.safetensors", "a.karikomi", "b.safetensors")
+    )
+    source.write_bytes(_header(json.dumps(directory).encode()) + b"".join(payloads.values()))
+    good("pack", source, packed)
+    good("unpack", packed, back)
+    found = read_arrays(back)
+    assert {name: found[name].tobytes() for name in payloads} == payloads
+    for name in bits:
+        assert found[name].astype("f4").tolist() == [[1, 2], [-1, 0]]
+    codecs = {
+        one["name"]: one["quantizer"]
+        for one in good("pack", source, packed, "--bits", 8)["tensors"]
+    }
+    assert codecs["BF16"].startswith("uniform 8 bits")
+    assert {codecs[name] for name in codecs.keys() - {"BF16"}} == {"none"}
+
+
 def _header(text: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
@@ -411,7 +460,7 @@ def _header(text: bytes) -> bytes:
         b"\xff" * 64,
         _header(b"{"),
         _header(b'{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
-        _header(b'{"w":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}') + b"\0\0",
+        _header(b'{"w":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}}') + b"\0\0\0",
         _header(b'{"\x1b[31mw":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}') + b"\0" * 4,
     ],
 )
@@ -499,7 +548,9 @@ def test_audit_names_the_damage(task: Path, tmp_path: Path) -> None:
 
 
 def test_audit_says_what_does_not_fit(task: Path, stored: Path, packed: Path) -> None:
-    assert "a tensor of the module is missing" in bad("audit", stored, packed, "--task", task)
+    assert "the file and the module are different networks" in bad(
+        "audit", stored, packed, "--task", task
+    )
     assert "did you mean 'digits'" in bad("audit", stored, packed, "--task", "digit")
     assert "no such file" in bad("audit", stored.with_name("no.npz"), packed, "--task", task)
     assert "takes no data" in bad("audit", stored, packed, "--task", task, "--data", "x")

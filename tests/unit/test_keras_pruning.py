@@ -835,3 +835,11 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
     model.layers[0].kernel.assign(np.full((6, 16), np.nan))
     with pytest.raises(NonFinite, match="net/hidden/kernel"):
         prune_(model, 0.5)
+
+
+@only("torch")
+def test_whole_units_are_rounded_as_elsewhere() -> None:
+    for rounding, share in (("up", 0.5), ("nearest", 0.25)):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+        masks = prune_(model, sparsity=0.3, pattern="units", rounding=rounding)
+        assert all(1 - float(np.mean(np.asarray(mask))) == share for mask in masks.values())

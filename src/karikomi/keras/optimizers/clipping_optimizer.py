@@ -19,7 +19,7 @@ from karikomi.functional.bounding import check_bound
 from karikomi.functional.unit_axes import UnitAxes
 from karikomi.keras import internals
 from karikomi.keras.arrays.library import as_it_is, is_known, library
-from karikomi.keras.arrays.variables import prepared, value_of
+from karikomi.keras.arrays.variables import as_gradient, prepared, value_of
 from karikomi.keras.clipping.named_clip import check_clip
 from karikomi.keras.optimizers import accumulation, saved_state
 from karikomi.keras.optimizers import inner_optimizer as inside
@@ -103,6 +103,8 @@ def clipped(
 class ClippedOptimizer(OuterOptimizer):
     """The optimizer that `clipped` returns; arguments and errors are there."""
 
+    where = WHERE
+
     def __init__(
         self,
         inner_optimizer: Any,
@@ -173,13 +175,16 @@ class ClippedOptimizer(OuterOptimizer):
         return own.bound.outcome(own.state(BOUND))
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Create the variables of both optimizers and of the clip for these trained variables."""
+        """Create the variables of both optimizers and of the clip for these trained variables, once."""
+        if self.built:
+            return
         variables = list(variables)
-        super().build(variables)
         names = inside.names_as_saved(variables, self._saved_variables)
         pairs = zip(names, variables, strict=True)
         weights = {n: v for n, v in pairs if not accumulation.is_overwritten(v)}
         clip, bound = rules_for(self, names, weights)
+        super().build(variables)
+        inside.check_parts(self.inner_optimizer, ClippedOptimizer)
         with self._branching.outside():
             state = fresh_entries(clip, bound, weights)
         entries = {key: self._entry(key, value) for key, value in state.items()}
@@ -187,13 +192,8 @@ class ClippedOptimizer(OuterOptimizer):
 
     @property
     def _learned(self) -> ClipVariables:
-        if self._own is None:
-            raise InvalidArgument(
-                "the optimizer does not know the variables yet",
-                where=WHERE,
-                hint="optimizer.build(model.trainable_variables) first",
-            )
-        return self._own
+        own: Any = self._own  # there from `build` on, which every step begins with
+        return own
 
     def _entry(self, key: str, value: np.ndarray) -> Any:
         start: Any = lambda shape, dtype=None: keras.ops.convert_to_tensor(value, dtype=dtype)  # noqa: E731
@@ -209,24 +209,13 @@ class ClippedOptimizer(OuterOptimizer):
         grads = list(grads)
         if grads:
             # AutoGraph would rewrite the code of a tf.function, and has nothing to do here.
-            as_it_is(self._apply)(grads, self._checked(grads, trainable_variables))
-
-    def _checked(self, grads: list[Any], variables: Sequence[Any] | None) -> list[Any]:
-        known = self.resolved(variables)
-        _ = self._learned
-        internals.check_known(self, known)
-        if len(known) != len(grads):
-            raise InvalidArgument(
-                "there must be one gradient for each variable",
-                where=WHERE,
-                got=f"{len(grads)} gradients, {len(known)} variables",
-            )
-        return known
+            as_it_is(self._apply)(grads, self.resolved(grads, trainable_variables))
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
         if all(grad is None for grad in grads):
             # This raises the error of Keras.
             self.inner_optimizer.apply(grads, variables)
+        grads = [as_gradient(g, v) for g, v in zip(grads, variables, strict=True)]
         steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
         if scale is not None:
             grads = accumulation.quotients(grads, variables, scale)

@@ -23,7 +23,7 @@ from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.internals import opaque
 from karikomi.torch.modules.fan_in import fan_ins
-from karikomi.torch.modules.parameters import gains, named, unit_axes
+from karikomi.torch.modules.parameters import check_values, gains, named, unit_axes
 from karikomi.torch.modules.parametrized import MASKED, computed_from, with_adapters
 from karikomi.torch.numerics.scaling import representable
 
@@ -76,6 +76,7 @@ def bound_(
         raise InvalidArgument("bounds act on a module", where=WHERE, got=type(module).__name__)
     reshard_(module)
     found = named(module, where=WHERE)
+    check_values(found, where=WHERE)
     spare = spared.spares(rule, only, state)
     others = left_alone_in(module, only=only, exclude=exclude, spare=spare, where=WHERE)
     chosen = {name: tensor for name, tensor in found.items() if name not in others}

@@ -77,6 +77,18 @@ def _without_adapter(name: str) -> str:
     return name.removeprefix("base_model.model.").replace("base_layer.", "")
 
 
+def check_values(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Raise `Unsupported` naming the first tensor on the meta device, which has a shape and no values."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise Unsupported(
+                "a tensor on the meta device has no values",
+                where=f"{where}: {name}",
+                hint="fill the module first: kk.load(path, into=module), "
+                "or module.load_state_dict(state, assign=True)",
+            )
+
+
 def check_names(names: Iterable[str], parameters: Mapping[str, Any], *, where: str) -> None:
     """Raise `UnknownName` for a name that is not one of these parameters of a module."""
     for name in names:

@@ -54,6 +54,7 @@ def prune_(
     score: str | Score = "magnitude",
     allocation: str | None = None,
     pattern: str | Pattern = "unstructured",
+    rounding: str = "up",
     data: Iterable[Any] | None = None,
     loss: Any = None,
     facts: Facts | None = None,
@@ -72,7 +73,8 @@ def prune_(
     ``masks.account`` has, per tensor, what was removed and why, and, with `data`, the effect on the output.
 
     One target, unless the pattern determines how much is removed: `sparsity`, the share of all selected weights that
-    is zero afterwards, in [0, 1), or globs over parameter names -> such a share, each layer by hand;
+    is zero afterwards, in [0, 1), or globs over parameter names -> such a share, each layer by hand; of units, heads,
+    layers or blocks as many go as make it at least that share, or with ``rounding="nearest"`` nearest to it;
     `width`, the share of units (heads, layers, blocks) that stays, in
     (0, 1]; or a budget for what stays of the whole module, as a share or a whole number: `parameters`,
     `macs` (multiply-accumulates of one example), `bytes` (kept values and one bit per masked weight).
@@ -128,6 +130,7 @@ def prune_(
         score=score,
         allocation=allocation,
         pattern=pattern,
+        rounding=rounding,
         facts=facts,
         only=only,
         exclude=exclude,
@@ -257,6 +260,8 @@ class _Pruning:
         masks = Masks(kept, left_alone=left_alone, places=places)
         if account is None:
             account = account_of(self.module, masks, answer, self.data if last else None)
+            notes = self.request.notes(answer.masks)
+            account = replace(account, notes=(*account.notes, *notes))
         self.check(masks)
         self._warn_of_untrained(account, earlier)
         with torch.no_grad():

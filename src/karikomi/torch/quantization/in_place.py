@@ -11,7 +11,7 @@ from karikomi.errors import Unsupported
 from karikomi.quantize import Coded, OutputUnits, quantizer_for
 from karikomi.select import select
 from karikomi.torch.modules import codes
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import check_values, unwrapped
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.quantization.output_units import output_units
 
@@ -60,6 +60,7 @@ def quantize_(
     2016. Deviation: zero is a code of its own, so that pruned weights survive.
     """
     quantize = quantizer_for(method, bits=bits, entries=entries, where="torch.quantize_")
+    check_values(dict(unwrapped(module).named_parameters()), where="torch.quantize_")
     weights, left_alone = prunable(module)
     if not weights:
         raise Unsupported(

@@ -13,6 +13,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.shrink import ShrinkReport, UnitFacts, plan
 from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.parameters import check_values
 from karikomi.torch.modules.parametrized import computed_from
 from karikomi.torch.modules.prunable import CONVOLUTIONS
 from karikomi.torch.modules.resizing import set_sizes_
@@ -59,6 +60,7 @@ def shrink(
             where="torch.shrink",
             hint="shrink before quantize_",
         )
+    check_values(dict(module.state_dict(keep_vars=True)), where="torch.shrink")
     original, small = _copy(module).eval(), _copy(module).eval()
     try:
         original(*inputs)
