@@ -18,6 +18,7 @@ from karikomi.select import select
 from karikomi.shrink.account import ShrinkReport
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.parameters import check_values
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
@@ -347,6 +348,7 @@ def _check_module(module: nn.Module, inputs: tuple[Any, ...], options: dict[str,
             where=WHERE,
             hint="shrink before quantize_",
         )
+    check_values(dict(module.state_dict(keep_vars=True)), where=WHERE)
     try:
         with torch.no_grad():
             copied(module).eval()(*inputs, **options)
