@@ -14,10 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import torch
 
-from karikomi.shrink.labels import Labels
-from karikomi.torch.shrinking.planes import (
+from karikomi.shrink.label_planes import (
     Labelled,
     Shape,
     aligned,
@@ -25,8 +23,9 @@ from karikomi.torch.shrinking.planes import (
     reduced,
     varying,
 )
+from karikomi.shrink.labels import Labels
 
-Planes = list[tuple[int, torch.Tensor]]
+Planes = list[tuple[int, np.ndarray]]
 """Planes with the number of the operand that each belongs to."""
 
 
@@ -47,14 +46,14 @@ class Meetings:
         """Return a value of which nothing, or nothing along these axes, gets shorter."""
         if axes is None:
             for plane in value.planes:
-                self.labels.fix(plane.numpy(), reason)
+                self.labels.fix(plane, reason)
             return Labelled(value.shape)
         planes = (fix_axes(self.labels, plane, axes, reason) for plane in value.planes)
         return Labelled(value.shape, tuple(plane for plane in planes if plane is not None))
 
     def meet(self, values: Sequence[Labelled], site: str) -> Labelled:
         """Return what comes of combining tensors place by place, with broadcasting."""
-        shape = tuple(torch.broadcast_shapes(*(value.shape for value in values)))
+        shape = np.broadcast_shapes(*(value.shape for value in values))
         rank = len(shape)
         sizes = [(1,) * (rank - len(value.shape)) + value.shape for value in values]
         planes = [
@@ -85,7 +84,7 @@ class Meetings:
                 left = fix_axes(self.labels, plane, inside, site)
             elif inside:
                 ended = fix_axes(self.labels, plane, outside, site)
-                self.ended += [] if ended is None else [np.unique(ended.numpy())]
+                self.ended += [] if ended is None else [np.unique(ended)]
                 left = None
             else:
                 left = plane
@@ -106,7 +105,7 @@ class Meetings:
             planes += [] if left is None else [left]
         return Labelled(value.shape, tuple(planes))
 
-    def _without_repetition(self, value: Labelled, site: str) -> list[torch.Tensor]:
+    def _without_repetition(self, value: Labelled, site: str) -> list[np.ndarray]:
         """Return the planes; where two vary along one axis, how often entries are repeated along it stays."""
         planes = list(value.planes)
         if len(planes) < 2:
@@ -114,15 +113,15 @@ class Meetings:
         left = []
         for plane in planes:
             shared = any(set(varying(plane)) & set(varying(o)) for o in planes if o is not plane)
-            if shared and not self.labels.owned(plane.numpy()).any():
-                self.labels.fix(plane.numpy(), site)
+            if shared and not self.labels.owned(plane).any():
+                self.labels.fix(plane, site)
             else:
                 left.append(plane)
         return left
 
-    def _met(self, planes: Planes, sizes: Sequence[Shape], site: str) -> list[torch.Tensor]:
+    def _met(self, planes: Planes, sizes: Sequence[Shape], site: str) -> list[np.ndarray]:
         """Return the planes of the result: those that have an axis in common are joined."""
-        found: list[torch.Tensor] = []
+        found: list[np.ndarray] = []
         for together in _overlapping(planes):
             axes = sorted({axis for _, plane in together for axis in varying(plane)})
             present = [n for n, shape in enumerate(sizes) if any(shape[axis] > 1 for axis in axes)]
@@ -136,9 +135,9 @@ class Meetings:
                 found += self._met(less, sizes, site)
         return found
 
-    def _joined(self, planes: Sequence[torch.Tensor], site: str) -> list[torch.Tensor]:
+    def _joined(self, planes: Sequence[np.ndarray], site: str) -> list[np.ndarray]:
         for plane in planes[1:]:
-            self.labels.join(planes[0].numpy(), plane.numpy(), site)
+            self.labels.join(planes[0], plane, site)
         left = reduced(self.labels, planes[0], site)
         return [] if left is None else [left]
 
@@ -197,5 +196,5 @@ def _placed(value: Labelled, axes: str, every: str) -> Labelled:
     def placed(shape: Sequence[int]) -> Shape:
         return tuple(shape[axes.index(letter)] if letter in axes else 1 for letter in every)
 
-    planes = tuple(plane.permute(order).reshape(placed(plane.shape)) for plane in value.planes)
+    planes = tuple(plane.transpose(order).reshape(placed(plane.shape)) for plane in value.planes)
     return Labelled(placed(value.shape), planes)
