@@ -57,6 +57,11 @@ def part_of(plane: np.ndarray, axis: int, start: int, size: int) -> np.ndarray:
     return plane[(slice(None),) * axis + (slice(start, start + size),)]
 
 
+def resized(shape: Shape, axis: int, size: int) -> Shape:
+    """Return a shape with another size of an axis."""
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
 def along(labels: np.ndarray, rank: int, axis: int) -> np.ndarray:
     """Return a plane of `rank` with these labels along an axis."""
     shape = [1] * rank

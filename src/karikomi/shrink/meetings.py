@@ -11,7 +11,7 @@ shorter, the same indices in each head, or the outer one: whole heads. One propa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -19,8 +19,11 @@ from karikomi.shrink.label_planes import (
     Labelled,
     Shape,
     aligned,
+    along,
     fix_axes,
+    part_of,
     reduced,
+    resized,
     varying,
 )
 from karikomi.shrink.labels import Labels
@@ -104,6 +107,54 @@ class Meetings:
             left = fix_axes(self.labels, plane, others, site)
             planes += [] if left is None else [left]
         return Labelled(value.shape, tuple(planes))
+
+    def side_by_side(self, values: Sequence[Labelled], axis: int, site: str) -> Labelled:
+        """Return what comes of putting tensors side by side along an axis: labels of all other axes are joined."""
+        values = [self.current(value, site) for value in values]
+        rank = len(values[0].shape)
+        inside: list[Labelled] = []
+        across: list[Labelled] = []
+        for value in values:
+            beside = tuple(plane for plane in value.planes if plane.shape[axis] == 1)
+            own = [plane for plane in value.planes if plane.shape[axis] > 1]
+            if len(own) > 1 or any(len(varying(plane)) > 1 for plane in own):
+                others = [place for place in range(rank) if place != axis]
+                left = self.fix(Labelled(value.shape, tuple(own)), site, others)
+                own = list(self.meet([left, left], site).planes)[:1]
+            inside.append(Labelled(value.shape, tuple(own)))
+            flat = tuple(1 if place == axis else size for place, size in enumerate(value.shape))
+            across.append(Labelled(flat, beside))
+        met = self.meet(across, site)
+        planes = list(met.planes)
+        if any(value.planes for value in inside):
+            parts = [
+                np.broadcast_to(plane, resized((1,) * rank, axis, value.shape[axis]))
+                for value in inside
+                for plane in (value.planes or (np.zeros((1,) * rank, np.int64),))
+            ]
+            planes.append(np.concatenate(parts, axis))
+        wide = sum(value.shape[axis] for value in values)
+        return self.current(Labelled(resized(met.shape, axis, wide), tuple(planes)), site)
+
+    def padded(self, value: Labelled, widths: Mapping[int, tuple[int, int]], site: str) -> Labelled:
+        """Return a tensor padded with zeros: these get labels of their own along axes that have labels.
+
+        `widths`: axis -> how many before and after.
+        """
+        value = self.current(value, site)
+        planes = []
+        for plane in value.planes:
+            for axis in set(varying(plane)) & set(widths):
+                before, after = widths[axis]
+                own = along(self.labels.new("", axis, before + after), len(plane.shape), axis)
+                left, right = (
+                    np.broadcast_to(part, resized(plane.shape, axis, part.shape[axis]))
+                    for part in (part_of(own, axis, 0, before), part_of(own, axis, before, after))
+                )
+                plane = np.concatenate([left, plane, right], axis)
+            planes.append(plane)
+        shape = tuple(size + sum(widths.get(axis, (0, 0))) for axis, size in enumerate(value.shape))
+        return self.current(Labelled(shape, tuple(planes)), site)
 
     def _without_repetition(self, value: Labelled, site: str) -> list[np.ndarray]:
         """Return the planes; where two vary along one axis, how often entries are repeated along it stays."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from karikomi.shrink.label_planes import Labelled, along, narrowed, part_of, reshaped, varying
+from karikomi.shrink.label_planes import Labelled, narrowed, part_of, reshaped, varying
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule, shape_of, size_of
 
 MOVEMENT = """
@@ -149,34 +149,13 @@ def repeat(run: LabelRun, call: Call) -> Value:
 @rule("cat", "concat", "concatenate")
 def cat(run: LabelRun, call: Call) -> Value:
     """Put the labels side by side along the axis, and join those of all other axes."""
-    values = [run.current(run.value(source), call.site) for source in call["tensors"]]
-    values = [value for value in values if value.shape != (0,)]
+    values = [run.value(source) for source in call["tensors"]]
     shape = shape_of(call.node.meta["val"])
-    axis = call["dim"] % len(shape)
-    inside: list[Labelled] = []
-    across: list[Labelled] = []
-    for value in values:
-        beside = tuple(plane for plane in value.planes if plane.shape[axis] == 1)
-        own = [plane for plane in value.planes if plane.shape[axis] > 1]
-        if len(own) > 1 or any(len(varying(plane)) > 1 for plane in own):
-            others = [place for place in range(len(shape)) if place != axis]
-            left = run.fix(Labelled(value.shape, tuple(own)), call.site, others)
-            own = list(run.meet([left, left], call.site).planes)[:1]
-        inside.append(Labelled(value.shape, tuple(own)))
-        flat = tuple(1 if place == axis else size for place, size in enumerate(value.shape))
-        across.append(Labelled(flat, beside))
-    planes = list(run.meet(across, call.site).planes)
-    if any(value.planes for value in inside):
-        flat = [1] * len(shape)
-        parts = [
-            np.broadcast_to(
-                plane, [value.shape[axis] if p == axis else 1 for p in range(len(shape))]
-            )
-            for value in inside
-            for plane in (value.planes or (np.zeros(flat, np.int64),))
-        ]
-        planes.append(np.concatenate(parts, axis))
-    return run.current(Labelled(shape, tuple(planes)), call.site)
+    # torch leaves out empty tensors of one axis.
+    values = [value for value in values if value.shape != (0,)]
+    if not values:
+        return bare(call.node)
+    return run.side_by_side(values, call["dim"] % len(shape), call.site)
 
 
 @rule("stack")
@@ -276,28 +255,5 @@ def pad(run: LabelRun, call: Call) -> Value:
     }
     if mode != "constant" or any(min(pair) < 0 for pair in padded.values()):
         value = run.fix(value, call.site, list(padded))
-    planes = []
-    for plane in value.planes:
-        for axis in varying(plane):
-            if axis not in padded:
-                continue
-            before, after = padded[axis]
-            own = run.labels.new("", axis, before + after)
-            left, right = (
-                np.broadcast_to(
-                    along(part, rank, axis),
-                    [
-                        len(part) if a == axis else size
-                        for a, size in enumerate(wide_of(plane, axis))
-                    ],
-                )
-                for part in (own[:before], own[before:])
-            )
-            plane = np.concatenate([left, plane, right], axis)
-        planes.append(plane)
-    return run.current(Labelled(shape, tuple(planes)), call.site)
-
-
-def wide_of(plane: np.ndarray, axis: int) -> list[int]:
-    """Return the sizes of a plane, 1 along an axis."""
-    return [1 if other == axis else size for other, size in enumerate(plane.shape)]
+        return Labelled(shape, value.planes)
+    return run.padded(value, padded, call.site)
