@@ -16,9 +16,9 @@ import torch
 from torch import fx
 
 from karikomi.errors import Unsupported
+from karikomi.shrink.label_planes import Labelled, keeps
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
-from karikomi.torch.shrinking.planes import Labelled, keeps
 from karikomi.torch.tracing.batches import leaves
 
 TOLERANCE = 1e-5
@@ -224,7 +224,7 @@ class _Masked(_Affine):
         if not isinstance(value, Labelled) or not isinstance(result, torch.Tensor):
             return result
         for plane in value.planes:
-            mask = keeps(plane, self._kept).to(result.device)
+            mask = torch.from_numpy(keeps(plane, self._kept)).to(result.device)
             if not bool(mask.all()):
                 result = torch.where(mask, result, torch.zeros((), dtype=result.dtype))
         return result

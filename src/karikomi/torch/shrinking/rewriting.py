@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
+from karikomi.shrink.label_planes import Labelled, is_product, kept_along
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.label_run import (
     Call,
@@ -19,7 +20,6 @@ from karikomi.torch.shrinking.label_run import (
     name_of,
     with_arguments,
 )
-from karikomi.torch.shrinking.planes import Labelled, is_product, kept_along
 
 LITERALS: dict[str, Callable[[Kept, Call, fx.Node], dict[str, Any]]] = {}
 
@@ -34,7 +34,7 @@ class Kept:
 
     def along(self, value: Labelled, axis: int) -> torch.Tensor:
         """Return the indices that stay along an axis."""
-        return kept_along(value, axis, self.labels)
+        return torch.from_numpy(kept_along(value, axis, self.labels))
 
     def sizes(self, value: Labelled) -> tuple[int, ...]:
         """Return the shape of what stays."""
@@ -160,7 +160,9 @@ def cut_tensors_(
     for name, value in values.items():
         if not isinstance(value, Labelled) or not value.planes:
             continue
-        chosen = {axis: kept_along(value, axis, kept) for axis in sorted(value.axes)}
+        chosen = {
+            axis: torch.from_numpy(kept_along(value, axis, kept)) for axis in sorted(value.axes)
+        }
         chosen = {axis: own for axis, own in chosen.items() if len(own) < value.shape[axis]}
         if not chosen:
             continue
