@@ -29,7 +29,9 @@ def constants_of(graph: fx.Graph) -> frozenset[str]:
             for base in _bases(node)
         } - written
         if not new:
-            return frozenset(n.name for n in found if not _is_filled(n) or not found.isdisjoint(n.users))
+            return frozenset(
+                n.name for n in found if not _is_filled(n) or not found.isdisjoint(n.users)
+            )
         written |= new
 
 

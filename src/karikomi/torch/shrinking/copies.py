@@ -59,4 +59,3 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
             part._buffers[name] = buffer
             if not torch.equal(buffer, before):
                 buffer.copy_(before)
-

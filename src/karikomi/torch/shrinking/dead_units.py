@@ -15,6 +15,7 @@ from torch import fx
 
 from karikomi.shrink import UnitFacts, plan
 from karikomi.shrink.groups import Group, groups_of, kept_of
+from karikomi.shrink.label_planes import Labelled
 from karikomi.torch.shrinking.copies import undisturbed
 from karikomi.torch.shrinking.label_run import (
     Call,
@@ -24,7 +25,6 @@ from karikomi.torch.shrinking.label_run import (
     name_of,
     shape_of,
 )
-from karikomi.torch.shrinking.planes import Labelled
 from karikomi.torch.shrinking.rewriting import owner_of
 
 EVEN = 1e-6
@@ -49,7 +49,9 @@ class Product:
     def layer(self) -> str:
         """The name of its layer."""
         stored = self.weight.op == "get_attr"
-        return str(self.weight.target).removesuffix(".weight") if stored else layer_of(self.call.node)
+        return (
+            str(self.weight.target).removesuffix(".weight") if stored else layer_of(self.call.node)
+        )
 
 
 def products_of(graph: fx.GraphModule) -> list[Product]:
@@ -186,8 +188,7 @@ class DeadUnits:
         size = value.shape[axis]
         for plane in value.planes:
             if plane.shape[axis] > 1:
-                first = plane.movedim(axis, 0).reshape(size, -1)[:, 0]
-                return self.found.classes.roots[first.numpy()]
+                return self.found.classes.roots[np.moveaxis(plane, axis, 0).reshape(size, -1)[:, 0]]
         return np.zeros(size, int)
 
     def _read(
@@ -274,7 +275,7 @@ class DeadUnits:
             if node.op != "get_attr" or not isinstance(value, Labelled):
                 continue
             for plane in value.planes:
-                stays = torch.from_numpy(kept[self.found.classes.roots[plane.numpy()]])
+                stays = torch.from_numpy(kept[self.found.classes.roots[plane]])
                 tensor = _tensor(self.graph, str(node.target))
                 tensor.mul_(stays.to(tensor.dtype))
 

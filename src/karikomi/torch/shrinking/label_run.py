@@ -11,10 +11,10 @@ import torch
 from torch import fx
 
 from karikomi.errors import Unsupported
+from karikomi.shrink.label_planes import Labelled, Shape, along, varying
 from karikomi.shrink.labels import Classes
+from karikomi.shrink.meetings import Meetings
 from karikomi.torch.shrinking.constants import constants_of, used_outside
-from karikomi.torch.shrinking.meetings import Meetings
-from karikomi.torch.shrinking.planes import Labelled, Shape, along, varying
 from karikomi.torch.tracing.source_line import called_at
 
 Value = Labelled | list[Any]
@@ -148,13 +148,15 @@ class LabelRun(Meetings):
         rank = len(value.shape)
         inside = {axis % rank for axis in axes}
         current = self.current(value, call.site)
-        over = [plane.numpy() for plane in current.planes if inside & set(varying(plane))]
+        over = [plane for plane in current.planes if inside & set(varying(plane))]
         if not over:
             return value
         if self.exact:
             return self.fix(current, f"{call.site} measures over it", inside)
         self.statistics[call.node.name] = call.site
-        self.measured[call.node.name] = np.unique(np.concatenate([labels.ravel() for labels in over]))
+        self.measured[call.node.name] = np.unique(
+            np.concatenate([labels.ravel() for labels in over])
+        )
         return value
 
     def stored(self, name: str) -> torch.Tensor:

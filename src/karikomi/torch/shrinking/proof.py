@@ -16,9 +16,9 @@ import torch
 from torch import fx
 
 from karikomi.errors import Unsupported
+from karikomi.shrink.label_planes import Labelled, keeps
 from karikomi.torch.shrinking.copies import copied, undisturbed
 from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
-from karikomi.torch.shrinking.planes import Labelled, keeps
 from karikomi.torch.tracing.batches import leaves
 
 TOLERANCE = 1e-5
@@ -112,7 +112,7 @@ def samples_of(module: fx.GraphModule, inputs: tuple[Any, ...]) -> list[tuple[An
     for sample in (drawn, steady):
         try:
             with undisturbed(module):
-                module(*sample)
+                fx.Interpreter(module).run(*sample)
         except Exception:  # noqa: S112  (offsets and lengths cannot be shuffled, and no error says that)
             continue
         return [inputs, sample]
@@ -129,7 +129,7 @@ def is_blind(module: fx.GraphModule, samples: list[tuple[Any, ...]]) -> bool:
     found = []
     for given in samples:
         with undisturbed(module):
-            found.append(leaves(module(*given)))
+            found.append(leaves(fx.Interpreter(module).run(*given)))
     one, *others = found
     other = others[0] if others else one
     pairs = zip(one, other, strict=True)
@@ -248,7 +248,7 @@ class _Masked(_Affine):
         if not isinstance(value, Labelled) or not isinstance(result, torch.Tensor):
             return result
         for plane in value.planes:
-            mask = keeps(plane, self._kept).to(result.device)
+            mask = torch.from_numpy(keeps(plane, self._kept)).to(result.device)
             if not bool(mask.all()):
                 result = torch.where(mask, result, torch.zeros((), dtype=result.dtype))
         return result

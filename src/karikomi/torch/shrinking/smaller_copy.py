@@ -19,7 +19,7 @@ from karikomi.shrink.account import ShrinkReport
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.modules.codes import holds_codes
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import check_values, unwrapped
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
 from karikomi.torch.shrinking.any_batch import for_any_batch
 from karikomi.torch.shrinking.copies import copied
@@ -207,7 +207,9 @@ class Shrinking:
             return done
         given, named = self.inputs, self.options
         whole, exact = self.choice is not None and self.choice.whole, self.choice is None
-        return for_any_batch(self.module, given, named, done, self.found, kept, whole=whole, exact=exact)
+        return for_any_batch(
+            self.module, given, named, done, self.found, kept, whole=whole, exact=exact
+        )
 
     def frozen(self) -> dict[str, str]:
         """Return layer -> why none of its units can go."""
@@ -279,7 +281,7 @@ def shrink(
     the same for whole heads and groups of convolutions instead of their inner units; or a budget for the whole network,
     a share in (0, 1] or a whole number: `parameters`, `macs`, `bytes`; or `ms`, measured on this machine on the example inputs.
 
-    `example_inputs`: a tensor, the tuple of arguments, or a mapping of keywords. `score`: a registered score (``karikomi list scores``) or one of
+    `example_inputs`: a tensor, the tuple of arguments, a mapping of keywords, or a pair of both. `score`: a registered score (``karikomi list scores``) or one of
     `karikomi.prune`; of all weights that a unit is found in, together. `data`, `loss`: as in `prune_`.
     `allocation`: "uniform", the same share of each group, or "global", by the scores relative to the mean of their group. `multiple_of`:
     round the units that stay of each group. `least`: so many stay of each group. `only`, `exclude`: globs over
@@ -347,6 +349,10 @@ def shrink(
 def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(given, Mapping):
         return (), dict(given)
+    if isinstance(given, tuple) and len(given) == 2:
+        positional, named = given
+        if isinstance(positional, tuple) and isinstance(named, dict):
+            return positional, named
     return (given if isinstance(given, tuple) else (given,)), {}
 
 
@@ -363,13 +369,9 @@ def _check_module(module: nn.Module, inputs: tuple[Any, ...], options: dict[str,
             where=WHERE,
             hint="shrink the module that was scripted, and script the smaller one",
         )
-    for name, tensor in tensors_of(module).items():
-        if tensor.is_meta:
-            raise Unsupported(
-                "the tensor is on the meta device and has no values",
-                where=f"{WHERE}: {name}",
-                hint='module.to_empty(device="cpu") and load_state_dict first',
-            )
+    tensors = tensors_of(module)
+    check_values(tensors, where=WHERE)
+    for name, tensor in tensors.items():
         if is_sharded(tensor):
             raise Unsupported(
                 "the tensor is sharded over ranks",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import string
 from typing import Any
 
+from karikomi.shrink.label_planes import Labelled, reshaped, varying
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, rule, shape_of
 from karikomi.torch.shrinking.operators.elementwise import on_channels
-from karikomi.torch.shrinking.planes import Labelled, reshaped, varying
 
 LETTERS = string.ascii_letters
 
@@ -193,7 +193,6 @@ def _repeated(value: Labelled, heads: int) -> Labelled:
     times = heads // value.shape[axis]
     shape = tuple(heads if place == axis else size for place, size in enumerate(value.shape))
     planes = tuple(
-        plane.repeat_interleave(times, axis) if axis in varying(plane) else plane
-        for plane in value.planes
+        plane.repeat(times, axis) if axis in varying(plane) else plane for plane in value.planes
     )
     return Labelled(shape, planes)

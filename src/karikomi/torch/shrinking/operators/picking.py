@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from karikomi.shrink.label_planes import Labelled, evened
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, rule, shape_of
-from karikomi.torch.shrinking.planes import Labelled, evened, moved
+from karikomi.torch.shrinking.operators.movement import moved
 
 
 def _beside(run: LabelRun, call: Call, argument: Any, axis: int) -> Labelled:

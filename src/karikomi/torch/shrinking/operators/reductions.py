@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from karikomi.shrink.label_planes import Labelled
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule
-from karikomi.torch.shrinking.planes import Labelled
 
 STATISTICS = """
     mean amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod argmax
@@ -32,7 +34,7 @@ def cdist(run: LabelRun, call: Call) -> Value:
 def _beside(value: Labelled, axis: int) -> Labelled:
     """Return a value with a new axis of size 1."""
     rank = len(value.shape) + 1
-    planes = tuple(plane.unsqueeze(axis) for plane in value.planes)
+    planes = tuple(np.expand_dims(plane, axis) for plane in value.planes)
     shape = list(value.shape)
     shape.insert(axis + rank, 1)
     return Labelled(tuple(shape), planes)
