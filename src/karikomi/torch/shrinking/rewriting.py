@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,7 +128,7 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
         elif node.op == "call_function" and name_of(node) in LITERALS:
             call = call_of(node)
             arguments = LITERALS[call.name](stays, call, new)
-            with_arguments(new, {key: fx.map_arg(a, twins.get) for key, a in arguments.items()})
+            with_arguments(new, {key: fx.map_arg(a, lambda n: twins.get(n, n)) for key, a in arguments.items()})
             changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()
@@ -200,23 +201,33 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 @literal(*FILLED, "rand", "randn")
 def _shape(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     name = "shape" if call.name == "reshape" else "size"
-    sizes = kept.sizes(kept.of(call.node))
-    return {name: _sized(call[name], sizes)}
+    value = kept.of(call.node)
+    return {name: _sized(call_of(new)[name], value.shape, kept.sizes(value), new)}
 
 
-def _sized(literals: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
-    return [
-        size if isinstance(old, int) and old != -1 else old
-        for old, size in zip(literals, sizes, strict=True)
-    ]
+def _sized(
+    literals: Sequence[Any], before: Sequence[int], after: Sequence[int], new: fx.Node
+) -> list[Any]:
+    """Return sizes as literals, and those that are computed (batch times heads) times the share that stays."""
+    sizes: list[Any] = []
+    for literal_size, old, size in zip(literals, before, after, strict=True):
+        if isinstance(literal_size, fx.Node) and size != old:
+            with new.graph.inserting_before(new):
+                times = new.graph.call_function(operator.mul, (literal_size, size))
+                sizes.append(new.graph.call_function(operator.floordiv, (times, old)))
+        else:
+            number = isinstance(literal_size, int) and literal_size != -1
+            sizes.append(size if number else literal_size)
+    return sizes
 
 
 @literal("unflatten")
 def _unflatten(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     value = kept.of(call.node)
     first = call["dim"] % len(kept.of(call["self"]).shape)
-    sizes = kept.sizes(value)[first : first + len(call["sizes"])]
-    return {"sizes": _sized(call["sizes"], sizes)}
+    axes = slice(first, first + len(call["sizes"]))
+    sizes = _sized(call_of(new)["sizes"], value.shape[axes], kept.sizes(value)[axes], new)
+    return {"sizes": sizes}
 
 
 @literal("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")

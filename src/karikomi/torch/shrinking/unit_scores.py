@@ -43,7 +43,8 @@ def unit_scores(
             where=f"{WHERE}: score",
             hint="compensate=True re-fits what reads the removed units",
         )
-    named = dict(module.named_parameters(remove_duplicate=False))
+    every = module.named_parameters(remove_duplicate=False)
+    named = {name: p.detach().abs() if p.is_complex() else p for name, p in every}
     axes = layouts(module)
     weights: dict[str, torch.Tensor] = {}
     for group in groups:

@@ -110,6 +110,9 @@ def _transposed(run: LabelRun, call: Call) -> Value:
     groups = call["groups"]
     inputs, outputs = weight.shape[:2]
     split = _viewed(weight, (groups, inputs // groups, outputs))
+    if run.whole and groups > 1:
+        # All groups have the same outputs, so that whole groups can go but no output of each.
+        split = run.fix(run.current(split, call.site), call.site, [2])
     return _convolved(run, call, split, "gio", groups, inputs // groups)
 
 
