@@ -21,6 +21,9 @@ from karikomi.torch.shrinking.unit_scores import tensors_of
 from karikomi.torch.tracing.batches import leaves
 
 SIZES = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "normalized_shape"})
+HOOKED = ("weight", "weight_orig", "weight_v")
+"""Names of a weight, and of what hooks of `torch.nn.utils` compute it of."""
+
 GUESSES = (frozenset[str](), SIZES, SIZES | {"start", "end", "length", "index", "pad"})
 """Arguments whose numbers may be attributes of the module that calls the operator, from the surest on."""
 
@@ -125,10 +128,9 @@ def _set_known_(layer: Any) -> None:
 
 def _weight_of(layer: Any) -> torch.Tensor | None:
     """Return the weight of a layer, or what a hook or a parametrization computes it of or as."""
-    for name in ("weight", "weight_orig", "weight_v"):
-        if layer._parameters.get(name) is not None:
-            return layer._parameters[name]
-    return layer.weight if parametrize.is_parametrized(layer, "weight") else None
+    if parametrize.is_parametrized(layer, "weight"):
+        return layer.weight
+    return next((layer._parameters[n] for n in HOOKED if layer._parameters.get(n) is not None), None)
 
 
 @torch.no_grad()

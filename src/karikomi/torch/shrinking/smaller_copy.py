@@ -20,7 +20,7 @@ from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_bu
 from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.parameters import check_values, unwrapped
-from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
+from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED, TRANSPOSED, layouts
 from karikomi.torch.shrinking.any_batch import for_any_batch
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
@@ -29,13 +29,19 @@ from karikomi.torch.shrinking.equivalence import equal
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.graph_form import graph_form
 from karikomi.torch.shrinking.label_run import LabelRun, Propagated
-from karikomi.torch.shrinking.module_form import in_module_form
+from karikomi.torch.shrinking.module_form import HOOKED, in_module_form
 from karikomi.torch.shrinking.proof import difference, is_blind, randomized, samples_of
 from karikomi.torch.shrinking.rewriting import Kept, Rewritten, rewritten
 from karikomi.torch.shrinking.unit_scores import tensors_of, unit_scores
 
 WHERE = "torch.shrink"
 Target = tuple[str, float]
+COMPUTED = (
+    *HOOKED,
+    "parametrizations.weight.original",
+    "parametrizations.weight.original1",
+)
+"""Of what a weight can be computed, with its axes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +247,11 @@ class Shrinking:
                 axis = 1 if isinstance(layer, EMBEDDINGS) else axes[name].units
                 key = (name, axis)
                 found[name.removesuffix(".weight")] = labels.get(key, np.zeros(0, int))
+            if isinstance(layer, PRUNED) and "weight" not in layer._parameters:
+                axis = int(isinstance(layer, TRANSPOSED))
+                stored = [f"{path}.{leaf}".lstrip(".") for leaf in COMPUTED]
+                own = [labels[name, axis] for name in stored if (name, axis) in labels]
+                found[path] = own[0] if own else np.zeros(0, int)
         return found
 
 
