@@ -49,9 +49,9 @@ def groups_of(
     table = table[:, np.lexsort((table[2], table[1], table[0]))]
     firsts = np.flatnonzero(np.diff(table[0], prepend=-1))
     alike: dict[tuple[int, ...], list[np.ndarray]] = {}
-    for rows in np.split(table, firsts[1:], axis=1):
-        if rows.size:
-            alike.setdefault(tuple(rows[1].tolist()), []).append(rows)
+    for part in np.split(table, firsts[1:], axis=1):
+        if part.size:
+            alike.setdefault(tuple(part[1].tolist()), []).append(part)
     found = [_group(classes, blocks, several, rows) for blocks, several in alike.items()]
     return sorted(found, key=lambda group: int(group.units[0]))
 
