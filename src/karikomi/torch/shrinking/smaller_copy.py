@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,9 +68,13 @@ class Shrinking:
         self.inputs = inputs
         self.options = options
         self.choice = choice
+        began = time.perf_counter()
         self.graph = exported(module, inputs, options, dynamic_shapes)
+        self.seconds = {"export": time.perf_counter() - began}
+        began = time.perf_counter()
         whole, exact = choice is not None and choice.whole, choice is None
         self.found: Propagated = LabelRun(self.graph, whole=whole, exact=exact).run()
+        self.seconds["labels"] = time.perf_counter() - began
         flat, self.tree = torch.utils._pytree.tree_flatten((inputs, options))
         self.flat = tuple(flat)
         self.costs: list[tuple[float, float]] = []
