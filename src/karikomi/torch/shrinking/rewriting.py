@@ -12,11 +12,13 @@ from torch import fx, nn
 
 from karikomi.errors import Unsupported
 from karikomi.shrink.label_planes import Labelled, is_product, kept_along
+from karikomi.torch.shrinking.constants import FILLED, cut_before_users_
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.label_run import (
     Call,
     Propagated,
     call_of,
+    layer_of,
     name_of,
     with_arguments,
 )
@@ -102,6 +104,7 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
     stays = Kept(found.values, kept)
     small = copied(graph)
     pairs = list(zip(graph.graph.nodes, small.graph.nodes, strict=True))
+    twins = dict(pairs)
     changed: list[Changed] = []
     indices = cut_tensors_(
         small, {str(n.target): found.values[n.name] for n, _ in pairs if n.op == "get_attr"}, kept
@@ -118,10 +121,13 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
                     where="torch.shrink",
                     got=call_of(node).site,
                 )
-        if node.op == "call_function" and name_of(node) in LITERALS:
+        if node.name in found.constants:
+            own = {axis: stays.along(value, axis) for axis in sorted(value.axes)}
+            cut_before_users_(new, found.constants, own)
+        elif node.op == "call_function" and name_of(node) in LITERALS:
             call = call_of(node)
             arguments = LITERALS[call.name](stays, call, new)
-            with_arguments(new, arguments)
+            with_arguments(new, {key: fx.map_arg(a, twins.get) for key, a in arguments.items()})
             changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()
@@ -134,8 +140,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
-    stack = list((call.node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]).partition("@")[0] if stack else ""
+    path = layer_of(call.node)
     found = []
     for name, after in arguments.items():
         before = call[name]
@@ -192,18 +197,7 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 @literal("view", "reshape", "_unsafe_view", "expand", "broadcast_to")
-@literal(
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "rand",
-    "randn",
-)
+@literal(*FILLED, "rand", "randn")
 def _shape(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     name = "shape" if call.name == "reshape" else "size"
     sizes = kept.sizes(kept.of(call.node))
