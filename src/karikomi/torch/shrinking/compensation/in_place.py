@@ -15,10 +15,12 @@ from torch import fx
 from karikomi.prune.account import error_ratio
 from karikomi.shrink.account import Refit
 from karikomi.torch.shrinking.compensation.products import Place, place_of
+from karikomi.torch.shrinking.compensation.recurrent_layers import refit_recurrent_
 from karikomi.torch.shrinking.compensation.refits import Sums
 from karikomi.torch.shrinking.compensation.side_by_side import Lane, SideBySide
 from karikomi.torch.shrinking.dead_units import products_of
 from karikomi.torch.shrinking.label_run import Call, call_of, name_of, shape_of
+from karikomi.torch.shrinking.operators.recurrent import GATES
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
 from karikomi.torch.shrinking.rewriting import owner_of
 from karikomi.torch.tracing.batches import MISSING, leaves
@@ -109,6 +111,8 @@ class _Refitting:
                 self._refit_(product.layer, place)
                 if isinstance(place, Place) and place.norm and self._kept(product.layer):
                     settled.add(place.norm.name)
+            elif name_of(node) in GATES:
+                self.found |= refit_recurrent_(call_of(node), self.lanes)
             elif name_of(node) == "batch_norm" and node.name not in settled:
                 self._renorm_(node)
             known.add(node.name)
