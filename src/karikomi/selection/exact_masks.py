@@ -31,7 +31,8 @@ class SelectionRequest:
     """The input of `find_masks`: which of these weights are removed.
 
     `sources`: name -> weight, in order. `coupled`: what goes together, for patterns that span tensors.
-    `target`: none where the pattern determines how much goes. `earlier`: masks (bool, true where kept) whose
+    `target`: none where the pattern determines how much goes. `rounding`: of whole items to a sparsity, ``up`` or
+    ``nearest``. `earlier`: masks (bool, true where kept) whose
     removals stay removed and count. `totals`: the whole model's parameters, macs and bytes, for budgets;
     `outliers`, `curves`: facts of tensors for allocations. `by_hand`: tensor -> the share of its items that
     goes, instead of an allocation.
@@ -42,6 +43,7 @@ class SelectionRequest:
     pattern: Pattern
     allocation: str
     target: Target | None
+    rounding: str = "up"
     coupled: Sequence[Coupled] = ()
     earlier: Mapping[str, np.ndarray] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
@@ -316,11 +318,19 @@ def _share(request: SelectionRequest, attempt: _Attempt) -> float:
     if target.unit == "sparsity" and isinstance(request.pattern, Unstructured):
         return target.value
     cost, budget = _cost_and_budget(request, target)
-    return _least(attempt, cost, budget, target) / attempt.items
+    nearest = request.rounding == "nearest"
+    return _least(attempt, cost, budget, target, nearest=nearest) / attempt.items
 
 
-def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, target: Target) -> int:
-    """Return the least number of items whose removal leaves a cost within the budget."""
+def _least(
+    attempt: _Attempt,
+    cost: Callable[[Masks], float],
+    budget: float,
+    target: Target,
+    *,
+    nearest: bool = False,
+) -> int:
+    """Return the least number of items whose removal leaves a cost within the budget, or the nearest to it."""
 
     def left_by(count: int) -> float:
         return cost(attempt.at(count / attempt.items).masks)
@@ -346,7 +356,7 @@ def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, tar
             high, least = middle, left
         else:
             low, above = middle, left
-    return high
+    return low if nearest and above - budget < budget - least else high
 
 
 def _cost_and_budget(

@@ -15,6 +15,7 @@ from torch import fx
 
 from karikomi.shrink import UnitFacts, plan
 from karikomi.shrink.groups import Group, groups_of, kept_of
+from karikomi.shrink.label_planes import Labelled
 from karikomi.torch.shrinking.label_run import (
     Call,
     LabelRun,
@@ -23,7 +24,6 @@ from karikomi.torch.shrinking.label_run import (
     name_of,
     shape_of,
 )
-from karikomi.torch.shrinking.planes import Labelled
 from karikomi.torch.shrinking.rewriting import owner_of
 
 EVEN = 1e-6
@@ -183,9 +183,7 @@ class DeadUnits:
         size = value.shape[axis]
         for plane in value.planes:
             if plane.shape[axis] > 1:
-                return self.found.classes.roots[
-                    plane.movedim(axis, 0).reshape(size, -1)[:, 0].numpy()
-                ]
+                return self.found.classes.roots[np.moveaxis(plane, axis, 0).reshape(size, -1)[:, 0]]
         return np.zeros(size, int)
 
     def _ends(self) -> dict[str, np.ndarray]:
@@ -250,7 +248,7 @@ class DeadUnits:
             if node.op != "get_attr" or not isinstance(value, Labelled):
                 continue
             for plane in value.planes:
-                stays = torch.from_numpy(kept[self.found.classes.roots[plane.numpy()]])
+                stays = torch.from_numpy(kept[self.found.classes.roots[plane]])
                 tensor = _tensor(self.graph, str(node.target))
                 tensor.mul_(stays.to(tensor.dtype))
 

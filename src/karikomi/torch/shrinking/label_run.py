@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from karikomi.shrink.label_planes import Labelled, Shape, along, varying
 from karikomi.shrink.labels import Classes
-from karikomi.torch.shrinking.meetings import Meetings
-from karikomi.torch.shrinking.planes import Labelled, Shape, along, varying
+from karikomi.shrink.meetings import Meetings
 from karikomi.torch.tracing.source_line import called_at
 
 Value = Labelled | list[Any]

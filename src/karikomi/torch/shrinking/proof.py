@@ -1,8 +1,8 @@
 """Proof of a shrink: the smaller network equals the original in which what went is zero.
 
-Zero are the rows and columns of all weights that went. Where a norm, a softmax or a mean is taken over entries some of which went, its
-statistics change: there both networks of the proof use the affine part of the operator, so that
-everything else is still compared.
+Zero are the rows and columns of all weights that went. Where a norm, a softmax or a mean is taken over
+entries of which some went, its statistics change: there both networks of the proof use the affine part of
+the operator, so that everything else is still compared.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import fx
 
 from karikomi.errors import Unsupported
+from karikomi.shrink.label_planes import Labelled, keeps
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
-from karikomi.torch.shrinking.planes import Labelled, keeps
 from karikomi.torch.tracing.batches import leaves
 
 TOLERANCE = 1e-5
@@ -116,8 +116,8 @@ def is_blind(module: fx.GraphModule, inputs: tuple[Any, ...]) -> bool:
 def randomized(module: fx.GraphModule) -> fx.GraphModule:
     """Return a copy with random weights, at which signals neither vanish nor grow much."""
     generator = torch.Generator().manual_seed(2)
-    copied = copied(module)
-    for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
+    twin = copied(module)
+    for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
         if not tensor.is_floating_point():
             continue
         noise = torch.randn(tensor.shape, generator=generator).to(tensor)
@@ -127,7 +127,7 @@ def randomized(module: fx.GraphModule) -> fx.GraphModule:
             tensor.copy_(noise * 0.1)
         else:
             tensor.copy_(noise.abs() * 0.25 + 0.75)
-    return copied
+    return twin
 
 
 def apart(expected: torch.Tensor, got: torch.Tensor) -> float:
@@ -224,7 +224,7 @@ class _Masked(_Affine):
         if not isinstance(value, Labelled) or not isinstance(result, torch.Tensor):
             return result
         for plane in value.planes:
-            mask = keeps(plane, self._kept).to(result.device)
+            mask = torch.from_numpy(keeps(plane, self._kept)).to(result.device)
             if not bool(mask.all()):
                 result = torch.where(mask, result, torch.zeros((), dtype=result.dtype))
         return result

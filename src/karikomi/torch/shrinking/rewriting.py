@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
+from karikomi.shrink.label_planes import Labelled, is_product, kept_along
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.label_run import (
     Call,
@@ -19,7 +20,6 @@ from karikomi.torch.shrinking.label_run import (
     name_of,
     with_arguments,
 )
-from karikomi.torch.shrinking.planes import Labelled, is_product, kept_along
 
 LITERALS: dict[str, Callable[[Kept, Call, fx.Node], dict[str, Any]]] = {}
 
@@ -34,7 +34,7 @@ class Kept:
 
     def along(self, value: Labelled, axis: int) -> torch.Tensor:
         """Return the indices that stay along an axis."""
-        return kept_along(value, axis, self.labels)
+        return torch.from_numpy(kept_along(value, axis, self.labels))
 
     def sizes(self, value: Labelled) -> tuple[int, ...]:
         """Return the shape of what stays."""
@@ -129,6 +129,10 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
     return Rewritten(small, indices, tuple(changed), stored)
 
 
+def _parts(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
     stack = list((call.node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]).partition("@")[0] if stack else ""
@@ -136,12 +140,12 @@ def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
     for name, after in arguments.items():
         before = call[name]
         pairs = [(before, after)]
-        if isinstance(after, list) and name != "normalized_shape":
-            pairs = list(zip(before, after, strict=True))
+        if isinstance(after, list):
+            pairs += zip(before, after, strict=True)
         found += [
             Changed(path, call.site, name, one, other)
             for one, other in pairs
-            if not isinstance(one, fx.Node) and one != other
+            if one != other and not any(isinstance(part, fx.Node) for part in _parts(one))
         ]
     return found
 
@@ -156,7 +160,9 @@ def cut_tensors_(
     for name, value in values.items():
         if not isinstance(value, Labelled) or not value.planes:
             continue
-        chosen = {axis: kept_along(value, axis, kept) for axis in sorted(value.axes)}
+        chosen = {
+            axis: torch.from_numpy(kept_along(value, axis, kept)) for axis in sorted(value.axes)
+        }
         chosen = {axis: own for axis, own in chosen.items() if len(own) < value.shape[axis]}
         if not chosen:
             continue

@@ -18,6 +18,7 @@ from karikomi.select import select
 from karikomi.shrink.account import Refit, ShrinkReport
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 from karikomi.torch.modules.codes import holds_codes
+from karikomi.torch.modules.parameters import check_values
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
 from karikomi.torch.shrinking.compensation.calibration import Pairs, lanes_of
 from karikomi.torch.shrinking.compensation.in_place import compensate_
@@ -287,7 +288,7 @@ def shrink(
     the same for whole heads and groups of convolutions instead of their inner units; or a budget for the whole network,
     a share in (0, 1] or a whole number: `parameters`, `macs`, `bytes`; or `ms`, measured on this machine on the example inputs.
 
-    `example_inputs`: a tensor, the tuple of arguments, or a mapping of keywords. `score`: a registered score (``karikomi list scores``) or one of
+    `example_inputs`: a tensor, the tuple of arguments, a mapping of keywords, or a pair of both. `score`: a registered score (``karikomi list scores``) or one of
     `karikomi.prune`; of all weights that a unit is found in, together. `data`, `loss`: as in `prune_`.
     `compensate`: with `data` and a target, re-fit what is left to the outputs of the original (below).
     `allocation`: "uniform", the same share of each group, or "global", by the scores relative to the mean of their group. `multiple_of`:
@@ -366,6 +367,10 @@ def shrink(
 def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(given, Mapping):
         return (), dict(given)
+    if isinstance(given, tuple) and len(given) == 2:
+        positional, named = given
+        if isinstance(positional, tuple) and isinstance(named, dict):
+            return positional, named
     return (given if isinstance(given, tuple) else (given,)), {}
 
 
@@ -376,6 +381,7 @@ def _check_module(module: nn.Module, inputs: tuple[Any, ...], options: dict[str,
             where=WHERE,
             hint="shrink before quantize_",
         )
+    check_values(dict(module.state_dict(keep_vars=True)), where=WHERE)
     try:
         with torch.no_grad():
             copied(module).eval()(*inputs, **options)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import string
 from typing import Any
 
+from karikomi.shrink.label_planes import Labelled, reshaped, varying
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, rule, shape_of
 from karikomi.torch.shrinking.operators.elementwise import on_channels
-from karikomi.torch.shrinking.planes import Labelled, reshaped, varying
 
 LETTERS = string.ascii_letters
 
@@ -81,7 +81,7 @@ def einsum(run: LabelRun, call: Call) -> Value:
         left = "".join(letter for letter in terms[0] if letter in out)
         value = run.reduce(values[0], gone, call.site)
         order = [left.index(letter) for letter in out]
-        return Labelled(shape, tuple(plane.permute(order) for plane in value.planes))
+        return Labelled(shape, tuple(plane.transpose(order) for plane in value.planes))
     return run.contract(values[0], terms[0], values[1], terms[1], out, call.site)
 
 
@@ -197,7 +197,6 @@ def _repeated(value: Labelled, heads: int) -> Labelled:
     times = heads // value.shape[axis]
     shape = tuple(heads if place == axis else size for place, size in enumerate(value.shape))
     planes = tuple(
-        plane.repeat_interleave(times, axis) if axis in varying(plane) else plane
-        for plane in value.planes
+        plane.repeat(times, axis) if axis in varying(plane) else plane for plane in value.planes
     )
     return Labelled(shape, planes)

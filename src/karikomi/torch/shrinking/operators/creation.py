@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from karikomi.shrink.label_planes import Labelled
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule, shape_of
-from karikomi.torch.shrinking.planes import Labelled
 
 
 @rule(

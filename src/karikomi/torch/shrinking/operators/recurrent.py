@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import numpy as np
 
+from karikomi.shrink.label_planes import Labelled, reshaped
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule
-from karikomi.torch.shrinking.planes import Labelled, reshaped
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -110,10 +110,8 @@ def _units(run: LabelRun, call: Call, state: Any) -> Labelled:
 def _side_by_side(run: LabelRun, call: Call, outs: list[Labelled]) -> Labelled:
     if len(outs) == 1:
         return run.current(outs[0], call.site)
-    parts = [
-        out.planes[0] if out.planes else torch.zeros(out.shape, dtype=torch.int64) for out in outs
-    ]
-    return run.current(Labelled((sum(len(p) for p in parts),), (torch.cat(parts),)), call.site)
+    parts = [out.planes[0] if out.planes else np.zeros(out.shape, np.int64) for out in outs]
+    return run.current(Labelled((sum(len(p) for p in parts),), (np.concatenate(parts),)), call.site)
 
 
 def _last_axis(value: Labelled, empty: Labelled) -> Labelled:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from karikomi.shrink.label_planes import Labelled
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule
-from karikomi.torch.shrinking.planes import Labelled
 
 STATISTICS = """
     mean amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod argmax
