@@ -6,6 +6,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """One layer that was re-fitted: its relative error on held-out data before and after, and whether it was kept.
+
+    `why`: the reason if it was not tried.
+    """
+
+    before: float = 0.0
+    after: float = 0.0
+    kept: bool = False
+    why: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShrinkReport:
     """The account of a shrink.
@@ -13,7 +26,9 @@ class ShrinkReport:
     `widths_before`, `widths_after`: layer name -> output units. `parameters_before`,
     `parameters_after`: numbers of the whole network, a shared one counted once. `left_alone`: layer
     name -> why units of it that look dead (or all of them) stayed, counted in the smaller network.
-    `max_difference`: the largest difference to the original's outputs, relative to the largest.
+    `max_difference`: the largest difference to the original's outputs, relative to the largest; measured
+    before anything is re-fitted. `compensation`: layer -> its re-fit, "" -> the whole network (its loss, or the relative distance
+    of its outputs to the original's).
 
     >>> report = ShrinkReport(
     ...     widths_before={"fc1": 300}, widths_after={"fc1": 191}, parameters_before=3000,
@@ -36,6 +51,7 @@ class ShrinkReport:
     literals: list[str] = field(default_factory=list)
     form: str = "module"
     latencies: list[tuple[float, float]] = field(default_factory=list)
+    compensation: dict[str, Refit] = field(default_factory=dict)
 
     @property
     def removed(self) -> int:
