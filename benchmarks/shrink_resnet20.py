@@ -30,7 +30,9 @@ RESIDUAL = ["conv1.*", "*.conv2.*"]
 TARGETS = {0.5: 73.0, 0.75: 88.3}
 
 
-def shrunk(module: nn.Module, data: Pair, *, compensate: bool, **target: float) -> tuple[nn.Module, float]:
+def shrunk(
+    module: nn.Module, data: Pair, *, compensate: bool, **target: float
+) -> tuple[nn.Module, float]:
     """Return the smaller network, and its share of the multiply-accumulates."""
     small, report = kk.torch.shrink(
         module,

@@ -143,7 +143,9 @@ def main() -> None:
     for name, module in networks.items():
         before = accuracy(module, test)
         found = [
-            first[best] if module is not small and seed == 0 else after_training(module, training, seed, test, name)
+            first[best]
+            if module is not small and seed == 0
+            else after_training(module, training, seed, test, name)
             for seed in range(arguments.seeds)
         ]
         shown = ", ".join(f"{100 * one:.2f}" for one in found)

@@ -65,7 +65,7 @@ def _judged(lanes: Sequence[Lane], loss: Callable[..., Any] | None) -> float:
     held = [lane for lane in lanes if lane.held]
     outputs = [lane.pair.small(*lane.batch.positional, **lane.batch.named) for lane in held]
     if loss is not None and all(lane.batch.targets is not MISSING for lane in held):
-        sizes = [len(lane.batch.tensors()[0]) for lane in held]
+        sizes = [lane.batch.examples for lane in held]
         losses = [float(loss(o, lane.batch.targets)) for o, lane in zip(outputs, held, strict=True)]
         return float(np.average(losses, weights=sizes))
     lost = energy = 0.0
@@ -85,19 +85,22 @@ class _Refitting:
         self.found: dict[str, Refit] = {}
         dense = lanes[0].pair.dense
         self._products = {one.call.node.name: one for one in products_of(dense)}
-        self._readers = Counter(
-            str(source.target)
+        reads = [
+            (str(source.target), id(self._raw(str(source.target))))
             for node in dense.graph.nodes
             for source in node.all_input_nodes
             if source.op == "get_attr"
-        )
+        ]
+        # By tensor: a tied one has several names.
+        times = Counter(tensor for _, tensor in reads)
+        self._readers = {name: times[tensor] for name, tensor in reads}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of the smaller graph that can change."""
         return {
             name: self._stored(name)
             for name in self._readers
-            if isinstance(self._stored(name), torch.Tensor)
+            if isinstance(self._raw(name), torch.Tensor)
         }
 
     def run_(self) -> dict[str, Refit]:
@@ -207,10 +210,12 @@ class _Refitting:
             for lane in self.lanes
         )
 
-    def _stored(self, name: str) -> Any:
+    def _stored(self, name: str) -> torch.Tensor:
+        return self._raw(name).detach()
+
+    def _raw(self, name: str) -> Any:
         owner, leaf = owner_of(self.lanes[0].pair.small, name)
-        found = getattr(owner, leaf)
-        return found.detach() if isinstance(found, torch.Tensor) else found
+        return getattr(owner, leaf)
 
 
 def moments(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:

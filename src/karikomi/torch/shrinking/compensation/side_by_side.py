@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from karikomi.errors import InvalidArgument
-from karikomi.torch.shrinking.planes import Labelled
+from karikomi.shrink.label_planes import Labelled
 from karikomi.torch.shrinking.rewriting import Kept, owner_of
 from karikomi.torch.tracing.batches import Batch
 
