@@ -1,9 +1,9 @@
 """A character LSTM with half of its hidden units: ``python benchmarks/shrink_lstm.py``.
 
-Tiny Shakespeare, the first 90 % to train on, perplexity on the rest; two layers of 512 hidden units, embedding 64. The dense network is
-trained for `--epochs` and, from these weights, for one more epoch. Beside it: half of the hidden units go, what is left is
-compensated on training text and trained for one epoch; and a network of that size is trained from scratch for as many
-epochs in all. Last weights. The first dense weights are stored in ``runs/``.
+Tiny Shakespeare, the first 90 % to train on, perplexity on the rest; two layers of 512 hidden units, embedding 64.
+The dense network is trained for `--epochs` and, from these weights, for one more epoch. Beside it: half of the
+hidden units go, what is left is compensated on training text and trained for one epoch; and a network of that size is
+trained from scratch for as many epochs in all. Last weights. The first dense weights are stored in ``runs/``.
 
     python benchmarks/shrink_lstm.py [--quick] [--epochs 2] [--seed 0]
 """

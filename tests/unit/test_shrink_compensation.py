@@ -1,4 +1,4 @@
-"""Compensation of a shrink: what is left is the least-squares fit to the dense network, and only stays where it helps."""
+"""Compensation of a shrink: what is left is the least-squares fit to the dense network, kept only where it helps."""
 
 from __future__ import annotations
 
@@ -182,23 +182,31 @@ def test_a_constant_goes_to_the_mean_of_the_batch_norm_that_follows() -> None:
 
 
 class Residual(nn.Module):
-    """A sum of two branches."""
+    """A sum of two branches, the second with a batch norm or without."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, norm: bool = False) -> None:
         super().__init__()
+        self.norm = nn.BatchNorm1d(5) if norm else nn.Identity()
         self.one, self.back = nn.Linear(3, 4), nn.Linear(4, 5, bias=False)
         self.other, self.last = nn.Linear(3, 5), nn.Linear(5, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs after the sum."""
         first = self.back(torch.relu(self.one(x)))
-        return self.last(first + self.other(x))
+        return self.last(first + self.norm(self.other(x)))
 
 
-def test_a_summand_makes_up_for_what_another_lacks() -> None:
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_summand_makes_up_for_what_another_lacks(norm: bool) -> None:
     # `back` has no bias, so that what it lacks of a constant is left to `other`, whose inputs have not changed.
-    net, data = Residual(), batches(32, 3)
+    net, data = Residual(norm=norm).eval(), batches(32, 3)
+    scale = torch.ones(5)
     with torch.no_grad():
+        if norm:
+            net.other.bias = None
+            net.norm.weight.copy_(torch.tensor([2.0, -0.5, 1.0, 3.0, 0.1]))
+            net.norm.running_var.copy_(torch.tensor([1.0, 4.0, 0.5, 1.0, 2.0]))
+            scale = (net.norm.running_var + net.norm.eps).sqrt() / net.norm.weight
         net.one.weight[:2] = 0.0
         net.one.bias[:2] = torch.tensor([0.2, 0.3])
         net.one.bias[2:] = 0.0
@@ -208,11 +216,12 @@ def test_a_summand_makes_up_for_what_another_lacks() -> None:
     with torch.no_grad():
         x = torch.cat(data[:4])
         left = small.back(torch.relu(small.one(x)))
-        targets = net.other(x) + net.back(torch.relu(net.one(x))) - left
+        targets = net.other(x) + scale * (net.back(torch.relu(net.one(x))) - left)
     start = net.other.weight.detach().double().numpy()
     weights, constants = ridge(x.double().numpy(), targets.double().numpy(), start)
     np.testing.assert_allclose(small.other.weight.detach().numpy(), weights, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(small.other.bias.detach().numpy(), constants, rtol=1e-3, atol=1e-4)
+    got = -small.norm.running_mean if norm else small.other.bias.detach()
+    np.testing.assert_allclose(got.numpy(), constants, rtol=1e-3, atol=1e-4)
 
 
 class Literal(nn.Module):

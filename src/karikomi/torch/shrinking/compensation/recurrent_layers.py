@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -27,7 +26,7 @@ Tensors = list[torch.Tensor]
 
 @dataclass(slots=True)
 class _Layer:
-    """One layer over all lanes: weights and biases of both networks, inputs, first states, and what stays of rows and units."""
+    """One layer over all lanes: weights of both networks, inputs and first states, and which rows and units stay."""
 
     call: Call
     lanes: Sequence[Lane]
@@ -77,14 +76,14 @@ class _Layer:
                     self.before(dense[number], self.first[number][0][0]),
                 )
                 left = (self.inputs[number][1], states[number])
-                targets = sum(self._product(full[side], side) for side in block)
+                targets = torch.stack([self._product(full[side], side) for side in block]).sum(0)
                 joint = torch.cat([left[side] for side in block], -1)
                 name = self.call.site
                 sums.add(Reading(name=name, weight=weights[0], inputs=joint, outputs=None), targets)
             self._solve_(new, sums, block)
         return new
 
-    def _product(self, value: torch.Tensor, side: int) -> Any:
+    def _product(self, value: torch.Tensor, side: int) -> torch.Tensor:
         bias = self.dense[side + 2][self.rows] if len(self.dense) > 2 else None
         return F.linear(value, self.dense[side][self.rows], bias)
 
