@@ -1,9 +1,9 @@
 """A character LSTM with half of its hidden units: ``python benchmarks/shrink_lstm.py``.
 
-Tiny Shakespeare, the first 90 % to train on, perplexity on the rest; two layers of 512 hidden units, embedding 64. The dense network is
-trained for `--epochs` and, from these weights, for one more epoch. Beside it: half of the hidden units go, what is left is
-compensated on training text and trained for one epoch; and a network of that size is trained from scratch for as many
-epochs in all. Last weights. The first dense weights are stored in ``runs/``.
+Tiny Shakespeare, the first 90 % to train on, perplexity on the rest; two layers of 512 hidden units, embedding 64.
+The dense network is trained for `--epochs` and, from these weights, for one more epoch. Beside it: half of the
+hidden units go, what is left is compensated on training text and trained for one epoch; and a network of that size is
+trained from scratch for as many epochs in all. Last weights. The first dense weights are stored in ``runs/``.
 
     python benchmarks/shrink_lstm.py [--quick] [--epochs 2] [--seed 0]
 """
@@ -54,7 +54,9 @@ def text() -> tuple[torch.Tensor, torch.Tensor, int]:
     return numbers[:cut], numbers[cut:], len(kinds)
 
 
-def windows(numbers: torch.Tensor, seed: int | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def windows(
+    numbers: torch.Tensor, seed: int | None = None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return batches of inputs and next characters: each place once, in random order if there is a seed."""
     count = (len(numbers) - 1) // STEPS
     x = numbers[: count * STEPS].reshape(count, STEPS)
@@ -120,10 +122,14 @@ def main() -> None:
         dense, calibration[0][0], width=0.5, exclude="embedding.*", data=calibration, loss=loss
     )
     print(f"dense, {epochs} epochs: {perplexity(dense, valid):.3f}")
-    print(f"half of the units: {perplexity(plain, valid):.3f}, compensated: {perplexity(small, valid):.3f}")
+    print(
+        f"half of the units: {perplexity(plain, valid):.3f}, compensated: {perplexity(small, valid):.3f}"
+    )
     share = report.parameters_after / report.parameters_before
     times = [milliseconds(one, (example,), {}, runs=101) for one in (dense, small)]
-    print(f"parameters: {share:.3f} (at most 0.35); a step: {times[1] / times[0]:.2f} of the time (at most 0.6)")
+    print(
+        f"parameters: {share:.3f} (at most 0.35); a step: {times[1] / times[0]:.2f} of the time (at most 0.6)"
+    )
     scratch = Characters(kinds, 256)
     results = {}
     longer = copy.deepcopy(dense)

@@ -1,9 +1,9 @@
 """A trained ResNet-20 with its inner widths reduced: ``python benchmarks/shrink_resnet20.py``.
 
-CIFAR-10, weights as published, 1,000 training images for the compensation and no training: accuracy on all 10,000 test images
-with half and three quarters of the inner channels, as shrunk, with batch norms re-estimated only, and compensated.
-`--train`: then five epochs at 0.73 of the multiply-accumulates, last weights (ModelOpt's notebook: 90.28 % after 120 epochs
-from 90.97 %). No choice uses the test images.
+CIFAR-10, weights as published, 1,000 training images for the compensation and no training: accuracy on all 10,000
+test images with half and three quarters of the inner channels, as shrunk, with batch norms re-estimated only, and
+compensated. `--train`: then five epochs at 0.73 of the multiply-accumulates, last weights (ModelOpt's notebook: 90.28 %
+after 120 epochs from 90.97 %). No choice uses the test images.
 
     python benchmarks/shrink_resnet20.py [--quick] [--train]
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ RESIDUAL = ["conv1.*", "*.conv2.*"]
 TARGETS = {0.5: 73.0, 0.75: 88.3}
 
 
-def shrunk(module: nn.Module, data: Pair, *, compensate: bool, **target: float) -> tuple[nn.Module, float]:
+def shrunk(
+    module: nn.Module, data: Pair, *, compensate: bool, **target: Any
+) -> tuple[nn.Module, float]:
     """Return the smaller network, and its share of the multiply-accumulates."""
     small, report = kk.torch.shrink(
         module,

@@ -1,9 +1,9 @@
-"""A trained ResNet-56 at 2.1 times fewer multiply-accumulates, paired with Torch-Pruning: ``python benchmarks/shrink_resnet56.py``.
+"""A trained ResNet-56 at 2.1 times fewer MACs, paired with Torch-Pruning: ``python benchmarks/shrink_resnet56.py``.
 
-CIFAR-10, weights as published (93.39 %), then one epoch on 10,000 training images, last weights, several seeds. The shortcuts of
-both are fixed 1 x 1 convolutions, which Torch-Pruning can follow. Its importance is the best of several by
-the accuracy after training with the first seed (on the test images: in its favour). Both see the same 1,000 training images
-before training: ours for the compensation, Torch-Pruning for gradients.
+CIFAR-10, weights as published (93.39 %), then one epoch on 10,000 training images, last weights, several seeds. The
+shortcuts of both are fixed 1 x 1 convolutions, which Torch-Pruning can follow. Its importance is the best of several
+by the accuracy after training with the first seed (on the test images: in its favour). Both see the same 1,000 training
+images before training: ours for the compensation, Torch-Pruning for gradients.
 
     python benchmarks/shrink_resnet56.py [--quick] [--seeds 3]
 """
@@ -143,7 +143,9 @@ def main() -> None:
     for name, module in networks.items():
         before = accuracy(module, test)
         found = [
-            first[best] if module is not small and seed == 0 else after_training(module, training, seed, test, name)
+            first[best]
+            if module is not small and seed == 0
+            else after_training(module, training, seed, test, name)
             for seed in range(arguments.seeds)
         ]
         shown = ", ".join(f"{100 * one:.2f}" for one in found)

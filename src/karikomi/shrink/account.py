@@ -27,8 +27,8 @@ class ShrinkReport:
     `parameters_after`: numbers of the whole network, a shared one counted once. `left_alone`: layer
     name -> why units of it that look dead (or all of them) stayed, counted in the smaller network.
     `max_difference`: the largest difference to the original's outputs, relative to the largest; measured
-    before anything is re-fitted. `compensation`: layer -> its re-fit, "" -> the whole network (its loss, or the relative distance
-    of its outputs to the original's).
+    before anything is re-fitted. `compensation`: layer -> its re-fit, "" -> the whole network (its loss, or the
+    relative distance of its outputs to the original's).
 
     >>> report = ShrinkReport(
     ...     widths_before={"fc1": 300}, widths_after={"fc1": 191}, parameters_before=3000,

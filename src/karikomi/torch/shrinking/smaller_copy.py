@@ -23,8 +23,8 @@ from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.parameters import check_values, unwrapped
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED, TRANSPOSED, layouts
 from karikomi.torch.shrinking.any_batch import for_any_batch
-from karikomi.torch.shrinking.compensation.calibration import Pairs, lanes_of
 from karikomi.torch.shrinking.compensation.in_place import compensate_
+from karikomi.torch.shrinking.compensation.lanes import Pairs, lanes_of
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
 from karikomi.torch.shrinking.dead_units import DeadUnits
@@ -337,12 +337,13 @@ def shrink(
     and on random inputs. Where a norm, a softmax or a mean is taken over entries of which some went, its statistics change (as they do in
     any tool); both sides of the proof then use its affine part, and ``report.statistics`` has the places.
 
-    With `compensate`, each linear layer and convolution whose inputs have changed is re-fitted by least squares in the
-    order of the forward pass, ``min |Y - W X - c|^2 + 0.01 mean(diag(X X^T)) |W - W_0|^2``: Y are its outputs in the original, X its inputs in the
-    smaller network, c goes to the bias or to the mean of the batch norm that follows; other batch norms are re-estimated. A fifth of the
-    batches is held out: a layer whose error there is no lower stays as it was, and so do all of them if the `loss` (without one, the distance of
-    the outputs) of the whole network is no lower; ``report.compensation`` has the errors. The first batches are used whose
-    activations fit in 4 GiB.
+    With `compensate`, each linear layer, convolution and recurrent layer whose inputs have changed is re-fitted by
+    least squares in the order of the forward pass, ``min |Y - W X - c|^2 + 0.01 mean(diag(X X^T)) |W - W_0|^2``: Y are
+    its outputs in the original, X its inputs in the smaller network, c goes to the bias or to the mean of the batch norm
+    that follows; other batch norms are re-estimated. A fifth of the batches is held out: a layer whose error there is no
+    lower stays as it was, and so do all of them if the `loss` (without one, the distance of the outputs) of the whole
+    network is no lower; ``report.compensation`` has the errors. Those first batches are used whose activations fit in
+    4 GiB.
 
     Raises `Unsupported` with the source line if the module cannot be exported, if nothing can go, or if the proof fails; `InvalidArgument` for
     inputs that do not run, for two targets, and for a budget that is too small.

@@ -35,13 +35,14 @@ NO_BETTER = "the outputs of the whole network were no better"
 
 @torch.no_grad()
 def compensate_(lanes: Sequence[Lane], loss: Callable[..., Any] | None = None) -> dict[str, Refit]:
-    """Re-fit the layers of the smaller graph, in place; return layer -> what that did to its error on held-out data.
+    """Re-fit the layers of the smaller graph, in place; return layer -> its error on held-out data before and after.
 
-    ``min |Y - W X - c|^2 + damping mean(diag(X X^T)) |W - W_0|^2`` over W and c, for each product with a stored weight: Y are its dense
-    outputs (and what another summand of the same sum lacks by now), X its inputs in the smaller network, re-fitted up to there. c
-    goes to the bias, or to the mean of the batch norm that follows. A batch norm that follows no such layer is re-estimated. What
-    is not better on the held-out lanes is not kept; nothing is, if the loss of the whole network (or, without one, the
-    distance of its outputs to the dense ones, which the name "" has) is no better in the end.
+    ``min |Y - W X - c|^2 + damping mean(diag(X X^T)) |W - W_0|^2`` over W and c, for each product with a stored
+    weight: Y are its dense outputs (and what another summand of the same sum lacks by now), X its inputs in the
+    smaller network, re-fitted up to there. c goes to the bias, or to the mean of the batch norm that follows. A
+    batch norm that follows no such layer is re-estimated. What is not better on the held-out lanes is not kept;
+    nothing is, if the loss of the whole network (or, without one, the distance of its outputs to the dense ones) is
+    no better in the end; this has the name "".
     """
     refitting = _Refitting(lanes)
     stored = refitting.tensors()
@@ -54,8 +55,8 @@ def compensate_(lanes: Sequence[Lane], loss: Callable[..., Any] | None = None) -
         for name, tensor in stored.items():
             tensor.copy_(before[name])
         layers = {
-            name: replace(one, kept=False, why=NO_BETTER) if one.kept else one
-            for name, one in layers.items()
+            name: replace(refit, kept=False, why=NO_BETTER) if refit.kept else refit
+            for name, refit in layers.items()
         }
     return {WHOLE: Refit(then, now, kept), **layers}
 
@@ -65,15 +66,15 @@ def _judged(lanes: Sequence[Lane], loss: Callable[..., Any] | None) -> float:
     held = [lane for lane in lanes if lane.held]
     outputs = [lane.pair.small(*lane.batch.positional, **lane.batch.named) for lane in held]
     if loss is not None and all(lane.batch.targets is not MISSING for lane in held):
-        sizes = [len(lane.batch.tensors()[0]) for lane in held]
+        sizes = [lane.batch.examples for lane in held]
         losses = [float(loss(o, lane.batch.targets)) for o, lane in zip(outputs, held, strict=True)]
         return float(np.average(losses, weights=sizes))
     lost = energy = 0.0
     for lane, got in zip(held, outputs, strict=True):
         dense = lane.pair.dense(*lane.batch.positional, **lane.batch.named)
-        for one, other in zip(leaves(dense), leaves(got), strict=True):
-            lost += float((one.double() - other.double()).square().sum())
-            energy += float(one.double().square().sum())
+        for expected, found in zip(leaves(dense), leaves(got), strict=True):
+            lost += float((expected.double() - found.double()).square().sum())
+            energy += float(expected.double().square().sum())
     return error_ratio(lost, energy)
 
 
@@ -84,20 +85,23 @@ class _Refitting:
         self.lanes = lanes
         self.found: dict[str, Refit] = {}
         dense = lanes[0].pair.dense
-        self._products = {one.call.node.name: one for one in products_of(dense)}
-        self._readers = Counter(
-            str(source.target)
+        self._products = {item.call.node.name: item for item in products_of(dense)}
+        reads = [
+            (str(source.target), id(self._raw(str(source.target))))
             for node in dense.graph.nodes
             for source in node.all_input_nodes
             if source.op == "get_attr"
-        )
+        ]
+        # By tensor: a tied one has several names.
+        times = Counter(tensor for _, tensor in reads)
+        self._readers = {name: times[tensor] for name, tensor in reads}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of the smaller graph that can change."""
         return {
             name: self._stored(name)
             for name in self._readers
-            if isinstance(self._stored(name), torch.Tensor)
+            if isinstance(self._raw(name), torch.Tensor)
         }
 
     def run_(self) -> dict[str, Refit]:
@@ -157,7 +161,7 @@ class _Refitting:
         return fit, held
 
     def _scale(self, norm: fx.Node) -> torch.Tensor:
-        """Return by what a difference behind a batch norm is multiplied to get the one before it, 0 where nothing does."""
+        """Return the factor from a difference behind a batch norm to the one before it, 0 where none makes it."""
         call = call_of(norm)
         scale = (self._stored(str(call["running_var"].target)) + call["eps"]).sqrt()
         if call["weight"] is not None:
@@ -186,14 +190,15 @@ class _Refitting:
 
     def _norm_error(self, call: Call, statistics: Sequence[torch.Tensor]) -> float:
         lost = energy = 0.0
-        affine = [
+        gain, bias = (
             None if call[leaf] is None else self._stored(str(call[leaf].target))
             for leaf in ("weight", "bias")
-        ]
+        )
+        mean, variance = statistics
         for lane in self.lanes:
             if lane.held:
                 given = lane.small[call["input"].name]
-                got = F.batch_norm(given, *statistics, *affine, eps=call["eps"])
+                got = F.batch_norm(given, mean, variance, gain, bias, eps=call["eps"])
                 expected = lane.kept(call.node.name)
                 lost += float((expected - got).double().square().sum())
                 energy += float(expected.double().square().sum())
@@ -207,10 +212,12 @@ class _Refitting:
             for lane in self.lanes
         )
 
-    def _stored(self, name: str) -> Any:
+    def _stored(self, name: str) -> torch.Tensor:
+        return self._raw(name).detach()
+
+    def _raw(self, name: str) -> Any:
         owner, leaf = owner_of(self.lanes[0].pair.small, name)
-        found = getattr(owner, leaf)
-        return found.detach() if isinstance(found, torch.Tensor) else found
+        return getattr(owner, leaf)
 
 
 def moments(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:

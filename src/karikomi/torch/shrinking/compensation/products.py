@@ -19,8 +19,8 @@ from karikomi.torch.tracing.windows import window_of
 class Place:
     """A product that can be re-fitted.
 
-    `bias`: the stored tensor that takes a constant. `mean`: that of a batch norm that follows, which takes it with the other
-    sign. `norm`: the norm. `added`: the node that is added to the result, with the sum in between `path`.
+    `bias`: the stored tensor that takes a constant. `mean`: that of the `norm` that follows, which takes it with the
+    other sign. `added`: the node that is added to the result.
     """
 
     product: Product
@@ -103,6 +103,6 @@ def _summand(node: fx.Node, known: Collection[str]) -> str | None:
         return None
     if call_of(user)["alpha"] != 1:
         return None
-    ((other,),) = [[one for one in user.all_input_nodes if one is not node]]
-    shapes = [getattr(one.meta.get("val"), "shape", None) for one in (node, other)]
+    (other,) = (source for source in user.all_input_nodes if source is not node)
+    shapes = [getattr(source.meta.get("val"), "shape", None) for source in (node, other)]
     return other.name if other.name in known and shapes[0] == shapes[1] else None

@@ -26,7 +26,7 @@ Tensors = list[torch.Tensor]
 
 @dataclass(slots=True)
 class _Layer:
-    """One layer over all lanes: weights and biases of both networks, inputs, first states, and what stays of rows and units."""
+    """One layer over all lanes: weights of both networks, inputs and first states, and which rows and units stay."""
 
     call: Call
     lanes: Sequence[Lane]
@@ -71,18 +71,19 @@ class _Layer:
             for number, lane in enumerate(self.lanes):
                 if lane.held:
                     continue
-                full = (self.inputs[number][0], self.before(dense[number], self.first[number][0][0]))
+                full = (
+                    self.inputs[number][0],
+                    self.before(dense[number], self.first[number][0][0]),
+                )
                 left = (self.inputs[number][1], states[number])
-                targets = sum(self._product(full[side], side) for side in block)
+                targets = torch.stack([self._product(full[side], side) for side in block]).sum(0)
                 joint = torch.cat([left[side] for side in block], -1)
                 name = self.call.site
-                sums.add(
-                    Reading(name=name, weight=weights[0], inputs=joint, outputs=None), targets
-                )
+                sums.add(Reading(name=name, weight=weights[0], inputs=joint, outputs=None), targets)
             self._solve_(new, sums, block)
         return new
 
-    def _product(self, value: torch.Tensor, side: int) -> Any:
+    def _product(self, value: torch.Tensor, side: int) -> torch.Tensor:
         bias = self.dense[side + 2][self.rows] if len(self.dense) > 2 else None
         return F.linear(value, self.dense[side][self.rows], bias)
 
@@ -119,7 +120,11 @@ def refit_recurrent_(call: Call, lanes: Sequence[Lane]) -> dict[str, Refit]:
     states = call["hx"] if call.name == "lstm" else [call["hx"]]
     name = str(params[0].target)
     if call["bidirectional"] or len(params) != each * call["num_layers"]:
-        return {name: Refit(why="recurrent layers in two directions or with projections are not re-fitted")}
+        return {
+            name: Refit(
+                why="recurrent layers in two directions or with projections are not re-fitted"
+            )
+        }
     if any(node.op != "get_attr" for node in params) or first.dense[call["input"].name].dim() != 3:
         return {name: Refit(why="its weights are computed, or its inputs have no batch")}
     inputs = [(lane.dense[call["input"].name], lane.small[call["input"].name]) for lane in lanes]

@@ -6,12 +6,13 @@ runs once per batch. In memory are the activations of all batches at one place o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from karikomi.errors import InvalidArgument
 from karikomi.shrink.label_planes import Labelled
@@ -30,7 +31,7 @@ class Pair:
 
 @dataclass(slots=True)
 class Lane:
-    """One batch in both graphs of a pair: the values that are still needed, by name of their node. `held`: out of the fit."""
+    """One batch in both graphs of a pair, with the values that are still needed. `held`: out of the fit."""
 
     pair: Pair
     batch: Batch
@@ -40,11 +41,11 @@ class Lane:
 
     def start(self) -> None:
         """Set the inputs."""
-        flat, _ = torch.utils._pytree.tree_flatten((self.batch.positional, dict(self.batch.named)))
+        flat = [value for _, value in inputs_of(self.batch.positional, self.batch.named)]
         for graph, values in ((self.pair.dense, self.dense), (self.pair.small, self.small)):
             values.clear()
             places = [node for node in graph.graph.nodes if node.op == "placeholder"]
-            values.update({node.name: one for node, one in zip(places, flat, strict=True)})
+            values.update({node.name: value for node, value in zip(places, flat, strict=True)})
 
     def kept(self, name: str) -> torch.Tensor:
         """Return what stays of the dense value of a node."""
@@ -100,7 +101,7 @@ class SideBySide:
             owner, leaf = owner_of(graph, str(node.target))
             values[name] = getattr(owner, leaf)
         elif node.op == "call_function":
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n.name])
             values[name] = node.target(*args, **kwargs)
 
     def _forget(self, lane: Lane, name: str) -> None:
@@ -108,6 +109,18 @@ class SideBySide:
         for graph, values in ((lane.pair.dense, lane.dense), (lane.pair.small, lane.small)):
             for gone in self._last[id(graph)].get(name, ()):
                 del values[gone]
+
+
+def inputs_of(*values: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what values of tuples, lists and mappings are made of, in order, with its place."""
+    for number, value in enumerate(values):
+        place = f"{at}/{number}"
+        if isinstance(value, Mapping):
+            yield from inputs_of(*value.values(), at=f"{place}{list(value)}")
+        elif isinstance(value, tuple | list):
+            yield from inputs_of(*value, at=place)
+        else:
+            yield place, value
 
 
 def last_reads(nodes: Iterable[fx.Node]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import InvalidArgument
-from karikomi.torch.shrinking.compensation.side_by_side import Lane, Pair, last_reads
+from karikomi.torch.shrinking.compensation.side_by_side import Lane, Pair, inputs_of, last_reads
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.label_run import LabelRun, Propagated, shape_of
 from karikomi.torch.shrinking.rewriting import Kept, Rewritten, owner_of, rewritten
@@ -41,7 +41,7 @@ class Pairs:
         example: tuple[tuple[Any, ...], dict[str, Any]],
         dynamic: bool,
     ) -> None:
-        self._module, self._whole, self._dynamic = module, whole, dynamic
+        self.module, self._whole, self._dynamic = module, whole, dynamic
         self._found, self._done, self._kept = found, done, kept
         self.first = Pair(graph, done.graph, Kept(found.values, kept))
         self._known = {self._signature(*example): self.first}
@@ -62,12 +62,14 @@ class Pairs:
         return self._known[signature]
 
     def _signature(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
-        flat, tree = torch.utils._pytree.tree_flatten((inputs, options))
-        shapes = () if self._dynamic else tuple(getattr(one, "shape", one) for one in flat)
-        return str(tree), shapes
+        shapes = (
+            (place, None if self._dynamic else getattr(value, "shape", value))
+            for place, value in inputs_of(inputs, options)
+        )
+        return tuple(shapes)
 
     def _exported(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pair:
-        graph = exported(self._module, inputs, options)
+        graph = exported(self.module, inputs, options)
         found = LabelRun(graph, whole=self._whole).run()
         kept = self._transferred(found)
         small = rewritten(graph, found, kept).graph
@@ -95,9 +97,7 @@ def lanes_of(pairs: Pairs, data: Iterable[Any]) -> list[Lane]:
     """
     batches: list[Batch] = []
     left = float(MEMORY)
-    tensors = [*pairs.first.dense.parameters(), *pairs.first.dense.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    for batch in _divided(batches_of(data, device, where=WHERE)):
+    for batch in _divided(batches_of(data, pairs.module, where=WHERE)):
         left -= 2 * _peak(pairs.of(batch).dense)
         if left < 0 and len(batches) > 1:
             break
@@ -114,7 +114,7 @@ def _divided(batches: Iterator[Batch]) -> Iterator[Batch]:
     if second is not None:
         yield from (first, second, *batches)
         return
-    sizes = {len(one) if one.dim() else 0 for one in first.tensors()}
+    sizes = {len(tensor) if tensor.dim() else 0 for tensor in first.tensors()}
     size = min(sizes, default=0)
     if len(sizes) != 1 or size < 2:
         raise InvalidArgument(
@@ -125,7 +125,7 @@ def _divided(batches: Iterator[Batch]) -> Iterator[Batch]:
         )
     cut = size - max(size // HELD_OUT, 1)
     for part in (slice(cut), slice(cut, None)):
-        own = first.inputs(lambda one, part=part: one[part])
+        own = first.inputs(lambda tensor, part=part: tensor[part])
         targets = first.targets
         if targets is not MISSING and isinstance(targets, torch.Tensor):
             targets = targets[part]
