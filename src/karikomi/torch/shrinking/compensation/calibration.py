@@ -41,7 +41,7 @@ class Pairs:
         example: tuple[tuple[Any, ...], dict[str, Any]],
         dynamic: bool,
     ) -> None:
-        self._module, self._whole, self._dynamic = module, whole, dynamic
+        self.module, self._whole, self._dynamic = module, whole, dynamic
         self._found, self._done, self._kept = found, done, kept
         self.first = Pair(graph, done.graph, Kept(found.values, kept))
         self._known = {self._signature(*example): self.first}
@@ -67,7 +67,7 @@ class Pairs:
         return str(tree), shapes
 
     def _exported(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pair:
-        graph = exported(self._module, inputs, options)
+        graph = exported(self.module, inputs, options)
         found = LabelRun(graph, whole=self._whole).run()
         kept = self._transferred(found)
         small = rewritten(graph, found, kept).graph
@@ -95,9 +95,7 @@ def lanes_of(pairs: Pairs, data: Iterable[Any]) -> list[Lane]:
     """
     batches: list[Batch] = []
     left = float(MEMORY)
-    tensors = [*pairs.first.dense.parameters(), *pairs.first.dense.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    for batch in _divided(batches_of(data, device, where=WHERE)):
+    for batch in _divided(batches_of(data, pairs.module, where=WHERE)):
         left -= 2 * _peak(pairs.of(batch).dense)
         if left < 0 and len(batches) > 1:
             break
