@@ -36,14 +36,31 @@ def only(*backends: str) -> Callable:
     """Return a decorator that keeps a test where the backend is one of these, and drops it elsewhere."""
 
     def keep(test: Callable) -> Callable | None:
-        return test if BACKEND in backends else None
+        if BACKEND not in backends:
+            return None
+        test.everywhere = True  # type: ignore[attr-defined]
+        return test
 
     return keep
 
 
+def taken(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests of a lane: all in a full run, else each by one of the other backends, in turn."""
+    if FULL or "KARIKOMI_LANE" not in os.environ:
+        return items
+
+    def here(item: pytest.Item) -> bool:
+        function = item.nodeid.partition("[")[0]
+        return hasattr(getattr(item, "function", None), "everywhere") or (
+            turns(OTHERS, function) == [BACKEND]
+        )
+
+    return [item for item in items if here(item)]
+
+
 def run_under(backend: str, *arguments: str | Path) -> str:
     """Run pytest with these arguments in a process of its own whose Keras has this backend."""
-    environment = {**os.environ, "KERAS_BACKEND": backend}
+    environment = {**os.environ, "KERAS_BACKEND": backend, "KARIKOMI_LANE": backend}
     # Of the run around this one, which may itself be a worker.
     for name in [name for name in environment if name.startswith("PYTEST_")]:
         del environment[name]

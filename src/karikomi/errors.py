@@ -54,7 +54,7 @@ Refused = Unsupported
 """Alias of `Unsupported`."""
 
 
-class NonFinite(KarikomiError, ArithmeticError):
+class NonFinite(KarikomiError, ArithmeticError, RuntimeError):
     """Gradients, weights or scores with NaN or infinite entries, where the policy is to raise."""
 
 

@@ -10,6 +10,9 @@ from karikomi.errors import UnknownName, check, suggest
 
 Value = TypeVar("Value")
 
+NOT_SELECTED = "not selected"
+"""Why a transform left a tensor alone that `only` does not match, or `exclude` does."""
+
 
 def select(
     names: Iterable[str],
@@ -28,13 +31,15 @@ def select(
     """
     known = list(names)
     wanted, unwanted = _patterns(only, f"{where}: only"), _patterns(exclude, f"{where}: exclude")
+    if not known:
+        raise UnknownName("there is no tensor to select from", where=where)
     kept = set(known) if only is None else _matching(known, wanted, where=where)
     dropped = _matching(known, unwanted, where=where)
     chosen = [name for name in known if name in kept and name not in dropped]
     if not chosen:
-        raise UnknownName(
-            "the selection leaves no tensor", where=where, got=f"only={only!r}, exclude={exclude!r}"
-        )
+        given = {"only": only, "exclude": exclude}
+        said = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+        raise UnknownName("the selection leaves no tensor", where=where, got=said)
     return chosen
 
 

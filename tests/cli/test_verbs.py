@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from karikomi import __version__, pack, registry
 from karikomi.cli.app import VERBS, main
+from karikomi.cli.array_files import read_arrays
 
 SOURCE = Path(__file__).parents[2] / "src"
 HELP_SECONDS = 0.25
@@ -67,11 +68,19 @@ def good(*arguments: object) -> dict[str, Any]:
 
 
 def bad(*arguments: object) -> str:
-    """Call a verb that must fail, and return the one line on stderr that says why."""
+    """Call a verb that must fail, and return the one line on stderr that says why.
+
+    With ``--json`` the same stands on stdout as one object.
+    """
     result = run(*arguments)
     assert result.exit_code == 1, result.output
-    assert result.stdout == ""
     lines = result.stderr.splitlines()
+    if "--json" in arguments:
+        found = json.loads(result.stdout)
+        assert lines == [f"karikomi: error: {found['error']}"]
+        assert (sorted(found), found["exit_code"]) == (["error", "exit_code", "kind"], 1)
+    else:
+        assert result.stdout == ""
     assert len(lines) == 1 and lines[0].startswith("karikomi: error: "), result.stderr
     return lines[0]
 
@@ -204,6 +213,27 @@ def test_bad_usage_ends_with_2(arguments: list[str], said: str) -> None:
     assert said in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        (["inspect", "--json"], "MissingParameter", "'FILE'"),
+        (["inspect", "x", "--json", "--nope"], "NoSuchOption", "--nope"),
+        (["pakc", "--json"], "UsageError", "did you mean 'pack'"),
+        (["sweep", "--json", "--seeds", "0"], "BadParameter", "0 is not in the range"),
+        (["--json", "inspect", "x"], "UsageError", "needs --version"),
+        (["--nope", "inspect", "x", "--json"], "NoSuchOption", "--nope"),
+    ],
+)
+def test_bad_usage_is_json_where_json_is_asked_for(
+    arguments: list[str], kind: str, said: str
+) -> None:
+    result = run(*arguments)
+    found = json.loads(result.stdout)
+    assert (found["kind"], found["exit_code"], result.exit_code) == (kind, 2, 2)
+    assert said in found["error"] and "Usage:" in result.stderr
+    assert run("inspect", "--", "--json").stdout == "", "a file that is called so"
+
+
 def test_no_verb_shows_the_help_and_ends_with_2() -> None:
     result = run()
     assert result.exit_code == 2
@@ -219,7 +249,11 @@ def test_a_defect_of_ours_keeps_its_traceback(
     monkeypatch.setattr(pack, "inspect", broken)
     result = run("inspect", packed)
     assert isinstance(result.exception, ZeroDivisionError)
-    assert "karikomi: error" not in result.output
+    assert "karikomi: error" not in result.output and result.stdout == ""
+    again = run("inspect", packed, "--json")
+    assert isinstance(again.exception, ZeroDivisionError)
+    kind = {"error": "ZeroDivisionError: ours", "kind": "ZeroDivisionError", "exit_code": 1}
+    assert json.loads(again.stdout) == kind
 
 
 # pack, unpack, inspect
@@ -367,6 +401,54 @@ def test_a_hostile_npz(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "x.karikomi").exists()
 
 
+@pytest.mark.parametrize("verb", ["inspect", "unpack"])
+@pytest.mark.parametrize(
+    "content",
+    [b"import os\nprint(1)\n", b"PK\3\4" + b"\0" * 99, b'{"a": 1}' * 9],
+    ids=["code", "zip", "json"],
+)
+def test_a_file_of_another_kind_is_called_that(verb: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content)
+    out = [tmp_path / "y.safetensors"] if verb == "unpack" else []
+    assert "neither a .karikomi nor a safetensors file" in bad(verb, tmp_path / "x", *out)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("scores", "score"), ("penalties", "penalty"), ("task s", "task")]
+)
+def test_a_kind_that_is_nearly_right_is_named(given: str, meant: str) -> None:
+    result = run("list", given)
+    assert result.exit_code == 2
+    assert f"'{given}' is not one of 'clip'" in result.stderr
+    assert f"did you mean '{meant}'?" in result.stderr
+
+
+def test_checkpoints_of_today_are_packed_and_unpacked(tmp_path: Path) -> None:
+    # The four numbers 1, 2, -1, 0 of each type, and three groups of one scale.
+    bits = {"BF16": "803f0040 80bf0000", "F8_E4M3": "3840b800", "F8_E5M2": "3c40bc00"}
+    payloads = {name: bytes.fromhex(text) for name, text in bits.items()} | {"F8_E8M0": b"\x7f" * 4}
+    at, directory = 0, {}
+    for name, payload in payloads.items():
+        span = [at, at := at + len(payload)]
+        directory[name] = {"dtype": name, "shape": [2, 2], "data_offsets": span}
+    source, packed, back = (
+        tmp_path / name for name in ("a.safetensors", "a.karikomi", "b.safetensors")
+    )
+    source.write_bytes(_header(json.dumps(directory).encode()) + b"".join(payloads.values()))
+    good("pack", source, packed)
+    good("unpack", packed, back)
+    found = read_arrays(back)
+    assert {name: found[name].tobytes() for name in payloads} == payloads
+    for name in bits:
+        assert found[name].astype("f4").tolist() == [[1, 2], [-1, 0]]
+    codecs = {
+        one["name"]: one["quantizer"]
+        for one in good("pack", source, packed, "--bits", 8)["tensors"]
+    }
+    assert codecs["BF16"].startswith("uniform 8 bits")
+    assert {codecs[name] for name in codecs.keys() - {"BF16"}} == {"none"}
+
+
 def _header(text: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
@@ -378,7 +460,7 @@ def _header(text: bytes) -> bytes:
         b"\xff" * 64,
         _header(b"{"),
         _header(b'{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
-        _header(b'{"w":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}') + b"\0\0",
+        _header(b'{"w":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}}') + b"\0\0\0",
         _header(b'{"\x1b[31mw":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}') + b"\0" * 4,
     ],
 )
@@ -466,12 +548,41 @@ def test_audit_names_the_damage(task: Path, tmp_path: Path) -> None:
 
 
 def test_audit_says_what_does_not_fit(task: Path, stored: Path, packed: Path) -> None:
-    assert "a tensor of the module is missing" in bad("audit", stored, packed, "--task", task)
+    assert "the file and the module are different networks" in bad(
+        "audit", stored, packed, "--task", task
+    )
     assert "did you mean 'digits'" in bad("audit", stored, packed, "--task", "digit")
     assert "no such file" in bad("audit", stored.with_name("no.npz"), packed, "--task", task)
     assert "takes no data" in bad("audit", stored, packed, "--task", task, "--data", "x")
     task.write_text("1 / 0")
     assert "ZeroDivisionError" in bad("audit", stored, packed, "--task", task)
+
+
+def test_compress_writes_the_two_files_that_audit_compares(task: Path, tmp_path: Path) -> None:
+    config = tmp_path / "short.toml"
+    config.write_text(
+        "train_epochs = 2\nprune_epochs = 1\ntune_epochs = 1\nsparsities = [0.5]\nentries = [8]\n"
+    )
+    call = ("compress", task, "--config", config, "--out", tmp_path / "run", "--max-drop", "0.5")
+    made = good(*call, "--quiet")
+    assert made["dense"] == str(tmp_path / "run" / "dense.safetensors")
+    task.write_text(task.read_text() + "print('a task that prints while it is loaded')\n")
+    found = good("audit", made["dense"], made["file"], "--task", task)
+    assert found["metric_before"] == made["metric_before"]
+    assert found["metric_after"] == made["metric_after"]
+
+
+def test_a_task_whose_data_raise_is_shown_with_its_line(task: Path, tmp_path: Path) -> None:
+    lines = task.read_text().replace(
+        "data=lambda: Data(", "data=lambda: np.load('none.npy') or Data("
+    )
+    task.write_text(lines)
+    line = 1 + [("none.npy" in text) for text in lines.splitlines()].index(True)
+    said = bad("compress", task, "--out", tmp_path / "run", "--json")
+    assert (
+        f"FileNotFoundError: [Errno 2] No such file or directory: 'none.npy' (blobs.py:{line})"
+        in said
+    )
 
 
 def test_sweep_as_json_resumed_and_refused(task: Path, tmp_path: Path) -> None:
@@ -541,6 +652,6 @@ def test_exit_codes_of_the_real_program(packed: Path, tmp_path: Path) -> None:
             assert json.loads(shown)["file"] == str(packed)
             assert said == ""
         else:
-            assert shown == ""
+            assert (json.loads(shown)["kind"] == "BadFile") if code == 1 else shown == ""
             assert "Traceback" not in said
             assert code == 2 or said.count("\n") == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,24 +35,36 @@ EXPONENTS = {np.float64: (-1020, 1020), np.float32: (-140, 128)}
 
 
 def cases(
-    rows: list[Row], *, but: frozenset[str] = frozenset(), compiled: int = 1
+    rows: list[Row],
+    *,
+    but: frozenset[str] = frozenset(),
+    dtypes: Iterable[type] | None = None,
+    compiled: int = 1,
 ) -> Callable[[Callable], Callable]:
-    """Parametrize over rule x framework, wherever the rule can be met.
+    """Parametrize over rule x framework, wherever the rule can be met, and over `dtypes` if given.
 
-    What a framework compiles takes a second or two for each law and rule: a law meets `compiled` of three rules
-    there, other laws others; in a full run all.
+    What a framework compiles takes a second or two for each law, rule and dtype: a law meets `compiled` of five
+    rules there, other laws others, in one of the dtypes; in a full run all.
     """
 
     def parametrized(law: Callable) -> Callable:
         turn = zlib.crc32(law.__name__.encode())
         pairs = [
-            pytest.param(row, apply, id=f"{row}-{name}")
+            (name, apply, row)
             for name, apply in FRAMEWORKS.items()
             if name not in but
             for place, row in enumerate(rows)
-            if serves(name, row) and (FULL or name not in COMPILED or (place + turn) % 3 < compiled)
+            if serves(name, row) and (FULL or name not in COMPILED or (place + turn) % 5 < compiled)
         ]
-        return pytest.mark.parametrize(("row", "apply"), pairs)(law)
+        if dtypes is None:
+            plain = [pytest.param(row, apply, id=f"{row}-{name}") for name, apply, row in pairs]
+            return pytest.mark.parametrize(("row", "apply"), plain)(law)
+        typed = [
+            pytest.param(row, apply, dtype, id=f"{dtype.__name__}-{row}-{name}")
+            for name, apply, row in pairs
+            for dtype in turns(list(dtypes), row, name, full=FULL or name not in COMPILED)
+        ]
+        return pytest.mark.parametrize(("row", "apply", "dtype"), typed)(law)
 
     return parametrized
 
@@ -104,8 +116,7 @@ def referred(row: Row, tensors: Tensors) -> dict[str, np.ndarray | None]:
     return {**tensors, **dict(zip(present, done, strict=True))}
 
 
-@cases(EVERY, compiled=3)
-@pytest.mark.parametrize("dtype", ROUNDING)
+@cases(EVERY, dtypes=ROUNDING, compiled=5)
 @settings(max_examples=examples(8, full=30))
 @given(data=st.data())
 def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
@@ -117,8 +128,7 @@ def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.Data
     assert_equal(found, referred(row, tensors), rtol=ROUNDING[dtype], atol=tiny)
 
 
-@cases([row for row in EVERY if row.bound])
-@pytest.mark.parametrize("dtype", ROUNDING)
+@cases([row for row in EVERY if row.bound], dtypes=ROUNDING)
 @settings(max_examples=examples(5, full=30))
 @given(data=st.data())
 def test_never_above_the_bound(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
@@ -128,8 +138,7 @@ def test_never_above_the_bound(row: Row, apply: Apply, dtype: type, data: st.Dat
     assert row.bound(arrays, [UNIT_AXES.get(name) for name in found]) <= 1 + ROUNDING[dtype]
 
 
-@cases([row for row in EVERY if row.idempotent])
-@pytest.mark.parametrize("dtype", ROUNDING)
+@cases([row for row in EVERY if row.idempotent], dtypes=ROUNDING)
 @settings(max_examples=examples(5, full=20))
 @given(data=st.data())
 def test_again_changes_no_bit(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:

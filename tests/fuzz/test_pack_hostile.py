@@ -483,7 +483,44 @@ def test_bad_quantizers_are_refused(parts, refuse, grid):
 
 def test_groups_need_version_1_1(parts, refuse):
     parts.entries["uniform"]["g"] = ["uniform", 4, 1, 2]
-    refuse(parts.build(), r"a grid of a later version; got '?\[1, 0\]")
+    refuse(parts.build(), r"equal tensors of a later version; got '?\[1, 0\]")
+
+
+@pytest.mark.parametrize(
+    ("equal", "fact"),
+    [
+        ({"copy": "no"}, "equal to one that is not stored"),
+        ({"copy": "copy"}, "equal to one that is not stored"),
+        ({"copy": ["raw"]}, "equal to one that is not stored"),
+        ({"bits": "raw"}, "stored, and equal to another"),
+        ({"../x": "raw"}, "bad tensor name"),
+        (["raw"], "not an object"),
+        (3, "not an object"),
+        ({f"x{n}": "raw" for n in range(2**16)}, "more tensors than the budget"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_bad_equal_tensors_are_refused(parts, refuse, equal, fact):
+    parts.manifest |= {"a": equal, "v": [1, 2]}
+    parts.metadata["karikomi"] = "1.2"
+    refuse(parts.build(), fact)
+
+
+def test_equal_tensors_count_among_what_is_decoded(parts, refuse):
+    parts.manifest |= {"a": {f"x{n}": "planes" for n in range(9)}, "v": [1, 2]}
+    parts.metadata["karikomi"] = "1.2"
+    refuse(parts.build(), "more decoded than the budget", decoded=2 * 12 * 72 * 4 + 9 * 12 * 40 * 4)
+
+
+def test_equal_tensors_and_small_types_need_version_1_2(parts, refuse):
+    parts.manifest["a"] = {"copy": "raw"}
+    refuse(parts.build(), r"later version; got '?\[1, 0\]")
+    del parts.manifest["a"]
+    parts.entries["raw"]["d"] = "uint4"
+    refuse(parts.build(), r"later version; got '?\[1, 0\]")
+    parts.manifest["v"], parts.metadata["karikomi"] = [1, 2], "1.2"
+    parts.replace("raw", [b"", b"\1\20"])
+    refuse(parts.build(), "tensor 'raw': a uint4 out of range; got 1 to 16; allowed: 0 to 15")
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e-40])
@@ -690,7 +727,7 @@ def test_codecs_of_integers_are_refused_for_floats(parts, refuse, codec, name):
 
 def test_a_boolean_that_is_none_is_refused(parts, refuse):
     parts.replace("raw", [b"", b"\1\2"])
-    refuse(parts.build(), "tensor 'raw': a boolean")
+    refuse(parts.build(), "tensor 'raw': a b1 out of range; got 1 to 2")
 
 
 def test_tables_without_elements_are_refused(parts, refuse):

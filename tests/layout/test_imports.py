@@ -33,6 +33,7 @@ EVERYWHERE = {
     "click",
     "jinja2",
     "markupsafe",
+    "ml_dtypes",
     "numpy",
     "pydantic",
     "safetensors",

@@ -157,16 +157,6 @@ def test_all_parameter_groups_are_clipped_together_and_frozen_ones_not_at_all() 
     assert handle.last.pre == pytest.approx(float(joint.norm()), rel=1e-5)
 
 
-def test_parameters_that_came_later_are_not_passed_over() -> None:
-    model = model_of()
-    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
-    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
-    optimizer.add_param_group({"params": list(model[2].parameters())})
-    backward(model, 0)
-    with pytest.raises(Unsupported, match=r"other parameters since attach.*detach\(\)"):
-        optimizer.step()
-
-
 @pytest.mark.parametrize("by_name", [True, False])
 @optimizers
 def test_a_closure_is_clipped_after_it_was_called(make: Any, by_name: bool) -> None:
@@ -463,7 +453,9 @@ def test_what_can_never_act_is_refused_at_once(part: str) -> None:
     rule = kk.bound.MaxNorm(1.0) if part == "bound" else kk.prune.Gradual(0.5, steps=(0, 2))
     model = model_of()
     parameters = list(model.parameters())
-    with pytest.raises(InvalidArgument, match="bounds and masks need the module; got list"):
+    with pytest.raises(
+        InvalidArgument, match="bounds, masks and penalties need the module; got list"
+    ):
         kk.torch.attach(torch.optim.SGD(parameters, lr=0.1), parameters, **{part: rule})  # type: ignore[arg-type]
     biases = [model[0].bias, model[2].bias]
     with pytest.raises(Unsupported, match="unit axis|could be pruned"):

@@ -174,6 +174,7 @@ def _attached(kind: str, name: str) -> tuple[nn.Module, torch.optim.Optimizer, k
         model,
         clip=kk.clip.ByNorm(kk.schedule.Linear(2.0, 0.1, steps=(0, 10))),
         bound=kk.bound.Clamp(kk.schedule.Linear(0.9, 0.4, steps=(0, 10))),
+        only="*",
         prune=SCHEDULES[kind],
     )
     return model, optimizer, handle

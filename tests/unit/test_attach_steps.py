@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import karikomi as kk
-from karikomi.errors import Unsupported
+from karikomi.errors import InvalidArgument, Unsupported
 
 PARENT, SCALER = torch.optim.AdamW, torch.amp.GradScaler
 
@@ -175,7 +176,12 @@ def test_a_copied_optimizer_has_no_handle() -> None:
     handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByNorm(0.5))
     backward(model, 0)
     optimizer.step()
-    other, copied = copy.deepcopy((model, optimizer))
+    with pytest.warns(UserWarning, match="the copy has no handle.*; attach to the copy"):
+        other, copied = copy.deepcopy((model, optimizer))
+    assert type(copied.defaults) is dict and copied.defaults == optimizer.defaults
+    with pytest.warns(UserWarning, match="copied or pickled, which loses hooks"):
+        torch.save(optimizer, io.BytesIO())
+    copy.deepcopy(model), optimizer.state_dict()  # what a checkpoint and an average need
     backward(other, 1)
     copied.step()
     assert handle.steps == 1
@@ -188,3 +194,64 @@ def test_a_copied_optimizer_has_no_handle() -> None:
     copied.step()
     assert second.steps == 2
     second.detach()
+    copy.deepcopy((optimizer, copied))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_penalty_is_as_a_term_of_the_loss(scaled: bool) -> None:
+    rule = kk.prune.GroupLasso(kk.schedule.Linear(0.0, 1.0, steps=(0, 2)))
+    given, byhand = model_of(), model_of()
+    make = lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)  # noqa: E731
+    optimizers = [make(given), make(byhand)]
+    limit = kk.clip.ByGlobalNorm(2.0)
+    handle = kk.torch.attach(optimizers[0], given, clip=limit, penalty=rule)
+    other = kk.torch.attach(optimizers[1], byhand, clip=limit)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scaled)
+    for step in range(4):
+        inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in zip((given, byhand), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = model(inputs).square().sum()
+            if model is byhand:
+                loss = loss + kk.torch.penalty(model, rule, step=step)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+        scaler.update()
+        assert handle.last is not None and other.last is not None
+        assert handle.last.pre == pytest.approx(other.last.pre, rel=1e-5)
+    for mine, theirs in zip(given.parameters(), byhand.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_penalty_that_cannot_act_is_refused_at_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    with pytest.raises(Unsupported, match="holds nothing that is penalised; got 1.weight, 1.bias"):
+        kk.torch.attach(optimizer, model, penalty=kk.prune.L1(0.1))
+    with pytest.raises(Unsupported, match="GrowingL2 needs masks .*kk.torch.penalty"):
+        kk.torch.attach(optimizer, model, penalty=kk.prune.GrowingL2())
+    with pytest.raises(InvalidArgument, match="not a penalty; got 0.1"):
+        kk.torch.attach(optimizer, model, penalty=0.1)  # type: ignore[arg-type]
+    assert model[0].weight.grad is None
+
+
+def test_the_handle_has_the_factor_of_each_group() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    groups = kk.clip.Groups({"weight": kk.clip.ByNorm(1.0)}, default=kk.clip.ByNorm(10.0))
+    handle = kk.torch.attach(optimizer, model, clip=groups)
+    model(torch.tensor([[3.0, 4.0]])).sum().backward()
+    optimizer.step()
+    assert handle.last is not None
+    assert handle.last.factors == pytest.approx({"weight": 0.2, "default": 1.0})
+
+
+def test_a_parameter_that_an_optimizer_holds_twice_is_named_as_such() -> None:
+    model = nn.Linear(2, 1)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = torch.optim.SGD([model.weight, model.weight, model.bias], lr=0.1)
+    with pytest.raises(Unsupported, match="holds 1 parameter.s. twice.* got SGD"):
+        kk.torch.attach(optimizer, model)
+    pair = [torch.optim.SGD([model.weight], lr=0.1) for _ in range(2)]
+    with pytest.raises(Unsupported, match="two optimizers hold the same parameter"):
+        kk.torch.attach(pair, model)

@@ -142,16 +142,6 @@ def test_gradients_that_are_new_since_the_first_of_several_steps_are_clipped_ane
     assert float(total) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_a_parameter_that_was_replaced_is_not_passed_over() -> None:
-    model = model_of()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
-    optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.zeros(8, 6))
-    backward(model, 0)
-    with pytest.raises(Unsupported, match="other parameters since attach"):
-        optimizer.step()
-
-
 def test_second_moments_of_our_own_are_unscaled_and_not_shared_with_a_checkpoint() -> None:
     sizes = []
     for fused in (False, True):

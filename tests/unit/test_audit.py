@@ -176,6 +176,33 @@ def test_noise_is_the_same_for_both_and_follows_the_seed() -> None:
     assert first[3]["before"] < first[0]["before"]
 
 
+class Steps(Linear):
+    """Outputs of shape (n, classes, steps), which `arrays` are."""
+
+    def outputs(self, arrays: Arrays, inputs: np.ndarray) -> np.ndarray:
+        return arrays["outputs"]
+
+    def input_gradients(self, arrays: Arrays, inputs: Any, targets: Any) -> np.ndarray:
+        return np.ones_like(inputs)
+
+
+def test_the_audit_has_the_classes_and_targets_of_the_metric() -> None:
+    targets = np.array([[0, 1, -100], [1, -100, 1]])
+    before = np.eye(2)[np.array([[0, 1, 1], [1, 0, 1]])].transpose(0, 2, 1)
+    after = np.eye(2)[np.array([[0, 0, 0], [1, 1, 1]])].transpose(0, 2, 1)
+    split = Split(np.zeros((2, 1), np.float32), targets)
+    data, runner = Data(split, split, split), Steps()
+    pair = ({"outputs": before}, {"outputs": after})
+    result = audit(_task(data), *pair, runner=runner)  # type: ignore[arg-type]
+    assert (result["metric_before"], result["metric_after"]) == (1.0, 3 / 4)
+    assert (result["changed"], result["lost"], result["agreement"]) == (1, 1, 3 / 4)
+    assert [(row["class"], row["examples"]) for row in result["classes"]] == [("0", 1), ("1", 3)]
+    assert result["changed_examples"] == [{"index": 1, "label": "1", "before": "1", "after": "0"}]
+    last = [{"outputs": item["outputs"].transpose(0, 2, 1)} for item in pair]
+    swapped = audit(_task(data, class_axis=-1), *last, runner=runner)  # type: ignore[arg-type]
+    assert {**swapped, "metric_before": 1.0} == result
+
+
 def test_zero_gradients_are_counted_and_not_averaged() -> None:
     data, arrays = _blobs(3)
     dead = {"weight": np.zeros_like(arrays["weight"])}

@@ -283,6 +283,17 @@ def test_a_network_whose_code_does_not_allow_it_goes_on_unshrunk(tmp_path: Path)
     assert f"its code does not run with smaller tensors: view at {__file__}:" in reason
 
 
+class _Branching(_Residual):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs if inputs.sum() > 0 else -inputs)
+
+
+def test_a_network_that_cannot_be_exported_goes_on_unshrunk(tmp_path: Path) -> None:
+    result = _run(_task(model=_Branching), tmp_path / "out", max_drop=1.0)
+    assert result["verified"] and result["shrink"]["removed"] == 0
+    assert "torch.export" in result["shrink"]["left_alone"]["the network"]
+
+
 def test_tied_weights_share_one_codebook(tmp_path: Path) -> None:
     task = _task(model=functools.partial(_Residual, tied=True))
     result = _run(task, tmp_path / "out", max_drop=1.0)
@@ -304,7 +315,8 @@ def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected, threads = torch.rand(3), torch.get_num_threads()
     torch.manual_seed(7)
-    _run(_task(recipe=dataclasses.replace(RECIPE, threads=2)), tmp_path / "out")
+    short = {"train_epochs": 1, "prune_epochs": 1, "tune_epochs": 1, "threads": 2}
+    _run(_task(), tmp_path / "out", config=short)
     assert torch.equal(torch.rand(3), expected) and torch.get_num_threads() == threads
 
 
@@ -438,3 +450,115 @@ def test_fixed_width_bytes_by_hand() -> None:
     assert fixed_width_bytes(kept, 8) == 6
     assert fixed_width_bytes(np.ones(10, bool), 32) == 40
     assert fixed_width_bytes(np.zeros(10, bool), 32) == 0
+
+
+class _Text(torch.nn.Module):
+    """An embedding, a recurrent cell, and a head that is tied to the embedding: nothing to prune."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.cell = torch.nn.Embedding(9, 9), torch.nn.GRU(9, 9, batch_first=True)
+        self.head = torch.nn.Linear(9, 9)
+        self.head.weight = self.words.weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cell(self.words(inputs))[0][:, -1])
+
+
+def _words() -> Data:
+    inputs = np.random.default_rng(0).integers(0, 9, (200, 3))
+    parts = (slice(0, 100), slice(100, 150), slice(150, 200))
+    return Data(*(Split(inputs[part], inputs[part, -1]) for part in parts))
+
+
+def test_what_cannot_be_pruned_is_quantized_and_packed_and_named(tmp_path: Path) -> None:
+    short = dataclasses.replace(RECIPE, train_epochs=2)
+    task = _task(model=_Text, data=_words, recipe=short)
+    result = _run(task, tmp_path / "out", max_drop=1.0)
+    assert [row["what"] for row in result["candidates"]] == ["8 bits per channel"]
+    assert result["verified"] and "no weight of the network can be pruned" in result["warnings"][0]
+    assert [*result["left_alone"]] == ["words.weight", "cell.weight_ih_l0", "cell.weight_hh_l0"]
+    assert result["left_alone"]["words.weight"].endswith("; tied with head.weight")
+    assert result["tied"] == {"head.weight": "words.weight"}
+    quantizers = {row["name"]: row["quantizer"] for row in result["tensors"]}
+    for name in ("words.weight", "head.weight", "cell.weight_ih_l0", "cell.weight_hh_l0"):
+        assert quantizers[name] == "uniform 8 bits, axis 0", name
+    arrays = kk.load(result["file"])
+    assert np.array_equal(arrays["words.weight"], arrays["head.weight"])
+    with pytest.raises(Unsupported, match=r"can be pruned; got words.weight: .*sparsities=\(0,\)"):
+        kk.sweep(task, sparsities=(0.0, 0.5), out=tmp_path / "sweep", progress=False)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_frozen_weights_are_left_alone_by_name(tmp_path: Path) -> None:
+    def half() -> torch.nn.Module:
+        made = _wide()
+        made[0].requires_grad_(False)
+        return made
+
+    result = _run(_task(model=half), tmp_path / "out", max_drop=1.0)
+    assert result["left_alone"] == {"0.weight": "frozen: it requires no gradient"}
+    assert {row["name"]: row["quantizer"] for row in result["tensors"]}["0.weight"] != "none"
+    assert kk.load(result["file"])["0.weight"].all(), "nothing of it was pruned"
+
+
+def _with(part: str, **changes: Any) -> Any:
+    return lambda: dataclasses.replace(
+        _data(), **{part: dataclasses.replace(getattr(_data(), part), **changes)}
+    )
+
+
+def _strange(part: str) -> Any:
+    labels = getattr(_data(), part).targets.copy()
+    labels[-1] = 7
+    return _with(part, targets=labels)
+
+
+class _Pair(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 3)
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layer(inputs), inputs
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": _Pair}, r"no single tensor; got tuple of a tensor \(\d+, 3\)"),
+        ({"model": lambda: torch.nn.Linear(5, 3)}, "model failed on a batch of inputs"),
+        ({"model": lambda: _net().to("meta")}, "meta|no values yet"),
+        ({"data": _strange("train")}, r"train: a target is no class .*got 7; allowed: 0\.\.2"),
+        ({"data": _strange("validation")}, r"a target is no class .*got 7; allowed: 0\.\.2"),
+        ({"data": _strange("test")}, r"a target is no class .*got 7; allowed: 0\.\.2"),
+        ({"data": _with("test", inputs=np.ones((150, 5)))}, "failed on a batch of inputs"),
+        ({"class_axis": 2}, "class axis 2"),
+        ({"loss": lambda o, t: torch.nn.functional.nll_loss(o, t.int())}, "training batch.*Int"),
+        ({"model": lambda: torch.nn.Conv1d(6, 3, 1)}, "needs integer classes|failed on a batch"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_folder_is_made(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(KarikomiError, match=said):
+        _run(_task(**changes), tmp_path / "out")
+    with pytest.raises(KarikomiError, match=said):
+        kk.sweep(_task(**changes), out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_is_configured_by_a_mapping_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'tune_epochs = 1\nentries = [4]\n[clip]\nrule = "ByNorm"\nlimit = 0.5\n'
+    )
+    values = {"tune_epochs": 1, "entries": (4,), "clip": kk.clip.ByNorm(0.5)}
+    first = _run(_task(), tmp_path / "a", config=tmp_path / "mine.toml")
+    second = _run(_task(), tmp_path / "b", config=values)
+    assert first["clip"]["rule"] == "ByNorm(limit=0.5)"
+    files = [Path(result["file"]).read_bytes() for result in (first, second)]
+    assert files[0] == files[1]
+    with pytest.raises(UnknownName, match="config: .*'tune_epoch'; did you mean 'tune_epochs'"):
+        _run(_task(), tmp_path / "c", config={"tune_epoch": 1})
+    with pytest.raises(InvalidArgument, match="config: tune_epochs"):
+        _run(_task(), tmp_path / "c", config={"tune_epochs": "1"})

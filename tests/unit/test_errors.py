@@ -33,6 +33,11 @@ def test_each_child_has_one_line_and_is_the_builtin_that_fits(child: type, built
     assert str(child("alone")) == "alone"
 
 
+def test_what_is_not_finite_is_the_error_of_torch_too() -> None:
+    # clip_grad_norm_(error_if_nonfinite=True) raises a RuntimeError.
+    assert issubclass(errors.NonFinite, RuntimeError)
+
+
 def test_what_is_got_may_be_falsy() -> None:
     assert str(errors.InvalidArgument("wrong", got=0, allowed=())) == "wrong; got 0; allowed: ()"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import safetensors.numpy
 
 import karikomi as kk
 from karikomi import pack, registry, report
+from karikomi.errors import InvalidArgument
 from karikomi.quantize import Codebook, Coded, UniformGrid, kmeans
 from karikomi.search import folder, pipeline, pipeline_stages
 from karikomi.search.accounting import bytes_by_cause
@@ -91,6 +93,9 @@ class Runner:
     def left_alone(self) -> dict[str, str]:
         return {"norm": "weight of a norm"}
 
+    def tied(self) -> dict[str, str]:
+        return {}
+
     def output_units(self) -> dict[str, Any]:
         return {"w": kk.quantize.OutputUnits(axis=0)}
 
@@ -130,6 +135,7 @@ def task(**changes: Any) -> Task:
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     framework = SimpleNamespace(runner_for=lambda task, data, seed: Runner())
     monkeypatch.setattr(registry, "framework", lambda name: framework)
+    monkeypatch.setattr(pipeline, "rehearse", lambda *_, **__: 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +144,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     framework = SimpleNamespace(runner_for=lambda task, data, seed: Runner())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "framework", lambda name: framework)
+        patch.setattr(pipeline, "rehearse", lambda *_, **__: 0.0)
         out = tmp_path_factory.mktemp("run") / "out"
         PHASES.clear()
         result = kk.compress(task(), out=out, max_drop=0.1, seed=3, progress=False)
@@ -151,6 +158,7 @@ def test_the_metrics_are_those_of_their_split_and_network(made: dict[str, Any]) 
     assert made["drop"] == pytest.approx(4 / 20)
     assert (made["validation_before"], made["validation_after"]) == (0.8, 0.9)
     assert made["examples"] == {"train": 30, "validation": 10, "test": 20}
+    assert made["predictions"] == 20
     assert (made["seed"], made["max_drop"], made["network"]) == (3, 0.1, "6-4")
     assert (made["task"], made["framework"], made["metric"]) == ("tiny", "torch", "accuracy")
     assert (made["verified"], made["resumed"], made["warnings"]) == (True, False, [])
@@ -198,6 +206,7 @@ def test_a_training_that_made_it_worse_is_said(
     monkeypatch.setitem(VALIDATION, 0, 9)
     result = kk.compress(task(), out=tmp_path / "a", max_drop=0.1, progress=False)
     assert len(result["warnings"]) == 1 and "lowered the accuracy" in result["warnings"][0]
+    assert result["warnings"][0].endswith("0.9 before, 0.8 after")
     monkeypatch.setitem(VALIDATION, 0, 8)
     result = kk.compress(task(), out=tmp_path / "b", max_drop=0.1, progress=False)
     assert result["warnings"] == []
@@ -397,6 +406,43 @@ def test_the_search_takes_the_smallest_of_the_deepest_rung_that_holds(
     assert [item.sparsity for item in found.rungs] == [*RUNGS]
 
 
+def error_of_task(outputs: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.mean(np.argmax(outputs, axis=1) != targets))
+
+
+def test_an_error_is_compressed_within_its_budget(ours: None, tmp_path: Path) -> None:
+    """The shares of wrong answers: the same choices as by the accuracy, and the drop is what they rose by."""
+    stated = dataclasses.replace(task(), metric=error_of_task, goal="min")
+    result = kk.compress(stated, out=tmp_path / "out", max_drop=0.1, progress=False)
+    assert (result["metric"], result["goal"], result["warnings"]) == ("error_of_task", "min", [])
+    assert result["metric_after"] == pytest.approx(1 - 13 / 20)
+    assert result["drop"] == pytest.approx(17 / 20 - 13 / 20)
+    passed = {row["what"]: row["passed"] for row in result["candidates"]}
+    assert [what for what, held in passed.items() if not held] == [
+        "sparsity 0.75",
+        "3 shared weights per tensor",
+    ]
+
+
+def test_a_metric_that_training_lowered_needs_a_goal(ours: None, tmp_path: Path) -> None:
+    unknown = dataclasses.replace(task(), metric=error_of_task)
+    said = r'lowered the error_of_task on the validation .*got 0.8 before, 0.2 after; allowed: goal="min"'
+    PHASES.clear()
+    with pytest.raises(InvalidArgument, match=said):
+        kk.compress(unknown, out=tmp_path / "out", max_drop=0.1, progress=False)
+    assert [phase.stage for phase in PHASES] == ["train"], "it is refused before it is pruned"
+    higher = dataclasses.replace(unknown, goal="max")
+    result = kk.compress(higher, out=tmp_path / "out", max_drop=0.1, progress=False)
+    assert result["resumed"] and "lowered the error_of_task" in result["warnings"][0]
+
+
+def test_points_are_no_share(tmp_path: Path) -> None:
+    said = r"got 2; allowed: 0..1; 2 points are 0.02; 2 as a share would allow any network"
+    with pytest.raises(InvalidArgument, match=said):
+        kk.compress(task(), out=tmp_path / "out", max_drop=2)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("validation", "held"), [(0.8, True), (0.7, True), (0.699999, False), (0.9, True), (0.6, False)]
 )
@@ -564,6 +610,11 @@ def test_the_sentences_of_the_page(page: Page) -> None:
         "norm was not pruned: weight of a norm.",
     ):
         assert said in text, said
+
+
+def test_of_many_predictions_per_example_one_is_worth_less() -> None:
+    text = report.compress_page(RESULT | {"predictions": 1000}, [])
+    assert "One of the 1,000 test predictions is worth 0.10 points of accuracy." in text
 
 
 def test_the_tables_of_the_page(page: Page) -> None:

@@ -16,7 +16,7 @@ import pytest
 from karikomi import pack, record, registry, report
 from karikomi.errors import NonFinite
 from karikomi.quantize import kmeans
-from karikomi.search import grid_run
+from karikomi.search import grid, grid_run
 from karikomi.search.grid import sweep
 from karikomi.tasks import Data, Recipe, Split, Task
 from pages import Page
@@ -126,10 +126,11 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     framework = SimpleNamespace(runner_for=lambda task, data, seed: Runner(seed))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "framework", lambda name: framework)
+        patch.setattr(grid, "rehearse_run", lambda *_: None)
         patch.setattr(grid_run, "time", CLOCK)
         patch.setattr(grid_run, "MOST_TRAIN", 8)
-        grid = {"limits": LIMITS, "sparsities": SPARSITIES, "seeds": 3, "epochs": EPOCHS}
-        yield out, sweep(TASK, **grid, out=out, progress=False)
+        points = {"limits": LIMITS, "sparsities": SPARSITIES, "seeds": 3, "epochs": EPOCHS}
+        yield out, sweep(TASK, **points, out=out, progress=False)
 
 
 def finished(limit: float | None, sparsity: float) -> list[int]:
@@ -228,6 +229,25 @@ def test_the_table_of_the_terminal_has_each_figure_in_its_column() -> None:
         *(["none", "75%", "2", "71.00%", "62.00..94.00", "32%", "0.021", "2.5", "13.3kB"],),
     ]
     assert lines[-1].startswith("* highest mean")
+
+
+def test_of_an_error_the_lowest_mean_is_the_best() -> None:
+    result = RESULT | {"metric": "mse", "goal": "min"}
+    lines = report.sweep_table(result).splitlines()
+    assert [line.split()[:2] for line in lines if " * " in line[:-1]] == [["0.5", "0"]]
+    assert lines[-1].startswith("* lowest mean")
+    best = Page(report.sweep_page(result)).tiles["best mean mse"]
+    assert best == ("0.7", "limit 0.5, sparsity 0 %")
+
+
+def test_warnings_stand_first_and_none_is_cut() -> None:
+    long = "limit none, sparsity 0.75, seed 1: diverged, left out of the figures " + "very " * 30
+    result = RESULT | {"warnings": ["short", f"{long}long"]}
+    text = report.sweep_table(result)
+    assert text.startswith("warning: short\nwarning: limit none")
+    assert " ".join(text.split()).startswith(f"warning: short warning: {long}long limit sparse")
+    html = report.sweep_page(result)
+    assert html.index(f"Warning: {long}long.") < html.index("best mean")
 
 
 def test_sparsities_that_are_near_one_another_keep_their_digits() -> None:

@@ -112,3 +112,38 @@ def test_a_skipped_step_is_not_clipped_as_well() -> None:
     both = step(1, 3.0, 1.0, clipped=True, skipped=True)
     history = read_history([both, step(2, 2.0, 1.0, clipped=True)])
     assert (history.skipped, history.clipped) == ([(1.0, 3.0)], [(2.0, 2.0)])
+
+
+EXPLODED = [
+    {"event": "names", "gradients": ["0.weight", "4.weight"]},
+    step(120, 5.0, 1.0, gradients=[3.0, 4.0]),
+    step(121, 352.0, 1.0, gradients=[5.0, 351.96]),
+    step(122, 6.0, 1.0, gradients=[6.0, None], left_out={**LEFT, "norm": 400.0}),
+    {"event": "names", "gradients": ["0.weight", "2.bias", "4.weight"]},
+    step(123, 13.0, 1.0, gradients=[5.0, 12.0, 0.0]),
+]
+
+
+def test_the_tensor_and_the_step_of_the_largest_norm() -> None:
+    page = Page(training_page([{k: v for k, v in row.items() if k != "stage"} for row in EXPLODED]))
+    assert "The largest norm of a tensor was 352, of 4.weight in step 121." in page.sentences
+    rows = [[*row.values()] for row in page.tables["Largest norms of single tensors"]]
+    assert rows == [["4.weight", "352", "121"], ["2.bias", "12", "123"], ["0.weight", "6", "122"]]
+    assert "A step that the record left out had a norm of 400." in page.html
+    # Of 120 and 121 to 123: 0.36, 25 / 352^2, 1 and 25 / 169; a share that is not known counts as 0.
+    share = (9 / 25 + 25 / 352**2 + 1 + 25 / 169) / 4
+    shares = {r["tensor"]: r["share"] for r in page.tables["Share of the squared gradient norm"]}
+    assert shares["0.weight"] == f"{100 * share:.1f} %"
+
+
+def test_the_terminal_names_them_too() -> None:
+    text = report.training_table(EXPLODED).splitlines()
+    assert text[0] == "2 of 9 steps were clipped (22.2 %), 1 were skipped."
+    assert text[1] == "The largest norm of a tensor was 352, of 4.weight in step 121 (train)."
+    assert text[3].split() == ["4.weight", "352", "121", "(train)"]
+    assert max(map(len, text)) <= 80
+    skipped = report.training_table(ROWS).splitlines()
+    assert [line.split() for line in skipped[-2:]] == [
+        ["9", "a,", "c"],
+        ["10", "none:", "the", "rule", "skipped", "it"],
+    ]

@@ -31,12 +31,17 @@ TORCH: dict[str, tuple[str, Any, Callable[[], object]]] = {
         torch,
         lambda: internals.multiply_all_([torch.ones(2)], 0.5),
     ),
+    "registered": (
+        "_parameters",
+        None,
+        lambda: internals.registered(SimpleNamespace(modules=lambda: [NOTHING])),  # type: ignore[arg-type]
+    ),
     "uncompiled": ("_orig_mod", None, lambda: internals.uncompiled(OptimizedModule())),
     "batch_norm_type": ("_BatchNorm", nn.modules.batchnorm, internals.batch_norm_type),
     "norm_type": ("_NormBase", nn.modules.batchnorm, internals.norm_type),
 }
-# Without the member: not folded into the step; no step is found to be running.
-ELSEWHERE = {"takes_grad_scale", "StepCalls", "within_step", "still_scaled"}
+# Without the member: not folded into the step; traced by Dynamo; no step is found to be running.
+ELSEWHERE = {"takes_grad_scale", "opaque", "StepCalls", "within_step", "still_scaled"}
 
 
 def public(module: ModuleType) -> set[str]:

@@ -506,3 +506,39 @@ def test_gradients_flow_where_one_tensor_has_none() -> None:
         return tx.update(grads, tx.init(grads))[0]["a"][0]
 
     assert float(jax.grad(moved)(0.1)) == pytest.approx(3.0, rel=1e-6)
+
+
+def test_bounds_spare_the_gains_of_normalisation_layers() -> None:
+    params = {
+        "BatchNorm_0": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+        "Dense_0": {"kernel": jnp.ones(2)},
+    }
+    still = jax.tree.map(jnp.zeros_like, params)
+
+    def moved(state: Any = None, **how: Any) -> tuple[dict[str, float], Any]:
+        tx = kk.jax.bound(kk.bound.Clamp(0.25), **how)
+        state = tx.init(params) if state is None else state
+        updates, state = jax.jit(tx.update)(still, state, params)
+        bounded = optax.apply_updates(params, updates)
+        again, outcome, _ = kk.jax.project(params, kk.bound.Clamp(0.25), state, **how)
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, again, bounded))
+        assert sorted(outcome.left_alone) == [n for n, v in flat(bounded).items() if v == 1.0]
+        return flat(bounded), state
+
+    def flat(tree: Any) -> dict[str, float]:
+        return {
+            f"{layer}.{leaf}": float(array[0])
+            for layer, own in sorted(tree.items())
+            for leaf, array in sorted(own.items())
+        }
+
+    names = ["BatchNorm_0.bias", "BatchNorm_0.scale", "Dense_0.kernel"]
+    spared, state = moved()
+    assert spared == dict(zip(names, [0.25, 1.0, 0.25], strict=True))
+    assert moved(state)[0] == spared
+    every, plain = moved(only="*")
+    assert every == dict.fromkeys(names, 0.25)
+    assert moved(only="*.kernel")[0] == dict(zip(names, [1.0, 1.0, 0.25], strict=True))
+    # A state without the entry is of a version that bounded gains.
+    assert "spared" in state.rule and "spared" not in plain.rule
+    assert moved(plain)[0] == every

@@ -183,7 +183,8 @@ def test_a_built_model_is_bounded_at_once_and_in_fit() -> None:
     expected, told, _ = kk.numpy.bound({"w": before}, rule, unit_axes={"w": -1})
     np.testing.assert_allclose(numbers(kernel), expected["w"], rtol=1e-6)
     assert set(outcome.names) == {"net/dense_a/kernel"} and outcome.action == "clipped"
-    assert outcome.left_alone == {"net/dense_a/bias": "a bias"}
+    others = dict.fromkeys(["net/head/kernel", "net/head/bias"], "not selected")
+    assert outcome.left_alone == {"net/dense_a/bias": "a bias", **others}
     assert outcome.pre == pytest.approx(told.pre) and outcome.post == pytest.approx(told.post)
     assert outcome.share_at_bound == told.share_at_bound
     trained(model)
@@ -243,7 +244,7 @@ def test_what_is_attached_is_in_the_file(case: str, tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input(shape), make()])
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "karikomi")
-        bound_(model, kk.bound.Clamp(0.125))
+        bound_(model, kk.bound.Clamp(0.125), only="*")
     held = [variable.constraint.get_config() for variable in model.trainable_variables]
     again = reloaded(model, tmp_path)
     assert [v.constraint.get_config() for v in again.trainable_variables] == held
@@ -359,3 +360,31 @@ def test_weights_that_are_not_finite_or_not_there_are_refused() -> None:
         bound_(keras.Sequential([layers.Dense(3)]), kk.bound.Clamp(1.0))
     with pytest.raises(Unsupported, match="has no step"):
         bound_(model, kk.bound.Clamp(kk.schedule.Linear(2.0, 1.0, steps=(0, 9))))
+
+
+@only("torch")
+def test_gains_of_normalisation_layers_are_spared_unless_they_are_selected() -> None:
+    class ScaleNorm(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.gain = self.add_weight(shape=(shape[-1],), initializer="ones", name="gain")
+
+        def call(self, inputs: Any) -> Any:
+            return self.gain * inputs
+
+    def built() -> Any:
+        norms = [layers.BatchNormalization(name="a"), layers.RMSNormalization(name="b")]
+        return network(layers.Dense(2, name="d"), *norms, ScaleNorm(name="c"))
+
+    model = built()
+    gains = ["net/a/gamma", "net/b/scale", "net/c/gain"]
+    outcome = bound_(model, kk.bound.Clamp(0.1))
+    assert [n for n, why in outcome.left_alone.items() if "only='*'" in why] == gains
+    assert list(outcome.names) == ["net/d/kernel", "net/d/bias", "net/a/beta"]
+    assert numbers(model.get_layer("a").gamma).tolist() == [1.0, 1.0]
+    with pytest.warns(UserWarning, match="net/b/scale, net/c/gain, but a saved model will not"):
+        assert set(gains) <= set(bound_(built(), kk.bound.Clamp(0.1), only="*").names)
+    outcome = bound_(built(), kk.bound.Clamp(0.1), only="*gamma")
+    assert list(outcome.names) == ["net/a/gamma"]
+    assert outcome.left_alone["net/d/kernel"] == "not selected"
+    with pytest.raises(Unsupported, match="no selected weight can be bounded.*a gain"):
+        bound_(built(), kk.bound.Clamp(0.1), exclude=["d", "*beta"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -675,3 +676,52 @@ def test_equal_names_are_numbered_from_two() -> None:
 
 def test_the_backend_is_the_one_that_was_asked_for() -> None:
     assert keras.config.backend() == BACKEND
+
+
+def _normalised(**how: Any) -> tuple[Any, dict[str, Any]]:
+    variables = {n: weight(1.0, name=n) for n in ("kernel", "gamma", "beta")}
+    bound = kk.bound.Clamp(0.25)
+    optimizer = kk.keras.clipped(SGD(0.0), kk.clip.ByNorm(1.0), bound=bound, **how)
+    optimizer.build(list(variables.values()))
+    return optimizer, variables
+
+
+def _bounded(optimizer: Any, variables: dict[str, Any]) -> list[str]:
+    for variable in variables.values():
+        variable.assign([1.0])
+    optimizer.apply([tensor([0.0]) for _ in variables], list(variables.values()))
+    return [name for name, variable in variables.items() if float(variable.numpy()[0]) == 0.25]
+
+
+@only("torch")
+def test_a_bound_spares_gains_unless_they_are_selected() -> None:
+    optimizer, variables = _normalised()
+    assert _bounded(optimizer, variables) == ["kernel", "beta"]
+    assert "only='*'" in optimizer.last_bound.left_alone["gamma"]
+    assert _bounded(*_normalised(only="*")) == ["kernel", "gamma", "beta"]
+    optimizer, variables = _normalised(only=["kernel", "gamma"], exclude={"kernel"})
+    assert _bounded(optimizer, variables) == ["gamma"]
+    assert optimizer.last_bound.left_alone == dict.fromkeys(["kernel", "beta"], "not selected")
+    config = json.loads(json.dumps(optimizer.get_config()))
+    again = type(optimizer).from_config(config)
+    again.build(list(variables.values()))
+    assert _bounded(again, variables) == ["gamma"]
+    with pytest.raises(InvalidArgument, match="only and exclude select what a bound affects"):
+        kk.keras.clipped(SGD(0.0), kk.clip.ByNorm(1.0), only="*")
+
+
+@only("torch")
+def test_a_saved_bound_keeps_bounding_what_it_bounded() -> None:
+    now, variables = _normalised()
+    config = {k: v for k, v in now.get_config().items() if k not in ("only", "exclude")}
+    earlier = type(now).from_config(config)
+    earlier.build(list(variables.values()))
+    assert _bounded(earlier, variables) == ["kernel", "gamma", "beta"]
+    store = Store()
+    earlier.save_own_variables(store)
+    for places in (store.pop("bounded"), None):
+        with pytest.raises(InvalidArgument, match="of a bound on other variables.*only='\\*'"):
+            now.load_own_variables(store if places is None else {**store, "bounded": places})
+        every, _ = _normalised(only="*")
+        every.load_own_variables(store)
+        assert every.last_bound.tensors() == {"kernel": 1.0, "gamma": 1.0, "beta": 1.0}

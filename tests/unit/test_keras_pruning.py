@@ -553,6 +553,42 @@ def test_what_another_callback_restores_is_masked_when_training_ends() -> None:
     assert all((array(v)[~mask] == 0).all() for v, mask in pruning.masks.pairs(model.weights))
 
 
+@pytest.mark.parametrize("on_epoch", sampled([True, False], "averages"))
+def test_averages_of_weights_are_masked(on_epoch: bool) -> None:
+    seen = []
+
+    class See(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seen.append(zeros(self.model))
+
+    model = compiled(network(), keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9))
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=on_epoch)
+    fit(model, Pruning(kk.prune.OneShot(0.5, step=4)), swap, See(), epochs=2)
+    assert seen == [72, 72] and zeros(model) == 72
+
+
+def test_weights_that_are_written_after_training_are_noticed(tmp_path: Any) -> None:
+    model, pruning = compiled(network()), Pruning(kk.prune.OneShot(0.5))
+    dense = model.get_weights()
+    fit(model, pruning)
+    model.save(tmp_path / "pruned.keras")
+    assert pruning.masks.sparsity == 0.5
+    model.set_weights(dense)
+    with pytest.warns(UserWarning, match=r"72 masked weight\(s\) of .* are not zero"):
+        assert zeros(model) == 0 and pruning.masks.sparsity == 0.5
+    pruning.masks.apply_(model)
+    assert zeros(model) == 72
+
+
+def test_a_model_that_is_saved_with_written_weights_warns(tmp_path: Any) -> None:
+    model, pruning = compiled(network()), Pruning(kk.prune.OneShot(0.5))
+    dense = model.get_weights()
+    fit(model, pruning)
+    model.set_weights(dense)
+    with pytest.warns(UserWarning, match=r"72 masked weight\(s\) of .* are not zero"):
+        model.save(tmp_path / "written.keras")
+
+
 def test_masks_outlast_compiling_again() -> None:
     model, pruning = compiled(network()), Pruning(kk.prune.Gradual(0.8, steps=(2, 10), every=2))
     fit(model, pruning)
@@ -799,3 +835,11 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
     model.layers[0].kernel.assign(np.full((6, 16), np.nan))
     with pytest.raises(NonFinite, match="net/hidden/kernel"):
         prune_(model, 0.5)
+
+
+@only("torch")
+def test_whole_units_are_rounded_as_elsewhere() -> None:
+    for rounding, share in (("up", 0.5), ("nearest", 0.25)):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+        masks = prune_(model, sparsity=0.3, pattern="units", rounding=rounding)
+        assert all(1 - float(np.mean(np.asarray(mask))) == share for mask in masks.values())

@@ -505,3 +505,71 @@ def test_a_checkpoint_of_other_optimizers_is_refused(pl: Any, tmp_path: Path) ->
     with pytest.raises(Unsupported, match="another number of optimizers; got 2; allowed: 1"):
         callback.on_fit_start(trainer, module)
     callback.teardown(trainer, module, "fit")
+
+
+@pytest.mark.filterwarnings("ignore:karikomi. .*masked again now")
+@pytest.mark.parametrize("first", [True, False], ids=["ours first", "ours last"])
+@pytest.mark.parametrize("average", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_masks_hold_in_averages_of_weights(average: str, first: bool, tmp_path: Path) -> None:
+    pl = imported(PACKAGES[0])
+    kind = getattr(pl.callbacks, average)
+    averaging = kind(decay=0.9) if average.startswith("EMA") else kind(0.01, swa_epoch_start=1)
+    callback, module = LightningCallback(prune=kk.prune.OneShot(0.5, step=9)), module_of(pl)
+    validated = []
+
+    def sparsity(state: Any) -> float:
+        found = [state[f"net.{name}.weight"] for name in (0, 2)]
+        return sum(int((item == 0).sum()) for item in found) / sum(item.numel() for item in found)
+
+    module.validation_step = lambda *batch: validated.append(sparsity(module.state_dict()))
+    last = pl.callbacks.ModelCheckpoint(tmp_path, filename="last", save_top_k=1)
+    callbacks = [callback, averaging] if first else [averaging, callback]
+    options = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "max_epochs": 3}
+    trainer_of(pl, [*callbacks, last], **options).fit(module, data(), data())
+    # The first epoch ends at step 8.
+    assert set(validated[:8]) == {0.0} and set(validated[8:]) == {0.5}
+    assert sparsity(torch.load(tmp_path / "last.ckpt")["state_dict"]) == 0.5
+    assert sparsity(module.state_dict()) == 0.5
+    assert callback.handle is not None and callback.handle.sparsity == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
+@pytest.mark.filterwarnings("ignore:karikomi. of the parameters that attach acts on")
+@pytest.mark.parametrize("first", [True, False], ids=["ours first", "ours last"])
+def test_a_layer_that_a_callback_unfreezes_is_clipped_and_resumed(
+    first: bool, tmp_path: Path
+) -> None:
+    pl = imported(PACKAGES[0])
+
+    class Unfreeze(pl.callbacks.BaseFinetuning):
+        def freeze_before_training(self, pl_module: Any) -> None:
+            self.freeze(pl_module.net[0])
+
+        def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, lr=0.005)
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch > 1:
+                # Lightning restores the groups of the optimizer, and leaves the layer frozen.
+                self.make_trainable(pl_module.net[0])
+
+    def fit(epochs: int, **options: Any) -> tuple[Any, Any, Any]:
+        def make(parameters: Any) -> Any:
+            return sgd([item for item in parameters if item.requires_grad])
+
+        rules = {"clip": kk.clip.AdaGC(1.05, warmup=2), "prune": kk.prune.OneShot(0.5, step=20)}
+        callback, module = LightningCallback(**rules), module_of(pl, make)
+        callbacks = [callback, Unfreeze()] if first else [Unfreeze(), callback]
+        trainer = trainer_of(pl, callbacks, max_epochs=epochs)
+        trainer.fit(module, data(), **options)
+        return trainer, module, callback.handle
+
+    _, whole, expected = fit(4)
+    assert len(expected.last.names) == 4 and expected.sparsity == 0.5
+    trainer, _, _ = fit(2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    _, module, handle = fit(4, ckpt_path=str(tmp_path / "half.ckpt"))
+    assert_same(module.net, whole.net)
+    assert str(handle.last) == str(expected.last) and handle.steps == expected.steps

@@ -133,3 +133,38 @@ def test_a_bad_weight_is_named_and_nothing_comes_back() -> None:
     weights = {"a": np.ones(2), "w": np.array([1.0, np.nan])}
     with pytest.raises(NonFinite, match="non-finite entries in w$"):
         kk.numpy.bound(weights, kk.bound.Clamp(0.5))
+
+
+NORMALISED = {
+    "stem": {"conv.weight": np.ones(2), "bn1.weight": np.ones(2), "bn1.bias": np.ones(2)},
+    "norm": [{"scale": np.ones(2), "mean": np.ones(2)}],
+    "BatchNorm_0": {"scale": np.ones(2), "var": np.ones(2)},
+    "gamma": np.ones(2),
+}
+
+
+def test_gains_and_statistics_are_spared_unless_they_are_selected() -> None:
+    rule = kk.bound.Clamp(0.25)
+    spared = [
+        "stem.bn1.weight",
+        "norm.0.scale",
+        "norm.0.mean",
+        "BatchNorm_0.scale",
+        "BatchNorm_0.var",
+        "gamma",
+    ]
+    found, outcome, state = kk.numpy.bound(NORMALISED, rule)
+    assert list(outcome.left_alone) == spared
+    assert found["BatchNorm_0"]["var"][0] == found["stem"]["bn1.weight"][0] == 1.0
+    assert found["stem"]["conv.weight"][0] == found["stem"]["bn1.bias"][0] == 0.25
+    assert kk.numpy.bound(NORMALISED, rule, state)[0]["gamma"][0] == 1.0
+    earlier = {key: value for key, value in state.items() if key != "spared"}
+    for again in range(2):
+        found, outcome, earlier = kk.numpy.bound(NORMALISED, rule, earlier)
+        assert found["gamma"][0] == 0.25 and not outcome.left_alone, again
+    assert not kk.numpy.bound(NORMALISED, rule, only="*")[1].left_alone
+    found, outcome, _ = kk.numpy.bound(NORMALISED, rule, only="*.scale", exclude="norm.*")
+    assert outcome.names == ("BatchNorm_0.scale",) and found["norm"][0]["scale"][0] == 1.0
+    assert outcome.left_alone["gamma"] == "not selected"
+    with pytest.raises(InvalidArgument, match="no tensor to bound; .*gamma: a gain"):
+        kk.numpy.bound({"gamma": np.ones(2)}, rule)

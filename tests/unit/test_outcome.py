@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import karikomi as kk
 from karikomi.rules.outcome import Outcome
 
 NAN, INF = float("nan"), float("inf")
@@ -107,3 +108,23 @@ def test_by_element_the_largest_are_named_with_their_magnitudes() -> None:
     one = outcome([3.0, 4.0, 0.5], [1.0, 1.0, 0.5], element_wise=True)
     assert one.top(2) == [("b", 4.0), ("a", 3.0)]
     assert str(one) == "largest 4 -> post 1 x0.25 clipped; top: b 4"
+
+
+def test_every_group_has_its_factor() -> None:
+    grads = {"a.w": np.array([3.0, 4.0]), "b.w": np.array([10.0, -10.0]), "c": np.array([8.0, 6.0])}
+    groups = kk.clip.Groups(
+        {"a.*": kk.clip.ByNorm(1.0), lambda n: n == "b.w": kk.clip.ByValue(5.0)}
+    )
+    _, found, _ = kk.numpy.clip(grads, groups)
+    assert found.factors == pytest.approx({"a.*": 0.2, "1": 0.5, "default": 1.0})
+    # Then all of them are scaled: 1, sqrt(50) and 10 have the joint norm sqrt(151).
+    _, found, _ = kk.numpy.clip(grads, kk.clip.Chain(groups, kk.clip.ByGlobalNorm(1.0)))
+    rest = 151**-0.5
+    assert found.factors == pytest.approx({"a.*": 0.2 * rest, "1": 0.5 * rest, "default": rest})
+    _, found, _ = kk.numpy.clip(grads, kk.clip.Chain(groups, groups))
+    assert list(found.factors) == [
+        f"{n}: {glob}" for n in (0, 1) for glob in ("a.*", "1", "default")
+    ]
+    _, found, _ = kk.numpy.clip({**grads, "c": np.array([np.nan])}, groups)
+    assert found.factors == {"a.*": 0.0, "1": 0.0, "default": 0.0}  # no step is taken
+    assert kk.numpy.clip(grads, kk.clip.ByNorm(1.0))[1].factors == {}

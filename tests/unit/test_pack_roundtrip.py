@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+import safetensors.torch
+import torch
 from hypothesis import given, settings
 
 from karikomi.errors import InvalidArgument, Unwritable
-from karikomi.pack import encoded_sizes, expand, grid_codec, inspect, load, load_coded, save
+from karikomi.pack import encoded_sizes, expand, grid_codec, inspect, load, load_coded, plain, save
 from karikomi.pack.contest import CHUNK, CODECS, choose
-from karikomi.pack.stored import describe
+from karikomi.pack.stored import EXTENDED, describe
 from karikomi.quantize import Codebook, Coded, kmeans, uniform
 from karikomi.search.accounting import bytes_by_cause
 
@@ -244,9 +247,80 @@ def test_expanded_files_are_plain_safetensors(tmp_path):
     assert inspect(path).notes == {"task": "digits"}
 
 
+def test_types_of_ml_dtypes_come_back_bit_for_bit_smaller_and_in_plain_files(tmp_path):
+    floats = np.random.default_rng(0).normal(size=(64, 32))
+    bits = {"bfloat16": 16, "float4_e2m1fn": 4, "int4": 4, "uint4": 4}
+    tensors = {name: floats.astype(getattr(ml_dtypes, name)) for name in EXTENDED}
+    path = save(tensors, tmp_path / "x.karikomi")
+    loaded, seen = load(path), inspect(path)
+    assert all(same_bits(loaded[name], tensors[name]) for name in EXTENDED)
+    for account in seen.entries:
+        assert account.dense == 64 * 32 * bits.get(account.name, 8) // 8
+        assert account.payload + account.tables < account.dense
+    with safetensors.safe_open(path, "np") as file:
+        assert file.metadata()["karikomi"] == "1.2"
+    out = expand(path, tmp_path / "x.safetensors")
+    found = plain.read(out)
+    for name in EXTENDED.keys() - {"int4", "uint4"}:
+        assert same_bits(found[name], tensors[name])
+    assert np.array_equal(found["int4"], tensors["int4"].astype("i1"))
+    assert found["int4"].min() < 0 and found["uint4"].dtype == np.uint8
+    theirs = safetensors.torch.load_file(out)
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"):
+        assert theirs[name].dtype == getattr(torch, name)
+        np.testing.assert_array_equal(theirs[name].float().numpy(), tensors[name].astype("f4"))
+    pairs = theirs["float4_e2m1fn"].view(torch.uint8).numpy()
+    assert np.array_equal(pairs & 15, tensors["float4_e2m1fn"].view("u1")[:, 0::2])
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    return (
+        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (2, 3)])
+def test_small_types_of_any_shape(tmp_path, shape):
+    tensors = {name: np.zeros(shape, getattr(ml_dtypes, name)) for name in EXTENDED}
+    loaded = load(save(tensors, tmp_path / "x"))
+    assert all(same_bits(loaded[name], tensors[name]) for name in EXTENDED)
+
+
+def test_pruned_and_unknown_bits_of_small_types_stay(tmp_path):
+    every = np.arange(2**16, dtype="u2").view(ml_dtypes.bfloat16)  # each NaN, both zeros, all of it
+    few = np.where(np.arange(2**16) % 50, 0, np.arange(2**16)).astype("u2").view(ml_dtypes.bfloat16)
+    path = save({"every": every, "few": few}, tmp_path / "x")
+    assert all(same_bits(load(path)[name], one) for name, one in (("every", every), ("few", few)))
+    assert {one.name: one.codec for one in inspect(path).entries}["few"] == "gaps"
+
+
+def test_equal_tensors_are_stored_once_and_are_arrays_of_their_own(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(50, 40)).astype("f4")
+    coded = uniform(weight)
+    tensors = {"a": weight, "b": weight.copy(), "c": coded, "d": coded, "e": weight.T.copy()}
+    tensors |= {"n": np.zeros(4), "o": np.zeros(4)}
+    path = save(tensors, tmp_path / "x")
+    once = save({name: tensors[name] for name in "acen"}, tmp_path / "once")
+    assert path.stat().st_size < once.stat().st_size + 300
+    loaded, codes = load(path), load_coded(path)
+    assert list(loaded) == list(codes) == sorted(tensors)
+    assert same(loaded["b"], weight) and same(loaded["d"], coded.decode())
+    loaded["a"][0] = 9
+    assert same(loaded["b"], weight)
+    assert np.array_equal(codes["d"].codes, coded.codes)
+    seen = inspect(path)
+    assert [(one.name, one.codec) for one in seen.entries[-2:]] == [("b", "= a"), ("d", "= c")]
+    # Three different weights and two small ones; what is tied counts once.
+    assert seen.dense == 3 * weight.nbytes + 2 * 32
+    assert sum(one.payload for one in seen.entries) == seen.payload
+    expanded = safetensors.numpy.load_file(expand(path, tmp_path / "x.safetensors"))
+    assert all(same(expanded[name], loaded[name]) for name in "bde")
+
+
 @pytest.mark.parametrize(
     ("tensor", "fact"),
     [
+        ({"kernel": np.ones(1)}, "only NumPy arrays.*got dict; give nested ones flat names"),
         ([1.0], "only NumPy arrays"),
         (None, "only NumPy arrays"),
         (np.ones(2, complex), "cannot be packed.*bfloat16"),

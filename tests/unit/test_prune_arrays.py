@@ -324,3 +324,29 @@ def test_masks_are_not_written_over_weights_by_another_name(tmp_path: Path) -> N
         with pytest.raises(Unsupported, match="two files"):
             prune_file(source, tmp_path / target, sparsity=0.5, masks=tmp_path / masks)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["link", "w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "up", "nearest"),
+    [(0.1, 0.25, 0.0), (0.2, 0.25, 0.25), (0.25, 0.25, 0.25), (0.3, 0.5, 0.25), (0.375, 0.5, 0.5)],
+)
+def test_whole_blocks_make_at_least_a_sparsity_or_the_nearest(
+    sparsity: float, up: float, nearest: float
+) -> None:
+    weights = {"w": np.random.default_rng(0).normal(size=(4, 4))}
+    arguments = {
+        "sparsity": sparsity,
+        "pattern": kk.prune.Blocks(units=2, inputs=2),
+        "layouts": {"w": Layout(units=0, inputs=1)},
+    }
+    for rounding, share in (("up", up), ("nearest", nearest)):
+        for prune_arrays in (prune, kk.jax.prune):
+            _, masks = prune_arrays(weights, rounding=rounding, **arguments)
+            assert 1 - float(np.asarray(masks["w"]).mean()) == share
+
+
+def test_a_rounding_is_of_a_sparsity() -> None:
+    with pytest.raises(InvalidArgument, match=r"unknown rounding; got 'down'; allowed: .*nearest"):
+        prune({"w": np.ones((2, 2))}, sparsity=0.5, rounding="down")
+    with pytest.raises(InvalidArgument, match="only a sparsity is rounded"):
+        prune({"w": np.ones((2, 2))}, parameters=0.5, rounding="nearest")

@@ -190,8 +190,8 @@ FINE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     ("content", "said"),
     [
         (b"", "cut short"),
-        (b"\xff" * 8, "header"),
-        (b"\x02" + bytes(7) + b"[]", "not a safetensors file"),
+        (b"\xff" * 8, "neither a .karikomi nor a safetensors file"),
+        (b"\x02" + bytes(7) + b"[]", "nor a safetensors file"),
         (packed(FINE, 7), "beyond the file"),
         (packed(FINE, 9), "bytes follow"),
         (packed(FINE | {"shape": [3]}), "does not fit its shape"),
@@ -241,3 +241,31 @@ def test_memory_stays_the_same_however_large_a_tensor_is(equal: bool, tmp_path: 
     removed, extra = map(int, done.stdout.split())
     assert removed == weights // 2
     assert extra < 40 * 1024
+
+
+@pytest.mark.parametrize("before", [b" ", b"\n\t\r  "])
+def test_a_header_may_begin_with_white_space(tmp_path: Path, before: bytes) -> None:
+    content = directory([4])
+    source = write(tmp_path, before + content)
+    assert kk.numpy.prune_file(source, tmp_path / "o", sparsity=0.5).counts == {"w": (2, 4)}
+    assert load_file(tmp_path / "o")["w"].tolist() == [0, 0, 2, 3]
+    assert (tmp_path / "o").read_bytes()[8 : 8 + len(before)] == before
+
+
+@pytest.mark.parametrize("allocation", ["global", "erk"])
+def test_tensors_may_have_more_axes_than_arrays(tmp_path: Path, allocation: str) -> None:
+    source = write(tmp_path, directory([1] * 70 + [4]))
+    report = kk.numpy.prune_file(source, tmp_path / "o", sparsity=0.5, allocation=allocation)
+    assert report.counts == {"w": (2, 4)}
+    assert np.frombuffer((tmp_path / "o").read_bytes()[-16:], "f4").tolist() == [0, 0, 2, 3]
+
+
+def directory(shape: list[int]) -> bytes:
+    return json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 16]}}).encode()
+
+
+def write(folder: Path, header: bytes) -> Path:
+    path = folder / "s.safetensors"
+    body = np.arange(4, dtype="f4").tobytes()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + body)
+    return path

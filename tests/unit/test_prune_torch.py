@@ -288,3 +288,14 @@ def test_masks_that_do_not_fit() -> None:
 def test_no_mask_is_no_sparsity() -> None:
     assert Masks().sparsity == 0.0 and Masks().emptied == ()
     assert Masks({"w": torch.ones(2, dtype=torch.bool)}).to("cpu")["w"].all()
+
+
+def test_the_account_says_what_whole_units_made_of_a_sparsity() -> None:
+    def account(**arguments: object) -> str:
+        net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        return str(prune_(net, pattern="units", **arguments).account)
+
+    assert "at least 0.3 was asked for; whole units make it 0.5" in account(sparsity=0.3)
+    nearest = account(sparsity=0.3, rounding="nearest")
+    assert "nearest to 0.3 was asked for; whole units make it 0.25" in nearest
+    assert "asked for" not in account(sparsity=0.5) + account(width=0.6)

@@ -64,6 +64,13 @@ def test_what_does_not_help_is_put_back_bit_for_bit(after: float) -> None:
     assert equal(before, states(module)) and module[1].momentum == 0.3
 
 
+@pytest.mark.parametrize(("after", "kept"), [(-1.0, True), (0.0, False), (1.0, False)])
+def test_an_error_is_judged_by_its_own_goal(after: float, kept: bool) -> None:
+    answers = iter([0.0, after])
+    found = recalibrate_(network(), data(), judge=lambda module: next(answers), goal="min")
+    assert found.kept is kept
+
+
 def test_the_judge_sees_eval_mode_and_no_gradient() -> None:
     seen = []
 

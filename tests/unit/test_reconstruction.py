@@ -18,7 +18,7 @@ from karikomi.prune.account import Account, Row
 from karikomi.prune.scores.reconstruction import OBC, SparseGPT
 from karikomi.reconstruction import least_squares
 from karikomi.reconstruction.least_squares import LeastSquares
-from karikomi.reconstruction.obc import obc
+from karikomi.reconstruction.obc import obc, operations
 from karikomi.reconstruction.sparsegpt import sparsegpt
 from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.tracing.patches import patches
@@ -198,6 +198,39 @@ def test_bad_requests_are_one_line(method) -> None:
         OBC(damping=0.0)
     with pytest.raises(InvalidArgument, match="one column"):
         SparseGPT(block=0)
+
+
+def test_what_would_take_hours_is_refused_before_data_is_read() -> None:
+    # 16 rows of 8,192 inputs, of each of which 4,096 go: 16 * 4096^2 * 8192 operations.
+    wide = nn.Conv1d(1024, 16, 8)
+    assert operations((16, 8192), 16 * 4096) == 16 * 4096**2 * 8192
+    unread = [torch.full((1, 1, 1), float("nan"))]
+    with pytest.raises(
+        Unsupported, match=r"weight: obc needs about 2e\+12 .*some 73 minutes.*sparsegpt"
+    ):
+        reconstruct_(wide, {"weight": 8 * 8192}, unread)
+    small = nn.Linear(8, 4)
+    with pytest.raises(Unsupported, match="about 5e"):  # 4 * 4^2 * 8 = 512
+        reconstruct_(small, {"weight": 16}, unread, OBC(most_operations=511))
+    with pytest.raises(Unsupported, match="about 5e"):
+        nofm = NofM(keep=2, of=4)
+        reconstruct_(small, {"weight": 0}, unread, OBC(most_operations=511), pattern=nofm)
+    done = reconstruct_(small, {"weight": 16}, [torch.randn(9, 8)], OBC(most_operations=512))
+    assert int((~done.masks["weight"]).sum()) == 16
+    with pytest.raises(InvalidArgument, match="most_operations"):
+        OBC(most_operations=0)
+
+
+@pytest.mark.parametrize("remove", [48, NofM(keep=16, of=32)])
+def test_obc_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, remove: int | NofM) -> None:
+    from karikomi.reconstruction import obc as module
+
+    monkeypatch.setattr(module, "MEMORY", 1)  # a part for each row
+    weights, problem = layer(0, rows=2, inputs=32)
+    shares: list[float] = []
+    obc(weights, problem, remove, progress=shares.append)
+    assert shares == sorted(shares) and len(shares) >= 2
+    assert 0 < shares[0] < shares[-1] <= 1
 
 
 LAYERS = {

@@ -181,6 +181,16 @@ def test_the_judge_decides_and_what_is_worse_is_put_back_bit_for_bit(after: floa
     assert ("not kept" in str(found)) != found.kept
 
 
+@pytest.mark.parametrize(("after", "kept"), [(0.4, True), (0.5, True), (0.6, False)])
+def test_an_error_is_judged_by_its_own_goal(after: float, kept: bool) -> None:
+    module, masks = pruned()
+    answers = iter([0.5, after])
+    found = recover(module, masks, judge=lambda module: next(answers), goal="min")
+    assert found.kept is kept
+    with pytest.raises(InvalidArgument, match="unknown goal; got 'low'; allowed: max, or min"):
+        recover(module, masks, goal="low")
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_modes_random_numbers_and_rates_are_as_before(training: bool) -> None:
     module, masks = pruned()

@@ -525,10 +525,29 @@ def _poison(value: Any, evil: str = EVIL) -> Any:
 def test_what_pruning_left_alone_and_warnings_stand_on_page_and_table() -> None:
     result = compress_result() | {
         "left_alone": {"norm.weight": "weight of BatchNorm1d <b>"},
-        "warnings": ["training lowered the accuracy"],
+        "warnings": ["training lowered the accuracy", "a long one " * 20 + "to its end"],
     }
     page, text = report.compress_page(result, []), report.compress_table(result)
     assert "norm.weight was not pruned: weight of BatchNorm1d &lt;b&gt;." in page
     assert "Warning: training lowered the accuracy." in page
     assert "not pruned: norm.weight: weight of BatchNorm1d <b>" in text
     assert "warning: training lowered the accuracy" in text
+    whole = " ".join(text.split())
+    assert f"accuracy warning: {'a long one ' * 20}to its end before after" in whole
+    assert page.index("to its end.") < page.index('<dl class="tiles">')
+
+
+@pytest.mark.parametrize(("after", "held"), [(0.5935, False), (0.4130, True), (0.3, True)])
+def test_an_error_is_held_to_its_budget_in_its_own_direction(after: float, held: bool) -> None:
+    error = compress_result() | {
+        **{"metric": "mse", "goal": "min", "max_drop": 0.005, "validation_before": 0.4126},
+        **{"validation_after": after, "metric_before": 0.4126, "metric_after": after},
+    }
+    table, page = report.compress_table(error), report.compress_page(error, [])
+    assert ("0.005 held" in table, "0.005 NOT HELD" in table) == (held, not held)
+    assert ("0.005 was held" in page, "0.005 was NOT held" in page) == (held, not held)
+    assert "validation mse is at most 0.4176: 0.4126 before, plus the budget of 0.005." in page
+    moved = "below" if after < 0.4176 else "above"
+    chosen = {"stage": "prune", "what": "x", "validation": after, "passed": held, "chosen": True}
+    said = report.compress_page(error | {"candidates": [chosen]}, [])
+    assert f"{moved} the ceiling" in said and "floor" not in said

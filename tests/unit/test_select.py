@@ -55,7 +55,14 @@ def test_globs_come_in_any_collection(given: Any) -> None:
     assert select(NAMES, only=given) == ["head.weight", "head.bias"]
 
 
-@pytest.mark.parametrize("options", [{"exclude": "*"}, {"only": []}])
-def test_a_selection_of_nothing_is_an_error(options: dict[str, object]) -> None:
-    with pytest.raises(UnknownName, match="leaves no tensor"):
+@pytest.mark.parametrize(
+    ("options", "got"), [({"exclude": "*"}, r"exclude='\*'"), ({"only": []}, r"only=\[\]")]
+)
+def test_a_selection_of_nothing_is_an_error(options: dict[str, object], got: str) -> None:
+    with pytest.raises(UnknownName, match=f"leaves no tensor; got {got}$"):
         select(NAMES, **options)  # type: ignore[arg-type]
+
+
+def test_where_there_is_nothing_no_selection_is_blamed() -> None:
+    with pytest.raises(UnknownName, match="^here: there is no tensor to select from$"):
+        select([], where="here")

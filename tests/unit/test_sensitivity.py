@@ -71,6 +71,18 @@ def test_each_point_is_what_prune_does_to_that_weight_alone(score: str) -> None:
                 assert loss == pytest.approx(dense - judge(alone.eval()), abs=1e-6)
 
 
+def test_the_curves_of_an_error_are_what_it_rises_by(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"sparsities": (0.9,), "checkpoint": tmp_path / "curves.json"}
+    score = kk.torch.sensitivity(network(), judge, sparsities=(0.9,))
+    error = kk.torch.sensitivity(network(), lambda module: -judge(module), goal="min", **how)
+    assert {name: dict(curve) for name, curve in error.items()} == {
+        name: dict(curve) for name, curve in score.items()
+    }
+    assert error.dense == -score.dense
+    with pytest.raises(Unsupported, match="of another goal"):
+        kk.torch.sensitivity(network(), lambda module: -judge(module), **how)
+
+
 def test_the_curves_are_the_facts_of_the_allocation() -> None:
     module = network()
     curves = kk.torch.sensitivity(module, judge, progress=False)

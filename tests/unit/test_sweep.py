@@ -290,3 +290,22 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with lock(tmp_path), pytest.raises(Unsupported, match="another process is at work"):
         sweep(_task(), **GRID, out=tmp_path, progress=False)
     assert not (tmp_path / "runs").exists()
+
+
+def _loss_of_task(outputs: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.mean(np.argmax(outputs, axis=1) != targets))
+
+
+def test_a_metric_that_training_lowered_needs_a_goal_in_a_sweep(tmp_path: Path) -> None:
+    grid = {"limits": (1.0,), "sparsities": (0.0,), "seeds": 1, "epochs": 2, "progress": False}
+    with pytest.raises(
+        InvalidArgument, match='lowered the _loss_of_task on the train .*goal="min"'
+    ):
+        sweep(_task(metric=_loss_of_task), **grid, out=tmp_path / "a")
+    found = sweep(_task(metric=_loss_of_task, goal="min"), **grid, out=tmp_path / "b")
+    right = sweep(_task(), **grid, out=tmp_path / "c")
+    wrong, share = (result["points"][0]["accuracy"]["mean"] for result in (found, right))
+    assert found["goal"] == "min" and wrong == pytest.approx(1 - share)
+    # The gap of an error rises as that of an accuracy does: by how much the test split is worse.
+    gaps = [result["points"][0]["gap"]["mean"] for result in (found, right)]
+    assert gaps[0] == pytest.approx(gaps[1])

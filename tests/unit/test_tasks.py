@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from karikomi import tasks
 from karikomi.errors import InvalidArgument, KarikomiError, NonFinite
 from karikomi.tasks import Data, Split, Task, mnist
+from karikomi.tasks import splits as splits_module
 
 
 def test_the_accuracy_is_the_share_of_largest_outputs() -> None:
@@ -19,8 +22,74 @@ def test_the_accuracy_is_the_share_of_largest_outputs() -> None:
     targets = np.array([1, 1, 2, 2, 1])
     assert tasks.accuracy(outputs, targets) == 3 / 5
     assert task().judge(outputs, targets) == 3 / 5
-    pixels = np.stack([outputs, outputs], axis=1)
-    assert task().judge(pixels, np.stack([targets, 0 * targets], axis=1)) == (3 + 2) / 10
+    steps, labels = np.stack([outputs, outputs], axis=1), np.stack([targets, 0 * targets], axis=1)
+    assert task(class_axis=-1).judge(steps, labels) == (3 + 2) / 10
+    assert task().judge(steps.transpose(0, 2, 1), labels) == (3 + 2) / 10
+
+
+def test_classes_are_on_axis_1_as_in_the_cross_entropy_of_torch() -> None:
+    labels = np.array([[1, 1], [0, 1]])
+    right = np.eye(2)[labels].transpose(0, 2, 1)
+    assert task().judge(right, labels) == 1.0
+    assert task(metric=tasks.accuracy).judge(right, labels) == 1.0
+    # As many steps as classes: read along the last axis, the two mixed labels are half wrong.
+    assert task(class_axis=-1).judge(right, labels) == 0.5
+    pixels = np.eye(3)[np.array([[[0, 1], [2, 0]]])].transpose(0, 3, 1, 2)
+    assert task().judge(pixels, np.array([[[0, 1], [2, 1]]])) == 3 / 4
+
+
+def test_ignored_targets_do_not_count() -> None:
+    outputs = np.array([[9, 1], [9, 1], [9, 1], [1, 9]])
+    assert task().judge(outputs, np.array([0, 1, -100, -100])) == 1 / 2
+    assert task(ignore_index=255).judge(outputs, np.array([0, 1, 255, 255], np.uint8)) == 1 / 2
+    with pytest.raises(InvalidArgument, match="no target counts"):
+        task().judge(outputs, np.full(4, -100))
+    with pytest.raises(InvalidArgument, match=r"a target is no class.*got 255; allowed: 0..1"):
+        task().judge(outputs, np.array([0, 1, 255, 255]))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "said"),
+    [
+        ((4, 2, 3), np.zeros((4, 2), int), "the task's class_axis=2 would fit"),
+        ((4, 3), np.zeros((4, 2), int), "metric=function"),
+        ((4, 3), np.zeros(4), "metric=function"),
+        ((4, 3), np.zeros((4, 3), int), "metric=function"),
+        ((4, 1), np.zeros(4, int), "two or more classes"),
+        ((4,), np.zeros(4, int), "metric=function"),
+    ],
+)
+def test_outputs_that_have_no_class_per_target_are_refused(
+    outputs: tuple[int, ...], targets: np.ndarray, said: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=rf"^task t: accuracy needs .*{said}"):
+        task().judge(np.zeros(outputs), targets)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"class_axis": 0}, {"class_axis": 1.0}, {"ignore_index": None}, {"goal": "least"}]
+)
+def test_axes_labels_and_goals_out_of_range(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="^task t: "):
+        task(**fields)
+
+
+def test_each_metric_has_a_direction() -> None:
+    error = task(metric="mean_squared_error")
+    assert error.judge(np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]])) == 2.0
+    assert (error.direction, error.drop(0.25, 1.0), error.assumes_goal) == ("min", 0.75, False)
+    assert (task().direction, task().drop(1.0, 0.25), task().assumes_goal) == ("max", 0.75, False)
+
+    def own(outputs: np.ndarray, targets: np.ndarray) -> float:
+        return 0.0
+
+    assert (task(metric=own).direction, task(metric=own).assumes_goal) == ("max", True)
+    stated = task(metric=own, goal="min")
+    assert (stated.direction, stated.drop(0.25, 1.0), stated.assumes_goal) == ("min", 0.75, False)
+    with pytest.raises(InvalidArgument, match="unknown goal; got 'min'; allowed: max"):
+        task(goal="min")
+    with pytest.raises(InvalidArgument, match=r"differ in shape; got \(2, 1\) and \(2,\)"):
+        error.judge(np.zeros((2, 1)), np.zeros(2))
 
 
 def task(**changes: Any) -> Task:
@@ -59,6 +128,83 @@ def test_the_digest_of_the_data_depends_on_each_array() -> None:
     digests.add(dataclasses.replace(data, test=wide).fingerprint())
     assert len(digests) == 1 + 6 + 2
     assert Data(*splits(5, 4, 3)).fingerprint() in digests
+
+
+def test_the_digest_is_of_the_values_in_whatever_layout_and_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = np.arange(60, dtype=np.float32).reshape(12, 5)
+    layouts = [plain, np.asfortranarray(plain), np.repeat(plain, 2, axis=0)[::2]]
+    digests = {Data(*[Split(array, np.arange(12))] * 3).fingerprint() for array in layouts}
+    monkeypatch.setattr(splits_module, "_BLOCK", 7)
+    digests |= {Data(*[Split(array, np.arange(12))] * 3).fingerprint() for array in layouts}
+    assert len(digests) == 1
+    two = Data(*[Split({"a": plain, "b": plain}, np.arange(12))] * 3).fingerprint()
+    assert two not in digests
+    assert two != Data(*[Split({"a": plain, "c": plain}, np.arange(12))] * 3).fingerprint()
+
+
+def test_mapped_data_is_checked_and_digested_in_pieces(tmp_path: Path) -> None:
+    shape = (1 << 10, 1 << 14)
+    inputs = np.memmap(tmp_path / "x", np.float32, "w+", shape=shape)
+    split = Split(inputs, np.zeros(len(inputs), np.int64))
+    data = Data(split, split, split)
+    tracemalloc.start()
+    try:
+        assert tasks.checked_data(task(data=lambda: data)).train.inputs is inputs
+        data.fingerprint()
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert inputs.nbytes == 64 << 20 and most < 8 << 20
+
+
+def test_batches_are_gathered_into_a_split() -> None:
+    """Of a loader, a generator, or a stream without an end; in order, and cut at `most`."""
+    pairs = [(np.full((2, 3), k), np.array([k, k])) for k in range(3)]
+    gathered = Split.of(iter(pairs))
+    assert np.array_equal(gathered.targets, [0, 0, 1, 1, 2, 2])
+    assert isinstance(gathered.inputs, np.ndarray)
+    assert np.array_equal(gathered.inputs[:, 1], [0, 0, 1, 1, 2, 2])
+    endless = itertools.cycle(pairs)
+    assert np.array_equal(Split.of(endless, most=3).targets, [0, 0, 1])
+    assert next(endless)[1][0] == 2, "no batch more than needed is drawn"
+    named = Split.of(({"a": x, "b": x + 1, "labels": y} for x, y in pairs), targets="labels")
+    assert [name for name in named.arrays()] == ["inputs['a']", "inputs['b']"] and len(named) == 6
+    both = Split.of([((x, x + 1), y) for x, y in pairs])
+    assert isinstance(both.inputs, tuple) and np.array_equal(both.inputs[1][:, 0], both.targets + 1)
+    several = both.take(np.array([5, 0]))
+    assert [array[0, 0] for array in several.arrays().values()] == [2, 3] and len(several) == 2
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        ([], "there are no batches"),
+        ([{"x": np.ones(1), "labels": np.ones(1)}], r'labels.*allowed: .*targets="key"'),
+        ([np.ones(3)], "got ndarray"),
+        ([(np.ones((1, 2)), np.ones(1)), (np.ones((1, 3)), np.ones(1))], "differ in form.*pad"),
+    ],
+)
+def test_batches_of_another_form_are_refused(batches: list[Any], said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        Split.of(batches)
+
+
+def test_a_loader_or_a_tensor_in_the_data() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            return ((torch.full((2,), float(k)), torch.tensor(k)) for k in range(5))
+
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=2)
+    good = Split(torch.ones(4, 2), torch.arange(4))
+    found = tasks.checked_data(task(data=lambda: Data(Split.of(loader), good, good)))
+    assert np.array_equal(found.train.targets, range(5))
+    assert isinstance(found.test.inputs, np.ndarray) and found.test.inputs.shape == (4, 2)
+    with pytest.raises(InvalidArgument, match=r"got DataLoader; gather .*Split.of\(loader\)"):
+        tasks.checked_data(task(data=lambda: Data(loader, good, good)))
 
 
 def test_the_digest_of_the_code_depends_on_each_function() -> None:

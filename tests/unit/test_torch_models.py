@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import jax  # noqa: E402
+
 import karikomi as kk  # noqa: E402
 from karikomi import pack, registry  # noqa: E402
 from karikomi.errors import InvalidArgument, UnknownName, Unsupported  # noqa: E402
@@ -264,8 +266,14 @@ def test_a_file_of_another_network_is_refused_and_nothing_is_changed(tmp_path: P
         kk.load(path, into=into)
     with pytest.raises(Unsupported, match="other inputs"):
         kk.load(path, into=torch.nn.Sequential(torch.nn.Linear(9, 32), torch.nn.Linear(32, 3)))
-    with pytest.raises(InvalidArgument, match="is missing"):
+    names = "only in the file: 0.bias, 0.weight, 1.bias and 1 more.*in the module: bias, weight"
+    with pytest.raises(InvalidArgument, match=f"different networks; got {names}"):
         kk.load(path, into=torch.nn.Linear(8, 16))
+    one_more = torch.nn.Sequential(*into, torch.nn.Linear(10, 2))
+    with pytest.raises(
+        InvalidArgument, match=r"file: nothing.*module: 2\.bias, 2\.weight; 4 names"
+    ):
+        kk.load(path, into=one_more)
     assert same(into, before)
 
 
@@ -275,9 +283,117 @@ def test_values_that_the_model_cannot_hold_are_refused() -> None:
         kk.torch.fill_(torch.nn.Linear(2, 1), arrays)
 
 
-def test_types_that_numpy_lacks_are_named() -> None:
-    with pytest.raises(Unsupported, match="weight: NumPy has no bfloat16"):
-        kk.torch.to_arrays(torch.nn.Linear(2, 1).to(torch.bfloat16))
+DTYPES = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_small_floats_are_saved_and_filled_in_bit_for_bit(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    def layer(of: torch.dtype) -> torch.nn.Module:
+        made = torch.nn.Linear(3, 2).requires_grad_(False)
+        made.weight.data = made.weight.data.abs().to(of)
+        return made
+
+    model = layer(dtype)
+    path = kk.save(model, tmp_path / "f")
+    wide = kk.load(path, into=layer(torch.float32))
+    assert torch.equal(wide.weight, model.weight.float())
+    narrow = kk.load(path, into=layer(dtype))
+    assert torch.equal(narrow.weight.view(torch.uint8), model.weight.view(torch.uint8))
+    weight = jax.numpy.asarray(kk.load(path)["weight"])
+    assert str(weight.dtype) == str(dtype).removeprefix("torch.")
+    assert weight.astype("float32").tolist() == wide.weight.tolist()
+
+
+def test_pairs_of_float4_come_as_single_numbers_and_go_back(tmp_path: Path) -> None:
+    pairs = torch.arange(16, dtype=torch.uint8).view(2, 8).view(torch.float4_e2m1fn_x2)
+    path = kk.save({"x": pairs}, tmp_path / "f")
+    # The first is in the lower half: 0x02 is 1.0 (exponent 1) before 0.0.
+    assert kk.load(path)["x"].astype("f4")[0, :6].tolist() == [0, 0, 0.5, 0, 1, 0]
+    into = torch.nn.Module()
+    into.register_buffer("x", torch.zeros_like(pairs.view(torch.uint8)).view(pairs.dtype))
+    kk.load(path, into=into)
+    assert torch.equal(into.x.view(torch.uint8), pairs.view(torch.uint8))
+    into.register_buffer("x", torch.zeros(2, 16))
+    with pytest.raises(InvalidArgument, match="x: another kind of number"):
+        kk.load(path, into=into)
+
+
+def test_mappings_of_tensors_are_saved_as_they_are(tmp_path: Path) -> None:
+    model = mlp()
+    state = model.state_dict()
+    arrays = {"jax": jax.numpy.ones(2, "bfloat16"), "torch": torch.ones(1, requires_grad=True)}
+    loaded = kk.load(kk.save({**state, **arrays}, tmp_path / "f"))
+    assert sorted(loaded) == sorted([*state, *arrays])
+    assert all(torch.equal(torch.from_numpy(loaded[name]), state[name]) for name in state)
+    assert loaded["jax"].dtype.name == "bfloat16"
+    with pytest.raises(InvalidArgument, match="tensor 'param_groups': only NumPy arrays.*got list"):
+        kk.save(torch.optim.SGD(model.parameters()).state_dict(), tmp_path / "g")
+
+
+class TiedHead(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = torch.nn.Embedding(50, 8), torch.nn.BatchNorm1d(8)
+        self.head = torch.nn.Linear(8, 50, bias=False)
+        self.head.weight = self.inner.weight
+
+
+def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
+    model = TiedHead()
+    path = kk.save(model, tmp_path / "f")
+    assert path.stat().st_size < model.inner.weight.nbytes + 1000
+    into = kk.load(path, into=TiedHead())
+    assert into.head.weight is into.inner.weight
+    assert torch.equal(into.head.weight, model.head.weight)
+
+
+def test_a_module_on_the_meta_device_is_filled_ties_included(tmp_path: Path) -> None:
+    model = TiedHead().requires_grad_(False)
+    path = kk.save(model, tmp_path / "f")
+    with torch.device("meta"):
+        into = TiedHead().requires_grad_(False)
+    kk.load(path, into=into)
+    assert same(into, model)
+    assert into.head.weight is into.inner.weight and not into.head.weight.requires_grad
+    assert int(into.norm.num_batches_tracked) == 0
+
+
+def test_a_buffer_on_the_meta_device_that_no_file_has_is_refused(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("scale", torch.ones(3), persistent=False)
+    path = kk.save(model, tmp_path / "f")
+    with pytest.raises(Unsupported, match="scale: a buffer on the meta device"):
+        kk.load(path, into=model.to("meta"))
+    assert model.weight.is_meta
+
+
+def gradients(module: torch.nn.Module) -> torch.nn.Module:
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return module
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda m: kk.save(m, "never"),
+        lambda m: kk.save(m.state_dict(), "never"),
+        kk.torch.to_arrays,
+        lambda m: kk.torch.bound_(m, kk.bound.Clamp(0.1)),
+        lambda m: kk.torch.shrink(m, torch.ones(1, 4)),
+        lambda m: kk.torch.shrink(m, torch.ones(1, 4, device="meta")),
+        lambda m: kk.torch.quantize_(m, bits=8),
+        lambda m: kk.torch.clip_(gradients(m), kk.clip.ByGlobalNorm(1.0), None),
+        lambda m: kk.torch.prune_(m, sparsity=0.5),
+    ],
+)
+def test_tensors_without_values_are_refused(act: Callable) -> None:
+    with torch.device("meta"):
+        module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    with pytest.raises(Unsupported, match=r"0\.weight.*no values"):
+        act(module)
 
 
 def test_both_or_none_of_bits_and_entries() -> None:
@@ -285,3 +401,24 @@ def test_both_or_none_of_bits_and_entries() -> None:
         kk.torch.quantize_(mlp())
     with pytest.raises(InvalidArgument, match="exactly one"):
         kk.torch.quantize_(mlp(), bits=8, entries=16)
+
+
+def test_a_network_without_anything_to_quantize_is_refused_with_the_reasons() -> None:
+    norm = torch.nn.LayerNorm(4)
+    with pytest.raises(
+        Unsupported, match="^torch.quantize_: nothing .* got weight: .*; bias: "
+    ) as found:
+        kk.torch.quantize_(norm, bits=8)
+    assert "only=" not in str(found.value)
+    with pytest.raises(Unsupported, match="got a module without parameters"):
+        kk.torch.quantize_(torch.nn.ReLU(), bits=8)
+    with pytest.raises(UnknownName, match="leaves no tensor; got exclude='\\*'$"):
+        kk.torch.quantize_(torch.nn.Linear(2, 2), bits=8, exclude="*")
+
+
+def test_the_hint_for_a_tensor_that_is_no_array_works(tmp_path: Path) -> None:
+    tensor = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(InvalidArgument, match=r"or tensor.detach\(\).cpu\(\).numpy\(\)"):
+        pack.save({"w": tensor}, tmp_path / "a.karikomi")
+    kk.save({"w": tensor.detach().cpu().numpy()}, tmp_path / "a.karikomi")
+    assert kk.load(tmp_path / "a.karikomi")["w"].tolist() == [1.0, 1.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import karikomi as kk  # noqa: E402
+from karikomi.errors import InvalidArgument  # noqa: E402
 from karikomi.quantize import kmeans  # noqa: E402
 from karikomi.tasks import Data, Phase, Recipe, Split, Task  # noqa: E402
-from karikomi.torch.tasks import networks, training  # noqa: E402
+from karikomi.torch.tasks import losses, networks, training  # noqa: E402
 from karikomi.torch.tasks.runner import runner_for  # noqa: E402
+from karikomi.torch.tracing.batches import Batch  # noqa: E402
 
 EPOCHS, SIZE = 3, 12
 
@@ -226,3 +229,175 @@ def test_the_networks_are_as_large_as_the_papers_say(
     assert model(torch.zeros(2, *shape)).shape == (2, 10)
     kinds = [type(layer).__name__ for layer in model]
     assert kinds.count("ReLU") == (1 if name == "lenet5" else 2) and kinds[-1] == "Linear"
+
+
+class Images(nn.Module):
+    """A network of images, with a parameter of its own and its own way to flatten."""
+
+    def __init__(self, kind: Any, own: int, view: bool) -> None:
+        super().__init__()
+        self.conv = kind(3, 4, 2) if kind else nn.Identity()
+        self.own = nn.Parameter(torch.ones([1] * own))
+        self.view, self.head = view, nn.LazyLinear(3)
+        self(torch.zeros(2, 3, *[3] * (3 if kind is nn.Conv3d else 2)))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv(inputs)
+        flat = hidden.view(len(inputs), -1) if self.view else hidden.flatten(1)
+        return self.head(flat * self.own.flatten())
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "view", "converted"),
+    [
+        (nn.Conv2d, 5, False, True),
+        (nn.Conv2d, 4, False, True),
+        (nn.Conv3d, 4, False, False),
+        (nn.Conv2d, 1, True, False),
+        (None, 1, True, False),
+    ],
+)
+def test_only_what_the_format_is_for_is_channels_last(
+    kind: Any, own: int, view: bool, converted: bool
+) -> None:
+    shape = (3, *[3] * (3 if kind is nn.Conv3d else 2))
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(SIZE, *shape)).astype(np.float32)
+    data = Data(*[Split(inputs, generator.integers(0, 3, SIZE))] * 3)
+    model = lambda: Images(kind, own, view)  # noqa: E731
+    runner = runner_for(Task(name="t", model=model, data=lambda: data), data, seed=0)
+    made, rows = trained(runner, Phase(stage="dense", epochs=1, learning_rate=0.01))
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    arrays = made.arrays()
+    kept = runner._model(arrays).eval()
+    with torch.no_grad():
+        expected = kept(torch.from_numpy(inputs)).numpy()
+    np.testing.assert_allclose(runner.outputs(arrays, inputs), expected, atol=1e-6)
+    gradients = runner.input_gradients(arrays, inputs, data.test.targets)
+    assert gradients.shape == inputs.shape and np.abs(gradients).max() > 0
+    own_weights = dict(made._model.named_parameters())
+    assert own_weights["own"].is_contiguous()
+    if kind is nn.Conv2d:
+        weight = own_weights["conv.weight"]
+        assert weight.is_contiguous(memory_format=torch.channels_last) is converted
+
+
+@pytest.mark.parametrize("class_axis", [1, -1])
+@pytest.mark.parametrize("distil", [0.0, 0.25, 1.0])
+def test_loss_and_teacher_share_the_class_axis_and_the_ignored_targets(
+    class_axis: int, distil: float
+) -> None:
+    """Against the same rows without the ignored ones, as (rows, classes)."""
+    torch.manual_seed(0)
+    shape = (2, 3, 4) if class_axis == 1 else (2, 4, 3)
+    inputs, taught = torch.randn(shape), torch.randn(shape)
+    targets = torch.tensor([[0, -100, 2, 1], [1, 1, -100, 0]])
+    task = Task(
+        name="t", model=dict, data=dict, class_axis=class_axis, recipe=Recipe(distill=distil)
+    )
+
+    class Fixed(nn.Module):
+        def __init__(self, values: torch.Tensor) -> None:
+            super().__init__()
+            self.values = nn.Parameter(values.clone())
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.values
+
+    made = losses.criterion_of(task, lambda: Fixed(taught), lambda model: model)
+    found = made.of(Fixed(inputs), Batch((inputs,), targets=targets))
+    nothing = made.of(Fixed(inputs), Batch((inputs,), targets=torch.full_like(targets, -100)))
+    assert nothing.item() == 0.0, "a batch without a target that counts"
+    counts = targets != -100
+    rows, soft = (item.movedim(class_axis, -1)[counts] for item in (inputs, taught))
+    own = nn.functional.cross_entropy(rows, targets[counts])
+    kinds = {"reduction": "batchmean"}
+    apart = nn.functional.kl_div((rows / 2).log_softmax(1), (soft / 2).softmax(1), **kinds)
+    expected = (1 - distil) * own + distil * 4 * apart
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+class Several(nn.Module):
+    """A network of two inputs that returns several outputs, in a form of choice."""
+
+    def __init__(self, form: str = "dict") -> None:
+        super().__init__()
+        self.form, self.left, self.right = form, nn.Linear(4, 3), nn.Linear(2, 3)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> Any:
+        logits = self.left(left) + self.right(right)
+        if self.form == "tuple":
+            return (left, logits) if self.training else logits
+        if self.form == "nested":
+            return ({"logits": logits},)
+        return {"hidden": left, "logits" if self.form == "dict" else "scores": logits}
+
+
+@pytest.mark.parametrize(
+    ("form", "output", "named"),
+    [("dict", None, True), ("tuple", 1, False), ("other", "scores", False)],
+)
+def test_several_inputs_and_outputs_train_as_one(
+    form: str, output: str | int | None, named: bool
+) -> None:
+    left = [split(size, seed) for size, seed in ((SIZE, 0), (7, 1), (9, 2))]
+
+    def inputs(part: Split) -> Any:
+        assert isinstance(part.inputs, np.ndarray)
+        both = (part.inputs.astype(np.float64), part.inputs[:, :2].astype(np.float16))
+        return dict(zip(("left", "right"), both, strict=True)) if named else both
+
+    data = Data(*(Split(inputs(part), part.targets.astype(np.int32)) for part in left))
+    made = runner_for(
+        Task(name="t", model=lambda: Several(form), data=lambda: data, output=output), data, seed=0
+    )
+    arrays = made.fresh()
+    found = made.outputs(arrays, data.test.inputs)
+    first = left[2].inputs
+    assert isinstance(first, np.ndarray)
+    by_hand = first @ arrays["left.weight"].T + arrays["left.bias"] + arrays["right.bias"]
+    by_hand += first[:, :2].astype(np.float16).astype(np.float32) @ arrays["right.weight"].T
+    assert found == pytest.approx(by_hand, abs=1e-5)
+    trained_, rows = trained(made, Phase(stage="s", epochs=1, learning_rate=1e-2, sparsity=0.5))
+    assert rows[-1]["validation"] >= 0
+    small, report = made.shrink(trained_.arrays())
+    assert report["removed"] == 0 and "the network" in report["left_alone"]
+
+
+@pytest.mark.parametrize(("form", "said"), [("nested", "tuple of dict"), ("x", "'scores'")])
+def test_outputs_without_a_choice_are_refused_with_their_form(form: str, said: str) -> None:
+    data = Data(*[Split((np.zeros((4, 4)), np.zeros((4, 2))), np.zeros(4, int))] * 3)
+    task = Task(name="t", model=lambda: Several(form), data=lambda: data)
+    made = runner_for(task, data, seed=0)
+    with pytest.raises(InvalidArgument, match=f"no single tensor; got .*{said}.*output="):
+        made.outputs(made.fresh(), data.test.inputs)
+
+
+def test_a_lazy_network_takes_its_shapes_from_the_data() -> None:
+    made = runner_of(lambda: nn.Sequential(nn.LazyLinear(5), nn.LazyBatchNorm1d(), nn.Linear(5, 3)))
+    first, second = made.fresh(), made.fresh()
+    assert first["0.weight"].shape == (5, 4)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert first["1.num_batches_tracked"] == 0
+
+
+def test_inputs_that_are_mapped_read_only_are_taken(tmp_path: Path) -> None:
+    inputs = DATA.test.inputs
+    assert isinstance(inputs, np.ndarray)
+    np.save(tmp_path / "x.npy", inputs.astype(">f4"))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    made = runner_of()
+    assert np.array_equal(
+        made.outputs(made.fresh(), mapped), made.outputs(made.fresh(), DATA.test.inputs)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_shared_weights_of_any_float_type_are_trained(dtype: Any) -> None:
+    made = runner_of(lambda: plain().to(dtype))
+    arrays = made.fresh()
+    coded = {"0.weight": kmeans(arrays["0.weight"], entries=4)}
+    tuned, _ = trained(made, Phase(stage="s", epochs=1, learning_rate=0.1, coded=coded))
+    values = tuned.coded()["0.weight"].grid.values
+    assert values.dtype == np.float32 and len(values) == 5
+    assert np.array_equal(np.unique(tuned.arrays()["0.weight"]), np.unique(values[1:]))

@@ -60,6 +60,7 @@ def trainer_of(folder: Path, callback: Any, kind: Any = TrueNorm, **options: Any
         model,
         arguments,
         train_dataset=[{"inputs": row} for row in INPUTS],
+        eval_dataset=[{"inputs": row} for row in INPUTS],
         optimizers=(sgd(model), None),
         callbacks=[callback] if callback is not None else [],
     )
@@ -344,3 +345,37 @@ def test_a_state_is_json_to_the_last_bit() -> None:
 def test_what_is_no_state_is_one_clear_error(stored: Any) -> None:
     with pytest.raises(BadFile, match="checkpoint: not a state of karikomi"):
         from_json(stored)
+
+
+class FirstIsBest(InOrder):
+    def evaluate(self, *data: Any, **more: Any) -> dict[str, float]:
+        return {"eval_loss": float(self.state.global_step)}
+
+
+def test_masks_hold_in_the_best_model_at_the_end(tmp_path: Path) -> None:
+    callback = TransformersCallback(prune=kk.prune.OneShot(0.5, step=STEPS + 2))
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    trainer = trainer_of(tmp_path, callback, FirstIsBest, **options)
+    with pytest.warns(UserWarning, match=r"36 masked weight\(s\) .* masked again now"):
+        trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith(f"-{STEPS}")
+    zeros = sum(int((trainer.model.net[place].weight == 0).sum()) for place in (0, 2))
+    assert zeros == 36 and callback.handle is not None and callback.handle.sparsity == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:karikomi. of the parameters that attach acts on")
+def test_a_layer_that_a_callback_unfreezes_is_clipped(tmp_path: Path) -> None:
+    class Unfreeze(transformers.TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            if state.epoch == 1:
+                # The schedulers of torch do not take a further group.
+                group = more["optimizer"].param_groups[0]
+                group["params"] += list(more["model"].net[2].parameters())
+
+    callback = TransformersCallback(clip=kk.clip.ByGlobalNorm(1.0))
+    trainer = trainer_of(tmp_path, callback)
+    trainer.optimizer = torch.optim.SGD(trainer.model.net[0].parameters(), lr=0.01)
+    trainer.add_callback(Unfreeze())
+    trainer.train()
+    assert callback.handle is not None and callback.handle.steps == 2 * STEPS
+    assert len(callback.handle.last.names) == 4

@@ -43,7 +43,9 @@ def _scope(result: Mapping[str, Any]) -> list[str]:
             " for accuracy only"
         )
     if "noise" in result and not result["noise"]:
-        warnings.append("the inputs are not floats: noise and input gradients were left out")
+        warnings.append(
+            "the inputs are not floats, or several arrays: noise and input gradients were left out"
+        )
     return warnings
 
 

@@ -68,6 +68,7 @@ def audit(
         "after": labels[1],
         "examples": len(test),
         "metric": task.metric_name,
+        "goal": task.direction,
         "metric_before": metrics[0],
         "metric_after": metrics[1],
         **_predictions(task, outputs, test.targets),
@@ -81,8 +82,9 @@ def audit(
 def _predictions(
     task: Task, outputs: tuple[np.ndarray, ...], targets: np.ndarray
 ) -> dict[str, Any]:
-    if task.metric != "accuracy":
+    if not task.classifies:
         unknown = dict.fromkeys(("agreement", "changed", "lost", "gained"))
         return {"classes": [], **unknown, "changed_examples": []}
-    before, after = (np.argmax(output, axis=-1).reshape(-1) for output in outputs)
-    return Predictions(targets.reshape(-1), before, after).facts()
+    (before, counts), (after, _) = (task.predictions(output, targets) for output in outputs)
+    places = np.flatnonzero(counts)
+    return Predictions(targets[counts], before[counts], after[counts], places).facts()

@@ -13,7 +13,9 @@ LISTED = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """Class numbers of n examples: the true ones, and the predictions of each network.
+    """Class numbers of n targets that count: the true ones, and the predictions of each network.
+
+    `places`: where they are among all targets, by default 0..n - 1.
 
     >>> facts = Predictions(np.array([0, 1, 1]), np.array([0, 1, 0]), np.array([0, 0, 0])).facts()
     >>> facts["changed"], facts["lost"], facts["gained"], facts["classes"][1]["after"]
@@ -23,6 +25,7 @@ class Predictions:
     targets: np.ndarray
     before: np.ndarray
     after: np.ndarray
+    places: np.ndarray | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the part of an audit's result that is about predictions."""
@@ -53,4 +56,5 @@ class Predictions:
 
     def _example(self, index: int) -> dict[str, Any]:
         classes = {"label": self.targets, "before": self.before, "after": self.after}
-        return {"index": index, **{key: str(value[index]) for key, value in classes.items()}}
+        place = index if self.places is None else int(self.places[index])
+        return {"index": place, **{key: str(value[index]) for key, value in classes.items()}}

@@ -22,9 +22,9 @@ def under_noise(
     """Return the metric of both networks under the same Gaussian noise, one row per strength.
 
     One draw is used for all strengths and both networks, so that rows differ by strength alone. Empty
-    for inputs that are not floats: noise on indices is not defined.
+    for inputs that are not one array of floats: noise on indices is not defined.
     """
-    if split.inputs.dtype.kind != "f":
+    if not isinstance(split.inputs, np.ndarray) or split.inputs.dtype.kind != "f":
         return []
     noise = np.random.default_rng(seed).standard_normal(split.inputs.shape, dtype=np.float32)
     noise *= np.float32(np.std(split.inputs, dtype=np.float64))
@@ -46,11 +46,12 @@ def gradient_agreement(
     or not finite in either network has no cosine: it is left out and counted (``zero_gradients``,
     ``nonfinite_gradients``). Without any cosine the three figures are None.
     """
-    if split.inputs.dtype.kind != "f":
+    inputs = split.inputs
+    if not isinstance(inputs, np.ndarray) or inputs.dtype.kind != "f":
         return None
     some = split.take(np.arange(min(len(split), MOST_GRADIENTS)))
     before, after = (
-        runner.input_gradients(arrays, some.inputs, some.targets).reshape(len(some), -1)
+        runner.input_gradients(arrays, inputs[: len(some)], some.targets).reshape(len(some), -1)
         for arrays in pair
     )
     finite = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)

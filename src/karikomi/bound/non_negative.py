@@ -28,7 +28,7 @@ class NonNegative(Stateless):
     """Keep every weight at or above zero.
 
     ``w = max(w, 0)``, after every step: the negative part is measured, and scaled by a factor of 0.
-    Acts on every floating tensor it is given; biases and gains are usually excluded by name. The
+    Gains of normalisation layers are spared unless they are selected; biases are usually excluded by name. The
     numbers of its outcome are how far each tensor reached below zero.
 
     No arguments. Stateless and idempotent. The share at the bound is the share of zeros.

@@ -1,13 +1,15 @@
 """The program ``karikomi``: its verbs and their exit codes.
 
 A verb's module is imported only when the verb is called, so that ``karikomi --help`` costs next to
-nothing. Exit codes: 0 done, 1 an error in one line, 2 bad usage, 130 interrupted.
+nothing. Exit codes: 0 done, 1 an error in one line, 2 bad usage, 130 interrupted. With ``--json`` an error
+is also one JSON object on stdout: ``error`` (the line), ``kind`` (its class), ``exit_code``.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib
+import json
 from typing import Any
 
 import click
@@ -49,6 +51,16 @@ class Verbs(click.Group):
             ctx.fail(f"there is no verb {args[0]!r}; {suggest(args[0], VERBS)}")
         return super().resolve_command(ctx, args)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note whether an error must be JSON: the arguments that would tell may be what is wrong."""
+        options = args[: args.index("--")] if "--" in args else args
+        ctx.meta[_AS_JSON] = "--json" in options
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            _print_json(ctx, error, error.format_message(), error.exit_code)
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of verbs without importing them."""
         with formatter.section("Verbs"):
@@ -61,19 +73,40 @@ class Verbs(click.Group):
         except KarikomiError as error:
             from karikomi.report.terminal import printable
 
-            click.echo(f"karikomi: error: {printable(error)}", err=True)
-            ctx.exit(1)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EIO):
-                raise
-            click.echo(f"karikomi: error: cannot write the result ({error.strerror})", err=True)
-            ctx.exit(1)
-        except KeyboardInterrupt:
+            _end(ctx, error, printable(error), 1)
+        except click.ClickException as error:
+            _print_json(ctx, error, error.format_message(), error.exit_code)
+            raise
+        except click.exceptions.Exit:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+                _end(ctx, error, f"cannot write the result ({error.strerror})", 1)
+            if not isinstance(error, BrokenPipeError):
+                _print_json(ctx, error, f"{type(error).__name__}: {error}", 1)
+            raise
+        except KeyboardInterrupt as error:
             after = "no file was left half-written, and the same command starts again"
             if ctx.invoked_subcommand in RESUMABLE:
                 after = "the same command resumes where it stopped"
+            _print_json(ctx, error, f"interrupted; {after}", 130)
             click.echo(f"karikomi: interrupted; {after}", err=True)
             ctx.exit(130)
+
+
+_AS_JSON = "karikomi.as_json"
+
+
+def _end(ctx: click.Context, error: BaseException, text: str, code: int) -> None:
+    _print_json(ctx, error, text, code)
+    click.echo(f"karikomi: error: {text}", err=True)
+    ctx.exit(code)
+
+
+def _print_json(ctx: click.Context, error: BaseException, text: str, code: int) -> None:
+    if ctx.meta[_AS_JSON]:
+        kind = type(error).__name__
+        click.echo(json.dumps({"error": text, "kind": kind, "exit_code": code}, indent=2))
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, requested: bool) -> None:

@@ -10,6 +10,7 @@ import safetensors
 
 from karikomi import pack
 from karikomi.errors import BadFile, InvalidArgument, Unsupported
+from karikomi.pack import plain
 
 ENDINGS = (".karikomi", ".safetensors", ".npz")
 
@@ -17,10 +18,10 @@ ENDINGS = (".karikomi", ".safetensors", ".npz")
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a file by name.
 
-    Raises `BadFile` for a file that is missing, damaged or hostile, or holds types that NumPy has
-    not, `InvalidArgument` for another ending. Nothing in a file is ever run.
+    Raises `BadFile` for a file that is missing, damaged or hostile, or holds types that cannot be
+    stored, `InvalidArgument` for another ending. Nothing in a file is ever run.
     """
-    readers = dict(zip(ENDINGS, (pack.load, _safetensors, _npz), strict=True))
+    readers = dict(zip(ENDINGS, (pack.load, plain.read, _npz), strict=True))
     if not path.is_file():
         raise BadFile("there is no such file", where=str(path))
     if path.suffix not in readers:
@@ -56,28 +57,6 @@ def refuse_same(source: Path, out: Path) -> None:
         raise Unsupported(
             "the output is the input", where=str(out), hint="give the output another name"
         )
-
-
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as stored:
-            if "karikomi" in (stored.metadata() or {}):
-                raise Unsupported(
-                    "this is a packed file",
-                    where=str(path),
-                    hint="rename it to .karikomi, or unpack it first",
-                )
-            # Copies, because what is read is mapped from a file that may be replaced.
-            return {name: np.array(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise BadFile("not a safetensors file", where=str(path), got=error) from error
-    except TypeError as error:
-        raise BadFile(
-            "a tensor has a type that NumPy has not",
-            where=str(path),
-            got=error,
-            hint="convert it to float32 first",
-        ) from error
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:

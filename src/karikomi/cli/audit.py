@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
-from karikomi.cli.printing import PATH, as_json, data_file, show
+from karikomi.cli.printing import PATH, as_json, data_file, show, to_stderr
 
 
-@click.command(epilog="Example: karikomi audit dense.safetensors small.karikomi --task digits")
+@click.command(
+    epilog="Example: karikomi audit runs/digits/dense.safetensors runs/digits/model.karikomi --task digits"
+)
 @click.argument("before", type=PATH)
 @click.argument("after", type=PATH)
 @click.option(
@@ -42,14 +44,15 @@ def command(
     from karikomi.tasks import load
 
     pair = [read_arrays(path) for path in (before, after)]
-    chosen = load(task, data=data)
-    result = audit(
-        chosen,
-        *pair,
-        seed=seed,
-        labels=(str(before), str(after)),
-        notes=[read_notes(path) for path in (before, after)],
-    )
+    with to_stderr():
+        chosen = load(task, data=data)
+        result = audit(
+            chosen,
+            *pair,
+            seed=seed,
+            labels=(str(before), str(after)),
+            notes=[read_notes(path) for path in (before, after)],
+        )
     text = report.audit_table(result)
     written: dict[str, str | None] = {"file": None, "report": None}
     if out is not None:

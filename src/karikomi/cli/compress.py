@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,7 +17,7 @@ from karikomi.cli.printing import FOLDER, PATH, as_json, data_file, quiet, show,
     type=float,
     default=0.005,
     show_default=True,
-    help="How far the metric may fall below the dense network's, on the validation split.",
+    help="How much worse than the dense network's the metric may be, on the validation split.",
 )
 @click.option("--out", type=FOLDER, help="Run folder [default: runs/TASK].")
 @click.option(
@@ -47,18 +45,18 @@ def command(
     TASK is a built-in task (see `karikomi list task`), package.module:attribute, or a .py file whose
     attribute `task` is a kk.tasks.Task. Without TASK it is `digits`, which needs no download.
 
-    The run folder gets model.karikomi, report.html, result.json and record.jsonl. A run that was stopped
-    at any moment continues with the same command.
+    The run folder gets model.karikomi, dense.safetensors, report.html, result.json and record.jsonl. A run
+    that was stopped at any moment continues with the same command.
     """
     from karikomi import record, report
     from karikomi.files import write_json
     from karikomi.search import compress
-    from karikomi.tasks import load
+    from karikomi.tasks import configured, load
 
     with to_stderr():
         chosen = load(task, data=data)
         if config is not None:
-            chosen = dataclasses.replace(chosen, recipe=_recipe(chosen.recipe, config))
+            chosen = configured(chosen, config)
         result = compress(chosen, out=out, max_drop=max_drop, seed=seed, progress=not quiet)
         folder = Path(result["file"]).parent
         result["task"] = task
@@ -69,13 +67,3 @@ def command(
         )
         write_json(folder / "result.json", result)
     show(result, report.compress_table(result), as_json)
-
-
-def _recipe(recipe: Any, config: Path) -> Any:
-    from karikomi import spec
-
-    values = spec.read_toml(config)
-    if "clip" in values:
-        values["clip"] = spec.from_dict(values["clip"])
-    checked = spec.validated(type(recipe), values, where=str(config))
-    return dataclasses.replace(recipe, **{key: getattr(checked, key) for key in values})

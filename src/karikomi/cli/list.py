@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import click
 
 from karikomi import registry
 from karikomi.cli.printing import as_json, show, terminal_width
+from karikomi.errors import suggest
 
 TITLES = {
     "clip": "clip: rules for gradients",
@@ -22,8 +24,20 @@ TITLES = {
 }
 
 
+class ListedKind(click.Choice):
+    """A kind of the registry; an error names the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the kind, or fail."""
+        if value not in self.choices:
+            known = ", ".join(map(repr, self.choices))
+            hint = suggest(value, self.choices)
+            self.fail(f"{value!r} is not one of {known}; {hint}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command(epilog="Example: karikomi list task")
-@click.argument("kind", required=False, type=click.Choice(registry.KINDS))
+@click.argument("kind", required=False, type=ListedKind(registry.KINDS))
 @as_json
 def command(kind: str | None, as_json: bool) -> None:
     """List what is registered under KIND, or everything: name, formula, source."""

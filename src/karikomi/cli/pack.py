@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 def command(source: Path, out: Path, entries: int | None, bits: int | None, as_json: bool) -> None:
     """Store the arrays of IN (.safetensors or .npz) in OUT, entropy-coded.
 
-    Without an option every array comes back bit for bit. With --entries or --bits, floating-point
-    arrays of two or more axes are quantized, and come back as float32; all others stay as they are.
+    Without an option every array comes back bit for bit. With --entries or --bits, arrays of two or
+    more axes of 16 bits or wider floats are quantized, and come back as float32; all others, such as
+    float8 and its scales, stay as they are.
     """
     if entries is not None and bits is not None:
         raise click.UsageError("--entries and --bits exclude one another")
@@ -46,7 +47,7 @@ def command(source: Path, out: Path, entries: int | None, bits: int | None, as_j
     coded = {name: _quantized(name, array, entries, bits) for name, array in arrays.items()}
     pack.save(coded, out)
     seen = pack.inspect(out)
-    dense = sum(array.nbytes for array in arrays.values())
+    dense = seen.dense
     result = {
         "file": str(out),
         "bytes_in": source.stat().st_size,
@@ -75,7 +76,10 @@ def _quantized(
 ) -> np.ndarray | Coded:
     from karikomi.quantize import OutputUnits, quantizer_for
 
-    if array.dtype.kind != "f" or array.ndim < 2 or entries is bits is None:
+    floats = array.dtype.name in ("float16", "bfloat16", "float32", "float64")
+    if not floats or array.ndim < 2 or entries is bits is None:
         return array
     quantize = quantizer_for(bits=bits, entries=entries, where="pack")
+    if array.dtype.name == "bfloat16":
+        array = array.astype("float32")
     return quantize(array, units=OutputUnits(axis=0), name=name)

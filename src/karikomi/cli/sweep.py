@@ -91,6 +91,5 @@ def command(
         )
     page = report.write_page(folder / "sweep.html", report.sweep_page(result))
     written = {"file": str(folder / "sweep.json"), "report": str(page)}
-    warnings = [f"warning: {warning}" for warning in result["warnings"]]
-    text = "\n".join([report.sweep_table(result), *warnings, "", *written.values()])
+    text = "\n".join([report.sweep_table(result), "", *written.values()])
     show({**result, **written}, text, as_json)

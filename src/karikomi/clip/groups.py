@@ -30,7 +30,8 @@ class Groups:
     `groups`: a mapping, or pairs, from a glob over names (or a predicate of a name) to a rule or
     ``None``. `default`: the rule of all tensors that no group matches. A glob that matches no tensor
     raises `UnknownName` with the nearest names when the rule meets its tensors. Raises
-    `InvalidArgument` where no group has a rule, and for what is no rule.
+    `InvalidArgument` where no group has a rule, and for what is no rule. ``outcome.factors`` (of ``handle.last``)
+    has the factor of each group by its glob; it is empty in JAX, where outcomes are read from the state.
 
     >>> import numpy as np, karikomi as kk
     >>> rule = Groups({"*.bias": None}, default=kk.clip.ByGlobalNorm(1.0))
@@ -38,6 +39,8 @@ class Groups:
     >>> clipped, outcome, state = kk.numpy.clip(grads, rule)
     >>> [round(float(x), 3) for x in clipped["a.weight"]], clipped["a.bias"].tolist()
     ([0.6, 0.8], [7.0])
+    >>> {glob: round(factor, 3) for glob, factor in outcome.factors.items()}
+    {'*.bias': 1.0, 'default': 0.2}
 
     Source: composition as ``optax.partition``. Deviation: the first match wins, and a glob must match.
     """
@@ -84,19 +87,30 @@ class Groups:
         self, names: Sequence[str]
     ) -> list[tuple[str, Rule | Composite, Sequence[bool] | None]]:
         """Return the rule of every group with its members."""
+        rules = [*(rule for _, rule in self.groups), self.default]
+        keys = [*map(str, range(len(self.groups))), "default"]
+        return [
+            (key, rule, [name in own for name in names])
+            for key, rule, own in zip(keys, rules, self._members(names), strict=True)
+            if rule is not None and own
+        ]
+
+    def named_groups(self, names: Sequence[str]) -> dict[str, frozenset[str]]:
+        """Return the glob of every group that has members, or its place where it is a predicate -> their names."""
+        labels = [p if isinstance(p, str) else str(n) for n, (p, _) in enumerate(self.groups)]
+        pairs = zip([*labels, "default"], self._members(names), strict=True)
+        return {label: frozenset(own) for label, own in pairs if own}
+
+    def _members(self, names: Sequence[str]) -> list[set[str]]:
+        """Return the names of every group, those of the default last."""
         free = dict.fromkeys(names)
         found = []
-        for place, (pattern, rule) in enumerate(self.groups):
+        for pattern, _ in self.groups:
             own = [name for name in _matching(pattern, names) if name in free]
             for name in own:
                 del free[name]
-            found.append((str(place), rule, set(own)))
-        found.append(("default", self.default, set(free)))
-        return [
-            (key, rule, [name in own for name in names])
-            for key, rule, own in found
-            if rule is not None and own
-        ]
+            found.append(set(own))
+        return [*found, set(free)]
 
 
 def _matching(pattern: Pattern, names: Sequence[str]) -> list[str]:

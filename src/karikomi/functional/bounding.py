@@ -59,29 +59,34 @@ def plan_bound(
     axes: Mapping[str, Axes],
     fan_in: Mapping[str, float],
     *,
+    left_alone: Mapping[str, str] | None = None,
     where: str,
 ) -> BoundPlan:
-    """Return the plan of a rule for arrays of these shapes, or raise `InvalidArgument` where it bounds none."""
-    concerned, reason = list(shapes), ""
+    """Return the plan of a rule for arrays of these shapes, or raise `InvalidArgument` where it bounds none.
+
+    `left_alone`: name -> why this array is not bounded, whatever its shape.
+    """
+    reasons = dict(left_alone or {})
     unit_axes: dict[str, Axes] = {}
     if rule.scope is Scope.UNIT:
-        concerned, reason = [name for name in shapes if name in axes], "has no unit axis"
-        unit_axes = {name: axes[name] for name in concerned}
+        reasons = {n: "has no unit axis" for n in shapes if n not in axes} | reasons
+        unit_axes = {name: axes[name] for name in shapes if name not in reasons}
     elif "fan_in" in rule.needs:
-        concerned, reason = [name for name in shapes if name in fan_in], "has no fan-in"
+        reasons = {n: "has no fan-in" for n in shapes if n not in fan_in} | reasons
+    concerned = [name for name in shapes if name not in reasons]
     if not concerned:
         raise InvalidArgument(
             "no tensor to bound",
             where=where,
-            got=f"every one of them {reason}",
-            hint="name them: unit_axes={'*kernel': -1}, fan_in={'*kernel': 784}",
+            got="; ".join(dict.fromkeys(f"{n}: {reasons[n]}" for n in list(shapes)[:3])),
+            hint="name them: unit_axes={'*kernel': -1}, fan_in={'*kernel': 784}, only='*'",
         )
     counts = {
         name: math.prod(shapes[name][axis] for axis in unit_axes.get(name, ()))
         for name in concerned
     }
-    left_alone = {name: reason for name in shapes if name not in counts}
-    return BoundPlan(rule, counts, unit_axes, dict(fan_in), left_alone)
+    reasons = {name: reasons[name] for name in shapes if name in reasons}
+    return BoundPlan(rule, counts, unit_axes, dict(fan_in), reasons)
 
 
 def fresh_bound_state(plan: BoundPlan, *, library: Library) -> State:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from karikomi.bound import spared
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.bounding import (
     Bounded,
@@ -35,7 +36,12 @@ class BoundState(NamedTuple):
 
 
 def bound(
-    rule: Rule, *, unit_axes: UnitAxes | None = None, fan_in: Mapping[str, int] | None = None
+    rule: Rule,
+    *,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    unit_axes: UnitAxes | None = None,
+    fan_in: Mapping[str, int] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return an optax transform that changes updates so that weights stay within a bound; put it last.
 
@@ -45,6 +51,11 @@ def bound(
     `rule`: of `karikomi.bound`. `unit_axes`: for rules per unit, name or glob -> the axis (or axes) of one output
     unit; for Flax ``{"*kernel": -1}``. `fan_in`: for `InitScaled`, name or glob -> how many inputs feed one
     output. Arrays without an entry are left alone. Weights that are not finite are left as they are.
+
+    `only`, `exclude`: names or globs. Without `only`, rules per entry and per tensor spare the gains and running
+    statistics of normalisation layers, which are recognised by name (``BatchNorm_0.scale``, ``gamma``);
+    ``only="*"`` takes all. The state then has an entry ``spared``: one from before lacks it, and
+    continues to bound all; restored into a target, it needs that of ``only="*"``.
 
     Raises `Unsupported` for `SpectralCap` and `QKClip`, which need more than norms and sizes, and
     `InvalidArgument` without parameters and for axes that do not fit.
@@ -56,10 +67,11 @@ def bound(
     >>> optax.apply_updates(params, updates)["w"].tolist()
     [0.5, -0.25]
     """
-    own = _Bound(rule, unit_axes, fan_in, where="jax.bound")
+    own = _Bound(rule, only, exclude, unit_axes, fan_in, where="jax.bound")
 
     def init(params: Any) -> BoundState:
-        return BoundState(own.fresh(own.plan(named(params, where=own.where))))
+        found = named(params, where=own.where)
+        return BoundState(own.fresh(own.plan(found, own.left_alone(found, None))))
 
     def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, BoundState]:
         if params is None:
@@ -76,9 +88,10 @@ def bound(
             for name, weight in weights.items()
             if weight is not None and moves.get(name) is not None
         }
-        done = bound_named(own.plan(moved), moved, state.rule, library=library())
+        plan = own.plan(moved, own.left_alone(weights, state.rule))
+        done = bound_named(plan, moved, spared.without_mark(state.rule), library=library())
         changed = {n: (a - weights[n]).astype(moves[n].dtype) for n, a in done.arrays.items()}  # type: ignore[union-attr]
-        return replaced(updates, changed), BoundState(done.state)
+        return replaced(updates, changed), BoundState({**state.rule, **done.state})
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -88,6 +101,8 @@ def project(
     rule: Rule,
     state: BoundState | None = None,
     *,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     unit_axes: UnitAxes | None = None,
     fan_in: Mapping[str, int] | None = None,
 ) -> tuple[Any, Outcome, BoundState]:
@@ -103,12 +118,12 @@ def project(
     >>> params["w"].tolist(), outcome.share_at_bound
     ([[1.5, 2.0], [0.0, 1.0]], 0.5)
     """
-    own = _Bound(rule, unit_axes, fan_in, where="jax.project")
+    own = _Bound(rule, only, exclude, unit_axes, fan_in, where="jax.project")
     found = named(params, where=own.where).items()
     weights = {name: array for name, array in found if array is not None}
-    plan = own.plan(weights)
+    plan = own.plan(weights, own.left_alone(weights, None if state is None else state.rule))
     before = own.fresh(plan) if state is None else state.rule
-    done = bound_named(plan, weights, before, library=library())
+    done = bound_named(plan, weights, spared.without_mark(before), library=library())
     known = not isinstance(done.norms, Tracer)
     if known:
         _check_finite(plan, done, own.where)
@@ -123,15 +138,17 @@ def project(
         if known
         else None,
     )
-    return replaced(params, done.arrays), outcome, BoundState(done.state)
+    return replaced(params, done.arrays), outcome, BoundState({**before, **done.state})
 
 
 class _Bound:
-    """A rule with the unit axes and fan-ins of the arrays."""
+    """A rule with the arrays that it is for, their unit axes and fan-ins."""
 
     def __init__(
         self,
         rule: Rule,
+        only: str | Sequence[str] | None,
+        exclude: str | Sequence[str] | None,
         unit_axes: UnitAxes | None,
         fan_in: Mapping[str, int] | None,
         *,
@@ -139,17 +156,32 @@ class _Bound:
     ) -> None:
         check_bound(rule, where=where)
         self.rule, self.unit_axes, self.fan_in, self.where = rule, unit_axes, fan_in, where
+        self.only, self.exclude = only, exclude
 
-    def plan(self, found: Mapping[str, jax.Array | None]) -> BoundPlan:
+    def left_alone(
+        self, found: Iterable[str], state: Mapping[str, jax.Array] | None
+    ) -> dict[str, str]:
+        spare = spared.spares(self.rule, self.only, state)
+        gains = spared.by_name(found) if spare else {}
+        return spared.left_alone(
+            found, gains, only=self.only, exclude=self.exclude, where=self.where
+        )
+
+    def plan(
+        self, found: Mapping[str, jax.Array | None], left_alone: Mapping[str, str]
+    ) -> BoundPlan:
         known = shapes(found)
         if self.rule.scope is Scope.ELEMENT:
             check_real(found, where=self.where)
         axes = resolved_axes(self.unit_axes, known, where=self.where)
         inputs = resolved_fan_ins(self.fan_in, known, where=self.where)
-        return plan_bound(self.rule, known, axes, inputs, where=self.where)
+        return plan_bound(self.rule, known, axes, inputs, left_alone=left_alone, where=self.where)
 
     def fresh(self, plan: BoundPlan) -> dict[str, jax.Array]:
-        return strong(fresh_bound_state(plan, library=library()))
+        state = fresh_bound_state(plan, library=library())
+        # Only where it matters: an entry more is another structure of the checkpoint.
+        spares = spared.spares(self.rule, self.only) and bool(spared.by_name(plan.left_alone))
+        return strong(state | ({spared.SPARED: np.ones((), bool)} if spares else {}))
 
 
 def _check_finite(plan: BoundPlan, done: Bounded, where: str) -> None:

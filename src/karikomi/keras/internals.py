@@ -14,6 +14,8 @@ import keras
 from karikomi.errors import Unsupported
 
 WHERE = "karikomi.keras.internals"
+AVERAGES = "_model_variables_moving_average"
+"""The attribute of the averages of weights that an optimizer keeps under ``use_ema``."""
 
 
 def all_layers(layer: Any) -> list[Any]:

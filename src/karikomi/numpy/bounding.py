@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from karikomi import tree
+from karikomi.bound import spared
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, Unsupported, check
 from karikomi.numpy.arrays import Arrays, check_entries, like, named
@@ -33,6 +35,8 @@ def bound(
     rule: Rule,
     state: State | None = None,
     *,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     unit_axes: Mapping[str, int] | None = None,
     fan_in: Mapping[str, int] | None = None,
     logits: Mapping[str, Sequence[float] | np.ndarray] | None = None,
@@ -42,6 +46,9 @@ def bound(
 
     `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays, which comes back
     as the same containers. The name of an array is the path to it, such as ``layers.0.weight``.
+    `only`, `exclude`: names or globs. Without `only`, rules per entry and per tensor spare the gains and running
+    statistics of normalisation layers, which are recognised by name (``bn1.weight``, ``BatchNorm_0.scale``,
+    ``gamma``); ``only="*"`` takes all. A `state` of a version that spared none continues to bound all.
     `unit_axes`: for rules per unit and for `SpectralCap`, name or glob -> the axis whose index is one
     output unit (0 for a matrix of shape (out, in)). `fan_in`: for `InitScaled`, name or glob -> how many
     inputs feed one output of the layer. A name takes precedence over a glob, an earlier glob over a later
@@ -69,13 +76,24 @@ def bound(
     weights = tree.collected(weights)
     found = named(weights, where=WHERE)
     check_entries(rule, found, where=WHERE)
+    spare = spared.spares(rule, only, state)
+    gains = spared.by_name(found) if spare else {}
+    others = spared.left_alone(found, gains, only=only, exclude=exclude, where=WHERE)
+    chosen = {name: array for name, array in found.items() if name not in others}
     if "largest_logit" in rule.needs:
-        arrays, outcome, after = bound_heads(found, rule, state, logits=logits, attention=attention)  # type: ignore[arg-type]
+        arrays, outcome, after = bound_heads(
+            chosen,
+            rule,  # type: ignore[arg-type]
+            state,
+            logits=logits,
+            attention=attention,
+        )
     else:
         axes = resolved_axes(unit_axes, found, where=WHERE)
         inputs = resolved_fan_ins(fan_in, found, where=WHERE)
-        arrays, outcome, after = _bound_arrays(found, rule, state, axes, inputs)
-    return like(weights, arrays, where=WHERE), outcome, after
+        arrays, outcome, after = _bound_arrays(chosen, rule, state, axes, inputs)
+    outcome = replace(outcome, left_alone={**outcome.left_alone, **others})
+    return like(weights, {**found, **arrays}, where=WHERE), outcome, spared.marked(after, spare)
 
 
 def _bound_arrays(
@@ -125,6 +143,7 @@ def _divided(
     rule: Rule, state: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any] | None, dict[str, np.ndarray]]:
     """Return the counters and the state of the rule, and the vectors kept with them."""
+    state = spared.without_mark(state)
     if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
         return state, {}
     vectors: Any = state.get(VECTORS)

@@ -31,6 +31,7 @@ def prune(
     score: str | Score = "magnitude",
     allocation: str | None = None,
     pattern: str | Pattern = "unstructured",
+    rounding: str = "up",
     facts: Mapping[str, Mapping[str, Any]] | None = None,
     layouts: Mapping[str, Layout] | None = None,
     coupled: Sequence[Coupled] | None = None,
@@ -47,7 +48,8 @@ def prune(
     `weights`: any tree of dicts, lists, tuples and named tuples of floating arrays, also of the bfloat16 and
     float8 of ``ml_dtypes``. One target, unless the pattern determines how much is removed: `sparsity`, the share of all
     selected weights that is zero afterwards, in [0, 1), or globs over names -> such a share, each layer by
-    hand; `width`, the share of units (heads, layers, blocks) that stays; or a budget for what stays, as a
+    hand; of units or blocks as many go as make it at least that share, or with ``rounding="nearest"`` nearest to
+    it; `width`, the share of units (heads, layers, blocks) that stays; or a budget for what stays, as a
     share of the selected arrays or a whole number: `parameters`, `macs`, `bytes`. `score`, `allocation`,
     `pattern`: registered names (``karikomi list``) or objects, but no score that reconstructs what stays;
     without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
@@ -81,6 +83,7 @@ def prune(
         score=score,
         allocation=allocation,
         pattern=pattern,
+        rounding=rounding,
         facts=facts,
         only=only,
         exclude=exclude,

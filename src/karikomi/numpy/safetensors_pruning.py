@@ -19,14 +19,14 @@ from karikomi.errors import BadFile, Unsupported
 from karikomi.files import as_path, write_atomically
 from karikomi.pack.header import LENGTH_BYTES
 from karikomi.pack.plain import StoredTensor, directory
+from karikomi.pack.read_budget import MOST_RANK
 from karikomi.prune import Score, as_score
 from karikomi.prune.allocations import allocation as allocations
 from karikomi.prune.allocations.allocation import Pool, allocate, check_sparsity
 from karikomi.prune.radix_threshold import Threshold
-from karikomi.select import select
+from karikomi.select import NOT_SELECTED, select
 from karikomi.selection.block_scores import BlockScores, check_blockwise, pool_threshold, split
 from karikomi.selection.granularity import check_range, of_weights
-from karikomi.selection.request import NOT_SELECTED
 from karikomi.selection.weight_source import Source, source_of
 
 WHERE = "numpy.prune_file"
@@ -74,7 +74,7 @@ def prune_file(
     memory are used, whatever the size of the file or of a tensor. The file is read three or four times.
     Types, shapes, metadata and the order of tensors are kept.
 
-    `source`: a safetensors file; F16, BF16, F32 and F64 tensors can be pruned, others are copied.
+    `source`: a safetensors file, of any rank; F16, BF16, F32 and F64 tensors can be pruned, others are copied.
     `target`: written atomically; may be `source`. `sparsity`: the share of all selected weights to prune,
     in [0, 1). `score`: by single weights alone, such as ``magnitude``. `allocation`: one that
     needs no measured facts and no scores, such as ``global``, ``uniform`` or ``erk``. `only`, `exclude`: globs
@@ -202,12 +202,15 @@ def _limits(
 
 
 def _scored(file: _File, tensor: StoredTensor, score: Score) -> BlockScores:
+    # NumPy has no more axes, and a score of single weights needs none.
+    shape = tensor.shape if len(tensor.shape) <= MOST_RANK else (tensor.size,)
+
     def array() -> np.ndarray:
-        return np.concatenate(list(file.floats(tensor))).reshape(tensor.shape)
+        return np.concatenate(list(file.floats(tensor))).reshape(shape)
 
     source = Source(
         name=tensor.name,
-        shape=tensor.shape,
+        shape=shape,
         array=array,
         blocks=lambda: file.floats(tensor),
         itemsize=np.dtype(_TYPES[tensor.dtype]).itemsize,

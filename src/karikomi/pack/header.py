@@ -14,6 +14,9 @@ from karikomi.pack.manifest import Version, check_version, parse_json, require, 
 from karikomi.pack.read_budget import Budget
 
 LENGTH_BYTES = 8
+MOST_HEADER = 100_000_000
+"""Bytes of the longest header that safetensors writes: more is no length, but text."""
+OTHER_KIND = "this is neither a .karikomi nor a safetensors file"
 METADATA, VERSION_KEY, MANIFEST_KEY = "__metadata__", "karikomi", "manifest"
 
 
@@ -46,7 +49,7 @@ def directory_entry(start: int, end: int) -> dict[str, Any]:
 
 def read(stream: BinaryIO, file_size: int, budget: Budget, where: str) -> Header:
     """Return the header of an open file of `file_size` bytes; raise `BadFile` for a bad one."""
-    whole, start = read_json(stream, file_size, budget, where)
+    whole, start = read_json(stream, file_size, budget, where, blanks=False)
     version, manifest = _manifest(whole.pop(METADATA, None), where)
     budget.admit("tensors", len(whole), where)
     spans = {name: _span(name, item, start, where) for name, item in whole.items()}
@@ -55,22 +58,32 @@ def read(stream: BinaryIO, file_size: int, budget: Budget, where: str) -> Header
 
 
 def read_json(
-    stream: BinaryIO, file_size: int, budget: Budget, where: str
+    stream: BinaryIO, file_size: int, budget: Budget, where: str, *, blanks: bool = True
 ) -> tuple[dict[str, Any], int]:
-    """Return the header of any safetensors file as JSON, and its end; raise `BadFile`."""
+    """Return the header of any safetensors file as JSON, and its end; raise `BadFile`.
+
+    `blanks`: whether it may begin with white space, as safetensors itself allows.
+    """
     prefix = stream.read(LENGTH_BYTES)
     require(len(prefix) == LENGTH_BYTES, "the file is cut short in its first eight bytes", where)
     length = int.from_bytes(prefix, "little")
+    if length > file_size - LENGTH_BYTES:
+        require(length <= MOST_HEADER and stream.read(1) == b"{", OTHER_KIND, where)
+        require(False, "the header ends beyond the file", where, length)
     budget.admit("header", length, where)
-    require(length <= file_size - LENGTH_BYTES, "the header ends beyond the file", where, length)
     text = stream.read(length)
-    require(len(text) == length and text[:1] == b"{", "not a safetensors file", where)
+    begin = text.lstrip(b" \t\r\n") if blanks else text
+    require(len(text) == length and begin[:1] == b"{", OTHER_KIND, where)
     return parse_json(text, where), LENGTH_BYTES + length
 
 
 def _manifest(metadata: Any, where: str) -> tuple[Version, str]:
     if not isinstance(metadata, dict) or VERSION_KEY not in metadata:
-        raise BadFile("a safetensors file, but not a packed one", where=where)
+        raise BadFile(
+            "a safetensors file, but not a packed one",
+            where=where,
+            hint="pack it first: karikomi pack",
+        )
     text = metadata[VERSION_KEY]
     require(isinstance(text, str) and text.isascii(), "malformed version", where, text)
     numbers = [int(part) if part.isdigit() and len(part) < 9 else -1 for part in text.split(".")]

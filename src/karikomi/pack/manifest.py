@@ -1,11 +1,12 @@
 """The manifest: strict JSON, deflated, in base 85, under one key of the safetensors metadata.
 
-``{"v": [major, minor], "r": [required features], "t": [tensors], "notes": {text: text}}``; a tensor
-is ``{"n": name, "s": shape, "d": type, "g": grid, "c": codec, "k": chunks, "x": digest}``. `d` is
-NumPy's kind and item size of the decoded tensor; `g` is absent, or a grid's kind and parameters
-(see `grid_codec`); `k` lists ``[bytes, CRC32]``, first for the tables (grid, then codec),
-then for each chunk of 2**20 symbols; `x` is the hex digest of the decoded bytes. `r` and `notes`
-are absent where empty. JSON inside of JSON would need a backslash before each quote.
+``{"v": [major, minor], "r": [required features], "t": [tensors], "a": {name: name of an equal
+tensor}, "notes": {text: text}}``; a tensor is ``{"n": name, "s": shape, "d": type, "g": grid, "c": codec,
+"k": chunks, "x": digest}``. `d` is NumPy's kind and item size of the decoded tensor, or the name of a type
+of ml_dtypes; `g` is absent, or a grid's kind and parameters (see `grid_codec`); `k` lists ``[bytes,
+CRC32]``, first for the tables (grid, then codec), then for each chunk of 2**20 symbols; `x` is the hex
+digest of the decoded bytes. `r`, `a` and `notes` are absent where empty. JSON inside of JSON would need a
+backslash before each quote.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from karikomi.errors import BadFile
 from karikomi.pack.contest import CHUNK, CODECS, INTEGER_CODECS
 from karikomi.pack.grid_codec import GRID_CODECS, grid_numbers
 from karikomi.pack.read_budget import Budget
-from karikomi.pack.stored import DIGEST_BYTES, DTYPES, name_fault
+from karikomi.pack.stored import DIGEST_BYTES, DTYPES, EXTENDED, code_dtype, name_fault
 
-VERSION = (1, 1)
+VERSION = (1, 2)
 """The latest version that is read; what is written is the lowest that has all that a file contains."""
 FEATURES: frozenset[str] = frozenset()
-KEYS = {"v", "r", "t", "notes"}
+KEYS = {"v", "r", "t", "a", "notes"}
 ENTRY_KEYS = set("nsdgckx")
 
 Version = tuple[int, int]
@@ -59,19 +60,24 @@ class ManifestEntry:
     @property
     def decoded_size(self) -> int:
         """Bytes of the decoded tensor and of its grid."""
-        return math.prod(self.shape) * int(self.dtype[1:]) + 4 * grid_numbers(self.grid, self.shape)
+        size = code_dtype(self.dtype, None).itemsize
+        return math.prod(self.shape) * size + 4 * grid_numbers(self.grid, self.shape)
 
 
-def version_of(entries: list[ManifestEntry]) -> Version:
-    """Return the lowest version of the format that has the grids of these tensors."""
+def version_of(entries: list[ManifestEntry], equal: Mapping[str, str]) -> Version:
+    """Return the lowest version of the format that has the grids and types of these tensors, and equal ones."""
     specs = [entry.grid for entry in entries if entry.grid]
     minors = [GRID_CODECS[spec[0]].minor_version(spec[1:]) for spec in specs]
-    return VERSION[0], max(minors, default=0)
+    minors += [2 for entry in entries if entry.dtype in EXTENDED]
+    return VERSION[0], max([*minors, 2 if equal else 0])
 
 
-def dump(entries: list[ManifestEntry], notes: Mapping[str, str]) -> str:
+def dump(entries: list[ManifestEntry], equal: Mapping[str, str], notes: Mapping[str, str]) -> str:
     """Return the manifest as the text of the metadata."""
-    whole: dict[str, Any] = {"v": version_of(entries), "t": [entry.to_json() for entry in entries]}
+    version, tensors = version_of(entries, equal), [entry.to_json() for entry in entries]
+    whole: dict[str, Any] = {"v": version, "t": tensors}
+    if equal:
+        whole["a"] = dict(equal)
     if notes:
         whole["notes"] = dict(sorted(notes.items()))
     text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
@@ -80,8 +86,8 @@ def dump(entries: list[ManifestEntry], notes: Mapping[str, str]) -> str:
 
 def load(
     text: str, version: Version, budget: Budget, where: str
-) -> tuple[list[ManifestEntry], dict[str, str]]:
-    """Return the tensors and the notes; raise `BadFile` for anything malformed.
+) -> tuple[list[ManifestEntry], dict[str, str], dict[str, str]]:
+    """Return the tensors, name -> name of an equal one, and the notes; raise `BadFile` for anything malformed.
 
     `version` is that of the header.
     """
@@ -97,12 +103,16 @@ def load(
     unknown = set(features) - FEATURES
     lacking = "the file needs features that this version lacks"
     require_known(unknown, lacking, version, where, hint="upgrade karikomi")
-    budget.admit("tensors", len(_list(tensors, where)), where)
+    equal = whole.get("a", {})
+    require(isinstance(equal, dict), "the equal tensors are not an object", where, equal)
+    budget.admit("tensors", len(_list(tensors, where)) + len(equal), where)
     if not isinstance(notes, dict) or not all(isinstance(item, str) for item in notes.values()):
         raise BadFile("notes must be text", where=where)
     entries = [_entry(item, version, budget, where) for item in _list(tensors, where)]
-    require(version_of(entries) <= version, "a grid of a later version", where, list(version))
-    return entries, notes
+    _check_equal(equal, {entry.name for entry in entries}, where)
+    lacking = "a grid, a type or equal tensors of a later version"
+    require(version_of(entries, equal) <= version, lacking, where, list(version))
+    return entries, equal, notes
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -151,6 +161,15 @@ def require(truth: bool, fact: str, where: str, got: object = None) -> None:
         raise BadFile(fact, where=where, got=None if got is None else repr(got)[:80])
 
 
+def _check_equal(equal: dict[str, Any], names: set[str], where: str) -> None:
+    for name, other in equal.items():
+        fault = name_fault(name)
+        require(fault is None, f"bad tensor name: {fault}", where, name)
+        require(name not in names, "a tensor is stored, and equal to another", where, name)
+        good = isinstance(other, str) and other in names
+        require(good, "a tensor is equal to one that is not stored", where, other)
+
+
 def _entry(item: Any, version: Version, budget: Budget, where: str) -> ManifestEntry:
     require(isinstance(item, dict), "a tensor's entry is not an object", where)
     fault = name_fault(item.get("n"))
@@ -163,7 +182,8 @@ def _entry(item: Any, version: Version, budget: Budget, where: str) -> ManifestE
     require(all(map(_natural, shape)), "malformed shape", where, shape)
     budget.admit_elements(shape, where)
     dtype, codec, grid = item["d"], item["c"], item.get("g")
-    require_known([dtype] if dtype not in DTYPES else [], "unknown type", version, where)
+    good = isinstance(dtype, str) and dtype in DTYPES
+    require_known([] if good else [dtype], "unknown type", version, where)
     good = isinstance(codec, str) and codec in CODECS
     require_known([] if good else [codec], "unknown codec", version, where)
     chunks = tuple(tuple(_list(pair, where)) for pair in _list(item["k"], where))
@@ -184,7 +204,8 @@ def _entry(item: Any, version: Version, budget: Budget, where: str) -> ManifestE
         good = dtype == "f4" and GRID_CODECS[grid[0]].is_valid(grid[1:], shape)
         require(good, "malformed quantizer", where, grid)
     elif codec in INTEGER_CODECS:
-        require(dtype[0] != "f", "the codec is for integers", where, f"{codec} for {dtype}")
+        integers = code_dtype(dtype, None).kind in "iu"
+        require(integers, "the codec is for integers", where, f"{codec} for {dtype}")
     return ManifestEntry(item["n"], shape, dtype, grid, codec, chunks, item["x"])
 
 

@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from karikomi import registry
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import load as load_arrays
 from karikomi.pack.reader import load_with_notes
 from karikomi.pack.writer import save as save_arrays
+from karikomi.quantize import Coded
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> Path:
     """Write a model, or a dict of arrays, to a packed file and return its path.
 
-    `model`: a model of a framework, or name -> NumPy array or `kk.quantize.Coded`. What
+    `model`: a model of a framework, or name -> array of NumPy, torch (a ``state_dict``), JAX or Keras, or
+    `kk.quantize.Coded`. Of equal tensors (tied weights) one is stored. What
     ``kk.torch.quantize_`` rounded is stored as codes, everything else without loss; of what ``kk.torch.shrink``
     made smaller, the kept units too. The file is a valid
     safetensors file, is written atomically, and the same model gives the same bytes.
@@ -30,7 +34,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     (64, 64)
     """
     if isinstance(model, Mapping):
-        return save_arrays(model, path)
+        return save_arrays({name: _array(name, value) for name, value in model.items()}, path)
     framework = registry.framework_of(model)
     return save_arrays(framework.to_stored(model), path, notes=framework.notes_of(model))
 
@@ -38,8 +42,10 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
 def load(path: str | os.PathLike[str], *, into: Any = None, budget: Budget | None = None) -> Any:
     """Return the named arrays of a packed file, or fill a model with them and return it.
 
-    `into`: a model with the same tensor names, such as a fresh instance of the class that was shrunk: its layers, and the
-    attributes that state their sizes, get as small as those in the file. What was quantized can be saved again as codes. `budget`:
+    Without `into` types that NumPy has not (bfloat16, float8) come as `ml_dtypes` has them; ``jax.numpy.asarray`` takes
+    them as they are. `into`: a model with the same tensor names, also on the meta device, such as a fresh instance of the
+    class that was shrunk: its layers, and the attributes that state their sizes, get as small as those in the file. What was
+    quantized can be saved again as codes. `budget`:
     upper bounds for what is read. Nothing in a file is ever executed, imported or followed.
 
     Raises `BadFile` naming the tensor and the fact for a file that is cut short, altered, hostile or
@@ -48,3 +54,12 @@ def load(path: str | os.PathLike[str], *, into: Any = None, budget: Budget | Non
     if into is None:
         return load_arrays(path, budget=budget)
     return registry.framework_of(into).fill_(into, *load_with_notes(path, budget=budget))
+
+
+def _array(name: Any, value: Any) -> Any:
+    """Return what a mapping holds as an array of NumPy; what is none is left for `save` to refuse."""
+    if isinstance(value, np.ndarray | np.generic | Coded) or not hasattr(value, "__array__"):
+        return value
+    if type(value).__module__.partition(".")[0] in registry.OF_MODELS:
+        return registry.framework_of(value).as_array(value, str(name))
+    return np.asarray(value)

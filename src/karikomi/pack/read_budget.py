@@ -16,7 +16,7 @@ MOST_RANK = 64
 class Budget:
     """Upper bounds for reading a packed file; a file that needs more is refused.
 
-    `tensors`: how many; `rank`: axes of one (at most 64); `elements`: of one tensor, counting its
+    `tensors`: how many; `rank`: axes of one (at most 64, as in NumPy); `elements`: of one tensor, counting its
     non-zero dimensions; `decoded`: bytes of all decoded tensors and their grids together; `ratio`:
     decoded bytes per byte of file, looked at above 64 MiB decoded; `header`: bytes of the
     safetensors header, and also of the expanded manifest in it. All are integers >= 1. Raises
@@ -27,7 +27,7 @@ class Budget:
     """
 
     tensors: int = 2**16
-    rank: int = 32
+    rank: int = 64
     elements: int = 2**30
     decoded: int = 2**32
     ratio: int = 4096

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,12 +22,10 @@ from karikomi.pack.grid_codec import read_grid
 from karikomi.pack.header import Header
 from karikomi.pack.manifest import ManifestEntry
 from karikomi.pack.read_budget import Budget
-from karikomi.pack.stored import (
-    Stored,
-    code_dtype,
-    digest,
-)
+from karikomi.pack.stored import DTYPES, Stored, code_dtype
 from karikomi.quantize import Coded
+
+T = TypeVar("T")
 
 
 class Opened(NamedTuple):
@@ -34,10 +33,22 @@ class Opened(NamedTuple):
 
     header: Header
     entries: list[ManifestEntry]
+    equal: dict[str, str]
     notes: dict[str, str]
     stream: BinaryIO
     where: str
     size: int
+
+    def named(self, content: Callable[[Stored], T]) -> dict[str, T]:
+        """Return name -> content of each tensor; of equal ones each has its own."""
+        others: dict[str, list[str]] = {}
+        for name, other in self.equal.items():
+            others.setdefault(other, []).append(name)
+        found = {}
+        for entry, stored in self.tensors():
+            found[entry.name] = content(stored)
+            found |= {name: copy.copy(found[entry.name]) for name in others.get(entry.name, ())}
+        return found
 
     def tensors(self) -> Iterator[tuple[ManifestEntry, Stored]]:
         """Yield each tensor decoded and verified; raise `BadFile` at the first bad one."""
@@ -67,7 +78,7 @@ def load(path: str | os.PathLike[str], *, budget: Budget | None = None) -> dict[
     {'x': array([0, 1, 2])}
     """
     with opened(path, budget) as file:
-        return {entry.name: stored.decoded() for entry, stored in file.tensors()}
+        return file.named(lambda stored: stored.decoded())
 
 
 def load_coded(
@@ -85,7 +96,7 @@ def load_with_notes(
 ) -> tuple[dict[str, np.ndarray | Coded], dict[str, str]]:
     """Return the tensors as `load_coded` does, and the notes."""
     with opened(path, budget) as file:
-        return {entry.name: stored.value() for entry, stored in file.tensors()}, file.notes
+        return file.named(lambda stored: stored.value()), file.notes
 
 
 @contextmanager
@@ -101,11 +112,12 @@ def opened(path: str | os.PathLike[str], budget: Budget | None = None) -> Iterat
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             head = header.read(stream, size, budget, where)
-            entries, notes = manifest.load(head.manifest, head.version, budget, where)
+            entries, equal, notes = manifest.load(head.manifest, head.version, budget, where)
             _require_agreement(entries, head, where)
-            decoded = sum(entry.decoded_size for entry in entries)
+            sizes = {entry.name: entry.decoded_size for entry in entries}
+            decoded = sum(sizes.values()) + sum(sizes[other] for other in equal.values())
             budget.admit_decoded(decoded, size, where)
-            yield Opened(head, entries, notes, stream, where, size)
+            yield Opened(head, entries, equal, notes, stream, where, size)
     except (OSError, ValueError) as error:
         if isinstance(error, BadFile):
             raise
@@ -141,9 +153,12 @@ def _decode(entry: ManifestEntry, payload: bytes) -> Stored:
         part = flat[index * CHUNK : (index + 1) * CHUNK]
         part[:] = CODECS[entry.codec].decode(data, part.size, dtype, head)
     stored = Stored(entry.name, entry.shape, entry.dtype, grid, flat)
-    if entry.dtype == "b1" and flat.size and int(flat.max()) > 1:
-        raise BadFile("a boolean is neither 0 nor 1", got=int(flat.max()))
-    if digest(stored.decoded()) != entry.digest:
+    limits = DTYPES[entry.dtype].range if grid is None else None
+    if limits is not None and flat.size and not limits[0] <= flat.min() <= flat.max() <= limits[1]:
+        least, most = int(flat.min()), int(flat.max())
+        allowed = f"{limits[0]} to {limits[1]}"
+        raise BadFile(f"a {entry.dtype} out of range", got=f"{least} to {most}", allowed=allowed)
+    if stored.digest() != entry.digest:
         raise BadFile("the digest of the decoded tensor is another one")
     return stored
 

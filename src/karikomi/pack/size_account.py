@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from karikomi.pack.grid_codec import GRID_CODECS
 from karikomi.pack.manifest import ManifestEntry
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import Opened, opened
-from karikomi.pack.stored import Stored
+from karikomi.pack.stored import DTYPES, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class SizeAccount:
     `payload` codes the weights, `tables` holds scales or codebook and the codec's model, `header`
     is its part of the safetensors directory, `manifest` its share of the manifest; `dense` is the
     size of the decoded tensor. `shannon` is the order-0 bound in bytes for its codes (for floats:
-    for each byte plane). `bits_per_weight` counts payload and tables.
+    for each byte plane). `bits_per_weight` counts payload and tables. A tensor that equals another one
+    (tied weights) has the codec ``= other`` and no bytes, of file or decoded tensor.
     """
 
     name: str
@@ -92,6 +94,7 @@ def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> In
             _account(entry, stored, file, share)
             for share, (entry, stored) in zip(shares, file.tensors(), strict=True)
         )
+        accounts += tuple(_equal(name, accounts, other) for name, other in file.equal.items())
         manifest = len(file.header.manifest)
         return Inspection(
             entries=accounts,
@@ -114,13 +117,20 @@ def _account(entry: ManifestEntry, stored: Stored, file: Opened, manifest: int) 
         codec=entry.codec,
         elements=math.prod(entry.shape),
         nonzero=int(np.count_nonzero(value)),
-        dense=value.nbytes,
+        dense=-(-value.size * (32 if entry.grid else DTYPES[entry.dtype].bits) // 8),
         payload=entry.size - entry.chunks[0][0],
         tables=entry.chunks[0][0],
         header=_directory_bytes(entry.name, file),
         manifest=manifest,
         shannon=shannon(stored),
     )
+
+
+def _equal(name: str, accounts: Sequence[SizeAccount], other: str) -> SizeAccount:
+    """Return the account of a tensor that is stored as another: it takes no bytes, in the file and before."""
+    like = next(account for account in accounts if account.name == other)
+    none = {"dense": 0, "payload": 0, "tables": 0, "header": 0, "manifest": 0, "shannon": 0.0}
+    return replace(like, name=name, codec=f"= {other}", **none)
 
 
 def _directory_bytes(name: str, file: Opened) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,34 @@ from numpy.typing import NDArray
 from karikomi.errors import InvalidArgument
 from karikomi.quantize import Coded, Grid
 
-DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
+class StoredType(NamedTuple):
+    """What stores a type: `carrier`, NumPy's type of the flat array; `bits` in a dense file; `range` of the carrier."""
+
+    carrier: str
+    bits: int
+    range: tuple[int, int] | None = None
+
+
+PLAIN = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+EXTENDED = {
+    "bfloat16": StoredType("<u2", 16),
+    "float8_e4m3fn": StoredType("<u1", 8),
+    "float8_e4m3fnuz": StoredType("<u1", 8),
+    "float8_e5m2": StoredType("<u1", 8),
+    "float8_e5m2fnuz": StoredType("<u1", 8),
+    "float8_e8m0fnu": StoredType("<u1", 8),
+    "float4_e2m1fn": StoredType("<u1", 4, (0, 15)),
+    "int4": StoredType("<u1", 4, (0, 15)),
+    "uint4": StoredType("<u1", 4, (0, 15)),
+}
+"""Types that NumPy gets from ml_dtypes, by its names; their bits are stored as integers."""
+DTYPES = {
+    kind: StoredType("<u1" if kind == "b1" else f"<{kind}", 8 * int(kind[1:]), None)
+    for kind in PLAIN
+} | EXTENDED
+DTYPES["b1"] = DTYPES["b1"]._replace(range=(0, 1))
+"""Type of a decoded tensor, as the manifest names it -> what stores it."""
 MOST_NAME = 512
 DIGEST_BYTES = 16
 
@@ -31,12 +60,16 @@ class Stored:
         """Return the tensor: an array of the original type, or codes with their grid."""
         if self.grid is not None:
             return Coded(self.flat.reshape(self.shape), self.grid)
-        return self.flat.view(np.dtype(f"<{self.dtype}")).reshape(self.shape)
+        return self.flat.view(array_dtype(self.dtype)).reshape(self.shape)
 
     def decoded(self) -> NDArray:
         """Return the tensor with its codes, if any, turned into float32."""
         value = self.value()
         return value.decode() if isinstance(value, Coded) else value
+
+    def digest(self) -> str:
+        """Return the digest of the decoded tensor's bytes."""
+        return digest(self.flat if self.dtype in EXTENDED else self.decoded())
 
 
 def describe(name: str, tensor: object) -> Stored:
@@ -49,27 +82,48 @@ def describe(name: str, tensor: object) -> Stored:
             "only NumPy arrays and Coded tensors can be packed",
             where=f"tensor {name!r}",
             got=type(tensor).__name__,
-            hint="convert it with numpy.asarray",
+            hint="give nested ones flat names, such as 'dense/kernel'"
+            if isinstance(tensor, Mapping)
+            else "kk.save(module, path), or tensor.detach().cpu().numpy()"
+            if hasattr(tensor, "detach")
+            else "convert it with numpy.asarray",
         )
     array = np.asarray(tensor)
-    kind = f"{array.dtype.kind}{array.dtype.itemsize}"
-    if kind not in DTYPES:
+    kind = kind_of(array.dtype)
+    if kind is None:
         raise InvalidArgument(
             "this type cannot be packed",
             where=f"tensor {name!r}",
             got=array.dtype,
-            allowed="bool, integers, float16, float32, float64",
-            hint="convert bfloat16 to float32 first: NumPy has no bfloat16",
+            allowed="bool, integers, float16, float32, float64, and of ml_dtypes "
+            + ", ".join(EXTENDED),
         )
-    flat = np.ascontiguousarray(array).reshape(-1).astype(f"<{kind}", copy=False)
-    return Stored(name, array.shape, kind, None, flat.view(code_dtype(kind, None)))
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if kind in PLAIN:
+        flat = flat.astype(f"<{kind}", copy=False)
+    flat = flat.view(code_dtype(kind, None))
+    # ml_dtypes keeps four bits in a byte, and leaves the upper half open.
+    return Stored(name, array.shape, kind, None, flat & 15 if DTYPES[kind].bits == 4 else flat)
+
+
+def kind_of(dtype: np.dtype) -> str | None:
+    """Return the name of a type in the manifest, ``None`` for one that is not stored."""
+    kind = dtype.name if dtype.name in EXTENDED else f"{dtype.kind}{dtype.itemsize}"
+    return kind if kind in DTYPES else None
+
+
+def array_dtype(kind: str) -> np.dtype:
+    """Return the type of arrays for a name in the manifest."""
+    if kind in PLAIN:
+        return np.dtype(f"<{kind}")
+    import ml_dtypes  # only files with such types need it
+
+    return np.dtype(getattr(ml_dtypes, kind))
 
 
 def code_dtype(kind: str, grid: Grid | None) -> np.dtype:
-    """Return the type of the flat array: that of the codes, or of the numbers (bool as a byte)."""
-    if grid is not None:
-        return grid.code_dtype
-    return np.dtype("<u1" if kind == "b1" else f"<{kind}")
+    """Return the type of the flat array: that of the codes, or what carries the numbers (bool as a byte)."""
+    return np.dtype(DTYPES[kind].carrier) if grid is None else grid.code_dtype
 
 
 def digest(array: NDArray) -> str:

@@ -44,6 +44,9 @@ class LightningCallback(Attaching):
     like the module's own values, and can be monitored. ``handles`` stay readable after the fit, in the process
     that trained; copies and pickles (``strategy="ddp_spawn"``) have none.
 
+    Masks also hold in what Lightning's own averages validate, save and leave at the end (`WeightAveraging`,
+    `EMAWeightAveraging`, `StochasticWeightAveraging`), wherever they are in the list of callbacks.
+
     Without `clip` and `update` it measures and skips bad steps, and the Trainer may clip: its clip is
     first, so the measured norm is the clipped one, and pruned weights are still in the Trainer's norm. A NaN in
     a gradient then makes that norm, and so all gradients, NaN: the step is still skipped, but all tensors are
@@ -72,7 +75,7 @@ class LightningCallback(Attaching):
         self._chosen = optimizers
         self._saved: list[dict[str, Any]] | None = None
         self._logged: list[int] = []
-        self._fitting = False
+        self._fitting = self._restored = False
 
     @property
     def handle(self) -> Handle | None:
@@ -100,7 +103,11 @@ class LightningCallback(Attaching):
         for group in _groups(trainer.optimizers, self._chosen):
             self.handles.append(self._attach(group, pl_module))
         self._logged = [0] * len(self.handles)
-        self._fitting = True
+        self._check_saved()
+        self._fitting, self._restored = True, False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Continue from the checkpoint, when other callbacks have given the optimizers their parameters."""
         self._restore()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -114,8 +121,22 @@ class LightningCallback(Attaching):
         if trainer._logger_connector.should_update_logs:
             pl_module.log_dict(self._curves())
 
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Mask averaged weights, which are validated in place of the module's."""
+        self._mask(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Mask averaged weights, and those of the module if another callback has written them."""
+        self._mask(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Mask averaged weights before or after they become those of the module."""
+        self._mask(trainer, pl_module)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Detach the hooks."""
+        """Detach the hooks; weights that other callbacks have written since are masked again."""
+        if self._fitting and not self._restored:
+            self._restore()  # a checkpoint of a fit that was complete
         self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -137,16 +158,20 @@ class LightningCallback(Attaching):
         kept = {name: value for name, value in self.__dict__.items() if name not in _OF_THE_MODULE}
         return kept | {"handles": [], "_logged": [], "_fitting": False}
 
-    def _restore(self) -> None:
-        if not self._saved:
-            return
-        if len(self._saved) != len(self.handles):
+    def _check_saved(self) -> None:
+        if self._saved and len(self._saved) != len(self.handles):
             raise Unsupported(
                 "the checkpoint is of another number of optimizers",
                 where=type(self).__name__,
                 got=len(self._saved),
                 allowed=len(self.handles),
             )
+
+    def _restore(self) -> None:
+        self._restored = True
+        if not self._saved:
+            return
+        self._check_saved()
         for handle, state in zip(self.handles, self._saved, strict=True):
             handle.load_state_dict(state)
         self._logged = [handle.steps for handle in self.handles]
@@ -160,6 +185,15 @@ class LightningCallback(Attaching):
             prefix = f"{PREFIX}{place}/" if len(self.handles) > 1 else PREFIX
             logged |= {prefix + name.removeprefix(PREFIX): n for name, n in curves(handle).items()}
         return logged
+
+    def _mask(self, trainer: Any, pl_module: Any) -> None:
+        if not self._fitting:
+            return
+        for handle in self.handles:
+            if handle.masks is None:
+                continue
+            for module in (pl_module, *_averages(trainer)):
+                handle.masks.apply_(module)
 
     def _detach(self) -> None:
         self._fitting = False
@@ -183,6 +217,12 @@ def _hosts() -> tuple[type, ...]:
 def _joined_once(cls: type, hosts: tuple[type, ...]) -> type:
     # Lightning compares types: a module's callbacks replace those of the trainer of the same type.
     return joined(cls, hosts)
+
+
+def _averages(trainer: Any) -> list[Any]:
+    """Return the averaged modules of Lightning's own callbacks (`WeightAveraging`, `StochasticWeightAveraging`)."""
+    found = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
+    return [module for module in found if module is not None]
 
 
 def _check_clipping(trainer: Any, module: Any) -> None:

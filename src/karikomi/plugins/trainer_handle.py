@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from karikomi.prune import PruningSchedule
+    from karikomi.prune.penalties.penalty import Penalty
     from karikomi.record import Recorder
     from karikomi.rule import Composite, Rule
     from karikomi.torch import Handle, Masks
@@ -28,7 +29,10 @@ class Options(TypedDict, total=False):
     clip: Rule | Composite | None
     update: Rule | Composite | None
     bound: Rule | None
+    only: str | Sequence[str] | None
+    exclude: str | Sequence[str] | None
     prune: PruningSchedule | Masks | None
+    penalty: Penalty | None
     nonfinite: str
     stop_after: int
     record: Recorder | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from karikomi.prune.pattern import NofM
@@ -13,6 +15,8 @@ MEMORY = 1 << 25
 STEPS = 16
 """Removals between two checks for finished rows."""
 
+Progress = Callable[[float], None]
+
 
 def obc(
     weights: np.ndarray,
@@ -22,6 +26,7 @@ def obc(
     damping: float = 0.01,
     gone: np.ndarray | None = None,
     where: str = "reconstruction",
+    progress: Progress | None = None,
 ) -> Reconstructed:
     """Remove weights one by one, each the cheapest, and re-solve for the remaining ones.
 
@@ -30,7 +35,8 @@ def obc(
     the least squares for the mask, ``min ||Y - W X||^2 + damping mean(diag(X X^T)) ||W - weights||^2``.
 
     `weights`: (rows, inputs). `remove`: how many in all, or of each `of` consecutive inputs all but
-    `keep`. `gone`: boolean, weights removed before: they are removed first, and count. `where`: for errors.
+    `keep`. `gone`: boolean, weights removed before: they are removed first, and count. `where`: for errors. `progress`:
+    called now and then with the share of the work that is done.
     Raises `InvalidArgument` for shapes and amounts, `NonFinite` for non-finite numbers and if no damping
     gives a Cholesky factor.
 
@@ -45,33 +51,50 @@ def obc(
     system = damped(weights, problem, remove, damping=damping, gone=gone, where=where)
     gone = system.gone.reshape(weights.shape)
     if isinstance(remove, NofM):
-        kept = _kept_of_groups(system, remove) & ~gone
+        kept = _kept_of_groups(system, remove, progress) & ~gone
     else:
-        kept = _kept_of_all(system, remove)
+        kept = _kept_of_all(system, remove, progress)
     return Reconstructed(system.solution(kept), kept, system.damping)
 
 
-def _kept_of_groups(system: Damped, pattern: NofM) -> np.ndarray:
+def operations(shape: tuple[int, int], remove: int) -> float:
+    """Return about how many operations `obc` needs to remove so many weights of a matrix (rows, inputs).
+
+    >>> operations((16, 8192), 16 * 4096)
+    2199023255552.0
+    """
+    rows, size = shape
+    return float(remove) ** 2 / rows * size if rows else 0.0
+
+
+def _kept_of_groups(system: Damped, pattern: NofM, progress: Progress | None) -> np.ndarray:
     most = system.start.shape[2] // pattern.of * (pattern.of - pattern.keep)
     kept = np.ones((system.start.shape[0] * system.start.shape[1], system.start.shape[2]), bool)
-    for part in _parts(system, most):
+    parts = _parts(system, most)
+    for number, part in enumerate(parts):
         trace = _Trace(system, part, most, pattern)
         for _ in range(most):
             trace.step()
+            if progress is not None and trace.done % STEPS == 0:
+                progress((number + (trace.done / most) ** 2) / len(parts))
         np.put_along_axis(kept[part], trace.order, False, axis=1)
     return kept
 
 
-def _kept_of_all(system: Damped, remove: int) -> np.ndarray:
+def _kept_of_all(system: Damped, remove: int, progress: Progress | None) -> np.ndarray:
     rows, size = system.start.shape[0] * system.start.shape[1], system.start.shape[2]
     losses, order = np.full((rows, size), np.inf), np.zeros((rows, size), np.int64)
-    for part in _parts(system, size):
+    parts = _parts(system, size)
+    for number, part in enumerate(parts):
         trace = _Trace(system, part, size)
         while len(trace.rows) and trace.done < size:
             trace.step()
             if trace.done % STEPS == 0:
                 losses[part] = trace.losses
                 trace.leave(losses, remove)
+                if progress is not None:
+                    # A step costs as much as there were before it; most rows leave before the end.
+                    progress((number + (trace.done / size) ** 2) / len(parts))
         losses[part], order[part] = trace.losses, trace.order
     kept = np.ones((rows, size), bool)
     chosen = np.argsort(losses, axis=None, kind="stable")[:remove]

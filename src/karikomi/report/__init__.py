@@ -7,7 +7,7 @@ from karikomi.report.compress_text import compress_table
 from karikomi.report.compress_view import compress_page
 from karikomi.report.page import write_page
 from karikomi.report.sweep_view import sweep_page, sweep_table
-from karikomi.report.training_view import TrainingPage, training_page
+from karikomi.report.training_view import TrainingPage, training_page, training_table
 
 __all__ = [
     "TrainingPage",
@@ -18,5 +18,6 @@ __all__ = [
     "sweep_page",
     "sweep_table",
     "training_page",
+    "training_table",
     "write_page",
 ]

@@ -8,9 +8,9 @@ from typing import Any
 from karikomi.report.bars import Dots, dot_chart
 from karikomi.report.charts import line_chart
 from karikomi.report.drawing import Axis, Series
-from karikomi.report.page import Chart, Part, Points, Section, Table, Words
-from karikomi.report.result_checks import named, records, table, warning_texts
-from karikomi.report.verdict import before_after, difference
+from karikomi.report.page import Chart, Part, Section, Table, Words
+from karikomi.report.result_checks import named, records, table
+from karikomi.report.verdict import before_after, difference, lower_is_better
 from karikomi.report.wording import axis_unit, count, number, percent, plain, scaled
 
 _DRAWN, _LISTED, _EXAMPLES = 30, 100, 50
@@ -19,15 +19,13 @@ _Rows = Sequence[Mapping[str, Any]]
 
 
 def audit_sections(result: Mapping[str, Any], *, heading: str) -> list[Section]:
-    """Return the sections of an audit, warnings first."""
+    """Return the sections of an audit; its warnings are those of the page."""
     where = "audit"
     metric = named(result.get("metric"))
     classes = records(result.get("classes"), "classes", where=where)
     examples = records(result.get("changed_examples"), "changed_examples", where=where)
     noise = records(result.get("noise"), "noise", where=where)
-    warnings = warning_texts(result)
-    parts: list[Part] = [Points(warnings, warning=True)] if warnings else []
-    parts.append(Words(summary(result)))
+    parts: list[Part] = [Words(summary(result))]
     if classes:
         parts += [_class_chart(classes, metric), _class_table(classes, metric)]
     sections = [Section(heading, parts)]
@@ -35,7 +33,7 @@ def audit_sections(result: Mapping[str, Any], *, heading: str) -> list[Section]:
         sections.append(Section("Changed predictions", [_example_table(examples)]))
     if noise:
         sections.append(
-            Section("Under noise", [_noise_chart(noise, metric), _noise_table(noise, metric)])
+            Section("Under noise", [_noise_chart(noise, result), _noise_table(noise, metric)])
         )
     gradients = table(result.get("gradient_agreement"))
     if gradients:
@@ -108,7 +106,8 @@ def _example_table(examples: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Examples", ("index", "label", "before", "after", ""), rows, names=5, note=note)
 
 
-def _noise_chart(noise: Sequence[Mapping[str, Any]], metric: str) -> Chart:
+def _noise_chart(noise: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> Chart:
+    metric, moves = named(result.get("metric")), "rises" if lower_is_better(result) else "falls"
     factor, unit = axis_unit(metric)
     series = [
         Series(
@@ -126,7 +125,7 @@ def _noise_chart(noise: Sequence[Mapping[str, Any]], metric: str) -> Chart:
         x=Axis("standard deviation of the noise"),
         y=Axis(f"{metric}{unit}"),
     )
-    return Chart("Noise on the inputs", svg, "A line that falls earlier is less robust.")
+    return Chart("Noise on the inputs", svg, f"A line that {moves} earlier is less robust.")
 
 
 def _noise_table(noise: Sequence[Mapping[str, Any]], metric: str) -> Table:

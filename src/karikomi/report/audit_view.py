@@ -8,7 +8,7 @@ from typing import Any
 from karikomi.report.audit_parts import audit_sections, by_loss, class_rows, summary
 from karikomi.report.page import Page, Tile, render
 from karikomi.report.result_checks import named, records, require, warning_texts
-from karikomi.report.terminal import align, printable, text_block, wrap
+from karikomi.report.terminal import align, printable, text_block, warning_lines, wrap
 from karikomi.report.verdict import metric_tile
 from karikomi.report.wording import count, percent
 
@@ -38,6 +38,7 @@ def audit_page(result: Mapping[str, Any]) -> str:
             f" {count(result.get('examples'))} examples.",
             tiles,
             audit_sections(result, heading="Classes"),
+            warnings=warning_texts(result),
         )
     )
 
@@ -55,8 +56,8 @@ def audit_table(result: Mapping[str, Any]) -> str:
     classes = records(result.get("classes"), "classes", where="audit_table")
     lines = [
         printable(f"{named(result.get('before'))} -> {named(result.get('after'))}"),
+        *warning_lines(warning_texts(result)),
         *wrap(printable(summary(result))),
-        *(line for text in warning_texts(result) for line in wrap(f"warning: {printable(text)}")),
     ]
     if classes:
         rows = class_rows(by_loss(classes)[:20], metric)

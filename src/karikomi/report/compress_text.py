@@ -8,7 +8,7 @@ from typing import Any
 from karikomi.report.compress_view import NEEDED
 from karikomi.report.result_checks import named, records, require, table, warning_texts
 from karikomi.report.savings import dense_bytes
-from karikomi.report.terminal import WIDTH, align, printable, text_block
+from karikomi.report.terminal import WIDTH, align, printable, text_block, warning_lines, wrap
 from karikomi.report.verdict import before_after, budget_held, verified_sentence
 from karikomi.report.wording import amount, count, percent, plain, ratio, shorten, size
 
@@ -32,9 +32,10 @@ def compress_table(result: Mapping[str, Any]) -> str:
         named(result.get(key)) for key in ("task", "framework", "network", "seed")
     )
     lines = [shorten(printable(f"{task} ({framework}, seed {seed}): {network}"), WIDTH, "..")]
+    lines += warning_lines(warning_texts(result))
     lines += align(_headline(result))
     lines += ["", *_tensors(tensors)] if tensors else []
-    lines += ["", *_remarks(result)] if result.get("left_alone") or result.get("warnings") else []
+    lines += ["", *_remarks(result)] if result.get("left_alone") else []
     tick = "yes: " if result.get("verified") is True else "NO: "
     lines += ["", f"verified  {tick}{verified_sentence(result)}"]
     for key in ("file", "report"):
@@ -43,11 +44,12 @@ def compress_table(result: Mapping[str, Any]) -> str:
 
 
 def _remarks(result: Mapping[str, Any]) -> list[str]:
-    """Return one line per warning, and per tensor that pruning left alone with the reason."""
-    lines = [f"warning: {warning}" for warning in warning_texts(result)]
-    for name, reason in list(table(result.get("left_alone")).items())[:_LISTED]:
-        lines.append(f"not pruned: {named(name)}: {named(reason)}")
-    return [shorten(printable(line), WIDTH, "..") for line in lines]
+    """Return a line for each tensor that pruning left alone, with the reason."""
+    alone = list(table(result.get("left_alone")).items())
+    lines = [f"not pruned: {named(name)}: {named(reason)}" for name, reason in alone[:_LISTED]]
+    more = len(alone) - _LISTED
+    lines += [f"and {more} more that were not pruned: see the report"] if more > 0 else []
+    return [shown for line in lines for shown in wrap(printable(line))]
 
 
 def _headline(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

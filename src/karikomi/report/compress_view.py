@@ -64,6 +64,7 @@ def compress_page(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
             _tiles(result),
             sections,
             f"Made by karikomi {named(result.get('karikomi'))}.",
+            [*warning_texts(result), *warning_texts(table(result.get("audit")))],
         )
     )
 
@@ -143,8 +144,7 @@ def _search(result: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> Se
 
 def _sparsity(result: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> list[Part]:
     alone = list(table(result.get("left_alone")).items())[:_LISTED]
-    lines = [f"Warning: {warning}." for warning in warning_texts(result)]
-    lines += [f"{named(name)} was not pruned: {named(reason)}." for name, reason in alone]
+    lines = [f"{named(name)} was not pruned: {named(reason)}." for name, reason in alone]
     chart: Part = sparsity_chart(tensors) if tensors else Words("No tensors.")
     return [chart, Points(lines)] if lines else [chart]
 

@@ -93,13 +93,14 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A whole page."""
+    """A whole page; its warnings stand before its figures."""
 
     title: str
     lead: str
     tiles: Sequence[Tile]
     sections: Sequence[Section]
     closing: str = ""
+    warnings: Sequence[str] = ()
 
 
 def render(page: Page) -> str:

@@ -10,8 +10,9 @@ from karikomi.report.charts import line_chart
 from karikomi.report.compress_view import environment_section
 from karikomi.report.drawing import STYLES, Axis, Series
 from karikomi.report.page import Chart, Page, Part, Section, Table, Tile, Words, render
-from karikomi.report.result_checks import named, records, require, table
-from karikomi.report.terminal import align, printable, text_block
+from karikomi.report.result_checks import named, records, require, table, warning_texts
+from karikomi.report.terminal import align, printable, text_block, warning_lines
+from karikomi.report.verdict import lower_is_better
 from karikomi.report.wording import (
     MISSING,
     axis_unit,
@@ -25,7 +26,7 @@ from karikomi.report.wording import (
     spread,
 )
 
-NOTE = "* highest mean on the test split: choosing by it is choosing on test data"
+NOTE = "* {} mean on the test split: choosing by it is choosing on test data"
 _NEEDED = ("task", "metric", "points")
 _Points = Sequence[Mapping[str, Any]]
 
@@ -51,11 +52,14 @@ def sweep_page(result: Mapping[str, Any]) -> str:
     sections = _sections(points, metric) if points else [Section("Points", [Words("No points.")])]
     sections.append(environment_section(table(result.get("environment"))))
     title = f"{named(result['task'])}: limits and sparsities"
-    return render(Page(title, lead, _tiles(points, metric), sections))
+    tiles = _tiles(points, metric, lower_is_better(result))
+    return render(Page(title, lead, tiles, sections, warnings=warning_texts(result)))
 
 
 def sweep_table(result: Mapping[str, Any]) -> str:
     """Return one line per point for a terminal, in 80 columns; ``*`` marks the best mean.
+
+    Warnings stand above it, and none is cut.
 
     >>> point = {"limit": None, "sparsity": 0.5, "runs": 1, "accuracy": {"mean": 0.9}}
     >>> print(sweep_table({"task": "t", "metric": "accuracy", "points": [point]}).splitlines()[1])
@@ -63,7 +67,8 @@ def sweep_table(result: Mapping[str, Any]) -> str:
     """
     result = require(result, _NEEDED, where="sweep_table")
     points = records(result["points"], "points", where="sweep_table")
-    metric, best = named(result["metric"]), _best(points)
+    metric, lower = named(result["metric"]), lower_is_better(result)
+    best = _best(points, lower)
     # Not None, which is the mean of a point without one.
     top = math.nan if best is None else _mean(best, "accuracy")
     head = ("limit", "sparse", "runs", metric, "min..max", "clipped", "gap", "ms/step")
@@ -85,9 +90,11 @@ def sweep_table(result: Mapping[str, Any]) -> str:
                 size(_mean(point, "bytes")),
             )
         )
+    warnings = warning_lines(warning_texts(result))
     if not points:
-        return text_block([f"{printable(result['task'])}: no points"])
-    return text_block([*align(rows), "", NOTE])
+        return text_block([f"{printable(result['task'])}: no points", *warnings])
+    note = NOTE.format("lowest" if lower else "highest")
+    return text_block([*warnings, *align(rows), "", note])
 
 
 def _sections(points: _Points, metric: str) -> list[Section]:
@@ -165,8 +172,8 @@ def _grid(points: _Points, key: str, caption: str, wording: Callable[[Any], str]
     return Table(caption, columns, rows, note="Mean (lowest to highest).")
 
 
-def _tiles(points: _Points, metric: str) -> list[Tile]:
-    best = _best(points)
+def _tiles(points: _Points, metric: str, lower: bool) -> list[Tile]:
+    best = _best(points, lower)
     if best is None:
         return []
     where = f"limit {_limit(best.get('limit'))}, sparsity {_sparsity(best.get('sparsity'))}"
@@ -176,10 +183,11 @@ def _tiles(points: _Points, metric: str) -> list[Tile]:
 _STATS = ("min", "mean", "max")
 
 
-def _best(points: _Points) -> Mapping[str, Any] | None:
+def _best(points: _Points, lower: bool) -> Mapping[str, Any] | None:
     means = [(_mean(point, "accuracy"), point) for point in points]
     seen = [(mean, point) for mean, point in means if mean is not None]
-    return max(seen, key=lambda pair: pair[0])[1] if seen else None
+    choose = min if lower else max
+    return choose(seen, key=lambda pair: pair[0])[1] if seen else None
 
 
 def _mean(point: Mapping[str, Any], key: str) -> float | None:

@@ -59,6 +59,11 @@ def wrap(text: str, width: int = WIDTH) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent="  ")
 
 
+def warning_lines(warnings: Sequence[str]) -> list[str]:
+    """Return warnings as lines; a long one goes on in the next line, none is cut."""
+    return [line for text in warnings for line in wrap(f"warning: {printable(text)}")]
+
+
 def text_block(lines: Sequence[str]) -> str:
     """Return lines as one text, without spaces or empty lines at its ends."""
     return "\n".join(line.rstrip() for line in lines).strip("\n")

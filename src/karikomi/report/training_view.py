@@ -13,6 +13,7 @@ from karikomi.files import as_path
 from karikomi.report.page import Page, Part, Section, Table, Tile, Words, render, write_page
 from karikomi.report.record_curves import read_history
 from karikomi.report.result_checks import named, table
+from karikomi.report.terminal import align, printable, wrap
 from karikomi.report.training_section import loss_chart, norm_chart, validation_chart
 from karikomi.report.wording import MISSING, count, number, percent, plain
 
@@ -60,12 +61,40 @@ def training_page(rows: Iterable[Mapping[str, Any]], *, title: str = "Training")
         if any(value is not None for _, value in history.validation):
             parts.append(validation_chart(history, [], "loss"))
     sections = [Section("Curves", parts)]
+    if seen.largest:
+        sections.append(Section("Largest norms", [Words(seen.summit()), seen.summits()]))
     if seen.shares:
         sections.append(Section("Contributions", [seen.contributions()]))
     if seen.skips:
         sections.append(Section("Skipped steps", [seen.skipped_steps()]))
     norms = [norm for _, norm in history.norm if norm is not None]
     return render(Page(title, seen.lead(), seen.tiles(norms), sections))
+
+
+def training_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the same for a terminal, in 80 columns: counts, the largest norms with tensor and step, skipped steps.
+
+    >>> row = {"event": "step", "step": 7, "norm": 5.0, "gradients": {"top": {"a": 4.0, "b": 3.0}}}
+    >>> print(training_table([row]))
+    0 of 1 steps were clipped (0.0 %), 0 were skipped.
+    The largest norm of a tensor was 4, of a in step 7.
+    tensor  largest norm  step
+    a                  4     7
+    b                  3     7
+    Before clipping.
+    """
+    seen = _Seen()
+    for _ in seen.through(rows):
+        pass
+    lines = [seen.lead()]
+    if seen.largest:
+        found = seen.summits()
+        lines += [*wrap(printable(seen.summit())), *align([found.columns, *found.rows])]
+        lines += wrap(found.note)
+    if seen.skips:
+        found = seen.skipped_steps()
+        lines += ["", *align([found.columns, *found.rows], left=2)]
+    return "\n".join(lines)
 
 
 @dataclass(slots=True)
@@ -77,6 +106,9 @@ class _Seen:
     skipped: int = 0
     measured: int = 0
     shares: dict[str, float] = field(default_factory=dict)
+    largest: dict[str, tuple[float, str]] = field(default_factory=dict)
+    left_out: float = 0.0
+    names: list[str] = field(default_factory=list)
     skips: list[tuple[str, str]] = field(default_factory=list)
 
     def through(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -84,6 +116,9 @@ class _Seen:
         for row in rows:
             if row.get("event") == "step":
                 self._add(row)
+            elif row.get("event") == "names":
+                names = row.get("gradients")
+                self.names = [named(name) for name in names] if isinstance(names, list) else []
             yield row
 
     def lead(self) -> str:
@@ -103,6 +138,31 @@ class _Seen:
             Tile("median norm", plain(median(norms)) if norms else MISSING, "before clipping"),
             Tile("largest norm", plain(max(norms)) if norms else MISSING, "before clipping"),
         ]
+
+    def summit(self) -> str:
+        """Return a sentence with the tensor and the step of the largest norm."""
+        name, (norm, step) = self._ranked()[0]
+        return f"The largest norm of a tensor was {plain(norm)}, of {name} in step {step}."
+
+    def summits(self) -> Table:
+        """Return the largest norm of each tensor with its step, the largest first."""
+        more = len(self.largest) > _SHOWN
+        note = (
+            f"Before clipping; {_SHOWN} of {count(len(self.largest))} tensors."
+            if more
+            else "Before clipping."
+        )
+        if self.left_out > max(norm for norm, _ in self.largest.values()):
+            note += f" A step that the record left out had a norm of {plain(self.left_out)}."
+        return Table(
+            "Largest norms of single tensors",
+            ["tensor", "largest norm", "step"],
+            [[name, plain(norm), step] for name, (norm, step) in self._ranked()[:_SHOWN]],
+            note=note,
+        )
+
+    def _ranked(self) -> list[tuple[str, tuple[float, str]]]:
+        return sorted(self.largest.items(), key=lambda pair: (-pair[1][0], pair[0]))
 
     def contributions(self) -> Table:
         """Return the contributions of tensors, the largest first."""
@@ -136,14 +196,23 @@ class _Seen:
                 ", ".join(map(str, bad)) if isinstance(bad, list) else "none: the rule skipped it"
             )
             self.skips = [*self.skips[-_SHOWN:], (count(row.get("step")), tensors)]
-        self._share(row)
+        self.left_out = max(self.left_out, number(left.get("norm")) or 0.0)
+        norms = self._norms(row.get("gradients"))
+        stage = f" ({named(row['stage'])})" if "stage" in row else ""
+        step = f"{count(row.get('step'))}{stage}"
+        for name, norm in norms.items():
+            if norm > self.largest.get(name, (0.0, ""))[0]:
+                self.largest[name] = norm, step
+        self._share(number(row.get("norm")), norms)
 
-    def _share(self, row: Mapping[str, Any]) -> None:
-        joint = number(row.get("norm"))
-        top = table(table(row.get("gradients")).get("top"))
-        norms = {
-            named(name): norm for name, item in top.items() if (norm := number(item)) is not None
-        }
+    def _norms(self, given: Any) -> dict[str, float]:
+        """Return name -> norm of the tensors in a row: the largest by name, or all in the order of the names."""
+        pairs = table(table(given).get("top")).items()
+        if isinstance(given, list) and len(given) == len(self.names):
+            pairs = zip(self.names, given, strict=True)
+        return {named(name): norm for name, item in pairs if (norm := number(item)) is not None}
+
+    def _share(self, joint: float | None, norms: Mapping[str, float]) -> None:
         # For element-wise rules, the norm of a row is the largest magnitude, not a joint norm.
         shares = {name: (norm / joint) ** 2 for name, norm in norms.items()} if joint else {}
         if not shares or sum(shares.values()) > 1.001:

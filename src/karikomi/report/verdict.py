@@ -39,10 +39,22 @@ def metric_tile(result: Mapping[str, Any], when: str) -> Tile:
 
 
 def budget_held(result: Mapping[str, Any]) -> bool | None:
-    """Return whether the metric fell by at most ``max_drop`` on validation; None if unknown."""
-    fell = difference(result.get("validation_before"), result.get("validation_after"))
+    """Return whether the metric got worse by at most ``max_drop`` on validation; None if unknown.
+
+    >>> error = {"goal": "min", "validation_before": 0.41, "validation_after": 0.59, "max_drop": 0.01}
+    >>> budget_held(error), budget_held(error | {"goal": "max"})
+    (False, True)
+    """
+    worse = difference(result.get("validation_before"), result.get("validation_after"))
     allowed = number(result.get("max_drop"))
-    return None if fell is None or allowed is None else fell <= allowed + _ROUNDING
+    if worse is None or allowed is None:
+        return None
+    return (-worse if lower_is_better(result) else worse) <= allowed + _ROUNDING
+
+
+def lower_is_better(result: Mapping[str, Any]) -> bool:
+    """Return whether the metric of a result is an error: its goal is ``"min"``."""
+    return result.get("goal") == "min"
 
 
 def budget_sentence(result: Mapping[str, Any]) -> str:
@@ -65,12 +77,14 @@ def verified_sentence(result: Mapping[str, Any]) -> str:
 
 
 def grain_sentence(result: Mapping[str, Any]) -> str:
-    """Return the weight of one test example: smaller differences are not significant."""
+    """Return the weight of one test example, or prediction: smaller differences are not significant."""
     examples = number(table(result.get("examples")).get("test"))
-    if not examples or "accuracy" not in named(result["metric"]).lower():
+    predictions = number(result.get("predictions")) or examples
+    if not examples or not predictions or "accuracy" not in named(result["metric"]).lower():
         return ""
     return (
-        f"One of the {count(examples)} test examples is worth {100 / examples:.2f} points of"
+        f"One of the {count(predictions)} test {'examples' if predictions == examples else 'predictions'}"
+        f" is worth {100 / predictions:.2f} points of"
         " accuracy."
     )
 
@@ -78,31 +92,32 @@ def grain_sentence(result: Mapping[str, Any]) -> str:
 def candidate_sentences(result: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return for each stage the chosen candidate, its distance to the floor, and those below it."""
     floor = _floor(result)
-    metric, sentences = named(result["metric"]), []
+    metric, sentences = named(result["metric"]), list[str]()
     for stage in dict.fromkeys(named(candidate.get("stage")) for candidate in tried):
         of_stage = [candidate for candidate in tried if named(candidate.get("stage")) == stage]
         chosen = [item for item in of_stage if item.get("chosen") is True]
         failed = [item for item in of_stage if item.get("passed") is False]
-        clauses = [_choice(item, floor, metric) for item in chosen] or ["nothing was chosen"]
+        clauses = [_choice(item, floor, result) for item in chosen] or ["nothing was chosen"]
         if failed:
             below = ", ".join(
                 f"{named(failure.get('what'))} ({score(failure.get('validation'), metric)})"
                 for failure in failed[:4]
             )
             more = f" and {len(failed) - 4} more" if len(failed) > 4 else ""
-            clauses.append(f"below the floor: {below}{more}")
+            clauses.append(f"{_beyond(result)}: {below}{more}")
         sentences.append(f"{stage}: {'; '.join(clauses)}.")
     return sentences
 
 
 def floor_sentence(result: Mapping[str, Any]) -> str:
-    """Return a sentence with the lowest validation value of an accepted candidate."""
-    metric, floor = named(result["metric"]), _floor(result)
+    """Return a sentence with the worst validation value of an accepted candidate."""
+    metric, floor, lower = named(result["metric"]), _floor(result), lower_is_better(result)
     if floor is None:
-        return "The floor of the search is not known: a value is missing."
+        return f"The {_end(result)} of the search is not known: a value is missing."
     return (
-        f"A candidate passes when its validation {metric} is at least {score(floor, metric)}:"
-        f" {score(result.get('validation_before'), metric)} before, less the budget of"
+        f"A candidate passes when its validation {metric} is at {'most' if lower else 'least'}"
+        f" {score(floor, metric)}:"
+        f" {score(result.get('validation_before'), metric)} before, {'plus' if lower else 'less'} the budget of"
         f" {amount(result.get('max_drop'), metric)}."
     )
 
@@ -142,18 +157,29 @@ def rerun_line(result: Mapping[str, Any]) -> str:
 
 
 def _floor(result: Mapping[str, Any]) -> float | None:
-    return difference(result.get("validation_before"), result.get("max_drop"))
+    budget = number(result.get("max_drop"))
+    allowed = -budget if budget is not None and lower_is_better(result) else budget
+    return difference(result.get("validation_before"), allowed)
 
 
-def _choice(item: Mapping[str, Any], floor: float | None, metric: Any) -> str:
+def _end(result: Mapping[str, Any]) -> str:
+    return "ceiling" if lower_is_better(result) else "floor"
+
+
+def _beyond(result: Mapping[str, Any]) -> str:
+    return "above the ceiling" if lower_is_better(result) else "below the floor"
+
+
+def _choice(item: Mapping[str, Any], floor: float | None, result: Mapping[str, Any]) -> str:
+    metric, end = named(result["metric"]), _end(result)
     what, value = named(item.get("what")), item.get("validation")
     what += "" if item.get("bytes") is None else f" ({size(item.get('bytes'))})"
     distance = difference(value, floor)
     if distance is None:
         return f"{what} was chosen"
     if abs(distance) <= _ROUNDING:
-        return f"{what} was chosen: {score(value, metric)} is the floor itself"
+        return f"{what} was chosen: {score(value, metric)} is the {end} itself"
     where = "above" if distance > 0 else "below"
     return (
-        f"{what} was chosen: {score(value, metric)} is {amount(distance, metric)} {where} the floor"
+        f"{what} was chosen: {score(value, metric)} is {amount(distance, metric)} {where} the {end}"
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from karikomi.tasks.metrics import is_share
+
 MISSING = "n/a"
 
 
@@ -96,11 +98,6 @@ def ratio(value: Any) -> str:
     """
     exact = number(value)
     return MISSING if exact is None else f"{exact:,.1f}x"
-
-
-def is_share(metric: Any) -> bool:
-    """Return whether a metric is a kind of accuracy, shown in per cent."""
-    return "accuracy" in str(metric).lower()
 
 
 def axis_unit(metric: Any) -> tuple[float, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,19 @@ def from_plain(stages: Sequence[Stage], plain: Mapping[str, Any] | None) -> Stat
     for stage, own, names in zip(stages, axes, before, strict=True):
         _realign(state, fresh, own, names, list(stage.owners))
     return state
+
+
+def forgotten(plain: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return a plain state without what was learned of these names; a tensor per name is dropped too."""
+    kept = {}
+    for key, value in plain.items():
+        if key == _NAMES or key.startswith(f"{_NAMES}."):
+            # No tensor has this name, and `from_plain` drops the numbers of names that are missing.
+            value = [f"({name})" if name in names else name for name in value]
+        elif isinstance(value, Mapping):
+            value = {name: item for name, item in value.items() if name not in names}
+        kept[key] = value
+    return kept
 
 
 def _names_key(place: int) -> str:

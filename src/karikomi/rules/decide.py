@@ -193,6 +193,7 @@ def outcome_of(
         nonfinite_policy=nonfinite,
         peaks=stage.peaks,
         earlier=earlier,
+        groups=stage.groups,
     )
 
 

@@ -20,7 +20,8 @@ class Outcome:
     same numbers after it. `skipped`: whether the step was (or is to be) skipped. `peaks`: tensors with a
     largest magnitude where the others have norms. `earlier`: the outcomes of the stages of a chain
     that were measured before. `left_alone`: name -> reason for tensors that were not changed.
-    `share_at_bound`: for bounds, the share of units (or entries) at the limit.
+    `share_at_bound`: for bounds, the share of units (or entries) at the limit. `groups`: label and names of
+    tensors that had a rule of their own.
 
     The numbers may be on a device; they are copied to the host when a property is read.
     """
@@ -35,6 +36,7 @@ class Outcome:
     share_at_bound: float | None = None
     peaks: frozenset[str] = frozenset()
     earlier: tuple[Outcome, ...] = ()
+    groups: tuple[tuple[str, frozenset[str]], ...] = ()
 
     @property
     def pre(self) -> float:
@@ -56,20 +58,40 @@ class Outcome:
 
         Of a chain that clamps entries somewhere, the product over its stages.
         """
+        return self._factor_of(None)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The same for each group of `Groups`, by its glob: the norm of its tensors after / before.
+
+        Of a group with entries clamped, largest magnitudes after / before. Empty for other rules.
+        """
+        return {label: self._factor_of(names) for label, names in self.groups}
+
+    def _factor_of(self, names: frozenset[str] | None) -> float:
         if self._skipped():
             return 0.0
         stages = (*self.earlier, self)
-        sizes = [stage._finite_sizes() for stage in stages]
-        if any(stage.element_wise for stage in stages):
+        sizes = [stage._finite_sizes(names) for stage in stages]
+        if any(stage.element_wise or stage._by_entry(names) for stage in stages):
             return math.prod(after / before for before, after in sizes if before > 0.0)
         before = max(before for before, _ in sizes)
         return sizes[-1][1] / before if before > 0.0 else 1.0
 
-    def _finite_sizes(self) -> tuple[float, float]:
-        """Return the joint norms before and after, of the tensors with finite norms."""
+    def _finite_sizes(self, names: frozenset[str] | None) -> tuple[float, float]:
+        """Return the joint norms before and after, of these tensors (``None``: all) with finite norms."""
         norms, after = self._numbers(self.norms), self._numbers(self.after)
-        finite = np.isfinite(norms)
-        return tuple(self._joint(np.where(finite, values, 0.0)) for values in (norms, after))  # type: ignore[return-value]
+        chosen, joint = np.isfinite(norms), self._joint
+        if names is not None:
+            chosen &= np.array([name in names for name in self.names], dtype=bool)
+            if self._by_entry(names):
+                joint = lambda values: float(np.max(values, initial=0.0))  # noqa: E731
+        before, then = (joint(np.where(chosen, values, 0.0)) for values in (norms, after))
+        return before, then
+
+    def _by_entry(self, names: frozenset[str] | None) -> bool:
+        """Return whether these tensors have largest magnitudes here, and no norms."""
+        return names is not None and names <= self.peaks
 
     @property
     def engaged(self) -> bool:

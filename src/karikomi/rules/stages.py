@@ -52,6 +52,8 @@ class Stage:
     counts: tuple[int, ...]
     """How many numbers each tensor has."""
     parts: tuple[Part, ...]
+    groups: tuple[tuple[str, frozenset[str]], ...] = ()
+    """The groups of tensors with rules of their own: label and names."""
 
     @cached_property
     def needs(self) -> frozenset[str]:
@@ -108,7 +110,25 @@ def stages(
         raise InvalidArgument(
             "no tensor belongs to a group with a rule", where=type(rule).__name__, got=names[:5]
         )
-    return tuple(_stage(kinds, leaves, names, units or {}) for kinds, leaves in groups)
+    labelled = tuple(named_groups(rule, names).items())
+    return tuple(_stage(kinds, leaves, names, units or {}, labelled) for kinds, leaves in groups)
+
+
+def named_groups(rule: Rule | Composite, names: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Return label -> tensors of the groups of a rule; those of several rules of a chain have their place before."""
+    own = getattr(rule, "named_groups", None)
+    if own is not None:
+        return own(names)
+    if not is_composite(rule):
+        return {}
+    found = [(place, named_groups(inner, names)) for place, inner in enumerate(rule.rules)]
+    found = [(place, groups) for place, groups in found if groups]
+    alone = len(found) == 1
+    return {
+        label if alone else f"{place}: {label}": own
+        for place, groups in found
+        for label, own in groups.items()
+    }
 
 
 def alone(rule: Rule, owners: Sequence[str]) -> Stage:
@@ -178,6 +198,7 @@ def _stage(
     leaves: Sequence[_Leaf],
     names: Sequence[str],
     units: Mapping[str, int],
+    groups: tuple[tuple[str, frozenset[str]], ...],
 ) -> Stage:
     settled = tuple(kind if isinstance(kind, Kind) else Kind.NORM for kind in kinds)
     counts = tuple(
@@ -185,7 +206,7 @@ def _stage(
         for name, kind in zip(names, settled, strict=True)
     )
     parts = tuple(Part(leaf.rule, leaf.key, _mask(leaf.members, counts)) for leaf in leaves)
-    return Stage(tuple(names), settled, counts, parts)
+    return Stage(tuple(names), settled, counts, parts, groups)
 
 
 def _mask(members: tuple[bool, ...] | None, counts: tuple[int, ...]) -> np.ndarray | None:

@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from karikomi import __version__, registry
 from karikomi.clip.by_global_norm import ByGlobalNorm
-from karikomi.errors import BadFile, check
+from karikomi.errors import BadFile, Unsupported, check
 from karikomi.files import write_json
 from karikomi.prune import check_sparsity
 from karikomi.search.grid_run import Run, Setting
 from karikomi.search.lock import claim, lock, read_json
+from karikomi.search.rehearsal import rehearse_run
 from karikomi.tasks import Data, Runner, Task, checked_data, resolved
 
 _FIGURES = ("accuracy", "gap", "ms_per_step", "bytes", "clipped")
@@ -44,12 +45,13 @@ def sweep(
     given by name and needs a path. `progress`: a bar on stderr.
 
     The result has one point per limit and sparsity, with mean, min and max over its runs of
-    ``accuracy`` (the task's metric on the test split), ``gap`` (metric on the first 5,000 training
-    examples minus that on the test split), ``ms_per_step`` (median of a run), ``bytes`` (packed)
+    ``accuracy`` (the task's metric on the test split), ``gap`` (by how much it is worse there than
+    on the first 5,000 training examples), ``ms_per_step`` (median of a run), ``bytes`` (packed)
     and ``clipped`` (share of steps); ``diverged`` counts runs that ended in non-finite numbers, and
     ``warnings`` names them. Times depend on the machine and decide nothing.
 
-    Raises `InvalidArgument` for a grid out of range, `Unsupported` for a folder of another sweep, or one
+    Raises `InvalidArgument` for a grid out of range, and for a metric function that training lowered
+    while its task has no ``goal``, `Unsupported` for a folder of another sweep, or one
     that another process is at work in.
 
     >>> grid = {"limits": (1.0,), "sparsities": (0.5,), "seeds": 1}
@@ -65,6 +67,9 @@ def sweep(
     make = registry.framework(task.framework).runner_for
     runners: list[Runner] = [make(task, content, seed=seed) for seed in range(seeds)]
     environment = {**runners[0].environment(), "karikomi": __version__}
+    if not os.path.exists(path / "configuration.json"):  # noqa: PTH110  (as in `compress`)
+        _check_prunable(task, runners[0], sparsities)
+        rehearse_run(task, content, max(grid, key=lambda setting: setting.sparsity))
     identity = _identity(task, content, runners[0], grid, epochs, environment)
     claim(path / "configuration.json", identity)
     runs: dict[Setting, dict[str, Any]] = {}
@@ -79,6 +84,17 @@ def sweep(
     result = _result(task, runs, environment)
     write_json(path / "sweep.json", result)
     return result
+
+
+def _check_prunable(task: Task, runner: Runner, sparsities: Sequence[float]) -> None:
+    if any(sparsities) and not runner.prunable():
+        alone = runner.left_alone()
+        raise Unsupported(
+            "no weight of the network can be pruned",
+            where=f"task {task.name}",
+            got="; ".join(f"{name}: {reason}" for name, reason in list(alone.items())[:3]),
+            hint="sweep with sparsities=(0,)",
+        )
 
 
 def _finished(run: Run, folder: Path, on_epoch: Callable[[], object]) -> dict[str, Any]:
@@ -135,6 +151,9 @@ def _identity(
         "task": task.name,
         "network": runner.describe(),
         "metric": task.metric_name,
+        "goal": task.direction,
+        "classes": [task.class_axis, task.ignore_index],
+        "output": task.output,
         "data": data.fingerprint(),
         "recipe": task.recipe.as_dict(),
         "code": task.fingerprint(),
@@ -155,6 +174,7 @@ def _result(
         "task": task.name,
         "seeds": list(dict.fromkeys(setting.seed for setting in runs)),
         "metric": task.metric_name,
+        "goal": task.direction,
         "points": [
             _point(*point, [run for at, run in runs.items() if (at.limit, at.sparsity) == point])
             for point in points

@@ -85,19 +85,15 @@ class Run:
         """Train by the task's recipe, write the record of steps, and return the run's figures.
 
         ``accuracy`` (the task's metric on the test split, whatever its name), ``train``, ``gap``
-        (train - test), ``ms_per_step`` (median), ``bytes`` (packed, 16 shared values a tensor), and
-        ``clipped``, ``skipped`` (shares of steps). A training that diverges ends the run, not the sweep: these
-        figures are None then, and ``diverged`` is the reason.
+        (by how much the test split is worse), ``ms_per_step`` (median), ``bytes`` (packed, 16 shared values a
+        tensor), and ``clipped``, ``skipped`` (shares of steps). A training that diverges ends the run, not
+        the sweep: these figures are None then, and ``diverged`` is the reason.
         """
         record.unlink(missing_ok=True)
         recorder = TimedRecorder(record)
         with recorder:
             try:
-                training = self.runner.train(self.runner.fresh(), self._phase())
-                while training.epoch < self.epochs:
-                    training.run_epoch(recorder)
-                    on_epoch()
-                found = self._figures(training.arrays())
+                found = self.trained(recorder, on_epoch)
             except NonFinite as error:
                 found = {
                     **dict.fromkeys(("accuracy", "train", "gap", "bytes")),
@@ -109,6 +105,14 @@ class Run:
             "clipped": recorder.clipped / recorder.steps if recorder.steps else None,
             "skipped": recorder.skipped / recorder.steps if recorder.steps else None,
         }
+
+    def trained(self, recorder: Recorder, on_epoch: Callable[[], object]) -> dict[str, Any]:
+        """Train, and return the figures of the network; raises `NonFinite` where it diverges."""
+        training = self.runner.train(self.runner.fresh(), self._phase())
+        while training.epoch < self.epochs:
+            training.run_epoch(recorder)
+            on_epoch()
+        return self._figures(training.arrays())
 
     def _phase(self) -> Phase:
         limit, recipe = self.setting.limit, self.task.recipe
@@ -128,6 +132,9 @@ class Run:
             task.judge(self.runner.outputs(arrays, split.inputs), split.targets)
             for split in (data.test, some)
         )
+        if task.assumes_goal:
+            fresh = self.runner.outputs(self.runner.fresh(), some.inputs)
+            task.check_direction(task.judge(fresh, some.targets), train, "train")
         if not (math.isfinite(test) and math.isfinite(train)):
             raise NonFinite(
                 f"the {task.metric_name} is not finite", got=f"test {test}, train {train}"
@@ -135,7 +142,7 @@ class Run:
         return {
             "accuracy": test,
             "train": train,
-            "gap": train - test,
+            "gap": task.drop(train, test),
             "bytes": packed_bytes(arrays, self.runner.prunable()),
             "diverged": None,
         }

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
 from tqdm import tqdm
 
 from karikomi import __version__, registry
-from karikomi.errors import KarikomiError, check
+from karikomi.errors import InvalidArgument, KarikomiError, check
 from karikomi.files import write_bytes, write_json
 from karikomi.search.folder import Folder
 from karikomi.search.pipeline_stages import Candidate, Stages
+from karikomi.search.rehearsal import rehearse
 from karikomi.search.result import SearchOutcome, clip_summary, describe
-from karikomi.tasks import Data, Runner, Task, check_seed, checked_data, resolved
+from karikomi.tasks import (
+    Data,
+    Runner,
+    Task,
+    check_seed,
+    checked_data,
+    configured,
+    is_share,
+    resolved,
+)
 
 
 def compress(
@@ -24,21 +37,25 @@ def compress(
     *,
     out: str | Path | None = None,
     data: str | Path | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
     max_drop: float = 0.005,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train a task's network, make it as small as the budget allows, and return the result.
 
-    The network is trained with gradient clipping, pruned by magnitude up a ladder of sparsities, freed
+    One batch is taken through all stages first, so that a task that does not fit fails before it trains.
+    Then the network is trained with gradient clipping, pruned by magnitude up a ladder of sparsities, freed
     of dead units, given shared weights (or 8-bit grids), packed and read back. `max_drop`: how far
-    the metric may fall below the dense network's, in units of the metric (0.005 of accuracy is half a
-    point); it binds on the validation split, which training does not see; the test split only measures.
-    `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``result.json``,
-    ``record.jsonl`` and all checkpoints, and the same call continues a run that was stopped at any
+    the metric may get worse than the dense network's, in the metric's own direction and units (0.005 of
+    accuracy is half a point); it binds on the validation split, which training does not see; the test
+    split only measures. `config`: a TOML file, or a mapping, of recipe values (see `Recipe`).
+    `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``dense.safetensors``,
+    ``result.json``, ``record.jsonl`` and all checkpoints, and the same call continues a run that was stopped at any
     moment, to the same bytes (same machine, build and thread count).
 
-    Raises `InvalidArgument` for a negative budget, `Unsupported` when `out` holds another run, and
+    Raises `InvalidArgument` for a negative budget, for a metric function that training lowered while its
+    task has no ``goal``, `Unsupported` when `out` holds another run, and
     `KarikomiError` naming the cause when the task's own code fails.
 
     >>> import karikomi as kk
@@ -54,9 +71,16 @@ def compress(
     check("compress", (good, "max_drop must be >= 0", max_drop, ">= 0"))
     check_seed(seed, where="compress")
     task = resolved(task, data, where="compress")
+    task = task if config is None else configured(task, config)
+    if task.classifies:
+        check_share(max_drop)
     content = checked_data(task)
     runner = registry.framework(task.framework).runner_for(task, content, seed=seed)
     path = Path(out) if out is not None else Path("runs") / task.name
+    if not os.path.exists(path / "run.json"):  # noqa: PTH110  (a folder that cannot be read has none)
+        untrained = rehearse(task, content, seed=seed, search=_search)
+        if is_share(task.metric_name) and 0 <= untrained <= 1:
+            check_share(max_drop)
     with Folder(path, _identity(task, content, runner, max_drop, seed)) as folder:
         return _compressed(task, content, runner, folder, max_drop, seed, progress)
 
@@ -84,16 +108,23 @@ def _compressed(
     result = {
         **describe(task, content, runner, outcome, max_drop=max_drop, seed=seed),
         "file": str(folder.path / "model.karikomi"),
+        "dense": str(folder.path / "dense.safetensors"),
         "record": str(folder.path / "record.jsonl"),
         "clip": clip_summary(task, folder.path / "record.jsonl"),
         "seconds": round(folder.seconds, 1),
         "resumed": folder.resumed,
         "environment": environment,
     }
-    if outcome.dense.validation < untrained:
+    if task.drop(untrained, outcome.dense.validation) > 0:
+        moved = "lowered" if task.direction == "max" else "raised"
         result["warnings"].append(
-            f"training lowered the {task.metric_name} on the validation split; is lower better? "
-            "A metric must rise with quality"
+            f"training {moved} the {task.metric_name} on the validation split, and so made it worse:"
+            f" {untrained:.6g} before, {outcome.dense.validation:.6g} after"
+        )
+    if not runner.prunable():
+        result["warnings"].append(
+            "no weight of the network can be pruned: it was quantized and packed only; the reasons"
+            " are below"
         )
     if not result["verified"]:
         raise KarikomiError(
@@ -102,6 +133,7 @@ def _compressed(
             hint="delete the run folder and run again; if it stays, report it",
         )
     write_bytes(folder.path / "model.karikomi", outcome.chosen.path.read_bytes())
+    write_bytes(folder.path / "dense.safetensors", safetensors.numpy.save(outcome.dense.arrays))
     write_json(folder.path / "result.json", result)
     return result
 
@@ -109,11 +141,13 @@ def _compressed(
 def _search(task: Task, stages: Stages) -> SearchOutcome:
     dense = stages.dense()
     rungs = list(stages.rungs(dense))
+    # Without a rung nothing can be pruned, and so no weight shares values either.
+    sizes = task.recipe.entries if rungs else ()
     tried: list[Candidate] = []
     passing = [dense, *(rung for rung in rungs if rung.passed)]
     for rung in reversed(passing):
         arrays, shrink = stages.shrunk(rung)
-        found = [stages.shared(rung, arrays, k, dense) for k in task.recipe.entries]
+        found = [stages.shared(rung, arrays, k, dense) for k in sizes]
         tried += found
         if not any(item.passed for item in found):
             found = [stages.eight_bits(rung, arrays, dense)]
@@ -126,6 +160,19 @@ def _search(task: Task, stages: Stages) -> SearchOutcome:
     return SearchOutcome(dense, rungs, dense, shrink, [*tried, chosen], chosen)
 
 
+def check_share(max_drop: float) -> None:
+    """Refuse a budget above 1 for a share, which is points that were meant, or no budget at all."""
+    if max_drop > 1:
+        raise InvalidArgument(
+            "the accuracy is a share of 0..1, and so is its budget",
+            where="compress: max_drop",
+            got=f"{max_drop:g}",
+            allowed="0..1",
+            hint=f"{max_drop:g} points are {max_drop / 100:g}; {max_drop:g} as a share would allow"
+            " any network",
+        )
+
+
 def _identity(task: Task, data: Data, runner: Runner, max_drop: float, seed: int) -> dict[str, Any]:
     return {
         "karikomi": __version__,
@@ -133,6 +180,9 @@ def _identity(task: Task, data: Data, runner: Runner, max_drop: float, seed: int
         "data": data.fingerprint(),
         "code": task.fingerprint(),
         "network": runner.fingerprint(),
+        "goal": task.direction,
+        "classes": [task.class_axis, task.ignore_index],
+        "output": task.output,
         "recipe": task.recipe.as_dict(),
         "max_drop": max_drop,
         "seed": seed,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from karikomi import pack
+from karikomi.quantize import Coded
 from karikomi.search.candidates import Stored, decoded, eight_bits, shared_weights, stored
 from karikomi.search.folder import Folder, OnEpoch
 from karikomi.tasks import Arrays, Data, Phase, Runner, Task, Training
@@ -66,8 +67,9 @@ class Stages:
         return facts["validation"]
 
     def dense(self) -> Rung:
-        """Train the dense network."""
+        """Train the dense network; a metric of unknown goal that training lowered is refused."""
         recipe, stage = self._task.recipe, "train"
+        untrained = self.untrained()
         if (facts := self._folder.done(stage)) is None:
             phase = Phase(
                 stage=stage,
@@ -82,10 +84,16 @@ class Stages:
         else:
             self._on_epoch(stage, recipe.train_epochs)
         arrays, _ = self._folder.read_arrays(stage)
+        self._task.check_direction(untrained, facts["validation"], "validation")
         return Rung(stage, 0.0, arrays, {}, facts["validation"], True)
 
     def rungs(self, dense: Rung) -> Iterator[Rung]:
-        """Prune to each sparsity of the ladder, each from the one before, until the validation metric drops too far."""
+        """Prune to each sparsity of the ladder, each from the one before, until the validation metric drops too far.
+
+        Empty for a network without a weight that can be pruned.
+        """
+        if not self._runner.prunable():
+            return
         below = dense
         for sparsity in self._task.recipe.sparsities:
             below = self._rung(sparsity, below, dense)
@@ -121,8 +129,7 @@ class Stages:
             )
             training = self._train(arrays, phase)
             tuned = training.arrays()
-            biases = [name for name in self._runner.biases() if np.any(tuned[name])]
-            coded = {**training.coded(), **eight_bits(tuned, biases, {})}
+            coded = {**training.coded(), **self._rounded(tuned, [])}
             self._finish_candidate(stage, stored(tuned, coded), dense)
         else:
             self._on_epoch(stage, recipe.tune_epochs)
@@ -132,9 +139,7 @@ class Stages:
         """Round to per-channel 8-bit grids, without training, and pack."""
         stage = f"quantize-{rung.sparsity!r}-int8"
         if self._folder.done(stage) is None:
-            names = [*self._runner.prunable(), *self._runner.biases()]
-            chosen = [name for name in names if np.any(arrays[name])]
-            coded = eight_bits(arrays, chosen, self._runner.output_units())
+            coded = self._rounded(arrays, self._runner.prunable())
             self._finish_candidate(stage, stored(arrays, coded), dense)
         return self._candidate(stage, "8 bits per channel")
 
@@ -170,6 +175,20 @@ class Stages:
         arrays = {name: a for name, a in both.items() if not name.startswith(_MASK)}
         return Rung(stage, sparsity, arrays, masks, facts["validation"], facts["passed"])
 
+    def _rounded(self, arrays: Arrays, pruned: list[str]) -> dict[str, Coded]:
+        """Return 8-bit grids of `pruned`, of the biases, and of the weights that pruning leaves alone.
+
+        A parameter with several names (tied weights) has one grid.
+        """
+        runner = self._runner
+        alone = [
+            n for n in runner.left_alone() if arrays[n].dtype.kind == "f" and arrays[n].ndim > 1
+        ]
+        names = [name for name in (*pruned, *runner.biases(), *alone) if np.any(arrays[name])]
+        coded = eight_bits(arrays, names, runner.output_units())
+        tied = {name: coded[first] for name, first in runner.tied().items() if first in coded}
+        return {**coded, **tied}
+
     def _train(self, arrays: Arrays, phase: Phase) -> Training:
         training = self._runner.train(arrays, phase)
         return self._folder.train(phase.stage, training, phase, self._on_epoch)
@@ -202,4 +221,5 @@ class Stages:
     def _holds(self, validation: float, dense: Rung) -> bool:
         # Half an example of slack against the rounding of a difference of two shares.
         slack = 0.5 / len(self._data.validation)
-        return bool(dense.validation - validation <= self._max_drop + slack * 1e-6)
+        drop = self._task.drop(dense.validation, validation)
+        return bool(drop <= self._max_drop + slack * 1e-6)

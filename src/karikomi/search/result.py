@@ -57,9 +57,10 @@ def describe(
         "seed": seed,
         "karikomi": __version__,
         "metric": task.metric_name,
+        "goal": task.direction,
         "metric_before": before,
         "metric_after": after,
-        "drop": before - after,
+        "drop": task.drop(before, after),
         "validation_before": outcome.dense.validation,
         "validation_after": outcome.chosen.validation,
         "max_drop": max_drop,
@@ -68,6 +69,9 @@ def describe(
             "validation": len(data.validation),
             "test": len(data.test),
         },
+        "predictions": int(np.sum(data.test.targets != task.ignore_index))
+        if task.classifies
+        else None,
         "bytes_dense": dense_bytes,
         "bytes_packed": file.stat().st_size,
         "ratio": dense_bytes / file.stat().st_size,
@@ -87,6 +91,7 @@ def describe(
         "shrink": {key: value for key, value in outcome.shrink.items() if key != "notes"},
         **{name: outcome.shrink.get(name) for name in COSTS},
         "left_alone": runner.left_alone(),
+        "tied": runner.tied(),
         "warnings": [],
         "audit": audit(
             task,

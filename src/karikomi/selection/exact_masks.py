@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from zlib import crc32
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from karikomi.prune.target import Target
 from karikomi.selection import granularity
 from karikomi.selection.block_scores import BlockScores, check_all, check_blockwise, keep_best
 from karikomi.selection.threads import each
-from karikomi.selection.weight_source import Source
+from karikomi.selection.weight_source import Source, with_noise
 from karikomi.selection.within_rows import divides, keep_n_of_m, keep_within_rows
 
 Masks = dict[str, np.ndarray]
@@ -31,7 +30,8 @@ class SelectionRequest:
     """The input of `find_masks`: which of these weights are removed.
 
     `sources`: name -> weight, in order. `coupled`: what goes together, for patterns that span tensors.
-    `target`: none where the pattern determines how much goes. `earlier`: masks (bool, true where kept) whose
+    `target`: none where the pattern determines how much goes. `rounding`: of whole items to a sparsity, ``up`` or
+    ``nearest``. `earlier`: masks (bool, true where kept) whose
     removals stay removed and count. `totals`: the whole model's parameters, macs and bytes, for budgets;
     `outliers`, `curves`: facts of tensors for allocations. `by_hand`: tensor -> the share of its items that
     goes, instead of an allocation.
@@ -42,6 +42,7 @@ class SelectionRequest:
     pattern: Pattern
     allocation: str
     target: Target | None
+    rounding: str = "up"
     coupled: Sequence[Coupled] = ()
     earlier: Mapping[str, np.ndarray] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
@@ -260,13 +261,7 @@ def _scored(request: SelectionRequest) -> dict[str, BlockScores]:
 def _with_noise(request: SelectionRequest) -> dict[str, Source]:
     """Return the sources with noise that depends on the score's seed and the tensor's name alone."""
     seed = getattr(request.score, "seed", 0)
-
-    def noisy(source: Source) -> Source:
-        generator = np.random.Generator(np.random.Philox(key=[seed, crc32(source.name.encode())]))
-        noise = np.float32(1.0) - generator.random(source.shape, np.float32)
-        return replace(source, facts={**source.facts, "noise": noise})
-
-    return {name: noisy(source) for name, source in request.sources.items()}
+    return {name: with_noise(source, seed) for name, source in request.sources.items()}
 
 
 def _within_rows(request: SelectionRequest) -> bool:
@@ -316,11 +311,19 @@ def _share(request: SelectionRequest, attempt: _Attempt) -> float:
     if target.unit == "sparsity" and isinstance(request.pattern, Unstructured):
         return target.value
     cost, budget = _cost_and_budget(request, target)
-    return _least(attempt, cost, budget, target) / attempt.items
+    nearest = request.rounding == "nearest"
+    return _least(attempt, cost, budget, target, nearest=nearest) / attempt.items
 
 
-def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, target: Target) -> int:
-    """Return the least number of items whose removal leaves a cost within the budget."""
+def _least(
+    attempt: _Attempt,
+    cost: Callable[[Masks], float],
+    budget: float,
+    target: Target,
+    *,
+    nearest: bool = False,
+) -> int:
+    """Return the least number of items whose removal leaves a cost within the budget, or the nearest to it."""
 
     def left_by(count: int) -> float:
         return cost(attempt.at(count / attempt.items).masks)
@@ -346,7 +349,7 @@ def _least(attempt: _Attempt, cost: Callable[[Masks], float], budget: float, tar
             high, least = middle, left
         else:
             low, above = middle, left
-    return high
+    return low if nearest and above - budget < budget - least else high
 
 
 def _cost_and_budget(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +28,7 @@ from karikomi.prune import (
 from karikomi.prune.facts import PER_TENSOR, Facts, measured_on
 from karikomi.prune.protection import BY_DEFAULT
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
-from karikomi.select import select, spread
+from karikomi.select import NOT_SELECTED, select, spread
 from karikomi.selection.arguments import allocation_of, target_for
 from karikomi.selection.exact_masks import SelectionRequest, check_combination
 from karikomi.selection.granularity import whole_fact
@@ -35,7 +36,8 @@ from karikomi.selection.weight_source import Source
 
 Globs = str | Sequence[str] | None
 
-NOT_SELECTED = "not selected"
+ROUNDINGS = ("up", "nearest")
+"""What becomes of a sparsity that whole units or blocks do not meet: the least that is no less, or the nearest."""
 NO_SHARE = "no sparsity is given for it"
 NO_UNITS = "which axis are its units is not known"
 NO_INPUTS = "it has no axis of inputs"
@@ -46,8 +48,8 @@ SCALES_UNITS = "it goes with the units that it scales"
 class PruneRequest:
     """The validated arguments of one call; `where` is the name of the function, for errors.
 
-    `target`: none where the pattern determines how much goes. `shares`: globs -> the share that goes by
-    hand, instead of an allocation. `protect`: kinds of layers that are left alone.
+    `target`: none where the pattern determines how much goes. `rounding`: out of `ROUNDINGS`. `shares`: globs -> the
+    share that goes by hand, instead of an allocation. `protect`: kinds of layers that are left alone.
     """
 
     where: str
@@ -55,6 +57,7 @@ class PruneRequest:
     pattern: Pattern
     allocation: str
     target: Target | None
+    rounding: str = ROUNDINGS[0]
     shares: Mapping[str, float] = field(default_factory=dict)
     facts: Facts = field(default_factory=dict)
     only: Globs = None
@@ -190,12 +193,29 @@ class PruneRequest:
             pattern=self.pattern,
             allocation=self.allocation,
             target=self.target,
+            rounding=self.rounding,
             coupled=coupled,
             earlier=earlier or {},
             totals=totals or {},
             outliers=outliers,
             curves=facts.get("curve", {}),
             by_hand=shares,
+        )
+
+    def notes(self, masks: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what there is to say of the share that went, beside what was asked for."""
+        target, sizes = self.target, [np.size(mask) for mask in masks.values()]
+        if target is None or target.unit != "sparsity" or isinstance(self.pattern, Unstructured):
+            return ()
+        share = sum(
+            size - int(np.count_nonzero(m)) for size, m in zip(sizes, masks.values(), strict=True)
+        )
+        share /= max(sum(sizes), 1)
+        if math.isclose(share, target.value, rel_tol=0.0, abs_tol=5e-4) or not target.value:
+            return ()
+        least = "at least" if self.rounding == ROUNDINGS[0] else "nearest to"
+        return (
+            f"{least} {target.value:g} was asked for; whole {type(self.pattern).__name__.lower()} make it {share:.3g}",
         )
 
     def _needs_outliers(self) -> bool:
@@ -213,6 +233,7 @@ def request_of(
     score: str | Score,
     allocation: str | None,
     pattern: str | Pattern,
+    rounding: str = ROUNDINGS[0],
     facts: Facts | None = None,
     only: Globs = None,
     exclude: Globs = None,
@@ -227,6 +248,17 @@ def request_of(
     >>> request.allocation, request.target, request.protect[-1]
     ('uniform', Target(unit='width', value=0.5), 'last')
     """
+    if rounding not in ROUNDINGS:
+        raise InvalidArgument(
+            "unknown rounding", where=f"{where}: rounding", got=repr(rounding), allowed=ROUNDINGS
+        )
+    if rounding != ROUNDINGS[0] and sparsity is None:
+        raise InvalidArgument(
+            "only a sparsity is rounded; a budget is held, and a width is the nearest number of units",
+            where=f"{where}: rounding",
+            got=repr(rounding),
+            allowed="with sparsity=",
+        )
     chosen, scored_by = as_pattern(pattern), as_score(score)
     check_combination(scored_by, chosen)
     by_hand = isinstance(sparsity, Mapping)
@@ -254,6 +286,7 @@ def request_of(
             macs=macs,
             bytes=bytes,
         ),
+        rounding=rounding,
         shares=sparsity if by_hand else {},
         facts={} if facts is None else facts,
         only=only,

@@ -11,6 +11,19 @@ FASTER = 1.05
 _LISTED = 12
 
 
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """One layer that was re-fitted: its relative error on held-out data before and after, and whether it was kept.
+
+    `why`: the reason if it was not tried.
+    """
+
+    before: float = 0.0
+    after: float = 0.0
+    kept: bool = False
+    why: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShrinkReport:
     """The account of a shrink; print it.
@@ -18,7 +31,9 @@ class ShrinkReport:
     `widths_before`, `widths_after`: layer name -> output units. `parameters_before`,
     `parameters_after`: numbers of the whole network, a shared one counted once. `macs_before`, `macs_after`: multiply-accumulates on
     the example inputs. `ms_before`, `ms_after`: milliseconds of a forward pass on them, the median, measured in turn on this machine.
-    `max_difference`: the largest difference to the original's outputs (of which the removed units are zero), relative to the largest.
+    `max_difference`: the largest difference to the original's outputs (of which the removed units are zero), relative to the largest; measured
+    before anything is re-fitted. `compensation`: layer -> its re-fit, "" -> the whole network (its loss, or the
+    relative distance of its outputs to the original's).
     `left_alone`: layer name -> why units of it that look dead (or all of them) stayed, counted in the smaller network. `frozen`: layer name, or
     place, -> why nothing there can go. `together`: first tensor of a group -> operators, with source lines, because of which its units go
     together; `members`: the same -> all tensors that the units are found in. `statistics`: places where a norm, a softmax or a mean
@@ -50,6 +65,7 @@ class ShrinkReport:
     form: str = "module"
     latencies: list[tuple[float, float]] = field(default_factory=list)
     kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+    compensation: dict[str, Refit] = field(default_factory=dict)
 
     @property
     def removed(self) -> int:

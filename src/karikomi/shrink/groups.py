@@ -29,10 +29,12 @@ class Group:
         return len(self.units)
 
 
-def groups_of(classes: Classes) -> list[Group]:
+def groups_of(
+    classes: Classes, *, rows: Callable[[Block], bool] = lambda block: block.axis == 0
+) -> list[Group]:
     """Return the groups of all classes that can go, in the order of their first label.
 
-    A label that belongs to no tensor (of padding, say) goes along with others and is in no group by itself.
+    `rows`: whether the indices of an axis are the units that a tensor makes, for the name of the group. A label that belongs to no tensor (of padding, say) goes along with others and is in no group by itself.
     """
     free = classes.free()
     owned = [(number, block) for number, block in enumerate(classes.blocks) if block.owner]
@@ -47,14 +49,19 @@ def groups_of(classes: Classes) -> list[Group]:
     table = table[:, np.lexsort((table[2], table[1], table[0]))]
     firsts = np.flatnonzero(np.diff(table[0], prepend=-1))
     alike: dict[tuple[int, ...], list[np.ndarray]] = {}
-    for rows in np.split(table, firsts[1:], axis=1):
-        if rows.size:
-            alike.setdefault(tuple(rows[1].tolist()), []).append(rows)
-    found = [_group(classes, blocks, several) for blocks, several in alike.items()]
+    for part in np.split(table, firsts[1:], axis=1):
+        if part.size:
+            alike.setdefault(tuple(part[1].tolist()), []).append(part)
+    found = [_group(classes, blocks, several, rows) for blocks, several in alike.items()]
     return sorted(found, key=lambda group: int(group.units[0]))
 
 
-def _group(classes: Classes, blocks: tuple[int, ...], several: list[np.ndarray]) -> Group:
+def _group(
+    classes: Classes,
+    blocks: tuple[int, ...],
+    several: list[np.ndarray],
+    rows: Callable[[Block], bool],
+) -> Group:
     units = np.array([int(rows[0, 0]) for rows in several])
     places = np.stack([rows[2] for rows in several])
     numbers = np.array(blocks)
@@ -62,8 +69,8 @@ def _group(classes: Classes, blocks: tuple[int, ...], several: list[np.ndarray])
     sites = dict.fromkeys(
         site for unit in units[:1].tolist() for site in classes.sites.get(unit, [])
     )
-    rows = [block for block, _ in members if block.axis == 0]
-    name = (rows or [block for block, _ in members])[0].owner
+    made = [block for block, _ in members if rows(block)]
+    name = (made or [block for block, _ in members])[0].owner
     return Group(name, units, members, tuple(sites))
 
 
@@ -132,7 +139,12 @@ ALLOCATIONS: Mapping[str, Callable[..., list[np.ndarray]]] = {
 
 
 def to_budget(
-    cost: Callable[[float], float], budget: float, *, unit: str, steps: int = 24
+    cost: Callable[[float], float],
+    budget: float,
+    *,
+    unit: str,
+    steps: int = 24,
+    where: str = "torch.shrink",
 ) -> float:
     """Return the largest share of units that stays within a budget, by bisection.
 
@@ -146,7 +158,7 @@ def to_budget(
     if least > budget:
         raise InvalidArgument(
             "no choice of units is as small as that",
-            where=f"torch.shrink: {unit}",
+            where=f"{where}: {unit}",
             got=f"{budget:,.6g}",
             allowed=f"at least {least:,.6g}",
             hint="what cannot go is in report.frozen",

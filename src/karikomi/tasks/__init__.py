@@ -2,9 +2,11 @@
 
 from karikomi.tasks import digits as _digits
 from karikomi.tasks import mnist as _mnist
-from karikomi.tasks.loading import check_seed, load, resolved
+from karikomi.tasks.loading import check_seed, configured, load, resolved
+from karikomi.tasks.metrics import accuracy, is_share, mean_squared_error
 from karikomi.tasks.runner import Arrays, Framework, Phase, Runner, Training
-from karikomi.tasks.task import Data, Recipe, Split, Task, accuracy, checked_data
+from karikomi.tasks.splits import Data, Inputs, Split
+from karikomi.tasks.task import Recipe, Task, checked_data
 
 del _digits, _mnist  # imported so that they register
 
@@ -12,6 +14,7 @@ __all__ = [
     "Arrays",
     "Data",
     "Framework",
+    "Inputs",
     "Phase",
     "Recipe",
     "Runner",
@@ -21,6 +24,9 @@ __all__ = [
     "accuracy",
     "check_seed",
     "checked_data",
+    "configured",
+    "is_share",
     "load",
+    "mean_squared_error",
     "resolved",
 ]

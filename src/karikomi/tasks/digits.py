@@ -6,7 +6,8 @@ import numpy as np
 
 from karikomi.errors import Unavailable, install_hint
 from karikomi.registry import register
-from karikomi.tasks.task import Data, Recipe, Split, Task
+from karikomi.tasks.splits import Data, Split
+from karikomi.tasks.task import Recipe, Task
 
 
 @register(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from karikomi import registry
-from karikomi.errors import InvalidArgument, KarikomiError, UnknownName, check, suggest
-from karikomi.tasks.task import Task
+from karikomi import registry, spec
+from karikomi.errors import InvalidArgument, UnknownName, check, suggest
+from karikomi.tasks.task import Recipe, Task
+from karikomi.tasks.user_code import called
+
+_RAISED = "the task's own code raised"
 
 
 def load(name: str, *, data: str | os.PathLike[str] | None = None) -> Task:
@@ -39,7 +43,7 @@ def load(name: str, *, data: str | os.PathLike[str] | None = None) -> Task:
     elif ":" in name:
         module, _, attribute = name.partition(":")
         with _importing_from(""):  # as `python -m` does: modules beside the user's shell
-            imported = _called(lambda: importlib.import_module(module), where)
+            imported = called(lambda: importlib.import_module(module), _RAISED, where=where)
         thing = _attribute(imported, attribute, where)
     else:
         known = [entry.name for entry in registry.entries("task")]
@@ -66,6 +70,25 @@ def resolved(task: Task | str, data: str | os.PathLike[str] | None, *, where: st
     return task
 
 
+def configured(task: Task, config: str | os.PathLike[str] | Mapping[str, Any]) -> Task:
+    """Return a task whose recipe has the values of a TOML file, or of a mapping with the same keys.
+
+    The keys are the fields of `Recipe`; ``clip`` is a table with the name and the fields of a rule, or a
+    rule. Raises `UnknownName` for another key, and `InvalidArgument` for a value of another type.
+
+    >>> configured(load("digits"), {"train_epochs": 5}).recipe.train_epochs
+    5
+    """
+    given = config if isinstance(config, Mapping) else spec.read_toml(os.fspath(config))
+    values = dict(given)
+    if isinstance(values.get("clip"), Mapping):
+        values["clip"] = spec.from_dict(values["clip"])
+    where = "config" if isinstance(config, Mapping) else str(config)
+    checked = spec.validated(Recipe, values, where=where)
+    changes = {key: getattr(checked, key) for key in values}
+    return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, **changes))
+
+
 def check_seed(seed: object, *, where: str) -> None:
     """Refuse a seed that is not an integer in 0..2**63 - 1."""
     good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
@@ -77,7 +100,7 @@ def _made(thing: Any, data: str | os.PathLike[str] | None, where: str) -> Task:
     takes_data = factory is not None and bool(inspect.signature(factory).parameters)
     check(where, (data is None or takes_data, "this task takes no data path", data, None))
     if factory is not None:
-        thing = _called(lambda: factory(data) if takes_data else factory(), where)
+        thing = called(lambda: factory(data) if takes_data else factory(), _RAISED, where=where)
     if not isinstance(thing, Task):
         raise InvalidArgument(
             "not a task", where=where, got=type(thing).__name__, allowed="kk.tasks.Task"
@@ -95,7 +118,7 @@ def _run_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     with _importing_from(str(path.parent)):
-        _called(lambda: loader.exec_module(module), f"task {path}")
+        called(lambda: loader.exec_module(module), _RAISED, where=f"task {path}")
     return module
 
 
@@ -118,24 +141,3 @@ def _attribute(module: ModuleType, attribute: str, where: str) -> Any:
             hint=suggest(attribute, public),
         )
     return getattr(module, attribute)
-
-
-def _called(call: Any, where: str) -> Any:
-    try:
-        return call()
-    except KarikomiError:
-        raise
-    except (Exception, SystemExit) as error:
-        frame = _last_frame(error)
-        raise KarikomiError(
-            "the task's own code raised", where=where, got=f"{type(error).__name__}: {error}{frame}"
-        ) from error
-
-
-def _last_frame(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"

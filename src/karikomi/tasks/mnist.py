@@ -11,7 +11,8 @@ import numpy as np
 
 from karikomi.errors import BadFile, InvalidArgument
 from karikomi.registry import register
-from karikomi.tasks.task import Data, Recipe, Split, Task
+from karikomi.tasks.splits import Data, Split
+from karikomi.tasks.task import Recipe, Task
 
 VALIDATION = 5_000
 """Training images that are held out to decide; the 10,000 test images only measure."""

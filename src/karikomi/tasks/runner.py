@@ -11,7 +11,8 @@ import numpy as np
 from karikomi.quantize import Coded, OutputUnits
 from karikomi.record import Recorder
 from karikomi.rule import Rule
-from karikomi.tasks.task import Data, Task
+from karikomi.tasks.splits import Data, Inputs
+from karikomi.tasks.task import Task
 
 Arrays = dict[str, np.ndarray]
 """Name -> array: the weights and buffers of a model, outside of its framework."""
@@ -99,6 +100,10 @@ class Runner(Protocol):
         """Return the names of the tensors that pruning and weight sharing act on."""
         ...
 
+    def tied(self) -> dict[str, str]:
+        """Return further name -> first name of each parameter that has several (tied weights)."""
+        ...
+
     def output_units(self) -> dict[str, OutputUnits]:
         """Return name -> output units of each weight that has them, a fact of its layer's type."""
         ...
@@ -111,7 +116,7 @@ class Runner(Protocol):
         """Begin a phase from the given arrays (whose shapes may be smaller after a shrink)."""
         ...
 
-    def outputs(self, arrays: Arrays, inputs: np.ndarray) -> np.ndarray:
+    def outputs(self, arrays: Arrays, inputs: Inputs) -> np.ndarray:
         """Return the network's outputs in evaluation mode."""
         ...
 

@@ -14,41 +14,18 @@ from typing import Any
 import numpy as np
 
 from karikomi.clip.by_global_norm import ByGlobalNorm
-from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, check
+from karikomi.errors import InvalidArgument, NonFinite, check
 from karikomi.rule import Rule
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Inputs of shape (n, ...) and targets of shape (n, ...), NumPy arrays of the same length."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def take(self, index: np.ndarray) -> Split:
-        """Return the examples at `index`."""
-        return Split(self.inputs[index], self.targets[index])
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """`train` is for training, `validation` for decisions, `test` for measurement only."""
-
-    train: Split
-    validation: Split
-    test: Split
-
-    def fingerprint(self) -> str:
-        """Return a digest of all arrays, so that a run is never resumed on other data."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.validation, self.test):
-            for array in (split.inputs, split.targets):
-                digest.update(f"{array.dtype.str}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+from karikomi.tasks.metrics import (
+    CLASS_AXIS,
+    GOALS,
+    IGNORED,
+    accuracy,
+    mean_squared_error,
+    predictions,
+)
+from karikomi.tasks.splits import Data, Split, blocks, mapped_inputs
+from karikomi.tasks.user_code import called
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +85,18 @@ class Task:
     `model`: a function without arguments that returns a fresh model of `framework`, or the name of a
     built-in network. `data`: a function that returns `Data`. `loss`: ``"cross_entropy"``,
     ``"mean_squared_error"``, or a function of the framework's ``(outputs, targets)``. `metric`:
-    ``"accuracy"``, or a NumPy function ``(outputs, targets) -> float``; higher is better.
-    `augment`: ``(inputs, generator) -> inputs`` on NumPy batches of the training split.
+    ``"accuracy"``, ``"mean_squared_error"``, or a NumPy function ``(outputs, targets) -> float``.
+    `goal`: ``"max"`` where a higher metric is better, ``"min"`` for an error; known for the built-in
+    metrics, and ``"max"`` for a function unless given. `augment`: ``(inputs, generator) -> inputs`` on
+    NumPy batches of the training split.
+
+    `class_axis`: the axis of the classes in the outputs, 1 as in torch's ``cross_entropy``; -1 for
+    sequences (n, steps, classes). `ignore_index`: the target that does not count. Both hold for the
+    built-in loss, distillation, the accuracy and the audit; a loss function has its own, which must
+    agree. `output`: the entry that metric, built-in loss and audit take of a network that returns
+    several, by key, attribute or place; by default ``logits`` where there is one. A loss function is given all.
+
+    Raises `InvalidArgument` for names, goals and axes out of range.
 
     >>> import numpy as np, karikomi as kk
     >>> task = kk.tasks.load("digits")
@@ -126,6 +113,10 @@ class Task:
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
     recipe: Recipe = field(default_factory=Recipe)
     about: str = ""
+    goal: str | None = None
+    class_axis: int = CLASS_AXIS
+    ignore_index: int = IGNORED
+    output: str | int | None = None
 
     def __post_init__(self) -> None:
         good = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name)
@@ -136,7 +127,17 @@ class Task:
         check("Task", (good, what, repr(self.name), allowed))
         known = isinstance(self.recipe, Recipe)
         what = "the recipe is not a kk.tasks.Recipe"
-        check(f"task {self.name}", (known, what, repr(self.recipe), None))
+        axis, label = self.class_axis, self.ignore_index
+        goal, better = self.goal, GOALS.get(self._built_in or "")
+        whole = type(axis) is int and axis != 0
+        goals = better or "max, or min"
+        check(
+            f"task {self.name}",
+            (known, what, repr(self.recipe), None),
+            (goal in (None, better or "max", better or "min"), "unknown goal", repr(goal), goals),
+            (whole, "the class axis is a whole number; axis 0 is the examples", repr(axis), "!= 0"),
+            (type(label) is int, "ignore_index is a whole number", repr(label), None),
+        )
 
     def fingerprint(self) -> str:
         """Return a digest of the code that the task names, so that a run never mixes two versions."""
@@ -146,34 +147,80 @@ class Task:
     @property
     def metric_name(self) -> str:
         """The metric's name for tables."""
-        if isinstance(self.metric, str):
-            return self.metric
-        return getattr(self.metric, "__name__", "metric")
+        name = self._built_in or (
+            self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "")
+        )
+        return "metric" if name in ("", "<lambda>") else name
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the metric is the built-in accuracy, which has predictions to compare."""
+        return self._built_in == "accuracy"
+
+    @property
+    def direction(self) -> str:
+        """``"max"`` if a higher metric is better, else ``"min"``."""
+        return self.goal or GOALS.get(self._built_in or "", "max")
+
+    @property
+    def assumes_goal(self) -> bool:
+        """Whether the direction is the default, because the metric is a function without a `goal`."""
+        return self.goal is None and self._built_in is None
+
+    def drop(self, before: float, after: float) -> float:
+        """Return by how much the metric got worse, in its own direction; negative where it got better.
+
+        >>> Task(name="t", model=dict, data=dict, metric="mean_squared_error").drop(0.25, 0.75)
+        0.5
+        """
+        return before - after if self.direction == "max" else after - before
+
+    def check_direction(self, before: float, after: float, split: str) -> None:
+        """Raise `InvalidArgument` where a metric whose goal is only assumed fell by training."""
+        if self.assumes_goal and self.drop(before, after) > 0:
+            raise InvalidArgument(
+                f"training lowered the {self.metric_name} on the {split} split, and the task does not"
+                " state whether lower or higher is better",
+                where=f"task {self.name}",
+                got=f"{before:.6g} before, {after:.6g} after",
+                allowed='goal="min" for an error, goal="max" for a score',
+            )
 
     def judge(self, outputs: np.ndarray, targets: np.ndarray) -> float:
-        """Return the metric of a model's outputs; higher is better."""
-        if self.metric == "accuracy":
-            self._check_classes(outputs, targets)
-            return accuracy(outputs, targets)
-        if isinstance(self.metric, str):
-            allowed = "'accuracy' or a function of (outputs, targets)"
-            raise InvalidArgument(
-                "unknown metric", where=self.name, got=self.metric, allowed=allowed
+        """Return the metric of a model's outputs.
+
+        Raises `InvalidArgument` for outputs and targets that do not fit a built-in metric, and `NonFinite`.
+        """
+        where, metric = f"task {self.name}", self.metric
+        if self._built_in == "accuracy":
+            axis, label = self.class_axis, self.ignore_index
+            return accuracy(outputs, targets, class_axis=axis, ignore_index=label, where=where)
+        if self._built_in is not None:
+            value = mean_squared_error(outputs, targets, where=where)
+        elif isinstance(metric, str):
+            allowed = f"{', '.join(map(repr, GOALS))} or a function of (outputs, targets)"
+            raise InvalidArgument("unknown metric", where=where, got=metric, allowed=allowed)
+        else:
+            value = called(
+                lambda: float(metric(outputs, targets)), "the task's metric failed", where=where
             )
-        metric = self.metric
-        value = _called(lambda: float(metric(outputs, targets)), self, "metric")
         if not math.isfinite(value):
-            raise NonFinite("the metric is not finite", where=f"task {self.name}", got=value)
+            raise NonFinite("the metric is not finite", where=where, got=value)
         return value
 
-    def _check_classes(self, outputs: np.ndarray, targets: np.ndarray) -> None:
-        if targets.dtype.kind not in "iu" or outputs.ndim != targets.ndim + 1:
-            raise InvalidArgument(
-                "accuracy needs integer classes, and one output per class",
-                where=f"task {self.name}",
-                got=f"targets {targets.dtype} {targets.shape}, outputs {outputs.shape}",
-                hint="give the task a metric of its own: metric=function",
-            )
+    def predictions(
+        self, outputs: np.ndarray, targets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the predicted classes, and which targets count, as loss and accuracy have them."""
+        axis, label, where = self.class_axis, self.ignore_index, f"task {self.name}"
+        return predictions(outputs, targets, class_axis=axis, ignore_index=label, where=where)
+
+    @property
+    def _built_in(self) -> str | None:
+        if isinstance(self.metric, str):
+            return self.metric if self.metric in GOALS else None
+        functions = {"accuracy": accuracy, "mean_squared_error": mean_squared_error}
+        return next((name for name, known in functions.items() if known is self.metric), None)
 
 
 def source_of(thing: object) -> str:
@@ -188,46 +235,51 @@ def source_of(thing: object) -> str:
         return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
-def accuracy(outputs: np.ndarray, targets: np.ndarray) -> float:
-    """Return the share of examples whose largest output is the target class."""
-    return float(np.mean(np.argmax(outputs, axis=-1) == targets))
-
-
 def checked_data(task: Task) -> Data:
     """Return the task's data after checking it; a task that raises is named as the cause."""
-    data = _called(task.data, task, "data function")
-    where, kind = f"task {task.name}", type(data).__name__
-    check(where, (isinstance(data, Data), "data() must return kk.tasks.Data", kind, None))
-    for name in ("train", "validation", "test"):
-        split = getattr(data, name)
-        _check_split(split, name, task)
-        inputs, targets = len(split.inputs), len(split.targets)
-        lengths, finite = f"{inputs} inputs, {targets} targets", np.isfinite(split.inputs).all()
-        check(
-            where,
-            (inputs == targets > 0, f"the {name} split is empty or uneven", lengths, None),
-            (finite, f"the {name} inputs have non-finite entries", None, None),
+    where = f"task {task.name}"
+    given = called(task.data, "the task's data function failed", where=where)
+    known, kind = isinstance(given, Data), type(given).__name__
+    check(where, (known, "data() must return kk.tasks.Data", kind, None))
+    splits = [_checked(getattr(given, name), name, task) for name in _SPLITS]
+    return Data(*splits)
+
+
+_SPLITS = ("train", "validation", "test")
+
+
+def _checked(split: object, name: str, task: Task) -> Split:
+    where = f"task {task.name}"
+    if not isinstance(split, Split):
+        raise InvalidArgument(
+            f"the {name} split is no kk.tasks.Split of arrays",
+            where=where,
+            got=type(split).__name__,
+            hint="gather a loader or a stream: kk.tasks.Split.of(loader)",
         )
-    return data
-
-
-def _called(function: Callable[[], Any], task: Task, what: str) -> Any:
-    try:
-        return function()
-    except KarikomiError:
-        raise
-    except Exception as error:
-        raise KarikomiError(
-            f"the task's {what} failed",
-            where=f"task {task.name}",
-            got=f"{type(error).__name__}: {error}",
-        ) from error
-
-
-def _check_split(split: object, name: str, task: Task) -> None:
-    arrays = (split.inputs, split.targets) if isinstance(split, Split) else (None, None)
-    for what, array in zip(("inputs", "targets"), arrays, strict=True):
+    made = called(
+        lambda: Split(mapped_inputs(split.inputs, _array), _array(split.targets)),
+        f"the {name} split cannot be read as arrays",
+        where=where,
+    )
+    for label, array in {**made.arrays(), "targets": made.targets}.items():
         good = isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.ndim > 0
-        fault = f"the {name} {what} are not an array of numbers"
+        fault = f"the {name} {label} are not an array of numbers"
         got = f"{type(array).__name__} {getattr(array, 'dtype', '')}".strip()
-        check(f"task {task.name}", (good, fault, got, "kk.tasks.Split of two NumPy arrays"))
+        check(where, (good, fault, got, "kk.tasks.Split of NumPy arrays"))
+    lengths = {len(array) for array in (*made.arrays().values(), made.targets)}
+    counted = f"{sorted(lengths)} inputs and targets"
+    check(
+        where, (lengths == {len(made)} - {0}, f"the {name} split is empty or uneven", counted, None)
+    )
+    for label, array in made.arrays().items():
+        finite = array.dtype.kind != "f" or all(np.isfinite(part).all() for part in blocks(array))
+        check(where, (finite, f"the {name} {label} have non-finite entries", None, None))
+    return made
+
+
+def _array(value: Any) -> Any:
+    """Return a tensor, or what else has an array form, as an array; anything else unchanged."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "__array__"):
+        return value
+    return np.asarray(value)

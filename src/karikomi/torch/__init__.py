@@ -5,7 +5,7 @@ from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
 from karikomi.torch.bounding.in_place import bound_
 from karikomi.torch.clipping.in_place import clip_
-from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays, to_stored
+from karikomi.torch.modules.arrays import as_array, fill_, notes_of, to_arrays, to_stored
 from karikomi.torch.modules.attention import declare_attention
 from karikomi.torch.modules.resizing import resize_
 from karikomi.torch.pruning.in_place import prune_
@@ -22,6 +22,7 @@ from karikomi.torch.tasks.runner import runner_for
 __all__ = [
     "Handle",
     "Masks",
+    "as_array",
     "attach",
     "bound_",
     "clip_",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ from torch import nn
 from karikomi.errors import Unsupported
 
 WHERE = "karikomi.torch.internals"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def in_backward() -> bool:
@@ -27,6 +29,15 @@ def in_backward() -> bool:
 def version_of(tensor: torch.Tensor) -> int:
     """Return how often a tensor was written in place."""
     return _member(tensor, "_version", "used to detect writes in place")
+
+
+def opaque(function: Function) -> Function:
+    """Return a function that Dynamo calls as it is in a compiled step, instead of tracing what it does.
+
+    As ``torch.compiler.disable``, which imports Dynamo at once; this does with the first call, unless making an
+    optimizer has done so before. Without the member the function is traced.
+    """
+    return getattr(torch, "_disable_dynamo", lambda item: item)(function)
 
 
 def norms_at_once(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> Sequence[torch.Tensor]:
@@ -44,6 +55,20 @@ def uncompiled(module: nn.Module) -> nn.Module:
     while "OptimizedModule" in {kind.__name__ for kind in type(module).__mro__}:
         module = _member(module, "_orig_mod", "used to unwrap compiled modules")
     return module
+
+
+def registered(module: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    """Return each parameter and submodule of a module with the dict and the name that it is registered under.
+
+    Comparing these is much faster than collecting the parameters again.
+    """
+    use = "used to detect layers that were replaced"
+    return [
+        (entries, name, item)
+        for layer in module.modules()
+        for entries in (_member(layer, "_parameters", use), _member(layer, "_modules", use))
+        for name, item in entries.items()
+    ]
 
 
 def batch_norm_type() -> type[Any]:
@@ -160,3 +185,11 @@ def _member(owner: Any, name: str, use: str) -> Any:
             where=WHERE,
             hint="torch 2.13 has it",
         ) from None
+
+
+def open_at_one() -> Any:
+    """Return a context in which `torch.export` keeps an axis open although its size in the example is 1."""
+    use = "used to export for batches of any size"
+    config = _member(torch.fx.experimental, "_config", use)
+    _member(config, "backed_size_oblivious", use)
+    return config.patch(backed_size_oblivious=True)

@@ -52,6 +52,20 @@ def _tensorflow_name(variable: Any) -> str | None:
     return variable.name.removesuffix(":0") if hasattr(variable, "assign") else None
 
 
+def as_gradient(grad: Any, variable: Any) -> Any:
+    """Return a gradient as a tensor of the backend, of floats; one that is absent, or sparse in TensorFlow, as it is.
+
+    Keras' own steps take arrays and lists as well, and cast them where they are used.
+    """
+    if grad is None or hasattr(grad, "dense_shape"):
+        return grad
+    if not keras.ops.is_tensor(grad) or hasattr(grad, "todense"):
+        grad = keras.ops.convert_to_tensor(grad, sparse=False)
+    if keras.backend.is_float_dtype(keras.backend.standardize_dtype(grad.dtype)):
+        return grad
+    return keras.ops.cast(grad, keras.backend.standardize_dtype(variable.dtype))
+
+
 def prepared(array: Any, shape: Any, name: str) -> Array | None:
     """Return a gradient in the form of its library; `shape`: that of its variable, where it is known."""
     if array is None or framework_of(array) != "tensorflow":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from karikomi.bound import spared
 from karikomi.functional.bounding import BoundPlan, bound_named, fresh_bound_state, plan_bound
 from karikomi.functional.library import Library
 from karikomi.functional.unit_axes import Shapes, UnitAxes, resolved_axes, resolved_fan_ins
@@ -57,9 +58,13 @@ def bound_for(
     unit_axes: UnitAxes | None,
     fan_in: Mapping[str, int] | None,
     *,
+    only: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
     where: str,
 ) -> StandingBound:
-    """Return a bound for weights of these names and shapes."""
+    """Return a bound for those weights of these names and shapes that are selected."""
     axes = resolved_axes(unit_axes, shapes, where=where)
     inputs = resolved_fan_ins(fan_in, shapes, where=where)
-    return StandingBound(plan_bound(rule, shapes, axes, inputs, where=where))
+    gains = spared.by_name(shapes) if spared.spares(rule, only) else {}
+    others = spared.left_alone(shapes, gains, only=only, exclude=exclude, where=where)
+    return StandingBound(plan_bound(rule, shapes, axes, inputs, left_alone=others, where=where))

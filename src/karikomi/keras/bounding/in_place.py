@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from karikomi.bound import spared
 from karikomi.errors import NonFinite, Unsupported
 from karikomi.functional.bounding import (
     bound_named,
@@ -23,7 +24,7 @@ from karikomi.keras.internals import all_layers
 from karikomi.keras.layers.unit_axes import Weight, weights_of
 from karikomi.rule import Rule, Scope
 from karikomi.rules.outcome import Outcome
-from karikomi.select import select
+from karikomi.select import NOT_SELECTED, select
 
 WHERE = "keras.bound_"
 
@@ -41,6 +42,9 @@ def bound_(
     that a saved model has it too. Unit axes and fan-ins come from the types of the layers. What is left alone,
     with the reason, is in ``outcome.left_alone``: by rules per unit what has no unit axis, by `InitScaled` what
     has no fan-in, by all what is not floating or not trained.
+
+    Without `only`, rules per entry and per tensor spare the gains of normalisation layers, also of layers whose
+    class is named like one; ``only="*"`` takes all.
 
     `only`, `exclude`: names of layers, which stand for all that is inside of them, paths of variables
     (``dense/kernel``), or globs over both. Call it before or after ``compile``, before or between calls of ``fit``
@@ -65,7 +69,8 @@ def bound_(
     check_constraint(rule, where=WHERE)
     found = weights_of(model, where=WHERE)
     chosen = _chosen(model, found, only, exclude)
-    reasons = {item.variable.path: _why_not(rule, item) for item in chosen}
+    spare = spared.spares(rule, only)
+    reasons = {item.variable.path: _why_not(rule, item, spare=spare) for item in chosen}
     targets = [item for item in chosen if not reasons[item.variable.path]]
     if not targets:
         raise Unsupported(
@@ -73,6 +78,10 @@ def bound_(
             where=WHERE,
             got=", ".join(f"{name} ({why})" for name, why in list(reasons.items())[:5]),
         )
+    selected = {id(item.variable) for item in chosen}
+    for item in found:
+        if id(item.variable) not in selected:
+            reasons.setdefault(item.variable.path, NOT_SELECTED)
     bounds = [_bound(rule, item) for item in targets]
     for target, bound in zip(targets, bounds, strict=True):
         check_free(target, bound, where=WHERE)
@@ -118,7 +127,7 @@ def _chosen(
     return [entry for entry in found if id(entry.variable) in kept]
 
 
-def _why_not(rule: Rule, weight: Weight) -> str:
+def _why_not(rule: Rule, weight: Weight, *, spare: bool) -> str:
     if not weight.floating:
         return "not floating"
     if not weight.variable.trainable:
@@ -127,7 +136,7 @@ def _why_not(rule: Rule, weight: Weight) -> str:
         return weight.no_axes
     if "fan_in" in rule.needs and weight.fan_in is None:
         return weight.no_fan_in
-    return ""
+    return spared.GAIN if spare and weight.is_gain else ""
 
 
 def _bound(rule: Rule, weight: Weight) -> Bound:

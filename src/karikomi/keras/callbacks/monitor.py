@@ -35,7 +35,8 @@ class Monitor(keras.callbacks.Callback):
     the list of callbacks, ``CSVLogger``, ``TensorBoard`` and ``EarlyStopping`` take them
     (``EarlyStopping("grad_norm", mode="min")``: by itself it does not know which way is better); writes a row. At
     the end it prints two lines, which stay in ``summary``: how often it clipped and skipped, the median norm,
-    who contributed most, and whether the limit was never or nearly always met. ``fit(verbose=0)`` prints nothing.
+    who contributed most, the tensor and step of the largest norm, and whether the limit was never or nearly
+    always met. ``fit(verbose=0)`` prints nothing.
 
     `record`: the path of a record, or a `kk.record.Recorder` of yours, which stays open. A path is continued
     where the optimizer's steps go on: rows of later steps than it has taken are dropped, all of them when
@@ -136,7 +137,7 @@ class Monitor(keras.callbacks.Callback):
         if outcome is None or step == self._step:
             return  # Nothing was decided: gradients are being accumulated, or a loss scale was too large.
         self._step, self._norm = step, outcome.pre
-        self._tally.add(outcome)
+        self._tally.add(outcome, step)
         self._of_epoch.add(outcome)
         if self._recorder is not None:
             facts = {"epoch": self._epoch, **({} if loss is None else {"loss": loss})}

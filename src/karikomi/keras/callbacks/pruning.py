@@ -56,7 +56,8 @@ class Pruning(keras.callbacks.Callback):
     nothing. Steps are attempted updates, counted from the first batch that a schedule saw; with
     ``steps_per_execution`` masks change after the execution in which they are due. Callbacks that set
     weights when training ends (``EarlyStopping(restore_best_weights=True)``) come before this one, which
-    masks what they have restored.
+    masks what they have restored. Averages of weights (``use_ema``, ``SwapEMAWeights``) are masked as well. If
+    masked weights are written after training, ``.masks`` and ``model.save`` warn.
 
     `schedule`: `OneShot`, `Gradual` or `Iterative` of `karikomi.prune`. `masks`: to begin with; without a
     schedule they stay. `data`, `loss`, `facts`, `protect`: as for `kk.keras.prune_`, for scores that need
@@ -98,12 +99,15 @@ class Pruning(keras.callbacks.Callback):
         )
         self._latest = self._start = masks or Masks()
         self._begin = self._calls = 0
+        self._ended = False
         self._optimizer: MaskedOptimizer | None = None
         self._undo: tuple[OptimizerSlot, MaskedOptimizer | None] | None = None
 
     @property
     def masks(self) -> Masks:
-        """The current masks."""
+        """The current masks; after training it warns if masked weights have been written since."""
+        if self._ended and self._optimizer is not None:
+            self._optimizer.warn_of_written()
         return self._latest
 
     def set_model(self, model: Any) -> None:
@@ -128,6 +132,7 @@ class Pruning(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Set the masks of the optimizer before the first step."""
+        self._ended = False
         model, before = self.model, self._undo[1] if self._undo else None
         self._undo = None
         if _FOLLOWERS[model]() is not self:
@@ -178,6 +183,7 @@ class Pruning(keras.callbacks.Callback):
         if self._optimizer is not None:
             self._optimizer.enforce()
             self._follow(self.model)
+            self._ended = True
 
     @property
     def _own(self) -> MaskedOptimizer:

@@ -23,9 +23,10 @@ class Tally:
         self._norms = array("d")
         self._leaders: Counter[str] = Counter()
         self._element_wise = False
+        self._largest: tuple[float, str, int] | None = None
 
-    def add(self, outcome: Outcome) -> None:
-        """Count one step."""
+    def add(self, outcome: Outcome, step: int | None = None) -> None:
+        """Count one step; `step`: its number, by default the number of steps so far."""
         row = outcome.as_row()
         self.steps += 1
         self.clipped += row["clipped"]
@@ -33,7 +34,11 @@ class Tally:
         self._element_wise = outcome.element_wise
         if row["norm"] is not None:
             self._norms.append(row["norm"])
-            self._leaders.update(name for name, _ in outcome.top(1))
+            for name, _ in outcome.top(1):
+                self._leaders[name] += 1
+                norm = outcome.tensors()[name]
+                if self._largest is None or norm > self._largest[0]:
+                    self._largest = norm, name, self.steps if step is None else step
 
     @property
     def share_clipped(self) -> float:
@@ -62,7 +67,11 @@ class Tally:
         if not self._leaders:
             return []
         name, times = self._leaders.most_common(1)[0]
-        return [f"{name} contributed most in {times / len(self._norms):.0%} of them"]
+        said = [f"{name} contributed most in {times / len(self._norms):.0%} of them"]
+        if self._largest is not None:
+            norm, name, step = self._largest
+            said.append(f"the largest of a tensor was {norm:.4g}, of {name} in step {step:,}")
+        return said
 
     def _limit(self, rule: Any) -> list[str]:
         by_design = rule is not None and any(_by_design(leaf) for leaf in leaves(rule))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,8 @@ class Clip:
 
     def outcome(self, state: State) -> Outcome:
         """Return the outcome of the step that returned this state."""
-        return outcome_of(described(self.plan), state)
+        found = outcome_of(described(self.plan), state)
+        return replace(found, groups=self.plan[0].groups) if self.plan else found
 
     def _dense_if_needed(self, name: str, array: Array) -> Array:
         axes = self.axes.get(name, ())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
+from karikomi.bound.spared import is_normalisation
 from karikomi.errors import InvalidArgument
 from karikomi.functional.norms import Axes
 from karikomi.keras.internals import all_layers, child_layers
@@ -51,6 +52,12 @@ class Weight(NamedTuple):
     def floating(self) -> bool:
         """Whether its entries are floating-point numbers."""
         return bool(keras.backend.is_float_dtype(self.variable.dtype))
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether it is the gain of a normalisation layer."""
+        own = "beta" not in self.variable.name and "bias" not in self.variable.name
+        return own and is_normalisation(type(self.layer))
 
     @property
     def no_axes(self) -> str:

@@ -66,7 +66,15 @@ def rules_for(
     if optimizer.bound is None:
         return clip, None
     inputs = by_name(optimizer.fan_in, names, shapes, argument="fan_in")
-    return clip, bound_for(optimizer.bound, shapes, axes, inputs, where=f"{WHERE} (bound)")
+    return clip, bound_for(
+        optimizer.bound,
+        shapes,
+        axes,
+        inputs,
+        only=optimizer.only,
+        exclude=optimizer.exclude,
+        where=f"{WHERE} (bound)",
+    )
 
 
 def fresh_entries(

@@ -19,7 +19,7 @@ from karikomi.functional.bounding import check_bound
 from karikomi.functional.unit_axes import UnitAxes
 from karikomi.keras import internals
 from karikomi.keras.arrays.library import as_it_is, is_known, library
-from karikomi.keras.arrays.variables import prepared, value_of
+from karikomi.keras.arrays.variables import as_gradient, prepared, value_of
 from karikomi.keras.clipping.named_clip import check_clip
 from karikomi.keras.optimizers import accumulation, saved_state
 from karikomi.keras.optimizers import inner_optimizer as inside
@@ -40,6 +40,8 @@ def clipped(
     rule: Rule | Composite,
     *,
     bound: Rule | None = None,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     nonfinite: str = "skip",
     stop_after: int = 10,
     unit_axes: UnitAxes | Any = None,
@@ -57,7 +59,9 @@ def clipped(
     it is the sum over the replicas that is clipped, once.
 
     `rule`: of `karikomi.clip`. `bound`: of `karikomi.bound`, for the trained variables after every step that
-    is taken. `nonfinite`: ``skip`` (default), ``zero`` (only the bad tensors), ``pass``, or ``raise``, which
+    is taken. `only`, `exclude`: names or globs of paths for `bound`. Without `only`, rules per entry and per tensor
+    spare the gains of normalisation layers, recognised by their paths (``gamma``, ``rms_norm/scale``); ``only="*"``
+    takes all. `nonfinite`: ``skip`` (default), ``zero`` (only the bad tensors), ``pass``, or ``raise``, which
     raises where values are known and is ``skip`` in compiled code. `stop_after`: after so many steps in a
     row with non-finite gradients `NonFinite` is raised, naming them: at once where values are known, else by
     ``check()`` and at the end of ``fit``. `unit_axes`: for rules per unit, name or glob of a path -> the axis whose
@@ -85,6 +89,8 @@ def clipped(
         optimizer,
         rule,
         bound=bound,
+        only=only,
+        exclude=exclude,
         nonfinite=nonfinite,
         stop_after=stop_after,
         unit_axes=unit_axes,
@@ -97,12 +103,16 @@ def clipped(
 class ClippedOptimizer(OuterOptimizer):
     """The optimizer that `clipped` returns; arguments and errors are there."""
 
+    where = WHERE
+
     def __init__(
         self,
         inner_optimizer: Any,
         rule: Rule | Composite,
         *,
         bound: Rule | None = None,
+        only: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
         nonfinite: str = "skip",
         stop_after: int = 10,
         unit_axes: UnitAxes | Any = None,
@@ -112,10 +122,17 @@ class ClippedOptimizer(OuterOptimizer):
         check_clip(rule, nonfinite, weights=True, where=WHERE)
         if bound is not None:
             check_bound(bound, where=f"{WHERE} (bound)")
+        elif not (only is exclude is None):
+            raise InvalidArgument(
+                "only and exclude select what a bound affects, and there is none",
+                where=WHERE,
+                got=f"only={only!r}, exclude={exclude!r}",
+                hint="clip some of the tensors: kk.clip.Groups({'*kernel': rule})",
+            )
         stop_after = whole_from(1, stop_after, "stop_after must be >= 1", where=WHERE)
         inner = inside.checked_optimizer(inner_optimizer, ClippedOptimizer)
         super().__init__(inner, name)
-        self.rule, self.bound = rule, bound
+        self.rule, self.bound, self.only, self.exclude = rule, bound, only, exclude
         self.nonfinite, self.stop_after = nonfinite, stop_after
         self.unit_axes, self.fan_in = inside.of_model(unit_axes, fan_in)
         self._skips = nonfinite in ("skip", "raise") or any(
@@ -158,13 +175,16 @@ class ClippedOptimizer(OuterOptimizer):
         return own.bound.outcome(own.state(BOUND))
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Create the variables of both optimizers and of the clip for these trained variables."""
+        """Create the variables of both optimizers and of the clip for these trained variables, once."""
+        if self.built:
+            return
         variables = list(variables)
-        super().build(variables)
         names = inside.names_as_saved(variables, self._saved_variables)
         pairs = zip(names, variables, strict=True)
         weights = {n: v for n, v in pairs if not accumulation.is_overwritten(v)}
         clip, bound = rules_for(self, names, weights)
+        super().build(variables)
+        inside.check_parts(self.inner_optimizer, ClippedOptimizer)
         with self._branching.outside():
             state = fresh_entries(clip, bound, weights)
         entries = {key: self._entry(key, value) for key, value in state.items()}
@@ -172,13 +192,8 @@ class ClippedOptimizer(OuterOptimizer):
 
     @property
     def _learned(self) -> ClipVariables:
-        if self._own is None:
-            raise InvalidArgument(
-                "the optimizer does not know the variables yet",
-                where=WHERE,
-                hint="optimizer.build(model.trainable_variables) first",
-            )
-        return self._own
+        own: Any = self._own  # there from `build` on, which every step begins with
+        return own
 
     def _entry(self, key: str, value: np.ndarray) -> Any:
         start: Any = lambda shape, dtype=None: keras.ops.convert_to_tensor(value, dtype=dtype)  # noqa: E731
@@ -194,24 +209,13 @@ class ClippedOptimizer(OuterOptimizer):
         grads = list(grads)
         if grads:
             # AutoGraph would rewrite the code of a tf.function, and has nothing to do here.
-            as_it_is(self._apply)(grads, self._checked(grads, trainable_variables))
-
-    def _checked(self, grads: list[Any], variables: Sequence[Any] | None) -> list[Any]:
-        known = self.resolved(variables)
-        _ = self._learned
-        internals.check_known(self, known)
-        if len(known) != len(grads):
-            raise InvalidArgument(
-                "there must be one gradient for each variable",
-                where=WHERE,
-                got=f"{len(grads)} gradients, {len(known)} variables",
-            )
-        return known
+            as_it_is(self._apply)(grads, self.resolved(grads, trainable_variables))
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
         if all(grad is None for grad in grads):
             # This raises the error of Keras.
             self.inner_optimizer.apply(grads, variables)
+        grads = [as_gradient(g, v) for g, v in zip(grads, variables, strict=True)]
         steps, scale = self.gradient_accumulation_steps, self.loss_scale_factor
         if scale is not None:
             grads = accumulation.quotients(grads, variables, scale)
@@ -325,7 +329,9 @@ class ClippedOptimizer(OuterOptimizer):
         """Write the state of the clip; Keras saves the inner optimizer beside it."""
         store[saved_state.ITERATION] = keras.ops.convert_to_numpy(internals.apply_count(self))
         if self._own is not None:
-            saved_state.to_store(store, self._saved(), self._own.names)
+            bound = self._own.bound
+            stage = None if bound is None else bound.plan.stage
+            saved_state.to_store(store, self._saved(), self._own.names, stage)
 
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote, or warn; entries go with names, else with places."""
@@ -361,6 +367,8 @@ class ClippedOptimizer(OuterOptimizer):
             "inner_optimizer": inner,
             "rule": spec.to_dict(self.rule),
             "bound": None if self.bound is None else spec.to_dict(self.bound, "bound"),
+            "only": inside.plain(self.only),
+            "exclude": inside.plain(self.exclude),
             "nonfinite": self.nonfinite,
             "stop_after": self.stop_after,
             "unit_axes": inside.plain(self.unit_axes),
@@ -377,6 +385,9 @@ class ClippedOptimizer(OuterOptimizer):
         )
         rule, bound = spec.from_dict(given.pop("rule")), given.pop("bound")
         bound = None if bound is None else spec.from_dict(bound, "bound")
+        if bound is not None:
+            # Versions without these settings bounded the gains of normalisation layers too.
+            given.setdefault("only", "*")
         saved = given.pop("variables", [])
         made = cls(inner, rule, bound=bound, **given)
         made._saved_variables = tuple(saved)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import keras
@@ -43,14 +43,7 @@ def checked_optimizer(given: Any, wrapper: type) -> Any:
             where=WHERE,
             hint="LossScaleOptimizer(kk.keras.clipped(inner, rule))",
         )
-    for argument in ("clipnorm", "global_clipnorm", "clipvalue"):
-        if getattr(inner, argument, None) is not None:
-            raise Unsupported(
-                f"the optimizer would clip as well, its {argument} is set",
-                where=WHERE,
-                got=f"{argument}={getattr(inner, argument)}",
-                hint=f"leave {argument} out of {type(inner).__name__}(...)",
-            )
+    check_parts(inner, wrapper)
     if inner.built and inner.gradient_accumulation_steps:
         raise Unsupported(
             "the optimizer has accumulated gradients before",
@@ -64,6 +57,31 @@ def checked_optimizer(given: Any, wrapper: type) -> Any:
             hint=f"wrap a new {type(inner).__name__}",
         )
     return inner
+
+
+def check_parts(inner: Any, wrapper: type) -> None:
+    """Raise `Unsupported` where an optimizer, or one inside of a `MultiOptimizer`, would clip or accumulate.
+
+    A `MultiOptimizer` that chooses by a function has no optimizers until it is built.
+    """
+    parts = list(getattr(inner, "optimizers", ()))
+    for part in (inner, *parts):
+        for argument in ("clipnorm", "global_clipnorm", "clipvalue"):
+            if getattr(part, argument, None) is not None:
+                raise Unsupported(
+                    f"the optimizer would clip as well, its {argument} is set",
+                    where=WHERE,
+                    got=f"{argument}={getattr(part, argument)}",
+                    hint=f"leave {argument} out of {type(part).__name__}(...)",
+                )
+    for part in parts:
+        if isinstance(part, wrapper) or part.gradient_accumulation_steps:
+            raise Unsupported(
+                "an optimizer inside of this one clips or accumulates gradients itself",
+                where=WHERE,
+                got=type(part).__name__,
+                hint="either clip this one, or each of those inside",
+            )
 
 
 def taken_over(inner: Any) -> tuple[float | None, int | None]:
@@ -82,7 +100,9 @@ def is_schedule(learning_rate: Any) -> bool:
 def inner_config(inner: Any, *, steps: int | None, scale: float | None) -> Any:
     """Return the configuration of an optimizer, with the settings that were taken over from it."""
     config: Any = keras.saving.serialize_keras_object(inner)
-    config["config"] |= {"gradient_accumulation_steps": steps, "loss_scale_factor": scale}
+    taken = {"gradient_accumulation_steps": steps, "loss_scale_factor": scale}
+    # A `MultiOptimizer` does not accumulate, and takes no such argument.
+    config["config"] |= {key: value for key, value in taken.items() if key in config["config"]}
     rate = learning_rate_of(inner)
     if isinstance(rate, PerUpdate):
         config["config"]["learning_rate"] = keras.optimizers.schedules.serialize(rate.schedule)
@@ -140,4 +160,4 @@ def plain(given: Any) -> Any:
     """Return a container without the wrappers by which Keras tracks it."""
     if isinstance(given, Mapping):
         return {name: plain(item) for name, item in given.items()}
-    return [plain(item) for item in given] if isinstance(given, list | tuple) else given
+    return [plain(item) for item in given] if isinstance(given, list | tuple | Set) else given

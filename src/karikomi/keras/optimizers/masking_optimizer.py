@@ -6,6 +6,7 @@ Masks are optimizer variables, so that they change without a new compilation, ho
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from karikomi.errors import InvalidArgument
 from karikomi.keras import internals
 from karikomi.keras.arrays.library import as_it_is
-from karikomi.keras.arrays.variables import masked, on_host, value_of
+from karikomi.keras.arrays.variables import as_gradient, masked, on_host, value_of
 from karikomi.keras.optimizers.accumulation import is_overwritten
 from karikomi.keras.optimizers.outer_optimizer import OuterOptimizer
 from karikomi.keras.optimizers.saved_state import warn_unread
@@ -34,6 +35,8 @@ class MaskedOptimizer(OuterOptimizer):
     calls of ``apply`` before, and the step up to which the schedule was followed.
     """
 
+    where = WHERE
+
     def __init__(
         self,
         inner_optimizer: Any,
@@ -47,7 +50,13 @@ class MaskedOptimizer(OuterOptimizer):
         super().__init__(inner, name)
         self.places = tuple(places)
         self.schedule, self._began = schedule, began
-        self._masks: dict[int, Any] = {}
+        self._warned = False
+        # A list, since `tf.train.Checkpoint` saves no mapping from numbers.
+        self._mask_list: list[Any] = []
+
+    @property
+    def _masks(self) -> dict[int, Any]:
+        return dict(zip(self.places, self._mask_list, strict=False))
 
     @property
     def attempts(self) -> int:
@@ -69,12 +78,14 @@ class MaskedOptimizer(OuterOptimizer):
         self._seen.assign(step)
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Create the variables of both optimizers, and masks that keep every weight."""
+        """Create the variables of both optimizers, and masks that keep every weight, once."""
+        if self.built:
+            return
         variables = list(variables)
         super().build(variables)
         self._seen = self.add_variable((), "zeros", dtype="int32", name=_SEEN)
-        self._masks = {
-            place: self.add_variable(
+        self._mask_list = [
+            self.add_variable(
                 variables[place].shape,
                 "ones",
                 dtype="bool",
@@ -82,7 +93,7 @@ class MaskedOptimizer(OuterOptimizer):
                 name=f"{_MASK}{place}",
             )
             for place in self.places
-        }
+        ]
         attempts, seen = self._began
         internals.apply_count(self).assign(attempts)
         self._seen.assign(seen)
@@ -108,17 +119,33 @@ class MaskedOptimizer(OuterOptimizer):
         """Set masked weights to zero."""
         self._mask_weights([self.trained[place] for place in self._masks])
 
+    def warn_of_written(self) -> None:
+        """Warn once if masked weights are not zero: something other than a step has written them."""
+        written = {
+            self.trained[place].path: int(np.count_nonzero(on_host(self.trained[place])[~mask]))
+            for place, mask in self.masks().items()
+        }
+        names = [name for name, count in written.items() if count]
+        if names and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"karikomi: {sum(written.values()):,} masked weight(s) of {', '.join(names[:3])} are not "
+                "zero: something other than a step has written them, such as loaded weights or a callback "
+                "after kk.keras.Pruning; pruning.masks.apply_(model) masks them again",
+                stacklevel=3,
+            )
+
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Take a step of the inner optimizer, with masked gradients and weights."""
         grads = list(grads)
         if grads:
             # AutoGraph would rewrite the code of a tf.function, and has nothing to do here.
-            as_it_is(self._apply)(grads, self.resolved(trainable_variables))
+            as_it_is(self._apply)(grads, self.resolved(grads, trainable_variables))
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
-        internals.check_known(self, variables)
         pairs = zip(grads, variables, strict=True)
-        self.inner_optimizer.apply([self._masked(g, v) for g, v in pairs], variables)
+        masked_grads = [self._masked(as_gradient(g, v), v) for g, v in pairs]
+        self.inner_optimizer.apply(masked_grads, variables)
         self._mask_weights(variables)
         internals.apply_count(self).assign_add(1)
 
@@ -137,6 +164,17 @@ class MaskedOptimizer(OuterOptimizer):
         values = [masked(mask, value_of(variable)) for variable, mask in pairs]
         self._branching.assign([variable for variable, _ in pairs], values)
 
+    @property
+    def loss_scale_factor(self) -> float | None:
+        """The loss scale of the inner optimizer, which takes it out of the gradients."""
+        inner = getattr(self, "inner_optimizer", None)
+        return None if inner is None else inner.loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, factor: float | None) -> None:
+        if hasattr(self, "inner_optimizer"):  # which the initialization of Keras precedes
+            self.inner_optimizer.loss_scale_factor = factor
+
     def scale_loss(self, loss: Any) -> Any:
         """Scale the loss as the inner optimizer does."""
         return self.inner_optimizer.scale_loss(loss)
@@ -148,6 +186,8 @@ class MaskedOptimizer(OuterOptimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the counts and the masks, a bit per weight; Keras saves the inner optimizer beside it."""
+        if self.built:
+            self.warn_of_written()
         store[_STEP] = on_host(internals.apply_count(self))
         if self.built:
             store[_SEEN] = on_host(self._seen)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
+from karikomi.errors import InvalidArgument
 from karikomi.keras import internals
 from karikomi.keras.optimizers.conditional_step import branching_for
 
 
 class OuterOptimizer(keras.optimizers.Optimizer):
     """An optimizer around `inner_optimizer`, which makes the updates and owns moments and learning rate."""
+
+    where: ClassVar[str]
+    """The place that errors name."""
 
     def __init__(self, inner_optimizer: Any, name: str | None) -> None:
         super().__init__(learning_rate=0.0, name=name)
@@ -48,6 +52,16 @@ class OuterOptimizer(keras.optimizers.Optimizer):
         """The variables that the optimizer was built for."""
         return internals.trained_variables(self)
 
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizers inside of a `MultiOptimizer`, whose learning rates Keras' callbacks set one by one."""
+        return self.inner_optimizer.optimizers
+
+    def __getattr__(self, name: str) -> Any:
+        if name == internals.AVERAGES:  # `SwapEMAWeights` looks for them in one optimizer inside
+            return getattr(self.inner_optimizer, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def build(self, variables: Sequence[Any]) -> None:
         """Create the variables of both optimizers for these trained variables."""
         variables = list(variables)
@@ -55,12 +69,40 @@ class OuterOptimizer(keras.optimizers.Optimizer):
             self.inner_optimizer.build(variables)
         super().build(variables)
 
-    def resolved(self, variables: Sequence[Any] | None) -> list[Any]:
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set the variables of both optimizers, given in the order of `variables`."""
+        weights, own = list(weights), len(super().variables)
+        if self.built and len(weights) != len(self.variables):
+            raise InvalidArgument(
+                "these are not the variables of such an optimizer",
+                where=f"{self.where} (set_weights)",
+                got=f"{len(weights)} of them",
+                allowed=f"{len(self.variables)}, in the order of optimizer.variables",
+                hint="those of the optimizer inside alone: optimizer.inner_optimizer.set_weights",
+            )
+        super().set_weights(weights[:own])
+        self.inner_optimizer.set_weights(weights[own:])
+
+    def resolved(self, grads: Sequence[Any], variables: Sequence[Any] | None) -> list[Any]:
         """Return the variables of a call of ``apply``, and build the optimizer if it is not yet built."""
         if variables is not None and not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(list(variables))
-        return list(self.trained if variables is None else variables)
+        if not self.built:
+            raise InvalidArgument(
+                "the optimizer does not know the variables yet",
+                where=self.where,
+                hint="optimizer.build(model.trainable_variables) first",
+            )
+        known = list(self.trained if variables is None else variables)
+        internals.check_known(self, known)
+        if len(known) != len(grads):
+            raise InvalidArgument(
+                "there must be one gradient for each variable",
+                where=self.where,
+                got=f"{len(grads)} gradients, {len(known)} variables",
+            )
+        return known
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Set the final values of variables, as the inner optimizer does."""

@@ -22,6 +22,7 @@ from karikomi.rules.stages import Stage
 NAMES, ITERATION = "names", "iteration"
 BOUND, ACCUMULATED = "bound.", "accumulated."
 """Prefixes of entries: the state of a bound, and accumulated gradients."""
+BOUNDED = "bounded"
 
 
 def warn_unread(name: str, why: str, *, built: bool) -> None:
@@ -31,9 +32,13 @@ def warn_unread(name: str, why: str, *, built: bool) -> None:
     warnings.warn(text, stacklevel=3)
 
 
-def to_store(store: Any, entries: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Write entries, and the names of their variables."""
+def to_store(
+    store: Any, entries: Mapping[str, Any], names: Sequence[str], bound: Stage | None
+) -> None:
+    """Write entries, the names of their variables, and the places of those that a bound affects."""
     store[NAMES] = np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
+    if bound is not None:
+        store[BOUNDED] = np.array([place for place, n in enumerate(names) if n in bound.names])
     for key, variable in entries.items():
         store[_in_file(key, names)] = _of_all_replicas(variable)
 
@@ -55,6 +60,8 @@ def from_store(
             "this file is of another rule", where=where, got=sorted(keys)[:8], allowed=missing[:5]
         )
     before = _names(store, names, where)
+    if bound is not None:
+        _check_bounded(store, bound, before, where)
     found = {key: np.asarray(store[_in_file(key, before)]) for key in entries}
     stages_by_prefix = {"": plan} | ({BOUND: [bound]} if bound is not None else {})
     for prefix, stages in stages_by_prefix.items():
@@ -80,6 +87,22 @@ def _of_all_replicas(variable: Any) -> np.ndarray:
     return mine if same else np.mean(values, axis=0, dtype=np.float64).astype(mine.dtype)
 
 
+def _check_bounded(store: Any, bound: Stage, before: list[str], where: str) -> None:
+    """Raise `InvalidArgument` for the state of a bound of other variables; each has columns in it."""
+    # Versions that spared no gains wrote no places.
+    places = np.asarray(store[BOUNDED]).tolist() if BOUNDED in set(store.keys()) else []
+    then = {before[place] for place in places}
+    fits = then == set(bound.names) if places else store[BOUND + LAST].shape[1] == len(bound.owners)
+    if not fits:
+        raise InvalidArgument(
+            "this file is of a bound on other variables",
+            where=where,
+            got=", ".join(sorted(then)[:3]) or "gains of normalisation layers too",
+            allowed=", ".join(sorted(set(bound.names))[:3]),
+            hint="select the same ones by only= and exclude=; only='*' takes all, as earlier versions did",
+        )
+
+
 def _in_file(key: str, names: Sequence[str]) -> str:
     """Return a key without the slashes of a path, which are folders in a file."""
     for prefix in (MOMENT, ACCUMULATED):
@@ -89,7 +112,7 @@ def _in_file(key: str, names: Sequence[str]) -> str:
 
 
 def _names(store: Any, names: Sequence[str], where: str) -> list[str]:
-    before = json.loads(np.asarray(store[NAMES], np.uint8).tobytes())
+    before: list[str] = json.loads(np.asarray(store[NAMES], np.uint8).tobytes())
     if set(before) == set(names):
         return before
     if len(before) != len(names):

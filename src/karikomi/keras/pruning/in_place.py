@@ -25,6 +25,7 @@ def prune_(
     score: str | Score = "magnitude",
     allocation: str | None = None,
     pattern: str | Pattern = "unstructured",
+    rounding: str = "up",
     data: Iterable[Any] | None = None,
     loss: Any = None,
     facts: Facts | None = None,
@@ -44,7 +45,8 @@ def prune_(
     ``masks.account`` has, per variable, what was removed and why, and, with `data`, the effect on the output.
 
     One target, unless the pattern determines how much is removed: `sparsity`, the share of all selected weights that
-    is zero afterwards, in [0, 1), or globs over paths -> such a share, each layer by hand; `width`, the
+    is zero afterwards, in [0, 1), or globs over paths -> such a share, each layer by hand, and of units or
+    blocks as many go as make it at least that share, or with ``rounding="nearest"`` nearest to it; `width`, the
     share of units (heads, layers, blocks) that stays, in (0, 1]; or a budget for what stays of the whole
     model, as a share or a whole number: `parameters`, `macs` (of one example; needs `data`), `bytes`.
     `score`, `allocation`, `pattern`: registered names (``karikomi list``) or objects of `karikomi.prune`;
@@ -85,6 +87,7 @@ def prune_(
         score=score,
         allocation=allocation,
         pattern=pattern,
+        rounding=rounding,
         facts=facts,
         only=only,
         exclude=exclude,

@@ -36,20 +36,30 @@ class OBC(Reconstruction):
     """The exact Optimal Brain Surgeon for the outputs of a layer: one weight of an output at a time.
 
     ``loss_i = w_i^2 / [H^-1]_ii``, ``w -= w_i / [H^-1]_ii H^-1[:, i]`` with ``H = X X^T + damping
-    mean(diag(X X^T)) I``. About ``rows * removed^2 * d`` operations for `d` inputs: for some thousand inputs
-    at most. `damping`: > 0, else `InvalidArgument`.
+    mean(diag(X X^T)) I``. `damping`: > 0. About ``rows * (removed / rows)^2 * d`` operations for `d` inputs (of a
+    convolution: channels times kernel), of which a processor does some 3e8 to 1e9 per second. A tensor that needs
+    more than `most_operations` (> 0) is refused before anything is measured; infinity refuses none. Raises
+    `InvalidArgument`.
 
     >>> OBC()
-    OBC(damping=0.01)
+    OBC(damping=0.01, most_operations=1000000000000.0)
 
     Source: Frantar and Alistarh 2022, "Optimal Brain Compression"; Hassibi and Stork 1993, "Second Order
     Derivatives for Network Pruning: Optimal Brain Surgeon".
     """
 
     damping: float = 0.01
+    most_operations: float = 1e12
 
     def __post_init__(self) -> None:
         _check_damping(self.damping, "OBC")
+        if not is_number(self.most_operations) or not self.most_operations > 0.0:
+            raise InvalidArgument(
+                "the most operations of a tensor are a positive number",
+                where="OBC: most_operations",
+                got=repr(self.most_operations),
+                allowed="> 0, or infinity",
+            )
 
 
 @register(

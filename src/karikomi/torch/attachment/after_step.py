@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from karikomi.bound import spared
 from karikomi.errors import BadFile, InvalidArgument, Unsupported
 from karikomi.prune.pattern import as_pattern
+from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.rule import Rule
+from karikomi.rules.checkpoint import forgotten
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
-from karikomi.torch.bounding.in_place import bound_named, restored, targets
+from karikomi.torch.attachment.held_parameters import Change
+from karikomi.torch.attachment.penalty_gradients import add_gradients_, check_effective
+from karikomi.torch.bounding.in_place import bound_named, left_alone_in, restored, targets
 from karikomi.torch.facts.running_stats import RunningStats, finite, shown_in_training
-from karikomi.torch.modules.parameters import named, unwrapped
+from karikomi.torch.modules.parameters import named, through_adapters, unwrapped
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
@@ -25,6 +30,7 @@ from karikomi.torch.sparse_training.regrowth import check_whole, forget_moments_
 from karikomi.torch.sparse_training.rewinding import Rewind
 
 FOREIGN = "not held by this optimizer"
+LATE = "it joined the optimizer after these masks were made"
 FROZEN = "frozen: it requires no gradient"
 
 
@@ -38,12 +44,19 @@ class AfterStep:
         found: Mapping[str, torch.Tensor],
         bound: Rule | None,
         prune: PruningSchedule | Masks | None,
+        *,
+        only: str | Sequence[str] | None,
+        exclude: str | Sequence[str] | None,
+        penalty: Penalty | None,
     ) -> None:
         self.last: Outcome | None = None
         self.masks: Masks | None = None
         self.bound_state: dict[str, Any] | None = None
         self._optimizers, self._model, self._found = optimizers, model, found
-        self._bound = bound
+        self._bound, self._only, self._exclude = bound, only, exclude
+        self._penalty = penalty
+        self._spare = bound is not None and spared.spares(bound, only)
+        self._unbounded: dict[str, str] = {}
         self._schedule = prune if isinstance(prune, PruningSchedule) else None
         self._shown = RunningStats(frozenset())
         self._rewind = Rewind(optimizers, model, found)
@@ -55,11 +68,58 @@ class AfterStep:
             self._shown = RunningStats(shown_in_training(self._schedule))
             if self._schedule.rewinds_to == 0:
                 self._rewind.keep()
+        self._given = prune if isinstance(prune, Masks) else Masks()
         if isinstance(prune, Masks):
             self.masks = _held(prune, found, model)
             self.masks.apply_(model)
             for optimizer in optimizers:
                 forget_moments_(optimizer, found, {}, self.masks)
+
+    def load_bound(self, state: dict[str, Any] | None) -> None:
+        """Continue from the state of a bound that `read` returned."""
+        self.bound_state = state
+        if self._bound is not None:
+            self._spare = spared.spares(self._bound, self._only, state)
+            self._select_bounded()
+
+    def take_in(self, change: Change) -> None:
+        """Act on the parameters that the optimizers hold now; raises as at the beginning."""
+        before = self._found, self._prunable
+        self._found = change.found
+        if self._schedule is not None:
+            self._prunable = set(prunable(self._model)[0])
+        try:
+            self._check_targets()
+        except Unsupported:
+            self._found, self._prunable = before
+            raise
+        gone, new = change.left | change.replaced, change.joined | change.replaced
+        self._shown.forget(gone)
+        self._rewind.take_in(change.found, change.found.keys() - new)
+        if gone and self.bound_state is not None:
+            state = forgotten(self.bound_state, gone)
+            # A state of nothing but other tensors would be refused.
+            names = state.get("names") or change.found
+            self.bound_state = state if any(name in change.found for name in names) else None
+        if self.masks is not None:
+            self.masks = self._masks_after(self.masks, before[0], new)
+            self.masks.apply_(self._model)
+
+    def _masks_after(
+        self, masks: Masks, before: Mapping[str, torch.Tensor], new: Collection[str]
+    ) -> Masks:
+        """Return masks without those of tensors that were replaced, and with those given for new ones."""
+        present = dict(unwrapped(self._model).named_parameters(remove_duplicate=False))
+        kept = {
+            name: mask
+            for name, mask in masks.items()
+            if name in present and present[name] is before.get(name, present[name])
+        }
+        kept |= {n: self._given[n] for n in new if n in self._given and n not in before}
+        late = {name: LATE for name in new if name in self._prunable}
+        left_alone = {n: w for n, w in {**masks.left_alone, **late}.items() if n not in kept}
+        places = {**self._given.places, **masks.places}
+        return Masks(kept, left_alone=left_alone, account=masks.account, places=places)
 
     def plain(self) -> dict[str, Any] | None:
         """Return the state of the schedule for a checkpoint; masks and bound have entries of their own."""
@@ -108,10 +168,12 @@ class AfterStep:
         return self.last.tensors()
 
     def before(self, steps: int, scale: torch.Tensor | None) -> None:
-        """Accumulate statistics of the dense gradients, then zero the gradients of masked weights.
+        """Add the gradients of a penalty, accumulate statistics of all, then zero those of masked weights.
 
         Called before gradients are measured. `scale`: the scale of an AMP scaler that they contain.
         """
+        if self._penalty is not None:
+            add_gradients_(self._model, self._penalty, self._free(), step=steps - 1, scale=scale)
         if self._schedule is not None:
             self._look(self._schedule, steps, scale)
         if self.masks is not None:
@@ -124,10 +186,11 @@ class AfterStep:
         if self._schedule is not None:
             self._follow(self._schedule, steps, outcome)
         if self._bound is not None:
-            outcome, self.bound_state = bound_named(
-                self._model, self._free(), self._bound, self.bound_state
+            outcome, after = bound_named(
+                self._model, self._bounded(), self._bound, self.bound_state
             )
-            left_alone = {**outcome.left_alone, **self._others()}
+            self.bound_state = spared.marked(after, self._spare)
+            left_alone = {**outcome.left_alone, **self._unbounded, **self._others()}
             self.last = replace(outcome, left_alone=left_alone)
 
     def _look(self, schedule: PruningSchedule, steps: int, scale: torch.Tensor | None) -> None:
@@ -216,6 +279,19 @@ class AfterStep:
         """Return what this optimizer moves: its parameters without the frozen ones."""
         return {name: item for name, item in self._found.items() if item.requires_grad}
 
+    def _bounded(self) -> dict[str, torch.Tensor]:
+        """Return what the bound affects."""
+        return {name: item for name, item in self._free().items() if name not in self._unbounded}
+
+    def _select_bounded(self) -> None:
+        self._unbounded = left_alone_in(
+            self._model,
+            only=self._only,
+            exclude=self._exclude,
+            spare=self._spare,
+            where="torch.attach(bound)",
+        )
+
     def _others(self) -> dict[str, str]:
         """Return name -> why neither bound nor schedule affects this parameter of the model."""
         free = self._free()
@@ -226,12 +302,23 @@ class AfterStep:
         }
 
     def _check_targets(self) -> None:
+        if self._penalty is not None:
+            check_effective(self._model, self._penalty, self._free())
         if self._bound is not None:
             if not self._free():
                 raise Unsupported(
                     "the optimizer holds nothing but frozen parameters", where="torch.attach(bound)"
                 )
-            targets(self._model, self._bound, self._free())
+            self._select_bounded()
+            if not self._bounded():
+                names = list(self._free())[:3]
+                raise Unsupported(
+                    "of what the optimizer holds nothing is left to bound",
+                    where="torch.attach(bound)",
+                    got="; ".join(f"{name}: {self._unbounded[name]}" for name in names),
+                    hint="only='*' selects all",
+                )
+            targets(self._model, self._bound, self._bounded())
         if self._schedule is None:
             return
         chosen = {n: tensor for n, tensor in self._free().items() if n in self._prunable}
@@ -245,10 +332,27 @@ class AfterStep:
 
 
 def _held(masks: Masks, found: Mapping[str, torch.Tensor], model: nn.Module) -> Masks:
-    """Return the masks of the optimizer's parameters; the others are reported as left alone."""
-    optimized = {id(parameter) for parameter in found.values()}
+    """Return the masks of the optimizer's parameters and frozen ones; others are reported as left alone."""
     known = dict(unwrapped(model).named_parameters(remove_duplicate=False))
-    foreign = {n: FOREIGN for n in masks if n in known and id(known[n]) not in optimized}
+    names = {id(item): name for name, item in reversed(known.items())}
+    present = through_adapters(masks, known)
+    # As the module calls them now, where adapters were added since.
+    masks = Masks(
+        {
+            n if n in known or n not in present else names[id(present[n])]: m
+            for n, m in masks.items()
+        },
+        left_alone=masks.left_alone,
+        account=masks.account,
+        places=masks.places,
+    )
+    optimized = {id(parameter) for parameter in found.values()}
+    # Frozen ones are held as well: adapters that are merged into them would fill the masked weights.
+    foreign = {
+        n: FOREIGN
+        for n in masks
+        if n in known and id(known[n]) not in optimized and known[n].requires_grad
+    }
     if foreign and len(foreign) == len(masks):
         raise Unsupported("the optimizer holds no masked parameter", where="torch.attach(prune)")
     kept = {name: mask for name, mask in masks.items() if name not in foreign}

@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, check_fields
 from karikomi.record import Recorder
 from karikomi.rule import Composite, Quantity, Rule
 from karikomi.rules import decide
 from karikomi.schedule import whole_from
 from karikomi.torch.attachment.handle import Handle, Rules, attached
+from karikomi.torch.attachment.penalty_gradients import check_attachable
 from karikomi.torch.bounding.in_place import MEASURED
 from karikomi.torch.clipping.host_step import AVAILABLE
 from karikomi.torch.clipping.joint_norms import Groups
@@ -45,7 +47,10 @@ def attach(
     clip: Rule | Composite | None = None,
     update: Rule | Composite | None = None,
     bound: Rule | None = None,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     prune: PruningSchedule | Masks | None = None,
+    penalty: Penalty | None = None,
     nonfinite: str = "skip",
     stop_after: int = 10,
     record: Recorder | None = None,
@@ -59,10 +64,15 @@ def attach(
     `bound`: rules of `karikomi.clip` and `karikomi.bound`; without a `clip`, gradients are still
     measured and bad steps skipped. `update`: a rule of `karikomi.clip` for the update, the change of the
     weights divided by the learning rate; it costs a copy of the weights (`BlockRMS` given as `clip` is
-    applied like this). `prune`: a schedule (`OneShot`, `Gradual`, `Iterative`, `SET`, `RigL`), or `Masks` to
-    hold; scores by gradients see those of the training steps, dense and before the clip. Bounds and
+    applied like this). `only`, `exclude`: globs over the names of the model's parameters, for `bound`; as in `bound_`,
+    a bound without `only` spares the gains of normalisation layers. `prune`: a schedule (`OneShot`, `Gradual`,
+    `Iterative`, `SET`, `RigL`), or `Masks` to hold; scores by gradients see those of the training steps, dense
+    and before the clip. Bounds and
     schedules do not affect parameters that are frozen or of no optimizer here: they are listed in
-    ``left_alone`` of ``handle.last_bound`` and ``handle.masks``. `nonfinite`: what a step with NaN or infinite
+    ``left_alone`` of ``handle.last_bound`` and ``handle.masks``. `penalty`: of `karikomi.prune`, such as
+    ``GroupLasso(1e-4)``; its gradient is added before the clip, as if it were a term of the loss, on all weights of
+    this optimizer that `kk.torch.penalty` takes; its schedule counts the steps of the handle.
+    `nonfinite`: what a step with NaN or infinite
     gradients does; ``skip`` (default) takes no step and leaves moments alone. `stop_after`: raise
     `NonFinite`, naming the tensors, after that many bad steps in a row. `record`: gets one row per step.
     `process_group`: for plain parameters that are different ones on each rank (pipeline or expert
@@ -71,7 +81,11 @@ def attach(
 
     With a fused Adam, AdamW, SGD or Adagrad a factor that is one number is folded into the step, and
     on a device nothing waits for the host (unless `record`, `bound`, `update` or `prune` need numbers).
-    A closure that is called once per step is wrapped.
+    A closure that is called once per step is wrapped. torch copies and pickles optimizers without hooks: a copy has
+    no handle, of which a warning is given when it is made.
+    A closure that is called once per step is wrapped. Dynamo does not trace the hooks in a compiled step.
+    Parameters may join or leave the optimizer, or be replaced, in the middle of a run; a warning says so once.
+    What a layer computes its weight from (``spectral_norm``, ``weight_norm``) is neither bounded nor masked.
 
     Raises `Unsupported` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
     optimizer that has a handle, for parameters that the model does not have, for a bound or schedule
@@ -79,8 +93,8 @@ def attach(
     Raises `InvalidArgument` for arguments of another kind. A step
     that an AMP scaler skips is not counted as bad in a row, and is counted as attempted only where the
     optimizer is fused (otherwise it is never called). Warns once of a limit
-    that clips more than 95 % or less than 0.1 % of the steps, and of weights that change without a step
-    of this optimizer.
+    that clips more than 95 % or less than 0.1 % of the steps, of weights that change without a step
+    of this optimizer, and of masked weights that something else has written (see `Handle.sparsity`).
 
     >>> import torch, karikomi as kk
     >>> model = torch.nn.Linear(4, 2)
@@ -109,6 +123,8 @@ def attach(
             got=type(prune).__name__,
             allowed="a schedule such as kk.prune.Gradual(...), or the masks that kk.torch.prune_ returned",
         )
+    if penalty is not None:
+        check_attachable(penalty)
     if isinstance(prune, PruningSchedule):
         check_fields(prune, where="torch.attach(prune)")
     if record is not None and not isinstance(record, Recorder):
@@ -118,16 +134,25 @@ def attach(
             got=repr(record)[:80],
             allowed="kk.record.Recorder(path)",
         )
+    if bound is None and not (only is exclude is None):
+        raise InvalidArgument(
+            "only and exclude select what a bound affects, and there is none",
+            where="torch.attach",
+            got=f"only={only!r}, exclude={exclude!r}",
+            hint="kk.clip.Groups selects what a clip affects; a schedule for prune has only= of its own",
+        )
     decide.check_policy(nonfinite, where="torch.attach")
     bad_steps = whole_from(1, stop_after, "stop_after must be >= 1", where="torch.attach")
-    if not isinstance(model, nn.Module) and not (bound is prune is None):
+    if not isinstance(model, nn.Module) and not (bound is prune is penalty is None):
         raise InvalidArgument(
-            "bounds and masks need the module", where="torch.attach", got=type(model).__name__
+            "bounds, masks and penalties need the module",
+            where="torch.attach",
+            got=type(model).__name__,
         )
     return Handle(
         optimizers,
         model,
-        Rules(clip, update, bound, prune),
+        Rules(clip, update, bound, prune, only, exclude, penalty),
         nonfinite=nonfinite,
         stop_after=bad_steps,
         record=record,
@@ -160,7 +185,8 @@ def _checked_optimizers(
                 "this optimizer takes no hooks: it wraps another one",
                 where="torch.attach",
                 got=type(item).__name__,
-                hint="attach to the optimizer inside it, such as wrapper.optimizer",
+                hint="attach to the optimizer inside it, such as wrapper.optimizer; if the wrapper writes weights "
+                "after the step (Lookahead), masks hold again after the next step and after detach()",
             ) from None
         check_unattached(item, where="torch.attach", hint="detach() the other handle first")
     if not optimizers:

@@ -12,25 +12,29 @@ from torch import nn
 
 from karikomi.clip import ByGlobalNorm
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
+from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.record import Recorder, check_facts
 from karikomi.rule import Composite, Rule, Scope
+from karikomi.rules.checkpoint import forgotten
 from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
 from karikomi.torch.attachment.after_step import AfterStep, no_rule
+from karikomi.torch.attachment.copies import unwatch_copies, watch_copies
+from karikomi.torch.attachment.held_parameters import HeldParameters
 from karikomi.torch.attachment.joint_step import JointStep
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
+from karikomi.torch.attachment.mask_check import MaskCheck
 from karikomi.torch.clipping.device_step import AsyncReadback, DeviceStep
 from karikomi.torch.clipping.fold import Fold
 from karikomi.torch.clipping.host_step import Clipping
 from karikomi.torch.clipping.joint_norms import Groups, Sharding
 from karikomi.torch.clipping.second_moments import Moments
 from karikomi.torch.clipping.updates import Updates
-from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.internals import StepCalls, in_backward, still_scaled, within_step
 from karikomi.torch.modules.moves import Move
-from karikomi.torch.modules.parameters import named, unwrapped
+from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning.masks import Masks
 
 _PARTS = {"steps", "clip", "update", "bound", "masks", "prune"}
@@ -43,12 +47,15 @@ attached: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 class Rules(NamedTuple):
-    """What a handle applies: clips of gradients and updates, a bound of weights, and masks."""
+    """What a handle applies: clips of gradients and updates, a bound of some weights, masks, a penalty."""
 
     clip: Rule | Composite | None
     update: Rule | Composite | None
     bound: Rule | None
     prune: PruningSchedule | Masks | None
+    only: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+    penalty: Penalty | None = None
 
 
 class Handle:
@@ -83,34 +90,28 @@ class Handle:
         self._optimizers, self._model = list(optimizers), model
         self._nonfinite, self._stop_after = nonfinite, stop_after
         self._record, self._facts = record, {}
-        self._parameters = _optimized(optimizers, model)
-        self._identities_at_attach = [_identities(optimizer) for optimizer in optimizers]
-        self._after_step = AfterStep(optimizers, model, self._parameters, rules.bound, rules.prune)
-        sharding = Sharding.of(self._parameters, process_group, check_ranks=check_ranks)
-        self._clipping = Clipping(
-            self._parameters,
-            ByGlobalNorm(math.inf) if rules.clip is None else rules.clip,
-            module=model if isinstance(model, nn.Module) else None,
-            nonfinite=nonfinite,
-            moments=Moments(*optimizers),
-            sharding=sharding,
-            where="torch.attach",
+        self._rules, self._process_group, self._check_ranks = rules, process_group, check_ranks
+        self._held = HeldParameters(self._optimizers, model)
+        found = self._held.found
+        self._after_step = AfterStep(
+            optimizers,
+            model,
+            found,
+            rules.bound,
+            rules.prune,
+            only=rules.only,
+            exclude=rules.exclude,
+            penalty=rules.penalty,
         )
-        self._updates = None
-        if rules.update is not None:
-            where = "torch.attach(update)"
-            self._updates = Updates(
-                optimizers, model, self._parameters, rules.update, sharding, where=where
-            )
+        self._mask_check = MaskCheck(model, lambda: self._after_step.masks)
         clips = [] if rules.clip is None else list(leaves(rules.clip))
-        self._warnings = LimitWarnings(clips, self._parameters)
+        self._warnings = LimitWarnings(clips, found)
         self._needs_all = len(optimizers) > 1 or any(leaf.scope is Scope.GLOBAL for leaf in clips)
-        self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
         self._readback = AsyncReadback()
         self._decided_on_device = False
-        self._on_device = None
-        if DeviceStep.possible(self._clipping, optimizers):
-            self._on_device = DeviceStep(self._clipping, optimizers[0])
+        self._on_device: DeviceStep | None = None
+        self._clipping, self._updates = self._clips_of(found)
+        self._prepare_device()
         self._joint_step = JointStep(optimizers)
         self._step_calls = StepCalls()
         if len(self._optimizers) > 1:
@@ -118,14 +119,65 @@ class Handle:
         # Optimizers own the hooks, and so the handle: both may go without a detach.
         finalize(self, self._step_calls.release).atexit = False
         attached.update(optimizers)
+        for optimizer in optimizers:
+            watch_copies(optimizer)
+        # In a step that is compiled as a whole Dynamo would trace what they do.
+        before: Any = torch.compiler.disable(self._before)
+        after: Any = torch.compiler.disable(self._after)
         self._hooks = [
             hook
             for optimizer in optimizers
             for hook in (
-                optimizer.register_step_pre_hook(self._before),
-                optimizer.register_step_post_hook(self._after),
+                optimizer.register_step_pre_hook(before),
+                optimizer.register_step_post_hook(after),
             )
         ]
+        if rules.prune is not None:
+            self._mask_check.begin()
+
+    def _clips_of(self, found: Mapping[str, torch.Tensor]) -> tuple[Clipping, Updates | None]:
+        """Return the clips of gradients and of updates for these parameters, with fresh states."""
+        rules, optimizers, model = self._rules, self._optimizers, self._model
+        sharding = Sharding.of(found, self._process_group, check_ranks=self._check_ranks)
+        clipping = Clipping(
+            found,
+            ByGlobalNorm(math.inf) if rules.clip is None else rules.clip,
+            module=model if isinstance(model, nn.Module) else None,
+            nonfinite=self._nonfinite,
+            moments=Moments(*optimizers),
+            sharding=sharding,
+            where="torch.attach",
+        )
+        if rules.update is None:
+            return clipping, None
+        where = "torch.attach(update)"
+        return clipping, Updates(optimizers, model, found, rules.update, sharding, where=where)
+
+    def _prepare_device(self) -> None:
+        """Prepare what a fused optimizer does by itself."""
+        optimizers, before = self._optimizers, self._on_device
+        self._fold = Fold(optimizers[0]) if len(optimizers) == 1 else None
+        self._on_device = None
+        if DeviceStep.possible(self._clipping, optimizers):
+            self._on_device = DeviceStep(self._clipping, optimizers[0], before)
+
+    def _take_in_changes(self) -> None:
+        """Act on the parameters that the optimizers hold now; others keep their state."""
+        change = self._held.change()
+        if change is None:
+            return
+        if self._joint_step.partly_done:
+            self._finish()
+        stays = [name for name in change.found if name not in change.joined | change.replaced]
+        clipping, updates = self._clips_of(change.found)
+        for new, old in ((clipping, self._clipping), (updates, self._updates)):
+            if new is not None and old is not None and stays:
+                new.load(forgotten(old.plain(), change.replaced))
+        self._after_step.take_in(change)
+        self._clipping, self._updates = clipping, updates
+        self._prepare_device()
+        self._warnings.watch(change.found)
+        self._held.accept(change)
 
     @property
     def masks(self) -> Masks | None:
@@ -135,6 +187,8 @@ class Handle:
     @masks.setter
     def masks(self, masks: Masks | None) -> None:
         self._after_step.masks = masks
+        if self._hooks:
+            self._mask_check.begin()
 
     @property
     def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
@@ -148,8 +202,12 @@ class Handle:
 
     @property
     def sparsity(self) -> float:
-        """The share of maskable weights that are masked now."""
-        return 0.0 if self.masks is None else self.masks.sparsity
+        """The share of the weights with a mask that are masked and zero now.
+
+        It is counted in the model when it is read. Warns once if masked weights are not zero, since something
+        other than the step has written them.
+        """
+        return self._mask_check.sparsity()
 
     def note(self, **facts: Any) -> None:
         """Add facts (the loss, the epoch) to the record's row of the coming step.
@@ -161,10 +219,13 @@ class Handle:
         self._facts.update(facts)
 
     def detach(self) -> None:
-        """Remove the hooks; the model and the optimizer stay as they are."""
-        if self._hooks:
-            for optimizer in self._optimizers:
-                attached.discard(optimizer)
+        """Remove the hooks.
+
+        Masked weights that were written since the last step (by a checkpoint of the best epoch, an
+        average of weights) are masked again, with a warning; nothing else of the model and the
+        optimizer changes.
+        """
+        was_attached = bool(self._hooks)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -172,6 +233,11 @@ class Handle:
         self._joint_step.drop()
         self._step_calls.release()
         self._unfold()
+        if was_attached:
+            for optimizer in self._optimizers:
+                attached.discard(optimizer)
+                unwatch_copies(optimizer)
+            self._mask_check.end()
 
     def following(self, move: Move) -> Callable[[], None]:
         """Return a function that attaches this handle to a smaller copy of its module; `shrink` calls it.
@@ -209,7 +275,11 @@ class Handle:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that is needed to continue, as plain data and tensors."""
+        """Return the state that is needed to continue, as plain data and tensors.
+
+        Warns once if masked weights are not zero: a model that is saved beside it would not be pruned.
+        """
+        self._mask_check.warn()
         return {
             "steps": self.steps,
             "clip": self._clipping.plain() if self.steps else None,
@@ -230,6 +300,7 @@ class Handle:
         steps = whole(state["steps"])
         if steps is None or steps < 0:
             raise InvalidArgument("not a number of steps", where="steps", got=state["steps"])
+        self._take_in_changes()
         bound, masks = self._after_step.read(state["bound"], state["masks"])
         schedule = self._after_step.read_schedule(state.get("prune"), steps)
         update = state.get("update")
@@ -248,7 +319,8 @@ class Handle:
         self.steps = steps
         self._readback = AsyncReadback()
         self._joint_step.drop()
-        self._after_step.bound_state, self._after_step.masks = bound, masks
+        self._after_step.masks = masks
+        self._after_step.load_bound(bound)
         self._after_step.load_schedule(schedule)
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
@@ -272,6 +344,7 @@ class Handle:
         self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
     ) -> Callable[[], Any]:
         called = False
+        prepare: Any = torch.compiler.disable(self._prepare)
 
         def clipped() -> Any:
             nonlocal called
@@ -284,19 +357,14 @@ class Handle:
                 )
             called = True
             loss = closure()
-            self._prepare(optimizer)
+            prepare(optimizer)
             return loss
 
         return clipped
 
     @torch.no_grad()
     def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
-        if [_identities(item) for item in self._optimizers] != self._identities_at_attach:
-            raise Unsupported(
-                "the optimizer has got other parameters since attach",
-                where="torch.attach",
-                hint="detach() the handle and attach again",
-            )
+        self._take_in_changes()
         if self._needs_all and in_backward():
             raise Unsupported(
                 "the optimizer steps inside backward(), where the gradients of other parameters are not "
@@ -386,7 +454,8 @@ class Handle:
             self._warnings.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
         noted, self._facts = self._facts, {}
         if self._record is not None:
-            facts = {"sparsity": self.sparsity, **noted}
+            # The masks were applied just now.
+            facts = {"sparsity": 0.0 if self.masks is None else self.masks.sparsity, **noted}
             updates = None if self.last_update is None else self.last_update.tensors()
             measured = self._clipping.weights
             weights = self._after_step.weight_norms() or (measured and measured.tensors())
@@ -411,29 +480,3 @@ def _cut_state(state: Any, move: Move, name: str | None = None) -> Any:
         return move.cut(name, state, what="the state")
     except Unsupported:
         return _LOST
-
-
-def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
-    return [item for group in optimizer.param_groups for item in map(id, group["params"])]
-
-
-def _optimized(
-    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
-) -> dict[str, torch.Tensor]:
-    reshard_(model)
-    held = [
-        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
-    ]
-    chosen = {id(parameter) for parameter in held}
-    if len(chosen) < len(held):
-        raise Unsupported("two optimizers hold the same parameter", where="torch.attach")
-    parameters = named(model, where="torch.attach").items()
-    found = {name: parameter for name, parameter in parameters if id(parameter) in chosen}
-    foreign = len(chosen) - len(found)
-    if foreign:
-        raise Unsupported(
-            f"the optimizer holds {foreign} parameter(s) that the model does not",
-            where="torch.attach",
-            hint="attach the module that owns all of them",
-        )
-    return found

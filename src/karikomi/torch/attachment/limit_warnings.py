@@ -26,11 +26,17 @@ class LimitWarnings:
         self.accepted = self.engaged = 0
         self._warned = self._missed = False
         self._stepped, self._unstepped, self._version = True, 0, 0
-        self._sentinel = next((p for p in found.values() if p.requires_grad and p.is_leaf), None)
         self._hook = None
-        if self._sentinel is not None:
-            self._version = version_of(self._sentinel)
-            self._hook = self._sentinel.register_post_accumulate_grad_hook(self._after_backward)
+        self.watch(found)
+
+    def watch(self, found: Mapping[str, torch.Tensor]) -> None:
+        """Look at one of these parameters after each backward pass, and at no other."""
+        self.detach()
+        sentinel = next((p for p in found.values() if p.requires_grad and p.is_leaf), None)
+        if sentinel is not None:
+            self._version = version_of(sentinel)
+            hook = torch.compiler.disable(self._after_backward)
+            self._hook = sentinel.register_post_accumulate_grad_hook(hook)
 
     def stepped(self) -> None:
         """Record a step that ran through the handle's hooks."""

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from karikomi.bound import spared
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.rule import Composite, Quantity, Rule, Scope, State
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import alone
-from karikomi.select import select
 from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, layers_of
 from karikomi.torch.bounding.sharded import MEND, ShardedWeights
 from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
+from karikomi.torch.internals import opaque
 from karikomi.torch.modules.fan_in import fan_ins
-from karikomi.torch.modules.parameters import named, unit_axes
+from karikomi.torch.modules.parameters import check_values, gains, named, unit_axes
+from karikomi.torch.modules.parametrized import MASKED, computed_from, with_adapters
 from karikomi.torch.numerics.scaling import representable
 
 MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
@@ -31,6 +34,7 @@ VECTORS = "vectors"
 WHERE = "torch.bound_"
 
 
+@opaque
 @torch.no_grad()
 def bound_(
     module: nn.Module,
@@ -47,9 +51,13 @@ def bound_(
     learned of a tensor or unit goes with the tensor's name, and with `SpectralCap` a tensor per weight.
     Rules per unit act on the tensors whose layer declares a unit axis (Linear, Conv, Embedding,
     recurrent and attention weights), and so does `SpectralCap`; `InitScaled` on those whose layer has a
-    fan-in; what is left alone, with the reason, is in ``outcome.left_alone``.
-    `only`, `exclude`: globs over parameter names. `logits`: for `QKClip`, attention's name -> largest
-    logit per query head; without it, what `watch_logits` or `note_logits` has noted since last time.
+    fan-in; what is left alone, with the reason, is in ``outcome.left_alone``. So are parameters that a layer
+    computes its weight from (``spectral_norm``, ``weight_norm``, ``orthogonal``), and weights that an adapter is
+    added to.
+    `only`, `exclude`: globs over parameter names. Without `only`, rules per entry and per tensor spare the gains
+    of normalisation layers (BatchNorm, LayerNorm, RMSNorm, also classes named like these); ``only="*"`` takes
+    all. A `state` of a version that spared none continues to bound all. `logits`: for `QKClip`, attention's
+    name -> largest logit per query head; without it, what `watch_logits` or `note_logits` has noted since last time.
 
     Of sharded weights (DTensor) the whole is meant: all ranks call this, decide alike, and bound what they
     have. `SpectralCap` gathers one weight at a time; `QKClip` is refused on them.
@@ -68,8 +76,28 @@ def bound_(
         raise InvalidArgument("bounds act on a module", where=WHERE, got=type(module).__name__)
     reshard_(module)
     found = named(module, where=WHERE)
-    chosen = select(found, only=only, exclude=exclude, where=WHERE)
-    return bound_named(module, {name: found[name] for name in chosen}, rule, state, logits=logits)
+    check_values(found, where=WHERE)
+    spare = spared.spares(rule, only, state)
+    others = left_alone_in(module, only=only, exclude=exclude, spare=spare, where=WHERE)
+    chosen = {name: tensor for name, tensor in found.items() if name not in others}
+    outcome, after = bound_named(module, chosen, rule, state, logits=logits)
+    outcome = replace(outcome, left_alone={**outcome.left_alone, **others})
+    return outcome, spared.marked(after, spare)
+
+
+def left_alone_in(
+    module: nn.Module,
+    *,
+    only: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    spare: bool,
+    where: str,
+) -> dict[str, str]:
+    """Return parameter -> why a bound does not affect it: not selected, or a gain that it is to spare."""
+    known = gains(module) if spare else {}
+    return spared.left_alone(
+        named(module, where=where), known, only=only, exclude=exclude, where=where
+    )
 
 
 def bound_named(
@@ -141,15 +169,17 @@ def targets(
         layers, left_alone = layers_of(module, found)
         check_supplied(layers)
         return {name: None for name in found if name not in left_alone}, left_alone
+    computed = _computed(module, rule, found)
     if rule.scope is Scope.UNIT or "spectral_norm" in rule.needs:
         (known, reasons), what = unit_axes(module), "a unit axis"
     elif "fan_in" in rule.needs:
         (known, reasons), what = fan_ins(module), "a fan-in"
         known = dict.fromkeys(known)
     else:
-        chosen = {name: None for name, tensor in found.items() if tensor.is_floating_point()}
-        return dict(chosen), {name: "not floating" for name in found if name not in chosen}
-    axes: dict[str, int | None] = {name: known[name] for name in found if name in known}
+        known = {name: None for name, tensor in found.items() if tensor.is_floating_point()}
+        reasons, what = dict.fromkeys(found, "not floating"), "weights of its own"
+    reasons = {**reasons, **computed}
+    axes: dict[str, int | None] = {n: known[n] for n in found if n in known and n not in computed}
     if not axes:
         raise Unsupported(
             f"no selected tensor has {what}",
@@ -159,12 +189,23 @@ def targets(
     return axes, {name: reasons[name] for name in found if name not in axes}
 
 
+def _computed(module: nn.Module, rule: Rule, found: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return parameter -> why a bound of it would be none of the weight that its layer computes."""
+    every = {**with_adapters(module), **computed_from(module)}
+    reasons = {name: why for name, why in every.items() if name in found}
+    if rule.scope is Scope.ELEMENT:
+        # Entry by entry, a masked weight is within the bound if the one without the mask is.
+        return {name: why for name, why in reasons.items() if why != MASKED}
+    return reasons
+
+
 def restored(rule: Rule, state: Mapping[str, Any], names: Sequence[str]) -> State:
     """Return a checked state of this rule from a checkpoint, vectors included; `names`: for a state without any."""
     small, vectors = _divided(rule, state)
     own = small.get("names") if isinstance(small, Mapping) else None
     stage = alone(rule, own if own and isinstance(own, list) else names)
     plain = checkpoint.to_plain([stage], checkpoint.from_plain([stage], small))
+    plain = spared.marked(plain, isinstance(state, Mapping) and spared.SPARED in state)
     return {**plain, VECTORS: vectors} if "spectral_norm" in rule.needs else plain
 
 
@@ -177,6 +218,7 @@ def _divided(
     rule: Rule, state: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any] | None, dict[str, torch.Tensor]]:
     """Return the small state of `checkpoint`, and the vectors that are stored beside it."""
+    state = spared.without_mark(state)
     if state is None or "spectral_norm" not in rule.needs or not isinstance(state, Mapping):
         return state, {}
     vectors = state.get(VECTORS)

@@ -42,9 +42,17 @@ class HostView:
 
 
 class DeviceStep:
-    """The steps of one `Clipping` whose gradients are all on one device, for a fused optimizer."""
+    """The steps of one `Clipping` whose gradients are all on one device, for a fused optimizer.
 
-    def __init__(self, clipping: Clipping, optimizer: torch.optim.Optimizer) -> None:
+    `before`: of other parameters, whose counts of steps go on.
+    """
+
+    def __init__(
+        self,
+        clipping: Clipping,
+        optimizer: torch.optim.Optimizer,
+        before: DeviceStep | None = None,
+    ) -> None:
         self._clipping, self._optimizer = clipping, optimizer
         device = next(iter(clipping.parameters.values())).device
         self._xp = DeviceNamespace(device, norms.wide(device))
@@ -62,6 +70,8 @@ class DeviceStep:
         }
         self._uniform = all(p.rule.scope is Scope.GLOBAL and p.members is None for p in parts)
         self._counts = self._xp.asarray(np.zeros(3, dtype=np.int64))
+        if before is not None:
+            self._counts = before._counts.to(device)
         self._masks: dict[Any, torch.Tensor] = {}
         self._scale: torch.Tensor | None = None
         self._factor = self._xp.asarray(1.0)

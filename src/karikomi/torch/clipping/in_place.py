@@ -13,9 +13,11 @@ from karikomi.rules.outcome import Outcome
 from karikomi.torch.clipping.host_step import AVAILABLE, Clipping
 from karikomi.torch.clipping.joint_norms import Groups, Sharding
 from karikomi.torch.clipping.second_moments import Moments
-from karikomi.torch.modules.parameters import Parameters, check_parameters, named
+from karikomi.torch.internals import opaque
+from karikomi.torch.modules.parameters import Parameters, check_parameters, check_values, named
 
 
+@opaque
 @torch.no_grad()
 def clip_(
     parameters: Parameters,
@@ -51,6 +53,7 @@ def clip_(
     decide.check_rule(rule, Quantity.GRADIENT, where="torch.clip_", available=AVAILABLE)
     decide.check_policy(nonfinite, where="torch.clip_")
     found = named(parameters, where="torch.clip_")
+    check_values(found, where="torch.clip_")
     check_parameters(found, where="torch.clip_")
     clipping = Clipping(
         found,

@@ -44,8 +44,7 @@ class Forward:
         if self._trail:
             self._trail.end()
         if "macs" in self._facts and not self._macs:
-            tensors = batch.tensors()
-            examples = max(len(tensors[0]), 1) if tensors and tensors[0].dim() else 1
+            examples = max(batch.examples, 1)
             counts = self._readers["macs"].counts
             self._macs = {name: counts.get(name, 0) / examples for name in self._weights}
 

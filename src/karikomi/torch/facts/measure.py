@@ -22,7 +22,7 @@ from karikomi.torch.facts.forward import Forward
 from karikomi.torch.facts.gradients import Gradients, Loss
 from karikomi.torch.facts.inputs import READERS
 from karikomi.torch.modules.parameters import check_names, unwrapped
-from karikomi.torch.tracing.batches import Batch, batches_of
+from karikomi.torch.tracing.batches import Batch, batches_of, length_of
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated
 
@@ -86,7 +86,7 @@ def measure(
             )
         for number in range(passes):
             reading = [meter for meter in meters if meter.passes > number]
-            _read(reading, data, chosen, number, needs <= OF_ONE_BATCH, progress, where)
+            _read(reading, data, module, number, needs <= OF_ONE_BATCH, progress, where)
         found = {fact: values for meter in meters for fact, values in meter.result().items()}
     for fact, values in found.items():
         for name, value in values.items():
@@ -109,7 +109,7 @@ def following(module: nn.Module, data: Iterable[Any], *, where: str = "prune_") 
     module = unwrapped(module)
     check_data(data, where)
     with _isolated(module, 0):
-        batch = next(batches_of(data, _device(module.parameters()), where=f"{where}: data"))
+        batch = next(batches_of(data, module, where=f"{where}: data"))
         return forward.following(module, batch)
 
 
@@ -150,16 +150,16 @@ def _meters(
 def _read(
     meters: list[_Meter],
     data: Any,
-    weights: Mapping[str, torch.Tensor],
+    module: nn.Module,
     number: int,
     one_batch: bool,
     progress: bool,
     where: str,
 ) -> None:
-    batches = batches_of(data, _device(weights.values()), where=f"{where}: data")
+    batches = batches_of(data, module, where=f"{where}: data")
     if one_batch:
         batches = iter([next(batches)])
-    total = 1 if one_batch else len(data) if hasattr(data, "__len__") else None
+    total = 1 if one_batch else length_of(data)
     # None: tqdm shows its bar on a terminal only.
     hidden = None if progress and not one_batch else True
     for batch in tqdm(
@@ -187,10 +187,6 @@ def _chosen(
     parameters = dict(module.named_parameters(remove_duplicate=False))
     check_names(weights, parameters, where=where)
     return {name: parameters[name] for name in weights}
-
-
-def _device(tensors: Iterable[torch.Tensor]) -> torch.device:
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _check(needs: frozenset[str], data: Any, loss: Any, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -72,6 +72,12 @@ class RunningStats:
     def drop(self) -> None:
         """Drop the stored terms."""
         self._now = {}
+
+    def forget(self, names: Collection[str]) -> None:
+        """Drop what is stored of these weights."""
+        for sums in (self._sums, self._now):
+            for fact, total in sums.items():
+                sums[fact] = {name: item for name, item in total.items() if name not in names}
 
     def restart(self) -> None:
         """Begin new means."""

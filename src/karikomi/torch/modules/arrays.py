@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,20 +10,25 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported, suggest
+from karikomi.pack.stored import DTYPES, EXTENDED, array_dtype, kind_of
 from karikomi.quantize import Coded
 from karikomi.shrink.cuts import Cuts
 from karikomi.torch.modules import codes, kept_units
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import check_values, unwrapped
 from karikomi.torch.modules.resizing import resize_
+
+PAIRS = "float4_e2m1fn_x2"
+"""The type of torch that has two numbers of float4 in a byte, the first in the lower half."""
 
 
 def to_arrays(module: nn.Module) -> dict[str, np.ndarray]:
     """Return name -> array for all parameters and buffers of the state dict; copies.
 
-    A tensor with two names (tied weights) is returned under both. Raises `Unsupported` naming the
-    tensor for types that NumPy does not have (bfloat16, float8): convert the module first.
+    A tensor with two names (tied weights) is returned under both. bfloat16, float8 and float4 come as ml_dtypes
+    has them, which NumPy has not. Raises `Unsupported` naming the tensor for types that neither has, and
+    for tensors on the meta device.
     """
-    return {name: _array(name, tensor) for name, tensor in _tensors(unwrapped(module)).items()}
+    return {name: as_array(tensor, name) for name, tensor in _tensors(unwrapped(module)).items()}
 
 
 def to_stored(module: nn.Module) -> dict[str, np.ndarray | Coded]:
@@ -33,7 +39,7 @@ def to_stored(module: nn.Module) -> dict[str, np.ndarray | Coded]:
     module = unwrapped(module)
     coded = codes.recall(module)
     return {
-        name: coded[name] if name in coded else _array(name, tensor)
+        name: coded[name] if name in coded else as_array(tensor, name)
         for name, tensor in _tensors(module).items()
     }
 
@@ -42,6 +48,29 @@ def notes_of(module: nn.Module) -> dict[str, str]:
     """Return what a file has to say about a module beside its tensors: what a shrink left of it."""
     cuts = kept_units.recall(unwrapped(module))
     return {} if cuts is None else {kept_units.NOTE: cuts.to_text()}
+
+
+def as_array(tensor: torch.Tensor, name: str) -> np.ndarray:
+    """Return a copy of a tensor as an array; `name` is for the error where that cannot be."""
+    check_values({name: tensor}, where="torch.to_arrays")
+    kind = str(tensor.dtype).removeprefix("torch.")
+    tensor = tensor.detach().cpu().resolve_conj()
+    try:
+        if kind == PAIRS:
+            pairs = tensor.contiguous().view(torch.uint8).numpy()
+            both = np.stack([pairs & 15, pairs >> 4], axis=-1)
+            return both.reshape(*pairs.shape[:-1], -1).view(array_dtype("float4_e2m1fn"))
+        if kind in EXTENDED:
+            carrier = torch.int16 if tensor.element_size() == 2 else torch.uint8
+            return np.array(tensor.contiguous().view(carrier).numpy()).view(array_dtype(kind))
+        # np.array keeps a 0-d tensor 0-d, unlike ascontiguousarray.
+        return np.array(tensor.numpy(), order="C")
+    except TypeError as error:
+        raise Unsupported(
+            f"NumPy has no {kind}",
+            where=name,
+            hint="convert the module first, for example with module.float()",
+        ) from error
 
 
 @torch.no_grad()
@@ -54,8 +83,9 @@ def fill_(
 
     Layers whose stored shape is smaller (a shrunk network) are resized first; the network's inputs
     and outputs are not. `notes`: what `notes_of` returned of the shrunk network: the units that were kept, and the sizes in
-    attributes of its layers, which shapes alone do not say. Raises `InvalidArgument` naming the first tensor that is missing or unknown, or
-    has values out of range for the module's type, and `Unsupported` for a shape that does not fit.
+    attributes of its layers, which shapes alone do not say. Tensors on the meta device are replaced by ones on the CPU, tied ones by one. Raises
+    `InvalidArgument` naming the first tensor that is missing or unknown, or has values out of range for the
+    module's type, and `Unsupported` for a shape that does not fit.
     """
     inner = unwrapped(module)
     cuts = _cuts(notes or {})
@@ -68,7 +98,9 @@ def fill_(
         for name, tensor in tensors.items()
     }
     new = {name: _tensor(name, arrays[name], old) for name, old in _tensors(inner).items()}
+    _check_loadable(inner)
     _fit_(inner, {name: tuple(tensor.shape) for name, tensor in new.items()}, cuts)
+    _give_memory_(inner)
     for name, tensor in _tensors(inner).items():
         tensor.copy_(new[name])
     codes.remember_(inner, coded)
@@ -93,6 +125,37 @@ def _fit_(module: nn.Module, stored: Mapping[str, tuple[int, ...]], cuts: Cuts |
         resize_(module, shapes)
 
 
+def _check_loadable(module: nn.Module) -> None:
+    """Raise `Unsupported` for a tensor on the meta device that no file has: it would stay without values."""
+    state = module.state_dict()
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if tensor.is_meta and name not in state:
+            raise Unsupported(
+                "a buffer on the meta device that is not in the state dict gets no values from a file",
+                where=name,
+                hint="make it on the CPU: build the module outside of torch.device('meta'), "
+                "or set the buffer before loading",
+            )
+
+
+def _give_memory_(module: nn.Module) -> None:
+    """Replace tensors on the meta device by uninitialised ones on the CPU."""
+    made: dict[int, torch.Tensor] = {}
+    for layer in module.modules():
+        own = itertools.chain(
+            layer.named_parameters(recurse=False), layer.named_buffers(recurse=False)
+        )
+        for leaf, old in list(own):
+            if not old.is_meta:
+                continue
+            if id(old) not in made:
+                empty = torch.empty_like(old, device="cpu")
+                if isinstance(old, nn.Parameter):
+                    empty = nn.Parameter(empty, requires_grad=old.requires_grad)
+                made[id(old)] = empty
+            setattr(layer, leaf, made[id(old)])
+
+
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     state = module.state_dict()
     for name, value in state.items():
@@ -103,29 +166,39 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
-    try:
-        # np.array keeps a 0-d tensor 0-d, unlike ascontiguousarray.
-        return np.array(tensor.detach().cpu().resolve_conj().numpy(), order="C")
-    except TypeError as error:
-        raise Unsupported(
-            f"NumPy has no {str(tensor.dtype).removeprefix('torch.')}",
-            where=name,
-            hint="convert the module first, for example with module.float()",
-        ) from error
-
-
 def _tensor(name: str, array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    stored = torch.from_numpy(np.array(array, order="C"))
-    cast = stored.to(like.dtype)
+    stored = _stored(array)
+    if stored.dtype == like.dtype:
+        return stored
     kinds = stored.is_complex(), stored.is_floating_point()
-    if kinds != (like.is_complex(), like.is_floating_point()):
+    packed = PAIRS in (str(stored.dtype)[6:], str(like.dtype)[6:])
+    if packed or kinds != (like.is_complex(), like.is_floating_point()):
         raise InvalidArgument(
             "another kind of number", where=name, got=stored.dtype, allowed=like.dtype
         )
-    if stored.is_floating_point() and not torch.equal(torch.isfinite(cast), torch.isfinite(stored)):
+    cast = stored.to(like.dtype)
+    if stored.is_floating_point() and not torch.equal(_finite(cast), _finite(stored)):
         raise InvalidArgument("values too large for the module's type", where=name, got=like.dtype)
     return cast
+
+
+def _stored(array: np.ndarray) -> torch.Tensor:
+    """Return an array as a tensor of its own type; two numbers of float4 share a byte in torch."""
+    kind, array = kind_of(array.dtype), np.array(array, order="C")
+    if kind in ("int4", "uint4"):
+        return torch.from_numpy(array.astype(np.int8))
+    if kind == "float4_e2m1fn" and array.ndim and array.shape[-1] % 2 == 0:
+        bits = array.view(np.uint8)
+        return torch.from_numpy(bits[..., 0::2] & 15 | bits[..., 1::2] << 4).view(
+            getattr(torch, PAIRS)
+        )
+    if kind in EXTENDED:
+        return torch.from_numpy(array.view(DTYPES[kind].carrier)).view(getattr(torch, kind))
+    return torch.from_numpy(array)
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor)
 
 
 def _check_ends(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -146,15 +219,17 @@ def _check_ends(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 def _check_names(present: set[str], stored: set[str]) -> None:
     missing, unknown = sorted(present - stored), sorted(stored - present)
-    if missing:
+    if missing or unknown:
+        near = suggest(missing[0], unknown) if missing and unknown else None
         raise InvalidArgument(
-            "a tensor of the module is missing",
-            where=missing[0],
-            hint=f"{len(missing)} missing; {suggest(missing[0], stored)}",
+            "the file and the module are different networks",
+            where=(missing or unknown)[0],
+            got=f"only in the file: {_first(unknown)}",
+            allowed=f"only in the module: {_first(missing)}",
+            hint=f"{len(present & stored)} names are in both" + (f"; {near}" if near else ""),
         )
-    if unknown:
-        raise InvalidArgument(
-            "the module has no such tensor",
-            where=unknown[0],
-            hint=f"{len(unknown)} unknown; {suggest(unknown[0], present)}",
-        )
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more if names else "nothing"

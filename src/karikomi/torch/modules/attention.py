@@ -111,7 +111,7 @@ def declare_attention(
 
 
 def attentions(module: nn.Module) -> dict[str, Attention]:
-    """Return name -> attention layer, of a module and its submodules."""
+    """Return name -> attention layer, of a module and its submodules, without those that compute their weights."""
     module = unwrapped(module)
     kept = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, Attention] = {}
@@ -123,9 +123,16 @@ def attentions(module: nn.Module) -> dict[str, Attention]:
             shared = declared.key_heads < declared.heads
             readers = _declared_readers(layer, declared, prefix, kept)
             found[name] = Attention(layer, declared.heads, shared, query, key, *readers)
-        elif isinstance(layer, nn.MultiheadAttention):
+        elif isinstance(layer, nn.MultiheadAttention) and _has_weights(layer, kept):
             found[name] = Attention(layer, layer.num_heads, False, *_own_rows(layer, kept))
     return found
+
+
+def _has_weights(layer: nn.MultiheadAttention, kept: Mapping[int, str]) -> bool:
+    """Return whether the projections are parameters, and not computed from others."""
+    separate = layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight
+    weights = (layer.in_proj_weight, *separate, layer.out_proj.weight)
+    return all(weight is None or id(weight) in kept for weight in weights)
 
 
 def _own_rows(

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+from karikomi.bound import spared
 from karikomi.errors import InvalidArgument, Unsupported, check_known
 from karikomi.torch.internals import uncompiled
 
 Parameters = nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | torch.Tensor
 
 _OUT_IN = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.EmbeddingBag)
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 _IN_OUT = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -43,14 +46,47 @@ def named(parameters: Parameters, *, where: str) -> dict[str, torch.Tensor]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile`` and data-parallel wrappers, with the user's names."""
+    """Return the module inside ``torch.compile``, data-parallel and averaging wrappers, with the user's names."""
     while True:
-        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        if isinstance(module, _WRAPPERS):
             module = module.module
         elif (inner := uncompiled(module)) is not module:
             module = inner
         else:
             return module
+
+
+def through_adapters(
+    names: Iterable[str], parameters: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return parameters, also under those of these names that they had before, or get after, LoRA adapters.
+
+    PEFT puts an adapted layer into one that adds the adapter (``q.weight`` becomes
+    ``base_model.model.q.base_layer.weight``), and merging takes it out again.
+
+    >>> list(through_adapters(["q.weight"], {"base_model.model.q.base_layer.weight": torch.ones(1)}))
+    ['base_model.model.q.base_layer.weight', 'q.weight']
+    """
+    missing = [name for name in names if name not in parameters]
+    plain = {_without_adapter(name): item for name, item in parameters.items()} if missing else {}
+    found = {name: plain.get(_without_adapter(name)) for name in missing}
+    return {**parameters, **{name: item for name, item in found.items() if item is not None}}
+
+
+def _without_adapter(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace("base_layer.", "")
+
+
+def check_values(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Raise `Unsupported` naming the first tensor on the meta device, which has a shape and no values."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise Unsupported(
+                "a tensor on the meta device has no values",
+                where=f"{where}: {name}",
+                hint="fill the module first: kk.load(path, into=module), "
+                "or module.load_state_dict(state, assign=True)",
+            )
 
 
 def check_names(names: Iterable[str], parameters: Mapping[str, Any], *, where: str) -> None:
@@ -85,6 +121,19 @@ def unit_axes(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
         else:
             axes[name] = axis
     return axes, reasons
+
+
+def gains(module: nn.Module) -> dict[str, str]:
+    """Return name -> why a bound spares it, of the gains of normalisation layers, by the types of the layers.
+
+    >>> list(gains(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
+    ['1.weight']
+    """
+    return {
+        name: spared.GAIN
+        for layer, name, _ in owned(module)
+        if spared.is_normalisation(type(layer)) and "bias" not in name.rpartition(".")[2]
+    }
 
 
 def owned(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

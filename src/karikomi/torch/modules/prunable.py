@@ -11,6 +11,7 @@ from karikomi.prune import Layout
 from karikomi.prune.protection import BY_DEFAULT, PROTECTED, check_protect
 from karikomi.torch.internals import norm_type
 from karikomi.torch.modules.parameters import owned, unwrapped
+from karikomi.torch.modules.parametrized import computed_from
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -35,12 +36,14 @@ def prunable(
     check_protect(protect)
     reasons: dict[int, str] = {}
     module = unwrapped(module)
+    named = dict(module.named_parameters())
+    for name, reason in computed_from(module).items():
+        reasons[id(named[name])] = reason
     for layer in module.modules():
         for leaf, parameter in layer.named_parameters(recurse=False):
             reason = _why_not(layer, leaf, parameter, protect)
             if reason:
                 reasons.setdefault(id(parameter), reason)
-    named = dict(module.named_parameters())
     weights: dict[str, torch.Tensor] = {
         name: item for name, item in named.items() if id(item) not in reasons
     }
@@ -96,8 +99,6 @@ def _why_not(
 ) -> str | None:
     if leaf.startswith("bias"):
         return "a bias"
-    if leaf.endswith("_orig") and hasattr(layer, leaf.replace("_orig", "_mask")):
-        return "masked by torch.nn.utils.prune, whose remove() makes it a weight again"
     if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
         return "it has no values yet"
     kinds = () if "norms" in protect else NORMS

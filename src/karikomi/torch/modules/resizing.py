@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from karikomi.errors import Unsupported, check_known
 from karikomi.torch.internals import norm_type
 
 Shape = tuple[int, ...]
+HOOKED = ("weight", "weight_orig", "weight_v")
+"""Names of a weight, and of what hooks of `torch.nn.utils` compute it of."""
 _DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -62,8 +65,9 @@ def resize_(
     return changed
 
 
-def set_sizes_(layer: Any) -> None:
+def set_sizes_(given: nn.Module) -> None:
     """Set the attributes in which a layer of torch states the sizes of its tensors (``in_features``, ...)."""
+    layer: Any = given
     if isinstance(layer, nn.MultiheadAttention):
         inner = layer.out_proj.in_features
         if layer.in_proj_weight is not None and len(layer.in_proj_weight) == 3 * inner:
@@ -71,12 +75,14 @@ def set_sizes_(layer: Any) -> None:
             layer.head_dim = inner // layer.num_heads
         return
     if isinstance(layer, nn.RNNBase):
-        layer.hidden_size = layer.weight_hh_l0.shape[0] // _gates(layer)
+        layer.hidden_size = layer.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
         layer.input_size = layer.weight_ih_l0.shape[1]
         layer.proj_size = layer.weight_hh_l0.shape[1] if layer.proj_size else 0
         return
     tensors = dict(layer.named_buffers(recurse=False)) | dict(layer.named_parameters(recurse=False))
-    weight = tensors.get("weight")
+    weight = next((tensors[name] for name in HOOKED if name in tensors), None)
+    if parametrize.is_parametrized(layer, "weight"):
+        weight = layer.weight
     if isinstance(layer, norm_type()):
         own = weight if weight is not None else tensors.get("running_mean")
         layer.num_features = layer.num_features if own is None else len(own)
@@ -96,10 +102,6 @@ def set_sizes_(layer: Any) -> None:
         layer.embedding_dim = weight.shape[1]
     elif isinstance(layer, nn.PReLU):
         layer.num_parameters = len(weight)
-
-
-def _gates(layer: nn.RNNBase) -> int:
-    return {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
 
 
 def _check_layer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ def prune_(
     score: str | Score = "magnitude",
     allocation: str | None = None,
     pattern: str | Pattern = "unstructured",
+    rounding: str = "up",
     data: Iterable[Any] | None = None,
     loss: Any = None,
     facts: Facts | None = None,
@@ -65,22 +67,24 @@ def prune_(
 
     The weights of Linear, Conv and ConvTranspose layers are scored in float32; of each pool of the
     allocation exactly the asked number goes, ties by parameter order, then index order. Biases,
-    normalisation, embeddings (and a weight tied to one) and recurrent cells are left alone:
-    ``masks.left_alone`` has the reasons. Tensors that lost every weight are in ``masks.emptied``;
+    normalisation, embeddings (and a weight tied to one), recurrent cells, and what a layer computes its weight
+    from (``spectral_norm``, ``weight_norm``) are left alone: ``masks.left_alone`` has the reasons.
+    Tensors that lost every weight are in ``masks.emptied``;
     ``masks.account`` has, per tensor, what was removed and why, and, with `data`, the effect on the output.
 
     One target, unless the pattern determines how much is removed: `sparsity`, the share of all selected weights that
-    is zero afterwards, in [0, 1), or globs over parameter names -> such a share, each layer by hand;
+    is zero afterwards, in [0, 1), or globs over parameter names -> such a share, each layer by hand; of units, heads,
+    layers or blocks as many go as make it at least that share, or with ``rounding="nearest"`` nearest to it;
     `width`, the share of units (heads, layers, blocks) that stays, in
     (0, 1]; or a budget for what stays of the whole module, as a share or a whole number: `parameters`,
     `macs` (multiply-accumulates of one example), `bytes` (kept values and one bit per masked weight).
     `score`, `allocation`, `pattern`: registered names (``karikomi list``) or objects of `karikomi.prune`;
     without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
     (``wanda``), else ``global``. `data`: batches
-    ``(inputs, targets)`` or inputs, for scores that need them; read once per measuring, in memory that
-    does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients. `facts`: measured facts,
-    fact -> parameter -> array (`karikomi.prune.FACTS`), instead of
-    measuring them. `only`, `exclude`: globs over parameter names. `protect`: what is left alone, of
+    ``(inputs, targets)`` or inputs, also mappings with ``labels``, for scores that need them; read once per
+    measuring, in memory that does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients.
+    `facts`: measured facts, fact -> parameter -> array (`karikomi.prune.FACTS`), instead of measuring
+    them. `only`, `exclude`: globs over parameter names. `protect`: what is left alone, of
     ``first``, ``last``, ``norms``, ``embeddings``, ``recurrent`` cells and ``attention`` (fused projections);
     by default all but first and last, and for units and layers also the last layer, whose units are the
     outputs. `masks`: earlier masks; what they removed
@@ -96,7 +100,8 @@ def prune_(
 
     Raises `InvalidArgument` for a target that is missing or can be read in two ways, `UnknownName` for a
     name or a glob, `Unsupported` when nothing can be pruned or a combination means nothing, `NonFinite`
-    naming a tensor with NaN or infinite weights or scores.
+    naming a tensor with NaN or infinite weights or scores. Warns of tensors that lose every weight because
+    all were zero before (new LoRA adapters).
 
     >>> import torch, karikomi as kk
     >>> layer = torch.nn.Linear(4, 1)
@@ -125,6 +130,7 @@ def prune_(
         score=score,
         allocation=allocation,
         pattern=pattern,
+        rounding=rounding,
         facts=facts,
         only=only,
         exclude=exclude,
@@ -254,10 +260,32 @@ class _Pruning:
         masks = Masks(kept, left_alone=left_alone, places=places)
         if account is None:
             account = account_of(self.module, masks, answer, self.data if last else None)
+            notes = self.request.notes(answer.masks)
+            account = replace(account, notes=(*account.notes, *notes))
         self.check(masks)
+        self._warn_of_untrained(account, earlier)
         with torch.no_grad():
             masks.apply_(self.module)
         return Masks(masks, left_alone=left_alone, account=account)
+
+    def _warn_of_untrained(self, account: Account, earlier: Masks) -> None:
+        """Warn of tensors that lose every weight because all were zero before."""
+        lost = [row.name for row in account.rows if row.removed == row.size]
+        zero = [
+            name
+            for name in lost
+            if name in self.weights
+            and not (name in earlier and not earlier[name].any())
+            and not self.weights[name].any()
+        ]
+        if zero:
+            first = ", ".join(zero[:3]) + (", ..." if len(zero) > 3 else "")
+            warnings.warn(
+                f"karikomi: all weights of {len(zero)} tensor(s) were zero, as in a new LoRA adapter, and all of "
+                f"them are masked now, so that they cannot be trained ({first}). Train them before they are "
+                f"pruned, or leave them out, such as by exclude={zero[0]!r}",
+                stacklevel=4,
+            )
 
     def _reconstructed(
         self, answer: SelectionResult, earlier: Masks

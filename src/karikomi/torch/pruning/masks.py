@@ -16,8 +16,9 @@ from karikomi.prune.mask_mapping import MaskMapping
 from karikomi.selection.threads import each
 from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
+from karikomi.torch.internals import opaque
 from karikomi.torch.modules.moves import Move
-from karikomi.torch.modules.parameters import check_names, unwrapped
+from karikomi.torch.modules.parameters import check_names, through_adapters, unwrapped
 from karikomi.torch.pruning import mask_shards
 from karikomi.torch.pruning.mask_shards import ShardPlace
 
@@ -66,12 +67,27 @@ class Masks(MaskMapping[torch.Tensor]):
         """Return parameter name -> ``(removed weights, all weights)``."""
         return {name: (removed(mask), mask.numel()) for name, mask in self._kept.items()}
 
+    def not_zero(self, module: nn.Module) -> dict[str, int]:
+        """Return parameter name -> how many masked weights of a module are not zero, where there are any."""
+        pairs = zip(self._kept, self._pairs(module), strict=True)
+        counts = {
+            name: int(((local(parameter) != 0) & ~mask).count_nonzero())
+            for name, (parameter, mask) in pairs
+            if not parameter.is_meta
+        }
+        return {name: count for name, count in counts.items() if count}
+
+    @opaque
     def apply_(self, module: nn.Module) -> None:
-        """Set the masked weights of a module to exactly ``+0.0``."""
+        """Set the masked weights of a module, or of an averaged copy of it, to exactly ``+0.0``.
+
+        LoRA adapters of PEFT may have been added to the module, or merged into it, since the masks were made.
+        """
         pairs = self._pairs(module)
         entries = sum(mask.numel() for _, mask in pairs if mask.is_cpu)
         each(lambda pair: _clear_(*pair), pairs, entries=entries)
 
+    @opaque
     def mask_gradients_(self, module: nn.Module) -> None:
         """Set the gradients of masked weights to zero, where there are gradients."""
         for parameter, mask in self._pairs(module):
@@ -141,7 +157,8 @@ class Masks(MaskMapping[torch.Tensor]):
         # All are checked before the first is written to.
         pairs = []
         reshard_(module)
-        parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+        known = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+        parameters = through_adapters(self._kept, known)
         check_names(self._kept, parameters, where="Masks")
         for name in self._kept:
             mask = self.here(name, parameters[name])

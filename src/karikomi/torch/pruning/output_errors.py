@@ -50,8 +50,7 @@ def output_errors(module: nn.Module, masks: Masks, data: Iterable[Any]) -> dict[
 
 def first_of(module: nn.Module, data: Iterable[Any]) -> list[Batch]:
     """Return the first batches: read once, as data may be shuffled anew each time."""
-    device = next(module.parameters()).device
-    return list(islice(batches_of(data, device, where="data"), BATCHES))
+    return list(islice(batches_of(data, module, where="data"), BATCHES))
 
 
 @torch.no_grad()

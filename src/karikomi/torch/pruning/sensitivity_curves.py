@@ -19,6 +19,7 @@ from karikomi.files import as_path, write_json
 from karikomi.prune import Score, Unstructured, as_score, check_sparsity
 from karikomi.selection.exact_masks import check_combination
 from karikomi.selection.request import selected
+from karikomi.tasks.metrics import sign_of
 from karikomi.torch.facts.measure import check_rereadable, measure
 from karikomi.torch.modules.fingerprint import fingerprint
 from karikomi.torch.modules.prunable import prunable
@@ -30,7 +31,7 @@ from karikomi.torch.tracing.restoring import restored_unless_kept
 WHERE = "torch.sensitivity"
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 _FORMAT = "karikomi sensitivity 1"
-_PARTS = {"format", "score", "module", "dense", "curves"}
+_PARTS = {"format", "score", "goal", "module", "dense", "curves"}
 
 Points = dict[str, dict[float, float]]
 
@@ -84,6 +85,7 @@ def sensitivity(
     exclude: str | Sequence[str] | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    goal: str = "max",
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Curves:
@@ -92,10 +94,11 @@ def sensitivity(
     ``loss_i(s) = judge(f) - judge(f with weight i pruned to sparsity s)``. For
     ``prune_(..., allocation="sensitivity", facts={"curve": curves})`` with the same selection.
 
-    `judge`: ``judge(module) -> number``, higher is better, on data that the final test does not use; it is
-    called in eval mode, once for the module and once per weight and sparsity. `sparsities`: in
-    [0, 1). `score`, `only`, `exclude`, `data`, `loss`: as in `prune_`; facts are measured once, on the dense
-    module, where the score allows. `checkpoint`: a JSON file, written after each point; what it
+    `judge`: ``judge(module) -> number``, higher is better, or lower with ``goal="min"``, which changes the
+    sign of the losses; on data that the final test does not use. It is called in eval mode, once for
+    the module and once per weight and sparsity. `sparsities`: in [0, 1). `score`, `only`,
+    `exclude`, `data`, `loss`: as in `prune_`; facts are measured once, on the dense module, where the score
+    allows. `checkpoint`: a JSON file, written after each point; what it
     contains of this module and score is not measured again.
 
     Raises what `prune_` raises, `NonFinite` for a judge that returns NaN or infinity, `Unsupported` for a
@@ -109,7 +112,7 @@ def sensitivity(
 
     Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets" (figure 2); Han et al. 2015.
     """
-    shares = _checked(judge, sparsities, data)
+    sign, shares = sign_of(goal, where=WHERE), _checked(judge, sparsities, data)
     scored_by = as_score(score)
     check_combination(scored_by, Unstructured())
     weights, left_alone = prunable(module)
@@ -123,7 +126,7 @@ def sensitivity(
     )
     weights = {name: weights[name] for name in names}
     before = _judged(judge, module, "the dense module")
-    notes = _Notes(checkpoint, module, scored_by, before)
+    notes = _Notes(checkpoint, module, scored_by, before, goal)
     facts, data = _facts(scored_by, module, weights, data, loss)
     missing = [(name, share) for name in weights for share in shares if share not in notes.of(name)]
     hidden = None if progress else True
@@ -139,7 +142,7 @@ def sensitivity(
                 facts=facts,
             )
             after = _judged(judge, module, f"{name} at sparsity {share:g}")
-        notes.write(name, share, notes.dense - after)
+        notes.write(name, share, sign * (notes.dense - after))
     return Curves(notes.dense, {n: {s: notes.of(n)[s] for s in shares} for n in weights})
 
 
@@ -152,13 +155,14 @@ class _Notes:
         module: nn.Module,
         score: Score,
         dense: float,
+        goal: str,
     ) -> None:
         self._path = None if path is None else as_path(path)
         self._identity = {}
         self.dense: float = dense
         self._points: Points = {}
         if self._path is not None:
-            self._identity = {"score": repr(score), "module": fingerprint(module)}
+            self._identity = {"score": repr(score), "goal": goal, "module": fingerprint(module)}
             if self._path.exists():
                 self._read(self._path)
 

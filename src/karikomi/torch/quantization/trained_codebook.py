@@ -84,7 +84,7 @@ def shared(module: nn.Module) -> dict[str, Coded]:
             continue
         for leaf, chain in layer.parametrizations.items():  # type: ignore[union-attr]
             if isinstance(chain[0], _Shared):
-                grid = Codebook(chain.original.detach().cpu().numpy().copy())
+                grid = Codebook(chain.original.detach().cpu().float().numpy().copy())
                 codes = chain[0].codes.cpu().numpy().astype(grid.code_dtype)
                 found[f"{prefix}.{leaf}" if prefix else leaf] = Coded(codes, grid)
     return found

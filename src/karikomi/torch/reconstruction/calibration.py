@@ -35,7 +35,6 @@ class Regressions:
     ) -> None:
         self.dense, self._where = dense, where
         self._module, self._parameters, self._data = module, parameters, data
-        self._device = next(iter(parameters.values())).device
         self._times: dict[str, int] = {}
         with WeightReadHooks(parameters, [self._count]) as watch:
             self._run(next(self._batches()), {})
@@ -91,7 +90,7 @@ class Regressions:
         torch.func.functional_call(self._module, weights, batch.positional, dict(batch.named))
 
     def _batches(self) -> Iterator[Batch]:
-        return batches_of(self._data, self._device, where=f"{self._where}: data")
+        return batches_of(self._data, self._module, where=f"{self._where}: data")
 
     def _count(self, reading: Reading) -> None:
         self._times[reading.name] = self._times.get(reading.name, 0) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from karikomi.prune.account import Account
 from karikomi.prune.pattern import NofM
 from karikomi.prune.scores.reconstruction import OBC, SparseGPT
 from karikomi.reconstruction.least_squares import Reconstructed
-from karikomi.reconstruction.obc import obc
+from karikomi.reconstruction.obc import obc, operations
 from karikomi.reconstruction.sparsegpt import sparsegpt
 from karikomi.torch.modules.parameters import check_names, unwrapped
 from karikomi.torch.reconstruction.calibration import Regressions
@@ -27,6 +27,8 @@ from karikomi.torch.tracing.restoring import restored_unless_kept
 
 WHERE = "reconstruct_"
 _LAYOUT = Layout(units=0, inputs=1)
+PER_SECOND = 5e8
+"""Operations of `obc` that a processor does in a second, for an estimate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,17 +123,25 @@ def reconstruct_(
         )
     module, method = unwrapped(module), method or OBC()
     parameters = _chosen(module, removes)
+    if isinstance(method, OBC):
+        _check_cost(parameters, removes, method, pattern)
     masks = {name: np.ones(tuple(weight.shape), bool) for name, weight in parameters.items()}
     masks |= {name: mask.cpu().numpy() for name, mask in (earlier or {}).items() if name in masks}
     rows = []
     with steady(module), restored_unless_kept(lambda: parameters) as snapshot:
         regressions = Regressions(module, parameters, snapshot.copies, data, where=WHERE)
-        for name in tqdm(
+        bar = tqdm(
             regressions.order, "reconstruct", leave=False, disable=None if progress else True
-        ):
+        )
+        for number, name in enumerate(bar):
+
+            def advance(share: float, number: int = number) -> None:
+                bar.n = number + round(share, 3)
+                bar.refresh()
+
             if removes[name] > masks[name].size - int(masks[name].sum()) or pattern:
                 amount = pattern or removes[name]
-                result, row = _refit(regressions, name, amount, method, masks[name])
+                result, row = _refit(regressions, name, amount, method, masks[name], advance)
                 parameters[name].copy_(
                     torch.from_numpy(_restored(result.weights, parameters[name]))
                 )
@@ -147,10 +157,14 @@ def _refit(
     amount: int | NofM,
     method: OBC | SparseGPT,
     mask: np.ndarray,
+    advance: Callable[[float], None],
 ) -> tuple[Reconstructed, Refitted]:
     problem = regressions.problem(name)
     weights = _matrix(regressions.dense[name].double().cpu().numpy())
-    solver = partial(sparsegpt, block=method.block) if isinstance(method, SparseGPT) else obc
+    by_columns = isinstance(method, SparseGPT)
+    solver = (
+        partial(sparsegpt, block=method.block) if by_columns else partial(obc, progress=advance)
+    )
     where, gone = f"{WHERE}: {name}", ~_matrix(mask)
     result = solver(weights, problem, amount, damping=method.damping, gone=gone, where=where)
     masked = np.where(result.kept, weights, 0.0)
@@ -169,6 +183,27 @@ def _chosen(module: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
         if known[name].dim() < 2:
             raise Unsupported("this is not a matrix of weights", where=f"{WHERE}: {name}")
     return {name: known[name] for name in names}
+
+
+def _check_cost(
+    parameters: Mapping[str, torch.Tensor],
+    removes: Mapping[str, int],
+    method: OBC,
+    pattern: NofM | None,
+) -> None:
+    """Raise `Unsupported` for the first tensor that needs more operations than the method may take."""
+    for name, weight in parameters.items():
+        rows = weight.shape[0]
+        remove = round(weight.numel() * pattern.sparsity) if pattern else removes[name]
+        needed = operations((rows, weight.numel() // max(rows, 1)), remove)
+        if needed > method.most_operations:
+            raise Unsupported(
+                f"obc needs about {needed:.0e} operations for this tensor, some "
+                f"{needed / PER_SECOND / 60:,.0f} minutes",
+                where=f"{WHERE}: {name}",
+                allowed=f"<= {method.most_operations:.0e}",
+                hint='score="sparsegpt", or score=kk.prune.OBC(most_operations=...)',
+            )
 
 
 def _matrix(array: np.ndarray) -> np.ndarray:

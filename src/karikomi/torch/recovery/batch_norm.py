@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.tasks.metrics import sign_of
 from karikomi.torch.internals import batch_norm_type
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tracing.batches import MISSING, batches_of
@@ -36,17 +37,18 @@ def recalibrate_(
     *,
     judge: Judge | Iterable[Any],
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    goal: str = "max",
 ) -> Recalibration:
-    """Re-estimate the mean and variance of each batch norm on `data`; keep them if the metric rises.
+    """Re-estimate the mean and variance of each batch norm on `data`; keep them if the metric improves.
 
     The cumulative average over batches, with equal weights; in eval mode except for the batch norms. Kept only
-    if the validation metric is higher than before, else, and after an error, every buffer is restored
+    if the validation metric is better than before, else, and after an error, every buffer is restored
     bit for bit. Modes and momenta are restored.
 
-    `data`: batches ``(inputs, targets)``, or inputs alone. `judge`: ``judge(module) -> number``, higher is
-    better, on held-out data; or such data, ``(inputs, targets)``, with a `loss(outputs, targets)`
-    that is a mean over the batch. Raises `Unsupported` without batch norms that keep statistics, `InvalidArgument` for
-    missing arguments and for batches of one value.
+    `data`: batches ``(inputs, targets)``, or inputs alone. `judge`: ``judge(module) -> number`` on
+    held-out data, higher is better, or lower with ``goal="min"``; or such data, ``(inputs, targets)``, with a
+    `loss(outputs, targets)` that is a mean over the batch. Raises `Unsupported`
+    without batch norms that keep statistics, `InvalidArgument` for missing arguments and for batches of one value.
 
     >>> module = nn.Sequential(nn.BatchNorm1d(1))
     >>> data = [torch.tensor([[1.0], [3.0]])]
@@ -62,12 +64,19 @@ def recalibrate_(
     norms = [item for item in module.modules() if _keeps_statistics(item)]
     if not norms:
         raise Unsupported("no batch norm here keeps statistics", where=WHERE)
+    sign = sign_of(goal, where=WHERE)
     judged = judge if callable(judge) else _by_loss(judge, loss)
+    if not callable(judge) and goal != "max":
+        raise InvalidArgument(
+            "a goal is for a judge that is a function: of held-out data the loss is minimised",
+            where=WHERE,
+            got=repr(goal),
+        )
     with steady(module, fresh=False), restored_unless_kept(lambda: _buffers(norms)) as snapshot:
         before = float(judged(module))
         _estimate_(module, norms, data)
         after = float(judged(module))
-        kept = math.isfinite(after) and not after <= before
+        kept = math.isfinite(after) and not sign * after <= sign * before
         if kept:
             snapshot.keep()
     return Recalibration(before, after, kept)
@@ -83,7 +92,7 @@ def _estimate_(module: nn.Module, norms: list[Any], data: Iterable[Any]) -> None
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum, norm.training = None, True
-        for batch in batches_of(data, _device(module), where=f"{WHERE}: data"):
+        for batch in batches_of(data, module, where=f"{WHERE}: data"):
             try:
                 module(*batch.positional, **batch.named)
             except ValueError as error:
@@ -114,17 +123,12 @@ def _by_loss(data: Iterable[Any], loss: Callable[[Any, Any], torch.Tensor] | Non
 
     def judged(module: nn.Module) -> float:
         total, examples = 0.0, 0
-        for batch in batches_of(data, _device(module), where=f"{WHERE}: judge"):
+        for batch in batches_of(data, module, where=f"{WHERE}: judge"):
             if batch.targets is MISSING:
                 raise InvalidArgument("a batch has no targets", where=f"{WHERE}: judge")
-            size = len(batch.tensors()[0]) if batch.tensors() else 1
             outputs = module(*batch.positional, **batch.named)
-            total += size * float(loss(outputs, batch.targets))
-            examples += size
+            total += batch.examples * float(loss(outputs, batch.targets))
+            examples += batch.examples
         return -total / examples
 
     return judged
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(iter([*module.parameters(), *module.buffers()])).device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,21 @@ WHERE = "torch.recover_"
 Loss = Callable[[Any, Any], torch.Tensor]
 
 
+def logits_of(outputs: Any) -> Any:
+    """Return the logits of an output that is a mapping or an object with such an entry, else the output."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationLoss:
     """Loss on the targets of a batch, on the teacher's distributions, or on both; see `recover_`.
 
     ``(1 - weight) loss(f(x), y) + weight T^2 KL(softmax(teacher(x) / T) || softmax(f(x) / T))``, the divergence a
     mean over all distributions. `axis`: of the classes in the outputs; None is the last of two.
-    `where`: for errors.
+    `ignore_index`: the target whose distribution is left out of that mean. `select`: the logits in what
+    the networks return. `where`: for errors.
 
     Source: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network".
     """
@@ -38,6 +46,8 @@ class DistillationLoss:
     temperature: float = 2.0
     weight: float = 0.5
     axis: int | None = None
+    ignore_index: int | None = None
+    select: Callable[[Any], Any] = logits_of
     where: str = WHERE
 
     def __post_init__(self) -> None:
@@ -86,7 +96,9 @@ class DistillationLoss:
             taught = self.teacher(*batch.positional, **batch.named)
         share = float(self.weight)
         total = 0.0 if self.loss is None else (1.0 - share) * self._own(outputs, batch)
-        return self._checked(total + share * self.temperature**2 * self._distance(outputs, taught))
+        return self._checked(
+            total + share * self.temperature**2 * self._distance(outputs, taught, batch)
+        )
 
     def _own(self, outputs: Any, batch: Batch) -> torch.Tensor:
         if batch.targets is MISSING:
@@ -108,8 +120,9 @@ class DistillationLoss:
             )
         return loss
 
-    def _distance(self, outputs: Any, taught: Any) -> torch.Tensor:
+    def _distance(self, outputs: Any, taught: Any, batch: Batch) -> torch.Tensor:
         """Return the mean divergence of the softened distributions, without the T^2."""
+        outputs, taught = self.select(outputs), self.select(taught)
         axis = self._axis(outputs, taught)
         cold, warm = (
             F.log_softmax(
@@ -119,7 +132,11 @@ class DistillationLoss:
             )
             for output in (outputs, taught)
         )
-        return (warm.exp() * (warm - cold)).sum(axis).mean()
+        apart, targets = (warm.exp() * (warm - cold)).sum(axis), batch.targets
+        if self.ignore_index is None or getattr(targets, "shape", None) != apart.shape:
+            return apart.mean()
+        counted = apart[targets != self.ignore_index]
+        return counted.sum() / max(counted.numel(), 1)
 
     def _axis(self, outputs: Any, taught: Any) -> int:
         shapes = [tuple(getattr(output, "shape", ())) for output in (outputs, taught)]

@@ -16,6 +16,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.rule import Composite, Rule
 from karikomi.schedule import whole_from
+from karikomi.tasks.metrics import sign_of
 from karikomi.torch.distributed.replicas import gathered
 from karikomi.torch.modules.fingerprint import tensors_of
 from karikomi.torch.modules.parameters import unwrapped
@@ -70,6 +71,7 @@ def recover_(
     clip: Rule | Composite | None = None,
     bound: Rule | None = None,
     judge: Judge | None = None,
+    goal: str = "max",
     seed: int = 0,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -84,9 +86,9 @@ def recover_(
     `loss` either. `epochs`: at least 1. `optimizer`: made for this module's parameters, by default AdamW with
     `rate` (1e-3); masked moments are zeroed. `teacher`: the dense network; it is not changed.
     `temperature` T > 0; `weight` in (0, 1]; `axis` of the classes in the outputs, required for outputs of
-    more than two axes. `clip`, `bound`: as in `attach`. `judge`: ``judge(module) -> number``, higher is
-    better, on held-out data; the weights are kept if it is not lower than before, else, and after an
-    error, everything is restored bit for bit. `seed`: each epoch draws its random
+    more than two axes. `clip`, `bound`: as in `attach`. `judge`: ``judge(module) -> number`` on
+    held-out data, higher is better, or lower with ``goal="min"``; the weights are kept if it is not worse than
+    before, else, and after an error, everything is restored bit for bit. `seed`: each epoch draws its random
     numbers, a DataLoader's order included, from (seed, epoch). `checkpoint`: a file that is written after each
     epoch and continued from, bit for bit as without the interruption, given the same module and arguments, and
     data that is the same in each epoch or shuffled by torch's random numbers. With replicas (DDP) the first
@@ -113,6 +115,7 @@ def recover_(
     criterion = DistillationLoss(
         loss=loss, teacher=teacher, temperature=temperature, weight=weight, axis=axis
     )
+    sign = sign_of(goal, where=WHERE)
     _check(module, masks, data, epochs, seed)
     optimizer = _optimizer(module, optimizer, rate)
     criterion.check(module, optimizer)
@@ -123,12 +126,16 @@ def recover_(
             training = Retraining(module, masks, optimizer, criterion, data, epochs, seed, progress)
             losses = training.run_(clip, bound, checkpoint)
             after = _judged(judge, module, seed)
-            kept = before is None or after is None or (math.isfinite(after) and not after < before)
+            kept = before is None or after is None or _no_worse(sign * after, sign * before)
             # Each rank evaluates the metric by itself; the weights are kept on all, or on none.
             kept = all(gathered(module, kept))
             if kept:
                 snapshot.keep()
     return Recovery(before=before, after=after, kept=kept, losses=losses)
+
+
+def _no_worse(after: float, before: float) -> bool:
+    return math.isfinite(after) and not after < before
 
 
 @contextmanager

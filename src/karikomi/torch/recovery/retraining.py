@@ -22,7 +22,7 @@ from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.recovery.distillation import WHERE, DistillationLoss
 from karikomi.torch.recovery.training_loop import TrainingLoop, match_moments_
 from karikomi.torch.sparse_training.regrowth import forget_moments_
-from karikomi.torch.tracing.batches import batches_of
+from karikomi.torch.tracing.batches import batches_of, length_of
 from karikomi.torch.tracing.isolation import isolated
 
 _FORMAT = "karikomi recovery 2"
@@ -50,7 +50,6 @@ class Retraining:
         self._epochs, self._seed, self._progress = epochs, seed, progress
         self._losses: list[float] = []
         self._batches = _length(data, seed)
-        self._device = next(unwrapped(module).parameters()).device
         self._loop = TrainingLoop(module, optimizer, criterion, self._batches * epochs)
 
     def run_(
@@ -87,7 +86,7 @@ class Retraining:
         drawn = int(np.random.default_rng([self._seed, epoch]).integers(2**62))
         with isolated(drawn, 0):
             batches = tqdm(
-                batches_of(self._data, self._device, where=f"{WHERE}: data"),
+                batches_of(self._data, self._module, where=f"{WHERE}: data"),
                 desc=f"recover {epoch + 1}/{self._epochs}",
                 unit="batch",
                 total=self._batches,
@@ -180,16 +179,15 @@ class Retraining:
 
 def _length(data: Iterable[Any], seed: int) -> int:
     """Return the number of batches in an epoch; data without a length is iterated once to count."""
-    try:
-        return max(len(data), 1)  # type: ignore[arg-type]
-    except TypeError:
+    count = length_of(data)
+    if count is None:
         generators = _generators(data)
         states = [generator.get_state() for generator in generators]
         with isolated(seed, 0):
             count = sum(1 for _ in data)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        return max(count, 1)
+    return max(count, 1)
 
 
 def _generators(data: Any) -> list[torch.Generator]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from karikomi.torch.modules.copies import undisturbed
 from karikomi.torch.shrinking.label_run import Call, call_of, name_of
 from karikomi.torch.shrinking.rewriting import Kept
 
@@ -95,7 +96,8 @@ def milliseconds(
     module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], *, runs: int = 15
 ) -> float:
     """Return the median time of a forward pass on the example inputs, after three that are not counted."""
-    return median([_once(module, inputs, options) for _ in range(runs + 3)][3:])
+    with undisturbed(module):
+        return median([_once(module, inputs, options) for _ in range(runs + 3)][3:])
 
 
 @torch.no_grad()
@@ -115,15 +117,14 @@ def in_turn(
     """
     taken: list[tuple[float, float]] = []
     modes = [(part, part.training) for part in [*before.modules(), *after.modules()]]
-    try:
+    with undisturbed(before, after):
         for part, _ in modes:
             part.training = False
         start = time.perf_counter()
         while len(taken) <= most and (len(taken) <= least or time.perf_counter() - start < seconds):
             taken.append((_once(before, inputs, options), _once(after, inputs, options)))
-    finally:
-        for part, training in modes:
-            part.training = training
+    for part, training in modes:
+        part.training = training
     first, second = zip(*taken[1:], strict=True)
     return median(first), median(second)
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from karikomi.errors import KarikomiError
 from karikomi.shrink.cuts import Cut
-from karikomi.torch.modules.copies import copied
+from karikomi.torch.modules.copies import copied, undisturbed
 from karikomi.torch.modules.resizing import set_sizes_
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
@@ -110,7 +110,8 @@ def in_module_form(
     module: nn.Module, done: Rewritten, inputs: tuple[Any, ...], options: dict[str, Any]
 ) -> nn.Module | None:
     """Return a smaller copy of the module that computes what the graph does, or None if its code does not allow it."""
-    expected = leaves(done.graph(*inputs, **options))
+    with undisturbed(done.graph):
+        expected = leaves(done.graph(*inputs, **options))
     for guessed in GUESSES:
         small = copied(module)
         take_tensors_(small, done)
@@ -141,7 +142,8 @@ def _difference(
 ) -> float:
     """Return how far the outputs are from those of the graph; infinity if the module does not run."""
     try:
-        got = leaves(small(*inputs, **options))
+        with undisturbed(small):
+            got = leaves(small(*inputs, **options))
         return max(map(apart, expected, got), default=0.0)
     except Exception:
         # Any error of the user's forward has one meaning here: its code does not fit the smaller tensors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,15 +12,17 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
+from karikomi.shrink.label_planes import Labelled, is_product, kept_along
 from karikomi.torch.modules.copies import copied
+from karikomi.torch.shrinking.constants import FILLED, cut_before_users_
 from karikomi.torch.shrinking.label_run import (
     Call,
     Propagated,
     call_of,
+    layer_of,
     name_of,
     with_arguments,
 )
-from karikomi.torch.shrinking.planes import Labelled, is_product, kept_along
 
 LITERALS: dict[str, Callable[[Kept, Call, fx.Node], dict[str, Any]]] = {}
 
@@ -34,7 +37,7 @@ class Kept:
 
     def along(self, value: Labelled, axis: int) -> torch.Tensor:
         """Return the indices that stay along an axis."""
-        return kept_along(value, axis, self.labels)
+        return torch.from_numpy(kept_along(value, axis, self.labels))
 
     def sizes(self, value: Labelled) -> tuple[int, ...]:
         """Return the shape of what stays."""
@@ -103,6 +106,7 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
     stays = Kept(found.values, kept)
     small = copied(graph)
     pairs = list(zip(graph.graph.nodes, small.graph.nodes, strict=True))
+    twins = dict(pairs)
     changed: list[Changed] = []
     indices = cut_tensors_(
         small, {str(n.target): found.values[n.name] for n, _ in pairs if n.op == "get_attr"}, kept
@@ -119,10 +123,15 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
                     where="torch.shrink",
                     got=call_of(node).site,
                 )
-        if node.op == "call_function" and name_of(node) in LITERALS:
+        if node.name in found.constants:
+            own = {axis: stays.along(value, axis) for axis in sorted(value.axes)}
+            cut_before_users_(new, found.constants, own)
+        elif node.op == "call_function" and name_of(node) in LITERALS:
             call = call_of(node)
             arguments = LITERALS[call.name](stays, call, new)
-            with_arguments(new, arguments)
+            with_arguments(
+                new, {key: fx.map_arg(a, lambda n: twins.get(n, n)) for key, a in arguments.items()}
+            )
             changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()
@@ -139,8 +148,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
-    stack = list((call.node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]).partition("@")[0] if stack else ""
+    path = layer_of(call.node)
     found = []
     for name, after in arguments.items():
         before = call[name]
@@ -165,7 +173,9 @@ def cut_tensors_(
     for name, value in values.items():
         if not isinstance(value, Labelled) or not value.planes:
             continue
-        chosen = {axis: kept_along(value, axis, kept) for axis in sorted(value.axes)}
+        chosen = {
+            axis: torch.from_numpy(kept_along(value, axis, kept)) for axis in sorted(value.axes)
+        }
         chosen = {axis: own for axis, own in chosen.items() if len(own) < value.shape[axis]}
         if not chosen:
             continue
@@ -195,37 +205,36 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 @literal("view", "reshape", "_unsafe_view", "expand", "broadcast_to")
-@literal(
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "rand",
-    "randn",
-)
+@literal(*FILLED, "rand", "randn")
 def _shape(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     name = "shape" if call.name == "reshape" else "size"
-    sizes = kept.sizes(kept.of(call.node))
-    return {name: _sized(call[name], sizes)}
+    value = kept.of(call.node)
+    return {name: _sized(call_of(new)[name], value.shape, kept.sizes(value), new)}
 
 
-def _sized(literals: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
-    return [
-        size if isinstance(old, int) and old != -1 else old
-        for old, size in zip(literals, sizes, strict=True)
-    ]
+def _sized(
+    literals: Sequence[Any], before: Sequence[int], after: Sequence[int], new: fx.Node
+) -> list[Any]:
+    """Return sizes as literals, and those that are computed (batch times heads) times the share that stays."""
+    sizes: list[Any] = []
+    for literal_size, old, size in zip(literals, before, after, strict=True):
+        if isinstance(literal_size, fx.Node) and size != old:
+            with new.graph.inserting_before(new):
+                times = new.graph.call_function(operator.mul, (literal_size, size))
+                sizes.append(new.graph.call_function(operator.floordiv, (times, old)))
+        else:
+            number = isinstance(literal_size, int) and literal_size != -1
+            sizes.append(size if number else literal_size)
+    return sizes
 
 
 @literal("unflatten")
 def _unflatten(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     value = kept.of(call.node)
     first = call["dim"] % len(kept.of(call["self"]).shape)
-    sizes = kept.sizes(value)[first : first + len(call["sizes"])]
-    return {"sizes": _sized(call["sizes"], sizes)}
+    axes = slice(first, first + len(call["sizes"]))
+    sizes = _sized(call_of(new)["sizes"], value.shape[axes], kept.sizes(value)[axes], new)
+    return {"sizes": sizes}
 
 
 @literal("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")

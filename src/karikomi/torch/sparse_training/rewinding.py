@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,16 @@ class Rewind:
             "buffers": {name: buffer.clone() for name, buffer in self._buffers().items()},
             "moments": {name: _copied(self._moments(item)) for name, item in self._found.items()},
         }
+
+    def take_in(self, found: Mapping[str, torch.Tensor], stays: Collection[str]) -> None:
+        """Continue with these parameters; of all but `stays` the copy is what they are now."""
+        self._found, before = found, self._kept
+        if before is None:
+            return
+        self.keep()
+        for part, kept in (self._kept or {}).items():
+            unchanged = kept if part == "buffers" else stays
+            kept.update({name: before[part][name] for name in unchanged if name in before[part]})
 
     def restore_(self) -> None:
         """Restore everything that was copied."""

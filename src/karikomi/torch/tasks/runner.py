@@ -11,18 +11,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, KarikomiError, Unsupported, suggest
+from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.quantize import OutputUnits
 from karikomi.shrink.cuts import Cuts
 from karikomi.tasks.runner import Arrays, Phase
-from karikomi.tasks.task import Data, Task, source_of
+from karikomi.tasks.splits import Data, Inputs
+from karikomi.tasks.task import Task, source_of
+from karikomi.tasks.user_code import called
+from karikomi.torch.attachment.after_step import FROZEN
 from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays
 from karikomi.torch.modules.kept_units import NOTE
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.quantization.output_units import output_units
 from karikomi.torch.shrinking.smaller_copy import shrink
+from karikomi.torch.tasks.losses import loss_of
 from karikomi.torch.tasks.networks import NETWORKS
-from karikomi.torch.tasks.training import TorchTraining, batch_tensor, loss_of, outputs
+from karikomi.torch.tasks.training import TorchTraining, batch_for, evaluated
 from karikomi.torch.tracing.isolation import isolated
 
 
@@ -32,7 +36,7 @@ class TorchRunner:
     def __init__(self, task: Task, data: Data, *, seed: int) -> None:
         self._task, self._data, self._seed = task, data, seed
         self._threads = task.recipe.threads
-        self._make = _factory(task)
+        self._make = _factory(task, data)
         self._shrunk: list[Mapping[str, str]] = []
 
     def environment(self) -> dict[str, Any]:
@@ -69,12 +73,27 @@ class TorchRunner:
 
     def left_alone(self) -> dict[str, str]:
         """Return name -> why pruning does not act on a parameter; biases are not listed."""
-        reasons = prunable(self._blank())[1]
+        weights, reasons = prunable(self._blank())
+        reasons |= {name: FROZEN for name, tensor in weights.items() if not tensor.requires_grad}
+        tied = self.tied()
+        for further, first in tied.items():
+            if first in reasons:
+                reasons[first] += f"; tied with {further}"
         return {name: reason for name, reason in reasons.items() if reason != "a bias"}
 
     def prunable(self) -> list[str]:
-        """Return the names of the tensors that pruning acts on."""
-        return list(prunable(self._blank())[0])
+        """Return the names of the tensors that pruning acts on: weights that are trained."""
+        weights = prunable(self._blank())[0]
+        return [name for name, tensor in weights.items() if tensor.requires_grad]
+
+    def tied(self) -> dict[str, str]:
+        """Return further name -> first name of each parameter that has several."""
+        first, tied = dict[int, str](), dict[str, str]()
+        for name, parameter in self._blank().named_parameters(remove_duplicate=False):
+            known = first.setdefault(id(parameter), name)
+            if known != name:
+                tied[name] = known
+        return tied
 
     def output_units(self) -> dict[str, OutputUnits]:
         """Return name -> output units of each weight that has them."""
@@ -89,12 +108,14 @@ class TorchRunner:
     def train(self, arrays: Arrays, phase: Phase) -> TorchTraining:
         """Begin a phase from the given arrays."""
         with isolated(self._seed, self._threads):
-            return TorchTraining(self._task, self._data, self._filled, arrays, phase, self._seed)
+            return TorchTraining(
+                self._task, self._data, self._make, arrays, phase, self._seed, fill=self._fill_
+            )
 
-    def outputs(self, arrays: Arrays, inputs: np.ndarray) -> np.ndarray:
-        """Return the network's outputs in evaluation mode."""
+    def outputs(self, arrays: Arrays, inputs: Inputs) -> np.ndarray:
+        """Return the network's outputs in evaluation mode, those that are judged."""
         with isolated(self._seed, self._threads):
-            return outputs(self._model(arrays), inputs)
+            return evaluated(self._task, self._model(arrays), inputs)
 
     def input_gradients(
         self, arrays: Arrays, inputs: np.ndarray, targets: np.ndarray
@@ -102,8 +123,9 @@ class TorchRunner:
         """Return d loss / d inputs, of the inputs' shape, in evaluation mode."""
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
-            leaf = batch_tensor(inputs).requires_grad_()
-            loss_of(self._task)(model(leaf), torch.from_numpy(targets)).backward()
+            batch = batch_for(model, inputs, targets)
+            leaf = batch.positional[0].requires_grad_()
+            loss_of(self._task)(model(leaf), batch.targets).backward()
             assert leaf.grad is not None  # noqa: S101  (a leaf that requires a gradient has one)
             return np.ascontiguousarray(leaf.grad.numpy())
 
@@ -114,30 +136,35 @@ class TorchRunner:
 
     def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays without dead units, and the report of the removed ones."""
-        example = batch_tensor(self._data.validation.inputs[:64])
+        few = self._data.validation.take(np.arange(min(len(self._data.validation), 64)))
         with isolated(self._seed, self._threads):
+            model = self._model(arrays).eval()
+            example = batch_for(model, few.inputs)
+            if example.named:
+                return arrays, _unshrunk("its inputs are passed by keyword")
+            if not isinstance(model(*example.positional), torch.Tensor):
+                return arrays, _unshrunk("it returns several outputs")
             try:
-                small, report = shrink(self._model(arrays).eval(), (example,))
+                small, report = shrink(model, example.positional)
             except Unsupported as error:
                 # The run continues unshrunk, the reason in its report.
                 return arrays, _unshrunk(str(error))
-        if report.form == "graph":
-            where = ", ".join(report.literals[:3])
-            return arrays, _unshrunk(f"its code does not run with smaller tensors: {where}")
+            if report.form != "module":
+                numbers = "; ".join(report.literals[:3])
+                return arrays, _unshrunk(f"its code does not run with smaller tensors: {numbers}")
         facts = {k: value for k, value in report.as_dict().items() if k not in ("kept", "members")}
         return to_arrays(small), {**facts, "notes": notes_of(small)}
 
     def _model(self, arrays: Arrays) -> nn.Module:
-        with isolated(self._seed, self._threads):
-            return self._filled(arrays)
+        return self._fill_(self._blank(), arrays)
 
-    def _filled(self, arrays: Arrays) -> nn.Module:
-        model = self._make()
+    def _fill_(self, model: nn.Module, arrays: Arrays) -> nn.Module:
+        """Fill a model with arrays, by the notes of the shrunk network whose shapes they have, if any."""
         before = {n: tuple(t.shape) for n, t in model.state_dict().items() if hasattr(t, "shape")}
-        for notes in self._shrunk:
+        given = {name: array.shape for name, array in arrays.items()}
+        for notes in self._shrunk if given != before else ():
             cuts = Cuts.from_text(notes[NOTE], where=f"task {self._task.name}")
-            shapes = {name: cuts.shape(name, shape) for name, shape in before.items()}
-            if shapes == {name: array.shape for name, array in arrays.items()} != before:
+            if given == {name: cuts.shape(name, shape) for name, shape in before.items()}:
                 return fill_(model, arrays, notes)
         return fill_(model, arrays)
 
@@ -155,7 +182,7 @@ def _unshrunk(reason: str) -> dict[str, Any]:
     return {"removed": 0, "left_alone": {"the network": reason}}
 
 
-def _factory(task: Task) -> Callable[[], nn.Module]:
+def _factory(task: Task, data: Data) -> Callable[[], nn.Module]:
     if isinstance(task.model, str):
         if task.model not in NETWORKS:
             raise InvalidArgument(
@@ -168,20 +195,18 @@ def _factory(task: Task) -> Callable[[], nn.Module]:
     make = task.model
 
     def checked() -> nn.Module:
-        try:
-            model = make()
-        except Exception as error:
-            raise KarikomiError(
-                "the task's model function raised",
-                where=f"task {task.name}",
-                got=f"{type(error).__name__}: {error}",
-            ) from error
+        where = f"task {task.name}"
+        model = called(make, "the task's model function raised", where=where)
         if not isinstance(model, nn.Module):
             raise InvalidArgument(
-                "the model is not a torch module",
-                where=f"task {task.name}",
-                got=type(model).__name__,
+                "the model is not a torch module", where=where, got=type(model).__name__
             )
+        if any(isinstance(tensor, _LAZY) for tensor in (*model.parameters(), *model.buffers())):
+            # A lazy layer takes its shape, and draws its weights, from the first batch.
+            evaluated(task, model, data.train.take(np.arange(min(len(data.train), 2))).inputs)
         return model
 
     return checked
+
+
+_LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)

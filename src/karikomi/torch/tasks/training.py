@@ -8,71 +8,82 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from karikomi.errors import InvalidArgument, KarikomiError
 from karikomi.prune import Gradual
 from karikomi.quantize import Coded
 from karikomi.record import Recorder
 from karikomi.tasks.runner import Arrays, Phase
-from karikomi.tasks.task import Data, Task
+from karikomi.tasks.splits import Data, Inputs, Split, mapped_inputs
+from karikomi.tasks.task import Task
+from karikomi.tasks.user_code import called
 from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.quantization.trained_codebook import share_, shared
-from karikomi.torch.recovery.distillation import DistillationLoss
 from karikomi.torch.recovery.training_loop import TrainingLoop, match_moments_
-from karikomi.torch.tracing.batches import Batch
+from karikomi.torch.tasks.losses import criterion_of, selected
+from karikomi.torch.tasks.memory_format import convert_, format_for, laid_out
+from karikomi.torch.tracing.batches import MISSING, Batch
 from karikomi.torch.tracing.isolation import isolated
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+def batch_tensor(inputs: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return inputs as a tensor.
+
+    Floats are cast to `dtype`, the network's: NumPy makes float64, which torch's layers refuse.
+    """
+    tensor = torch.from_numpy(_native(inputs))
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def _mean_squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    if outputs.shape != targets.shape:
-        # torch would broadcast (n, 1) against (n,) to (n, n).
-        raise InvalidArgument(
-            "outputs and targets differ in shape",
-            where="mean_squared_error",
-            got=f"{tuple(outputs.shape)} and {tuple(targets.shape)}",
-        )
-    return F.mse_loss(outputs, targets)
+def _native(array: np.ndarray) -> np.ndarray:
+    """Return an array that torch takes: a writable copy of what is mapped from a file, in native byte order."""
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
 
 
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": F.cross_entropy,
-    "mean_squared_error": _mean_squared_error,
-}
-
-
-def loss_of(task: Task) -> Loss:
-    """Return the task's loss as a torch function of ``(outputs, targets)``."""
-    if callable(task.loss):
-        return task.loss
-    if task.loss not in LOSSES:
-        raise InvalidArgument(
-            "unknown loss", where=f"task {task.name}", got=task.loss, allowed=sorted(LOSSES)
-        )
-    return LOSSES[task.loss]
-
-
-def batch_tensor(inputs: np.ndarray) -> torch.Tensor:
-    """Return inputs as a tensor; images channels-last, which convolutions on a CPU are fastest with."""
-    tensor = torch.from_numpy(np.ascontiguousarray(inputs))
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+def batch_for(model: nn.Module, inputs: Inputs, targets: np.ndarray | None = None) -> Batch:
+    """Return inputs and targets as the tensors that a model takes, floats in its own type."""
+    types = (item.dtype for item in model.parameters() if item.is_floating_point())
+    dtype = next(types, torch.float32)
+    tensors = mapped_inputs(inputs, lambda array: batch_tensor(array, dtype))
+    wanted = MISSING if targets is None else torch.from_numpy(_native(targets))
+    if isinstance(wanted, torch.Tensor) and wanted.is_floating_point():
+        wanted = wanted.to(dtype)
+    if isinstance(tensors, dict):
+        return Batch((), tensors, wanted)
+    return Batch(tensors if isinstance(tensors, tuple) else (tensors,), {}, wanted)
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, inputs: np.ndarray, *, batch: int = 1000) -> np.ndarray:
-    """Return a model's outputs in evaluation mode, which is undone afterwards."""
-    was_training = model.training
+def outputs(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    batch: int = 1000,
+    select: Callable[[Any], torch.Tensor] = lambda found: found,
+) -> np.ndarray:
+    """Return a model's outputs in evaluation mode, which is undone afterwards; `select`: of several."""
+    layout = format_for(model, batch_for(model, mapped_inputs(inputs, lambda array: array[:2])))
+    was_training, count = model.training, len(Split(inputs, np.empty(0)))
     model.eval()
-    parts = [
-        model(batch_tensor(inputs[start : start + batch])).float().numpy()
-        for start in range(0, len(inputs), batch)
-    ]
+    parts = []
+    for start in range(0, count, batch):
+        rows = slice(start, start + batch)
+        some = batch_for(model, mapped_inputs(inputs, lambda array, rows=rows: array[rows]))
+        some = laid_out(some, layout)
+        parts.append(select(model(*some.positional, **some.named)).float().numpy())
     model.train(was_training)
     return np.concatenate(parts)
+
+
+def evaluated(task: Task, model: nn.Module, inputs: Inputs) -> np.ndarray:
+    """Return the outputs of a task's model that are judged; a model that raises is named as the cause."""
+    where, what = f"task {task.name}", "the model failed on a batch of inputs"
+    return called(
+        lambda: outputs(model, inputs, select=lambda found: selected(found, task)),
+        what,
+        where=where,
+    )
 
 
 class TorchTraining:
@@ -82,16 +93,20 @@ class TorchTraining:
         self,
         task: Task,
         data: Data,
-        build: Callable[[Arrays], nn.Module],
+        make: Callable[[], nn.Module],
         arrays: Arrays,
         phase: Phase,
         seed: int,
+        *,
+        fill: Callable[[nn.Module, Arrays], nn.Module] = fill_,
     ) -> None:
         self._task, self._data, self._phase, self._seed = task, data, phase, seed
-        self._model = build(arrays)
-        if any(parameter.dim() == 4 for parameter in self._model.parameters()):
-            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        criterion = self._criterion(build)
+        self._model = fill(make(), arrays)
+        few = data.train.take(np.arange(min(len(data.train), 2)))
+        self._format = format_for(self._model, batch_for(self._model, few.inputs))
+        convert_(self._model, self._format)
+        taught = phase.teacher
+        criterion = criterion_of(task, make, None if taught is None else lambda m: fill(m, taught))
         self._epoch = 0
         share_(self._model, phase.coded or {})
         self._batches = max(len(data.train) // task.recipe.batch_size, 1)
@@ -129,7 +144,8 @@ class TorchTraining:
             for loss in self._loop.epoch(self._minibatches(generator))
         ]
         validation = self._data.validation
-        metric = self._task.judge(outputs(self._model, validation.inputs), validation.targets)
+        found = evaluated(self._task, self._model, validation.inputs)
+        metric = self._task.judge(found, validation.targets)
         self._write(recorder, "epoch", float(np.mean(losses)), {"validation": metric})
         self._epoch += 1
 
@@ -192,21 +208,16 @@ class TorchTraining:
         order = generator.permutation(len(train))
         for batch in range(self._batches):
             index = order[batch * size : (batch + 1) * size]
-            inputs = train.inputs[index]
+            some = train.take(index)
+            inputs = some.inputs
             if self._task.augment is not None:
                 inputs = self._augmented(inputs, generator)
-            yield Batch((batch_tensor(inputs),), targets=torch.from_numpy(train.targets[index]))
+            yield laid_out(batch_for(self._model, inputs, some.targets), self._format)
 
-    def _augmented(self, inputs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def _augmented(self, inputs: Any, generator: np.random.Generator) -> Any:
         assert self._task.augment is not None  # noqa: S101  (checked by the caller)
-        try:
-            return self._task.augment(inputs, generator)
-        except Exception as error:
-            raise KarikomiError(
-                "the task's augment function failed",
-                where=f"task {self._task.name}",
-                got=f"{type(error).__name__}: {error}",
-            ) from error
+        augment, what = self._task.augment, "the task's augment function failed"
+        return called(lambda: augment(inputs, generator), what, where=f"task {self._task.name}")
 
     def _recorded(self, loss: float, recorder: Recorder) -> float:
         last = self._handle.last
@@ -217,36 +228,6 @@ class TorchTraining:
         place = {"stage": self._phase.stage, "epoch": self._epoch, "step": self._handle.steps}
         sparsity = self._handle.sparsity
         recorder.write({"event": event, **place, "loss": loss, **more, "sparsity": sparsity})
-
-    def _criterion(self, build: Callable[[Arrays], nn.Module]) -> DistillationLoss:
-        task, recipe, where = self._task, self._task.recipe, f"task {self._task.name}"
-        arrays = self._phase.teacher
-        if arrays is None or recipe.distill == 0 or task.loss != "cross_entropy":
-            return _TaskLoss(loss=loss_of(task), where=where)
-        return _TaskLoss(
-            loss=None if recipe.distill == 1 else loss_of(task),
-            teacher=build(arrays).eval(),
-            temperature=recipe.temperature,
-            weight=recipe.distill,
-            axis=1,
-            where=where,
-        )
-
-
-class _TaskLoss(DistillationLoss):
-    """The loss of a task, with a `KarikomiError` for any exception of the user's network or loss."""
-
-    def of(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        try:
-            return super().of(module, batch)
-        except KarikomiError:
-            raise
-        except Exception as error:
-            raise KarikomiError(
-                "the model or its loss failed on a training batch",
-                where=self.where,
-                got=f"{type(error).__name__}: {error}",
-            ) from error
 
 
 def _masks(arrays: Mapping[str, np.ndarray]) -> Masks:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.torch.tracing.forward_arguments import ALLOWED, ForwardArguments, is_named_tuple
 
 MISSING = object()
 """The targets of a batch without targets: None is a valid target."""
@@ -31,46 +35,87 @@ class Batch:
         """Return the tensors among its inputs, in order."""
         return leaves((self.positional, self.named))
 
+    @property
+    def examples(self) -> int:
+        """The number of examples: the length of the first input; 1 where there is no tensor with axes."""
+        first = next(iter([*self.positional, *self.named.values()]), None)
+        if isinstance(first, PackedSequence):
+            return int(first.batch_sizes[0])
+        tensors = self.tensors()
+        return len(tensors[0]) if tensors and tensors[0].dim() else 1
 
-def batch_of(given: Any, device: torch.device, *, where: str) -> Batch:
+
+def batch_of(
+    given: Any, device: torch.device, *, module: nn.Module | None = None, where: str
+) -> Batch:
     """Return one element of the data, read as ``(inputs, targets)`` or as inputs alone.
 
-    A tuple or list of two is always a pair. Inputs that are a tuple or list are spread over the
-    arguments of the network, a mapping over its keywords. NumPy arrays become tensors. Raises
-    `InvalidArgument` for a tuple of another length.
+    A tuple or list of two is a pair. Inputs that are a tuple or list are spread over the arguments of the
+    network, or are one argument where its ``forward`` takes only that; a mapping, and a named tuple with the names
+    of arguments, go by name; a `PackedSequence` is one argument. A mapping or named tuple that is a whole batch, as
+    data collators make them, has its targets under ``labels`` (or another name in `LABELS`): they are passed to
+    the network too if it takes them. Arguments of `module` are read from its signature.
+
+    Raises `InvalidArgument` for what the network does not take, and for a tuple of another length.
 
     >>> batch_of(((torch.zeros(2, 3), "mask"), None), torch.device("cpu"), where="data").targets is None
     True
     """
-    targets = MISSING
-    if isinstance(given, tuple | list):
-        if len(given) not in (1, 2):
-            raise InvalidArgument(
-                "a batch is a pair or inputs alone",
-                where=where,
-                got=f"{type(given).__name__} of {len(given)}",
-                allowed="(inputs, targets); several inputs as ((a, b), targets)",
-            )
-        given, targets = given[0], given[1] if len(given) == 2 else MISSING
+    arguments = ForwardArguments(module, where=where)
+    given, targets = _parted(given, arguments, where)
     targets = targets if targets is MISSING else moved(targets, device)
-    if isinstance(given, Mapping):
-        return Batch((), moved(dict(given), device), targets)
-    inputs = tuple(given) if isinstance(given, tuple | list) else (given,)
-    return Batch(moved(inputs, device), {}, targets)
+    positional, named = arguments.of(given)
+    return Batch(moved(positional, device), moved(named, device), targets)
 
 
-def batches_of(data: Iterable[Any], device: torch.device, *, where: str) -> Iterator[Batch]:
-    """Yield the batches of one pass over the data; raises `InvalidArgument` if it has no batches."""
+def batches_of(data: Iterable[Any], module: nn.Module, *, where: str) -> Iterator[Batch]:
+    """Yield the batches of one pass over the data, on the device of a module, read by `batch_of`.
+
+    Raises `InvalidArgument` if the data has no batches.
+    """
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     empty = True
     for given in data:
         empty = False
-        yield batch_of(given, device, where=where)
+        yield batch_of(given, device, module=module, where=where)
     if empty:
         raise InvalidArgument(
             "the data has no batches",
             where=where,
             hint="an exhausted generator? pass a list or a DataLoader",
         )
+
+
+def length_of(data: Iterable[Any]) -> int | None:
+    """Return the number of batches, or ``None`` where it is not known.
+
+    A `DataLoader` of an `IterableDataset` has a ``__len__``, which raises.
+    """
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _parted(given: Any, arguments: ForwardArguments, where: str) -> tuple[Any, Any]:
+    """Return ``(inputs, targets)`` of one element of the data."""
+    entries: Any = given
+    if is_named_tuple(given) and (len(given) > 2 or arguments.has_fields(given)):
+        entries = given._asdict()
+    if isinstance(entries, Mapping):
+        inputs, targets = arguments.parted(entries)
+        return inputs, next(iter(targets.values()), MISSING)
+    if not isinstance(given, tuple | list) or isinstance(given, PackedSequence):
+        return given, MISSING
+    if len(given) not in (1, 2):
+        raise InvalidArgument(
+            "a batch is a pair or inputs alone",
+            where=where,
+            got=f"{type(given).__name__} of {len(given)}",
+            allowed=ALLOWED,
+        )
+    return given[0], given[1] if len(given) == 2 else MISSING
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -84,12 +129,28 @@ def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         return change(torch.as_tensor(value))
     if isinstance(value, torch.Tensor):
         return change(value)
+    if isinstance(value, PackedSequence):
+        return _repacked(value, change(value.data))
     if isinstance(value, Mapping):
         return {key: mapped(element, change) for key, element in value.items()}
     if isinstance(value, tuple | list):
         changed = [mapped(element, change) for element in value]
         return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
     return value
+
+
+def _repacked(packed: PackedSequence, data: torch.Tensor) -> PackedSequence:
+    if len(data) != len(packed.data):
+        raise Unsupported(
+            "a packed sequence has no single example",
+            where="data",
+            hint="pad it: torch.nn.utils.rnn.pad_packed_sequence",
+        )
+    order = [
+        None if places is None else places.to(data.device)
+        for places in (packed.sorted_indices, packed.unsorted_indices)
+    ]
+    return PackedSequence(data, packed.batch_sizes, order[0], order[1])
 
 
 def leaves(value: Any) -> list[torch.Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from karikomi.shrink.label_planes import Labelled, part_of
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, rule
-from karikomi.torch.shrinking.planes import Labelled
 
 ELEMENTWISE = """
     abs acos acosh add addcdiv addcmul alias alpha_dropout asin asinh atan atan2 atanh bitwise_and bitwise_not
@@ -49,7 +49,7 @@ def glu(run: LabelRun, call: Call) -> Value:
 
     def part(start: int) -> Labelled:
         planes = (
-            plane if plane.shape[axis] == 1 else plane.narrow(axis, start, half)
+            plane if plane.shape[axis] == 1 else part_of(plane, axis, start, half)
             for plane in value.planes
         )
         return Labelled(shape, tuple(planes))

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
-from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule, shape_of, size_of
-from karikomi.torch.shrinking.planes import Labelled, moved, reshaped, varying
+from karikomi.shrink.label_planes import Labelled, evened, narrowed, reshaped
+from karikomi.torch.shrinking.label_run import (
+    Call,
+    LabelRun,
+    Value,
+    bare,
+    name_of,
+    rule,
+    shape_of,
+    size_of,
+)
 
 MOVEMENT = """
     permute transpose t numpy_T swapaxes swapdims movedim moveaxis select narrow unbind flip fliplr
@@ -17,6 +27,8 @@ MOVEMENT = """
     split split_with_sizes chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk slice adjoint
     view_as_real view_as_complex
 """.split()
+
+AT_PLACES = frozenset({"gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce"})
 
 RESHAPES = (
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
@@ -50,17 +62,34 @@ def apply(run: LabelRun, call: Call, value: Labelled) -> Value:
         return _checked(
             run, call, found.shape, [moved(p, value.shape, run_it) for p in value.planes]
         )
-    parts: list[list[torch.Tensor]] = [[] for _ in found]
+    parts: list[list[np.ndarray]] = [[] for _ in found]
     for plane in value.planes:
-        for place, part in enumerate(run_it(plane.expand(value.shape))):
-            parts[place].append(moved(part, tuple(part.shape), lambda same: same))
+        for place, part in enumerate(run_it(_expanded(plane, value.shape))):
+            parts[place].append(_narrowed(part))
     return [
         _checked(run, call, empty.shape, planes) for empty, planes in zip(found, parts, strict=True)
     ]
 
 
+def moved(
+    plane: np.ndarray, shape: tuple[int, ...], movement: Callable[[torch.Tensor], torch.Tensor]
+) -> np.ndarray:
+    """Return a plane after a movement of the data of its tensor, which torch itself applies to the labels."""
+    return _narrowed(movement(_expanded(plane, shape)))
+
+
+def _expanded(plane: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+    # torch warns of arrays that it must not write to.
+    own = plane if plane.flags.writeable else plane.copy()
+    return torch.from_numpy(own).expand(shape)
+
+
+def _narrowed(plane: torch.Tensor) -> np.ndarray:
+    return narrowed(plane.numpy())
+
+
 def _checked(
-    run: LabelRun, call: Call, shape: tuple[int, ...], planes: Sequence[torch.Tensor]
+    run: LabelRun, call: Call, shape: tuple[int, ...], planes: Sequence[np.ndarray]
 ) -> Labelled:
     return run.current(Labelled(shape, tuple(planes)), call.site)
 
@@ -82,9 +111,9 @@ def reshape(run: LabelRun, call: Call) -> Value:
 def _as_pairs(run: LabelRun, call: Call, value: Labelled) -> Value:
     shape = shape_of(call.node.meta["val"])
     if call.name == "view_as_real":
-        return Labelled(shape, tuple(plane.unsqueeze(-1) for plane in value.planes))
+        return Labelled(shape, tuple(plane[..., None] for plane in value.planes))
     value = run.fix(value, call.site, [len(value.shape) - 1])
-    return Labelled(shape, tuple(plane.squeeze(-1) for plane in value.planes))
+    return Labelled(shape, tuple(plane[..., 0] for plane in value.planes))
 
 
 @rule("expand", "expand_as", "broadcast_to")
@@ -94,13 +123,22 @@ def expand(run: LabelRun, call: Call) -> Value:
     shape = shape_of(call.node.meta["val"])
     added = len(shape) - len(value.shape)
     old = (1,) * added + value.shape
-    numbers = call.node.meta["val"].is_floating_point()
+    # Integers that are repeated are places; those that are read or written at have the shape of what is there.
+    picked = any(name_of(user) in AT_PLACES for user in call.node.users)
+    numbers = picked or call.node.meta["val"].is_floating_point()
     wider = [axis for axis, size in enumerate(shape) if numbers and size > 1 and old[axis] == 1]
     planes = tuple(plane.reshape((1,) * added + tuple(plane.shape)) for plane in value.planes)
     return Labelled(shape, planes + run.fresh("", shape, wider).planes)
 
 
-@rule("roll", "cumsum", "cumprod", "sort", "argsort", "topk", "triu", "tril", "flip_fixed")
+_TRANSFORMS = [
+    f"fft_{kind}{leaf}"
+    for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+    for leaf in ("", "2", "n")
+]
+
+
+@rule("roll", "cumsum", "cumprod", "sort", "argsort", "topk", "triu", "tril", *_TRANSFORMS)
 def along_whole_axes(run: LabelRun, call: Call) -> Value:
     """Keep the axes that the operator works along as they are."""
     value = run.value(call["self"])
@@ -132,32 +170,13 @@ def repeat(run: LabelRun, call: Call) -> Value:
 @rule("cat", "concat", "concatenate")
 def cat(run: LabelRun, call: Call) -> Value:
     """Put the labels side by side along the axis, and join those of all other axes."""
-    values = [run.current(run.value(source), call.site) for source in call["tensors"]]
-    values = [value for value in values if value.shape != (0,)]
+    values = [run.value(source) for source in call["tensors"]]
     shape = shape_of(call.node.meta["val"])
-    axis = call["dim"] % len(shape)
-    inside: list[Labelled] = []
-    across: list[Labelled] = []
-    for value in values:
-        beside = tuple(plane for plane in value.planes if plane.shape[axis] == 1)
-        own = [plane for plane in value.planes if plane.shape[axis] > 1]
-        if len(own) > 1 or any(len(varying(plane)) > 1 for plane in own):
-            others = [place for place in range(len(shape)) if place != axis]
-            left = run.fix(Labelled(value.shape, tuple(own)), call.site, others)
-            own = list(run.meet([left, left], call.site).planes)[:1]
-        inside.append(Labelled(value.shape, tuple(own)))
-        flat = tuple(1 if place == axis else size for place, size in enumerate(value.shape))
-        across.append(Labelled(flat, beside))
-    planes = list(run.meet(across, call.site).planes)
-    if any(value.planes for value in inside):
-        flat = [1] * len(shape)
-        parts = [
-            plane.expand([value.shape[axis] if p == axis else 1 for p in range(len(shape))])
-            for value in inside
-            for plane in (value.planes or (torch.zeros(flat, dtype=torch.int64),))
-        ]
-        planes.append(torch.cat(parts, axis))
-    return run.current(Labelled(shape, tuple(planes)), call.site)
+    # torch leaves out empty tensors of one axis.
+    values = [value for value in values if value.shape != (0,)]
+    if not values:
+        return bare(call.node)
+    return run.side_by_side(values, call["dim"] % len(shape), call.site)
 
 
 @rule("stack")
@@ -167,7 +186,7 @@ def stack(run: LabelRun, call: Call) -> Value:
     shape = shape_of(call.node.meta["val"])
     met = run.meet(values, call.site)
     axis = call["dim"] % len(shape)
-    return Labelled(shape, tuple(plane.unsqueeze(axis) for plane in met.planes))
+    return Labelled(shape, tuple(np.expand_dims(plane, axis) for plane in met.planes))
 
 
 @rule("index")
@@ -198,15 +217,7 @@ def index(run: LabelRun, call: Call) -> Value:
         return run.refuse(call) if value.planes else bare(call.node)
     target: Any = call.node.target
     planes = [moved(plane, value.shape, lambda p: target(p, places)) for plane in value.planes]
-    return run.current(Labelled(shape, tuple(_flat(plane) for plane in planes)), call.site)
-
-
-def _flat(plane: torch.Tensor) -> torch.Tensor:
-    for axis in varying(plane):
-        first = plane.narrow(axis, 0, 1)
-        if torch.equal(plane, first.expand_as(plane)):
-            plane = first
-    return plane
+    return run.current(Labelled(shape, tuple(evened(plane) for plane in planes)), call.site)
 
 
 def _shape(place: Any) -> tuple[int, ...]:
@@ -242,6 +253,16 @@ def embedding(run: LabelRun, call: Call) -> Value:
     return Labelled(shape, tuple(plane.reshape(*lead, *plane.shape) for plane in weight.planes))
 
 
+@rule("embedding_bag")
+def embedding_bag(run: LabelRun, call: Call) -> Value:
+    """Sum, average or compare rows, which stay; the columns pass. The other results are counts."""
+    weight = run.fix(run.current(run.value(call["weight"]), call.site), call.site, [0])
+    if call["per_sample_weights"] is not None:
+        run.fix(run.value(call["per_sample_weights"]), call.site)
+    rows, *counts = bare(call.node)
+    return [Labelled(rows.shape, weight.planes), *counts]
+
+
 @rule("constant_pad_nd", "pad")
 def pad(run: LabelRun, call: Call) -> Value:
     """Pad: the padding gets labels of its own along axes that have labels, if it is a constant."""
@@ -257,28 +278,5 @@ def pad(run: LabelRun, call: Call) -> Value:
     }
     if mode != "constant" or any(min(pair) < 0 for pair in padded.values()):
         value = run.fix(value, call.site, list(padded))
-    planes = []
-    for plane in value.planes:
-        for axis in varying(plane):
-            if axis not in padded:
-                continue
-            before, after = padded[axis]
-            own = run.labels.new("", axis, before + after)
-            parts = [torch.from_numpy(own[:before]), torch.from_numpy(own[before:])]
-            left, right = (
-                part.reshape([-1 if a == axis else 1 for a in range(rank)]).expand(
-                    [
-                        len(part) if a == axis else size
-                        for a, size in enumerate(wide_of(plane, axis))
-                    ]
-                )
-                for part in parts
-            )
-            plane = torch.cat([left, plane, right], axis)
-        planes.append(plane)
-    return run.current(Labelled(shape, tuple(planes)), call.site)
-
-
-def wide_of(plane: torch.Tensor, axis: int) -> list[int]:
-    """Return the sizes of a plane, 1 along an axis."""
-    return [1 if other == axis else size for other, size in enumerate(plane.shape)]
+        return Labelled(shape, value.planes)
+    return run.padded(value, padded, call.site)

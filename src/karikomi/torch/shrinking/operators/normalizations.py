@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from karikomi.shrink.label_planes import Labelled, reshaped
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, rule
 from karikomi.torch.shrinking.operators.elementwise import on_channels
-from karikomi.torch.shrinking.planes import Labelled, reshaped
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from karikomi.shrink.label_planes import Labelled, reshaped
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule, shape_of
-from karikomi.torch.shrinking.planes import Labelled, reshaped
 
 _POOLS = [
     f"{kind}_pool{axes}d{leaf}"

@@ -8,11 +8,10 @@ along which the labels are the same. A tensor without labels has no plane.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from karikomi.shrink.labels import Labels
 
@@ -24,7 +23,7 @@ class Labelled:
     """The shape of a tensor and its planes, each varying along axes of its own."""
 
     shape: Shape
-    planes: tuple[torch.Tensor, ...] = ()
+    planes: tuple[np.ndarray, ...] = ()
 
     @property
     def axes(self) -> frozenset[int]:
@@ -32,37 +31,52 @@ class Labelled:
         return frozenset(axis for plane in self.planes for axis in varying(plane))
 
 
-def varying(plane: torch.Tensor) -> tuple[int, ...]:
+def varying(plane: np.ndarray) -> tuple[int, ...]:
     """Return the axes of a plane along which its labels differ."""
     return tuple(axis for axis, size in enumerate(plane.shape) if size > 1)
 
 
-def reduced(labels: Labels, plane: torch.Tensor, reason: str) -> torch.Tensor | None:
+def reduced(labels: Labels, plane: np.ndarray, reason: str) -> np.ndarray | None:
     """Return a plane with the present classes and size 1 where it can be; None if nothing varies.
 
     Labels that are the same everywhere are fixed: without them the tensor would be empty.
     """
-    found = torch.from_numpy(labels.roots(plane.numpy()))
-    for axis in varying(found):
-        first = found.narrow(axis, 0, 1)
-        if torch.equal(found, first.expand_as(found)):
-            found = first
-    if found.numel() == 1:
-        labels.fix(found.numpy(), reason)
+    found = evened(labels.roots(plane))
+    if found.size == 1:
+        labels.fix(found, reason)
         return None
     return found
 
 
-def along(labels: np.ndarray, rank: int, axis: int) -> torch.Tensor:
+def evened(plane: np.ndarray) -> np.ndarray:
+    """Return a plane with size 1 along the axes along which nothing varies."""
+    for axis in varying(plane):
+        first = part_of(plane, axis, 0, 1)
+        if (plane == first).all():
+            plane = first
+    return plane
+
+
+def part_of(plane: np.ndarray, axis: int, start: int, size: int) -> np.ndarray:
+    """Return `size` indices of an axis, from `start`."""
+    return plane[(slice(None),) * axis + (slice(start, start + size),)]
+
+
+def resized(shape: Shape, axis: int, size: int) -> Shape:
+    """Return a shape with another size of an axis."""
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def along(labels: np.ndarray, rank: int, axis: int) -> np.ndarray:
     """Return a plane of `rank` with these labels along an axis."""
     shape = [1] * rank
     shape[axis] = -1
-    return torch.from_numpy(labels).reshape(shape)
+    return labels.reshape(shape)
 
 
 def fix_axes(
-    labels: Labels, plane: torch.Tensor, axes: Iterable[int], reason: str
-) -> torch.Tensor | None:
+    labels: Labels, plane: np.ndarray, axes: Iterable[int], reason: str
+) -> np.ndarray | None:
     """Return a plane whose labels no longer vary along `axes`, since these cannot get shorter.
 
     What differs along them is joined; a plane that varies along nothing else is fixed.
@@ -71,22 +85,21 @@ def fix_axes(
     if not fixed:
         return plane
     if len(fixed) == len(varying(plane)):
-        labels.fix(plane.numpy(), reason)
+        labels.fix(plane, reason)
         return None
     for axis in fixed:
-        first = plane.narrow(axis, 0, 1)
-        labels.join(first.expand_as(plane).numpy(), plane.numpy(), reason)
+        labels.join(part_of(plane, axis, 0, 1), plane, reason)
     return reduced(labels, plane, reason)
 
 
 def moved(
-    plane: torch.Tensor, shape: Shape, movement: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """Return a plane after a movement of the data of its tensor, which torch itself applies to the labels."""
-    return _narrowed(movement(plane.expand(shape)))
+    plane: np.ndarray, shape: Shape, movement: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Return a plane after a movement of the data of its tensor, which is applied to the labels."""
+    return narrowed(movement(np.broadcast_to(plane, shape)))
 
 
-def reshaped(plane: torch.Tensor, old: Shape, new: Shape) -> torch.Tensor:
+def reshaped(plane: np.ndarray, old: Shape, new: Shape) -> np.ndarray:
     """Return a plane after a reshape from `old` to `new`.
 
     Runs of axes that are split or merged by themselves keep size 1 where the plane does not vary.
@@ -100,7 +113,7 @@ def reshaped(plane: torch.Tensor, old: Shape, new: Shape) -> torch.Tensor:
         else:
             before += [old[axis] for axis in ones]
             after += [new[axis] for axis in others]
-    return _narrowed(plane.expand(before).reshape(after))
+    return narrowed(np.broadcast_to(plane, before).reshape(after))
 
 
 def _runs(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
@@ -124,47 +137,41 @@ def _runs(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def _narrowed(plane: torch.Tensor) -> torch.Tensor:
-    for axis, (size, stride) in enumerate(zip(plane.shape, plane.stride(), strict=True)):
+def narrowed(plane: np.ndarray) -> np.ndarray:
+    """Return a plane with size 1 along the axes along which it is broadcast."""
+    for axis, (size, stride) in enumerate(zip(plane.shape, plane.strides, strict=True)):
         if size > 1 and stride == 0:
-            plane = plane.narrow(axis, 0, 1)
+            plane = part_of(plane, axis, 0, 1)
     return plane
 
 
-def aligned(plane: torch.Tensor, rank: int) -> torch.Tensor:
+def aligned(plane: np.ndarray, rank: int) -> np.ndarray:
     """Return a plane with leading axes of size 1, as broadcasting adds them."""
-    return plane.reshape((1,) * (rank - plane.dim()) + tuple(plane.shape))
+    return plane.reshape((1,) * (rank - len(plane.shape)) + plane.shape)
 
 
-def keeps(plane: torch.Tensor, kept: np.ndarray) -> torch.Tensor:
+def keeps(plane: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Return a boolean per entry of a plane: whether it stays, given that of each label."""
-    return torch.from_numpy(kept)[plane]
+    return kept[plane]
 
 
-def kept_along(value: Labelled, axis: int, kept: np.ndarray) -> torch.Tensor:
+def kept_along(value: Labelled, axis: int, kept: np.ndarray) -> np.ndarray:
     """Return the sorted indices that stay along an axis."""
-    stays = torch.ones(value.shape[axis], dtype=torch.bool)
+    stays = np.ones(value.shape[axis], bool)
     for plane in value.planes:
         if plane.shape[axis] > 1:
-            others = [other for other in range(plane.dim()) if other != axis]
-            mask = keeps(plane, kept)
-            stays &= mask.amax(others) if others else mask
-    return stays.nonzero().flatten()
+            others = tuple(other for other in range(len(plane.shape)) if other != axis)
+            stays &= keeps(plane, kept).max(others)
+    return np.flatnonzero(stays)
 
 
 def is_product(value: Labelled, kept: np.ndarray) -> bool:
     """Return whether the entries that stay are all those of the kept indices of each axis."""
     if 0 in value.shape or all(len(varying(plane)) == 1 for plane in value.planes):
         return True
-    stays = torch.ones((), dtype=torch.bool)
+    stays = np.ones((1,) * len(value.shape), bool)
     for plane in value.planes:
         stays = stays & keeps(plane, kept)
     sizes = [len(kept_along(value, axis, kept)) for axis in range(len(value.shape))]
-    scale = math.prod(
-        size // small for size, small in zip(value.shape, _shape(stays, value), strict=True)
-    )
+    scale = math.prod(size // small for size, small in zip(value.shape, stays.shape, strict=True))
     return int(stays.sum()) * scale == math.prod(sizes)
-
-
-def _shape(stays: torch.Tensor, value: Labelled) -> Sequence[int]:
-    return stays.shape if stays.dim() else (1,) * len(value.shape)

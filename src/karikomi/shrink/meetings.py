@@ -11,22 +11,24 @@ shorter, the same indices in each head, or the outer one: whole heads. One propa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import torch
 
-from karikomi.shrink.labels import Labels
-from karikomi.torch.shrinking.planes import (
+from karikomi.shrink.label_planes import (
     Labelled,
     Shape,
     aligned,
+    along,
     fix_axes,
+    part_of,
     reduced,
+    resized,
     varying,
 )
+from karikomi.shrink.labels import Labels
 
-Planes = list[tuple[int, torch.Tensor]]
+Planes = list[tuple[int, np.ndarray]]
 """Planes with the number of the operand that each belongs to."""
 
 
@@ -47,14 +49,14 @@ class Meetings:
         """Return a value of which nothing, or nothing along these axes, gets shorter."""
         if axes is None:
             for plane in value.planes:
-                self.labels.fix(plane.numpy(), reason)
+                self.labels.fix(plane, reason)
             return Labelled(value.shape)
         planes = (fix_axes(self.labels, plane, axes, reason) for plane in value.planes)
         return Labelled(value.shape, tuple(plane for plane in planes if plane is not None))
 
     def meet(self, values: Sequence[Labelled], site: str) -> Labelled:
         """Return what comes of combining tensors place by place, with broadcasting."""
-        shape = tuple(torch.broadcast_shapes(*(value.shape for value in values)))
+        shape = np.broadcast_shapes(*(value.shape for value in values))
         rank = len(shape)
         sizes = [(1,) * (rank - len(value.shape)) + value.shape for value in values]
         planes = [
@@ -68,8 +70,15 @@ class Meetings:
         self, one: Labelled, axes: str, other: Labelled, other_axes: str, out: str, site: str
     ) -> Labelled:
         """Return what comes of a product of two tensors, as in ``einsum("axes,other_axes->out")``."""
-        every = "".join(dict.fromkeys(out + axes + other_axes))
-        met = self.meet([_placed(one, axes, every), _placed(other, other_axes, every)], site)
+        return self.contract_all([one, other], [axes, other_axes], out, site)
+
+    def contract_all(
+        self, values: Sequence[Labelled], axes: Sequence[str], out: str, site: str
+    ) -> Labelled:
+        """Return what comes of a product of tensors, as in ``einsum(",".join(axes) + "->" + out)``."""
+        every = "".join(dict.fromkeys(out + "".join(axes)))
+        placed = [_placed(value, own, every) for value, own in zip(values, axes, strict=True)]
+        met = self.meet(placed, site)
         gone = [place for place, letter in enumerate(every) if letter not in out]
         return self.reduce(met, gone, site)
 
@@ -85,7 +94,7 @@ class Meetings:
                 left = fix_axes(self.labels, plane, inside, site)
             elif inside:
                 ended = fix_axes(self.labels, plane, outside, site)
-                self.ended += [] if ended is None else [np.unique(ended.numpy())]
+                self.ended += [] if ended is None else [np.unique(ended)]
                 left = None
             else:
                 left = plane
@@ -106,7 +115,55 @@ class Meetings:
             planes += [] if left is None else [left]
         return Labelled(value.shape, tuple(planes))
 
-    def _without_repetition(self, value: Labelled, site: str) -> list[torch.Tensor]:
+    def side_by_side(self, values: Sequence[Labelled], axis: int, site: str) -> Labelled:
+        """Return what comes of putting tensors side by side along an axis: labels of all other axes are joined."""
+        values = [self.current(value, site) for value in values]
+        rank = len(values[0].shape)
+        inside: list[Labelled] = []
+        across: list[Labelled] = []
+        for value in values:
+            beside = tuple(plane for plane in value.planes if plane.shape[axis] == 1)
+            own = [plane for plane in value.planes if plane.shape[axis] > 1]
+            if len(own) > 1 or any(len(varying(plane)) > 1 for plane in own):
+                others = [place for place in range(rank) if place != axis]
+                left = self.fix(Labelled(value.shape, tuple(own)), site, others)
+                own = list(self.meet([left, left], site).planes)[:1]
+            inside.append(Labelled(value.shape, tuple(own)))
+            flat = tuple(1 if place == axis else size for place, size in enumerate(value.shape))
+            across.append(Labelled(flat, beside))
+        met = self.meet(across, site)
+        planes = list(met.planes)
+        if any(value.planes for value in inside):
+            parts = [
+                np.broadcast_to(plane, resized((1,) * rank, axis, value.shape[axis]))
+                for value in inside
+                for plane in (value.planes or (np.zeros((1,) * rank, np.int64),))
+            ]
+            planes.append(np.concatenate(parts, axis))
+        wide = sum(value.shape[axis] for value in values)
+        return self.current(Labelled(resized(met.shape, axis, wide), tuple(planes)), site)
+
+    def padded(self, value: Labelled, widths: Mapping[int, tuple[int, int]], site: str) -> Labelled:
+        """Return a tensor padded with zeros: these get labels of their own along axes that have labels.
+
+        `widths`: axis -> how many before and after.
+        """
+        value = self.current(value, site)
+        planes = []
+        for plane in value.planes:
+            for axis in set(varying(plane)) & set(widths):
+                before, after = widths[axis]
+                own = along(self.labels.new("", axis, before + after), len(plane.shape), axis)
+                left, right = (
+                    np.broadcast_to(part, resized(plane.shape, axis, part.shape[axis]))
+                    for part in (part_of(own, axis, 0, before), part_of(own, axis, before, after))
+                )
+                plane = np.concatenate([left, plane, right], axis)
+            planes.append(plane)
+        shape = tuple(size + sum(widths.get(axis, (0, 0))) for axis, size in enumerate(value.shape))
+        return self.current(Labelled(shape, tuple(planes)), site)
+
+    def _without_repetition(self, value: Labelled, site: str) -> list[np.ndarray]:
         """Return the planes; where two vary along one axis, how often entries are repeated along it stays."""
         planes = list(value.planes)
         if len(planes) < 2:
@@ -114,15 +171,15 @@ class Meetings:
         left = []
         for plane in planes:
             shared = any(set(varying(plane)) & set(varying(o)) for o in planes if o is not plane)
-            if shared and not self.labels.owned(plane.numpy()).any():
-                self.labels.fix(plane.numpy(), site)
+            if shared and not self.labels.owned(plane).any():
+                self.labels.fix(plane, site)
             else:
                 left.append(plane)
         return left
 
-    def _met(self, planes: Planes, sizes: Sequence[Shape], site: str) -> list[torch.Tensor]:
+    def _met(self, planes: Planes, sizes: Sequence[Shape], site: str) -> list[np.ndarray]:
         """Return the planes of the result: those that have an axis in common are joined."""
-        found: list[torch.Tensor] = []
+        found: list[np.ndarray] = []
         for together in _overlapping(planes):
             axes = sorted({axis for _, plane in together for axis in varying(plane)})
             present = [n for n, shape in enumerate(sizes) if any(shape[axis] > 1 for axis in axes)]
@@ -136,9 +193,9 @@ class Meetings:
                 found += self._met(less, sizes, site)
         return found
 
-    def _joined(self, planes: Sequence[torch.Tensor], site: str) -> list[torch.Tensor]:
+    def _joined(self, planes: Sequence[np.ndarray], site: str) -> list[np.ndarray]:
         for plane in planes[1:]:
-            self.labels.join(planes[0].numpy(), plane.numpy(), site)
+            self.labels.join(planes[0], plane, site)
         left = reduced(self.labels, planes[0], site)
         return [] if left is None else [left]
 
@@ -197,5 +254,5 @@ def _placed(value: Labelled, axes: str, every: str) -> Labelled:
     def placed(shape: Sequence[int]) -> Shape:
         return tuple(shape[axes.index(letter)] if letter in axes else 1 for letter in every)
 
-    planes = tuple(plane.permute(order).reshape(placed(plane.shape)) for plane in value.planes)
+    planes = tuple(plane.transpose(order).reshape(placed(plane.shape)) for plane in value.planes)
     return Labelled(placed(value.shape), planes)

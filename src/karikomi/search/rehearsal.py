@@ -1,0 +1,92 @@
+"""A dry run of one batch, so that what is wrong with a task is found before its training, not after."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from karikomi import registry
+from karikomi.errors import KarikomiError, NonFinite
+from karikomi.record import Recorder
+from karikomi.search.folder import Folder
+from karikomi.search.grid_run import Run, Setting
+from karikomi.search.pipeline_stages import Stages
+from karikomi.tasks import Data, Runner, Task
+from karikomi.tasks.metrics import check_labels
+from karikomi.tasks.user_code import cause
+
+
+def rehearse(task: Task, data: Data, *, seed: int, search: Callable[[Task, Stages], Any]) -> float:
+    """Take one batch through training, pruning, shrinking, quantization and a file; return the fresh metric.
+
+    The metric is that of the untrained network on the validation split, which is whole: a metric may
+    be undefined on few examples. Its outputs on the test split are judged once, so that labels are checked.
+    Raises the `KarikomiError` of the first step that does not run.
+    """
+    recipe = task.recipe
+    short = dataclasses.replace(
+        recipe,
+        train_epochs=1,
+        prune_epochs=1,
+        tune_epochs=1,
+        sparsities=recipe.sparsities[:1],
+        entries=recipe.entries[:1],
+    )
+    # The goal is stated: one batch of training may move the metric either way.
+    brief = dataclasses.replace(task, recipe=short, goal=task.direction)
+    with _explained(task), tempfile.TemporaryDirectory(prefix="karikomi-") as path:
+        runner, small = _on_one_batch(brief, data, seed)
+        _check_splits(brief, runner, data, small)
+        with Folder(Path(path) / "run", {}) as folder:
+            stages = Stages(brief, small, runner, folder, math.inf, lambda stage, epochs: None)
+            search(brief, stages)
+            return stages.untrained()
+
+
+def rehearse_run(task: Task, data: Data, setting: Setting) -> None:
+    """Take one batch through a run of a sweep, its figures and its file; raises as `rehearse` does."""
+    brief = dataclasses.replace(task, goal=task.direction)
+    with _explained(task), tempfile.TemporaryDirectory(prefix="karikomi-") as path:
+        runner, small = _on_one_batch(brief, data, setting.seed)
+        _check_splits(brief, runner, data, small)
+        run = Run(brief, small, runner, setting, 1)
+        # A run that diverges is a result of a sweep.
+        with Recorder(Path(path) / "record.jsonl") as recorder, suppress(NonFinite):
+            run.trained(recorder, lambda: None)
+
+
+def _on_one_batch(task: Task, data: Data, seed: int) -> tuple[Runner, Data]:
+    size = min(len(data.train), task.recipe.batch_size)
+    small = Data(data.train.take(np.arange(size)), data.validation, data.test)
+    return registry.framework(task.framework).runner_for(task, small, seed=seed), small
+
+
+def _check_splits(task: Task, runner: Runner, data: Data, small: Data) -> None:
+    arrays, where = runner.fresh(), f"task {task.name}"
+    if task.classifies:
+        outputs = runner.outputs(arrays, small.train.inputs)
+        task.predictions(outputs, small.train.targets)
+        classes, label = outputs.shape[task.class_axis], task.ignore_index
+        check_labels(data.train.targets, classes, ignore_index=label, where=f"{where}: train")
+    task.judge(runner.outputs(arrays, data.test.inputs), data.test.targets)
+
+
+@contextmanager
+def _explained(task: Task) -> Iterator[None]:
+    try:
+        yield
+    except KarikomiError:
+        raise
+    except Exception as error:
+        raise KarikomiError(
+            "one batch could not be taken through training, pruning, quantization and packing",
+            where=f"task {task.name}",
+            got=cause(error),
+        ) from error

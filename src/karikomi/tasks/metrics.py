@@ -1,0 +1,147 @@
+"""Built-in metrics, and the one definition of a prediction and of targets that do not count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from karikomi.errors import InvalidArgument
+
+CLASS_AXIS = 1
+"""The axis of the classes in outputs (n, classes, ...), as in torch's ``cross_entropy``."""
+
+IGNORED = -100
+"""The target that counts in neither loss nor metric, as in torch's ``cross_entropy``."""
+
+GOALS = {"accuracy": "max", "mean_squared_error": "min"}
+"""Built-in metric -> whether its higher (``"max"``) or its lower values (``"min"``) are better."""
+
+
+def predictions(
+    outputs: np.ndarray,
+    targets: np.ndarray,
+    *,
+    class_axis: int = CLASS_AXIS,
+    ignore_index: int = IGNORED,
+    where: str = "accuracy",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the class with the largest output for each target, and which targets count.
+
+    `outputs`: (n, classes, ...), the classes on `class_axis`; `targets`: classes 0..classes - 1 in
+    the shape of the outputs without that axis. A target that equals `ignore_index` does not count.
+
+    Raises `InvalidArgument` for shapes that do not fit, and for a target that is no class.
+
+    >>> found, counts = predictions(np.array([[1.0, 3.0], [5.0, 2.0]]), np.array([1, -100]))
+    >>> found.tolist(), counts.tolist()
+    ([1, 0], [True, False])
+    """
+    rank = np.ndim(outputs)
+    known = isinstance(class_axis, int) and -rank <= class_axis < rank and class_axis % rank > 0
+    shape = np.delete(outputs.shape, class_axis).tolist() if known else None
+    if targets.dtype.kind not in "biu" or shape != list(targets.shape):
+        raise InvalidArgument(
+            "accuracy needs integer classes, and one output per class on the class axis",
+            where=where,
+            got=f"outputs {outputs.shape}, class axis {class_axis}, targets {targets.dtype} {targets.shape}",
+            hint=_hint(outputs.shape, targets),
+        )
+    classes = outputs.shape[class_axis]
+    counts = targets != ignore_index
+    if classes < 2:
+        raise InvalidArgument(
+            "accuracy needs one output for each of two or more classes",
+            where=where,
+            got=f"outputs {outputs.shape}, class axis {class_axis}",
+            hint="give the task a metric of its own: metric=function",
+        )
+    check_labels(targets, classes, ignore_index=ignore_index, where=where)
+    return np.argmax(outputs, axis=class_axis), counts
+
+
+def check_labels(
+    targets: np.ndarray, classes: int, *, ignore_index: int = IGNORED, where: str
+) -> None:
+    """Raise `InvalidArgument` for a target that is neither ignored nor one of so many classes."""
+    strange = (targets != ignore_index) & ((targets < 0) | (targets >= classes))
+    if strange.any():
+        raise InvalidArgument(
+            "a target is no class of the outputs",
+            where=where,
+            got=targets[strange].flat[0],
+            allowed=f"0..{classes - 1}, or the ignore_index {ignore_index}",
+            hint="a label that does not count is the task's ignore_index=",
+        )
+
+
+def accuracy(
+    outputs: np.ndarray,
+    targets: np.ndarray,
+    *,
+    class_axis: int = CLASS_AXIS,
+    ignore_index: int = IGNORED,
+    where: str = "accuracy",
+) -> float:
+    """Return the share of targets that count whose class has the largest output; see `predictions`.
+
+    Raises `InvalidArgument` where no target counts.
+
+    >>> accuracy(np.array([[1.0, 3.0], [5.0, 2.0]]), np.array([1, 1]))
+    0.5
+    """
+    found, counts = predictions(
+        outputs, targets, class_axis=class_axis, ignore_index=ignore_index, where=where
+    )
+    if not counts.any():
+        raise InvalidArgument(
+            "no target counts: all equal the ignore_index", where=where, got=ignore_index
+        )
+    return float(np.mean(found[counts] == targets[counts]))
+
+
+def mean_squared_error(
+    outputs: np.ndarray, targets: np.ndarray, *, where: str = "mean_squared_error"
+) -> float:
+    """Return the mean of the squared differences; lower is better.
+
+    Raises `InvalidArgument` for outputs and targets of different shapes, which would be broadcast.
+
+    >>> mean_squared_error(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
+    2.0
+    """
+    if outputs.shape != targets.shape:
+        raise InvalidArgument(
+            "outputs and targets differ in shape",
+            where=where,
+            got=f"{outputs.shape} and {targets.shape}",
+        )
+    return float(np.mean(np.square(outputs.astype(np.float64) - targets)))
+
+
+def sign_of(goal: str, *, where: str) -> int:
+    """Return 1 for the goal ``"max"`` and -1 for ``"min"``: a metric times its sign is better when it is higher.
+
+    >>> sign_of("min", where="here")
+    -1
+    """
+    signs = {"max": 1, "min": -1}
+    if goal not in signs:
+        raise InvalidArgument("unknown goal", where=where, got=repr(goal), allowed="max, or min")
+    return signs[goal]
+
+
+def is_share(metric: object) -> bool:
+    """Return whether a metric is a kind of accuracy by its name, which reports show in per cent."""
+    return "accuracy" in str(metric).lower()
+
+
+def _hint(shape: tuple[int, ...], targets: np.ndarray) -> str:
+    fitting: list[Any] = [
+        place
+        for place in range(1, np.size(shape))
+        if np.delete(shape, place).tolist() == list(targets.shape)
+    ]
+    if targets.dtype.kind not in "biu" or not fitting:
+        return "give the task a metric of its own: metric=function"
+    return f"the task's class_axis={fitting[-1]} would fit"

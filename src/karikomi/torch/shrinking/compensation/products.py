@@ -1,0 +1,114 @@
+"""Where a product with a stored weight can be re-fitted, and to what."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from karikomi.torch.shrinking.compensation.side_by_side import Lane
+from karikomi.torch.shrinking.dead_units import Product
+from karikomi.torch.shrinking.label_run import call_of, name_of
+from karikomi.torch.tracing.weight_reads import Reading
+from karikomi.torch.tracing.windows import window_of
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A product that can be re-fitted.
+
+    `bias`: the stored tensor that takes a constant. `mean`: that of the `norm` that follows, which takes it with the
+    other sign. `added`: the node that is added to the result.
+    """
+
+    product: Product
+    bias: str | None = None
+    mean: str | None = None
+    norm: fx.Node | None = None
+    added: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the node."""
+        return self.product.call.node.name
+
+    def reading(self, lane: Lane, weight: torch.Tensor) -> Reading:
+        """Return the product as it reads the smaller network's values of a lane."""
+        call = self.product.call
+        inputs = lane.small[call["input"].name]
+        window = None
+        if call.name != "linear":
+            options = {key: call[key] for key in ("stride", "padding", "dilation")}
+            groups = inputs.shape[_channels(inputs, weight)] // weight.shape[1]
+            window = window_of(
+                weight, lane.dense[self.name], transposed=False, groups=groups, **options
+            )
+        return Reading(
+            name=str(self.product.weight.target),
+            weight=weight,
+            inputs=inputs,
+            outputs=None,
+            window=window,
+        )
+
+    def target(self, lane: Lane, scale: torch.Tensor | None) -> torch.Tensor:
+        """Return the dense outputs that stay, less what the other summand lacks; `scale`: of the norm between."""
+        found = lane.kept(self.name)
+        if self.added is None:
+            return found
+        lost = lane.kept(self.added) - lane.small[self.added]
+        return found + (lost if scale is None else lost * scale)
+
+
+def _channels(inputs: torch.Tensor, weight: torch.Tensor) -> int:
+    return inputs.dim() - weight.dim() + 1
+
+
+def place_of(product: Product, known: Collection[str], readers: dict[str, int]) -> Place | str:
+    """Return where a product can be re-fitted, or why it cannot.
+
+    `known`: the nodes that run before it. `readers`: stored tensor -> how many nodes read it.
+    """
+    call = product.call
+    if "transpose" in call.name:
+        return "a transposed convolution is not re-fitted"
+    if product.weight.op != "get_attr":
+        return "its weight is computed"
+    if readers[str(product.weight.target)] > 1:
+        return "several operations read its weight"
+    bias = mean = norm = None
+    if call["bias"] is not None:
+        bias = str(call["bias"].target) if call["bias"].op == "get_attr" else None
+        if bias is None or readers[bias] > 1:
+            return "several operations read its bias, or it is computed"
+    node = call.node
+    follower = _only_user(node)
+    if follower is not None and name_of(follower) == "batch_norm":
+        given = call_of(follower)
+        statistic = given["running_mean"]
+        if statistic is not None and not given["training"] and readers[str(statistic.target)] == 1:
+            norm = follower
+            mean = str(statistic.target) if bias is None else None
+            node = follower
+    return Place(product, bias, mean, norm, _summand(node, known))
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].op == "call_function" else None
+
+
+def _summand(node: fx.Node, known: Collection[str]) -> str | None:
+    """Return the node that is added to this one, through dropout, if it is known by then and of the same shape."""
+    user = _only_user(node)
+    while user is not None and name_of(user) == "dropout":
+        node, user = user, _only_user(user)
+    if user is None or name_of(user) != "add" or len(user.all_input_nodes) != 2:
+        return None
+    if call_of(user)["alpha"] != 1:
+        return None
+    (other,) = (source for source in user.all_input_nodes if source is not node)
+    shapes = [getattr(source.meta.get("val"), "shape", None) for source in (node, other)]
+    return other.name if other.name in known and shapes[0] == shapes[1] else None
