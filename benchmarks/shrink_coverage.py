@@ -286,9 +286,12 @@ def rows(
 
 
 def _millions(name: str) -> float:
-    with torch.device("meta"):
-        vision = _torchvision()
-        options = {"weights_backbone": None} if re.search("fcn|deeplab|lraspp", name) else {}
+    vision = _torchvision()
+    options = {"weights_backbone": None} if re.search("fcn|deeplab|lraspp", name) else {}
+    try:
+        with torch.device("meta"):
+            model = vision.models.get_model(name, weights=None, **options)
+    except NotImplementedError:  # its initialisation reads values
         model = vision.models.get_model(name, weights=None, **options)
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
