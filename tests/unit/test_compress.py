@@ -232,10 +232,34 @@ def test_a_lost_record_is_said(tmp_path: Path) -> None:
         _run(_task(), tmp_path / "out")
 
 
-def test_a_network_that_is_no_chain_goes_on_unshrunk(tmp_path: Path) -> None:
+class _Written(_Residual):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(inputs)).view(-1, 2, 3).view(-1, 6)
+        return self.last(inputs + torch.relu(self.second(hidden)))
+
+
+class _Branching(_Residual):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs if inputs.sum() > 0 else -inputs)
+
+
+def test_a_network_with_a_shortcut_is_shrunk(tmp_path: Path) -> None:
     result = _run(_task(model=_Residual), tmp_path / "out", max_drop=1.0)
+    widths = result["shrink"]["widths_after"]
+    assert result["verified"] and widths["second"] == 6 and widths["last"] == 3
+    assert result["shrink"]["removed"] == 6 - widths["first"] > 0
+
+
+def test_a_network_whose_code_has_the_widths_goes_on_unshrunk(tmp_path: Path) -> None:
+    result = _run(_task(model=_Written), tmp_path / "out", max_drop=1.0)
     assert result["verified"] and result["shrink"]["removed"] == 0
-    assert "add" in result["shrink"]["left_alone"]["the network"]
+    assert "does not run with smaller tensors: view" in result["shrink"]["left_alone"]["the network"]
+
+
+def test_a_network_that_cannot_be_exported_goes_on_unshrunk(tmp_path: Path) -> None:
+    result = _run(_task(model=_Branching), tmp_path / "out", max_drop=1.0)
+    assert result["verified"] and result["shrink"]["removed"] == 0
+    assert "torch.export" in result["shrink"]["left_alone"]["the network"]
 
 
 def test_tied_weights_share_one_codebook(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 import numpy as np
 
@@ -64,3 +65,10 @@ def source_of(name: str, array: np.ndarray, **known: object) -> Source:
         itemsize=array.dtype.itemsize,
         **known,  # type: ignore[arg-type]
     )
+
+
+def with_noise(source: Source, seed: int) -> Source:
+    """Return a source with the fact ``noise``, which depends on the seed and the name alone."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, crc32(source.name.encode())]))
+    noise = np.float32(1.0) - generator.random(source.shape, np.float32)
+    return replace(source, facts={**source.facts, "noise": noise})

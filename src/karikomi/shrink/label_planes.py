@@ -41,15 +41,20 @@ def reduced(labels: Labels, plane: np.ndarray, reason: str) -> np.ndarray | None
 
     Labels that are the same everywhere are fixed: without them the tensor would be empty.
     """
-    found = labels.roots(plane)
-    for axis in varying(found):
-        first = part_of(found, axis, 0, 1)
-        if (found == first).all():
-            found = first
+    found = evened(labels.roots(plane))
     if found.size == 1:
         labels.fix(found, reason)
         return None
     return found
+
+
+def evened(plane: np.ndarray) -> np.ndarray:
+    """Return a plane with size 1 along the axes along which nothing varies."""
+    for axis in varying(plane):
+        first = part_of(plane, axis, 0, 1)
+        if (plane == first).all():
+            plane = first
+    return plane
 
 
 def part_of(plane: np.ndarray, axis: int, start: int, size: int) -> np.ndarray:

@@ -69,12 +69,12 @@ class Labels:
 
     def roots(self, labels: np.ndarray) -> np.ndarray:
         """Return one label for each class, the smallest of it, in the shape of `labels`."""
-        found = self._parent[labels]
+        found = np.asarray(self._parent[labels])
         while True:
-            above = self._parent[found]
+            above = np.asarray(self._parent[found])
             if np.array_equal(above, found):
                 break
-            found = self._parent[above]
+            found = np.asarray(self._parent[above])
         self._parent[labels] = found
         return found
 

@@ -70,8 +70,15 @@ class Meetings:
         self, one: Labelled, axes: str, other: Labelled, other_axes: str, out: str, site: str
     ) -> Labelled:
         """Return what comes of a product of two tensors, as in ``einsum("axes,other_axes->out")``."""
-        every = "".join(dict.fromkeys(out + axes + other_axes))
-        met = self.meet([_placed(one, axes, every), _placed(other, other_axes, every)], site)
+        return self.contract_all([one, other], [axes, other_axes], out, site)
+
+    def contract_all(
+        self, values: Sequence[Labelled], axes: Sequence[str], out: str, site: str
+    ) -> Labelled:
+        """Return what comes of a product of tensors, as in ``einsum(",".join(axes) + "->" + out)``."""
+        every = "".join(dict.fromkeys(out + "".join(axes)))
+        placed = [_placed(value, own, every) for value, own in zip(values, axes, strict=True)]
+        met = self.meet(placed, site)
         gone = [place for place, letter in enumerate(every) if letter not in out]
         return self.reduce(met, gone, site)
 

@@ -185,3 +185,11 @@ def _member(owner: Any, name: str, use: str) -> Any:
             where=WHERE,
             hint="torch 2.13 has it",
         ) from None
+
+
+def open_at_one() -> Any:
+    """Return a context in which `torch.export` keeps an axis open although its size in the example is 1."""
+    use = "used to export for batches of any size"
+    config = _member(torch.fx.experimental, "_config", use)
+    _member(config, "backed_size_oblivious", use)
+    return config.patch(backed_size_oblivious=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from karikomi.torch.shrinking.copies import undisturbed
 from karikomi.torch.shrinking.label_run import Call, call_of, name_of
 from karikomi.torch.shrinking.rewriting import Kept
 
@@ -97,10 +98,11 @@ def milliseconds(
     """Return the median time of a forward pass on the example inputs, after three that are not counted."""
     on_gpu = any(p.is_cuda for p in module.parameters())
     taken = []
-    for _ in range(runs + 3):
-        start = time.perf_counter()
-        module(*inputs, **options)
-        if on_gpu:
-            torch.cuda.synchronize()
-        taken.append((time.perf_counter() - start) * 1e3)
+    with undisturbed(module):
+        for _ in range(runs + 3):
+            start = time.perf_counter()
+            module(*inputs, **options)
+            if on_gpu:
+                torch.cuda.synchronize()
+            taken.append((time.perf_counter() - start) * 1e3)
     return median(taken[3:])

@@ -16,11 +16,12 @@ from torch import fx
 from karikomi.shrink import UnitFacts, plan
 from karikomi.shrink.groups import Group, groups_of, kept_of
 from karikomi.shrink.label_planes import Labelled
+from karikomi.torch.shrinking.copies import undisturbed
 from karikomi.torch.shrinking.label_run import (
     Call,
-    LabelRun,
     Propagated,
     call_of,
+    layer_of,
     name_of,
     shape_of,
 )
@@ -40,25 +41,31 @@ class Product:
     value: str = "input"
 
     @property
-    def weight(self) -> str:
-        """The name of the weight."""
-        return str(self.call["weight"].target)
+    def weight(self) -> fx.Node:
+        """The weight: stored, or computed of stored tensors (of a mask, say)."""
+        return self.call["weight"]
 
     @property
     def layer(self) -> str:
         """The name of its layer."""
-        return self.weight.removesuffix(".weight")
+        stored = self.weight.op == "get_attr"
+        return (
+            str(self.weight.target).removesuffix(".weight") if stored else layer_of(self.call.node)
+        )
 
 
 def products_of(graph: fx.GraphModule) -> list[Product]:
-    """Return the products of activations with stored weights, in order."""
+    """Return the products of activations with weights that do not depend on the inputs, in order."""
     found = []
+    steady: set[fx.Node] = set()
     for node in graph.graph.nodes:
+        if node.op in ("get_attr", "call_function") and steady.issuperset(node.all_input_nodes):
+            steady.add(node)
         name = name_of(node) if node.op == "call_function" else ""
         if not name.startswith(("linear", "conv")) or name.endswith("norm"):
             continue
         call = call_of(node)
-        if isinstance(call.arguments.get("weight"), fx.Node) and call["weight"].op == "get_attr":
+        if call.arguments.get("weight") in steady:
             over = "transpose" in name
             grouped = call.arguments.get("groups", 1) != 1
             if not (over and grouped):
@@ -102,23 +109,25 @@ class DeadUnits:
 
     def _facts(self, left: np.ndarray) -> dict[str, tuple[UnitFacts, np.ndarray]]:
         size = len(self.found.classes.roots)
-        made, lives_by_rows = np.zeros(size, bool), np.zeros(size, bool)
+        made, lives = np.zeros(size, bool), np.zeros(size, bool)
         read = np.zeros(size, bool)
         obstacles: dict[int, str] = {}
+        weights = self._weights()
         for product in self.products:
-            weight = _tensor(self.graph, product.weight)
-            rows = self._labels(product.weight, product.rows)
+            weight = weights[product.weight.name]
+            rows = self._along(product.weight, product.rows)
             alive = (weight != 0).movedim(product.rows, 0).flatten(1).any(1).numpy()
-            alive = alive & _scaled(self.graph, product)
+            alive = alive & _scaled(self.graph, product, len(rows))
             made[rows] = True
-            lives_by_rows[rows[alive]] = True
+            lives[rows[alive]] = True
             self._read(product, weight, read, obstacles)
         for node, value in self._ends().items():
             read[np.unique(value)] = True
             for root in np.unique(value).tolist():
                 obstacles.setdefault(root, f"{node} reads it")
+        self._others(lives)
         constants = self._constants()
-        dead = made & ~lives_by_rows
+        dead = made & ~lives
         found = {}
         for group in self.groups:
             ids = group.units[np.isin(group.units, left)]
@@ -144,23 +153,48 @@ class DeadUnits:
         )
 
     def _name(self, group: Group) -> str:
-        rows = {(p.weight, p.rows): p.layer for p in self.products}
-        for block, _ in group.members:
-            if (block.owner, block.axis) in rows:
-                return rows[block.owner, block.axis]
+        for product in self.products:
+            if np.isin(self._along(product.weight, product.rows), group.units).any():
+                return product.layer
         return group.name
 
-    def _labels(self, name: str, axis: int) -> np.ndarray:
-        """Return the classes along an axis of a stored tensor."""
-        for block in self.found.classes.blocks:
-            if block.owner == name and block.axis == axis:
-                return self.found.classes.roots[block.labels]
-        return np.zeros(_tensor(self.graph, name).shape[axis], int)
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights of all products as they are now."""
+        names = {product.weight.name for product in self.products}
+        found: dict[str, torch.Tensor] = {}
+        _Watching(self.graph, names, found).run(*self.inputs[0])
+        return found
+
+    def _others(self, lives: np.ndarray) -> None:
+        """Mark units that also come from stored tensors of two axes or more that are no such weights: embeddings, say."""
+        weights = {product.weight for product in self.products}
+        behind = set(weights)
+        for node in reversed(self.graph.graph.nodes):
+            behind.update(node.all_input_nodes if node in behind else ())
+        for node in self.graph.graph.nodes:
+            value = self.found.values[node.name]
+            if node.op != "get_attr" or node in behind or not isinstance(value, Labelled):
+                continue
+            tensor = _tensor(self.graph, str(node.target))
+            for axis in range(tensor.dim()) if tensor.dim() > 1 else ():
+                used = (tensor != 0).movedim(axis, 0).flatten(1).any(1).numpy()
+                lives[self._along(node, axis)[used]] = True
+        lives[0] = False
+
+    def _along(self, node: fx.Node, axis: int) -> np.ndarray:
+        """Return the classes along an axis of what a node returns, 0 where it has none."""
+        value = self.found.values[node.name]
+        assert isinstance(value, Labelled)  # noqa: S101
+        size = value.shape[axis]
+        for plane in value.planes:
+            if plane.shape[axis] > 1:
+                return self.found.classes.roots[np.moveaxis(plane, axis, 0).reshape(size, -1)[:, 0]]
+        return np.zeros(size, int)
 
     def _read(
         self, product: Product, weight: torch.Tensor, read: np.ndarray, obstacles: dict[int, str]
     ) -> None:
-        columns = self._labels(product.weight, product.columns)
+        columns = self._along(product.weight, product.columns)
         used = (weight != 0).movedim(product.columns, 0).flatten(1).any(1).numpy()
         groups = product.call.arguments.get("groups", 1)
         if groups > 1:
@@ -177,14 +211,7 @@ class DeadUnits:
 
     def _channels(self, product: Product) -> np.ndarray:
         """Return the classes of the input of a product along its axis of channels or features."""
-        value = self.found.values[product.call[product.value].name]
-        assert isinstance(value, Labelled)
-        axis = _input_axis(product)
-        size = value.shape[axis]
-        for plane in value.planes:
-            if plane.shape[axis] > 1:
-                return self.found.classes.roots[np.moveaxis(plane, axis, 0).reshape(size, -1)[:, 0]]
-        return np.zeros(size, int)
+        return self._along(product.call[product.value], _input_axis(product))
 
     def _ends(self) -> dict[str, np.ndarray]:
         """Return the classes that end in other operators than products with stored weights, by place."""
@@ -229,12 +256,12 @@ class DeadUnits:
         """Add what constant units contribute to the biases of what reads them, in float64."""
         if not len(units):
             return
-        seen = self._observed()
+        seen, weights = self._observed(), self._weights()
         for product in self.products:
             chosen = np.isin(self._channels(product), units)
             if not chosen.any() or product.call["bias"] is None:
                 continue
-            weight = _tensor(self.graph, product.weight).double()
+            weight = weights[product.weight.name].double()
             weight = weight.movedim((product.rows, product.columns), (0, 1))
             weight = weight.reshape(*weight.shape[:2], -1).sum(2)
             low, high = seen[product.call.node.name]
@@ -269,6 +296,10 @@ class _Watching(fx.Interpreter):
             self._kept[n.name] = result
         return result
 
+    def run(self, *args: Any, **options: Any) -> Any:
+        with undisturbed(self.module):
+            return super().run(*args, **options)
+
 
 def _input_axis(product: Product) -> int:
     shape = shape_of(product.call[product.value].meta["val"])
@@ -283,10 +314,9 @@ def _tensor(graph: fx.GraphModule, name: str) -> torch.Tensor:
     return getattr(owner, leaf).detach()
 
 
-def _scaled(graph: fx.GraphModule, product: Product) -> np.ndarray:
+def _scaled(graph: fx.GraphModule, product: Product, rows: int) -> np.ndarray:
     """Return which rows a batch norm that directly follows multiplies by something."""
     users = list(product.call.node.users)
-    rows = _tensor(graph, product.weight).shape[product.rows]
     if len(users) != 1 or users[0].op != "call_function" or name_of(users[0]) != "batch_norm":
         return np.ones(rows, bool)
     gain = call_of(users[0])["weight"]
@@ -297,6 +327,8 @@ def _obstacle(product: Product) -> str | None:
     call = product.call
     if call["bias"] is None:
         return f"{product.layer} has no bias to take a constant"
+    if call["bias"].op != "get_attr":
+        return f"{product.layer} has a bias that is computed"
     if call.name == "linear":
         return None
     padding = call["padding"]
@@ -309,8 +341,3 @@ def _obstacle(product: Product) -> str | None:
 
 def _each(padding: Any) -> list[int]:
     return list(padding) if isinstance(padding, list | tuple) else [padding]
-
-
-def exact_run(graph: fx.GraphModule) -> Propagated:
-    """Return the labels of a graph in which no statistic may change."""
-    return LabelRun(graph, exact=True).run()

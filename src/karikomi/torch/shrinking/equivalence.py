@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import Unsupported
+from karikomi.torch.shrinking.copies import undisturbed
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
 from karikomi.torch.tracing.batches import leaves
 
@@ -18,9 +19,9 @@ def equal(
 ) -> float:
     """Return the largest relative difference of the outputs; `Unsupported` if it is above the tolerance."""
     worst = 0.0
-    pairs = zip(
-        leaves(original(*inputs, **options)), leaves(small(*inputs, **options)), strict=True
-    )
+    with undisturbed(original, small):
+        expected, got = (leaves(module(*inputs, **options)) for module in (original, small))
+    pairs = zip(expected, got, strict=True)
     for before, after in pairs:
         precision = torch.finfo(before.dtype).eps if before.is_floating_point() else 0.0
         allowed = max(TOLERANCE, 8 * precision)

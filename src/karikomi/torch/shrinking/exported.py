@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
+from karikomi.torch.internals import open_at_one
 from karikomi.torch.shrinking.label_run import name_of
 from karikomi.torch.tracing.source_line import raised_at
 
@@ -23,7 +25,8 @@ def exported(
     Raises `Unsupported` with the reason and the source line if `torch.export` does not take the module.
     """
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        opened = nullcontext() if dynamic_shapes is None else open_at_one()
+        with warnings.catch_warnings(), torch.no_grad(), opened:
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 module, inputs, options, dynamic_shapes=dynamic_shapes, strict=False
@@ -33,8 +36,8 @@ def exported(
         raise Unsupported(
             f"torch.export does not take the module ({type(error).__name__}: {_first_lines(error)})",
             where="torch.shrink",
-            hint=raised_at(error, after=__file__)
-            or "move control flow that depends on the data out of the forward",
+            got=raised_at(error, after=__file__) or "an error in torch",
+            hint="write what depends on the data with torch.where or torch.cond, or shrink the part of the network without it",
         ) from error
     assert isinstance(graph, fx.GraphModule)
     _drop_unused(graph)

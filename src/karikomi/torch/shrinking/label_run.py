@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
+from karikomi.errors import Unsupported
 from karikomi.shrink.label_planes import Labelled, Shape, along, varying
 from karikomi.shrink.labels import Classes
 from karikomi.shrink.meetings import Meetings
+from karikomi.torch.shrinking.constants import constants_of, used_outside
 from karikomi.torch.tracing.source_line import called_at
 
 Value = Labelled | list[Any]
@@ -55,7 +57,7 @@ class Propagated:
     """Labels of every node of a graph.
 
     `values`: name of a node -> labels. `classes`: what goes together. `statistics`: name -> place of nodes that compute a
-    statistic (or a softmax) over entries of which some can go. `unknown`: place -> operators without a rule.
+    statistic (or a softmax) over entries of which some can go; `measured`: name -> the labels of these. `constants`: nodes that are the same in every run. `unknown`: place -> operators without a rule.
     `ends`: node, place, and the labels that a sum ended there.
     """
 
@@ -64,6 +66,12 @@ class Propagated:
     statistics: dict[str, str]
     unknown: dict[str, str]
     ends: tuple[tuple[str, str, np.ndarray], ...] = ()
+    measured: dict[str, np.ndarray] = field(default_factory=dict)
+    constants: frozenset[str] = frozenset()
+
+    def changed_statistics(self, kept: np.ndarray) -> dict[str, str]:
+        """Return name -> place of the nodes over whose entries some go."""
+        return {n: site for n, site in self.statistics.items() if not kept[self.measured[n]].all()}
 
 
 class LabelRun(Meetings):
@@ -75,7 +83,9 @@ class LabelRun(Meetings):
         self.exact = exact
         self.values: dict[str, Value] = {}
         self.statistics: dict[str, str] = {}
+        self.measured: dict[str, np.ndarray] = {}
         self.unknown: dict[str, str] = {}
+        self._constants = constants_of(module.graph)
         self._ends: list[tuple[str, str, np.ndarray]] = []
         self._stored: dict[tuple[Any, ...], Labelled] = {}
 
@@ -93,6 +103,8 @@ class LabelRun(Meetings):
             self.statistics,
             self.unknown,
             tuple(self._ends),
+            self.measured,
+            self._constants,
         )
 
     def _make_products(self) -> None:
@@ -135,11 +147,16 @@ class LabelRun(Meetings):
         """
         rank = len(value.shape)
         inside = {axis % rank for axis in axes}
-        if not inside & self.current(value, call.site).axes:
+        current = self.current(value, call.site)
+        over = [plane for plane in current.planes if inside & set(varying(plane))]
+        if not over:
             return value
         if self.exact:
-            return self.fix(self.current(value, call.site), f"{call.site} measures over it", inside)
+            return self.fix(current, f"{call.site} measures over it", inside)
         self.statistics[call.node.name] = call.site
+        self.measured[call.node.name] = np.unique(
+            np.concatenate([labels.ravel() for labels in over])
+        )
         return value
 
     def stored(self, name: str) -> torch.Tensor:
@@ -169,14 +186,25 @@ class LabelRun(Meetings):
         if node.op != "call_function":
             return bare(node)
         call = call_of(node)
+        _check_sizes(call)
         if call.name == "getitem":
             found = self.values[node.args[0].name]  # type: ignore[union-attr]
             return found[node.args[1]] if isinstance(found, list) else bare(node)  # type: ignore[index]
+        if node.name in self._constants and node.meta.get("val") is not None:
+            return self._of_constant(node)
         if not isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
             return Labelled(())
         if call.name in RULES:
             return RULES[call.name](self, call)
         return self.refuse(call)
+
+    def _of_constant(self, node: fx.Node) -> Value:
+        """Return new labels for a constant that is used by something else, if it is a tensor of numbers."""
+        value = node.meta["val"]
+        used = used_outside(node, self._constants)
+        if not used or not isinstance(value, torch.Tensor) or not _has_units(value):
+            return bare(node)
+        return self.fresh("", shape_of(value))
 
     def refuse(self, call: Call, reason: str = NO_RULE) -> Value:
         """Fix all that reaches an operator whose rule does not cover the call."""
@@ -198,7 +226,7 @@ class LabelRun(Meetings):
         tensor = self.stored(name)
         if not isinstance(tensor, torch.Tensor):
             return Labelled(())
-        if not (tensor.is_floating_point() or tensor.is_complex()):
+        if not _has_units(tensor):
             return Labelled(tuple(tensor.shape))
         key = (tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride())
         if key not in self._stored:
@@ -221,9 +249,28 @@ def shape_of(value: Any) -> Shape:
     return tuple(size_of(size) for size in value.shape)
 
 
+def _check_sizes(call: Call) -> None:
+    """Raise `Unsupported` for a result whose shape depends on the data."""
+    found = call.node.meta.get("val")
+    for value in found if isinstance(found, tuple | list) else [found]:
+        sizes = value.shape if isinstance(value, torch.Tensor) else ()
+        if any(isinstance(size, torch.SymInt) and size.node.hint is None for size in sizes):
+            raise Unsupported(
+                "the shape of a result depends on the data",
+                where="torch.shrink",
+                got=call.site,
+                hint="pick a fixed number of entries (index_select, topk, where), or shrink the parts before and after",
+            )
+
+
 def size_of(size: Any) -> int:
     """Return a size as a number, that of the example for a symbolic one."""
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _has_units(tensor: torch.Tensor) -> bool:
+    """Return whether entries of a tensor can be those of units: of integers, which are places, they are not."""
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool
 
 
 def _labels_of(value: Value) -> bool:
@@ -244,6 +291,8 @@ def call_of(node: fx.Node) -> Call:
     """Return a node as a call with named arguments, defaults included."""
     name = name_of(node)
     place = called_at(node, after="")
+    if not place and (layer := layer_of(node)):
+        place = f"in {layer}"
     site = f"{name} {place}".strip()
     target = node.target
     arguments: dict[str, Any] = {}
@@ -255,6 +304,12 @@ def call_of(node: fx.Node) -> Call:
                 default = argument.default_value if argument.has_default_value() else None
                 arguments[argument.name] = node.kwargs.get(argument.name, default)
     return Call(node, name, arguments, site)
+
+
+def layer_of(node: fx.Node) -> str:
+    """Return the path of the module in whose forward a node is."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]).partition("@")[0] if stack else ""
 
 
 def with_arguments(node: fx.Node, new: dict[str, Any]) -> None:

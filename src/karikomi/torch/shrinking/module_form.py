@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from karikomi.errors import KarikomiError
-from karikomi.torch.shrinking.copies import copied
+from karikomi.torch.shrinking.copies import copied, undisturbed
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
 from karikomi.torch.shrinking.rewriting import Changed, Rewritten, owner_of
@@ -20,6 +21,9 @@ from karikomi.torch.shrinking.unit_scores import tensors_of
 from karikomi.torch.tracing.batches import leaves
 
 SIZES = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "normalized_shape"})
+HOOKED = ("weight", "weight_orig", "weight_v")
+"""Names of a weight, and of what hooks of `torch.nn.utils` compute it of."""
+
 GUESSES = (frozenset[str](), SIZES, SIZES | {"start", "end", "length", "index", "pad"})
 """Arguments whose numbers may be attributes of the module that calls the operator, from the surest on."""
 
@@ -100,7 +104,7 @@ def _set_known_(layer: Any) -> None:
         layer.input_size = layer.weight_ih_l0.shape[1]
         layer.proj_size = layer.weight_hh_l0.shape[1] if layer.proj_size else 0
         return
-    weight = layer._parameters.get("weight")
+    weight = _weight_of(layer)
     if isinstance(layer, nn.modules.batchnorm._NormBase):
         own = weight if weight is not None else layer._buffers.get("running_mean")
         layer.num_features = layer.num_features if own is None else len(own)
@@ -122,12 +126,20 @@ def _set_known_(layer: Any) -> None:
         layer.num_parameters = len(weight)
 
 
+def _weight_of(layer: Any) -> torch.Tensor | None:
+    """Return the weight of a layer, or what a hook or a parametrization computes it of or as."""
+    if parametrize.is_parametrized(layer, "weight"):
+        return layer.weight
+    return next((layer._parameters[n] for n in HOOKED if layer._parameters.get(n) is not None), None)
+
+
 @torch.no_grad()
 def in_module_form(
     module: nn.Module, done: Rewritten, inputs: tuple[Any, ...], options: dict[str, Any]
 ) -> nn.Module | None:
     """Return a smaller copy of the module that computes what the graph does, or None if its code does not allow it."""
-    expected = leaves(done.graph(*inputs, **options))
+    with undisturbed(done.graph):
+        expected = leaves(done.graph(*inputs, **options))
     for guessed in GUESSES:
         small = copied(module)
         take_tensors_(small, done)
@@ -158,7 +170,8 @@ def _difference(
 ) -> float:
     """Return how far the outputs are from those of the graph; infinity if the module does not run."""
     try:
-        got = leaves(small(*inputs, **options))
+        with undisturbed(small):
+            got = leaves(small(*inputs, **options))
         return max(map(apart, expected, got), default=0.0)
     except Exception:
         # Any error of the user's forward has one meaning here: its code does not fit the smaller tensors.

@@ -17,7 +17,7 @@ from torch import fx
 
 from karikomi.errors import Unsupported
 from karikomi.shrink.label_planes import Labelled, keeps
-from karikomi.torch.shrinking.copies import copied
+from karikomi.torch.shrinking.copies import copied, undisturbed
 from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
 from karikomi.torch.tracing.batches import leaves
 
@@ -72,9 +72,10 @@ def _worst(
     *,
     bounded: bool = False,
 ) -> float:
-    statistics = found.statistics
-    expected = leaves(_Masked(original, found, kept, statistics, bounded).run(*inputs))
-    got = leaves(_Affine(small, statistics, bounded).run(*inputs))
+    statistics = found.changed_statistics(kept)
+    with undisturbed(original, small):
+        expected = leaves(_Masked(original, found, kept, statistics, bounded).run(*inputs))
+        got = leaves(_Affine(small, statistics, bounded).run(*inputs))
     return max((apart(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
 
 
@@ -103,11 +104,34 @@ def random_like(value: Any, generator: torch.Generator) -> Any:
 
 
 @torch.no_grad()
-def is_blind(module: fx.GraphModule, inputs: tuple[Any, ...]) -> bool:
+def samples_of(module: fx.GraphModule, inputs: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Return the example inputs, and random ones like them; integers stay if the module refuses shuffled ones."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = tuple(random_like(value, generator) for value in inputs)
+    steady = tuple(new if _is_float(new) else old for old, new in zip(inputs, drawn, strict=True))
+    for sample in (drawn, steady):
+        try:
+            with undisturbed(module):
+                fx.Interpreter(module).run(*sample)
+        except Exception:  # noqa: S112  (offsets and lengths cannot be shuffled, and no error says that)
+            continue
+        return [inputs, sample]
+    return [inputs]
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+@torch.no_grad()
+def is_blind(module: fx.GraphModule, samples: list[tuple[Any, ...]]) -> bool:
     """Return whether the outputs hardly depend on the inputs, so that comparing them would show nothing."""
-    generator = torch.Generator().manual_seed(1)
-    others = tuple(random_like(value, generator) for value in inputs)
-    one, other = (leaves(fx.Interpreter(module).run(*given)) for given in (inputs, others))
+    found = []
+    for given in samples:
+        with undisturbed(module):
+            found.append(leaves(fx.Interpreter(module).run(*given)))
+    one, *others = found
+    other = others[0] if others else one
     pairs = zip(one, other, strict=True)
     return max((apart(before, after) for before, after in pairs), default=0.0) < 1e-3
 
@@ -232,4 +256,6 @@ class _Masked(_Affine):
 
 def _derived(node: fx.Node) -> bool:
     """Return whether no operand of a product is a stored tensor, whose own zeros would do."""
-    return not any(source.op == "get_attr" for source in node.all_input_nodes)
+    call = call_of(node)
+    added = call.arguments.get("self" if call.name in ("addmm", "baddbmm") else "bias")
+    return not any(s.op == "get_attr" and s is not added for s in node.all_input_nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,13 @@ from torch import fx, nn
 
 from karikomi.errors import Unsupported
 from karikomi.shrink.label_planes import Labelled, is_product, kept_along
+from karikomi.torch.shrinking.constants import FILLED, cut_before_users_
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.label_run import (
     Call,
     Propagated,
     call_of,
+    layer_of,
     name_of,
     with_arguments,
 )
@@ -102,6 +105,7 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
     stays = Kept(found.values, kept)
     small = copied(graph)
     pairs = list(zip(graph.graph.nodes, small.graph.nodes, strict=True))
+    twins = dict(pairs)
     changed: list[Changed] = []
     indices = cut_tensors_(
         small, {str(n.target): found.values[n.name] for n, _ in pairs if n.op == "get_attr"}, kept
@@ -118,10 +122,13 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
                     where="torch.shrink",
                     got=call_of(node).site,
                 )
-        if node.op == "call_function" and name_of(node) in LITERALS:
+        if node.name in found.constants:
+            own = {axis: stays.along(value, axis) for axis in sorted(value.axes)}
+            cut_before_users_(new, found.constants, own)
+        elif node.op == "call_function" and name_of(node) in LITERALS:
             call = call_of(node)
             arguments = LITERALS[call.name](stays, call, new)
-            with_arguments(new, arguments)
+            with_arguments(new, {key: fx.map_arg(a, lambda n: twins.get(n, n)) for key, a in arguments.items()})
             changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()
@@ -134,8 +141,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
-    stack = list((call.node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]).partition("@")[0] if stack else ""
+    path = layer_of(call.node)
     found = []
     for name, after in arguments.items():
         before = call[name]
@@ -192,37 +198,36 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 @literal("view", "reshape", "_unsafe_view", "expand", "broadcast_to")
-@literal(
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "rand",
-    "randn",
-)
+@literal(*FILLED, "rand", "randn")
 def _shape(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     name = "shape" if call.name == "reshape" else "size"
-    sizes = kept.sizes(kept.of(call.node))
-    return {name: _sized(call[name], sizes)}
+    value = kept.of(call.node)
+    return {name: _sized(call_of(new)[name], value.shape, kept.sizes(value), new)}
 
 
-def _sized(literals: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
-    return [
-        size if isinstance(old, int) and old != -1 else old
-        for old, size in zip(literals, sizes, strict=True)
-    ]
+def _sized(
+    literals: Sequence[Any], before: Sequence[int], after: Sequence[int], new: fx.Node
+) -> list[Any]:
+    """Return sizes as literals, and those that are computed (batch times heads) times the share that stays."""
+    sizes: list[Any] = []
+    for literal_size, old, size in zip(literals, before, after, strict=True):
+        if isinstance(literal_size, fx.Node) and size != old:
+            with new.graph.inserting_before(new):
+                times = new.graph.call_function(operator.mul, (literal_size, size))
+                sizes.append(new.graph.call_function(operator.floordiv, (times, old)))
+        else:
+            number = isinstance(literal_size, int) and literal_size != -1
+            sizes.append(size if number else literal_size)
+    return sizes
 
 
 @literal("unflatten")
 def _unflatten(kept: Kept, call: Call, new: fx.Node) -> dict[str, Any]:
     value = kept.of(call.node)
     first = call["dim"] % len(kept.of(call["self"]).shape)
-    sizes = kept.sizes(value)[first : first + len(call["sizes"])]
-    return {"sizes": _sized(call["sizes"], sizes)}
+    axes = slice(first, first + len(call["sizes"]))
+    sizes = _sized(call_of(new)["sizes"], value.shape[axes], kept.sizes(value)[axes], new)
+    return {"sizes": sizes}
 
 
 @literal("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +18,13 @@ from karikomi.prune.scores.score import Score
 from karikomi.select import select
 from karikomi.shrink.account import Refit, ShrinkReport
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
+from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.modules.codes import holds_codes
-from karikomi.torch.modules.parameters import check_values
-from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, layouts
-from karikomi.torch.shrinking.compensation.lanes import Pairs, lanes_of
+from karikomi.torch.modules.parameters import check_values, unwrapped
+from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED, TRANSPOSED, layouts
+from karikomi.torch.shrinking.any_batch import for_any_batch
 from karikomi.torch.shrinking.compensation.in_place import compensate_
+from karikomi.torch.shrinking.compensation.lanes import Pairs, lanes_of
 from karikomi.torch.shrinking.copies import copied
 from karikomi.torch.shrinking.costs import macs_of, milliseconds, parameters_of
 from karikomi.torch.shrinking.dead_units import DeadUnits
@@ -29,13 +32,19 @@ from karikomi.torch.shrinking.equivalence import equal
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.graph_form import graph_form
 from karikomi.torch.shrinking.label_run import LabelRun, Propagated
-from karikomi.torch.shrinking.module_form import in_module_form
-from karikomi.torch.shrinking.proof import difference, is_blind, random_like, randomized
+from karikomi.torch.shrinking.module_form import HOOKED, in_module_form
+from karikomi.torch.shrinking.proof import difference, is_blind, randomized, samples_of
 from karikomi.torch.shrinking.rewriting import Kept, Rewritten, rewritten
-from karikomi.torch.shrinking.unit_scores import unit_scores
+from karikomi.torch.shrinking.unit_scores import tensors_of, unit_scores
 
 WHERE = "torch.shrink"
 Target = tuple[str, float]
+COMPUTED = (
+    *HOOKED,
+    "parametrizations.weight.original",
+    "parametrizations.weight.original1",
+)
+"""Of what a weight can be computed, with its axes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +79,15 @@ class Shrinking:
         self.inputs = inputs
         self.options = options
         self.choice = choice
+        began = time.perf_counter()
+        self.dynamic_shapes = dynamic_shapes
         self.dynamic = dynamic_shapes is not None
         self.graph = exported(module, inputs, options, dynamic_shapes)
+        self.seconds = {"export": time.perf_counter() - began}
+        began = time.perf_counter()
         whole, exact = choice is not None and choice.whole, choice is None
         self.found: Propagated = LabelRun(self.graph, whole=whole, exact=exact).run()
+        self.seconds["labels"] = time.perf_counter() - began
         flat, self.tree = torch.utils._pytree.tree_flatten((inputs, options))
         self.flat = tuple(flat)
         self.costs: list[tuple[float, float]] = []
@@ -104,12 +118,14 @@ class Shrinking:
 
     def _groups(self, choice: Choice) -> list[Group]:
         groups = groups_of(self.found.classes)
-        names = dict.fromkeys(name for name, _ in self.module.named_parameters())
+        every = self.module.named_parameters(remove_duplicate=False)
+        names = dict.fromkeys(name for name, _ in every)
         picked = set(select(list(names), only=choice.only, exclude=choice.exclude, where=WHERE))
         free = [
             group
             for group in groups
             if len(group) > 1
+            and any(block.owner in names for block, _ in group.members)
             and all(
                 block.owner in picked or block.owner not in names or block.axis
                 for block, _ in group.members
@@ -155,10 +171,10 @@ class Shrinking:
     def proven(self, kept: np.ndarray) -> tuple[Rewritten, float]:
         """Return the smaller graph and the largest difference to the original in which what went is zero."""
         done = rewritten(self.graph, self.found, kept)
-        worst = 0.0
-        for inputs in self.samples():
+        worst, samples = 0.0, self.samples()
+        for inputs in samples:
             worst = max(worst, difference(self.graph, done.graph, self.found, kept, inputs))
-        if is_blind(self.graph, self.flat):
+        if is_blind(self.graph, samples):
             other = randomized(self.graph)
             small = rewritten(other, self.found, kept).graph
             worst = max(worst, difference(other, small, self.found, kept, self.flat))
@@ -182,8 +198,7 @@ class Shrinking:
 
     def samples(self) -> list[tuple[Any, ...]]:
         """Return the example inputs, and random ones."""
-        generator = torch.Generator().manual_seed(0)
-        return [self.flat, tuple(random_like(value, generator) for value in self.flat)]
+        return samples_of(self.graph, self.flat)
 
     def result(
         self,
@@ -195,11 +210,15 @@ class Shrinking:
     ) -> tuple[nn.Module, ShrinkReport]:
         """Return the smaller network, as a module of its class if possible, and the report."""
         small = in_module_form(module, done, self.inputs, self.options)
-        form = graph_form(done.graph, training=module.training) if small is None else small
+        form = small or graph_form(self._open(done, kept).graph, training=module.training)
         nothing = np.ones(len(kept), bool)
         before, after = (macs_of(self.graph, Kept(self.found.values, k)) for k in (nothing, kept))
         together = {g.name: list(g.sites) for g in groups_of(self.found.classes) if g.sites}
-        literals = [f"{one.site}: {one.before} -> {one.after}" for one in done.changed]
+        literals = [
+            f"{one.site}: {one.before} -> {one.after}"
+            for one in done.changed
+            if not isinstance(one.before, list)
+        ]
         return form, ShrinkReport(
             widths_before=self.widths(),
             widths_after=self.widths(kept),
@@ -211,10 +230,20 @@ class Shrinking:
             macs_after=after,
             frozen={**self.frozen(), **self.found.unknown},
             together=together,
-            statistics=list(self.found.statistics.values()),
+            statistics=list(self.found.changed_statistics(kept).values()),
             literals=[] if small is not None else literals,
             form="module" if small is not None else "graph",
             latencies=self.costs,
+        )
+
+    def _open(self, done: Rewritten, kept: np.ndarray) -> Rewritten:
+        """Return the smaller graph for other batch sizes than that of the example, if the caller chose no shapes."""
+        if self.dynamic_shapes is not None:
+            return done
+        given, named = self.inputs, self.options
+        whole, exact = self.choice is not None and self.choice.whole, self.choice is None
+        return for_any_batch(
+            self.module, given, named, done, self.found, kept, whole=whole, exact=exact
         )
 
     def frozen(self) -> dict[str, str]:
@@ -247,6 +276,11 @@ class Shrinking:
                 axis = 1 if isinstance(layer, EMBEDDINGS) else axes[name].units
                 key = (name, axis)
                 found[name.removesuffix(".weight")] = labels.get(key, np.zeros(0, int))
+            if isinstance(layer, PRUNED) and "weight" not in layer._parameters:
+                axis = int(isinstance(layer, TRANSPOSED))
+                stored = [f"{path}.{leaf}".lstrip(".") for leaf in COMPUTED]
+                own = [labels[name, axis] for name in stored if (name, axis) in labels]
+                found[path] = own[0] if own else np.zeros(0, int)
         return found
 
 
@@ -297,7 +331,7 @@ def shrink(
 
     The copy is a module of the same class if its code runs with the smaller tensors, else the exported graph as a module, which needs none of that
     code (``report.form``; ``report.literals`` has the numbers in the code that are in the way). Training mode, dtype, device and
-    ``requires_grad`` are kept.
+    ``requires_grad`` are kept. ``torch.compile`` and data-parallel wrappers are taken off.
 
     Every shrink is proven: removing units must equal making them zero, to 1e-5 of the largest output on the example
     and on random inputs. Where a norm, a softmax or a mean is taken over entries of which some went, its statistics change (as they do in
@@ -327,6 +361,7 @@ def shrink(
     exported graph instead of tables of layers; constants as in Bragagnolo and Barbano 2022 (Simplify); re-fits as in He, Zhang and
     Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", with a bias and damped to the original weights.
     """
+    module = unwrapped(module)
     inputs, options = _arguments(example_inputs)
     _check_module(module, inputs, options)
     targets = {
@@ -376,13 +411,27 @@ def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _check_module(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-    if holds_codes(module):
+    if holds_codes(module) or any(".quantized" in type(m).__module__ for m in module.modules()):
         raise Unsupported(
             "the weights are quantized, and a shrunk layer has other codes",
             where=WHERE,
             hint="shrink before quantize_",
         )
-    check_values(dict(module.state_dict(keep_vars=True)), where=WHERE)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Unsupported(
+            "a scripted module cannot be exported",
+            where=WHERE,
+            hint="shrink the module that was scripted, and script the smaller one",
+        )
+    tensors = tensors_of(module)
+    check_values(tensors, where=WHERE)
+    for name, tensor in tensors.items():
+        if is_sharded(tensor):
+            raise Unsupported(
+                "the tensor is sharded over ranks",
+                where=f"{WHERE}: {name}",
+                hint="load the full state dict into an unwrapped module, shrink that, and shard the smaller one",
+            )
     try:
         with torch.no_grad():
             copied(module).eval()(*inputs, **options)

@@ -13,7 +13,7 @@ from karikomi.errors import NonFinite, Unsupported
 from karikomi.prune.facts import PER_UNIT, measured_on
 from karikomi.prune.scores.score import Score
 from karikomi.selection.granularity import whole_fact
-from karikomi.selection.weight_source import Source
+from karikomi.selection.weight_source import Source, with_noise
 from karikomi.shrink.groups import Group
 from karikomi.shrink.labels import Block
 from karikomi.torch.facts.measure import measure
@@ -32,7 +32,7 @@ def unit_scores(
     data: Iterable[Any] | None,
     loss: Any,
 ) -> list[np.ndarray]:
-    """Return one score per unit of each group, over all weights (not biases) that the units are found in.
+    """Return one score per unit of each group, over all weights that the units are found in; over vectors if there are no others.
 
     A score of units is the mean over the layers whose outputs they are. Raises `Unsupported` for a score that re-fits weights,
     or that is defined for no weight of a group.
@@ -43,10 +43,16 @@ def unit_scores(
             where=f"{WHERE}: score",
             hint="compensate=True re-fits what reads the removed units",
         )
-    named = dict(module.named_parameters(remove_duplicate=False))
+    every = module.named_parameters(remove_duplicate=False)
+    named = {name: p.detach().abs() if p.is_complex() else p for name, p in every}
     axes = layouts(module)
-    owners = dict.fromkeys(block.owner for group in groups for block, _ in group.members)
-    weights = {name: named[name] for name in owners if name in named and named[name].dim() > 1}
+    weights: dict[str, torch.Tensor] = {}
+    for group in groups:
+        own = [named[block.owner] for block, _ in group.members if block.owner in named]
+        least = min(2, max(weight.dim() for weight in own))
+        for block, _ in group.members:
+            if block.owner in named and named[block.owner].dim() >= least:
+                weights[block.owner] = named[block.owner]
     measured = score.needs - measured_on("seed")
     if measured:
         weights = {name: weight for name, weight in weights.items() if name in axes}
@@ -54,6 +60,9 @@ def unit_scores(
     if measured:
         facts = measure(module, measured, weights, data=data, loss=loss, where=WHERE)
     sources = sources_of(module, weights, facts)
+    if score.needs & measured_on("seed"):
+        seed = getattr(score, "seed", 0)
+        sources = {name: with_noise(source, seed) for name, source in sources.items()}
     return [_scored(group, score, sources, axes, measured) for group in groups]
 
 

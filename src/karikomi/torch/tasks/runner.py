@@ -137,8 +137,11 @@ class TorchRunner:
             try:
                 small, report = shrink(model, example.positional)
             except Unsupported as error:
-                # Most networks are not chains yet; the run continues unshrunk, the reason in its report.
+                # The run continues unshrunk, the reason in its report.
                 return arrays, _unshrunk(str(error))
+            if report.form != "module":
+                numbers = "; ".join(report.literals[:3])
+                return arrays, _unshrunk(f"its code does not run with smaller tensors: {numbers}")
         return to_arrays(small), report.as_dict()
 
     def _model(self, arrays: Arrays) -> nn.Module:

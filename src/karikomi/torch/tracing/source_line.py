@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import fx
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)')
 _TORCH = str(Path(torch.__file__).parent)
+_PYTHON = sysconfig.get_paths()["stdlib"]
 
 
 def called_at(node: fx.Node, *, after: str) -> str:
@@ -32,5 +34,10 @@ def raised_at(error: BaseException, *, after: str) -> str:
 def _innermost(frames: Sequence[tuple[str, int]], after: str) -> str:
     starts = [i for i, (path, _) in enumerate(frames) if path == after]
     traced = frames[starts[-1] + 1 :] if starts else frames
-    lines = [(path, line) for path, line in traced if not path.startswith(_TORCH)]
+    lines = [(path, line) for path, line in traced if not _is_library(path)]
     return f"at {lines[-1][0]}:{lines[-1][1]}" if lines else ""
+
+
+def _is_library(path: str) -> bool:
+    standard = path.startswith(_PYTHON) and "site-packages" not in path
+    return standard or path.startswith((_TORCH, "<"))

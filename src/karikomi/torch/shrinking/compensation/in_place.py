@@ -132,7 +132,7 @@ class _Refitting:
         inputs = place.product.call["input"].name
         if not self._changed(inputs) and not (place.added and self._changed(place.added)):
             return
-        weight = self._stored(place.product.weight)
+        weight = self._stored(str(place.product.weight.target))
         bias = self._stored(place.bias) if place.bias else None
         fit, held = self._sums(place, weight)
         rows = weight.movedim(1, -1).flatten(1).double().cpu().numpy()

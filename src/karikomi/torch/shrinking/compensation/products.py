@@ -46,7 +46,7 @@ class Place:
                 weight, lane.dense[self.name], transposed=False, groups=groups, **options
             )
         return Reading(
-            name=self.product.weight, weight=weight, inputs=inputs, outputs=None, window=window
+            name=str(self.product.weight.target), weight=weight, inputs=inputs, outputs=None, window=window
         )
 
     def target(self, lane: Lane, scale: torch.Tensor | None) -> torch.Tensor:
@@ -70,7 +70,9 @@ def place_of(product: Product, known: Collection[str], readers: dict[str, int]) 
     call = product.call
     if "transpose" in call.name:
         return "a transposed convolution is not re-fitted"
-    if readers[product.weight] > 1:
+    if product.weight.op != "get_attr":
+        return "its weight is computed"
+    if readers[str(product.weight.target)] > 1:
         return "several operations read its weight"
     bias = mean = norm = None
     if call["bias"] is not None:

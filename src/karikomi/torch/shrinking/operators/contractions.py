@@ -65,24 +65,20 @@ def outer(run: LabelRun, call: Call) -> Value:
 
 @rule("einsum")
 def einsum(run: LabelRun, call: Call) -> Value:
-    """As its equation says, one operand after another."""
+    """As its equation says: what has the same letter is joined, what is summed over ends."""
     values = [run.value(source) for source in call["tensors"]]
-    sides, _, out = call["equation"].replace(" ", "").partition("->")
+    sides, arrow, out = call["equation"].replace(" ", "").partition("->")
     terms = sides.split(",")
     shape = shape_of(call.node.meta["val"])
-    plain = "->" in call["equation"] and all(len(set(term)) == len(term) for term in terms)
-    if not plain or len(terms) > 2:
-        return run.refuse(call)
+    if any(len(set(term.replace(".", ""))) < len(term.replace(".", "")) for term in terms):
+        return run.refuse(call, "a diagonal has no rule")
+    if not arrow:
+        letters = sorted(set(sides) - set(",."))
+        dots = "..." if "..." in sides else ""
+        out = dots + "".join(letter for letter in letters if sides.count(letter) == 1)
     spare = [letter for letter in LETTERS if letter not in call["equation"]]
     terms = [_spelled(term, len(v.shape), spare) for term, v in zip(terms, values, strict=True)]
-    out = _spelled(out, len(shape), spare)
-    if len(terms) == 1:
-        gone = [place for place, letter in enumerate(terms[0]) if letter not in out]
-        left = "".join(letter for letter in terms[0] if letter in out)
-        value = run.reduce(values[0], gone, call.site)
-        order = [left.index(letter) for letter in out]
-        return Labelled(shape, tuple(plane.transpose(order) for plane in value.planes))
-    return run.contract(values[0], terms[0], values[1], terms[1], out, call.site)
+    return run.contract_all(values, terms, _spelled(out, len(shape), spare), call.site)
 
 
 def _spelled(term: str, rank: int, spare: list[str]) -> str:
@@ -114,6 +110,9 @@ def _transposed(run: LabelRun, call: Call) -> Value:
     groups = call["groups"]
     inputs, outputs = weight.shape[:2]
     split = _viewed(weight, (groups, inputs // groups, outputs))
+    if run.whole and groups > 1:
+        # All groups have the same outputs, so that whole groups can go but no output of each.
+        split = run.fix(run.current(split, call.site), call.site, [2])
     return _convolved(run, call, split, "gio", groups, inputs // groups)
 
 

@@ -5,21 +5,11 @@ from __future__ import annotations
 import torch
 
 from karikomi.shrink.label_planes import Labelled
+from karikomi.torch.shrinking.constants import FILLED
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule, shape_of
 
 
-@rule(
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "rand",
-    "randn",
-)
+@rule(*FILLED, "rand", "randn")
 def creation(run: LabelRun, call: Call) -> Value:
     """Label all axes of a tensor of numbers."""
     found = call.node.meta["val"]

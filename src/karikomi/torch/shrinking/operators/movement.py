@@ -9,8 +9,17 @@ import numpy as np
 import torch
 from torch import fx
 
-from karikomi.shrink.label_planes import Labelled, narrowed, part_of, reshaped, varying
-from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule, shape_of, size_of
+from karikomi.shrink.label_planes import Labelled, evened, narrowed, reshaped
+from karikomi.torch.shrinking.label_run import (
+    Call,
+    LabelRun,
+    Value,
+    bare,
+    name_of,
+    rule,
+    shape_of,
+    size_of,
+)
 
 MOVEMENT = """
     permute transpose t numpy_T swapaxes swapdims movedim moveaxis select narrow unbind flip fliplr
@@ -18,6 +27,8 @@ MOVEMENT = """
     split split_with_sizes chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk slice adjoint
     view_as_real view_as_complex
 """.split()
+
+AT_PLACES = frozenset({"gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce"})
 
 RESHAPES = (
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
@@ -112,13 +123,22 @@ def expand(run: LabelRun, call: Call) -> Value:
     shape = shape_of(call.node.meta["val"])
     added = len(shape) - len(value.shape)
     old = (1,) * added + value.shape
-    numbers = call.node.meta["val"].is_floating_point()
+    # Integers that are repeated are places; those that are read or written at have the shape of what is there.
+    picked = any(name_of(user) in AT_PLACES for user in call.node.users)
+    numbers = picked or call.node.meta["val"].is_floating_point()
     wider = [axis for axis, size in enumerate(shape) if numbers and size > 1 and old[axis] == 1]
     planes = tuple(plane.reshape((1,) * added + tuple(plane.shape)) for plane in value.planes)
     return Labelled(shape, planes + run.fresh("", shape, wider).planes)
 
 
-@rule("roll", "cumsum", "cumprod", "sort", "argsort", "topk", "triu", "tril", "flip_fixed")
+_TRANSFORMS = [
+    f"fft_{kind}{leaf}"
+    for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+    for leaf in ("", "2", "n")
+]
+
+
+@rule("roll", "cumsum", "cumprod", "sort", "argsort", "topk", "triu", "tril", *_TRANSFORMS)
 def along_whole_axes(run: LabelRun, call: Call) -> Value:
     """Keep the axes that the operator works along as they are."""
     value = run.value(call["self"])
@@ -197,15 +217,7 @@ def index(run: LabelRun, call: Call) -> Value:
         return run.refuse(call) if value.planes else bare(call.node)
     target: Any = call.node.target
     planes = [moved(plane, value.shape, lambda p: target(p, places)) for plane in value.planes]
-    return run.current(Labelled(shape, tuple(_flat(plane) for plane in planes)), call.site)
-
-
-def _flat(plane: np.ndarray) -> np.ndarray:
-    for axis in varying(plane):
-        first = part_of(plane, axis, 0, 1)
-        if (plane == first).all():
-            plane = first
-    return plane
+    return run.current(Labelled(shape, tuple(evened(plane) for plane in planes)), call.site)
 
 
 def _shape(place: Any) -> tuple[int, ...]:
@@ -239,6 +251,16 @@ def embedding(run: LabelRun, call: Call) -> Value:
     shape = shape_of(call.node.meta["val"])
     lead = (1,) * (len(shape) - 2)
     return Labelled(shape, tuple(plane.reshape(*lead, *plane.shape) for plane in weight.planes))
+
+
+@rule("embedding_bag")
+def embedding_bag(run: LabelRun, call: Call) -> Value:
+    """Sum, average or compare rows, which stay; the columns pass. The other results are counts."""
+    weight = run.fix(run.current(run.value(call["weight"]), call.site), call.site, [0])
+    if call["per_sample_weights"] is not None:
+        run.fix(run.value(call["per_sample_weights"]), call.site)
+    rows, *counts = bare(call.node)
+    return [Labelled(rows.shape, weight.planes), *counts]
 
 
 @rule("constant_pad_nd", "pad")

@@ -10,6 +10,7 @@ from karikomi.shrink.label_planes import Labelled, reshaped
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+CELLS = {f"{name}_cell": gates for name, gates in GATES.items()}
 
 
 @rule(*GATES)
@@ -53,20 +54,9 @@ def _direction(
     run: LabelRun, call: Call, value: Labelled, stored: list[Labelled]
 ) -> tuple[Labelled, Labelled]:
     """Return the labels of one hidden state and one cell."""
-    gates = GATES[call.name]
     biases = 2 if call["has_biases"] else 0
     inputs, recurrences = stored[:2]
-    units = recurrences.shape[0] // gates
-
-    def by_unit(part: Labelled) -> Labelled:
-        new = (gates, units, *part.shape[1:])
-        found = Labelled(new, tuple(reshaped(plane, part.shape, new) for plane in part.planes))
-        return run.fix(run.current(found, call.site), call.site, [0])
-
-    rows = run.meet(
-        [_first(by_unit(part)) for part in (inputs, recurrences, *stored[2 : 2 + biases])],
-        call.site,
-    )
+    rows = _rows(run, call, stored[: 2 + biases], GATES[call.name])
     last = Labelled(value.shape[-1:], tuple(plane.flatten() for plane in value.planes))
     run.contract(last, "i", inputs, "oi", "o", call.site)
     projections = stored[2 + biases :]
@@ -75,6 +65,37 @@ def _direction(
         out = run.contract(rows, "u", projections[0], "pu", "p", call.site)
     run.contract(out, "h", recurrences, "oh", "o", call.site)
     return run.current(out, call.site), run.current(rows, call.site)
+
+
+def _rows(run: LabelRun, call: Call, stored: list[Labelled], gates: int) -> Labelled:
+    """Return the labels of hidden units, whose rows in all gates are joined."""
+
+    def by_unit(part: Labelled) -> Labelled:
+        new = (gates, part.shape[0] // gates, *part.shape[1:])
+        found = Labelled(new, tuple(reshaped(plane, part.shape, new) for plane in part.planes))
+        return run.fix(run.current(found, call.site), call.site, [0])
+
+    return run.meet([_first(by_unit(part)) for part in stored], call.site)
+
+
+@rule(*CELLS)
+def cell(run: LabelRun, call: Call) -> Value:
+    """One step of a recurrent layer: the state that goes out has the labels of the one that comes in."""
+    states = call["hx"] if call.name == "lstm_cell" else [call["hx"]]
+    names = [name for name in ("w_ih", "w_hh", "b_ih", "b_hh") if call[name] is not None]
+    stored = [run.value(call[name]) for name in names]
+    rows = _rows(run, call, stored, CELLS[call.name])
+    value = run.current(run.value(call["input"]), call.site)
+    value = run.fix(value, call.site, list(range(len(value.shape) - 1)))
+    last = Labelled(value.shape[-1:], tuple(plane.flatten() for plane in value.planes))
+    run.contract(last, "i", stored[0], "oi", "o", call.site)
+    met = [run.meet([rows, _units(run, call, state)], call.site) for state in states]
+    run.contract(met[0], "h", stored[1], "oh", "o", call.site)
+    found: Any = bare(call.node)
+    if call.name != "lstm_cell":
+        return _last_axis(run.current(met[0], call.site), found)
+    outputs = (run.current(part, call.site) for part in met)
+    return [_last_axis(part, empty) for part, empty in zip(outputs, found, strict=True)]
 
 
 def _first(value: Labelled) -> Labelled:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from karikomi.shrink.label_planes import Labelled
 from karikomi.torch.shrinking.label_run import Call, LabelRun, Value, bare, rule
 
@@ -11,6 +13,31 @@ STATISTICS = """
     mean amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod argmax
     argmin any all median frobenius_norm nuclear_norm aminmax
 """.split()
+
+
+@rule("cosine_similarity")
+def cosine_similarity(run: LabelRun, call: Call) -> Value:
+    """Join both vectors, whose lengths are measured, and end there."""
+    met = run.meet([run.value(call["x1"]), run.value(call["x2"])], call.site)
+    axis = call["dim"] % len(met.shape)
+    return run.reduce(run.over_statistics(call, met, [axis]), [axis], call.site)
+
+
+@rule("cdist")
+def cdist(run: LabelRun, call: Call) -> Value:
+    """Join the entries of two sets of vectors, over which their distances are measured."""
+    one, other = (run.value(call[name]) for name in ("x1", "x2"))
+    met = run.meet([_beside(one, -2), _beside(other, -3)], call.site)
+    return run.reduce(run.over_statistics(call, met, [-1]), [len(met.shape) - 1], call.site)
+
+
+def _beside(value: Labelled, axis: int) -> Labelled:
+    """Return a value with a new axis of size 1."""
+    rank = len(value.shape) + 1
+    planes = tuple(np.expand_dims(plane, axis) for plane in value.planes)
+    shape = list(value.shape)
+    shape.insert(axis + rank, 1)
+    return Labelled(tuple(shape), planes)
 
 
 @rule("sum", *STATISTICS)
