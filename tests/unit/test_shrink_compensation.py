@@ -138,6 +138,7 @@ def test_a_layer_that_is_worse_on_held_out_data_stays_as_it_was() -> None:
     small, report = shrink(net, data[0], width=0.5, data=data)
     refit = report.compensation["1"]
     assert not refit.kept and refit.after > refit.before
+    assert refit.why == "" and report.compensation[""].after == report.compensation[""].before
     assert small[1].weight.tolist() == [[1.0]]
     assert torch.equal(small[1].bias, net[1].bias)
 
