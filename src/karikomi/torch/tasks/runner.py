@@ -140,12 +140,8 @@ class TorchRunner:
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
             example = batch_for(model, few.inputs)
-            if example.named:
-                return arrays, _unshrunk("its inputs are passed by keyword")
-            if not isinstance(model(*example.positional), torch.Tensor):
-                return arrays, _unshrunk("it returns several outputs")
             try:
-                small, report = shrink(model, example.positional)
+                small, report = shrink(model, (example.positional, dict(example.named)))
             except Unsupported as error:
                 # The run continues unshrunk, the reason in its report.
                 return arrays, _unshrunk(str(error))
@@ -153,6 +149,8 @@ class TorchRunner:
                 numbers = "; ".join(report.literals[:3])
                 return arrays, _unshrunk(f"its code does not run with smaller tensors: {numbers}")
         facts = {k: value for k, value in report.as_dict().items() if k not in ("kept", "members")}
+        for cost in ("macs_before", "macs_after"):
+            facts[cost] //= len(few)  # of one example, as everywhere
         return to_arrays(small), {**facts, "notes": notes_of(small)}
 
     def _model(self, arrays: Arrays) -> nn.Module:
