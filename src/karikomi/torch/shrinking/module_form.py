@@ -12,6 +12,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from karikomi.errors import KarikomiError
+from karikomi.torch.internals import norm_type
+from karikomi.torch.modules.prunable import CONVOLUTIONS, TRANSPOSED
 from karikomi.torch.shrinking.copies import copied, undisturbed
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
@@ -105,14 +107,14 @@ def _set_known_(layer: Any) -> None:
         layer.proj_size = layer.weight_hh_l0.shape[1] if layer.proj_size else 0
         return
     weight = _weight_of(layer)
-    if isinstance(layer, nn.modules.batchnorm._NormBase):
-        own = weight if weight is not None else layer._buffers.get("running_mean")
+    if isinstance(layer, norm_type()):
+        own = weight if weight is not None else getattr(layer, "running_mean", None)
         layer.num_features = layer.num_features if own is None else len(own)
     if weight is None:
         return
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
-    elif isinstance(layer, nn.modules.conv._ConvNd):
+    elif isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
         inputs, outputs = weight.shape[:2] if layer.transposed else reversed(weight.shape[:2])
         layer.in_channels = inputs if layer.transposed else inputs * layer.groups
         layer.out_channels = outputs * layer.groups if layer.transposed else outputs
@@ -130,7 +132,8 @@ def _weight_of(layer: Any) -> torch.Tensor | None:
     """Return the weight of a layer, or what a hook or a parametrization computes it of or as."""
     if parametrize.is_parametrized(layer, "weight"):
         return layer.weight
-    return next((layer._parameters[n] for n in HOOKED if layer._parameters.get(n) is not None), None)
+    own = dict(layer.named_parameters(recurse=False))
+    return next((own[name] for name in HOOKED if name in own), None)
 
 
 @torch.no_grad()

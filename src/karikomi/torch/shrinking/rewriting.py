@@ -128,7 +128,9 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
         elif node.op == "call_function" and name_of(node) in LITERALS:
             call = call_of(node)
             arguments = LITERALS[call.name](stays, call, new)
-            with_arguments(new, {key: fx.map_arg(a, lambda n: twins.get(n, n)) for key, a in arguments.items()})
+            with_arguments(
+                new, {key: fx.map_arg(a, lambda n: twins.get(n, n)) for key, a in arguments.items()}
+            )
             changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()

@@ -19,6 +19,7 @@ from karikomi.select import select
 from karikomi.shrink.account import Refit, ShrinkReport
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 from karikomi.torch.distributed.dtensors import is_sharded
+from karikomi.torch.internals import flattened, unflattened
 from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.parameters import check_values, unwrapped
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED, TRANSPOSED, layouts
@@ -88,7 +89,7 @@ class Shrinking:
         whole, exact = choice is not None and choice.whole, choice is None
         self.found: Propagated = LabelRun(self.graph, whole=whole, exact=exact).run()
         self.seconds["labels"] = time.perf_counter() - began
-        flat, self.tree = torch.utils._pytree.tree_flatten((inputs, options))
+        flat, self.tree = flattened((inputs, options))
         self.flat = tuple(flat)
         self.costs: list[tuple[float, float]] = []
 
@@ -276,7 +277,9 @@ class Shrinking:
                 axis = 1 if isinstance(layer, EMBEDDINGS) else axes[name].units
                 key = (name, axis)
                 found[name.removesuffix(".weight")] = labels.get(key, np.zeros(0, int))
-            if isinstance(layer, PRUNED) and "weight" not in layer._parameters:
+            if isinstance(layer, PRUNED) and "weight" not in dict(
+                layer.named_parameters(recurse=False)
+            ):
                 axis = int(isinstance(layer, TRANSPOSED))
                 stored = [f"{path}.{leaf}".lstrip(".") for leaf in COMPUTED]
                 own = [labels[name, axis] for name in stored if (name, axis) in labels]
@@ -486,6 +489,6 @@ def _without_dead_units(
     worst = 0.0
     evaluated = copied(small).eval()
     for sample in run.samples():
-        given, named = torch.utils._pytree.tree_unflatten(list(sample), run.tree)
+        given, named = unflattened(list(sample), run.tree)
         worst = max(worst, equal(original, evaluated, given, named))
     return small, replace(report, max_difference=worst)

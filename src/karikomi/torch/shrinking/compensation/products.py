@@ -46,7 +46,11 @@ class Place:
                 weight, lane.dense[self.name], transposed=False, groups=groups, **options
             )
         return Reading(
-            name=str(self.product.weight.target), weight=weight, inputs=inputs, outputs=None, window=window
+            name=str(self.product.weight.target),
+            weight=weight,
+            inputs=inputs,
+            outputs=None,
+            window=window,
         )
 
     def target(self, lane: Lane, scale: torch.Tensor | None) -> torch.Tensor:
