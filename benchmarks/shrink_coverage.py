@@ -2,12 +2,14 @@
 
 Every network has random weights and is shrunk to half of the units of each group, without any help for it. Ours
 counts if the proof holds: removing the units equals making them zero, to 1e-5 of the largest output (RAFT, which is
-recurrent: 2e-5). The peer counts if its pruned network still runs and returns the shapes of the original, which is less.
+recurrent: 2e-5). The peer counts if its pruned network still runs and returns the shapes of the original, which
+is less.
 
     python benchmarks/shrink_coverage.py [torchvision timm transformers] [--peer] [--most 100] [--limit 600]
 
-One process per network, of one thread; what is finished is stored in ``runs/shrink_coverage.json``, so that an interrupted command
-resumes. `--most`: millions of parameters, larger networks are left out. `--limit`: seconds for a network (the peer has 60).
+One process per network, of one thread; what is finished is stored in ``runs/shrink_coverage.json``, so that an
+interrupted command resumes. `--most`: millions of parameters, larger networks are left out. `--limit`: seconds
+for a network (the peer has 60).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/shrink_speed.py [--models resnet50 swin_t ...]
 
-Per network, in a process of its own with one thread: seconds to export (torch's own), to propagate the labels, and to choose half of the
-units by magnitude; nodes of the graph; peak memory. Then the exponent e of seconds = c * nodes^e, fitted over a
-family of residual networks of 8 to 256 blocks: 1 is linear.
+Per network, in a process of its own with one thread: seconds to export (torch's own), to propagate the labels,
+and to choose half of the units by magnitude; nodes of the graph; peak memory. Then the exponent e of seconds =
+c * nodes^e, fitted over a family of residual networks of 8 to 256 blocks: 1 is linear.
 """
 
 from __future__ import annotations

@@ -38,10 +38,17 @@ TORCH: dict[str, tuple[str, Any, Callable[[], object]]] = {
     ),
     "uncompiled": ("_orig_mod", None, lambda: internals.uncompiled(OptimizedModule())),
     "batch_norm_type": ("_BatchNorm", nn.modules.batchnorm, internals.batch_norm_type),
+    "open_at_one": ("_config", torch.fx.experimental, internals.open_at_one),
+    "flattened": ("_pytree", torch.utils, lambda: internals.flattened([1])),
+    "unflattened": (
+        "_pytree",
+        torch.utils,
+        lambda: internals.unflattened([1], internals.flattened([1])[1]),
+    ),
     "norm_type": ("_NormBase", nn.modules.batchnorm, internals.norm_type),
 }
-# Without the member: not folded into the step; traced by Dynamo; no step is found to be running.
-ELSEWHERE = {"takes_grad_scale", "opaque", "StepCalls", "within_step", "still_scaled"}
+# Without the member: no operator of torch; not folded into the step; traced by Dynamo; no step is found to be running.
+ELSEWHERE = {"schema_of", "takes_grad_scale", "opaque", "StepCalls", "within_step", "still_scaled"}
 
 
 def public(module: ModuleType) -> set[str]:

@@ -65,7 +65,12 @@ def test_a_label_that_meets_no_label_is_fixed_whatever_is_joined_later() -> None
 
 
 @settings(max_examples=examples(30, full=300), deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 3), st.integers(0, 5)), max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 3), st.integers(0, 5)),
+        max_size=8,
+    )
+)
 def test_groups_are_a_partition_of_what_is_free(joins: list[tuple[int, int, int, int]]) -> None:
     labels, tensors = labels_of(6, 6, 6, 6)
     for a, i, b, j in joins:
@@ -80,7 +85,9 @@ def test_groups_are_a_partition_of_what_is_free(joins: list[tuple[int, int, int,
             found = classes.roots[block.labels[places]]
             assert (found == group.units[:, None]).all()
         # Each index of a tensor is in one group, once.
-    seen = [(b.owner, p) for g in groups for b, places in g.members for p in places.ravel().tolist()]
+    seen = [
+        (b.owner, p) for g in groups for b, places in g.members for p in places.ravel().tolist()
+    ]
     assert len(seen) == len(set(seen)) == int(classes.free().sum())
 
 

@@ -12,9 +12,7 @@ from torch import nn
 from karikomi.torch.shrinking.smaller_copy import shrink
 
 
-def kept_of(
-    original: torch.Tensor, small: torch.Tensor, folded: float = 1.0
-) -> list[torch.Tensor]:
+def kept_of(original: torch.Tensor, small: torch.Tensor, folded: float = 1.0) -> list[torch.Tensor]:
     """Return the indices along each axis at which the entries of a smaller tensor are found in the original."""
     values = original.flatten().tolist()
     places = {value: place for place, value in enumerate(values)}

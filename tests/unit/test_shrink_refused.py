@@ -98,7 +98,9 @@ def test_control_flow_that_depends_on_data_is_refused_with_its_line(
     with pytest.raises(Unsupported, match="torch.export does not take the module") as caught:
         shrink(wrapped(forward), torch.ones(6, 6), width=0.5)
     message = str(caught.value)
-    assert says in message and f"at {__file__}:" in message and "torch.where or torch.cond" in message
+    assert (
+        says in message and f"at {__file__}:" in message and "torch.where or torch.cond" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,9 +223,7 @@ def test_buffers_that_a_forward_writes_to_are_left_as_they_were() -> None:
     small, report = shrink(net, torch.randn(2, 4), width=0.5)
     assert report.parameters_after == 4 * 5 + 4 * 2 + 2
     assert net.calls == small.calls == 0 and torch.equal(small.mean, torch.ones(4))
-    graph, _ = shrink(
-        Forward(lambda m, x: m.n(x.view(-1, 4)), n=net), torch.randn(2, 4), width=0.5
-    )
+    graph, _ = shrink(Forward(lambda m, x: m.n(x.view(-1, 4)), n=net), torch.randn(2, 4), width=0.5)
     assert graph.n.calls == 0
 
 

@@ -125,7 +125,10 @@ def test_every_score_works_or_says_why_not(score: str) -> None:
 
 def test_random_scores_come_from_the_seed() -> None:
     model = net()
-    kept = [shrink(model, X, width=0.5, score=kk.prune.Random(seed=seed))[0][0].weight for seed in (0, 0, 1)]
+    kept = [
+        shrink(model, X, width=0.5, score=kk.prune.Random(seed=seed))[0][0].weight
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(kept[0], kept[1]) and not torch.equal(kept[0], kept[2])
 
 
@@ -208,12 +211,12 @@ def test_shapes_that_are_chosen_as_dynamic() -> None:
             self.a, self.o = nn.Linear(16, 32), nn.Linear(32, 5)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.o(self.a(x).view(x.shape[0] * x.shape[1], 4, 8).mT.reshape(*x.shape[:2], 32))
+            return self.o(
+                self.a(x).view(x.shape[0] * x.shape[1], 4, 8).mT.reshape(*x.shape[:2], 32)
+            )
 
     small, report = shrink(Named(), torch.randn(2, 6, 16), width=0.5, dynamic_shapes=shapes)
     assert report.form == "graph" and small(torch.randn(3, 9, 16)).shape == (3, 9, 5)
-
-
 
 
 def test_a_mapping_of_inputs_and_several_outputs() -> None:
@@ -233,13 +236,17 @@ def test_a_mapping_of_inputs_and_several_outputs() -> None:
 
 
 def test_shared_weights_stay_shared() -> None:
-    model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Linear(5, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3)
+    )
     model[3].weight = model[1].weight
     small, report = shrink(model, X, width=0.5)
     assert small[3].weight is small[1].weight and small[1].weight.shape == (4, 4)
     # 5 x 4 + 4, one 4 x 4, twice 4, 4 x 3 + 3.
     assert report.parameters_after == 24 + 16 + 8 + 15
-    twice = nn.Sequential(nn.Linear(5, 8), shared := nn.Linear(8, 8), nn.ReLU(), shared, nn.Linear(8, 3))
+    twice = nn.Sequential(
+        nn.Linear(5, 8), shared := nn.Linear(8, 8), nn.ReLU(), shared, nn.Linear(8, 3)
+    )
     small, report = shrink(twice, X, width=0.5)
     assert small[1] is small[3] and report.parameters_after == 24 + 20 + 15
 

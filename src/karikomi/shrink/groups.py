@@ -16,8 +16,8 @@ class Group:
     """Units that are found on the same axes, equally often on each.
 
     `units`: their classes. `members`: the axes with, for each unit, its indices: shape (units, times).
-    `name`: the tensor whose first axis these units are the rows of, or the first tensor. `sites`: operations because of which its members
-    go together.
+    `name`: the tensor whose first axis these units are the rows of, or the first tensor. `sites`: operations
+    because of which its members go together.
     """
 
     name: str
@@ -34,7 +34,8 @@ def groups_of(
 ) -> list[Group]:
     """Return the groups of all classes that can go, in the order of their first label.
 
-    `rows`: whether the indices of an axis are the units that a tensor makes, for the name of the group. A label that belongs to no tensor (of padding, say) goes along with others and is in no group by itself.
+    `rows`: whether the indices of an axis are the units that a tensor makes, for the name of the group. A label
+    that belongs to no tensor (of padding, say) goes along with others and is in no group by itself.
     """
     free = classes.free()
     owned = [(number, block) for number, block in enumerate(classes.blocks) if block.owner]

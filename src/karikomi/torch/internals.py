@@ -193,3 +193,19 @@ def open_at_one() -> Any:
     config = _member(torch.fx.experimental, "_config", use)
     _member(config, "backed_size_oblivious", use)
     return config.patch(backed_size_oblivious=True)
+
+
+def schema_of(target: Any) -> Any:
+    """Return the schema of an operator, or None for what is no operator."""
+    return getattr(target, "_schema", None)
+
+
+def flattened(values: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of nested tuples, lists and mappings, and their structure."""
+    return _member(torch.utils, "_pytree", "used to walk through inputs").tree_flatten(values)
+
+
+def unflattened(flat: list[Any], structure: Any) -> Any:
+    """Return leaves in a structure that `flattened` found."""
+    pytree = _member(torch.utils, "_pytree", "used to walk through inputs")
+    return pytree.tree_unflatten(flat, structure)

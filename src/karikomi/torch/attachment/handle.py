@@ -242,7 +242,8 @@ class Handle:
     def following(self, move: Move) -> Callable[[], None]:
         """Return a function that attaches this handle to a smaller copy of its module; `shrink` calls it.
 
-        The state is cut along; power iterations of cut weights begin anew. Raises `Unsupported` for the handle of another module.
+        The state is cut along; power iterations of cut weights begin anew. Raises `Unsupported` for the handle
+        of another module.
         """
         if unwrapped(self._model) is not move.before:
             raise Unsupported(

@@ -49,13 +49,12 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
         (part, name, buffer, buffer.clone())
         for module in modules
         for part in module.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
+        for name, buffer in part.named_buffers(recurse=False)
     ]
     try:
         yield
     finally:
         for part, name, buffer, before in held:
-            part._buffers[name] = buffer
+            setattr(part, name, buffer)
             if not torch.equal(buffer, before):
                 buffer.copy_(before)

@@ -26,12 +26,14 @@ def resize_(
     """Resize the tensors of a module to smaller shapes; return name -> (old, new) shape.
 
     The new tensors are uninitialised: the caller fills them. All shapes are checked before any layer
-    is changed. Tensors that are not named keep their shapes, which must fit the named ones; one with several names has to get one shape. Layers of
-    torch get the attributes that state their sizes (``in_features``, ...).
+    is changed. Tensors that are not named keep their shapes, which must fit the named ones; one with several
+    names has to get one shape. Layers of torch get the attributes that state their sizes (``in_features``,
+    ...).
 
-    `shapes`: tensor name, as in the state dict, -> shape; no size may exceed the present one. `attributes_follow`: the caller
-    sets what shapes do not say, such as the groups of a convolution. Raises `UnknownName` for a name that the module does not have, `Unsupported`
-    naming the tensor whose shape does not fit its layer, or is larger, and for grouped convolutions of which the number of groups is not known.
+    `shapes`: tensor name, as in the state dict, -> shape; no size may exceed the present one.
+    `attributes_follow`: the caller sets what shapes do not say, such as the groups of a convolution. Raises
+    `UnknownName` for a name that the module does not have, `Unsupported` naming the tensor whose shape does not
+    fit its layer, or is larger, and for grouped convolutions of which the number of groups is not known.
 
     >>> import torch, karikomi as kk
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))

@@ -22,8 +22,9 @@ Commit = Callable[[], None]
 def follow_(things: Any, move: Move) -> None:
     """Let optimizers, averages of weights, masks and handles continue with the smaller network, in place.
 
-    `things`: one, or several. All are checked before the first is changed. Parameter groups, hooks and schedulers of an optimizer stay
-    the same objects; its parameters and their moments are those of the smaller network.
+    `things`: one, or several. All are checked before the first is changed. Parameter groups, hooks and
+    schedulers of an optimizer stay the same objects; its parameters and their moments are those of the smaller
+    network.
     """
     commits = [_commit(thing, move) for thing in _each(things)]
     for commit in commits:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.export import Dim, ShapesCollection
 
 from karikomi.errors import Unsupported
+from karikomi.torch.internals import flattened
 from karikomi.torch.modules.copies import undisturbed
 from karikomi.torch.shrinking.exported import Inputs, exported
 from karikomi.torch.shrinking.label_run import LabelRun, Propagated
@@ -34,10 +35,10 @@ def for_any_batch(
 
     The open export has to have the same labels, and the same outputs on the example.
     """
-    tensors = [one for one in torch.utils._pytree.tree_leaves((inputs, options)) if _has_batch(one)]
     shapes = ShapesCollection()
-    for tensor in tensors:
-        shapes[tensor] = {0: Dim.AUTO}
+    for value in flattened((inputs, options))[0]:
+        if isinstance(value, torch.Tensor) and value.dim():
+            shapes[value] = {0: Dim.AUTO}
     try:
         graph = exported(module, inputs, options, shapes.dynamic_shapes(module, inputs, options))
     except Unsupported:
@@ -52,14 +53,10 @@ def for_any_batch(
         source, _ = owner_of(done.graph, name)
         setattr(owner, leaf, getattr(source, leaf))
     with undisturbed(small.graph, done.graph):
-        one = leaves(done.graph(*inputs, **options))
+        before = leaves(done.graph(*inputs, **options))
         try:
-            two = leaves(small.graph(*inputs, **options))
+            after = leaves(small.graph(*inputs, **options))
         except RuntimeError:
             # A width that is computed of a batch size has no smaller literal: the example's size stays.
             return done
-    return small if max(map(apart, one, two), default=0.0) <= TOLERANCE else done
-
-
-def _has_batch(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0
+    return small if max(map(apart, before, after), default=0.0) <= TOLERANCE else done

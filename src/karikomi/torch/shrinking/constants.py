@@ -7,6 +7,8 @@ import re
 import torch
 from torch import fx
 
+from karikomi.torch.internals import schema_of
+
 FILLED = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 """Operators that fill a tensor with one number: a smaller one has the same."""
 
@@ -45,7 +47,7 @@ def used_outside(node: fx.Node, constants: frozenset[str]) -> list[fx.Node]:
 
 
 def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     return schema is not None and schema.is_mutable
 
 

@@ -1,6 +1,7 @@
 """Dead units of any graph: which classes can go without a change of the outputs, and where their constants go.
 
-Measured on a working copy of the exported graph, in which the units that went are zero: so a round sees what the one before made dead.
+Measured on a working copy of the exported graph, in which the units that went are zero: so a round sees what
+the one before made dead.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
-from karikomi.torch.internals import open_at_one
+from karikomi.torch.internals import open_at_one, schema_of
 from karikomi.torch.shrinking.label_run import name_of
 from karikomi.torch.tracing.source_line import raised_at
 
@@ -54,7 +54,7 @@ def _drop_unused(graph: fx.GraphModule) -> None:
     for node in reversed(list(graph.graph.nodes)):
         if node.users or node.op in ("output", "placeholder"):
             continue
-        schema = getattr(node.target, "_schema", None)
+        schema = schema_of(node.target)
         if node.op == "get_attr" or (schema is not None and not schema.is_mutable):
             graph.graph.erase_node(node)
         elif name_of(node) == "getitem":

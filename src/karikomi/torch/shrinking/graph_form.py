@@ -27,8 +27,8 @@ _MODES = {
 class GraphForm(fx.GraphModule):
     """An exported graph whose dropout and batch norms follow ``train()`` and ``eval()``.
 
-    A norm without running statistics uses those of the batch in both modes. What else the forward does in training only is
-    not in the graph.
+    A norm without running statistics uses those of the batch in both modes. What else the forward does in
+    training only is not in the graph.
     """
 
     def train(self, mode: bool = True) -> GraphForm:

@@ -14,6 +14,7 @@ from karikomi.errors import Unsupported
 from karikomi.shrink.label_planes import Labelled, Shape, along, varying
 from karikomi.shrink.labels import Classes
 from karikomi.shrink.meetings import Meetings
+from karikomi.torch.internals import schema_of
 from karikomi.torch.shrinking.constants import constants_of, used_outside
 from karikomi.torch.tracing.source_line import called_at
 
@@ -56,8 +57,9 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 class Propagated:
     """Labels of every node of a graph.
 
-    `values`: name of a node -> labels. `classes`: what goes together. `statistics`: name -> place of nodes that compute a
-    statistic (or a softmax) over entries of which some can go; `measured`: name -> the labels of these. `constants`: nodes that are the same in every run. `unknown`: place -> operators without a rule.
+    `values`: name of a node -> labels. `classes`: what goes together. `statistics`: name -> place of nodes that
+    compute a statistic (or a softmax) over entries of which some can go; `measured`: name -> the labels of
+    these. `constants`: nodes that are the same in every run. `unknown`: place -> operators without a rule.
     `ends`: node, place, and the labels that a sum ended there.
     """
 
@@ -280,9 +282,10 @@ def _labels_of(value: Value) -> bool:
 def name_of(node: fx.Node) -> str:
     """Return the name of an operator: of ``aten.add_.Tensor`` it is ``add``, of another library with its prefix."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    schema = schema_of(target)
+    if schema is None:
         return getattr(target, "__name__", str(target))
-    space, name = target._schema.name.split("::")
+    space, name = schema.name.split("::")
     name = name.rstrip("_") if not name.startswith("__") else name
     return name if space == "aten" else f"{space}.{name}"
 
@@ -296,8 +299,9 @@ def call_of(node: fx.Node) -> Call:
     site = f"{name} {place}".strip()
     target = node.target
     arguments: dict[str, Any] = {}
-    if isinstance(target, torch._ops.OpOverload):
-        for place_of, argument in enumerate(target._schema.arguments):
+    schema = schema_of(target)
+    if schema is not None:
+        for place_of, argument in enumerate(schema.arguments):
             if place_of < len(node.args):
                 arguments[argument.name] = node.args[place_of]
             else:
@@ -314,7 +318,7 @@ def layer_of(node: fx.Node) -> str:
 
 def with_arguments(node: fx.Node, new: dict[str, Any]) -> None:
     """Set arguments of a node by name."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    schema = schema_of(node.target).arguments
     for place, argument in enumerate(schema):
         if argument.name in new:
             if place < len(node.args):

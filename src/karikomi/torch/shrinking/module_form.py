@@ -80,8 +80,9 @@ def set_attributes_(
 ) -> None:
     """Set the attributes that state the sizes of layers.
 
-    A layer's own number that the forward uses has the name of its argument (``groups``). For the arguments in `guessed`, any attribute of
-    the module in whose forward the number stands is set if it has its value; of several new values the first.
+    A layer's own number that the forward uses has the name of its argument (``groups``). For the arguments in
+    `guessed`, any attribute of the module in whose forward the number stands is set if it has its value; of
+    several new values the first.
     """
     for layer in module.modules():
         set_sizes_(layer)

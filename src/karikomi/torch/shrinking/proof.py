@@ -26,8 +26,9 @@ TOLERANCE = 1e-5
 
 CONTRACTIONS = frozenset(
     """
-    linear matmul mm bmm mv dot vdot inner bilinear addmm baddbmm einsum outer conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    conv_transpose3d scaled_dot_product_attention sum lstm gru rnn_tanh rnn_relu
+    linear matmul mm bmm mv dot vdot inner bilinear addmm baddbmm einsum outer conv1d conv2d conv3d
+    conv_transpose1d conv_transpose2d conv_transpose3d scaled_dot_product_attention sum lstm gru rnn_tanh
+    rnn_relu
     """.split()
 )
 

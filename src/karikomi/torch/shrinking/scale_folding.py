@@ -1,7 +1,8 @@
 """Fold factors that code computes from a width: a smaller head would be scaled by another ``1 / sqrt(width)``.
 
-The graph of the original has the factor as a number, which stays. Code that computes it anew from the smaller tensors gets another one;
-the weights that make the scaled tensor are multiplied by the ratio of both, so that the module computes what the graph does.
+The graph of the original has the factor as a number, which stays. Code that computes it anew from the smaller
+tensors gets another one; the weights that make the scaled tensor are multiplied by the ratio of both, so that
+the module computes what the graph does.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from karikomi.torch.shrinking.rewriting import owner_of
 
 _MOVES = frozenset(
     """
-    view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t swapaxes movedim select narrow slice
-    contiguous clone detach alias to dropout getitem unbind chunk split split_with_sizes roll expand
+    view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t swapaxes movedim select
+    narrow slice contiguous clone detach alias to dropout getitem unbind chunk split split_with_sizes roll
+    expand
     """.split()
 )
 

@@ -20,6 +20,7 @@ from karikomi.shrink.account import Refit, ShrinkReport
 from karikomi.shrink.cuts import Cuts
 from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 from karikomi.torch.distributed.dtensors import is_sharded
+from karikomi.torch.internals import flattened, unflattened
 from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.copies import copied
 from karikomi.torch.modules.kept_units import recall, remember_, sizes_in_attributes
@@ -93,7 +94,7 @@ class Shrinking:
         whole, exact = choice is not None and choice.whole, choice is None
         self.found: Propagated = LabelRun(self.graph, whole=whole, exact=exact).run()
         self.seconds["labels"] = time.perf_counter() - began
-        flat, self.tree = torch.utils._pytree.tree_flatten((inputs, options))
+        flat, self.tree = flattened((inputs, options))
         self.flat = tuple(flat)
         self.costs: list[tuple[float, float]] = []
 
@@ -296,7 +297,9 @@ class Shrinking:
                 axis = 1 if isinstance(layer, EMBEDDINGS) else axes[name].units
                 key = (name, axis)
                 found[name.removesuffix(".weight")] = labels.get(key, np.zeros(0, int))
-            if isinstance(layer, PRUNED) and "weight" not in layer._parameters:
+            if isinstance(layer, PRUNED) and "weight" not in dict(
+                layer.named_parameters(recurse=False)
+            ):
                 axis = int(isinstance(layer, TRANSPOSED))
                 stored = [f"{path}.{leaf}".lstrip(".") for leaf in COMPUTED]
                 own = [labels[name, axis] for name in stored if (name, axis) in labels]
@@ -333,46 +336,52 @@ def shrink(
 ) -> tuple[nn.Module, ShrinkReport]:
     """Return a smaller copy of a module, whose neurons, channels, heads or hidden units are really removed, and a report.
 
-    The module is exported (`torch.export`) and run on labels, one per index of each axis of each weight: what meets in an operation
-    goes together or not at all. Inputs and outputs of the network stay, and what reaches an operator without a
-    rule; ``report.frozen`` has the reasons.
+    The module is exported (`torch.export`) and run on labels, one per index of each axis of each weight: what
+    meets in an operation goes together or not at all. Inputs and outputs of the network stay, and what reaches
+    an operator without a rule; ``report.frozen`` has the reasons.
 
-    Without a target, only dead units go: those whose outgoing weights are all zero, or whose incoming weights are, or whose batch norm scale
-    is: then its constant output is added to the next bias. The outputs do not change. With one target, the
-    units of the lowest score go: `width`, the share of units that stays in each group, in (0, 1]; `heads`,
-    the same for whole heads and groups of convolutions instead of their inner units; or a budget for the whole network,
-    a share in (0, 1] or a whole number: `parameters`, `macs`, `bytes`; or `ms`, measured on this machine on the example inputs.
+    Without a target, only dead units go: those whose outgoing weights are all zero, or whose incoming weights
+    are, or whose batch norm scale is: then its constant output is added to the next bias. The outputs do not
+    change. With one target, the units of the lowest score go: `width`, the share of units that stays in each
+    group, in (0, 1]; `heads`, the same for whole heads and groups of convolutions instead of their inner units;
+    or a budget for the whole network, a share in (0, 1] or a whole number: `parameters`, `macs`, `bytes`; or
+    `ms`, measured on this machine on the example inputs.
 
-    `example_inputs`: a tensor, the tuple of arguments, a mapping of keywords, or a pair of both. `score`: a registered score (``karikomi list scores``) or one of
-    `karikomi.prune`; of all weights that a unit is found in, together. `data`, `loss`: as in `prune_`.
-    `compensate`: with `data` and a target, re-fit what is left to the outputs of the original (below).
-    `allocation`: "uniform", the same share of each group, or "global", by the scores relative to the mean of their group. `multiple_of`:
-    round the units that stay of each group. `least`: so many stay of each group. `only`, `exclude`: globs over
-    parameter names. `dynamic_shapes`: as in `torch.export.export`.
+    `example_inputs`: a tensor, the tuple of arguments, a mapping of keywords, or a pair of both. `score`: a
+    registered score (``karikomi list scores``) or one of `karikomi.prune`; of all weights that a unit is found
+    in, together. `data`, `loss`: as in `prune_`. `compensate`: with `data` and a target, re-fit what is left to
+    the outputs of the original (below). `allocation`: "uniform", the same share of each group, or "global", by
+    the scores relative to the mean of their group. `multiple_of`: round the units that stay of each group.
+    `least`: so many stay of each group. `only`, `exclude`: globs over parameter names. `dynamic_shapes`: as in
+    `torch.export.export`.
 
     `follow`: what goes on with the smaller network in the middle of a training: one or several of optimizers,
-    averages of weights (`torch.optim.swa_utils.AveragedModel`), `Masks`, and handles of `attach`, which bring their optimizers along. They are
-    changed in place: parameter groups and schedulers stay valid, and moments, averages and masks are cut along, so that
-    the loss goes on as if the removed units had been masked. Sparsities of a schedule are those of the smaller network from then on.
+    averages of weights (`torch.optim.swa_utils.AveragedModel`), `Masks`, and handles of `attach`, which bring
+    their optimizers along. They are changed in place: parameter groups and schedulers stay valid, and moments,
+    averages and masks are cut along, so that the loss goes on as if the removed units had been masked.
+    Sparsities of a schedule are those of the smaller network from then on.
 
-    The copy is a module of the same class if its code runs with the smaller tensors, else the exported graph as a module, which needs none of that
-    code (``report.form``; ``report.literals`` has the numbers in the code that are in the way). Training mode, dtype, device and
-    ``requires_grad`` are kept. ``torch.compile`` and data-parallel wrappers are taken off.
+    The copy is a module of the same class if its code runs with the smaller tensors, else the exported graph as
+    a module, which needs none of that code (``report.form``; ``report.literals`` has the numbers in the code
+    that are in the way). Training mode, dtype, device and ``requires_grad`` are kept. ``torch.compile`` and
+    data-parallel wrappers are taken off.
 
     Every shrink is proven: removing units must equal making them zero, to 1e-5 of the largest output on the example
-    and on random inputs. Where a norm, a softmax or a mean is taken over entries of which some went, its statistics change (as they do in
-    any tool); both sides of the proof then use its affine part, and ``report.statistics`` has the places.
+    and on random inputs. Where a norm, a softmax or a mean is taken over entries of which some went, its
+    statistics change (as they do in any tool); both sides of the proof then use its affine part, and
+    ``report.statistics`` has the places.
 
     With `compensate`, each linear layer, convolution and recurrent layer whose inputs have changed is re-fitted by
     least squares in the order of the forward pass, ``min |Y - W X - c|^2 + 0.01 mean(diag(X X^T)) |W - W_0|^2``: Y are
-    its outputs in the original, X its inputs in the smaller network, c goes to the bias or to the mean of the batch norm
-    that follows; other batch norms are re-estimated. A fifth of the batches is held out: a layer whose error there is no
-    lower stays as it was, and so do all of them if the `loss` (without one, the distance of the outputs) of the whole
-    network is no lower; ``report.compensation`` has the errors. Those first batches are used whose activations fit in
-    4 GiB.
+    its outputs in the original, X its inputs in the smaller network, c goes to the bias or to the mean of the
+    batch norm that follows; other batch norms are re-estimated. A fifth of the batches is held out: a layer
+    whose error there is no lower stays as it was, and so do all of them if the `loss` (without one, the
+    distance of the outputs) of the whole network is no lower; ``report.compensation`` has the errors. Those
+    first batches are used whose activations fit in 4 GiB.
 
-    Raises `Unsupported` with the source line if the module cannot be exported, if nothing can go, or if the proof fails; `InvalidArgument` for
-    inputs that do not run, for two targets, and for a budget that is too small.
+    Raises `Unsupported` with the source line if the module cannot be exported, if nothing can go, or if the
+    proof fails; `InvalidArgument` for inputs that do not run, for two targets, and for a budget that is too
+    small.
 
     >>> import torch, karikomi as kk
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -384,8 +393,9 @@ def shrink(
     {'0': 2, '2': 2}
 
     Source: groups as in Fang et al. 2023 (DepGraph), found by labels that are propagated through the
-    exported graph instead of tables of layers; constants as in Bragagnolo and Barbano 2022 (Simplify); re-fits as in He, Zhang and
-    Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", with a bias and damped to the original weights.
+    exported graph instead of tables of layers; constants as in Bragagnolo and Barbano 2022 (Simplify); re-fits
+    as in He, Zhang and Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", with a bias and
+    damped to the original weights.
     """
     module = unwrapped(module)
     inputs, options = _arguments(example_inputs)
@@ -515,6 +525,6 @@ def _without_dead_units(
     worst = 0.0
     evaluated = copied(small).eval()
     for sample in run.samples():
-        given, named = torch.utils._pytree.tree_unflatten(list(sample), run.tree)
+        given, named = unflattened(list(sample), run.tree)
         worst = max(worst, equal(original, evaluated, given, named))
     return small, replace(report, max_difference=worst)

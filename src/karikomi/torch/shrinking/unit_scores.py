@@ -34,8 +34,8 @@ def unit_scores(
 ) -> list[np.ndarray]:
     """Return one score per unit of each group, over all weights that the units are found in; over vectors if there are no others.
 
-    A score of units is the mean over the layers whose outputs they are. Raises `Unsupported` for a score that re-fits weights,
-    or that is defined for no weight of a group.
+    A score of units is the mean over the layers whose outputs they are. Raises `Unsupported` for a score that
+    re-fits weights, or that is defined for no weight of a group.
     """
     if score.updates:
         raise Unsupported(

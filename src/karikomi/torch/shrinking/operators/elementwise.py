@@ -9,11 +9,11 @@ ELEMENTWISE = """
     abs acos acosh add addcdiv addcmul alias alpha_dropout asin asinh atan atan2 atanh bitwise_and bitwise_not
     bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clone complex contiguous copy cos cosh
     detach detach_ div divide dropout elu eq erf erfc exp exp2 expm1 feature_dropout float_power floor floor_divide
-    fmax fmin fmod ge gelu greater gt hardshrink hardsigmoid hardswish hardtanh heaviside isfinite isinf isnan le leaky_relu
-    lerp less lgamma lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp logical_and logical_not
-    logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg
-    negative polar positive pow rad2deg real reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign
-    silu sin sinh softplus softshrink special_erf sqrt square sub subtract tan tanh tanhshrink threshold to
+    fmax fmin fmod ge gelu greater gt hardshrink hardsigmoid hardswish hardtanh heaviside isfinite isinf isnan
+    le leaky_relu lerp less lgamma lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp logical_and
+    logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg
+    negative polar positive pow rad2deg real reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid
+    sign silu sin sinh softplus softshrink special_erf sqrt square sub subtract tan tanh tanhshrink threshold to
     true_divide trunc type_as view_as_real_copy where xlogy zero _to_copy __and__ __or__ __xor__ expand_copy
     empty_like full_like ones_like zeros_like rand_like randn_like fill conj _conj resolve_conj resolve_neg imag
 """.split()
