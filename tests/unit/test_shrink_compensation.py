@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, NonFinite
+from karikomi.torch.shrinking.compensation import in_place
 from karikomi.torch.shrinking.compensation.refits import DAMPING, Sums
 from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.tracing.weight_reads import Reading
@@ -118,14 +119,14 @@ def test_without_damping_the_fit_is_exact_and_lstsq() -> None:
     targets = x @ full.T + torch.tensor([4.0, -1.0], dtype=torch.float64)
     sums = Sums()
     sums.add(Reading(name="w", weight=full, inputs=x, outputs=None), targets)
-    found, constants = sums.solved(np.zeros((2, 3)), np.zeros(2), free=True, damping=1e-12)
+    found, constants = sums.solved(np.zeros((2, 3)), free=True, damping=1e-12)
     np.testing.assert_allclose(found, full, atol=1e-8)
     np.testing.assert_allclose(constants, [4.0, -1.0], atol=1e-8)
-    fixed, unchanged = sums.solved(np.zeros((2, 3)), np.zeros(2), free=False, damping=1e-12)
+    fixed, none = sums.solved(np.zeros((2, 3)), free=False, damping=1e-12)
     expected = np.linalg.lstsq(x.numpy(), targets.numpy(), rcond=None)[0].T
     np.testing.assert_allclose(fixed, expected, atol=1e-8)
-    assert unchanged.tolist() == [0.0, 0.0]
-    assert sums.error(found, constants) < 1e-6 < sums.error(fixed, unchanged)
+    assert none.tolist() == [0.0, 0.0]
+    assert sums.error(found, constants) < 1e-6 < sums.error(fixed, none)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -340,6 +341,22 @@ def test_a_single_batch_is_divided_and_a_single_example_refused() -> None:
     with pytest.raises(InvalidArgument, match="one example"):
         shrink(net, x, width=0.5, data=[x[:1]])
     assert not shrink(net, x, width=0.5, data=[x[:1]], compensate=False)[1].compensation
+
+
+def test_a_layer_of_too_many_inputs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_place, "MOST_INPUTS", 1)
+    data = batches(8, 3)
+    _, report = shrink(copies(), data[0], width=0.5, data=data)
+    assert report.compensation["2"].why == "it has 2 inputs, more than 1"
+    monkeypatch.setattr(in_place, "MOST_INPUTS", 2)
+    assert shrink(copies(), data[0], width=0.5, data=data)[1].compensation["2"].kept
+
+
+def test_inputs_that_are_not_finite_are_named() -> None:
+    data = batches(8, 3)
+    data[1][0] = torch.nan
+    with pytest.raises(NonFinite, match="2: weights or inputs are NaN"):
+        shrink(copies(), data[0], width=0.5, data=data)
 
 
 def test_nothing_is_changed_without_data_or_a_target_or_when_off() -> None:

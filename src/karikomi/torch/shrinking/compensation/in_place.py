@@ -29,6 +29,8 @@ WHOLE = ""
 STATISTICS = ("running_mean", "running_var")
 NOISE = 1e-3
 """The relative error that sums in float32 cannot tell from none."""
+MOST_INPUTS = 8_192
+"""Of one layer (inputs times kernel positions of one group): the products of all pairs are held, and inverted."""
 NO_BETTER = "the outputs of the whole network were no better"
 
 
@@ -133,11 +135,16 @@ class _Refitting:
             return
         weight = self._stored(place.weight)
         bias = self._stored(place.bias) if place.bias else None
-        fit, held = self._sums(place, weight)
         view = place.product.rows(weight)
         rows = view.flatten(1).double().cpu().numpy()
+        if rows.shape[1] > MOST_INPUTS:
+            self.found[layer] = Refit(
+                why=f"it has {rows.shape[1]:,} inputs, more than {MOST_INPUTS:,}"
+            )
+            return
+        fit, held = self._sums(place, weight)
         constants = np.zeros(len(rows)) if bias is None else bias.double().cpu().numpy()
-        new, shifts = fit.solved(rows, constants, free=bool(place.bias or place.mean))
+        new, shifts = fit.solved(rows, free=bool(place.bias or place.mean), where=layer)
         before, after = held.error(rows, constants), held.error(new, shifts)
         kept = NOISE < before > after
         self.found[layer] = Refit(before, after, kept)

@@ -90,16 +90,14 @@ class _Layer:
     def _solve_(self, new: Tensors, sums: Sums, block: tuple[int, ...]) -> None:
         wide = torch.cat([new[side] for side in block], 1).double().cpu().numpy()
         has = len(new) > 2
-        zero = torch.zeros(len(wide))
-        constants = sum((new[side + 2] for side in block), zero) if has else zero
-        found, shifts = sums.solved(wide, constants.double().cpu().numpy(), free=has)
+        found, shifts = sums.solved(wide, free=has, where=self.call.site)
         sizes = [new[side].shape[1] for side in block]
         for side, part in zip(block, torch.from_numpy(found).split(sizes, 1), strict=True):
             new[side] = part.to(new[side]).contiguous()
         if has:
             own, *others = (side + 2 for side in block)
-            rest = sum((new[other] for other in others), zero)
-            new[own] = (torch.from_numpy(shifts) - rest).to(new[own])
+            rest = sum(new[other].double() for other in others)
+            new[own] = (torch.from_numpy(shifts).to(new[own].device) - rest).to(new[own])
 
     def error(self, dense: Tensors, outputs: Tensors) -> float:
         """Return the relative error of the outputs on the held-out lanes."""

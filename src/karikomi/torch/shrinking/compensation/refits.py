@@ -12,6 +12,7 @@ from karikomi.torch.tracing.patches import patches
 from karikomi.torch.tracing.weight_reads import Reading
 
 DAMPING = 0.01
+"""Of the mean diagonal of the Gram matrix."""
 
 
 @dataclass(slots=True)
@@ -35,28 +36,25 @@ class Sums:
             first += block.shape[1]
             inputs = torch.cat([block, block.new_ones((*block.shape[:2], 1))], dim=2)
             gram, cross = inputs.mT @ inputs, own.mT @ inputs
-            if not self.energy and not self.gram.size:
+            if not self.gram.size:
                 self.gram, self.cross = np.zeros(gram.shape), np.zeros(cross.shape)
             self.gram += gram.double().cpu().numpy()
             self.cross += cross.double().cpu().numpy()
             self.energy += float(own.double().square().sum())
 
     def solved(
-        self, weights: np.ndarray, constants: np.ndarray, *, free: bool, damping: float = DAMPING
+        self, weights: np.ndarray, *, free: bool, damping: float = DAMPING, where: str = "refit"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the re-fitted weights (rows, inputs) and constants (rows), the latter only changed if `free`."""
+        """Return the re-fitted weights (rows, inputs) and constants (rows): zeros unless these are `free`."""
+        gram, cross = self.gram[:, :-1, :-1], self.cross[:, :, :-1]
+        count, means = self.gram[:, -1:, -1:], self.gram[:, :-1, -1:]
         if free:
-            count, means = self.gram[:, -1:, -1:], self.gram[:, :-1, -1:]
-            gram = self.gram[:, :-1, :-1] - means @ means.mT / count
-            cross = self.cross[:, :, :-1] - self.cross[:, :, -1:] @ means.mT / count
-        else:
-            gram, means = self.gram[:, :-1, :-1], self.gram[:, :-1, -1:]
-            own = constants.reshape(len(gram), -1, 1)
-            cross = self.cross[:, :, :-1] - own @ means.mT
-        found = damped(weights, LeastSquares(gram, cross, self.energy), 0, damping=damping).start
-        if free:
-            constants = ((self.cross[:, :, -1:] - found @ means) / count).reshape(-1)
-        return found.reshape(weights.shape), constants
+            gram = gram - means @ means.mT / count
+            cross = cross - self.cross[:, :, -1:] @ means.mT / count
+        problem = LeastSquares(gram, cross, self.energy)
+        found = damped(weights, problem, 0, damping=damping, where=where).start
+        constants = (self.cross[:, :, -1:] - found @ means) / count
+        return found.reshape(weights.shape), constants.reshape(-1) * free
 
     def error(self, weights: np.ndarray, constants: np.ndarray) -> float:
         """Return ``|Y - W X - c| / |Y|``."""
