@@ -76,6 +76,8 @@ def test_a_part_of_the_masked_weights_that_was_written_counts_as_a_part() -> Non
 SAVES: dict[str, Callable[..., Any]] = {
     "handle": lambda model, handle, path: handle.state_dict(),
     "model": lambda model, handle, path: torch.save(model.state_dict(), path / "model.pt"),
+    "whole": lambda model, handle, path: torch.save(model, path / "model.pt"),
+    "best": lambda model, handle, path: copy.deepcopy(model),
     "kk": lambda model, handle, path: kk.save(model, path / "model.karikomi"),
     "wrapped": lambda model, handle, path: nn.DataParallel(model).state_dict(),
 }

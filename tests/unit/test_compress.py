@@ -490,6 +490,13 @@ def test_what_cannot_be_pruned_is_quantized_and_packed_and_named(tmp_path: Path)
     assert not (tmp_path / "sweep").exists()
 
 
+def test_types_that_are_not_compressed_are_refused(tmp_path: Path) -> None:
+    said = r"0.weight: .*got torch.bfloat16; allowed: .*module.float\(\)"
+    with pytest.raises(Unsupported, match=said):
+        _run(_task(model=lambda: _wide().bfloat16()), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_frozen_weights_are_left_alone_by_name(tmp_path: Path) -> None:
     def half() -> torch.nn.Module:
         made = _wide()

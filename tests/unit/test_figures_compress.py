@@ -443,6 +443,16 @@ def test_points_are_no_share(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_that_allows_anything_of_a_share_is_said(ours: None, tmp_path: Path) -> None:
+    """An error rate, an F1: shares that are not named accuracy."""
+    rate = dataclasses.replace(task(), metric=error_of_task, goal="min")
+    said = "if the error_of_task is a share of 0..1, the budget of 2 allows any network; 2 points are 0.02"
+    result = kk.compress(rate, out=tmp_path / "out", max_drop=2, progress=False)
+    assert said in result["warnings"]
+    result = kk.compress(rate, out=tmp_path / "other", max_drop=0.9, progress=False)
+    assert not any("points" in warning for warning in result["warnings"])
+
+
 @pytest.mark.parametrize(
     ("validation", "held"), [(0.8, True), (0.7, True), (0.699999, False), (0.9, True), (0.6, False)]
 )

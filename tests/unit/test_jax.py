@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -506,6 +507,16 @@ def test_gradients_flow_where_one_tensor_has_none() -> None:
         return tx.update(grads, tx.init(grads))[0]["a"][0]
 
     assert float(jax.grad(moved)(0.1)) == pytest.approx(3.0, rel=1e-6)
+
+
+def test_arrays_of_another_framework_are_refused_by_name() -> None:
+    foreign = SimpleNamespace(dtype="torch.float32", shape=(2,))
+    for act in (
+        lambda tree: kk.jax.project(tree, kk.bound.Clamp(0.1)),
+        lambda tree: kk.jax.clip(kk.clip.ByGlobalNorm(1.0)).init(tree),
+    ):
+        with pytest.raises(InvalidArgument, match="w: not a floating array; got torch.float32"):
+            act({"w": foreign})
 
 
 def test_bounds_spare_the_gains_of_normalisation_layers() -> None:

@@ -48,13 +48,25 @@ def test_ignored_targets_do_not_count() -> None:
         task().judge(outputs, np.array([0, 1, 255, 255]))
 
 
+def test_outputs_with_a_nan_predict_no_class() -> None:
+    """NumPy takes a NaN for the largest: a network that diverged was right about all of class 0."""
+    outputs = np.array([[np.nan, np.nan], [0.0, np.nan], [2.0, 1.0], [-np.inf, np.inf]])
+    assert task().judge(outputs, np.array([0, 1, 0, 1])) == 0.5
+    assert task().predictions(outputs, np.array([0, 1, 0, 1]))[0].tolist() == [-1, -1, 0, 1]
+    steps = np.stack([outputs, outputs[::-1]], axis=-1)
+    assert task().judge(steps, np.array([[0, 1], [1, 0], [0, 1], [1, 0]])) == 0.5
+
+
 @pytest.mark.parametrize(
     ("outputs", "targets", "said"),
     [
         ((4, 2, 3), np.zeros((4, 2), int), "the task's class_axis=2 would fit"),
         ((4, 3), np.zeros((4, 2), int), "metric=function"),
         ((4, 3), np.zeros(4), "metric=function"),
-        ((4, 3), np.zeros((4, 3), int), "metric=function"),
+        ((4, 3), np.zeros((4, 3), int), r"class numbers: targets.argmax\(1\)"),
+        ((4, 3), np.eye(4, 3), r"class numbers: targets.argmax\(1\)"),
+        ((4, 3), np.zeros((4, 1), int), r"targets\[..., 0\] would fit"),
+        ((4, 3, 5, 6), np.zeros((4, 5, 6, 1), int), r"targets\[..., 0\] would fit"),
         ((4, 1), np.zeros(4, int), "two or more classes"),
         ((4,), np.zeros(4, int), "metric=function"),
     ],
@@ -189,6 +201,29 @@ def test_batches_are_gathered_into_a_split() -> None:
 def test_batches_of_another_form_are_refused(batches: list[Any], said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
         Split.of(batches)
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5])
+def test_examples_to_take_are_a_whole_number(most: Any) -> None:
+    with pytest.raises(InvalidArgument, match=f"Split.of: .*most.* got {most}"):
+        Split.of([(np.ones(2), np.ones(2))], most=most)
+
+
+def test_tensors_of_a_graph_are_read_and_types_that_numpy_lacks_are_refused() -> None:
+    """Features that another network computed are in its graph, and often in bfloat16."""
+    torch = pytest.importorskip("torch")
+    features = 2.0 * torch.ones(4, 2, requires_grad=True)
+    found = Split.of([(features, torch.arange(4))])
+    assert np.array_equal(found.inputs, np.full((4, 2), 2.0, np.float32))
+    good = Split(features, torch.arange(4))
+    assert tasks.checked_data(task(data=lambda: Data(good, good, good))).test.inputs[0, 0] == 2.0  # type: ignore[index]
+    small = features.bfloat16()
+    with pytest.raises(InvalidArgument, match="Split.of: .*BFloat16.*float32 first"):
+        Split.of([(small, torch.arange(4))])
+    with pytest.raises(InvalidArgument, match="the train split: .*BFloat16.*float32 first"):
+        tasks.checked_data(
+            task(data=lambda: Data(Split(small, torch.arange(4)), good, good))  # type: ignore[arg-type]
+        )
 
 
 def test_a_loader_or_a_tensor_in_the_data() -> None:

@@ -6,6 +6,7 @@ from collections import UserDict, namedtuple
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset  # noqa: E402
 import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, Unsupported  # noqa: E402
 from karikomi.torch.facts.measure import measure  # noqa: E402
+from karikomi.torch.tracing.batches import batch_of  # noqa: E402
 
 X, S, Y = torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.tensor([[5.0]])
 
@@ -65,6 +67,7 @@ class FromMapping(Shifted):
 Pair = namedtuple("Pair", "inputs shift")
 Odd = namedtuple("Odd", "first second")
 Triple = namedtuple("Triple", "inputs shift labels")
+Backwards = namedtuple("Backwards", "target inputs")
 ReadBy = namedtuple("ReadBy", "module given loss", defaults=[F.mse_loss])
 BATCHES = {
     "a pair": ReadBy(Shifted, ((X, S), Y)),
@@ -117,6 +120,41 @@ def test_batches_are_read_as_they_are(case: str) -> None:
 def test_other_batches_are_refused_with_the_form(module: Any, given: Any, error: str) -> None:
     with pytest.raises(InvalidArgument, match=error):
         measure(module(), {"gradient"}, ["layer.weight"], data=[given], loss=F.mse_loss)
+
+
+class Line(nn.Module):
+    """``w x``, with w = 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(self.layer.weight, 2.0)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(inputs)
+
+
+def test_a_named_tuple_whose_target_comes_first_goes_by_name() -> None:
+    """By place it would train x to predict y from y, without a word where both have one shape."""
+    given = Backwards(target=Y, inputs=X)
+    found = measure(Line(), {"gradient"}, ["layer.weight"], data=[given], loss=F.mse_loss)
+    # L = (w x - y)^2, so that L' = 2 x (w x - y) = 6 (6 - 5).
+    assert found["gradient"]["layer.weight"].item() == pytest.approx(6.0)
+    with pytest.raises(InvalidArgument, match="takes input, .*got inputs"):
+        measure(nn.Linear(1, 1), {"gradient"}, ["weight"], data=[given], loss=F.mse_loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_floats_of_numpy_are_cast_to_the_type_of_the_network(dtype: torch.dtype) -> None:
+    """NumPy makes float64, which torch's layers refuse."""
+    given = (X.double().numpy(), Y.double().numpy())
+    net = Line().to(dtype)
+    found = measure(net, {"gradient"}, ["layer.weight"], data=[given], loss=F.mse_loss)
+    assert found["gradient"]["layer.weight"].item() == pytest.approx(6.0)
+    batch = batch_of(
+        ({"inputs": given[0]}, np.array([1])), torch.device("cpu"), module=net, where="data"
+    )
+    assert batch.named["inputs"].dtype == dtype and batch.targets.dtype == torch.int64
 
 
 class Recurrent(nn.Module):

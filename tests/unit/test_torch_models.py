@@ -387,6 +387,13 @@ def gradients(module: torch.nn.Module) -> torch.nn.Module:
         lambda m: kk.torch.quantize_(m, bits=8),
         lambda m: kk.torch.clip_(gradients(m), kk.clip.ByGlobalNorm(1.0), None),
         lambda m: kk.torch.prune_(m, sparsity=0.5),
+        lambda m: kk.torch.attach(torch.optim.SGD(m.parameters()), m, clip=kk.clip.ByGlobalNorm(1)),
+        lambda m: kk.torch.Masks({"0.weight": torch.zeros(8, 4) > 0}).apply_(m),
+        lambda m: kk.torch.reconstruct_(m, {"0.weight": 16}, [torch.ones(1, 4)]),
+        lambda m: kk.torch.recover_(m, kk.torch.Masks(), [(torch.ones(1, 4), None)], loss=len),
+        lambda m: kk.torch.recalibrate_(
+            m.append(torch.nn.BatchNorm1d(2)), [torch.ones(2, 4)], judge=lambda _: 1.0
+        ),
     ],
 )
 def test_tensors_without_values_are_refused(act: Callable) -> None:

@@ -22,7 +22,7 @@ def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
         if name in found:
             raise InvalidArgument("two leaves have one name", where=where, got=repr(name))
         dtype = getattr(leaf, "dtype", None)
-        if leaf is not None and (dtype is None or not jnp.issubdtype(dtype, jnp.inexact)):
+        if leaf is not None and not _is_inexact(dtype):
             raise InvalidArgument(
                 "not a floating array",
                 where=f"{where}: {name}",
@@ -54,6 +54,13 @@ def shapes(
 def _name(path: Any) -> str:
     # A tree that is an array has no path to it.
     return jax.tree_util.keystr(path, simple=True, separator=".") or "array"
+
+
+def _is_inexact(dtype: Any) -> bool:
+    try:
+        return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+    except TypeError:  # a type of another framework
+        return False
 
 
 def _absent(leaf: Any) -> bool:

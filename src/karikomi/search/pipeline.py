@@ -126,6 +126,11 @@ def _compressed(
             "no weight of the network can be pruned: it was quantized and packed only; the reasons"
             " are below"
         )
+    if max_drop >= 1 and 0 <= untrained <= 1 and 0 <= outcome.dense.validation <= 1:
+        result["warnings"].append(
+            f"if the {task.metric_name} is a share of 0..1, the budget of {max_drop:g} allows any"
+            f" network; {max_drop:g} points are {max_drop / 100:g}"
+        )
     if not result["verified"]:
         raise KarikomiError(
             "the packed file does not give back the network, so it was not published",

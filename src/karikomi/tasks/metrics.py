@@ -30,6 +30,7 @@ def predictions(
 
     `outputs`: (n, classes, ...), the classes on `class_axis`; `targets`: classes 0..classes - 1 in
     the shape of the outputs without that axis. A target that equals `ignore_index` does not count.
+    Where an output is NaN the prediction is -1, which is no class.
 
     Raises `InvalidArgument` for shapes that do not fit, and for a target that is no class.
 
@@ -57,7 +58,9 @@ def predictions(
             hint="give the task a metric of its own: metric=function",
         )
     check_labels(targets, classes, ignore_index=ignore_index, where=where)
-    return np.argmax(outputs, axis=class_axis), counts
+    found = np.argmax(outputs, axis=class_axis)
+    # NumPy takes a NaN for the largest.
+    return np.where(np.isnan(outputs).any(axis=class_axis), -1, found), counts
 
 
 def check_labels(
@@ -142,6 +145,11 @@ def _hint(shape: tuple[int, ...], targets: np.ndarray) -> str:
         for place in range(1, np.size(shape))
         if np.delete(shape, place).tolist() == list(targets.shape)
     ]
+    if shape == targets.shape and len(shape) > CLASS_AXIS:
+        return "give class numbers: targets.argmax(1)"
+    classes = np.delete(shape, CLASS_AXIS).tolist() if len(shape) > CLASS_AXIS else None
+    if targets.dtype.kind in "biu" and list(targets.shape) == [*(classes or ()), 1]:
+        return "targets[..., 0] would fit"
     if targets.dtype.kind not in "biu" or not fitting:
         return "give the task a metric of its own: metric=function"
     return f"the task's class_axis={fitting[-1]} would fit"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, check
 
 Inputs = np.ndarray | Mapping[str, np.ndarray] | tuple[np.ndarray, ...]
 """One array, a mapping for the keywords of the network, or a tuple for its positional arguments."""
@@ -55,6 +55,8 @@ class Split:
         >>> Split.of([(np.zeros((2, 3)), np.array([0, 1])), (np.ones((1, 3)), np.array([1]))]).targets
         array([0, 1, 1])
         """
+        whole_number = most is None or (isinstance(most, int) and most >= 1)
+        check("Split.of", (whole_number, "most is a whole number", most, ">= 1"))
         parts: list[Split] = []
         for batch in batches:
             parts.append(cls(*_pair(batch, targets)))
@@ -116,6 +118,23 @@ def mapped_inputs(inputs: Any, change: Callable[[Any], Any]) -> Any:
     return change(inputs)
 
 
+def as_array(value: Any, *, where: str) -> np.ndarray:
+    """Return a tensor, or what else has an array form, as an array.
+
+    Raises `InvalidArgument` for a type that NumPy has not, and for a tensor on another device.
+    """
+    try:
+        # Tensors of torch may be in a graph, which NumPy refuses.
+        return np.asarray(value.detach() if hasattr(value, "detach") else value)
+    except TypeError as error:
+        raise InvalidArgument(
+            "NumPy cannot read this",
+            where=where,
+            got=error,
+            hint="convert it to float32 first: tensor.float(); on another device: tensor.cpu()",
+        ) from error
+
+
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the elements of an array in order, in contiguous pieces of bounded size."""
     if array.flags.c_contiguous:
@@ -130,19 +149,18 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 def _pair(batch: Any, key: str | None) -> tuple[Inputs, np.ndarray]:
     allowed = '(inputs, targets); or a mapping, with targets="key"'
+    where = "Split.of"
     if isinstance(batch, Mapping) and key is not None and key in batch:
-        rest = {name: np.asarray(value) for name, value in batch.items() if name != key}
+        rest = {name: as_array(value, where=where) for name, value in batch.items() if name != key}
         inputs, targets = (next(iter(rest.values())) if len(rest) == 1 else rest), batch[key]
     elif key is None and isinstance(batch, tuple | list) and len(batch) == 2:
         given, targets = batch
         several = tuple(given) if isinstance(given, list) else given
-        inputs = mapped_inputs(several, np.asarray)
+        inputs = mapped_inputs(several, lambda value: as_array(value, where=where))
     else:
         got = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
-        raise InvalidArgument(
-            "a batch has another form", where="Split.of", got=got, allowed=allowed
-        )
-    return inputs, np.asarray(targets)
+        raise InvalidArgument("a batch has another form", where=where, got=got, allowed=allowed)
+    return inputs, as_array(targets, where=where)
 
 
 def _joined(parts: list[Any]) -> Any:

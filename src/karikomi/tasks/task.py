@@ -24,7 +24,7 @@ from karikomi.tasks.metrics import (
     mean_squared_error,
     predictions,
 )
-from karikomi.tasks.splits import Data, Split, blocks, mapped_inputs
+from karikomi.tasks.splits import Data, Split, as_array, blocks, mapped_inputs
 from karikomi.tasks.user_code import called
 
 
@@ -258,7 +258,10 @@ def _checked(split: object, name: str, task: Task) -> Split:
             hint="gather a loader or a stream: kk.tasks.Split.of(loader)",
         )
     made = called(
-        lambda: Split(mapped_inputs(split.inputs, _array), _array(split.targets)),
+        lambda: Split(
+            mapped_inputs(split.inputs, lambda value: _array(value, name, where)),
+            _array(split.targets, name, where),
+        ),
         f"the {name} split cannot be read as arrays",
         where=where,
     )
@@ -278,8 +281,8 @@ def _checked(split: object, name: str, task: Task) -> Split:
     return made
 
 
-def _array(value: Any) -> Any:
+def _array(value: Any, name: str, where: str) -> Any:
     """Return a tensor, or what else has an array form, as an array; anything else unchanged."""
     if isinstance(value, np.ndarray) or not hasattr(value, "__array__"):
         return value
-    return np.asarray(value)
+    return as_array(value, where=f"{where}: the {name} split")

@@ -25,6 +25,7 @@ from karikomi.torch.attachment.penalty_gradients import check_attachable
 from karikomi.torch.bounding.in_place import MEASURED
 from karikomi.torch.clipping.host_step import AVAILABLE
 from karikomi.torch.clipping.joint_norms import Groups
+from karikomi.torch.modules.parameters import check_values
 from karikomi.torch.pruning.masks import Masks
 
 # Wrappers without hooks, which step an optimizer inside of them that has hooks. They are recognised by
@@ -82,15 +83,14 @@ def attach(
     With a fused Adam, AdamW, SGD or Adagrad a factor that is one number is folded into the step, and
     on a device nothing waits for the host (unless `record`, `bound`, `update` or `prune` need numbers).
     A closure that is called once per step is wrapped. torch copies and pickles optimizers without hooks: a copy has
-    no handle, of which a warning is given when it is made.
-    A closure that is called once per step is wrapped. Dynamo does not trace the hooks in a compiled step.
+    no handle, of which a warning is given when it is made. Dynamo does not trace the hooks in a compiled step.
     Parameters may join or leave the optimizer, or be replaced, in the middle of a run; a warning says so once.
     What a layer computes its weight from (``spectral_norm``, ``weight_norm``) is neither bounded nor masked.
 
     Raises `Unsupported` for LBFGS, whose line search would see clipped and unclipped gradients mixed; for an
     optimizer that has a handle, for parameters that the model does not have, for a bound or schedule
-    that has nothing to act on, and for a score that needs more than training steps show (`Wanda`).
-    Raises `InvalidArgument` for arguments of another kind. A step
+    that has nothing to act on, for parameters on the meta device, and for a score that needs more than
+    training steps show (`Wanda`). Raises `InvalidArgument` for arguments of another kind. A step
     that an AMP scaler skips is not counted as bad in a row, and is counted as attempted only where the
     optimizer is fused (otherwise it is never called). Warns once of a limit
     that clips more than 95 % or less than 0.1 % of the steps, of weights that change without a step
@@ -149,6 +149,8 @@ def attach(
             where="torch.attach",
             got=type(model).__name__,
         )
+    if isinstance(model, nn.Module):
+        check_values(dict(model.named_parameters()), where="torch.attach")
     return Handle(
         optimizers,
         model,

@@ -16,7 +16,8 @@ from karikomi.torch.pruning.masks import Masks
 class MaskCheck:
     """Whether the masks of a handle hold in its model; the first time that they do not, it warns.
 
-    The model is also checked when its ``state_dict`` is made, which is how it is saved.
+    The model is also checked when its ``state_dict`` is made, and when it is copied or pickled, which is how it
+    is saved.
     """
 
     def __init__(self, model: nn.Module, masks: Callable[[], Masks | None]) -> None:
@@ -72,7 +73,10 @@ class MaskCheck:
 
 
 class _BeforeSave:
-    """A hook of one model: copies of the model, also pickled ones, have one that does nothing."""
+    """A hook of one model: copies of the model, also pickled ones, have one that does nothing.
+
+    A model that is copied or pickled as a whole is checked too: its hooks are reduced then, and no state dict is made.
+    """
 
     def __init__(self, check: Callable[[], None] | None = None) -> None:
         self._check = None if check is None else WeakMethod(check)
@@ -83,6 +87,7 @@ class _BeforeSave:
             check()
 
     def __reduce__(self) -> tuple[type[_BeforeSave], tuple[()]]:
+        self()
         return _BeforeSave, ()
 
 

@@ -18,7 +18,7 @@ from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.internals import opaque
 from karikomi.torch.modules.moves import Move
-from karikomi.torch.modules.parameters import check_names, through_adapters, unwrapped
+from karikomi.torch.modules.parameters import check_names, check_values, through_adapters, unwrapped
 from karikomi.torch.pruning import mask_shards
 from karikomi.torch.pruning.mask_shards import ShardPlace
 
@@ -84,6 +84,8 @@ class Masks(MaskMapping[torch.Tensor]):
         LoRA adapters of PEFT may have been added to the module, or merged into it, since the masks were made.
         """
         pairs = self._pairs(module)
+        tensors = [parameter for parameter, _ in pairs]
+        check_values(dict(zip(self._kept, tensors, strict=True)), where="Masks.apply_")
         entries = sum(mask.numel() for _, mask in pairs if mask.is_cpu)
         each(lambda pair: _clear_(*pair), pairs, entries=entries)
 

@@ -20,7 +20,7 @@ from karikomi.prune.scores.reconstruction import OBC, SparseGPT
 from karikomi.reconstruction.least_squares import Reconstructed
 from karikomi.reconstruction.obc import obc, operations
 from karikomi.reconstruction.sparsegpt import sparsegpt
-from karikomi.torch.modules.parameters import check_names, unwrapped
+from karikomi.torch.modules.parameters import check_names, check_values, unwrapped
 from karikomi.torch.reconstruction.calibration import Regressions
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.restoring import restored_unless_kept
@@ -123,6 +123,7 @@ def reconstruct_(
         )
     module, method = unwrapped(module), method or OBC()
     parameters = _chosen(module, removes)
+    check_values(parameters, where=WHERE)
     if isinstance(method, OBC):
         _check_cost(parameters, removes, method, pattern)
     masks = {name: np.ones(tuple(weight.shape), bool) for name, weight in parameters.items()}

@@ -13,7 +13,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.tasks.metrics import sign_of
 from karikomi.torch.internals import batch_norm_type
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import check_values, unwrapped
 from karikomi.torch.tracing.batches import MISSING, batches_of
 from karikomi.torch.tracing.eval_mode import Judge, steady
 from karikomi.torch.tracing.restoring import restored_unless_kept
@@ -61,6 +61,7 @@ def recalibrate_(
     Optima"; after pruning, Li et al. 2020, "EagleEye". Deviation: `judge`.
     """
     module = unwrapped(module)
+    check_values(module.state_dict(), where=WHERE)
     norms = [item for item in module.modules() if _keeps_statistics(item)]
     if not norms:
         raise Unsupported("no batch norm here keeps statistics", where=WHERE)

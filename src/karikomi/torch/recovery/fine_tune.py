@@ -19,7 +19,7 @@ from karikomi.schedule import whole_from
 from karikomi.tasks.metrics import sign_of
 from karikomi.torch.distributed.replicas import gathered
 from karikomi.torch.modules.fingerprint import tensors_of
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import check_values, unwrapped
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.recovery.distillation import WHERE, DistillationLoss, Loss, check_number
 from karikomi.torch.recovery.retraining import Retraining
@@ -117,6 +117,7 @@ def recover_(
     )
     sign = sign_of(goal, where=WHERE)
     _check(module, masks, data, epochs, seed)
+    check_values(dict(module.named_parameters()), where=WHERE)
     optimizer = _optimizer(module, optimizer, rate)
     criterion.check(module, optimizer)
     with torch.inference_mode(False), torch.enable_grad():

@@ -202,9 +202,24 @@ def _factory(task: Task, data: Data) -> Callable[[], nn.Module]:
         if any(isinstance(tensor, _LAZY) for tensor in (*model.parameters(), *model.buffers())):
             # A lazy layer takes its shape, and draws its weights, from the first batch.
             evaluated(task, model, data.train.take(np.arange(min(len(data.train), 2))).inputs)
+        _check_types(model, where)
         return model
 
     return checked
 
 
+def _check_types(model: nn.Module, where: str) -> None:
+    """Raise `Unsupported` naming the first parameter of a type that is not trained, quantized and stored."""
+    for name, tensor in model.named_parameters():
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in _TYPES:
+            raise Unsupported(
+                "a network of this type cannot be compressed",
+                where=f"{where}: {name}",
+                got=tensor.dtype,
+                allowed=", ".join(map(str, _TYPES)),
+                hint="return module.float() from the task's model function",
+            )
+
+
+_TYPES = (torch.float32, torch.float64, torch.float16)
 _LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)

@@ -23,7 +23,7 @@ from karikomi.torch.quantization.trained_codebook import share_, shared
 from karikomi.torch.recovery.training_loop import TrainingLoop, match_moments_
 from karikomi.torch.tasks.losses import criterion_of, selected
 from karikomi.torch.tasks.memory_format import convert_, format_for, laid_out
-from karikomi.torch.tracing.batches import MISSING, Batch
+from karikomi.torch.tracing.batches import MISSING, Batch, float_type
 from karikomi.torch.tracing.isolation import isolated
 
 
@@ -43,8 +43,7 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 def batch_for(model: nn.Module, inputs: Inputs, targets: np.ndarray | None = None) -> Batch:
     """Return inputs and targets as the tensors that a model takes, floats in its own type."""
-    types = (item.dtype for item in model.parameters() if item.is_floating_point())
-    dtype = next(types, torch.float32)
+    dtype = float_type(model) or torch.float32
     tensors = mapped_inputs(inputs, lambda array: batch_tensor(array, dtype))
     wanted = MISSING if targets is None else torch.from_numpy(_native(targets))
     if isinstance(wanted, torch.Tensor) and wanted.is_floating_point():

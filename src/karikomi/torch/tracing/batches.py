@@ -13,7 +13,12 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.torch.tracing.forward_arguments import ALLOWED, ForwardArguments, is_named_tuple
+from karikomi.torch.tracing.forward_arguments import (
+    ALLOWED,
+    LABELS,
+    ForwardArguments,
+    is_named_tuple,
+)
 
 MISSING = object()
 """The targets of a batch without targets: None is a valid target."""
@@ -53,8 +58,9 @@ def batch_of(
     A tuple or list of two is a pair. Inputs that are a tuple or list are spread over the arguments of the
     network, or are one argument where its ``forward`` takes only that; a mapping, and a named tuple with the names
     of arguments, go by name; a `PackedSequence` is one argument. A mapping or named tuple that is a whole batch, as
-    data collators make them, has its targets under ``labels`` (or another name in `LABELS`): they are passed to
-    the network too if it takes them. Arguments of `module` are read from its signature.
+    data collators make them, or that begins with its targets, has these under ``labels`` (or another name in
+    `LABELS`): they are passed to the network too if it takes them. Arguments of `module` are read from its
+    signature, and floats of NumPy are cast to the type of its parameters.
 
     Raises `InvalidArgument` for what the network does not take, and for a tuple of another length.
 
@@ -63,9 +69,15 @@ def batch_of(
     """
     arguments = ForwardArguments(module, where=where)
     given, targets = _parted(given, arguments, where)
-    targets = targets if targets is MISSING else moved(targets, device)
+    dtype = None if module is None else float_type(module)
+    targets = targets if targets is MISSING else moved(targets, device, dtype)
     positional, named = arguments.of(given)
-    return Batch(moved(positional, device), moved(named, device), targets)
+    return Batch(moved(positional, device, dtype), moved(named, device, dtype), targets)
+
+
+def float_type(module: nn.Module) -> torch.dtype | None:
+    """Return the type of the first floating parameter, ``None`` where there is none."""
+    return next((item.dtype for item in module.parameters() if item.is_floating_point()), None)
 
 
 def batches_of(data: Iterable[Any], module: nn.Module, *, where: str) -> Iterator[Batch]:
@@ -101,7 +113,9 @@ def length_of(data: Iterable[Any]) -> int | None:
 def _parted(given: Any, arguments: ForwardArguments, where: str) -> tuple[Any, Any]:
     """Return ``(inputs, targets)`` of one element of the data."""
     entries: Any = given
-    if is_named_tuple(given) and (len(given) > 2 or arguments.has_fields(given)):
+    if is_named_tuple(given) and (
+        len(given) > 2 or arguments.has_fields(given) or given._fields[0] in LABELS
+    ):
         entries = given._asdict()
     if isinstance(entries, Mapping):
         inputs, targets = arguments.parted(entries)
@@ -118,23 +132,29 @@ def _parted(given: Any, arguments: ForwardArguments, where: str) -> tuple[Any, A
     return given[0], given[1] if len(given) == 2 else MISSING
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """Return a value with all tensors and arrays in it as tensors on a device."""
-    return mapped(value, lambda item: item.to(device))
+def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Return a value with all tensors and arrays in it as tensors on a device; `dtype`: of arrays of floats."""
+    return mapped(value, lambda item: item.to(device), dtype)
 
 
-def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return a value of tuples, lists and dicts with its tensors changed, and arrays as tensors."""
+def mapped(
+    value: Any, change: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype | None = None
+) -> Any:
+    """Return a value of tuples, lists and dicts with its tensors changed, and arrays as tensors.
+
+    `dtype`: to which arrays of floats are cast. NumPy makes float64, which torch's layers refuse.
+    """
     if isinstance(value, np.ndarray):
-        return change(torch.as_tensor(value))
+        tensor = torch.as_tensor(value)
+        return change(tensor.to(dtype) if tensor.is_floating_point() else tensor)
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, PackedSequence):
         return _repacked(value, change(value.data))
     if isinstance(value, Mapping):
-        return {key: mapped(element, change) for key, element in value.items()}
+        return {key: mapped(element, change, dtype) for key, element in value.items()}
     if isinstance(value, tuple | list):
-        changed = [mapped(element, change) for element in value]
+        changed = [mapped(element, change, dtype) for element in value]
         return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
     return value
 
