@@ -216,9 +216,9 @@ class Shrinking:
         before, after = (macs_of(self.graph, Kept(self.found.values, k)) for k in (nothing, kept))
         together = {g.name: list(g.sites) for g in groups_of(self.found.classes) if g.sites}
         literals = [
-            f"{one.site}: {one.before} -> {one.after}"
-            for one in done.changed
-            if not isinstance(one.before, list)
+            f"{change.site}: {change.before} -> {change.after}"
+            for change in done.changed
+            if not isinstance(change.before, list)
         ]
         return form, ShrinkReport(
             widths_before=self.widths(),
