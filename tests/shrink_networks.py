@@ -122,6 +122,13 @@ def _shifted_in_place(m: Any, x: torch.Tensor) -> torch.Tensor:
     return m.b(out)
 
 
+def _written_into_zeros(m: Any, x: torch.Tensor) -> torch.Tensor:
+    h, out = m.a(x), torch.zeros(2, 6, 32)
+    out[..., :16] = h[..., :16].relu()
+    out[..., 16:] = h[..., 16:]
+    return m.b(out)
+
+
 def _squeezed(m: Any, x: torch.Tensor) -> torch.Tensor:
     h = m.a(x)
     gate = torch.sigmoid(m.e2(F.relu(m.e1(h.mean((2, 3), keepdim=True)))))
@@ -380,6 +387,9 @@ NETWORKS: dict[str, Network] = {
     ),
     "writes in place": Network(
         lambda: Forward(_shifted_in_place, a=nn.Linear(16, 32), b=nn.Linear(32, 5)), HALF, **WORDS
+    ),
+    "written into zeros": Network(
+        lambda: Forward(_written_into_zeros, a=nn.Linear(16, 32), b=nn.Linear(32, 5)), HALF, **WORDS
     ),
     "squeeze and excite": Network(
         _image(_squeezed, a=(3, 16, 1), e1=(16, 8, 1), e2=(8, 16, 1), b=(16, 5, 1)), 8 * 4 + 4 * 9 + 8 * 5 + 45

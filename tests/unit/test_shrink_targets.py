@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from shrink_networks import Forward
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim
 
 import karikomi as kk
 from karikomi import registry
 from karikomi.errors import KarikomiError, Unsupported
+from karikomi.torch.shrinking.proof import samples_of
 from karikomi.torch.shrinking.smaller_copy import shrink
 
 
@@ -259,6 +260,17 @@ def test_wrappers_are_taken_off() -> None:
         small, report = shrink(wrapped, X, width=0.5, only=["0.*", "2.*"])
         assert type(small) is nn.Sequential and widths(report) == (8, 6)
         assert torch.equal(small(X), plain(X))
+
+
+class Passing(nn.Module):
+    def forward(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return x + places.sum()
+
+
+def test_the_proof_runs_on_other_inputs_than_the_example() -> None:
+    zeros = (torch.zeros(2, 5), torch.tensor([3, 1, 2]))
+    given, drawn = samples_of(fx.symbolic_trace(Passing()), zeros)
+    assert given is zeros and drawn[0].std() > 0.5 and sorted(drawn[1].tolist()) == [1, 2, 3]
 
 
 def test_integers_that_cannot_be_shuffled_stay_in_the_proof() -> None:

@@ -378,12 +378,12 @@ def test_the_epochs_of_a_recovery_draw_their_own_numbers() -> None:
 
 
 @torch.no_grad()
-def test_outputs_are_compared_on_other_inputs_than_the_example() -> None:
-    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    other.bias.data = one.bias.data.clone()
-    assert equal(one, one, (torch.zeros(1, 2),), {}) == 0.0
+def test_outputs_are_compared_on_the_inputs_that_are_given() -> None:
+    layer, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.bias.data = layer.bias.data.clone()
+    assert equal(layer, other, (torch.zeros(1, 2),), {}) == 0.0
     with pytest.raises(Unsupported, match="would differ"):
-        equal(one, other, (torch.zeros(1, 2),), {})
+        equal(layer, other, (torch.ones(1, 2),), {})
 
 
 def test_clipping_in_place_continues_from_its_state() -> None:

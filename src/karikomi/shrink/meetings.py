@@ -67,10 +67,10 @@ class Meetings:
         return Labelled(shape, tuple(self._met(planes, sizes, site)))
 
     def contract(
-        self, one: Labelled, axes: str, other: Labelled, other_axes: str, out: str, site: str
+        self, first: Labelled, axes: str, other: Labelled, other_axes: str, out: str, site: str
     ) -> Labelled:
         """Return what comes of a product of two tensors, as in ``einsum("axes,other_axes->out")``."""
-        return self.contract_all([one, other], [axes, other_axes], out, site)
+        return self.contract_all([first, other], [axes, other_axes], out, site)
 
     def contract_all(
         self, values: Sequence[Labelled], axes: Sequence[str], out: str, site: str

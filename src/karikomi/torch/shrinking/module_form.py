@@ -88,11 +88,11 @@ def set_attributes_(
         set_sizes_(layer)
     paths = dict(module.named_modules())
     new: dict[tuple[str, str], Any] = {}
-    for one in changed:
-        for name, value in vars(paths[one.path]).items() if one.path in paths else ():
-            named = name == one.argument or (one.argument in guessed and not name.startswith("_"))
-            if named and _equal(value, one.before):
-                new.setdefault((one.path, name), one.after)
+    for change in changed:
+        for name, value in vars(paths[change.path]).items() if change.path in paths else ():
+            named = name == change.argument or (change.argument in guessed and not name.startswith("_"))
+            if named and _equal(value, change.before):
+                new.setdefault((change.path, name), change.after)
     for (path, name), value in new.items():
         old = getattr(paths[path], name)
         setattr(paths[path], name, tuple(value) if isinstance(old, tuple) else value)

@@ -77,7 +77,7 @@ def _worst(
     with undisturbed(original, small):
         expected = leaves(_Masked(original, found, kept, statistics, bounded).run(*inputs))
         got = leaves(_Affine(small, statistics, bounded).run(*inputs))
-    return max((apart(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
+    return max((apart(first, other) for first, other in zip(expected, got, strict=True)), default=0.0)
 
 
 def _allowed(module: fx.GraphModule) -> float:
@@ -131,9 +131,9 @@ def is_blind(module: fx.GraphModule, samples: list[tuple[Any, ...]]) -> bool:
     for given in samples:
         with undisturbed(module):
             found.append(leaves(fx.Interpreter(module).run(*given)))
-    one, *others = found
-    other = others[0] if others else one
-    pairs = zip(one, other, strict=True)
+    first, *others = found
+    other = others[0] if others else first
+    pairs = zip(first, other, strict=True)
     return max((apart(before, after) for before, after in pairs), default=0.0) < 1e-3
 
 

@@ -156,9 +156,9 @@ def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
         if isinstance(after, list):
             pairs += zip(before, after, strict=True)
         found += [
-            Changed(path, call.site, name, one, other)
-            for one, other in pairs
-            if one != other and not any(isinstance(part, fx.Node) for part in _parts(one))
+            Changed(path, call.site, name, old, other)
+            for old, other in pairs
+            if old != other and not any(isinstance(part, fx.Node) for part in _parts(old))
         ]
     return found
 

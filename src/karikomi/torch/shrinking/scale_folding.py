@@ -36,8 +36,8 @@ def fold_scales_(module: nn.Module, wanted: fx.GraphModule, present: fx.GraphMod
     if [name_of(node) for node in ones] != [name_of(node) for node in others]:
         return False
     done: set[str] = set()
-    for one, other in zip(ones, others, strict=True):
-        ratio = _ratio(one, other)
+    for first, other in zip(ones, others, strict=True):
+        ratio = _ratio(first, other)
         if ratio is None or ratio == 1.0:
             continue
         made = _made_by(other.args[0])
@@ -57,19 +57,19 @@ def fold_scales_(module: nn.Module, wanted: fx.GraphModule, present: fx.GraphMod
     return bool(done)
 
 
-def _ratio(one: fx.Node, other: fx.Node) -> float | None:
+def _ratio(first: fx.Node, other: fx.Node) -> float | None:
     """Return by what the first argument of a call has to be multiplied, or None if it is not scaled."""
-    name = name_of(one)
+    name = name_of(first)
     if name == "scaled_dot_product_attention":
         scales = [
             call["scale"]
             if call["scale"] is not None
             else shape_of(call["query"].meta["val"])[-1] ** -0.5
-            for call in (call_of(one), call_of(other))
+            for call in (call_of(first), call_of(other))
         ]
         return scales[0] / scales[1]
-    if name in ("mul", "div") and all(isinstance(node.args[1], float) for node in (one, other)):
-        before, after = float(one.args[1]), float(other.args[1])  # type: ignore[arg-type]
+    if name in ("mul", "div") and all(isinstance(node.args[1], float) for node in (first, other)):
+        before, after = float(first.args[1]), float(other.args[1])  # type: ignore[arg-type]
         return before / after if name == "mul" else after / before
     return None
 

@@ -232,9 +232,9 @@ class Shrinking:
         together = {g.name: list(g.sites) for g in groups if g.sites}
         members = {g.name: [f"{b.owner}, axis {b.axis}" for b, _ in g.members] for g in groups}
         literals = [
-            f"{one.site}: {one.before} -> {one.after}"
-            for one in done.changed
-            if not isinstance(one.before, list)
+            f"{change.site}: {change.before} -> {change.after}"
+            for change in done.changed
+            if not isinstance(change.before, list)
         ]
         return form, ShrinkReport(
             widths_before=self.widths(),

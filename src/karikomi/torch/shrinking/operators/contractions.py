@@ -29,38 +29,38 @@ def with_bias(run: LabelRun, call: Call, value: Labelled, bias: Any) -> Labelled
 @rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
 def matmul(run: LabelRun, call: Call) -> Value:
     """``(..., m, k) x (..., k, n) -> (..., m, n)``."""
-    one, other = (run.value(argument) for argument in call.node.args[:2])
-    return product(run, call, one, other)
+    first, other = (run.value(argument) for argument in call.node.args[:2])
+    return product(run, call, first, other)
 
 
-def product(run: LabelRun, call: Call, one: Labelled, other: Labelled) -> Labelled:
+def product(run: LabelRun, call: Call, first: Labelled, other: Labelled) -> Labelled:
     """Return the labels of a matrix product with broadcasting."""
-    rows, columns = len(one.shape) > 1, len(other.shape) > 1
-    batch = max(len(one.shape), len(other.shape), 2) - 2
+    rows, columns = len(first.shape) > 1, len(other.shape) > 1
+    batch = max(len(first.shape), len(other.shape), 2) - 2
     lead = LETTERS[:batch]
 
     def letters(value: Labelled, last: str) -> str:
         own = len(value.shape) - len(last)
         return lead[batch - own :] + last if own else last
 
-    left = letters(one, "XK" if rows else "K")
+    left = letters(first, "XK" if rows else "K")
     right = letters(other, "KY" if columns else "K")
     out = lead + ("X" if rows else "") + ("Y" if columns else "")
-    return run.contract(one, left, other, right, out, call.site)
+    return run.contract(first, left, other, right, out, call.site)
 
 
 @rule("addmm", "baddbmm", "addmv", "addbmm_")
 def addmm(run: LabelRun, call: Call) -> Value:
     """A matrix product that is added to a tensor."""
-    added, one, other = (run.value(argument) for argument in call.node.args[:3])
-    return run.meet([added, product(run, call, one, other)], call.site)
+    added, first, other = (run.value(argument) for argument in call.node.args[:3])
+    return run.meet([added, product(run, call, first, other)], call.site)
 
 
 @rule("outer", "ger")
 def outer(run: LabelRun, call: Call) -> Value:
     """``i, j -> ij``."""
-    one, other = (run.value(argument) for argument in call.node.args[:2])
-    return run.contract(one, "i", other, "j", "ij", call.site)
+    first, other = (run.value(argument) for argument in call.node.args[:2])
+    return run.contract(first, "i", other, "j", "ij", call.site)
 
 
 @rule("einsum")
@@ -170,9 +170,9 @@ def _convolved(
 @rule("bilinear")
 def bilinear(run: LabelRun, call: Call) -> Value:
     """``(..., i) x (o, i, j) x (..., j) -> (..., o)``, and a bias."""
-    one, other, weight = (run.value(call[name]) for name in ("input1", "input2", "weight"))
-    lead = LETTERS[: len(one.shape) - 1]
-    half = run.contract(one, lead + "I", weight, "OIJ", lead + "OJ", call.site)
+    first, other, weight = (run.value(call[name]) for name in ("input1", "input2", "weight"))
+    lead = LETTERS[: len(first.shape) - 1]
+    half = run.contract(first, lead + "I", weight, "OIJ", lead + "OJ", call.site)
     out = run.contract(half, lead + "OJ", other, lead + "J", lead + "O", call.site)
     return with_bias(run, call, out, call["bias"])
 

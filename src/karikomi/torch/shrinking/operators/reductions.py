@@ -26,8 +26,8 @@ def cosine_similarity(run: LabelRun, call: Call) -> Value:
 @rule("cdist")
 def cdist(run: LabelRun, call: Call) -> Value:
     """Join the entries of two sets of vectors, over which their distances are measured."""
-    one, other = (run.value(call[name]) for name in ("x1", "x2"))
-    met = run.meet([_beside(one, -2), _beside(other, -3)], call.site)
+    first, other = (run.value(call[name]) for name in ("x1", "x2"))
+    met = run.meet([_beside(first, -2), _beside(other, -3)], call.site)
     return run.reduce(run.over_statistics(call, met, [-1]), [len(met.shape) - 1], call.site)
 
 
