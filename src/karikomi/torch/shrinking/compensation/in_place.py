@@ -14,7 +14,7 @@ from torch import fx
 
 from karikomi.prune.account import error_ratio
 from karikomi.shrink.account import Refit
-from karikomi.torch.shrinking.compensation.products import Place, place_of, products_of
+from karikomi.torch.shrinking.compensation.consumers import Place, consumers_of, place_of
 from karikomi.torch.shrinking.compensation.recurrent_layers import refit_recurrent_
 from karikomi.torch.shrinking.compensation.refits import Sums
 from karikomi.torch.shrinking.compensation.side_by_side import Lane, SideBySide
@@ -86,7 +86,7 @@ class _Refitting:
         self.lanes = lanes
         self.found: dict[str, Refit] = {}
         dense = lanes[0].pair.dense
-        self._products = products_of(dense)
+        self._consumers = consumers_of(dense)
         reads = [
             (str(source.target), id(self._raw(str(source.target))))
             for node in dense.graph.nodes
@@ -110,7 +110,7 @@ class _Refitting:
         known: set[str] = set()
         settled: set[str] = set()
         for node in SideBySide(self.lanes).run():
-            product = self._products.get(node.name)
+            product = self._consumers.get(node.name)
             if product is not None:
                 place = place_of(product, known, self._readers)
                 self._refit_(product.layer, place)

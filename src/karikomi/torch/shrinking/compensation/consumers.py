@@ -15,8 +15,8 @@ from karikomi.torch.tracing.windows import window_of
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """A product of activations with a weight; `turned`: its rows are along axis 1, as in ``addmm``."""
+class Consumer:
+    """A layer that is a product of its inputs with a weight; `turned`: its rows are along axis 1, as in ``addmm``."""
 
     call: Call
     inputs: fx.Node
@@ -37,7 +37,7 @@ class Product:
         return weight.t() if self.turned else weight.movedim(1, -1)
 
 
-def products_of(graph: fx.GraphModule) -> dict[str, Product]:
+def consumers_of(graph: fx.GraphModule) -> dict[str, Consumer]:
     """Return node -> product with a weight that does not depend on the inputs of the network."""
     found = {}
     constant: set[fx.Node] = set()
@@ -48,11 +48,11 @@ def products_of(graph: fx.GraphModule) -> dict[str, Product]:
             continue
         call = call_of(node)
         if call.name.startswith(("linear", "conv")) and not call.name.endswith("norm"):
-            product = Product(call, call["input"], call["weight"], call["bias"])
+            product = Consumer(call, call["input"], call["weight"], call["bias"])
         elif call.name in ("matmul", "mm") and len(shape_of(node.args[1].meta["val"])) == 2:
-            product = Product(call, node.args[0], node.args[1], None, turned=True)
+            product = Consumer(call, node.args[0], node.args[1], None, turned=True)
         elif call.name == "addmm" and call["beta"] == call["alpha"] == 1:
-            product = Product(call, call["mat1"], call["mat2"], call["self"], turned=True)
+            product = Consumer(call, call["mat1"], call["mat2"], call["self"], turned=True)
         else:
             continue
         if product.weight in constant and product.inputs not in constant:
@@ -68,7 +68,7 @@ class Place:
     other sign where there is no bias. `added`: the node that is added to the result.
     """
 
-    product: Product
+    product: Consumer
     weight: str
     bias: str | None = None
     mean: str | None = None
@@ -106,7 +106,7 @@ def _channels(inputs: torch.Tensor, weight: torch.Tensor) -> int:
     return inputs.dim() - weight.dim() + 1
 
 
-def place_of(product: Product, known: Collection[str], readers: dict[str, int]) -> Place | str:
+def place_of(product: Consumer, known: Collection[str], readers: dict[str, int]) -> Place | str:
     """Return where a product can be re-fitted, or why it cannot.
 
     `known`: the nodes that run before it. `readers`: stored tensor -> how many nodes read it.
