@@ -34,7 +34,8 @@ def groups_of(
 ) -> list[Group]:
     """Return the groups of all classes that can go, in the order of their first label.
 
-    `rows`: whether the indices of an axis are the units that a tensor makes, for the name of the group. A label that belongs to no tensor (of padding, say) goes along with others and is in no group by itself.
+    `rows`: whether the indices of an axis are the units that a tensor makes, for the name of the group.
+    A label that belongs to no tensor (of padding, say) goes along with others and is in no group by itself.
     """
     free = classes.free()
     owned = [(number, block) for number, block in enumerate(classes.blocks) if block.owner]
@@ -49,9 +50,9 @@ def groups_of(
     table = table[:, np.lexsort((table[2], table[1], table[0]))]
     firsts = np.flatnonzero(np.diff(table[0], prepend=-1))
     alike: dict[tuple[int, ...], list[np.ndarray]] = {}
-    for rows in np.split(table, firsts[1:], axis=1):
-        if rows.size:
-            alike.setdefault(tuple(rows[1].tolist()), []).append(rows)
+    for unit in np.split(table, firsts[1:], axis=1):
+        if unit.size:
+            alike.setdefault(tuple(unit[1].tolist()), []).append(unit)
     found = [_group(classes, blocks, several, rows) for blocks, several in alike.items()]
     return sorted(found, key=lambda group: int(group.units[0]))
 
@@ -62,8 +63,8 @@ def _group(
     several: list[np.ndarray],
     rows: Callable[[Block], bool],
 ) -> Group:
-    units = np.array([int(rows[0, 0]) for rows in several])
-    places = np.stack([rows[2] for rows in several])
+    units = np.array([int(unit[0, 0]) for unit in several])
+    places = np.stack([unit[2] for unit in several])
     numbers = np.array(blocks)
     members = tuple((classes.blocks[n], places[:, numbers == n]) for n in dict.fromkeys(blocks))
     sites = dict.fromkeys(
