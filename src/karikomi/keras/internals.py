@@ -46,6 +46,12 @@ def nodes_of(graph: Any) -> list[Any]:
     return [node for node in ordered if node.operation is not None and not node.is_input]
 
 
+def trusted_functions() -> Any:
+    """Return a context in which functions of a model that is in memory may be made from configurations."""
+    library = importlib.import_module("keras.src.saving.serialization_lib")
+    return _member(library, "SafeModeScope", "used to copy layers with functions", library)(False)
+
+
 def kernel_of(layer: Any) -> Any:
     """Return the stored kernel of a layer, or nothing.
 

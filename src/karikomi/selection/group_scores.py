@@ -36,9 +36,9 @@ def group_scores(
 ) -> list[np.ndarray]:
     """Return one score per unit of each group, over all weights that the units are found in.
 
-    `sources`: weights by name, in the shape that the labels have. `units`: name -> axis of the units that a weight
-    makes. `measured`: facts that a weight must have to count. A score of units is the mean over the layers whose outputs
-    they are. Raises `Unsupported` for one that is defined for no weight of a group, `NonFinite`.
+    `sources`: weights by name, in the shape that the labels have. `units`: name -> axis of the units that a
+    weight makes. `measured`: facts that a weight must have to count. A score of units is the mean over the layers
+    whose outputs they are. Raises `Unsupported` for one that is defined for no weight of a group, `NonFinite`.
     """
     return [_scored(group, score, sources, units, measured) for group in groups]
 

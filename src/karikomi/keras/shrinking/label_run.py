@@ -42,16 +42,18 @@ class Call:
 
     @property
     def values(self) -> list[Labelled]:
-        """All tensors among the arguments."""
-        return [
-            leaf
-            for leaf in keras.tree.flatten((self.args, self.kwargs))
-            if isinstance(leaf, Labelled)
-        ]
+        """All tensors among the arguments, masks apart."""
+        leaves = keras.tree.flatten((self.args, without_masks(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, Labelled)]
 
     def argument(self, place: int, name: str) -> Any:
         """Return an argument by its place or its name, or nothing."""
         return self.args[place] if place < len(self.args) else self.kwargs.get(name)
+
+
+def without_masks(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the named arguments of a call that are no masks, which Keras passes by name."""
+    return {name: value for name, value in kwargs.items() if not name.endswith("mask")}
 
 
 Rule = Callable[["LabelRun", Call], Value]

@@ -8,8 +8,8 @@ the layer, so that everything else is still compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from typing import Any
 
@@ -21,7 +21,7 @@ from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.facts.layer_calls import numbers, run, stood_in
 from karikomi.keras.internals import all_layers, graph_of, nodes_of
 from karikomi.keras.shrinking.kept import WHERE
-from karikomi.keras.shrinking.label_run import Propagated, kind_of
+from karikomi.keras.shrinking.label_run import Propagated, kind_of, without_masks
 from karikomi.keras.shrinking.operators.normalizations import axes_of
 from karikomi.keras.shrinking.rewriting import Copy, Rewritten, fill_
 from karikomi.shrink.label_planes import Labelled, keeps
@@ -124,7 +124,7 @@ def last_of(model: Any) -> Iterator[Any]:
             continue
         if graph_of(operation) is not None:
             yield from last_of(operation)
-        elif hasattr(operation, "activation") or kind_of(operation) in SOFTMAXES:
+        elif "activation" in vars(operation) or kind_of(operation) in SOFTMAXES:
             yield operation
 
 
@@ -177,7 +177,7 @@ def affine(layer: Any, first: Callable[[Any], Any]) -> Callable[..., Any]:
         return scaled
     if kind in SOFTMAXES:
         return lambda inputs, *args, **kwargs: first(inputs)
-    if hasattr(layer, "activation"):
+    if "activation" in vars(layer):
         return lambda *args, **kwargs: _with(layer, "activation", first, call, args, kwargs)
     if kind == "layers.Dot":
         return lambda *args, **kwargs: _with(layer, "normalize", False, call, args, kwargs)
@@ -237,8 +237,9 @@ def _masked(layer: Any, rows: Sequence[Sequence[np.ndarray]]) -> Callable[..., A
                 leaf * keras.ops.cast(next(left), leaf.dtype) if keras.ops.is_tensor(leaf) else leaf
             )
 
-        args, kwargs = keras.tree.map_structure(zeroed, (args, kwargs))
-        return call(*args, **kwargs)
+        masks = {name: kwargs[name] for name in kwargs.keys() - without_masks(kwargs).keys()}
+        args, kwargs = keras.tree.map_structure(zeroed, (args, without_masks(kwargs)))
+        return call(*args, **kwargs, **masks)
 
     return masked
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 
 from karikomi.errors import Unsupported
 from karikomi.keras.arrays.variables import on_host
-from karikomi.keras.internals import all_layers, graph_of
+from karikomi.keras.internals import all_layers, graph_of, trusted_functions
 from karikomi.keras.shrinking.configs import Changes, changes
 from karikomi.keras.shrinking.kept import WHERE, Kept
 from karikomi.keras.shrinking.label_run import Propagated
@@ -59,13 +61,19 @@ class Copy:
     def _single(self, operation: Any) -> Any:
         changed = {} if self.changes is None else self.changes.configs.get(id(operation), {})
         try:
-            config = _unbuilt({**operation.get_config(), **changed})
-            return type(operation).from_config(config)
+            with trusted_functions(), warnings.catch_warnings():
+                # That a lambda is not safe in a file is said when the model is saved.
+                warnings.filterwarnings("ignore", ".*includes a `lambda`", UserWarning)
+                config = _unbuilt({**operation.get_config(), **changed})
+                if inspect.isfunction(vars(operation).get("activation")):
+                    # As it is: Keras does not find every function again by its name.
+                    config["activation"] = operation.activation
+                return type(operation).from_config(config)
         except Exception as error:
             raise Unsupported(
                 "the layer cannot be made from its configuration",
                 where=f"{WHERE}: {operation.name}",
-                got=error,
+                got=str(error)[:200],
                 hint="get_config and from_config of the layer must describe it",
             ) from error
 

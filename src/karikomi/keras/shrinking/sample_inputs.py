@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from karikomi.errors import Unsupported
-from karikomi.keras.internals import all_layers
+from karikomi.keras.internals import all_layers, graph_of
 from karikomi.keras.shrinking.kept import WHERE
 
 BATCH = 2
@@ -33,7 +33,7 @@ def _random(model: Any, seed: int) -> Any:
         if isinstance(layer, keras.layers.Embedding)
     ]
     leaves = [_leaf(tensor, generator, min(places, default=2)) for tensor in model.inputs]
-    return keras.tree.pack_sequence_as(model.input, leaves)
+    return keras.tree.pack_sequence_as(graph_of(model).input, leaves)
 
 
 def _leaf(tensor: Any, generator: np.random.Generator, places: int) -> Any:

@@ -17,13 +17,13 @@ LAYERS = """
 """.split()
 
 OPERATIONS = """
-    Abs Absolute Add Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast
-    Cbrt Ceil Celu Clip Copy Cos Cosh Deg2rad Divide DivideNoNan Elu Equal Erf Erfinv Exp Exp2 Expm1 Fabs Floor FloorDivide
-    Fmax Fmin Gelu Greater GreaterEqual HardShrink HardSigmoid HardSilu HardTanh Heaviside Hypot Isfinite Isinf
-    Isnan LeakyRelu Less LessEqual Log Log10 Log1p Log2 LogSigmoid Logaddexp LogicalAnd LogicalNot LogicalOr LogicalXor Maximum
-    Minimum Mod Multiply NanToNum Negative NotEqual OnesLike Power Reciprocal Relu Relu6 Round Rsqrt Selu Sigmoid Sign
-    Silu Sin Sinh SoftShrink Softplus Softsign SparsePlus Sqrt Square Squareplus Subtract Tan Tanh TanhShrink Threshold
-    TrueDivide Trunc Where ZerosLike
+    Abs Absolute Add Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseNot BitwiseOr
+    BitwiseXor Cast Cbrt Ceil Celu Clip Copy Cos Cosh Deg2rad Divide DivideNoNan Elu Equal Erf Erfinv Exp Exp2
+    Expm1 Fabs Floor FloorDivide Fmax Fmin Gelu Greater GreaterEqual HardShrink HardSigmoid HardSilu HardTanh
+    Heaviside Hypot Isfinite Isinf Isnan LeakyRelu Less LessEqual Log Log10 Log1p Log2 LogSigmoid Logaddexp
+    LogicalAnd LogicalNot LogicalOr LogicalXor Maximum Minimum Mod Multiply NanToNum Negative NotEqual OnesLike
+    Power Reciprocal Relu Relu6 Round Rsqrt Selu Sigmoid Sign Silu Sin Sinh SoftShrink Softplus Softsign
+    SparsePlus Sqrt Square Squareplus Subtract Tan Tanh TanhShrink Threshold TrueDivide Trunc Where ZerosLike
 """.split()
 
 PLACE_BY_PLACE = frozenset(
