@@ -1,4 +1,4 @@
-"""Smaller copies of Keras models: what goes together, worked by hand; saved, refused, and the proof that finds faults."""
+"""Smaller copies of Keras models: what goes together, by hand; saved, refused, and the proof that finds faults."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_what_stays_is_what_was_there() -> None:
     )
     assert (report.parameters_before, report.parameters_after) == (17, 9)
     assert (report.macs_before, report.macs_after) == (12, 6)
-    assert report.frozen == {"net/head": "its units are outputs of the network"}
+    assert report.frozen == {"net/head": "it has one unit"}
     # The model itself is as it was.
     assert model.get_layer("hidden").units == 4 and model.get_layer("head").kernel.shape == (4, 1)
 
@@ -318,7 +318,9 @@ def test_a_budget_is_kept(target: str) -> None:
         report = shrink(model, **{target: value})[1]
         assert getattr(report, before) == whole // (4 if target == "bytes" else 1)
         assert 0.35 <= getattr(report, after) / getattr(report, before) <= 0.5
-    with pytest.raises(InvalidArgument, match=r"no choice of units is as small.*keras\.shrink"):
+    with pytest.raises(
+        InvalidArgument, match=rf"keras\.shrink: {target}: no choice of units is as small"
+    ):
         shrink(model, **{target: 5})
 
 
@@ -393,13 +395,13 @@ def test_only_and_exclude_choose_kernels() -> None:
         ]
     )
     # The normalisation that follows needs no mention.
-    assert list(shrink(inner, width=0.5, only="a/*")[1].widths_after.values()) == [4, 6, 2]
-    assert list(shrink(inner, width=0.5, exclude="a/*")[1].widths_after.values()) == [8, 3, 2]
+    assert list(shrink(inner, width=0.5, only="*/a/*")[1].widths_after.values()) == [4, 6, 2]
+    assert list(shrink(inner, width=0.5, exclude="*/a/*")[1].widths_after.values()) == [8, 3, 2]
     # Both convolutions make the units of one group: it goes with both or not at all.
     with pytest.raises(Unsupported, match="no unit can go"):
-        shrink(model, width=0.5, only=f"{names[0]}/*")
+        shrink(model, width=0.5, only=f"*{names[0]}/*")
     with pytest.raises(UnknownName):
-        shrink(model, width=0.5, only="nothing/*")
+        shrink(model, width=0.5, only="*/nothing/*")
 
 
 @only("torch")
@@ -424,8 +426,7 @@ def test_units_whose_outputs_are_always_zero_go_first() -> None:
 
 
 @only("torch")
-def test_masked_units_go(  # the way from masks to a smaller model
-) -> None:
+def test_masked_units_go_first() -> None:
     keras.utils.set_random_seed(3)
     model = keras.Sequential([keras.Input((4,)), layers.Dense(8, "relu"), layers.Dense(2)])
     prune_(model, width=0.5, pattern="units")
@@ -454,10 +455,6 @@ class OwnDense(layers.Dense):
         ),
         (lambda: Own(name="own"), "rule for this layer or operation: own (Own)"),
         (lambda: OwnDense(8, name="own"), "rule for this layer or operation: own (OwnDense)"),
-        (
-            lambda: layers.Activation("glu", name="own"),
-            "rule for the activation of own (Activation)",
-        ),
         (
             lambda: layers.Activation(_twice, name="own"),
             "rule for the activation of own (Activation)",
@@ -497,7 +494,8 @@ def _subclassed() -> Any:
 
 def _quantized() -> Any:
     model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(2)])
-    model.quantize("int8")
+    for layer in model.layers:
+        layer.quantize("int8")
     return model
 
 
@@ -579,7 +577,6 @@ def _reversed(rule: Any) -> Any:
 WRONG = {
     "layers.Concatenate": (image, HALVED["concatenate"][0]),
     "layers.Reshape": (image, shuffled),
-    "layers.Permute": (image, shuffled),
     "layers.Flatten": (image, HALVED["flatten"][0]),
     "layers.DepthwiseConv2D": (image, HALVED["depthwise"][0]),
     "layers.BatchNormalization": (image, residual),
@@ -597,7 +594,7 @@ def test_the_proof_finds_a_wrong_rule(name: str, monkeypatch: pytest.MonkeyPatch
     kind, body = WRONG[name]
     monkeypatch.setitem(RULES, name, _reversed(RULES[name]))
     with pytest.raises(
-        Unsupported, match="would differ|other shapes|same along each axis|cannot be made"
+        Unsupported, match="would differ|other shapes|same along each axis|do not fit together"
     ):
         shrink(kind(body), width=0.5, score="random")
 
@@ -631,3 +628,30 @@ def test_each_backend_shrinks() -> None:
     assert keras.backend.backend() == BACKEND
     small, report = shrink(image(residual), width=0.5)
     assert small.layers[1].filters == 4 and report.max_difference <= 1e-5
+
+
+@only("jax")
+def test_attention_of_jax_keeps_one_width() -> None:
+    inputs = keras.Input((5, 4))
+    attention = layers.MultiHeadAttention(1, 6, name="attention")
+    model = keras.Model(inputs, layers.Dense(2)(attention(inputs, inputs)))
+    attention.value_dense.kernel.assign(9 * attention.value_dense.kernel)
+    small, _ = shrink(model, width=0.5, allocation="global")
+    own = small.get_layer("attention")
+    assert own.key_dim == own.value_dim < 6
+
+
+@only("torch")
+def test_inputs_of_unknown_size_can_be_given() -> None:
+    inputs = keras.Input((None, 4))
+    value = layers.Reshape((-1, 3, 8))(layers.Dense(8, name="hidden")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(value))
+    # 32 steps, as random inputs have where none are known, are no multiple of 3.
+    with pytest.raises(InvalidArgument, match="does not run on the inputs of the proof.*inputs="):
+        shrink(model, width=0.5)
+    small, _ = shrink(model, width=0.5, inputs=np.ones((2, 6, 4), "float32"))
+    assert small.get_layer("hidden").units == 4
+    # Steps and features mix here, in a way that depends on the number of steps.
+    mixed = layers.Reshape((2, -1, 4))(layers.Dense(8)(inputs))
+    with pytest.raises(Unsupported, match="a size that is not known is merged with others"):
+        shrink(keras.Model(inputs, layers.Dense(2)(mixed)), width=0.5)

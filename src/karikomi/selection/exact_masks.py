@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from zlib import crc32
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from karikomi.prune.target import Target
 from karikomi.selection import granularity
 from karikomi.selection.block_scores import BlockScores, check_all, check_blockwise, keep_best
 from karikomi.selection.threads import each
-from karikomi.selection.weight_source import Source
+from karikomi.selection.weight_source import Source, with_noise
 from karikomi.selection.within_rows import divides, keep_n_of_m, keep_within_rows
 
 Masks = dict[str, np.ndarray]
@@ -76,7 +75,7 @@ def find_masks(request: SelectionRequest) -> SelectionResult:
         for source in request.sources.values():
             granularity.check_range(source)
     if "noise" in request.score.needs:
-        request = replace(request, sources=_with_noise(request))
+        request = replace(request, sources=with_noise(request.sources, request.score))
     if isinstance(request.pattern, NofM):
         return _n_of_m(request, request.pattern)
     scored = _scored(request)
@@ -255,18 +254,6 @@ def _scored(request: SelectionRequest) -> dict[str, BlockScores]:
         score = Magnitude()
     of = granularity.of_tensor if score.of_tensors else granularity.of_weights
     return {name: of(source, score, earlier.get(name)) for name, source in request.sources.items()}
-
-
-def _with_noise(request: SelectionRequest) -> dict[str, Source]:
-    """Return the sources with noise that depends on the score's seed and the tensor's name alone."""
-    seed = getattr(request.score, "seed", 0)
-
-    def noisy(source: Source) -> Source:
-        generator = np.random.Generator(np.random.Philox(key=[seed, crc32(source.name.encode())]))
-        noise = np.float32(1.0) - generator.random(source.shape, np.float32)
-        return replace(source, facts={**source.facts, "noise": noise})
-
-    return {name: noisy(source) for name, source in request.sources.items()}
 
 
 def _within_rows(request: SelectionRequest) -> bool:

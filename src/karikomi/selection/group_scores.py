@@ -10,7 +10,7 @@ from karikomi.errors import NonFinite, Unsupported
 from karikomi.prune.facts import PER_UNIT
 from karikomi.prune.scores.score import Score
 from karikomi.selection.granularity import whole_fact
-from karikomi.selection.weight_source import Source
+from karikomi.selection.weight_source import Source, with_noise
 from karikomi.shrink.groups import Group
 from karikomi.shrink.labels import Block
 
@@ -40,6 +40,8 @@ def group_scores(
     weight makes. `measured`: facts that a weight must have to count. A score of units is the mean over the layers
     whose outputs they are. Raises `Unsupported` for one that is defined for no weight of a group, `NonFinite`.
     """
+    if "noise" in score.needs:
+        sources = with_noise(sources, score)
     return [_scored(group, score, sources, units, measured) for group in groups]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 import numpy as np
 
 from karikomi.prune.layout import Layout
+from karikomi.prune.scores.score import Score
 from karikomi.selection.block_scores import split
 from karikomi.selection.shard import Shard
 
@@ -64,3 +66,15 @@ def source_of(name: str, array: np.ndarray, **known: object) -> Source:
         itemsize=array.dtype.itemsize,
         **known,  # type: ignore[arg-type]
     )
+
+
+def with_noise(sources: Mapping[str, Source], score: Score) -> dict[str, Source]:
+    """Return the sources with noise that depends on the score's seed and the tensor's name alone."""
+    seed = getattr(score, "seed", 0)
+
+    def noisy(source: Source) -> Source:
+        generator = np.random.Generator(np.random.Philox(key=[seed, crc32(source.name.encode())]))
+        noise = np.float32(1.0) - generator.random(source.shape, np.float32)
+        return replace(source, facts={**source.facts, "noise": noise})
+
+    return {name: noisy(source) for name, source in sources.items()}

@@ -26,7 +26,8 @@ COMPUTED = "its weights are computed from others (quantized, or with LoRA)"
 class Call:
     """One use of a layer or an operation: its arguments, with labels for tensors, and the shapes of what it returns.
 
-    An unknown size, such as that of the batch, counts as 1. `site`: how reports name it.
+    An unknown size, such as that of the batch, counts as 1. `site`: how reports name it. `known`: from which axis on
+    all sizes of its first argument and of its first result are known.
     """
 
     operation: Any
@@ -34,6 +35,7 @@ class Call:
     kwargs: dict[str, Any]
     shapes: tuple[Shape, ...]
     site: str
+    known: tuple[int, int] = (0, 0)
 
     @property
     def shape(self) -> Shape:
@@ -221,7 +223,8 @@ class LabelRun(Meetings):
             shapes = tuple(bare(tensor).shape for tensor in node.outputs)
             operation = node.operation
             site = f"{operation.name} ({type(operation).__name__})"
-            found = self.follow(Call(operation, args, kwargs, shapes, site))
+            known_from = (_known_from(node.input_tensors[0]), _known_from(node.outputs[0]))
+            found = self.follow(Call(operation, args, kwargs, shapes, site, known_from))
             parts = found if isinstance(found, list) else [found]
             known |= {id(tensor): part for tensor, part in zip(node.outputs, parts, strict=True)}
         return [known[id(tensor)] for tensor in graph.outputs]
@@ -244,6 +247,11 @@ class LabelRun(Meetings):
 def bare(tensor: Any) -> Labelled:
     """Return a symbolic tensor without labels, unknown sizes as 1."""
     return Labelled(tuple(1 if size is None else int(size) for size in tensor.shape))
+
+
+def _known_from(tensor: Any) -> int:
+    """Return the first axis from which on all sizes are known."""
+    return max((axis + 1 for axis, size in enumerate(tensor.shape) if size is None), default=0)
 
 
 def computes_weights(layer: Any) -> bool:

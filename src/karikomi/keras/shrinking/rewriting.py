@@ -26,7 +26,15 @@ class Copy:
         self.changes = changes
         self.layers: dict[int, Any] = {}
         self._origin: dict[int, int] = {}
-        self.model = self._cloned(model, None)
+        try:
+            self.model = self._cloned(model, None)
+        except (ValueError, TypeError) as error:
+            raise Unsupported(
+                "the layers do not fit together any more",
+                where=WHERE,
+                got=str(error)[:300],
+                hint="please report the model: a rule of a layer is wrong",
+            ) from error
         for before, after in zip(all_layers(model), all_layers(self.model), strict=True):
             if before.trainable != after.trainable:
                 after.trainable = before.trainable
@@ -61,12 +69,16 @@ class Copy:
     def _single(self, operation: Any) -> Any:
         changed = {} if self.changes is None else self.changes.configs.get(id(operation), {})
         try:
-            with trusted_functions(), warnings.catch_warnings():
+            with (
+                trusted_functions(),
+                keras.saving.custom_object_scope(_own_objects(operation)),
+                warnings.catch_warnings(),
+            ):
                 # That a lambda is not safe in a file is said when the model is saved.
                 warnings.filterwarnings("ignore", ".*includes a `lambda`", UserWarning)
                 config = _unbuilt({**operation.get_config(), **changed})
                 if inspect.isfunction(vars(operation).get("activation")):
-                    # As it is: Keras does not find every function again by its name.
+                    # Keras does not make an activation of a lambda's code.
                     config["activation"] = operation.activation
                 return type(operation).from_config(config)
         except Exception as error:
@@ -81,6 +93,21 @@ class Copy:
         known = {} if self.changes is None else self.changes.arguments
         changed = known.get(self._origin.get(id(operation), 0))
         return operation(*args, **kwargs) if changed is None else operation(args[0], *changed)
+
+
+def _own_objects(operation: Any) -> dict[str, Any]:
+    """Return functions and classes by name that Keras would not find, as they were never registered."""
+    functions = [value for value in vars(operation).values() if inspect.isfunction(value)]
+    classes = (
+        [type(layer) for layer in all_layers(operation)]
+        if isinstance(operation, keras.Layer)
+        else []
+    )
+    return {
+        found.__name__: found
+        for found in (*functions, *classes)
+        if not found.__module__.startswith("keras.")
+    }
 
 
 def _unbuilt(config: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from karikomi.errors import Unsupported
+from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.keras.facts.layer_calls import run
 from karikomi.keras.internals import all_layers, graph_of
 from karikomi.keras.shrinking.kept import WHERE
 
@@ -19,10 +20,22 @@ UNKNOWN = 32
 def samples_of(model: Any, given: Any = None) -> list[Any]:
     """Return at least two batches of inputs: `given`, if there is one, and random ones."""
     if given is None:
-        return [_random(model, seed) for seed in (0, 1)]
-    given = keras.tree.map_structure(keras.ops.convert_to_tensor, given)
-    generator = np.random.default_rng(0)
-    return [given, keras.tree.map_structure(lambda leaf: _random_like(leaf, generator), given)]
+        found = [_random(model, seed) for seed in (0, 1)]
+    else:
+        given = keras.tree.map_structure(keras.ops.convert_to_tensor, given)
+        generator = np.random.default_rng(0)
+        other = keras.tree.map_structure(lambda leaf: _random_like(leaf, generator), given)
+        found = [given, other]
+    try:
+        run(model, found[0])
+    except Exception as error:
+        raise InvalidArgument(
+            "the model does not run on the inputs of the proof",
+            where=WHERE,
+            got=str(error)[:200],
+            hint="pass inputs=, a batch of inputs",
+        ) from error
+    return found
 
 
 def _random(model: Any, seed: int) -> Any:

@@ -166,9 +166,9 @@ class Shrinking:
                 if (block := blocks.get((name, axis))) is not None
             ]
             if all(all(own) for own in reasons):
-                found[self._layer(name)] = (
-                    reasons[-1][0] if reasons else "no rule of shrink reaches it"
-                )
+                met = id(self.variables[name].variable) in self.found.variables
+                alone = "it has one unit" if met else "no rule of shrink reaches it"
+                found[self._layer(name)] = reasons[-1][0] if reasons else alone
         return found
 
     def _layers(self) -> dict[str, tuple[int, ...]]:
@@ -205,7 +205,7 @@ def shrink(
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> tuple[Any, ShrinkReport]:
-    """Return a smaller copy of a model, whose neurons, channels, heads or hidden units are really removed, and a report.
+    """Return a smaller copy of a model, whose neurons, channels, heads or hidden units are removed, and a report.
 
     For functional and sequential models on any backend, also nested and with shared layers. The graph of layers is run
     on labels, one per index of each axis of each weight: what meets in a layer goes together or not at all.
@@ -227,8 +227,8 @@ def shrink(
     without karikomi; what is trainable stays so. If the model was compiled, so is the copy, with a new optimizer.
 
     Every shrink is proven: removing units must equal making them zero, to 1e-5 of the largest output on random
-    inputs. Where a normalisation, a softmax or a mean is taken over entries of which some went, its statistics change; both
-    sides of the proof then use its affine part, and ``report.statistics`` has the places.
+    inputs. Where a normalisation, a softmax or a mean is taken over entries of which some went, its statistics change;
+    both sides of the proof then use its affine part, and ``report.statistics`` has the places.
 
     Raises `Unsupported` for a subclassed model, if nothing can go, for a layer that cannot be made from its
     configuration, and if the proof fails; `InvalidArgument` for no target or two, for a model that is not

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 
 from karikomi.keras.internals import child_layers
@@ -24,6 +25,9 @@ def multi_head_attention(run: LabelRun, call: Call) -> Value:
     if not usual or any(len(value.shape) != 3 for value in given):
         return run.refuse(call, UNUSUAL)
     query, key, value = _projections(run, call)
+    if keras.backend.backend() == "jax" and not run.whole and layer.key_dim == layer.value_dim:
+        # There the attention of JAX itself takes one width only.
+        run.meet([run.vector(part, -1, call.site) for part in (query, value)], call.site)
     return _attended(run, call, query, key, value)
 
 

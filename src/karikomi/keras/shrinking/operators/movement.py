@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,10 +35,29 @@ def reshape(run: LabelRun, call: Call) -> Value:
         value = _permuted(value, order)
     if isinstance(call.operation, keras.layers.RepeatVector):
         return placed(run.vector(value, -1, call.site), call.shape, -1)
-    if np.prod(value.shape) != np.prod(call.shape):
+    places = _alike(value, call)
+    if places is None:
         return run.refuse(call, "a size that is not known is merged with others")
-    planes = tuple(reshaped(plane, value.shape, call.shape) for plane in value.planes)
+    before, after = places
+    planes = tuple(
+        reshaped(plane.reshape(plane.shape[before:]), value.shape[before:], call.shape[after:])
+        for plane in value.planes
+    )
+    planes = tuple(plane.reshape(*(1,) * after, *plane.shape) for plane in planes)
     return run.current(Labelled(call.shape, planes), call.site)
+
+
+def _alike(value: Labelled, call: Call) -> tuple[int, int] | None:
+    """Return axes from which on a tensor and its reshaped one have equally many entries, all sizes being known.
+
+    Labels vary along none of those before them.
+    """
+    for before in range(min(value.axes), call.known[0] - 1, -1):
+        entries = math.prod(value.shape[before:])
+        for after in range(len(call.shape) - 1, call.known[1] - 1, -1):
+            if math.prod(call.shape[after:]) == entries:
+                return before, after
+    return None
 
 
 @rule("layers.Permute", "ops.Transpose", "ops.Swapaxes", "ops.Moveaxis")

@@ -128,6 +128,7 @@ def time_distributed(run: LabelRun, call: Call) -> Value:
         args=(inner,),
         kwargs={},
         shapes=tuple(without_step(shape) for shape in call.shapes),
+        known=tuple(min(axis, 1) if axis < 2 else axis - 1 for axis in call.known),
     )
     found = run.follow(step)
     parts = found if isinstance(found, list) else [found]
