@@ -10,6 +10,7 @@ from karikomi.keras.optimizers.optimizer_swap import strip_
 from karikomi.keras.pruning.in_place import prune_
 from karikomi.keras.pruning.masks import Masks
 from karikomi.keras.pruning.penalties import Penalty, penalty
+from karikomi.keras.shrinking.smaller_copy import shrink
 
 __all__ = [
     "Bound",
@@ -26,5 +27,6 @@ __all__ = [
     "outcome",
     "penalty",
     "prune_",
+    "shrink",
     "strip_",
 ]

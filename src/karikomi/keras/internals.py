@@ -29,6 +29,31 @@ def child_layers(layer: Any) -> list[Any]:
     return find(include_self=False, recursive=False)
 
 
+def graph_of(model: Any) -> Any:
+    """Return the graph of layers of a functional or sequential model, nothing for any other layer.
+
+    A subclass with a ``call`` of its own has none.
+    """
+    if isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call:
+        return _member(model, "_functional", "used to follow sequential models")
+    functional = importlib.import_module("keras.src.models.functional")
+    kind = _member(functional, "Functional", "used to find functional models", functional)
+    return model if isinstance(model, kind) and type(model).call is kind.call else None
+
+
+def nodes_of(graph: Any) -> list[Any]:
+    """Return the calls of a graph of layers in the order in which they run, without its inputs."""
+    by_depth = _member(graph, "_nodes_by_depth", "used to follow functional models")
+    ordered = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return [node for node in ordered if node.operation is not None and not node.is_input]
+
+
+def trusted_functions() -> Any:
+    """Return a context in which functions of a model that is in memory may be made from configurations."""
+    library = importlib.import_module("keras.src.saving.serialization_lib")
+    return _member(library, "SafeModeScope", "used to copy layers with functions", library)(False)
+
+
 def kernel_of(layer: Any) -> Any:
     """Return the stored kernel of a layer, or nothing.
 

@@ -77,7 +77,7 @@ def find_masks(request: SelectionRequest) -> SelectionResult:
         for source in request.sources.values():
             granularity.check_range(source)
     if "noise" in request.score.needs:
-        request = replace(request, sources=_with_noise(request))
+        request = replace(request, sources=with_noise(request.sources, request.score))
     if isinstance(request.pattern, NofM):
         return _n_of_m(request, request.pattern)
     scored = _scored(request)
@@ -256,12 +256,6 @@ def _scored(request: SelectionRequest) -> dict[str, BlockScores]:
         score = Magnitude()
     of = granularity.of_tensor if score.of_tensors else granularity.of_weights
     return {name: of(source, score, earlier.get(name)) for name, source in request.sources.items()}
-
-
-def _with_noise(request: SelectionRequest) -> dict[str, Source]:
-    """Return the sources with noise that depends on the score's seed and the tensor's name alone."""
-    seed = getattr(request.score, "seed", 0)
-    return {name: with_noise(source, seed) for name, source in request.sources.items()}
 
 
 def _within_rows(request: SelectionRequest) -> bool:

@@ -10,6 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from karikomi.prune.layout import Layout
+from karikomi.prune.scores.score import Score
 from karikomi.selection.block_scores import split
 from karikomi.selection.shard import Shard
 
@@ -67,8 +68,13 @@ def source_of(name: str, array: np.ndarray, **known: object) -> Source:
     )
 
 
-def with_noise(source: Source, seed: int) -> Source:
-    """Return a source with the fact ``noise``, which depends on the seed and the name alone."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, crc32(source.name.encode())]))
-    noise = np.float32(1.0) - generator.random(source.shape, np.float32)
-    return replace(source, facts={**source.facts, "noise": noise})
+def with_noise(sources: Mapping[str, Source], score: Score) -> dict[str, Source]:
+    """Return the sources with noise that depends on the score's seed and the tensor's name alone."""
+    seed = getattr(score, "seed", 0)
+
+    def noisy(source: Source) -> Source:
+        generator = np.random.Generator(np.random.Philox(key=[seed, crc32(source.name.encode())]))
+        noise = np.float32(1.0) - generator.random(source.shape, np.float32)
+        return replace(source, facts={**source.facts, "noise": noise})
+
+    return {name: noisy(source) for name, source in sources.items()}

@@ -63,8 +63,8 @@ def _group(
     several: list[np.ndarray],
     rows: Callable[[Block], bool],
 ) -> Group:
-    units = np.array([int(rows[0, 0]) for rows in several])
-    places = np.stack([rows[2] for rows in several])
+    units = np.array([int(unit[0, 0]) for unit in several])
+    places = np.stack([unit[2] for unit in several])
     numbers = np.array(blocks)
     members = tuple((classes.blocks[n], places[:, numbers == n]) for n in dict.fromkeys(blocks))
     sites = dict.fromkeys(

@@ -26,7 +26,7 @@ Batch = tuple[Any, Any]
 @contextmanager
 def watched(model: Any, see: Seen) -> Iterator[None]:
     """Call `see` after each call of a layer of the model inside of the block."""
-    with _stood_in(all_layers(model), lambda layer: _seen(layer, layer.call, see)):
+    with stood_in(all_layers(model), lambda layer: _seen(layer, layer.call, see)):
         yield
 
 
@@ -43,7 +43,7 @@ def steady(model: Any) -> Iterator[None]:
         return lambda inputs, training=None, mask=None: call(inputs, training=True, mask=mask)
 
     try:
-        with _stood_in(fresh, in_training):
+        with stood_in(fresh, in_training):
             yield
     finally:
         for item in fresh:
@@ -95,8 +95,8 @@ def numbers(tensor: Any) -> np.ndarray:
 
 
 @contextmanager
-def _stood_in(every: Iterable[Any], other: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
-    """Let another function stand in for the ``call`` of each of these layers."""
+def stood_in(every: Iterable[Any], other: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
+    """Let another function stand in for the ``call`` of each of these layers or operations meanwhile."""
     before = [(layer, vars(layer).get("call")) for layer in every]
     try:
         for layer, _ in before:

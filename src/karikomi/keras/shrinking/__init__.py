@@ -1,0 +1,1 @@
+"""Smaller copies of functional and sequential models, with units really removed."""
