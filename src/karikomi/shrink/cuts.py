@@ -61,8 +61,8 @@ class Cut:
 class Cuts:
     """All that tells a shrunk network from the original: tensor name -> axis -> cut, and sizes in attributes.
 
-    `attributes`: path of a layer -> attribute -> whole number, or list of them, that the smaller layer has. `form`: "module",
-    or "graph" for an exported graph, which no module of the original class can take.
+    `attributes`: path of a layer -> attribute -> whole number, or list of them, that the smaller layer has.
+    `form`: "module", or "graph" for an exported graph, which no module of the original class can take.
 
     >>> cuts = Cuts(axes={"fc.weight": {1: Cut(300, np.arange(0, 300, 2))}}, attributes={"fc": {"in_features": 150}})
     >>> again = Cuts.from_text(cuts.to_text(), where="a file")

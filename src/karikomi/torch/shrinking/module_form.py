@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from karikomi.errors import KarikomiError
 from karikomi.shrink.cuts import Cut
-from karikomi.torch.modules.copies import copied, undisturbed
+from karikomi.torch.modules.deep_copies import copied, undisturbed
 from karikomi.torch.modules.resizing import set_sizes_
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.proof import TOLERANCE, apart

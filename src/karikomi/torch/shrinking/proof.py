@@ -17,7 +17,7 @@ from torch import fx
 
 from karikomi.errors import Unsupported
 from karikomi.shrink.label_planes import Labelled, keeps
-from karikomi.torch.modules.copies import copied, undisturbed
+from karikomi.torch.modules.deep_copies import copied, undisturbed
 from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
 from karikomi.torch.tracing.batches import leaves
 
