@@ -598,7 +598,9 @@ def test_a_network_that_is_not_faster_is_said_first() -> None:
 def test_the_reason_why_nothing_was_shrunk_is_on_the_page() -> None:
     none = {"removed": 0, "left_alone": {"the network": "its code has a view at net.py:3"}}
     page = Page(report.compress_page(RESULT | {"shrink": none}, []))
-    assert "the network was left alone: its code has a view at net.py:3." in " ".join(page.sentences)
+    assert "the network was left alone: its code has a view at net.py:3." in " ".join(
+        page.sentences
+    )
 
 
 def test_the_sentences_of_the_page(page: Page) -> None:

@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from depth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from depth import examples
 from karikomi.errors import InvalidArgument
 from karikomi.shrink.groups import groups_of, kept_of, staying, to_budget, together, uniform
 from karikomi.shrink.label_planes import Labelled, along, is_product, kept_along, reshaped

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from shrink_networks import NETWORKS
 from torch import nn
 
 from karikomi.torch.shrinking.smaller_copy import shrink
+from shrink_networks import NETWORKS
 
 
 def kept_of(original: torch.Tensor, small: torch.Tensor, folded: float = 1.0) -> list[torch.Tensor]:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from shrink_networks import Forward
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.torch.quantization.in_place import quantize_
 from karikomi.torch.shrinking.smaller_copy import shrink
+from shrink_networks import Forward
 
 
 def kill(layer: nn.Linear, *units: int) -> None:

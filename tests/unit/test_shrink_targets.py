@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from shrink_networks import Forward
 from torch import fx, nn
 from torch.export import Dim
 
@@ -17,6 +16,7 @@ from karikomi import registry
 from karikomi.errors import KarikomiError, Unsupported
 from karikomi.torch.shrinking.proof import samples_of
 from karikomi.torch.shrinking.smaller_copy import shrink
+from shrink_networks import Forward
 
 
 @pytest.fixture(autouse=True)

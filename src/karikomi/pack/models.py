@@ -43,10 +43,10 @@ def load(path: str | os.PathLike[str], *, into: Any = None, budget: Budget | Non
     """Return the named arrays of a packed file, or fill a model with them and return it.
 
     Without `into` types that NumPy has not (bfloat16, float8) come as `ml_dtypes` has them; ``jax.numpy.asarray`` takes
-    them as they are. `into`: a model with the same tensor names, also on the meta device, such as a fresh
-    instance of the class that was shrunk: its layers, and the attributes that state their sizes, get as small
-    as those in the file. What was quantized can be saved again as codes. `budget`: upper bounds for what is
-    read. Nothing in a file is ever executed, imported or followed.
+    them as they are. `into`: a model with the same tensor names, also on the meta device, such as a fresh instance
+    of the class that was shrunk: its layers, and the attributes that state their sizes, get as small as those in the
+    file. What was quantized can be saved again as codes. `budget`:
+    upper bounds for what is read. Nothing in a file is ever executed, imported or followed.
 
     Raises `BadFile` naming the tensor and the fact for a file that is cut short, altered, hostile or
     from a later version; nothing is filled then.

@@ -1,4 +1,4 @@
-"""The report of a shrink: what it cost before and after, what went, what had to go together, and what stayed and why."""
+"""The report of a shrink: costs before and after, what went, what had to go together, what stayed and why."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class ShrinkReport:
     `parameters_after`: numbers of the whole network, a shared one counted once. `macs_before`, `macs_after`:
     multiply-accumulates on the example inputs. `ms_before`, `ms_after`: milliseconds of a forward pass on them,
     the median, measured in turn on this machine. `max_difference`: the largest difference to the original's
-    outputs (of which the removed units are zero), relative to the largest; measured before anything is
-    re-fitted. `compensation`: layer -> its re-fit, "" -> the whole network (its loss, or the relative distance
-    of its outputs to the original's). `left_alone`: layer name -> why units of it that look dead (or all of
-    them) stayed, counted in the smaller network. `frozen`: layer name, or place, -> why nothing there can go.
-    `together`: first tensor of a group -> operators, with source lines, because of which its units go together;
-    `members`: the same -> all tensors that the units are found in. `statistics`: places where a norm, a softmax
-    or a mean goes over fewer entries. `form`: "module", of the same class, or "graph", exported; then
-    `literals` has the numbers in the code that are in the way. `kept`: tensor name -> axis -> indices that were
-    kept. `latencies`: share and milliseconds that were tried for a budget in them.
+    outputs (of which the removed units are zero), relative to the largest; measured before anything is re-fitted.
+    `compensation`: layer -> its re-fit, "" -> the whole network (its loss, or the relative distance of its outputs
+    to the original's). `left_alone`: layer name -> why units of it that look dead (or all of them) stayed, counted
+    in the smaller network. `frozen`: layer name, or place, -> why nothing there can go. `together`: first tensor
+    of a group -> operators, with source lines, because of which its units go together; `members`: the same -> all
+    tensors that the units are found in. `statistics`: places where a norm, a softmax or a mean goes over fewer
+    entries. `form`: "module", of the same class, or "graph", exported; then `literals` has the numbers in the code
+    that are in the way. `kept`: tensor name -> axis -> indices that were kept. `latencies`: share and milliseconds
+    that were tried for a budget in them.
 
     >>> report = ShrinkReport(
     ...     widths_before={"fc1": 300}, widths_after={"fc1": 191}, parameters_before=3000,

@@ -33,7 +33,7 @@ from karikomi.torch.clipping.joint_norms import Groups, Sharding
 from karikomi.torch.clipping.second_moments import Moments
 from karikomi.torch.clipping.updates import Updates
 from karikomi.torch.internals import StepCalls, in_backward, still_scaled, within_step
-from karikomi.torch.modules.moves import Move
+from karikomi.torch.modules.kept_units import Move
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.pruning.masks import Masks
 
@@ -242,8 +242,8 @@ class Handle:
     def following(self, move: Move) -> Callable[[], None]:
         """Return a function that attaches this handle to a smaller copy of its module; `shrink` calls it.
 
-        The state is cut along; power iterations of cut weights begin anew. Raises `Unsupported` for the handle
-        of another module.
+        The state is cut along; power iterations of cut weights begin anew. Raises `Unsupported` for the handle of
+        another module.
         """
         if unwrapped(self._model) is not move.before:
             raise Unsupported(

@@ -82,11 +82,10 @@ def fill_(
     """Put named arrays (or codes) into a module, in place, and return it.
 
     Layers whose stored shape is smaller (a shrunk network) are resized first; the network's inputs
-    and outputs are not. `notes`: what `notes_of` returned of the shrunk network: the units that were kept, and
-    the sizes in attributes of its layers, which shapes alone do not say. Tensors on the meta device are
-    replaced by ones on the CPU, tied ones by one. Raises `InvalidArgument` naming the first tensor that is
-    missing or unknown, or has values out of range for the module's type, and `Unsupported` for a shape that
-    does not fit.
+    and outputs are not. `notes`: what `notes_of` returned of the shrunk network: the units that were kept, and the
+    sizes in attributes of its layers, which shapes alone do not say. Tensors on the meta device are replaced by
+    ones on the CPU, tied ones by one. Raises `InvalidArgument` naming the first tensor that is missing or unknown,
+    or has values out of range for the module's type, and `Unsupported` for a shape that does not fit.
     """
     inner = unwrapped(module)
     cuts = _cuts(notes or {})

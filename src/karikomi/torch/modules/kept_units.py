@@ -1,15 +1,16 @@
-"""What a shrink left of a module, stored on it, so that a file can say how the original class becomes as small."""
+"""What a shrink left of a module: stored on it, for files, and applied to what else has the shapes of its tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
-from karikomi.shrink.cuts import Cut, Cuts
+from karikomi.shrink.cuts import Axes, Cut, Cuts
 from karikomi.torch.modules.resizing import resize_, set_sizes_
 
 _ATTRIBUTE = "_karikomi_cuts"
@@ -96,7 +97,7 @@ def _unsaved(
         path, _, leaf = name.rpartition(".")
         owner = owners.get(path)
         old = getattr(owner, leaf, None)
-        if name not in saved and isinstance(old, torch.Tensor):
+        if owner is not None and name not in saved and isinstance(old, torch.Tensor):
             if cuts.shape(name, tuple(old.shape)) is None:
                 raise Unsupported(
                     "the kept indices in the file do not fit the module",
@@ -124,7 +125,7 @@ def _attributes(module: nn.Module, cuts: Cuts) -> Iterator[tuple[nn.Module, str,
             yield layers[path], name, new
 
 
-def chosen(tensor: torch.Tensor, axes: dict[int, Cut]) -> torch.Tensor:
+def chosen(tensor: torch.Tensor, axes: Axes) -> torch.Tensor:
     """Return the kept indices of a tensor, as a new one."""
     for axis, cut in axes.items():
         places = torch.from_numpy(cut.kept).to(tensor.device)
@@ -146,3 +147,71 @@ def _not_larger(new: Any, old: Any) -> bool:
     if isinstance(old, int) or isinstance(new, int):
         return type(new) is type(old) and abs(new) <= abs(old)
     return len(new) == len(old) and all(abs(n) <= abs(o) for n, o in zip(new, old, strict=True))
+
+
+class Move:
+    """From `before` to `after`, in which a tensor has the `kept` indices only: tensor name -> axis -> indices."""
+
+    def __init__(
+        self,
+        before: nn.Module,
+        after: nn.Module,
+        kept: Mapping[str, Mapping[int, Sequence[int]]],
+    ) -> None:
+        self.before, self.after = before, after
+        self.old, self.new = _tensors(before), _tensors(after)
+        self.axes: dict[str, Axes] = {
+            name: {
+                axis: Cut(self.old[name].shape[axis], np.array(own, np.int64))
+                for axis, own in axes.items()
+            }
+            for name, axes in kept.items()
+            if name in self.old
+        }
+        self._names: dict[int, str] = {}
+        for name, tensor in self.old.items():
+            known = self._names.get(id(tensor))
+            # The graph has a shared tensor under one of its names.
+            if known is None or known not in self.new:
+                self._names[id(tensor)] = name
+
+    def name(self, tensor: torch.Tensor) -> str | None:
+        """Return the name of a tensor of the module before, None for any other tensor."""
+        return self._names.get(id(tensor))
+
+    def cut(self, name: str, value: torch.Tensor, *, what: str) -> torch.Tensor:
+        """Return what is left of a value that belongs to a tensor: of its shape, or of size 1 along some axes.
+
+        Raises `Unsupported` for any other shape, of which nothing says how it is cut; `what`: the value, for the error.
+        """
+        axes = self.axes.get(name, {})
+        shape = tuple(self.old[name].shape)
+        if not axes or value.numel() == 1:
+            return value
+        fits = value.dim() == len(shape) and all(
+            size in (1, whole) for size, whole in zip(value.shape, shape, strict=True)
+        )
+        if not fits:
+            raise Unsupported(
+                f"{what} has another shape than its tensor, so it cannot be cut along",
+                where=f"torch.shrink: follow: {name}",
+                got=tuple(value.shape),
+                allowed=shape,
+                hint="make it anew for the smaller network",
+            )
+        return chosen(value, {axis: cut for axis, cut in axes.items() if value.shape[axis] > 1})
+
+
+class Follower(Protocol):
+    """What can continue with a smaller copy of its module."""
+
+    def following(self, move: Move) -> Any:
+        """Return a function that makes it follow, in place; all is checked before, and nothing changed."""
+        ...
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }

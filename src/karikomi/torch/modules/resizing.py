@@ -26,14 +26,13 @@ def resize_(
     """Resize the tensors of a module to smaller shapes; return name -> (old, new) shape.
 
     The new tensors are uninitialised: the caller fills them. All shapes are checked before any layer
-    is changed. Tensors that are not named keep their shapes, which must fit the named ones; one with several
-    names has to get one shape. Layers of torch get the attributes that state their sizes (``in_features``,
-    ...).
+    is changed. Tensors that are not named keep their shapes, which must fit the named ones; one with several names
+    has to get one shape. Layers of torch get the attributes that state their sizes (``in_features``, ...).
 
-    `shapes`: tensor name, as in the state dict, -> shape; no size may exceed the present one.
-    `attributes_follow`: the caller sets what shapes do not say, such as the groups of a convolution. Raises
-    `UnknownName` for a name that the module does not have, `Unsupported` naming the tensor whose shape does not
-    fit its layer, or is larger, and for grouped convolutions of which the number of groups is not known.
+    `shapes`: tensor name, as in the state dict, -> shape; no size may exceed the present one. `attributes_follow`:
+    the caller sets what shapes do not say, such as the groups of a convolution. Raises `UnknownName` for a name
+    that the module does not have, `Unsupported` naming the tensor whose shape does not fit its layer, or is
+    larger, and for grouped convolutions of which the number of groups is not known.
 
     >>> import torch, karikomi as kk
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -70,39 +69,39 @@ def resize_(
 def set_sizes_(given: nn.Module) -> None:
     """Set the attributes in which a layer of torch states the sizes of its tensors (``in_features``, ...)."""
     layer: Any = given
-    if isinstance(layer, nn.MultiheadAttention):
+    if isinstance(given, nn.MultiheadAttention):
         inner = layer.out_proj.in_features
         if layer.in_proj_weight is not None and len(layer.in_proj_weight) == 3 * inner:
             layer.embed_dim = layer.kdim = layer.vdim = layer.in_proj_weight.shape[1]
             layer.head_dim = inner // layer.num_heads
         return
-    if isinstance(layer, nn.RNNBase):
+    if isinstance(given, nn.RNNBase):
         layer.hidden_size = layer.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
         layer.input_size = layer.weight_ih_l0.shape[1]
         layer.proj_size = layer.weight_hh_l0.shape[1] if layer.proj_size else 0
         return
     tensors = dict(layer.named_buffers(recurse=False)) | dict(layer.named_parameters(recurse=False))
     weight = next((tensors[name] for name in HOOKED if name in tensors), None)
-    if parametrize.is_parametrized(layer, "weight"):
+    if parametrize.is_parametrized(given, "weight"):
         weight = layer.weight
-    if isinstance(layer, norm_type()):
+    if isinstance(given, norm_type()):
         own = weight if weight is not None else tensors.get("running_mean")
         layer.num_features = layer.num_features if own is None else len(own)
     if weight is None:
         return
-    if isinstance(layer, nn.Linear):
+    if isinstance(given, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
-    elif isinstance(layer, _TRANSPOSED):
+    elif isinstance(given, _TRANSPOSED):
         layer.in_channels, layer.out_channels = weight.shape[0], weight.shape[1] * layer.groups
-    elif isinstance(layer, _DENSE):
+    elif isinstance(given, _DENSE):
         layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
-    elif isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+    elif isinstance(given, nn.LayerNorm | nn.RMSNorm):
         layer.normalized_shape = tuple(weight.shape)
-    elif isinstance(layer, nn.GroupNorm):
+    elif isinstance(given, nn.GroupNorm):
         layer.num_channels = len(weight)
-    elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+    elif isinstance(given, nn.Embedding | nn.EmbeddingBag):
         layer.embedding_dim = weight.shape[1]
-    elif isinstance(layer, nn.PReLU):
+    elif isinstance(given, nn.PReLU):
         layer.num_parameters = len(weight)
 
 

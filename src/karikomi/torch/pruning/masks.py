@@ -17,7 +17,7 @@ from karikomi.selection.threads import each
 from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.internals import opaque
-from karikomi.torch.modules.moves import Move
+from karikomi.torch.modules.kept_units import Move
 from karikomi.torch.modules.parameters import check_names, check_values, through_adapters, unwrapped
 from karikomi.torch.pruning import mask_shards
 from karikomi.torch.pruning.mask_shards import ShardPlace

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.torch.modules.copies import copied
-from karikomi.torch.modules.kept_units import chosen
-from karikomi.torch.modules.moves import Follower, Move
+from karikomi.torch.modules.deep_copies import copied
+from karikomi.torch.modules.kept_units import Follower, Move, chosen
 from karikomi.torch.modules.parameters import unwrapped
 
 WHERE = "torch.shrink: follow"
@@ -22,9 +21,8 @@ Commit = Callable[[], None]
 def follow_(things: Any, move: Move) -> None:
     """Let optimizers, averages of weights, masks and handles continue with the smaller network, in place.
 
-    `things`: one, or several. All are checked before the first is changed. Parameter groups, hooks and
-    schedulers of an optimizer stay the same objects; its parameters and their moments are those of the smaller
-    network.
+    `things`: one, or several. All are checked before the first is changed. Parameter groups, hooks and schedulers
+    of an optimizer stay the same objects; its parameters and their moments are those of the smaller network.
     """
     commits = [_commit(thing, move) for thing in _each(things)]
     for commit in commits:
@@ -95,7 +93,7 @@ def _optimizer(optimizer: torch.optim.Optimizer, move: Move) -> Commit:
 
 
 def _successor(old: torch.Tensor, move: Move) -> torch.Tensor | None:
-    """Return the parameter of the smaller network; a parameter of anything else itself, None for one that is not used any more."""
+    """Return the parameter of the smaller network, None if it has none; one of anything else is returned itself."""
     name = move.name(old)
     return old if name is None else move.new.get(name)
 

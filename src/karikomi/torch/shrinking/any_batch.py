@@ -11,7 +11,7 @@ from torch.export import Dim, ShapesCollection
 
 from karikomi.errors import Unsupported
 from karikomi.torch.internals import flattened
-from karikomi.torch.modules.copies import undisturbed
+from karikomi.torch.modules.deep_copies import undisturbed
 from karikomi.torch.shrinking.exported import Inputs, exported
 from karikomi.torch.shrinking.label_run import LabelRun, Propagated
 from karikomi.torch.shrinking.proof import TOLERANCE, apart

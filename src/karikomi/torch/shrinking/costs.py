@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from karikomi.torch.modules.copies import undisturbed
+from karikomi.torch.modules.deep_copies import undisturbed
 from karikomi.torch.shrinking.label_run import Call, call_of, name_of
 from karikomi.torch.shrinking.rewriting import Kept
 

@@ -17,7 +17,7 @@ from torch import fx
 from karikomi.shrink import UnitFacts, plan
 from karikomi.shrink.groups import Group, groups_of, kept_of
 from karikomi.shrink.label_planes import Labelled
-from karikomi.torch.modules.copies import undisturbed
+from karikomi.torch.modules.deep_copies import undisturbed
 from karikomi.torch.shrinking.label_run import (
     Call,
     Propagated,

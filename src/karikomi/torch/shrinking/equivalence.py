@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import Unsupported
-from karikomi.torch.modules.copies import undisturbed
+from karikomi.torch.modules.deep_copies import undisturbed
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
 from karikomi.torch.tracing.batches import leaves
 

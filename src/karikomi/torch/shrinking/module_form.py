@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from karikomi.errors import KarikomiError
 from karikomi.shrink.cuts import Cut
-from karikomi.torch.modules.copies import copied, undisturbed
+from karikomi.torch.modules.deep_copies import copied, undisturbed
 from karikomi.torch.modules.resizing import set_sizes_
 from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.proof import TOLERANCE, apart
@@ -90,7 +90,9 @@ def set_attributes_(
     new: dict[tuple[str, str], Any] = {}
     for change in changed:
         for name, value in vars(paths[change.path]).items() if change.path in paths else ():
-            named = name == change.argument or (change.argument in guessed and not name.startswith("_"))
+            named = name == change.argument or (
+                change.argument in guessed and not name.startswith("_")
+            )
             if named and _equal(value, change.before):
                 new.setdefault((change.path, name), change.after)
     for (path, name), value in new.items():

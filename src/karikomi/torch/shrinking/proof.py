@@ -17,7 +17,7 @@ from torch import fx
 
 from karikomi.errors import Unsupported
 from karikomi.shrink.label_planes import Labelled, keeps
-from karikomi.torch.modules.copies import copied, undisturbed
+from karikomi.torch.modules.deep_copies import copied, undisturbed
 from karikomi.torch.shrinking.label_run import Propagated, call_of, name_of
 from karikomi.torch.tracing.batches import leaves
 
@@ -77,7 +77,9 @@ def _worst(
     with undisturbed(original, small):
         expected = leaves(_Masked(original, found, kept, statistics, bounded).run(*inputs))
         got = leaves(_Affine(small, statistics, bounded).run(*inputs))
-    return max((apart(first, other) for first, other in zip(expected, got, strict=True)), default=0.0)
+    return max(
+        (apart(first, other) for first, other in zip(expected, got, strict=True)), default=0.0
+    )
 
 
 def _allowed(module: fx.GraphModule) -> float:

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from karikomi.errors import Unsupported
 from karikomi.shrink.label_planes import Labelled, is_product, kept_along
-from karikomi.torch.modules.copies import copied
+from karikomi.torch.modules.deep_copies import copied
 from karikomi.torch.shrinking.constants import FILLED, cut_before_users_
 from karikomi.torch.shrinking.label_run import (
     Call,

@@ -22,9 +22,8 @@ from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_bu
 from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.internals import flattened, unflattened
 from karikomi.torch.modules.codes import holds_codes
-from karikomi.torch.modules.copies import copied
-from karikomi.torch.modules.kept_units import recall, remember_, sizes_in_attributes
-from karikomi.torch.modules.moves import Move
+from karikomi.torch.modules.deep_copies import copied
+from karikomi.torch.modules.kept_units import Move, recall, remember_, sizes_in_attributes
 from karikomi.torch.modules.parameters import check_values, unwrapped
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED, TRANSPOSED, layouts
 from karikomi.torch.modules.resizing import HOOKED
