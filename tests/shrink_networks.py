@@ -1,4 +1,4 @@
-"""Small networks, each with one construct that shrinking has to follow, and how many parameters half of the width leaves."""
+"""Small networks, each with one construct that shrinking has to follow, and what half of the width leaves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Forward(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network, its parameters at half of the inner width, and of whole heads if it has some, and the shapes of its inputs.
+    """A network, its parameters at half of the inner width and of whole heads, and the shapes of its inputs.
 
     `below`: the last input has integers below this. `folded`: what some weights are multiplied by, where the
     forward scales by the width of a head.
@@ -218,20 +218,32 @@ HALF = 272 + 85
 
 NETWORKS: dict[str, Network] = {
     "flatten": Network(
-        lambda: Forward(lambda m, x: m.o(m.c(x).relu().flatten(1)), c=nn.Conv2d(3, 16, 3), o=nn.Linear(256, 5)),
+        lambda: Forward(
+            lambda m, x: m.o(m.c(x).relu().flatten(1)), c=nn.Conv2d(3, 16, 3), o=nn.Linear(256, 5)
+        ),
         8 * 28 + 128 * 5 + 5,
     ),
     "a width in the forward": Network(
-        lambda: Forward(lambda m, x: m.o(m.c(x).view(-1, 256)), c=nn.Conv2d(3, 16, 3), o=nn.Linear(256, 5)),
+        lambda: Forward(
+            lambda m, x: m.o(m.c(x).view(-1, 256)), c=nn.Conv2d(3, 16, 3), o=nn.Linear(256, 5)
+        ),
         8 * 28 + 128 * 5 + 5,
     ),
     "cat and slice": Network(
-        _image(lambda m, x: m.d(torch.cat([m.a(x), m.b(x)], 1)[:, 4:28]), a=(3, 16, 1), b=(3, 16, 1), d=(24, 5, 1)),
+        _image(
+            lambda m, x: m.d(torch.cat([m.a(x), m.b(x)], 1)[:, 4:28]),
+            a=(3, 16, 1),
+            b=(3, 16, 1),
+            d=(24, 5, 1),
+        ),
         8 * 4 + 8 * 4 + 12 * 5 + 5,
     ),
     "a layer called twice": Network(
         lambda: Forward(
-            lambda m, x: m.o(m.l(m.l(m.i(x)).relu())), i=nn.Linear(16, 16), l=nn.Linear(16, 16), o=nn.Linear(16, 5)
+            lambda m, x: m.o(m.l(m.l(m.i(x)).relu())),
+            i=nn.Linear(16, 16),
+            l=nn.Linear(16, 16),
+            o=nn.Linear(16, 5),
         ),
         8 * 17 + 8 * 9 + 8 * 5 + 5,
         **WORDS,
@@ -239,118 +251,195 @@ NETWORKS: dict[str, Network] = {
     "tied embedding": Network(
         lambda: Forward(
             lambda m, x: F.linear(m.l(m.e(x)).relu() @ m.p, m.e.weight),
-            e=nn.Embedding(20, 16), l=nn.Linear(16, 32), p=parameter(32, 16),
+            e=nn.Embedding(20, 16),
+            l=nn.Linear(16, 32),
+            p=parameter(32, 16),
         ),
         20 * 8 + 16 * 9 + 16 * 8,
         **IDS,
     ),
-    "softmax over channels": Network(_image(lambda m, x: m.b(m.a(x).softmax(1)), a=(3, 16, 1), b=(16, 5, 1)), 8 * 4 + 45),
-    "written RMS norm": Network(_chain(_linear(16, 32), lambda: RootMeanSquare(32), _linear(32, 5)), 272 + 16 + 85, **WORDS),
-    "RMS norm": Network(_chain(_linear(16, 32), lambda: nn.RMSNorm(32), _linear(32, 5)), 272 + 16 + 85, **WORDS),
+    "softmax over channels": Network(
+        _image(lambda m, x: m.b(m.a(x).softmax(1)), a=(3, 16, 1), b=(16, 5, 1)), 8 * 4 + 45
+    ),
+    "written RMS norm": Network(
+        _chain(_linear(16, 32), lambda: RootMeanSquare(32), _linear(32, 5)), 272 + 16 + 85, **WORDS
+    ),
+    "RMS norm": Network(
+        _chain(_linear(16, 32), lambda: nn.RMSNorm(32), _linear(32, 5)), 272 + 16 + 85, **WORDS
+    ),
     "group norm": Network(
-        _chain(_conv(3, 16, 3), lambda: nn.GroupNorm(4, 16), nn.ReLU, _conv(16, 5, 1)), 8 * 28 + 16 + 45, heads=285
+        _chain(_conv(3, 16, 3), lambda: nn.GroupNorm(4, 16), nn.ReLU, _conv(16, 5, 1)),
+        8 * 28 + 16 + 45,
+        heads=285,
     ),
     "pixel shuffle": Network(
-        _chain(_conv(3, 32, 3), lambda: nn.PixelShuffle(2), nn.ReLU, _conv(8, 5, 1)), 16 * 28 + 4 * 5 + 5
+        _chain(_conv(3, 32, 3), lambda: nn.PixelShuffle(2), nn.ReLU, _conv(8, 5, 1)),
+        16 * 28 + 4 * 5 + 5,
     ),
     "fused attention": Network(
-        lambda: Forward(_fused, qkv=nn.Linear(16, 96), o=nn.Linear(32, 5)), 48 * 17 + 85, heads=48 * 17 + 85, **WORDS
+        lambda: Forward(_fused, qkv=nn.Linear(16, 96), o=nn.Linear(32, 5)),
+        48 * 17 + 85,
+        heads=48 * 17 + 85,
+        **WORDS,
     ),
     "grouped queries": Network(
-        lambda: Forward(_grouped_queries, q=nn.Linear(16, 32), k=nn.Linear(16, 16), v=nn.Linear(16, 16), o=nn.Linear(32, 5)),
+        lambda: Forward(
+            _grouped_queries,
+            q=nn.Linear(16, 32),
+            k=nn.Linear(16, 16),
+            v=nn.Linear(16, 16),
+            o=nn.Linear(32, 5),
+        ),
         16 * 17 + 2 * 8 * 17 + 85,
         heads=16 * 17 + 2 * 8 * 17 + 85,
         **WORDS,
     ),
     "attention by letters": Network(
-        lambda: Forward(_by_letters, q=nn.Linear(16, 32), k=nn.Linear(16, 32), v=nn.Linear(16, 32), o=nn.Linear(32, 5)),
+        lambda: Forward(
+            _by_letters,
+            q=nn.Linear(16, 32),
+            k=nn.Linear(16, 32),
+            v=nn.Linear(16, 32),
+            o=nn.Linear(32, 5),
+        ),
         3 * 272 + 85,
         heads=3 * 272 + 85,
         **WORDS,
     ),
     "LSTM": Network(
         lambda: Forward(
-            lambda m, x: m.o(m.l(x)[0]), l=nn.LSTM(16, 32, 2, batch_first=True, bidirectional=True), o=nn.Linear(64, 5)
+            lambda m, x: m.o(m.l(x)[0]),
+            l=nn.LSTM(16, 32, 2, batch_first=True, bidirectional=True),
+            o=nn.Linear(64, 5),
         ),
         2 * 64 * (16 + 16 + 2) + 2 * 64 * (32 + 16 + 2) + 32 * 5 + 5,
         **WORDS,
     ),
     "projected LSTM": Network(
-        lambda: Forward(lambda m, x: m.o(m.l(x)[0]), l=nn.LSTM(16, 32, batch_first=True, proj_size=12), o=nn.Linear(12, 5)),
+        lambda: Forward(
+            lambda m, x: m.o(m.l(x)[0]),
+            l=nn.LSTM(16, 32, batch_first=True, proj_size=12),
+            o=nn.Linear(12, 5),
+        ),
         64 * (16 + 6 + 2) + 6 * 16 + 35,
         **WORDS,
     ),
     "GRU": Network(
-        lambda: Forward(lambda m, x: m.o(m.l(x)[0][:, -1]), l=nn.GRU(16, 32, batch_first=True), o=nn.Linear(32, 5)),
+        lambda: Forward(
+            lambda m, x: m.o(m.l(x)[0][:, -1]),
+            l=nn.GRU(16, 32, batch_first=True),
+            o=nn.Linear(32, 5),
+        ),
         48 * (16 + 16 + 2) + 85,
         **WORDS,
     ),
     "RNN with a state": Network(
         lambda: Forward(
-            lambda m, x: m.o(m.l(x, torch.zeros(1, 2, 32))[1][0]), l=nn.RNN(16, 32, batch_first=True), o=nn.Linear(32, 5)
+            lambda m, x: m.o(m.l(x, torch.zeros(1, 2, 32))[1][0]),
+            l=nn.RNN(16, 32, batch_first=True),
+            o=nn.Linear(32, 5),
         ),
         16 * (16 + 16 + 2) + 85,
         **WORDS,
     ),
     "LSTM cells": Network(
-        lambda: Forward(_cells, cell=nn.LSTMCell(16, 24), o=nn.Linear(24, 5)), 48 * (16 + 12 + 2) + 65, **WORDS
+        lambda: Forward(_cells, cell=nn.LSTMCell(16, 24), o=nn.Linear(24, 5)),
+        48 * (16 + 12 + 2) + 65,
+        **WORDS,
     ),
     "GRU cells": Network(
-        lambda: Forward(_cells, cell=nn.GRUCell(16, 24), o=nn.Linear(24, 5)), 36 * (16 + 12 + 2) + 65, **WORDS
+        lambda: Forward(_cells, cell=nn.GRUCell(16, 24), o=nn.Linear(24, 5)),
+        36 * (16 + 12 + 2) + 65,
+        **WORDS,
     ),
     "depthwise": Network(
-        _chain(_conv(3, 16, 1), _conv(16, 32, 3, groups=16), nn.ReLU, _conv(32, 5, 1)), 8 * 4 + 16 * 10 + 85
+        _chain(_conv(3, 16, 1), _conv(16, 32, 3, groups=16), nn.ReLU, _conv(32, 5, 1)),
+        8 * 4 + 16 * 10 + 85,
     ),
-    "a branch without gradients": Network(_image(_without_gradients, a=(3, 16, 1), g=(3, 16, 1), b=(16, 5, 1)), 2 * 32 + 45),
-    "a scale in a buffer": Network(_wide(lambda m, x: m.o(m.a(x) * m.w), w=torch.rand(32) + 0.5), HALF, **WORDS),
+    "a branch without gradients": Network(
+        _image(_without_gradients, a=(3, 16, 1), g=(3, 16, 1), b=(16, 5, 1)), 2 * 32 + 45
+    ),
+    "a scale in a buffer": Network(
+        _wide(lambda m, x: m.o(m.a(x) * m.w), w=torch.rand(32) + 0.5), HALF, **WORDS
+    ),
     "a kernel of its own": Network(
-        lambda: Forward(lambda m, x: m.b(F.conv2d(x, m.w).relu()), w=parameter(16, 3, 3, 3), b=nn.Conv2d(16, 5, 1)),
+        lambda: Forward(
+            lambda m, x: m.b(F.conv2d(x, m.w).relu()),
+            w=parameter(16, 3, 3, 3),
+            b=nn.Conv2d(16, 5, 1),
+        ),
         8 * 27 + 45,
     ),
     "einsum": Network(
-        lambda: Forward(lambda m, x: m.o(torch.einsum("btc,dc->btd", x, m.w)), w=parameter(32, 16), o=nn.Linear(32, 5)),
+        lambda: Forward(
+            lambda m, x: m.o(torch.einsum("btc,dc->btd", x, m.w)),
+            w=parameter(32, 16),
+            o=nn.Linear(32, 5),
+        ),
         16 * 16 + 85,
         **WORDS,
     ),
     "einsum of three": Network(
         lambda: Forward(
             lambda m, x: m.o(torch.einsum("abc,cd,de", x, m.u, m.v)),
-            u=parameter(16, 12), v=parameter(12, 20), o=nn.Linear(20, 5),
+            u=parameter(16, 12),
+            v=parameter(12, 20),
+            o=nn.Linear(20, 5),
         ),
         16 * 6 + 6 * 10 + 55,
         **WORDS,
     ),
     "channel shuffle": Network(
         lambda: Forward(
-            _mixed_channels, a=nn.Conv2d(3, 16, 1), b=nn.Conv2d(16, 32, 3, padding=1, groups=4), c=nn.Conv2d(32, 5, 1)
+            _mixed_channels,
+            a=nn.Conv2d(3, 16, 1),
+            b=nn.Conv2d(16, 32, 3, padding=1, groups=4),
+            c=nn.Conv2d(32, 5, 1),
         ),
         8 * 4 + 16 * (2 * 9 + 1) + 85,
         heads=8 * 4 + 16 * (4 * 9 + 1) + 85,
     ),
     "gated by chunks": Network(
         lambda: Forward(
-            lambda m, x: m.o(torch.mul(*m.a(x).chunk(2, -1))), a=nn.Linear(16, 64), o=nn.Linear(32, 5)
+            lambda m, x: m.o(torch.mul(*m.a(x).chunk(2, -1))),
+            a=nn.Linear(16, 64),
+            o=nn.Linear(32, 5),
         ),
         32 * 17 + 85,
         **WORDS,
     ),
-    "GLU": Network(_image(lambda m, x: m.b(F.glu(m.a(x), 1)), a=(3, 64, 1), b=(32, 5, 1)), 32 * 4 + 85),
+    "GLU": Network(
+        _image(lambda m, x: m.b(F.glu(m.a(x), 1)), a=(3, 64, 1), b=(32, 5, 1)), 32 * 4 + 85
+    ),
     "zero padded shortcut": Network(
-        _image(_zero_padded_shortcut, c1=(3, 16, 3, 1, 1), c2=(16, 32, 3, 2, 1), c3=(32, 32, 3, 1, 1), c4=(32, 5, 1)),
+        _image(
+            _zero_padded_shortcut,
+            c1=(3, 16, 3, 1, 1),
+            c2=(16, 32, 3, 2, 1),
+            c3=(32, 32, 3, 1, 1),
+            c4=(32, 5, 1),
+        ),
         8 * 28 + 16 * 73 + 16 * 145 + 85,
     ),
     "standardized weight": Network(
         lambda: Forward(
             lambda m, x: m.b(F.conv2d(m.a(x), _standardized(m)).relu()),
-            a=nn.Conv2d(3, 12, 1), w=parameter(16, 12, 3, 3), b=nn.Conv2d(16, 5, 1),
+            a=nn.Conv2d(3, 12, 1),
+            w=parameter(16, 12, 3, 3),
+            b=nn.Conv2d(16, 5, 1),
         ),
         6 * 4 + 8 * 6 * 9 + 45,
     ),
-    "weight norm": Network(_chain(_normed(16, 32), nn.ReLU, _normed(32, 5)), 16 * 18 + 5 * 18, **WORDS),
+    "weight norm": Network(
+        _chain(_normed(16, 32), nn.ReLU, _normed(32, 5)), 16 * 18 + 5 * 18, **WORDS
+    ),
     "low rank sum": Network(
         lambda: Forward(
             lambda m, x: m.o(F.linear(x, m.w + m.b @ m.a).relu()),
-            w=parameter(32, 16), a=parameter(4, 16), b=parameter(32, 4), o=nn.Linear(32, 5),
+            w=parameter(32, 16),
+            a=parameter(4, 16),
+            b=parameter(32, 4),
+            o=nn.Linear(32, 5),
         ),
         16 * 16 + 2 * 16 + 16 * 2 + 85,
         **WORDS,
@@ -358,7 +447,9 @@ NETWORKS: dict[str, Network] = {
     "MultiheadAttention": Network(
         lambda: Forward(
             lambda m, x: (lambda h: m.o(h + m.m(h, h, h)[0]))(m.i(x)),
-            i=nn.Linear(16, 32), m=nn.MultiheadAttention(32, 4, batch_first=True), o=nn.Linear(32, 5),
+            i=nn.Linear(16, 32),
+            m=nn.MultiheadAttention(32, 4, batch_first=True),
+            o=nn.Linear(32, 5),
         ),
         16 * 17 + 48 * 17 + 16 * 17 + 85,
         heads=16 * 17 + 48 * 17 + 16 * 17 + 85,
@@ -368,7 +459,9 @@ NETWORKS: dict[str, Network] = {
     "addmm": Network(
         lambda: Forward(
             lambda m, x: m.o(torch.addmm(m.b, x.reshape(-1, 16), m.w).relu()),
-            b=parameter(32), w=parameter(16, 32), o=nn.Linear(32, 5),
+            b=parameter(32),
+            w=parameter(16, 32),
+            o=nn.Linear(32, 5),
         ),
         16 + 16 * 16 + 85,
         **WORDS,
@@ -392,10 +485,16 @@ NETWORKS: dict[str, Network] = {
         lambda: Forward(_written_into_zeros, a=nn.Linear(16, 32), b=nn.Linear(32, 5)), HALF, **WORDS
     ),
     "squeeze and excite": Network(
-        _image(_squeezed, a=(3, 16, 1), e1=(16, 8, 1), e2=(8, 16, 1), b=(16, 5, 1)), 8 * 4 + 4 * 9 + 8 * 5 + 45
+        _image(_squeezed, a=(3, 16, 1), e1=(16, 8, 1), e2=(8, 16, 1), b=(16, 5, 1)),
+        8 * 4 + 4 * 9 + 8 * 5 + 45,
     ),
     "spatial gate": Network(
-        _image(lambda m, x: (lambda h: m.b(h * m.g(h).sigmoid()))(m.a(x)), a=(3, 16, 1), g=(16, 1, 1), b=(16, 5, 1)),
+        _image(
+            lambda m, x: (lambda h: m.b(h * m.g(h).sigmoid()))(m.a(x)),
+            a=(3, 16, 1),
+            g=(16, 1, 1),
+            b=(16, 5, 1),
+        ),
         8 * 4 + 9 + 45,
     ),
     "resampled": Network(
@@ -415,7 +514,9 @@ NETWORKS: dict[str, Network] = {
     ),
     "cosine head": Network(
         lambda: Forward(
-            lambda m, x: F.normalize(m.a(x), dim=-1) @ F.normalize(m.k, dim=-1).t(), a=nn.Linear(16, 32), k=parameter(7, 32)
+            lambda m, x: F.normalize(m.a(x), dim=-1) @ F.normalize(m.k, dim=-1).t(),
+            a=nn.Linear(16, 32),
+            k=parameter(7, 32),
         ),
         272 + 7 * 16,
         **WORDS,
@@ -423,55 +524,103 @@ NETWORKS: dict[str, Network] = {
     "mixed over places": Network(
         lambda: Forward(
             lambda m, x: m.o(m.t(m.i(x).transpose(1, 2)).transpose(1, 2)),
-            i=nn.Linear(16, 32), t=nn.Sequential(nn.Linear(6, 24), nn.GELU(), nn.Linear(24, 6)), o=nn.Linear(32, 5),
+            i=nn.Linear(16, 32),
+            t=nn.Sequential(nn.Linear(6, 24), nn.GELU(), nn.Linear(24, 6)),
+            o=nn.Linear(32, 5),
         ),
         272 + 12 * 7 + 12 * 6 + 6 + 85,
         **WORDS,
     ),
     "two outputs": Network(
-        _wide(lambda m, x: (m.o(m.a(x).relu()), {"more": [m.p(m.a(x))]}), p=nn.Linear(32, 3)), HALF + 51, **WORDS
+        _wide(lambda m, x: (m.o(m.a(x).relu()), {"more": [m.p(m.a(x))]}), p=nn.Linear(32, 3)),
+        HALF + 51,
+        **WORDS,
     ),
     "a sum with a parameter": Network(
-        _wide(lambda m, x: m.o(m.a(x) + m.b(x) + m.c), b=nn.Linear(16, 32), c=parameter(6, 32)), HALF + 272 + 96, **WORDS
+        _wide(lambda m, x: m.o(m.a(x) + m.b(x) + m.c), b=nn.Linear(16, 32), c=parameter(6, 32)),
+        HALF + 272 + 96,
+        **WORDS,
     ),
-    "where": Network(_wide(lambda m, x: m.o(torch.where(m.a(x) > 0, m.a(x), m.b(x))), b=nn.Linear(16, 32)), HALF + 272, **WORDS),
+    "where": Network(
+        _wide(lambda m, x: m.o(torch.where(m.a(x) > 0, m.a(x), m.b(x))), b=nn.Linear(16, 32)),
+        HALF + 272,
+        **WORDS,
+    ),
     "where a stored mask says": Network(
-        _wide(lambda m, x: m.o(torch.where(m.w, m.a(x), m.p)), w=torch.arange(32) % 3 == 0, p=parameter(32)), HALF + 16, **WORDS
+        _wide(
+            lambda m, x: m.o(torch.where(m.w, m.a(x), m.p)),
+            w=torch.arange(32) % 3 == 0,
+            p=parameter(32),
+        ),
+        HALF + 16,
+        **WORDS,
     ),
     "cumsum over places": Network(_wide(lambda m, x: m.o(m.a(x).cumsum(1))), HALF, **WORDS),
     "maxout": Network(
-        lambda: Forward(lambda m, x: m.o(m.a(x).view(2, 6, 16, 4).amax(-1)), a=nn.Linear(16, 64), o=nn.Linear(16, 5)),
+        lambda: Forward(
+            lambda m, x: m.o(m.a(x).view(2, 6, 16, 4).amax(-1)),
+            a=nn.Linear(16, 64),
+            o=nn.Linear(16, 5),
+        ),
         32 * 17 + 85,
         heads=32 * 17 + 45,
         **WORDS,
     ),
     "flip": Network(_wide(lambda m, x: m.o(m.a(x).flip(-1))), HALF, **WORDS),
-    "stored order": Network(_wide(lambda m, x: m.o(m.a(x)[..., m.w]), w=torch.arange(32).flip(0) ^ 1), HALF, **WORDS),
+    "stored order": Network(
+        _wide(lambda m, x: m.o(m.a(x)[..., m.w]), w=torch.arange(32).flip(0) ^ 1), HALF, **WORDS
+    ),
     "every second unit": Network(
-        lambda: Forward(lambda m, x: m.o(m.a(x)[..., ::2]), a=nn.Linear(16, 32), o=nn.Linear(16, 5)), 272 + 45, **WORDS
+        lambda: Forward(
+            lambda m, x: m.o(m.a(x)[..., ::2]), a=nn.Linear(16, 32), o=nn.Linear(16, 5)
+        ),
+        272 + 45,
+        **WORDS,
     ),
     "unfold": Network(
-        lambda: Forward(lambda m, x: m.o(F.unfold(m.a(x), 3).mT), a=nn.Conv2d(3, 16, 1), o=nn.Linear(144, 5)),
+        lambda: Forward(
+            lambda m, x: m.o(F.unfold(m.a(x), 3).mT), a=nn.Conv2d(3, 16, 1), o=nn.Linear(144, 5)
+        ),
         8 * 4 + 72 * 5 + 5,
     ),
     "conv1d": Network(
-        lambda: Forward(lambda m, x: m.b(m.a(x.mT).relu()).mT, a=nn.Conv1d(16, 32, 3), b=nn.Conv1d(32, 5, 1)),
+        lambda: Forward(
+            lambda m, x: m.b(m.a(x.mT).relu()).mT, a=nn.Conv1d(16, 32, 3), b=nn.Conv1d(32, 5, 1)
+        ),
         16 * 16 * 3 + 16 + 85,
         **WORDS,
     ),
     "embedding bag": Network(
-        lambda: Forward(lambda m, x: m.o(m.e(x)), e=nn.EmbeddingBag(20, 16), o=nn.Linear(16, 5)), 20 * 8 + 45, **IDS
+        lambda: Forward(lambda m, x: m.o(m.e(x)), e=nn.EmbeddingBag(20, 16), o=nn.Linear(16, 5)),
+        20 * 8 + 45,
+        **IDS,
     ),
     "gather": Network(_wide(lambda m, x, i: m.o(m.a(x).gather(1, _at(i)))), HALF, **PICKED),
-    "scatter": Network(_wide(lambda m, x, i: m.o(torch.zeros(2, 9, 32).scatter_add(1, _at(i), m.a(x)))), HALF, **PICKED),
+    "scatter": Network(
+        _wide(lambda m, x, i: m.o(torch.zeros(2, 9, 32).scatter_add(1, _at(i), m.a(x)))),
+        HALF,
+        **PICKED,
+    ),
     "index_add": Network(
-        _wide(lambda m, x: m.o(torch.zeros(3, 32).index_add(0, m.w, m.a(x)[0])), w=torch.tensor([0, 2, 1, 1, 0, 2])), HALF, **WORDS
+        _wide(
+            lambda m, x: m.o(torch.zeros(3, 32).index_add(0, m.w, m.a(x)[0])),
+            w=torch.tensor([0, 2, 1, 1, 0, 2]),
+        ),
+        HALF,
+        **WORDS,
     ),
     "index_put": Network(
-        _wide(lambda m, x: m.o(m.a(x).index_put((torch.tensor([0]), torch.tensor([1])), m.p)), p=parameter(32)), HALF + 16, **WORDS
+        _wide(
+            lambda m, x: m.o(m.a(x).index_put((torch.tensor([0]), torch.tensor([1])), m.p)),
+            p=parameter(32),
+        ),
+        HALF + 16,
+        **WORDS,
     ),
     "masked index_put": Network(
-        _wide(lambda m, x: m.o(m.a(x).index_put((x[..., 0] > 0,), m.p)), p=parameter(32)), HALF + 16, **WORDS
+        _wide(lambda m, x: m.o(m.a(x).index_put((x[..., 0] > 0,), m.p)), p=parameter(32)),
+        HALF + 16,
+        **WORDS,
     ),
     "transform over places": Network(
         _wide(
@@ -481,16 +630,22 @@ NETWORKS: dict[str, Network] = {
         HALF + 64,
         **WORDS,
     ),
-    "complex numbers": Network(_wide(_rotated, w=parameter(16, dtype=torch.cfloat)), HALF + 8, **WORDS),
+    "complex numbers": Network(
+        _wide(_rotated, w=parameter(16, dtype=torch.cfloat)), HALF + 8, **WORDS
+    ),
     "sines in the forward": Network(_wide(_places_by_sines), HALF, **WORDS),
     "modulated": Network(
-        lambda: Forward(_modulated, a=nn.Conv2d(3, 16, 1), f=nn.Linear(7, 32), b=nn.Conv2d(16, 5, 1)),
+        lambda: Forward(
+            _modulated, a=nn.Conv2d(3, 16, 1), f=nn.Linear(7, 32), b=nn.Conv2d(16, 5, 1)
+        ),
         8 * 4 + 16 * 8 + 45,
         shapes=(IMAGE, (2, 7)),
     ),
     "a weight that is computed": Network(
         lambda: Forward(
-            lambda m, x: m.o(torch.bmm(x, m.h(x.mean(1)).view(2, 16, 12))), h=nn.Linear(16, 192), o=nn.Linear(12, 5)
+            lambda m, x: m.o(torch.bmm(x, m.h(x.mean(1)).view(2, 16, 12))),
+            h=nn.Linear(16, 192),
+            o=nn.Linear(12, 5),
         ),
         96 * 17 + 35,
         **WORDS,
@@ -498,15 +653,20 @@ NETWORKS: dict[str, Network] = {
     "U-Net": Network(
         lambda: Forward(
             _unet,
-            d1=nn.Conv2d(3, 8, 3, padding=1), d2=nn.Conv2d(8, 16, 3, padding=1), up=nn.ConvTranspose2d(16, 8, 2, 2),
-            e=nn.Conv2d(16, 8, 3, padding=1), o=nn.Conv2d(8, 2, 1),
+            d1=nn.Conv2d(3, 8, 3, padding=1),
+            d2=nn.Conv2d(8, 16, 3, padding=1),
+            up=nn.ConvTranspose2d(16, 8, 2, 2),
+            e=nn.Conv2d(16, 8, 3, padding=1),
+            o=nn.Conv2d(8, 2, 1),
         ),
         4 * 28 + 8 * 37 + 8 * 4 * 4 + 4 + 4 * 73 + 10,
     ),
     "parts added one by one": Network(
         lambda: Forward(
             _extended,
-            a=nn.Conv2d(3, 16, 1), more=nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)]), o=nn.Conv2d(32, 5, 1),
+            a=nn.Conv2d(3, 16, 1),
+            more=nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)]),
+            o=nn.Conv2d(32, 5, 1),
         ),
         8 * 4 + 2 * 20 + 85,
     ),
@@ -514,11 +674,13 @@ NETWORKS: dict[str, Network] = {
         lambda: Forward(
             _experts,
             g=nn.Linear(16, 4),
-            experts=nn.ModuleList(nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) for _ in range(4)),
+            experts=nn.ModuleList(
+                nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) for _ in range(4)
+            ),
             o=nn.Linear(16, 5),
         ),
         # A slice of one expert each: the gate keeps its 4.
         4 * 17 + 4 * (12 * 17 + 12 * 8 + 8) + 45,
         **WORDS,
     ),
-}  # fmt: skip
+}

@@ -172,7 +172,8 @@ def test_global_allocation_compares_scores_relative_to_their_group() -> None:
     labels.join(a[:0], b[:0], "")
     groups = groups_of(labels.classes())
     scores = [np.array([1.0, 2.0, 3.0, 2.0]), 1000.0 * np.array([1.0, 9.0, 9.0, 5.0])]
-    # Relative to their means, 2 and 6000: 0.5 1 1.5 1 and 0.17 1.5 1.5 0.83. The four lowest of eight are 0.17 0.5 0.83 1.
+    # Relative to their means, 2 and 6000: 0.5 1 1.5 1 and 0.17 1.5 1.5 0.83.
+    # The four lowest of eight are 0.17 0.5 0.83 1.
     gone = together(groups, scores, 0.5, 1, 1)
     assert [units.tolist() for units in gone] == [[1, 2], [5, 8]]
 

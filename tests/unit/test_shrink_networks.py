@@ -1,4 +1,4 @@
-"""Every construct of `shrink_networks`, shrunk to half: the parameters by hand, and removing equals zeroing, without the proof."""
+"""Every construct of `shrink_networks` at half width: parameters by hand, and removing equals zeroing."""
 
 from __future__ import annotations
 

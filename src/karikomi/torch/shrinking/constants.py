@@ -1,4 +1,4 @@
-"""Tensors that the forward computes of numbers alone: they are the same in every run, and are cut where they are used."""
+"""Tensors that the forward computes of numbers alone: the same in every run, and cut where they are used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RANDOM = re.compile("rand|dropout|bernoulli|normal|multinomial|exponential|unif
 
 
 def constants_of(graph: fx.Graph) -> frozenset[str]:
-    """Return the names of the nodes that depend on no input and on no stored tensor, and that nothing else writes to."""
+    """Return the names of the nodes that depend on no input and no stored tensor, and that nothing else writes to."""
     written: set[fx.Node] = set()
     while True:
         found: set[fx.Node] = set()

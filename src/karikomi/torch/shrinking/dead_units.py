@@ -167,7 +167,7 @@ class DeadUnits:
         return found
 
     def _others(self, lives: np.ndarray) -> None:
-        """Mark units that also come from stored tensors of two axes or more that are no such weights: embeddings, say."""
+        """Mark units that also come from stored tensors of two or more axes that are no such weights (embeddings)."""
         weights = {product.weight for product in self.products}
         behind = set(weights)
         for node in reversed(self.graph.graph.nodes):

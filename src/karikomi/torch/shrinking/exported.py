@@ -37,9 +37,10 @@ def exported(
             f"torch.export does not take the module ({type(error).__name__}: {_first_lines(error)})",
             where="torch.shrink",
             got=raised_at(error, after=__file__) or "an error in torch",
-            hint="write what depends on the data with torch.where or torch.cond, or shrink the part of the network without it",
+            hint="write what depends on the data with torch.where or torch.cond, "
+            "or shrink the part of the network without it",
         ) from error
-    assert isinstance(graph, fx.GraphModule)
+    assert isinstance(graph, fx.GraphModule)  # noqa: S101  (what `module` returns)
     _drop_unused(graph)
     return graph
 

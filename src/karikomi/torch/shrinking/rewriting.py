@@ -89,8 +89,11 @@ def literal(*names: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A smaller graph, tensor name -> axis -> the indices that stay, the numbers that were changed, and the shapes before of all
-    stored tensors."""
+    """A smaller graph and what was changed.
+
+    `indices`: tensor name -> axis -> the indices that stay. `changed`: numbers in the forward. Then the shapes
+    before of all stored tensors.
+    """
 
     graph: fx.GraphModule
     indices: dict[str, dict[int, torch.Tensor]]

@@ -333,7 +333,7 @@ def shrink(
     dynamic_shapes: Any = None,
     follow: Any = (),
 ) -> tuple[nn.Module, ShrinkReport]:
-    """Return a smaller copy of a module, whose neurons, channels, heads or hidden units are really removed, and a report.
+    """Return a smaller copy of a module, with neurons, channels, heads or hidden units really removed, and a report.
 
     The module is exported (`torch.export`) and run on labels, one per index of each axis of each weight: what
     meets in an operation goes together or not at all. Inputs and outputs of the network stay, and what reaches

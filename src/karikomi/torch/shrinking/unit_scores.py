@@ -30,8 +30,8 @@ def unit_scores(
 ) -> list[np.ndarray]:
     """Return one score per unit of each group, over all weights that the units are found in.
 
-    Over vectors where a group has no others. A score of units is the mean over the layers whose outputs they are. Raises `Unsupported` for a score that
-    re-fits weights, or that is defined for no weight of a group.
+    Over vectors where a group has no others. A score of units is the mean over the layers whose outputs they
+    are. Raises `Unsupported` for a score that re-fits weights, or that is defined for no weight of a group.
     """
     check_of_units(score, where=WHERE)
     every = module.named_parameters(remove_duplicate=False)

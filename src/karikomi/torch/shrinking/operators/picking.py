@@ -1,4 +1,4 @@
-"""Operators that read or write the places of an axis that a tensor of indices names: that axis stays, all others pass."""
+"""Operators that read or write places of an axis by a tensor of indices: that axis stays, all others pass."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def recurrent(run: LabelRun, call: Call) -> Value:
         value = _side_by_side(run, call, outs)
     found: Any = bare(call.node)
     outputs = [_last_axis(value, found[0])]
-    assert hidden is not None
+    assert hidden is not None  # noqa: S101  (there is a layer)
     outputs += [_last_axis(part, empty) for part, empty in zip(hidden, found[1:], strict=True)]
     return outputs
 
