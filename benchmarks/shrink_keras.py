@@ -1,9 +1,9 @@
 """Networks of keras.applications shrunk to half of their width on each backend, saved, and loaded without karikomi.
 
 Prints one row per network and backend: parameters and multiply-accumulates before and after, the difference of the
-proof (removing units against making them zero), the difference after saving and loading in a process in which karikomi cannot
-be imported, milliseconds of a prediction of one image before and after (medians, in alternation), and seconds of
-the shrink. Weights are random. ``--networks ConvNeXtTiny Xception`` runs others.
+proof (removing units against making them zero), the difference after saving and loading in a process in which
+karikomi cannot be imported, milliseconds of a prediction of one image before and after (medians, in alternation),
+and seconds of the shrink. Weights are random. ``--networks ConvNeXtTiny Xception`` runs others.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from shrink_coverage import torchvision_example
 from torch import nn
 
 from karikomi.prune import as_score
-from karikomi.torch.shrinking.label_run import LabelRun
+from karikomi.torch.labelling.label_run import LabelRun
 from karikomi.torch.shrinking.smaller_copy import Choice, Shrinking
 
 MODELS = ("resnet50", "swin_t", "maxvit_t", "mvit_v2_s")

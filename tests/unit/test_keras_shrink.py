@@ -16,8 +16,8 @@ layers, ops = keras.layers, keras.ops
 
 from karikomi.errors import InvalidArgument, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import prune_, shrink  # noqa: E402
+from karikomi.keras.labelling.label_run import RULES  # noqa: E402
 from karikomi.keras.shrinking import configs  # noqa: E402
-from karikomi.keras.shrinking.label_run import RULES  # noqa: E402
 from karikomi.shrink.label_planes import Labelled  # noqa: E402
 from keras_backends import BACKEND, only, sampled  # noqa: E402
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.torch.shrinking.compensation import in_place
-from karikomi.torch.shrinking.compensation.refits import DAMPING, Sums
+from karikomi.torch.compensation import in_place
+from karikomi.torch.compensation.refits import DAMPING, Sums
 from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.tracing.weight_reads import Reading
 

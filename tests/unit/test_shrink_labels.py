@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from depth import examples
 from karikomi.errors import InvalidArgument
-from karikomi.shrink.groups import groups_of, kept_of, staying, to_budget, together, uniform
 from karikomi.shrink.label_planes import Labelled, along, is_product, kept_along, reshaped
 from karikomi.shrink.labels import Labels
 from karikomi.shrink.meetings import Meetings
+from karikomi.shrink.unit_groups import groups_of, kept_of, staying, to_budget, together, uniform
 
 PAIRS = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=12)
 

@@ -14,7 +14,7 @@ from torch.export import Dim
 import karikomi as kk
 from karikomi import registry
 from karikomi.errors import KarikomiError, Unsupported
-from karikomi.torch.shrinking.proof import samples_of
+from karikomi.torch.exporting.proof import samples_of
 from karikomi.torch.shrinking.smaller_copy import shrink
 from shrink_networks import Forward
 

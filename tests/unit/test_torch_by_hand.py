@@ -21,6 +21,7 @@ from karikomi.quantize import Coded
 from karikomi.rule import Scope
 from karikomi.schedule import Stepwise
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
+from karikomi.torch.exporting.equivalence import equal
 from karikomi.torch.facts.measure import measure
 from karikomi.torch.facts.running_stats import RunningStats
 from karikomi.torch.modules.fingerprint import fingerprint
@@ -31,7 +32,6 @@ from karikomi.torch.quantization.trained_codebook import share_, shared
 from karikomi.torch.reconstruction.calibration import Regressions
 from karikomi.torch.recovery.distillation import DistillationLoss
 from karikomi.torch.recovery.training_loop import TrainingLoop
-from karikomi.torch.shrinking.equivalence import equal
 from karikomi.torch.tracing.batches import MISSING, batch_of
 from karikomi.torch.tracing.isolation import isolated
 from karikomi.torch.tracing.source_line import called_at

@@ -6,6 +6,7 @@ A member that a later version lacks raises `Unsupported`, naming the member and 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
@@ -190,7 +191,7 @@ def _member(owner: Any, name: str, use: str) -> Any:
 def open_at_one() -> Any:
     """Return a context in which `torch.export` keeps an axis open although its size in the example is 1."""
     use = "used to export for batches of any size"
-    config = _member(torch.fx.experimental, "_config", use)
+    config = _member(importlib.import_module("torch.fx.experimental"), "_config", use)
     _member(config, "backed_size_oblivious", use)
     return config.patch(backed_size_oblivious=True)
 

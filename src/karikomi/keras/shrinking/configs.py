@@ -12,11 +12,11 @@ import numpy as np
 
 from karikomi.errors import Unsupported
 from karikomi.keras.internals import graph_of, kernel_of
-from karikomi.keras.shrinking.kept import WHERE, Kept
-from karikomi.keras.shrinking.label_run import Call, Value, kind_of
-from karikomi.keras.shrinking.operators.attention import parts_of
-from karikomi.keras.shrinking.operators.contractions import channel_axis
-from karikomi.keras.shrinking.operators.movement import by_axis, widths_of
+from karikomi.keras.labelling.attention_layers import parts_of
+from karikomi.keras.labelling.contractions import channel_axis
+from karikomi.keras.labelling.label_run import Call, Value, kind_of
+from karikomi.keras.labelling.movement import by_axis, widths_of
+from karikomi.keras.shrinking.kept import WHERE, KeptWeights
 from karikomi.shrink.label_planes import Labelled
 
 Config = dict[str, Any]
@@ -32,14 +32,14 @@ class Changes:
     `inputs`: the shapes of the inputs of models inside of the model.
     """
 
-    kept: Kept
+    kept: KeptWeights
     configs: dict[int, Config] = field(default_factory=dict)
     arguments: dict[int, Arguments] = field(default_factory=dict)
     scales: dict[int, float] = field(default_factory=dict)
     inputs: dict[int, list[tuple[int | None, ...]]] = field(default_factory=dict)
 
 
-def changes(kept: Kept) -> Changes:
+def changes(kept: KeptWeights) -> Changes:
     """Return all changes; raises `Unsupported` for a layer of which two uses would need different ones."""
     new = Changes(kept)
     for call, found in kept.found.calls:
@@ -61,7 +61,7 @@ def changes(kept: Kept) -> Changes:
     return new
 
 
-def _input_shapes(kept: Kept, call: Call, graph: Any) -> list[tuple[int | None, ...]]:
+def _input_shapes(kept: KeptWeights, call: Call, graph: Any) -> list[tuple[int | None, ...]]:
     """Return the shapes of the inputs of a model that is used as a layer; an unknown size stays unknown."""
     return [
         tuple(
@@ -72,7 +72,7 @@ def _input_shapes(kept: Kept, call: Call, graph: Any) -> list[tuple[int | None, 
     ]
 
 
-def _reached(kept: Kept, call: Call, found: Value) -> bool:
+def _reached(kept: KeptWeights, call: Call, found: Value) -> bool:
     """Return whether anything goes of what a call is given, has or returns."""
     weights = getattr(call.operation, "weights", [])
     return (
@@ -182,7 +182,7 @@ def _time_distributed(new: Changes, call: Call, found: Value) -> Config:
 
 def _nested(layer: Any, config: Config) -> Config:
     """Return a layer inside of a configuration."""
-    whole = keras.saving.serialize_keras_object(layer)
+    whole: Any = keras.saving.serialize_keras_object(layer)
     return {**whole, "config": {**whole["config"], **config}}
 
 
@@ -270,8 +270,8 @@ def _get_item(new: Changes, call: Call, found: Value) -> Config:
             parts[place] = new.kept.before(value, axis, part % size)
         else:
             start, stop, _ = part.indices(size)
-            ends = (new.kept.before(value, axis, end) for end in (start, stop))
-            parts[place] = slice(*ends, part.step)
+            first, last = (new.kept.before(value, axis, end) for end in (start, stop))
+            parts[place] = slice(first, last, part.step)
     new.arguments[id(call.operation)] = (
         tuple(parts) if isinstance(key, tuple | list) else parts[0],
     )

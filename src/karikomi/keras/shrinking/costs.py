@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from karikomi.keras.internals import kernel_of
-from karikomi.keras.shrinking.kept import Kept
-from karikomi.keras.shrinking.label_run import Call, Value, kind_of
-from karikomi.keras.shrinking.operators.attention import parts_of
-from karikomi.keras.shrinking.operators.contractions import channel_axis
+from karikomi.keras.labelling.attention_layers import parts_of
+from karikomi.keras.labelling.contractions import channel_axis
+from karikomi.keras.labelling.label_run import Call, Value, kind_of
+from karikomi.keras.shrinking.kept import KeptWeights
 
 Sizes = tuple[int, ...]
 
 
-def macs_of(kept: Kept) -> int:
+def macs_of(kept: KeptWeights) -> int:
     """Return the multiply-accumulates of all layers with weights, and of attention."""
     total = 0
     for call, found in kept.found.calls:
@@ -24,7 +24,7 @@ def macs_of(kept: Kept) -> int:
     return total
 
 
-def _out(kept: Kept, found: Value) -> Sizes:
+def _out(kept: KeptWeights, found: Value) -> Sizes:
     """Return the sizes of the first result, without the batch."""
     return kept.sizes(found[0] if isinstance(found, list) else found)[1:]
 
@@ -35,28 +35,28 @@ def _places(layer: Any, sizes: Sizes) -> int:
     return math.prod(size for axis, size in enumerate(sizes) if axis != channels)
 
 
-def _dense(kept: Kept, call: Call, found: Value) -> int:
+def _dense(kept: KeptWeights, call: Call, found: Value) -> int:
     return math.prod(_out(kept, found)[:-1]) * math.prod(kept.of(kernel_of(call.operation)))
 
 
-def _convolution(kept: Kept, call: Call, found: Value) -> int:
+def _convolution(kept: KeptWeights, call: Call, found: Value) -> int:
     layer = call.operation
     return _places(layer, _out(kept, found)) * math.prod(kept.of(kernel_of(layer)))
 
 
-def _separable(kept: Kept, call: Call, found: Value) -> int:
+def _separable(kept: KeptWeights, call: Call, found: Value) -> int:
     layer = call.operation
     kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
     return _places(layer, _out(kept, found)) * sum(math.prod(kept.of(each)) for each in kernels)
 
 
-def _transposed(kept: Kept, call: Call, found: Value) -> int:
+def _transposed(kept: KeptWeights, call: Call, found: Value) -> int:
     layer = call.operation
     sizes = kept.sizes(call.values[0])[1:]
     return _places(layer, sizes) * math.prod(kept.of(kernel_of(layer)))
 
 
-def _einsum_dense(kept: Kept, call: Call, found: Value) -> int:
+def _einsum_dense(kept: KeptWeights, call: Call, found: Value) -> int:
     layer = call.operation
     kernel = kept.of(kernel_of(layer))
     sides, _, out = layer.equation.replace(" ", "").partition("->")
@@ -66,13 +66,13 @@ def _einsum_dense(kept: Kept, call: Call, found: Value) -> int:
     return math.prod(_out(kept, found)) // math.prod(made) * math.prod(kernel)
 
 
-def _recurrent(kept: Kept, call: Call, found: Value) -> int:
+def _recurrent(kept: KeptWeights, call: Call, found: Value) -> int:
     steps = kept.sizes(call.values[0])[1]
     matrices = [v for v in call.operation.weights if "kernel" in v.name]
     return steps * sum(math.prod(kept.of(variable)) for variable in matrices)
 
 
-def _attention(kept: Kept, call: Call, found: Value) -> int:
+def _attention(kept: KeptWeights, call: Call, found: Value) -> int:
     parts = parts_of(call.operation)
     query, value = (kept.sizes(call.argument(*place)) for place in ((0, "query"), (1, "value")))
     lengths = {"query": query[1], "gate": query[1], "attention_output": query[1]}
@@ -86,7 +86,7 @@ def _attention(kept: Kept, call: Call, found: Value) -> int:
     return projected + query[1] * value[1] * heads * (width + kernels["value"][-1])
 
 
-_COUNTED: dict[str, Callable[[Kept, Call, Value], int]] = {
+_COUNTED: dict[str, Callable[[KeptWeights, Call, Value], int]] = {
     "layers.Dense": _dense,
     "layers.EinsumDense": _einsum_dense,
     **{f"layers.Conv{axes}D": _convolution for axes in (1, 2, 3)},

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from karikomi.errors import Unsupported
-from karikomi.keras.shrinking.label_run import Propagated, Value
+from karikomi.keras.labelling.label_run import Propagated, Value
 from karikomi.shrink.label_planes import Labelled, is_product, keeps, kept_along
 
 WHERE = "keras.shrink"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptWeights:
     """What stays of each tensor of a model: its labels, and a boolean per label."""
 
     found: Propagated

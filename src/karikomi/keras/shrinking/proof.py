@@ -20,10 +20,10 @@ from karikomi.errors import Unsupported
 from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.facts.layer_calls import numbers, run, stood_in
 from karikomi.keras.internals import all_layers, graph_of, nodes_of
+from karikomi.keras.labelling.label_run import Propagated, kind_of, without_masks
+from karikomi.keras.labelling.normalizations import axes_of
 from karikomi.keras.shrinking.kept import WHERE
-from karikomi.keras.shrinking.label_run import Propagated, kind_of, without_masks
-from karikomi.keras.shrinking.operators.normalizations import axes_of
-from karikomi.keras.shrinking.rewriting import Copy, Rewritten, fill_
+from karikomi.keras.shrinking.rewriting import Copy, Rebuilt, fill_
 from karikomi.shrink.label_planes import Labelled, keeps
 
 TOLERANCE = 1e-5
@@ -41,7 +41,7 @@ SOFTMAXES = ("layers.Softmax", "ops.Softmax", "ops.LogSoftmax", "ops.Sparsemax")
 class Proof:
     """The two models that are compared."""
 
-    def __init__(self, model: Any, small: Rewritten) -> None:
+    def __init__(self, model: Any, small: Rebuilt) -> None:
         self.model, self.small = model, small
         self.kept = small.changes.kept
         masked = Copy(model)
@@ -131,8 +131,8 @@ def last_of(model: Any) -> Iterator[Any]:
 def apart(expected: Any, got: Any) -> float:
     """Return the largest difference of two outputs, relative to the largest entry of the first."""
     worst = 0.0
-    for one, other in zip(keras.tree.flatten(expected), keras.tree.flatten(got), strict=True):
-        before, after = numbers(one), numbers(other)
+    for wanted, found in zip(keras.tree.flatten(expected), keras.tree.flatten(got), strict=True):
+        before, after = numbers(wanted), numbers(found)
         if before.shape != after.shape:
             raise Unsupported("the shape of an output would change", where=WHERE, got=after.shape)
         scale = float(np.abs(before).max(initial=0.0)) or 1.0

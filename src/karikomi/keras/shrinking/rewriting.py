@@ -14,9 +14,9 @@ import numpy as np
 from karikomi.errors import Unsupported
 from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.internals import all_layers, graph_of, trusted_functions
+from karikomi.keras.labelling.label_run import Propagated
 from karikomi.keras.shrinking.configs import Changes, changes
-from karikomi.keras.shrinking.kept import WHERE, Kept
-from karikomi.keras.shrinking.label_run import Propagated
+from karikomi.keras.shrinking.kept import WHERE, KeptWeights
 
 
 class Copy:
@@ -137,7 +137,7 @@ def fill_(small: Any, model: Any, numbers: Callable[[Any], np.ndarray]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewritten:
+class Rebuilt:
     """A smaller model.
 
     `layers`: id of a layer or an operation of the original -> the one there. `changes`: what was changed.
@@ -158,15 +158,15 @@ class Rewritten:
         fill_(self.model, original, cut)
 
 
-def rewritten(model: Any, found: Propagated, kept: np.ndarray) -> Rewritten:
+def rewritten(model: Any, found: Propagated, kept: np.ndarray) -> Rebuilt:
     """Return a smaller copy of a model.
 
     Raises `Unsupported` naming the layer whose kept entries are no product of indices, or that cannot be made.
     """
-    stays = Kept(found, kept)
+    stays = KeptWeights(found, kept)
     stays.check_products()
     new = changes(stays)
     small = Copy(model, new)
-    done = Rewritten(small.model, small.layers, new)
+    done = Rebuilt(small.model, small.layers, new)
     done.fill_(model)
     return done

@@ -68,7 +68,7 @@ def _leaf(tensor: Any, generator: np.random.Generator, places: int) -> Any:
 
 def _random_like(leaf: Any, generator: np.random.Generator) -> Any:
     """Return a random tensor like an input: normal for floats, else its entries shuffled."""
-    values = keras.ops.convert_to_numpy(leaf)
+    values: Any = keras.ops.convert_to_numpy(leaf)
     if keras.backend.is_float_dtype(keras.backend.standardize_dtype(leaf.dtype)):
         values = generator.standard_normal(values.shape)
     else:

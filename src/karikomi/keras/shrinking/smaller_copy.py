@@ -10,14 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
-import karikomi.keras.shrinking.operators  # noqa: F401  (registers the rules)
+import karikomi.keras.labelling  # noqa: F401  (registers the rules)
 from karikomi.errors import InvalidArgument, Unsupported, check_known
 from karikomi.keras.facts.layer_calls import batches
 from karikomi.keras.internals import all_layers, graph_of
+from karikomi.keras.labelling.label_run import LabelRun, computes_weights
 from karikomi.keras.layers.prunable import NORMS, is_weight, oriented
 from karikomi.keras.shrinking.costs import macs_of
-from karikomi.keras.shrinking.kept import WHERE, Kept
-from karikomi.keras.shrinking.label_run import LabelRun, computes_weights
+from karikomi.keras.shrinking.kept import WHERE, KeptWeights
 from karikomi.keras.shrinking.proof import Proof
 from karikomi.keras.shrinking.rewriting import rewritten
 from karikomi.keras.shrinking.sample_inputs import samples_of
@@ -26,8 +26,8 @@ from karikomi.prune import as_score
 from karikomi.prune.scores.score import Score
 from karikomi.select import select
 from karikomi.shrink.account import ShrinkReport
-from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 from karikomi.shrink.labels import Block
+from karikomi.shrink.unit_groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +81,12 @@ class Shrinking:
 
     def _cost(self, kept: np.ndarray) -> float:
         if self.choice.unit == "macs":
-            return float(macs_of(Kept(self.found, kept)))
+            return float(macs_of(KeptWeights(self.found, kept)))
         return float(self.stored(kept, sizes=self.choice.unit == "bytes"))
 
     def stored(self, kept: np.ndarray, *, sizes: bool = False) -> int:
         """Return the parameters that stay, running statistics apart, or their bytes."""
-        stays = Kept(self.found, kept)
+        stays = KeptWeights(self.found, kept)
         return sum(
             math.prod(stays.of(item.variable)) * (_itemsize(item.variable) if sizes else 1)
             for item in self.variables.values()
@@ -138,8 +138,8 @@ class Shrinking:
             ),
             left_alone=self.frozen(),
             max_difference=worst,
-            macs_before=macs_of(Kept(self.found, self.every)),
-            macs_after=macs_of(Kept(self.found, kept)),
+            macs_before=macs_of(KeptWeights(self.found, self.every)),
+            macs_after=macs_of(KeptWeights(self.found, kept)),
             frozen={**self.frozen(), **self.found.unknown},
             together={group.name: list(group.sites) for group in groups if group.sites},
             statistics=list(self.found.statistics.values()),
@@ -147,7 +147,7 @@ class Shrinking:
 
     def widths(self, kept: np.ndarray) -> dict[str, int]:
         """Return layer -> number of units that stay."""
-        stays = Kept(self.found, kept)
+        stays = KeptWeights(self.found, kept)
         return {
             self._layer(name): math.prod(
                 stays.of(self.variables[name].variable)[axis] for axis in axes

@@ -9,16 +9,16 @@ import numpy as np
 from keras import layers
 
 from karikomi.keras.facts.measure import measure
+from karikomi.keras.labelling.label_run import kind_of
+from karikomi.keras.labelling.recurrent import GATES
 from karikomi.keras.layers.prunable import Oriented
 from karikomi.keras.layers.unit_axes import weights_of
 from karikomi.keras.shrinking.kept import WHERE
-from karikomi.keras.shrinking.label_run import kind_of
-from karikomi.keras.shrinking.operators.recurrent import GATES
 from karikomi.prune.facts import PER_UNIT, measured_on
 from karikomi.prune.scores.score import Score
-from karikomi.selection.group_scores import check_of_units, group_scores
+from karikomi.selection.granularity import check_of_units, group_scores
 from karikomi.selection.weight_source import source_of
-from karikomi.shrink.groups import Group
+from karikomi.shrink.unit_groups import Group
 
 
 def unit_scores(

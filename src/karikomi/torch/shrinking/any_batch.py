@@ -10,12 +10,12 @@ from torch import nn
 from torch.export import Dim, ShapesCollection
 
 from karikomi.errors import Unsupported
+from karikomi.torch.exporting.exported import Inputs, exported
+from karikomi.torch.exporting.proof import TOLERANCE, apart
+from karikomi.torch.exporting.rewriting import Rewritten, owner_of, rewritten
 from karikomi.torch.internals import flattened
+from karikomi.torch.labelling.label_run import LabelRun, Propagated
 from karikomi.torch.modules.deep_copies import undisturbed
-from karikomi.torch.shrinking.exported import Inputs, exported
-from karikomi.torch.shrinking.label_run import LabelRun, Propagated
-from karikomi.torch.shrinking.proof import TOLERANCE, apart
-from karikomi.torch.shrinking.rewriting import Rewritten, owner_of, rewritten
 from karikomi.torch.tracing.batches import leaves
 
 

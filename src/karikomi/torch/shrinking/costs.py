@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from karikomi.torch.exporting.rewriting import Kept
+from karikomi.torch.labelling.label_run import Call, call_of, name_of
 from karikomi.torch.modules.deep_copies import undisturbed
-from karikomi.torch.shrinking.label_run import Call, call_of, name_of
-from karikomi.torch.shrinking.rewriting import Kept
 
 Sizes = Callable[[Any], tuple[int, ...]]
 

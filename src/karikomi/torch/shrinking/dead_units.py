@@ -15,10 +15,10 @@ import torch
 from torch import fx
 
 from karikomi.shrink import UnitFacts, plan
-from karikomi.shrink.groups import Group, groups_of, kept_of
 from karikomi.shrink.label_planes import Labelled
-from karikomi.torch.modules.deep_copies import undisturbed
-from karikomi.torch.shrinking.label_run import (
+from karikomi.shrink.unit_groups import Group, groups_of, kept_of
+from karikomi.torch.exporting.rewriting import owner_of
+from karikomi.torch.labelling.label_run import (
     Call,
     Propagated,
     call_of,
@@ -26,7 +26,7 @@ from karikomi.torch.shrinking.label_run import (
     name_of,
     shape_of,
 )
-from karikomi.torch.shrinking.rewriting import owner_of
+from karikomi.torch.modules.deep_copies import undisturbed
 
 EVEN = 1e-6
 """Of the largest magnitude: how far the outputs of a constant unit may be apart from place to place."""
@@ -266,7 +266,7 @@ class DeadUnits:
             weight = weight.movedim((product.rows, product.columns), (0, 1))
             weight = weight.reshape(*weight.shape[:2], -1).sum(2)
             low, high = seen[product.call.node.name]
-            values = torch.from_numpy((low + high) / 2)[chosen]
+            values = torch.from_numpy(((low + high) / 2)[chosen])
             bias = _tensor(self.graph, str(product.call["bias"].target))
             bias.copy_(bias.double() + weight[:, torch.from_numpy(chosen)] @ values)
 

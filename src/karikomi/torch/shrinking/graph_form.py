@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
+from karikomi.torch.labelling.label_run import call_of, name_of, with_arguments
 from karikomi.torch.modules.kept_units import recall, remember_
-from karikomi.torch.shrinking.label_run import call_of, name_of, with_arguments
 
 # What evaluation mode writes into the graph, by operator and argument.
 _MODES = {

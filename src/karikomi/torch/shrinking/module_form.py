@@ -13,11 +13,11 @@ from torch import fx, nn
 
 from karikomi.errors import KarikomiError
 from karikomi.shrink.cuts import Cut
+from karikomi.torch.exporting.exported import exported
+from karikomi.torch.exporting.proof import TOLERANCE, apart
+from karikomi.torch.exporting.rewriting import Changed, Rewritten, owner_of
 from karikomi.torch.modules.deep_copies import copied, undisturbed
 from karikomi.torch.modules.resizing import set_sizes_
-from karikomi.torch.shrinking.exported import exported
-from karikomi.torch.shrinking.proof import TOLERANCE, apart
-from karikomi.torch.shrinking.rewriting import Changed, Rewritten, owner_of
 from karikomi.torch.shrinking.scale_folding import fold_scales_
 from karikomi.torch.shrinking.unit_scores import tensors_of
 from karikomi.torch.tracing.batches import leaves

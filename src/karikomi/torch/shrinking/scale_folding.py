@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from karikomi.torch.shrinking.label_run import call_of, name_of, shape_of
-from karikomi.torch.shrinking.rewriting import owner_of
+from karikomi.torch.exporting.rewriting import owner_of
+from karikomi.torch.labelling.label_run import call_of, name_of, shape_of
 
 _MOVES = frozenset(
     """

@@ -11,16 +11,23 @@ import numpy as np
 import torch
 from torch import nn
 
-import karikomi.torch.shrinking.operators  # noqa: F401  (registers the rules)
+import karikomi.torch.labelling  # noqa: F401  (registers the rules)
 from karikomi.errors import InvalidArgument, KarikomiError, Unsupported, check_known
 from karikomi.prune import as_score
 from karikomi.prune.scores.score import Score
 from karikomi.select import select
 from karikomi.shrink.account import Refit, ShrinkReport
 from karikomi.shrink.cuts import Cuts
-from karikomi.shrink.groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
+from karikomi.shrink.unit_groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
+from karikomi.torch.compensation.in_place import compensate_
+from karikomi.torch.compensation.lanes import Pairs, lanes_of
 from karikomi.torch.distributed.dtensors import is_sharded
+from karikomi.torch.exporting.equivalence import equal
+from karikomi.torch.exporting.exported import exported
+from karikomi.torch.exporting.proof import difference, is_blind, randomized, samples_of
+from karikomi.torch.exporting.rewriting import Kept, Rewritten, rewritten
 from karikomi.torch.internals import flattened, unflattened
+from karikomi.torch.labelling.label_run import LabelRun, Propagated
 from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.deep_copies import copied
 from karikomi.torch.modules.kept_units import Move, recall, remember_, sizes_in_attributes
@@ -29,17 +36,10 @@ from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED, TRANSPOSE
 from karikomi.torch.modules.resizing import HOOKED
 from karikomi.torch.recovery.following import follow_
 from karikomi.torch.shrinking.any_batch import for_any_batch
-from karikomi.torch.shrinking.compensation.in_place import compensate_
-from karikomi.torch.shrinking.compensation.lanes import Pairs, lanes_of
 from karikomi.torch.shrinking.costs import in_turn, macs_of, milliseconds, parameters_of
 from karikomi.torch.shrinking.dead_units import DeadUnits
-from karikomi.torch.shrinking.equivalence import equal
-from karikomi.torch.shrinking.exported import exported
 from karikomi.torch.shrinking.graph_form import graph_form
-from karikomi.torch.shrinking.label_run import LabelRun, Propagated
 from karikomi.torch.shrinking.module_form import cuts_of, in_module_form
-from karikomi.torch.shrinking.proof import difference, is_blind, randomized, samples_of
-from karikomi.torch.shrinking.rewriting import Kept, Rewritten, rewritten
 from karikomi.torch.shrinking.unit_scores import tensors_of, unit_scores
 
 WHERE = "torch.shrink"

@@ -11,8 +11,8 @@ from torch import nn
 
 from karikomi.prune.facts import measured_on
 from karikomi.prune.scores.score import Score
-from karikomi.selection.group_scores import check_of_units, group_scores
-from karikomi.shrink.groups import Group
+from karikomi.selection.granularity import check_of_units, group_scores
+from karikomi.shrink.unit_groups import Group
 from karikomi.torch.facts.measure import measure
 from karikomi.torch.modules.prunable import layouts
 from karikomi.torch.pruning.weight_sources import sources_of

@@ -1,0 +1,63 @@
+"""Export a module as a graph of ATen operators whose labels can be propagated."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from karikomi.errors import Unsupported
+from karikomi.torch.internals import open_at_one, schema_of
+from karikomi.torch.labelling.label_run import name_of
+from karikomi.torch.tracing.source_line import raised_at
+
+Inputs = tuple[Any, ...]
+
+
+def exported(
+    module: nn.Module, inputs: Inputs, options: dict[str, Any], dynamic_shapes: Any = None
+) -> fx.GraphModule:
+    """Return a module in evaluation mode as a graph module with the names of its tensors.
+
+    Raises `Unsupported` with the reason and the source line if `torch.export` does not take the module.
+    """
+    try:
+        opened = nullcontext() if dynamic_shapes is None else open_at_one()
+        with warnings.catch_warnings(), torch.no_grad(), opened:
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                module, inputs, options, dynamic_shapes=dynamic_shapes, strict=False
+            )
+            graph = program.module(check_guards=False)
+    except Exception as error:
+        raise Unsupported(
+            f"torch.export does not take the module ({type(error).__name__}: {_first_lines(error)})",
+            where="torch.shrink",
+            got=raised_at(error, after=__file__) or "an error in torch",
+            hint="write what depends on the data with torch.where or torch.cond, "
+            "or shrink the part of the network without it",
+        ) from error
+    assert isinstance(graph, fx.GraphModule)  # noqa: S101  (what `module` returns)
+    _drop_unused(graph)
+    return graph
+
+
+def _first_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300]
+
+
+def _drop_unused(graph: fx.GraphModule) -> None:
+    """Remove what no output depends on; operators that write in place stay."""
+    for node in reversed(list(graph.graph.nodes)):
+        if node.users or node.op in ("output", "placeholder"):
+            continue
+        schema = schema_of(node.target)
+        if node.op == "get_attr" or (schema is not None and not schema.is_mutable):
+            graph.graph.erase_node(node)
+        elif name_of(node) == "getitem":
+            graph.graph.erase_node(node)
+    graph.recompile()
