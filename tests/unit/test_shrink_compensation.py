@@ -359,6 +359,23 @@ def test_inputs_that_are_not_finite_are_named() -> None:
         shrink(copies(), data[0], width=0.5, data=data)
 
 
+def test_a_buffer_that_the_forward_writes_stays_as_it_was() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = copies()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.add_(1.0)
+            return self.net(x) + 0.0 * self.seen
+
+    net, data = Counting(), batches(8, 3)
+    small, report = shrink(net, data[0], width=0.5, data=data)
+    assert report.compensation["net.2"].kept
+    assert (float(small.seen), float(net.seen)) == (0.0, 0.0)
+
+
 def test_nothing_is_changed_without_data_or_a_target_or_when_off() -> None:
     net, data = copies(), batches(8, 3)
     plain, report = shrink(net, data[0], width=0.5)

@@ -52,9 +52,11 @@ def compensate_(lanes: Sequence[Lane], loss: Callable[..., Any] | None = None) -
     layers = refitting.run_()
     now = _judged(lanes, loss)
     kept = now < then
-    if not kept:
-        for name, tensor in stored.items():
+    for name, tensor in stored.items():
+        # A buffer that the forward writes has seen the calibration.
+        if not kept or name not in refitting.written:
             tensor.copy_(before[name])
+    if not kept:
         layers = {
             name: replace(refit, kept=False, why=NO_BETTER) if refit.kept else refit
             for name, refit in layers.items()
@@ -85,6 +87,7 @@ class _Refitting:
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self.lanes = lanes
         self.found: dict[str, Refit] = {}
+        self.written: set[str] = set()
         dense = lanes[0].pair.dense
         self._consumers = consumers_of(dense)
         reads = [
@@ -117,7 +120,9 @@ class _Refitting:
                 if isinstance(place, Place) and place.norm and self._kept(product.layer):
                     settled.add(place.norm.name)
             elif name_of(node) in GATES:
-                self.found |= refit_recurrent_(call_of(node), self.lanes)
+                call = call_of(node)
+                self.found |= refit_recurrent_(call, self.lanes)
+                self.written |= {str(stored.target) for stored in call["params"]}
             elif name_of(node) == "batch_norm" and node.name not in settled:
                 self._renorm_(node)
             known.add(node.name)
@@ -150,6 +155,7 @@ class _Refitting:
         self.found[layer] = Refit(before, after, kept)
         if not kept:
             return
+        self.written |= {name for name in (place.weight, place.bias, place.mean) if name}
         view.copy_(torch.from_numpy(new).reshape(view.shape))
         if bias is not None:
             bias.copy_(torch.from_numpy(shifts))
@@ -191,6 +197,7 @@ class _Refitting:
         kept = after < before
         self.found[layer] = Refit(before, after, kept)
         if kept:
+            self.written |= set(names)
             for own, other in zip(old, new, strict=True):
                 own.copy_(other)
 
