@@ -167,7 +167,7 @@ def affine(layer: Any, first: Callable[[Any], Any]) -> Callable[..., Any]:
             ("scale", keras.ops.multiply),
             ("beta", keras.ops.add),
         ):
-            part = getattr(layer, name, None)
+            part: Any = getattr(layer, name, None)
             if hasattr(part, "shape"):
                 part = keras.ops.cast(part, value.dtype)
                 value = combine(value, keras.ops.reshape(part, _broadcast(layer, value, part)))
@@ -238,8 +238,8 @@ def _masked(layer: Any, rows: Sequence[Sequence[np.ndarray]]) -> Callable[..., A
             )
 
         masks = {name: kwargs[name] for name in kwargs.keys() - without_masks(kwargs).keys()}
-        args, kwargs = keras.tree.map_structure(zeroed, (args, without_masks(kwargs)))
-        return call(*args, **kwargs, **masks)
+        given: Any = keras.tree.map_structure(zeroed, (args, without_masks(kwargs)))
+        return call(*given[0], **given[1], **masks)
 
     return masked
 
