@@ -132,13 +132,35 @@ def test_a_schedule_from_step_zero_prunes_at_the_first_step() -> None:
     assert handle.sparsity == pytest.approx(rule.sparsity_at(1), abs=1 / 72)
 
 
-def test_masks_move_to_the_device_of_their_parameter_once() -> None:
-    masks = kk.torch.Masks({"weight": torch.ones(3, 2, dtype=torch.bool)})
-    module = nn.Linear(2, 3, device="meta")
+def test_masks_move_to_the_device_of_their_parameter_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[torch.Tensor] = []
+
+    def to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Move as to a device of which this machine has none: a copy, unless the tensor is there."""
+        if not any(tensor is item for item in there):
+            there.append(tensor.clone())
+        return there[-1]
+
+    given = torch.ones(3, 2, dtype=torch.bool)
+    masks, module = kk.torch.Masks({"weight": given}), nn.Linear(2, 3)
+    monkeypatch.setattr(torch.Tensor, "to", to)
     masks.apply_(module)
-    moved = masks["weight"]
     masks.apply_(module)
-    assert moved.device.type == "meta" and masks["weight"] is moved
+    assert len(there) == 1 and masks["weight"] is there[0] and masks["weight"] is not given
+
+
+def test_masks_do_not_follow_a_model_to_the_meta_device() -> None:
+    """There they would have no values either, and be lost when the model gets its values back."""
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kept = torch.tensor([[True, False]] * 3)
+    handle = kk.torch.attach(optimizer, model, prune=kk.torch.Masks({"weight": kept}))
+    blank = nn.Linear(2, 3, device="meta")
+    with pytest.raises(Unsupported, match="Masks.apply_: weight: .* has no values"):
+        handle.masks.apply_(blank)
+    assert handle.masks.not_zero(blank) == {}
+    handle.masks.apply_(model)
+    assert torch.equal(handle.masks["weight"], kept)
 
 
 SCHEDULES: dict[str, PruningSchedule] = {

@@ -145,10 +145,9 @@ def _hint(shape: tuple[int, ...], targets: np.ndarray) -> str:
         for place in range(1, np.size(shape))
         if np.delete(shape, place).tolist() == list(targets.shape)
     ]
-    if shape == targets.shape and len(shape) > CLASS_AXIS:
+    if len(shape) > CLASS_AXIS and targets.shape == shape:
         return "give class numbers: targets.argmax(1)"
-    classes = np.delete(shape, CLASS_AXIS).tolist() if len(shape) > CLASS_AXIS else None
-    if targets.dtype.kind in "biu" and list(targets.shape) == [*(classes or ()), 1]:
+    if len(shape) > CLASS_AXIS and targets.shape == (shape[0], *shape[2:], 1):
         return "targets[..., 0] would fit"
     if targets.dtype.kind not in "biu" or not fitting:
         return "give the task a metric of its own: metric=function"

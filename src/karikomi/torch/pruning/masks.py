@@ -167,7 +167,8 @@ class Masks(MaskMapping[torch.Tensor]):
             if mask is not self._kept[name]:
                 self.places[name] = mask_shards.place_of(parameters[name])  # type: ignore[assignment]
             # Once, and not each step: masks come from a file on the CPU.
-            self._kept[name] = mask.to(parameters[name].device)
+            if not parameters[name].is_meta:
+                self._kept[name] = mask.to(parameters[name].device)
             pairs.append((parameters[name], self._kept[name]))
         return pairs
 
