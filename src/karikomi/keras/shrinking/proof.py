@@ -161,7 +161,7 @@ def affine(layer: Any, first: Callable[[Any], Any]) -> Callable[..., Any]:
     call, kind = layer.call, kind_of(layer)
 
     def scaled(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        value = first(inputs)
+        value: Any = first(inputs)
         for name, combine in (
             ("gamma", keras.ops.multiply),
             ("scale", keras.ops.multiply),
