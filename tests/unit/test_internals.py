@@ -132,6 +132,7 @@ def keras_cases(own: Any) -> dict[str, tuple[str, Callable[[], object]]]:
         ),
         "moments_of": ("_trainable_variables", lambda: list(own.moments_of(NOTHING, 1))),
         "build_from_spec": ("_symbolic_build", lambda: own.build_from_spec(NOTHING, None)),
+        "nodes_of": ("_nodes_by_depth", lambda: own.nodes_of(NOTHING)),
     }
 
 
@@ -142,6 +143,8 @@ def test_missing_members_of_keras_are_one_sentence() -> None:
     cases = keras_cases(own)
     # Without the member: the public kernel, no layout, no saved configuration.
     elsewhere = {"kernel_of", "layout_of", "set_saved_optimizer", "needs_merge_call"}
+    # Classes of Keras' own modules, which are found below.
+    elsewhere |= {"graph_of", "trusted_functions"}
     assert public(own) == cases.keys() | elsewhere
     for member, call in cases.values():
         expected = rf"^karikomi.keras.internals: keras {keras.__version__} has no \S+\.{member}, "
@@ -159,6 +162,10 @@ def test_members_of_keras_are_found() -> None:
     optimizer.build(model.trainable_variables)
     assert own.all_layers(model)[0] is model and dense in own.child_layers(model)
     assert own.kernel_of(dense) is model.trainable_variables[0]
+    assert [node.operation for node in own.nodes_of(own.graph_of(model))] == [dense]
+    assert own.graph_of(dense) is None
+    with own.trusted_functions():
+        assert keras.saving.serialize_keras_object(dense)["class_name"] == "Dense"
     assert own.stored_value(dense.bias) is not None
     assert int(keras.ops.convert_to_numpy(own.apply_count(optimizer))) == 0
     assert own.trained_variables(optimizer) == model.trainable_variables

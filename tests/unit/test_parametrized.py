@@ -120,20 +120,16 @@ def test_pruning_and_quantizing_leave_them_alone_by_name(way: Any) -> None:
 
 
 @every_way
-def test_shrinking_leaves_them_alone_by_name_or_refuses(way: Any) -> None:
+def test_shrinking_goes_through_what_computes_them(way: Any) -> None:
     model = network(way)
     with torch.no_grad():
         model[2].weight[1:3] = 0.0
         model[2].bias[1:3] = 0.0
-    if computed(model) & {f"0.{leaf}" for leaf in BY_HOOK}:
-        with pytest.raises(Unsupported, match="'0' has a weight that a hook computes"):
-            kk.torch.shrink(model, torch.randn(2, 6))
-        return
     small, report = kk.torch.shrink(model, torch.randn(2, 6))
-    assert (
-        report.widths_after == {"2": 3, "4": 3} and "weight is computed" in report.left_alone["0"]
-    )
+    assert report.widths_after == {"0": 8, "2": 3, "4": 3}
     torch.testing.assert_close(small[0].weight, model[0].weight)
+    inputs = torch.randn(5, 6)
+    torch.testing.assert_close(small.eval()(inputs), model.eval()(inputs))
 
 
 def test_recurrent_weights_that_are_computed_are_left_alone() -> None:
