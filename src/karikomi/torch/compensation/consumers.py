@@ -26,11 +26,10 @@ class Consumer:
 
     @property
     def layer(self) -> str:
-        """The name of its layer."""
-        stored = self.weight.op == "get_attr"
-        return (
-            str(self.weight.target).removesuffix(".weight") if stored else layer_of(self.call.node)
-        )
+        """The name of its layer, of a computed weight in the outermost forward that of the node."""
+        if self.weight.op == "get_attr":
+            return str(self.weight.target).removesuffix(".weight")
+        return layer_of(self.call.node) or self.call.node.name
 
     def rows(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a view of the weight as (rows, kernel positions, inputs)."""
