@@ -94,6 +94,8 @@ def torchvision_example(name: str) -> Example:
 
 def timm_example(name: str) -> Example:
     """Return a timm model without weights."""
+    with contextlib.suppress(ImportError):
+        _torchvision()  # which timm imports
     import timm
 
     model = timm.create_model(name, pretrained=False)
