@@ -293,3 +293,24 @@ def test_the_report_says_what_goes_together_and_why() -> None:
     assert shrink(norm, X, width=0.5)[1].statistics == ["layer_norm in 1"]
     # Nothing of it goes: then no statistic changes.
     assert shrink(norm, X, width=1.0)[1].statistics == []
+
+
+class SplitBias(nn.Module):
+    """Attention whose bias of queries, keys and values is put together in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48, bias=False), nn.Linear(16, 3)
+        self.query_bias, self.value_bias = (nn.Parameter(torch.randn(16)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
+        parts = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, 2, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_a_factor_of_a_computed_bias_stays_in_the_graph() -> None:
+    small, report = shrink(SplitBias().eval(), torch.randn(2, 5, 16), width=0.5)
+    assert report.form == "graph" and report.max_difference < 1e-6
+    assert small(torch.randn(2, 5, 16)).shape == (2, 5, 3)

@@ -48,6 +48,8 @@ def fold_scales_(module: nn.Module, wanted: fx.GraphModule, present: fx.GraphMod
             stored = call_of(producer).arguments.get(argument)
             if not isinstance(stored, fx.Node):
                 continue
+            if stored.op != "get_attr":
+                return False
             key = f"{stored.target}{rows.tolist()[:1]}"
             if key in done:
                 return False
