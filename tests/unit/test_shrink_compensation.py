@@ -355,7 +355,7 @@ def test_a_layer_of_too_many_inputs_is_left_alone(monkeypatch: pytest.MonkeyPatc
 def test_inputs_that_are_not_finite_are_named() -> None:
     data = batches(8, 3)
     data[1][0] = torch.nan
-    with pytest.raises(NonFinite, match="2: weights or inputs are NaN"):
+    with pytest.raises(NonFinite, match="0: weights or inputs are NaN"):
         shrink(copies(), data[0], width=0.5, data=data)
 
 

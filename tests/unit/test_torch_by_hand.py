@@ -22,6 +22,7 @@ from karikomi.rule import Scope
 from karikomi.schedule import Stepwise
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
 from karikomi.torch.exporting.equivalence import equal
+from karikomi.torch.exporting.proof import apart
 from karikomi.torch.facts.measure import measure
 from karikomi.torch.facts.running_stats import RunningStats
 from karikomi.torch.modules.fingerprint import fingerprint
@@ -522,3 +523,9 @@ def test_the_line_of_an_error_is_the_innermost_of_the_forward() -> None:
     node: Any = SimpleNamespace(stack_trace=trace)
     assert called_at(node, after="tracer.py") == "at block.py:7"
     assert called_at(node, after="block.py") == ""
+
+
+def test_a_nan_in_one_output_of_several_is_no_small_difference() -> None:
+    here, nan = torch.ones(2), torch.tensor([1.0, float("nan")])
+    assert max(map(apart, [here, here], [here, nan])) == float("inf")
+    assert max(map(apart, [here, here], [nan, here])) == float("inf")
