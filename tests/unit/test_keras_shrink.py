@@ -17,7 +17,7 @@ layers, ops = keras.layers, keras.ops
 from karikomi.errors import InvalidArgument, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import prune_, shrink  # noqa: E402
 from karikomi.keras.labelling.label_run import RULES  # noqa: E402
-from karikomi.keras.shrinking import configs  # noqa: E402
+from karikomi.keras.shrinking import configs, proof  # noqa: E402
 from karikomi.shrink.label_planes import Labelled  # noqa: E402
 from keras_backends import BACKEND, only, sampled  # noqa: E402
 
@@ -655,3 +655,11 @@ def test_inputs_of_unknown_size_can_be_given() -> None:
     mixed = layers.Reshape((2, -1, 4))(layers.Dense(8)(inputs))
     with pytest.raises(Unsupported, match="a size that is not known is merged with others"):
         shrink(keras.Model(inputs, layers.Dense(2)(mixed)), width=0.5)
+
+
+@only("torch")
+def test_nan_in_one_output_is_not_hidden_by_another() -> None:
+    right, wrong = np.float32([1.0, 2.0]), np.float32([1.0, np.nan])
+    assert np.isnan(proof.apart([right, right], [wrong, right]))
+    assert np.isnan(proof.apart([right, right], [right, wrong]))
+    assert proof.apart([right], [np.float32([1.0, 1.5])]) == 0.25

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from depth import examples
 from karikomi.errors import InvalidArgument
-from karikomi.shrink.label_planes import Labelled, along, is_product, kept_along, reshaped
+from karikomi.shrink.label_planes import Labelled, along, is_product, kept_along, reduced, reshaped
 from karikomi.shrink.labels import Labels
 from karikomi.shrink.meetings import Meetings
 from karikomi.shrink.unit_groups import groups_of, kept_of, staying, to_budget, together, uniform
@@ -184,3 +184,9 @@ def test_a_budget_is_met_from_below_and_closely() -> None:
     assert to_budget(lambda width: 7.0, 9.0, unit="ms") == 1.0
     with pytest.raises(InvalidArgument, match="macs: no choice of units is as small.*at least 100"):
         to_budget(lambda width: 100 + width, 50.0, unit="macs")
+
+
+def test_a_tensor_without_entries_has_no_plane() -> None:
+    labels = Labels()
+    plane = labels.new("a", 0, 4).reshape(4, 1)[:0]
+    assert reduced(labels, plane, "empty") is None and not labels.classes().reasons

@@ -42,7 +42,7 @@ def reduced(labels: Labels, plane: np.ndarray, reason: str) -> np.ndarray | None
     Labels that are the same everywhere are fixed: without them the tensor would be empty.
     """
     found = evened(labels.roots(plane))
-    if found.size == 1:
+    if found.size < 2:
         labels.fix(found, reason)
         return None
     return found

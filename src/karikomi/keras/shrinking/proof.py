@@ -55,11 +55,12 @@ class Proof:
         Also with random weights where the outputs hardly depend on the inputs, so that nothing would be compared
         (a head that is still zero). Raises `Unsupported` above the tolerance.
         """
-        worst = 0.0
+        found = []
         if self._is_blind(samples):
-            worst = max(self._compared(sample, randomized) for sample in samples)
+            found = [self._compared(sample, randomized) for sample in samples]
             samples = samples[:1]
-        worst = max(worst, *(self._compared(sample, on_host) for sample in samples))
+        found += [self._compared(sample, on_host) for sample in samples]
+        worst = float(np.max(found))
         if not worst <= self._allowed:
             raise Unsupported(
                 "the smaller model would differ from the original in which what went is zero",
@@ -129,17 +130,16 @@ def last_of(model: Any) -> Iterator[Any]:
 
 
 def apart(expected: Any, got: Any) -> float:
-    """Return the largest difference of two outputs, relative to the largest entry of the first."""
-    worst = 0.0
-    for wanted, found in zip(keras.tree.flatten(expected), keras.tree.flatten(got), strict=True):
-        before, after = numbers(wanted), numbers(found)
-        if before.shape != after.shape:
-            raise Unsupported("the shape of an output would change", where=WHERE, got=after.shape)
-        scale = float(np.abs(before).max(initial=0.0)) or 1.0
-        difference = float(np.abs(before - after).max(initial=0.0)) / scale
-        # A NaN would be lost among the differences of other outputs.
-        worst = max(worst, np.inf if np.isnan(difference) else difference)
-    return worst
+    """Return the largest difference of two outputs, relative to the largest entry of the first; NaN if any is."""
+    pairs = zip(keras.tree.flatten(expected), keras.tree.flatten(got), strict=True)
+    return float(np.max([_apart(numbers(before), numbers(after)) for before, after in pairs]))
+
+
+def _apart(before: np.ndarray, after: np.ndarray) -> float:
+    if before.shape != after.shape:
+        raise Unsupported("the shape of an output would change", where=WHERE, got=after.shape)
+    scale = float(np.abs(before).max(initial=0.0)) or 1.0
+    return float(np.abs(before - after).max(initial=0.0)) / scale
 
 
 def randomized(variable: Any) -> np.ndarray:
