@@ -37,8 +37,8 @@ KINDS = (
     "task",
 )
 FRAMEWORKS = ("torch", "jax", "keras")
-OF_MODELS = ("torch",)
-"""The frameworks whose models can be saved, filled and trained so far."""
+OF_MODELS = ("torch", "keras")
+"""The frameworks whose models can be saved and filled so far."""
 
 T = TypeVar("T")
 

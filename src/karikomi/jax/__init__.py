@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from karikomi.jax.pruning import masked_moments as masked_moments
     from karikomi.jax.pruning import prune as prune
     from karikomi.jax.pruning import update_masks as update_masks
+    from karikomi.jax.quantizing import decode as decode
+    from karikomi.jax.quantizing import quantize as quantize
 
 _PLACES = {
     "BoundState": "bounding",
@@ -33,12 +35,14 @@ _PLACES = {
     "check": "outcomes",
     "clip": "clipping",
     "clipped": "clipping",
+    "decode": "quantizing",
     "masked": "pruning",
     "masked_moments": "pruning",
     "outcome": "outcomes",
     "penalty": "penalties",
     "project": "bounding",
     "prune": "pruning",
+    "quantize": "quantizing",
     "update_masks": "pruning",
 }
 

@@ -7,11 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
-from karikomi.errors import Unsupported
-from karikomi.jax.pytrees import named, replaced
+from karikomi.jax.pytrees import is_floating, leaves_of, named, on_host, replaced
 from karikomi.prune import Coupled, Layout, Pattern, Score
 from karikomi.prune.facts import Facts
 from karikomi.prune.schedules.one_shot import PruningSchedule
@@ -80,9 +77,9 @@ def prune(
 
 def _pruned(params: Any, request: PruneRequest, beside: Beside) -> tuple[Any, Masks]:
     where = request.where
-    kept = masks_of_arrays(_on_host(params, where=where), request, beside, leaf="leaf")
+    kept = masks_of_arrays(on_host(params, where=where), request, beside, leaf="leaf")
     # With the sharding of their weights.
-    leaves = _leaves(params, where=where)
+    leaves = leaves_of(params, where=where)
     found: Any = named({name: leaves[name] for name in kept}, where=where)
     placed = {name: jax.device_put(mask, found[name].sharding) for name, mask in kept.items()}
     return masked(params, placed), placed
@@ -100,7 +97,7 @@ def masked(tree: Any, masks: Mapping[str, Any]) -> Any:
     >>> masked({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})["w"].tolist()
     [1.0, 0.0]
     """
-    found = _leaves(tree, where="jax.masked")
+    found = leaves_of(tree, where="jax.masked")
     check_masks(masks, found, where="jax.masked", leaf="leaf")
     for name, leaf in named({name: found[name] for name in masks}, where="jax.masked").items():
         if leaf is not None:
@@ -125,7 +122,7 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
     >>> masked_moments(state, params, {"w": jnp.array([True, False])}).mu["w"].tolist()
     [1.0, 0.0]
     """
-    leaves = _leaves(params, where="jax.masked_moments")
+    leaves = leaves_of(params, where="jax.masked_moments")
     check_masks(masks, leaves, where="jax.masked_moments", leaf="leaf")
 
     def like_params(part: Any) -> bool:
@@ -136,12 +133,12 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
             return False
         return all(
             _left_out(leaf)
-            or (_floating(leaf) and jnp.shape(leaf) == getattr(other, "shape", None))
+            or (is_floating(leaf) and jnp.shape(leaf) == getattr(other, "shape", None))
             for leaf, other in zip(leaves, beside, strict=True)
         )
 
     def masked_part(part: Any) -> Any:
-        there = _leaves(part, where="jax.masked_moments")
+        there = leaves_of(part, where="jax.masked_moments")
         return masked(part, {name: mask for name, mask in masks.items() if name in there})
 
     return jax.tree.map(
@@ -183,7 +180,7 @@ def update_masks(
     step = step_of(schedule, step, where=where)
     if not schedule.due(step):
         masks = {} if masks is None else masks
-        found = _leaves(params, where=where)
+        found = leaves_of(params, where=where)
         check_masks(masks, found, where=where, leaf="leaf")
         # Compiled for leaves with a mask alone: others may be of types that jit does not accept.
         there = _masked({name: found[name] for name in masks}, dict(masks))
@@ -195,40 +192,6 @@ def update_masks(
 _masked = jax.jit(masked)
 
 
-def _leaves(tree: Any, *, where: str) -> dict[str, Any]:
-    """Return name -> leaf of any kind, counters and keys included."""
-    leaves, structure = jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
-    names = named(structure.unflatten([None] * len(leaves)), where=where)
-    return dict(zip(names, leaves, strict=True))
-
-
-def _floating(leaf: Any) -> bool:
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
-
-
 def _left_out(node: Any) -> bool:
     """Return whether this is the empty tuple ``optax.MaskedNode``, in place of a leaf that is left out."""
     return isinstance(node, tuple) and not node
-
-
-def _on_host(params: Any, *, where: str) -> dict[str, Any]:
-    """Return name -> host array; other leaves as they are, as they are invalid only where selected."""
-    leaves = _leaves(params, where=where).items()
-    found = {name: leaf for name, leaf in leaves if leaf is not None}
-    floating: Any = named({n: leaf for n, leaf in found.items() if _floating(leaf)}, where=where)
-    for name, leaf in floating.items():
-        if isinstance(leaf, Tracer):
-            raise Unsupported(
-                "which weights are removed depends on their values, which are not available under jit",
-                where=f"{where}: {name}",
-                hint="call it between steps; masked runs under jit",
-            )
-        if not leaf.is_fully_addressable:
-            raise Unsupported(
-                "other processes hold a part of this array",
-                where=f"{where}: {name}",
-                hint="jax.experimental.multihost_utils.process_allgather gathers it",
-            )
-        found[name] = np.asarray(leaf)
-    return found

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, Unsupported
 
 
 def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
@@ -31,6 +33,45 @@ def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
                 hint="optax.masked leaves parameters of other kinds out",
             )
         found[name] = None if leaf is None else jnp.asarray(leaf)
+    return found
+
+
+def leaves_of(tree: Any, *, where: str) -> dict[str, Any]:
+    """Return name -> leaf of any kind, counters and keys included."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_absent)
+    names = named(structure.unflatten([None] * len(leaves)), where=where)
+    return dict(zip(names, leaves, strict=True))
+
+
+def is_floating(leaf: Any) -> bool:
+    """Return whether a leaf is an array of floating or complex numbers."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and _is_inexact(dtype)
+
+
+def on_host(params: Any, *, where: str) -> dict[str, Any]:
+    """Return name -> host array; leaves that are not floating as they are, ``None`` left out.
+
+    Raises `Unsupported` under ``jit``, and for arrays of which other processes hold a part.
+    """
+    found = {
+        name: leaf for name, leaf in leaves_of(params, where=where).items() if leaf is not None
+    }
+    floating: Any = named({n: leaf for n, leaf in found.items() if is_floating(leaf)}, where=where)
+    for name, leaf in floating.items():
+        if isinstance(leaf, Tracer):
+            raise Unsupported(
+                "this depends on the values of weights, which are not available under jit",
+                where=f"{where}: {name}",
+                hint="call it between steps",
+            )
+        if not leaf.is_fully_addressable:
+            raise Unsupported(
+                "other processes hold a part of this array",
+                where=f"{where}: {name}",
+                hint="jax.experimental.multihost_utils.process_allgather gathers it",
+            )
+        found[name] = np.asarray(leaf)
     return found
 
 

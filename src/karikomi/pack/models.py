@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi import registry
+from karikomi import registry, tree
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import load as load_arrays
 from karikomi.pack.reader import load_with_notes
@@ -18,13 +18,13 @@ from karikomi.quantize import Coded
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a model, or a dict of arrays, to a packed file and return its path.
+    """Write a model, or a tree of arrays, to a packed file and return its path.
 
-    `model`: a model of a framework, or name -> array of NumPy, torch (a ``state_dict``), JAX or Keras, or
-    `kk.quantize.Coded`. Of equal tensors (tied weights) one is stored. What
-    ``kk.torch.quantize_`` rounded is stored as codes, everything else without loss; of what ``kk.torch.shrink``
-    made smaller, the kept units too. The file is a valid
-    safetensors file, is written atomically, and the same model gives the same bytes.
+    `model`: a model of torch or Keras, or a dict, list or tuple of arrays of NumPy, torch (a ``state_dict``), JAX or
+    Keras, of `kk.quantize.Coded` and of one another; nested ones are stored under names such as
+    ``layers.0.weight``. Of equal tensors (tied weights) one is stored. What ``quantize_`` rounded is stored
+    as codes, everything else without loss; of what ``kk.torch.shrink`` made smaller, the kept units too. The file
+    is a valid safetensors file, is written atomically, and the same model gives the same bytes.
 
     Raises `Unsupported` when weights changed after they were quantized, `Unwritable` for a full disk.
 
@@ -33,8 +33,9 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     >>> load(path)["w"].shape
     (64, 64)
     """
-    if isinstance(model, Mapping):
-        return save_arrays({name: _array(name, value) for name, value in model.items()}, path)
+    if isinstance(model, Mapping | list | tuple):
+        named = tree.flatten(model, where="save")
+        return save_arrays({name: _array(name, value) for name, value in named.items()}, path)
     framework = registry.framework_of(model)
     return save_arrays(framework.to_stored(model), path, notes=framework.notes_of(model))
 

@@ -15,6 +15,7 @@ from karikomi.errors import InvalidArgument, Unsupported, check_known
 from karikomi.keras.facts.layer_calls import batches
 from karikomi.keras.internals import all_layers, graph_of
 from karikomi.keras.labelling.label_run import LabelRun, computes_weights
+from karikomi.keras.layers.codes import holds_codes
 from karikomi.keras.layers.prunable import NORMS, is_weight, oriented
 from karikomi.keras.shrinking.costs import macs_of
 from karikomi.keras.shrinking.kept import WHERE, KeptWeights
@@ -311,6 +312,12 @@ def _check_model(model: Any) -> None:
             allowed="functional and sequential models",
             hint="make a functional model of its layers, keras.Model(inputs, outputs), "
             "or shrink functional parts of it",
+        )
+    if holds_codes(model):
+        raise Unsupported(
+            "the weights are quantized, and a shrunk layer has other codes",
+            where=WHERE,
+            hint="shrink before quantize_",
         )
     quantized = [layer.name for layer in all_layers(model) if computes_weights(layer)]
     if quantized:
