@@ -118,11 +118,11 @@ def _of_convolution(layer: Any, oriented: Oriented, squares: np.ndarray) -> np.n
 
 def _taps(layer: Any, squares: np.ndarray) -> np.ndarray:
     """Return, per kernel position and channel, the sum of what that position sees."""
-    kernel, strides = tuple(layer.kernel_size), _each(layer.strides, len(layer.kernel_size))
-    dilation = _each(layer.dilation_rate, len(kernel))
+    kernel, strides = tuple(layer.kernel_size), each(layer.strides, len(layer.kernel_size))
+    dilation = each(layer.dilation_rate, len(kernel))
     ends = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
-    sides = list(_sides(layer.padding, squares.shape[:-1], ends, strides))
-    padded = np.pad(squares, [*sides, (0, 0)])
+    around = list(sides(layer.padding, squares.shape[:-1], ends, strides))
+    padded = np.pad(squares, [*around, (0, 0)])
     found = np.zeros((*kernel, squares.shape[-1]))
     for position in itertools.product(*map(range, kernel)):
         cut = []
@@ -134,9 +134,10 @@ def _taps(layer: Any, squares: np.ndarray) -> np.ndarray:
     return found
 
 
-def _sides(
+def sides(
     padding: str, sizes: tuple[int, ...], ends: list[int], strides: tuple[int, ...]
 ) -> Iterator[tuple[int, int]]:
+    """Yield the zeros before and after, for each axis over positions."""
     for size, end, stride in zip(sizes, ends, strides, strict=True):
         if padding == "causal":
             yield end - 1, 0
@@ -145,5 +146,6 @@ def _sides(
         yield total // 2, total - total // 2
 
 
-def _each(value: Any, axes: int) -> tuple[int, ...]:
+def each(value: Any, axes: int) -> tuple[int, ...]:
+    """Return a number for each of the axes, where one number or one for each is given."""
     return (value,) * axes if isinstance(value, int) else tuple(value)

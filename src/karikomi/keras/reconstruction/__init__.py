@@ -1,0 +1,1 @@
+"""What layers of Keras multiply, as regressions of dense outputs on present inputs."""
