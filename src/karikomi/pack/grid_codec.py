@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from karikomi.errors import InvalidArgument
 from karikomi.pack.codecs import planes
 from karikomi.pack.codecs.cursor import Cursor
+from karikomi.quantize.affine import AffineGrid, scales_of
 from karikomi.quantize.grids import (
     LEAST_BITS,
     MOST_BITS,
@@ -22,6 +23,8 @@ from karikomi.quantize.grids import (
     Shape,
     UniformGrid,
 )
+from karikomi.quantize.octaves import HIGHEST, LOWEST, MOST_PER_OCTAVE, OctaveGrid
+from karikomi.quantize.units import OutputUnits
 
 FLOAT = np.dtype("<f4")
 
@@ -139,6 +142,77 @@ class _Codebook:
 
     def minor_version(self, parameters: list) -> int:
         return 0
+
+
+@register_grid
+class _Affine:
+    kind, grid = "affine", AffineGrid
+
+    def parameters(self, grid: AffineGrid) -> list:
+        return [grid.bits, grid.units.axis, grid.units.groups, grid.group]
+
+    def numbers(self, grid: AffineGrid) -> NDArray:
+        return grid.numbers
+
+    def is_valid(self, parameters: list, shape: Shape) -> bool:
+        match parameters:
+            case [int(bits), int() | None as axis, int(groups), int() | None as group]:
+                if bool in map(type, parameters) or not LEAST_BITS <= bits <= MOST_BITS:
+                    return False
+                placed = (axis is None or axis >= 0) and groups >= 1
+                some = group is None or group >= 1
+                return placed and some and OutputUnits(axis, groups).fit(shape)
+        return False
+
+    def count(self, parameters: list, shape: Shape) -> int:
+        _, axis, groups, group = parameters
+        return 2 * scales_of(shape, OutputUnits(axis, groups), group)
+
+    def make(self, parameters: list, numbers: NDArray) -> AffineGrid:
+        bits, axis, groups, group = parameters
+        scale, zero = np.split(numbers, 2)
+        return AffineGrid(scale, zero, OutputUnits(axis, groups), bits, group)
+
+    def text(self, parameters: list) -> str:
+        bits, axis, groups, group = parameters
+        where = "" if axis is None else f", axis {axis}"
+        where += f" of {groups} groups" if groups > 1 else ""
+        return f"affine {bits} bits{where}" + (f", {group} weights a scale" if group else "")
+
+    def minor_version(self, parameters: list) -> int:
+        return 3
+
+
+@register_grid
+class _Octaves:
+    kind, grid = "octaves", OctaveGrid
+
+    def parameters(self, grid: OctaveGrid) -> list:
+        return [grid.per_octave, grid.lowest, grid.largest]
+
+    def numbers(self, grid: OctaveGrid) -> NDArray:
+        return grid.numbers
+
+    def is_valid(self, parameters: list, shape: Shape) -> bool:
+        match parameters:
+            case [int(per_octave), int(lowest), int(largest)]:
+                if bool in map(type, parameters) or not 1 <= per_octave <= MOST_PER_OCTAVE:
+                    return False
+                top = lowest + max(largest - 1, 0) // per_octave
+                return LOWEST <= lowest and top <= HIGHEST and 0 <= largest < MOST_VALUES
+        return False
+
+    def count(self, parameters: list, shape: Shape) -> int:
+        return 0
+
+    def make(self, parameters: list, numbers: NDArray) -> OctaveGrid:
+        return OctaveGrid(*parameters)
+
+    def text(self, parameters: list) -> str:
+        return f"{parameters[0]} values per octave"
+
+    def minor_version(self, parameters: list) -> int:
+        return 3
 
 
 def codec_of(grid: Grid) -> GridCodec:

@@ -25,7 +25,7 @@ from karikomi.pack.grid_codec import GRID_CODECS, grid_numbers
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.stored import DIGEST_BYTES, DTYPES, EXTENDED, code_dtype, name_fault
 
-VERSION = (1, 2)
+VERSION = (1, 3)
 """The latest version that is read; what is written is the lowest that has all that a file contains."""
 FEATURES: frozenset[str] = frozenset()
 KEYS = {"v", "r", "t", "a", "notes"}

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from karikomi import registry
+from karikomi.quantize.affine import AffineGrid
+from karikomi.quantize.cerwu import CERWU
+from karikomi.quantize.gptq import GPTQ
 from karikomi.quantize.grids import Codebook, Coded, Grid, UniformGrid
 from karikomi.quantize.kmeans_codebook import kmeans
-from karikomi.quantize.nearest import uniform
-from karikomi.quantize.quantizer import OutputUnits, Quantizer, quantizer_for
+from karikomi.quantize.nearest import UniformQuantizer, uniform
+from karikomi.quantize.octaves import OctaveGrid, octaves
+from karikomi.quantize.quantizer import Quantizer, quantizer_for
+from karikomi.quantize.units import OutputUnits
 
 __all__ = [
+    "AffineGrid",
+    "CERWU",
     "Codebook",
     "Coded",
+    "GPTQ",
     "Grid",
+    "OctaveGrid",
     "OutputUnits",
     "Quantizer",
     "UniformGrid",
+    "UniformQuantizer",
     "kmeans",
+    "octaves",
     "quantizer_for",
     "uniform",
 ]

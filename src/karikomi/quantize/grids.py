@@ -68,7 +68,7 @@ class UniformGrid:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        _require_vector(self.scale, "scale", "UniformGrid")
+        check_vector(self.scale, "scale", "UniformGrid")
         check_bits(self.bits, "UniformGrid")
         axis, groups, scales = self.axis, self.groups, self.scale.size
         placed = axis is None or (type(axis) is int and axis >= 0)
@@ -121,7 +121,12 @@ class UniformGrid:
                 (fits, what, got, None),
                 (self.scale.size == scales, per_index, f"{self.scale.size} scales", scales),
             )
-        _require_range(codes, -self.limit, self.limit)
+        check_range(codes, -self.limit, self.limit)
+
+    def scale_of(self, shape: Shape) -> NDArray[np.float32]:
+        """Return the scale of each entry of a tensor, of its shape."""
+        split, units = split_units(shape, self.axis, self.groups)
+        return np.broadcast_to(self.scale.reshape(units), split).reshape(shape)
 
     def decode(self, codes: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return ``scale * code`` in float32, in the shape of `codes`: one rounding per weight."""
@@ -146,7 +151,7 @@ class Codebook:
     values: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        _require_vector(self.values, "values", "Codebook")
+        check_vector(self.values, "values", "Codebook")
         size = self.values.size
         fits = 1 <= size <= MOST_VALUES
         check("Codebook", (fits, "wrong number of values", size, f"1..{MOST_VALUES}"))
@@ -171,7 +176,7 @@ class Codebook:
 
     def check(self, codes: NDArray[np.integer]) -> None:
         """Raise `InvalidArgument` where `codes` do not fit this codebook."""
-        _require_range(codes, 0, self.values.size - 1)
+        check_range(codes, 0, self.values.size - 1)
 
     def decode(self, codes: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return ``values[codes]``, float32 in the shape of `codes`."""
@@ -230,7 +235,8 @@ def split_units(shape: Shape, axis: int | None, groups: int) -> tuple[Shape, Sha
     return split, tuple(n if i in (0, axis + 1) else 1 for i, n in enumerate(split))
 
 
-def _require_vector(array: object, what: str, where: str) -> None:
+def check_vector(array: object, what: str, where: str) -> None:
+    """Raise `InvalidArgument` unless this is a float32 array of rank 1 with finite entries."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 1:
         got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
         raise InvalidArgument(f"{what} must be a float32 array of rank 1", where=where, got=got)
@@ -238,7 +244,8 @@ def _require_vector(array: object, what: str, where: str) -> None:
         raise InvalidArgument(f"{what} must be finite", where=where, got="NaN or infinity")
 
 
-def _require_range(codes: NDArray[np.integer], low: int, high: int) -> None:
+def check_range(codes: NDArray[np.integer], low: int, high: int) -> None:
+    """Raise `InvalidArgument` for codes outside of a range, both ends inside."""
     if codes.size:
         least, most = int(codes.min()), int(codes.max())
         inside, got = low <= least and most <= high, f"{least}..{most}"

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from karikomi.errors import check
 from karikomi.quantize.grids import MOST_VALUES, SMALLEST_SCALE, Codebook, Coded
 from karikomi.quantize.nearest import finite
-from karikomi.quantize.quantizer import OutputUnits
+from karikomi.quantize.units import OutputUnits
 from karikomi.registry import register
 
 

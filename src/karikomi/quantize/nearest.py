@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from karikomi.errors import InvalidArgument, NonFinite, check
+from karikomi.errors import InvalidArgument, NonFinite, check, check_known
+from karikomi.quantize.affine import AffineGrid
 from karikomi.quantize.grids import (
     SMALLEST_SCALE,
     Coded,
@@ -13,7 +16,8 @@ from karikomi.quantize.grids import (
     check_bits,
     split_units,
 )
-from karikomi.quantize.quantizer import OutputUnits
+from karikomi.quantize.units import OutputUnits, from_rows, to_rows
+from karikomi.quantize.weight_ranges import RANGES, Floats
 from karikomi.registry import register
 
 
@@ -70,16 +74,89 @@ def uniform(
     formula="w = scale * code, scale = max|w| of an output unit / (2**(bits-1) - 1)",
     source="max-abs calibration of weights as in ONNX Runtime and NNCF",
 )
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UniformQuantizer:
-    """`uniform` with one scale per output unit."""
+    """The nearest value of a uniform grid, by default `uniform` with one scale per output unit.
+
+    `range`: "max" covers all weights; "percentile" 99.9 % of their magnitudes, and "mse" what gives the least squared
+    error, with the weights beyond clipped. `symmetric`: no zero point; else the grid covers ``[min, max]`` with zero on it.
+    `group`: so many consecutive weights of a unit have a scale of their own. Raises `InvalidArgument`.
+
+    >>> coded = UniformQuantizer(group=2).quantize(np.float32([[7, 1, 14]]), 4, units=OutputUnits(0))
+    >>> coded.grid.scale.tolist(), coded.decode().tolist()
+    ([1.0, 2.0], [[7.0, 1.0, 14.0]])
+
+    Source: as registered; the ranges in `karikomi.quantize.weight_ranges`.
+    """
+
+    range: str = "max"
+    symmetric: bool = True
+    group: int | None = None
 
     argument = "bits"
+
+    def __post_init__(self) -> None:
+        check_known(self.range, RANGES, "unknown range", where="UniformQuantizer")
+        some = self.group is None or (type(self.group) is int and self.group >= 1)
+        allowed = "None, or an integer >= 1"
+        check("UniformQuantizer", (some, "group out of range", self.group, allowed))
 
     def quantize(
         self, weights: NDArray, size: int, *, units: OutputUnits, name: str = "weights"
     ) -> Coded:
         """Return codes of `size` bits and their grid."""
-        return uniform(weights, bits=size, axis=units.axis, groups=units.groups, name=name)
+        check_bits(size, f"uniform of {name}")
+        plain = self.symmetric and self.group is None
+        if plain and self.range == "max":
+            return uniform(weights, bits=size, axis=units.axis, groups=units.groups, name=name)
+        array = finite(weights, name)
+        rows = grouped(to_rows(array, units), self.group).astype(np.float64)
+        scale, zero = self._steps(rows, size)
+        codes, shape = self._codes(rows, scale, zero, size), array.shape
+        length = units.rows(shape)[1]
+        codes = from_rows(codes.reshape(units.rows(shape)[0], -1)[:, :length], shape, units)
+        if plain:
+            grid = UniformGrid(scale.reshape(-1), units.axis, size, units.groups)
+            return Coded(codes.astype(grid.code_dtype), grid)
+        shift = 2 ** (size - 1) - 1 if self.symmetric else 0
+        middle = (zero + shift).astype(np.float32).reshape(-1)
+        affine = AffineGrid(scale.reshape(-1), middle, units, size, self.group)
+        return Coded((codes + shift).astype(affine.code_dtype), affine)
+
+    def _codes(self, rows: Floats, scale: NDArray[np.float32], zero: Floats, size: int) -> Floats:
+        low, high = (
+            (1 - 2 ** (size - 1), 2 ** (size - 1) - 1) if self.symmetric else (0, 2**size - 1)
+        )
+        return np.clip(np.rint(rows / scale.astype(np.float64)) + zero, low, high)
+
+    def _steps(self, rows: Floats, size: int) -> tuple[NDArray[np.float32], Floats]:
+        """Return scale and zero point of each row of a group."""
+
+        def error(low: Floats, high: Floats) -> Floats:
+            scale, zero = step(low, high)
+            values = scale * (self._codes(rows, scale, zero, size) - zero)
+            return np.square(values - rows).sum(1, keepdims=True)
+
+        def step(low: Floats, high: Floats) -> tuple[NDArray[np.float32], Floats]:
+            levels = 2 ** (size - 1) - 1 if self.symmetric else 2**size - 1
+            span = np.maximum(-low, high) if self.symmetric else high - low
+            wide = np.where(span == 0, 1.0, np.maximum(span / levels, SMALLEST_SCALE))
+            scale = wide.astype(np.float32)
+            zero = np.zeros_like(low) if self.symmetric else np.rint(-low / scale)
+            return scale, np.clip(zero, 0, levels)
+
+        return step(*RANGES[self.range](rows, error))
+
+
+def grouped(rows: NDArray, group: int | None) -> NDArray:
+    """Return (rows, weights) as (rows * groups, weights of a group), the last group of each row filled with zeros.
+
+    >>> grouped(np.float32([[1, 2, 3]]), 2).tolist()
+    [[1.0, 2.0], [3.0, 0.0]]
+    """
+    if group is None or not rows.size:
+        return rows
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % group))).reshape(-1, group)
 
 
 def finite(weights: ArrayLike, name: str) -> NDArray[np.float32]:

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
 from karikomi.errors import InvalidArgument
 from karikomi.quantize.grids import Coded
+from karikomi.quantize.units import OutputUnits
 from karikomi.registry import find
 
 DEFAULTS = {"bits": "uniform", "entries": "kmeans"}
-
-
-class OutputUnits(NamedTuple):
-    """Which weights make one output unit: an index of `axis`, in each of `groups` parts of the first axis.
-
-    A fact of the layer's type. `axis` of ``None``: the tensor has no units (a bias).
-    """
-
-    axis: int | None = None
-    groups: int = 1
 
 
 class Quantizer(Protocol):

@@ -1,4 +1,4 @@
-"""Codes of quantized parameters, stored on their layers, so that a file can contain codes, not floats."""
+"""Codes of quantized tensors, stored on their layers, so that a file can contain codes, not floats."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ _ATTRIBUTE = "_karikomi_coded"
 
 
 def remember_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
-    """Store the codes of the named parameters with their layers, and drop those of all others."""
+    """Store the codes of the named tensors with their layers, and drop those of all others."""
     for layer in module.modules():
         layer.__dict__.pop(_ATTRIBUTE, None)
     add_(module, coded)
 
 
 def add_(module: nn.Module, coded: Mapping[str, Coded]) -> None:
-    """Store the codes of the named parameters with their layers, under all their names."""
-    parameters = dict(module.named_parameters(remove_duplicate=False))
+    """Store the codes of the named parameters and buffers with their layers, under all their names."""
+    parameters: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    parameters |= dict(module.named_buffers(remove_duplicate=False))
     by_identity = {
         id(parameters[name]): tensor for name, tensor in coded.items() if name in parameters
     }

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,6 +16,35 @@ from karikomi.torch.numerics.norms import wide
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.patches import patches
 from karikomi.torch.tracing.weight_reads import Reading, WeightReadHooks
+from karikomi.torch.tracing.windows import Window
+
+
+def weight_matrix(weight: torch.Tensor, window: Window | None) -> torch.Tensor:
+    """Return a weight as (units, kernel positions x inputs), inputs running fastest, as `patches` gives them.
+
+    >>> weight_matrix(torch.zeros(8, 3, 2, 2), None).shape
+    torch.Size([8, 12])
+    """
+    if window is not None and window.transposed:
+        weight = weight.unflatten(0, (window.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.movedim(1, -1).reshape(len(weight), -1)
+
+
+def matrix_weight(
+    matrix: torch.Tensor, shape: tuple[int, ...], window: Window | None
+) -> torch.Tensor:
+    """Return the weight of a shape whose matrix this is: the inverse of `weight_matrix`.
+
+    >>> matrix_weight(torch.zeros(8, 12), (8, 3, 2, 2), None).shape
+    torch.Size([8, 3, 2, 2])
+    """
+    units, inputs, *kernel = shape
+    if window is not None and window.transposed:
+        groups = window.groups
+        units, inputs = inputs * groups, units // groups
+        spread = matrix.reshape(units, *kernel, inputs).movedim(-1, 1)
+        return spread.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+    return matrix.reshape(units, *kernel, inputs).movedim(-1, 1).contiguous()
 
 
 class _Enough(Exception):
@@ -22,7 +52,12 @@ class _Enough(Exception):
 
 
 class Regressions:
-    """Inputs of weights, now and with the `dense` weights; raises `Unsupported` for a weight that nothing reads."""
+    """Inputs of weights, now and with the `dense` weights; raises `Unsupported` for a weight that nothing reads.
+
+    `everywhere`: also of recurrent kernels and transposed convolutions, whose matrix is that of `weight_matrix`; a
+    weight that nothing reads is then listed in `unread`, with what else reads it. `positions`: how many of a
+    convolution's outputs for an example are summed.
+    """
 
     def __init__(
         self,
@@ -32,13 +67,24 @@ class Regressions:
         data: Iterable[Any],
         *,
         where: str,
+        everywhere: bool = False,
+        positions: int | None = None,
     ) -> None:
-        self.dense, self._where = dense, where
+        self.dense, self._where, self._everywhere = dense, where, everywhere
+        self._given: dict[str, Any] = {"transposed": everywhere, "positions": positions}
+        self.windows: dict[str, Window | None] = {}
         self._module, self._parameters, self._data = module, parameters, data
         self._times: dict[str, int] = {}
-        with WeightReadHooks(parameters, [self._count]) as watch:
+        self._parts: dict[str, int] = {}
+        with WeightReadHooks(parameters, [self._count], recurrent=everywhere) as watch:
             self._run(next(self._batches()), {})
-        for name in parameters.keys() - self._times.keys():
+        self._strays = watch.strays
+        self.unread = {
+            name: watch.strays.get(name, "nothing in the data")
+            for name in parameters
+            if name not in self._times
+        }
+        for name in () if everywhere else self.unread:
             raise Unsupported(
                 "no linear map or convolution reads this weight, so it cannot be re-fitted",
                 where=f"{self._where}: {name}",
@@ -51,9 +97,14 @@ class Regressions:
         """The names in the order of the forward pass."""
         return list(self._times)
 
+    @property
+    def strays(self) -> dict[str, str]:
+        """Weight name -> another function that read it, beside what was counted."""
+        return self._strays
+
     def problem(self, name: str) -> LeastSquares:
         """Return the regression of the dense outputs on the present inputs, summed over the data."""
-        sums = _Sums(self.dense[name])
+        sums = _Sums(self._matrix_of(name))
         for batch in self._batches():
             then = self._readings(name, batch, self.dense)
             now = self._readings(name, batch, self._parameters)
@@ -64,8 +115,36 @@ class Regressions:
                     hint=f"exclude={name!r}",
                 )
             for pair in zip(then, now, strict=True):
-                sums.add(*pair)
+                sums.add(*pair, **self._given)
         return sums.result()
+
+    def grams(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return weight name -> Gram matrix of its inputs in the dense network, (groups, inputs, inputs), float64."""
+        weights = {name: self.dense[name] for name in names}
+        found: dict[str, torch.Tensor] = {}
+
+        def add(reading: Reading) -> None:
+            part, parts = reading.part
+            for block in patches(reading, **self._given):
+                product = (block.mT @ block).to(wide(block.device))
+                groups = len(product)
+                if reading.name not in found:
+                    found[reading.name] = product.new_zeros((parts * groups, *product.shape[1:]))
+                found[reading.name][part * groups : (part + 1) * groups] += product
+
+        for batch in self._batches():
+            with WeightReadHooks(weights, [add], recurrent=self._everywhere):
+                self._run(batch, dict(self.dense))
+        return {name: gram.double().cpu().numpy() for name, gram in found.items()}
+
+    def gram_entries(self, name: str) -> int:
+        """Return the number of entries of the Gram matrix of a weight."""
+        width = self._matrix_of(name).shape[1]
+        groups, window = self._parts[name], self.windows[name]
+        return width * width * (groups if window is None else window.groups)
+
+    def _matrix_of(self, name: str) -> torch.Tensor:
+        return weight_matrix(self.dense[name], self.windows[name])
 
     def _readings(
         self, name: str, batch: Batch, weights: Mapping[str, torch.Tensor]
@@ -80,7 +159,8 @@ class Regressions:
 
         replaced = {} if weights is self._parameters else dict(weights)
         try:
-            with WeightReadHooks({name: weights[name]}, [keep]):
+            watch = WeightReadHooks({name: weights[name]}, [keep], recurrent=self._everywhere)
+            with watch:
                 self._run(batch, replaced)
         except _Enough:
             pass
@@ -94,20 +174,22 @@ class Regressions:
 
     def _count(self, reading: Reading) -> None:
         self._times[reading.name] = self._times.get(reading.name, 0) + 1
+        self.windows[reading.name] = reading.window
+        self._parts[reading.name] = reading.part[1]
 
 
 class _Sums:
     """Gram, cross and energy of one weight: products in float32, summed in the widest type."""
 
-    def __init__(self, dense: torch.Tensor) -> None:
-        self._matrix = dense.movedim(1, -1).reshape(len(dense), -1)
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self._matrix = matrix
         self._gram = self._cross = torch.zeros(())
         self._energy = 0.0
 
-    def add(self, then: Reading, now: Reading) -> None:
+    def add(self, then: Reading, now: Reading, **given: Any) -> None:
         """Add one reading in the dense network and the same reading in the present one."""
         part, parts = now.part
-        for before, after in zip(patches(then), patches(now), strict=True):
+        for before, after in zip(patches(then, **given), patches(now, **given), strict=True):
             groups, _, width = after.shape
             if self._gram.dim() == 0:
                 matrix = self._matrix.to(after.dtype).reshape(parts * groups, -1, width)

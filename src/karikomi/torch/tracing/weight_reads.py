@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from karikomi.torch.tracing.batches import leaves
 from karikomi.torch.tracing.output_tracing import Trail
+from karikomi.torch.tracing.recurrent_reads import CELLS, LAYERS, recurrent_inputs
 from karikomi.torch.tracing.windows import Window, window_of
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -47,7 +48,8 @@ class Reading:
 class WeightReadHooks(TorchFunctionMode):
     """Calls `on_read` for each reading of one of the weights while it is entered.
 
-    `trail`: follows the outputs. `strays`: weight name -> another function that read it.
+    `trail`: follows the outputs. `recurrent`: the kernels of recurrent layers are read too, by each step's inputs.
+    `strays`: weight name -> another function that read it.
     """
 
     def __init__(
@@ -55,12 +57,15 @@ class WeightReadHooks(TorchFunctionMode):
         weights: Mapping[str, torch.Tensor],
         on_read: Sequence[Callable[[Reading], None]],
         trail: Trail | None = None,
+        *,
+        recurrent: bool = False,
     ) -> None:
         super().__init__()
         self.strays: dict[str, str] = {}
         self._names = {id(weight): name for name, weight in weights.items()}
         self._on_read = on_read
         self._trail = trail
+        self._recurrent = CELLS | LAYERS if recurrent else frozenset()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -76,6 +81,8 @@ class WeightReadHooks(TorchFunctionMode):
         elif called in _LAYERS and isinstance(result, torch.Tensor):
             given = {**dict(zip(_LAYERS[called], args, strict=False)), **kwargs}
             self._layer(called, given, result)
+        elif called in self._recurrent:
+            self._recurring(func, called, args, kwargs)
         else:
             self._stray(called, args, kwargs, result)
         if self._trail and followed:
@@ -119,6 +126,13 @@ class WeightReadHooks(TorchFunctionMode):
             given["out_proj_bias"] = None
             inputs = func(*bound.args, **bound.kwargs)[0]
             self._report(Reading(name=name, weight=weight, inputs=inputs, outputs=result[0]))
+
+    def _recurring(self, func: Any, called: str, args: tuple[Any, ...], kwargs: Any) -> None:
+        weights = {id(tensor) for tensor in leaves(args)} & self._names.keys()
+        for weight, inputs in recurrent_inputs(func, called, args, kwargs) if weights else ():
+            name = self._names.get(id(weight))
+            if name is not None:
+                self._report(Reading(name=name, weight=weight, inputs=inputs, outputs=None))
 
     def _report(self, reading: Reading) -> None:
         for on_read in self._on_read:

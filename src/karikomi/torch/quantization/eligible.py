@@ -1,0 +1,109 @@
+"""Which tensors of a module are quantized, as weights or as vectors, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from karikomi.torch.internals import batch_norm_type
+from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parametrized import computed_from
+from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_VECTOR = 256
+"""Entries up to which a parameter of a layer that is not known is a vector, whatever its shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Eligible:
+    """Name -> tensor: `weights` get the grid that was asked for; `vectors` one that costs no accuracy.
+
+    Vectors are biases, gains of norms and what else is small, and the means of batch norms; `variances` are theirs
+    too. `left_alone`: name -> why a tensor of the state stays as it is. A tensor with several names has its first.
+    """
+
+    weights: dict[str, torch.Tensor]
+    vectors: dict[str, torch.Tensor]
+    variances: dict[str, torch.Tensor]
+    left_alone: dict[str, str]
+
+    @property
+    def all(self) -> dict[str, torch.Tensor]:
+        """All tensors that are quantized."""
+        return {**self.weights, **self.vectors, **self.variances}
+
+
+def eligible(module: nn.Module) -> Eligible:
+    """Return the tensors of a module that are quantized, and why the others are not.
+
+    >>> found = eligible(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)))
+    >>> list(found.weights), list(found.variances), list(found.left_alone)
+    (['0.weight'], ['1.running_var'], ['1.num_batches_tracked'])
+    """
+    module = unwrapped(module)
+    found = Eligible({}, {}, {}, {})
+    computed, seen = computed_from(module), set()
+    masked = {name.removesuffix("_orig") + "_mask" for name in computed}
+    stored = module.state_dict().keys()
+    for name, layer, tensor in _owned(module):
+        if id(tensor) in seen or name not in stored:
+            continue
+        seen.add(id(tensor))
+        reason = _why_not(tensor) or ("a mask" if name in masked else None)
+        kind = None if reason else _kind(name, layer, tensor, parametrized=name in computed)
+        if kind is None:
+            found.left_alone[name] = reason or _of_buffers(name, layer)
+        else:
+            getattr(found, kind)[name] = tensor
+    return found
+
+
+def _owned(module: nn.Module) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
+    for prefix, layer in module.named_modules():
+        for leaf, tensor in (
+            *layer.named_parameters(recurse=False),
+            *layer.named_buffers(recurse=False),
+        ):
+            yield f"{prefix}.{leaf}" if prefix else leaf, layer, tensor
+
+
+def _why_not(tensor: torch.Tensor) -> str | None:
+    if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer) or tensor.is_meta:
+        return "it has no values yet"
+    if tensor.dtype not in FLOATS:
+        return f"its dtype is {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.layout != torch.strided:
+        return f"its layout is {tensor.layout}"
+    return None if tensor.numel() else "it is empty"
+
+
+def _kind(name: str, layer: nn.Module, tensor: torch.Tensor, *, parametrized: bool) -> str | None:
+    """Return the field of `Eligible` for a tensor, ``None`` for a buffer that no rule is known for."""
+    leaf = name.rpartition(".")[2]
+    if not isinstance(tensor, nn.Parameter):
+        statistic = leaf in ("running_mean", "running_var") and isinstance(layer, batch_norm_type())
+        if statistic and leaf == "running_var":
+            return "variances" if bool((tensor >= 0).all()) else None
+        return "vectors" if statistic else None
+    if leaf.startswith("bias") or isinstance(layer, NORMS):
+        return "vectors"
+    if isinstance(layer, (*PRUNED, *EMBEDDINGS)) and leaf == "weight":
+        return "weights"
+    recurrent = isinstance(layer, nn.RNNBase | nn.RNNCellBase)
+    if recurrent or parametrized or isinstance(layer, nn.MultiheadAttention | nn.Bilinear):
+        return "weights" if _long_axes(tensor) > 1 else "vectors"
+    large = tensor.numel() > LARGEST_VECTOR and _long_axes(tensor) > 1
+    return "weights" if large else "vectors"
+
+
+def _of_buffers(name: str, layer: nn.Module) -> str:
+    leaf = name.rpartition(".")[2]
+    return f"{leaf} of {type(layer).__name__}: a buffer that no rule is known for"
+
+
+def _long_axes(tensor: torch.Tensor) -> int:
+    return sum(length > 1 for length in tensor.shape)

@@ -1,0 +1,354 @@
+"""One request to quantize, carried out on the tensors of a module: vectors first, then weights in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from karikomi.errors import InvalidArgument, check
+from karikomi.quantize import (
+    Coded,
+    Grid,
+    OutputUnits,
+    UniformGrid,
+    UniformQuantizer,
+    octaves,
+    uniform,
+)
+from karikomi.quantize.code_lengths import coded_bits
+from karikomi.quantize.error_feedback import Lattice
+from karikomi.quantize.quantizer import DEFAULTS
+from karikomi.quantize.steps import factor_at, relative_steps
+from karikomi.registry import find, name_of
+from karikomi.torch.facts.gradients import Loss
+from karikomi.torch.facts.measure import check_data, check_rereadable
+from karikomi.torch.modules import codes
+from karikomi.torch.quantization.compensated import Compensation, row_importance
+from karikomi.torch.quantization.curvature import squared_gradients
+from karikomi.torch.quantization.eligible import Eligible
+from karikomi.torch.quantization.output_units import output_units
+from karikomi.torch.tracing.eval_mode import steady
+
+VECTOR_BITS, VECTOR_BITS_AT_RATE = 16, 8
+PER_OCTAVE, PER_OCTAVE_AT_RATE = 64, 16
+MOST_RATE = 16.0
+SAMPLE = 1 << 16
+"""Weights of a tensor that are drawn for the search of a rate."""
+PASSES, NEAR = 3, 0.02
+"""A rate is met within two hundredths, or after so many passes over all layers."""
+UNSEEN = 0.1
+"""The part of the mean importance that is added to each row that may not occur in the data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked for: `size` bits or entries, or a `rate`, by a quantizer, on `data`."""
+
+    quantizer: Any
+    size: int | None
+    rate: float | None
+    data: Iterable[Any] | None
+    where: str
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        bits: int | None,
+        entries: int | None,
+        rate: float | None,
+        method: Any,
+        data: Iterable[Any] | None,
+        options: Mapping[str, Any],
+        where: str,
+    ) -> Request:
+        """Return the request of the arguments of `quantize_`; raises as that does."""
+        sizes: dict[str, Any] = {"bits": bits, "entries": entries, "rate": rate}
+        given = {key: size for key, size in sizes.items() if size is not None}
+        if len(given) != 1:
+            raise InvalidArgument(
+                "give bits for a uniform grid, entries for a codebook, or a rate",
+                where=where,
+                got=", ".join(f"{key}={size}" for key, size in sizes.items()),
+                allowed="exactly one",
+            )
+        ((key, size),) = given.items()
+        if data is not None:
+            check_data(data, where)
+            check_rereadable(data, where)
+        defaults = {**DEFAULTS, "rate": "uniform" if data is None else "cerwu"}
+        quantizer = _with_options(_made(method or defaults[key]), options, where)
+        takes = "entries" if key == "entries" else "bits"
+        if quantizer.argument != takes:
+            name = method if isinstance(method, str) else name_of("quantizer", quantizer)
+            raise InvalidArgument(
+                f"the quantizer {name!r} takes {quantizer.argument}",
+                where=where,
+                got=f"{key}={size}",
+            )
+        if getattr(quantizer, "needs", None) and data is None:
+            raise InvalidArgument(
+                "this method compensates errors by the inputs of layers, and needs data",
+                where=where,
+                hint="pass data=, an iterable of batches of inputs",
+            )
+        if key == "rate":
+            good = isinstance(size, int | float) and 0.0 < size <= MOST_RATE
+            plain = options == {"group": None, "symmetric": True, "range": "max"}
+            check(
+                where,
+                (good, "rate out of range", size, f"above 0 to {MOST_RATE:g} bits"),
+                (
+                    plain,
+                    "a rate takes one step per tensor: no group, zero point or range",
+                    None,
+                    None,
+                ),
+            )
+            return cls(quantizer=quantizer, size=None, rate=float(size), data=data, where=where)
+        return cls(quantizer=quantizer, size=size, rate=None, data=data, where=where)
+
+
+class Rounding:
+    """The tensors of a module on their way to grids; `notes` as in `Codes`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        found: Eligible,
+        tensors: Mapping[str, torch.Tensor],
+        dense: Mapping[str, torch.Tensor],
+        request: Request,
+        *,
+        loss: Loss | None,
+        seed: int,
+        progress: bool,
+    ) -> None:
+        self._module, self._request, self._dense = module, request, dense
+        self._loss, self._seed, self._progress = loss, seed, progress
+        self._tensors = tensors
+        self._weights = {name: item for name, item in tensors.items() if name in found.weights}
+        self._variances = found.variances
+        self._units = output_units(module)
+        self.notes: dict[str, str] = {}
+
+    def run_(self) -> dict[str, Coded]:
+        """Round all tensors in place and return their codes."""
+        vectors = {name: self._vector(name) for name in self._tensors if name not in self._weights}
+        # First: the layers that are rounded later see them.
+        self._put_(vectors)
+        if not self._weights:
+            return vectors
+        with steady(self._module):
+            if self._request.rate is None:
+                weights = self._at_size_()
+            else:
+                weights = self._at_rate_(self._request.rate, vectors)
+        return {**vectors, **weights}
+
+    def _vector(self, name: str) -> Coded:
+        coarse = self._request.rate is not None
+        array = _array(self._dense[name])
+        if name in self._variances:
+            many = PER_OCTAVE_AT_RATE if coarse else PER_OCTAVE
+            return octaves(array, per_octave=many, name=name)
+        bits = VECTOR_BITS_AT_RATE if coarse else VECTOR_BITS
+        return uniform(array, bits=bits, axis=None, name=name)
+
+    def _at_size_(self) -> dict[str, Coded]:
+        quantizer, size = self._request.quantizer, self._request.size
+        coded = {}
+        for name in self._weights:
+            units = self._units.get(name, OutputUnits())
+            array = _array(self._dense[name])
+            coded[name] = quantizer.quantize(array, size, units=units, name=name)
+        if not getattr(quantizer, "needs", None):
+            self._put_(coded)
+            return coded
+        compensation = self._compensation()
+        self._put_({name: tensor for name, tensor in coded.items() if name in compensation.unread})
+        grids = {name: tensor.grid for name, tensor in coded.items()}
+        return {**coded, **self._compensate_(compensation, grids, {})}
+
+    def _at_rate_(self, rate: float, vectors: Mapping[str, Coded]) -> dict[str, Coded]:
+        quantizer = self._request.quantizer
+        compensation = self._compensation() if getattr(quantizer, "needs", None) else None
+        curvature = self._curvature()
+        means = {name: float(square.mean()) for name, square in curvature.items()}
+        if compensation is not None:
+            for name, left in compensation.spreads(quantizer.damping).items():
+                means[name] *= left
+        arrays = {name: _array(self._dense[name]).astype(np.float64) for name in self._weights}
+        deviations = {name: float(np.sqrt(np.mean(a**2))) for name, a in arrays.items()}
+        steps = relative_steps(means, deviations)
+        fixed = sum(coded_bits(item.codes) for item in vectors.values())
+        numbers = sum(item.numel() for item in self._tensors.values())
+        drawn = _drawn(arrays, self._seed)
+
+        def bits(factor: float) -> float:
+            found = [_bits(drawn[n], a.size, steps[n] * factor) for n, a in arrays.items()]
+            return (fixed + sum(found)) / numbers
+
+        factor = factor_at(rate, bits, where=self._request.where)
+        if compensation is None:
+            found = {name: _nearest(array, steps[name] * factor) for name, array in arrays.items()}
+            self._put_(found)
+            return found
+        return self._passes_(compensation, curvature, steps, factor, bits, fixed, numbers)
+
+    def _passes_(
+        self,
+        compensation: Compensation,
+        curvature: Mapping[str, torch.Tensor],
+        steps: Mapping[str, float],
+        factor: float,
+        bits: Any,
+        fixed: float,
+        numbers: int,
+    ) -> dict[str, Coded]:
+        """Round all layers, and again with another factor, until the codes have the rate."""
+        rate = self._request.rate or 0.0
+        found: dict[str, Coded] = {}
+        for number in range(PASSES):
+            grids: dict[str, Grid] = {
+                name: _grid(self._dense[name], step * factor) for name, step in steps.items()
+            }
+            found = {
+                name: self._alone(name, grids[name], curvature) for name in compensation.unread
+            }
+            self._put_(found)
+            if number:
+                for name in compensation.names:
+                    self._weights[name].copy_(self._dense[name])
+            found |= self._compensate_(compensation, grids, curvature)
+            now = (fixed + sum(coded_bits(item.codes) for item in found.values())) / numbers
+            if abs(now - rate) <= NEAR * rate or number == PASSES - 1:
+                break
+            slope = (bits(factor) - bits(factor * 2.0**0.25)) / 0.25
+            factor *= 2.0 ** ((now - rate) / max(slope, 0.25))
+        return {name: _narrowed(item) for name, item in found.items()}
+
+    def _alone(self, name: str, grid: Grid, curvature: Mapping[str, torch.Tensor]) -> Coded:
+        """Return the codes of a weight whose inputs are not seen, as that of an embedding."""
+        assert isinstance(grid, UniformGrid)
+        array, quantizer = _array(self._dense[name]), self._request.quantizer
+        rows = array.reshape(len(array), -1).astype(np.float64)
+        lattice = Lattice(grid.scale.astype(np.float64)[:, None], -grid.limit, grid.limit)
+        if not hasattr(quantizer, "alone"):
+            return Coded(lattice.nearest(rows).reshape(array.shape).astype(grid.code_dtype), grid)
+        found = quantizer.alone(rows, lattice, row_importance(curvature[name], None, least=UNSEEN))
+        return Coded(found.reshape(array.shape).astype(grid.code_dtype), grid)
+
+    def _compensation(self) -> Compensation:
+        assert self._request.data is not None
+        compensation = Compensation(
+            self._module,
+            self._weights,
+            self._dense,
+            self._request.data,
+            progress=self._progress,
+            where=self._request.where,
+        )
+        self.notes |= {name: f"nearest values: {why}" for name, why in compensation.unread.items()}
+        return compensation
+
+    def _compensate_(
+        self,
+        compensation: Compensation,
+        grids: Mapping[str, Grid],
+        curvature: Mapping[str, torch.Tensor],
+    ) -> dict[str, Coded]:
+        found, raised = compensation.round_(self._request.quantizer, grids, curvature)
+        self.notes |= {name: f"damping {share:g} was needed" for name, share in raised.items()}
+        return found
+
+    def _curvature(self) -> dict[str, torch.Tensor]:
+        if self._request.data is None:
+            return {name: torch.zeros(()) for name in self._weights}
+        return squared_gradients(
+            self._module,
+            self._weights,
+            self._request.data,
+            self._loss,
+            seed=self._seed,
+            progress=self._progress,
+            where=self._request.where,
+        )
+
+    def _put_(self, coded: Mapping[str, Coded]) -> None:
+        for name, tensor in coded.items():
+            self._tensors[name].copy_(codes.decoded(tensor, self._tensors[name].dtype))
+
+
+def _made(method: Any) -> Any:
+    return find("quantizer", method)() if isinstance(method, str) else method
+
+
+def _with_options(quantizer: Any, options: Mapping[str, Any], where: str) -> Any:
+    """Return a quantizer whose uniform grid has the options of `quantize_`."""
+    changed = {
+        key: value
+        for key, value in options.items()
+        if value != {"group": None, "symmetric": True, "range": "max"}[key]
+    }
+    if not changed:
+        return quantizer
+    if isinstance(quantizer, UniformQuantizer):
+        return replace(quantizer, **changed)
+    if isinstance(getattr(quantizer, "grid", None), UniformQuantizer):
+        return replace(quantizer, grid=replace(quantizer.grid, **changed))
+    raise InvalidArgument(
+        "this method has no uniform grid, and so none of these options",
+        where=where,
+        got=", ".join(changed),
+    )
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().float().numpy()
+
+
+def _drawn(arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Return some of the weights of each tensor: the entropy of all is searched with those of the drawn."""
+    random = np.random.default_rng(seed)
+    return {
+        name: array.reshape(-1)
+        if array.size <= SAMPLE
+        else random.choice(array.reshape(-1), SAMPLE)
+        for name, array in arrays.items()
+    }
+
+
+def _bits(drawn: np.ndarray, count: int, step: float) -> float:
+    codes = np.rint(np.clip(drawn / step, -(2**40), 2**40)).astype(np.int64)
+    return coded_bits(codes) * count / max(drawn.size, 1)
+
+
+def _grid(dense: torch.Tensor, step: float) -> UniformGrid:
+    """Return a grid of one step that covers twice the range of the weights: compensation may leave it."""
+    peak = float(dense.detach().abs().max()) / step if dense.numel() else 0.0
+    bits = min(max(int(np.ceil(np.log2(2.0 * peak + 2.0))) + 1, 2), 16)
+    # A grid of 16 bits has no finer step than this; it is far below what a rate up to 16 asks for.
+    least = float(dense.detach().abs().max()) / (2**15 - 1) if bits == 16 else 0.0
+    return UniformGrid(np.float32([max(step, least, np.finfo(np.float32).tiny)]), None, bits)
+
+
+def _nearest(array: np.ndarray, step: float) -> Coded:
+    grid = _grid(torch.from_numpy(array), step)
+    found = np.clip(np.rint(array / float(grid.scale[0])), -grid.limit, grid.limit)
+    return _narrowed(Coded(found.astype(grid.code_dtype), grid))
+
+
+def _narrowed(coded: Coded) -> Coded:
+    """Return codes with a grid of no more bits than they need."""
+    grid = coded.grid
+    assert isinstance(grid, UniformGrid)
+    most = int(np.abs(coded.codes.astype(np.int64)).max(initial=0))
+    bits = max(most.bit_length() + 1, 2)
+    narrow = UniformGrid(grid.scale, grid.axis, bits, grid.groups)
+    return Coded(coded.codes.astype(narrow.code_dtype), narrow)
