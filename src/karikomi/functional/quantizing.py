@@ -9,7 +9,8 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.functional.unit_axes import UnitAxes, resolved_axes
-from karikomi.quantize import Coded, quantizer_for
+from karikomi.quantize import Coded
+from karikomi.quantize.method import Method
 from karikomi.quantize.output_units import units_along
 from karikomi.select import select
 from karikomi.selection.array_arguments import wide
@@ -20,7 +21,7 @@ def codes_of_arrays(
     *,
     bits: int | None,
     entries: int | None,
-    method: str | None,
+    method: Any,
     unit_axes: UnitAxes | None,
     only: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
@@ -31,14 +32,17 @@ def codes_of_arrays(
     `unit_axes`: name or glob -> the axis, or the axes, whose indices have scales of their own; other arrays have one
     scale. Raises `InvalidArgument`, `UnknownName`, `Unsupported` without a floating array, `NonFinite`.
     """
-    quantize = quantizer_for(method, bits=bits, entries=entries, where=where)
+    chosen = Method.of(method, {"bits": bits, "entries": entries}, where=where)
     if not arrays:
         raise Unsupported("there is no floating array to quantize", where=where)
     shapes = {name: np.shape(array) for name, array in arrays.items()}
     axes = resolved_axes(unit_axes, shapes, where=where)
     return {
-        name: quantize(
-            wide(arrays[name]), units=units_along(axes.get(name, ()), shapes[name]), name=name
+        name: chosen.quantizer.quantize(
+            wide(arrays[name]),
+            chosen.size,
+            units=units_along(axes.get(name, ()), shapes[name]),
+            name=name,
         )
         for name in select(arrays, only=only, exclude=exclude, where=where)
     }

@@ -19,7 +19,7 @@ def quantize(
     *,
     bits: int | None = None,
     entries: int | None = None,
-    method: str | None = None,
+    method: Any = None,
     unit_axes: UnitAxes | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,

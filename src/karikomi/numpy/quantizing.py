@@ -21,7 +21,7 @@ def quantize(
     *,
     bits: int | None = None,
     entries: int | None = None,
-    method: str | None = None,
+    method: Any = None,
     unit_axes: UnitAxes | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
@@ -31,7 +31,8 @@ def quantize(
     `weights`: any tree of dicts, lists, tuples and named tuples of arrays, also of the bfloat16 and float8 of
     ``ml_dtypes``. `bits` (2..16): a symmetric uniform grid, ``code = round(w / scale)``, ``scale = max|w| /
     (2**(bits-1) - 1)``. `entries`: a codebook of so many non-zero values per array by 1-D k-means. Exactly one of
-    the two. `method`: the name of a registered quantizer, by default ``"uniform"`` and ``"kmeans"``. `unit_axes`: name
+    the two. `method`: a registered quantizer, by name or as an object, that needs no data; by default ``"uniform"``
+    and ``"kmeans"``. `unit_axes`: name
     or glob -> the axis whose indices have scales of their own, or the axes that together name one output unit, such as
     ``{"*kernel": -1}``; other arrays have one scale. It is never guessed from rank. `only`, `exclude`: globs over the
     names of arrays (default: all floating ones, biases too). Other leaves, arrays of integers and `Coded` among

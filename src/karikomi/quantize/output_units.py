@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from karikomi.quantize.quantizer import OutputUnits
+from karikomi.quantize.units import OutputUnits
 
 
 def units_along(axes: Sequence[int], shape: Sequence[int]) -> OutputUnits:

@@ -14,9 +14,14 @@ from karikomi.quantize import Coded
 _ATTRIBUTE = "_karikomi_coded"
 
 
+def assign(variable: Any, coded: Coded) -> None:
+    """Assign the values of codes to a variable."""
+    variable.assign(coded.decode())
+
+
 def put(variable: Any, coded: Coded) -> None:
     """Assign the values of codes to a variable, and store the codes with it."""
-    variable.assign(coded.decode())
+    assign(variable, coded)
     vars(variable)[_ATTRIBUTE] = coded
 
 
