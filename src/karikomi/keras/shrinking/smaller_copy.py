@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import keras
 import numpy as np
 
 import karikomi.keras.labelling  # noqa: F401  (registers the rules)
-from karikomi.errors import InvalidArgument, Unsupported, check_known
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.keras.facts.layer_calls import batches
 from karikomi.keras.internals import all_layers, graph_of
 from karikomi.keras.labelling.label_run import LabelRun, computes_weights
@@ -22,28 +22,11 @@ from karikomi.keras.shrinking.proof import Proof
 from karikomi.keras.shrinking.rewriting import rewritten
 from karikomi.keras.shrinking.sample_inputs import samples_of
 from karikomi.keras.shrinking.unit_scores import made_axes, unit_scores
-from karikomi.prune import as_score
 from karikomi.prune.scores.score import Score
-from karikomi.select import select
 from karikomi.shrink.account import ShrinkReport
+from karikomi.shrink.choice import Choice, choice_of
 from karikomi.shrink.labels import Block
-from karikomi.shrink.unit_groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """How units are chosen: the target, the score, and the limits."""
-
-    unit: str
-    value: float
-    score: Score
-    allocation: str
-    multiple: int
-    least: int
-    data: Iterable[Any] | None
-    loss: Any
-    only: Any
-    exclude: Any
+from karikomi.shrink.unit_groups import Group, groups_of
 
 
 class Shrinking:
@@ -54,79 +37,44 @@ class Shrinking:
         self.variables = oriented(model, where=WHERE)
         self.axes = made_axes(model, self.variables)
         names = {id(item.variable): name for name, item in self.variables.items()}
-        self.found = LabelRun(model, names, whole=choice.unit == "heads").run()
+        self.found = LabelRun(model, names, whole=choice.whole).run()
         self.every = np.ones(len(self.found.classes.roots), bool)
 
     def chosen(self) -> np.ndarray:
         """Return a boolean per label: whether it stays."""
-        choice, groups = self.choice, self._groups()
+        choice = self.choice
+        groups = choice.free(self.groups, self.variables, self._makes, self.frozen)
         scores = unit_scores(
             self.model, groups, self.variables, choice.score, data=choice.data, loss=choice.loss
         )
-        allocate = ALLOCATIONS[choice.allocation]
+        return choice.kept(self.found.classes, groups, scores, self._cost)
 
-        def kept(share: float) -> np.ndarray:
-            gone = allocate(groups, scores, share, choice.multiple, choice.least)
-            return kept_of(self.found.classes, gone)
-
-        if choice.unit in ("width", "heads"):
-            return kept(choice.value)
-
-        def cost(share: float) -> float:
-            return self._cost(kept(share))
-
-        share = choice.value <= 1 and not isinstance(choice.value, int)
-        budget = choice.value * self._cost(self.every) if share else choice.value
-        return kept(to_budget(cost, budget, unit=choice.unit, where=WHERE))
-
-    def _cost(self, kept: np.ndarray) -> float:
-        if self.choice.unit == "macs":
-            return float(macs_of(KeptWeights(self.found, kept)))
-        return float(self.stored(kept, sizes=self.choice.unit == "bytes"))
+    def _cost(self, share: float, kept: np.ndarray) -> float:
+        unit = self.choice.target.unit
+        if unit == "macs":
+            return float(macs_of(KeptWeights(kept, self.found)))
+        return float(self.stored(kept, sizes=unit == "bytes"))
 
     def stored(self, kept: np.ndarray, *, sizes: bool = False) -> int:
         """Return the parameters that stay, running statistics apart, or their bytes."""
-        stays = KeptWeights(self.found, kept)
+        stays = KeptWeights(kept, self.found)
         return sum(
             math.prod(stays.of(item.variable)) * (_itemsize(item.variable) if sizes else 1)
             for item in self.variables.values()
             if is_weight(item)
         )
 
-    def _groups(self) -> list[Group]:
-        found = groups_of(self.found.classes, rows=self._is_made)
-        picked = set(
-            select(
-                list(self.variables),
-                only=self.choice.only,
-                exclude=self.choice.exclude,
-                where=WHERE,
-            )
-        )
-        free = [
-            group
-            for group in found
-            if len(group) > 1
-            and all(block.owner in picked for block, _ in group.members if self._is_made(block))
-        ]
-        if not free:
-            why = [f"{name}: {reason}" for name, reason in self.frozen().items()]
-            raise Unsupported(
-                "no unit can go",
-                where=WHERE,
-                got="; ".join(why[:3]) or "no layer",
-                allowed="units that are no outputs, of layers that only= and exclude= leave",
-            )
-        return free
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All groups of units that can go."""
+        return groups_of(self.found.classes, rows=self._makes)
 
-    def _is_made(self, block: Block) -> bool:
+    def _makes(self, block: Block) -> bool:
         """Return whether an axis holds the units that its layer makes."""
         return block.axis in self.axes.get(block.owner, ())
 
     def report(self, kept: np.ndarray, small: Any, worst: float) -> ShrinkReport:
         """Return the account of what was removed."""
-        classes = self.found.classes
-        groups = groups_of(classes, rows=self._is_made)
         return ShrinkReport(
             widths_before=self.widths(self.every),
             widths_after=self.widths(kept),
@@ -136,18 +84,18 @@ class Shrinking:
                 for item in oriented(small, where=WHERE).values()
                 if is_weight(item)
             ),
-            left_alone=self.frozen(),
+            left_alone=self.frozen,
             max_difference=worst,
-            macs_before=macs_of(KeptWeights(self.found, self.every)),
-            macs_after=macs_of(KeptWeights(self.found, kept)),
-            frozen={**self.frozen(), **self.found.unknown},
-            together={group.name: list(group.sites) for group in groups if group.sites},
+            macs_before=macs_of(KeptWeights(self.every, self.found)),
+            macs_after=macs_of(KeptWeights(kept, self.found)),
+            frozen={**self.frozen, **self.found.unknown},
+            together={group.name: list(group.sites) for group in self.groups if group.sites},
             statistics=list(self.found.statistics.values()),
         )
 
     def widths(self, kept: np.ndarray) -> dict[str, int]:
         """Return layer -> number of units that stay."""
-        stays = KeptWeights(self.found, kept)
+        stays = KeptWeights(kept, self.found)
         return {
             self._layer(name): math.prod(
                 stays.of(self.variables[name].variable)[axis] for axis in axes
@@ -155,8 +103,9 @@ class Shrinking:
             for name, axes in self._layers().items()
         }
 
+    @cached_property
     def frozen(self) -> dict[str, str]:
-        """Return layer -> why none of its units can go."""
+        """Layer -> why none of its units can go."""
         classes, found = self.found.classes, {}
         blocks = {(block.owner, block.axis): block for block in classes.blocks}
         for name, axes in self._layers().items():
@@ -250,50 +199,27 @@ def shrink(
         "macs": macs,
         "bytes": bytes,
     }
-    given = {name: value for name, value in targets.items() if value is not None}
-    if len(given) != 1:
-        raise InvalidArgument(
-            "one target is needed",
-            where=WHERE,
-            got=", ".join(given) or None,
-            allowed=", ".join(targets),
-        )
-    ((unit, value),) = given.items()
-    _check_target(unit, value)
-    check_known(allocation, ALLOCATIONS, "unknown allocation", where=WHERE)
-    _check_model(model)
-    choice = Choice(
-        unit=unit,
-        value=value,
-        score=as_score(score),
+    choice = choice_of(
+        targets,
+        where=WHERE,
+        score=score,
         allocation=allocation,
-        multiple=multiple_of,
+        multiple_of=multiple_of,
         least=least,
-        data=data,
+        data=list(data) if isinstance(data, Iterator) else data,
         loss=loss,
         only=only,
         exclude=exclude,
     )
+    _check_model(model)
     run = Shrinking(model, choice)
     kept = run.chosen()
     small = rewritten(model, run.found, kept)
-    if inputs is None and data is not None:
-        inputs = next(batches(data, where=WHERE))[0]
+    if inputs is None and choice.data is not None:
+        inputs = next(batches(choice.data, where=WHERE))[0]
     worst = Proof(model, small).difference(samples_of(model, inputs))
     small.fill_(model)
     return small.model, run.report(kept, small.model, worst)
-
-
-def _check_target(unit: str, value: Any) -> None:
-    share = unit in ("width", "heads")
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    if not number or (share and value > 1):
-        raise InvalidArgument(
-            "the target is a share" if share else "the target is positive",
-            where=f"{WHERE}: {unit}",
-            got=value,
-            allowed="in (0, 1]" if share else "a share in (0, 1], or a whole number",
-        )
 
 
 def _check_model(model: Any) -> None:
