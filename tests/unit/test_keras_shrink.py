@@ -526,12 +526,6 @@ def _with_lora() -> Any:
         (lambda: np.ones(3), {}, InvalidArgument, "not a Keras model.*ndarray"),
         (
             by_hand,
-            {"width": None},
-            InvalidArgument,
-            "one target is to be given; got none.*width.*heads",
-        ),
-        (
-            by_hand,
             {"macs": 0.5},
             InvalidArgument,
             "one target is to be given; got width=0.5, macs=0.5",

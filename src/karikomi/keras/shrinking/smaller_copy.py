@@ -17,8 +17,9 @@ from karikomi.keras.internals import all_layers, graph_of
 from karikomi.keras.labelling.label_run import LabelRun, computes_weights
 from karikomi.keras.layers.prunable import NORMS, is_weight, oriented
 from karikomi.keras.shrinking.costs import macs_of
+from karikomi.keras.shrinking.dead_units import DeadUnits
 from karikomi.keras.shrinking.kept import WHERE, KeptWeights
-from karikomi.keras.shrinking.proof import Proof
+from karikomi.keras.shrinking.proof import Proof, equal
 from karikomi.keras.shrinking.rewriting import rewritten
 from karikomi.keras.shrinking.sample_inputs import samples_of
 from karikomi.keras.shrinking.unit_scores import made_axes, unit_scores
@@ -32,24 +33,27 @@ from karikomi.shrink.unit_groups import Group, groups_of
 class Shrinking:
     """One shrink of a model: its labels, what is chosen, and the report."""
 
-    def __init__(self, model: Any, choice: Choice) -> None:
+    def __init__(self, model: Any, choice: Choice | None) -> None:
         self.model, self.choice = model, choice
         self.variables = oriented(model, where=WHERE)
         self.axes = made_axes(model, self.variables)
         names = {id(item.variable): name for name, item in self.variables.items()}
-        self.found = LabelRun(model, names, whole=choice.whole).run()
+        whole, exact = choice is not None and choice.whole, choice is None
+        self.found = LabelRun(model, names, whole=whole, exact=exact).run()
         self.every = np.ones(len(self.found.classes.roots), bool)
 
     def chosen(self) -> np.ndarray:
         """Return a boolean per label: whether it stays."""
         choice = self.choice
-        groups = choice.free(self.groups, self.variables, self._makes, self.frozen)
+        assert choice is not None  # noqa: S101
+        groups = choice.free(self.groups, self.variables, self.makes, self.frozen)
         scores = unit_scores(
             self.model, groups, self.variables, choice.score, data=choice.data, loss=choice.loss
         )
         return choice.kept(self.found.classes, groups, scores, self._cost)
 
     def _cost(self, share: float, kept: np.ndarray) -> float:
+        assert self.choice is not None  # noqa: S101
         unit = self.choice.target.unit
         if unit == "macs":
             return float(macs_of(KeptWeights(kept, self.found)))
@@ -67,13 +71,15 @@ class Shrinking:
     @cached_property
     def groups(self) -> list[Group]:
         """All groups of units that can go."""
-        return groups_of(self.found.classes, rows=self._makes)
+        return groups_of(self.found.classes, rows=self.makes)
 
-    def _makes(self, block: Block) -> bool:
+    def makes(self, block: Block) -> bool:
         """Return whether an axis holds the units that its layer makes."""
         return block.axis in self.axes.get(block.owner, ())
 
-    def report(self, kept: np.ndarray, small: Any, worst: float) -> ShrinkReport:
+    def report(
+        self, kept: np.ndarray, small: Any, worst: float, left_alone: dict[str, str]
+    ) -> ShrinkReport:
         """Return the account of what was removed."""
         return ShrinkReport(
             widths_before=self.widths(self.every),
@@ -84,7 +90,7 @@ class Shrinking:
                 for item in oriented(small, where=WHERE).values()
                 if is_weight(item)
             ),
-            left_alone=self.frozen,
+            left_alone=left_alone,
             max_difference=worst,
             macs_before=macs_of(KeptWeights(self.every, self.found)),
             macs_after=macs_of(KeptWeights(kept, self.found)),
@@ -161,7 +167,9 @@ def shrink(
     Inputs and outputs of the model stay, and what reaches a layer without a rule (a ``Lambda``, a layer of your
     own); ``report.frozen`` has the reasons.
 
-    One target: the units of the lowest score go. `width`, the share of units that stays in each group, in
+    Without a target, only dead units go: those whose outgoing weights are all zero, or whose incoming weights are and
+    whose constant output is zero or can be added to the next bias; the outputs do not change. With one target,
+    the units of the lowest score go: `width`, the share of units that stays in each group, in
     (0, 1]; `heads`, the same for whole heads of attention and groups of convolutions instead of their inner units; or a
     budget for the whole model, a share in (0, 1] or a whole number: `parameters` (running statistics
     apart), `macs` (of one example), `bytes`.
@@ -179,8 +187,8 @@ def shrink(
     inputs. Where a normalisation, a softmax or a mean is taken over entries of which some went, its statistics change;
     both sides of the proof then use its affine part, and ``report.statistics`` has the places.
 
-    Raises `Unsupported` for a subclassed model, if nothing can go, for a layer that cannot be made from its
-    configuration, and if the proof fails; `InvalidArgument` for no target or two, for a model that is not
+    Raises `Unsupported` for a subclassed model, if a target is given and nothing can go, for a layer that cannot be
+    made from its configuration, and if the proof fails; `InvalidArgument` for two targets, for a model that is not
     built, and for a budget that is too small.
 
     >>> import keras, karikomi as kk
@@ -199,6 +207,12 @@ def shrink(
         "macs": macs,
         "bytes": bytes,
     }
+    data = list(data) if isinstance(data, Iterator) else data
+    _check_model(model)
+    if inputs is None and data is not None:
+        inputs = next(batches(data, where=WHERE))[0]
+    if all(value is None for value in targets.values()):
+        return _without_dead_units(model, inputs)
     choice = choice_of(
         targets,
         where=WHERE,
@@ -206,20 +220,30 @@ def shrink(
         allocation=allocation,
         multiple_of=multiple_of,
         least=least,
-        data=list(data) if isinstance(data, Iterator) else data,
+        data=data,
         loss=loss,
         only=only,
         exclude=exclude,
     )
-    _check_model(model)
-    run = Shrinking(model, choice)
-    kept = run.chosen()
-    small = rewritten(model, run.found, kept)
-    if inputs is None and choice.data is not None:
-        inputs = next(batches(choice.data, where=WHERE))[0]
+    shrinking = Shrinking(model, choice)
+    kept = shrinking.chosen()
+    small = rewritten(model, shrinking.found, kept)
     worst = Proof(model, small).difference(samples_of(model, inputs))
     small.fill_(model)
-    return small.model, run.report(kept, small.model, worst)
+    return small.model, shrinking.report(kept, small.model, worst, shrinking.frozen)
+
+
+def _without_dead_units(model: Any, inputs: Any) -> tuple[Any, ShrinkReport]:
+    shrinking, samples = Shrinking(model, None), samples_of(model, inputs)
+    search = DeadUnits(
+        model, shrinking.found, shrinking.groups, shrinking.variables, shrinking.makes, samples
+    )
+    kept = search.kept()
+    small = rewritten(model, shrinking.found, kept)
+    small.fill_(model, search.numbers)
+    worst = equal(model, small.model, samples)
+    left_alone = {**shrinking.frozen, **search.left_alone}
+    return small.model, shrinking.report(kept, small.model, worst, left_alone)
 
 
 def _check_model(model: Any) -> None:
