@@ -75,7 +75,7 @@ def on_host(params: Any, *, where: str) -> dict[str, Any]:
     return found
 
 
-def replaced(tree: Any, arrays: Mapping[str, jax.Array | None]) -> Any:
+def replaced(tree: Any, arrays: Mapping[str, Any]) -> Any:
     """Return the tree with other leaves, by the names that `named` gives them."""
 
     def replacement(path: Any, leaf: Any) -> Any:

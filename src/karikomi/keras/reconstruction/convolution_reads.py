@@ -59,7 +59,7 @@ def depthwise(layer: Any, values: np.ndarray) -> Blocks:
 
 def _middle(layer: Any, call: LayerCall) -> np.ndarray:
     """Return what the depthwise convolution of a separable one puts out."""
-    inputs = keras.ops.convert_to_tensor(call.inputs)
+    inputs: Any = keras.ops.convert_to_tensor(call.inputs)
     middle = keras.ops.depthwise_conv(
         inputs,
         keras.ops.cast(layer.depthwise_kernel, inputs.dtype),

@@ -32,7 +32,7 @@ def _inputs(_: Any, call: LayerCall) -> np.ndarray:
 
 def _states(layer: Any, call: LayerCall) -> np.ndarray:
     """Return the hidden state before each step that is not masked, from the cell run step by step."""
-    sequence = keras.ops.convert_to_tensor(call.inputs)
+    sequence: Any = keras.ops.convert_to_tensor(call.inputs)
     state = call.options.get("initial_state")
     if state is None:
         state = layer.states if layer.stateful else layer.get_initial_state(len(sequence))
