@@ -133,7 +133,8 @@ def min_max(seen: ActivationHistogram) -> Range:
 def percentile(seen: ActivationHistogram, share: float = PERCENTILE) -> Range:
     """Return a range that holds `share` percent of the values, with equal tails on both sides.
 
-    A side with no more values than its tail is not cut. Source: the percentile calibrator of ONNX Runtime (99.999 of 2,048 bins).
+    A side with no more values than its tail is not cut. Source: the percentile calibrator of ONNX Runtime
+    (99.999 of 2,048 bins).
     """
     order = np.argsort(np.append(seen.centres, 0.0), kind="stable")
     counts = np.append(seen.counts, seen.zeros)[order]
@@ -214,9 +215,9 @@ def _divergence(centres: Floats, counts: NDArray[np.int64], ends: Range) -> floa
     p[0] += counts[centres < first - half].sum()
     p[-1] += counts[centres > last + half].sum()
     sums = np.bincount(levels, weights=kept, minlength=LEVELS)
-    filled = np.bincount(levels, weights=kept > 0, minlength=LEVELS)
-    q = np.where(kept > 0, (sums / np.maximum(filled, 1))[levels], 0.0)
+    filled = np.bincount(levels, weights=p > 0, minlength=LEVELS)
+    q = np.where(p > 0, (sums / np.maximum(filled, 1))[levels], 0.0)
     p, q = p / p.sum(), q / q.sum()
     some = p > 0
-    # Where values were added to a bin that had none, q is zero there: a small share keeps the ratio finite.
+    # A level that has nothing but values from beyond: a small share keeps the ratio finite.
     return float((p[some] * np.log(p[some] / np.maximum(q[some], 1e-9))).sum())

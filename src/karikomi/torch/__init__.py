@@ -5,9 +5,11 @@ from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
 from karikomi.torch.bounding.in_place import bound_
 from karikomi.torch.clipping.in_place import clip_
+from karikomi.torch.equalization.batch_norm_folding import fold_batch_norms_
 from karikomi.torch.modules.arrays import as_array, fill_, notes_of, to_arrays, to_stored
 from karikomi.torch.modules.attention import declare_attention
 from karikomi.torch.modules.resizing import resize_
+from karikomi.torch.onnx_export.to_file import export_onnx
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.sensitivity_curves import sensitivity
@@ -27,7 +29,9 @@ __all__ = [
     "bound_",
     "clip_",
     "declare_attention",
+    "export_onnx",
     "fill_",
+    "fold_batch_norms_",
     "note_logits",
     "notes_of",
     "penalty",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.quantize import Codebook, Coded, UniformGrid
+from karikomi.quantize import Codebook, Coded, UniformGrid, uniform
 from karikomi.quantize.grids import split_units
 from karikomi.torch.onnx_export.graph_edits import GraphEdits, Node, Value, attribute
 
@@ -101,9 +101,45 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array, np.float32).tobytes()).hexdigest()
 
 
+def parameter_names(edits: GraphEdits, parameters: Mapping[str, Any]) -> dict[Value, str]:
+    """Return initializer -> name of the parameter with its values, as they lie or as the transposed matrix."""
+    names: dict[str, str] = {}
+    for name, parameter in parameters.items():
+        array = parameter.detach().cpu().float().numpy()
+        for values in (array, array.T)[: 1 + (array.ndim == 2)]:
+            names.setdefault(_digest(values), name)
+    found = {}
+    for value in edits.graph.initializers.values():
+        array = edits.constant(value)
+        if array is not None and array.dtype == np.float32 and _digest(array) in names:
+            found[value] = names[_digest(array)]
+    return found
+
+
+def code_(
+    edits: GraphEdits,
+    found: dict[Value, StoredCodes],
+    value: Value,
+    *,
+    name: str,
+    bits: int,
+    axis: int,
+) -> None:
+    """Give a constant without codes a uniform grid with one scale per index of `axis`."""
+    array = edits.constant(value)
+    if value not in found and array is not None and array.dtype == np.float32 and array.size:
+        coded = uniform(array, bits=bits, axis=axis, name=name)
+        found[value] = StoredCodes(name, coded, coded.codes, axis)
+
+
 def decode_in_graph_(edits: GraphEdits, found: Mapping[Value, StoredCodes]) -> None:
-    """Replace float initializers by codes and the nodes that decode them, one chain per reader."""
+    """Replace float initializers by codes and the nodes that decode them, one chain per reader.
+
+    Vectors stay as the floats that their codes decode to: a node that decodes one takes longer than what reads it.
+    """
     for value, stored in found.items():
+        if stored.codes.ndim < 2:
+            continue
         for node, place in edits.uses(value):
             if node.op_type == "Gather" and place == 0 and attribute(node, "axis", 0) == 0:
                 _gathered_(edits, node, stored)

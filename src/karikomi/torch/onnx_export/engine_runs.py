@@ -80,10 +80,13 @@ def histograms(
 
 
 def optimized_kinds(serialized: bytes, *, threads: int = 1) -> dict[str, str]:
-    """Return output name -> operator of the graph that onnxruntime really runs."""
+    """Return node name -> operator of the graph that onnxruntime really runs.
+
+    A fused node has the name of the node that it is made of, with the ending of the pass that made it.
+    """
     onnx = imported("onnx")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         session_of(serialized, threads=threads, optimized=path)
         nodes = onnx.load(str(path), load_external_data=False).graph.node
-    return {name: node.op_type for node in nodes for name in node.output}
+    return {node.name.partition("_token_")[0]: node.op_type for node in nodes}

@@ -83,10 +83,11 @@ def float_graph(module: nn.Module, example: Batch, *, dynamic: str, opset: int) 
 
 def _exported(module: nn.Module, example: Batch, dynamic: str) -> Any:
     shapes = ShapesCollection()
-    for value in flattened((example.positional, dict(example.named)))[0]:
-        if _is_tensor(value) and value.dim() and dynamic != "none":
-            axes = range(value.dim()) if dynamic == "all" else (0,)
-            shapes[value] = {axis: Dim.AUTO for axis in axes}
+    if dynamic != "none":
+        for value in flattened((example.positional, dict(example.named)))[0]:
+            if _is_tensor(value) and value.dim():
+                opened = value.dim() if dynamic == "all" else 1
+                shapes[value] = dict.fromkeys(range(opened), Dim.AUTO)
     named = dict(example.named)
     try:
         with nullcontext() if dynamic == "none" else open_at_one():
@@ -105,7 +106,9 @@ def _exported(module: nn.Module, example: Batch, dynamic: str) -> Any:
             f"torch.export does not take the module ({type(error).__name__}: {text})",
             where=WHERE,
             got=raised_at(error, after=__file__) or "an error in torch",
-            hint="" if dynamic == "none" else "dynamic='none' exports for the shapes of the example",
+            hint=""
+            if dynamic == "none"
+            else "dynamic='none' exports for the shapes of the example",
         ) from error
 
 

@@ -75,13 +75,16 @@ class GraphEdits:
 
     def bypass_(self, node: Node) -> None:
         """Remove a node of one output, whose first input takes its place."""
-        output, source = node.outputs[0], node.inputs[0]
-        name = output.name
-        was_output = output.is_graph_output()
-        output.replace_all_uses_with(source, replace_graph_outputs=True)
+        self.replace_(node, node.inputs[0])
+
+    def replace_(self, node: Node, value: Value) -> None:
+        """Remove a node of one output, whose readers read another value; an output of the graph keeps its name."""
+        output = node.outputs[0]
+        if output.is_graph_output():
+            value.type, value.shape = output.type, output.shape
+            output.name, value.name = self._fresh(f"{output.name}_gone"), output.name
+        output.replace_all_uses_with(value, replace_graph_outputs=True)
         self.graph.remove(node, safe=True)
-        if was_output:
-            output.name, source.name = self._fresh(f"{name}_gone"), name
 
     def tidy_(self) -> None:
         """Remove what no output depends on."""

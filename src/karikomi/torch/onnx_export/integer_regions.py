@@ -6,14 +6,19 @@ Engines run a node in integers where ``DequantizeLinear`` makes its inputs and `
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
 import numpy as np
 
 from karikomi.quantize.activation_ranges import ActivationGrid
 from karikomi.torch.onnx_export.coded_weights import StoredCodes, decoded
 from karikomi.torch.onnx_export.graph_edits import GraphEdits, Node, Value, attribute
+from karikomi.torch.onnx_export.kernel_fitting import pad_channels_
 from karikomi.torch.onnx_export.weighted_nodes import WeightedNode, with_bias_codes
 
-MOVEMENT = frozenset("Reshape Flatten Transpose Slice Squeeze Unsqueeze Identity MaxPool Pad".split())
+MOVEMENT = frozenset(
+    "Reshape Flatten Transpose Slice Squeeze Unsqueeze Identity MaxPool Pad".split()
+)
 """Operators whose integer outputs are integer inputs, moved: they need no rounding of their own."""
 POINTWISE = frozenset("Add GlobalAveragePool AveragePool Concat".split())
 """Operators with integer kernels that run in integers where all their inputs are integers anyway."""
@@ -62,7 +67,9 @@ class IntegerRegions:
     def _tail(self, node: Node) -> Value:
         """Return the value after an activation that saturation at the ends of the grid replaces."""
         reader = self.edits.only_reader(node.outputs[0])
-        return node.outputs[0] if reader is None or not self._saturates(reader) else reader.outputs[0]
+        return (
+            node.outputs[0] if reader is None or not self._saturates(reader) else reader.outputs[0]
+        )
 
     def _saturates(self, node: Node) -> bool:
         if node.op_type == "Relu":
@@ -96,11 +103,14 @@ class IntegerRegions:
     def apply_(self, grids: Mapping[str, ActivationGrid]) -> None:
         """Insert the nodes; a layer whose bias does not fit becomes float: see `WeightedNode.why_float`."""
         named = {value.name: grids[value.name] for value in self.values}
-        inputs = {id(node): self._grid_of(item.node.inputs[0], named) for node, item in self._items()}
+        inputs = {
+            id(node): self._grid_of(item.node.inputs[0], named) for node, item in self._items()
+        }
+        values = [(value, named[value.name]) for value in self.values]
+        for value, grid in values:
+            self._quantize_(value, grid)
         for node, item in self._items():
             self._weights_(item, inputs[id(node)])
-        for value in self.values:
-            self._quantize_(value, named[value.name])
 
     def _items(self) -> list[tuple[Node, WeightedNode]]:
         return [(item.node, item) for item in self.layers.values()]
@@ -122,6 +132,9 @@ class IntegerRegions:
             item.why_float = "its bias does not fit in 32 bits at the scale of its weight"
         elif bias is not None:
             self._bias_(node, stored, codes, units)
+        if item.kind == "Conv" and id(node.inputs[0]) not in self._moved:
+            zero = self._scales(grid)[1]
+            stored = replace(stored, codes=pad_channels_(self.edits, node, stored.codes, zero))
         node.replace_input_with(1, decoded(self.edits, node, stored))
 
     def _bias_(self, node: Node, stored: StoredCodes, codes: np.ndarray, units: np.ndarray) -> None:
@@ -130,7 +143,9 @@ class IntegerRegions:
         given = (
             self.edits.stored(f"{name}_codes", codes),
             self.edits.stored(f"{name}_scale", units.reshape(()) if single else units),
-            self.edits.stored(f"{name}_zero_point", np.zeros(() if single else units.shape, np.int32)),
+            self.edits.stored(
+                f"{name}_zero_point", np.zeros(() if single else units.shape, np.int32)
+            ),
         )
         axis = {} if single else {"axis": 0}
         node.replace_input_with(
@@ -187,7 +202,9 @@ class IntegerRegions:
         """Give an output of the graph floats again, under its name."""
         graph, name = self.edits.graph, value.name
         place = list(graph.outputs).index(value)
-        floats = self.edits.after(codes, "DequantizeLinear", *self._scales(grid), name=f"{name}_out")
+        floats = self.edits.after(
+            codes, "DequantizeLinear", *self._scales(grid), name=f"{name}_out"
+        )
         floats.type, floats.shape = value.type, value.shape
         graph.outputs[place] = floats
         value.name, floats.name = floats.name, name

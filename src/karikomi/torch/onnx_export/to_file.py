@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from karikomi.torch.onnx_export.coded_weights import (
     decode_in_graph_,
     fold_transposes_,
     found_codes,
+    parameter_names,
 )
 from karikomi.torch.onnx_export.engine_runs import (
     engine_name,
@@ -40,12 +40,19 @@ from karikomi.torch.onnx_export.export_report import LayerRow, OnnxExport
 from karikomi.torch.onnx_export.float_graph import WHERE, Feeds, FloatGraph, float_graph, imported
 from karikomi.torch.onnx_export.graph_edits import GraphEdits, Value
 from karikomi.torch.onnx_export.integer_regions import IntegerRegions
-from karikomi.torch.onnx_export.weighted_nodes import WeightedNode, shaped_values, weighted_nodes
-from karikomi.torch.quantization.in_place import quantize_
+from karikomi.torch.onnx_export.kernel_fitting import fit_, fitted_values
+from karikomi.torch.onnx_export.weighted_nodes import (
+    WeightedNode,
+    code_weights_,
+    shaped_values,
+    weighted_nodes,
+)
 from karikomi.torch.tracing.batches import Batch, batch_of, batches_of, leaves, length_of
 
 ACTIVATIONS = (None, "int8")
-INTEGERS = frozenset("QLinearConv QGemm QLinearMatMul MatMulIntegerToFloat MatMulInteger QLinearAdd".split())
+INTEGERS = frozenset(
+    "QLinearConv QGemm QLinearMatMul MatMulIntegerToFloat MatMulInteger QLinearAdd".split()
+)
 
 
 @torch.no_grad()
@@ -76,7 +83,8 @@ def export_onnx(
     ``activations="int8"``: activations become unsigned bytes, ``x = scale * (code - zero_point)``, so that engines run
     linear layers and convolutions in integers. Their ranges are measured on `data`, batches as in `prune_`, by
     `calibration`: "minmax", "percentile" (99.999), "mse" or "entropy". Weights without codes then get `bits`
-    (8 by default; 7 for processors without VNNI, whose kernels saturate at 8). `only`, `exclude`: globs over
+    (by default 8 where the module has no codes at all, else such layers stay in
+    float; 7 for processors without VNNI, whose kernels saturate at 8). `only`, `exclude`: globs over
     names of weights; other layers stay in float.
 
     `inputs`: an example, a tensor, the tuple of arguments, or a mapping of keywords. `dynamic`: which axes of the
@@ -97,7 +105,7 @@ def export_onnx(
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference"; the QDQ format of ONNX Runtime.
     """
-    request = _Request(activations, calibration, only, exclude, progress)
+    request = _Request(activations, calibration, bits, only, exclude, progress)
     request.check(data)
     path, module = as_path(path), unwrapped(model)
     device = next((item.device for item in module.parameters()), torch.device("cpu"))
@@ -105,13 +113,9 @@ def export_onnx(
     expected = _expected(module, example)
     example = example.inputs(_plain)
     network, left_alone = _prepared(module, example, codes, fold)
-    if activations and not stored_codes.holds_codes(network):
-        quantize_(network, bits=bits or 8, only=only, exclude=exclude)
-    elif bits is not None:
-        raise InvalidArgument(
-            "bits are of weights without codes, in int8", where=WHERE, got=f"bits={bits}"
-        )
     coded = _plainly_named(network)
+    if bits is None and not coded:
+        request.bits = 8
     wide = any(tensor.codes.dtype.itemsize > 1 for tensor in coded.values())
     graph = float_graph(network, example, dynamic=dynamic, opset=max(opset, 21) if wide else opset)
     edits = GraphEdits(graph.model)
@@ -121,8 +125,12 @@ def export_onnx(
     layers: list[WeightedNode] = []
     if activations:
         assert data is not None  # noqa: S101  (checked by `_Request`)
-        runs = (graph.feeds(batch.inputs(_plain), example) for batch in _batches(data, network, request))
-        layers = _with_integers_(edits, graph, found, example, runs, request, _names(network))
+        runs = (
+            graph.feeds(batch.inputs(_plain), example) for batch in _batches(data, network, request)
+        )
+        layers = _with_integers_(
+            edits, graph, found, example, runs, request, dict(network.named_parameters())
+        )
     decode_in_graph_(edits, found)
     edits.tidy_()
     serialized = imported("onnx_ir").to_proto(edits.model).SerializeToString()
@@ -145,9 +153,15 @@ class _Request:
     """The choices of one export, checked."""
 
     def __init__(
-        self, activations: Any, calibration: str, only: Any, exclude: Any, progress: bool
+        self,
+        activations: Any,
+        calibration: str,
+        bits: int | None,
+        only: Any,
+        exclude: Any,
+        progress: bool,
     ) -> None:
-        self.activations, self.calibration = activations, calibration
+        self.activations, self.calibration, self.bits = activations, calibration, bits
         self.only, self.exclude, self.progress = only, exclude, progress
 
     def check(self, data: Any) -> None:
@@ -156,7 +170,15 @@ class _Request:
         check(WHERE, (good, "unknown type of activations", self.activations, "None or 'int8'"))
         check_known(self.calibration, CALIBRATIONS, "unknown calibration", where=WHERE)
         if not self.activations:
+            given = {"bits": self.bits, "only": self.only, "exclude": self.exclude}
+            for name, value in given.items():
+                none = value is None
+                check(
+                    WHERE, (none, f"{name} is of integer layers: activations='int8'", value, None)
+                )
             return
+        small = self.bits is None or self.bits in range(2, 9)
+        check(WHERE, (small, "bits out of range", self.bits, "2..8"))
         imported("onnxruntime")
         if data is None:
             raise InvalidArgument(
@@ -202,10 +224,6 @@ def _plainly_named(network: nn.Module) -> dict[str, Coded]:
     return {name: coded[name] for name, _ in network.named_parameters() if name in coded}
 
 
-def _names(network: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(network.named_parameters())
-
-
 def _batches(data: Iterable[Any], network: nn.Module, request: _Request) -> Iterable[Batch]:
     return tqdm(
         batches_of(data, network, where=f"{WHERE}: data"),
@@ -228,12 +246,18 @@ def _with_integers_(
 ) -> list[WeightedNode]:
     """Put integer regions into the graph, with ranges measured on the runs; return the layers."""
     threads = torch.get_num_threads()
-    first = next(
-        iter(inner_values(edits.model, shaped_values(edits), [graph.feeds(example, example)], threads=threads))
-    )
-    shapes = {name: array.shape for name, array in first.items()}
-    chosen = set(_selected(parameters, request))
-    layers = weighted_nodes(edits, found, {}, shapes, lambda name: name in chosen or name not in parameters)
+    given = graph.feeds(example, example)
+    fit_(edits, _shapes(edits, fitted_values(edits), given))
+    shapes = _shapes(edits, shaped_values(edits), given)
+    names = parameter_names(edits, parameters)
+    kept = set(select(parameters, only=request.only, exclude=request.exclude, where=WHERE))
+
+    def selected(name: str) -> bool:
+        return name in kept or name not in parameters
+
+    if request.bits is not None:
+        code_weights_(edits, found, names, request.bits, selected)
+    layers = weighted_nodes(edits, found, names, shapes, selected)
     regions = IntegerRegions(edits, layers)
     seen = histograms(edits.model, [value.name for value in regions.values], runs, threads=threads)
     grids = {name: activation_grid(item, request.calibration) for name, item in seen.items()}
@@ -241,26 +265,25 @@ def _with_integers_(
     return layers
 
 
-def _selected(parameters: Mapping[str, torch.Tensor], request: _Request) -> list[str]:
-    return select(parameters, only=request.only, exclude=request.exclude, where=WHERE)
+def _shapes(edits: GraphEdits, names: list[str], given: Feeds) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of inner values on the example."""
+    found = next(iter(inner_values(edits.model, names, [given], threads=1)))
+    return {name: array.shape for name, array in found.items()}
 
 
 def _rows(layers: list[WeightedNode], serialized: bytes, example: Batch) -> list[LayerRow]:
     if not layers:
         return []
-    kinds = optimized_kinds(serialized)
+    kinds, engine = optimized_kinds(serialized), engine_name()
     rows = []
     for item in layers:
-        reason = item.why_float or ""
-        rows.append(
-            LayerRow(
-                item.name,
-                item.kind,
-                item.macs // max(example.examples, 1),
-                "float32" if reason else "int8",
-                reason,
-            )
-        )
+        kind = kinds.get(item.node.name, "")
+        reason = item.why_float
+        if reason is None and kind not in INTEGERS:
+            reason = f"{engine} runs it as {kind or 'a part of another node'}"
+        runs = "float32" if reason else "int8"
+        macs = item.macs // max(example.examples, 1)
+        rows.append(LayerRow(item.name, item.kind, macs, runs, reason or ""))
     return rows
 
 
@@ -271,7 +294,10 @@ def _compared(serialized: bytes, feeds: Feeds, expected: list[np.ndarray]) -> di
     except Unavailable:
         return {}
     got = outputs_of(session_of(serialized), feeds)
-    pairs = [(a.astype(np.float64).ravel(), b.astype(np.float64).ravel()) for a, b in zip(got, expected, strict=True)]
+    pairs = [
+        (a.astype(np.float64).ravel(), b.astype(np.float64).ravel())
+        for a, b in zip(got, expected, strict=True)
+    ]
     largest = max((float(np.abs(b).max(initial=0)) for _, b in pairs), default=0.0) or 1.0
     apart = max((float(np.abs(a - b).max(initial=0)) for a, b in pairs), default=0.0)
     a, b = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))

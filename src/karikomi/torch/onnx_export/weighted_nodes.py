@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from karikomi.torch.onnx_export.coded_weights import StoredCodes
+from karikomi.torch.onnx_export.coded_weights import StoredCodes, code_
 from karikomi.torch.onnx_export.graph_edits import GraphEdits, Node, Value, attribute
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -118,21 +117,38 @@ def weighted(edits: GraphEdits) -> list[Node]:
 
 def shaped_values(edits: GraphEdits) -> list[str]:
     """Return the names of the computed values whose shapes `macs` needs."""
-    values = [v for node in weighted(edits) for v in (*node.inputs, node.outputs[0]) if v is not None]
+    values = [
+        v for node in weighted(edits) for v in (*node.inputs, node.outputs[0]) if v is not None
+    ]
     return list(dict.fromkeys(v.name for v in values if v.const_value is None and v.name))
+
+
+def code_weights_(
+    edits: GraphEdits,
+    found: dict[Value, StoredCodes],
+    names: Mapping[Value, str],
+    bits: int,
+    selected: Callable[[str], bool],
+) -> None:
+    """Give the constant weights of nodes with an integer kernel codes where they have none."""
+    for node in weighted(edits):
+        weight, kind = node.inputs[1], _KINDS[node.op_type]
+        name = names.get(weight, weight.name)
+        if selected(name) and kind.why_float(edits, node) is None:
+            code_(edits, found, weight, name=name, bits=bits, axis=kind.unit_axis(node))
 
 
 def weighted_nodes(
     edits: GraphEdits,
     found: Mapping[Value, StoredCodes],
-    names: Mapping[str, str],
+    names: Mapping[Value, str],
     shapes: Shapes,
     selected: Callable[[str], bool],
 ) -> list[WeightedNode]:
-    """Return each node that multiplies, with its share of the work and why it has to run in float.
+    """Return each node that multiplies, with its work and why it has to run in float.
 
-    `names`: name of an initializer -> of the parameter with its values. `shapes`: of computed values on the
-    example. `selected`: by the name of a weight.
+    `names`: initializer -> name of the parameter with its values. `shapes`: of computed values on the example.
+    `selected`: by the name of a weight.
     """
     constants = {v.name: v.const_value.shape.numpy() for v in edits.graph.initializers.values()}
     known = {**constants, **shapes}
@@ -140,9 +156,8 @@ def weighted_nodes(
     for node in weighted(edits):
         weight = node.inputs[1]
         stored = found.get(weight)
-        name = stored.name if stored else names.get(weight.name, "")
-        if not name:
-            name = weight.name if edits.constant(weight) is not None else node.outputs[0].name
+        own = weight.name if edits.constant(weight) is not None else node.outputs[0].name
+        name = stored.name if stored else names.get(weight, own)
         item = WeightedNode(node, name, _KINDS[node.op_type].macs(node, known), stored, None)
         item.why_float = _why_float(edits, item, selected)
         made.append(item)
