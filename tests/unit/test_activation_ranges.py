@@ -77,7 +77,9 @@ def test_the_squared_error_is_the_least_of_all_cuts():
     _, high = mean_squared_error(seen_of(array))
 
     def error(top: float) -> float:
-        return float(np.square(ActivationGrid.of(0.0, top).rounded(array.astype(float)) - array).sum())
+        return float(
+            np.square(ActivationGrid.of(0.0, top).rounded(array.astype(float)) - array).sum()
+        )
 
     tops = np.linspace(2, 40, 77)
     assert error(high) <= 1.02 * min(map(error, tops))

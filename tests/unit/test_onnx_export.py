@@ -59,7 +59,10 @@ class Words(nn.Module):
 
 
 def run(path: Path, *inputs: Any) -> np.ndarray:
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    # By default onnxruntime rounds the inputs of decoded matrices too.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
     return session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})[0]
 

@@ -147,17 +147,23 @@ def percentile(seen: ActivationHistogram, share: float = PERCENTILE) -> Range:
 
 
 def mean_squared_error(seen: ActivationHistogram) -> Range:
-    """Return the range whose grid has the least squared error: both ends cut alike, then each alone."""
-    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    """Return the range whose grid has the least squared error: windows around zero, then each end alone."""
     centres, counts = seen.centres, seen.counts
 
     def error(ends: Range) -> float:
         apart = ActivationGrid.of(*ends).rounded(centres) - centres
         return float(counts @ (apart * apart))
 
-    best = min(((low * ratio, high * ratio) for ratio in RATIOS), key=error)
-    best = min(((low * ratio, best[1]) for ratio in RATIOS), key=error) if low < 0 else best
-    return min(((best[0], high * ratio) for ratio in RATIOS), key=error) if high > 0 else best
+    low, high = min(_cuts(seen), key=error)
+    low = min((low * ratio for ratio in RATIOS), key=lambda end: error((end, high)))
+    return low, min((high * ratio for ratio in RATIOS), key=lambda end: error((low, end)))
+
+
+def _cuts(seen: ActivationHistogram) -> list[Range]:
+    """Return the range within windows around zero, from a twentieth of the largest magnitude on."""
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    tops = RATIOS * max(high, -low)
+    return [(max(low, -top), min(high, top)) for top in tops.tolist()]
 
 
 def entropy(seen: ActivationHistogram) -> Range:
@@ -165,11 +171,9 @@ def entropy(seen: ActivationHistogram) -> Range:
 
     `p`: the counts within the range, those beyond it added to its last bins; `q`: the same counts shared out
     evenly among the bins of each of 256 levels. Source: the calibrator of TensorRT (Migacz 2017), as in ONNX Runtime;
-    deviations: exact zeros are not counted, and both ends of a two-sided tensor are cut alike.
+    deviation: exact zeros are not counted.
     """
-    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
-    candidates = [(low * ratio, high * ratio) for ratio in RATIOS]
-    return min(candidates, key=lambda ends: _divergence(seen.centres, seen.counts, ends))
+    return min(_cuts(seen), key=lambda ends: _divergence(seen.centres, seen.counts, ends))
 
 
 CALIBRATIONS: dict[str, Callable[[ActivationHistogram], Range]] = {

@@ -28,6 +28,8 @@ def session_of(source: Any, *, threads: int = 1, optimized: Path | None = None) 
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = QUIET
+    # A matrix that is decoded and multiplied is fused into a kernel that by default rounds its inputs to 8 bits too.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     given = source if isinstance(source, bytes) else str(source)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +62,7 @@ def float_graph(module: nn.Module, example: Batch, *, dynamic: str, opset: int) 
     check_known(dynamic, DYNAMIC, "unknown choice of open axes", where=f"{WHERE}: dynamic")
     for name in NEEDED:
         imported(name)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         program = _exported(module, example, dynamic)
         try:
@@ -79,6 +81,18 @@ def float_graph(module: nn.Module, example: Batch, *, dynamic: str, opset: int) 
     _clean_(model)
     names = [value.name for value in model.graph.inputs]
     return FloatGraph(model, names, _name_axes_(model.graph))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the exporter says of packages that are not installed."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _exported(module: nn.Module, example: Batch, dynamic: str) -> Any:
