@@ -78,12 +78,12 @@ class ActivationHistogram:
     @property
     def centres(self) -> Floats:
         """The middle of each bin."""
-        return (self._first + np.arange(len(self.counts)) + 0.5) * self.width
+        return np.asarray((self._first + np.arange(len(self.counts)) + 0.5) * self.width, np.float64)
 
     @property
     def edges(self) -> Floats:
         """The left edges of the bins, and the right one of the last."""
-        return (self._first + np.arange(len(self.counts) + 1.0)) * self.width
+        return np.asarray((self._first + np.arange(len(self.counts) + 1)) * self.width, np.float64)
 
     def add(self, values: ArrayLike) -> None:
         """Count the values of a batch; raises `NonFinite` naming the tensor."""

@@ -32,8 +32,9 @@ class StoredCodes:
     def scale(self) -> np.ndarray | None:
         """The scales of a uniform grid without groups, None for other grids."""
         grid = self.coded.grid
-        plain = isinstance(grid, UniformGrid) and grid.groups == 1
-        return (grid.scale if self.chosen is None else self.chosen) if plain else None
+        if not isinstance(grid, UniformGrid) or grid.groups != 1:
+            return None
+        return grid.scale if self.chosen is None else self.chosen
 
     @property
     def bits(self) -> int:
@@ -138,13 +139,23 @@ def decode_in_graph_(edits: GraphEdits, found: Mapping[Value, StoredCodes]) -> N
     Vectors stay as the floats that their codes decode to: a node that decodes one takes longer than what reads it.
     """
     for value, stored in found.items():
-        if stored.codes.ndim < 2:
+        if why_decoded(stored):
             continue
         for node, place in edits.uses(value):
             if node.op_type == "Gather" and place == 0 and attribute(node, "axis", 0) == 0:
                 _gathered_(edits, node, stored)
             else:
                 node.replace_input_with(place, decoded(edits, node, stored))
+
+
+def why_decoded(stored: StoredCodes) -> str | None:
+    """Return why codes are stored as the floats that they decode to, None if they are stored as they are."""
+    if stored.codes.ndim < 2:
+        return "a vector: stored as the floats that its codes decode to"
+    if _decoded.dispatch(type(stored.coded.grid)) is _decoded.dispatch(object):
+        kind = type(stored.coded.grid).__name__
+        return f"ONNX has no form of its {kind}: stored as the floats that its codes decode to"
+    return None
 
 
 def decoded(edits: GraphEdits, node: Node, stored: StoredCodes) -> Value:
@@ -154,9 +165,8 @@ def decoded(edits: GraphEdits, node: Node, stored: StoredCodes) -> Value:
 
 @functools.singledispatch
 def _decoded(grid: Any, edits: GraphEdits, node: Node, stored: StoredCodes) -> Value:
-    """Return the value that a grid gives codes in the graph; a grid without a form of its own is stored decoded."""
-    values = stored.coded.decode()
-    return edits.stored(f"{stored.name}_float", values.T if _turned(stored) else values)
+    """Return the value that a grid gives codes in the graph."""
+    raise NotImplementedError(f"{type(grid).__name__}: see `why_decoded`")
 
 
 @_decoded.register

@@ -32,7 +32,7 @@ class GraphEdits:
             return None
         return np.asarray(value.const_value.numpy())
 
-    def stored(self, name: str, array: np.ndarray) -> Value:
+    def stored(self, name: str, array: np.ndarray | np.generic) -> Value:
         """Return an initializer of this content; equal ones of the same name stem are stored once."""
         array = np.ascontiguousarray(array).reshape(np.shape(array))
         key = (name, str(array.dtype), array.shape, array.tobytes())

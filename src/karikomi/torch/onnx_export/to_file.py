@@ -27,6 +27,7 @@ from karikomi.torch.onnx_export.coded_weights import (
     fold_transposes_,
     found_codes,
     parameter_names,
+    why_decoded,
 )
 from karikomi.torch.onnx_export.engine_runs import (
     engine_name,
@@ -139,14 +140,19 @@ def export_onnx(
         path=str(path),
         bytes=len(serialized),
         bytes_float=float_bytes,
-        weights=tuple(dict.fromkeys(stored.name for stored in found.values())),
-        float_weights=missing,
+        weights=tuple(dict.fromkeys(item.name for item in found.values() if not why_decoded(item))),
+        float_weights={**missing, **_decoded_weights(found)},
         layers=tuple(_rows(layers, serialized, example)),
         open_axes=tuple(graph.open_axes),
         calibration=calibration if activations else "",
         left_alone=left_alone,
         **_compared(serialized, graph.feeds(example, example), expected),
     )
+
+
+def _decoded_weights(found: Mapping[Value, StoredCodes]) -> dict[str, str]:
+    reasons = {stored.name: why_decoded(stored) for stored in found.values()}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 class _Request:
@@ -205,7 +211,8 @@ def _prepared(
     """Return a float32 copy in eval mode whose coded weights are exactly what the codes decode to."""
     held = stored_codes.recall(module) if codes is None else dict(codes)
     network = copied(module).eval().float().cpu()
-    parameters = dict(network.named_parameters(remove_duplicate=False))
+    parameters: dict[str, torch.Tensor] = dict(network.named_parameters(remove_duplicate=False))
+    parameters |= dict(network.named_buffers(remove_duplicate=False))
     check_names(held, parameters, where=WHERE)
     for name, tensor in held.items():
         got, shape = tensor.shape, tuple(parameters[name].shape)
