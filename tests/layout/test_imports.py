@@ -40,7 +40,7 @@ EVERYWHERE = {
 }
 EVERYWHERE |= {"karikomi", "tqdm"} | set(sys.stdlib_module_names)
 ALSO = {
-    "torch": {"torch", "onnx", "onnxscript"},
+    "torch": {"torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     "keras": {"keras", "tensorflow", "torch", "jax"},
     "jax": {"jax", "jaxlib", "optax"},
     "tasks": {"sklearn"},

@@ -23,6 +23,7 @@ VERBS = {
     "audit": "Show what a compressed network does differently.",
     "pack": "Store a file of arrays as a small .karikomi file.",
     "unpack": "Turn a .karikomi file back into safetensors.",
+    "export": "Write the network of a .karikomi file as an ONNX file.",
     "inspect": "Show what each tensor of a .karikomi file costs.",
     "list": "List rules, scores, schedules and tasks with formula and source.",
 }

@@ -5,9 +5,15 @@ from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
 from karikomi.torch.bounding.in_place import bound_
 from karikomi.torch.clipping.in_place import clip_
+from karikomi.torch.equalization.batch_norm_folding import fold_batch_norms_
+from karikomi.torch.equalization.bias_correction import correct_biases_
+from karikomi.torch.equalization.cross_layer import equalize_
+from karikomi.torch.equalization.outlier_smoothing import smooth_
 from karikomi.torch.modules.arrays import as_array, fill_, notes_of, to_arrays, to_stored
 from karikomi.torch.modules.attention import declare_attention
 from karikomi.torch.modules.resizing import resize_
+from karikomi.torch.onnx_export.latency import measure_onnx
+from karikomi.torch.onnx_export.to_file import export_onnx
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.sensitivity_curves import sensitivity
@@ -26,8 +32,13 @@ __all__ = [
     "attach",
     "bound_",
     "clip_",
+    "correct_biases_",
     "declare_attention",
+    "equalize_",
+    "export_onnx",
     "fill_",
+    "fold_batch_norms_",
+    "measure_onnx",
     "note_logits",
     "notes_of",
     "penalty",
@@ -40,6 +51,7 @@ __all__ = [
     "runner_for",
     "sensitivity",
     "shrink",
+    "smooth_",
     "to_arrays",
     "to_stored",
     "watch_logits",

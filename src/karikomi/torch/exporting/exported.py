@@ -18,7 +18,12 @@ Inputs = tuple[Any, ...]
 
 
 def exported(
-    module: nn.Module, inputs: Inputs, options: dict[str, Any], dynamic_shapes: Any = None
+    module: nn.Module,
+    inputs: Inputs,
+    options: dict[str, Any],
+    dynamic_shapes: Any = None,
+    *,
+    where: str = "torch.shrink",
 ) -> fx.GraphModule:
     """Return a module in evaluation mode as a graph module with the names of its tensors.
 
@@ -35,10 +40,10 @@ def exported(
     except Exception as error:
         raise Unsupported(
             f"torch.export does not take the module ({type(error).__name__}: {_first_lines(error)})",
-            where="torch.shrink",
+            where=where,
             got=raised_at(error, after=__file__) or "an error in torch",
             hint="write what depends on the data with torch.where or torch.cond, "
-            "or shrink the part of the network without it",
+            "or give the part of the network without it",
         ) from error
     assert isinstance(graph, fx.GraphModule)  # noqa: S101  (what `module` returns)
     _drop_unused(graph)

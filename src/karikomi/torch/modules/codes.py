@@ -49,6 +49,19 @@ def recall(module: nn.Module) -> dict[str, Coded]:
     return found
 
 
+def of(layer: nn.Module) -> dict[str, Coded]:
+    """Return attribute -> codes of the quantized parameters of one layer."""
+    return dict(layer.__dict__.get(_ATTRIBUTE, {}))
+
+
+def replace_(layer: nn.Module, leaf: str, coded: Coded | None) -> None:
+    """Store other codes for one parameter of a layer, or none."""
+    stored = layer.__dict__.get(_ATTRIBUTE, {})
+    stored.pop(leaf, None)
+    if coded is not None:
+        layer.__dict__.setdefault(_ATTRIBUTE, stored)[leaf] = coded
+
+
 def holds_codes(module: nn.Module) -> bool:
     """Return whether anything in the module was quantized."""
     return any(True for _ in _entries(module))

@@ -57,7 +57,7 @@ class TorchRunner:
 
     def describe(self) -> str:
         """Return the layer widths as a short text."""
-        model = self._blank()
+        model = self.untrained()
         weights = [tensor for tensor in model.parameters() if tensor.dim() > 1]
         widths = [weights[0].shape[1], *(tensor.shape[0] for tensor in weights)] if weights else []
         total = sum(tensor.numel() for tensor in model.parameters())
@@ -65,7 +65,7 @@ class TorchRunner:
 
     def fingerprint(self) -> str:
         """Return a digest of the untrained network's arrays, its layers and its class's source."""
-        model = self._blank()
+        model = self.untrained()
         digest = hashlib.sha256(f"{model}{source_of(type(model))}".encode())
         for name, array in to_arrays(model).items():
             digest.update(name.encode() + array.tobytes())
@@ -73,7 +73,7 @@ class TorchRunner:
 
     def left_alone(self) -> dict[str, str]:
         """Return name -> why pruning does not act on a parameter; biases are not listed."""
-        weights, reasons = prunable(self._blank())
+        weights, reasons = prunable(self.untrained())
         reasons |= {name: FROZEN for name, tensor in weights.items() if not tensor.requires_grad}
         tied = self.tied()
         for further, first in tied.items():
@@ -83,13 +83,13 @@ class TorchRunner:
 
     def prunable(self) -> list[str]:
         """Return the names of the tensors that pruning acts on: weights that are trained."""
-        weights = prunable(self._blank())[0]
+        weights = prunable(self.untrained())[0]
         return [name for name, tensor in weights.items() if tensor.requires_grad]
 
     def tied(self) -> dict[str, str]:
         """Return further name -> first name of each parameter that has several."""
         first, tied = dict[int, str](), dict[str, str]()
-        for name, parameter in self._blank().named_parameters(remove_duplicate=False):
+        for name, parameter in self.untrained().named_parameters(remove_duplicate=False):
             known = first.setdefault(id(parameter), name)
             if known != name:
                 tied[name] = known
@@ -97,11 +97,11 @@ class TorchRunner:
 
     def output_units(self) -> dict[str, OutputUnits]:
         """Return name -> output units of each weight that has them."""
-        return output_units(self._blank())
+        return output_units(self.untrained())
 
     def biases(self) -> list[str]:
         """Return the names of the bias vectors of the layers that pruning acts on."""
-        parameters = dict(self._blank().named_parameters())
+        parameters = dict(self.untrained().named_parameters())
         stems = [name.removesuffix("weight") for name in self.prunable()]
         return [f"{stem}bias" for stem in stems if f"{stem}bias" in parameters]
 
@@ -154,7 +154,7 @@ class TorchRunner:
         return to_arrays(small), {**facts, "notes": notes_of(small)}
 
     def _model(self, arrays: Arrays) -> nn.Module:
-        return self._fill_(self._blank(), arrays)
+        return self._fill_(self.untrained(), arrays)
 
     def _fill_(self, model: nn.Module, arrays: Arrays) -> nn.Module:
         """Fill a model with arrays, by the notes of the shrunk network whose shapes they have, if any."""
@@ -166,7 +166,8 @@ class TorchRunner:
                 return fill_(model, arrays, notes)
         return fill_(model, arrays)
 
-    def _blank(self) -> nn.Module:
+    def untrained(self) -> nn.Module:
+        """Return the task's network as its code makes it, from the seed alone."""
         with isolated(self._seed, self._threads):
             return self._make()
 

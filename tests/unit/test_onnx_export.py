@@ -1,0 +1,281 @@
+"""Networks as ONNX files: the integers of the codes, what onnxruntime runs in integers, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import karikomi as kk
+from karikomi.errors import InvalidArgument, NonFinite, Unavailable, UnknownName, Unsupported
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+runtime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+pytest.importorskip("onnxscript", reason="needs the onnx extra")
+nn, F = torch.nn, torch.nn.functional
+
+
+class Convolutions(nn.Module):
+    """What a residual network is made of, on one small image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv3 = nn.Conv2d(8, 16, 3, 2, 1)
+        self.linear = nn.Linear(16, 5)
+        for norm in (self.bn1, self.bn2):
+            nn.init.uniform_(norm.weight, -1.5, 1.5)
+            nn.init.normal_(norm.bias)
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: Any) -> Any:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)) + x)
+        y = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        x = F.max_pool2d(F.relu6(self.conv3(x)) + y, 2)
+        return self.linear(x.mean((2, 3)))
+
+
+class Words(nn.Module):
+    """An embedding, a gated layer and a head that shares the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        self.inner, self.norm = nn.Linear(16, 32), nn.LayerNorm(32)
+        self.back = nn.Linear(32, 16)
+        self.head = nn.Linear(16, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Any, mask: Any) -> Any:
+        hidden = F.gelu(self.norm(self.inner(self.embedding(ids)))) * mask[..., None]
+        return self.head(self.back(hidden))
+
+
+def run(path: Path, *inputs: Any) -> np.ndarray:
+    options = runtime.SessionOptions()
+    # By default onnxruntime rounds the inputs of decoded matrices too.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    return session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})[0]
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    return {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+
+
+def seeded(kind: type, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return kind().eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    return torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def integers(images: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A quantized network, its codes, its file for integer kernels, and the report."""
+    network = seeded(Convolutions)
+    codes = kk.torch.quantize_(network, bits=8)
+    path = tmp_path_factory.mktemp("onnx") / "integers.onnx"
+    given = {"activations": "int8", "data": [images[:8], images[8:]], "progress": False}
+    return network, codes, path, kk.torch.export_onnx(network, images[:2], path, **given)
+
+
+def test_the_file_has_the_integers_of_the_codes_up_to_folded_signs(integers):
+    _, codes, path, report = integers
+    stored = arrays(path)
+    # A batch norm with a negative scale turns the signs of a channel; a fourth input channel is zero.
+    for name, coded in codes.items():
+        if coded.codes.ndim < 2:
+            continue
+        found = stored[f"{name}_codes"]
+        assert found.dtype == np.int8 and name in report.weights
+        found = found[:, : coded.shape[1]] if found.ndim == 4 else found
+        assert np.array_equal(np.abs(found), np.abs(coded.codes))
+    assert np.array_equal(stored["linear.weight_codes"], codes["linear.weight"].codes)
+    assert np.array_equal(stored["linear.weight_scale"], codes["linear.weight"].grid.scale)
+    factor = np.abs(stored["conv1.weight_scale"] / codes["conv1.weight"].grid.scale)
+    network = integers[0]
+    wanted = network.bn1.weight / torch.sqrt(network.bn1.running_var + network.bn1.eps)
+    assert np.allclose(factor, wanted.detach().abs().numpy(), rtol=1e-6)
+
+
+def test_every_layer_runs_in_integers_and_near_the_module(integers, images):
+    network, _, path, report = integers
+    assert {row.runs for row in report.layers} == {"int8"} and len(report.layers) == 4
+    assert report.macs_float == 0.0 and not report.fell_back
+    assert report.macs == 16 * 16 * (8 * 27 + 8 * 72) + 8 * 8 * 16 * 72 + 16 * 5
+    expected = network(images).detach().numpy()
+    got = run(path, images)
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    assert report.cosine > 0.999 and "4 of 4 layers in int8" in str(report)
+
+
+def test_outputs_are_those_of_the_affine_arithmetic(integers, images):
+    """The first layer by hand: rounded inputs times codes, saturated at zero where the module has a ReLU."""
+    _, codes, path, _ = integers
+    model = onnx.load(path)
+    quantize = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    constants = arrays(path)
+
+    def scales(node: Any) -> tuple[float, int]:
+        return float(constants[node.input[1]]), int(constants[node.input[2]])
+
+    (step, zero), (step_out, zero_out) = scales(quantize[0]), scales(quantize[1])
+    x = np.clip(np.rint(images[:2].numpy() / step) + zero, 0, 255) - zero
+    weight = constants["conv1.weight_codes"][:, :3].astype(np.float64)
+    product = F.conv2d(torch.from_numpy(x).double(), torch.from_numpy(weight), padding=1)
+    bias = constants["conv1.weight_bias_codes"].reshape(-1, 1, 1)
+    scale = constants["conv1.weight_scale"].reshape(-1, 1, 1).astype(np.float64) * step
+    wanted = np.clip(np.rint((product.numpy() + bias) * scale / step_out) + zero_out, 0, 255)
+    assert zero_out == 0
+    name = quantize[1].output[0]
+    model.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = runtime.SessionOptions()
+    session = runtime.InferenceSession(model.SerializeToString(), options)
+    (got,) = session.run([name], {session.get_inputs()[0].name: images[:2].numpy()})
+    assert np.abs(got.astype(int) - wanted).max() <= 1 and np.mean(got != wanted) < 0.01
+
+
+def test_any_batch_runs(integers, images):
+    _, _, path, report = integers
+    assert report.open_axes[0] == "batch"
+    whole = run(path, images[:5])
+    assert np.array_equal(run(path, images[3:4]), whole[3:4])
+
+
+def test_codes_without_integer_activations_lose_nothing(tmp_path):
+    network = seeded(Words)
+    codes = kk.torch.quantize_(network, bits=4)
+    ids, mask = torch.randint(0, 20, (2, 7)), torch.ones(2, 7)
+    report = kk.torch.export_onnx(network, (ids, mask), tmp_path / "a.onnx", dynamic="all")
+    assert set(report.weights) >= {name for name in codes if codes[name].codes.ndim > 1}
+    assert report.max_difference < 1e-6 and not report.float_weights
+    stored = arrays(tmp_path / "a.onnx")
+    inner = codes["inner.weight"]
+    found = stored["inner.weight_codes"]
+    assert np.array_equal(found if found.shape == inner.shape else found.T, inner.codes)
+    ids, mask = torch.randint(0, 20, (3, 4)), torch.ones(3, 4)
+    expected = network(ids, mask).detach().numpy()
+    assert np.allclose(run(tmp_path / "a.onnx", ids, mask), expected, atol=1e-5)
+
+
+def test_a_transformers_layers_run_in_integers_by_named_inputs(tmp_path):
+    network = seeded(Words)
+    torch.manual_seed(1)
+    data = [{"mask": torch.ones(4, 6), "ids": torch.randint(0, 20, (4, 6))} for _ in range(2)]
+    example = {"ids": data[0]["ids"], "mask": data[0]["mask"]}
+    report = kk.torch.export_onnx(
+        network, example, tmp_path / "a.onnx", activations="int8", data=data, exclude="back.*"
+    )
+    assert {row.name: row.runs for row in report.layers} == {
+        "inner.weight": "int8",
+        "back.weight": "float32",
+        "embedding.weight": "int8",
+    }
+    assert report.fell_back == {"back.weight": "not selected"}
+    assert report.macs_float == pytest.approx(32 * 16 / (2 * 32 * 16 + 16 * 20))
+    assert report.cosine > 0.999
+
+
+def test_codebooks_stay_and_fall_back_by_name(tmp_path, images):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    codes = kk.torch.quantize_(network, entries=15)
+    data = [images]
+    report = kk.torch.export_onnx(
+        network, images[:1], tmp_path / "a.onnx", activations="int8", data=data
+    )
+    assert set(report.fell_back) == {"0.weight", "2.weight"} and report.macs_float == 1.0
+    assert all("no scale per unit" in reason for reason in report.fell_back.values())
+    assert report.max_difference < 1e-5
+    stored = arrays(tmp_path / "a.onnx")
+    assert np.array_equal(stored["2.weight_codes"], codes["2.weight"].codes)
+    assert np.array_equal(stored["2.weight_values"], codes["2.weight"].grid.values)
+
+
+def test_pruned_and_tiny_channels_break_nothing(tmp_path, images):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    with torch.no_grad():
+        network[0].weight[0] = 0.0
+        network[0].bias[0] = 0.37
+        network[0].weight[1] = 1e-30
+    given = {"activations": "int8", "data": [images], "progress": False}
+    report = kk.torch.export_onnx(network, images[:2], tmp_path / "a.onnx", **given)
+    # One channel's bias is 1e30 times its scale: such a layer is not left to overflow.
+    assert report.fell_back == {
+        "0.weight": "its bias does not fit in 32 bits at the scale of its weight"
+    }
+    with torch.no_grad():
+        network[0].weight[1] = 0.01
+    report = kk.torch.export_onnx(network, images[:2], tmp_path / "a.onnx", **given)
+    assert not report.fell_back and report.cosine > 0.999
+
+
+def test_half_precision_is_widened_and_the_module_is_left_as_it_was(tmp_path, images):
+    network = seeded(Convolutions).to(torch.bfloat16).train()
+    before = copy.deepcopy(network.state_dict())
+    report = kk.torch.export_onnx(network, images[:2].bfloat16(), tmp_path / "a.onnx")
+    assert report.max_difference < 0.05 and network.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_recurrent_layer_falls_back_by_name(tmp_path):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.inner(x)[0])
+
+    x = torch.randn(2, 5, 8)
+    report = kk.torch.export_onnx(
+        seeded(Net), x, tmp_path / "a.onnx", activations="int8", data=[x], progress=False
+    )
+    (reason,) = report.fell_back.values()
+    assert "no integer kernel of LSTM" in reason
+    assert report.macs_float == pytest.approx(2 * 32 * 8 / (2 * 32 * 8 + 24))
+
+
+def test_what_is_missing_or_unknown_is_named(tmp_path, images, monkeypatch):
+    network, path = seeded(Convolutions), tmp_path / "a.onnx"
+
+    def export(**given: Any) -> Any:
+        return kk.torch.export_onnx(network, images[:2], path, **given)
+
+    with pytest.raises(InvalidArgument, match="measured on data"):
+        export(activations="int8")
+    with pytest.raises(InvalidArgument, match="'int8'"):
+        export(activations="int4", data=[images])
+    with pytest.raises(UnknownName, match="percentile"):
+        export(activations="int8", data=[images], calibration="percentil")
+    with pytest.raises(InvalidArgument, match="iterable of batches"):
+        export(activations="int8", data=images)
+    with pytest.raises(InvalidArgument, match="activations='int8'"):
+        export(bits=8)
+    with pytest.raises(UnknownName, match="batch"):
+        export(dynamic="first")
+    codes = kk.torch.quantize_(copy.deepcopy(network), bits=8)
+    with pytest.raises(InvalidArgument, match="another shape"):
+        export(codes={"linear.weight": codes["conv1.weight"]})
+    with pytest.raises(NonFinite, match="NaN"):
+        export(activations="int8", data=[images * float("nan")])
+    quantized = copy.deepcopy(network)
+    kk.torch.quantize_(quantized, bits=8)
+    quantized.linear.weight.data.add_(1)
+    with pytest.raises(Unsupported, match="changed since"):
+        kk.torch.export_onnx(quantized, images[:2], path)
+    assert not path.exists()
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(Unavailable, match=r"pip install '\.\[onnx\]'"):
+        export()
