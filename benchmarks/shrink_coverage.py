@@ -25,6 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,12 @@ Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 def torchvision_names() -> list[str]:
-    """Return all models but the detectors, whose boxes have data-dependent numbers, and the quantized ones."""
+    """Return all models, the smallest first, but the detectors, whose boxes have data-dependent numbers, and the
+    quantized ones."""
     models = _torchvision().models
     names = [name for name in models.list_models() if not name.startswith("quantized_")]
-    return [name for name in names if not any(part in name for part in DETECTORS)]
+    names = [name for name in names if not any(part in name for part in DETECTORS)]
+    return sorted(names, key=_millions)
 
 
 def _torchvision() -> Any:
@@ -289,6 +292,7 @@ def rows(
         yield group, name, who, stored[key]
 
 
+@lru_cache
 def _millions(name: str) -> float:
     vision = _torchvision()
     options = {"weights_backbone": None} if re.search("fcn|deeplab|lraspp", name) else {}
