@@ -6,6 +6,7 @@ recurrent: 2e-5). The peer counts if its pruned network still runs and returns t
 is less.
 
     python benchmarks/shrink_coverage.py [torchvision timm transformers] [--peer] [--most 100] [--limit 600]
+        [--only 'swin*']
 
 One process per network, of one thread; what is finished is stored in ``runs/shrink_coverage.json``, so that an
 interrupted command resumes. `--most`: millions of parameters, larger networks are left out. `--limit`: seconds
@@ -25,6 +26,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -275,11 +277,12 @@ def in_a_process(group: str, name: str, who: str, limit: float) -> dict[str, Any
 
 
 def rows(
-    groups: list[str], people: list[str], limit: float, most: float
+    groups: list[str], people: list[str], limit: float, most: float, only: str
 ) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Yield the rows, those that are stored at once."""
     stored = json.loads(STORED.read_text("utf-8")) if STORED.exists() else {}
     work = [(group, name, who) for group in groups for name in LISTS[group][0]() for who in people]
+    work = [row for row in work if fnmatch(row[1], only)]
     for group, name, who in tqdm(work, desc="networks"):
         key = f"{group}/{name}/{who}"
         if key not in stored:
@@ -333,13 +336,16 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true")
     parser.add_argument("--most", type=float, default=100.0)
     parser.add_argument("--limit", type=float, default=600.0)
+    parser.add_argument("--only", default="*", help="names of networks, as a glob")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(one(*given.one)))
         return
     people = ["ours", "peer"] if given.peer else ["ours"]
-    print(table(list(rows(given.lists or list(LISTS), people, given.limit, given.most))))
+    print(
+        table(list(rows(given.lists or list(LISTS), people, given.limit, given.most, given.only)))
+    )
 
 
 if __name__ == "__main__":

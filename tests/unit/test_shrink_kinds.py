@@ -243,14 +243,16 @@ def _branches(m: Any, x: torch.Tensor) -> torch.Tensor:
     return m.o(torch.cond(x.sum() > 0, lambda y: m.b(y).relu(), lambda y: m.c(y), (m.a(x),)))
 
 
+# What torch says itself when a branch runs.
+@pytest.mark.filterwarnings("ignore")
 def test_what_reaches_a_branch_stays_and_the_rest_shrinks() -> None:
     net = written(_branches, b=nn.Linear(8, 8), c=nn.Linear(8, 8), d=nn.Linear(5, 12))
     net.p = nn.Linear(12, 4)
     net.written = lambda m, x: m.p(m.d(_branches(m, x)).relu())
     small, report = kk.torch.shrink(net, X, width=0.5)
-    assert report.widths_after == {"a": 8, "o": 5, "b": 8, "c": 8, "d": 6, "p": 4}
+    assert report.widths_after == {"a": 8, "o": 3, "b": 8, "c": 8, "d": 6, "p": 4}
     assert f"cond at {__file__}" in report.frozen["a"]
-    torch.testing.assert_close(small(X).shape, (3, 4))
+    assert small(X).shape == (3, 4)
 
 
 def test_branches_alone_are_refused_with_operator_and_place() -> None:

@@ -70,7 +70,10 @@ def expected(model: nn.Sequential, places: list[int], inputs: torch.Tensor) -> t
     means: dict[int, torch.Tensor] = {}
 
     def note(place: int) -> Any:
-        return lambda layer, args, y: means.setdefault(place, y.mean((0, 2, 3)).clone()) and None
+        def hook(layer: nn.Module, args: Any, y: torch.Tensor) -> None:
+            means[place] = y.mean((0, 2, 3)).clone()
+
+        return hook
 
     hooks = [twin[p].n2.register_forward_hook(note(p)) for p in places]
     with torch.no_grad():
@@ -95,7 +98,7 @@ def test_the_branches_go_that_matter_least(way: str) -> None:
     assert gone == ["2.c1", "2.c2", "4.c1", "4.c2"] and report.removed == 2 * (6 + 8)
     assert report.parameters_after == sum(p.numel() for p in small.parameters())
     assert report.parameters_after == report.parameters_before - 2 * (2 * 6 * 8 * 9 + 2 * 14)
-    assert report.macs_after == report.macs_before - 2 * (2 * 6 * 8 * 9 * 64)
+    assert report.macs_after == report.macs_before - 2 * 4 * (2 * 6 * 8 * 9 * 64)
     fresh = torch.randn(7, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -125,6 +128,20 @@ def test_the_loss_on_the_data_decides_where_it_is_given() -> None:
     second = lambda outputs, targets: outputs.square().mean()  # noqa: E731
     _, by_loss = kk.torch.shrink(net, data[0][0], layers=0.5, data=data, loss=second)
     assert (by_loss.widths_after["b"], by_loss.widths_after["c"]) == (0, 6)
+
+
+def test_a_branch_is_measured_again_when_others_have_gone() -> None:
+    net = Forward(
+        lambda m, x: (lambda h: m.o(h + m.b(h) + m.c(h) + m.d(h)))(m.a(x)),
+        **{name: nn.Linear(6, 6, bias=False) for name in "abcdo"},
+    )
+    eye = torch.eye(6)
+    with torch.no_grad():
+        for layer, scale in {"a": 1.0, "b": 1.0, "c": 1.1, "d": -1.2, "o": 1.0}.items():
+            getattr(net, layer).weight.copy_(eye * scale)
+    # Each by itself: b, c, d. After b, which takes 1 away, d gives 1.2 back, and c takes 1.1 more.
+    _, report = kk.torch.shrink(net, torch.randn(64, 6), layers=0.34)
+    assert [n for n, width in report.widths_after.items() if width == 0] == ["b", "d"]
 
 
 class Attending(nn.Module):
@@ -182,6 +199,10 @@ def test_the_graph_form_takes_any_batch() -> None:
         torch.testing.assert_close(small(x), net(x), rtol=1e-2, atol=1e-2)
 
 
+def _half_in_place(h: torch.Tensor) -> torch.Tensor:
+    return torch.cat([h[:, :3].relu_(), h[:, 3:]], 1)
+
+
 def test_which_branches_there_are() -> None:
     def found(forward: Any, *inputs: torch.Tensor) -> list[str]:
         parts = {name: nn.Linear(6, 6) for name in "abcd"}
@@ -199,11 +220,11 @@ def test_which_branches_there_are() -> None:
     # What others read too, a sum with a parameter, and one with another input are none.
     assert found(lambda m, x: (lambda y: m.b(x + y) * y)(m.a(x)), x) == []
     assert found(lambda m, x: m.a(x) + m.p, x) == []
-    assert found(lambda m, x, y: m.a(x) + m.b(y), x, x) == []
+    assert found(lambda m, x, y: m.a(x) + m.b(y), x, x + 1) == []
     # One within the other.
     assert found(lambda m, x: x + m.c((lambda y: y + m.b(y))(m.a(x))), x) == ["b", "a,b,c"]
     # Writing to what is outside of it.
-    assert found(lambda m, x: (lambda h: h + m.b(h.relu_()))(m.a(x)), x) == []
+    assert found(lambda m, x: (lambda h: h + m.b(_half_in_place(h)))(m.a(x)), x) == []
 
 
 def test_of_a_branch_within_another_the_lesser_goes() -> None:

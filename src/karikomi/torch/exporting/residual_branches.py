@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,10 @@ def branches_of(graph: fx.GraphModule, found: Propagated) -> list[Branch]:
         good = [
             (end, own)
             for (end, own), (other, _) in zip(pairs, reversed(pairs), strict=True)
-            if _products(own) and _goes_past(own, other) and not _writes_outside(own)
+            if _products(own)
+            and not _carries(end, own)
+            and _goes_past(own, other)
+            and not _writes_outside(own)
         ]
         if good:
             end, own = max(good, key=lambda pair: _products(pair[1]))
@@ -95,6 +99,18 @@ def _products(nodes: Iterable[fx.Node]) -> int:
     )
 
 
+def _carries(end: fx.Node, own: set[fx.Node]) -> bool:
+    """Return whether an end is itself a sum with what others compute: then it is the stream."""
+    sums = [end]
+    while sums:
+        node = sums.pop()
+        if node.op == "call_function" and name_of(node) == "add":
+            if not own.issuperset(node.all_input_nodes):
+                return True
+            sums += node.all_input_nodes
+    return False
+
+
 def _goes_past(own: set[fx.Node], other: fx.Node) -> bool:
     """Return whether all that a branch reads is needed for the other summand, and is not its sole source."""
     read = {
@@ -126,32 +142,35 @@ def _writes_outside(own: set[fx.Node]) -> bool:
     return False
 
 
-def constant_of(branch: Branch, values: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return the mean of what a branch adds, one number for each unit of the stream, in a shape that is broadcast."""
-    total, count = torch.zeros(()), 0
-    for value in values:
-        others = [axis for axis in range(value.dim()) if axis not in branch.axes]
-        wide = value.double()
-        total = total + (wide.sum(others, keepdim=True) if others else wide)
-        count += value.numel() // max(_kept(value, branch.axes), 1)
-    mean = total / max(count, 1)
-    # Leading axes of size 1 say nothing.
-    while mean.dim() and mean.shape[0] == 1:
-        mean = mean[0]
-    return mean
+class Mean:
+    """The mean of what a branch adds, one number for each unit of the stream."""
 
+    def __init__(self, branch: Branch) -> None:
+        self._axes = branch.axes
+        self._sum: torch.Tensor | None = None
+        self._count = 0
 
-def _kept(value: torch.Tensor, axes: Collection[int]) -> int:
-    size = 1
-    for axis in axes:
-        size *= value.shape[axis]
-    return size
+    def add(self, value: torch.Tensor) -> None:
+        """Count what a run added."""
+        others = [axis for axis in range(value.dim()) if axis not in self._axes]
+        part = value.double().sum(others, keepdim=True) if others else value.double()
+        self._sum = part if self._sum is None else self._sum + part
+        self._count += math.prod(value.shape[axis] for axis in others)
+
+    def constant(self) -> torch.Tensor:
+        """Return the mean in a shape that is broadcast to the values, without leading axes of size 1."""
+        assert self._sum is not None  # noqa: S101  (there is a run)
+        mean = self._sum / max(self._count, 1)
+        while mean.dim() and mean.shape[0] == 1:
+            mean = mean[0]
+        return mean
 
 
 class Without(fx.Interpreter):
     """Runs a graph with the ends of some branches as constants, and without what only these need.
 
-    `constants`: end -> constant. `branches`: of which nothing else is run. `watched`: end -> the values that it had.
+    `constants`: end -> constant. `branches`: of which nothing else is run. `watched`: end -> the mean to which its
+    value is added.
     """
 
     def __init__(
@@ -159,7 +178,7 @@ class Without(fx.Interpreter):
         module: fx.GraphModule,
         branches: Iterable[Branch],
         constants: Mapping[str, torch.Tensor],
-        watched: Mapping[str, list[torch.Tensor]] | None = None,
+        watched: Mapping[str, Mean] | None = None,
     ) -> None:
         super().__init__(module)
         self.extra_traceback = False
@@ -176,8 +195,7 @@ class Without(fx.Interpreter):
             return None
         result = super().run_node(n)
         if n.name in self._watched:
-            # The sum may be written to it.
-            self._watched[n.name].append(result.clone())
+            self._watched[n.name].add(result)
         return result
 
     def of(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:

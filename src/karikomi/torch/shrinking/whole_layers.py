@@ -22,9 +22,9 @@ from karikomi.torch.exporting.exported import exported
 from karikomi.torch.exporting.proof import TOLERANCE, apart, samples_of
 from karikomi.torch.exporting.residual_branches import (
     Branch,
+    Mean,
     Without,
     branches_of,
-    constant_of,
     without,
 )
 from karikomi.torch.exporting.rewriting import Kept
@@ -189,11 +189,13 @@ class Search:
 
     def _means(self) -> Constants:
         """Return end -> the mean of what each branch adds."""
-        values: dict[str, list[torch.Tensor]] = {branch.end: [] for branch in self.branches}
+        means = {branch.end: Mean(branch) for branch in self.branches}
+        graph, _ = self._traced.of(self._batches[0].positional, dict(self._batches[0].named))
         for batch in self._batches:
             graph, _ = self._traced.of(batch.positional, dict(batch.named))
-            Without(graph, [], {}, watched=values).of(batch.positional, dict(batch.named))
-        return {b.end: constant_of(b, values[b.end]) for b in self.branches}
+            Without(graph, [], {}, watched=means).of(batch.positional, dict(batch.named))
+        dtypes = {n.name: n.meta["val"].dtype for n in graph.graph.nodes if n.name in means}
+        return {end: mean.constant().to(dtypes[end]) for end, mean in means.items()}
 
 
 def _difference(
