@@ -113,10 +113,14 @@ def theirs(data: Pair, importance: str) -> nn.Module:
             ignored_layers=[module.linear],
         )
         if "Taylor" in importance:
+            # It reads a gradient of every layer, the fixed shortcuts included.
+            module.requires_grad_(True)
             for x, y in batches(data, 100):
                 F.cross_entropy(module(x), y).backward()
         pruner.step()
         module.zero_grad()
+        for name, weight in module.named_parameters():
+            weight.requires_grad_("shortcut" not in name)
         if tp.utils.count_ops_and_params(module, example)[0] <= BUDGET * whole:
             high, best = ratio, module
         else:

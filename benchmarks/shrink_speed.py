@@ -26,8 +26,10 @@ from shrink_coverage import torchvision_example
 from torch import nn
 
 from karikomi.prune import as_score
+from karikomi.prune.target import Target
+from karikomi.shrink.choice import Choice
 from karikomi.torch.labelling.label_run import LabelRun
-from karikomi.torch.shrinking.smaller_copy import Choice, Shrinking
+from karikomi.torch.shrinking.smaller_copy import Shrinking
 
 MODELS = ("resnet50", "swin_t", "maxvit_t", "mvit_v2_s")
 BLOCKS = (8, 16, 32, 64, 128, 256)
@@ -67,18 +69,7 @@ def measured(name: str) -> dict[str, Any]:
         model, inputs, options = Residual(int(name)), (torch.randn(1, 3, 16, 16),), {}
     else:
         model, inputs, options = torchvision_example(name)
-    choice = Choice(
-        target=("width", 0.5),
-        score=as_score("magnitude"),
-        allocation="uniform",
-        multiple=1,
-        least=1,
-        whole=False,
-        data=None,
-        loss=None,
-        only=None,
-        exclude=None,
-    )
+    choice = Choice(where="shrink", target=Target("width", 0.5), score=as_score("magnitude"))
     start = time.perf_counter()
     run = Shrinking(model.eval(), inputs, options, choice)
     built = time.perf_counter()

@@ -524,10 +524,15 @@ def _with_lora() -> Any:
             r"no variables yet.*build",
         ),
         (lambda: np.ones(3), {}, InvalidArgument, "not a Keras model.*ndarray"),
-        (by_hand, {"width": None}, InvalidArgument, "one target is needed.*width, heads"),
-        (by_hand, {"macs": 0.5}, InvalidArgument, "one target is needed; got width, macs"),
+        (
+            by_hand,
+            {"macs": 0.5},
+            InvalidArgument,
+            "one target is to be given; got width=0.5, macs=0.5",
+        ),
         (by_hand, {"width": 1.5}, InvalidArgument, r"share.*got 1\.5.*\(0, 1\]"),
         (by_hand, {"width": 0.0}, InvalidArgument, "share"),
+        (by_hand, {"multiple_of": 0}, InvalidArgument, "multiple_of.*whole number >= 1"),
         (by_hand, {"allocation": "uniformly"}, UnknownName, "unknown allocation"),
         (by_hand, {"score": "sparsegpt"}, Unsupported, "re-fits"),
         (

@@ -241,6 +241,9 @@ def test_networks_without_branches_are_refused() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(Unsupported, match="no layers can go whole.*residual.*width= or heads="):
         kk.torch.shrink(net, torch.randn(2, 4), layers=0.5)
+    # Those that only= and exclude= leave.
+    _, report = kk.torch.shrink(blocks(), X, layers=0.5, only=["1.*", "3.*"])
+    assert [n for n, width in report.widths_after.items() if width == 0] == ["1.c1", "1.c2"]
     whole, report = kk.torch.shrink(blocks(), X, layers=1.0)
     assert report.removed == 0 and report.form == "module"
     assert not any(isinstance(part, RemovedLayer) for part in whole.modules())

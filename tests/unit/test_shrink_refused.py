@@ -234,12 +234,29 @@ def test_inputs_that_do_not_fit_are_the_callers_mistake() -> None:
 
 def test_targets_that_are_none() -> None:
     net, x = mlp(4, 9, 3), torch.randn(2, 4)
-    for wrong in ({"width": 0.0}, {"width": 1.5}, {"heads": 2}, {"macs": -1}, {"ms": True}):
+    wrongs = [
+        {"width": 0.0},
+        {"width": 1.5},
+        {"heads": 2},
+        {"macs": -1},
+        {"ms": True},
+        {"ms": -1.0},
+    ]
+    wrongs += [
+        {"macs": 1.5},
+        {"parameters": 20.0},
+        {"bytes": float("inf")},
+        {"width": float("nan")},
+    ]
+    for wrong in wrongs:
         with pytest.raises(InvalidArgument, match=next(iter(wrong))):
             shrink(net, x, **wrong)
-    with pytest.raises(InvalidArgument, match="one target at a time; got width, macs"):
+    with pytest.raises(InvalidArgument, match="one target is to be given; got width=0.5, macs=0.5"):
         shrink(net, x, width=0.5, macs=0.5)
     with pytest.raises(InvalidArgument, match="no choice of units is as small.*at least"):
         shrink(net, x, parameters=5)
     with pytest.raises(LookupError, match="unknown allocation"):
         shrink(net, x, width=0.5, allocation="globl")
+    for limit in ({"multiple_of": 0}, {"least": 0}, {"multiple_of": 1.5}, {"least": True}):
+        with pytest.raises(InvalidArgument, match=f"{next(iter(limit))}.*whole number >= 1"):
+            shrink(net, x, width=0.5, **limit)

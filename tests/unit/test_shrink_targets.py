@@ -314,3 +314,57 @@ def test_a_factor_of_a_computed_bias_stays_in_the_graph() -> None:
     small, report = shrink(SplitBias().eval(), torch.randn(2, 5, 16), width=0.5)
     assert report.form == "graph" and report.max_difference < 1e-6
     assert small(torch.randn(2, 5, 16)).shape == (2, 5, 3)
+
+
+def test_a_whole_number_of_a_budget_may_be_a_float() -> None:
+    torch.manual_seed(0)
+    model = net()
+    whole = shrink(model, X, parameters=150)[1]
+    assert shrink(model, X, parameters=150.0)[1].widths_after == whole.widths_after
+
+
+CONVOLUTIONS = nn.Sequential(
+    nn.Conv2d(3, 8, 3, bias=False),
+    nn.BatchNorm2d(8),
+    nn.ReLU(),
+    nn.ConvTranspose2d(8, 6, 3),
+    nn.PReLU(6),
+    nn.Conv2d(6, 4, 3),
+    nn.ReLU(),
+    nn.Conv2d(4, 2, 1),
+)
+
+
+@pytest.mark.parametrize("name", ["0", "3", "5"])
+def test_a_layer_is_selected_by_its_weight_alone(name: str) -> None:
+    """The biases and norms of its units go along, whatever `only` says of them."""
+    image = torch.randn(1, 3, 8, 8)
+    _, report = shrink(CONVOLUTIONS, image, width=0.5, only=f"{name}.weight")
+    changed = {n for n, width in report.widths_after.items() if width < report.widths_before[n]}
+    assert changed == {name}
+    others = [f"{n}.weight" for n in ("0", "3", "5") if n != name]
+    _, other = shrink(CONVOLUTIONS, image, width=0.5, exclude=others)
+    assert other.widths_after == report.widths_after
+
+
+def test_columns_of_an_embedding_are_selected_by_the_embedding_alone() -> None:
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    ids = torch.randint(9, (2, 3))
+    _, report = shrink(model, ids, width=0.5, only="0.weight")
+    assert report.widths_after == {"0": 4, "1": 6, "3": 2}
+
+
+def test_rows_of_another_layer_with_the_units_have_to_be_selected_too() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.a(x) + self.b(x))
+
+    x = torch.randn(2, 4)
+    with pytest.raises(Unsupported, match="no unit can go"):
+        shrink(Sum(), x, width=0.5, only="a.weight")
+    _, report = shrink(Sum(), x, width=0.5, only=["a.weight", "b.weight"])
+    assert report.widths_after == {"a": 4, "b": 4, "c": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from dataclasses import dataclass
 
@@ -12,23 +13,28 @@ from karikomi.schedule import is_number
 UNITS = {
     "sparsity": "the share of the selected weights that is zero afterwards, in [0, 1)",
     "width": "the share of the units (heads, layers, blocks) that stays, in (0, 1]",
+    "heads": "the share of whole heads and groups that stays, in (0, 1]",
+    "layers": "the share of residual branches that stays, in (0, 1]",
     "parameters": "what stays of all parameters: a share in (0, 1], or a whole number of them",
     "macs": "what stays of all multiply-accumulates: a share in (0, 1], or a whole number of them",
-    "bytes": "what stays of all bytes, a bit per weight for the masks and the kept values: a share or a number",
+    "bytes": "what stays of all bytes, masks included where the shapes stay: a share or a number",
+    "ms": "milliseconds on this machine, above 0",
 }
+SHARES = ("width", "heads", "layers")
+"""Units whose value is a share in every case; a number of milliseconds never is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`value` of a `unit` out of `UNITS`; a whole number above 1 is an absolute budget."""
+    """`value` of a `unit` out of `UNITS`; a whole number (also as a float above 100) is an absolute budget."""
 
     unit: str
     value: float
 
     @property
     def absolute(self) -> bool:
-        """Whether the value is a count, not a share."""
-        return isinstance(self.value, int)
+        """Whether the value is a count or a time, not a share."""
+        return isinstance(self.value, int) or self.unit == "ms"
 
     def after(self, number: int, rounds: int) -> Target:
         """Return the target of one of several rounds, each of which removes an equal share of what is left.
@@ -73,12 +79,15 @@ def target_of(*, where: str, **given: float | None) -> Target:
             raise _two_readings(unit, value, where)
         check_sparsity(value, where=unit)
         return Target(unit, float(value))
-    counted = isinstance(value, int) and unit != "width"
-    if counted and value >= 1:
+    if unit == "ms" and 0.0 < value < math.inf:
+        return Target(unit, float(value))
+    if isinstance(value, int) and value >= 1 and unit not in SHARES:
         return Target(unit, value)
-    if isinstance(value, float) and 1.0 < value <= 100.0:
+    if 100.0 < value < math.inf and value == int(value) and unit not in SHARES:
+        return Target(unit, int(value))
+    if isinstance(value, float) and 1.0 < value <= 100.0 and unit != "ms":
         raise _two_readings(unit, value, where)
-    if not 0.0 < value <= 1.0:
+    if not 0.0 < value <= 1.0 or unit == "ms":
         raise InvalidArgument(
             "the target is out of range",
             where=f"{where}: {unit}",
@@ -89,7 +98,7 @@ def target_of(*, where: str, **given: float | None) -> Target:
 
 
 def _two_readings(unit: str, value: float, where: str) -> InvalidArgument:
-    other = f"{unit}={int(value)} if a number of them" if unit not in ("sparsity", "width") else ""
+    other = f"{unit}={int(value)} if a number of them" if unit not in ("sparsity", *SHARES) else ""
     return InvalidArgument(
         "a share above 1",
         where=f"{where}: {unit}",

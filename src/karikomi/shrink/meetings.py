@@ -11,7 +11,7 @@ shorter, the same indices in each head, or the outer one: whole heads. One propa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -114,6 +114,22 @@ class Meetings:
             left = fix_axes(self.labels, plane, others, site)
             planes += [] if left is None else [left]
         return Labelled(value.shape, tuple(planes))
+
+    def make_products(self, values: Iterable[tuple[Labelled, str]]) -> None:
+        """Let what stays of each tensor be a product of indices; `values`: with their places.
+
+        Done last: rules of operations may ask for less.
+        """
+        several = [
+            (value, site)
+            for value, site in values
+            if any(len(varying(plane)) > 1 for plane in value.planes)
+        ]
+        before = -1
+        while before != self.labels.joins:
+            before = self.labels.joins
+            for value, site in several:
+                self.by_one_axis(value, site)
 
     def side_by_side(self, values: Sequence[Labelled], axis: int, site: str) -> Labelled:
         """Return what comes of putting tensors side by side along an axis: labels of all other axes are joined."""

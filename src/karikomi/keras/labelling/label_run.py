@@ -122,7 +122,10 @@ class LabelRun(Meetings):
         found = self._through(graph, [bare(tensor) for tensor in graph.inputs])
         for value in found:
             self.fix(value, OUTPUT)
-        self._make_products()
+        several = [(value, "its own axes") for value in self._variables.values()]
+        for call, found in self._calls:
+            several += [(v, call.site) for v in (found if isinstance(found, list) else [found])]
+        self.make_products(several)
         classes = self.labels.classes()
         free = classes.free()
         statistics = {
@@ -228,20 +231,6 @@ class LabelRun(Meetings):
             parts = found if isinstance(found, list) else [found]
             known |= {id(tensor): part for tensor, part in zip(node.outputs, parts, strict=True)}
         return [known[id(tensor)] for tensor in graph.outputs]
-
-    def _make_products(self) -> None:
-        """Let what stays of each tensor be a product of indices, which is checked last: rules may ask for less."""
-        several = [(value, "its own axes") for value in self._variables.values()]
-        for call, found in self._calls:
-            several += [
-                (value, call.site) for value in (found if isinstance(found, list) else [found])
-            ]
-        before = -1
-        while before != self.labels.joins:
-            before = self.labels.joins
-            for value, site in several:
-                if any(len(varying(plane)) > 1 for plane in value.planes):
-                    self.by_one_axis(value, site)
 
 
 def bare(tensor: Any) -> Labelled:

@@ -149,7 +149,7 @@ def _group_normalization(new: Changes, call: Call, found: Value) -> Config:
     assert isinstance(found, Labelled)  # noqa: S101
     axis = layer.axis % len(found.shape)
     each = found.shape[axis] // layer.groups
-    return {"groups": len(np.unique(new.kept.along(found, axis) // each))}
+    return {"groups": len(np.unique(new.kept.indices(found, axis) // each))}
 
 
 @change("layers.LSTM", "layers.GRU", "layers.SimpleRNN")
@@ -249,7 +249,7 @@ def _pad(new: Changes, call: Call, found: Value) -> Config:
     value, rank = call.values[0], len(found.shape)
     widths = [(0, 0)] * rank
     for axis, (before, after) in widths_of(call.operation, rank).items():
-        stays = new.kept.along(found, axis)
+        stays = new.kept.indices(found, axis)
         past = before + value.shape[axis]
         unknown = found.shape[axis] != past + after
         new_pair = (int((stays < before).sum()), int((stays >= past).sum()))

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from karikomi.errors import Unsupported
-from karikomi.keras.labelling.label_run import Propagated, Value
-from karikomi.shrink.label_planes import Labelled, is_product, keeps, kept_along
+from karikomi.keras.labelling.label_run import Propagated
+from karikomi.shrink.kept_labels import KeptLabels
+from karikomi.shrink.label_planes import Labelled, is_product, keeps
 
 WHERE = "keras.shrink"
 
 
 @dataclass(frozen=True, slots=True)
-class KeptWeights:
-    """What stays of each tensor of a model: its labels, and a boolean per label."""
+class KeptWeights(KeptLabels):
+    """What stays of each tensor of a model: a boolean per label, and the labels of its variables."""
 
     found: Propagated
-    labels: np.ndarray
-    _sizes: dict[int, tuple[int, ...]] = field(default_factory=dict)
-
-    def along(self, value: Labelled, axis: int) -> np.ndarray:
-        """Return the indices that stay along an axis."""
-        return kept_along(value, axis, self.labels)
-
-    def sizes(self, value: Labelled) -> tuple[int, ...]:
-        """Return the shape of what stays."""
-        if id(value) not in self._sizes:
-            axes = value.axes
-            self._sizes[id(value)] = tuple(
-                len(self.along(value, axis)) if axis in axes else size
-                for axis, size in enumerate(value.shape)
-            )
-        return self._sizes[id(value)]
-
-    def before(self, value: Labelled, axis: int, place: int) -> int:
-        """Return how many of the indices below `place` stay."""
-        return int((self.along(value, axis) < place).sum())
 
     def of(self, variable: Any) -> tuple[int, ...]:
         """Return the shape of what stays of a variable."""
@@ -49,16 +30,11 @@ class KeptWeights:
         shape = tuple(map(int, variable.shape))
         return self.found.variables.get(id(variable), Labelled(shape))
 
-    def changes(self, value: Value) -> bool:
-        """Return whether anything of a value goes."""
-        parts = value if isinstance(value, list) else [value]
-        return any(self.sizes(part) != part.shape for part in parts)
-
     def cut(self, variable: Any, numbers: np.ndarray) -> np.ndarray:
         """Return what stays of the numbers of a variable."""
         value = self.value_of(variable)
         for axis in sorted(value.axes):
-            numbers = numbers.take(self.along(value, axis), axis)
+            numbers = numbers.take(self.indices(value, axis), axis)
         return numbers
 
     def zeroed(self, variable: Any, numbers: np.ndarray) -> np.ndarray:

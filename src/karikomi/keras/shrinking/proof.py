@@ -115,6 +115,20 @@ class Proof:
             yield
 
 
+def equal(model: Any, small: Any, samples: Sequence[Any]) -> float:
+    """Return the largest relative difference of the outputs of two models; `Unsupported` above the tolerance."""
+    worst = float(np.max([apart(run(model, sample), run(small, sample)) for sample in samples]))
+    if not worst <= _allowed(model):
+        raise Unsupported(
+            "without its dead units the model would compute something else",
+            where=WHERE,
+            got=f"a relative difference of {worst:.3g}",
+            allowed=f"{_allowed(model):.3g}",
+            hint="please report the model: a rule of a layer is wrong",
+        )
+    return worst
+
+
 def last_of(model: Any) -> Iterator[Any]:
     """Yield the layers with an activation, and the softmaxes, that make the outputs of a model."""
     graph = graph_of(model)

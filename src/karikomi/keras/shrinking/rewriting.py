@@ -163,7 +163,7 @@ def rewritten(model: Any, found: Propagated, kept: np.ndarray) -> Rebuilt:
 
     Raises `Unsupported` naming the layer whose kept entries are no product of indices, or that cannot be made.
     """
-    stays = KeptWeights(found, kept)
+    stays = KeptWeights(kept, found)
     stays.check_products()
     new = changes(stays)
     small = Copy(model, new)

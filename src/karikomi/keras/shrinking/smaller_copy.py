@@ -3,130 +3,84 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import keras
 import numpy as np
 
 import karikomi.keras.labelling  # noqa: F401  (registers the rules)
-from karikomi.errors import InvalidArgument, Unsupported, check_known
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.keras.facts.layer_calls import batches
 from karikomi.keras.internals import all_layers, graph_of
 from karikomi.keras.labelling.label_run import LabelRun, computes_weights
 from karikomi.keras.layers.prunable import NORMS, is_weight, oriented
 from karikomi.keras.shrinking.costs import macs_of
+from karikomi.keras.shrinking.dead_units import DeadUnits
 from karikomi.keras.shrinking.kept import WHERE, KeptWeights
-from karikomi.keras.shrinking.proof import Proof
+from karikomi.keras.shrinking.proof import Proof, equal
 from karikomi.keras.shrinking.rewriting import rewritten
 from karikomi.keras.shrinking.sample_inputs import samples_of
 from karikomi.keras.shrinking.unit_scores import made_axes, unit_scores
-from karikomi.prune import as_score
 from karikomi.prune.scores.score import Score
-from karikomi.select import select
 from karikomi.shrink.account import ShrinkReport
+from karikomi.shrink.choice import Choice, choice_of
 from karikomi.shrink.labels import Block
-from karikomi.shrink.unit_groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """How units are chosen: the target, the score, and the limits."""
-
-    unit: str
-    value: float
-    score: Score
-    allocation: str
-    multiple: int
-    least: int
-    data: Iterable[Any] | None
-    loss: Any
-    only: Any
-    exclude: Any
+from karikomi.shrink.unit_groups import Group, groups_of
 
 
 class Shrinking:
     """One shrink of a model: its labels, what is chosen, and the report."""
 
-    def __init__(self, model: Any, choice: Choice) -> None:
+    def __init__(self, model: Any, choice: Choice | None) -> None:
         self.model, self.choice = model, choice
         self.variables = oriented(model, where=WHERE)
         self.axes = made_axes(model, self.variables)
         names = {id(item.variable): name for name, item in self.variables.items()}
-        self.found = LabelRun(model, names, whole=choice.unit == "heads").run()
+        whole, exact = choice is not None and choice.whole, choice is None
+        self.found = LabelRun(model, names, whole=whole, exact=exact).run()
         self.every = np.ones(len(self.found.classes.roots), bool)
 
     def chosen(self) -> np.ndarray:
         """Return a boolean per label: whether it stays."""
-        choice, groups = self.choice, self._groups()
+        choice = self.choice
+        assert choice is not None  # noqa: S101
+        groups = choice.free(self.groups, self.variables, self.makes, self.frozen)
         scores = unit_scores(
             self.model, groups, self.variables, choice.score, data=choice.data, loss=choice.loss
         )
-        allocate = ALLOCATIONS[choice.allocation]
+        return choice.kept(self.found.classes, groups, scores, self._cost)
 
-        def kept(share: float) -> np.ndarray:
-            gone = allocate(groups, scores, share, choice.multiple, choice.least)
-            return kept_of(self.found.classes, gone)
-
-        if choice.unit in ("width", "heads"):
-            return kept(choice.value)
-
-        def cost(share: float) -> float:
-            return self._cost(kept(share))
-
-        share = choice.value <= 1 and not isinstance(choice.value, int)
-        budget = choice.value * self._cost(self.every) if share else choice.value
-        return kept(to_budget(cost, budget, unit=choice.unit, where=WHERE))
-
-    def _cost(self, kept: np.ndarray) -> float:
-        if self.choice.unit == "macs":
-            return float(macs_of(KeptWeights(self.found, kept)))
-        return float(self.stored(kept, sizes=self.choice.unit == "bytes"))
+    def _cost(self, share: float, kept: np.ndarray) -> float:
+        assert self.choice is not None  # noqa: S101
+        unit = self.choice.target.unit
+        if unit == "macs":
+            return float(macs_of(KeptWeights(kept, self.found)))
+        return float(self.stored(kept, sizes=unit == "bytes"))
 
     def stored(self, kept: np.ndarray, *, sizes: bool = False) -> int:
         """Return the parameters that stay, running statistics apart, or their bytes."""
-        stays = KeptWeights(self.found, kept)
+        stays = KeptWeights(kept, self.found)
         return sum(
             math.prod(stays.of(item.variable)) * (_itemsize(item.variable) if sizes else 1)
             for item in self.variables.values()
             if is_weight(item)
         )
 
-    def _groups(self) -> list[Group]:
-        found = groups_of(self.found.classes, rows=self._is_made)
-        picked = set(
-            select(
-                list(self.variables),
-                only=self.choice.only,
-                exclude=self.choice.exclude,
-                where=WHERE,
-            )
-        )
-        free = [
-            group
-            for group in found
-            if len(group) > 1
-            and all(block.owner in picked for block, _ in group.members if self._is_made(block))
-        ]
-        if not free:
-            why = [f"{name}: {reason}" for name, reason in self.frozen().items()]
-            raise Unsupported(
-                "no unit can go",
-                where=WHERE,
-                got="; ".join(why[:3]) or "no layer",
-                allowed="units that are no outputs, of layers that only= and exclude= leave",
-            )
-        return free
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All groups of units that can go."""
+        return groups_of(self.found.classes, rows=self.makes)
 
-    def _is_made(self, block: Block) -> bool:
+    def makes(self, block: Block) -> bool:
         """Return whether an axis holds the units that its layer makes."""
         return block.axis in self.axes.get(block.owner, ())
 
-    def report(self, kept: np.ndarray, small: Any, worst: float) -> ShrinkReport:
+    def report(
+        self, kept: np.ndarray, small: Any, worst: float, left_alone: dict[str, str]
+    ) -> ShrinkReport:
         """Return the account of what was removed."""
-        classes = self.found.classes
-        groups = groups_of(classes, rows=self._is_made)
         return ShrinkReport(
             widths_before=self.widths(self.every),
             widths_after=self.widths(kept),
@@ -136,18 +90,18 @@ class Shrinking:
                 for item in oriented(small, where=WHERE).values()
                 if is_weight(item)
             ),
-            left_alone=self.frozen(),
+            left_alone=left_alone,
             max_difference=worst,
-            macs_before=macs_of(KeptWeights(self.found, self.every)),
-            macs_after=macs_of(KeptWeights(self.found, kept)),
-            frozen={**self.frozen(), **self.found.unknown},
-            together={group.name: list(group.sites) for group in groups if group.sites},
+            macs_before=macs_of(KeptWeights(self.every, self.found)),
+            macs_after=macs_of(KeptWeights(kept, self.found)),
+            frozen={**self.frozen, **self.found.unknown},
+            together={group.name: list(group.sites) for group in self.groups if group.sites},
             statistics=list(self.found.statistics.values()),
         )
 
     def widths(self, kept: np.ndarray) -> dict[str, int]:
         """Return layer -> number of units that stay."""
-        stays = KeptWeights(self.found, kept)
+        stays = KeptWeights(kept, self.found)
         return {
             self._layer(name): math.prod(
                 stays.of(self.variables[name].variable)[axis] for axis in axes
@@ -155,8 +109,9 @@ class Shrinking:
             for name, axes in self._layers().items()
         }
 
+    @cached_property
     def frozen(self) -> dict[str, str]:
-        """Return layer -> why none of its units can go."""
+        """Layer -> why none of its units can go."""
         classes, found = self.found.classes, {}
         blocks = {(block.owner, block.axis): block for block in classes.blocks}
         for name, axes in self._layers().items():
@@ -212,7 +167,9 @@ def shrink(
     Inputs and outputs of the model stay, and what reaches a layer without a rule (a ``Lambda``, a layer of your
     own); ``report.frozen`` has the reasons.
 
-    One target: the units of the lowest score go. `width`, the share of units that stays in each group, in
+    Without a target, only dead units go: those whose outgoing weights are all zero, or whose incoming weights are and
+    whose constant output is zero or can be added to the next bias; the outputs do not change. With one target,
+    the units of the lowest score go: `width`, the share of units that stays in each group, in
     (0, 1]; `heads`, the same for whole heads of attention and groups of convolutions instead of their inner units; or a
     budget for the whole model, a share in (0, 1] or a whole number: `parameters` (running statistics
     apart), `macs` (of one example), `bytes`.
@@ -230,8 +187,8 @@ def shrink(
     inputs. Where a normalisation, a softmax or a mean is taken over entries of which some went, its statistics change;
     both sides of the proof then use its affine part, and ``report.statistics`` has the places.
 
-    Raises `Unsupported` for a subclassed model, if nothing can go, for a layer that cannot be made from its
-    configuration, and if the proof fails; `InvalidArgument` for no target or two, for a model that is not
+    Raises `Unsupported` for a subclassed model, if a target is given and nothing can go, for a layer that cannot be
+    made from its configuration, and if the proof fails; `InvalidArgument` for two targets, for a model that is not
     built, and for a budget that is too small.
 
     >>> import keras, karikomi as kk
@@ -250,50 +207,43 @@ def shrink(
         "macs": macs,
         "bytes": bytes,
     }
-    given = {name: value for name, value in targets.items() if value is not None}
-    if len(given) != 1:
-        raise InvalidArgument(
-            "one target is needed",
-            where=WHERE,
-            got=", ".join(given) or None,
-            allowed=", ".join(targets),
-        )
-    ((unit, value),) = given.items()
-    _check_target(unit, value)
-    check_known(allocation, ALLOCATIONS, "unknown allocation", where=WHERE)
+    data = list(data) if isinstance(data, Iterator) else data
     _check_model(model)
-    choice = Choice(
-        unit=unit,
-        value=value,
-        score=as_score(score),
+    if inputs is None and data is not None:
+        inputs = next(batches(data, where=WHERE))[0]
+    if all(value is None for value in targets.values()):
+        return _without_dead_units(model, inputs)
+    choice = choice_of(
+        targets,
+        where=WHERE,
+        score=score,
         allocation=allocation,
-        multiple=multiple_of,
+        multiple_of=multiple_of,
         least=least,
         data=data,
         loss=loss,
         only=only,
         exclude=exclude,
     )
-    run = Shrinking(model, choice)
-    kept = run.chosen()
-    small = rewritten(model, run.found, kept)
-    if inputs is None and data is not None:
-        inputs = next(batches(data, where=WHERE))[0]
+    shrinking = Shrinking(model, choice)
+    kept = shrinking.chosen()
+    small = rewritten(model, shrinking.found, kept)
     worst = Proof(model, small).difference(samples_of(model, inputs))
     small.fill_(model)
-    return small.model, run.report(kept, small.model, worst)
+    return small.model, shrinking.report(kept, small.model, worst, shrinking.frozen)
 
 
-def _check_target(unit: str, value: Any) -> None:
-    share = unit in ("width", "heads")
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    if not number or (share and value > 1):
-        raise InvalidArgument(
-            "the target is a share" if share else "the target is positive",
-            where=f"{WHERE}: {unit}",
-            got=value,
-            allowed="in (0, 1]" if share else "a share in (0, 1], or a whole number",
-        )
+def _without_dead_units(model: Any, inputs: Any) -> tuple[Any, ShrinkReport]:
+    shrinking, samples = Shrinking(model, None), samples_of(model, inputs)
+    search = DeadUnits(
+        model, shrinking.found, shrinking.groups, shrinking.variables, shrinking.makes, samples
+    )
+    kept = search.kept()
+    small = rewritten(model, shrinking.found, kept)
+    small.fill_(model, search.numbers)
+    worst = equal(model, small.model, samples)
+    left_alone = {**shrinking.frozen, **search.left_alone}
+    return small.model, shrinking.report(kept, small.model, worst, left_alone)
 
 
 def _check_model(model: Any) -> None:

@@ -43,7 +43,7 @@ class Pairs:
     ) -> None:
         self.module, self._whole, self._dynamic = module, whole, dynamic
         self._found, self._done, self._kept = found, done, kept
-        self.first = Pair(graph, done.graph, Kept(found.values, kept))
+        self.first = Pair(graph, done.graph, Kept(kept, found.values))
         self._known = {self._signature(*example): self.first}
 
     def of(self, batch: Batch) -> Pair:
@@ -77,7 +77,7 @@ class Pairs:
             # One set of tensors for all shapes.
             owner, leaf = owner_of(small, name)
             setattr(owner, leaf, getattr(owner_of(self._done.graph, name)[0], leaf))
-        return Pair(graph, small, Kept(found.values, kept))
+        return Pair(graph, small, Kept(kept, found.values))
 
     def _transferred(self, found: Propagated) -> np.ndarray:
         """Return what stays by the labels of another run, in which those of padding can have other numbers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import Unsupported
+from karikomi.shrink.kept_labels import KeptLabels
 from karikomi.shrink.label_planes import Labelled, is_product, kept_along
 from karikomi.torch.labelling.constants import FILLED, cut_before_users_
 from karikomi.torch.labelling.label_run import (
@@ -24,45 +25,24 @@ from karikomi.torch.labelling.label_run import (
 )
 from karikomi.torch.modules.deep_copies import copied
 
+UNLABELLED = Labelled(())
 LITERALS: dict[str, Callable[[Kept, Call, fx.Node], dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What stays of each tensor of a graph: `values` of its nodes by name, and a boolean per label."""
+class Kept(KeptLabels):
+    """What stays of each tensor of a graph: a boolean per label, and `values`, the labels of its nodes by name."""
 
     values: dict[str, Any]
-    labels: np.ndarray
-    _sizes: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def along(self, value: Labelled, axis: int) -> torch.Tensor:
         """Return the indices that stay along an axis."""
-        return torch.from_numpy(kept_along(value, axis, self.labels))
-
-    def sizes(self, value: Labelled) -> tuple[int, ...]:
-        """Return the shape of what stays."""
-        if id(value) not in self._sizes:
-            axes = value.axes
-            shape = tuple(
-                len(self.along(value, axis)) if axis in axes else size
-                for axis, size in enumerate(value.shape)
-            )
-            self._sizes[id(value)] = shape
-        return self._sizes[id(value)]
+        return torch.from_numpy(self.indices(value, axis))
 
     def of(self, node: Any) -> Labelled:
         """Return the labels of a node that is one tensor; none for any other argument."""
         found = self.values.get(node.name) if isinstance(node, fx.Node) else None
-        return found if isinstance(found, Labelled) else Labelled(())
-
-    def changes(self, value: Any) -> bool:
-        """Return whether anything of a value goes."""
-        parts = value if isinstance(value, list) else [value]
-        return any(self.sizes(part) != part.shape for part in parts)
-
-    def before(self, value: Labelled, axis: int, place: int) -> int:
-        """Return how many of the indices below `place` stay."""
-        return int((self.along(value, axis) < place).sum())
+        return found if isinstance(found, Labelled) else UNLABELLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +86,7 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
 
     Raises `Unsupported` naming the operation whose kept entries are no product of indices.
     """
-    stays = Kept(found.values, kept)
+    stays = Kept(kept, found.values)
     small = copied(graph)
     pairs = list(zip(graph.graph.nodes, small.graph.nodes, strict=True))
     twins = dict(pairs)

@@ -98,7 +98,12 @@ class LabelRun(Meetings):
             self.values[node.name] = self._of_node(node)
             site = call_of(node).site if len(self.ended) > before else ""
             self._ends += [(node.name, site, labels) for labels in self.ended[before:]]
-        self._make_products()
+        self.make_products(
+            (value, call_of(node).site)
+            for node in self.module.graph.nodes
+            for found in [self.values[node.name]]
+            for value in (found if isinstance(found, list) else [found])
+        )
         return Propagated(
             self.values,
             self.labels.classes(),
@@ -108,21 +113,6 @@ class LabelRun(Meetings):
             self.measured,
             self._constants,
         )
-
-    def _make_products(self) -> None:
-        """Let what stays of each tensor be a product of indices, which is checked last: operators may ask for less."""
-        several = [
-            (value, call_of(node).site)
-            for node in self.module.graph.nodes
-            for found in [self.values[node.name]]
-            for value in (found if isinstance(found, list) else [found])
-            if any(len(varying(plane)) > 1 for plane in value.planes)
-        ]
-        before = -1
-        while before != self.labels.joins:
-            before = self.labels.joins
-            for value, site in several:
-                self.by_one_axis(value, site)
 
     def value(self, argument: Any) -> Labelled:
         """Return the labels of an argument: of a node, or none for a number or nothing."""

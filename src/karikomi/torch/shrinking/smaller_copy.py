@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ import torch
 from torch import nn
 
 import karikomi.torch.labelling  # noqa: F401  (registers the rules)
-from karikomi.errors import InvalidArgument, KarikomiError, Unsupported, check_known
-from karikomi.prune import as_score
+from karikomi.errors import InvalidArgument, KarikomiError, Unsupported
 from karikomi.prune.scores.score import Score
-from karikomi.select import select
 from karikomi.shrink.account import Refit, ShrinkReport
+from karikomi.shrink.choice import Choice, choice_of
 from karikomi.shrink.cuts import Cuts
-from karikomi.shrink.unit_groups import ALLOCATIONS, Group, groups_of, kept_of, to_budget
+from karikomi.shrink.labels import Block
+from karikomi.shrink.unit_groups import Group, groups_of
 from karikomi.torch.compensation.in_place import compensate_
 from karikomi.torch.compensation.lanes import Pairs, lanes_of
 from karikomi.torch.distributed.dtensors import is_sharded
@@ -33,7 +34,7 @@ from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.deep_copies import copied
 from karikomi.torch.modules.kept_units import Move, recall, remember_, sizes_in_attributes
 from karikomi.torch.modules.parameters import check_values, unwrapped
-from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED, TRANSPOSED, layouts
+from karikomi.torch.modules.prunable import NORMS, PRUNED, TRANSPOSED, layouts
 from karikomi.torch.modules.resizing import HOOKED
 from karikomi.torch.recovery.following import follow_
 from karikomi.torch.shrinking.any_batch import for_any_batch
@@ -41,34 +42,16 @@ from karikomi.torch.shrinking.costs import in_turn, macs_of, milliseconds, param
 from karikomi.torch.shrinking.dead_units import DeadUnits
 from karikomi.torch.shrinking.graph_form import graph_form
 from karikomi.torch.shrinking.module_form import cuts_of, in_module_form
-from karikomi.torch.shrinking.unit_scores import tensors_of, unit_scores
+from karikomi.torch.shrinking.unit_scores import made_axes, tensors_of, unit_scores
 from karikomi.torch.shrinking.whole_layers import without_layers
 
 WHERE = "torch.shrink"
-Target = tuple[str, float]
 COMPUTED = (
     *HOOKED,
     "parametrizations.weight.original",
     "parametrizations.weight.original1",
 )
 """Of what a weight can be computed, with its axes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """How units are chosen: the target, the score, and the limits."""
-
-    target: Target
-    score: Score
-    allocation: str
-    multiple: int
-    least: int
-    whole: bool
-    data: Iterable[Any] | None
-    loss: Any
-    only: Any
-    exclude: Any
-    compensate: bool = False
 
 
 class Shrinking:
@@ -89,6 +72,7 @@ class Shrinking:
         began = time.perf_counter()
         self.dynamic_shapes = dynamic_shapes
         self.dynamic = dynamic_shapes is not None
+        self.made = made_axes(module)
         self.graph = exported(module, inputs, options, dynamic_shapes)
         self.seconds = {"export": time.perf_counter() - began}
         began = time.perf_counter()
@@ -99,71 +83,39 @@ class Shrinking:
         self.flat = tuple(flat)
         self.costs: list[tuple[float, float]] = []
 
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All groups of units that can go."""
+        return groups_of(self.found.classes, rows=self._makes)
+
+    def _makes(self, block: Block) -> bool:
+        return self.made.get(block.owner) == block.axis
+
     def chosen(self) -> np.ndarray:
         """Return a boolean per label: whether it stays."""
         choice = self.choice
         assert choice is not None  # noqa: S101
-        groups = self._groups(choice)
-        scores = unit_scores(self.module, groups, choice.score, data=choice.data, loss=choice.loss)
-        allocate = ALLOCATIONS[choice.allocation]
-
-        def kept(share: float) -> np.ndarray:
-            gone = allocate(groups, scores, share, choice.multiple, choice.least)
-            return kept_of(self.found.classes, gone)
-
-        unit, value = choice.target
-        if unit == "width":
-            return kept(value)
-        cost = self._cost(unit, kept)
-        budget = (
-            value * cost(1.0)
-            if value <= 1 and not isinstance(value, int) and unit != "ms"
-            else value
+        names = dict.fromkeys(
+            name for name, _ in self.module.named_parameters(remove_duplicate=False)
         )
-        share = to_budget(cost, budget, unit=unit, steps=7 if unit == "ms" else 24)
-        return kept(share)
+        groups = choice.free(self.groups, names, self._makes, self.frozen)
+        scores = unit_scores(self.module, groups, choice.score, data=choice.data, loss=choice.loss)
+        return choice.kept(self.found.classes, groups, scores, self._cost)
 
-    def _groups(self, choice: Choice) -> list[Group]:
-        groups = groups_of(self.found.classes)
-        every = self.module.named_parameters(remove_duplicate=False)
-        names = dict.fromkeys(name for name, _ in every)
-        picked = set(select(list(names), only=choice.only, exclude=choice.exclude, where=WHERE))
-        free = [
-            group
-            for group in groups
-            if len(group) > 1
-            and any(block.owner in names for block, _ in group.members)
-            and all(
-                block.owner in picked or block.owner not in names or block.axis
-                for block, _ in group.members
-            )
-        ]
-        if not free:
-            raise Unsupported(
-                "no unit can go",
-                where=WHERE,
-                got="; ".join(f"{name}: {why}" for name, why in list(self.frozen().items())[:3])
-                or "no layer",
-                allowed="units that are no outputs, of layers that only= and exclude= leave",
-            )
-        return free
-
-    def _cost(self, unit: str, kept: Callable[[float], np.ndarray]) -> Callable[[float], float]:
+    def _cost(self, share: float, kept: np.ndarray) -> float:
+        assert self.choice is not None  # noqa: S101
+        unit = self.choice.target.unit
         if unit == "macs":
-            return lambda share: float(macs_of(self.graph, Kept(self.found.values, kept(share))))
+            return float(macs_of(self.graph, Kept(kept, self.found.values)))
         if unit in ("parameters", "bytes"):
-            return lambda share: self._stored(kept(share), sizes=unit == "bytes")
-
-        def measured(share: float) -> float:
-            small = rewritten(self.graph, self.found, kept(share)).graph
-            self.costs.append((share, milliseconds(small, self.inputs, self.options)))
-            return self.costs[-1][1]
-
-        return measured
+            return self._stored(kept, sizes=unit == "bytes")
+        small = rewritten(self.graph, self.found, kept).graph
+        self.costs.append((share, milliseconds(small, self.inputs, self.options)))
+        return self.costs[-1][1]
 
     def _stored(self, kept: np.ndarray, *, sizes: bool) -> float:
         """Return the parameters that stay, or their bytes."""
-        stays = Kept(self.found.values, kept)
+        stays = Kept(kept, self.found.values)
         total, seen = 0, set()
         for node in self.graph.graph.nodes:
             if node.op != "get_attr":
@@ -178,7 +130,7 @@ class Shrinking:
     def proven(self, kept: np.ndarray) -> tuple[Rewritten, float]:
         """Return the smaller graph and the largest difference to the original in which what went is zero."""
         done = rewritten(self.graph, self.found, kept)
-        worst, samples = 0.0, self.samples()
+        worst, samples = 0.0, self.samples
         for inputs in samples:
             worst = max(worst, difference(self.graph, done.graph, self.found, kept, inputs))
         if is_blind(self.graph, samples):
@@ -203,8 +155,9 @@ class Shrinking:
         )
         return compensate_(lanes_of(pairs, choice.data), choice.loss)
 
+    @cached_property
     def samples(self) -> list[tuple[Any, ...]]:
-        """Return the example inputs, and random ones."""
+        """The example inputs, and random ones."""
         return samples_of(self.graph, self.flat)
 
     def result(
@@ -221,7 +174,7 @@ class Shrinking:
         ms_before, ms_after = in_turn(self.module, timed, self.inputs, self.options)
         form = small or graph_form(self._open(done, kept).graph, training=module.training)
         nothing = np.ones(len(kept), bool)
-        before, after = (macs_of(self.graph, Kept(self.found.values, k)) for k in (nothing, kept))
+        before, after = (macs_of(self.graph, Kept(k, self.found.values)) for k in (nothing, kept))
         cuts = Cuts(
             axes=cuts_of(module, done),
             attributes={} if small is None else sizes_in_attributes(module, small),
@@ -229,9 +182,8 @@ class Shrinking:
         )
         earlier = recall(module)
         remember_(form, cuts if earlier is None else earlier.then(cuts))
-        groups = groups_of(self.found.classes)
-        together = {g.name: list(g.sites) for g in groups if g.sites}
-        members = {g.name: [f"{b.owner}, axis {b.axis}" for b, _ in g.members] for g in groups}
+        together = {g.name: list(g.sites) for g in self.groups if g.sites}
+        members = {g.name: [f"{b.owner}, axis {b.axis}" for b, _ in g.members] for g in self.groups}
         literals = [
             f"{change.site}: {change.before} -> {change.after}"
             for change in done.changed
@@ -248,7 +200,7 @@ class Shrinking:
             macs_after=after,
             ms_before=ms_before,
             ms_after=ms_after,
-            frozen={**self.frozen(), **self.found.unknown},
+            frozen={**self.frozen, **self.found.unknown},
             together=together,
             members=members,
             statistics=self.statistics(kept),
@@ -275,8 +227,9 @@ class Shrinking:
             self.module, given, named, done, self.found, kept, whole=whole, exact=exact
         )
 
+    @cached_property
     def frozen(self) -> dict[str, str]:
-        """Return layer -> why none of its units can go."""
+        """Layer -> why none of its units can go."""
         classes = self.found.classes
         found = {}
         for name, labels in self._layers().items():
@@ -302,8 +255,7 @@ class Shrinking:
                 name = f"{path}.{leaf}" if path else leaf
                 if name not in axes or isinstance(layer, NORMS):
                     continue
-                axis = 1 if isinstance(layer, EMBEDDINGS) else axes[name].units
-                key = (name, axis)
+                key = (name, self.made[name])
                 found[name.removesuffix(".weight")] = labels.get(key, np.zeros(0, int))
             if isinstance(layer, PRUNED) and "weight" not in dict(
                 layer.named_parameters(recurse=False)
@@ -420,38 +372,28 @@ def shrink(
         "bytes": bytes,
         "ms": ms,
     }
-    given = {name: value for name, value in targets.items() if value is not None}
-    if len(given) > 1:
-        raise InvalidArgument(
-            "one target at a time", where=WHERE, got=", ".join(given), allowed=", ".join(targets)
-        )
-    if compensate and isinstance(data, Iterator):
+    if isinstance(data, Iterator):
         data = list(data)
-    if given:
-        ((unit, value),) = given.items()
-        _check_target(unit, value)
-        check_known(allocation, ALLOCATIONS, "unknown allocation", where=WHERE)
-    if layers is not None:
-        small, report = without_layers(
-            module, inputs, options, layers, data=data, loss=loss, dynamic_shapes=dynamic_shapes
-        )
-    elif given:
-        choice = Choice(
-            target=("width" if unit == "heads" else unit, value),
-            score=as_score(score),
+    if all(value is None for value in targets.values()):
+        small, report = _without_dead_units(module, inputs, options, dynamic_shapes)
+    else:
+        choice = choice_of(
+            targets,
+            where=WHERE,
+            score=score,
             allocation=allocation,
-            multiple=multiple_of,
+            multiple_of=multiple_of,
             least=least,
-            whole=unit == "heads",
             data=data,
             loss=loss,
             only=only,
             exclude=exclude,
-            compensate=compensate and data is not None,
         )
-        small, report = shrink_to(module, inputs, options, choice, dynamic_shapes)
-    else:
-        small, report = _without_dead_units(module, inputs, options, dynamic_shapes)
+        if choice.target.unit == "layers":
+            small, report = without_layers(module, inputs, options, choice, dynamic_shapes)
+        else:
+            refit = compensate and data is not None
+            small, report = _smaller(module, inputs, options, choice, refit, dynamic_shapes)
     follow_(follow, Move(module, small, report.kept))
     return small, report
 
@@ -507,33 +449,21 @@ def _check_module(module: nn.Module, inputs: tuple[Any, ...], options: dict[str,
         ) from error
 
 
-def _check_target(unit: str, value: Any) -> None:
-    share = unit in ("width", "heads", "layers")
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    if not number or (share and value > 1):
-        raise InvalidArgument(
-            "the target is a share" if share else "the target is positive",
-            where=f"{WHERE}: {unit}",
-            got=value,
-            allowed="in (0, 1]" if share else "a share in (0, 1], or a whole number",
-        )
-
-
 @torch.no_grad()
-def shrink_to(
+def _smaller(
     module: nn.Module,
     inputs: tuple[Any, ...],
     options: dict[str, Any],
     choice: Choice,
-    dynamic_shapes: Any = None,
+    refit: bool,
+    dynamic_shapes: Any,
 ) -> tuple[nn.Module, ShrinkReport]:
-    """Return a smaller copy of a module in which units were removed up to a target, and the report."""
     run = Shrinking(copied(module).eval(), inputs, options, choice, dynamic_shapes)
     with torch.enable_grad():
         kept = run.chosen()
     done, worst = run.proven(kept)
-    refits = run.compensated_(done, kept) if choice.compensate else {}
-    small, report = run.result(module, done, kept, worst, run.frozen())
+    refits = run.compensated_(done, kept) if refit else {}
+    small, report = run.result(module, done, kept, worst, run.frozen)
     return small, replace(report, compensation=refits)
 
 
@@ -543,13 +473,13 @@ def _without_dead_units(
 ) -> tuple[nn.Module, ShrinkReport]:
     original = copied(module).eval()
     run = Shrinking(original, inputs, options, None, dynamic_shapes)
-    search = DeadUnits(copied(run.graph), run.found, run.samples())
+    search = DeadUnits(copied(run.graph), run.found, run.samples)
     kept = search.kept()
     done = rewritten(search.graph, run.found, kept)
-    small, report = run.result(module, done, kept, 0.0, {**run.frozen(), **search.left_alone})
+    small, report = run.result(module, done, kept, 0.0, {**run.frozen, **search.left_alone})
     worst = 0.0
     evaluated = copied(small).eval()
-    for sample in run.samples():
+    for sample in run.samples:
         given, named = unflattened(list(sample), run.tree)
         worst = max(worst, equal(original, evaluated, given, named))
     return small, replace(report, max_difference=worst)

@@ -14,7 +14,7 @@ from karikomi.prune.scores.score import Score
 from karikomi.selection.granularity import check_of_units, group_scores
 from karikomi.shrink.unit_groups import Group
 from karikomi.torch.facts.measure import measure
-from karikomi.torch.modules.prunable import layouts
+from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, TRANSPOSED, layouts
 from karikomi.torch.pruning.weight_sources import sources_of
 
 WHERE = "torch.shrink"
@@ -53,6 +53,26 @@ def unit_scores(
     sources = sources_of(module, weights, facts)
     units = {name: layout.units for name, layout in axes.items()}
     return group_scores(groups, score, sources, units, measured)
+
+
+def made_axes(module: nn.Module) -> dict[str, int]:
+    """Return name of a weight -> the axis whose indices are the units that its layer makes.
+
+    Of an embedding they are its columns. Vectors and the scales of norms make none: they go with what does.
+
+    >>> made_axes(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)))
+    {'0.weight': 1, '1.weight': 0}
+    """
+    axes = {}
+    layers = dict(module.named_modules(remove_duplicate=False))
+    for path, own in layers.items():
+        # What a parametrized weight is computed from has the axes of the weight.
+        layer = layers[path.partition("parametrizations.")[0].rstrip(".")]
+        for leaf, tensor in own.named_parameters(recurse=False):
+            if tensor.dim() > 1 and not isinstance(layer, NORMS):
+                second = isinstance(layer, (*EMBEDDINGS, *TRANSPOSED))
+                axes[f"{path}.{leaf}" if path else leaf] = int(second)
+    return axes
 
 
 def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch.export import Dim, ShapesCollection
 
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune.account import error_ratio
+from karikomi.select import select
 from karikomi.shrink.account import ShrinkReport
-from karikomi.shrink.cuts import Cuts, Removed
+from karikomi.shrink.choice import Choice
+from karikomi.shrink.cuts import Cuts
 from karikomi.shrink.unit_groups import staying
 from karikomi.torch.exporting.exported import exported
 from karikomi.torch.exporting.proof import TOLERANCE, apart, samples_of
@@ -33,9 +35,9 @@ from karikomi.torch.labelling.label_run import LabelRun
 from karikomi.torch.modules.deep_copies import copied, undisturbed
 from karikomi.torch.modules.kept_units import recall, remember_
 from karikomi.torch.modules.prunable import NORMS, layouts
-from karikomi.torch.modules.removed_layers import RemovedLayer, put_
 from karikomi.torch.shrinking.costs import in_turn, macs_of, parameters_of
 from karikomi.torch.shrinking.graph_form import graph_form
+from karikomi.torch.shrinking.stand_ins import without_their_layers
 from karikomi.torch.tracing.batches import MISSING, Batch, batches_of, leaves
 
 WHERE = "torch.shrink: layers"
@@ -47,41 +49,32 @@ def without_layers(
     module: nn.Module,
     inputs: tuple[Any, ...],
     options: dict[str, Any],
-    share: float,
-    *,
-    data: Iterable[Any] | None,
-    loss: Callable[..., Any] | None,
+    choice: Choice,
     dynamic_shapes: Any = None,
 ) -> tuple[nn.Module, ShrinkReport]:
     """Return a copy of a module in which a share of its residual branches stays, and the report.
 
     A branch that goes is replaced by the mean of what it adds, a number for each unit of the stream. Which ones go
-    is measured: again and again the one without which the loss (or, without one, the distance of the outputs to
-    the original's) is lowest. `data`: as in `prune_`; None: the example inputs.
+    is measured on the data, or without it on the example: again and again the one without which the loss (or, without
+    one, the distance of the outputs to the original's) is lowest.
     """
     original = copied(module).eval()
     traced = Traced(original, dynamic_shapes)
-    graph, branches = traced.of(inputs, options)
-    if not branches:
-        raise Unsupported(
-            "no layers can go whole",
-            where=WHERE,
-            got="no branch that is added to what goes past it",
-            allowed="networks with residual branches",
-            hint="width= or heads= removes units",
-        )
-    given = (
-        [Batch(inputs, options)] if data is None else list(batches_of(data, module, where=WHERE))
-    )
-    search = Search(traced, branches, given, loss)
-    gone = search.gone(len(branches) - staying(len(branches), share, 1, 1))
+    graph, every = traced.of(inputs, options)
+    branches = _selected(every, module, choice)
+    data = [Batch(inputs, options)]
+    if choice.data is not None:
+        data = list(batches_of(choice.data, module, where=WHERE))
+    search = Search(traced, branches, data, choice.loss)
+    stay = staying(len(branches), choice.target.value, 1, choice.least)
+    gone = search.gone(len(branches) - stay)
     small = without(graph, gone, search.constants)
     flat = tuple(flattened((inputs, options))[0])
     ends = {branch.end: search.constants[branch.end] for branch in gone}
     worst = max(_difference(graph, small, ends, sample) for sample in samples_of(graph, flat))
-    form, removed = in_module_form(module, graph, small, gone, ends, inputs, options)
+    form, removed = without_their_layers(module, graph, small, gone, ends, inputs, options)
     if form is None:
-        opened = _opened(traced, branches, gone, ends, small, inputs, options)
+        opened = _opened(traced, every, gone, ends, small, inputs, options)
         form = graph_form(opened, training=module.training)
     cuts = Cuts(axes={}, removed=removed, form="module" if removed or not gone else "graph")
     earlier = recall(module)
@@ -89,6 +82,27 @@ def without_layers(
     return form, _report(
         original, form, graph, small, branches, gone, search, worst, (inputs, options)
     )
+
+
+def _selected(branches: Sequence[Branch], module: nn.Module, choice: Choice) -> list[Branch]:
+    """Return the branches all of whose matrices are selected; raises `Unsupported` if there is none."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    picked = set(select(list(named), only=choice.only, exclude=choice.exclude, where=choice.where))
+    found = [
+        branch
+        for branch in branches
+        if all(n in picked for n in branch.weights if n in named and named[n].dim() > 1)
+    ]
+    if not found:
+        raise Unsupported(
+            "no layers can go whole",
+            where=WHERE,
+            got=", ".join(branch.weights[0] for branch in branches[:3])
+            or "no branch that is added to what goes past it",
+            allowed="residual branches, of layers that only= and exclude= leave",
+            hint="width= or heads= removes units",
+        )
+    return found
 
 
 @dataclass(slots=True)
@@ -216,118 +230,6 @@ def _difference(
     return worst
 
 
-def in_module_form(
-    module: nn.Module,
-    graph: fx.GraphModule,
-    small: fx.GraphModule,
-    gone: Sequence[Branch],
-    ends: Constants,
-    inputs: tuple[Any, ...],
-    options: dict[str, Any],
-) -> tuple[nn.Module | None, dict[str, Removed]]:
-    """Return a copy of the module without the layers of some branches, and which; None if its code does not allow it.
-
-    The outermost modules of a branch are replaced, or else the innermost.
-    """
-    if not gone:
-        return copied(module), {}
-    with undisturbed(small):
-        expected = leaves(small(*inputs, **options))
-    outputs = _outputs_of(module, inputs, options)
-    for outermost in (True, False):
-        layers = {}
-        for branch in gone:
-            layers |= _stand_ins(module, graph, branch, ends[branch.end], outputs, outermost)
-        other = copied(module)
-        put_(other, {path: copied(layer) for path, layer in layers.items()})
-        modes = [part.training for part in other.modules()]
-        if _agrees(other.eval(), expected, inputs, options) and _as_small(other, small):
-            for part, mode in zip(other.modules(), modes, strict=True):
-                part.training = mode
-            return other, {
-                path: Removed(
-                    None if layer.value is None else tuple(layer.value.shape), layer.outputs
-                )
-                for path, layer in layers.items()
-            }
-    return None, {}
-
-
-def _as_small(module: nn.Module, graph: fx.GraphModule) -> bool:
-    return parameters_of(module) == parameters_of(graph)
-
-
-def _agrees(
-    module: nn.Module,
-    expected: list[torch.Tensor],
-    inputs: tuple[Any, ...],
-    options: dict[str, Any],
-) -> bool:
-    try:
-        with undisturbed(module):
-            got = leaves(module(*inputs, **options))
-        return max(map(apart, expected, got), default=0.0) <= TOLERANCE
-    except Exception:
-        # Any error of the user's forward has one meaning here: its code needs the layers.
-        return False
-
-
-def _outputs_of(
-    module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
-) -> dict[str, int]:
-    """Return path -> how many outputs a module has, 0 for a tensor by itself."""
-    twin = copied(module).eval()
-    found: dict[str, int] = {}
-
-    def hook(path: str) -> Callable[..., None]:
-        def note(layer: nn.Module, args: Any, result: Any) -> None:
-            found[path] = len(result) if isinstance(result, tuple | list) else 0
-
-        return note
-
-    for path, part in twin.named_modules():
-        part.register_forward_hook(hook(path))
-    twin(*inputs, **options)
-    return found
-
-
-def _stand_ins(
-    module: nn.Module,
-    graph: fx.GraphModule,
-    branch: Branch,
-    constant: torch.Tensor,
-    outputs: Mapping[str, int],
-    outermost: bool,
-) -> dict[str, RemovedLayer]:
-    """Return path -> what stands in the place of the modules of a branch; the last one returns its constant."""
-    own, inside, outside = set(branch.nodes), dict[str, None](), set[str]()
-    for node in graph.graph.nodes:
-        paths = _paths(node)
-        if node.name in own:
-            inside |= dict.fromkeys(paths)
-        else:
-            outside.update(paths)
-    whole = [path for path in inside if path and path not in outside]
-    if outermost:
-        chosen = [p for p in whole if not any(p.startswith(f"{q}.") for q in whole)]
-    else:
-        chosen = [p for p in whole if not any(q.startswith(f"{p}.") for q in whole)]
-    last = [p for node in graph.graph.nodes if node.name == branch.end for p in _paths(node)]
-    ending = next((path for path in chosen if path in last), None)
-    if ending is None:
-        return {}
-    found = {path: RemovedLayer() for path in chosen}
-    found[ending] = RemovedLayer(constant, outputs.get(ending, 0))
-    return found
-
-
-def _paths(node: fx.Node) -> list[str]:
-    if node.op != "call_function":
-        return []
-    stack = (node.meta.get("nn_module_stack") or {}).values()
-    return [str(path).partition("@")[0] for path, _ in stack]
-
-
 def _opened(
     traced: Traced,
     branches: Sequence[Branch],
@@ -391,7 +293,7 @@ def _report(
     }
     ms_before, ms_after = in_turn(original, form, *example)
     found = LabelRun(graph).run()
-    every = Kept(found.values, np.ones(len(found.classes.roots), bool))
+    every = Kept(np.ones(len(found.classes.roots), bool), found.values)
     return ShrinkReport(
         widths_before=before,
         widths_after=after,
