@@ -58,12 +58,10 @@ Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 def torchvision_names() -> list[str]:
-    """Return all models, the smallest first, but the detectors, whose boxes have data-dependent numbers, and the
-    quantized ones."""
+    """Return all models but the detectors, whose boxes have data-dependent numbers, and the quantized ones."""
     models = _torchvision().models
     names = [name for name in models.list_models() if not name.startswith("quantized_")]
-    names = [name for name in names if not any(part in name for part in DETECTORS)]
-    return sorted(names, key=_millions)
+    return [name for name in names if not any(part in name for part in DETECTORS)]
 
 
 def _torchvision() -> Any:
@@ -346,8 +344,12 @@ def rows(
 ) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Yield the rows, those that are stored at once."""
     stored = json.loads(STORED.read_text("utf-8")) if STORED.exists() else {}
-    work = [(group, name, who) for group in groups for name in LISTS[group][0]() for who in people]
-    work = [row for row in work if fnmatch(row[1], only)]
+    work = [
+        (group, name, who)
+        for group in groups
+        for name in _in_order(group, [n for n in LISTS[group][0]() if fnmatch(n, only)])
+        for who in people
+    ]
     for group, name, who in tqdm(work, desc="networks"):
         key = f"{group}/{name}/{who}"
         if key not in stored:
@@ -360,6 +362,11 @@ def rows(
             STORED.parent.mkdir(exist_ok=True)
             write_text(STORED, json.dumps(stored, indent=1))
         yield group, name, who, stored[key]
+
+
+def _in_order(group: str, names: list[str]) -> list[str]:
+    """Return names, those of torchvision by the size of the model, so that much is known early."""
+    return sorted(names, key=_millions) if group == "torchvision" else names
 
 
 @lru_cache
