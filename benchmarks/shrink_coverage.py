@@ -3,9 +3,11 @@
 Every network has random weights and is shrunk to half of the units of each group, without any help for it. Ours
 counts if the proof holds: removing the units equals making them zero, to 1e-5 of the largest output (RAFT, which is
 recurrent: 2e-5). The peer counts if its pruned network still runs and returns the shapes of the original, which
-is less.
+is less. Of the networks of one construct it is asked of both that the asked number of parameters stays and that the
+outputs are those of the original with zeros in place of what went.
 
-    python benchmarks/shrink_coverage.py [torchvision timm transformers] [--peer] [--most 100] [--limit 600]
+    python benchmarks/shrink_coverage.py [torchvision timm transformers constructs] [--peer] [--most 100] [--limit 600]
+        [--only 'swin*']
 
 One process per network, of one thread; what is finished is stored in ``runs/shrink_coverage.json``, so that an
 interrupted command resumes. `--most`: millions of parameters, larger networks are left out. `--limit`: seconds
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import re
@@ -25,6 +28,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +179,67 @@ def _transformers() -> dict[str, Callable[[], Example]]:
     }
 
 
+CONSTRUCTS = """
+    flatten; cat and slice; a layer called twice; tied embedding; softmax over channels; written RMS norm;
+    group norm; a width in the forward; pixel shuffle; fused attention; grouped queries; RMS norm; LSTM; depthwise;
+    a branch without gradients; a scale in a buffer; GRU; a kernel of its own; einsum; channel shuffle;
+    gated by chunks; GLU; zero padded shortcut
+"""
+"""Networks of one construct each, of those in ``tests/shrink_networks.py``."""
+
+
+def _network(name: str) -> Any:
+    sys.path.insert(0, str(ROOT / "tests"))
+    from shrink_networks import NETWORKS
+
+    return NETWORKS[name]
+
+
+def construct_example(name: str) -> Example:
+    """Return a network of one construct."""
+    return *_network(name).build(), {}
+
+
+def constructed(name: str, who: str) -> dict[str, Any]:
+    """Return the row of a network of one construct."""
+    network = _network(name)
+    module, inputs = network.build()
+    small, report = kk.torch.shrink(module, inputs, width=SHARE)
+    row: dict[str, Any] = {"ok": True}
+    if who == "peer":
+        small = copy.deepcopy(module)
+        ends = [n for n, why in report.frozen.items() if why.endswith("outputs of the network")]
+        row = peer((small, inputs, {}), [small.get_submodule(path) for path in ends])
+    before, after = (sum(p.numel() for p in part.parameters()) for part in (module, small))
+    row["parameters"] = after / before
+    error = _fault(network, module, small, inputs, compared=not report.statistics)
+    return {**row, "ok": row["ok"] and not error, "error": error or "another shape"}
+
+
+def _fault(
+    network: Any, module: nn.Module, small: nn.Module, inputs: tuple[Any, ...], *, compared: bool
+) -> str:
+    """Return what is wrong with a smaller network that runs, of which nothing was said."""
+    from zeroing import differ, zeroed
+
+    before, after = (sum(p.numel() for p in part.parameters()) for part in (module, small))
+    if after == before:
+        return "silent: nothing went"
+    if after != network.inner:
+        return f"silent: {after} parameters, {network.inner} asked"
+    with torch.no_grad():
+        apart = differ(zeroed(module, small, network.folded)(*inputs), small(*inputs))
+    return "silent: other outputs" if compared and apart > 1e-4 else ""
+
+
 LISTS: dict[str, tuple[Callable[[], list[str]], Callable[[str], Example]]] = {
     "torchvision": (torchvision_names, torchvision_example),
     "timm": (lambda: TIMM, timm_example),
     "transformers": (lambda: list(_transformers()), lambda name: _transformers()[name]()),
+    "constructs": (
+        lambda: [name.strip() for name in CONSTRUCTS.split(";")],
+        construct_example,
+    ),
 }
 
 
@@ -198,8 +260,11 @@ def ours(example: Example) -> dict[str, Any]:
     }
 
 
-def peer(example: Example) -> dict[str, Any]:
-    """Prune half of the channels with Torch-Pruning; ok if the shapes of the outputs are the same."""
+def peer(example: Example, ignored: list[nn.Module] | None = None) -> dict[str, Any]:
+    """Prune half of the channels with Torch-Pruning; ok if the shapes of the outputs are the same.
+
+    `ignored`: layers that stay; None: the last one.
+    """
     import torch_pruning as tp
 
     model, inputs, options = example
@@ -215,7 +280,7 @@ def peer(example: Example) -> dict[str, Any]:
         given,
         importance=tp.importance.MagnitudeImportance(),
         pruning_ratio=SHARE,
-        ignored_layers=last,
+        ignored_layers=last if ignored is None else ignored,
     )
     pruner.step()
     after = sum(parameter.numel() for parameter in model.parameters())
@@ -246,7 +311,10 @@ def one(group: str, name: str, who: str) -> dict[str, Any]:
     example[0].eval()
     millions = sum(parameter.numel() for parameter in example[0].parameters()) / 1e6
     try:
-        row = {"ours": ours, "peer": peer}[who](example)
+        if group == "constructs":
+            row = constructed(name, who)
+        else:
+            row = {"ours": ours, "peer": peer}[who](example)
     except Exception as error:
         row = {"ok": False, "error": f"{type(error).__name__}: {error}"[:300]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -272,16 +340,23 @@ def in_a_process(group: str, name: str, who: str, limit: float) -> dict[str, Any
 
 
 def rows(
-    groups: list[str], people: list[str], limit: float, most: float
+    groups: list[str], people: list[str], limit: float, most: float, only: str
 ) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Yield the rows, those that are stored at once."""
     stored = json.loads(STORED.read_text("utf-8")) if STORED.exists() else {}
-    work = [(group, name, who) for group in groups for name in LISTS[group][0]() for who in people]
+    work = [
+        (group, name, who)
+        for group in groups
+        for name in _in_order(group, [n for n in LISTS[group][0]() if fnmatch(n, only)])
+        for who in people
+    ]
     for group, name, who in tqdm(work, desc="networks"):
         key = f"{group}/{name}/{who}"
         if key not in stored:
             if group == "torchvision" and _millions(name) > most:
                 stored[key] = {"left_out": True, "millions": _millions(name)}
+            elif group == "constructs":
+                stored[key] = one(group, name, who)
             else:
                 stored[key] = in_a_process(group, name, who, PEER_LIMIT if who == "peer" else limit)
             STORED.parent.mkdir(exist_ok=True)
@@ -289,6 +364,12 @@ def rows(
         yield group, name, who, stored[key]
 
 
+def _in_order(group: str, names: list[str]) -> list[str]:
+    """Return names, those of torchvision by the size of the model, so that much is known early."""
+    return sorted(names, key=_millions) if group == "torchvision" else names
+
+
+@lru_cache
 def _millions(name: str) -> float:
     vision = _torchvision()
     options = {"weights_backbone": None} if re.search("fcn|deeplab|lraspp", name) else {}
@@ -329,13 +410,16 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true")
     parser.add_argument("--most", type=float, default=100.0)
     parser.add_argument("--limit", type=float, default=600.0)
+    parser.add_argument("--only", default="*", help="names of networks, as a glob")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(one(*given.one)))
         return
     people = ["ours", "peer"] if given.peer else ["ours"]
-    print(table(list(rows(given.lists or list(LISTS), people, given.limit, given.most))))
+    print(
+        table(list(rows(given.lists or list(LISTS), people, given.limit, given.most, given.only)))
+    )
 
 
 if __name__ == "__main__":

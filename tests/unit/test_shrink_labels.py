@@ -14,7 +14,15 @@ from karikomi.errors import InvalidArgument
 from karikomi.shrink.label_planes import Labelled, along, is_product, kept_along, reduced, reshaped
 from karikomi.shrink.labels import Labels
 from karikomi.shrink.meetings import Meetings
-from karikomi.shrink.unit_groups import groups_of, kept_of, staying, to_budget, together, uniform
+from karikomi.shrink.unit_groups import (
+    groups_of,
+    isomorphic,
+    kept_of,
+    staying,
+    to_budget,
+    together,
+    uniform,
+)
 
 PAIRS = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=12)
 
@@ -176,6 +184,24 @@ def test_global_allocation_compares_scores_relative_to_their_group() -> None:
     # The four lowest of eight are 0.17 0.5 0.83 1.
     gone = together(groups, scores, 0.5, 1, 1)
     assert [units.tolist() for units in gone] == [[1, 2], [5, 8]]
+
+
+def test_isomorphic_allocation_compares_groups_of_the_same_shapes_as_they_are() -> None:
+    labels = Labels()
+    rows = []
+    for owner, shape in {"a": (4, 3), "b": (4, 3), "c": (4, 5)}.items():
+        first, other = (labels.new(owner, axis, size) for axis, size in enumerate(shape))
+        labels.fix(other, "inputs")
+        rows.append(first)
+    groups = groups_of(labels.classes())
+    assert groups[0].form == groups[1].form != groups[2].form
+    scores = [np.array([5.0, 6, 7, 8]), np.array([1.0, 2, 3, 9]), np.array([0.1, 0.4, 0.3, 0.2])]
+    # Of a and b go 1, 2, 3 and 5; of c, whose scores are all smaller, the two lowest.
+    gone = isomorphic(groups, scores, 0.5, 1, 1)
+    places = [np.searchsorted(row, units).tolist() for row, units in zip(rows, gone, strict=True)]
+    assert places == [[0], [0, 1, 2], [0, 3]]
+    # At least one stays of each.
+    assert [len(units) for units in isomorphic(groups, scores, 0.01, 1, 1)] == [3, 3, 3]
 
 
 def test_a_budget_is_met_from_below_and_closely() -> None:

@@ -43,7 +43,7 @@ def widths(report: Any) -> tuple[int, int]:
     return report.widths_after["0"], report.widths_after["2"]
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global", "isomorphic"])
 @pytest.mark.parametrize(
     ("target", "whole", "place", "scale"),
     [("parameters", 339, 0, 1), ("macs", 308, 1, 1), ("bytes", 339 * 4, 0, 4)],

@@ -14,12 +14,13 @@ UNITS = {
     "sparsity": "the share of the selected weights that is zero afterwards, in [0, 1)",
     "width": "the share of the units (heads, layers, blocks) that stays, in (0, 1]",
     "heads": "the share of whole heads and groups that stays, in (0, 1]",
+    "layers": "the share of residual branches that stays, in (0, 1]",
     "parameters": "what stays of all parameters: a share in (0, 1], or a whole number of them",
     "macs": "what stays of all multiply-accumulates: a share in (0, 1], or a whole number of them",
     "bytes": "what stays of all bytes, masks included where the shapes stay: a share or a number",
     "ms": "milliseconds on this machine, above 0",
 }
-SHARES = ("width", "heads")
+SHARES = ("width", "heads", "layers")
 """Units whose value is a share in every case; a number of milliseconds never is."""
 
 

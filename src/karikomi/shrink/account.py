@@ -38,9 +38,9 @@ class ShrinkReport:
     in the smaller network. `frozen`: layer name, or place, -> why nothing there can go. `together`: first tensor
     of a group -> operators, with source lines, because of which its units go together; `members`: the same -> all
     tensors that the units are found in. `statistics`: places where a norm, a softmax or a mean goes over fewer
-    entries. `form`: "module", of the same class, or "graph", exported; then `literals` has the numbers in the code
-    that are in the way. `kept`: tensor name -> axis -> indices that were kept. `latencies`: share and milliseconds
-    that were tried for a budget in them.
+    entries, or a sum over fewer of what is not zero. `form`: "module", of the same class, or "graph", exported; then
+    `literals` has the numbers in the code that are in the way. `kept`: tensor name -> axis -> indices that were kept.
+    `latencies`: share and milliseconds that were tried for a budget in them.
 
     >>> report = ShrinkReport(
     ...     widths_before={"fc1": 300}, widths_after={"fc1": 191}, parameters_before=3000,

@@ -57,12 +57,24 @@ class Cut:
         return Cut(self.size, self.kept[later.kept])
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A layer that was removed whole: the `shape` of the constant in its place, None for its first argument.
+
+    `outputs`: how many it returned, 0 for a tensor by itself.
+    """
+
+    shape: tuple[int, ...] | None
+    outputs: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Cuts:
     """All that tells a shrunk network from the original: tensor name -> axis -> cut, and sizes in attributes.
 
     `attributes`: path of a layer -> attribute -> whole number, or list of them, that the smaller layer has.
-    `form`: "module", or "graph" for an exported graph, which no module of the original class can take.
+    `removed`: path of a layer -> what stands in its place; the axes are those of what is left. `form`: "module", or
+    "graph" for an exported graph, which no module of the original class can take.
 
     >>> cuts = Cuts(axes={"fc.weight": {1: Cut(300, np.arange(0, 300, 2))}}, attributes={"fc": {"in_features": 150}})
     >>> again = Cuts.from_text(cuts.to_text(), where="a file")
@@ -72,6 +84,7 @@ class Cuts:
 
     axes: Mapping[str, Axes]
     attributes: Mapping[str, Mapping[str, int | list[int]]] = field(default_factory=dict)
+    removed: Mapping[str, Removed] = field(default_factory=dict)
     form: str = "module"
 
     def indices(self) -> dict[str, dict[int, list[int]]]:
@@ -91,16 +104,23 @@ class Cuts:
 
     def then(self, later: Cuts) -> Cuts:
         """Return these cuts and later ones of the network that they left, as one."""
-        axes = {name: dict(own) for name, own in self.axes.items()}
+        axes = {n: dict(own) for n, own in self.axes.items() if not _within(n, later.removed)}
         for name, own in later.axes.items():
             known = axes.setdefault(name, {})
             for axis, cut in own.items():
                 known[axis] = known[axis].then(cut) if axis in known else cut
-        attributes = {path: dict(own) for path, own in self.attributes.items()}
+        attributes = {
+            path: dict(own)
+            for path, own in self.attributes.items()
+            if not _within(path, later.removed)
+        }
         for path, values in later.attributes.items():
             attributes.setdefault(path, {}).update(values)
+        removed = {p: own for p, own in self.removed.items() if not _within(p, later.removed)}
         form = "graph" if "graph" in (self.form, later.form) else "module"
-        return Cuts(axes=axes, attributes=attributes, form=form)
+        return Cuts(
+            axes=axes, attributes=attributes, removed={**removed, **later.removed}, form=form
+        )
 
     def below(self, path: str) -> Cuts:
         """Return these cuts for a network in which theirs is the part at `path`."""
@@ -109,6 +129,7 @@ class Cuts:
         return Cuts(
             axes={f"{path}.{name}": own for name, own in self.axes.items()},
             attributes={f"{path}.{own}".rstrip("."): v for own, v in self.attributes.items()},
+            removed={f"{path}.{own}": v for own, v in self.removed.items()},
             form=self.form,
         )
 
@@ -124,6 +145,11 @@ class Cuts:
         }
         whole = {"form": self.form, "cuts": list(numbers), "tensors": tensors}
         whole["attributes"] = {path: dict(own) for path, own in sorted(self.attributes.items())}
+        if self.removed:
+            whole["removed"] = {
+                path: [own.outputs, None if own.shape is None else list(own.shape)]
+                for path, own in sorted(self.removed.items())
+            }
         return json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
@@ -141,13 +167,14 @@ class Cuts:
                 path: {name: _number(value) for name, value in own.items()}
                 for path, own in whole["attributes"].items()
             }
+            removed = {p: _removed(*own) for p, own in whole.get("removed", {}).items()}
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BadFile(
                 f"the account of a shrink is malformed ({str(error)[:120]})", where=where
             ) from error
         if form not in FORMS:
             raise BadFile("unknown form of a shrunk network", where=where, got=repr(form)[:80])
-        return cls(axes=axes, attributes=attributes, form=form)
+        return cls(axes=axes, attributes=attributes, removed=removed, form=form)
 
 
 def _bits(cut: Cut) -> str:
@@ -162,6 +189,16 @@ def _cut(size: Any, bits: Any) -> Cut:
         raise ValueError("a cut has another number of bits than its size")
     kept = np.unpackbits(packed)
     return Cut(size, np.flatnonzero(kept))
+
+
+def _within(name: str, paths: Mapping[str, Any]) -> bool:
+    """Return whether a tensor or layer is, or is a part of, one at these paths."""
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def _removed(outputs: Any, shape: Any) -> Removed:
+    sizes = None if shape is None else tuple(_natural(size) for size in shape)
+    return Removed(sizes, _natural(outputs))
 
 
 def _natural(value: Any) -> int:

@@ -17,13 +17,15 @@ class Group:
 
     `units`: their classes. `members`: the axes with, for each unit, its indices: shape (units, times).
     `name`: the tensor whose first axis these units are the rows of, or the first tensor. `sites`: operations
-    because of which its members go together.
+    because of which its members go together. `form`: for each member the axis, how often a unit is found on it, and
+    the axes of its tensor with their sizes; groups of the same form are alike.
     """
 
     name: str
     units: np.ndarray
     members: tuple[tuple[Block, np.ndarray], ...]
     sites: tuple[str, ...] = ()
+    form: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...] = ()
 
     def __len__(self) -> int:
         return len(self.units)
@@ -53,7 +55,10 @@ def groups_of(
     for part in np.split(table, firsts[1:], axis=1):
         if part.size:
             alike.setdefault(tuple(part[1].tolist()), []).append(part)
-    found = [_group(classes, blocks, several, rows) for blocks, several in alike.items()]
+    shapes: dict[str, dict[int, int]] = {}
+    for _, block in owned:
+        shapes.setdefault(block.owner, {})[block.axis] = block.size
+    found = [_group(classes, blocks, several, rows, shapes) for blocks, several in alike.items()]
     return sorted(found, key=lambda group: int(group.units[0]))
 
 
@@ -62,6 +67,7 @@ def _group(
     blocks: tuple[int, ...],
     several: list[np.ndarray],
     rows: Callable[[Block], bool],
+    shapes: Mapping[str, Mapping[int, int]],
 ) -> Group:
     units = np.array([int(unit[0, 0]) for unit in several])
     places = np.stack([unit[2] for unit in several])
@@ -72,7 +78,11 @@ def _group(
     )
     made = [block for block, _ in members if rows(block)]
     name = (made or [block for block, _ in members])[0].owner
-    return Group(name, units, members, tuple(sites))
+    form = sorted(
+        (block.axis, own.shape[1], tuple(sorted(shapes[block.owner].items())))
+        for block, own in members
+    )
+    return Group(name, units, members, tuple(sites), tuple(form))
 
 
 def kept_of(classes: Classes, gone: Sequence[np.ndarray]) -> np.ndarray:
@@ -111,10 +121,35 @@ def together(
 
     Source: the normalised global ranking of Fang et al. 2023 (DepGraph).
     """
+    return _pooled(groups, [s / (s.mean() or 1.0) for s in scores], share, multiple, least)
+
+
+def isomorphic(
+    groups: Sequence[Group], scores: Sequence[np.ndarray], share: float, multiple: int, least: int
+) -> list[np.ndarray]:
+    """Return the units that go: the lowest of all groups of the same form, the same share of each form.
+
+    Source: Fang, Ma, Mi and Wang 2024, "Isomorphic Pruning for Vision Models". The paper compares sub-structures of
+    the same graph; here also the shapes of their tensors are the same, so that scores are compared as they are.
+    """
+    gone: dict[int, np.ndarray] = {}
+    forms: dict[object, list[int]] = {}
+    for number, group in enumerate(groups):
+        forms.setdefault(group.form or number, []).append(number)
+    for numbers in forms.values():
+        own = [groups[number] for number in numbers]
+        pool = [scores[number] for number in numbers]
+        gone |= dict(zip(numbers, _pooled(own, pool, share, multiple, least), strict=True))
+    return [gone[number] for number in range(len(groups))]
+
+
+def _pooled(
+    groups: Sequence[Group], scores: Sequence[np.ndarray], share: float, multiple: int, least: int
+) -> list[np.ndarray]:
+    """Return the units that go: the lowest scores of all groups together."""
     if not groups:
         return []
-    relative = [score / (score.mean() or 1.0) for score in scores]
-    pool = np.concatenate(relative)
+    pool = np.concatenate(scores)
     owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     order = np.argsort(pool, kind="stable")[: len(pool) - round(len(pool) * share)]
     counts = np.bincount(owner[order], minlength=len(groups))
@@ -124,7 +159,7 @@ def together(
     ]
     return [
         lowest(group, score, len(group) - stay)
-        for group, score, stay in zip(groups, relative, left, strict=True)
+        for group, score, stay in zip(groups, scores, left, strict=True)
     ]
 
 
@@ -136,6 +171,7 @@ def lowest(group: Group, scores: np.ndarray, count: int) -> np.ndarray:
 ALLOCATIONS: Mapping[str, Callable[..., list[np.ndarray]]] = {
     "uniform": uniform,
     "global": together,
+    "isomorphic": isomorphic,
 }
 
 

@@ -42,12 +42,23 @@ def exported(
             f"torch.export does not take the module ({type(error).__name__}: {_first_lines(error)})",
             where=where,
             got=raised_at(error, after=__file__) or "an error in torch",
-            hint="write what depends on the data with torch.where or torch.cond, "
-            "or give the part of the network without it",
+            hint=_hint(str(error)),
         ) from error
     assert isinstance(graph, fx.GraphModule)  # noqa: S101  (what `module` returns)
     _drop_unused(graph)
     return graph
+
+
+def _hint(text: str) -> str:
+    if "pytree" in text:
+        return (
+            "return tensors, tuples, lists or dicts, or register the class of the outputs: "
+            "torch.export.register_dataclass or torch.utils._pytree.register_pytree_node"
+        )
+    return (
+        "write what depends on the data with torch.where or torch.cond, "
+        "or shrink the part of the network without it"
+    )
 
 
 def _first_lines(error: BaseException) -> str:

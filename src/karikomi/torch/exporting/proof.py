@@ -51,7 +51,7 @@ def difference(
         # Without their statistics, networks that multiply signals diverge: bounded, they do not.
         worst = _worst(original, small, found, kept, inputs, bounded=True)
     if worst > TOLERANCE and _all_single(original):
-        wide, narrow = (copied(graph).double() for graph in (original, small))
+        wide, narrow = (_in_double(graph) for graph in (original, small))
         worst = _worst(wide, narrow, found, kept, tuple(map(_double, inputs)))
     if not worst <= _allowed(original):
         raise Unsupported(
@@ -89,6 +89,21 @@ def _allowed(module: fx.GraphModule) -> float:
 
 def _all_single(module: fx.GraphModule) -> bool:
     return all(p.dtype is torch.float32 for p in module.parameters() if p.is_floating_point())
+
+
+def _in_double(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy in float64; tensors that the forward makes (zeros as a first state) are of that type too."""
+    twin = copied(graph).double()
+    for node in twin.graph.nodes:
+        for place in ("args", "kwargs"):
+            given = getattr(node, place)
+            setattr(node, place, fx.node.map_aggregate(given, _double_type))
+    twin.recompile()
+    return twin
+
+
+def _double_type(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
 
 
 def _double(value: Any) -> Any:

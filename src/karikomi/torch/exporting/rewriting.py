@@ -118,11 +118,10 @@ def rewritten(graph: fx.GraphModule, found: Propagated, kept: np.ndarray) -> Rew
             changed += _changes(call, arguments)
     small.graph.lint()
     small.recompile()
-    stored = {
-        str(node.target): tuple(getattr(*owner_of(graph, str(node.target))).shape)
-        for node, _ in pairs
-        if node.op == "get_attr"
-    }
+    read = {str(node.target) for node, _ in pairs if node.op == "get_attr"}
+    tensors = {name: getattr(*owner_of(graph, name)) for name in sorted(read)}
+    # The branches of `torch.cond` are stored modules.
+    stored = {n: tuple(t.shape) for n, t in tensors.items() if isinstance(t, torch.Tensor)}
     return Rewritten(small, indices, tuple(changed), stored)
 
 

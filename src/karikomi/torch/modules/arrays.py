@@ -15,6 +15,7 @@ from karikomi.quantize import Coded
 from karikomi.shrink.cuts import Cuts
 from karikomi.torch.modules import codes, kept_units
 from karikomi.torch.modules.parameters import check_values, unwrapped
+from karikomi.torch.modules.removed_layers import removed_
 from karikomi.torch.modules.resizing import resize_
 
 PAIRS = "float4_e2m1fn_x2"
@@ -91,22 +92,28 @@ def fill_(
     cuts = _cuts(notes or {})
     if cuts is not None:
         kept_units.check_form(inner, cuts)
-    _check_names(set(_tensors(inner)), set(tensors))
     coded = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Coded)}
     arrays = {
         name: tensor.decode() if isinstance(tensor, Coded) else np.asarray(tensor)
         for name, tensor in tensors.items()
     }
+    with removed_(inner, cuts, {name: array.shape for name, array in arrays.items()}):
+        _put_(inner, arrays, cuts)
+    codes.remember_(inner, coded)
+    if cuts is not None:
+        kept_units.remember_(inner, cuts)
+    return module
+
+
+def _put_(inner: nn.Module, arrays: Mapping[str, np.ndarray], cuts: Cuts | None) -> None:
+    """Put arrays into a module that has the layers of the shrunk one."""
+    _check_names(set(_tensors(inner)), set(arrays))
     new = {name: _tensor(name, arrays[name], old) for name, old in _tensors(inner).items()}
     _check_loadable(inner)
     _fit_(inner, {name: tuple(tensor.shape) for name, tensor in new.items()}, cuts)
     _give_memory_(inner)
     for name, tensor in _tensors(inner).items():
         tensor.copy_(new[name])
-    codes.remember_(inner, coded)
-    if cuts is not None:
-        kept_units.remember_(inner, cuts)
-    return module
 
 
 def _cuts(notes: Mapping[str, str]) -> Cuts | None:

@@ -176,6 +176,8 @@ class DeadUnits:
             value = self.found.values[node.name]
             if node.op != "get_attr" or node in behind or not isinstance(value, Labelled):
                 continue
+            if not value.shape:
+                continue
             tensor = _tensor(self.graph, str(node.target))
             for axis in range(tensor.dim()) if tensor.dim() > 1 else ():
                 used = (tensor != 0).movedim(axis, 0).flatten(1).any(1).numpy()

@@ -27,6 +27,7 @@ from karikomi.torch.exporting.equivalence import equal
 from karikomi.torch.exporting.exported import exported
 from karikomi.torch.exporting.proof import difference, is_blind, randomized, samples_of
 from karikomi.torch.exporting.rewriting import Kept, Rewritten, rewritten
+from karikomi.torch.exporting.summed_entries import changed_sums
 from karikomi.torch.internals import flattened, unflattened
 from karikomi.torch.labelling.label_run import LabelRun, Propagated
 from karikomi.torch.modules.codes import holds_codes
@@ -42,6 +43,7 @@ from karikomi.torch.shrinking.dead_units import DeadUnits
 from karikomi.torch.shrinking.graph_form import graph_form
 from karikomi.torch.shrinking.module_form import cuts_of, in_module_form
 from karikomi.torch.shrinking.unit_scores import made_axes, tensors_of, unit_scores
+from karikomi.torch.shrinking.whole_layers import without_layers
 
 WHERE = "torch.shrink"
 COMPUTED = (
@@ -201,12 +203,19 @@ class Shrinking:
             frozen={**self.frozen, **self.found.unknown},
             together=together,
             members=members,
-            statistics=list(self.found.changed_statistics(kept).values()),
+            statistics=self.statistics(kept),
             literals=[] if small is not None else literals,
             form="module" if small is not None else "graph",
             latencies=self.costs,
             kept=cuts.indices(),
         )
+
+    def statistics(self, kept: np.ndarray) -> list[str]:
+        """Return the places where a statistic, or a sum of what is not zero, is taken over fewer entries."""
+        changed = self.found.changed_statistics(kept)
+        if self.choice is not None:
+            changed |= changed_sums(self.graph, self.found, kept, self.flat)
+        return list(changed.values())
 
     def _open(self, done: Rewritten, kept: np.ndarray) -> Rewritten:
         """Return the smaller graph for other batch sizes than that of the example, if the caller chose no shapes."""
@@ -269,6 +278,7 @@ def shrink(
     *,
     width: float | None = None,
     heads: float | None = None,
+    layers: float | None = None,
     parameters: float | None = None,
     macs: float | None = None,
     bytes: float | None = None,
@@ -295,16 +305,18 @@ def shrink(
     are, or whose batch norm scale is: then its constant output is added to the next bias. The outputs do not
     change. With one target, the units of the lowest score go: `width`, the share of units that stays in each
     group, in (0, 1]; `heads`, the same for whole heads and groups of convolutions instead of their inner units;
-    or a budget for the whole network, a share in (0, 1] or a whole number: `parameters`, `macs`, `bytes`; or
+    `layers`, the share of residual branches that stays (those go whole without which the `loss` on the `data`, or
+    without one the distance of the outputs, is lowest; a constant, the mean of what it added, takes the place of
+    each); or a budget for the whole network, a share in (0, 1] or a whole number: `parameters`, `macs`, `bytes`; or
     `ms`, measured on this machine on the example inputs.
 
     `example_inputs`: a tensor, the tuple of arguments, a mapping of keywords, or a pair of both. `score`: a
     registered score (``karikomi list scores``) or one of `karikomi.prune`; of all weights that a unit is found
     in, together. `data`, `loss`: as in `prune_`. `compensate`: with `data` and a target, re-fit what is left to
-    the outputs of the original (below). `allocation`: "uniform", the same share of each group, or "global", by
-    the scores relative to the mean of their group. `multiple_of`: round the units that stay of each group.
-    `least`: so many stay of each group. `only`, `exclude`: globs over parameter names. `dynamic_shapes`: as in
-    `torch.export.export`.
+    the outputs of the original (below). `allocation`: "uniform", the same share of each group, "global", by the
+    scores relative to the mean of their group, or "isomorphic", by the scores among groups of the same shapes.
+    `multiple_of`: round the units that stay of each group. `least`: so many stay of each group. `only`, `exclude`:
+    globs over parameter names. `dynamic_shapes`: as in `torch.export.export`.
 
     `follow`: what goes on with the smaller network in the middle of a training: one or several of optimizers,
     averages of weights (`torch.optim.swa_utils.AveragedModel`), `Masks`, and handles of `attach`, which bring
@@ -354,6 +366,7 @@ def shrink(
     targets = {
         "width": width,
         "heads": heads,
+        "layers": layers,
         "parameters": parameters,
         "macs": macs,
         "bytes": bytes,
@@ -376,8 +389,11 @@ def shrink(
             only=only,
             exclude=exclude,
         )
-        refit = compensate and data is not None
-        small, report = _smaller(module, inputs, options, choice, refit, dynamic_shapes)
+        if choice.target.unit == "layers":
+            small, report = without_layers(module, inputs, options, choice, dynamic_shapes)
+        else:
+            refit = compensate and data is not None
+            small, report = _smaller(module, inputs, options, choice, refit, dynamic_shapes)
     follow_(follow, Move(module, small, report.kept))
     return small, report
 
@@ -405,6 +421,14 @@ def _check_module(module: nn.Module, inputs: tuple[Any, ...], options: dict[str,
             where=WHERE,
             hint="shrink the module that was scripted, and script the smaller one",
         )
+    for path, part in module.named_modules():
+        if type(part).__name__ == "FullyShardedDataParallel":
+            raise Unsupported(
+                "the parameters of a module are one flat tensor, which is sharded over ranks",
+                where=f"{WHERE}: {path}".rstrip(": "),
+                got=type(part).__name__,
+                hint="load the full state dict into an unwrapped module, shrink that, and shard the smaller one",
+            )
     tensors = tensors_of(module)
     check_values(tensors, where=WHERE)
     for name, tensor in tensors.items():
