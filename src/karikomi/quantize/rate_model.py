@@ -10,21 +10,22 @@ from typing import Any
 
 import numpy as np
 
-LEAST_MEAN = 1e-9
+UNIFORM = 0.01
+"""The share of a uniform density in the prior, without which large magnitudes underflow."""
 
 
 def bits_of_magnitudes(counts: Any, *, strength: float = 1.0, xp: Any = np) -> Any:
     """Return the bits of a code of each magnitude, its sign included, under a density learned from counts.
 
     ``bits[m] = -log2((n[m] + strength q[m]) / (sum(n) + strength)) + (m > 0)``, made non-decreasing in ``m``. `q` is
-    the two-sided geometric density with the mean magnitude of the counts (one code of magnitude 1 is added),
-    which gives finite bits to magnitudes that have not occurred.
+    the two-sided geometric density with the mean magnitude of the counts (one code of magnitude 1 is added), mixed with
+    a hundredth of a uniform one, which gives finite bits to magnitudes that have not occurred.
 
     `counts`: floats of shape ``(L + 1,)``, how often ``|code| = m`` occurs; `strength` > 0, in codes; the result is
     in bits, of the same shape. `xp`: the array operations (NumPy's, or those of a framework under these names).
 
     >>> bits_of_magnitudes(np.array([6.0, 2.0, 0.0])).round(2).tolist()
-    [0.42, 3.01, 8.88]
+    [0.42, 3.01, 8.75]
 
     Source: the plug-in entropy of a static coder's table, symmetric in the sign; the penalty is that of Oktay, Ballé,
     Singh and Shrivastava 2019 (arXiv 1906.06624), whose density is a trained network.
@@ -41,11 +42,12 @@ def bits_of_magnitudes(counts: Any, *, strength: float = 1.0, xp: Any = np) -> A
 
 
 def _geometric(mean: Any, magnitudes: Any, xp: Any) -> Any:
-    """Return the two-sided geometric density of magnitudes: ``P(|k| = m) ~ (1 + (m > 0)) theta**m``."""
-    theta = (xp.sqrt(1 + mean * mean) - 1) / (mean + LEAST_MEAN)
+    """Return the two-sided geometric density of magnitudes, ``P(|k| = m) ~ (1 + (m > 0)) theta**m``, in part uniform."""
+    theta = mean / (1 + xp.sqrt(1 + mean * mean))
     powers = xp.exp(magnitudes * xp.log(theta))
     both = xp.where(magnitudes > 0, 2 * powers, powers)
-    return both / xp.sum(both)
+    even = xp.where(magnitudes > 0, 2 + 0 * powers, 1 + 0 * powers)
+    return (1 - UNIFORM) * both / xp.sum(both) + UNIFORM * even / xp.sum(even)
 
 
 def interpolated_bits(ratios: Any, bits: Any) -> tuple[np.ndarray, np.ndarray]:

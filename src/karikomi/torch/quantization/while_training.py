@@ -15,7 +15,7 @@ from karikomi.quantize import OutputUnits
 from karikomi.select import select
 from karikomi.torch.internals import flatten_plainly_
 from karikomi.torch.modules import codes
-from karikomi.torch.modules.parameters import check_names, check_values, named, unwrapped
+from karikomi.torch.modules.parameters import check_names, check_values, unwrapped
 from karikomi.torch.modules.parametrized import computed_from, with_adapters
 from karikomi.torch.quantization.in_place import Codes
 from karikomi.torch.quantization.learned_steps import LearnedGrid
@@ -188,7 +188,7 @@ def _trainable(module: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, st
     """Return the parameters that can be rounded while training, and why the others cannot."""
     reasons = {**with_adapters(module), **computed_from(module)}
     weights = {}
-    for name, parameter in named(module, where=WHERE).items():
+    for name, parameter in module.named_parameters():
         if name in reasons:
             continue
         if not parameter.is_floating_point() or parameter.element_size() < 2:
