@@ -53,11 +53,11 @@ class Recipe:
     batch: int
     rate: float
     coded_rate: float
-    step_rate: float = 1e-3
+    step_rate: float = 3e-3
     bits: int = 4
     ramp: float = 0.6
     gain: float = 0.02
-    strength: float = 1e-7
+    strength: float = 1e-6
     distill: float = 0.5
     heat: float = 2.0
     shifts: bool = True
@@ -65,8 +65,8 @@ class Recipe:
 
 
 RECIPES = {
-    "lenet300": Recipe(4_000, 16, 60, 512, 3e-3, 3e-3),
-    "lenet5": Recipe(1_900, 5, 30, 256, 3e-3, 3e-3, units=(12, 28, 56)),
+    "lenet300": Recipe(4_000, 16, 60, 512, 3e-3, 3e-3, units=(128, 64)),
+    "lenet5": Recipe(1_900, 3, 24, 256, 3e-3, 3e-3, units=(10, 24, 48)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Bits of integer codes under a density learned from their counts, and their slope for a gradient.
+"""Bits of integer codes under a density learned from them, and the slope for a gradient.
 
 The penalty of entropy-coded training: the bits that a static coder needs for a tensor's codes, as a function of
 weights that are not integers yet. Array operations only, so that a framework computes it where its weights are.
@@ -6,66 +6,67 @@ weights that are not integers yet. Array operations only, so that a framework co
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-UNIFORM = 0.01
-"""The share of a uniform density in the prior, without which large magnitudes underflow."""
 
+class RateModel(NamedTuple):
+    """The bits of a code: `zero` of 0, `first` more for magnitude 1 with its sign, `further` more for each beyond.
 
-def bits_of_magnitudes(counts: Any, *, strength: float = 1.0, xp: Any = np) -> Any:
-    """Return the bits of a code of each magnitude, its sign included, under a density learned from counts.
+    ``r(v) = zero + first min(|v|, 1) + further max(|v| - 1, 0)`` between and at integers, with the slope
+    ``sign(v) (first if |v| < 1 else further)``, zero at ``v = 0``.
 
-    ``bits[m] = -log2((n[m] + strength q[m]) / (sum(n) + strength)) + (m > 0)``, made non-decreasing in ``m``. `q` is
-    the two-sided geometric density with the mean magnitude of the counts (one code of magnitude 1 is added), mixed with
-    a hundredth of a uniform one, which gives finite bits to magnitudes that have not occurred.
-
-    `counts`: floats of shape ``(L + 1,)``, how often ``|code| = m`` occurs; `strength` > 0, in codes; the result is
-    in bits, of the same shape. `xp`: the array operations (NumPy's, or those of a framework under these names).
-
-    >>> bits_of_magnitudes(np.array([6.0, 2.0, 0.0])).round(2).tolist()
-    [0.42, 3.01, 8.75]
-
-    Source: the plug-in entropy of a static coder's table, symmetric in the sign; the penalty is that of Oktay, Ballé,
-    Singh and Shrivastava 2019 (arXiv 1906.06624), whose density is a trained network.
+    >>> model = RateModel(zero=0.1, first=6.0, further=1.5)
+    >>> [round(float(bits), 2) for bits in model.bits(np.array([0.0, -0.5, 3.0]))]
+    [0.1, 3.1, 9.1]
+    >>> model.slope(np.array([0.0, -0.5, 3.0])).tolist()
+    [0.0, -6.0, 1.5]
     """
-    magnitudes = xp.asarray(xp.arange(counts.shape[0]), dtype=counts.dtype)
-    total = xp.sum(counts)
-    prior = _geometric((xp.sum(counts * magnitudes) + 1) / (total + 1), magnitudes, xp)
-    shares = (counts + strength * prior) / (total + strength)
-    signed = xp.where(magnitudes > 0, shares / 2, shares)
-    bits = -xp.log(signed) / float(np.log(2))
-    # Never cheaper further out: the slope would push weights away from zero.
-    earlier = xp.reshape(magnitudes, (-1, 1)) >= xp.reshape(magnitudes, (1, -1))
-    return xp.max(xp.where(earlier, xp.reshape(bits, (1, -1)), 0.0), axis=1)
+
+    zero: Any
+    first: Any
+    further: Any
+
+    def bits(self, ratios: Any, xp: Any = np) -> Any:
+        """Return the bits of weights that are divided by the step."""
+        magnitudes = xp.abs(ratios)
+        inner = xp.where(magnitudes < 1, magnitudes, 1.0)
+        return self.zero + self.first * inner + self.further * (magnitudes - inner)
+
+    def slope(self, ratios: Any, xp: Any = np) -> Any:
+        """Return the derivative of `bits`."""
+        return xp.sign(ratios) * xp.where(xp.abs(ratios) < 1, self.first, self.further)
+
+    def total(self, count: Any, nonzero: Any, magnitude: Any) -> Any:
+        """Return the bits of `count` codes, of which `nonzero` are not zero, `magnitude` the sum of magnitudes."""
+        return count * self.zero + nonzero * self.first + (magnitude - nonzero) * self.further
 
 
-def _geometric(mean: Any, magnitudes: Any, xp: Any) -> Any:
-    """Return the two-sided geometric density of magnitudes, ``P(|k| = m) ~ (1 + (m > 0)) theta**m``, in part uniform."""
-    theta = mean / (1 + xp.sqrt(1 + mean * mean))
-    powers = xp.exp(magnitudes * xp.log(theta))
-    both = xp.where(magnitudes > 0, 2 * powers, powers)
-    even = xp.where(magnitudes > 0, 2 + 0 * powers, 1 + 0 * powers)
-    return (1 - UNIFORM) * both / xp.sum(both) + UNIFORM * even / xp.sum(even)
+def fitted(count: Any, nonzero: Any, magnitude: Any, xp: Any = np) -> RateModel:
+    """Return the model of the density that fits these codes best: a probability of zero, and a geometric tail.
 
+    ``P(0) = p``, ``P(k) = (1 - p) (1 - theta) theta**(|k| - 1) / 2``, with ``p = (count - nonzero + 1) / (count + 2)``
+    and ``1 - theta = (nonzero + 1) / (magnitude + 2)``: the maximum-likelihood estimates, smoothed by one observation
+    of each kind, so that all bits are finite. ``zero = -log2 P(0)``, ``first = -log2 P(1) - zero``, ``further =
+    -log2 theta``; `first` is at least `further`: no slope ever pushes a weight away from zero.
 
-def interpolated_bits(ratios: Any, bits: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bits of weights between codes, and the slope: ``bits`` of `bits_of_magnitudes`, joined by lines.
+    `count`: the number of codes; `nonzero`: of those that are not zero; `magnitude`: the sum of magnitudes; numbers or 0-d
+    arrays of `xp`. Moving one code from k to k + 1 changes the bits of all under their own best model by the
+    slope between them, as the numbers grow: a best fit does not contribute to first order.
 
-    ``r(v) = bits[k] + (|v| - k) (bits[k + 1] - bits[k])`` with ``k = floor(|v|)``; constant beyond the last code;
-    ``dr/dv = sign(v) (bits[k + 1] - bits[k])``, zero at ``v = 0``. At integers it is the bits of that code. Moving
-    a code by one changes ``sum(n) H(n / sum(n))``, the size of a coded tensor, by exactly this slope as ``n`` grows:
-    the density itself, which is learned from the counts, does not contribute to first order.
+    >>> model = fitted(np.float64(1_000), np.float64(20), np.float64(30))
+    >>> [round(float(bits), 2) for bits in model]
+    [0.03, 7.15, 1.54]
 
-    `ratios`: weights divided by the step, of any shape. Returns two arrays of that shape, in bits and bits per code.
-
-    >>> values, slopes = interpolated_bits(np.array([0.5, -1.5, 9.0]), np.array([0.5, 3.0, 7.0]))
-    >>> values.tolist(), slopes.tolist()
-    ([1.75, 5.0, 7.0], [2.5, -4.0, 0.0])
+    Source: the penalty is that of Oktay, Ballé, Singh and Shrivastava 2019 (arXiv 1906.06624), whose density is a
+    trained network. A free histogram would do for the bits, but its slope is zero between two values that are equally
+    frequent, and weights that nothing needs stay there; this density falls everywhere.
     """
-    last = len(bits) - 1
-    magnitudes = np.minimum(np.abs(ratios), last)
-    lower = np.floor(magnitudes).astype(np.int64)
-    rises = np.append(np.diff(bits), 0.0)[lower]
-    return bits[lower] + (magnitudes - lower) * rises, np.sign(ratios) * rises
+    shares = (count - nonzero + 1) / (count + 2), (nonzero + 1) / (magnitude + 2)
+    zero, tail, start = (-xp.log(share) / LN2 for share in (shares[0], 1 - shares[1], shares[1]))
+    first = start + 1 - xp.log(1 - shares[0]) / LN2 - zero
+    return RateModel(zero, xp.where(first > tail, first, tail), tail)
+
+
+LN2 = float(np.log(2))

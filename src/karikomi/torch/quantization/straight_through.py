@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from karikomi.quantize.rate_model import bits_of_magnitudes
+from karikomi.quantize.rate_model import fitted
 
 
 class _Rounded(torch.autograd.Function):
@@ -23,13 +23,14 @@ class _Rounded(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, Any, None, None]:
         (ratio,) = ctx.saved_tensors
         dtype, shape = ctx.like
-        inside = ratio.abs() <= ctx.limit
+        gradient = gradients[0].to(ratio.dtype)
+        inside = gradient * (ratio.abs() <= ctx.limit)
         of_step = None
         if ctx.needs_input_grad[1]:
             codes = ratio.round().clamp_(-ctx.limit, ctx.limit)
-            slope = torch.where(inside, codes - ratio, codes).mul_(gradients[0])
+            slope = codes.mul_(gradient).addcmul_(ratio, inside, value=-1)
             of_step = slope.sum_to_size(shape) * ctx.share
-        return (gradients[0] * inside).to(dtype), of_step, None, None
+        return inside.to(dtype), of_step, None, None
 
 
 class _Bits(torch.autograd.Function):
@@ -38,14 +39,12 @@ class _Bits(torch.autograd.Function):
         ctx: Any, weight: torch.Tensor, step: torch.Tensor, limit: int, share: float
     ) -> torch.Tensor:
         ratio = weight.to(step.dtype) / step
-        table, counts = _learned(ratio, limit)
-        rises = torch.cat([table.diff(), table.new_zeros(1)])
-        lower = ratio.abs().clamp_(max=limit).to(torch.int64)
-        slope = rises.index_select(0, lower.flatten()).view_as(ratio)
-        slope.copysign_(ratio).masked_fill_(ratio == 0, 0.0)
-        ctx.save_for_backward(slope, ratio, step)
+        codes = ratio.round().abs_().clamp_(max=limit)
+        nonzero, magnitude = codes.count_nonzero().to(ratio.dtype), codes.sum()
+        model = fitted(codes.numel(), nonzero, magnitude, xp=torch)
+        ctx.save_for_backward(model.slope(ratio, xp=torch), ratio, step)
         ctx.share, ctx.dtype = share, weight.dtype
-        return (table * counts).sum()
+        return model.total(codes.numel(), nonzero, magnitude)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, Any, None, None]:
@@ -85,50 +84,26 @@ def bits(
 ) -> torch.Tensor:
     """Return the bits of the codes of weights, 0-d, with gradients for the weights and for the step.
 
-    The value is that of the rounded codes, under `karikomi.quantize.rate_model.bits_of_magnitudes` of their counts;
-    the gradient is the slope of `interpolated_bits` at ``w / s``, that of the step times `share`.
+    The value is that of the rounded codes, under the density of `karikomi.quantize.rate_model.fitted` to them; the
+    gradient is its slope at ``w / s``, that of the step times `share`.
 
     >>> weight = torch.tensor([0.25, -1.0, 0.0, 0.1], requires_grad=True)
     >>> total = bits(weight, torch.tensor(0.5), limit=3)
     >>> total.backward()
     >>> round(total.item(), 2), [round(slope, 2) for slope in weight.grad.tolist()]
-    (6.44, [8.99, -7.41, 0.0, 8.99])
+    (6.17, [4.34, -2.0, 0.0, 4.34])
     """
     return _Bits.apply(weight, step, limit, share)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def size(weight: torch.Tensor, step: torch.Tensor, *, limit: int) -> tuple[float, int]:
-    """Return the bits of the codes of weights, and how many are not zero."""
-    table, counts = _learned(weight.to(step.dtype) / step, limit)
-    return float((table * counts).sum()), int(counts[1:].sum())
+    """Return the bits of the codes of weights by their entropy, and how many are not zero.
 
-
-def _learned(ratio: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the bits of each magnitude 0..limit, learned from the codes of these ratios, and their counts."""
-    codes = ratio.round().abs_().clamp_(max=limit).to(torch.int64)
-    counts = torch.bincount(codes.flatten(), minlength=limit + 1).to(ratio.dtype)
-    return bits_of_magnitudes(counts, xp=_Namespace(counts.device)), counts
-
-
-class _Namespace:
-    """The array operations of the rate model, on one device."""
-
-    sum = staticmethod(torch.sum)
-    log = staticmethod(torch.log)
-    exp = staticmethod(torch.exp)
-    sqrt = staticmethod(torch.sqrt)
-    where = staticmethod(torch.where)
-    reshape = staticmethod(torch.reshape)
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def arange(self, count: int) -> torch.Tensor:
-        return torch.arange(count, device=self._device)
-
-    def asarray(self, array: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return array.to(dtype)
-
-    def max(self, array: torch.Tensor, axis: int) -> torch.Tensor:
-        return array.amax(axis)
+    >>> size(torch.tensor([0.0, 0.1, 0.5, 1.0]), torch.tensor(0.5), limit=3)
+    (6.0, 2)
+    """
+    codes = (weight.to(step.dtype) / step).round_().clamp_(-limit, limit).to(torch.int64)
+    counts = torch.bincount(codes.flatten() + limit, minlength=2 * limit + 1).double()
+    logs = torch.log2(counts / counts.sum().clamp(min=1.0)).clamp_(min=-1e9)
+    return -float((counts * logs).sum()), int(counts.sum() - counts[limit])
