@@ -33,7 +33,6 @@ from tqdm import tqdm
 import karikomi as kk
 from karikomi.files import write_text
 from karikomi.pack import inspect
-from karikomi.quantize.rate_goal import RateGoal
 from karikomi.torch.tasks.networks import lenet5, lenet300
 
 NETWORKS = {"lenet300": lenet300, "lenet5": lenet5}
@@ -65,7 +64,7 @@ class Recipe:
 
 
 RECIPES = {
-    "lenet300": Recipe(4_000, 16, 60, 512, 3e-3, 3e-3, units=(128, 64)),
+    "lenet300": Recipe(5_000, 12, 50, 512, 3e-3, 3e-3, units=(128, 64)),
     "lenet5": Recipe(1_900, 3, 24, 256, 3e-3, 3e-3, units=(10, 24, 48)),
 }
 
@@ -150,7 +149,7 @@ def fit_coded(
     )
     handle = kk.torch.attach(optimizer, model, clip=kk.clip.ByGlobalNorm(1.0))
     steps = recipe.coded * (len(learned) // recipe.batch)
-    goal = RateGoal(8.0 * recipe.bytes, last=int(steps * recipe.ramp), gain=recipe.gain)
+    goal = kk.quantize.RateGoal(8.0 * recipe.bytes, last=int(steps * recipe.ramp), gain=recipe.gain)
     strength, first = recipe.strength, training.size().total
     bar = batches(learned, recipe, recipe.coded, generator, title)
     for moved, places, chosen in bar:

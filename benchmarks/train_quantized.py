@@ -33,8 +33,7 @@ from tqdm import tqdm
 
 import karikomi as kk
 from karikomi.pack import inspect
-from karikomi.quantize import Coded, UniformGrid, uniform
-from karikomi.quantize.rate_goal import RateGoal
+from karikomi.quantize import Coded, RateGoal, UniformGrid, uniform
 
 
 class ResNet56(nn.Module):

@@ -7,6 +7,8 @@ from karikomi.quantize.grids import Codebook, Coded, Grid, UniformGrid
 from karikomi.quantize.kmeans_codebook import kmeans
 from karikomi.quantize.nearest import uniform
 from karikomi.quantize.quantizer import OutputUnits, Quantizer, quantizer_for
+from karikomi.quantize.rate_goal import RateGoal
+from karikomi.quantize.rate_model import RateModel
 
 __all__ = [
     "Codebook",
@@ -14,6 +16,8 @@ __all__ = [
     "Grid",
     "OutputUnits",
     "Quantizer",
+    "RateGoal",
+    "RateModel",
     "UniformGrid",
     "kmeans",
     "quantizer_for",

@@ -51,8 +51,8 @@ def fitted(count: Any, nonzero: Any, magnitude: Any, xp: Any = np) -> RateModel:
     of each kind, so that all bits are finite. ``zero = -log2 P(0)``, ``first = -log2 P(1) - zero``, ``further =
     -log2 theta``; `first` is at least `further`: no slope ever pushes a weight away from zero.
 
-    `count`: the number of codes; `nonzero`: of those that are not zero; `magnitude`: the sum of magnitudes; numbers or 0-d
-    arrays of `xp`. Moving one code from k to k + 1 changes the bits of all under their own best model by the
+    `count`: the number of codes; `nonzero`: of those that are not zero; `magnitude`: the sum of magnitudes; numbers
+    or 0-d arrays of `xp`. Moving one code from k to k + 1 changes the bits of all under their own best model by the
     slope between them, as the numbers grow: a best fit does not contribute to first order.
 
     >>> model = fitted(np.float64(1_000), np.float64(20), np.float64(30))
