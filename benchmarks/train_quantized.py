@@ -42,9 +42,10 @@ class ResNet56(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        for number, (inputs, width) in enumerate([(16, 16), (16, 32), (32, 64)], 1):
-            rest = [Block(width, width) for _ in range(8)]
-            setattr(self, f"layer{number}", nn.Sequential(Block(inputs, width), *rest))
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(Block(inputs, width), *(Block(width, width) for _ in range(8)))
+            for inputs, width in [(16, 16), (16, 32), (32, 64)]
+        )
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
