@@ -91,7 +91,7 @@ def bits(
     >>> total = bits(weight, torch.tensor(0.5), limit=3)
     >>> total.backward()
     >>> round(total.item(), 2), [round(slope, 2) for slope in weight.grad.tolist()]
-    (6.17, [4.34, -2.0, 0.0, 4.34])
+    (6.34, [6.0, -2.0, 0.0, 6.0])
     """
     return _Bits.apply(weight, step, limit, share)  # type: ignore[no-any-return]
 

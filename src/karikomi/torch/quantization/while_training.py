@@ -57,14 +57,7 @@ class QuantizedTraining:
         self.left_alone = dict(left_alone)
         """Parameter name -> why it stays as it is."""
         self._model = model
-        self._entries = list(_found(model))
-        if not self._entries:
-            raise InvalidArgument(
-                "this module is not in quantized training",
-                where=WHERE,
-                got=type(model).__name__,
-                hint="a copy made before quantized_training, or after finish_()?",
-            )
+        self._entries()
 
     def on(self, copy: nn.Module) -> QuantizedTraining:
         """Return the same for a deep copy of the module, such as an average of its weights."""
@@ -72,30 +65,30 @@ class QuantizedTraining:
 
     def steps(self) -> list[nn.Parameter]:
         """Return the parameters of the grids' steps, for a parameter group of their own."""
-        return [grid.offset for _, grid, _ in self._entries]
+        return [grid.offset for _, grid, _ in self._entries()]
 
     def bits(self) -> torch.Tensor:
         """Return the bits of all codes, 0-d and differentiable, as a term of the loss."""
-        return torch.stack([grid.bits_of(weight) for _, grid, weight in self._entries]).sum()
+        return torch.stack([grid.bits_of(weight) for _, grid, weight in self._entries()]).sum()
 
     def size(self) -> CodedSize:
         """Return the bits of each tensor's codes now; waits for the device."""
-        sizes = {name: grid.size_of(weight) for name, grid, weight in self._entries}
+        sizes = {name: grid.size_of(weight) for name, grid, weight in self._entries()}
         return CodedSize(
             {name: size for name, (size, _) in sizes.items()},
             {name: nonzero for name, (_, nonzero) in sizes.items()},
-            sum(weight.numel() for _, _, weight in self._entries),
+            sum(weight.numel() for _, _, weight in self._entries()),
         )
 
     def hold_zeros_(self) -> None:
         """Keep what is zero now at zero, for the last part of a training."""
-        for _, grid, weight in self._entries:
+        for _, grid, weight in self._entries():
             grid.hold_zeros_(weight)
 
     def codes(self) -> Codes:
         """Return parameter name -> codes and grid as they are now; raises `NonFinite` naming a tensor."""
         return Codes(
-            {n: grid.coded(weight, n) for n, grid, weight in self._entries}, self.left_alone
+            {n: grid.coded(weight, n) for n, grid, weight in self._entries()}, self.left_alone
         )
 
     @torch.no_grad()
@@ -108,8 +101,20 @@ class QuantizedTraining:
         for name, tensor in coded.items():
             parameters[name].copy_(codes.decoded(tensor, parameters[name].dtype))
         codes.add_(unwrapped(self._model), coded)
-        self._entries = []
         return coded
+
+    def _entries(self) -> list[tuple[str, LearnedGrid, torch.Tensor]]:
+        """Return name, grid and latent weight of each parameter; raises `InvalidArgument` where there is none."""
+        # Looked up each time: a state dict that is assigned replaces parameters.
+        found = list(_found(self._model))
+        if not found:
+            raise InvalidArgument(
+                "this module is not in quantized training",
+                where=WHERE,
+                got=type(self._model).__name__,
+                hint="a copy made before quantized_training, or after finish_()?",
+            )
+        return found
 
 
 def quantized_training(
