@@ -11,6 +11,8 @@ from karikomi.quantize.kmeans_codebook import kmeans
 from karikomi.quantize.nearest import UniformQuantizer, uniform
 from karikomi.quantize.octaves import OctaveGrid, octaves
 from karikomi.quantize.quantizer import Quantizer, quantizer_for
+from karikomi.quantize.rate_goal import RateGoal
+from karikomi.quantize.rate_model import RateModel
 from karikomi.quantize.units import OutputUnits
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "OctaveGrid",
     "OutputUnits",
     "Quantizer",
+    "RateGoal",
+    "RateModel",
     "UniformGrid",
     "UniformQuantizer",
     "kmeans",

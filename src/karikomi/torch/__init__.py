@@ -18,6 +18,7 @@ from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.sensitivity_curves import sensitivity
 from karikomi.torch.quantization.in_place import quantize_
+from karikomi.torch.quantization.while_training import QuantizedTraining, quantized_training
 from karikomi.torch.reconstruction.refit import reconstruct_
 from karikomi.torch.recovery.batch_norm import recalibrate_
 from karikomi.torch.recovery.fine_tune import recover_
@@ -28,6 +29,7 @@ from karikomi.torch.tasks.runner import runner_for
 __all__ = [
     "Handle",
     "Masks",
+    "QuantizedTraining",
     "as_array",
     "attach",
     "bound_",
@@ -44,6 +46,7 @@ __all__ = [
     "penalty",
     "prune_",
     "quantize_",
+    "quantized_training",
     "recover_",
     "recalibrate_",
     "reconstruct_",

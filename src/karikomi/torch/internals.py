@@ -210,3 +210,17 @@ def unflattened(flat: list[Any], structure: Any) -> Any:
     """Return leaves in a structure that `flattened` found."""
     pytree = _member(torch.utils, "_pytree", "used to walk through inputs")
     return pytree.tree_unflatten(flat, structure)
+
+
+def flatten_plainly_(layer: nn.RNNBase, *_: Any) -> None:
+    """Let a recurrent layer hold parameters instead of what was computed from them: a hook after its forward.
+
+    The layer lists its weights anew in a forward pass where they have changed; a computed tensor in this list
+    cannot be copied.
+    """
+    chains = getattr(layer, "parametrizations", {})
+    names = _member(layer, "_flat_weights_names", "used to list the weights of a recurrent layer")
+    listed: Any = [
+        chains[name].original if name in chains else getattr(layer, name, None) for name in names
+    ]
+    layer._flat_weights = listed

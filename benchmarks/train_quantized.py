@@ -1,0 +1,230 @@
+"""Trained CIFAR-10 ResNets, fine-tuned to a small file: ``python benchmarks/train_quantized.py resnet20``.
+
+From the published weights: quantized training with a penalty on the bits of the codes, whose strength follows a goal in
+bytes, distilled from the dense network. Then every batch norm is folded into its convolution (a factor of the channel's
+scale; the codes stay), biases are rounded to 8 bits and scales to 8 significant bits, and the file that
+`kk.save` wrote is evaluated once on all 10,000 test images, the last weights. The ratio is that of the float32 bytes of
+the trainable parameters to the bytes of the file. No choice uses the test images.
+
+    python benchmarks/train_quantized.py resnet20|resnet56 [--epochs 5] [--bytes 48000] [--quick]
+
+`--quick`: 40 steps, 1,000 test images; prints what a step costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from prune_resnet20 import Block, Pair, accuracy, augmented, images, normalised
+from prune_resnet20 import trained as resnet20
+from safetensors.numpy import load_file
+from shrink_resnet20 import DATA, training_images
+from torch import nn
+from tqdm import tqdm
+
+import karikomi as kk
+from karikomi.pack import inspect
+from karikomi.quantize import Coded, RateGoal, UniformGrid, uniform
+
+
+class ResNet56(nn.Module):
+    """The network of the published weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(Block(inputs, width), *(Block(width, width) for _ in range(8)))
+            for inputs, width in [(16, 16), (16, 32), (32, 64)]
+        )
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images (n, 3, 32, 32)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+def resnet56() -> nn.Module:
+    """Return the network with the published weights, in eval mode."""
+    module = ResNet56()
+    arrays = load_file(DATA / "resnet56_cifar10.safetensors")
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()}, strict=False)
+    return module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Epochs and rates; `bytes` of codes is what the penalty aims at, `bits` the width of the grid."""
+
+    bytes: int
+    epochs: int
+    batch: int = 128
+    rate: float = 1e-3
+    step_rate: float = 1e-3
+    bits: int = 4
+    ramp: float = 0.5
+    distill: float = 0.7
+    heat: float = 3.0
+
+
+NETWORKS = {"resnet20": resnet20, "resnet56": resnet56}
+RECIPES = {"resnet20": Recipe(48_000, 5), "resnet56": Recipe(120_000, 1)}
+
+
+def train_(
+    module: nn.Module,
+    teacher: nn.Module,
+    data: tuple[np.ndarray, np.ndarray],
+    recipe: Recipe,
+    *,
+    limit: int | None,
+    seed: int = 0,
+) -> Any:
+    """Train with rounded weights and a penalty on their bits; return the codes."""
+    pixels, labels = data
+    norms = [f"{name}.*" for name, layer in module.named_modules() if "bn" in name]
+    training = kk.torch.quantized_training(module, bits=recipe.bits, exclude=norms)
+    own = {id(step) for step in training.steps()}
+    weights = [item for item in module.parameters() if id(item) not in own]
+    optimizer = torch.optim.Adam(
+        [{"params": weights}, {"params": training.steps()}], lr=recipe.rate, fused=True
+    )
+    handle = kk.torch.attach(optimizer, module, clip=kk.clip.ByGlobalNorm(1.0))
+    total = limit or recipe.epochs * (len(labels) // recipe.batch)
+    goal = RateGoal(8.0 * recipe.bytes, last=max(int(total * recipe.ramp), 1))
+    strength, first = 1e-8, training.size().total
+    generator = np.random.default_rng(seed)
+    module.train()
+    with tqdm(total=total, desc="quantized training", mininterval=5.0) as bar:
+        while handle.steps < total:
+            order = generator.permutation(len(labels))
+            for chosen in np.array_split(order, len(order) // recipe.batch):
+                if handle.steps == total:
+                    break
+                share = min(1.0, (handle.steps + 1) / 100)
+                share *= 0.5 * (1 + math.cos(math.pi * handle.steps / total))
+                rates = (recipe.rate, recipe.step_rate)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * share
+                x = normalised(augmented(pixels[chosen], generator))
+                loss = loss_of(module(x), teacher, x, labels[chosen], recipe)
+                bits = training.bits()
+                optimizer.zero_grad()
+                (loss + strength * bits).backward()
+                optimizer.step()
+                used = bits.item()
+                strength = goal.next(strength, used=used, path=goal.path(first, handle.steps))
+                bar.update()
+                bar.set_postfix_str(f"{used / 8:,.0f} bytes at {strength:.1e}, {loss.item():.3f}")
+    handle.detach()
+    module.eval()
+    return training.finish_()
+
+
+def loss_of(
+    given: torch.Tensor, teacher: nn.Module, x: torch.Tensor, labels: np.ndarray, recipe: Recipe
+) -> torch.Tensor:
+    """Return the cross entropy, mixed with the distance to the dense network's outputs."""
+    with torch.no_grad():
+        taught = teacher(x)
+    own, goal = (F.log_softmax(logits / recipe.heat, dim=1) for logits in (given, taught))
+    distance = F.kl_div(own, goal, reduction="batchmean", log_target=True)
+    loss = F.cross_entropy(given, torch.from_numpy(labels.astype(np.int64)))
+    return (1 - recipe.distill) * loss + recipe.distill * recipe.heat**2 * distance
+
+
+def folded(module: nn.Module, codes: Any) -> dict[str, np.ndarray | Coded]:
+    """Return name -> codes or array of the network without batch norms, whose convolutions have biases."""
+    tensors: dict[str, np.ndarray | Coded] = dict(codes)
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            norm: Any = module.get_submodule(name.replace("conv", "bn"))
+            deviation = (norm.running_var + norm.eps).sqrt()
+            factor = (norm.weight / deviation).detach().numpy()
+            bias = norm.bias.detach().numpy() - norm.running_mean.numpy() * factor
+            weight = codes[f"{name}.weight"]
+            tensors[f"{name}.weight"] = _scaled(weight, factor)
+            tensors[f"{name}.bias"] = uniform(bias, bits=8, axis=None)
+    return tensors
+
+
+def _scaled(weight: Coded, factor: np.ndarray) -> Coded:
+    """Return codes of a weight times a factor per channel: the sign goes to the codes, the rest to the scale."""
+    signs = np.where(factor < 0, -1, 1).astype(weight.codes.dtype)
+    scale = np.maximum(weight.grid.numbers * np.abs(factor), 1e-30).astype(np.float32)
+    mantissa, exponent = np.frexp(scale)
+    scale = np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(np.float32)
+    return Coded(weight.codes * signs.reshape(-1, 1, 1, 1), UniformGrid(scale, 0, weight.grid.bits))
+
+
+def without_norms(module: nn.Module) -> nn.Module:
+    """Return a copy whose convolutions have biases instead of batch norms after them."""
+    module = copy.deepcopy(module)
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Conv2d):
+            layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
+            owner, _, leaf = name.replace("conv", "bn").rpartition(".")
+            setattr(module.get_submodule(owner), leaf, nn.Identity())
+    return module
+
+
+def report(name: str, recipe: Recipe, found: dict[str, float], path: Path) -> str:
+    """Return the row of the table, under its head."""
+    account = inspect(path)
+    names = ["network", "epochs", "ratio", "accuracy %", "dense %", "bytes", "payload", "tables"]
+    names += ["container", "CPU s"]
+    row = [name, f"{recipe.epochs}", f"{found['ratio']:.1f}", f"{found['accuracy']:.2f}"]
+    row += [f"{found['dense']:.2f}", f"{account.total:,}", f"{account.payload:,}"]
+    row += [f"{account.tables:,}", f"{account.header + account.manifest:,}", f"{found['cpu']:.0f}"]
+    return f"| {' | '.join(names)} |\n|{' --- |' * len(names)}\n| {' | '.join(row)} |"
+
+
+def main() -> None:
+    """Train, save, load, evaluate, print."""
+    parser = argparse.ArgumentParser(description="Trained ResNets, fine-tuned to a small file")
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--bytes", type=int, help="of the codes")
+    parser.add_argument("--quick", action="store_true", help="40 steps, 1,000 test images")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    known = RECIPES[given.network]
+    recipe = Recipe(given.bytes or known.bytes, given.epochs or known.epochs)
+    dense = NETWORKS[given.network]()
+    module, limit = copy.deepcopy(dense), 40 if given.quick else None
+    test: Pair = images("cifar10_test.npz", slice(0, 1_000 if given.quick else 10_000))
+    data = training_images(5_120 if given.quick else None)
+    cpu = time.process_time()
+    codes = train_(module, dense, data, recipe, limit=limit)
+    cpu = time.process_time() - cpu
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = kk.save(folded(module, codes), given.out / f"{given.network}-{recipe.bytes}.karikomi")
+    stored = kk.load(path, into=without_norms(module)).eval()
+    size = 4 * sum(item.numel() for item in dense.parameters())
+    found = {
+        "accuracy": 100 * accuracy(stored, test),
+        "dense": 100 * accuracy(dense, test),
+        "ratio": size / path.stat().st_size,
+        "cpu": cpu,
+    }
+    print(f"\n{len(test[1]):,} test images; trained: {100 * accuracy(module, test):.2f} %\n")
+    print(report(given.network, recipe, found, path))
+    if limit:
+        steps = recipe.epochs * (50_000 // recipe.batch)
+        print(f"\n{cpu / limit:.2f} CPU s a step, {cpu / limit * steps / 60:.0f} min in all")
+
+
+if __name__ == "__main__":
+    main()
