@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from karikomi.errors import Unsupported
 from karikomi.quantize import AffineGrid, Coded, Grid, UniformGrid
 from karikomi.quantize.error_feedback import Lattice
-from karikomi.quantize.units import from_rows, to_rows
+from karikomi.quantize.units import from_rows
 from karikomi.reconstruction.gptq import Rounder, rounded, spread_of
 from karikomi.torch.modules import codes
 from karikomi.torch.reconstruction.calibration import (
@@ -129,7 +130,8 @@ def _lattice(grid: Grid, dense: torch.Tensor, window: Window | None) -> Lattice:
     if isinstance(grid, UniformGrid):
         scale, zero, low, high = grid.scale_of(shape), 0.0, -grid.limit, grid.limit
         return Lattice(_spread(scale, shape, window), low, high, zero)
-    assert isinstance(grid, AffineGrid)
+    if not isinstance(grid, AffineGrid):
+        raise Unsupported("errors are compensated on uniform grids", got=type(grid).__name__)
     scale, zero = (from_rows(part, shape, grid.units) for part in grid.spread(shape))
     return Lattice(_spread(scale, shape, window), 0, 2**grid.bits - 1, _spread(zero, shape, window))
 

@@ -22,6 +22,7 @@ from karikomi.quantize import (
 )
 from karikomi.quantize.code_lengths import coded_bits
 from karikomi.quantize.error_feedback import Lattice
+from karikomi.quantize.grids import SMALLEST_SCALE
 from karikomi.quantize.quantizer import DEFAULTS
 from karikomi.quantize.steps import factor_at, relative_steps
 from karikomi.registry import find, name_of
@@ -81,7 +82,7 @@ class Request:
         if data is not None:
             check_data(data, where)
             check_rereadable(data, where)
-        defaults = {**DEFAULTS, "rate": "uniform" if data is None else "cerwu"}
+        defaults = {**DEFAULTS, "rate": "uniform" if data is None else "gptq"}
         quantizer = _with_options(_made(method or defaults[key]), options, where)
         takes = "entries" if key == "entries" else "bits"
         if quantizer.argument != takes:
@@ -162,11 +163,14 @@ class Rounding:
 
     def _at_size_(self) -> dict[str, Coded]:
         quantizer, size = self._request.quantizer, self._request.size
+        weighted = getattr(quantizer, "weighted", False) and self._request.data is not None
+        curvature = self._curvature() if weighted else {}
         coded = {}
         for name in self._weights:
             units = self._units.get(name, OutputUnits())
             array = _array(self._dense[name])
-            coded[name] = quantizer.quantize(array, size, units=units, name=name)
+            more = {"importance": _array(curvature[name])} if weighted else {}
+            coded[name] = quantizer.quantize(array, size, units=units, name=name, **more)
         if not getattr(quantizer, "needs", None):
             self._put_(coded)
             return coded
@@ -215,9 +219,7 @@ class Rounding:
         rate = self._request.rate or 0.0
         found: dict[str, Coded] = {}
         for number in range(PASSES):
-            grids: dict[str, Grid] = {
-                name: _grid(self._dense[name], step * factor) for name, step in steps.items()
-            }
+            grids = {name: _grid(self._dense[name], step * factor) for name, step in steps.items()}
             found = {
                 name: self._alone(name, grids[name], curvature) for name in compensation.unread
             }
@@ -233,9 +235,8 @@ class Rounding:
             factor *= 2.0 ** ((now - rate) / max(slope, 0.25))
         return {name: _narrowed(item) for name, item in found.items()}
 
-    def _alone(self, name: str, grid: Grid, curvature: Mapping[str, torch.Tensor]) -> Coded:
+    def _alone(self, name: str, grid: UniformGrid, curvature: Mapping[str, torch.Tensor]) -> Coded:
         """Return the codes of a weight whose inputs are not seen, as that of an embedding."""
-        assert isinstance(grid, UniformGrid)
         array, quantizer = _array(self._dense[name]), self._request.quantizer
         rows = array.reshape(len(array), -1).astype(np.float64)
         lattice = Lattice(grid.scale.astype(np.float64)[:, None], -grid.limit, grid.limit)
@@ -245,12 +246,11 @@ class Rounding:
         return Coded(found.reshape(array.shape).astype(grid.code_dtype), grid)
 
     def _compensation(self) -> Compensation:
-        assert self._request.data is not None
         compensation = Compensation(
             self._module,
             self._weights,
             self._dense,
-            self._request.data,
+            self._request.data or (),
             progress=self._progress,
             where=self._request.where,
         )
@@ -335,7 +335,7 @@ def _grid(dense: torch.Tensor, step: float) -> UniformGrid:
     bits = min(max(int(np.ceil(np.log2(2.0 * peak + 2.0))) + 1, 2), 16)
     # A grid of 16 bits has no finer step than this; it is far below what a rate up to 16 asks for.
     least = float(dense.detach().abs().max()) / (2**15 - 1) if bits == 16 else 0.0
-    return UniformGrid(np.float32([max(step, least, np.finfo(np.float32).tiny)]), None, bits)
+    return UniformGrid(np.array([max(step, least, SMALLEST_SCALE)], np.float32), None, bits)
 
 
 def _nearest(array: np.ndarray, step: float) -> Coded:
@@ -346,8 +346,7 @@ def _nearest(array: np.ndarray, step: float) -> Coded:
 
 def _narrowed(coded: Coded) -> Coded:
     """Return codes with a grid of no more bits than they need."""
-    grid = coded.grid
-    assert isinstance(grid, UniformGrid)
+    grid: Any = coded.grid
     most = int(np.abs(coded.codes.astype(np.int64)).max(initial=0))
     bits = max(most.bit_length() + 1, 2)
     narrow = UniformGrid(grid.scale, grid.axis, bits, grid.groups)
