@@ -13,6 +13,7 @@ from karikomi.errors import InvalidArgument
 from karikomi.quantize import (
     CERWU,
     GPTQ,
+    AdaRound,
     AffineGrid,
     Coded,
     OctaveGrid,
@@ -127,6 +128,16 @@ def test_an_important_row_pays_for_its_bits() -> None:
         assert np.abs(found[0]).sum() < 0.8 * np.abs(nearest[0]).sum()
         assert np.mean(found[1] == nearest[1]) > 0.95
         assert (np.abs(found) <= np.abs(nearest)).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_adaround_takes_the_value_below_or_above_and_errs_less_than_the_nearest(seed: int) -> None:
+    weights, gram = layer(seed, rows=20, inputs=30)
+    problem, lattice = LeastSquares.of(weights, gram), Lattice(np.full((1, 1), 0.5), -7, 7)
+    codes = rounded(AdaRound(damping=1e-6), weights, problem, lattice).codes
+    assert set(np.unique(codes - np.floor(weights / 0.5))) == {0, 1}
+    nearest = lattice.values(lattice.nearest(weights))
+    assert problem.error(lattice.values(codes)) < 0.8 * problem.error(nearest)
 
 
 def test_what_compensation_leaves() -> None:

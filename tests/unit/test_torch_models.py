@@ -415,9 +415,7 @@ def test_a_network_without_anything_to_quantize_is_refused_with_the_reasons() ->
     wave.register_parameter("spin", torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64)))
     wave.register_buffer("turns", torch.zeros(3, dtype=torch.int64))
     reasons = "spin: its dtype is complex64; turns: its dtype is int64"
-    with pytest.raises(
-        Unsupported, match=f"^torch.quantize_: nothing .* got {reasons}"
-    ) as found:
+    with pytest.raises(Unsupported, match=f"^torch.quantize_: nothing .* got {reasons}") as found:
         kk.torch.quantize_(wave, bits=8)
     assert "only=" not in str(found.value)
     with pytest.raises(Unsupported, match="got a module without parameters"):
