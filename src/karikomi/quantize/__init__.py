@@ -6,7 +6,7 @@ from karikomi import registry
 from karikomi.quantize.adaround import AdaRound
 from karikomi.quantize.affine import AffineGrid
 from karikomi.quantize.cerwu import CERWU
-from karikomi.quantize.gptq import GPTQ
+from karikomi.quantize.second_order import GPTQ
 from karikomi.quantize.grids import Codebook, Coded, Grid, UniformGrid
 from karikomi.quantize.kmeans_codebook import kmeans
 from karikomi.quantize.nearest import UniformQuantizer, uniform
