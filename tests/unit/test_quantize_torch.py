@@ -206,6 +206,14 @@ def test_an_embedding_that_is_the_last_layer_too_is_not_compensated() -> None:
     assert coded.notes == {"words.weight": "nearest values: read by embedding too"}
 
 
+def test_little_data_is_noted_by_layer() -> None:
+    model = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
+    coded = kk.torch.quantize_(
+        model, bits=4, method="gptq", data=[mapped()[0][:20]], progress=False
+    )
+    assert coded.notes == {"2.weight": "20 rows of 30 inputs were seen: give more data"}
+
+
 def test_groups_and_zero_points(tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.ConvTranspose1d(4, 6, 3, groups=2))

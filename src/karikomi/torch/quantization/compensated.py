@@ -75,12 +75,12 @@ class Compensation:
         method: Rounder,
         grids: Mapping[str, Grid],
         curvature: Mapping[str, torch.Tensor],
-    ) -> tuple[dict[str, Coded], dict[str, float]]:
-        """Round each weight to its grid in place; return the codes, and the damping of each where it had to rise.
+    ) -> tuple[dict[str, Coded], dict[str, str]]:
+        """Round each weight to its grid in place; return the codes, and notes on layers that the data says little of.
 
         `curvature`: the mean squared gradient of each weight, for a method that weighs errors against bits.
         """
-        found, raised = {}, {}
+        found, notes = {}, {}
         for name, problem in self._problems():
             dense, window, grid = self._dense[name], self._sums.windows[name], grids[name]
             matrix = weight_matrix(dense.double(), window).cpu().numpy()
@@ -97,9 +97,12 @@ class Compensation:
             whole = matrix_weight(torch.from_numpy(result.codes), tuple(dense.shape), window)
             found[name] = Coded(whole.numpy().astype(grid.code_dtype), grid)
             self._weights[name].copy_(codes.decoded(found[name], dense.dtype))
+            rows, inputs = self._sums.rows[name], matrix.shape[1]
             if result.damping > method.damping:
-                raised[name] = result.damping
-        return found, raised
+                notes[name] = f"damping {result.damping:g} was needed"
+            elif rows < inputs:
+                notes[name] = f"{rows} rows of {inputs} inputs were seen: give more data"
+        return found, notes
 
     def _problems(self) -> Iterator[tuple[str, LeastSquares]]:
         """Yield weight name -> regression, those of the same inputs from one pass, in parts that fit in memory."""

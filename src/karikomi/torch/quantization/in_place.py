@@ -24,7 +24,8 @@ WHERE = "torch.quantize_"
 class Codes(dict[str, Coded]):
     """Tensor name -> codes and grid; `left_alone`: name -> why a tensor of the state stays as it is.
 
-    `notes`: name -> why a weight was rounded to the nearest values by a method that compensates, or with more damping.
+    `notes`: name -> what a method that compensates could not do: a weight that no layer reads got the nearest values,
+    the Gram matrix of its inputs needed more damping, or fewer inputs were seen than the layer has.
     """
 
     def __init__(

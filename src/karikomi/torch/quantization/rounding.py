@@ -235,8 +235,8 @@ class Rounding:
         grids: Mapping[str, Grid],
         curvature: Mapping[str, torch.Tensor],
     ) -> dict[str, Coded]:
-        found, raised = compensation.round_(self._request.quantizer, grids, curvature)
-        self.notes |= {name: f"damping {share:g} was needed" for name, share in raised.items()}
+        found, notes = compensation.round_(self._request.quantizer, grids, curvature)
+        self.notes |= notes
         return found
 
     def _curvature(self) -> dict[str, torch.Tensor]:

@@ -57,7 +57,7 @@ class Regressions:
 
     `everywhere`: also of recurrent kernels and transposed convolutions, whose matrix is that of `weight_matrix`; a
     weight that nothing reads is then listed in `unread`, with what else reads it. `positions`: how many of a
-    convolution's outputs for an example are summed.
+    convolution's outputs for an example are summed. `rows`: weight name -> how many inputs its regression summed.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Regressions:
         self.dense, self._where, self._everywhere = dense, where, everywhere
         self._given: dict[str, Any] = {"transposed": everywhere, "positions": positions}
         self.windows: dict[str, Window | None] = {}
+        self.rows: dict[str, int] = {}
         self._module, self._parameters, self._data = module, parameters, data
         self._times: dict[str, int] = {}
         self._parts: dict[str, int] = {}
@@ -132,6 +133,7 @@ class Regressions:
                 )
             for before, after in zip(then, now, strict=True):
                 sums[after.name].add(before, after, **self._given)
+        self.rows |= {name: total.rows for name, total in sums.items()}
         return {name: total.result() for name, total in sums.items()}
 
     def grams(self, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -214,7 +216,7 @@ class _Sums:
     def __init__(self, matrix: torch.Tensor) -> None:
         self._matrix = matrix
         self._gram = self._cross = torch.zeros(())
-        self._energy = 0.0
+        self._energy, self.rows = 0.0, 0
 
     def add(self, then: Reading, now: Reading, **given: Any) -> None:
         """Add one reading in the dense network and the same reading in the present one."""
@@ -230,6 +232,7 @@ class _Sums:
             outputs = before @ self._matrix[at].mT
             self._gram[at] += after.mT @ after
             self._cross[at] += outputs.mT @ after
+            self.rows += after.shape[1] if part == 0 else 0
             self._energy += float(outputs.to(self._gram.dtype).square().sum())
 
     def result(self) -> LeastSquares:
