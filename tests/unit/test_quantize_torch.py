@@ -102,6 +102,8 @@ def test_units_and_grids_of_each_kind_of_tensor() -> None:
     for name, count in rows.items():
         assert coded[name].grid.axis == 0 and coded[name].grid.scale.size == count
     assert coded["up.weight"].grid.axis == 1 and coded["up.weight"].grid.scale.size == 4
+    computed = coded["last.parametrizations.weight.original1"].grid
+    assert computed.axis == 0 and computed.scale.size == 3
     assert coded["table"].grid.axis is None and coded["table"].grid.bits == 8
     for name in ("rnn.bias_ih_l0", "norm.running_mean", "mix.norm1.weight", "last.bias"):
         assert coded[name].grid.bits == 16 and coded[name].grid.axis is None

@@ -9,7 +9,7 @@ from karikomi.quantize.cerwu import CERWU
 from karikomi.quantize.grids import Codebook, Coded, Grid, UniformGrid
 from karikomi.quantize.kmeans_codebook import kmeans
 from karikomi.quantize.nearest import UniformQuantizer, uniform
-from karikomi.quantize.octaves import OctaveGrid, octaves
+from karikomi.quantize.octave_grid import OctaveGrid, octaves
 from karikomi.quantize.quantizer import Quantizer, quantizer_for
 from karikomi.quantize.second_order import GPTQ
 from karikomi.quantize.units import OutputUnits
