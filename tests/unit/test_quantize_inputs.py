@@ -140,6 +140,31 @@ def test_weights_of_the_same_inputs_are_summed_in_one_pass() -> None:
         assert (problem.gram == alone.gram).all() and (problem.cross == alone.cross).all()
 
 
+@torch.no_grad()
+def test_looking_ahead_changes_nothing_and_leaves_shuffled_data_alone() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 3)
+    )
+    data = [torch.randn(6, 2, 6, 6), torch.randn(3, 2, 6, 6)]
+    names = ["0.weight", "3.weight", "4.weight"]
+    plain, ahead = sums(net, data, positions=5), sums(net, data, positions=5)
+    assert ahead._entries == {"0.weight": 6 * 4 * 5, "3.weight": 6 * 8, "4.weight": 6 * 3}
+    ahead.look_ahead(names, 2 * (120 + 48))
+    assert [ahead.is_ahead(name) for name in names] == [True, True, False]
+    for name in names:
+        one, other = plain.problem(name), ahead.problem(name)
+        assert (one.gram == other.gram).all() and (one.cross == other.cross).all()
+        assert one.energy == other.energy and plain.rows[name] == ahead.rows[name]
+    loader: Any = torch.utils.data.DataLoader(torch.cat(data), batch_size=3, shuffle=True)
+    shuffled = sums(net, loader)
+    shuffled.look_ahead(names, 1 << 20)
+    assert not shuffled.is_ahead("0.weight")
+    for name in names:
+        matrix = weight_matrix(net.get_parameter(name), shuffled.windows[name])
+        assert shuffled.problem(name).error(matrix.numpy()) < 1e-3
+
+
 def test_drawn_gradients_are_those_of_examples_in_the_mean() -> None:
     torch.manual_seed(0)
     layer, data = nn.Linear(3, 2, bias=False), [torch.randn(500, 3) for _ in range(4)]

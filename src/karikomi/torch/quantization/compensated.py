@@ -111,6 +111,9 @@ class Compensation:
         with bar:
             for run in runs:
                 for part in self._parts(run):
+                    if not self._sums.is_ahead(part[0]):
+                        at = self.names.index(part[0])
+                        self._sums.look_ahead(self.names[at:], MOST_ENTRIES)
                     problems = self._sums.problems(part)
                     for name in part:
                         yield name, problems.pop(name)
