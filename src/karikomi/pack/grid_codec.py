@@ -23,7 +23,7 @@ from karikomi.quantize.grids import (
     Shape,
     UniformGrid,
 )
-from karikomi.quantize.octaves import HIGHEST, LOWEST, MOST_PER_OCTAVE, OctaveGrid
+from karikomi.quantize.octave_grid import HIGHEST, LOWEST, MOST_PER_OCTAVE, OctaveGrid
 from karikomi.quantize.units import OutputUnits
 
 FLOAT = np.dtype("<f4")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from karikomi import registry
+from karikomi.quantize.adaround import AdaRound
 from karikomi.quantize.affine import AffineGrid
 from karikomi.quantize.cerwu import CERWU
-from karikomi.quantize.gptq import GPTQ
 from karikomi.quantize.grids import Codebook, Coded, Grid, UniformGrid
 from karikomi.quantize.kmeans_codebook import kmeans
 from karikomi.quantize.nearest import UniformQuantizer, uniform
-from karikomi.quantize.octaves import OctaveGrid, octaves
+from karikomi.quantize.octave_grid import OctaveGrid, octaves
 from karikomi.quantize.quantizer import Quantizer, quantizer_for
 from karikomi.quantize.rate_goal import RateGoal
 from karikomi.quantize.rate_model import RateModel
+from karikomi.quantize.second_order import GPTQ
 from karikomi.quantize.units import OutputUnits
 
 __all__ = [
+    "AdaRound",
     "AffineGrid",
     "CERWU",
     "Codebook",

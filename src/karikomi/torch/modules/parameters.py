@@ -115,7 +115,7 @@ def unit_axes(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
     axes: dict[str, int] = {}
     reasons: dict[str, str] = {}
     for layer, name, tensor in owned(module):
-        axis, reason = _unit_axis(layer, name.rpartition(".")[2], tensor)
+        axis, reason = unit_axis_of(layer, name.rpartition(".")[2], tensor)
         if axis is None:
             reasons[name] = reason
         else:
@@ -185,7 +185,8 @@ def _pair(index: int, value: Any, where: str) -> tuple[str, torch.Tensor]:
     )
 
 
-def _unit_axis(layer: nn.Module, leaf: str, tensor: torch.Tensor) -> tuple[int | None, str]:
+def unit_axis_of(layer: nn.Module, leaf: str, tensor: torch.Tensor) -> tuple[int | None, str]:
+    """Return the unit axis of a layer's tensor, or ``None`` and why it has none."""
     if not tensor.is_floating_point():
         return None, "not floating"
     if isinstance(layer, _OUT_IN) and leaf == "weight":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from karikomi.errors import Unsupported
 from karikomi.reconstruction.least_squares import LeastSquares
+from karikomi.torch.internals import version_of
 from karikomi.torch.numerics.norms import wide
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.patches import patches
@@ -56,7 +58,7 @@ class Regressions:
 
     `everywhere`: also of recurrent kernels and transposed convolutions, whose matrix is that of `weight_matrix`; a
     weight that nothing reads is then listed in `unread`, with what else reads it. `positions`: how many of a
-    convolution's outputs for an example are summed.
+    convolution's outputs for an example are summed. `rows`: weight name -> how many inputs its regression summed.
     """
 
     def __init__(
@@ -73,11 +75,17 @@ class Regressions:
         self.dense, self._where, self._everywhere = dense, where, everywhere
         self._given: dict[str, Any] = {"transposed": everywhere, "positions": positions}
         self.windows: dict[str, Window | None] = {}
+        self.rows: dict[str, int] = {}
+        self._ahead: dict[str, list[list[torch.Tensor]]] = {}
+        self._entries: dict[str, int] = {}
         self._module, self._parameters, self._data = module, parameters, data
         self._times: dict[str, int] = {}
         self._parts: dict[str, int] = {}
+        self._runs: list[list[str]] = []
+        self._latest: torch.Tensor | None = None
         with WeightReadHooks(parameters, [self._count], recurrent=everywhere) as watch:
             self._run(next(self._batches()), {})
+        self._latest = None
         self._strays = watch.strays
         self.unread = {
             name: watch.strays.get(name, "nothing in the data")
@@ -102,21 +110,86 @@ class Regressions:
         """Weight name -> another function that read it, beside what was counted."""
         return self._strays
 
+    @property
+    def together(self) -> list[list[str]]:
+        """The names in the order of the forward pass, those of weights that read the same inputs side by side."""
+        alone = [name for run in self._runs for name in run if self._times[name] > 1]
+        runs = [[name for name in run if self._times[name] == 1] for run in self._runs]
+        found = [run for run in runs if run] + [[name] for name in dict.fromkeys(alone)]
+        return sorted(found, key=lambda run: self.order.index(run[0]))
+
     def problem(self, name: str) -> LeastSquares:
         """Return the regression of the dense outputs on the present inputs, summed over the data."""
-        sums = _Sums(self._matrix_of(name))
-        for batch in self._batches():
-            then = self._readings(name, batch, self.dense)
-            now = self._readings(name, batch, self._parameters)
-            if [term.inputs.shape for term in then] != [current.inputs.shape for current in now]:
-                raise Unsupported(
-                    "the inputs of this weight changed shape when other weights were pruned",
-                    where=f"{self._where}: {name}",
-                    hint=f"exclude={name!r}",
-                )
-            for pair in zip(then, now, strict=True):
-                sums.add(*pair, **self._given)
-        return sums.result()
+        return self.problems([name])[name]
+
+    def problems(self, names: Sequence[str]) -> dict[str, LeastSquares]:
+        """Return the regressions of some weights, one pass over the data for all of them."""
+        sums = {name: _Sums() for name in names}
+        ready = all(name in self._ahead for name in names)
+        for number, batch in enumerate(self._batches()):
+            now = self._readings(names, batch, self._parameters)
+            if ready:
+                then = {name: self._ahead[name][number] for name in names}
+            else:
+                then = self._dense_outputs(names, batch)
+            for name in names:
+                after = [reading for reading in now if reading.name == name]
+                self._add(sums[name], then[name], after, name)
+        self.rows |= {name: total.rows for name, total in sums.items()}
+        for name in names:
+            self._ahead.pop(name, None)
+        return {name: total.result() for name, total in sums.items()}
+
+    def look_ahead(self, names: Sequence[str], most: int) -> None:
+        """Compute the dense outputs of the first of some weights in one pass, as many as `most` entries hold.
+
+        `problems` takes them from there, instead of a pass of its own through the dense network. Not of data whose
+        order may be another one in each pass, as that of a `DataLoader`.
+        """
+        chosen: list[str] = []
+        entries = 0
+        for name in names if isinstance(self._data, Sequence) else ():
+            entries += self._entries[name] * len(self._data)  # type: ignore[arg-type]
+            if entries > most:
+                break
+            chosen.append(name)
+        if len(chosen) > 1:
+            self._ahead = {name: [] for name in chosen}
+            for batch in self._batches():
+                for name, outputs in self._dense_outputs(chosen, batch).items():
+                    self._ahead[name].append(outputs)
+
+    def is_ahead(self, name: str) -> bool:
+        """Return whether the dense outputs of a weight were computed by `look_ahead`."""
+        return name in self._ahead
+
+    def _dense_outputs(self, names: Sequence[str], batch: Batch) -> dict[str, list[torch.Tensor]]:
+        """Return weight name -> outputs of its readings in the dense network, block by block."""
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+        def keep(reading: Reading) -> None:
+            part, parts = reading.part
+            matrix = self._matrix_of(reading.name)
+            for block in patches(reading, **self._given):
+                whole = matrix.to(block.dtype).reshape(parts * len(block), -1, block.shape[2])
+                at = slice(part * len(block), (part + 1) * len(block))
+                found[reading.name].append(block @ whole[at].mT)
+
+        self._read(names, batch, self.dense, keep)
+        return found
+
+    def _add(self, sums: _Sums, then: list[torch.Tensor], now: list[Reading], name: str) -> None:
+        blocks = [
+            (block, reading.part) for reading in now for block in patches(reading, **self._given)
+        ]
+        if [term.shape[:2] for term in then] != [block.shape[:2] for block, _ in blocks]:
+            raise Unsupported(
+                "the inputs of this weight changed shape when other weights were pruned",
+                where=f"{self._where}: {name}",
+                hint=f"exclude={name!r}",
+            )
+        for outputs, (block, part) in zip(then, blocks, strict=True):
+            sums.add(outputs, block, *part)
 
     def grams(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Return weight name -> Gram matrix of its inputs in the dense network, (groups, inputs, inputs), float64."""
@@ -147,24 +220,44 @@ class Regressions:
         return weight_matrix(self.dense[name], self.windows[name])
 
     def _readings(
-        self, name: str, batch: Batch, weights: Mapping[str, torch.Tensor]
+        self, names: Sequence[str], batch: Batch, weights: Mapping[str, torch.Tensor]
     ) -> list[Reading]:
         readings: list[Reading] = []
+        # A copy, since the network may change it in place later.
+        self._read(
+            names,
+            batch,
+            weights,
+            lambda reading: readings.append(replace(reading, inputs=reading.inputs.clone())),
+        )
+        return readings
 
-        def keep(reading: Reading) -> None:
-            # A copy, since the network may change it in place later.
-            readings.append(replace(reading, inputs=reading.inputs.clone()))
-            if self._times[name] == 1:
+    def _read(
+        self,
+        names: Sequence[str],
+        batch: Batch,
+        weights: Mapping[str, torch.Tensor],
+        on_read: Callable[[Reading], None],
+    ) -> None:
+        """Run a batch until all of some weights were read."""
+        most = sum(self._times[name] for name in names)
+        count = 0
+
+        def read(reading: Reading) -> None:
+            nonlocal count
+            on_read(reading)
+            count += 1
+            # A weight that is read several times may be read more often in another batch.
+            if most == len(names) == count:
                 raise _Enough
 
         replaced = {} if weights is self._parameters else dict(weights)
         try:
-            watch = WeightReadHooks({name: weights[name]}, [keep], recurrent=self._everywhere)
-            with watch:
+            chosen = {name: weights[name] for name in names}
+            with WeightReadHooks(chosen, [read], recurrent=self._everywhere):
                 self._run(batch, replaced)
         except _Enough:
             pass
-        return readings
 
     def _run(self, batch: Batch, weights: dict[str, torch.Tensor]) -> None:
         torch.func.functional_call(self._module, weights, batch.positional, dict(batch.named))
@@ -176,31 +269,52 @@ class Regressions:
         self._times[reading.name] = self._times.get(reading.name, 0) + 1
         self.windows[reading.name] = reading.window
         self._parts[reading.name] = reading.part[1]
+        entries = self._entries.get(reading.name, 0)
+        self._entries[reading.name] = entries + _outputs_of(reading, self._given["positions"])
+        if self._latest is not None and _same(self._latest, reading.inputs):
+            self._runs[-1].append(reading.name)
+        else:
+            self._runs.append([reading.name])
+        # Kept, so that no other tensor gets its memory.
+        self._latest = reading.inputs
+
+
+def _outputs_of(reading: Reading, positions: int | None) -> int:
+    """Return about how many outputs a reading has, those of some `positions` of a convolution."""
+    inputs, window, weight = reading.inputs, reading.window, reading.weight
+    if window is None:
+        return inputs.numel() // max(inputs.shape[-1], 1) * len(weight) // reading.part[1]
+    examples = len(inputs) if inputs.dim() == len(window.kernel) + 2 else 1
+    places = math.prod(window.outputs)
+    units = weight.shape[1] * window.groups if window.transposed else len(weight)
+    return examples * units * min(places, positions or places)
+
+
+def _same(earlier: torch.Tensor, later: torch.Tensor) -> bool:
+    """Return whether two tensors are one, unchanged in between."""
+    placed = earlier.data_ptr() == later.data_ptr() and earlier.shape == later.shape
+    return placed and version_of(earlier) == version_of(later)
 
 
 class _Sums:
     """Gram, cross and energy of one weight: products in float32, summed in the widest type."""
 
-    def __init__(self, matrix: torch.Tensor) -> None:
-        self._matrix = matrix
+    def __init__(self) -> None:
         self._gram = self._cross = torch.zeros(())
-        self._energy = 0.0
+        self._energy, self.rows = 0.0, 0
 
-    def add(self, then: Reading, now: Reading, **given: Any) -> None:
-        """Add one reading in the dense network and the same reading in the present one."""
-        part, parts = now.part
-        for before, after in zip(patches(then, **given), patches(now, **given), strict=True):
-            groups, _, width = after.shape
-            if self._gram.dim() == 0:
-                matrix = self._matrix.to(after.dtype).reshape(parts * groups, -1, width)
-                self._matrix, of = matrix, wide(after.device)
-                self._gram = after.new_zeros((parts * groups, width, width), dtype=of)
-                self._cross = torch.zeros_like(matrix, dtype=of)
-            at = slice(part * groups, (part + 1) * groups)
-            outputs = before @ self._matrix[at].mT
-            self._gram[at] += after.mT @ after
-            self._cross[at] += outputs.mT @ after
-            self._energy += float(outputs.to(self._gram.dtype).square().sum())
+    def add(self, outputs: torch.Tensor, block: torch.Tensor, part: int, parts: int) -> None:
+        """Add inputs (groups, samples, inputs) in the present network and the outputs of the same in the dense one."""
+        groups, samples, width = block.shape
+        if self._gram.dim() == 0:
+            of = wide(block.device)
+            self._gram = block.new_zeros((parts * groups, width, width), dtype=of)
+            self._cross = block.new_zeros((parts * groups, outputs.shape[2], width), dtype=of)
+        at = slice(part * groups, (part + 1) * groups)
+        self._gram[at] += block.mT @ block
+        self._cross[at] += outputs.mT @ block
+        self.rows += samples if part == 0 else 0
+        self._energy += float(outputs.to(self._gram.dtype).square().sum())
 
     def result(self) -> LeastSquares:
         """Return the sums as float64 arrays."""
