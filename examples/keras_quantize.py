@@ -1,7 +1,7 @@
 """Prune and quantize a Keras network for digits, save it in a packed file, and load it into a fresh model.
 
-Trains on scikit-learn's digits, and prints accuracies and bytes for several widths, rounded to the nearest value and with
-compensated errors. About fifteen seconds; KERAS_BACKEND selects the backend.
+Trains on scikit-learn's digits, and prints accuracies and bytes for several widths, rounded to the nearest value and
+with compensated errors. About fifteen seconds; KERAS_BACKEND selects the backend.
 """
 
 from __future__ import annotations
