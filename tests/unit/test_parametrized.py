@@ -106,17 +106,19 @@ def test_a_bound_in_training_leaves_them_alone_by_name(way: Any) -> None:
 
 
 @every_way
-def test_pruning_and_quantizing_leave_them_alone_by_name(way: Any) -> None:
+def test_pruning_leaves_them_alone_by_name_and_quantizing_rounds_them(way: Any) -> None:
     model = network(way)
     before = model[0].weight.detach().clone()
     masks = kk.torch.prune_(model, sparsity=0.5)
     assert_listed(model, masks.left_alone)
     assert set(masks) == {"2.weight", "4.weight"}
     coded = kk.torch.quantize_(model, bits=8, exclude="4.weight")
-    assert_listed(model, coded.left_alone)
-    assert coded.left_alone["4.weight"] == "not selected" and set(coded) == {"2.weight"}
-    assert coded.left_alone["2.bias"] == "a bias"
-    assert torch.equal(model[0].weight, before)
+    assert coded.left_alone["4.weight"] == "not selected" and {"2.weight", "2.bias"} < set(coded)
+    # What the weight of the first layer is computed from; the weight itself follows in the next run.
+    assert computed(model) <= set(coded)
+    model(torch.ones(1, 6))
+    assert not torch.equal(model[0].weight, before)
+    torch.testing.assert_close(model[0].weight, before, rtol=0.0, atol=0.02)
 
 
 @every_way

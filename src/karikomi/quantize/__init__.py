@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from karikomi import registry
+from karikomi.quantize.adaround import AdaRound
 from karikomi.quantize.affine import AffineGrid
 from karikomi.quantize.cerwu import CERWU
-from karikomi.quantize.gptq import GPTQ
+from karikomi.quantize.second_order import GPTQ
 from karikomi.quantize.grids import Codebook, Coded, Grid, UniformGrid
 from karikomi.quantize.kmeans_codebook import kmeans
 from karikomi.quantize.nearest import UniformQuantizer, uniform
@@ -14,6 +15,7 @@ from karikomi.quantize.quantizer import Quantizer, quantizer_for
 from karikomi.quantize.units import OutputUnits
 
 __all__ = [
+    "AdaRound",
     "AffineGrid",
     "CERWU",
     "Codebook",

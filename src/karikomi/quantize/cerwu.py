@@ -17,7 +17,7 @@ from karikomi.quantize.error_feedback import (
     cheapest,
     fed_back,
 )
-from karikomi.quantize.gptq import GPTQ
+from karikomi.quantize.second_order import GPTQ
 from karikomi.quantize.grids import Coded
 from karikomi.quantize.nearest import UniformQuantizer
 from karikomi.quantize.units import OutputUnits

@@ -79,8 +79,8 @@ class UniformQuantizer:
     """The nearest value of a uniform grid, by default `uniform` with one scale per output unit.
 
     `range`: "max" covers all weights; "percentile" 99.9 % of their magnitudes, and "mse" what gives the least squared
-    error, with the weights beyond clipped. `symmetric`: no zero point; else the grid covers ``[min, max]`` with zero on it.
-    `group`: so many consecutive weights of a unit have a scale of their own. Raises `InvalidArgument`.
+    error, with the weights beyond clipped. `symmetric`: no zero point; else the grid covers ``[min, max]``, with zero
+    on it. `group`: so many consecutive weights of a unit have a scale of their own. Raises `InvalidArgument`.
 
     >>> coded = UniformQuantizer(group=2).quantize(np.float32([[7, 1, 14]]), 4, units=OutputUnits(0))
     >>> coded.grid.scale.tolist(), coded.decode().tolist()

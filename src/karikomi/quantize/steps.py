@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from karikomi.errors import Unsupported
 
 HALVINGS = 24
 """Bisections of the exponent of the factor: the rate is met to far less than a hundredth of a bit."""
+UNSEEN = 0.1
+"""The part of the mean curvature that is added to each row of an embedding."""
 _SPAN = 40.0
 
 
@@ -34,6 +39,22 @@ def relative_steps(
     )
     usual = parts[len(parts) // 2] if parts else 1.0
     return {name: found.get(name, usual * (deviations[name] or 1.0)) for name in curvatures}
+
+
+def row_factors(curvatures: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the step of each row of an embedding over the tensor's step: ``1 / sqrt(curvature)``, on powers of 2**0.5.
+
+    The rows of frequent words need finer steps than those of rare ones. `curvatures`: mean squared gradients, one per
+    row; a tenth of their mean is added, which is about what a word has that the data happens not to contain.
+
+    >>> row_factors(np.array([1.0, 1.0, 30.0, 0.0])).round(2).tolist()
+    [2.0, 2.0, 0.5, 2.83]
+    """
+    mean = float(curvatures.mean()) if curvatures.size else 0.0
+    if not mean > 0.0:
+        return np.ones(curvatures.shape)
+    shares = (curvatures / mean + UNSEEN) / (1.0 + UNSEEN)
+    return np.exp2(np.rint(-np.log2(shares)) / 2.0)
 
 
 def factor_at(rate: float, bits: Callable[[float], float], *, where: str) -> float:

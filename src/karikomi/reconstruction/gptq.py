@@ -54,8 +54,8 @@ def rounded(
     the inputs in the present one, whose earlier layers are rounded already.
 
     `weights`: (rows, inputs), of the dense layer. `gone`: boolean, weights that stay exactly zero, as pruned ones.
-    `importance`: (rows,), the loss per output energy of each row, where a method weighs errors against bits. Raises `InvalidArgument` for shapes, `NonFinite` for non-finite numbers and if no damping
-    gives a Cholesky factor.
+    `importance`: (rows,), the loss per output energy of each row, where a method weighs errors against bits.
+    Raises `InvalidArgument` for shapes, `NonFinite` for non-finite numbers and if no damping gives a Cholesky factor.
 
     >>> from karikomi.quantize import GPTQ
     >>> weights, gram = np.array([[0.6, 0.6]]), np.array([[2.0, 1.9], [1.9, 2.0]])

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from karikomi.errors import Unsupported
 from karikomi.quantize import AffineGrid, Coded, Grid, UniformGrid
 from karikomi.quantize.error_feedback import Lattice
-from karikomi.quantize.units import from_rows, to_rows
+from karikomi.quantize.units import from_rows
 from karikomi.reconstruction.gptq import Rounder, rounded, spread_of
+from karikomi.reconstruction.least_squares import LeastSquares
 from karikomi.torch.modules import codes
 from karikomi.torch.reconstruction.calibration import (
     Regressions,
@@ -63,7 +65,7 @@ class Compensation:
     def spreads(self, damping: float) -> dict[str, float]:
         """Return weight name -> the part of the rounding errors' energy that compensation leaves, in (0, 1]."""
         found = {}
-        for part in self._parts():
+        for part in self._parts(self.names):
             for name, gram in self._sums.grams(part).items():
                 found[name] = spread_of(gram, damping, where=f"{self._where}: {name}")
         return found
@@ -79,7 +81,7 @@ class Compensation:
         `curvature`: the mean squared gradient of each weight, for a method that weighs errors against bits.
         """
         found, raised = {}, {}
-        for name in tqdm(self.names, "round", leave=False, disable=self._hidden):
+        for name, problem in self._problems():
             dense, window, grid = self._dense[name], self._sums.windows[name], grids[name]
             matrix = weight_matrix(dense.double(), window).cpu().numpy()
             given = {"gone": matrix == 0.0, "where": f"{self._where}: {name}"}
@@ -88,7 +90,7 @@ class Compensation:
             result = rounded(
                 method,
                 matrix,
-                self._sums.problem(name),
+                problem,
                 _lattice(grid, dense, window),
                 **given,
             )
@@ -99,10 +101,22 @@ class Compensation:
                 raised[name] = result.damping
         return found, raised
 
-    def _parts(self) -> Iterator[list[str]]:
+    def _problems(self) -> Iterator[tuple[str, LeastSquares]]:
+        """Yield weight name -> regression, those of the same inputs from one pass, in parts that fit in memory."""
+        runs = [[name for name in run if name in self.names] for run in self._sums.together]
+        bar = tqdm(total=len(self.names), desc="round", leave=False, disable=self._hidden)
+        with bar:
+            for run in runs:
+                for part in self._parts(run):
+                    problems = self._sums.problems(part)
+                    for name in part:
+                        yield name, problems.pop(name)
+                        bar.update()
+
+    def _parts(self, names: Iterable[str]) -> Iterator[list[str]]:
         part: list[str] = []
         entries = 0
-        for name in self.names:
+        for name in names:
             size = self._sums.gram_entries(name)
             if part and entries + size > MOST_ENTRIES:
                 yield part
@@ -129,7 +143,8 @@ def _lattice(grid: Grid, dense: torch.Tensor, window: Window | None) -> Lattice:
     if isinstance(grid, UniformGrid):
         scale, zero, low, high = grid.scale_of(shape), 0.0, -grid.limit, grid.limit
         return Lattice(_spread(scale, shape, window), low, high, zero)
-    assert isinstance(grid, AffineGrid)
+    if not isinstance(grid, AffineGrid):
+        raise Unsupported("errors are compensated on uniform grids", got=type(grid).__name__)
     scale, zero = (from_rows(part, shape, grid.units) for part in grid.spread(shape))
     return Lattice(_spread(scale, shape, window), 0, 2**grid.bits - 1, _spread(zero, shape, window))
 

@@ -45,8 +45,7 @@ def squared_gradients(
     total: dict[str, torch.Tensor] = {}
     examples, drawn = 0, True
     with isolated(seed, 0), steady(module):
-        passes = iter(range(draws))
-        for number in passes:
+        for _ in range(draws):
             batches = batches_of(data, module, where=f"{where}: data")
             hidden = None if progress else True
             for batch in tqdm(

@@ -59,28 +59,28 @@ def quantize_(
     """Round the tensors of a module to grids in place, and return name -> codes and grid.
 
     Exactly one of three sizes. `bits` (2..16): a uniform grid per output unit, ``w = scale * round(w / scale)``.
-    `entries`: a codebook of so many non-zero values per tensor by 1-D k-means (weight sharing). `rate`: so many bits per
-    number in an entropy coder of order 0, tables included, in the mean of all that is coded; each weight tensor has
-    one step, ``factor / sqrt(curvature)``, and the factor is searched.
+    `entries`: a codebook of so many non-zero values per tensor by 1-D k-means (weight sharing). `rate`: so many bits
+    per number in an entropy coder of order 0, tables included, in the mean of all that is coded; each weight tensor
+    has one step, ``factor / sqrt(curvature)``, and the factor is searched; it is met within 2 %.
 
-    Every tensor is quantized: weights of Linear, Conv, transposed and grouped ones, embeddings, recurrent and attention
-    kernels, parameters of no known layer, and what a layer computes its weight from (``weight_norm``,
-    ``spectral_norm``). Biases, gains of norms, other vectors and the statistics of batch norms get a grid that costs
-    no accuracy: 16 bits a tensor, for a `rate` 8; variances equal ratios. Integer buffers and what no rule is known
-    for stay; the result's ``left_alone`` names them. Zeros, as pruning makes them, stay exact zeros. `only` and
-    `exclude` (globs) select. `kk.save` then stores codes instead of floats, and `kk.load` gives float32 arrays.
+    Every tensor is quantized: weights of Linear, Conv, transposed and grouped ones, embeddings, recurrent and
+    attention kernels, parameters of no known layer, and what a layer computes its weight from (``weight_norm``,
+    ``spectral_norm``). Biases, gains of norms, other vectors and the statistics of batch norms get a grid that costs no
+    accuracy: 16 bits a tensor, for a `rate` 8; variances equal ratios. Integer buffers and what no rule is known for
+    stay; the result's ``left_alone`` names them. Zeros, as pruning makes them, stay exact zeros. `only` and `exclude`
+    (globs) select. `kk.save` then stores codes instead of floats, and `kk.load` gives float32 arrays.
 
     `method`: a registered quantizer, by name or as an object: ``"uniform"``, ``"kmeans"``, and with `data` ``"gptq"``,
     ``"cerwu"`` and ``"adaround"``, which compensate the errors layer by layer; by default ``"kmeans"`` for `entries`,
-    ``"cerwu"`` for a `rate` with data, else ``"uniform"``. `data`: batches of inputs, ``(inputs, targets)`` or inputs
-    alone, read several times: some hundred examples in random order, as the network is used. `loss`: ``(outputs,
-    targets) -> a mean``, for the steps of a `rate`; by default the change of the outputs counts, and with
-    cross-entropy and no targets labels are drawn from the network. `seed` is for these.
-    `group`: so many consecutive weights of a unit have a scale of their own. `symmetric`: no zero point. `range`: "max",
-    "percentile" or "mse", see `kk.quantize.UniformQuantizer`.
+    ``"gptq"`` for a `rate` with data, else ``"uniform"``. `data`: batches of inputs, ``(inputs, targets)`` or inputs
+    alone, read several times: some hundred examples in random order, as the network is used; for ``"kmeans"`` they
+    weigh the weights. `loss`: ``(outputs, targets) -> a mean``, for these and for the steps of a `rate`; by default
+    the change of the outputs counts, and with cross-entropy and no targets labels are drawn from the network. `seed`
+    is for these. `group`: so many consecutive weights of a unit have a scale of their own. `symmetric`: no zero point.
+    `range`: "max", "percentile" or "mse", see `kk.quantize.UniformQuantizer`. `progress`: bars on a terminal.
 
-    Prune, shrink and fold first: a changed weight has no code. An output unit of a grouped transposed convolution is one
-    output channel of one group. After an error, all tensors are as before.
+    Prune, shrink and fold first: a changed weight has no code. An output unit of a grouped transposed convolution is
+    one output channel of one group. After an error, all tensors are as before.
 
     Raises `InvalidArgument` for no or several sizes and for options that the method does not take, `UnknownName` for an
     unknown method, `Unsupported` where nothing can be quantized or a rate is out of reach, `NonFinite` naming a tensor.
@@ -91,8 +91,8 @@ def quantize_(
     >>> list(coded), bool(torch.equal(layer.weight, torch.from_numpy(coded["weight"].decode())))
     (['weight', 'bias'], True)
 
-    Source: per-channel symmetric grids as in ONNX Runtime and LiteRT; codebooks after Han, Mao and Dally 2016; the steps
-    of a rate in `karikomi.quantize.steps`. Deviation: zero is a code of its own, so that pruned weights survive.
+    Source: per-channel symmetric grids as in ONNX Runtime and LiteRT; codebooks after Han, Mao and Dally 2016; the
+    steps of a rate in `karikomi.quantize.steps`. Deviation: zero is a code of its own, so that pruned weights survive.
     """
     inner = unwrapped(module)
     options = {"group": group, "symmetric": symmetric, "range": range}

@@ -23,11 +23,12 @@ from karikomi.quantize import (
 from karikomi.quantize.code_lengths import coded_bits
 from karikomi.quantize.error_feedback import Lattice
 from karikomi.quantize.quantizer import DEFAULTS
-from karikomi.quantize.steps import factor_at, relative_steps
+from karikomi.quantize.steps import UNSEEN
 from karikomi.registry import find, name_of
 from karikomi.torch.facts.gradients import Loss
 from karikomi.torch.facts.measure import check_data, check_rereadable
 from karikomi.torch.modules import codes
+from karikomi.torch.quantization.at_rate import RateSearch, embeddings, narrowed
 from karikomi.torch.quantization.compensated import Compensation, row_importance
 from karikomi.torch.quantization.curvature import squared_gradients
 from karikomi.torch.quantization.eligible import Eligible
@@ -37,12 +38,8 @@ from karikomi.torch.tracing.eval_mode import steady
 VECTOR_BITS, VECTOR_BITS_AT_RATE = 16, 8
 PER_OCTAVE, PER_OCTAVE_AT_RATE = 64, 16
 MOST_RATE = 16.0
-SAMPLE = 1 << 16
-"""Weights of a tensor that are drawn for the search of a rate."""
 PASSES, NEAR = 3, 0.02
 """A rate is met within two hundredths, or after so many passes over all layers."""
-UNSEEN = 0.1
-"""The part of the mean importance that is added to each row that may not occur in the data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +78,7 @@ class Request:
         if data is not None:
             check_data(data, where)
             check_rereadable(data, where)
-        defaults = {**DEFAULTS, "rate": "uniform" if data is None else "cerwu"}
+        defaults = {**DEFAULTS, "rate": "uniform" if data is None else "gptq"}
         quantizer = _with_options(_made(method or defaults[key]), options, where)
         takes = "entries" if key == "entries" else "bits"
         if quantizer.argument != takes:
@@ -162,11 +159,14 @@ class Rounding:
 
     def _at_size_(self) -> dict[str, Coded]:
         quantizer, size = self._request.quantizer, self._request.size
+        weighted = getattr(quantizer, "weighted", False) and self._request.data is not None
+        curvature = self._curvature() if weighted else {}
         coded = {}
         for name in self._weights:
             units = self._units.get(name, OutputUnits())
             array = _array(self._dense[name])
-            coded[name] = quantizer.quantize(array, size, units=units, name=name)
+            more = {"importance": _array(curvature[name])} if weighted else {}
+            coded[name] = quantizer.quantize(array, size, units=units, name=name, **more)
         if not getattr(quantizer, "needs", None):
             self._put_(coded)
             return coded
@@ -179,78 +179,50 @@ class Rounding:
         quantizer = self._request.quantizer
         compensation = self._compensation() if getattr(quantizer, "needs", None) else None
         curvature = self._curvature()
-        means = {name: float(square.mean()) for name, square in curvature.items()}
-        if compensation is not None:
-            for name, left in compensation.spreads(quantizer.damping).items():
-                means[name] *= left
-        arrays = {name: _array(self._dense[name]).astype(np.float64) for name in self._weights}
-        deviations = {name: float(np.sqrt(np.mean(a**2))) for name, a in arrays.items()}
-        steps = relative_steps(means, deviations)
-        fixed = sum(coded_bits(item.codes) for item in vectors.values())
-        numbers = sum(item.numel() for item in self._tensors.values())
-        drawn = _drawn(arrays, self._seed)
-
-        def bits(factor: float) -> float:
-            found = [_bits(drawn[n], a.size, steps[n] * factor) for n, a in arrays.items()]
-            return (fixed + sum(found)) / numbers
-
-        factor = factor_at(rate, bits, where=self._request.where)
-        if compensation is None:
-            found = {name: _nearest(array, steps[name] * factor) for name, array in arrays.items()}
-            self._put_(found)
-            return found
-        return self._passes_(compensation, curvature, steps, factor, bits, fixed, numbers)
-
-    def _passes_(
-        self,
-        compensation: Compensation,
-        curvature: Mapping[str, torch.Tensor],
-        steps: Mapping[str, float],
-        factor: float,
-        bits: Any,
-        fixed: float,
-        numbers: int,
-    ) -> dict[str, Coded]:
-        """Round all layers, and again with another factor, until the codes have the rate."""
-        rate = self._request.rate or 0.0
+        search = RateSearch(
+            {name: self._dense[name] for name in self._weights},
+            curvature,
+            compensation.spreads(quantizer.damping) if compensation else {},
+            embeddings(self._module),
+            fixed=sum(coded_bits(item.codes) for item in vectors.values()),
+            numbers=sum(item.numel() for item in self._tensors.values()),
+            seed=self._seed,
+        )
+        factor = search.factor_at(rate, where=self._request.where)
         found: dict[str, Coded] = {}
-        for number in range(PASSES):
-            grids: dict[str, Grid] = {
-                name: _grid(self._dense[name], step * factor) for name, step in steps.items()
-            }
-            found = {
-                name: self._alone(name, grids[name], curvature) for name in compensation.unread
-            }
-            self._put_(found)
+        for number in range(PASSES if compensation else 1):
             if number:
-                for name in compensation.names:
+                for name in self._weights:
                     self._weights[name].copy_(self._dense[name])
-            found |= self._compensate_(compensation, grids, curvature)
-            now = (fixed + sum(coded_bits(item.codes) for item in found.values())) / numbers
-            if abs(now - rate) <= NEAR * rate or number == PASSES - 1:
+            grids = search.grids(factor)
+            alone = compensation.unread if compensation else self._weights
+            found = {n: self._alone(n, grids[n], curvature.get(n)) for n in alone}
+            self._put_(found)
+            if compensation:
+                found |= self._compensate_(compensation, grids, curvature)
+            now = search.rate_of(found)
+            if abs(now - rate) <= NEAR * rate:
                 break
-            slope = (bits(factor) - bits(factor * 2.0**0.25)) / 0.25
-            factor *= 2.0 ** ((now - rate) / max(slope, 0.25))
-        return {name: _narrowed(item) for name, item in found.items()}
+            factor *= search.correction(factor, now - rate)
+        return {name: narrowed(item) for name, item in found.items()}
 
-    def _alone(self, name: str, grid: Grid, curvature: Mapping[str, torch.Tensor]) -> Coded:
+    def _alone(self, name: str, grid: UniformGrid, curvature: torch.Tensor | None) -> Coded:
         """Return the codes of a weight whose inputs are not seen, as that of an embedding."""
-        assert isinstance(grid, UniformGrid)
         array, quantizer = _array(self._dense[name]), self._request.quantizer
         rows = array.reshape(len(array), -1).astype(np.float64)
         lattice = Lattice(grid.scale.astype(np.float64)[:, None], -grid.limit, grid.limit)
-        if not hasattr(quantizer, "alone"):
-            return Coded(lattice.nearest(rows).reshape(array.shape).astype(grid.code_dtype), grid)
-        found = quantizer.alone(rows, lattice, row_importance(curvature[name], None, least=UNSEEN))
-        return Coded(found.reshape(array.shape).astype(grid.code_dtype), grid)
+        codes = lattice.nearest(rows)
+        # With steps of their own, rows are of equal importance.
+        if hasattr(quantizer, "alone") and curvature is not None and grid.axis is None:
+            codes = quantizer.alone(rows, lattice, row_importance(curvature, None, least=UNSEEN))
+        return Coded(codes.reshape(array.shape).astype(grid.code_dtype), grid)
 
     def _compensation(self) -> Compensation:
-        assert self._request.data is not None
         compensation = Compensation(
             self._module,
             self._weights,
             self._dense,
-            self._request.data,
+            self._request.data or (),
             progress=self._progress,
             where=self._request.where,
         )
@@ -269,7 +241,7 @@ class Rounding:
 
     def _curvature(self) -> dict[str, torch.Tensor]:
         if self._request.data is None:
-            return {name: torch.zeros(()) for name in self._weights}
+            return {}
         return squared_gradients(
             self._module,
             self._weights,
@@ -311,44 +283,3 @@ def _with_options(quantizer: Any, options: Mapping[str, Any], where: str) -> Any
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().float().numpy()
-
-
-def _drawn(arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """Return some of the weights of each tensor: the entropy of all is searched with those of the drawn."""
-    random = np.random.default_rng(seed)
-    return {
-        name: array.reshape(-1)
-        if array.size <= SAMPLE
-        else random.choice(array.reshape(-1), SAMPLE)
-        for name, array in arrays.items()
-    }
-
-
-def _bits(drawn: np.ndarray, count: int, step: float) -> float:
-    codes = np.rint(np.clip(drawn / step, -(2**40), 2**40)).astype(np.int64)
-    return coded_bits(codes) * count / max(drawn.size, 1)
-
-
-def _grid(dense: torch.Tensor, step: float) -> UniformGrid:
-    """Return a grid of one step that covers twice the range of the weights: compensation may leave it."""
-    peak = float(dense.detach().abs().max()) / step if dense.numel() else 0.0
-    bits = min(max(int(np.ceil(np.log2(2.0 * peak + 2.0))) + 1, 2), 16)
-    # A grid of 16 bits has no finer step than this; it is far below what a rate up to 16 asks for.
-    least = float(dense.detach().abs().max()) / (2**15 - 1) if bits == 16 else 0.0
-    return UniformGrid(np.float32([max(step, least, np.finfo(np.float32).tiny)]), None, bits)
-
-
-def _nearest(array: np.ndarray, step: float) -> Coded:
-    grid = _grid(torch.from_numpy(array), step)
-    found = np.clip(np.rint(array / float(grid.scale[0])), -grid.limit, grid.limit)
-    return _narrowed(Coded(found.astype(grid.code_dtype), grid))
-
-
-def _narrowed(coded: Coded) -> Coded:
-    """Return codes with a grid of no more bits than they need."""
-    grid = coded.grid
-    assert isinstance(grid, UniformGrid)
-    most = int(np.abs(coded.codes.astype(np.int64)).max(initial=0))
-    bits = max(most.bit_length() + 1, 2)
-    narrow = UniformGrid(grid.scale, grid.axis, bits, grid.groups)
-    return Coded(coded.codes.astype(narrow.code_dtype), narrow)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from karikomi.errors import Unsupported
 from karikomi.reconstruction.least_squares import LeastSquares
+from karikomi.torch.internals import version_of
 from karikomi.torch.numerics.norms import wide
 from karikomi.torch.tracing.batches import Batch, batches_of
 from karikomi.torch.tracing.patches import patches
@@ -76,8 +77,11 @@ class Regressions:
         self._module, self._parameters, self._data = module, parameters, data
         self._times: dict[str, int] = {}
         self._parts: dict[str, int] = {}
+        self._runs: list[list[str]] = []
+        self._latest: torch.Tensor | None = None
         with WeightReadHooks(parameters, [self._count], recurrent=everywhere) as watch:
             self._run(next(self._batches()), {})
+        self._latest = None
         self._strays = watch.strays
         self.unread = {
             name: watch.strays.get(name, "nothing in the data")
@@ -102,21 +106,33 @@ class Regressions:
         """Weight name -> another function that read it, beside what was counted."""
         return self._strays
 
+    @property
+    def together(self) -> list[list[str]]:
+        """The names in the order of the forward pass, those of weights that read the same inputs side by side."""
+        alone = [name for run in self._runs for name in run if self._times[name] > 1]
+        runs = [[name for name in run if self._times[name] == 1] for run in self._runs]
+        found = [run for run in runs if run] + [[name] for name in dict.fromkeys(alone)]
+        return sorted(found, key=lambda run: self.order.index(run[0]))
+
     def problem(self, name: str) -> LeastSquares:
         """Return the regression of the dense outputs on the present inputs, summed over the data."""
-        sums = _Sums(self._matrix_of(name))
+        return self.problems([name])[name]
+
+    def problems(self, names: Sequence[str]) -> dict[str, LeastSquares]:
+        """Return the regressions of some weights, one pass over the data for all of them."""
+        sums = {name: _Sums(self._matrix_of(name)) for name in names}
         for batch in self._batches():
-            then = self._readings(name, batch, self.dense)
-            now = self._readings(name, batch, self._parameters)
+            then = self._readings(names, batch, self.dense)
+            now = self._readings(names, batch, self._parameters)
             if [term.inputs.shape for term in then] != [current.inputs.shape for current in now]:
                 raise Unsupported(
                     "the inputs of this weight changed shape when other weights were pruned",
-                    where=f"{self._where}: {name}",
-                    hint=f"exclude={name!r}",
+                    where=f"{self._where}: {names[0]}",
+                    hint=f"exclude={names[0]!r}",
                 )
-            for pair in zip(then, now, strict=True):
-                sums.add(*pair, **self._given)
-        return sums.result()
+            for before, after in zip(then, now, strict=True):
+                sums[after.name].add(before, after, **self._given)
+        return {name: total.result() for name, total in sums.items()}
 
     def grams(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Return weight name -> Gram matrix of its inputs in the dense network, (groups, inputs, inputs), float64."""
@@ -147,20 +163,22 @@ class Regressions:
         return weight_matrix(self.dense[name], self.windows[name])
 
     def _readings(
-        self, name: str, batch: Batch, weights: Mapping[str, torch.Tensor]
+        self, names: Sequence[str], batch: Batch, weights: Mapping[str, torch.Tensor]
     ) -> list[Reading]:
         readings: list[Reading] = []
+        most = sum(self._times[name] for name in names)
 
         def keep(reading: Reading) -> None:
             # A copy, since the network may change it in place later.
             readings.append(replace(reading, inputs=reading.inputs.clone()))
-            if self._times[name] == 1:
+            # A weight that is read several times may be read more often in another batch.
+            if most == len(names) == len(readings):
                 raise _Enough
 
         replaced = {} if weights is self._parameters else dict(weights)
         try:
-            watch = WeightReadHooks({name: weights[name]}, [keep], recurrent=self._everywhere)
-            with watch:
+            chosen = {name: weights[name] for name in names}
+            with WeightReadHooks(chosen, [keep], recurrent=self._everywhere):
                 self._run(batch, replaced)
         except _Enough:
             pass
@@ -176,6 +194,18 @@ class Regressions:
         self._times[reading.name] = self._times.get(reading.name, 0) + 1
         self.windows[reading.name] = reading.window
         self._parts[reading.name] = reading.part[1]
+        if self._latest is not None and _same(self._latest, reading.inputs):
+            self._runs[-1].append(reading.name)
+        else:
+            self._runs.append([reading.name])
+        # Kept, so that no other tensor gets its memory.
+        self._latest = reading.inputs
+
+
+def _same(earlier: torch.Tensor, later: torch.Tensor) -> bool:
+    """Return whether two tensors are one, unchanged in between."""
+    placed = earlier.data_ptr() == later.data_ptr() and earlier.shape == later.shape
+    return placed and version_of(earlier) == version_of(later)
 
 
 class _Sums:
