@@ -25,12 +25,12 @@ def array(variable: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(variable), dtype=np.float32)
 
 
-def network(**options: Any) -> Any:
+def network(penalty: str | None = "l2", **options: Any) -> Any:
     keras.utils.set_random_seed(0)
     return keras.Sequential(
         [
             keras.Input((6,)),
-            layers.Dense(8, "relu", activity_regularizer="l2", name="hidden", **options),
+            layers.Dense(8, "relu", activity_regularizer=penalty, name="hidden", **options),
             layers.BatchNormalization(name="norm"),
             layers.Dropout(0.2),
             layers.Dense(3, name="head"),
@@ -85,7 +85,7 @@ def test_what_else_a_call_changes_is_kept_and_files_have_the_codes(tmp_path: Pat
 
 
 def test_masks_hold_and_mixed_precision_rounds_what_is_stored() -> None:
-    model = network(dtype="mixed_bfloat16")
+    model = network(None, dtype="mixed_bfloat16")
     model.compile(keras.optimizers.Adam(0.01), "mse")
     masks = kk.keras.prune_(model, sparsity=0.5)
     training = quantized_training(model, bits=4)
