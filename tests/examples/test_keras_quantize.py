@@ -26,6 +26,6 @@ def test_keras_quantize(
     dense, nearest, compensated = capsys.readouterr().out.splitlines()
     right = [float(line.split(": ")[1].split("%")[0]) for line in (dense, nearest, compensated)]
     sizes = [int(line.split(", ")[-1].split()[0].replace(",", "")) for line in (dense, nearest)]
-    assert right[0] > 85 and min(right[1:]) > right[0] - 3
+    assert right[0] > 80 and min(right[1:]) > right[0] - 3
     assert sizes[0] == 69_864 and sizes[1] < sizes[0] / 7
     assert (tmp_path / "runs" / "digits.karikomi").is_file()

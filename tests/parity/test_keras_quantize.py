@@ -50,6 +50,12 @@ def both() -> tuple[Any, Any]:
     return model, module
 
 
+def pairs(model: Any, mine: Any, module: Any, other: Any) -> Any:
+    """Yield the codes of a variable, and those of the parameter that it came from."""
+    names = zip(model.weights, dict(module.named_parameters()), strict=True)
+    return [(mine[variable.path], other[name]) for variable, name in names]
+
+
 def turned(array: np.ndarray) -> np.ndarray:
     """Return a weight of torch as Keras has it."""
     axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[array.ndim]
@@ -66,7 +72,7 @@ def test_the_nearest_codes_are_those_of_torch(options: dict[str, Any]) -> None:
     grouped = "group" in options
     mine = kk.keras.quantize_(model, **options)
     other = kk.torch.quantize_(module, **options)
-    for tensor, peer in zip(mine.values(), other.values(), strict=True):
+    for tensor, peer in pairs(model, mine, module, other):
         assert type(tensor.grid) is type(peer.grid) and tensor.grid.bits == peer.grid.bits
         # Groups of consecutive weights are others where the weights lie in another order.
         if not grouped or peer.codes.ndim < 3:
@@ -82,7 +88,7 @@ def test_compensated_codes_are_those_of_torch_nearly_all() -> None:
     mine = kk.keras.quantize_(model, data=[IMAGES[:200], IMAGES[200:]], **options)
     other = kk.torch.quantize_(module, data=[channels_first[:200], channels_first[200:]], **options)
     assert not mine.notes
-    for tensor, peer in zip(mine.values(), other.values(), strict=True):
+    for tensor, peer in pairs(model, mine, module, other):
         assert np.allclose(tensor.grid.numbers, peer.grid.numbers)
         assert (tensor.codes == turned(peer.codes)).mean() > 0.9
     with torch.no_grad():
