@@ -199,6 +199,7 @@ def test_the_version() -> None:
         (["inspect", "x", "--jsno"], "--json"),
         (["pack", "x", "y", "--entries", "many"], "'many' is not a valid integer"),
         (["pack", "x", "y", "--entries", "4", "--bits", "4"], "exclude one another"),
+        (["pack", "x", "y", "--method", "uniform"], "go with --entries or --bits"),
         (["audit", "x", "y"], "Missing option '--task'"),
         (["audit", "x", "y", "--task", "digits", "--seed", "-1"], "--seed"),
         (["sweep", "--limits", "1;2"], "not a list of numbers"),
@@ -308,6 +309,19 @@ def test_only_float_matrices_are_quantized(
         assert np.all(np.abs(found["layer.weight"] - weight) <= step / 2 + 1e-6)
     else:
         assert len(np.unique(found["layer.weight"])) <= 5
+
+
+def test_methods_and_groups_of_packing(stored: Path) -> None:
+    out = stored.with_name("q.karikomi")
+    made = good("pack", stored, out, "--bits", 5, "--group", 2, "--method", "uniform")
+    kinds = {tensor["name"]: tensor["quantizer"] for tensor in made["tensors"]}
+    assert kinds["layer.weight"] == "affine 5 bits, axis 0, 2 weights a scale"
+    out.unlink()
+    assert "needs data" in bad("pack", stored, out, "--bits", 5, "--method", "gptq")
+    assert "takes bits" in bad("pack", stored, out, "--entries", 5, "--method", "uniform")
+    assert "none of these options" in bad("pack", stored, out, "--entries", 5, "--group", 2)
+    assert "did you mean" in bad("pack", stored, out, "--bits", 5, "--method", "unifrom")
+    assert not out.exists()
 
 
 def test_inspect_accounts_for_every_byte(packed: Path) -> None:

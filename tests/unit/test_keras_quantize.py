@@ -307,7 +307,7 @@ def test_masks_survive_and_a_codebook_has_the_zero_apart() -> None:
 
 def test_a_compiled_model_sees_the_new_weights_and_trains_on(tmp_path: Path) -> None:
     model = network()
-    model.compile(keras.optimizers.Adam(0.01, use_ema=True), "mse")
+    model.compile(keras.optimizers.Adam(0.01), "mse")
     model.fit(IMAGES, TARGETS, verbose=0)
     before = model.predict(IMAGES, verbose=0)
     optimizer = [array(variable) for variable in model.optimizer.variables]

@@ -135,6 +135,25 @@ def test_masked_steps_do_not_count_and_keep_their_state() -> None:
         assert np.allclose(found.problem(name).gram[0], rows.T @ rows, atol=1e-5)
 
 
+def test_layers_that_keep_a_state_have_that_of_before() -> None:
+    keras.utils.set_random_seed(2)
+    layer = layers.SimpleRNN(2, stateful=True, name="rnn")
+    model = keras.Sequential([keras.Input(batch_shape=(3, 4, 2)), layer])
+    x = RNG.normal(size=(3, 4, 2)).astype("float32")
+    model(x)
+    before = array(layer.states[0])
+    found, _ = regressions(model, [x])
+    gram = found.problem(layer.cell.recurrent_kernel.path).gram[0]
+    assert np.array_equal(array(layer.states[0]), before) and before.any()
+    # The first state is the one that was kept, and not zero.
+    outputs = layers.SimpleRNN(2, return_sequences=True)
+    outputs.build((3, 4, 2))
+    outputs.set_weights([array(v) for v in layer.cell.trainable_variables])
+    states = array(outputs(x, initial_state=before))[:, :-1]
+    rows = np.concatenate([before[:, None], states], axis=1).reshape(-1, 2)
+    assert np.allclose(gram, rows.T @ rows, atol=1e-4)
+
+
 def test_targets_are_the_outputs_of_the_dense_network_and_it_is_restored() -> None:
     keras.utils.set_random_seed(2)
     shared = layers.Dense(4, activation="relu", name="shared")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from karikomi.quantize import Coded
+    from karikomi.quantize.method import Method
 
 
 @click.command(epilog="Example: karikomi pack model.safetensors model.karikomi --entries 16")
@@ -28,8 +29,20 @@ if TYPE_CHECKING:
     type=int,
     help="Quantize: an even grid of this many bits, one scale per index of the first axis.",
 )
+@click.option("--method", help="Quantize with this quantizer; `karikomi list quantizer` has them.")
+@click.option(
+    "--group", type=int, help="With --bits: so many consecutive weights have a scale of their own."
+)
 @as_json
-def command(source: Path, out: Path, entries: int | None, bits: int | None, as_json: bool) -> None:
+def command(
+    source: Path,
+    out: Path,
+    entries: int | None,
+    bits: int | None,
+    method: str | None,
+    group: int | None,
+    as_json: bool,
+) -> None:
     """Store the arrays of IN (.safetensors or .npz) in OUT, entropy-coded.
 
     Without an option every array comes back bit for bit. With --entries or --bits, arrays of two or
@@ -38,13 +51,24 @@ def command(source: Path, out: Path, entries: int | None, bits: int | None, as_j
     """
     if entries is not None and bits is not None:
         raise click.UsageError("--entries and --bits exclude one another")
+    if entries is bits is None and (method or group is not None):
+        raise click.UsageError("--method and --group go with --entries or --bits")
     from karikomi import pack
     from karikomi.cli.array_files import read_arrays, refuse_same
     from karikomi.report.wording import ratio, size
 
     refuse_same(source, out)
+    chosen = None
+    if (entries, bits) != (None, None):
+        from karikomi.quantize.method import PLAIN, Method
+
+        sizes, options = {"bits": bits, "entries": entries}, {**PLAIN, "group": group}
+        chosen = Method.of(method, sizes, options, where="pack")
     arrays = read_arrays(source)
-    coded = {name: _quantized(name, array, entries, bits) for name, array in arrays.items()}
+    coded = {
+        name: array if chosen is None else _quantized(name, array, chosen)
+        for name, array in arrays.items()
+    }
     pack.save(coded, out)
     seen = pack.inspect(out)
     dense = seen.dense
@@ -71,15 +95,12 @@ def command(source: Path, out: Path, entries: int | None, bits: int | None, as_j
     show(result, text, as_json)
 
 
-def _quantized(
-    name: str, array: np.ndarray, entries: int | None, bits: int | None
-) -> np.ndarray | Coded:
-    from karikomi.quantize import OutputUnits, quantizer_for
+def _quantized(name: str, array: np.ndarray, chosen: Method) -> np.ndarray | Coded:
+    from karikomi.quantize import OutputUnits
 
     floats = array.dtype.name in ("float16", "bfloat16", "float32", "float64")
-    if not floats or array.ndim < 2 or entries is bits is None:
+    if not floats or array.ndim < 2:
         return array
-    quantize = quantizer_for(bits=bits, entries=entries, where="pack")
     if array.dtype.name == "bfloat16":
         array = array.astype("float32")
-    return quantize(array, units=OutputUnits(axis=0), name=name)
+    return chosen.quantizer.quantize(array, chosen.size, units=OutputUnits(axis=0), name=name)

@@ -12,6 +12,7 @@ from karikomi.keras.pruning.in_place import prune_
 from karikomi.keras.pruning.masks import Masks
 from karikomi.keras.pruning.penalties import Penalty, penalty
 from karikomi.keras.quantization.in_place import quantize_
+from karikomi.keras.quantization.while_training import QuantizedTraining, quantized_training
 from karikomi.keras.shrinking.smaller_copy import shrink
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Monitor",
     "Penalty",
     "Pruning",
+    "QuantizedTraining",
     "as_array",
     "bound_",
     "check",
@@ -33,6 +35,7 @@ __all__ = [
     "penalty",
     "prune_",
     "quantize_",
+    "quantized_training",
     "shrink",
     "strip_",
     "to_arrays",

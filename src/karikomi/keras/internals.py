@@ -54,6 +54,12 @@ def trusted_functions() -> Any:
     return _member(library, "SafeModeScope", "used to copy layers with functions", library)(False)
 
 
+def without_autocast() -> Any:
+    """Return a context in which variables have the values of their own dtype, as outside of layers."""
+    backend = importlib.import_module("keras.src.backend")
+    return _member(backend, "AutocastScope", "used to read variables in a call", backend)(None)
+
+
 def kernel_of(layer: Any) -> Any:
     """Return the stored kernel of a layer, or nothing.
 

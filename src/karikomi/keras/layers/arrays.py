@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import ml_dtypes
 import numpy as np
 
 from karikomi.errors import BadFile, InvalidArgument, Unsupported, suggest
@@ -83,8 +84,7 @@ def fill_(
         for name, tensor in tensors.items()
     }
     variables = _matched(_variables(model), arrays, notes or {})
-    for name, variable in variables.items():
-        _check_fit(name, arrays[name], variable)
+    arrays = {name: _fitting(name, arrays[name], item) for name, item in variables.items()}
     for name, variable in variables.items():
         tensor = tensors[name]
         if isinstance(tensor, Coded):
@@ -138,7 +138,8 @@ def _in_order(names: list[str], note: str | None) -> list[str]:
     return [names[int(place)] for place in places]
 
 
-def _check_fit(name: str, array: np.ndarray, variable: Any) -> None:
+def _fitting(name: str, array: np.ndarray, variable: Any) -> np.ndarray:
+    """Return an array in the type of a variable, or raise."""
     if array.shape != tuple(variable.shape):
         raise InvalidArgument(
             "the variable has another shape",
@@ -148,14 +149,19 @@ def _check_fit(name: str, array: np.ndarray, variable: Any) -> None:
             hint="a model that kk.keras.shrink made smaller is built from its own .keras file",
         )
     where, dtype = f"{WHERE}: {name}", keras.backend.standardize_dtype(variable.dtype)
-    floating = "float" in array.dtype.name
-    if floating != keras.backend.is_float_dtype(dtype):
+    if ("float" in array.dtype.name) != keras.backend.is_float_dtype(dtype):
         raise InvalidArgument("another kind of number", where=where, got=array.dtype, allowed=dtype)
-    known = codes.as_floats(array) if floating else array
-    cast = on_host(keras.ops.cast(keras.ops.convert_to_tensor(known), dtype))
-    same = np.isfinite(codes.as_floats(cast)) == np.isfinite(known) if floating else cast == known
+    known = codes.as_floats(array) if "float" in dtype else array
+    with np.errstate(over="ignore"):
+        cast = known.astype(getattr(ml_dtypes, dtype, dtype))
+    same = (
+        np.isfinite(codes.as_floats(cast)) == np.isfinite(known)
+        if "float" in dtype
+        else cast == known
+    )
     if not np.all(same):
         raise InvalidArgument("values too large for the model's type", where=where, got=dtype)
+    return cast
 
 
 def _leaf(name: str) -> str:

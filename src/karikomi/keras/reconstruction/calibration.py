@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 from keras import layers
 
@@ -90,15 +91,28 @@ class Regressions:
             call = layer.call
 
             def stand_in(*args: Any, **options: Any) -> Any:
-                result = call(*args, **options)
+                # Before the call, which may change the state of a recurrent layer.
                 found.append(see(layer, LayerCall.of(args, options)))
-                return result
+                return call(*args, **options)
 
             return stand_in
 
         with stood_in([site.layer], watched):
-            run(self._model, inputs)
+            self._run(inputs)
         return found
+
+    def _run(self, inputs: Any) -> None:
+        """Run the model, and give layers that keep a state between batches the state of before."""
+        kept = [
+            variable
+            for layer in all_layers(self._model)
+            if getattr(layer, "stateful", False)
+            for variable in keras.tree.flatten(layer.states or ())
+        ]
+        before = [on_host(variable) for variable in kept]
+        run(self._model, inputs)
+        for variable, state in zip(kept, before, strict=True):
+            variable.assign(state)
 
     @contextmanager
     def _as_before(self) -> Iterator[None]:
@@ -128,7 +142,7 @@ class Regressions:
 
         every = {id(site.layer): site.layer for site in sites.values()}
         with stood_in(every.values(), watched):
-            run(self._model, next(batches(self._data, where=self._where))[0])
+            self._run(next(batches(self._data, where=self._where))[0])
         places = {number: place for place, number in enumerate(order)}
         called = [name for name, site in sites.items() if id(site.layer) in places]
         return sorted(called, key=lambda name: places[id(sites[name].layer)])
