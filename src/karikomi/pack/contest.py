@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
-from karikomi.pack.codecs import LEVEL_CODECS, SINGLE_CODECS, SingleCodec, planes, raw
+from karikomi.pack.codecs import LEVEL_CODECS, SINGLE_CODECS, SingleCodec, adaptive, planes, raw
 from karikomi.pack.container import manifest
 from karikomi.pack.group_coding import Encoded, in_threads, written_grids
 from karikomi.pack.levels import levels_of
 from karikomi.pack.stored import Stored, describe
 from karikomi.quantize import Coded
 
+SAMPLED_FROM, SAMPLE = 2**19, 2**16
+NEAR, NEAR_BYTES = 1.005, 64
+
 
 def choose(flat: NDArray) -> Encoded:
-    """Return the smallest encoding of a flat tensor; the first in the list where two are equal."""
+    """Return the smallest encoding of a flat tensor; the first in the list where two are equal.
+
+    Of large tensors only those codecs are tried that come close to the smallest on a part from the middle.
+    """
     best = _encoded(SINGLE_CODECS[raw.NAME], flat, b"")
-    for codec in SINGLE_CODECS.values():
+    for codec in _likely(flat):
         head = codec.fit(flat)
         if head is None or codec.floor(flat, head) + len(head) >= best.size:
             continue
@@ -26,8 +34,26 @@ def choose(flat: NDArray) -> Encoded:
     return best
 
 
-def choose_levels(tensors: list[Stored]) -> Encoded | None:
-    """Return the smallest encoding of the levels of tensors in one stream, ``None`` where no codec applies."""
+def _likely(flat: NDArray) -> list[SingleCodec]:
+    codecs = list(SINGLE_CODECS.values())
+    if flat.size < SAMPLED_FROM:
+        return codecs
+    middle = (flat.size - SAMPLE) // 2
+    part = flat[middle : middle + SAMPLE]
+    heads = [codec.fit(part) for codec in codecs]
+    sizes = [
+        math.inf if head is None else len(codec.encode(part, head))
+        for codec, head in zip(codecs, heads, strict=True)
+    ]
+    near = NEAR * min(sizes) + NEAR_BYTES
+    return [codec for codec, size in zip(codecs, sizes, strict=True) if size <= near]
+
+
+def choose_levels(tensors: list[Stored], *, slow: bool = True) -> Encoded | None:
+    """Return the smallest encoding of the levels of tensors in one stream, ``None`` where no codec applies.
+
+    `slow`: also try those that code one level after the other.
+    """
     parts = [levels_of(stored.flat, stored.grid) for stored in tensors]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or not known:
@@ -35,6 +61,8 @@ def choose_levels(tensors: list[Stored]) -> Encoded | None:
     levels, shapes = np.concatenate(known), [stored.shape for stored in tensors]
     found = []
     for name, codec in LEVEL_CODECS.items():
+        if name == adaptive.NAME and not slow:
+            continue
         coded = codec.encode(levels, shapes, manifest.CHUNK_SYMBOLS, in_threads)
         if coded is not None:
             found.append(Encoded(name, *coded))

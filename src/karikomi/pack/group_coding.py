@@ -22,7 +22,8 @@ from karikomi.pack.levels import codes_of
 from karikomi.pack.stored import DTYPES, Stored, code_dtype
 from karikomi.quantize import Grid
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+Found = TypeVar("Found")
 MOST_THREADS = 4
 
 
@@ -103,7 +104,7 @@ def unpacked(group: Group, payload: bytes) -> list[Decoded]:
     return found
 
 
-def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def in_threads(function: Callable[[T], Found], items: Sequence[T]) -> list[Found]:
     """Return `function` of each item, in order, on as many threads as there are cores, at most `MOST_THREADS`."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

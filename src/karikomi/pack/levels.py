@@ -1,4 +1,4 @@
-"""Levels: codes as small signed integers around zero, neighbours next to each other, as the context codecs want them."""
+"""Levels: codes as small signed integers around zero, neighbouring values next to each other."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 
 from karikomi.errors import BadFile, InvalidArgument
+from karikomi.pack.codecs import adaptive
 from karikomi.pack.container import first_manifest, header, manifest
 from karikomi.pack.container.header import Header
 from karikomi.pack.container.layout import Group, Layout, ManifestEntry
@@ -135,3 +136,5 @@ def _admit(layout: Layout, stored: int, budget: Budget, where: str) -> None:
     sizes = {entry.name: entry.decoded_size for group in layout.groups for entry in group.entries}
     decoded = sum(sizes.values()) + sum(sizes[other] for other in layout.equal.values())
     budget.admit_decoded(decoded, stored, where)
+    slow = [group.symbols for group in layout.groups if group.codec == adaptive.NAME]
+    budget.admit("slow", sum(slow), where)

@@ -28,13 +28,13 @@ NONE = "none"
 class SizeAccount:
     """The bytes of one tensor.
 
-    `payload` codes the weights, and `indices` is the part of it that tells where non-zeros are, in a codec that stores
-    them apart; `tables` holds scales or codebook and the codec's model, and `scales` is the part of it that is scales or
-    codebook; `header` is its part of the safetensors directory, `manifest` its share of the manifest. Where tensors are
-    coded together, payload and tables are shared out by their bounds. `dense` is the
-    size of the decoded tensor. `shannon` is the order-0 bound in bytes for its codes (for floats:
-    for each byte plane). `bits_per_weight` counts payload and tables. A tensor that equals another one
-    (tied weights) has the codec ``= other`` and no bytes, of file or decoded tensor.
+    `payload` codes the weights, and `indices` is the part of it that tells where non-zeros are, in a codec that
+    stores them apart; `tables` holds scales or codebook and the codec's model, and `scales` is the part of it that is
+    scales or codebook; `header` is its part of the safetensors directory, `manifest` its share of the manifest. Where
+    tensors are coded together, payload and tables are shared out by their bounds. `dense` is the size of the decoded
+    tensor. `shannon` is the order-0 bound in bytes for its codes (for floats: for each byte plane).
+    `bits_per_weight` counts payload and tables. A tensor that equals another one (tied weights) has the codec
+    ``= other`` and no bytes, of file or decoded tensor.
     """
 
     name: str

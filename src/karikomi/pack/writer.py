@@ -18,8 +18,7 @@ from karikomi.pack.container.layout import Group
 from karikomi.pack.container.strict_json import VERSION
 from karikomi.pack.grid_codec import grid_spec, write_grid
 from karikomi.pack.group_coding import packed
-from karikomi.pack.grouping import Coded as Plan
-from karikomi.pack.grouping import Pools
+from karikomi.pack.grouping import Plan, Pools
 from karikomi.pack.stored import describe, digest, name_fault
 from karikomi.quantize import Coded
 
@@ -40,12 +39,12 @@ def save(
     """Write named tensors to an entropy-coded file and return its path.
 
     Arrays come back bit for bit; `Coded` tensors come back as the float32 values of their codes.
-    Large tensors, and groups of small ones, take the codec that needs the fewest bytes; of equal ones (tied weights) one
-    is stored, unless they are tiny. `tensors` may hold booleans, integers and floats of 16, 32 or 64 bits, of
-    any shape, memory order and byte order, and bfloat16, float8, float4 and int4 as ml_dtypes has them;
-    `notes` is short text to go with them. Values are taken one at a time, in the order of their names: a mapping that
-    makes them when they are asked for needs memory for the largest one. The same input
-    gives the same bytes (with the same build of zlib). The file appears whole or not at all.
+    Large tensors, and groups of small ones, take the codec that needs the fewest bytes; of equal ones (tied weights)
+    one is stored, unless they are tiny. `tensors` may hold booleans, integers and floats of 16, 32 or 64 bits, of any
+    shape, memory order and byte order, and bfloat16, float8, float4 and int4 as ml_dtypes has them; `notes` is short
+    text to go with them. Values are taken one at a time, in the order of their names: a mapping that makes them when
+    they are asked for needs memory for the largest ones. The same input gives the same bytes (with the same build of
+    zlib). The file appears whole or not at all.
 
     Raises `InvalidArgument` for what cannot be packed or a bad name, `Unwritable` from the disk.
 

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from karikomi.pack.codecs import bits, contexts, gaps, planes, rans, raw
+from karikomi.pack.codecs import adaptive, bits, contexts, gaps, planes, rans, raw
 
 
 class SingleCodec(Protocol):
@@ -58,4 +58,4 @@ class LevelCodec(Protocol):
 
 # Slowest last: it is left out where its lower bound is above the best of the others.
 SINGLE_CODECS = {codec.NAME: cast(SingleCodec, codec) for codec in (raw, bits, planes, gaps, rans)}
-LEVEL_CODECS = {codec.NAME: cast(LevelCodec, codec) for codec in (contexts,)}
+LEVEL_CODECS = {codec.NAME: cast(LevelCodec, codec) for codec in (contexts, adaptive)}

@@ -23,7 +23,7 @@ class BitWriter:
         self.parts.append(f"{value:0{bits}b}")
 
     def signed(self, values: Iterable[int]) -> None:
-        """Append small signed integers, each as a Rice code: how many times ``2**width`` in unary, the rest in `width` bits."""
+        """Append small signed integers as Rice codes: multiples of ``2**width`` in unary, the rest in `width` bits."""
         folded = [2 * value if value >= 0 else -2 * value - 1 for value in values]
         width = min(
             range(1 << RICE_BITS), key=lambda k: sum(n >> k for n in folded) + k * len(folded)

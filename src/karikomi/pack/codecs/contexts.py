@@ -1,8 +1,8 @@
 """Codec ``contexts``: static range coding of levels, with a table that depends on the two levels before.
 
-Levels are small signed integers, zero being the most frequent. Each lane codes a contiguous segment, so that the decoder
-has the two levels before it in every lane at once. Their magnitudes and the mean magnitude of the tensor give an
-energy; bands of energies share a frequency table. Several tensors can be one stream with the same tables.
+Levels are small signed integers, zero being the most frequent. Each lane codes a contiguous segment, so that the
+decoder has the two levels before it in every lane at once. Their magnitudes and the mean magnitude of the tensor give
+an energy; bands of energies share a frequency table. Several tensors can be one stream with the same tables.
 Source: the energy contexts of lossless image coding (Wu, Memon, "CALIC", 1997), on static tables.
 """
 
@@ -99,7 +99,7 @@ class ContextModel:
 def encode(
     levels: NDArray[np.int16], shapes: Shapes, symbols: int, run: Run
 ) -> tuple[bytes, list[bytes]] | None:
-    """Return the model, and the lanes of each chunk; ``None`` where the levels before say nothing, or there are none."""
+    """Return the model, and the lanes of each chunk; ``None`` where the levels before say nothing."""
     if levels.size < LEAST_LEVELS or not promising(levels):
         return None
     sizes = [math.prod(shape) for shape in shapes]
@@ -294,9 +294,11 @@ def _sizes_within(sizes: Sequence[int], at: int, count: int) -> list[int]:
     return np.maximum(within, 0).tolist()
 
 
-def _classes(levels: NDArray[np.int16], sizes: Sequence[int]) -> tuple[int, ...]:
+def _classes(
+    levels: NDArray[np.int16], sizes: Sequence[int] | NDArray[np.int64]
+) -> tuple[int, ...]:
     sums = np.append(0, np.cumsum(np.abs(levels), dtype=np.int64))
-    ends = np.cumsum(sizes)
+    ends, sizes = np.cumsum(sizes), np.array(sizes, np.int64)
     means = (sums[ends] - sums[ends - sizes]) / np.maximum(sizes, 1)
     return tuple(int(np.abs(MEANS - 16 * mean).argmin()) for mean in means)
 

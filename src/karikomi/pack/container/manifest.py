@@ -1,10 +1,10 @@
-"""The manifest since 1.3: the payload without a name, with the manifest, the checks, and the groups that have no payload.
+"""The manifest since 1.3: the payload without a name, with manifest, checks, and the groups that have no other payload.
 
-CRC32 of what follows up to the groups, a varint with its size, a varint with the size of the manifest, the manifest, and
-for each group its digest and the CRC32 of each part. The manifest is strict JSON in columns, deflated with a dictionary:
-``{"v": [major, minor], "t": [types], "n": [names], "i": [type of each tensor], "s": [shapes], "g": [groups]}``; a type is
-``[type]`` or ``[type, grid]``, a group ``[codec, tensors, bytes of the tables, bytes of each chunk ...]``; and where
-they are not empty `r`, `a`, `notes` as before, and `base`, the digest of the file that a delta is from.
+CRC32 of what follows up to the groups, a varint with its size, a varint with the size of the manifest, the manifest,
+and for each group its digest and the CRC32 of each part. The manifest is strict JSON in columns, deflated with a
+dictionary: ``{"v": [major, minor], "t": [types], "n": [names], "i": [type of each tensor], "s": [shapes], "g":
+[groups]}``; a type is ``[type]`` or ``[type, grid]``, a group ``[codec, tensors, bytes of the tables, bytes of each
+chunk ...]``; and where they are not empty `r`, `a`, `notes` as before, and `base`, the digest of a delta's base.
 """
 
 from __future__ import annotations
