@@ -25,7 +25,7 @@ from karikomi.pack.codecs.mixing import Mixer
 NAME = "adaptive"
 MOST_LEVELS = 2**19
 """Levels of a stream; who opens the file has to wait for each of them."""
-MOST_EFFORT, NONZERO_EFFORT = 2**19, 8
+MOST_EFFORT, NONZERO_EFFORT = 3 * 2**18, 24
 """What a writer codes so: levels, those that are not zero counted several times; more take seconds."""
 LEARNT_BITS = 3
 """Bits after the leading one of a magnitude that have probabilities of their own; the rest are as good as random."""
