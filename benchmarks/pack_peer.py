@@ -18,7 +18,18 @@ from unittest.mock import MagicMock
 
 import numpy as np
 
-UNUSED = ("torchvision", "cv2", "ptflops", "torchmetrics", "tensorflow", "pandas", "sklearn", "wandb", "h5py", "timm")
+UNUSED = (
+    "torchvision",
+    "cv2",
+    "ptflops",
+    "torchmetrics",
+    "tensorflow",
+    "pandas",
+    "sklearn",
+    "wandb",
+    "h5py",
+    "timm",
+)
 
 
 class _Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -49,13 +60,17 @@ def main(case: str, settings: list[dict], repeats: int) -> list[dict]:
         encode, decode = [], []
         for _ in range(repeats):
             start = time.perf_counter()
-            stream = nnc.compress(dict(tensors), return_bitstream=True, verbose=False, bitstream_path=None, **setting)
+            stream = nnc.compress(
+                dict(tensors), return_bitstream=True, verbose=False, bitstream_path=None, **setting
+            )
             encode.append(time.perf_counter() - start)
             start = time.perf_counter()
             back = nnc.decompress(stream, verbose=False)
             decode.append(time.perf_counter() - start)
         same = all(np.array_equal(back[name], tensors[name]) for name in tensors)
-        rows.append({"bytes": len(stream), "encode": min(encode), "decode": min(decode), "lossless": same})
+        rows.append(
+            {"bytes": len(stream), "encode": min(encode), "decode": min(decode), "lossless": same}
+        )
     return rows
 
 

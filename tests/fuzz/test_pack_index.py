@@ -43,7 +43,10 @@ def streams(tmp_path_factory) -> bytes:
     generator = np.random.default_rng(0)
     spread = np.exp(np.repeat(generator.normal(size=6000), 9))
     levels = np.clip(np.rint(generator.laplace(size=54_000) * 2 * spread), -255, 255)
-    tensors = {"waves": levels.astype("i2"), "wide": (generator.normal(size=9000) * 90).astype("i2")}
+    tensors = {
+        "waves": levels.astype("i2"),
+        "wide": (generator.normal(size=9000) * 90).astype("i2"),
+    }
     path = save(tensors, tmp_path_factory.mktemp("streams") / "x")
     assert {entry.codec for entry in inspect(path).entries} == {"contexts", "rans"}
     return path.read_bytes()
@@ -248,17 +251,24 @@ def test_a_claim_of_many_levels_takes_no_time(original, refuse):
     ids=lambda head: head.hex()[:12],
 )
 def test_bad_models_of_contexts_are_refused(head):
-    from karikomi.pack.codecs import contexts
+    from karikomi.pack.codecs import context_model
 
     with pytest.raises(BadFile):
-        contexts.parse(head, 1)
+        context_model.parse(head, 1)
 
 
 def test_bad_lists_of_floats_are_refused():
     from karikomi.pack.codecs import floats
     from karikomi.pack.codecs.cursor import Cursor
 
-    for data in (b"", b"\2", b"\1\2\0\0\0", b"\1\0\x09\0\0", b"\1\0\0\0\x18", b"\1\0\1\xff\x17\x80"):
+    for data in (
+        b"",
+        b"\2",
+        b"\1\2\0\0\0",
+        b"\1\0\x09\0\0",
+        b"\1\0\0\0\x18",
+        b"\1\0\1\xff\x17\x80",
+    ):
         with pytest.raises(BadFile):
             floats.read(Cursor(data), 1)
 

@@ -12,10 +12,18 @@ from hypothesis import given, settings
 
 from karikomi.errors import BadFile
 from karikomi.pack import group_coding, inspect, load, load_coded, save
-from karikomi.pack.codecs import LEVEL_CODECS, adaptive, contexts, floats, level_tables
+from karikomi.pack.codecs import (
+    LEVEL_CODECS,
+    adaptive,
+    context_model,
+    contexts,
+    floats,
+    level_tables,
+)
 from karikomi.pack.codecs.binary_range import RangeDecoder, RangeEncoder
 from karikomi.pack.codecs.bit_numbers import BitReader, BitWriter
 from karikomi.pack.codecs.cursor import Cursor
+from karikomi.pack.codecs.neighbours import Neighbours
 from karikomi.pack.container import manifest
 from karikomi.pack.contest import choose
 from karikomi.pack.grouping import LARGE
@@ -73,9 +81,9 @@ def test_every_level_has_a_frequency_and_they_sum_to_a_power_of_two():
     for spread in (0.1, 2.0, 40.0):
         levels = np.clip(np.rint(np.random.default_rng(1).normal(size=3000) * spread), -255, 200)
         tally = np.bincount(levels.astype(int) + 255, minlength=511)
-        for alike in (True, False):
-            table = level_tables.fitted(tally, 12, 1, alike)
-            assert table.counts.sum() == 2**12 and table.counts.min() >= 1
+        for precision, detail in ((12, 0), (12, 2), (14, 1)):
+            table = level_tables.fitted(tally, precision, detail)
+            assert table.counts.sum() == 2**precision and table.counts.min() >= 1
             assert table.counts.size == sum(table.most) + 1
             ideal = 8 * entropy_bytes(levels)
             assert ideal <= table.cost(tally) <= 1.03 * ideal + 60
@@ -83,24 +91,50 @@ def test_every_level_has_a_frequency_and_they_sum_to_a_power_of_two():
 
 def test_a_model_is_read_as_it_was_written():
     levels = waves(20_000)
-    model, bits = contexts.fit(levels, [levels.size - 7, 7])
+    walked = contexts._walk(levels, [levels.size - 7, 7], [20, 3], 3, 16)
+    tallies = contexts._tallies(walked, levels.size)
+    assert tallies.sum() == levels.size and tallies.min() == 0
+    model, bits = context_model.fit(tallies, 3, [20, 3])
     data = model.to_bytes()
-    back = contexts.parse(data, 2)
-    assert back.classes == model.classes and back.begins == model.begins and len(back.tables) > 2
-    assert all(
-        np.array_equal(a.counts, b.counts) for a, b in zip(back.tables, model.tables, strict=True)
-    )
-    coded = 8 * len(contexts.encode_chunk(levels, [levels.size - 7, 7], back, bits))
-    assert bits < coded < 1.02 * bits + 64
+    back = context_model.parse(data, 2)
+    assert (back.lag, back.classes, back.begins) == (3, (20, 3), model.begins)
+    assert len(back.tables) > 2
+    for one, other in zip(back.tables, model.tables, strict=True):
+        assert np.array_equal(one.counts, other.counts)
+    coded = 8 * len(contexts._pushed(walked, levels.size, back))
+    assert bits < coded < 1.005 * bits + 8 * 4 * 16 + 32
     for cut in range(len(data)):
         with pytest.raises(BadFile):
-            contexts.parse(data[:cut], 2)
+            context_model.parse(data[:cut], 2)
+
+
+def test_energies_are_those_of_the_page():
+    """The formula of docs/file-format.md, one lane and one level at a time."""
+    levels, mean, lag = waves(300).tolist(), 37, 5
+    before = Neighbours(np.full((1, 1), mean), lag)
+    past, average = [0] * 16, mean << 6
+    for level in levels:
+        energy, lean = before.context()
+        sizes = [abs(past[-back]) for back in (1, 2, lag)]
+        parts = 16 * (7 * sizes[0] + 2 * sizes[1] + 4 * sizes[2]) + (11 * average >> 6) + 8 * mean
+        assert int(energy[0]) == parts >> 3 and int(lean[0]) == past[-1] + past[-lag]
+        before.push(np.array([level]))
+        past.append(level)
+        average += ((abs(level) << 10) - average) >> 5
+
+
+def test_a_likely_sign_is_used():
+    generator = np.random.default_rng(0)
+    smooth = np.convolve(generator.normal(size=60_002), [1, 1, 1], "valid")
+    levels = np.rint(2 * smooth).astype(np.int16)
+    head, chunks = contexts.encode(levels, [(60_000 // 9, 1, 3, 3)], 2**20, in_turn)
+    assert len(head) + len(chunks[0]) < 0.97 * entropy_bytes(levels)
 
 
 def test_levels_before_tell_about_the_next():
     levels = waves(60_000)
     head, chunks = contexts.encode(levels, [levels.shape], 2**20, in_turn)
-    assert len(head) + len(chunks[0]) < 0.97 * entropy_bytes(levels)
+    assert len(head) + len(chunks[0]) < 0.98 * entropy_bytes(levels)
     shuffled = np.random.default_rng(0).permutation(levels)
     assert contexts.encode(shuffled, [levels.shape], 2**20, in_turn) is None
 

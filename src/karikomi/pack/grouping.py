@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from karikomi.pack.codecs import adaptive
-from karikomi.pack.contest import choose, choose_levels
+from karikomi.pack.contest import choose, choose_levels, shannon
 from karikomi.pack.group_coding import Encoded, written_grids
 from karikomi.pack.levels import levels_of
 from karikomi.pack.read_budget import Budget
@@ -22,6 +24,10 @@ GROUP_BYTES = 20
 LEVELS = "levels"
 SLOW_LEVELS = Budget().slow
 """Levels of a file that a codec takes one after the other, at most."""
+
+NEAR, NEAR_BYTES = 1.01, 32
+"""An encoding that is as near to the order-0 bound is taken without looking at others."""
+SAMPLE, REPEATED = 2**16, 0.8
 
 Plan = tuple[list[Stored], Encoded]
 
@@ -66,31 +72,36 @@ def _kind(stored: Stored) -> Hashable:
 
 
 def _alone(stored: Stored, slow: bool) -> Plan:
-    single, levels = choose(stored.flat), choose_levels([stored], slow=slow)
-    best = levels if levels is not None and levels.size < single.size else single
-    return [stored], best
+    levels = None if _repeats(stored) else choose_levels([stored], slow=slow)
+    if levels is not None and _settled(levels, [stored]):
+        return [stored], levels
+    single = choose(stored.flat)
+    return [stored], levels if levels is not None and levels.size < single.size else single
 
 
 def _coded(key: Hashable, tensors: list[Stored], slow: bool) -> Iterator[Plan]:
     """Yield the groups of a pool: all together, or each by itself, whichever is smaller."""
-    apart = [([stored], choose(stored.flat)) for stored in tensors]
     if key == LEVELS:
-        yield from min(_level_plans(apart, slow), key=_size)
+        repeating = [stored for stored in tensors if _repeats(stored)]
+        names = {stored.name for stored in repeating}
+        others = [stored for stored in tensors if stored.name not in names]
+        yield from (([stored], choose(stored.flat)) for stored in repeating)
+        yield from _level_plan(others, slow) if others else ()
         return
     together = [(tensors, choose(np.concatenate([stored.flat for stored in tensors])))]
+    apart = [([stored], choose(stored.flat)) for stored in tensors]
     yield from min(together, apart, key=_size)
 
 
-def _level_plans(apart: list[Plan], slow: bool) -> Iterator[list[Plan]]:
-    """Yield ways to group tensors of levels: each alone, in one stream, in one stream but for what is smaller alone."""
-    yield apart
-    tensors = [stored for (stored,), _ in apart]
+def _level_plan(tensors: list[Stored], slow: bool) -> list[Plan]:
+    """Return the groups of tensors of levels: one stream, each alone, or one stream but for what is smaller alone."""
     pooled = choose_levels(tensors, slow=slow)
+    if pooled is not None and _settled(pooled, tensors):
+        return [(tensors, pooled)]
+    apart = [([stored], choose(stored.flat)) for stored in tensors]
     if pooled is None:
-        return
-    yield [(tensors, pooled)]
-    if pooled.codec == adaptive.NAME:
-        return
+        return apart
+    plans = [apart, [(tensors, pooled)]]
     total = sum(stored.flat.size for stored in tensors)
     alone = [
         item
@@ -101,7 +112,20 @@ def _level_plans(apart: list[Plan], slow: bool) -> Iterator[list[Plan]]:
     rest = [stored for stored in tensors if stored.name not in names]
     smaller = choose_levels(rest, slow=False) if alone and rest else None
     if smaller is not None:
-        yield [(rest, smaller), *alone]
+        plans.append([(rest, smaller), *alone])
+    return min(plans, key=_size)
+
+
+def _settled(encoded: Encoded, tensors: list[Stored]) -> bool:
+    """Return whether an encoding is near the order-0 bound, so that a code of single symbols cannot be far below."""
+    return encoded.size <= NEAR * sum(map(shannon, tensors)) + NEAR_BYTES
+
+
+def _repeats(stored: Stored) -> bool:
+    """Return whether the symbols come in repeated runs, as in tables of indices: there deflate is far below the bound."""
+    part = stored.flat[:SAMPLE]
+    bound = shannon(replace(stored, flat=part))
+    return len(zlib.compress(part.tobytes(), 1)) < REPEATED * bound
 
 
 def _size(groups: list[Plan]) -> int:

@@ -44,7 +44,7 @@ def encode(
 ) -> tuple[bytes, list[bytes]] | None:
     """Return no tables and one chunk; ``None`` where the levels are too many, or there are none."""
     effort = levels.size + NONZERO_EFFORT * np.count_nonzero(levels)
-    if not 0 < levels.size <= symbols or effort > MOST_EFFORT:
+    if not 0 < levels.size <= min(symbols, MOST_LEVELS) or effort > MOST_EFFORT:
         return None
     coder = RangeEncoder()
     _walk(shapes, coder.bit, levels.tolist())

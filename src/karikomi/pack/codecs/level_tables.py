@@ -76,15 +76,13 @@ def limit(detail: int) -> int:
     return MOST_OCTAVES * (4 << detail)
 
 
-def fitted(tally: NDArray[np.int64], precision: int, detail: int, alike: bool) -> LevelTable:
-    """Return a table for a tally of the levels ``-MOST_LEVEL .. MOST_LEVEL``; `alike`: both sides are one."""
-    below, above = tally[MOST_LEVEL::-1].astype(float), tally[MOST_LEVEL:].astype(float)
-    if alike:
-        below = above = np.append(tally[MOST_LEVEL], (below + above)[1:] / 2)
-    most = [max(int(np.flatnonzero(side).max(initial=0)), 1) for side in (below, above)]
+def fitted(tally: NDArray[np.int64], precision: int, detail: int) -> LevelTable:
+    """Return a table for a tally of the levels ``-MOST_LEVEL .. MOST_LEVEL``."""
+    sides = tally[MOST_LEVEL::-1].astype(float), tally[MOST_LEVEL:].astype(float)
+    most = [max(int(np.flatnonzero(side).max(initial=0)), 1) for side in sides]
     # 64 a count: a tenth of one is still more than nothing.
     left, right = (
-        _exponents(64 * side, size, detail) for side, size in zip((below, above), most, strict=True)
+        _exponents(64 * side, size, detail) for side, size in zip(sides, most, strict=True)
     )
     return table_of(precision, detail, (most[0], most[1]), (left, right))
 
