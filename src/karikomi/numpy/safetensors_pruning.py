@@ -17,7 +17,7 @@ import numpy as np
 
 from karikomi.errors import BadFile, Unsupported
 from karikomi.files import as_path, write_atomically
-from karikomi.pack.header import LENGTH_BYTES
+from karikomi.pack.container.header import LENGTH_BYTES
 from karikomi.pack.plain import StoredTensor, directory
 from karikomi.pack.read_budget import MOST_RANK
 from karikomi.prune import Score, as_score

@@ -1,64 +1,30 @@
-"""The choice of a tensor's codec: all that apply are tried, the smallest result is taken."""
+"""The choice of a codec: all that apply are tried, the smallest result is taken."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, cast
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-from karikomi.pack.codecs import bits, gaps, planes, rans, raw
-from karikomi.pack.grid_codec import write_grid
+from karikomi.pack.codecs import LEVEL_CODECS, SINGLE_CODECS, SingleCodec, adaptive, planes, raw
+from karikomi.pack.container import manifest
+from karikomi.pack.group_coding import Encoded, in_threads, written_grids
+from karikomi.pack.levels import levels_of
 from karikomi.pack.stored import Stored, describe
 from karikomi.quantize import Coded
 
-CHUNK = 2**20
-
-
-class Codec(Protocol):
-    """The functions of a codec module; tables and chunks are bytes, tensors flat, little-endian."""
-
-    NAME: str
-
-    def fit(self, flat: NDArray) -> bytes | None:
-        """Return the table for a tensor, or ``None`` where the codec does not apply."""
-        ...
-
-    def floor(self, flat: NDArray, head: bytes) -> int:
-        """Return a lower bound of the coded bytes, cheaply."""
-        ...
-
-    def encode(self, chunk: NDArray, head: bytes) -> bytes:
-        """Return the coded bytes of one chunk."""
-        ...
-
-    def decode(self, data: bytes, count: int, dtype: np.dtype, head: bytes) -> NDArray:
-        """Return the `count` numbers of one chunk; raise `BadFile` for damaged bytes."""
-        ...
-
-
-# Slowest last: it is left out where its lower bound is above the best of the others.
-CODECS = {codec.NAME: cast(Codec, codec) for codec in (raw, bits, planes, gaps, rans)}
-INTEGER_CODECS = frozenset({bits.NAME, rans.NAME})
-
-
-class Encoded(NamedTuple):
-    """A tensor encoded by one codec."""
-
-    codec: str
-    head: bytes
-    chunks: list[bytes]
-
-    @property
-    def size(self) -> int:
-        """Bytes of table and chunks."""
-        return len(self.head) + sum(map(len, self.chunks))
+SAMPLED_FROM, SAMPLE = 2**19, 2**16
+NEAR, NEAR_BYTES = 1.005, 64
 
 
 def choose(flat: NDArray) -> Encoded:
-    """Return the smallest encoding of a flat tensor; the first in the list where two are equal."""
-    best = _encoded(CODECS[raw.NAME], flat, b"")
-    for codec in CODECS.values():
+    """Return the smallest encoding of a flat tensor; the first in the list where two are equal.
+
+    Of large tensors only those codecs are tried that come close to the smallest on a part from the middle.
+    """
+    best = _encoded(SINGLE_CODECS[raw.NAME], flat, b"")
+    for codec in _likely(flat):
         head = codec.fit(flat)
         if head is None or codec.floor(flat, head) + len(head) >= best.size:
             continue
@@ -66,6 +32,41 @@ def choose(flat: NDArray) -> Encoded:
         if encoded.size + len(codec.NAME) < best.size + len(best.codec):
             best = encoded
     return best
+
+
+def _likely(flat: NDArray) -> list[SingleCodec]:
+    codecs = list(SINGLE_CODECS.values())
+    if flat.size < SAMPLED_FROM:
+        return codecs
+    middle = (flat.size - SAMPLE) // 2
+    part = flat[middle : middle + SAMPLE]
+    heads = [codec.fit(part) for codec in codecs]
+    sizes = [
+        math.inf if head is None else len(codec.encode(part, head))
+        for codec, head in zip(codecs, heads, strict=True)
+    ]
+    near = NEAR * min(sizes) + NEAR_BYTES
+    return [codec for codec, size in zip(codecs, sizes, strict=True) if size <= near]
+
+
+def choose_levels(tensors: list[Stored], *, slow: bool = True) -> Encoded | None:
+    """Return the smallest encoding of the levels of tensors in one stream, ``None`` where no codec applies.
+
+    `slow`: also try those that code one level after the other.
+    """
+    parts = [levels_of(stored.flat, stored.grid) for stored in tensors]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not known:
+        return None
+    levels, shapes = np.concatenate(known), [stored.shape for stored in tensors]
+    found = []
+    for name, codec in LEVEL_CODECS.items():
+        if name == adaptive.NAME and not slow:
+            continue
+        coded = codec.encode(levels, shapes, manifest.CHUNK_SYMBOLS, in_threads)
+        if coded is not None:
+            found.append(Encoded(name, *coded))
+    return min(found, key=lambda encoded: encoded.size, default=None)
 
 
 def encoded_sizes(tensor: np.ndarray | Coded) -> dict[str, int]:
@@ -77,13 +78,14 @@ def encoded_sizes(tensor: np.ndarray | Coded) -> dict[str, int]:
     {'raw': 1000, 'bits': 2, 'planes': 2, 'gaps': 5}
     """
     stored = describe("tensor", tensor)
-    grid = len(write_grid(stored.grid))
+    grid = len(written_grids([stored]))
     sizes = {}
-    for codec in CODECS.values():
+    for codec in SINGLE_CODECS.values():
         head = codec.fit(stored.flat)
         if head is not None:
             sizes[codec.NAME] = grid + _encoded(codec, stored.flat, head).size
-    return sizes
+    levels = choose_levels([stored])
+    return sizes if levels is None else sizes | {levels.codec: grid + levels.size}
 
 
 def shannon(stored: Stored) -> float:
@@ -97,6 +99,8 @@ def shannon(stored: Stored) -> float:
     return sum(planes.entropy(np.bincount(column)) for column in rows.T) / 8
 
 
-def _encoded(codec: Codec, flat: NDArray, head: bytes) -> Encoded:
-    chunks = [codec.encode(flat[at : at + CHUNK], head) for at in range(0, flat.size, CHUNK)]
-    return Encoded(codec.NAME, head, chunks)
+def _encoded(codec: SingleCodec, flat: NDArray, head: bytes) -> Encoded:
+    def chunk(at: int) -> bytes:
+        return codec.encode(flat[at : at + manifest.CHUNK_SYMBOLS], head)
+
+    return Encoded(codec.NAME, head, in_threads(chunk, range(0, flat.size, manifest.CHUNK_SYMBOLS)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from karikomi.errors import BadFile, Unsupported
 from karikomi.files import as_path, write_bytes
-from karikomi.pack.header import (
+from karikomi.pack.container.header import (
     LENGTH_BYTES,
     METADATA,
     VERSION_KEY,
@@ -21,7 +21,7 @@ from karikomi.pack.header import (
     read_json,
     require_tiling,
 )
-from karikomi.pack.manifest import require
+from karikomi.pack.container.strict_json import require
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import opened
 from karikomi.pack.stored import DTYPES, EXTENDED, Stored, array_dtype
@@ -105,7 +105,7 @@ def expand(
     True
     """
     with opened(path, budget) as file:
-        content = _dense(file.named(lambda stored: stored), file.notes)
+        content = _dense(file.named(lambda item: item.stored), file.notes)
     return write_bytes(as_path(out).expanduser(), content)
 
 

@@ -19,7 +19,8 @@ class Budget:
     `tensors`: how many; `rank`: axes of one (at most 64, as in NumPy); `elements`: of one tensor, counting its
     non-zero dimensions; `decoded`: bytes of all decoded tensors and their grids together; `ratio`:
     decoded bytes per byte of file, looked at above 64 MiB decoded; `header`: bytes of the
-    safetensors header, and also of the expanded manifest in it. All are integers >= 1. Raises
+    safetensors header, and of the manifest, stored and expanded; `slow`: levels that are decoded one after the other,
+    some microseconds each. All are integers >= 1. Raises
     `InvalidArgument`.
 
     >>> Budget(decoded=8 * 2**30).tensors
@@ -32,6 +33,7 @@ class Budget:
     decoded: int = 2**32
     ratio: int = 4096
     header: int = 2**24
+    slow: int = 2**21
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import stat
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +13,12 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 
 from karikomi.errors import BadFile, InvalidArgument
-from karikomi.pack import header, manifest
-from karikomi.pack.codecs.cursor import Cursor
-from karikomi.pack.contest import CHUNK, CODECS
-from karikomi.pack.grid_codec import read_grid
-from karikomi.pack.header import Header
-from karikomi.pack.manifest import ManifestEntry
+from karikomi.pack.codecs import adaptive
+from karikomi.pack.container import first_manifest, header, manifest
+from karikomi.pack.container.header import Header
+from karikomi.pack.container.layout import Group, Layout, ManifestEntry
+from karikomi.pack.group_coding import Decoded, unpacked
 from karikomi.pack.read_budget import Budget
-from karikomi.pack.stored import DTYPES, Stored, code_dtype
 from karikomi.quantize import Coded
 
 T = TypeVar("T")
@@ -32,36 +28,48 @@ class Opened(NamedTuple):
     """A file whose header, directory and manifest agree; its payloads are still unread."""
 
     header: Header
-    entries: list[ManifestEntry]
-    equal: dict[str, str]
-    notes: dict[str, str]
+    layout: Layout
     stream: BinaryIO
     where: str
     size: int
 
-    def named(self, content: Callable[[Stored], T]) -> dict[str, T]:
-        """Return name -> content of each tensor; of equal ones each has its own."""
-        others: dict[str, list[str]] = {}
-        for name, other in self.equal.items():
-            others.setdefault(other, []).append(name)
-        found = {}
-        for entry, stored in self.tensors():
-            found[entry.name] = content(stored)
-            found |= {name: copy.copy(found[entry.name]) for name in others.get(entry.name, ())}
-        return found
+    @property
+    def entries(self) -> list[ManifestEntry]:
+        """The tensors that are stored, in the order of the manifest."""
+        return [entry for group in self.layout.groups for entry in group.entries]
 
-    def tensors(self) -> Iterator[tuple[ManifestEntry, Stored]]:
+    @property
+    def notes(self) -> dict[str, str]:
+        """The notes."""
+        return self.layout.notes
+
+    @property
+    def equal(self) -> dict[str, str]:
+        """Name -> name of the tensor that it is equal to."""
+        return self.layout.equal
+
+    def named(self, content: Callable[[Decoded], T]) -> dict[str, T]:
+        """Return name -> content of each tensor, in the order of the names; of equal ones each has its own."""
+        found = {item.entry.name: content(item) for item in self.tensors()}
+        found |= {name: copy.copy(found[other]) for name, other in self.equal.items()}
+        return {name: found[name] for name in sorted(found)}
+
+    def tensors(self) -> Iterator[Decoded]:
         """Yield each tensor decoded and verified; raise `BadFile` at the first bad one."""
-        for entry in self.entries:
-            where = f"{self.where}, tensor {entry.name!r}"
-            self.stream.seek(self.header.spans[entry.name][0])
-            payload = self.stream.read(entry.size)
-            try:
-                yield entry, _decode(entry, payload)
-            except (BadFile, InvalidArgument) as error:
-                raise BadFile(str(error), where=where) from error
-            except MemoryError as error:
-                raise BadFile("not enough memory for this tensor", where=where) from error
+        for group in self.layout.groups:
+            yield from self.decoded(group)
+
+    def decoded(self, group: Group) -> list[Decoded]:
+        """Return the tensors of a group; raise `BadFile` for a bad one."""
+        where = f"{self.where}, {group.label}"
+        self.stream.seek(group.start)
+        payload = self.stream.read(group.size)
+        try:
+            return unpacked(group, payload)
+        except (BadFile, InvalidArgument) as error:
+            raise BadFile(str(error), where=where) from error
+        except MemoryError as error:
+            raise BadFile("not enough memory for this tensor", where=where) from error
 
 
 def load(path: str | os.PathLike[str], *, budget: Budget | None = None) -> dict[str, np.ndarray]:
@@ -78,7 +86,7 @@ def load(path: str | os.PathLike[str], *, budget: Budget | None = None) -> dict[
     {'x': array([0, 1, 2])}
     """
     with opened(path, budget) as file:
-        return file.named(lambda stored: stored.decoded())
+        return file.named(lambda item: item.dense)
 
 
 def load_coded(
@@ -96,7 +104,7 @@ def load_with_notes(
 ) -> tuple[dict[str, np.ndarray | Coded], dict[str, str]]:
     """Return the tensors as `load_coded` does, and the notes."""
     with opened(path, budget) as file:
-        return file.named(lambda stored: stored.value()), file.notes
+        return file.named(lambda item: item.stored.value()), file.notes
 
 
 @contextmanager
@@ -112,61 +120,21 @@ def opened(path: str | os.PathLike[str], budget: Budget | None = None) -> Iterat
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             head = header.read(stream, size, budget, where)
-            entries, equal, notes = manifest.load(head.manifest, head.version, budget, where)
-            _require_agreement(entries, head, where)
-            sizes = {entry.name: entry.decoded_size for entry in entries}
-            decoded = sum(sizes.values()) + sum(sizes[other] for other in equal.values())
-            budget.admit_decoded(decoded, size, where)
-            yield Opened(head, entries, equal, notes, stream, where, size)
+            if head.manifest is None:
+                layout = manifest.load(stream, head, budget, where)
+            else:
+                layout = first_manifest.load(head.manifest, head, budget, where)
+            _admit(layout, size, budget, where)
+            yield Opened(head, layout, stream, where, size)
     except (OSError, ValueError) as error:
         if isinstance(error, BadFile):
             raise
         raise BadFile(f"cannot be read ({error})", where=where) from error
 
 
-def _require_agreement(entries: list[ManifestEntry], head: Header, where: str) -> None:
-    names = [entry.name for entry in entries]
-    if len(set(names)) != len(names) or set(names) != set(head.spans):
-        raise BadFile("manifest and directory name different tensors", where=where)
-    for entry in entries:
-        start, end = head.spans[entry.name]
-        if entry.size != end - start:
-            raise BadFile(
-                "the chunks do not fill the payload",
-                where=f"{where}, tensor {entry.name!r}",
-                got=entry.size,
-                allowed=end - start,
-            )
-
-
-def _decode(entry: ManifestEntry, payload: bytes) -> Stored:
-    cursor = Cursor(payload)
-    parts = [_verified(cursor, index, chunk) for index, chunk in enumerate(entry.chunks)]
-    tables = Cursor(parts[0])
-    grid = read_grid(tables, entry.grid, entry.shape)
-    head = tables.rest()
-    dtype = code_dtype(entry.dtype, grid)
-    flat = np.empty(math.prod(entry.shape), dtype)
-    if not flat.size and head:
-        raise BadFile("tables for a tensor without elements")
-    for index, data in enumerate(parts[1:]):
-        part = flat[index * CHUNK : (index + 1) * CHUNK]
-        part[:] = CODECS[entry.codec].decode(data, part.size, dtype, head)
-    stored = Stored(entry.name, entry.shape, entry.dtype, grid, flat)
-    limits = DTYPES[entry.dtype].range if grid is None else None
-    if limits is not None and flat.size and not limits[0] <= flat.min() <= flat.max() <= limits[1]:
-        least, most = int(flat.min()), int(flat.max())
-        allowed = f"{limits[0]} to {limits[1]}"
-        raise BadFile(f"a {entry.dtype} out of range", got=f"{least} to {most}", allowed=allowed)
-    if stored.digest() != entry.digest:
-        raise BadFile("the digest of the decoded tensor is another one")
-    return stored
-
-
-def _verified(cursor: Cursor, index: int, chunk: tuple[int, int]) -> bytes:
-    length, checksum = chunk
-    data = cursor.take(length)
-    if zlib.crc32(data) != checksum:
-        part = f"chunk {index}" if index else "the tables"
-        raise BadFile(f"CRC32 mismatch in {part}: the bytes were altered")
-    return data
+def _admit(layout: Layout, stored: int, budget: Budget, where: str) -> None:
+    sizes = {entry.name: entry.decoded_size for group in layout.groups for entry in group.entries}
+    decoded = sum(sizes.values()) + sum(sizes[other] for other in layout.equal.values())
+    budget.admit_decoded(decoded, stored, where)
+    slow = [group.symbols for group in layout.groups if group.codec == adaptive.NAME]
+    budget.admit("slow", sum(slow), where)

@@ -10,24 +10,31 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from karikomi.pack import header
+from karikomi.pack.codecs import gaps
+from karikomi.pack.codecs.cursor import Cursor
+from karikomi.pack.container import header
+from karikomi.pack.container.layout import Group
 from karikomi.pack.contest import shannon
 from karikomi.pack.grid_codec import GRID_CODECS
-from karikomi.pack.manifest import ManifestEntry
+from karikomi.pack.group_coding import Decoded, written_grids
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import Opened, opened
-from karikomi.pack.stored import DTYPES, Stored
+from karikomi.pack.stored import DTYPES
+
+NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class SizeAccount:
     """The bytes of one tensor.
 
-    `payload` codes the weights, `tables` holds scales or codebook and the codec's model, `header`
-    is its part of the safetensors directory, `manifest` its share of the manifest; `dense` is the
-    size of the decoded tensor. `shannon` is the order-0 bound in bytes for its codes (for floats:
-    for each byte plane). `bits_per_weight` counts payload and tables. A tensor that equals another one
-    (tied weights) has the codec ``= other`` and no bytes, of file or decoded tensor.
+    `payload` codes the weights, and `indices` is the part of it that tells where non-zeros are, in a codec that
+    stores them apart; `tables` holds scales or codebook and the codec's model, and `scales` is the part of it that is
+    scales or codebook; `header` is its part of the safetensors directory, `manifest` its share of the manifest. Where
+    tensors are coded together, payload and tables are shared out by their bounds. `dense` is the size of the decoded
+    tensor. `shannon` is the order-0 bound in bytes for its codes (for floats: for each byte plane).
+    `bits_per_weight` counts payload and tables. A tensor that equals another one (tied weights) has the codec
+    ``= other`` and no bytes, of file or decoded tensor.
     """
 
     name: str
@@ -42,6 +49,8 @@ class SizeAccount:
     tables: int
     header: int
     manifest: int
+    scales: int
+    indices: int
     shannon: float
 
     @property
@@ -54,7 +63,9 @@ class SizeAccount:
 class Inspection:
     """The accounts of all tensors and the totals: payload, tables, header, manifest, their sum.
 
-    `header` counts the directory, the eight bytes of its length and the punctuation around it.
+    `header` counts the directory, the eight bytes of its length and the punctuation around it; `manifest` also the
+    checksums and digests. `scales` is part of `tables`, `indices` of `payload`; `left_over` is the payload of tensors
+    that are not quantized, and `shannon` the sum of the bounds.
     """
 
     entries: tuple[SizeAccount, ...]
@@ -64,6 +75,26 @@ class Inspection:
     header: int
     manifest: int
     total: int
+
+    @property
+    def scales(self) -> int:
+        """Bytes of scales and codebooks."""
+        return sum(entry.scales for entry in self.entries)
+
+    @property
+    def indices(self) -> int:
+        """Bytes that tell where non-zeros are, where a codec stores them apart."""
+        return sum(entry.indices for entry in self.entries)
+
+    @property
+    def left_over(self) -> int:
+        """Bytes of the payload of tensors that are not quantized."""
+        return sum(entry.payload for entry in self.entries if entry.quantizer == NONE)
+
+    @property
+    def shannon(self) -> float:
+        """The order-0 bound in bytes of all tensors."""
+        return sum(entry.shannon for entry in self.entries)
 
     @property
     def dense(self) -> int:
@@ -89,51 +120,103 @@ def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> In
     ('bits', 0, 2)
     """
     with opened(path, budget) as file:
-        shares = _manifest_shares(file)
+        groups = file.layout.groups
+        lengths = [float(len(entry.name) + 8 * len(entry.shape) + 20) for entry in file.entries]
+        shares = iter(_shared(file.layout.manifest, lengths))
         accounts = tuple(
-            _account(entry, stored, file, share)
-            for share, (entry, stored) in zip(shares, file.tensors(), strict=True)
+            account
+            for group in groups
+            for account in _accounts(group, file, [next(shares) for _ in group.entries])
         )
         accounts += tuple(_equal(name, accounts, other) for name, other in file.equal.items())
-        manifest = len(file.header.manifest)
+        inside = len(file.header.manifest or "")
         return Inspection(
-            entries=accounts,
+            entries=tuple(sorted(accounts, key=lambda account: account.name in file.equal)),
             notes=file.notes,
             payload=sum(account.payload for account in accounts),
             tables=sum(account.tables for account in accounts),
-            header=file.header.size - manifest,
-            manifest=manifest,
+            header=file.header.size - inside,
+            manifest=file.layout.manifest,
             total=file.size,
         )
 
 
-def _account(entry: ManifestEntry, stored: Stored, file: Opened, manifest: int) -> SizeAccount:
-    value = stored.decoded()
+def _accounts(group: Group, file: Opened, manifests: list[int]) -> list[SizeAccount]:
+    """Return the accounts of a group's tensors; what they share is shared out by their bounds."""
+    tensors = file.decoded(group)
+    bounds = [shannon(item.stored) for item in tensors]
+    scales = [len(written_grids([item.stored])) for item in tensors]
+    whole = len(written_grids([item.stored for item in tensors]))
+    scales = _shared(min(whole, group.tables), [float(size) for size in scales])
+    weights = [
+        bound + 1e-9 * item.entry.size + 1e-12 for bound, item in zip(bounds, tensors, strict=True)
+    ]
+    payloads = _shared(sum(group.chunks), weights)
+    models = _shared(group.tables - sum(scales), weights)
+    indices = _indices(group, file) if group.codec == gaps.NAME else 0
+    return [
+        _account(item, group, file, bound, payload, model, scale, share, placed)
+        for item, bound, payload, model, scale, share, placed in zip(
+            tensors,
+            bounds,
+            payloads,
+            models,
+            scales,
+            manifests,
+            _shared(indices, weights),
+            strict=True,
+        )
+    ]
+
+
+def _account(
+    item: Decoded,
+    group: Group,
+    file: Opened,
+    bound: float,
+    payload: int,
+    model: int,
+    scales: int,
+    manifest: int,
+    indices: int,
+) -> SizeAccount:
+    entry, value = item.entry, item.dense
     return SizeAccount(
         name=entry.name,
         shape=entry.shape,
         dtype=entry.dtype,
-        quantizer=GRID_CODECS[entry.grid[0]].text(entry.grid[1:]) if entry.grid else "none",
-        codec=entry.codec,
+        quantizer=GRID_CODECS[entry.grid[0]].text(entry.grid[1:]) if entry.grid else NONE,
+        codec=group.codec,
         elements=math.prod(entry.shape),
         nonzero=int(np.count_nonzero(value)),
         dense=-(-value.size * (32 if entry.grid else DTYPES[entry.dtype].bits) // 8),
-        payload=entry.size - entry.chunks[0][0],
-        tables=entry.chunks[0][0],
+        payload=payload,
+        tables=model + scales,
         header=_directory_bytes(entry.name, file),
         manifest=manifest,
-        shannon=shannon(stored),
+        scales=scales,
+        indices=indices,
+        shannon=bound,
     )
+
+
+def _indices(group: Group, file: Opened) -> int:
+    """Return the bytes of the gap streams of a group."""
+    file.stream.seek(group.start + group.tables)
+    cursor = Cursor(file.stream.read(group.size - group.tables))
+    return sum(gaps.index_bytes(cursor.take(length)) for length in group.chunks)
 
 
 def _equal(name: str, accounts: Sequence[SizeAccount], other: str) -> SizeAccount:
     """Return the account of a tensor that is stored as another: it takes no bytes, in the file and before."""
     like = next(account for account in accounts if account.name == other)
-    none = {"dense": 0, "payload": 0, "tables": 0, "header": 0, "manifest": 0, "shannon": 0.0}
-    return replace(like, name=name, codec=f"= {other}", **none)
+    none = ("dense", "payload", "tables", "header", "manifest", "scales", "indices")
+    return replace(like, name=name, codec=f"= {other}", shannon=0.0, **dict.fromkeys(none, 0))
 
 
 def _directory_bytes(name: str, file: Opened) -> int:
+    if name not in file.header.spans:
+        return 0
     start, end = (at - file.header.size for at in file.header.spans[name])
     text = json.dumps(
         {name: header.directory_entry(start, end)}, separators=(",", ":"), ensure_ascii=False
@@ -141,8 +224,8 @@ def _directory_bytes(name: str, file: Opened) -> int:
     return len(text.encode("utf-8")) - 1
 
 
-def _manifest_shares(file: Opened) -> list[int]:
-    # The manifest is deflated as a whole: its bytes are shared out by the length of the entries.
-    lengths = np.array([len(json.dumps(entry.to_json())) for entry in file.entries], dtype=float)
-    ends = np.rint(np.cumsum(lengths) / max(lengths.sum(), 1.0) * len(file.header.manifest))
+def _shared(whole: int, weights: Sequence[float]) -> list[int]:
+    """Return whole numbers in proportion to `weights` that sum to `whole`."""
+    sums = np.cumsum(weights)
+    ends = np.rint(sums / max(float(sums[-1]), 1e-300) * whole) if len(sums) else sums
     return np.diff(ends, prepend=0).astype(int).tolist()

@@ -67,9 +67,11 @@ class Stored:
         value = self.value()
         return value.decode() if isinstance(value, Coded) else value
 
-    def digest(self) -> str:
-        """Return the digest of the decoded tensor's bytes."""
-        return digest(self.flat if self.dtype in EXTENDED else self.decoded())
+    def carried(self, dense: NDArray | None = None) -> NDArray:
+        """Return the array whose bytes a digest covers; `dense`: the decoded tensor, if there is one already."""
+        if self.dtype in EXTENDED:
+            return self.flat
+        return self.decoded() if dense is None else dense
 
 
 def describe(name: str, tensor: object) -> Stored:

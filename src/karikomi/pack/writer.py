@@ -1,25 +1,33 @@
-"""Saving: choose a codec per tensor, lay out the file, write it in one go."""
+"""Saving: choose a codec for each group of tensors, lay out the file, write it in one go."""
 
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Hashable, Mapping
+import shutil
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO
 
 import numpy as np
 
 from karikomi.errors import check
 from karikomi.files import as_path, write_atomically
-from karikomi.pack import header, manifest
-from karikomi.pack.contest import choose
+from karikomi.pack.container import header, manifest
+from karikomi.pack.container.layout import Group
+from karikomi.pack.container.strict_json import VERSION
 from karikomi.pack.grid_codec import grid_spec, write_grid
-from karikomi.pack.manifest import ManifestEntry
-from karikomi.pack.stored import Stored, describe, digest, name_fault
+from karikomi.pack.group_coding import packed
+from karikomi.pack.grouping import Plan, Pools
+from karikomi.pack.stored import describe, digest, name_fault
 from karikomi.quantize import Coded
 
-LEAST_SHARED = 256
-"""Bytes of a payload from which on equal tensors share one; small ones keep an entry of their own."""
+LEAST_SHARED = 1024
+"""Elements from which on equal tensors share a payload; small ones keep an entry of their own."""
+LEAST_ALONE = 2**14
+"""Bytes of a payload from which on a single tensor is in the directory under its own name."""
+IN_MEMORY = 2**26
+"""Bytes of payloads that are kept in memory; more wait in a temporary file."""
 
 
 def save(
@@ -31,11 +39,12 @@ def save(
     """Write named tensors to an entropy-coded file and return its path.
 
     Arrays come back bit for bit; `Coded` tensors come back as the float32 values of their codes.
-    Each tensor takes the codec that needs the fewest bytes; of equal ones (tied weights) one is
-    stored, unless they are tiny. `tensors` may hold booleans, integers and floats of 16, 32 or 64 bits, of
-    any shape, memory order and byte order, and bfloat16, float8, float4 and int4 as ml_dtypes has them;
-    `notes` is short text to go with them. Tensors are stored in the order of their names: the same input
-    gives the same bytes (with the same build of zlib). The file appears whole or not at all.
+    Large tensors, and groups of small ones, take the codec that needs the fewest bytes; of equal ones (tied weights)
+    one is stored, unless they are tiny. `tensors` may hold booleans, integers and floats of 16, 32 or 64 bits, of any
+    shape, memory order and byte order, and bfloat16, float8, float4 and int4 as ml_dtypes has them; `notes` is short
+    text to go with them. Values are taken one at a time, in the order of their names: a mapping that makes them when
+    they are asked for needs memory for the largest ones. The same input gives the same bytes (with the same build of
+    zlib). The file appears whole or not at all.
 
     Raises `InvalidArgument` for what cannot be packed or a bad name, `Unwritable` from the disk.
 
@@ -55,49 +64,54 @@ def save(
     notes = dict(notes or {})
     worded = all(isinstance(item, str) for pair in notes.items() for item in pair)
     check("save", (worded, "notes must map text to text", None, None))
-    entries: list[ManifestEntry] = []
-    payloads: dict[str, bytes] = {}
+    names = _names(tensors)
+    target = as_path(path).expanduser()
+    with SpooledTemporaryFile(IN_MEMORY) as pooled, SpooledTemporaryFile(IN_MEMORY) as alone:
+        groups, equal, sizes = _encode(((name, tensors[name]) for name in names), pooled, alone)
+        start = manifest.dump(groups, equal, notes)
+        sizes = {manifest.INDEX: len(start) + pooled.tell()} | sizes
+        head = header.dump(sizes, VERSION)
+
+        def write(stream: IO[bytes]) -> None:
+            stream.writelines([head, start])
+            for spool in (pooled, alone):
+                spool.seek(0)
+                shutil.copyfileobj(spool, stream)
+
+        return write_atomically(target, write)
+
+
+def _encode(
+    tensors: Iterable[tuple[str, np.ndarray | Coded]], pooled: IO[bytes], alone: IO[bytes]
+) -> tuple[list[Group], dict[str, str], dict[str, int]]:
+    """Write the payloads; return the groups, name -> name of an equal tensor, and the sizes of what stands alone."""
+    groups: list[Group] = []
     equal: dict[str, str] = {}
     first: dict[Hashable, str] = {}
-    for name in _names(tensors):
-        stored = describe(name, tensors[name])
-        other = first.setdefault(_content(stored), name)
-        if other != name and len(payloads[other]) >= LEAST_SHARED:
-            equal[name] = other
-            continue
-        entry, payload = _pack(stored)
-        entries.append(entry)
-        payloads[name] = payload
-    sizes = {name: len(payload) for name, payload in payloads.items()}
-    text = manifest.dump(entries, equal, notes)
-    head = header.dump(sizes, text, manifest.version_of(entries, equal))
+    sizes: dict[str, int] = {}
+    pools = Pools()
 
-    def write(stream: object) -> None:
-        stream.writelines([head, *payloads.values()])  # type: ignore[attr-defined]
+    def put(plans: Iterable[Plan]) -> None:
+        for members, encoded in plans:
+            group, parts = packed(members, encoded)
+            groups.append(group)
+            own = len(members) == 1 and group.size >= LEAST_ALONE
+            (alone if own else pooled).writelines(parts)
+            if own:
+                sizes[members[0].name] = group.size
 
-    return write_atomically(as_path(path).expanduser(), write)
-
-
-def _content(stored: Stored) -> Hashable:
-    """Return what two tensors have in common that one payload can stand for."""
-    codes = digest(stored.flat)
-    return stored.shape, stored.dtype, str(grid_spec(stored.grid)), write_grid(stored.grid), codes
-
-
-def _pack(stored: Stored) -> tuple[ManifestEntry, bytes]:
-    encoded = choose(stored.flat)
-    parts = [write_grid(stored.grid) + encoded.head, *encoded.chunks]
-    chunks = tuple((len(part), zlib.crc32(part)) for part in parts)
-    entry = ManifestEntry(
-        name=stored.name,
-        shape=stored.shape,
-        dtype=stored.dtype,
-        grid=grid_spec(stored.grid),
-        codec=encoded.codec,
-        chunks=chunks,
-        digest=stored.digest(),
-    )
-    return entry, b"".join(parts)
+    for name, tensor in tensors:
+        stored = describe(name, tensor)
+        if stored.flat.size >= LEAST_SHARED:
+            spec, numbers = str(grid_spec(stored.grid)), write_grid(stored.grid)
+            content = stored.shape, stored.dtype, spec, numbers, digest(stored.flat)
+            other = first.setdefault(content, name)
+            if other != name:
+                equal[name] = other
+                continue
+        put(pools.add(stored))
+    put(pools.close())
+    return groups, equal, sizes
 
 
 def _names(tensors: Mapping[str, np.ndarray | Coded]) -> list[str]:

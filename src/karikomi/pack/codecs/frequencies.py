@@ -21,6 +21,8 @@ PRECISIONS = (12, 13, 14)
 DETAILS = range(8)
 MOST_SYMBOLS = 4096
 LENGTH_BITS = 4
+PIECE = 2**16
+"""Symbols that are counted at once, so that their wide copies stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +41,14 @@ class Frequencies:
     def bits(self, flat: NDArray) -> float:
         """Return the bits that `flat` costs under this table, without states and table."""
         return _cost(_tally(flat, self.low, self.counts.size), self)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The length of `to_bytes`."""
+        lengths = np.frexp(np.delete(self.counts, self.peak))[1]
+        digits = int((LENGTH_BITS + np.clip(lengths - 1, 0, self.detail)).sum())
+        head = signed_varint(self.low) + varint(self.counts.size) + varint(self.peak)
+        return 1 + len(head) + digits // 8 + 1
 
     def slot_symbols(self) -> NDArray[np.intp]:
         """Return for each of the ``2**precision`` slots the index of the symbol that owns it."""
@@ -67,7 +77,7 @@ def fit(flat: NDArray) -> Frequencies | None:
     fitting = [table for table in tables if table is not None]
     if not fitting:
         return None
-    return min(fitting, key=lambda table: _cost(tally, table) + 8 * len(table.to_bytes()))
+    return min(fitting, key=lambda table: _cost(tally, table) + 8 * table.stored_bytes)
 
 
 def parse(head: bytes) -> Frequencies:
@@ -98,7 +108,10 @@ def _table(tally: NDArray[np.int64], low: int, precision: int, detail: int) -> F
 
 
 def _tally(flat: NDArray, low: int, size: int) -> NDArray[np.int64]:
-    return np.bincount(flat.astype(np.int64) - low, minlength=size)
+    tally = np.zeros(size, np.int64)
+    for at in range(0, flat.size, PIECE):
+        tally += np.bincount(flat[at : at + PIECE].astype(np.int64) - low, minlength=size)
+    return tally
 
 
 def _cost(tally: NDArray[np.int64], table: Frequencies) -> float:

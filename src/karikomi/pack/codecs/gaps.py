@@ -71,6 +71,14 @@ def decode(data: bytes, count: int, dtype: np.dtype, head: bytes) -> NDArray:
     return out
 
 
+def index_bytes(data: bytes) -> int:
+    """Return how many bytes of a valid chunk tell where the non-zeros are."""
+    cursor = Cursor(data)
+    _, total = cursor.varint(), cursor.varint()
+    planes.read(cursor, total, SYMBOL)
+    return cursor.at
+
+
 def _follow(symbols: NDArray[np.uint8], cap: int, nonzero: int, count: int) -> NDArray[np.intp]:
     marks = symbols < cap
     if symbols.size and (int(symbols.max()) > cap or not marks[-1]):

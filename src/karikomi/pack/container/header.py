@@ -10,7 +10,13 @@ import json
 from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 from karikomi.errors import BadFile
-from karikomi.pack.manifest import Version, check_version, parse_json, require, require_known
+from karikomi.pack.container.strict_json import (
+    Version,
+    check_version,
+    parse_json,
+    require,
+    require_known,
+)
 from karikomi.pack.read_budget import Budget
 
 LENGTH_BYTES = 8
@@ -18,22 +24,22 @@ MOST_HEADER = 100_000_000
 """Bytes of the longest header that safetensors writes: more is no length, but text."""
 OTHER_KIND = "this is neither a .karikomi nor a safetensors file"
 METADATA, VERSION_KEY, MANIFEST_KEY = "__metadata__", "karikomi", "manifest"
+FIRST_INDEX = (1, 3)
+"""The first version that has its manifest in a payload, and not in the metadata."""
 
 
 class Header(NamedTuple):
-    """The span of each payload from the start of the file, the manifest's text, and the version."""
+    """The span of each payload from the start of the file, the manifest's text in files up to 1.2, and the version."""
 
     spans: dict[str, tuple[int, int]]
-    manifest: str
+    manifest: str | None
     version: Version
     size: int
 
 
-def dump(sizes: dict[str, int], manifest: str, version: tuple[int, int]) -> bytes:
+def dump(sizes: dict[str, int], version: Version) -> bytes:
     """Return the header for payloads of these sizes, one after the other."""
-    whole: dict[str, Any] = {
-        METADATA: {VERSION_KEY: ".".join(map(str, version)), MANIFEST_KEY: manifest}
-    }
+    whole: dict[str, Any] = {METADATA: {VERSION_KEY: ".".join(map(str, version))}}
     at = 0
     for name, size in sizes.items():
         whole[name] = directory_entry(at, at + size)
@@ -77,7 +83,7 @@ def read_json(
     return parse_json(text, where), LENGTH_BYTES + length
 
 
-def _manifest(metadata: Any, where: str) -> tuple[Version, str]:
+def _manifest(metadata: Any, where: str) -> tuple[Version, str | None]:
     if not isinstance(metadata, dict) or VERSION_KEY not in metadata:
         raise BadFile(
             "a safetensors file, but not a packed one",
@@ -91,8 +97,8 @@ def _manifest(metadata: Any, where: str) -> tuple[Version, str]:
     unknown = set(metadata) - {VERSION_KEY, MANIFEST_KEY}
     require_known(unknown, "unknown metadata", version, where)
     manifest = metadata.get(MANIFEST_KEY)
-    if not isinstance(manifest, str):
-        raise BadFile("the manifest is not text", where=where)
+    absent = MANIFEST_KEY not in metadata and version >= FIRST_INDEX
+    require(absent or isinstance(manifest, str), "the manifest is not text", where)
     return version, manifest
 
 
