@@ -91,7 +91,7 @@ def test_a_trained_module_is_not_trained_again(
     with torch.no_grad():
         right = (small(inputs).argmax(1) == targets).float().mean()
     assert result["metric_after"] == pytest.approx(float(right))
-    assert result["ratio"] > 4
+    assert result["ratio"] > 1.5
 
 
 def _copy(model: torch.nn.Module) -> torch.nn.Module:
@@ -178,8 +178,8 @@ def test_mappings_of_several_inputs_from_an_iterable(
     assert result["verified"] and result["metric_before"] > 0.9
     # A third of the validation examples chose, and the others judged.
     assert result["examples"] == {"train": 100, "validation": 33, "test": 67}
-    assert result["certificate"]["status"] == "not run"
-    assert "cannot certify" in result["certificate"]["reason"] or result["verdict"] == "held"
+    assert (result["certificate"]["split"], result["certificate"]["n"]) == ("test", 67)
+    assert result["certificate"]["beforehand"]["verdict"] == "unlikely"
 
 
 def test_without_labels_the_outputs_of_the_module_are_the_targets(

@@ -169,7 +169,7 @@ class SearchRun:
         if self._dense is None or facts.get("validation") is None:
             return facts
         facts["drop"] = self.request.task.drop(self._dense, facts["validation"])
-        if self._times:
+        if self._times and "form" in facts:
             facts["ms"] = self.latency.ms(facts["form"])
         return facts
 
@@ -246,6 +246,7 @@ def completed(request: Request, runner: Runner, folder: Folder) -> dict[str, Any
         "resumed": folder.resumed,
         "environment": environment,
         "preset": request.preset,
+        "training": request.trains,
         "budgets": {f"max_{name}": limit for name, limit in budgets.limits.items()},
         "objective": budgets.objective_name,
         "binding": outcome.judgement.binding,
