@@ -328,3 +328,38 @@ def test_milliseconds_are_measured_once(
     rehearsed = len(calls)
     run(model, tmp_path / "out", max_ms=100.0)
     assert len(calls) == rehearsed, "a run that goes on reads the table"
+
+
+def test_without_a_limit_on_the_drop_the_least_drop_within_the_bytes(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    recipe = {**SHORT, "sparsities": (0.5, 0.8, 0.95), "entries": (16, 3)}
+    more = {"train": loader(300, 0), "config": recipe, "max_drop": None}
+    every = run(model, tmp_path / "a", **more, max_bytes=10_000)
+    sizes = sorted(row["bytes"] for row in every["candidates"] if row["stage"] == "quantize")
+    limit = (sizes[0] + sizes[-1]) / 2
+    result = run(model, tmp_path / "b", **more, max_bytes=limit)
+    assert result["verdict"] == "held" and result["bytes_packed"] <= limit
+    drops = [p["drop"] for p in result["front"] if p["bytes"] <= limit]
+    assert result["validation_before"] - result["validation_after"] == pytest.approx(min(drops))
+    assert result["objective"] == "drop" and result["certificate"]["status"] == "not run"
+
+
+class Fixed(torch.nn.Module):
+    """A forward with a width as a number: its class does not run with smaller tensors."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = inner[0], inner[2]  # type: ignore[index]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(inputs)).view(-1, 40))
+
+
+def test_where_units_cannot_be_removed_the_search_goes_on_and_says_so(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    result = run(Fixed(model), tmp_path / "out", train=loader(100, 0), max_parameters=200)
+    assert result["verdict"] == "missed" and result["verified"]
+    assert any("no units of the network can be removed" in text for text in result["warnings"])
+    assert result["candidates"][0]["passed"] is False

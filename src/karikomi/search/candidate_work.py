@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from karikomi import pack
+from karikomi.errors import Unsupported
 from karikomi.quantize import Coded
 from karikomi.search.candidates import Stored, decoded, eight_bits, shared_weights, stored
 from karikomi.search.driver import Measured, Proposal
@@ -90,7 +91,8 @@ def stage_of(proposal: Proposal) -> str:
 
 def form_of(arrays: Arrays) -> str:
     """Return a digest of names and shapes: what the time of a dense forward pass depends on."""
-    text = "".join(f"{name}{array.shape}" for name, array in sorted(arrays.items()))
+    shapes = ((name, [int(size) for size in arrays[name].shape]) for name in sorted(arrays))
+    text = "".join(f"{name}{shape}" for name, shape in shapes)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -217,16 +219,21 @@ class CandidateWork:
             arrays, report = self._runner.shrink(dense, width=width)
             folder.finish("cut", report, arrays)
         arrays = folder.read_arrays("cut")[0]
-        if notes := report.get("notes"):
-            self._runner.adopt(notes)
-            phase = Phase(
-                stage=self.stage,
-                epochs=recipe.prune_epochs,
-                learning_rate=recipe.learning_rate,
-                clip=recipe.clip,
-                teacher=dense,
+        if not report.get("notes"):
+            raise Unsupported(
+                "no units of the network can be removed",
+                where=self.stage,
+                got="; ".join(f"{k}: {v}" for k, v in (report.get("left_alone") or {}).items()),
             )
-            arrays = self._train(folder, arrays, phase).arrays()
+        self._runner.adopt(report["notes"])
+        phase = Phase(
+            stage=self.stage,
+            epochs=recipe.prune_epochs,
+            learning_rate=recipe.learning_rate,
+            clip=recipe.clip,
+            teacher=dense,
+        )
+        arrays = self._train(folder, arrays, phase).arrays()
         facts = {**report, "validation": self._validation(folder, arrays)}
         folder.finish(self.stage, facts, arrays)
 

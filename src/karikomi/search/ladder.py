@@ -81,16 +81,21 @@ class Ladder:
         rungs, missing = self._climbed(base, "prune", self.sparsities, finished)
         if missing:
             return missing, False
-        kind = "entries" if self.tuned else "codebook"
+        kind, held = "entries" if self.tuned else "codebook", False
         for rung in reversed(rungs):
             shrunk = self._shrunk(rung)
             books = [self._step(shrunk, **{kind: k}) for k in self.entries]
+            some = False
             for files in (books, [self._step(shrunk, bits=8)]):
                 if missing := self._new([shrunk], finished) or self._new(files, finished):
                     return missing, False
-                if any(self.holds(finished[file], finished) for file in files):
-                    return [], True
-        return [], False
+                if some := any(self.holds(finished[file], finished) for file in files):
+                    break
+            # A small drop is found on a rung above, as long as those hold; all else on the boldest.
+            if (some and self.budgets.objective_name != "drop") or (held and not some):
+                return [], True
+            held = held or some
+        return [], held
 
     def _climbed(
         self,

@@ -14,7 +14,7 @@ from karikomi.errors import InvalidArgument, check
 from karikomi.search.dense_checks import check_dense
 from karikomi.search.driver import Budgets
 from karikomi.search.folder import Folder
-from karikomi.search.presets import preset_named
+from karikomi.search.presets import Preset, narrowing, preset_named
 from karikomi.search.rehearsal import rehearse
 from karikomi.search.run_reference import TaskSource
 from karikomi.search.search_run import Request, completed, identity_of
@@ -71,9 +71,10 @@ def compress(
     Every choice is made on the validation split. `max_drop`: by how much the metric may get worse than the dense
     network's, absolute and in its own unit (0.005 of an accuracy is half a point), or None; `max_bytes`: of the file;
     `max_parameters`, `max_macs` (of one example): of the network; `max_ms`: of a forward pass on up to 64
-    validation examples, by a latency table that is measured once, alone, and kept with the run. The file is made small
-    unless `preset` says otherwise: ``"storage"``, ``"cpu"``, ``"deep-compression"``, ``"quick"``. A budget that
-    cannot be met gives the best network found, ``verdict`` ``"missed"``, the ``binding`` limit and
+    validation examples, by a latency table that is measured once, alone, and kept with the run. The file is made small,
+    or where `max_drop` is None the drop, unless `preset` says otherwise: ``"storage"``, ``"cpu"``,
+    ``"deep-compression"``, ``"quick"``. A limit on milliseconds, multiply-accumulates or parameters lets units be
+    removed (``widths`` of the recipe). A budget that cannot be met gives the best network found, ``verdict`` ``"missed"``, the ``binding`` limit and
     ``nearest_budgets``.
 
     Then a handful of candidates, from safe to bold, is tested on examples that nothing was chosen on: the result's
@@ -107,7 +108,7 @@ def compress(
         max_macs=max_macs,
         max_parameters=max_parameters,
         max_bytes=max_bytes,
-        objective="bytes" if chosen is None else chosen.objective,
+        objective=_objective(chosen, max_drop),
     )
     check_seed(seed, where="compress")
     loaders = {
@@ -141,8 +142,9 @@ def compress(
     plain = plain if config is None else configured(plain, config)
     if chosen is not None:
         plain = chosen.applied(plain)
-    if config is not None or chosen is not None:
-        source = plain if not isinstance(source, str) else source
+    if not plain.recipe.widths and {"ms", "macs", "parameters"} & set(budgets.limits):
+        plain = narrowing(plain)
+    source = source if isinstance(source, str) else plain
     if plain.classifies:
         check_share(max_drop)
     request = Request(
@@ -186,6 +188,13 @@ def check_share(max_drop: float | None) -> None:
             hint=f"{max_drop:g} points are {max_drop / 100:g}; {max_drop:g} as a share would allow"
             " any network",
         )
+
+
+def _objective(preset: Preset | None, max_drop: float | None) -> str | None:
+    """Return what is made small: what the preset says, else the file, or without a limit on it the drop."""
+    if preset is not None:
+        return preset.objective
+    return "drop" if max_drop is None else "bytes"
 
 
 def _recipe_of(task: Task) -> dict[str, Any]:

@@ -51,6 +51,11 @@ PRESETS = {
 }
 
 
+def narrowing(task: Task) -> Task:
+    """Return a task whose search may remove units, by the widths of the preset ``cpu``."""
+    return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, widths=_WIDTHS))
+
+
 def preset_named(name: str) -> Preset:
     """Return a preset by name; raise `UnknownName` with the nearest."""
     if name not in PRESETS:

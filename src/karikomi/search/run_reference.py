@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,8 +50,9 @@ class RunReference:
     code: str = field(default_factory=source_digest)
 
     def folder_of(self, proposal: Proposal) -> Path:
-        """Return the folder of a candidate."""
-        return Path(self.folder) / "candidates" / f"{proposal.digest}-{self.run[:8]}"
+        """Return the folder of a candidate, of this run and this code alone."""
+        own = hashlib.sha256(f"{self.run} {self.code}".encode()).hexdigest()[:8]
+        return Path(self.folder) / "candidates" / f"{proposal.digest}-{own}"
 
     def check_for_workers(self) -> None:
         """Raise `InvalidArgument` where the reference cannot be sent to another process."""

@@ -58,6 +58,11 @@ class Request:
     take: int | None = None
     progress: bool = False
 
+    @property
+    def inline(self) -> bool:
+        """Whether candidates are evaluated in this process."""
+        return self.workers == 1 and self.scheduler is None
+
 
 def identity_of(request: Request, runner: Runner) -> dict[str, Any]:
     """Return what a run folder is of: another identity in it is refused."""
@@ -122,8 +127,7 @@ class SearchRun:
         if self.weights is not None and request.weights is not None and not self.weights.exists():
             write_bytes(self.weights, safetensors.numpy.save(request.weights))
         keep_opened(self.opened)
-        inline = request.workers == 1 and request.scheduler is None
-        if not inline:
+        if not request.inline:
             reference.check_for_workers()
         identity = {"run": reference.run, "source": source_digest(), "version": __version__}
         with (
@@ -202,10 +206,11 @@ class SearchRun:
 
 
 def searched(request: Request, runner: Runner, folder: Path) -> SearchOutcome:
-    """Run a search in which any failure is raised, and return its outcome."""
+    """Run a search in which failures are raised, and return its outcome."""
 
     def on_finished(found: Finished, again: bool) -> None:
-        if found.error is not None:
+        # Where units cannot be removed, the search goes on without.
+        if found.error is not None and step_of(found.proposal) != "width":
             raise_failure(found)
 
     run = SearchRun(request, runner, folder, "rehearsal")
@@ -215,7 +220,7 @@ def searched(request: Request, runner: Runner, folder: Path) -> SearchOutcome:
 def completed(request: Request, runner: Runner, folder: Folder) -> dict[str, Any]:
     """Search in an opened run folder, certify, publish, and return the result."""
     task, budgets = request.task, request.budgets
-    environment = _remembered(folder, runner)
+    environment = _remembered(folder, request, runner)
     before = stated_beforehand(task, request.content, budgets.max_drop)
     if before is not None and before.verdict != "can" and request.progress and not folder.resumed:
         _say(before.sentence())
@@ -257,13 +262,17 @@ def completed(request: Request, runner: Runner, folder: Folder) -> dict[str, Any
         "taken": request.take,
     }
     result["warnings"] += _warnings(request, runner, outcome, run.latency.notes)
+    if shared := certificate.get("also_in_validation"):
+        result["warnings"].append(
+            f"{shared} of the {certificate['n']} certify examples are in the validation split too,"
+            " on which the choices were made"
+        )
     _publish(result, outcome, folder.path)
     return result
 
 
 def _followed(run: SearchRun) -> dict[Proposal, Finished]:
     request = run.request
-    inline = request.workers == 1 and request.scheduler is None
     with _bar(request) as bar:
 
         def on_epoch(stage: str, epochs: int) -> None:
@@ -274,7 +283,7 @@ def _followed(run: SearchRun) -> dict[Proposal, Finished]:
             work = run.work(found.proposal)
             if found.error is not None:
                 _say(f"{work.stage} failed: {found.error['kind']}: {found.error['text']}")
-            elif again or not inline:
+            elif again or not request.inline:
                 on_epoch(work.stage, work.epochs())
 
         return run.finished(on_finished=on_finished, on_epoch=on_epoch)
@@ -371,8 +380,10 @@ def _lost(path: Path) -> BadFile:
     )
 
 
-def _remembered(folder: Folder, runner: Runner) -> dict[str, Any]:
+def _remembered(folder: Folder, request: Request, runner: Runner) -> dict[str, Any]:
     now = runner.environment()
+    if not request.inline and not request.task.recipe.threads:
+        now["threads"] = 1  # as each worker has
     facts = folder.done("begin")
     if facts is None:
         folder.finish("begin", now)
