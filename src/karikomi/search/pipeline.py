@@ -20,7 +20,6 @@ from karikomi.search.run_reference import TaskSource
 from karikomi.search.search_run import Request, completed, identity_of
 from karikomi.search.trained_model import trained_model
 from karikomi.tasks import (
-    Recipe,
     Task,
     check_seed,
     checked_data,
@@ -74,8 +73,8 @@ def compress(
     validation examples, by a latency table that is measured once, alone, and kept with the run. The file is made small,
     or where `max_drop` is None the drop, unless `preset` says otherwise: ``"storage"``, ``"cpu"``,
     ``"deep-compression"``, ``"quick"``. A limit on milliseconds, multiply-accumulates or parameters lets units be
-    removed (``widths`` of the recipe). A budget that cannot be met gives the best network found, ``verdict`` ``"missed"``, the ``binding`` limit and
-    ``nearest_budgets``.
+    removed (``widths`` of the recipe). A budget that cannot be met gives the best network found, ``verdict``
+    ``"missed"``, the ``binding`` limit and ``nearest_budgets``.
 
     Then a handful of candidates, from safe to bold, is tested on examples that nothing was chosen on: the result's
     ``certificate`` has the drop there with its upper bound at 95 %, or the reason why there is none. Where none of
@@ -111,45 +110,21 @@ def compress(
         objective=_objective(chosen, max_drop),
     )
     check_seed(seed, where="compress")
-    loaders = {
-        "train": train,
-        "validation": validation,
-        "test": test,
-        "loss": loss,
-        "metric": metric,
-    }
-    loaders |= {"goal": goal, "output": output, "class_axis": class_axis}
-    trains = training
+    loaders = {"train": train, "validation": validation, "test": test, "loss": loss}
+    loaders |= {"metric": metric, "goal": goal, "output": output, "class_axis": class_axis}
     if isinstance(task, Task | str):
-        foreign = sorted(name for name, value in loaders.items() if value is not None)
-        fault = "a task has its own data, loss and metric"
-        check("compress", (not foreign, fault, ", ".join(foreign), "a trained model"))
-        plain = resolved(task, data, where="compress")
-        # By name, so that other processes can load it too.
-        source: Task | str = task
+        _check_no_loaders(loaders)
+        plain, trains = resolved(task, data, where="compress"), training
     else:
         check("compress", (data is None, "a trained model has its own data", data, "loaders"))
-        recipe, name = Recipe(), type(task).__name__ if out is None else Path(out).name or "model"
-        made = trained_model(
-            task,
-            **loaders,
-            recipe=recipe,
-            name=_word(name),
-            seed=seed,  # pyright: ignore[reportArgumentType]
-        )
-        plain = source = made.task
-        weights, trains = made.weights, training and made.trains
-    plain = plain if config is None else configured(plain, config)
-    if chosen is not None:
-        plain = chosen.applied(plain)
-    if not plain.recipe.widths and {"ms", "macs", "parameters"} & set(budgets.limits):
-        plain = narrowing(plain)
-    source = source if isinstance(source, str) else plain
-    if plain.classifies:
-        check_share(max_drop)
+        made = trained_model(task, name=_word(task, out), seed=seed, **loaders)
+        plain, weights, trains = made.task, made.weights, training and made.trains
+    plain = _with_steps(plain, config, chosen, budgets)
+    # By name, so that other processes can load it too.
+    source = TaskSource(task if isinstance(task, str) else plain, _text(data), _recipe_of(plain))
     request = Request(
         task=plain,
-        source=TaskSource(source, None if data is None else str(data), _recipe_of(plain)),
+        source=source,
         content=checked_data(plain),
         budgets=budgets,
         preset=preset,
@@ -197,13 +172,39 @@ def _objective(preset: Preset | None, max_drop: float | None) -> str | None:
     return "drop" if max_drop is None else "bytes"
 
 
+def _check_no_loaders(loaders: Mapping[str, Any]) -> None:
+    foreign = sorted(name for name, value in loaders.items() if value is not None)
+    fault = "a task has its own data, loss and metric"
+    check("compress", (not foreign, fault, ", ".join(foreign), "a trained model"))
+
+
+def _with_steps(
+    task: Task,
+    config: str | Path | Mapping[str, Any] | None,
+    preset: Preset | None,
+    budgets: Budgets,
+) -> Task:
+    """Return a task with the recipe of the call; a limit on the network itself lets units be removed."""
+    task = task if config is None else configured(task, config)
+    task = task if preset is None else preset.applied(task)
+    if not task.recipe.widths and {"ms", "macs", "parameters"} & set(budgets.limits):
+        task = narrowing(task)
+    if task.classifies:
+        check_share(budgets.max_drop)
+    return task
+
+
 def _recipe_of(task: Task) -> dict[str, Any]:
     """Return the recipe as `configured` takes it."""
-    names = [name for name in type(task.recipe).__slots__]
-    return {name: getattr(task.recipe, name) for name in names}
+    return {name: getattr(task.recipe, name) for name in type(task.recipe).__slots__}
 
 
-def _word(name: str) -> str:
-    """Return a name that can name a task."""
+def _word(model: object, out: str | Path | None) -> str:
+    """Return a name for the task of a model: its folder's, or its class's."""
+    name = type(model).__name__ if out is None else Path(out).name
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
     return kept.lstrip("._-") or "model"
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -11,7 +11,7 @@ import numpy as np
 from karikomi import registry
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.search.certificate import example_ids, partition
-from karikomi.tasks import Arrays, Data, Inputs, Recipe, Split, Task
+from karikomi.tasks import Arrays, Data, Inputs, Split, Task
 from karikomi.tasks.metrics import GOALS
 
 SEARCHED = 1 / 3
@@ -64,7 +64,6 @@ def trained_model(
     goal: str | None,
     output: str | int | None,
     class_axis: int | None,
-    recipe: Recipe | None,
     name: str,
     seed: int,
 ) -> TrainedModel:
@@ -105,7 +104,7 @@ def trained_model(
     known = labelled["validation"]
     metric = metric if metric is not None else None if known else cosine
     make = framework.copies_of(model)
-    draft = _Draft(make, loss, metric, goal, output, class_axis, recipe, name, seed)
+    draft = _Draft(make, loss, metric, goal, output, class_axis, name, seed)
     return draft.trained(found, framework, train is not None, known)
 
 
@@ -117,7 +116,6 @@ class _Draft:
     goal: str | None
     output: str | int | None
     class_axis: int | None
-    recipe: Recipe | None
     name: str
     seed: int
 
@@ -144,7 +142,6 @@ class _Draft:
             goal=self._goal(metric),
             class_axis=self._axis(sample, data.validation.targets, metric),
             output=self.output,
-            recipe=self.recipe or Recipe(),
             framework=framework.__name__.rpartition(".")[2],
         )
         return TrainedModel(task, framework.to_arrays(self.make()), trains, labelled)
