@@ -363,3 +363,26 @@ def test_where_units_cannot_be_removed_the_search_goes_on_and_says_so(
     assert result["verdict"] == "missed" and result["verified"]
     assert any("no units of the network can be removed" in text for text in result["warnings"])
     assert result["candidates"][0]["passed"] is False
+
+
+class Steps(torch.nn.Module):
+    """Classes on the last axis: outputs (n, steps, classes)."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.inner(inputs.unflatten(1, (4, 6)))
+
+
+def test_the_axis_of_the_classes_is_that_which_fits_the_targets(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    inputs, targets = examples(800, 5)
+    pairs = [(inputs.reshape(200, 24), targets.reshape(200, 4))]
+    result = run(Steps(model), tmp_path / "out", validation=pairs)
+    assert result["verified"] and result["metric_before"] > 0.9
+    assert result["predictions"] == 4 * result["examples"]["test"]
+    # Four targets an example: a mean, and no share of examples.
+    assert result["certificate"]["tests"][0]["method"].startswith("Maurer")

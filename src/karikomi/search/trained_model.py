@@ -12,7 +12,7 @@ from karikomi import registry
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.search.certificate import example_ids, partition
 from karikomi.tasks import Arrays, Data, Inputs, Split, Task
-from karikomi.tasks.metrics import GOALS
+from karikomi.tasks.metrics import CLASS_AXIS, GOALS
 
 SEARCHED = 1 / 3
 """The share of the validation examples that choose, where there is no test set and the others judge."""
@@ -177,8 +177,10 @@ class _Draft:
     def _axis(self, outputs: np.ndarray, targets: np.ndarray, metric: Any) -> int:
         if self.class_axis is not None:
             return self.class_axis
-        last = metric == "accuracy" and outputs.shape[1:-1] == targets.shape[1:]
-        return -1 if last and outputs.ndim > 2 else 1
+        fitting = [
+            k for k in (1, -1) if np.delete(outputs.shape, k).tolist() == list(targets.shape)
+        ]
+        return next(iter(fitting if metric == "accuracy" else []), CLASS_AXIS)
 
     def _split(self, key: str, inputs: Inputs, targets: np.ndarray | None, framework: Any) -> Split:
         """Return the examples in the order of their digests: a loader that shuffles gives the same data again."""

@@ -130,7 +130,7 @@ def _end_with_parent() -> None:
     if parent is not None:
         # Its queue has no end of file then, because a worker holds both ends.
         connection.wait([parent.sentinel])
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
