@@ -575,3 +575,14 @@ def test_a_recipe_is_configured_by_a_mapping_or_a_file(tmp_path: Path) -> None:
         _run(_task(), tmp_path / "c", config={"tune_epoch": 1})
     with pytest.raises(InvalidArgument, match="config: tune_epochs"):
         _run(_task(), tmp_path / "c", config={"tune_epochs": "1"})
+
+
+def test_a_folder_of_an_older_form_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    result = _run(_task(recipe=SHORT), tmp_path / "out", max_drop=1.0)
+    path = Path(result["file"]).parent / "run.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({key: known[key] for key in known if key != "format"}))
+    before = {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()}
+    with pytest.raises(Unsupported, match="different: format; .*choose another --out"):
+        _run(_task(recipe=SHORT), tmp_path / "out", max_drop=1.0)
+    assert {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()} == before
