@@ -16,8 +16,10 @@ from typing import Any
 import click
 
 from karikomi import __version__
-from karikomi.cli.printing import ERROR, INTERRUPTED
 from karikomi.errors import KarikomiError, suggest
+
+HELD, ERROR, USAGE, UNDECIDED, MISSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+"""The exit codes."""
 
 VERBS = {
     "compress": "Train, prune, quantize and pack a network; the main job.",

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-HELD, ERROR, USAGE, UNDECIDED, MISSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+from karikomi.cli.app import HELD, MISSED, UNDECIDED
 
 BY_VERDICT = {"held": HELD, "undecided": UNDECIDED, "missed": MISSED}
 """Verdict -> exit code: undecided is also what was not run, so that a skipped check is never green."""

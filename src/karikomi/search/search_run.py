@@ -257,7 +257,7 @@ def completed(request: Request, runner: Runner, folder: Folder) -> dict[str, Any
         "binding": outcome.judgement.binding,
         "nearest_budgets": outcome.judgement.nearest,
         "certificate": certificate,
-        "verdict": _verdict(outcome, certificate, held, request.take is not None),
+        "verdict": _verdict(outcome, certificate, taken=request.take is not None),
         "front": [_point(number, item, outcome, folder.path) for number, item in enumerate(front)],
         "taken": request.take,
     }
@@ -289,15 +289,15 @@ def _followed(run: SearchRun) -> dict[Proposal, Finished]:
         return run.finished(on_finished=on_finished, on_epoch=on_epoch)
 
 
-def _verdict(
-    outcome: SearchOutcome, certificate: Mapping[str, Any], held: Candidate | None, taken: bool
-) -> str:
+def _verdict(outcome: SearchOutcome, certificate: Mapping[str, Any], *, taken: bool) -> str:
     """Return ``"missed"`` beyond a budget, ``"undecided"`` where nothing was certified, or ``"held"``."""
     if taken:
         if not outcome.chosen.passed:
             return "missed"
-        same = held is not None and held.proposal == outcome.chosen.proposal
-        return "held" if same or certificate["status"] == "not run" else "undecided"
+        # Of a sequence, all before the boldest certified candidate are certified too.
+        sure = (certificate.get("in_sequence") or [])[: certificate.get("certified", 0)]
+        known = outcome.chosen.proposal.digest in sure
+        return "held" if known or certificate["status"] == "not run" else "undecided"
     if not outcome.judgement.held:
         return "missed"
     return "undecided" if certificate["status"] == "not certified" else "held"
