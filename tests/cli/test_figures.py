@@ -302,7 +302,14 @@ def test_sweep_and_compress_pass_their_options_on(
     ]
     call = ("compress", "digits", "--max-drop", 0.02, "--seed", 4, "--out", tmp_path)
     found = good(*call)
-    assert called["compress"] == {"out": tmp_path, "max_drop": 0.02, "seed": 4, "progress": True}
+    given = {name: value for name, value in called["compress"].items() if value is not None}
+    wanted = {"out": tmp_path, "max_drop": 0.02, "seed": 4, "progress": True}
+    assert given == {**wanted, "training": True, "workers": 1}
+    more = ("--no-training", "--max-bytes", 9, "--max-ms", 2.5, "--preset", "cpu", "--workers", 3)
+    good(*call, *more, "--take", 1)
+    given = {name: value for name, value in called["compress"].items() if value is not None}
+    options = {"max_bytes": 9, "max_ms": 2.5, "preset": "cpu", "workers": 3, "take": 1}
+    assert given == {**wanted, "training": False, **options}
     assert (found["task"], found["report"]) == ("digits", str(tmp_path / "report.html"))
     assert json.loads((tmp_path / "result.json").read_text()) == found
     assert cells(run(*call).stdout)[2] == ["accuracy (test)", "90.00 %", "80.00 %", "-10.00 points"]

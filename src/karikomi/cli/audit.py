@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from karikomi.cli.printing import PATH, as_json, data_file, show, to_stderr
+from karikomi.cli.printing import PATH, as_json, data_file, end, show, to_stderr
+
+if TYPE_CHECKING:
+    from karikomi.audit.gates import Gate
 
 
 @click.command(
@@ -22,6 +26,14 @@ from karikomi.cli.printing import PATH, as_json, data_file, show, to_stderr
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
 )
 @click.option("--out", type=PATH, help="Folder for audit.json and audit.html.")
+@click.option(
+    "--fail-if",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    help="End with 4 if it is true, with 3 if it cannot be decided: 'drop > 0.005', and likewise changed,"
+    " class_drop, noise_drop. Repeatable.",
+)
 @as_json
 def command(
     before: Path,
@@ -30,6 +42,7 @@ def command(
     data: Path | None,
     seed: int,
     out: Path | None,
+    conditions: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show what the network in AFTER does differently from the one in BEFORE.
@@ -39,10 +52,12 @@ def command(
     """
     from karikomi import report
     from karikomi.audit import audit
+    from karikomi.audit.gates import as_rows, gates, verdict_of
     from karikomi.cli.array_files import read_arrays, read_notes
     from karikomi.files import write_json
     from karikomi.tasks import load
 
+    gates({}, conditions)  # a condition of another form is refused before any work
     pair = [read_arrays(path) for path in (before, after)]
     with to_stderr():
         chosen = load(task, data=data)
@@ -53,7 +68,10 @@ def command(
             labels=(str(before), str(after)),
             notes=[read_notes(path) for path in (before, after)],
         )
-    text = report.audit_table(result)
+    tried = gates(result, conditions)
+    if conditions:
+        result |= {"gates": as_rows(tried), "verdict": verdict_of(tried)}
+    text = "\n".join([report.audit_table(result), *map(_line, tried)])
     written: dict[str, str | None] = {"file": None, "report": None}
     if out is not None:
         written = {"file": str(out / "audit.json"), "report": str(out / "audit.html")}
@@ -61,3 +79,10 @@ def command(
         report.write_page(out / "audit.html", report.audit_page(result))
         text += f"\n\n{out / 'audit.json'}\n{out / 'audit.html'}"
     show({**result, **written}, text, as_json)
+    end(result)
+
+
+def _line(gate: Gate) -> str:
+    outcome = {True: "held", False: "FAILED", None: "undecided"}[gate.passed]
+    value = "not measured" if gate.value is None else f"{gate.value:.6g}"
+    return f"gate      {outcome}: {gate.condition} ({value})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from karikomi.report.certificate_text import certificate_sentence, missed_sentence
 from karikomi.report.compress_view import NEEDED
 from karikomi.report.result_checks import named, records, require, table, warning_texts
 from karikomi.report.savings import dense_bytes
@@ -38,6 +39,11 @@ def compress_table(result: Mapping[str, Any]) -> str:
     lines += ["", *_remarks(result)] if result.get("left_alone") else []
     tick = "yes: " if result.get("verified") is True else "NO: "
     lines += ["", f"verified  {tick}{verified_sentence(result)}"]
+    for key, text in (
+        ("budgets", missed_sentence(result)),
+        ("evidence", certificate_sentence(result)),
+    ):
+        lines += wrap(printable(f"{key:<8}  {text}")) if text else []
     for key in ("file", "report"):
         lines.append(f"{key:<8}  {printable(named(result.get(key)))}")
     return text_block(lines)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from karikomi.report.audit_parts import audit_sections
+from karikomi.report.certificate_text import certificate_sentence, missed_sentence
 from karikomi.report.page import Code, Page, Part, Points, Section, Table, Tile, Words, render
 from karikomi.report.result_checks import named, records, require, table, warning_texts
 from karikomi.report.savings import savings_section, sparsity_chart
@@ -22,7 +23,7 @@ from karikomi.report.verdict import (
     rerun_line,
     verified_sentence,
 )
-from karikomi.report.wording import amount, count, percent, plain, ratio, score, size
+from karikomi.report.wording import amount, change, count, percent, plain, ratio, score, size
 
 NEEDED = ("task", "metric", "metric_before", "metric_after", "bytes_dense", "bytes_packed")
 _WHERE = "compress_page"
@@ -50,6 +51,7 @@ def compress_page(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
         Section("Sparsity", _sparsity(result, tensors)),
         training_section(result, rows),
         _search(result, tried),
+        *_front(result),
         shrink_section(result),
     ]
     if isinstance(result.get("audit"), Mapping):
@@ -104,6 +106,11 @@ def _promise(result: Mapping[str, Any]) -> Section:
     split = ", ".join(f"{count(examples[name])} {name}" for name in names)
     sentences = [f"Examples: {split}." if split else "", grain_sentence(result)]
     parts: list[Part] = [Words(budget_sentence(result), warning=wrong)]
+    if missed := missed_sentence(result):
+        parts.append(Words(f"{missed[0].upper()}{missed[1:]}.", warning=True))
+    if proof := certificate_sentence(result):
+        status = table(result["certificate"]).get("status")
+        parts.append(Words(f"Certificate, {proof}.", warning=status == "not certified"))
     if verdict := table(result.get("shrink")).get("verdict"):
         parts.append(
             Words(f"Running it: {named(verdict)}", warning=not speed(result).startswith("✓"))
@@ -140,6 +147,27 @@ def _search(result: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> Se
             Table("In the order they were tried", columns, rows, 2, strong, note),
         ],
     )
+
+
+def _front(result: Mapping[str, Any]) -> list[Section]:
+    """Return the section of the files that no other beats in everything, each of which can be taken."""
+    points = records(result.get("front"), "front", where=_WHERE)
+    if not points:
+        return []
+    rows = [
+        (
+            count(point.get("number")),
+            named(point.get("what")),
+            size(point.get("bytes")),
+            change(point.get("drop"), named(result["metric"])).removeprefix("+"),
+            {True: "yes", False: "no"}.get(point.get("holds"), "n/a"),
+        )
+        for point in points[:_LISTED]
+    ]
+    strong = [place for place, point in enumerate(points) if point.get("chosen") is True]
+    note = "Any of them is published by --take and its number, without further training."
+    columns = ("number", "steps", "file", "validation drop", "within the budgets")
+    return [Section("Front", [Table("What no other file beats", columns, rows, 2, strong, note)])]
 
 
 def _sparsity(result: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> list[Part]:

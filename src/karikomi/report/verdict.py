@@ -147,8 +147,12 @@ def rerun_line(result: Mapping[str, Any]) -> str:
     'karikomi compress digits --max-drop 0.005 --seed 0 --out runs/x'
     """
     words = ["karikomi", "compress", named(result.get("task"))]
-    for option in ("data", "config"):
+    for option in ("data", "config", "from", "preset"):
         words += [] if result.get(option) is None else [f"--{option}", str(result[option])]
+    for name, limit in table(result.get("budgets")).items():
+        option = f"--{str(name).replace('_', '-')}"
+        words += [] if name == "max_drop" or number(limit) is None else [option, str(limit)]
+    words += ["--no-training"] if result.get("training") is False else []
     for option, value in (("--max-drop", result.get("max_drop")), ("--seed", result.get("seed"))):
         words += [] if number(value) is None else [option, str(value)]
     if result.get("file") is not None:

@@ -25,6 +25,7 @@ from karikomi.torch.recovery.fine_tune import recover_
 from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.sparse_training.penalties import penalty
 from karikomi.torch.tasks.runner import runner_for
+from karikomi.torch.tasks.trained import copies_of, examples
 
 __all__ = [
     "Handle",
@@ -38,6 +39,9 @@ __all__ = [
     "declare_attention",
     "equalize_",
     "export_onnx",
+    "copies_of",
+    "declare_attention",
+    "examples",
     "fill_",
     "fold_batch_norms_",
     "measure_onnx",
