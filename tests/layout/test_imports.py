@@ -46,6 +46,7 @@ ALSO = {
     "tasks": {"sklearn"},
     "search": {"matplotlib"},
     "report": {"matplotlib"},
+    "audit": {"scipy"},
 }
 
 

@@ -13,6 +13,14 @@ LEAST_NOISE_DROP = 0.02
 MOST_CHURN = 0.05
 LEAST_COSINE = 0.5
 MOST_WITHOUT_COSINE = 0.1
+ALPHA = 0.01
+"""The probability of each kind of alarm by tests, over all its classes or corruptions, where nothing is damaged."""
+LEAST_CORRUPTION_DROP = 0.02
+LEAST_ALIGNMENT, LEAST_FALL = 0.7, 0.15
+SURE, LEAST_CALIBRATION_RISE = 1e-4, 0.02
+LEAST_PLACE = 0.4
+LEAST_CLASS_COSINE_FALL = 0.2
+LEAST_ATTACK_DROP = 0.1
 
 
 def alarms(result: Mapping[str, Any]) -> list[str]:
@@ -32,6 +40,12 @@ def alarms(result: Mapping[str, Any]) -> list[str]:
         *_noise(result),
         *_churn(result),
         *_gradients(result.get("gradient_agreement") or {}),
+        *_slices(result.get("slices") or []),
+        *_corruptions(result),
+        *_layers(result.get("layers") or []),
+        *_calibration(result.get("calibration") or {}),
+        *_explanation(result.get("explanation") or {}),
+        *_attack(result.get("attack") or {}),
     ]
 
 
@@ -68,6 +82,7 @@ def _classes(classes: list[Mapping[str, Any]]) -> list[str]:
             drop >= LEAST_CLASS_DROP
             and examples > LEAST_CLASS_EXAMPLES
             and drop >= TIMES * max(others, 0.0)
+            and label.get("p", 0.0) <= ALPHA
         ):
             warnings.append(
                 f"class {label['class']} lost {100 * drop:.1f} points, {examples} of"
@@ -122,6 +137,93 @@ def _gradients(agreement: Mapping[str, Any]) -> list[str]:
             f" ({agreement['zero_gradients']} zero, {agreement['nonfinite_gradients']} non-finite)"
         )
     return warnings
+
+
+def _slices(rows: list[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"slice {row['slice']} lost {100 * (row['before'] - row['after']):.1f} points: {row['lost']} of"
+        f" {row['examples']} examples, {row['gained']} gained (p = {row['p']:.2g})"
+        for row in rows
+        if row["p"] <= ALPHA and row["before"] - row["after"] >= LEAST_CLASS_DROP
+    ]
+
+
+def _corruptions(result: Mapping[str, Any]) -> list[str]:
+    clean = result.get("drop")
+    found = result.get("corruptions") or {}
+    if clean is None:
+        return []
+    warnings = []
+    for row in found.get("rows", []):
+        drop = row["drop"]
+        if drop is None or row["p"] is None or row["p"] > ALPHA:
+            continue
+        # Of an accuracy in points; of any other metric, more than the clean drop by its own size.
+        least = LEAST_CORRUPTION_DROP if result.get("metric") == "accuracy" else abs(clean)
+        if drop - clean > least:
+            warnings.append(
+                f"under {row['corruption']} the {result.get('metric')} drops by {drop:.4g} on average"
+                f" (clean {clean:.4g}, p = {row['p']:.2g})"
+            )
+    return warnings
+
+
+def _layers(rows: list[Mapping[str, Any]]) -> list[str]:
+    """Name the first layer whose outputs are unlike the original's, and clearly more so than those before it."""
+    highest = 1.0
+    for row in rows:
+        value = row["cka"]
+        if value is None:
+            continue
+        if value < LEAST_ALIGNMENT and value < highest - LEAST_FALL:
+            return [
+                f"layer {row['layer']} is the first whose outputs are unlike those before: alignment"
+                f" {value:.2f} (the layers up to it {highest:.2f} and more)"
+            ]
+        highest = min(highest, value)
+    return []
+
+
+def _calibration(found: Mapping[str, Any]) -> list[str]:
+    if not found:
+        return []
+    rise = found["ece_after"] - found["ece_before"]
+    if found["nll_p"] > SURE or rise < LEAST_CALIBRATION_RISE:
+        return []
+    return [
+        f"the probabilities say less how often the network is right: calibration error"
+        f" {100 * found['ece_before']:.1f} -> {100 * found['ece_after']:.1f} points, negative log"
+        f" likelihood {found['nll_before']:.3f} -> {found['nll_after']:.3f}"
+    ]
+
+
+def _explanation(found: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    cosine = (found.get("measures") or {}).get("cosine") or {}
+    if cosine.get("place") is not None and cosine["place"] < LEAST_PLACE:
+        warnings.append(
+            f"the networks look at different inputs: attributions agree by {cosine['networks']:.2f}"
+            f" (unrelated networks {cosine['floor']:.2f}, the method itself {cosine['ceiling']:.2f})"
+        )
+    for row in found.get("classes") or []:
+        if row["p"] <= ALPHA and row["others"] - row["cosine"] >= LEAST_CLASS_COSINE_FALL:
+            warnings.append(
+                f"for class {row['class']} the networks look at different inputs: attributions agree by"
+                f" {row['cosine']:.2f} (other classes {row['others']:.2f}, p = {row['p']:.2g})"
+            )
+    return warnings
+
+
+def _attack(found: Mapping[str, Any]) -> list[str]:
+    if not found or not 0 <= found["clean_before"] <= 1:
+        return []
+    more = (found["before"] - found["worst"]) - (found["clean_before"] - found["clean_after"])
+    if more < LEAST_ATTACK_DROP:
+        return []
+    return [
+        f"attacks within {found['epsilon']:.4f} of the range cost {100 * more:.1f} points more than"
+        f" before ({100 * found['before']:.1f} % -> {100 * found['worst']:.1f} % right under attack)"
+    ]
 
 
 def _plus(value: float) -> float:
