@@ -107,7 +107,9 @@ def test_a_dead_output_unit_of_a_trained_network_is_named() -> None:
     after = {name: array.copy() for name, array in before.items()}
     after["fc3.weight"][7] = 0
     result = audit(task, before, after)
-    assert [text[:12] for text in result["warnings"] if text.startswith("class")] == ["class 7 lost"]
+    assert [text[:12] for text in result["warnings"] if text.startswith("class")] == [
+        "class 7 lost"
+    ]
     assert audit(task, before, before)["warnings"] == []
     with pytest.raises(InvalidArgument, match="fc3"):
         audit(task, before, {name: a for name, a in after.items() if name != "fc3.weight"})
