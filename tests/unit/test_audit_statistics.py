@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from scipy.stats import binomtest
 
-from karikomi.audit.attributions import agreement, integrated
-from karikomi.audit.calibration import calibration_error, compared, log_likelihoods
-from karikomi.audit.example_scores import rise_p
-from karikomi.audit.paired_outcomes import (
+from karikomi.audit.attribution.attributions import agreement, integrated
+from karikomi.audit.paired.confidences import calibration_error, compared, log_likelihoods
+from karikomi.audit.paired.example_scores import rise_p
+from karikomi.audit.paired.paired_outcomes import (
     PairedOutcomes,
     drop_interval,
     holm,
@@ -19,8 +19,8 @@ from karikomi.audit.paired_outcomes import (
     mcnemar,
     share_interval,
 )
+from karikomi.audit.paired.slices import ALPHA, members_of, slice_rows
 from karikomi.audit.representation import alignment
-from karikomi.audit.slices import ALPHA, members_of, slice_rows
 from karikomi.errors import InvalidArgument
 
 
@@ -104,6 +104,21 @@ def test_slices_where_nothing_pays_are_seldom_named() -> None:
         rows = slice_rows(PairedOutcomes(before, after, flips), groups)
         named += any(row["named"] for row in rows)
     assert named <= 12  # 1 % of 300, and three deviations
+
+
+def test_targets_of_one_example_are_not_independent() -> None:
+    """Whole images flip or none of their pixels: two lost images of 50 are no evidence, though 128 pixels are lost."""
+    before = np.ones((50, 64), bool)
+    after = before.copy()
+    after[:2] = False
+    outcomes = PairedOutcomes(before.ravel(), after.ravel(), (before != after).ravel())
+    every = {"all": np.arange(before.size)}
+    assert slice_rows(outcomes, every)[0]["named"]
+    sources = np.repeat(np.arange(50), 64)
+    assert not slice_rows(outcomes, every, sources=sources)[0]["named"]
+    after[:12] = False
+    outcomes = PairedOutcomes(before.ravel(), after.ravel(), (before != after).ravel())
+    assert slice_rows(outcomes, every, sources=sources)[0]["named"]
 
 
 def test_slices_are_booleans_or_labels() -> None:

@@ -11,14 +11,14 @@ import numpy as np
 from karikomi import registry
 from karikomi.audit.alarms import alarms
 from karikomi.audit.attacks import attacked
-from karikomi.audit.calibration import compared
-from karikomi.audit.example_scores import drop_by_redrawing
-from karikomi.audit.explanation import explained
+from karikomi.audit.attribution.explanation import explained
 from karikomi.audit.layers import layer_rows
-from karikomi.audit.paired_outcomes import PairedOutcomes
+from karikomi.audit.paired.confidences import compared
+from karikomi.audit.paired.example_scores import drop_by_redrawing
+from karikomi.audit.paired.paired_outcomes import PairedOutcomes
+from karikomi.audit.paired.slices import members_of, slice_rows
 from karikomi.audit.predictions import Predictions
 from karikomi.audit.robustness import gradient_agreement, under_noise
-from karikomi.audit.slices import members_of, slice_rows
 from karikomi.audit.stress import MOST_EXAMPLES, under_corruptions
 from karikomi.errors import check
 from karikomi.tasks import Arrays, Data, Runner, Task, checked_data
@@ -53,7 +53,7 @@ def audit(
     of each, flips, exact paired test, the smallest drop that n can show), ``agreement`` (share of equal predictions),
     ``changed``, ``lost`` and ``gained`` (counts), up to 20 ``changed_examples``, lost ones first, and
     ``calibration``; ``corruptions`` (see `audit.stress`), ``attack`` (see `audit.attacks`), ``explanation`` (see
-    `audit.explanation`), ``layers`` (alignment of their outputs), ``noise`` (the metric under Gaussian noise of
+    `audit.attribution.explanation`), ``layers`` (alignment of their outputs), ``noise`` (the metric under Gaussian noise of
     ``sigma`` times the inputs' standard deviation) and ``gradient_agreement`` (cosines between the loss's gradients by
     the input, over up to 512 examples); ``not_checked``, what was left out and why; and ``warnings``, each with its
     numbers. A non-finite output counts by its comparisons, with a warning.
@@ -139,19 +139,19 @@ def _predictions(
     true, first, second = targets[counts], before[counts], after[counts]
     outcomes = PairedOutcomes(first == true, second == true, first != second)
     facts = Predictions(true, first, second, places).facts()
-    tests = slice_rows(
-        outcomes, {row["class"]: _of(true, row["class"]) for row in facts["classes"]}
-    )
+    several = targets[0].size or 1
+    sources = places // several if several > 1 else None
+    labels = {row["class"]: _of(true, row["class"]) for row in facts["classes"]}
+    tests = slice_rows(outcomes, labels, sources=sources)
     extra = ("lost", "gained", "drop_interval", "p", "least_drop", "named")
     for row, test in zip(facts["classes"], tests, strict=True):
         row |= {name: test[name] for name in extra}
-    per_example = places // (targets[0].size or 1)
-    groups = members_of(slices, per_example, len(targets))
+    groups = members_of(slices, places // several, len(targets))
     plain = outputs[0].ndim == 2 and bool(counts.all()) and task.class_axis % 2 == 1
     return {
         **facts,
         "outcomes": outcomes.facts(),
-        "slices": slice_rows(outcomes, groups),
+        "slices": slice_rows(outcomes, groups, sources=sources),
         "calibration": compared(outputs[0], outputs[1], targets) if plain else None,
     }
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from karikomi.audit.corruptions import Corruption, corruptions_of, modality_of
 from karikomi.audit.corruptions.corruption import SEVERITIES, channel_axis
-from karikomi.audit.example_scores import example_scores, rise_p
-from karikomi.audit.paired_outcomes import holm
+from karikomi.audit.paired.example_scores import example_scores, rise_p
+from karikomi.audit.paired.paired_outcomes import holm
 from karikomi.tasks import Arrays, Runner, Split, Task
 
 MOST_EXAMPLES = 2_000

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.audit.paired_outcomes import (
+from karikomi.audit.paired.example_scores import rise_p
+from karikomi.audit.paired.paired_outcomes import (
     PairedOutcomes,
     drop_interval,
     holm,
@@ -21,13 +22,18 @@ ALPHA = 0.01
 
 
 def slice_rows(
-    outcomes: PairedOutcomes, members: Mapping[str, np.ndarray], *, alpha: float = ALPHA
+    outcomes: PairedOutcomes,
+    members: Mapping[str, np.ndarray],
+    *,
+    sources: np.ndarray | None = None,
+    alpha: float = ALPHA,
 ) -> list[dict[str, Any]]:
     """Return one row per slice: shares that are right, flips, drop with its interval, adjusted p, and what n hides.
 
     `members`: name -> indices or a boolean per example; slices may overlap. The test is one-sided: is it likelier that
     an example of the slice is lost than gained? ``p`` is adjusted by Holm over all slices; ``least_drop`` is the
-    smallest drop of the slice that could be named at `alpha`.
+    smallest drop of the slice that could be named at `alpha`. `sources`: where several targets come from one example
+    (pixels, tokens), the example of each; these are not independent, and the test is of the sums of the examples.
 
     >>> before = np.ones(40, bool)
     >>> after = before.copy()
@@ -40,7 +46,11 @@ def slice_rows(
     if not members:
         return []
     parts = {name: outcomes.take(chosen) for name, chosen in members.items()}
-    adjusted = holm(np.array([mcnemar(part.lost, part.gained) for part in parts.values()]))
+    if sources is None:
+        tests = [mcnemar(part.lost, part.gained) for part in parts.values()]
+    else:
+        tests = [_by_source(parts[name], sources[chosen]) for name, chosen in members.items()]
+    adjusted = holm(np.array(tests))
     fewest = least_lost(len(parts), alpha)
     return [
         {
@@ -57,6 +67,11 @@ def slice_rows(
         }
         for (name, part), p in zip(parts.items(), adjusted, strict=True)
     ]
+
+
+def _by_source(part: PairedOutcomes, sources: np.ndarray) -> float:
+    _, places = np.unique(sources, return_inverse=True)
+    return rise_p(np.bincount(places, weights=part.before.astype(float) - part.after))
 
 
 def members_of(slices: Mapping[str, Any], places: np.ndarray, total: int) -> dict[str, np.ndarray]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from karikomi.audit.attributions import STEPS, agreement, integrated, summary
-from karikomi.audit.example_scores import example_scores
-from karikomi.audit.paired_outcomes import holm
+from karikomi.audit.attribution.attributions import STEPS, agreement, integrated, summary
+from karikomi.audit.paired.example_scores import example_scores
+from karikomi.audit.paired.paired_outcomes import holm
 from karikomi.tasks import Arrays, Runner, Split, Task
 
 MOST_EXAMPLES = 128
