@@ -53,9 +53,9 @@ def audit(
     of each, flips, exact paired test, the smallest drop that n can show), ``agreement`` (share of equal predictions),
     ``changed``, ``lost`` and ``gained`` (counts), up to 20 ``changed_examples``, lost ones first, and
     ``calibration``; ``corruptions`` (see `audit.stress`), ``attack`` (see `audit.attacks`), ``explanation`` (see
-    `audit.attribution.explanation`), ``layers`` (alignment of their outputs), ``noise`` (the metric under Gaussian noise of
-    ``sigma`` times the inputs' standard deviation) and ``gradient_agreement`` (cosines between the loss's gradients by
-    the input, over up to 512 examples); ``not_checked``, what was left out and why; and ``warnings``, each with its
+    `audit.attribution.explanation`), ``layers`` (alignment of their outputs), ``noise`` (the metric under Gaussian
+    noise of ``sigma`` times the inputs' standard deviation) and ``gradient_agreement`` (cosines between the loss's
+    gradients by the input, over up to 512 examples); ``not_checked``, what was left out and why; and ``warnings``, each with its
     numbers. A non-finite output counts by its comparisons, with a warning.
 
     Raises `InvalidArgument` for arrays that do not fit the task's network and for a negative seed,
