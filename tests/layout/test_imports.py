@@ -44,7 +44,7 @@ ALSO = {
     "keras": {"keras", "tensorflow", "torch", "jax"},
     "jax": {"jax", "jaxlib", "optax"},
     "tasks": {"sklearn"},
-    "search": {"matplotlib"},
+    "search": {"matplotlib", "scipy", "distributed"},
     "report": {"matplotlib"},
     "audit": {"scipy"},
 }

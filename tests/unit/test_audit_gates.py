@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from karikomi.audit.gates import HELD, MISSED, NOT_RUN, UNDECIDED, exit_code, gate_of, judged
+from karikomi.audit.gates import HELD, MISSED, NOT_RUN, UNDECIDED, gate_of, judged, verdict_of
 from karikomi.errors import InvalidArgument
 
 
@@ -75,16 +75,12 @@ def test_measurements_without_an_interval_decide_by_their_value() -> None:
     assert judged(gate_of("alignment<0.3"), {"layers": layers}).outcome == HELD
 
 
-def test_exit_codes() -> None:
+def test_one_verdict_of_several_gates() -> None:
     good, bad = result(10, 10, 10_000), result(900, 10, 10_000)
     held, missed = (judged(gate_of("drop>0.02"), found) for found in (good, bad))
     absent = judged(gate_of("slice_drop>0.02"), good)
-    assert [exit_code(v) for v in ([], [held], [held, missed, absent], [held, absent])] == [
-        0,
-        0,
-        4,
-        3,
-    ]
+    several = ([], [held], [held, missed, absent], [held, absent])
+    assert [verdict_of(verdicts) for verdicts in several] == [HELD, HELD, MISSED, UNDECIDED]
 
 
 @pytest.mark.parametrize(

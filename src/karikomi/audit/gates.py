@@ -11,9 +11,6 @@ from karikomi.audit.paired.paired_outcomes import drop_interval
 from karikomi.errors import InvalidArgument, suggest
 
 HELD, MISSED, UNDECIDED, NOT_RUN = "held", "missed", "undecided", "not run"
-CODES = {HELD: 0, MISSED: 4, UNDECIDED: 3, NOT_RUN: 3}
-"""Outcome -> exit code of a command."""
-
 ALPHA = 0.05
 _FORM = re.compile(r"\s*([a-z_]+)\s*([<>])\s*([-+0-9.eE]+)\s*(?:@\s*([a-z]+))?\s*")
 
@@ -126,9 +123,10 @@ def judged(gate: Gate, result: Mapping[str, Any]) -> Verdict:
     return Verdict(gate, HELD, worst.value, worst.interval, worst.where)
 
 
-def exit_code(verdicts: Sequence[Verdict]) -> int:
-    """Return 4 if any gate was missed, else 3 if any is undecided or was not run, else 0."""
-    return max((CODES[verdict.outcome] for verdict in verdicts), default=0)
+def verdict_of(verdicts: Sequence[Verdict]) -> str:
+    """Return ``"missed"`` if any gate was, else ``"undecided"`` if any is or was not run, else ``"held"``."""
+    outcomes = {verdict.outcome for verdict in verdicts}
+    return MISSED if MISSED in outcomes else UNDECIDED if outcomes & {UNDECIDED, NOT_RUN} else HELD
 
 
 def _nearest(row: _Measured, sign: float) -> float:

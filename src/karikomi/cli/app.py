@@ -1,8 +1,9 @@
 """The program ``karikomi``: its verbs and their exit codes.
 
 A verb's module is imported only when the verb is called, so that ``karikomi --help`` costs next to
-nothing. Exit codes: 0 done, 1 an error in one line, 2 bad usage, 130 interrupted. With ``--json`` an error
-is also one JSON object on stdout: ``error`` (the line), ``kind`` (its class), ``exit_code``.
+nothing. Exit codes: 0 done or held, 1 an error in one line, 2 bad usage, 3 undecided or not run, 4 a budget or
+gate that was missed, 130 interrupted. With ``--json`` an error is also one JSON object on stdout: ``error`` (the
+line), ``kind`` (its class), ``exit_code``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import click
 
 from karikomi import __version__
+from karikomi.cli.exit_codes import ERROR, INTERRUPTED
 from karikomi.errors import KarikomiError, suggest
 
 VERBS = {
@@ -73,7 +75,7 @@ class Verbs(click.Group):
         except KarikomiError as error:
             from karikomi.report.terminal import printable
 
-            _end(ctx, error, printable(error), 1)
+            _end(ctx, error, printable(error), ERROR)
         except click.ClickException as error:
             _print_json(ctx, error, error.format_message(), error.exit_code)
             raise
@@ -81,17 +83,17 @@ class Verbs(click.Group):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
-                _end(ctx, error, f"cannot write the result ({error.strerror})", 1)
+                _end(ctx, error, f"cannot write the result ({error.strerror})", ERROR)
             if not isinstance(error, BrokenPipeError):
-                _print_json(ctx, error, f"{type(error).__name__}: {error}", 1)
+                _print_json(ctx, error, f"{type(error).__name__}: {error}", ERROR)
             raise
         except KeyboardInterrupt as error:
             after = "no file was left half-written, and the same command starts again"
             if ctx.invoked_subcommand in RESUMABLE:
                 after = "the same command resumes where it stopped"
-            _print_json(ctx, error, f"interrupted; {after}", 130)
+            _print_json(ctx, error, f"interrupted; {after}", INTERRUPTED)
             click.echo(f"karikomi: interrupted; {after}", err=True)
-            ctx.exit(130)
+            ctx.exit(INTERRUPTED)
 
 
 _AS_JSON = "karikomi.as_json"

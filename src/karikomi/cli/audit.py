@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from karikomi.cli.exit_codes import end
 from karikomi.cli.printing import PATH, as_json, data_file, show, to_stderr
+
+if TYPE_CHECKING:
+    from karikomi.audit.gates import Verdict
 
 
 @click.command(
@@ -22,6 +27,20 @@ from karikomi.cli.printing import PATH, as_json, data_file, show, to_stderr
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
 )
 @click.option("--out", type=PATH, help="Folder for audit.json and audit.html.")
+@click.option(
+    "--slices",
+    type=PATH,
+    help="An .npz file: name -> a boolean or a label per test example; groups that must not pay.",
+)
+@click.option(
+    "--fail-if",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    help="End with 4 if it is true, with 3 if it cannot be decided: 'drop>0.005', 'class_drop>0.03@holm', and likewise"
+    " negative_flips, churn, slice_drop, corruption_drop, attack_drop, calibration_error, alignment<, explanation<."
+    " Repeatable.",
+)
 @as_json
 def command(
     before: Path,
@@ -30,6 +49,8 @@ def command(
     data: Path | None,
     seed: int,
     out: Path | None,
+    slices: Path | None,
+    conditions: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show what the network in AFTER does differently from the one in BEFORE.
@@ -39,10 +60,13 @@ def command(
     """
     from karikomi import report
     from karikomi.audit import audit
+    from karikomi.audit.gates import gate_of, judged, verdict_of
     from karikomi.cli.array_files import read_arrays, read_notes
     from karikomi.files import write_json
     from karikomi.tasks import load
 
+    gates = [gate_of(text) for text in conditions]
+    groups = read_arrays(slices) if slices else None
     pair = [read_arrays(path) for path in (before, after)]
     with to_stderr():
         chosen = load(task, data=data)
@@ -52,8 +76,12 @@ def command(
             seed=seed,
             labels=(str(before), str(after)),
             notes=[read_notes(path) for path in (before, after)],
+            slices=groups,
         )
-    text = report.audit_table(result)
+    tried = [judged(gate, result) for gate in gates]
+    if tried:
+        result |= {"gates": [found.as_dict() for found in tried], "verdict": verdict_of(tried)}
+    text = "\n".join([report.audit_table(result), *map(_line, tried)])
     written: dict[str, str | None] = {"file": None, "report": None}
     if out is not None:
         written = {"file": str(out / "audit.json"), "report": str(out / "audit.html")}
@@ -61,3 +89,13 @@ def command(
         report.write_page(out / "audit.html", report.audit_page(result))
         text += f"\n\n{out / 'audit.json'}\n{out / 'audit.html'}"
     show({**result, **written}, text, as_json)
+    end(result)
+
+
+def _line(found: Verdict) -> str:
+    where = f", {found.where}" if found.where else ""
+    interval = (
+        "" if found.interval is None else f", {found.interval[0]:.4g} to {found.interval[1]:.4g}"
+    )
+    value = "not measured" if found.value is None else f"{found.value:.4g}{interval}{where}"
+    return f"gate      {found.outcome}: {found.gate.text} ({value})"
