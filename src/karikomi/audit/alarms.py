@@ -8,7 +8,7 @@ from typing import Any
 TIMES = 3.0
 """Ratio to the ordinary drop from which a drop is reported."""
 
-LEAST_CLASS_DROP, LEAST_CLASS_EXAMPLES = 0.01, 2
+LEAST_CLASS_DROP, LEAST_CLASS_EXAMPLES = 0.03, 2
 LEAST_NOISE_DROP = 0.02
 MOST_CHURN = 0.05
 LEAST_COSINE = 0.5
@@ -17,7 +17,9 @@ ALPHA = 0.01
 """The probability of each kind of alarm by tests, over all its classes or corruptions, where nothing is damaged."""
 LEAST_CORRUPTION_DROP = 0.02
 LEAST_ALIGNMENT, LEAST_FALL = 0.7, 0.15
-SURE, LEAST_CALIBRATION_RISE = 1e-4, 0.02
+LEAST_LAYER_DROP = 0.05
+TWICE = 2.0
+SURE, LEAST_CALIBRATION_RISE, LEAST_NLL_RATIO = 1e-4, 0.02, 1.5
 LEAST_PLACE = 0.4
 LEAST_CLASS_COSINE_FALL = 0.2
 LEAST_ATTACK_DROP = 0.1
@@ -26,7 +28,7 @@ LEAST_ATTACK_DROP = 0.1
 def alarms(result: Mapping[str, Any]) -> list[str]:
     """Return the warnings for the figures of an audit.
 
-    A class is named when it lost at least 1 point, more than 2 examples, and at least 3 times the average
+    A class is named when it lost at least 3 points, more than 2 examples, and at least 3 times the average
     loss of the other classes. (Relative to the mean of all, one of two could never be named.)
 
     >>> alarms({"classes": [{"class": "8", "examples": 40, "before": 1.0, "after": 0.5},
@@ -34,33 +36,18 @@ def alarms(result: Mapping[str, Any]) -> list[str]:
     ['class 8 lost 50.0 points, 20 of 40 examples (the other classes lost 0.0 on average)']
     """
     return [
-        *_scope(result),
         *_nonfinite(result),
         *_classes(result.get("classes") or []),
         *_noise(result),
         *_churn(result),
         *_gradients(result.get("gradient_agreement") or {}),
-        *_slices(result.get("slices") or []),
+        *_slices(result),
         *_corruptions(result),
-        *_layers(result.get("layers") or []),
+        *_layers(result),
         *_calibration(result.get("calibration") or {}),
         *_explanation(result.get("explanation") or {}),
         *_attack(result.get("attack") or {}),
     ]
-
-
-def _scope(result: Mapping[str, Any]) -> list[str]:
-    warnings = []
-    if result.get("metric", "accuracy") != "accuracy":
-        warnings.append(
-            f"the metric is {result['metric']}: classes and changed predictions are compared"
-            " for accuracy only"
-        )
-    if "noise" in result and not result["noise"]:
-        warnings.append(
-            "the inputs are not floats, or several arrays: noise and input gradients were left out"
-        )
-    return warnings
 
 
 def _nonfinite(result: Mapping[str, Any]) -> list[str]:
@@ -139,13 +126,19 @@ def _gradients(agreement: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def _slices(rows: list[Mapping[str, Any]]) -> list[str]:
-    return [
-        f"slice {row['slice']} lost {100 * (row['before'] - row['after']):.1f} points: {row['lost']} of"
-        f" {row['examples']} examples, {row['gained']} gained (p = {row['p']:.2g})"
-        for row in rows
-        if row["p"] <= ALPHA and row["before"] - row["after"] >= LEAST_CLASS_DROP
-    ]
+def _slices(result: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    for row in result.get("slices") or []:
+        if row["before"] is None:
+            continue
+        drop = row["before"] - row["after"]
+        # The whole network's drop, which every slice shares, names no slice.
+        if row["p"] <= ALPHA and drop >= max(LEAST_CLASS_DROP, TWICE * (result.get("drop") or 0.0)):
+            warnings.append(
+                f"slice {row['slice']} lost {100 * drop:.1f} points: {row['lost']} of"
+                f" {row['examples']} examples, {row['gained']} gained (p = {row['p']:.2g})"
+            )
+    return warnings
 
 
 def _corruptions(result: Mapping[str, Any]) -> list[str]:
@@ -168,8 +161,20 @@ def _corruptions(result: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def _layers(rows: list[Mapping[str, Any]]) -> list[str]:
-    """Name the first layer whose outputs are unlike the original's, and clearly more so than those before it."""
+def _layers(result: Mapping[str, Any]) -> list[str]:
+    """Name the layer that costs most alone, or the first whose outputs are unlike the original's."""
+    rows, drop = result.get("layers") or [], result.get("drop")
+    known = [row for row in rows if row["alone"] is not None]
+    if drop is not None and len(known) == len(rows) > 1:
+        worst = max(known, key=lambda row: row["alone"])
+        others = max(row["alone"] for row in known if row is not worst)
+        least = LEAST_LAYER_DROP if result.get("metric") == "accuracy" else abs(drop) / TWICE
+        if worst["alone"] > max(least, drop / TWICE, TIMES * others):
+            return [
+                f"layer {worst['layer']} alone costs {worst['alone']:.4g} of the {result.get('metric')}"
+                f" (any other at most {max(others, 0.0):.4g})"
+            ]
+        return []
     highest = 1.0
     for row in rows:
         value = row["cka"]
@@ -188,7 +193,8 @@ def _calibration(found: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     rise = found["ece_after"] - found["ece_before"]
-    if found["nll_p"] > SURE or rise < LEAST_CALIBRATION_RISE:
+    longer = found["nll_after"] / max(found["nll_before"], 1e-9)
+    if found["nll_p"] > SURE or (rise < LEAST_CALIBRATION_RISE and longer < LEAST_NLL_RATIO):
         return []
     return [
         f"the probabilities say less how often the network is right: calibration error"

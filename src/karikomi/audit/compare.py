@@ -53,10 +53,10 @@ def audit(
     of each, flips, exact paired test, the smallest drop that n can show), ``agreement`` (share of equal predictions),
     ``changed``, ``lost`` and ``gained`` (counts), up to 20 ``changed_examples``, lost ones first, and
     ``calibration``; ``corruptions`` (see `audit.stress`), ``attack`` (see `audit.attacks`), ``explanation`` (see
-    `audit.attribution.explanation`), ``layers`` (alignment of their outputs), ``noise`` (the metric under Gaussian
+    `audit.attribution.explanation`), ``layers`` (see `audit.layers`), ``noise`` (the metric under Gaussian
     noise of ``sigma`` times the inputs' standard deviation) and ``gradient_agreement`` (cosines between the loss's
-    gradients by the input, over up to 512 examples); ``not_checked``, what was left out and why; and ``warnings``, each with its
-    numbers. A non-finite output counts by its comparisons, with a warning.
+    gradients by the input, over up to 512 examples); ``not_checked``, what was left out and why; and ``warnings``,
+    each with its numbers. A non-finite output counts by its comparisons, with a warning.
 
     Raises `InvalidArgument` for arrays that do not fit the task's network and for a negative seed,
     and the errors of loading the data.
@@ -98,7 +98,7 @@ def audit(
             task, run, pair, test, seed=seed, modality=modality, most=most
         ),
         "attack": attacked(task, run, pair, test, seed=seed),
-        "layers": layer_rows(run, pair, test),
+        "layers": layer_rows(task, run, pair, test),
         "explanation": explained(task, run, pair, test, seed=seed),
     }
     result["not_checked"] = _not_checked(task, result, slices)
@@ -116,6 +116,10 @@ def _not_checked(
         "calibration": ""
         if result["calibration"]
         else "the outputs are no class scores (n, classes)",
+        "noise": "" if result["noise"] else "the inputs are not floats, or several arrays",
+        "gradient_agreement": ""
+        if result["gradient_agreement"]
+        else "the inputs are not floats, or several arrays",
         "corruptions": "" if result["corruptions"] else several,
         "attack": "" if result["attack"] else "the inputs are not one array of floats",
         "explanation": "" if result["explanation"] else several,
