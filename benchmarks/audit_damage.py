@@ -6,7 +6,8 @@ Three networks that train in seconds: digits (images of 8 x 8), characters of En
 consonant, a space or a mark?), and waveforms of two channels. Damage: one class degraded, one corruption ruined, one
 layer scrambled, one slice lost, calibration ruined, the explanation of one class turned. A damaged network keeps its
 accuracy elsewhere, as it is trained to (the scrambled layer is not). Harmless pairs: weights rounded to 6 to 8 bits,
-or with small noise. Printed: how often the damage is named, by the right name, and how many harmless pairs had any warning.
+or with small noise. Printed: how often the damage is named, by the right name, and how many harmless pairs had any
+warning.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from karikomi.audit.stress import corrupted
 from karikomi.quantize import uniform
 from karikomi.tasks import Data, Split, Task
 
-TEXT = """the prince of verona walked along the river and spoke of summer while the old soldiers argued about bread and wine
-when the morning came again every window in the narrow street was open and a hundred voices answered the bells of the town
-no man remembers where the first stone of the bridge was laid but each child knows the song that the builders sang at night
+TEXT = """
+the prince of verona walked along the river and spoke of summer while the old soldiers argued about bread and wine
+when the morning came again every window in the narrow street was open and many voices answered the bells of the town
+no man remembers where the first stone of the bridge was laid but each child knows the song that the builders sang
 """
 
 
@@ -164,7 +166,7 @@ class Setting:
         rate: float = 1e-3,
         until: Callable[[], bool] | None = None,
     ) -> None:
-        """Train with Adam for so many epochs, or less: until something holds, which is looked at after every 10 steps."""
+        """Train with Adam for so many epochs, or less: until something holds, asked after every 10 steps."""
         optimizer = torch.optim.Adam(net.parameters(), rate)
         for step, (x, y, rows) in enumerate(self.batches(epochs)):
             optimizer.zero_grad()

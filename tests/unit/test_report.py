@@ -575,9 +575,13 @@ def test_the_checks_of_an_audit_have_sections_with_their_figures() -> None:
         "explanation": {
             "method": "integrated gradients",
             "examples": 8,
-            "measures": {k: {"networks": 0.6, "floor": 0.2, "ceiling": 1.0, "place": 0.5} for k in ("cosine", "rank", "top")},
+            "measures": dict.fromkeys(
+                ("cosine", "rank", "top"), {"networks": 0.6, "floor": 0.2, "ceiling": 1.0, "place": 0.5}
+            ),
             "classes": [{"class": "3", "examples": 5, "cosine": 0.1, "others": 0.9, "p": 0.001}],
-            "shown": [{"cosine": 0.1, "input": [[0, 1], [1, 0]], "before": [[0, 1], [-1, 0]], "after": [[1, 0], [0, 0]]}],
+            "shown": [
+                {"cosine": 0.1, "input": [[0, 1], [1, 0]], "before": [[0, 1], [-1, 0]], "after": [[1, 0], [0, 0]]}
+            ],
         },
     }  # fmt: skip
     html = report.audit_page(result)
