@@ -26,8 +26,8 @@ from karikomi.errors import (  # noqa: E402
     Unsupported,
 )
 from karikomi.search.accounting import fixed_width_bytes  # noqa: E402
+from karikomi.search.ladder import Ladder  # noqa: E402
 from karikomi.search.lock import lock  # noqa: E402
-from karikomi.search.pipeline_stages import Stages  # noqa: E402
 from karikomi.tasks import Data, Recipe, Split, Task  # noqa: E402
 
 RECIPE = Recipe(
@@ -165,8 +165,10 @@ def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
     killed = 0
     for _ in range(2):
         process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
-        record, seen = tmp_path / "killed" / "stages" / "checkpoint.safetensors", time.monotonic()
-        while not record.exists() and process.poll() is None and time.monotonic() - seen < 60:
+        candidates, seen = tmp_path / "killed" / "candidates", time.monotonic()
+        while process.poll() is None and time.monotonic() - seen < 60:
+            if any(candidates.glob("*/stages/checkpoint.safetensors")):
+                break
             time.sleep(0.01)
         killed += process.poll() is None
         process.kill()
@@ -215,7 +217,7 @@ def test_a_tampered_stage_is_not_published(tmp_path: Path) -> None:
     result = _run(_task(), tmp_path / "out")
     published = Path(result["file"]).read_bytes()
     (tmp_path / "out" / "result.json").unlink()
-    for path in (tmp_path / "out" / "stages").glob("quantize-*.safetensors"):
+    for path in (tmp_path / "out" / "candidates").glob("*/stages/quantize-*.safetensors"):
         content = bytearray(path.read_bytes())
         content[-3] ^= 0x40
         path.write_bytes(bytes(content))
@@ -228,6 +230,10 @@ def test_a_tampered_stage_is_not_published(tmp_path: Path) -> None:
 def test_a_lost_record_is_said(tmp_path: Path) -> None:
     result = _run(_task(), tmp_path / "out")
     Path(result["record"]).unlink()
+    with pytest.raises(BadFile, match="the record of this run is gone"):
+        _run(_task(), tmp_path / "out")
+    Path(result["record"]).touch()
+    next((tmp_path / "out" / "candidates").glob("*/record.jsonl")).unlink()
     with pytest.raises(BadFile, match="the record of this run is gone"):
         _run(_task(), tmp_path / "out")
 
@@ -323,7 +329,7 @@ def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:
 def test_when_nothing_holds_the_dense_network_is_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stages, "_holds", lambda self, validation, dense: False)
+    monkeypatch.setattr(Ladder, "passes", lambda self, found, finished: False)
     result = _run(_task(), tmp_path / "out", max_drop=0.0)
     assert not any(one["passed"] for one in result["candidates"])
     assert result["candidates"][-1]["what"] == "no quantization" and result["verified"]

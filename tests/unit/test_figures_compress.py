@@ -17,9 +17,13 @@ import karikomi as kk
 from karikomi import pack, registry, report
 from karikomi.errors import InvalidArgument
 from karikomi.quantize import Codebook, Coded, UniformGrid, kmeans
-from karikomi.search import folder, pipeline, pipeline_stages
+from karikomi.search import folder, pipeline
 from karikomi.search.accounting import bytes_by_cause
-from karikomi.search.pipeline import _search
+from karikomi.search.candidate_work import step_of
+from karikomi.search.driver import Budgets, Finished, Proposal
+from karikomi.search.ladder import Ladder
+from karikomi.search.run_reference import TaskSource
+from karikomi.search.search_run import Request, epochs_of
 from karikomi.tasks import Data, Recipe, Split, Task
 from pages import Page
 
@@ -102,7 +106,9 @@ class Runner:
     def train(self, arrays: dict[str, np.ndarray], phase: Any) -> Trained:
         return Trained(arrays, phase)
 
-    def shrink(self, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def shrink(
+        self, arrays: dict[str, np.ndarray], *, width: float | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return arrays, {"removed": 0}
 
     def outputs(self, arrays: dict[str, np.ndarray], inputs: np.ndarray) -> np.ndarray:
@@ -285,7 +291,7 @@ def test_a_tensor_that_was_shrunk_is_counted_by_its_dense_size(
     ours: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shrink(
-        self: Runner, arrays: dict[str, np.ndarray]
+        self: Runner, arrays: dict[str, np.ndarray], *, width: float | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return {**arrays, "w": arrays["w"][2:]}, {"removed": 2}
 
@@ -332,8 +338,9 @@ def test_the_candidates_are_in_order_with_their_own_figures(made: dict[str, Any]
         ("quantize", "4 shared weights per tensor", 0.9, True, True),
         ("quantize", "3 shared weights per tensor", 0.6, False, False),
     ]
-    stages = Path(made["file"]).parent / "stages"
-    files = [stages / f"quantize-0.625-{entries}.karikomi" for entries in (5, 4, 3)]
+    candidates = Path(made["file"]).parent / "candidates"
+    names = [f"*/stages/quantize-0.625-{entries}.karikomi" for entries in (5, 4, 3)]
+    (files,) = zip(*(candidates.glob(name) for name in names), strict=True)
     assert [row.get("bytes") for row in made["candidates"]] == [
         *[None] * 3,
         *(file.stat().st_size for file in files),
@@ -350,33 +357,41 @@ def test_the_steps_of_all_stages_are_counted(made: dict[str, Any]) -> None:
     assert json.loads((Path(made["file"]).parent / "result.json").read_text()) == made
 
 
-class Walk:
-    """Stages whose candidates have given sizes and verdicts, by entries, or by rung."""
+def ladder(**changes: Any) -> Ladder:
+    recipe = task().recipe
+    whole: dict[str, Any] = {
+        "origin": "trained",
+        "widths": (),
+        "sparsities": recipe.sparsities,
+        "entries": recipe.entries,
+        "tuned": True,
+        "budgets": Budgets(max_drop=0.1, objective="bytes"),
+        "drop": task().drop,
+        "slack": 1e-9,
+        "facts_of": lambda found: found.facts,
+    }
+    return Ladder(**{**whole, **changes})
 
-    def __init__(self, shared: dict[tuple[float, int], tuple[int, bool]], **others: Any) -> None:
-        self.dense_rung = SimpleNamespace(sparsity=0.0, passed=True)
-        self._shared, self._others = shared, others
 
-    def dense(self) -> Any:
-        return self.dense_rung
-
-    def rungs(self, dense: Any) -> list[Any]:
-        rungs = self._others["rungs"].items()
-        return [SimpleNamespace(sparsity=sparsity, passed=passed) for sparsity, passed in rungs]
-
-    def shrunk(self, rung: Any) -> tuple[Any, dict[str, Any]]:
-        return rung.sparsity, {"of": rung.sparsity}
-
-    def shared(self, rung: Any, arrays: Any, entries: int, dense: Any) -> Any:
-        size, passed = self._shared.get((rung.sparsity, entries), (1, False))
-        return SimpleNamespace(what=(rung.sparsity, entries), size=size, passed=passed)
-
-    def eight_bits(self, rung: Any, arrays: Any, dense: Any) -> Any:
-        passed = rung.sparsity in self._others.get("eight", ())
-        return SimpleNamespace(what=(rung.sparsity, "int8"), size=9, passed=passed)
-
-    def floats(self, rung: Any, arrays: Any, dense: Any) -> Any:
-        return SimpleNamespace(what=(rung.sparsity, "none"), size=99, passed=True)
+def walked(walk: dict[Any, Any], search: Ladder) -> dict[Proposal, Finished]:
+    """Return the candidates of a search whose files have given sizes and verdicts, by sparsity and what they are."""
+    finished: dict[Proposal, Finished] = {}
+    while proposals := search.propose(finished):
+        for proposal in proposals:
+            settings, step = proposal.settings, step_of(proposal)
+            rung = (settings.get("prune") or [0.0])[-1]
+            size, held = 0, True
+            if step == "prune":
+                held = RUNGS[rung]
+            elif step == "entries":
+                size, held = walk.get((rung, settings["entries"]), (1, False))
+            elif step == "bits":
+                size, held = 9, rung in walk.get("eight", ())
+            elif step == "store":
+                size = 99
+            facts = {"validation": 0.8 if held else 0.5, "bytes": size}
+            finished[proposal] = Finished("", proposal, facts)
+    return finished
 
 
 RUNGS = {0.25: True, 0.5: True, 0.75: False}
@@ -398,12 +413,21 @@ RUNGS = {0.25: True, 0.5: True, 0.75: False}
 def test_the_search_takes_the_smallest_of_the_deepest_rung_that_holds(
     walk: dict[Any, Any], rung: float, what: Any, tried: int
 ) -> None:
-    shared = {key: value for key, value in walk.items() if isinstance(key, tuple)}
-    stages: Any = Walk(shared, rungs=RUNGS, eight=walk.get("eight", ()))
-    found = _search(task(), stages)
-    assert (found.rung.sparsity, found.chosen.what) == (rung, what)
-    assert (len(found.tried), found.shrink) == (tried, {"of": rung})
-    assert [item.sparsity for item in found.rungs] == [*RUNGS]
+    search = ladder(sparsities=tuple(RUNGS))
+    found = walked(walk, search)
+    files = search.files(found)
+    facts = [{**file.facts, "drop": 0.8 - file.facts["validation"]} for file in files]
+    chosen = files[search.budgets.judge(facts).best].proposal.settings
+    ends = {"bits": "int8", "store": "none"}
+    end = next(
+        ends.get(name, chosen[name]) for name in ("entries", "bits", "store") if name in chosen
+    )
+    reached = (chosen.get("prune") or [0.0])[-1]
+    assert ((reached, end), reached) == (what, rung)
+    assert len(files) == tried
+    assert [item.proposal.settings["prune"][-1] for item in search.rungs(found)] == [*RUNGS]
+    shrunk = [p for p in found if step_of(p) == "shrink"]
+    assert shrunk[-1].settings.get("prune", [0.0])[-1] == rung
 
 
 def error_of_task(outputs: np.ndarray, targets: np.ndarray) -> float:
@@ -457,15 +481,20 @@ def test_a_budget_that_allows_anything_of_a_share_is_said(ours: None, tmp_path: 
     ("validation", "held"), [(0.8, True), (0.7, True), (0.699999, False), (0.9, True), (0.6, False)]
 )
 def test_the_budget_is_held_up_to_its_end(validation: float, held: bool) -> None:
-    data: Any = SimpleNamespace(validation=split(10))
-    stages = pipeline_stages.Stages(task(), data, *[None] * 2, 0.1, None)  # type: ignore[arg-type]
-    dense: Any = SimpleNamespace(validation=0.8)
-    assert stages._holds(validation, dense) is held
+    search = ladder()
+    dense = Finished("", search.dense, {"validation": 0.8})
+    found = Finished("", Proposal.of(prune=[0.5]), {"validation": validation})
+    assert search.passes(found, {search.dense: dense}) is held
 
 
 def test_the_bar_counts_all_epochs_of_the_recipe() -> None:
-    assert pipeline._bar(task(), False).total == 2 + 4 * 1 + 3 * 1
-    assert pipeline._bar(task(prune_epochs=7, tune_epochs=5), False).total == 2 + 4 * 7 + 3 * 5
+    def epochs(**changes: Any) -> int:
+        more = {"content": task().data(), "budgets": Budgets()}
+        own = task(**changes)
+        return epochs_of(Request(task=own, source=TaskSource(own), **more))
+
+    assert epochs() == 2 + 4 * 1 + 3 * 1
+    assert epochs(prune_epochs=7, tune_epochs=5, widths=(0.5, 0.25)) == 2 + 6 * 7 + 3 * 5
 
 
 def row(name: str, k: int) -> dict[str, Any]:

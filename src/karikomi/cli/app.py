@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from karikomi import __version__
-from karikomi.cli.exit_codes import ERROR, INTERRUPTED
+from karikomi.cli.printing import ERROR, INTERRUPTED
 from karikomi.errors import KarikomiError, suggest
 
 VERBS = {

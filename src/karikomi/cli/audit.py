@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from karikomi.cli.exit_codes import end
-from karikomi.cli.printing import PATH, as_json, data_file, show, to_stderr
+from karikomi.cli.printing import PATH, as_json, data_file, end, show, to_stderr
 
 if TYPE_CHECKING:
     from karikomi.audit.gates import Verdict

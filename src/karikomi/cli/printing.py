@@ -1,4 +1,4 @@
-"""The output of every verb: one JSON object or text on stdout; all else on stderr."""
+"""The output of every verb: one JSON object or text on stdout, all else on stderr, and the exit code of its verdict."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+HELD, ERROR, USAGE, UNDECIDED, MISSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+BY_VERDICT = {"held": HELD, "undecided": UNDECIDED, "missed": MISSED}
+"""Verdict -> exit code: undecided is also what was not run, so that a skipped check is never green."""
 
 PATH: click.Path = click.Path(path_type=Path)
 
@@ -52,3 +57,10 @@ def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
 def terminal_width() -> int:
     """Return the columns of the terminal, or 80 where there is none."""
     return shutil.get_terminal_size((80, 24)).columns
+
+
+def end(result: Mapping[str, Any]) -> None:
+    """End the verb with the exit code of its result's ``verdict``; without one, nothing was judged."""
+    code = BY_VERDICT[result.get("verdict") or "held"]
+    if code:
+        click.get_current_context().exit(code)

@@ -86,7 +86,11 @@ class Folder:
 
     def read_arrays(self, name: str) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays and facts of `write_arrays`."""
-        path = self.stages / f"{name}.safetensors"
+        return self.stored(self.stages / f"{name}.safetensors")
+
+    @staticmethod
+    def stored(path: Path) -> tuple[Arrays, dict[str, Any]]:
+        """Return the arrays and facts of a file of `write_arrays`; a folder that is done needs no lock to be read."""
         try:
             with safetensors.safe_open(path, framework="numpy") as stored:
                 facts = json.loads((stored.metadata() or {}).get("facts", "{}"))

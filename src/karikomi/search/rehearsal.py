@@ -3,51 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from karikomi import registry
 from karikomi.errors import KarikomiError, NonFinite
 from karikomi.record import Recorder
-from karikomi.search.folder import Folder
+from karikomi.search.driver import Budgets
 from karikomi.search.grid_run import Run, Setting
-from karikomi.search.pipeline_stages import Stages
+from karikomi.search.search_run import Request, searched
 from karikomi.tasks import Data, Runner, Task
 from karikomi.tasks.metrics import check_labels
 from karikomi.tasks.user_code import cause
 
 
-def rehearse(task: Task, data: Data, *, seed: int, search: Callable[[Task, Stages], Any]) -> float:
-    """Take one batch through training, pruning, shrinking, quantization and a file; return the fresh metric.
+def rehearse(request: Request) -> float:
+    """Take one batch through all steps of a search and a file; return the metric of the network before them.
 
-    The metric is that of the untrained network on the validation split, which is whole: a metric may
-    be undefined on few examples. Its outputs on the test split are judged once, so that labels are checked.
-    Raises the `KarikomiError` of the first step that does not run.
+    The metric is that on the validation split, which is whole: a metric may be undefined on few examples. The
+    outputs on the test split are judged once, so that labels are checked. Raises the `KarikomiError` of
+    the first step that does not run.
     """
-    recipe = task.recipe
+    task, recipe = request.task, request.task.recipe
     short = dataclasses.replace(
         recipe,
         train_epochs=1,
         prune_epochs=1,
         tune_epochs=1,
+        widths=recipe.widths[-1:],
         sparsities=recipe.sparsities[:1],
         entries=recipe.entries[:1],
     )
     # The goal is stated: one batch of training may move the metric either way.
     brief = dataclasses.replace(task, recipe=short, goal=task.direction)
     with _explained(task), tempfile.TemporaryDirectory(prefix="karikomi-") as path:
-        runner, small = _on_one_batch(brief, data, seed)
-        _check_splits(brief, runner, data, small)
-        with Folder(Path(path) / "run", {}) as folder:
-            stages = Stages(brief, small, runner, folder, math.inf, lambda stage, epochs: None)
-            search(brief, stages)
-            return stages.untrained()
+        runner, small = _on_one_batch(brief, request.content, request.seed)
+        _check_splits(brief, runner, request.content, small)
+        some = dataclasses.replace(
+            request, task=brief, content=small, budgets=Budgets(), workers=1, scheduler=None
+        )
+        dense = searched(some, runner, Path(path) / "run").dense.facts
+        return dense["validation"] if dense.get("untrained") is None else dense["untrained"]
 
 
 def rehearse_run(task: Task, data: Data, setting: Setting) -> None:
@@ -64,7 +64,7 @@ def rehearse_run(task: Task, data: Data, setting: Setting) -> None:
 
 def _on_one_batch(task: Task, data: Data, seed: int) -> tuple[Runner, Data]:
     size = min(len(data.train), task.recipe.batch_size)
-    small = Data(data.train.take(np.arange(size)), data.validation, data.test)
+    small = Data(data.train.take(np.arange(size)), data.validation, data.test, data.certify)
     return registry.framework(task.framework).runner_for(task, small, seed=seed), small
 
 

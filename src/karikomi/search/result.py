@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,12 @@ import safetensors.numpy
 from karikomi import __version__, pack, record
 from karikomi.audit import audit
 from karikomi.search.accounting import bytes_by_cause
-from karikomi.search.pipeline_stages import Candidate, Rung
+from karikomi.search.candidate_work import step_of
+from karikomi.search.search_outcome import Candidate, SearchOutcome
 from karikomi.tasks import Arrays, Data, Runner, Task
 
 COSTS = [f"{what}_{when}" for what in ("parameters", "macs", "ms") for when in ("before", "after")]
 """What the network costs in memory and to run, before and after its dead units are removed."""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchOutcome:
-    """The course of the search: the dense network, the rungs, the one chosen, and the candidates."""
-
-    dense: Rung
-    rungs: list[Rung]
-    rung: Rung
-    shrink: dict[str, Any]
-    tried: list[Candidate]
-    chosen: Candidate
 
 
 def describe(
@@ -37,18 +25,19 @@ def describe(
     runner: Runner,
     outcome: SearchOutcome,
     *,
-    max_drop: float,
+    max_drop: float | None,
     seed: int,
 ) -> dict[str, Any]:
     """Return the result of a run, after reading its packed file back and measuring it."""
-    file = outcome.chosen.path
-    reloaded = pack.load(file)
+    file, arrays, dense = outcome.chosen.path, outcome.chosen.arrays, outcome.dense.arrays
+    outcome.chosen.work.adopt()
+    reloaded, shrink = pack.load(file), outcome.shrink
     after = task.judge(runner.outputs(reloaded, data.test.inputs), data.test.targets)
-    direct = task.judge(runner.outputs(outcome.chosen.arrays, data.test.inputs), data.test.targets)
-    before = task.judge(runner.outputs(outcome.dense.arrays, data.test.inputs), data.test.targets)
-    dense_bytes = len(safetensors.numpy.save(outcome.dense.arrays))
-    tensors = _tensors(file, outcome.dense.arrays)
-    weights = sum(array.size for array in outcome.dense.arrays.values())
+    direct = task.judge(runner.outputs(arrays, data.test.inputs), data.test.targets)
+    before = task.judge(runner.outputs(dense, data.test.inputs), data.test.targets)
+    dense_bytes = len(safetensors.numpy.save(dense))
+    tensors = _tensors(file, dense)
+    weights = sum(array.size for array in dense.values())
     return {
         "task": task.name,
         "about": task.about,
@@ -77,8 +66,8 @@ def describe(
         "ratio": dense_bytes / file.stat().st_size,
         "parameters": weights,
         "nonzero": int(sum(np.count_nonzero(array) for array in reloaded.values())),
-        "sparsity": _sparsity(reloaded, outcome.dense.arrays, runner.prunable()),
-        "verified": bool(_identical(reloaded, outcome.chosen.arrays) and after == direct),
+        "sparsity": _sparsity(reloaded, dense, runner.prunable()),
+        "verified": bool(_identical(reloaded, arrays) and after == direct),
         "bytes_by_cause": {
             **{
                 cause: sum(row["bytes"][cause] for row in tensors)
@@ -88,14 +77,14 @@ def describe(
         },
         "tensors": tensors,
         "candidates": _candidates(outcome),
-        "shrink": {key: value for key, value in outcome.shrink.items() if key != "notes"},
-        **{name: outcome.shrink.get(name) for name in COSTS},
+        "shrink": {k: v for k, v in shrink.items() if k not in ("notes", "validation")},
+        **{name: shrink.get(name) for name in COSTS},
         "left_alone": runner.left_alone(),
         "tied": runner.tied(),
         "warnings": [],
         "audit": audit(
             task,
-            outcome.dense.arrays,
+            dense,
             reloaded,
             seed=seed,
             runner=runner,
@@ -146,18 +135,17 @@ def _tensors(file: Path, dense: Arrays) -> list[dict[str, Any]]:
 
 
 def _candidates(outcome: SearchOutcome) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
+    return [
         {
-            "stage": "prune",
-            "what": f"sparsity {rung.sparsity:g}",
-            "value": rung.sparsity,
+            "stage": "width" if step_of(rung.proposal) == "width" else "prune",
+            "what": rung.what,
+            "value": _setting(rung),
             "validation": rung.validation,
             "passed": rung.passed,
-            "chosen": rung is outcome.rung,
+            "chosen": rung.proposal == outcome.rung,
         }
         for rung in outcome.rungs
-    ]
-    return rows + [
+    ] + [
         {
             "stage": "quantize",
             "what": candidate.what,
@@ -165,10 +153,15 @@ def _candidates(outcome: SearchOutcome) -> list[dict[str, Any]]:
             "bytes": candidate.size,
             "validation": candidate.validation,
             "passed": candidate.passed,
-            "chosen": candidate is outcome.chosen,
+            "chosen": candidate.proposal == outcome.chosen.proposal,
         }
-        for candidate in outcome.tried
+        for candidate in outcome.files
     ]
+
+
+def _setting(rung: Candidate) -> float:
+    settings = rung.proposal.settings
+    return settings["prune"][-1] if "prune" in settings else settings["width"]
 
 
 def clip_summary(task: Task, path: Path) -> dict[str, Any]:

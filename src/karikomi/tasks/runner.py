@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -134,8 +134,17 @@ class Runner(Protocol):
         """Take the notes of a shrunk network, which say how its model is built from arrays of its shapes."""
         ...
 
-    def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
-        """Return the arrays without dead units, and the report of what was removed; ``notes`` in it are for `adopt`."""
+    def shrink(
+        self, arrays: Arrays, *, width: float | None = None
+    ) -> tuple[Arrays, dict[str, Any]]:
+        """Return the arrays without dead units, or with the share `width` of all units, and the report of it.
+
+        ``notes`` in the report are for `adopt`; without them nothing was removed.
+        """
+        ...
+
+    def milliseconds(self, arrays: Arrays) -> float:
+        """Return the median time of a forward pass on up to 64 validation examples, measured now."""
         ...
 
 
@@ -144,6 +153,18 @@ class Framework(Protocol):
 
     def runner_for(self, task: Task, data: Data, *, seed: int) -> Runner:
         """Return a runner for a task."""
+        ...
+
+    def to_arrays(self, model: Any) -> Arrays:
+        """Return name -> array of all parameters and buffers."""
+        ...
+
+    def examples(self, model: Any, data: Any, *, where: str) -> tuple[Inputs, np.ndarray | None]:
+        """Return one pass over loaders as people have them, as arrays: the inputs of a model, and targets if any."""
+        ...
+
+    def copies_of(self, model: Any) -> Callable[[], Any]:
+        """Return a function that returns copies of a model, and can be sent to other processes if the model can."""
         ...
 
     def to_stored(self, model: Any) -> dict[str, np.ndarray | Coded]:

@@ -82,16 +82,21 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """`train` is for training, `validation` for decisions, `test` for measurement only."""
+    """`train` is for training, `validation` for decisions, `test` for measurement only.
+
+    `certify`: examples that no decision sees, for the certificate of a budget; without them it is of `test`.
+    """
 
     train: Split
     validation: Split
     test: Split
+    certify: Split | None = None
 
     def fingerprint(self) -> str:
         """Return a digest of all arrays, so that a run is never resumed on other data."""
         digest = hashlib.sha256()
-        for split in (self.train, self.validation, self.test):
+        splits = (self.train, self.validation, self.test, self.certify)
+        for split in (split for split in splits if split is not None):
             for name, array in {**split.arrays(), "targets": split.targets}.items():
                 label = "" if name in ("inputs", "targets") else name
                 digest.update(f"{label}{array.dtype.str}{array.shape}".encode())

@@ -32,9 +32,10 @@ from karikomi.tasks.user_code import called
 class Recipe:
     """How a task is trained and compressed; every number can be overridden in a TOML file.
 
-    `sparsities`: the ladder that pruning climbs while `validation` holds. `entries`: codebook sizes
-    that quantization tries (non-zero centroids per tensor). `distill`: the weight of the dense network's
-    outputs in the loss while recovering, 0..1, at `temperature`; only for cross-entropy. `threads`: for
+    `widths`: shares of the units that stay, falling, which shrinking climbs down while `validation` holds, each with
+    `prune_epochs` of recovery; none by default. `sparsities`: the ladder that pruning climbs likewise. `entries`:
+    codebook sizes that quantization tries (non-zero centroids per tensor). `distill`: the weight of the dense
+    network's outputs in the loss while recovering, 0..1, at `temperature`; only for cross-entropy. `threads`: for
     training, 0 meaning as many as the framework takes; very small networks are fastest with one.
     """
 
@@ -44,6 +45,7 @@ class Recipe:
     train_epochs: int = 20
     prune_epochs: int = 10
     tune_epochs: int = 4
+    widths: tuple[float, ...] = ()
     sparsities: tuple[float, ...] = (0.8, 0.9, 0.95)
     entries: tuple[int, ...] = (32, 16, 8)
     distill: float = 0.5
@@ -59,6 +61,8 @@ class Recipe:
         rate, decay, heat = self.learning_rate, self.weight_decay, self.temperature
         shares = all(0 <= value < 1 for value in ladder)
         codebooks = sizes and min(sizes) >= 1 and max(sizes) <= 65_535
+        narrower = list(self.widths) == sorted(set(self.widths), reverse=True)
+        narrower = narrower and all(0 < width < 1 for width in self.widths)
         climbs = ladder and list(ladder) == sorted(set(ladder))
         check(
             "Recipe",
@@ -66,6 +70,7 @@ class Recipe:
             (0 <= decay < math.inf, "weight_decay out of range", decay, ">= 0, finite"),
             (0 < heat < math.inf, "temperature out of range", heat, "> 0, finite"),
             (0 <= self.distill <= 1, "distill out of range", self.distill, "0..1"),
+            (narrower, "widths are shares that fall", self.widths, "0 < width < 1, falling"),
             (self.threads >= 0, "threads out of range", self.threads, ">= 0"),
             (climbs, "the ladder of sparsities must rise", ladder, None),
             (shares, "a sparsity is the share of pruned weights", ladder, "0 <= sparsity < 1"),
@@ -242,7 +247,8 @@ def checked_data(task: Task) -> Data:
     known, kind = isinstance(given, Data), type(given).__name__
     check(where, (known, "data() must return kk.tasks.Data", kind, None))
     splits = [_checked(getattr(given, name), name, task) for name in _SPLITS]
-    return Data(*splits)
+    further = None if given.certify is None else _checked(given.certify, "certify", task)
+    return Data(splits[0], splits[1], splits[2], further)
 
 
 _SPLITS = ("train", "validation", "test")

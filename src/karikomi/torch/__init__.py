@@ -18,6 +18,7 @@ from karikomi.torch.recovery.fine_tune import recover_
 from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.sparse_training.penalties import penalty
 from karikomi.torch.tasks.runner import runner_for
+from karikomi.torch.tasks.trained import copies_of, examples
 
 __all__ = [
     "Handle",
@@ -26,7 +27,9 @@ __all__ = [
     "attach",
     "bound_",
     "clip_",
+    "copies_of",
     "declare_attention",
+    "examples",
     "fill_",
     "note_logits",
     "notes_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -46,6 +47,7 @@ class Workers(Executor):
         self.places = places
         self._pools: list[ProcessPoolExecutor | None] = [None] * places
         self._running: list[Future[Any] | None] = [None] * places
+        self._named: list[Future[int] | None] = [None] * places
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Evaluate in a process that is free; the place of a killed one has a new process."""
@@ -57,16 +59,16 @@ class Workers(Executor):
         raise Unsupported("all workers are busy", where="Workers", got=self.places)
 
     def pids(self) -> list[int]:
-        """Return the process identifiers of the workers that were started."""
-        processes = [getattr(pool, "_processes", None) or {} for pool in self._pools]
-        return [pid for pool in processes for pid in pool]
+        """Return the process identifiers of the workers that have begun."""
+        begun = [named for named in self._named if named is not None and named.done()]
+        return [named.result() for named in begun if named.exception() is None]
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         """End all processes; after an error or an interruption without waiting for what they are at."""
         if kind is not None:
-            for pool in self._pools:
-                for process in list((getattr(pool, "_processes", None) or {}).values()):
-                    process.terminate()
+            for pid in self.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
         self.shutdown()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -74,6 +76,7 @@ class Workers(Executor):
         for pool in self._pools:
             if pool is not None:
                 pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+        self._named = [None] * self.places
 
     def _submitted(
         self, place: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -89,6 +92,7 @@ class Workers(Executor):
         fresh = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
         self._pools[place] = fresh
         with _one_thread_each():
+            self._named[place] = fresh.submit(os.getpid)
             return fresh.submit(fn, *args, **kwargs)
 
 
@@ -144,12 +148,12 @@ def _on_cluster(scheduler: str) -> Iterator[Executor]:
             "no scheduler answers", where="scheduler", got=f"{scheduler}: {error}"
         ) from error
     with client:
-        places = sum(client.nthreads().values())
+        places = sum(client.nthreads().values())  # pyright: ignore[reportAttributeAccessIssue]
         if not places:
             raise Unsupported("the scheduler has no workers", where="scheduler", got=scheduler)
         # A candidate is a pure function, but two of the same must not share one failure.
         executor = client.get_executor(pure=False)
-        executor.places = places
+        executor.places = places  # pyright: ignore[reportAttributeAccessIssue]
         yield executor
 
 

@@ -125,10 +125,9 @@ class _Round:
             measured = future.result()
         except Exception as error:
             text = str(error) if isinstance(error, KarikomiError) else cause(error)
-            facts = {"kind": type(error).__name__, "text": " ".join(text.split())}
-            return Finished(
-                key, proposal, error={**facts, "permanent": isinstance(error, PERMANENT)}
-            )
+            facts: dict[str, Any] = {"kind": type(error).__name__, "text": " ".join(text.split())}
+            facts["permanent"] = isinstance(error, PERMANENT)
+            return Finished(key, proposal, error=facts, exception=error)
         facts = plain_facts(measured.facts)
         return Finished(key, proposal, facts, measured.artefact, seconds=measured.seconds)
 

@@ -21,7 +21,8 @@ class Finished:
     """A candidate that was evaluated: its facts and artefact, or the error that ended it.
 
     `error`: ``kind``, ``text`` and whether it is ``permanent``: then the same evaluation would fail again, and is
-    not retried. `seconds` is for display and decides nothing.
+    not retried. `seconds` is for display and decides nothing. `exception`: the error itself, in the process
+    that met it.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Finished:
     artefact: str | None = None
     error: Mapping[str, Any] | None = None
     seconds: float = 0.0
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
 
     @property
     def settled(self) -> bool:

@@ -15,7 +15,7 @@ from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.quantize import OutputUnits
 from karikomi.shrink.cuts import Cuts
 from karikomi.tasks.runner import Arrays, Phase
-from karikomi.tasks.splits import Data, Inputs
+from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
 from karikomi.torch.attachment.after_step import FROZEN
@@ -23,6 +23,7 @@ from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays
 from karikomi.torch.modules.kept_units import NOTE
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.quantization.output_units import output_units
+from karikomi.torch.shrinking.costs import milliseconds
 from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.tasks.losses import loss_of
 from karikomi.torch.tasks.networks import NETWORKS
@@ -159,14 +160,19 @@ class TorchRunner:
         if NOTE in notes and notes not in self._shrunk:
             self._shrunk.append(notes)
 
-    def shrink(self, arrays: Arrays) -> tuple[Arrays, dict[str, Any]]:
-        """Return the arrays without dead units, and the report of the removed ones."""
-        few = self._data.validation.take(np.arange(min(len(self._data.validation), 64)))
+    def shrink(
+        self, arrays: Arrays, *, width: float | None = None
+    ) -> tuple[Arrays, dict[str, Any]]:
+        """Return the arrays without dead units, or with the share `width` of all units, and the report of it."""
+        few = self._few()
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
             example = batch_for(model, few.inputs)
+            some = None if width is None else self._calibration(model)
             try:
-                small, report = shrink(model, (example.positional, dict(example.named)))
+                small, report = shrink(
+                    model, (example.positional, dict(example.named)), width=width, data=some
+                )
             except Unsupported as error:
                 # The run continues unshrunk, the reason in its report.
                 return arrays, _unshrunk(str(error))
@@ -177,6 +183,26 @@ class TorchRunner:
         for cost in ("macs_before", "macs_after"):
             facts[cost] //= len(few)  # of one example, as everywhere
         return to_arrays(small), {**facts, "notes": notes_of(small)}
+
+    def milliseconds(self, arrays: Arrays) -> float:
+        """Return the median time of a forward pass on up to 64 validation examples, measured now."""
+        with isolated(self._seed, self._threads):
+            model = self._model(arrays).eval()
+            example = batch_for(model, self._few().inputs)
+            return milliseconds(model, example.positional, dict(example.named))
+
+    def _few(self) -> Split:
+        validation = self._data.validation
+        return validation.take(np.arange(min(len(validation), 64)))
+
+    def _calibration(self, model: nn.Module) -> list[Any]:
+        """Return batches of up to 512 training examples, for the re-fit of what stays after a shrink."""
+        train, size = self._data.train, 64
+        places = range(0, min(len(train), 512), size)
+        parts = [train.take(np.arange(k, min(k + size, len(train)))) for k in places]
+        batches = [batch_for(model, part.inputs) for part in parts]
+        # As pairs of inputs and no targets, which several positional inputs need.
+        return [(dict(b.named) or b.positional, None) for b in batches]
 
     def _model(self, arrays: Arrays) -> nn.Module:
         return self._fill_(self._blank(), arrays)

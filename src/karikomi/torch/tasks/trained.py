@@ -1,0 +1,85 @@
+"""A trained module and its loaders, as a search takes them: copies of the module, and arrays of its examples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.tasks.splits import Inputs, Split
+from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.tracing.batches import MISSING, Batch, batches_of
+
+
+class Copies:
+    """A function without arguments that returns a copy of a module; pickled with the module itself."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self) -> nn.Module:
+        """Return a copy on the CPU, in evaluation mode."""
+        return copy.deepcopy(self.module).cpu().eval()
+
+
+def copies_of(module: nn.Module) -> Copies:
+    """Return a function that returns copies of a module, without wrappers of ``torch.compile`` and data parallelism."""
+    return Copies(unwrapped(module))
+
+
+def examples(
+    module: nn.Module, data: Iterable[Any], *, where: str
+) -> tuple[Inputs, np.ndarray | None]:
+    """Return one pass over data as arrays: the inputs of a module, and the targets, or None where it has none.
+
+    `data`: batches as in `kk.torch.prune_`: pairs, inputs alone, mappings with ``labels``, named tuples; a loader,
+    a list, or any iterable that ends. All batches must have the same form and, beside their number of examples,
+    the same shapes.
+
+    Raises `InvalidArgument` for what the module does not take, and `Unsupported` for positional inputs beside named
+    ones, and for inputs that are no tensors.
+
+    >>> found, targets = examples(nn.Linear(2, 1), [torch.ones(3, 2), torch.zeros(1, 2)], where="validation")
+    >>> found.shape, targets
+    ((4, 2), None)
+    """
+    labelled: set[bool] = set()
+
+    def pairs() -> Iterator[tuple[Inputs, np.ndarray]]:
+        for batch in batches_of(data, module, where=where):
+            inputs = _inputs(batch, where)
+            labelled.add(batch.targets is not MISSING)
+            known = batch.targets is not MISSING
+            yield inputs, _array(batch.targets, where) if known else np.zeros(batch.examples, int)
+
+    found = Split.of(pairs())
+    if len(labelled) > 1:
+        raise InvalidArgument("some batches have targets and some have none", where=where)
+    return found.inputs, found.targets if labelled == {True} else None
+
+
+def _inputs(batch: Batch, where: str) -> Inputs:
+    named = {name: value for name, value in batch.named.items() if value is not None}
+    if named and batch.positional:
+        raise Unsupported(
+            "a batch has positional and named inputs",
+            where=where,
+            allowed="a mapping with all of them by name",
+        )
+    if named:
+        return {name: _array(value, f"{where}: {name}") for name, value in named.items()}
+    arrays = tuple(_array(value, where) for value in batch.positional)
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
+def _array(value: Any, where: str) -> np.ndarray:
+    if not isinstance(value, torch.Tensor):
+        raise Unsupported("a batch has what is no tensor", where=where, got=type(value).__name__)
+    tensor = value.detach().cpu()
+    # NumPy has no bfloat16; the search casts floats to the type of the module anyway.
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
