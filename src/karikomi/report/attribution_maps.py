@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from karikomi.report.drawing import WIDTH, frame, label, pixel
+from karikomi.report.drawing import frame, is_narrow, label, pixel, width
 from karikomi.report.wording import plain
 
-_SIDE, _GAP = 120.0, 24.0
+_SIDE, _GAP = 92.0, 14.0
 _MOST_CELLS = 32
 _ROW = 46.0
 
@@ -52,8 +52,12 @@ def word_pairs(shown: Sequence[Mapping[str, Any]]) -> Markup | None:
     parts: list[Markup] = []
     top = 18.0
     for row in shown:
-        tokens = np.asarray(row.get("input"), float).astype(int).reshape(-1)[:_MOST_CELLS]
-        step = min((WIDTH - 90.0) / max(len(tokens), 1), 40.0)
+        tokens = (
+            np.asarray(row.get("input"), float)
+            .astype(int)
+            .reshape(-1)[: _MOST_CELLS // 4 if is_narrow() else _MOST_CELLS]
+        )
+        step = min((width() - 90.0) / max(len(tokens), 1), 40.0)
         for line, key in enumerate(("before", "after")):
             weights = np.asarray(row.get(key), float).reshape(-1)[: len(tokens)]
             peak = float(np.abs(weights).max(initial=0.0)) or 1.0

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from karikomi.report.attribution_maps import map_pairs, word_pairs
 from karikomi.report.bars import Dots, dot_chart
-from karikomi.report.drawing import Axis
+from karikomi.report.drawing import Axis, drawn
 from karikomi.report.page import Chart, Part, Points, Section, Table, Words
 from karikomi.report.result_checks import named, records, table
 from karikomi.report.wording import axis_unit, count, number, percent, plain, scaled
@@ -127,12 +129,14 @@ def _corruptions(found: Mapping[str, Any], metric: str) -> Section | None:
                 plain(row.get("p"), 2),
             )
         )
-    svg = dot_chart(
-        "Corrupted inputs",
-        f"Marks: the mean {metric} over five severities before and after.",
-        ("before", "after"),
-        dots,
-        axis=Axis(f"{metric}{unit}"),
+    svg = drawn(
+        lambda: dot_chart(
+            "Corrupted inputs",
+            f"Marks: the mean {metric} over five severities before and after.",
+            ("before", "after"),
+            dots,
+            axis=Axis(f"{metric}{unit}"),
+        )
     )
     columns = ("corruption", "before", "after", "drop", "errors, relative", "p")
     note = (
@@ -225,13 +229,15 @@ def _explanation(found: Mapping[str, Any]) -> Section | None:
         )
         for key, words in names.items()
     ]
-    svg = dot_chart(
-        "Do both look at the same inputs?",
-        "Marks: agreement of the attributions of both networks, of unrelated networks (floor), and of the method"
-        " with itself (ceiling).",
-        ("both networks", "floor: unrelated", "ceiling: the method itself"),
-        rows,
-        axis=Axis("agreement"),
+    svg = drawn(
+        lambda: dot_chart(
+            "Do both look at the same inputs?",
+            "Marks: agreement of the attributions of both networks, of unrelated networks (floor), and of the method"
+            " with itself (ceiling).",
+            ("both networks", "floor: unrelated", "ceiling: the method itself"),
+            rows,
+            axis=Axis("agreement"),
+        )
     )
     place = number(table(measures.get("cosine")).get("place"))
     text = (
@@ -240,10 +246,10 @@ def _explanation(found: Mapping[str, Any]) -> Section | None:
     )
     parts: list[Part] = [Words(text), Chart("Do both look at the same inputs?", svg)]
     shown = records(found.get("shown"), "shown", where="audit")
-    pictures = word_pairs(shown) if found.get("method") == "occlusion" else map_pairs(shown)
-    if pictures is not None:
+    draw = word_pairs if found.get("method") == "occlusion" else map_pairs
+    if draw(shown) is not None:
         note = "Those that agree least first: the input, then what counts for (blue) and against (orange)."
-        parts.append(Chart("Examples", pictures, note))
+        parts.append(Chart("Examples", drawn(lambda: draw(shown) or Markup("")), note))
     classes = records(found.get("classes"), "classes", where="audit")
     if classes:
         order = sorted(classes, key=lambda row: number(row.get("cosine")) or 0.0)
