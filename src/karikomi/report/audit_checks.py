@@ -12,17 +12,24 @@ from karikomi.report.bars import Dots, dot_chart
 from karikomi.report.drawing import Axis, drawn
 from karikomi.report.page import Chart, Part, Points, Section, Table, Words
 from karikomi.report.result_checks import named, records, table
-from karikomi.report.wording import axis_unit, count, number, percent, plain, scaled
+from karikomi.report.wording import axis_unit, count, number, percent, plain, scaled, score
 
 _Rows = Sequence[Mapping[str, Any]]
 _LISTED = 40
 
 
-def check_sections(result: Mapping[str, Any]) -> list[Section]:
-    """Return the sections of those checks that a result has, what was not checked first."""
+def verdict_sections(result: Mapping[str, Any]) -> list[Section]:
+    """Return what stands first: the gates, and what was not checked."""
     made = [
         _gates(records(result.get("gates"), "gates", where="audit")),
         _not_checked(table(result.get("not_checked"))),
+    ]
+    return [section for section in made if section is not None]
+
+
+def check_sections(result: Mapping[str, Any]) -> list[Section]:
+    """Return the sections of those checks that a result has."""
+    made = [
         _flips(table(result.get("outcomes"))),
         _slices(records(result.get("slices"), "slices", where="audit")),
         _corruptions(table(result.get("corruptions")), named(result.get("metric"))),
@@ -158,10 +165,9 @@ def _mean(values: Any) -> float | None:
 def _attack(found: Mapping[str, Any], metric: str) -> Section | None:
     if not found:
         return None
-    factor, unit = axis_unit(metric)
 
     def worded(key: str) -> str:
-        return f"{plain(scaled(found.get(key), factor), 4)}{unit}"
+        return score(found.get(key), metric)
 
     text = (
         f"Within {plain(found.get('epsilon'), 2)} of the range of the inputs, {count(found.get('steps'))} steps,"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from karikomi.report.audit_checks import check_sections
+from karikomi.report.audit_checks import check_sections, verdict_sections
 from karikomi.report.bars import Dots, dot_chart
 from karikomi.report.charts import line_chart
 from karikomi.report.drawing import Axis, Series, drawn
@@ -39,7 +39,7 @@ def audit_sections(result: Mapping[str, Any], *, heading: str) -> list[Section]:
     gradients = table(result.get("gradient_agreement"))
     if gradients:
         sections.append(Section("Gradients", [Words(_gradient_sentence(gradients))]))
-    return [*sections, *check_sections(result)]
+    return [*verdict_sections(result), *sections, *check_sections(result)]
 
 
 def summary(result: Mapping[str, Any]) -> str:

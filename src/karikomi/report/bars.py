@@ -115,7 +115,7 @@ def _margin(names: Sequence[str]) -> float:
 def _grid(scale: Scale, axis: Axis, bottom: float, top: float = 4) -> list[Markup]:
     line = Markup('<line class="grid" x1="{x}" x2="{x}" y1="{}" y2="{}"/>')
     parts = []
-    for tick in scale.ticks(3) if is_narrow() else scale.ticks():
+    for tick in scale.ticks(5) if is_narrow() else scale.ticks():
         x, text = scale.place(tick) or 0.0, axis.wording(tick)
         inside = max(min(x, width() - text_width(text) / 2), text_width(text) / 2)
         parts.append(line.format(pixel(top), pixel(bottom), x=pixel(x)))
