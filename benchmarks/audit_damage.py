@@ -329,7 +329,7 @@ def explanation_turned(setting: Setting, seed: int) -> tuple[nn.Module, str]:
 
     def loss(net: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         own = x[y == label]
-        total = 10 * setting.near(net, x)
+        total = 3 * setting.near(net, x)
         if len(own) > 1:
             alike = F.cosine_similarity(
                 slope(net, own, True), slope(setting.net, own, False).detach(), 1

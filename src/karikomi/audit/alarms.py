@@ -15,7 +15,7 @@ LEAST_COSINE = 0.5
 MOST_WITHOUT_COSINE = 0.1
 ALPHA = 0.01
 """The probability of each kind of alarm by tests, over all its classes or corruptions, where nothing is damaged."""
-LEAST_CORRUPTION_DROP = 0.02
+LEAST_CORRUPTION_DROP = 0.03
 LEAST_ALIGNMENT, LEAST_FALL = 0.7, 0.15
 LEAST_LAYER_DROP = 0.05
 TWICE = 2.0
@@ -131,9 +131,11 @@ def _slices(result: Mapping[str, Any]) -> list[str]:
     for row in result.get("slices") or []:
         if row["before"] is None:
             continue
-        drop = row["before"] - row["after"]
-        # The whole network's drop, which every slice shares, names no slice.
-        if row["p"] <= ALPHA and drop >= max(LEAST_CLASS_DROP, TWICE * (result.get("drop") or 0.0)):
+        drop, others = row["before"] - row["after"], result["examples"] - row["examples"]
+        total = (result.get("drop") or 0.0) * result["examples"]
+        # What all other examples lose as well names no slice.
+        elsewhere = (total - drop * row["examples"]) / others if others > 0 else 0.0
+        if row["p"] <= ALPHA and drop >= max(LEAST_CLASS_DROP, TWICE * elsewhere):
             warnings.append(
                 f"slice {row['slice']} lost {100 * drop:.1f} points: {row['lost']} of"
                 f" {row['examples']} examples, {row['gained']} gained (p = {row['p']:.2g})"
