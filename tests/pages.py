@@ -78,7 +78,8 @@ class Page:
     @cached_property
     def charts(self) -> dict[str, Chart]:
         """Title -> chart."""
-        pictures = re.findall(r"<svg .*?</svg>", self.html, re.DOTALL)
+        broad = re.sub(r'<div class="narrow">.*?</div>', "", self.html, flags=re.DOTALL)
+        pictures = re.findall(r"<svg .*?</svg>", broad, re.DOTALL)
         return {plain(re.findall(r"<title .*?</title>", svg)[0]): Chart(svg) for svg in pictures}
 
 

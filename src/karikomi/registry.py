@@ -34,6 +34,7 @@ KINDS = (
     "pattern",
     "penalty",
     "quantizer",
+    "corruption",
     "task",
 )
 FRAMEWORKS = ("torch", "jax", "keras")
@@ -175,7 +176,7 @@ def _load() -> None:
             return
         _loading = True
         try:
-            for package in ("clip", "bound", "prune", "quantize", "tasks"):
+            for package in ("clip", "bound", "prune", "quantize", "tasks", "audit.corruptions"):
                 importlib.import_module(f"karikomi.{package}")
             faults = [_fault(point) for point in entry_points(group="karikomi.rules")]
             _broken[:] = [fault for fault in faults if fault]

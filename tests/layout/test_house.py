@@ -19,7 +19,7 @@ FILES_MOST = 12
 # running quantized networks: equalization (rewrites before it) and onnx_export.
 TORCH_ROOMS_MOST = 21
 # Folders of one registered method per file, the reference, and two that still wait for their subfolders.
-ANY_NUMBER = {"clip", "bound", "numpy", "quantize", "report", "search"}
+ANY_NUMBER = {"clip", "bound", "cli", "numpy", "quantize", "report", "search"}
 ANY_NUMBER |= {"prune/scores", "prune/allocations", "pack/codecs"}
 # Base classes and their Keras counterpart, under which users find them: prune.Penalty, keras.Penalty.
 SHARED_CLASSES = {"Penalty"}

@@ -46,6 +46,7 @@ ALSO = {
     "tasks": {"sklearn"},
     "search": {"matplotlib", "scipy", "distributed"},
     "report": {"matplotlib"},
+    "audit": {"scipy"},
 }
 
 

@@ -54,6 +54,12 @@ class Shift:
         self.seen.append(inputs)
         return inputs + arrays["bias"]
 
+    def fresh(self) -> dict[str, np.ndarray]:
+        return {"bias": np.float32([0, 0, 0]), "gradients": np.ones((50, 3))}
+
+    def layer_outputs(self, arrays: Any, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        return {}
+
     def input_gradients(self, arrays: Any, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         assert len(inputs) == len(targets)
         return arrays["gradients"][: len(inputs)]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from karikomi import report
 from karikomi.errors import InvalidArgument, Unwritable
+from pages import plain
 
 LAYERS = (("0", 64, 256), ("2", 256, 128), ("4", 128, 10))
 EVIL = '<script>alert("1")</script>'
@@ -551,3 +552,51 @@ def test_an_error_is_held_to_its_budget_in_its_own_direction(after: float, held:
     chosen = {"stage": "prune", "what": "x", "validation": after, "passed": held, "chosen": True}
     said = report.compress_page(error | {"candidates": [chosen]}, [])
     assert f"{moved} the ceiling" in said and "floor" not in said
+
+
+def test_the_checks_of_an_audit_have_sections_with_their_figures() -> None:
+    """Read back from the page: what was not checked, gates, slices, corruptions, layers, explanation."""
+    result = {
+        "metric": "accuracy",
+        "metric_before": 0.9,
+        "metric_after": 0.85,
+        "gates": [{"gate": "drop>0.01", "outcome": "missed", "value": 0.05, "interval": [0.03, 0.07], "where": ""}],
+        "not_checked": {"slices": "no slices were given"},
+        "slices": [
+            {"slice": "dark", "examples": 40, "before": 0.9, "after": 0.6, "lost": 12, "gained": 0, "p": 0.0002,
+             "least_drop": 0.175, "named": True}
+        ],
+        "corruptions": {
+            "examples": 100,
+            "rows": [{"corruption": "fog", "before": [0.8] * 5, "after": [0.7, 0.6, 0.5, 0.4, 0.3], "drop": 0.3,
+                      "relative": 2.5, "p": 0.001}],
+        },
+        "layers": [{"layer": "a", "cka": 0.99, "alone": 0.0}, {"layer": "b", "cka": 0.5, "alone": 0.04}],
+        "explanation": {
+            "method": "integrated gradients",
+            "examples": 8,
+            "measures": dict.fromkeys(
+                ("cosine", "rank", "top"), {"networks": 0.6, "floor": 0.2, "ceiling": 1.0, "place": 0.5}
+            ),
+            "classes": [{"class": "3", "examples": 5, "cosine": 0.1, "others": 0.9, "p": 0.001}],
+            "shown": [
+                {"cosine": 0.1, "input": [[0, 1], [1, 0]], "before": [[0, 1], [-1, 0]], "after": [[1, 0], [0, 0]]}
+            ],
+        },
+    }  # fmt: skip
+    html = report.audit_page(result)
+    text = plain(html)
+    for words in (
+        "no slices were given",
+        "drop>0.01",
+        "missed",
+        "0.03 to 0.07",
+        "dark",
+        "17.5",
+        "fog",
+        "are at 0.5",
+    ):
+        assert words in text, words
+    assert html.count('class="for"') >= 4 and html.count('class="against"') == 2
+    # 5 severities: (0.7 + 0.6 + 0.5 + 0.4 + 0.3) / 5 = 0.5.
+    assert "50" in text and "30" in text

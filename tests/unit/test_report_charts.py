@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from karikomi.report.bars import Bar, Dots, bar_chart, dot_chart
 from karikomi.report.charts import Band, line_chart
-from karikomi.report.drawing import STYLES, WIDTH, Axis, Series, mark
+from karikomi.report.drawing import BROAD, STYLES, Axis, Series, mark
 from karikomi.report.record_curves import peaks, read_history, thin
 from karikomi.report.scale import fit, tick_text
 from karikomi.report.terminal import align
@@ -240,9 +240,9 @@ def _inside(chart: str) -> None:
     height = float(re.findall(r'viewBox="0 0 \d+ ([\d.]+)"', chart)[0])
     for path in re.findall(r' d="([^"]*)"', chart):
         for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path):
-            assert -8 <= float(x) <= WIDTH + 8 and -8 <= float(y) <= height + 8
+            assert -8 <= float(x) <= BROAD + 8 and -8 <= float(y) <= height + 8
     for x, width in re.findall(r'<rect[^>]* x="(-?[\d.]+)"[^>]* width="(-?[\d.]+)"', chart):
-        assert float(x) >= 0 and float(width) >= 0 and float(x) + float(width) <= WIDTH
+        assert float(x) >= 0 and float(width) >= 0 and float(x) + float(width) <= BROAD
 
 
 def _contrast(one: str, other: str) -> float:

@@ -8,17 +8,27 @@ from typing import Any
 TIMES = 3.0
 """Ratio to the ordinary drop from which a drop is reported."""
 
-LEAST_CLASS_DROP, LEAST_CLASS_EXAMPLES = 0.01, 2
+LEAST_CLASS_DROP, LEAST_CLASS_EXAMPLES = 0.03, 2
 LEAST_NOISE_DROP = 0.02
 MOST_CHURN = 0.05
 LEAST_COSINE = 0.5
 MOST_WITHOUT_COSINE = 0.1
+ALPHA = 0.01
+"""The probability of each kind of alarm by tests, over all its classes or corruptions, where nothing is damaged."""
+LEAST_CORRUPTION_DROP = 0.03
+LEAST_ALIGNMENT, LEAST_FALL = 0.7, 0.15
+LEAST_LAYER_DROP = 0.05
+TWICE = 2.0
+SURE, LEAST_CALIBRATION_RISE, LEAST_NLL_RATIO = 1e-4, 0.02, 1.5
+LEAST_PLACE = 0.4
+LEAST_CLASS_COSINE_FALL = 0.2
+LEAST_ATTACK_DROP = 0.1
 
 
 def alarms(result: Mapping[str, Any]) -> list[str]:
     """Return the warnings for the figures of an audit.
 
-    A class is named when it lost at least 1 point, more than 2 examples, and at least 3 times the average
+    A class is named when it lost at least 3 points, more than 2 examples, and at least 3 times the average
     loss of the other classes. (Relative to the mean of all, one of two could never be named.)
 
     >>> alarms({"classes": [{"class": "8", "examples": 40, "before": 1.0, "after": 0.5},
@@ -26,27 +36,18 @@ def alarms(result: Mapping[str, Any]) -> list[str]:
     ['class 8 lost 50.0 points, 20 of 40 examples (the other classes lost 0.0 on average)']
     """
     return [
-        *_scope(result),
         *_nonfinite(result),
         *_classes(result.get("classes") or []),
         *_noise(result),
         *_churn(result),
         *_gradients(result.get("gradient_agreement") or {}),
+        *_slices(result),
+        *_corruptions(result),
+        *_layers(result),
+        *_calibration(result.get("calibration") or {}),
+        *_explanation(result.get("explanation") or {}),
+        *_attack(result.get("attack") or {}),
     ]
-
-
-def _scope(result: Mapping[str, Any]) -> list[str]:
-    warnings = []
-    if result.get("metric", "accuracy") != "accuracy":
-        warnings.append(
-            f"the metric is {result['metric']}: classes and changed predictions are compared"
-            " for accuracy only"
-        )
-    if "noise" in result and not result["noise"]:
-        warnings.append(
-            "the inputs are not floats, or several arrays: noise and input gradients were left out"
-        )
-    return warnings
 
 
 def _nonfinite(result: Mapping[str, Any]) -> list[str]:
@@ -68,6 +69,7 @@ def _classes(classes: list[Mapping[str, Any]]) -> list[str]:
             drop >= LEAST_CLASS_DROP
             and examples > LEAST_CLASS_EXAMPLES
             and drop >= TIMES * max(others, 0.0)
+            and label.get("p", 0.0) <= ALPHA
         ):
             warnings.append(
                 f"class {label['class']} lost {100 * drop:.1f} points, {examples} of"
@@ -122,6 +124,114 @@ def _gradients(agreement: Mapping[str, Any]) -> list[str]:
             f" ({agreement['zero_gradients']} zero, {agreement['nonfinite_gradients']} non-finite)"
         )
     return warnings
+
+
+def _slices(result: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    for row in result.get("slices") or []:
+        if row["before"] is None:
+            continue
+        drop, others = row["before"] - row["after"], result["examples"] - row["examples"]
+        total = (result.get("drop") or 0.0) * result["examples"]
+        # What all other examples lose as well names no slice.
+        elsewhere = (total - drop * row["examples"]) / others if others > 0 else 0.0
+        if row["p"] <= ALPHA and drop >= max(LEAST_CLASS_DROP, TWICE * elsewhere):
+            warnings.append(
+                f"slice {row['slice']} lost {100 * drop:.1f} points: {row['lost']} of"
+                f" {row['examples']} examples, {row['gained']} gained (p = {row['p']:.2g})"
+            )
+    return warnings
+
+
+def _corruptions(result: Mapping[str, Any]) -> list[str]:
+    clean = result.get("drop")
+    found = result.get("corruptions") or {}
+    if clean is None:
+        return []
+    warnings = []
+    for row in found.get("rows", []):
+        drop = row["drop"]
+        if drop is None or row["p"] is None or row["p"] > ALPHA:
+            continue
+        # Of an accuracy in points; of any other metric, more than the clean drop by its own size.
+        least = LEAST_CORRUPTION_DROP if result.get("metric") == "accuracy" else abs(clean)
+        if drop - clean > least:
+            warnings.append(
+                f"under {row['corruption']} the {result.get('metric')} drops by {drop:.4g} on average"
+                f" (clean {clean:.4g}, p = {row['p']:.2g})"
+            )
+    return warnings
+
+
+def _layers(result: Mapping[str, Any]) -> list[str]:
+    """Name the layer that costs most alone, or the first whose outputs are unlike the original's."""
+    rows, drop = result.get("layers") or [], result.get("drop")
+    known = [row for row in rows if row["alone"] is not None]
+    if drop is not None and len(known) == len(rows) > 1:
+        worst = max(known, key=lambda row: row["alone"])
+        others = max(row["alone"] for row in known if row is not worst)
+        least = LEAST_LAYER_DROP if result.get("metric") == "accuracy" else abs(drop) / TWICE
+        if worst["alone"] > max(least, drop / TWICE, TIMES * others):
+            return [
+                f"layer {worst['layer']} alone costs {worst['alone']:.4g} of the {result.get('metric')}"
+                f" (any other at most {max(others, 0.0):.4g})"
+            ]
+        return []
+    highest = 1.0
+    for row in rows:
+        value = row["cka"]
+        if value is None:
+            continue
+        if value < LEAST_ALIGNMENT and value < highest - LEAST_FALL:
+            return [
+                f"layer {row['layer']} is the first whose outputs are unlike those before: alignment"
+                f" {value:.2f} (the layers up to it {highest:.2f} and more)"
+            ]
+        highest = min(highest, value)
+    return []
+
+
+def _calibration(found: Mapping[str, Any]) -> list[str]:
+    if not found:
+        return []
+    rise = found["ece_after"] - found["ece_before"]
+    longer = found["nll_after"] / max(found["nll_before"], 1e-9)
+    if found["nll_p"] > SURE or (rise < LEAST_CALIBRATION_RISE and longer < LEAST_NLL_RATIO):
+        return []
+    return [
+        f"the probabilities say less how often the network is right: calibration error"
+        f" {100 * found['ece_before']:.1f} -> {100 * found['ece_after']:.1f} points, negative log"
+        f" likelihood {found['nll_before']:.3f} -> {found['nll_after']:.3f}"
+    ]
+
+
+def _explanation(found: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    cosine = (found.get("measures") or {}).get("cosine") or {}
+    if cosine.get("place") is not None and cosine["place"] < LEAST_PLACE:
+        warnings.append(
+            f"the networks look at different inputs: attributions agree by {cosine['networks']:.2f}"
+            f" (unrelated networks {cosine['floor']:.2f}, the method itself {cosine['ceiling']:.2f})"
+        )
+    for row in found.get("classes") or []:
+        if row["p"] <= ALPHA and row["others"] - row["cosine"] >= LEAST_CLASS_COSINE_FALL:
+            warnings.append(
+                f"for class {row['class']} the networks look at different inputs: attributions agree by"
+                f" {row['cosine']:.2f} (other classes {row['others']:.2f}, p = {row['p']:.2g})"
+            )
+    return warnings
+
+
+def _attack(found: Mapping[str, Any]) -> list[str]:
+    if not found or not 0 <= found["clean_before"] <= 1:
+        return []
+    more = (found["before"] - found["worst"]) - (found["clean_before"] - found["clean_after"])
+    if more < LEAST_ATTACK_DROP:
+        return []
+    return [
+        f"attacks within {found['epsilon']:.4f} of the range cost {100 * more:.1f} points more than"
+        f" before ({100 * found['before']:.1f} % -> {100 * found['worst']:.1f} % right under attack)"
+    ]
 
 
 def _plus(value: float) -> float:

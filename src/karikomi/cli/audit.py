@@ -10,7 +10,7 @@ import click
 from karikomi.cli.printing import PATH, as_json, data_file, end, show, to_stderr
 
 if TYPE_CHECKING:
-    from karikomi.audit.gates import Gate
+    from karikomi.audit.gates import Verdict
 
 
 @click.command(
@@ -27,12 +27,18 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=PATH, help="Folder for audit.json and audit.html.")
 @click.option(
+    "--slices",
+    type=PATH,
+    help="An .npz file: name -> a boolean or a label per test example; groups that must not pay.",
+)
+@click.option(
     "--fail-if",
     "conditions",
     multiple=True,
     metavar="CONDITION",
-    help="End with 4 if it is true, with 3 if it cannot be decided: 'drop > 0.005', and likewise changed,"
-    " class_drop, noise_drop. Repeatable.",
+    help="End with 4 if it is true, with 3 if it cannot be decided: 'drop>0.005', 'class_drop>0.03@holm', and likewise"
+    " negative_flips, churn, slice_drop, corruption_drop, attack_drop, calibration_error, alignment<, explanation<."
+    " Repeatable.",
 )
 @as_json
 def command(
@@ -42,6 +48,7 @@ def command(
     data: Path | None,
     seed: int,
     out: Path | None,
+    slices: Path | None,
     conditions: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -52,12 +59,13 @@ def command(
     """
     from karikomi import report
     from karikomi.audit import audit
-    from karikomi.audit.gates import as_rows, gates, verdict_of
+    from karikomi.audit.gates import gate_of, judged, verdict_of
     from karikomi.cli.array_files import read_arrays, read_notes
     from karikomi.files import write_json
     from karikomi.tasks import load
 
-    gates({}, conditions)  # a condition of another form is refused before any work
+    gates = [gate_of(text) for text in conditions]
+    groups = read_arrays(slices) if slices else None
     pair = [read_arrays(path) for path in (before, after)]
     with to_stderr():
         chosen = load(task, data=data)
@@ -67,10 +75,11 @@ def command(
             seed=seed,
             labels=(str(before), str(after)),
             notes=[read_notes(path) for path in (before, after)],
+            slices=groups,
         )
-    tried = gates(result, conditions)
-    if conditions:
-        result |= {"gates": as_rows(tried), "verdict": verdict_of(tried)}
+    tried = [judged(gate, result) for gate in gates]
+    if tried:
+        result |= {"gates": [found.as_dict() for found in tried], "verdict": verdict_of(tried)}
     text = "\n".join([report.audit_table(result), *map(_line, tried)])
     written: dict[str, str | None] = {"file": None, "report": None}
     if out is not None:
@@ -82,7 +91,10 @@ def command(
     end(result)
 
 
-def _line(gate: Gate) -> str:
-    outcome = {True: "held", False: "FAILED", None: "undecided"}[gate.passed]
-    value = "not measured" if gate.value is None else f"{gate.value:.6g}"
-    return f"gate      {outcome}: {gate.condition} ({value})"
+def _line(found: Verdict) -> str:
+    where = f", {found.where}" if found.where else ""
+    interval = (
+        "" if found.interval is None else f", {found.interval[0]:.4g} to {found.interval[1]:.4g}"
+    )
+    value = "not measured" if found.value is None else f"{found.value:.4g}{interval}{where}"
+    return f"gate      {found.outcome}: {found.gate.text} ({value})"

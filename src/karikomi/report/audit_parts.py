@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from karikomi.report.audit_checks import check_sections, verdict_sections
 from karikomi.report.bars import Dots, dot_chart
 from karikomi.report.charts import line_chart
-from karikomi.report.drawing import Axis, Series
+from karikomi.report.drawing import Axis, Series, drawn
 from karikomi.report.page import Chart, Part, Section, Table, Words
 from karikomi.report.result_checks import named, records, table
 from karikomi.report.verdict import before_after, difference, lower_is_better
@@ -38,7 +39,7 @@ def audit_sections(result: Mapping[str, Any], *, heading: str) -> list[Section]:
     gradients = table(result.get("gradient_agreement"))
     if gradients:
         sections.append(Section("Gradients", [Words(_gradient_sentence(gradients))]))
-    return sections
+    return [*verdict_sections(result), *sections, *check_sections(result)]
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -71,12 +72,14 @@ def _class_chart(classes: Sequence[Mapping[str, Any]], metric: str) -> Chart:
         Dots(named(entry.get("class")), [scaled(entry.get(key), factor) for key in _TWO])
         for entry in shown
     ]
-    svg = dot_chart(
-        "Classes before and after",
-        f"Marks: the {metric} of each class before and after.",
-        _TWO,
-        rows,
-        axis=Axis(f"{metric}{unit}"),
+    svg = drawn(
+        lambda: dot_chart(
+            "Classes before and after",
+            f"Marks: the {metric} of each class before and after.",
+            _TWO,
+            rows,
+            axis=Axis(f"{metric}{unit}"),
+        )
     )
     return Chart("Classes before and after", svg, note)
 
@@ -118,12 +121,14 @@ def _noise_chart(noise: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) 
         )
         for style, key in enumerate(_TWO)
     ]
-    svg = line_chart(
-        "Noise on the inputs",
-        f"Lines: the {metric} before and after, against the strength of the noise.",
-        series,
-        x=Axis("standard deviation of the noise"),
-        y=Axis(f"{metric}{unit}"),
+    svg = drawn(
+        lambda: line_chart(
+            "Noise on the inputs",
+            f"Lines: the {metric} before and after, against the strength of the noise.",
+            series,
+            x=Axis("standard deviation of the noise"),
+            y=Axis(f"{metric}{unit}"),
+        )
     )
     return Chart("Noise on the inputs", svg, f"A line that {moves} earlier is less robust.")
 

@@ -13,16 +13,17 @@ from markupsafe import Markup
 
 from karikomi.report.drawing import (
     LEFT,
-    WIDTH,
     Axis,
     Series,
     frame,
+    is_narrow,
     label,
     legend,
     mark,
     pixel,
     stroke,
     text_width,
+    width,
 )
 from karikomi.report.scale import Scale, fit
 from karikomi.report.wording import number, shorten
@@ -65,7 +66,7 @@ def line_chart(
     across = [value for curve in series for value, _ in curve.points]
     across += [edge for band in bands for edge in (band.first, band.last)]
     # Half a slot of space on either side, so that whiskers do not touch the axes.
-    slots = Scale(-0.5, len(names) - 0.5, LEFT, WIDTH - _RIGHT)
+    slots = Scale(-0.5, len(names) - 0.5, LEFT, width() - _RIGHT)
     x_scale = slots if names else _fit_x(across, x)
     y_scale = fit(_heights(series), bottom, top, log=y.log, zero=y.zero)
     parts = [_band(band, index, x_scale, top) for index, band in enumerate(bands)]
@@ -73,23 +74,23 @@ def line_chart(
     parts += _x_ticks(x_scale, x, names, bottom)
     parts += [
         Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-            LEFT, WIDTH - _RIGHT, bottom, bottom
+            LEFT, width() - _RIGHT, bottom, bottom
         ),
         label(LEFT - 58, 14, y.label, "name"),
-        label((LEFT + WIDTH - _RIGHT) / 2, bottom + 36, x.label, "name mid"),
+        label((LEFT + width() - _RIGHT) / 2, bottom + 36, x.label, "name mid"),
         keys,
     ]
     parts += [_draw(curve, x_scale, y_scale) for curve in series]
     if not any(value is not None for value in map(number, _heights(series))):
-        parts.append(label((LEFT + WIDTH) / 2, top + _PLOT / 2, "nothing recorded", "name mid"))
+        parts.append(label((LEFT + width()) / 2, top + _PLOT / 2, "nothing recorded", "name mid"))
     return frame(title, description, bottom + _BOTTOM, parts)
 
 
 def _fit_x(values: Sequence[float | None], axis: Axis) -> Scale:
     seen = [exact for value in values if (exact := number(value)) is not None]
     if axis.log or not seen or min(seen) == max(seen):
-        return fit(seen, LEFT, WIDTH - _RIGHT, log=axis.log)
-    return Scale(min(seen), max(seen), LEFT, WIDTH - _RIGHT)
+        return fit(seen, LEFT, width() - _RIGHT, log=axis.log)
+    return Scale(min(seen), max(seen), LEFT, width() - _RIGHT)
 
 
 def _heights(series: Sequence[Series]) -> list[float | None]:
@@ -100,16 +101,16 @@ def _heights(series: Sequence[Series]) -> list[float | None]:
 def _level(tick: float, scale: Scale, axis: Axis) -> Markup:
     y = scale.place(tick) or 0.0
     line = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
-    return line.format(LEFT, WIDTH - _RIGHT, pixel(y), pixel(y)) + label(
+    return line.format(LEFT, width() - _RIGHT, pixel(y), pixel(y)) + label(
         LEFT - 8, y + 4, axis.wording(tick), "end"
     )
 
 
 def _x_ticks(scale: Scale, axis: Axis, names: Sequence[str], bottom: float) -> list[Markup]:
     if not names:
-        ticks = [(tick, axis.wording(tick)) for tick in scale.ticks(9)]
+        ticks = [(tick, axis.wording(tick)) for tick in scale.ticks(4 if is_narrow() else 9)]
     else:
-        room = (WIDTH - LEFT - _RIGHT) / len(names)
+        room = (width() - LEFT - _RIGHT) / len(names)
         widest = max(map(text_width, names)) + 8
         stride = max(1, math.ceil(min(widest, 120) / room))
         letters = int(stride * room / text_width("x"))
@@ -123,8 +124,8 @@ def _x_ticks(scale: Scale, axis: Axis, names: Sequence[str], bottom: float) -> l
         x = scale.place(value) or 0.0
         parts.append(line.format(bottom, bottom + 4, x=pixel(x)))
         # A centred text at the end would exceed the picture.
-        edge = "end" if x + text_width(text) / 2 > WIDTH else "mid"
-        parts.append(label(WIDTH - 2 if edge == "end" else x, bottom + 18, text, edge))
+        edge = "end" if x + text_width(text) / 2 > width() else "mid"
+        parts.append(label(width() - 2 if edge == "end" else x, bottom + 18, text, edge))
     return parts
 
 

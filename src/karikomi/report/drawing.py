@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from karikomi.report.scale import tick_text
 
-WIDTH = 860
+BROAD, NARROW = 860, 340
+"""Widths that charts are drawn for: a screen or paper, and a phone; text has the size of the page's in both."""
+
 LEFT = 66
 STYLES = 6
-_LETTER = 6.3  # pixels a letter of the 11 px chart font takes, on average and rounded up
+_LETTER = 6.8  # pixels a letter of the 12 px chart font takes, on average and rounded up
+_width: ContextVar[int] = ContextVar("width", default=BROAD)
 _ROW = 18
 
 Wording = Callable[[float], str]
@@ -49,13 +53,40 @@ class Series:
     whiskers: Sequence[tuple[float, float | None, float | None]] = ()
 
 
+def width() -> int:
+    """Return the width that is drawn for at the moment."""
+    return _width.get()
+
+
+def is_narrow() -> bool:
+    """Return whether a phone is drawn for."""
+    return width() == NARROW
+
+
+def drawn(draw: Callable[[], Markup]) -> Markup:
+    """Return a chart for broad and for narrow screens, of which the style sheet shows one.
+
+    >>> drawn(lambda: frame("Loss", "falls", 10, [])).count("<svg")
+    2
+    """
+    token = _width.set(NARROW)
+    try:
+        narrow = draw()
+    finally:
+        _width.reset(token)
+    return Markup('<div class="broad">{}</div>\n<div class="narrow">{}</div>').format(
+        draw(), narrow
+    )
+
+
 def frame(title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
     """Return the SVG element around the parts, named and described for a screen reader."""
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "chart"
+    slug += "-narrow" if is_narrow() else ""
     return Markup(
         '<svg viewBox="0 0 {w} {h}" role="img" aria-labelledby="{s}-t {s}-d">'
         '<title id="{s}-t">{t}</title><desc id="{s}-d">{d}</desc>\n{p}\n</svg>'
-    ).format(w=WIDTH, h=pixel(height), s=slug, t=title, d=description, p=Markup("\n").join(parts))
+    ).format(w=width(), h=pixel(height), s=slug, t=title, d=description, p=Markup("\n").join(parts))
 
 
 def label(x: float, y: float, text: str, kind: str = "") -> Markup:
@@ -89,18 +120,19 @@ def legend(series: Sequence[Series]) -> tuple[Markup, int]:
     """Return the legend and its number of rows; a single line has no legend."""
     if len(series) < 2:
         return Markup(""), 0
-    parts, x, row = [], float(LEFT), 1
+    start = 8.0 if is_narrow() else float(LEFT)
+    parts, x, row = [], start, 1
     for curve in series:
-        width = 40 + _LETTER * len(curve.name)
-        if x + width > WIDTH and x > LEFT:
-            x, row = float(LEFT), row + 1
+        taken = 40 + _LETTER * len(curve.name)
+        if x + taken > width() and x > start:
+            x, row = start, row + 1
         y = 10 + _ROW * row
         if curve.line:
             parts.append(stroke("s", curve.style, f"M{pixel(x)} {y}h24"))
         if curve.marks:
             parts.append(mark(x + 12, y, curve.style))
         parts.append(label(x + 30, y + 4, curve.name))
-        x += width + 10
+        x += taken + 10
     return Markup("").join(parts), row
 
 

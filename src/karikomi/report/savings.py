@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from karikomi.report.bars import Bar, Dots, bar_chart, dot_chart
-from karikomi.report.drawing import Axis
+from karikomi.report.drawing import Axis, drawn
 from karikomi.report.page import Chart, Section, Table
 from karikomi.report.result_checks import named, shape, table
 from karikomi.report.wording import count, number, percent, plain, scaled, size
@@ -41,12 +41,14 @@ def sparsity_chart(tensors: Sequence[Mapping[str, Any]]) -> Chart:
         )
         for tensor in largest
     ]
-    svg = bar_chart(
-        "Sparsity per layer",
-        "Bars: the share of weights that are zero, for each tensor.",
-        bars,
-        axis=Axis("weights that are zero, %"),
-        high=100.0,
+    svg = drawn(
+        lambda: bar_chart(
+            "Sparsity per layer",
+            "Bars: the share of weights that are zero, for each tensor.",
+            bars,
+            axis=Axis("weights that are zero, %"),
+            high=100.0,
+        )
     )
     return Chart("Sparsity per layer", svg, _left_out(len(tensors), _DRAWN))
 
@@ -66,13 +68,15 @@ def _causes_chart(result: Mapping[str, Any]) -> Chart:
     for name, value in stages:
         bars.append(Bar(name, value, _saved(value, before, stages[0][1]), before))
         before = value if value is not None else before
-    svg = bar_chart(
-        "Size after each step",
-        "Bars: "
-        + "; ".join(f"{name} {size(value)}" for name, value in stages)
-        + ". The outline is the size before the step.",
-        bars,
-        axis=Axis("bytes", wording=_size_tick),
+    svg = drawn(
+        lambda: bar_chart(
+            "Size after each step",
+            "Bars: "
+            + "; ".join(f"{name} {size(value)}" for name, value in stages)
+            + ". The outline is the size before the step.",
+            bars,
+            axis=Axis("bytes", wording=_size_tick),
+        )
     )
     note = (
         "The outline is what the step saved. Quantized and entropy coded are the same numbers, at fixed"
@@ -99,12 +103,14 @@ def _sizes_chart(tensors: Sequence[Mapping[str, Any]]) -> Chart:
         )
         for tensor in tensors[:_DRAWN]
     ]
-    svg = dot_chart(
-        "Size per tensor",
-        "Marks: bytes of each tensor when dense, pruned, quantized and entropy coded.",
-        [_WORDS[cause] for cause in CAUSES],
-        rows,
-        axis=Axis("bytes (log scale)", log=True, wording=_size_tick),
+    svg = drawn(
+        lambda: dot_chart(
+            "Size per tensor",
+            "Marks: bytes of each tensor when dense, pruned, quantized and entropy coded.",
+            [_WORDS[cause] for cause in CAUSES],
+            rows,
+            axis=Axis("bytes (log scale)", log=True, wording=_size_tick),
+        )
     )
     note = "Further left is smaller; each gridline is a multiple of the one before."
     return Chart("Size per tensor", svg, note + _left_out(len(tensors), _DRAWN))

@@ -8,7 +8,7 @@ from typing import Any
 
 from karikomi.report.charts import line_chart
 from karikomi.report.compress_view import environment_section
-from karikomi.report.drawing import STYLES, Axis, Series
+from karikomi.report.drawing import STYLES, Axis, Series, drawn
 from karikomi.report.page import Chart, Page, Part, Section, Table, Tile, Words, render
 from karikomi.report.result_checks import named, records, require, table, warning_texts
 from karikomi.report.terminal import align, printable, text_block, warning_lines
@@ -147,14 +147,16 @@ def _chart(
                 whiskers=[(slot + shift, low, high) for slot, (low, _, high) in enumerate(ends)],
             )
         )
-    svg = line_chart(
-        title,
-        "One line for each sparsity; points are means, whiskers reach from the lowest to the"
-        " highest run.",
-        series,
-        x=Axis("limit of the gradient norm"),
-        y=Axis(unit[1]),
-        names=[_limit(limit) for limit in limits],
+    svg = drawn(
+        lambda: line_chart(
+            title,
+            "One line for each sparsity; points are means, whiskers reach from the lowest to the"
+            " highest run.",
+            series,
+            x=Axis("limit of the gradient norm"),
+            y=Axis(unit[1]),
+            names=[_limit(limit) for limit in limits],
+        )
     )
     return Chart(title, svg, "Points are means over seeds; whiskers are lowest and highest run.")
 

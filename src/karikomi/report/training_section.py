@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from karikomi.report.charts import Band, line_chart
-from karikomi.report.drawing import Axis, Series
+from karikomi.report.drawing import Axis, Series, drawn
 from karikomi.report.page import Chart, Part, Section, Words
 from karikomi.report.record_curves import History, Point, peaks, read_history, thin
 from karikomi.report.result_checks import named
@@ -50,13 +50,15 @@ def loss_chart(history: History, bands: Sequence[Band] = ()) -> Chart:
     """Return the training loss at each step, on a log axis for a wide range."""
     values = [value for _, value in history.loss if value is not None]
     log = bool(values) and min(values) > 0 and max(values) / min(values) > _WIDE
-    svg = line_chart(
-        "Loss",
-        "Line: the training loss at each step.",
-        [Series("loss", thin(history.loss))],
-        x=Axis("step"),
-        y=Axis("training loss" + (" (log scale)" if log else ""), log=log),
-        bands=bands,
+    svg = drawn(
+        lambda: line_chart(
+            "Loss",
+            "Line: the training loss at each step.",
+            [Series("loss", thin(history.loss))],
+            x=Axis("step"),
+            y=Axis("training loss" + (" (log scale)" if log else ""), log=log),
+            bands=bands,
+        )
     )
     return Chart("Loss", svg, "Lowest and highest value of each few steps, so that spikes stay.")
 
@@ -76,13 +78,15 @@ def norm_chart(history: History, bands: Sequence[Band] = ()) -> Chart:
         ),
         Series(f"skipped ({count(len(history.skipped))})", peaks(skipped, span), 4, False, True),
     ]
-    svg = line_chart(
-        "Gradient norm",
-        "Lines: the gradient norm before and after clipping; marks: clipped and skipped steps.",
-        [curve for curve in series if curve.points],
-        x=Axis("step"),
-        y=Axis("gradient norm (log scale)", log=True),
-        bands=bands,
+    svg = drawn(
+        lambda: line_chart(
+            "Gradient norm",
+            "Lines: the gradient norm before and after clipping; marks: clipped and skipped steps.",
+            [curve for curve in series if curve.points],
+            x=Axis("step"),
+            y=Axis("gradient norm (log scale)", log=True),
+            bands=bands,
+        )
     )
     note = "Steps that were clipped bear a mark; marks that would lie on one another are one."
     return Chart("Gradient norm", svg, note)
@@ -92,12 +96,14 @@ def validation_chart(history: History, bands: Sequence[Band], metric: str) -> Ch
     """Return a metric on the validation split after each epoch."""
     factor, unit = axis_unit(metric)
     points = [(x, scaled(y, factor)) for x, y in thin(history.validation)]
-    svg = line_chart(
-        "Validation",
-        f"Line: the {metric} on the validation split after each epoch.",
-        [Series(metric, points, marks=len(points) <= 60)],
-        x=Axis("step"),
-        y=Axis(f"validation {metric}{unit}"),
-        bands=bands,
+    svg = drawn(
+        lambda: line_chart(
+            "Validation",
+            f"Line: the {metric} on the validation split after each epoch.",
+            [Series(metric, points, marks=len(points) <= 60)],
+            x=Axis("step"),
+            y=Axis(f"validation {metric}{unit}"),
+            bands=bands,
+        )
     )
     return Chart("Validation", svg, "After each epoch.")

@@ -126,6 +126,10 @@ class Runner(Protocol):
         """Return the loss's gradient with respect to the inputs, of the inputs' shape."""
         ...
 
+    def layer_outputs(self, arrays: Arrays, inputs: Inputs) -> dict[str, np.ndarray]:
+        """Return layer -> its outputs (n, ...) in the order of the forward pass, in evaluation mode."""
+        ...
+
     def adopt(self, notes: Mapping[str, str]) -> None:
         """Take the notes of a shrunk network, which say how its model is built from arrays of its shapes."""
         ...

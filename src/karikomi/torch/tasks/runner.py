@@ -28,6 +28,7 @@ from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.tasks.losses import loss_of
 from karikomi.torch.tasks.networks import NETWORKS
 from karikomi.torch.tasks.training import TorchTraining, batch_for, evaluated
+from karikomi.torch.tracing.batches import leaves
 from karikomi.torch.tracing.isolation import isolated
 
 
@@ -129,6 +130,30 @@ class TorchRunner:
             loss_of(self._task)(model(leaf), batch.targets).backward()
             assert leaf.grad is not None  # noqa: S101  (a leaf that requires a gradient has one)
             return np.ascontiguousarray(leaf.grad.numpy())
+
+    def layer_outputs(self, arrays: Arrays, inputs: Inputs) -> dict[str, np.ndarray]:
+        """Return layer -> its outputs (n, ...), of layers with weights of their own, in the order of the forward pass.
+
+        Of a layer that is called several times, those of its last call.
+        """
+        found: dict[str, torch.Tensor] = {}
+
+        def hook(name: str) -> Callable[..., None]:
+            def keep(layer: nn.Module, given: Any, result: Any) -> None:
+                first = next((part for part in leaves(result) if torch.is_tensor(part)), None)
+                if first is not None and first.is_floating_point():
+                    found[name] = first.detach()
+
+            return keep
+
+        with isolated(self._seed, self._threads), torch.no_grad():
+            model = self._model(arrays).eval()
+            for name, layer in model.named_modules():
+                if name and next(layer.parameters(recurse=False), None) is not None:
+                    layer.register_forward_hook(hook(name))
+            batch = batch_for(model, inputs)
+            model(*batch.positional, **batch.named)
+        return {name: tensor.float().numpy() for name, tensor in found.items()}
 
     def adopt(self, notes: Mapping[str, str]) -> None:
         """Take the notes of a shrunk network, for models that are built from arrays of its shapes."""

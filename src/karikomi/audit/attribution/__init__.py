@@ -1,0 +1,1 @@
+"""What two networks look at."""

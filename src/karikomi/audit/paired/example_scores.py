@@ -1,0 +1,71 @@
+"""A score per example, higher being better, so that two networks can be compared example by example."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import norm
+
+from karikomi.tasks import Task
+
+REDRAWS = 200
+
+
+def example_scores(task: Task, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray | None:
+    """Return one score per example: the share of its targets that are right, or minus its mean squared error.
+
+    None for a metric that is a function of the task, of which single examples are not known. An example without a
+    target that counts has NaN.
+    """
+    if task.classifies:
+        found, counts = task.predictions(outputs, targets)
+        right = np.where(counts, found == targets, np.nan).reshape(len(targets), -1)
+        known = counts.reshape(len(targets), -1).sum(axis=1)
+        return np.where(known > 0, np.nansum(right, axis=1) / np.maximum(known, 1), np.nan)
+    if task.metric_name == "mean_squared_error" and outputs.shape == targets.shape:
+        errors = np.square(outputs.astype(np.float64) - targets).reshape(len(targets), -1)
+        return -errors.mean(axis=1)
+    return None
+
+
+def rise_p(values: np.ndarray) -> float:
+    """Return the probability of a mean as large as that of `values` if their true mean were 0; a one-sided normal test.
+
+    0.5 where they do not vary around 0, or are fewer than two.
+
+    >>> rise_p(np.zeros(9)), rise_p(np.ones(50) + np.linspace(-0.1, 0.1, 50)) < 1e-6
+    (0.5, True)
+    """
+    values = values[np.isfinite(values)]
+    if len(values) < 2 or not values.any():
+        return 0.5
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    if error == 0:
+        return 0.0 if values[0] > 0 else 1.0
+    return float(norm.sf(values.mean() / error))
+
+
+def drop_by_redrawing(
+    task: Task,
+    outputs: tuple[np.ndarray, np.ndarray],
+    targets: np.ndarray,
+    *,
+    seed: int,
+    redraws: int = REDRAWS,
+) -> list[float] | None:
+    """Return the 95 % interval of the drop of any metric: examples drawn anew with replacement, the same for both.
+
+    None where the metric cannot be computed of so few or repeated examples.
+
+    Source: the percentile bootstrap, Efron 1979.
+    """
+    generator = np.random.default_rng(seed)
+    drops = []
+    for _ in range(redraws):
+        drawn = generator.integers(0, len(targets), len(targets))
+        try:
+            before, after = (task.judge(part[drawn], targets[drawn]) for part in outputs)
+        except (ArithmeticError, ValueError):
+            return None
+        drops.append(task.drop(before, after))
+    low, high = np.quantile(drops, [0.025, 0.975]).tolist()
+    return [low, high]
