@@ -139,7 +139,8 @@ class Recorder:
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Append a row of the event ``run`` with facts about the run, unless the newest one has the same.
 
-        `karikomi.advise` reads ``optimizer`` (name of its class), ``betas``, ``eps``, ``clip``, ``sizes`` (name -> entries),
+        `karikomi.advise` reads ``optimizer`` (name of its class), ``betas``, ``eps``, ``clip``, ``sizes`` (name ->
+        entries),
         and the provenance of the rows: ``norms``, ``weights``, ``updates``, ``loss``.
         """
         if self._silent:
