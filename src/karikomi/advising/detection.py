@@ -11,6 +11,7 @@ import numpy as np
 
 WINDOW = 128
 LEAST = 24
+RECENT = 32
 SHORT, SHORT_LEAST = 16, 8
 FLOOR = 0.05
 """The smallest spread of a logarithm: 5 % of change is never called an outlier by itself."""
@@ -63,8 +64,9 @@ def level(logs: np.ndarray) -> np.ndarray:
 def robust_z(logs: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """Return how many robust standard deviations a value is above the `SHORT` before it; 0 where too few are known.
 
-    The spread is that of such deviations in the `window` before. A level over few values and a spread over
-    many: the fall of a loss is no spread, and a spike stays one.
+    The spread is the larger one of such deviations in the `window` and in the `RECENT` values before. A level
+    over few values and a spread over many: the fall of a loss is no spread, and a spike stays one; and noise that
+    has grown (of losses that have become small) makes no spikes.
 
     >>> logs = np.sin(np.arange(50.0))
     >>> logs[40] = 9.0
@@ -75,6 +77,7 @@ def robust_z(logs: np.ndarray, window: int = WINDOW) -> np.ndarray:
     apart = clean - level(clean)
     known = apart[SHORT_LEAST:]
     median, spread = trailing(known, window)
+    spread = np.fmax(spread, trailing(known, RECENT)[1])
     found = np.zeros(clean.shape)
     with np.errstate(invalid="ignore"):
         found[SHORT_LEAST:] = np.nan_to_num((known - median) / spread)

@@ -39,7 +39,7 @@ class Signals:
         """The logarithm of the loss, shape (T,); of a loss that can be negative the loss itself, in units of its spread."""
         loss = self.run.columns["loss"]
         finite = loss[np.isfinite(loss)]
-        if finite.size and finite.min() <= 0.0:
+        if finite.size and finite.min() < 0.0:
             scale = float(np.median(np.abs(finite - np.median(finite)))) or 1.0
             return filled(loss / (10.0 * scale))
         return filled(_log(loss))

@@ -15,7 +15,7 @@ RATIO = 5.0
 """The proxy ``g^2 / v`` above which an update is as large as with the root mean square of 2.3 in the literature."""
 
 LASTING = 8
-"""For how many rows in a row most tensors must stay above: a single batch does that for one."""
+"""In how many of the next twelve rows most tensors must be above: a single batch does that for one."""
 
 
 def moment_lag(run: Recorded, signals: Signals) -> Finding | None:
@@ -88,11 +88,12 @@ def _ratios(signals: Signals, beta: float) -> np.ndarray | None:
 
 
 def _first_run(above: np.ndarray, length: int) -> int | None:
-    """Return where the first stretch of so many true values begins."""
-    if len(above) < length:
+    """Return the first true value of a stretch of which two thirds, at least `length` values, are true."""
+    width = 3 * length // 2
+    if len(above) < width:
         return None
-    sums = np.convolve(above, np.ones(length, int), "valid")
-    hits = np.flatnonzero(sums == length)
+    sums = np.convolve(above, np.ones(width, int), "valid")
+    hits = np.flatnonzero((sums >= length) & above[: len(sums)])
     return int(hits[0]) if hits.size else None
 
 

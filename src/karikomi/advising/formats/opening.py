@@ -39,16 +39,15 @@ def open_run(
         )
     if _is_record(found):
         return read_record(found, stage)
-    return _foreign(found, columns)
+    return _foreign(found, columns, where if where.is_dir() else None)
 
 
-def _foreign(path: Path, columns: dict[str, str]) -> Recorded:
+def _foreign(path: Path, columns: dict[str, str], folder: Path | None) -> Recorded:
     step = columns.get("step")
     source = str(path)
     if event_files.is_event_file(path):
-        files, others = _siblings(path)
-        curves, lost = event_files.read_event_files(files)
-        lost += others
+        curves, lost = event_files.read_event_files(_siblings(path))
+        lost += [] if folder is None else _other_runs(folder, path)
         return run_of(curves, source=source, format=event_files.FORMAT, columns=columns, lost=lost)
     if mlflow_store.is_database(path):
         curves, lost = mlflow_store.read_database(path)
@@ -105,14 +104,17 @@ def _inside(folder: Path) -> Path:
     raise BadFile("this folder holds no run", where=str(folder), allowed=KNOWN)
 
 
-def _siblings(path: Path) -> tuple[list[Path], list[str]]:
+def _siblings(path: Path) -> list[Path]:
     """Return the event files of the same run in the order of their names, which begin with a time."""
     if "tfevents" not in path.name:
-        return [path], []
+        return [path]
     files = sorted(own for own in path.parent.glob(_EVENTS) if event_files.is_event_file(own))
-    folders = {own.parent for own in path.parent.parent.glob(f"*/{_EVENTS}")} - {path.parent}
-    others = [f"{len(folders)} other folders with event files beside this one"] if folders else []
-    return files or [path], others
+    return files or [path]
+
+
+def _other_runs(folder: Path, chosen: Path) -> list[str]:
+    folders = {own.parent for own in folder.glob(f"**/{_EVENTS}")} - {chosen.parent}
+    return [f"{len(folders)} other folders with event files; this is the newest"] if folders else []
 
 
 def _is_record(path: Path) -> bool:
