@@ -155,9 +155,9 @@ def _replay(advice: Advice) -> list[str]:
         for row in [head, *rows]
     ]
     note = (
-        "Open loop: each rule's decisions on the recorded norms. Your run would have changed with it, so this shows how "
-        "often a rule engages, not where training ends. removed: of the sum of norms. varies: sd over mean of the factor. "
-        f"caught: spikes ({advice.spikes}) at which, or up to 8 rows (lead) before which, it engaged."
+        "Open loop: each rule's decisions on the recorded norms. Your run would have changed with it, so this shows "
+        "how often a rule engages, not where training ends. removed: of the sum of norms. varies: sd over mean of "
+        f"the factor. caught: spikes ({advice.spikes}) at which, or up to 8 rows (lead) before which, it engaged."
     )
     return [*lines, *_wrap(note)]
 

@@ -96,8 +96,8 @@ def advise(
 ) -> Advice:
     """Read a finished run, and return which clip limit fits it, what exploded first, and why.
 
-    `record`: a record of karikomi (or its `Recorder`, which is flushed), a run folder with one, TensorBoard event files or their
-    folder, Hugging Face ``trainer_state.json``, Lightning ``metrics.csv``, a W&B history (csv, json, parquet),
+    `record`: a record of karikomi (or its `Recorder`, which is flushed), a run folder with one, TensorBoard event
+    files or their folder, Hugging Face ``trainer_state.json``, Lightning ``metrics.csv``, a W&B history (csv, json, parquet),
     an MLflow store (folder of metrics, or SQLite file), a Megatron log, or any CSV. `columns`: quantity
     (``norm``, ``loss``, ``lr``, ``factor``, ``loss_scale``, ``step``) -> name of its column or key, where that is not
     one of the usual ones. `stage`: of a record with stages, by default its first.
@@ -215,7 +215,7 @@ def _caveats(run: Recorded, regime: str, fault: Finding | None) -> list[str]:
         )
     if run.stride > 1:
         found.append(
-            f"one row in {run.stride:g} steps: no claim about single spikes, and onsets are known to {run.stride:g} steps"
+            f"one row in {run.stride:g} steps: no claim about single spikes, and onsets are only known to that"
         )
     left = int(run.left_out.sum())
     if left:

@@ -30,8 +30,8 @@ class Limit:
     """A recommended limit on the global norm, and what it follows from.
 
     `value`: in units of the norm. `median`, `mean`: of the norms that it was estimated from, `count` of them,
-    steps `first` to `last`. `spread`: robust standard deviation of their logarithms. `drift`: the median norm of the last
-    third over that of the first. `reason`: one line. `confidence`: ``good``, ``fair`` or ``poor``, with `doubts`.
+    steps `first` to `last`. `spread`: robust standard deviation of their logarithms. `drift`: the median norm of
+    the last third over that of the first. `reason`: one line. `confidence`: ``good``, ``fair`` or ``poor``, with `doubts`.
     """
 
     value: float

@@ -18,7 +18,7 @@ COLUMNS = 48
 
 @dataclass(frozen=True, slots=True)
 class Onset:
-    """A tensor that left its usual range: in which row and step, its score there, together with the tensor before it."""
+    """A tensor that left its usual range: the step, its score there, and whether together with the one before it."""
 
     tensor: str
     step: int

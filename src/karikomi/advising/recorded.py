@@ -25,8 +25,8 @@ class Recorded:
     with non-finite gradients. `left_out`: steps that the record left out before each row, shape (T,).
     `names`: of the tensors, in module order. `codes`: quantity -> uint16, shape (T, N), of
     `karikomi.record.log_codes`; 0 where unknown. `facts`: of the run (optimizer, betas, sizes). `mean_of`: how many
-    steps a loss is the mean of. `after_clip`: whether the norms are those after the clip. `lost`: rows that could not be used,
-    with the reason.
+    steps a loss is the mean of. `after_clip`: whether the norms are those after the clip. `lost`: rows that could not
+    be used, with the reason.
     """
 
     source: str

@@ -31,10 +31,10 @@ LEAD = 8
 class Replayed:
     """What a rule would have done. `rule`: its text. `limit`: a fixed limit, or ``None``.
 
-    `engaged`: share of rows with a factor below 1 or a skip. `removed`: ``1 - sum(factor norm) / sum(norm)``. `variation`:
-    standard deviation over mean of the factor: under Adam only this changes the training. `caught`, `spikes`: spikes
-    at or up to 8 rows before which the rule engaged, of how many. `lead`: the median of by how many rows before. `false_per_1000`:
-    engaged rows that belong to no spike, per 1,000. `rows`: how many were replayed.
+    `engaged`: share of rows with a factor below 1 or a skip. `removed`: ``1 - sum(factor norm) / sum(norm)``.
+    `variation`: standard deviation over mean of the factor: under Adam only this changes the training. `caught`,
+    `spikes`: spikes at or up to 8 rows before which the rule engaged, of how many. `lead`: by how many rows before,
+    the median. `false_per_1000`: engaged rows that belong to no spike, per 1,000. `rows`: how many were replayed.
     """
 
     rule: str

@@ -36,7 +36,7 @@ class Signals:
 
     @cached_property
     def loss(self) -> np.ndarray:
-        """The logarithm of the loss, shape (T,); of a loss that can be negative the loss itself, in units of its spread."""
+        """The logarithm of the loss, shape (T,); of one that can be negative the loss itself, in units of its spread."""
         loss = self.run.columns["loss"]
         finite = loss[np.isfinite(loss)]
         if finite.size and finite.min() < 0.0:
@@ -56,7 +56,7 @@ class Signals:
 
     @cached_property
     def thresholds(self) -> tuple[float, float]:
-        """The scores of norm and loss that count as excursions: `SPIKE`, or what the quiet part reaches, by half more."""
+        """The scores of norm and loss that are excursions: `SPIKE`, or what the quiet part reaches, by half more."""
         return self._calibrated(self.norm_z), self._calibrated(self.loss_z)
 
     @cached_property
@@ -83,7 +83,7 @@ class Signals:
         return level(self.norm)
 
     def logs(self, quantity: str, rows: slice) -> np.ndarray:
-        """Return the logarithms of a quantity of all tensors in these rows, float32, NaN where unknown, shape (n, N)."""
+        """Return the logarithms of a quantity of all tensors in these rows, float32, NaN where unknown; (n, N)."""
         codes = self.run.codes.get(quantity)
         if codes is None:
             return np.full((len(range(*rows.indices(len(self.run)))), 0), np.nan, np.float32)

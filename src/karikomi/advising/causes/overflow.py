@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a collapse of the loss scale, bad values in a batch, an overflow of the backward pass."""
+"""Numbers that are not finite: a collapse of the loss scale, bad values in a batch, an overflow backwards."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def bad_batch(run: Recorded, signals: Signals) -> Finding | None:
     return Finding(
         "bad_batch",
         row,
-        f"In one step the norm was {math.exp(rise):.3g} times the usual one{loss}, nothing announced it, {after} within "
-        f"{BACK_WITHIN} steps: a batch that does not belong.",
+        f"In one step the norm was {math.exp(rise):.3g} times the usual one{loss}, nothing announced it, {after} "
+        f"within {BACK_WITHIN} steps: a batch that does not belong.",
         "Look at the batch. A limit above usual norms keeps it from doing harm, kk.clip.SkipSpikes() takes no "
         "step at all; the same batch may be harmless elsewhere, so do not drop data for it alone.",
         tensors=tensor,

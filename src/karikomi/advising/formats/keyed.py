@@ -100,8 +100,8 @@ def run_of(
 ) -> Recorded:
     """Return the run of some curves.
 
-    `columns`: quantity -> key, where it is none of `ALIASES`. `mean_loss`: whether the tool logs the mean loss since the row
-    before, but the norm of the last step only. Raises `UnknownName` for a key that is not there.
+    `columns`: quantity -> key, where it is none of `ALIASES`. `mean_loss`: whether the tool logs the mean loss since
+    the row before, but the norm of the last step only. Raises `UnknownName` for a key that is not there.
     """
     chosen = _chosen(curves, columns or {}, source)
     if "norm" not in chosen and "loss" not in chosen:
