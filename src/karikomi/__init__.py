@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from karikomi import advising as advising
     from karikomi import audit as audit
     from karikomi import bound as bound
     from karikomi import clip as clip
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from karikomi import spec as spec
     from karikomi import tasks as tasks
     from karikomi import torch as torch
+    from karikomi.advising import advise as advise
     from karikomi.errors import KarikomiError as KarikomiError
     from karikomi.pack.models import load as load
     from karikomi.pack.models import save as save
@@ -40,11 +42,12 @@ if TYPE_CHECKING:
     from karikomi.search import sweep as sweep
 
 _FOLDERS = (
-    "audit bound clip errors jax keras numpy pack plugins prune quantize record registry report rule schedule"
-    " select shrink spec tasks torch"
+    "advising audit bound clip errors jax keras numpy pack plugins prune quantize record registry report rule"
+    " schedule select shrink spec tasks torch"
 ).split()
 _NAMES = {
     "KarikomiError": "karikomi.errors",
+    "advise": "karikomi.advising",
     "Outcome": "karikomi.rules.outcome",
     "compress": "karikomi.search",
     "load": "karikomi.pack.models",

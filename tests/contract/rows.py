@@ -114,6 +114,12 @@ ROWS = [
         taught=USUAL,
     ),
     Row(
+        rule=kk.clip.Recommended(least=1.0, most=1.0, warmup=6),
+        reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
+        bound=lambda arrays, axes: joint(arrays) / 1.0,
+        taught=(1.0,) * 6,
+    ),
+    Row(
         rule=kk.clip.EMARatio(2.0, beta=0.5),
         reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
@@ -182,6 +188,7 @@ EAGER = [
         kk.clip.ZClip(0.5, alpha=0.5, warmup=2, clip_factor=0.9),
         kk.clip.AdaGC(1.5, beta=0.5, limit=4.0, warmup=2),
         kk.clip.Quantile(0.3, window=3, warmup=1),
+        kk.clip.Recommended(2.0, least=1.5, most=2.0, warmup=2, every=3),
         kk.clip.EMARatio(1.5, beta=0.5, per="tensor"),
         kk.clip.EMARatio(1.5, beta=0.5, per="tensor", learn="raw"),
         kk.clip.SPAM(4.0, warmup=2),

@@ -268,7 +268,10 @@ def test_rows_go_to_the_record_with_what_was_noted(tmp_path: Any) -> None:
                 model[0].weight.grad[0] = NAN
             optimizer.step()
         optimizer.step()
-    first, bad, _, last = list(kk.record.read(tmp_path / "r.jsonl"))[1:]
+    rows = list(kk.record.read(tmp_path / "r.jsonl"))
+    assert [row["event"] for row in rows[:3]] == ["start", "run", "names"]
+    first, bad, _, last = rows[3:]
+    assert rows[1]["optimizer"] == "SGD" and rows[1]["sizes"]["0.weight"] == model[0].weight.numel()
     assert first["step"] == 1 and first["clipped"] and first["epoch"] == 0
     assert first["norm"] > 1.0 and 0 < first["factor"] < 1 and first["loss"] > 0
     assert bad["skipped"] and bad["norm"] is None and bad["nonfinite"] == ["0.weight"]

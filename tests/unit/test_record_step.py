@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from karikomi.errors import InvalidArgument
 from karikomi.record import Recorder, read
+from karikomi.record.log_codes import MOST, decoded, encoded, log2_of, pools
 from karikomi.record.tensors import LEVELS, joint, sketched
 from karikomi.rules.outcome import Outcome
 
@@ -53,6 +54,7 @@ def test_a_row_has_what_the_clip_did_the_facts_and_the_largest_tensors(path: Pat
             "top": {"c": 4.0, "a": 3.0},
             "quantiles": [0.0, 0.0, 0.0, 3.0, 4.0, 4.0, 4.0],
         },
+        "codes": {"gradients": encoded(np.array([3.0, 0.0, 4.0]))},
     }
     assert list(row["gradients"]["top"]) == ["c", "a"]
 
@@ -131,14 +133,14 @@ def test_none_leaves_only_the_joint_numbers(path: Path) -> None:
 def test_a_row_is_bounded_whatever_the_number_of_tensors(path: Path, bad: bool) -> None:
     """The longest that the docstring promises: names of 100 bytes, numbers of the greatest length."""
     sizes = []
-    for tensors in (100, 10_000):
+    for tensors in (512 - 20 * bad, 10_000):
         norms = {f"{place:0100d}": 1.23456789e-300 * (1 + place) for place in range(tensors)}
         if bad:
             norms |= {f"{place:0100d}": NAN for place in range(20)}
         with Recorder(path) as recorder:
             recorder.step(10**9, _outcome(norms), weights=norms, updates=norms)
         sizes.append(len(path.read_bytes().splitlines()[-1]))
-    assert max(sizes) < 8 * 1024
+    assert max(sizes) < 12 * 1024
     assert abs(sizes[1] - sizes[0]) < 100
 
 
@@ -196,3 +198,51 @@ def test_a_sketch_is_plain_ranked_and_in_range(norms: dict[str, float], most: in
 def test_the_joint_norm_survives_overflow_and_says_nothing_of_what_is_not_finite() -> None:
     assert joint({"a": 3e200, "b": 4e200}) == pytest.approx(5e200)
     assert joint({"a": 1.0, "b": NAN}) is None and joint({}) == 0.0
+
+
+@given(st.lists(st.floats(1e-37, 1e37), min_size=1, max_size=9))
+def test_codes_are_off_by_at_most_a_seventh_of_a_percent(norms: list[float]) -> None:
+    found = np.exp2(log2_of(decoded(encoded(np.array(norms)))).astype(np.float64))
+    np.testing.assert_allclose(found, norms, rtol=2 ** (0.5 / 256) - 1 + 1e-5)
+
+
+def test_codes_keep_zero_apart_from_small_and_nan_apart_from_large() -> None:
+    codes = decoded(encoded(np.array([0.0, 1e-300, 1e300, NAN, INF])))
+    assert codes.tolist() == [0, 1, 65534, 65535, 65535]
+
+
+def test_the_codes_of_a_row_are_those_of_all_tensors_in_the_order_of_the_names(path: Path) -> None:
+    with Recorder(path) as recorder:
+        recorder.step(1, _outcome({"b": 2.0, "a": 1.0}), weights={"a": 8.0})
+        recorder.step(2, _outcome({"b": 4.0, "a": 1.0}), weights={"a": 8.0})
+    events = [row["event"] for row in read(path)]
+    assert events == ["start", "names", "step", "step"]
+    names, *rows = list(read(path))[1:]
+    assert names["gradients"] == ["b", "a"] and names["weights"] == ["a"]
+    octaves = [log2_of(decoded(row["codes"]["gradients"])).tolist() for row in rows]
+    assert octaves == [[1.0, 0.0], [2.0, 0.0]]
+
+
+def test_names_are_not_repeated_by_a_recorder_that_goes_on(path: Path) -> None:
+    for step in (1, 2):
+        with Recorder(path) as recorder:
+            recorder.describe({"optimizer": "SGD"})
+            recorder.step(step, _outcome({"a": 1.0}))
+    assert [row["event"] for row in read(path)] == ["start", "run", "names", "step", "step"]
+
+
+def test_tensors_beyond_the_limit_are_pooled_by_module() -> None:
+    names = [f"layer.{layer}.{part}" for layer in range(MOST // 2) for part in ("q", "k", "v")]
+    found = pools(names)
+    assert list(found)[:2] == ["layer.0.*", "layer.1.*"] and found["layer.1.*"] == [3, 4, 5]
+    flat = pools([f"t{place}" for place in range(1025)])
+    assert len(flat) <= MOST and flat["t0 .. t2"] == [0, 1, 2]
+    assert sorted(place for own in flat.values() for place in own) == list(range(1025))
+
+
+def test_a_pool_has_the_joint_norm_of_its_tensors(path: Path) -> None:
+    names = {f"layer.{n // 2}.{n}": 3.0 + n % 2 for n in range(MOST + 2)} | {"layer.0.0": NAN}
+    row = _row(path, 1, _outcome(names))
+    octaves = log2_of(decoded(row["codes"]["gradients"]))
+    assert len(octaves) == MOST // 2 + 1 and math.isnan(octaves[0])
+    assert 2.0 ** float(octaves[1]) == pytest.approx(5.0, rel=2e-3)

@@ -24,6 +24,7 @@ HELD, ERROR, USAGE, UNDECIDED, MISSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 VERBS = {
     "compress": "Train, prune, quantize and pack a network; the main job.",
     "sweep": "Train at many clip limits and sparsities: table and plot.",
+    "advise": "Read a recorded run: a clip limit, what exploded first, and why.",
     "audit": "Show what a compressed network does differently.",
     "pack": "Store a file of arrays as a small .karikomi file.",
     "unpack": "Turn a .karikomi file back into safetensors.",

@@ -9,6 +9,7 @@ from typing import Any
 from karikomi.errors import InvalidArgument, check
 from karikomi.files import as_path
 from karikomi.record.journal import Journal
+from karikomi.record.log_codes import Pooling
 from karikomi.record.reading import FIRST, FIRST_LINE, latest
 from karikomi.record.rows import Norms, line, plain, step_row
 from karikomi.record.sinks import Fanout, Sink
@@ -30,9 +31,12 @@ class Recorder:
     Use it as a context manager, or call `close`. An existing record is continued, without an incomplete
     last line after a crash. A non-finite number is written as ``null``, since JSON has none.
 
-    `tensors`: what `step` writes of single tensors: ``top`` (the `most` largest norms by name, and
-    quantiles of all), ``all``, or ``none``. With ``top`` a row has less than 8 KiB beside its `facts`,
-    for any number of tensors (`most` of 8, names up to 100 bytes; 0.5 to 1 KiB is usual).
+    `tensors`: what `step` writes of single tensors: ``top`` (the `most` largest norms by name,
+    quantiles of all, and the codes of all in 16 bits each, `karikomi.record.log_codes`, which `karikomi.advise`
+    reads), ``all`` (plain lists), or ``none``. With ``top`` a row has less than 12 KiB beside its `facts`, for any
+    number of tensors (`most` of 8, names up to 100 bytes; 1 to 2 KiB is usual): beyond 512 tensors there is one code
+    per module. `weights_every`: every how many steps `attach` measures weights and updates for the
+    record, >= 1, or 0 for never.
 
     `max_bytes`: the bound on the file, >= 65,536, by default 256 MiB; ``None`` for no bound. From half
     of it on only every 2nd, then every 4th, 8th, ... step is kept, besides skipped steps, the first
@@ -63,11 +67,13 @@ class Recorder:
         flush_every: int = 100,
         tensors: str = "top",
         most: int = 8,
+        weights_every: int = 1,
         max_bytes: int | None = 1 << 28,
         sinks: Iterable[Sink] = (),
         rank: int | None = None,
     ) -> None:
         self.path = as_path(path)
+        self.weights_every = _at_least(0, weights_every, "weights_every")
         self._flush_every = _at_least(1, flush_every, "flush_every")
         known = tensors in DETAILS
         check("Recorder(tensors)", (known, "unknown detail", repr(tensors), DETAILS))
@@ -75,6 +81,7 @@ class Recorder:
         self._bound = None if max_bytes is None else _at_least(LEAST_BYTES, max_bytes, "max_bytes")
         self._sinks = Fanout(sinks)
         self._silent = _rank(rank) != 0
+        self._pools: dict[str, Pooling] = {}
         if self._silent:
             return
         self._journal = Journal(self.path)
@@ -98,7 +105,7 @@ class Recorder:
         and the gradients' norms as the rule measured them, before clipping. `weights` and `updates` are
         tables of name -> norm, and add ``weight_norm`` and ``update_norm`` too. ``gradients``,
         ``weights`` and ``updates`` are sketches (`karikomi.record.tensors.sketched`) or, with all tensors,
-        lists in the order of names in the last row of the event ``names``.
+        lists in the order of names in the last row of the event ``names``; in that order are also ``codes``.
 
         Raises `InvalidArgument` for a fact with one of these names, and for invalid tables of norms.
         """
@@ -107,9 +114,10 @@ class Recorder:
         given = {"weights": weights, "updates": updates}
         row, norms = step_row(_at_least(0, step, "step"), outcome, facts or {}, given)
         if self._tensors == "top":
+            self._code(row, norms)
             row.update({of: sketched(norm, self._most) for of, norm in norms.items()})
         elif self._tensors == "all":
-            self._name(norms)
+            self._name({of: list(norm) for of, norm in norms.items()})
             row.update({of: listed(norm) for of, norm in norms.items()})
         self.write(row)
 
@@ -127,6 +135,22 @@ class Recorder:
         self._waiting += 1
         if self._waiting >= self._flush_every:
             self._drain()
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Append a row of the event ``run`` with facts about the run, unless the newest one has the same.
+
+        `karikomi.advise` reads ``optimizer`` (name of its class), ``betas``, ``eps``, ``clip``, ``sizes`` (name ->
+        entries),
+        and the provenance of the rows: ``norms``, ``weights``, ``updates``, ``loss``.
+        """
+        if self._silent:
+            return
+        row = plain({"event": "run", **facts})
+        if self._journal.length:
+            self._drain()
+        known = latest(self.path, "run", self._journal.length) if self._journal.length else None
+        if known != row:
+            self.write(row)
 
     def flush(self) -> int:
         """Write the pending rows and return the length of the file in bytes, for `rewind`."""
@@ -165,7 +189,7 @@ class Recorder:
         bounded = self._bound is not None and 2 * length >= self._bound
         newest = latest(self.path, "step", length) if bounded else None
         self._clipping = bool(newest and newest.get("clipped"))
-        names = latest(self.path, "names", length) if self._tensors == "all" and length else None
+        names = latest(self.path, "names", length) if self._tensors != "none" and length else None
         self._names: dict[str, Any] = {} if names is None else names
 
     def _keep(self, row: dict[str, Any]) -> bool:
@@ -197,9 +221,18 @@ class Recorder:
     def _left_out(self) -> LeftOut:
         return self._left if self._newest is None else self._left.plus(self._newest)
 
-    def _name(self, norms: Norms) -> None:
+    def _code(self, row: dict[str, Any], norms: Norms) -> None:
+        """Add the codes of all tensors to a row."""
+        if not norms:
+            return
+        for of, norm in norms.items():
+            if of not in self._pools or self._pools[of].names != tuple(norm):
+                self._pools[of] = Pooling(list(norm))
+        self._name({of: self._pools[of].labels for of in norms})
+        row["codes"] = {of: self._pools[of].codes(norm) for of, norm in norms.items()}
+
+    def _name(self, names: Mapping[str, list[str]]) -> None:
         """Write the names of the tensors when they first occur, and when they change."""
-        names = {of: list(norm) for of, norm in norms.items()}
         if any(self._names.get(of) != now for of, now in names.items()):
             self._names = {**self._names, "event": "names", **names}
             self.write(self._names)

@@ -12,7 +12,7 @@ from karikomi.record.tensors import joint, table
 from karikomi.rules.outcome import Outcome
 
 _ENTRIES = frozenset(
-    "event step gradients weights weight_norm updates update_norm left_out "
+    "event step gradients weights weight_norm updates update_norm codes left_out "
     "norm factor clipped skipped nonfinite".split()
 )
 _encode = json.JSONEncoder(allow_nan=False).encode

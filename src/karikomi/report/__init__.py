@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from karikomi.report.advice_view import advice_page
 from karikomi.report.audit_view import audit_page, audit_table
 from karikomi.report.compress_text import compress_table
 from karikomi.report.compress_view import compress_page
@@ -11,6 +12,7 @@ from karikomi.report.training_view import TrainingPage, training_page, training_
 
 __all__ = [
     "TrainingPage",
+    "advice_page",
     "audit_page",
     "audit_table",
     "compress_page",

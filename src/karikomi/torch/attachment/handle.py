@@ -26,6 +26,8 @@ from karikomi.torch.attachment.held_parameters import HeldParameters
 from karikomi.torch.attachment.joint_step import JointStep
 from karikomi.torch.attachment.limit_warnings import LimitWarnings
 from karikomi.torch.attachment.mask_check import MaskCheck
+from karikomi.torch.attachment.run_facts import rates, run_facts
+from karikomi.torch.attachment.step_norms import StepNorms
 from karikomi.torch.clipping.device_step import AsyncReadback, DeviceStep
 from karikomi.torch.clipping.fold import Fold
 from karikomi.torch.clipping.host_step import Clipping
@@ -111,6 +113,7 @@ class Handle:
         self._decided_on_device = False
         self._on_device: DeviceStep | None = None
         self._clipping, self._updates = self._clips_of(found)
+        self._step_norms, self._described = self._norms_for_record(found), False
         self._prepare_device()
         self._joint_step = JointStep(optimizers)
         self._step_calls = StepCalls()
@@ -153,6 +156,10 @@ class Handle:
         where = "torch.attach(update)"
         return clipping, Updates(optimizers, model, found, rules.update, sharding, where=where)
 
+    def _norms_for_record(self, found: Mapping[str, torch.Tensor]) -> StepNorms | None:
+        wanted = self._record is not None and self._record.weights_every
+        return StepNorms(found) if wanted else None
+
     def _prepare_device(self) -> None:
         """Prepare what a fused optimizer does by itself."""
         optimizers, before = self._optimizers, self._on_device
@@ -175,6 +182,7 @@ class Handle:
                 new.load(forgotten(old.plain(), change.replaced))
         self._after_step.take_in(change)
         self._clipping, self._updates = clipping, updates
+        self._step_norms, self._described = self._norms_for_record(change.found), False
         self._prepare_device()
         self._warnings.watch(change.found)
         self._held.accept(change)
@@ -401,6 +409,9 @@ class Handle:
         self._after_step.before(self.steps, getattr(optimizer, "grad_scale", None))
         if self._updates is not None:
             self._updates.remember()
+        if self._step_norms is not None and self._record is not None:
+            if self.steps % self._record.weights_every == 0:
+                self._step_norms.remember()
         self._decided_on_device = self._on_device is not None and self._on_device.ready()
         if self._on_device is not None and self._fold is not None and self._decided_on_device:
             self._step_on_device(self._on_device, self._fold)
@@ -455,12 +466,21 @@ class Handle:
             self._warnings.count(engaged=outcome.engaged, skipped=bool(outcome.skipped))
         noted, self._facts = self._facts, {}
         if self._record is not None:
-            # The masks were applied just now.
-            facts = {"sparsity": 0.0 if self.masks is None else self.masks.sparsity, **noted}
-            updates = None if self.last_update is None else self.last_update.tensors()
-            measured = self._clipping.weights
-            weights = self._after_step.weight_norms() or (measured and measured.tensors())
-            self._record.step(self.steps, outcome, facts, weights=weights, updates=updates)
+            self._write(self._record, outcome, noted)
+
+    def _write(self, record: Recorder, outcome: Outcome, noted: Mapping[str, Any]) -> None:
+        if not self._described:
+            found, norms = self._held.found, self._step_norms
+            record.describe(run_facts(self._optimizers, found, self._rules.clip, norms))
+            self._described = True
+        moved = (None, None) if self._step_norms is None else self._step_norms.measure()
+        updates = moved[1] if self.last_update is None else self.last_update.tensors()
+        measured = self._clipping.weights
+        weights = self._after_step.weight_norms() or (measured and measured.tensors()) or moved[0]
+        # The masks were applied just now.
+        facts = {"sparsity": 0.0 if self.masks is None else self.masks.sparsity}
+        facts |= {**rates(self._optimizers), **noted}
+        record.step(self.steps, outcome, facts, weights=weights, updates=updates)
 
     def _unfold(self) -> None:
         if self._fold is not None:

@@ -219,14 +219,17 @@ class TorchTraining:
         return called(lambda: augment(inputs, generator), what, where=f"task {self._task.name}")
 
     def _recorded(self, loss: float, recorder: Recorder) -> float:
-        last = self._handle.last
-        self._write(recorder, "step", loss, {} if last is None else last.as_row())
+        rate = self._optimizer.param_groups[0]["lr"]
+        recorder.step(self._handle.steps, self._handle.last, {**self._facts(loss), "lr": rate})
         return loss
 
     def _write(self, recorder: Recorder, event: str, loss: float, more: dict[str, Any]) -> None:
-        place = {"stage": self._phase.stage, "epoch": self._epoch, "step": self._handle.steps}
-        sparsity = self._handle.sparsity
-        recorder.write({"event": event, **place, "loss": loss, **more, "sparsity": sparsity})
+        step = self._handle.steps
+        recorder.write({"event": event, "step": step, **self._facts(loss), **more})
+
+    def _facts(self, loss: float) -> dict[str, Any]:
+        place = {"stage": self._phase.stage, "epoch": self._epoch}
+        return {**place, "loss": loss, "sparsity": self._handle.sparsity}
 
 
 def _masks(arrays: Mapping[str, np.ndarray]) -> Masks:
