@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from karikomi.advising.causes import CAUSES, NO_FAULT
 from karikomi.advising.limits import REGIMES
-from karikomi.report.drawing import WIDTH, frame, label, pixel
+from karikomi.report.drawing import frame, label, pixel, width
 from karikomi.report.page import Chart, Page, Part, Points, Section, Table, Tile, Words, render
 from karikomi.report.wording import count, percent, plain, shorten
 
@@ -38,7 +38,7 @@ def advice_page(advice: Advice) -> str:
 
 def heat_chart(heat: HeatMap) -> Chart:
     """Return the heat map as a drawing: a row per tensor, a column per row of the record."""
-    across = (WIDTH - _NAMES - 10) / max(len(heat.steps), 1)
+    across = (width() - _NAMES - 10) / max(len(heat.steps), 1)
     parts = []
     for row, (name, ratios) in enumerate(zip(heat.tensors, heat.ratios, strict=True)):
         top = _TOP + row * _CELL
@@ -49,7 +49,7 @@ def heat_chart(heat: HeatMap) -> Chart:
     at = _NAMES + (heat.event + 0.5) * across
     parts.append(label(at, _TOP - 8, f"step {count(heat.steps[heat.event])}", "mid"))
     parts.append(label(_NAMES, bottom + 18, count(heat.steps[0])))
-    parts.append(label(WIDTH - 10, bottom + 18, count(heat.steps[-1]), "end"))
+    parts.append(label(width() - 10, bottom + 18, count(heat.steps[-1]), "end"))
     note = "Gradient norm over the usual one: from white (usual) to full (1,000 times); crossed: not finite."
     if heat.left_out:
         note += f" {heat.left_out} other tensors are not shown."
