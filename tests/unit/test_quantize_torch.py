@@ -204,8 +204,11 @@ def test_an_embedding_that_is_the_last_layer_too_is_not_compensated() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.words(x))
 
-    coded = kk.torch.quantize_(Language(), bits=4, method="gptq", data=tokens(), progress=False)
+    model = Language()
+    nearest = kk.torch.quantize_(copy.deepcopy(model), bits=4)
+    coded = kk.torch.quantize_(model, bits=4, method="gptq", data=tokens(), progress=False)
     assert coded.notes == {"words.weight": "nearest values: read by embedding too"}
+    assert np.array_equal(coded["words.weight"].codes, nearest["words.weight"].codes)
 
 
 def test_little_data_is_noted_by_layer() -> None:
