@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
@@ -24,6 +26,7 @@ from karikomi.quantize import (
 )
 from karikomi.quantize.code_lengths import CodeLengths, coded_bits, entropy_bits
 from karikomi.quantize.error_feedback import Lattice
+from karikomi.quantize.mixed_widths import mixed_widths
 from karikomi.quantize.steps import factor_at, relative_steps
 from karikomi.quantize.units import from_rows, to_rows
 from karikomi.reconstruction.gptq import rounded, spread_of
@@ -170,6 +173,29 @@ def test_a_squared_step_times_the_curvature_is_the_same_everywhere(curvatures: d
     steps = relative_steps(curvatures, dict.fromkeys(curvatures, 1.0))
     products = [steps[name] ** 2 * curvatures[name] for name in curvatures]
     assert products == pytest.approx([1.0] * len(products))
+
+
+@given(
+    st.lists(st.tuples(st.floats(1e-3, 1e3), st.integers(1, 50)), min_size=1, max_size=3),
+    st.floats(2.0, 8.0),
+)
+def test_mixed_widths_are_near_the_best_there_are(tensors: list, mean: float) -> None:
+    weighted = {str(n): value for n, (value, _) in enumerate(tensors)}
+    sizes = {str(n): 1 for n in range(len(tensors))}
+    found = mixed_widths(weighted, sizes, mean, where="")
+
+    def loss(widths: tuple[int, ...]) -> float:
+        return sum(
+            w / (2 ** (b - 1) - 1) ** 2 for w, b in zip(weighted.values(), widths, strict=True)
+        )
+
+    allowed = [
+        widths
+        for widths in itertools.product(range(2, 9), repeat=len(sizes))
+        if sum(widths) <= mean * len(sizes) + 1e-9
+    ]
+    assert tuple(found.values()) in allowed
+    assert loss(tuple(found.values())) == pytest.approx(min(map(loss, allowed)))
 
 
 @given(st.floats(0.5, 12.0), st.floats(-8.0, 8.0))

@@ -204,8 +204,11 @@ def test_an_embedding_that_is_the_last_layer_too_is_not_compensated() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.words(x))
 
-    coded = kk.torch.quantize_(Language(), bits=4, method="gptq", data=tokens(), progress=False)
+    model = Language()
+    nearest = kk.torch.quantize_(copy.deepcopy(model), bits=4)
+    coded = kk.torch.quantize_(model, bits=4, method="gptq", data=tokens(), progress=False)
     assert coded.notes == {"words.weight": "nearest values: read by embedding too"}
+    assert np.array_equal(coded["words.weight"].codes, nearest["words.weight"].codes)
 
 
 def test_little_data_is_noted_by_layer() -> None:
@@ -214,6 +217,24 @@ def test_little_data_is_noted_by_layer() -> None:
         model, bits=4, method="gptq", data=[mapped()[0][:20]], progress=False
     )
     assert coded.notes == {"2.weight": "20 rows of 30 inputs were seen: give more data"}
+
+
+def test_a_mean_width_gives_more_bits_where_errors_count() -> None:
+    class Shrunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(12, 20), nn.Linear(12, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(x) + 0.01 * self.second(x)
+
+    torch.manual_seed(0)
+    dense = Shrunk().eval()
+    mixed, plain = copy.deepcopy(dense), copy.deepcopy(dense)
+    coded = kk.torch.quantize_(mixed, bits=4.0, data=mapped(), progress=False)
+    kk.torch.quantize_(plain, bits=4)
+    assert [coded[f"{name}.weight"].grid.bits for name in ("first", "second")] == [6, 2]
+    assert off(mixed, dense, mapped()) < 0.2 * off(plain, dense, mapped())
 
 
 def test_groups_and_zero_points(tmp_path: Path) -> None:
@@ -294,6 +315,8 @@ def test_calibration_without_labels_gives_the_same_bytes_each_time() -> None:
         ({"entries": 4, "range": "mse"}, "none of these options"),
         ({"bits": 4, "group": 0}, "group out of range"),
         ({"bits": 4, "method": "gptq"}, "needs data"),
+        ({"bits": 4.5}, "needs data"),
+        ({"bits": 9.5, "data": mapped()}, "mean width out of range"),
         ({"bits": 4, "method": "gptq", "data": iter(mapped())}, "yields it once"),
         ({"bits": 4, "method": GPTQ(damping=0.1), "data": mapped()[0]}, "iterable of batches"),
         ({"rate": 3.0, "data": mapped(), "loss": nn.functional.mse_loss}, "takes targets"),

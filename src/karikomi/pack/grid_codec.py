@@ -175,9 +175,9 @@ class _Affine:
 
     def text(self, parameters: list) -> str:
         bits, axis, groups, group = parameters
-        where = "" if axis is None else f", axis {axis}"
-        where += f" of {groups} groups" if groups > 1 else ""
-        return f"affine {bits} bits{where}" + (f", {group} weights a scale" if group else "")
+        place = f", axis {axis}" if axis is not None else ""
+        place += f" of {groups} groups" if groups > 1 else ""
+        return f"affine {bits} bits{place}" + (f", {group} weights a scale" if group else "")
 
     def minor_version(self, parameters: list) -> int:
         return 3

@@ -132,7 +132,8 @@ class UniformGrid:
         """Return ``scale * code`` in float32, in the shape of `codes`: one rounding per weight."""
         split, units = split_units(codes.shape, self.axis, self.groups)
         parts = codes.astype(np.float32).reshape(split)
-        return (parts * self.scale.reshape(units)).reshape(codes.shape)
+        # The product of arrays without axes is a number, not an array.
+        return np.asarray(parts * self.scale.reshape(units)).reshape(codes.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

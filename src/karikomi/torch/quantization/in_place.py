@@ -43,7 +43,7 @@ class Codes(dict[str, Coded]):
 def quantize_(
     module: nn.Module,
     *,
-    bits: int | None = None,
+    bits: int | float | None = None,
     entries: int | None = None,
     rate: float | None = None,
     method: Any = None,
@@ -59,7 +59,8 @@ def quantize_(
 ) -> Codes:
     """Round the tensors of a module to grids in place, and return name -> codes and grid.
 
-    Exactly one of three sizes. `bits` (2..16): a uniform grid per output unit, ``w = scale * round(w / scale)``.
+    Exactly one of three sizes. `bits` (2..16): a uniform grid per output unit, ``w = scale * round(w / scale)``; with
+    `data` also a float such as 4.5, the mean width of weights whose tensors have 2 to 8 bits each, by curvature.
     `entries`: a codebook of so many non-zero values per tensor by 1-D k-means (weight sharing). `rate`: so many bits
     per number in an entropy coder of order 0, tables included, in the mean of all that is coded; each weight tensor
     has one step, ``factor / sqrt(curvature)``, and the factor is searched; it is met within 2 %.

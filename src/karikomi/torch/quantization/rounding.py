@@ -22,8 +22,10 @@ from karikomi.quantize import (
 )
 from karikomi.quantize.code_lengths import coded_bits
 from karikomi.quantize.error_feedback import Lattice
+from karikomi.quantize.mixed_widths import mixed_widths
 from karikomi.quantize.quantizer import DEFAULTS
 from karikomi.quantize.steps import UNSEEN
+from karikomi.quantize.units import to_rows
 from karikomi.registry import find, name_of
 from karikomi.torch.facts.gradients import Loss
 from karikomi.torch.facts.measure import check_data, check_rereadable
@@ -47,7 +49,7 @@ class Request:
     """What was asked for: `size` bits or entries, or a `rate`, by a quantizer, on `data`."""
 
     quantizer: Any
-    size: int | None
+    size: int | float | None
     rate: float | None
     data: Iterable[Any] | None
     where: str
@@ -56,7 +58,7 @@ class Request:
     def of(
         cls,
         *,
-        bits: int | None,
+        bits: int | float | None,
         entries: int | None,
         rate: float | None,
         method: Any,
@@ -87,6 +89,13 @@ class Request:
                 f"the quantizer {name!r} takes {quantizer.argument}",
                 where=where,
                 got=f"{key}={size}",
+            )
+        if key == "bits" and isinstance(size, float) and data is None:
+            raise InvalidArgument(
+                "a mean width gives each tensor its own, by its curvature, and needs data",
+                where=where,
+                got=f"bits={size}",
+                hint="pass data=, an iterable of batches, or a whole number of bits",
             )
         if getattr(quantizer, "needs", None) and data is None:
             raise InvalidArgument(
@@ -158,15 +167,19 @@ class Rounding:
         return uniform(array, bits=bits, axis=None, name=name)
 
     def _at_size_(self) -> dict[str, Coded]:
-        quantizer, size = self._request.quantizer, self._request.size
+        quantizer = self._request.quantizer
         weighted = getattr(quantizer, "weighted", False) and self._request.data is not None
-        curvature = self._curvature() if weighted else {}
+        mixed = isinstance(self._request.size, float) and quantizer.argument == "bits"
+        curvature = self._curvature() if weighted or mixed else {}
+        sizes = (
+            self._widths(curvature) if mixed else dict.fromkeys(self._weights, self._request.size)
+        )
         coded = {}
         for name in self._weights:
             units = self._units.get(name, OutputUnits())
             array = _array(self._dense[name])
             more = {"importance": _array(curvature[name])} if weighted else {}
-            coded[name] = quantizer.quantize(array, size, units=units, name=name, **more)
+            coded[name] = quantizer.quantize(array, sizes[name], units=units, name=name, **more)
         if not getattr(quantizer, "needs", None):
             self._put_(coded)
             return coded
@@ -174,6 +187,17 @@ class Rounding:
         self._put_({name: tensor for name, tensor in coded.items() if name in compensation.unread})
         grids = {name: tensor.grid for name, tensor in coded.items()}
         return {**coded, **self._compensate_(compensation, grids, {})}
+
+    def _widths(self, curvature: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """Return the width of each weight for a mean that is no whole number."""
+        weighted = {}
+        for name, square in curvature.items():
+            rows = to_rows(_array(self._dense[name]), self._units.get(name, OutputUnits()))
+            peaks = np.abs(rows).max(1, initial=0.0).astype(np.float64)
+            weighted[name] = float(square.double().mean()) * float(np.mean(peaks**2))
+        numbers = {name: weight.numel() for name, weight in self._weights.items()}
+        mean = float(self._request.size or 0)
+        return mixed_widths(weighted, numbers, mean, where=self._request.where)
 
     def _at_rate_(self, rate: float, vectors: Mapping[str, Coded]) -> dict[str, Coded]:
         quantizer = self._request.quantizer
