@@ -65,7 +65,7 @@ class Recipe:
 
 RECIPES = {
     "lenet300": Recipe(4_600, 12, 50, 512, 3e-3, 3e-3, units=(128, 64)),
-    "lenet5": Recipe(2_700, 2, 16, 256, 3e-3, 3e-3, units=(10, 24, 48)),
+    "lenet5": Recipe(2_700, 4, 24, 256, 3e-3, 3e-3, units=(10, 24, 48)),
 }
 
 
