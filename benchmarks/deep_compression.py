@@ -65,7 +65,7 @@ class Recipe:
 
 RECIPES = {
     "lenet300": Recipe(4_600, 12, 50, 512, 3e-3, 3e-3, units=(128, 64)),
-    "lenet5": Recipe(2_700, 2, 16, 256, 3e-3, 3e-3, units=(10, 24, 48)),
+    "lenet5": Recipe(2_700, 4, 24, 256, 3e-3, 3e-3, units=(10, 24, 48)),
 }
 
 
@@ -108,28 +108,28 @@ def fit_dense(
 
 
 def dense_network(
-    model: nn.Module,
-    asked: Asked,
-    learned: Images,
-    generator: torch.Generator,
-    folder: Path,
-    title: str,
-) -> dict[str, float]:
-    """Train the dense network, or read the one that an earlier run stored; return the seconds of that run."""
-    recipe = asked.recipe
+    asked: Asked, learned: Images, generator: torch.Generator, folder: Path, title: str
+) -> tuple[nn.Module, torch.Tensor | None, dict[str, float]]:
+    """Return a dense network, its outputs for distillation, and what making them took, in an earlier run if stored."""
+    recipe, model = asked.recipe, NETWORKS[asked.network]()
+    channels_last_(model)
     made_by = f"{recipe.dense}-{recipe.batch}-{recipe.rate:g}-{recipe.shifts:d}-{asked.validate:d}"
     path = folder / f"{asked.network}-{asked.seed}-{made_by}.pt"
-    if path.exists():
-        stored = torch.load(path, weights_only=True)
+    wall, cpu = time.perf_counter(), time.process_time()
+    stored = torch.load(path, weights_only=True) if path.exists() else {"wall": 0.0, "cpu": 0.0}
+    if "model" in stored:
         model.load_state_dict(stored["model"])
         generator.set_state(stored["generator"])
-        return stored["seconds"]
-    wall, cpu = time.perf_counter(), time.process_time()
-    fit_dense(model, learned, recipe, generator, title)
-    seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    stored = {"model": model.state_dict(), "generator": generator.get_state(), "seconds": seconds}
+    else:
+        fit_dense(model, learned, recipe, generator, title)
+    if "lessons" not in stored and recipe.distill:
+        stored["lessons"] = lessons(model, learned, recipe)
+    stored |= {"model": model.state_dict(), "generator": generator.get_state()}
+    stored["wall"] += time.perf_counter() - wall
+    stored["cpu"] += time.process_time() - cpu
     torch.save(stored, path)
-    return {"wall": 0.0, "cpu": 0.0}
+    seconds = {key: stored[key] for key in ("wall", "cpu")}
+    return model, stored["lessons"] if recipe.distill else None, seconds
 
 
 def fit_coded(
@@ -204,26 +204,23 @@ def lessons(dense: nn.Module, learned: Images, recipe: Recipe) -> torch.Tensor:
 
 
 def run(asked: Asked, data: Path, folder: Path) -> dict[str, Any]:
-    """Train, save, load into a fresh network and evaluate once; the time of all is measured."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    """Train, save, load into a fresh network and evaluate once; the time of the training is measured."""
     recipe, title = asked.recipe, f"{asked.network}, seed {asked.seed}"
     torch.manual_seed(asked.seed)
     generator = torch.Generator().manual_seed(asked.seed)
     learned, judged = images(data, validate=asked.validate)
-    model = NETWORKS[asked.network]()
-    channels_last_(model)
-    spent = dense_network(model, asked, learned, generator, folder, f"{title}: dense")
-    dense = copy.deepcopy(model)
-    taught = lessons(dense, learned, recipe) if recipe.distill else None
+    dense, taught, seconds = dense_network(asked, learned, generator, folder, f"{title}: dense")
+    wall, cpu = time.perf_counter(), time.process_time()
+    model = copy.deepcopy(dense)
     if recipe.units:
         model = narrowed(model, recipe.units)
         channels_last_(model)
     codes = fit_coded(model, taught, learned, recipe, generator, f"{title}: coded")
-    seconds = {
-        "wall": time.perf_counter() - wall + spent["wall"],
-        "cpu": time.process_time() - cpu + spent["cpu"],
-    }
-    path = kk.save(model, folder / f"{asked.network}-{recipe.bytes}-{asked.seed}.karikomi")
+    seconds["wall"] += time.perf_counter() - wall
+    seconds["cpu"] += time.process_time() - cpu
+    plain = "" if recipe.shifts and recipe.distill else "-plain"
+    path = folder / f"{asked.network}-{recipe.bytes}-{asked.seed}{plain}.karikomi"
+    kk.save(model, path)
     stored = kk.load(path, into=NETWORKS[asked.network]())
     account = inspect(path)
     return {

@@ -72,13 +72,14 @@ class Recipe:
     rate: float = 1e-3
     step_rate: float = 1e-3
     bits: int = 4
-    ramp: float = 0.5
+    ramp: float = 0.6
+    strength: float = 1e-7  # of the penalty at the first step, in loss per bit
     distill: float = 0.7
     heat: float = 3.0
 
 
 NETWORKS = {"resnet20": resnet20, "resnet56": resnet56}
-RECIPES = {"resnet20": Recipe(48_000, 5), "resnet56": Recipe(120_000, 1)}
+RECIPES = {"resnet20": Recipe(46_000, 5), "resnet56": Recipe(120_000, 1)}
 
 
 def train_(
@@ -101,8 +102,9 @@ def train_(
     )
     handle = kk.torch.attach(optimizer, module, clip=kk.clip.ByGlobalNorm(1.0))
     total = limit or recipe.epochs * (len(labels) // recipe.batch)
-    goal = RateGoal(8.0 * recipe.bytes, last=max(int(total * recipe.ramp), 1))
-    strength, first = 1e-8, training.size().total
+    last = max(int(total * recipe.ramp), 1)
+    goal = RateGoal(8.0 * recipe.bytes, last=last, gain=min(0.1, 20 / last))
+    strength, first = recipe.strength, training.size().total
     generator = np.random.default_rng(seed)
     module.train()
     with tqdm(total=total, desc="quantized training", mininterval=5.0) as bar:

@@ -276,6 +276,14 @@ def test_frozen_parameters_are_rounded_and_not_moved():
     assert not torch.equal(model[0].weight, latent)
 
 
+def test_a_parameter_without_axes_takes_part():
+    model = small()
+    model.register_parameter("scale", nn.Parameter(torch.tensor(-0.7)))
+    coded = kk.torch.quantized_training(model).finish_()
+    assert coded["scale"].shape == () and model.scale.item() == coded["scale"].decode()
+    assert model.scale.item() == pytest.approx(-0.7, abs=0.07)
+
+
 def test_a_bias_of_zeros_can_be_trained():
     model = small()
     nn.init.zeros_(model[2].bias)
@@ -317,9 +325,10 @@ def test_nothing_to_quantize_and_values_that_are_not_finite():
         training.codes()
     broken = small()
     with torch.no_grad():
-        broken[0].weight[0, 0] = torch.inf
-    with pytest.raises(NonFinite, match=r"0\.weight"):
+        broken[2].weight[0, 0] = torch.inf
+    with pytest.raises(NonFinite, match=r"2\.weight"):
         kk.torch.quantized_training(broken)
+    assert not hasattr(broken[0], "parametrizations")
     with pytest.raises(Unsupported):
         kk.torch.quantized_training(nn.Linear(2, 2, device="meta"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -69,7 +70,8 @@ def holds_codes(module: nn.Module) -> bool:
 
 def decoded(coded: Coded, dtype: torch.dtype) -> torch.Tensor:
     """Return the decoded weights, as a dtype."""
-    return torch.from_numpy(coded.decode()).to(dtype)
+    # A tensor without axes is decoded to a number.
+    return torch.from_numpy(np.asarray(coded.decode())).to(dtype)
 
 
 def _entries(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Coded]]:

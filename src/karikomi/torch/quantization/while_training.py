@@ -178,9 +178,10 @@ def quantized_training(
             or "a module without parameters",
         )
     for name in chosen:
-        weight = weights[name]
-        if not bool(weight.isfinite().all()):
+        if not bool(weights[name].isfinite().all()):
             raise NonFinite("a weight is NaN or infinite", where=name)
+    for name in chosen:
+        weight = weights[name]
         matrix = weight.ndim > 1
         of = units.get(name, OutputUnits()) if matrix and per == "unit" else OutputUnits()
         grid = LearnedGrid(weight, bits if matrix else vectors, of, given.get(id(weight)))
