@@ -342,3 +342,18 @@ def test_latency_is_measured_in_turns(integers, tmp_path):
     assert 0.2 < rows[1].ratio < 5 and rows[0].ratio == 1.0
     with pytest.raises(InvalidArgument, match="no file"):
         kk.torch.measure_onnx({})
+
+
+def test_a_bias_before_a_gelu_is_part_of_an_integer_product(tmp_path):
+    network = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval()
+    x = torch.randn(3, 5, 8)
+    given = {"activations": "int8", "data": [x], "progress": False, "dynamic": "all"}
+    report = kk.torch.export_onnx(network, x, tmp_path / "a.onnx", **given)
+    assert [(row.name, row.kind) for row in report.layers] == [
+        ("0.weight", "Gemm"),
+        ("2.weight", "MatMul"),
+    ]
+    assert not report.fell_back and report.macs == 5 * (8 * 16 + 16 * 4)
+    other = torch.randn(2, 7, 8)
+    expected = network(other).detach().numpy()
+    assert np.abs(run(tmp_path / "a.onnx", other) - expected).max() < 0.05 * np.abs(expected).max()
