@@ -18,8 +18,8 @@ FILES_MOST = 12
 # 16, three that came with the shrinking of exported graphs: labelling, exporting, compensation, and two with
 # running quantized networks: equalization (rewrites before it) and onnx_export.
 TORCH_ROOMS_MOST = 21
-# Folders of one registered method per file, the reference, and two that still wait for their subfolders.
-ANY_NUMBER = {"clip", "bound", "cli", "numpy", "quantize", "report", "search"}
+# Folders of one registered method or one verb per file, the reference, and two that still wait for their subfolders.
+ANY_NUMBER = {"clip", "bound", "numpy", "quantize", "report", "search", "cli"}
 ANY_NUMBER |= {"prune/scores", "prune/allocations", "pack/codecs"}
 # Base classes and their Keras counterpart, under which users find them: prune.Penalty, keras.Penalty.
 SHARED_CLASSES = {"Penalty"}

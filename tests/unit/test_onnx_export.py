@@ -279,3 +279,81 @@ def test_what_is_missing_or_unknown_is_named(tmp_path, images, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(Unavailable, match=r"pip install '\.\[onnx\]'"):
         export()
+
+
+def test_padding_of_signed_values_is_zero(tmp_path):
+    """Values with a zero point other than 0 are moved and padded as codes."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.second(F.pad(self.first(x)[:, :, ::2], (3, 3, 3, 3)))
+
+    network, x = seeded(Net), torch.randn(4, 4, 12, 12)
+    given = {"activations": "int8", "data": [x], "progress": False}
+    report = kk.torch.export_onnx(network, x, tmp_path / "a.onnx", **given)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node]
+    assert "MaxPool" in kinds and "Slice" not in kinds and report.macs_float == 0.0
+    expected = network(x).detach().numpy()
+    apart = np.abs(run(tmp_path / "a.onnx", x) - expected)
+    assert apart.max() < 0.05 * np.abs(expected).max()
+
+
+def test_products_of_activations_stay_float(tmp_path):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+        def forward(self, x: Any) -> Any:
+            x = self.norm(x)
+            return self.inner(x) @ x.mT + x.sum(-1, keepdim=True)
+
+    network, x = seeded(Net), torch.randn(2, 6, 8)
+    given = {"activations": "int8", "data": [x], "progress": False}
+    report = kk.torch.export_onnx(network, x, tmp_path / "a.onnx", **given)
+    assert list(report.fell_back.values()) == ["a product of two activations"]
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    (normed,) = [node.output[0] for node in graph.node if node.op_type == "LayerNormalization"]
+    readers = {node.op_type for node in graph.node if normed in node.input}
+    # The residual stream is read as it is; only the layer reads it rounded.
+    assert {"QuantizeLinear", "Transpose"} <= readers and "DequantizeLinear" not in readers
+
+
+def test_what_the_engine_does_not_fuse_is_named(tmp_path, monkeypatch):
+    from karikomi.torch.onnx_export import to_file
+
+    kinds = to_file.optimized_kinds
+    monkeypatch.setattr(to_file, "optimized_kinds", lambda s: dict.fromkeys(kinds(s), "FusedConv"))
+    network, x = nn.Sequential(nn.Conv2d(4, 4, 3)).eval(), torch.randn(2, 4, 8, 8)
+    given = {"activations": "int8", "data": [x], "progress": False}
+    report = kk.torch.export_onnx(network, x, tmp_path / "a.onnx", **given)
+    assert report.macs_float == 1.0 and "runs it as FusedConv" in report.fell_back["0.weight"]
+
+
+def test_latency_is_measured_in_turns(integers, tmp_path):
+    _, _, path, _ = integers
+    rows = kk.torch.measure_onnx({"a": path, "b": path}, batches=(1, 2), seconds=0.05)
+    assert [(row.name, row.batch) for row in rows] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert all(row.runs >= 5 and row.ms_least > 0 and row.engine for row in rows)
+    assert 0.2 < rows[1].ratio < 5 and rows[0].ratio == 1.0
+    with pytest.raises(InvalidArgument, match="no file"):
+        kk.torch.measure_onnx({})
+
+
+def test_a_bias_before_a_gelu_is_part_of_an_integer_product(tmp_path):
+    network = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval()
+    x = torch.randn(3, 5, 8)
+    given = {"activations": "int8", "data": [x], "progress": False, "dynamic": "all"}
+    report = kk.torch.export_onnx(network, x, tmp_path / "a.onnx", **given)
+    assert [(row.name, row.kind) for row in report.layers] == [
+        ("0.weight", "Gemm"),
+        ("2.weight", "MatMul"),
+    ]
+    assert not report.fell_back and report.macs == 5 * (8 * 16 + 16 * 4)
+    other = torch.randn(2, 7, 8)
+    expected = network(other).detach().numpy()
+    assert np.abs(run(tmp_path / "a.onnx", other) - expected).max() < 0.05 * np.abs(expected).max()

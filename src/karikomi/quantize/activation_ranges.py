@@ -78,7 +78,9 @@ class ActivationHistogram:
     @property
     def centres(self) -> Floats:
         """The middle of each bin."""
-        return np.asarray((self._first + np.arange(len(self.counts)) + 0.5) * self.width, np.float64)
+        return np.asarray(
+            (self._first + np.arange(len(self.counts)) + 0.5) * self.width, np.float64
+        )
 
     @property
     def edges(self) -> Floats:

@@ -69,8 +69,8 @@ class AdjacentLayers:
 
 
 def argument(node: fx.Node, name: str) -> Any:
-    """Return an argument of a call by name, defaults included."""
-    return call_of(node).arguments[name]
+    """Return an argument of a call by name, defaults included; None where the operator has none of this name."""
+    return call_of(node).arguments.get(name)
 
 
 def rank_of(node: fx.Node) -> int:

@@ -19,17 +19,56 @@ CHANNELS = 4
 
 def fitted_values(edits: GraphEdits) -> list[str]:
     """Return the names of the values whose shapes the rewrites need."""
-    values = [node.inputs[0] for node in edits.nodes("ReduceMean", "Slice")]
+    values = [node.inputs[0] for node in edits.nodes("ReduceMean", "Slice", "MatMul")]
     return list(dict.fromkeys(value.name for value in values if value.const_value is None))
 
 
 def fit_(edits: GraphEdits, shapes: Shapes) -> None:
-    """Rewrite means over positions as pooling, and strided slices of positions as pooling with windows of 1."""
+    """Rewrite means over positions as pooling, strided slices as pooling with windows of 1, and biased products.
+
+    A product of a matrix with a tensor of three axes or more, and the bias that is added to it before a GELU, become
+    one product of matrices with a bias: onnxruntime would fuse bias and GELU into a kernel that takes 3.2 ms for 1.5
+    million values, where GELU alone takes 1.2 ms.
+    """
+    flat: dict[int, Value] = {}
+    for node in edits.nodes("MatMul"):
+        _join_bias_(edits, node, shapes, flat)
     for node in edits.nodes("ReduceMean"):
         _pool_mean_(edits, node, shapes)
     for node in edits.nodes("Slice"):
         if node.graph is not None:
             _pool_slices_(edits, node, shapes)
+
+
+def _join_bias_(
+    edits: GraphEdits, node: Node, shapes: Shapes, flat: dict[int, Value]
+) -> None:
+    """Join a product and the bias after it; `flat`: id of an input -> the same input as a matrix, for all its readers."""
+    source, weight = node.inputs[0], edits.constant(node.inputs[1])
+    adding = edits.only_reader(node.outputs[0])
+    if weight is None or weight.ndim != 2 or len(shapes.get(source.name, ())) < 3:
+        return
+    if adding is None or adding.op_type != "Add":
+        return
+    activation = edits.only_reader(adding.outputs[0])
+    if activation is None or activation.op_type != "Gelu":
+        return
+    other = adding.inputs[1 - adding.inputs.index(node.outputs[0])]
+    bias = edits.constant(other)
+    if bias is None or bias.shape != weight.shape[1:]:
+        return
+    name = adding.outputs[0].name
+    if id(source) not in flat:
+        rows = edits.stored("rows", np.asarray([-1, weight.shape[0]], np.int64))
+        flat[id(source)] = edits.after(source, "Reshape", rows, name=f"{source.name}_rows")
+    product = edits.before(
+        adding, "Gemm", flat[id(source)], node.inputs[1], other, name=f"{name}_rows"
+    )
+    lead = edits.before(adding, "Shape", source, name=f"{name}_lead", start=0, end=-1)
+    width = edits.stored("width", np.asarray(weight.shape[1:], np.int64))
+    shape = edits.before(adding, "Concat", lead, width, name=f"{name}_shape", axis=0)
+    edits.replace_(adding, edits.before(adding, "Reshape", product, shape, name=f"{name}_joined"))
+    edits.graph.remove(node, safe=True)
 
 
 def _pool_mean_(edits: GraphEdits, node: Node, shapes: Shapes) -> None:
