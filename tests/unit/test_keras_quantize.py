@@ -15,6 +15,8 @@ import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import fill_, prune_, quantize_  # noqa: E402
 from karikomi.keras.layers.arrays import NOTE, notes_of, to_stored  # noqa: E402
+from karikomi.keras.layers.unit_axes import weights_of  # noqa: E402
+from karikomi.keras.quantization.curvature import squared_gradients  # noqa: E402
 from karikomi.quantize import kmeans, uniform  # noqa: E402
 from keras_backends import sampled  # noqa: E402
 
@@ -469,3 +471,44 @@ def test_after_an_error_the_model_is_as_before() -> None:
     assert data.runs == 5
     assert all(np.array_equal(a, array(b)) for a, b in zip(before, model.weights, strict=True))
     assert not any(isinstance(item, kk.quantize.Coded) for item in to_stored(model).values())
+
+
+def rate_of(coded: Any) -> float:
+    bits = 0.0
+    for tensor in coded.values():
+        counts = np.unique(tensor.codes, return_counts=True)[1].astype(float)
+        bits += (counts * np.log2(counts.sum() / counts)).sum() + 8 * counts.size
+    return bits / sum(tensor.codes.size for tensor in coded.values())
+
+
+def test_a_rate_is_met_and_steps_follow_the_curvature() -> None:
+    model = recurrent()
+    before = array(model(WORDS))
+    coded = quantize_(model, rate=4.0, data=[WORDS[:128], WORDS[128:]], progress=False)
+    # The codes of a small network take tables, which count.
+    assert rate_of(coded) == pytest.approx(4.0, rel=0.05)
+    assert {t.grid.numbers.size for p, t in coded.items() if p.endswith("kernel")} == {1}
+    assert coded["net/words/embeddings"].grid.numbers.size == 9
+    assert coded["net/head/bias"].grid.bits == 8
+    steps = {path: float(t.grid.numbers.max()) for path, t in coded.items() if "head/k" in path}
+    assert steps["net/head/kernel"] > 0 and error(model, WORDS, before) < 0.05
+    plain = recurrent()
+    nearest = quantize_(plain, rate=4.0)
+    assert rate_of(nearest) == pytest.approx(4.0, rel=0.05)
+    assert error(model, WORDS, before) < error(plain, WORDS, before)
+    for bad in ({"rate": 0.0}, {"rate": 4.0, "group": 4}, {"rate": 4.0, "bits": 4}):
+        with pytest.raises(InvalidArgument):
+            quantize_(plain, **bad)
+
+
+def test_the_curvature_is_that_of_the_outputs() -> None:
+    keras.utils.set_random_seed(1)
+    layer = layers.Dense(2, use_bias=False, name="head")
+    model = keras.Sequential([keras.Input((3,)), layer], name="net")
+    x = RNG.normal(size=(50, 3)).astype("float32")
+    weights = {"k": weights_of(model, where="")[0]}
+    found = squared_gradients(model, weights, [x] * 60, draws=3, progress=False, where="")
+    # d(sum of noise * x w) / dw_ij = sum over examples of noise_j x_i.
+    wanted = np.square(x).mean(axis=0)[:, None] * np.ones((3, 2))
+    assert np.allclose(found["k"], wanted, rtol=0.45)
+    assert found["k"].mean() == pytest.approx(wanted.mean(), rel=0.15)
