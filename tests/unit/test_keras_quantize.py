@@ -440,6 +440,21 @@ def test_compensated_errors_change_the_outputs_less(make: Any, inputs: Any) -> N
     assert all(not array(v)[~mask].any() for v, mask in masks.pairs(model.weights))
 
 
+def test_pruned_weights_stay_zero_where_compensation_would_use_them() -> None:
+    keras.utils.set_random_seed(3)
+    layer = layers.Dense(64, use_bias=False, name="head")
+    model = keras.Sequential([keras.Input((17,)), layer], name="net")
+    own = RNG.normal(size=(400, 16))
+    # The last input says what all others say together.
+    inputs = np.concatenate([own, 0.125 * own.sum(axis=1, keepdims=True)], axis=1).astype("float32")
+    kernel = array(layer.kernel)
+    kernel[16] = 0.0
+    layer.kernel.assign(kernel)
+    coded = quantize_(model, bits=3, method="gptq", data=[inputs], progress=False)
+    assert not coded.notes and not array(layer.kernel)[16].any()
+    assert np.count_nonzero(array(layer.kernel)[:16]) > 500
+
+
 def test_what_is_not_compensated_is_noted_and_an_error_restores() -> None:
     model = recurrent()
     coded = quantize_(
