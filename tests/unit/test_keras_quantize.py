@@ -15,6 +15,8 @@ import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import fill_, prune_, quantize_  # noqa: E402
 from karikomi.keras.layers.arrays import NOTE, notes_of, to_stored  # noqa: E402
+from karikomi.keras.layers.unit_axes import weights_of  # noqa: E402
+from karikomi.keras.quantization.curvature import squared_gradients  # noqa: E402
 from karikomi.quantize import kmeans, uniform  # noqa: E402
 from keras_backends import sampled  # noqa: E402
 
@@ -438,6 +440,21 @@ def test_compensated_errors_change_the_outputs_less(make: Any, inputs: Any) -> N
     assert all(not array(v)[~mask].any() for v, mask in masks.pairs(model.weights))
 
 
+def test_pruned_weights_stay_zero_where_compensation_would_use_them() -> None:
+    keras.utils.set_random_seed(3)
+    layer = layers.Dense(64, use_bias=False, name="head")
+    model = keras.Sequential([keras.Input((17,)), layer], name="net")
+    own = RNG.normal(size=(400, 16))
+    # The last input says what all others say together.
+    inputs = np.concatenate([own, 0.125 * own.sum(axis=1, keepdims=True)], axis=1).astype("float32")
+    kernel = array(layer.kernel)
+    kernel[16] = 0.0
+    layer.kernel.assign(kernel)
+    coded = quantize_(model, bits=3, method="gptq", data=[inputs], progress=False)
+    assert not coded.notes and not array(layer.kernel)[16].any()
+    assert np.count_nonzero(array(layer.kernel)[:16]) > 500
+
+
 def test_what_is_not_compensated_is_noted_and_an_error_restores() -> None:
     model = recurrent()
     coded = quantize_(
@@ -469,3 +486,44 @@ def test_after_an_error_the_model_is_as_before() -> None:
     assert data.runs == 5
     assert all(np.array_equal(a, array(b)) for a, b in zip(before, model.weights, strict=True))
     assert not any(isinstance(item, kk.quantize.Coded) for item in to_stored(model).values())
+
+
+def rate_of(coded: Any) -> float:
+    bits = 0.0
+    for tensor in coded.values():
+        counts = np.unique(tensor.codes, return_counts=True)[1].astype(float)
+        bits += (counts * np.log2(counts.sum() / counts)).sum() + 8 * counts.size
+    return bits / sum(tensor.codes.size for tensor in coded.values())
+
+
+def test_a_rate_is_met_and_steps_follow_the_curvature() -> None:
+    model = recurrent()
+    before = array(model(WORDS))
+    coded = quantize_(model, rate=4.0, data=[WORDS[:128], WORDS[128:]], progress=False)
+    # The codes of a small network take tables, which count.
+    assert rate_of(coded) == pytest.approx(4.0, rel=0.05)
+    assert {t.grid.numbers.size for p, t in coded.items() if p.endswith("kernel")} == {1}
+    assert coded["net/words/embeddings"].grid.numbers.size == 9
+    assert coded["net/head/bias"].grid.bits == 8
+    steps = {path: float(t.grid.numbers.max()) for path, t in coded.items() if "head/k" in path}
+    assert steps["net/head/kernel"] > 0 and error(model, WORDS, before) < 0.05
+    plain = recurrent()
+    nearest = quantize_(plain, rate=4.0)
+    assert rate_of(nearest) == pytest.approx(4.0, rel=0.05)
+    assert error(model, WORDS, before) < error(plain, WORDS, before)
+    for bad in ({"rate": 0.0}, {"rate": 4.0, "group": 4}, {"rate": 4.0, "bits": 4}):
+        with pytest.raises(InvalidArgument):
+            quantize_(plain, **bad)
+
+
+def test_the_curvature_is_that_of_the_outputs() -> None:
+    keras.utils.set_random_seed(1)
+    layer = layers.Dense(2, use_bias=False, name="head")
+    model = keras.Sequential([keras.Input((3,)), layer], name="net")
+    x = RNG.normal(size=(50, 3)).astype("float32")
+    weights = {"k": weights_of(model, where="")[0]}
+    found = squared_gradients(model, weights, [x] * 60, draws=3, progress=False, where="")
+    # d(sum of noise * x w) / dw_ij = sum over examples of noise_j x_i.
+    wanted = np.square(x).mean(axis=0)[:, None] * np.ones((3, 2))
+    assert np.allclose(found["k"], wanted, rtol=0.45)
+    assert found["k"].mean() == pytest.approx(wanted.mean(), rel=0.15)

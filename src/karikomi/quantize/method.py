@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, check
 from karikomi.quantize.nearest import UniformQuantizer
 from karikomi.quantize.quantizer import DEFAULTS
 from karikomi.registry import find, name_of
 
+MOST_RATE = 16.0
 PLAIN = {"group": None, "symmetric": True, "range": "max"}
 """The options of `UniformQuantizer`, as they are by default."""
 
 
 class Method(NamedTuple):
-    """`quantizer`: with its options. `size`: its bits or entries."""
+    """`quantizer`: with its options. `size`: its bits or entries, or a `rate` in bits per number, in place of them."""
 
     quantizer: Any
     size: int
+    rate: float | None = None
 
     @property
     def compensates(self) -> bool:
@@ -30,7 +32,7 @@ class Method(NamedTuple):
     def of(
         cls,
         method: Any,
-        sizes: Mapping[str, int | None],
+        sizes: Mapping[str, Any],
         options: Mapping[str, Any] = PLAIN,
         *,
         data: bool = False,
@@ -38,8 +40,9 @@ class Method(NamedTuple):
     ) -> Method:
         """Return the method of a name or an object, by default the one for the given size.
 
-        `sizes`: ``"bits"`` and ``"entries"``, of which exactly one is given. `options`: as in `PLAIN`. `data`: whether
-        there is any. Raises `InvalidArgument`, or `UnknownName` with the nearest names.
+        `sizes`: ``"bits"``, ``"entries"`` and, where there are rates, ``"rate"``, of which exactly one is given.
+        `options`: as in `PLAIN`. `data`: whether there is any. Raises `InvalidArgument`, or `UnknownName` with the
+        nearest names.
 
         >>> Method.of(None, {"bits": 4, "entries": None}, where="quantize_").size
         4
@@ -47,16 +50,30 @@ class Method(NamedTuple):
         given = {key: size for key, size in sizes.items() if size is not None}
         if len(given) != 1:
             raise InvalidArgument(
-                "give bits for a uniform grid, or entries for a codebook",
+                "give bits for a uniform grid, entries for a codebook, or a rate"
+                if "rate" in sizes
+                else "give bits for a uniform grid, or entries for a codebook",
                 where=where,
                 got=", ".join(f"{key}={size}" for key, size in sizes.items()),
                 allowed="exactly one",
             )
         ((key, size),) = given.items()
-        method = method or DEFAULTS[key]
+        method = method or {**DEFAULTS, "rate": "gptq" if data else "uniform"}[key]
         made = find("quantizer", method)() if isinstance(method, str) else method
         found = cls(_with_options(made, options, where), size)
-        if made.argument != key:
+        if key == "rate":
+            good, plain = (
+                isinstance(size, int | float) and 0.0 < size <= MOST_RATE,
+                options == PLAIN,
+            )
+            what = "a rate takes one step per tensor: no group, zero point or range"
+            check(
+                where,
+                (good, "rate out of range", size, f"above 0 to {MOST_RATE:g} bits"),
+                (plain, what, None, None),
+            )
+            found = cls(found.quantizer, 0, float(size))
+        if made.argument != ("bits" if key == "rate" else key):
             name = method if isinstance(method, str) else name_of("quantizer", made)
             what = f"the quantizer {name!r} takes {made.argument}"
             raise InvalidArgument(what, where=where, got=f"{key}={size}")

@@ -20,6 +20,8 @@ from karikomi.quantize.error_feedback import Lattice
 from karikomi.quantize.units import from_rows
 from karikomi.reconstruction.gptq import Rounder, rounded
 
+ROW = 0.02
+
 
 def round_(
     model: Any,
@@ -28,13 +30,15 @@ def round_(
     method: Rounder,
     data: Iterable[Any],
     *,
+    curvature: Mapping[str, np.ndarray] | None = None,
     progress: bool,
     where: str,
 ) -> tuple[dict[str, Coded], dict[str, str]]:
     """Round variables to the grids of `nearest` in place, in the order of their layers.
 
     Returns ``(path -> codes, path -> why it has the nearest values, or more damping)``. Each layer sees what the layers
-    before it put out now, and its outputs are to be those of the network that came.
+    before it put out now, and its outputs are to be those of the network that came. `curvature`: path -> the mean
+    squared gradient of each weight, for a method that weighs errors against bits.
     """
     found, notes = dict(nearest), {}
     with steady(model):
@@ -56,6 +60,7 @@ def round_(
                 problem,
                 _lattice(grid, shape, matrix),
                 gone=dense == 0.0,
+                importance=_row_importance((curvature or {}).get(name), matrix),
                 where=f"{where}: {name}",
             )
             whole = matrix.restored(result.codes, shape)
@@ -69,6 +74,13 @@ def round_(
                 notes[name] = "nearest values: compensation was no better"
             codes.assign(variable, found[name])
     return found, notes
+
+
+def _row_importance(square: np.ndarray | None, matrix: KernelMatrix) -> np.ndarray | None:
+    """Return the mean curvature of each row, of mean 1; a part of the mean is added, as estimates may be near zero."""
+    rows = None if square is None else matrix.of(square).mean(axis=1)
+    mean = 0.0 if rows is None else float(rows.mean())
+    return None if rows is None or not mean > 0.0 else (rows / mean + ROW) / (1.0 + ROW)
 
 
 def _lattice(grid: Grid, shape: tuple[int, ...], matrix: KernelMatrix) -> Lattice:
