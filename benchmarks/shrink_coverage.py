@@ -214,7 +214,8 @@ def constructed(name: str, who: str) -> dict[str, Any]:
     before, after = (sum(p.numel() for p in part.parameters()) for part in (module, small))
     row["parameters"] = after / before
     error = _fault(network, module, small, inputs, compared=not report.statistics)
-    return {**row, "ok": row["ok"] and not error, "error": error or "another shape"}
+    good = bool(row["ok"]) and not error
+    return {**row, "ok": good, "error": "" if good else error or "another shape"}
 
 
 def _fault(
