@@ -16,7 +16,7 @@ from karikomi.errors import BadFile, Unsupported
 from karikomi.torch.exporting.exported import exported
 from karikomi.torch.exporting.residual_branches import branches_of
 from karikomi.torch.labelling.label_run import LabelRun
-from karikomi.torch.modules.removed_layers import RemovedLayer
+from karikomi.torch.modules.kept_units import RemovedLayer
 from shrink_networks import Forward
 
 

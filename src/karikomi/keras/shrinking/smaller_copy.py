@@ -177,9 +177,10 @@ def shrink(
 
     `score`: a registered score (``karikomi list scores``) or one of `karikomi.prune`; of all weights that a unit
     is found in, together. `data`, `loss`: as in `prune_`. `allocation`: "uniform", the same share of each group,
-    or "global", by the scores relative to the mean of their group. `multiple_of`: round the units that stay of
-    each group. `least`: so many stay of each group. `only`, `exclude`: globs over paths of kernels. `inputs`: a batch
-    of inputs for the proof; needed for inputs that are strings.
+    "global", by the scores relative to the mean of their group, or "isomorphic", by the scores among groups of the
+    same shapes. `multiple_of`: round the units that stay of each group. `least`: so many stay of each group. `only`,
+    `exclude`: globs over paths of kernels. `inputs`: a batch of inputs for the proof; needed for inputs that are
+    strings.
 
     The copy has the same layers with smaller configurations, so that ``small.save("small.keras")`` can be loaded
     without karikomi; what is trainable stays so. If the model was compiled, so is the copy, with a new optimizer.

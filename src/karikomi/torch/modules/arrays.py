@@ -15,7 +15,6 @@ from karikomi.quantize import Coded
 from karikomi.shrink.cuts import Cuts
 from karikomi.torch.modules import codes, kept_units
 from karikomi.torch.modules.parameters import check_values, unwrapped
-from karikomi.torch.modules.removed_layers import removed_
 from karikomi.torch.modules.resizing import resize_
 
 PAIRS = "float4_e2m1fn_x2"
@@ -97,7 +96,7 @@ def fill_(
         name: tensor.decode() if isinstance(tensor, Coded) else np.asarray(tensor)
         for name, tensor in tensors.items()
     }
-    with removed_(inner, cuts, {name: array.shape for name, array in arrays.items()}):
+    with kept_units.removed_(inner, cuts, {name: array.shape for name, array in arrays.items()}):
         _put_(inner, arrays, cuts)
     codes.remember_(inner, coded)
     if cuts is not None:

@@ -12,7 +12,7 @@ from karikomi.shrink.cuts import Removed
 from karikomi.torch.exporting.proof import TOLERANCE, apart
 from karikomi.torch.exporting.residual_branches import Branch
 from karikomi.torch.modules.deep_copies import copied, undisturbed
-from karikomi.torch.modules.removed_layers import RemovedLayer, put_
+from karikomi.torch.modules.kept_units import RemovedLayer, put_
 from karikomi.torch.shrinking.costs import parameters_of
 from karikomi.torch.tracing.batches import leaves
 

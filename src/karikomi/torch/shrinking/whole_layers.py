@@ -258,7 +258,7 @@ def _opened(
         pairs = zip(
             leaves(small(*inputs, **options)), leaves(other(*inputs, **options)), strict=True
         )
-        worst = max((apart(one, two) for one, two in pairs), default=0.0)
+        worst = max((apart(closed, open_) for closed, open_ in pairs), default=0.0)
     return other if worst <= TOLERANCE else small
 
 
