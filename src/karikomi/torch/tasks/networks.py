@@ -64,17 +64,15 @@ class CifarResNet(nn.Module):
     def __init__(self, blocks: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        for place, (before, width) in enumerate(((16, 16), (16, 32), (32, 64)), start=1):
-            first = ResidualBlock(before, width)
-            others = [ResidualBlock(width, width) for _ in range(blocks - 1)]
-            self.add_module(f"layer{place}", nn.Sequential(first, *others))
+        self.layer1 = _blocks(16, 16, blocks)
+        self.layer2 = _blocks(16, 32, blocks)
+        self.layer3 = _blocks(32, 64, blocks)
         self.linear = nn.Linear(64, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits."""
         found = F.relu(self.bn1(self.conv1(images)))
-        for layer in (self.layer1, self.layer2, self.layer3):
-            found = layer(found)
+        found = self.layer3(self.layer2(self.layer1(found)))
         return self.linear(found.mean((2, 3)))
 
 
@@ -85,6 +83,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cifar-resnet20": partial(CifarResNet, 3),
     "cifar-resnet56": partial(CifarResNet, 9),
 }
+
+
+def _blocks(before: int, width: int, count: int) -> nn.Sequential:
+    others = [ResidualBlock(width, width) for _ in range(count - 1)]
+    return nn.Sequential(ResidualBlock(before, width), *others)
 
 
 def _mlp(*widths: int) -> nn.Module:
