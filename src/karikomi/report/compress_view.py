@@ -154,13 +154,14 @@ def _front(result: Mapping[str, Any]) -> list[Section]:
     points = records(result.get("front"), "front", where=_WHERE)
     if not points:
         return []
+    words: dict[Any, str] = {True: "yes", False: "no"}
     rows = [
         (
             count(point.get("number")),
             named(point.get("what")),
             size(point.get("bytes")),
             change(point.get("drop"), named(result["metric"])).removeprefix("+"),
-            {True: "yes", False: "no"}.get(point.get("holds"), "n/a"),
+            words.get(point.get("holds"), "n/a"),
         )
         for point in points[:_LISTED]
     ]

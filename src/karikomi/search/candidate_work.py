@@ -303,7 +303,7 @@ class CandidateWork:
             "bytes": file.stat().st_size,
             "parameters": costs.get("parameters_after"),
             "macs": costs.get("macs_after"),
-            "form": form_of(arrays),
+            "shapes": form_of(arrays),
         }
         folder.finish(self.stage, facts, arrays)
 

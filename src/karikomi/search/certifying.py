@@ -18,6 +18,7 @@ from karikomi.search.certificate import (
     feasibility,
     fixed_sequence,
     handful,
+    mean_needed,
     overlap,
     paired_drop,
 )
@@ -74,7 +75,7 @@ def certified(
         "tried": len(outcome.files),
         "beforehand": None if before is None else before.as_dict(),
     }
-    reason = _reason(budgets, before)
+    reason = _reason(budgets, before, len(split))
     if not reason and outcome.dense.work.scores() is None:
         reason = "the metric is no mean over examples, so that no bound on its drop is known"
     scores = None if reason else _scores(run, outcome.dense, split)
@@ -107,12 +108,23 @@ def certified(
     return found, chosen[result.count - 1][0] if result.count else None
 
 
-def _reason(budgets: Budgets, before: Feasibility | None) -> str | None:
+def _reason(budgets: Budgets, before: Feasibility | None, n: int) -> str | None:
+    """Return why no certificate is tried, if so; nothing here depends on what the search found."""
     if budgets.max_drop is None:
         return "there is no budget on the drop"
     if budgets.max_drop <= 0:
         return "that nothing drops at all cannot be shown by examples"
-    return before.sentence() if before is not None and before.verdict == "cannot" else None
+    if before is not None:
+        return before.sentence() if before.verdict == "cannot" else None
+    # The clip is at least so many times the budget.
+    extent = 2 * _CLIP * budgets.max_drop
+    fewest = mean_needed(budgets.max_drop, deviation=0.0, extent=extent)
+    if n >= fewest:
+        return None
+    return (
+        f"{n:,} examples cannot certify a mean, not even of a network that changes no output: that"
+        f" takes {fewest:,}"
+    )
 
 
 def _scores(run: OpenedRun, candidate: Candidate, split: Split) -> np.ndarray | None:

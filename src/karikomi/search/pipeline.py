@@ -27,6 +27,7 @@ from karikomi.tasks import (
     is_share,
     resolved,
 )
+from karikomi.tasks.user_code import called
 
 
 def compress(
@@ -115,6 +116,8 @@ def compress(
     if isinstance(task, Task | str):
         _check_no_loaders(loaders)
         plain, trains = resolved(task, data, where="compress"), training
+        if weights is None and plain.weights is not None:
+            weights = called(plain.weights, "its weights cannot be had", where=f"task {plain.name}")
     else:
         check("compress", (data is None, "a trained model has its own data", data, "loaders"))
         made = trained_model(task, name=_word(task, out), seed=seed, **loaders)

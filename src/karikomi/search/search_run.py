@@ -173,8 +173,8 @@ class SearchRun:
         if self._dense is None or facts.get("validation") is None:
             return facts
         facts["drop"] = self.request.task.drop(self._dense, facts["validation"])
-        if self._times and "form" in facts:
-            facts["ms"] = self.latency.ms(facts["form"])
+        if self._times and "shapes" in facts:
+            facts["ms"] = self.latency.ms(facts["shapes"])
         return facts
 
     @property
@@ -190,11 +190,11 @@ class SearchRun:
                 if untrained is not None:
                     self.request.task.check_direction(untrained, trained, "validation")
                 self._dense = trained
-            if item.error is None and self._times and "form" in item.facts:
+            if item.error is None and self._times and "shapes" in item.facts:
                 work = self.work(item.proposal)
                 work.adopt()
-                self._forms[item.facts["form"]] = work.arrays()
-                self.latency.ms(item.facts["form"])
+                self._forms[item.facts["shapes"]] = work.arrays()
+                self.latency.ms(item.facts["shapes"])
                 self._forms.clear()
 
     def _timed(self, form: str) -> dict[str, float]:

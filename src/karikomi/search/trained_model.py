@@ -177,9 +177,9 @@ class _Draft:
     def _axis(self, outputs: np.ndarray, targets: np.ndarray, metric: Any) -> int:
         if self.class_axis is not None:
             return self.class_axis
-        shape = outputs.shape
-        without = {1: (*shape[:1], *shape[2:]), -1: shape[:-1]}
-        fitting = [k for k, left in without.items() if left == targets.shape]
+        shape = outputs.shape[1:]
+        without = {1: shape[1:], -1: shape[:-1]}
+        fitting = [k for k, left in without.items() if left == targets.shape[1:]]
         return next(iter(fitting if metric == "accuracy" else []), CLASS_AXIS)
 
     def _split(self, key: str, inputs: Inputs, targets: np.ndarray | None, framework: Any) -> Split:

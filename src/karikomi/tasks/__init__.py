@@ -1,5 +1,6 @@
 """Tasks: the protocol, loading by name, and the built-in tasks."""
 
+from karikomi.tasks import cifar10 as _cifar10
 from karikomi.tasks import digits as _digits
 from karikomi.tasks import mnist as _mnist
 from karikomi.tasks.loading import check_seed, configured, load, resolved
@@ -8,7 +9,7 @@ from karikomi.tasks.runner import Arrays, Framework, Phase, Runner, Training
 from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Recipe, Task, checked_data
 
-del _digits, _mnist  # imported so that they register
+del _cifar10, _digits, _mnist  # imported so that they register
 
 __all__ = [
     "Arrays",

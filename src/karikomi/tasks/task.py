@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -100,6 +100,7 @@ class Task:
     built-in loss, distillation, the accuracy and the audit; a loss function has its own, which must
     agree. `output`: the entry that metric, built-in loss and audit take of a network that returns
     several, by key, attribute or place; by default ``logits`` where there is one. A loss function is given all.
+    `weights`: a function that returns name -> array of a trained network, which `compress` then does not train.
 
     Raises `InvalidArgument` for names, goals and axes out of range.
 
@@ -122,6 +123,7 @@ class Task:
     class_axis: int = CLASS_AXIS
     ignore_index: int = IGNORED
     output: str | int | None = None
+    weights: Callable[[], Mapping[str, np.ndarray]] | None = None
 
     def __post_init__(self) -> None:
         good = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name)

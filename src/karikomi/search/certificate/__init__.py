@@ -21,7 +21,7 @@ from karikomi.search.certificate.sample_size import (
     smallest_budget,
 )
 from karikomi.search.certificate.spent_ids import SpentIds
-from karikomi.search.certificate.stratified import partition
+from karikomi.tasks.stratified import partition
 
 __all__ = [
     "Certified",
