@@ -97,8 +97,8 @@ def advise(
     """Read a finished run, and return which clip limit fits it, what exploded first, and why.
 
     `record`: a record of karikomi (or its `Recorder`, which is flushed), a run folder with one, TensorBoard event
-    files or their folder, Hugging Face ``trainer_state.json``, Lightning ``metrics.csv``, a W&B history (csv, json, parquet),
-    an MLflow store (folder of metrics, or SQLite file), a Megatron log, or any CSV. `columns`: quantity
+    files or their folder, Hugging Face ``trainer_state.json``, Lightning ``metrics.csv``, a W&B history (csv, json,
+    parquet), an MLflow store (folder of metrics, or SQLite file), a Megatron log, or any CSV. `columns`: quantity
     (``norm``, ``loss``, ``lr``, ``factor``, ``loss_scale``, ``step``) -> name of its column or key, where that is not
     one of the usual ones. `stage`: of a record with stages, by default its first.
 
