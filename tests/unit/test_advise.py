@@ -465,3 +465,24 @@ def test_the_command_prints_the_account_the_json_and_a_page(tmp_path: Path) -> N
 
 def test_every_rule_is_explained() -> None:
     assert all((rule.__doc__ or "").strip() for rule in RULES) and len({*RULES}) == len(RULES)
+
+
+def test_a_record_that_goes_back_counts_the_later_rows(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    with kk.record.Recorder(path) as record:
+        for first, last, norm in ((1, 60, 1.0), (41, 80, 2.0)):
+            for step in range(first, last + 1):
+                record.write({"event": "step", "step": step, "norm": norm})
+    run = open_run(path)
+    assert run.steps.tolist() == list(range(1, 81))
+    assert run.columns["norm"].tolist() == [1.0] * 40 + [2.0] * 40
+    assert run.lost == ["20 rows of steps that were written again after a restart"]
+
+
+def test_a_jump_that_a_step_made_is_no_foreign_write(tmp_path: Path) -> None:
+    series = Series()
+    series.weights[300:, 2] *= 100.0
+    series.updates[300, 2] = 1000.0
+    series.gradients[300, 2] *= 1e4
+    series.loss[300] *= 20.0
+    assert series.advice(tmp_path).cause == "bad_batch"
