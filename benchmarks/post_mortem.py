@@ -26,7 +26,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import karikomi as kk
-from karikomi.advising.causes import CAUSES
+from karikomi.advising.causes.asking import CAUSES
 
 STEPS, BATCH, QUIET = 320, 32, 120
 SPOILT_STEPS = 12

@@ -17,8 +17,8 @@ FRAMEWORKS = ("torch", "keras", "jax")
 FILES_MOST = 12
 # 16, and three that came with the shrinking of exported graphs: labelling, exporting, compensation.
 TORCH_ROOMS_MOST = 19
-# Folders of one registered method per file, the reference, and two that still wait for their subfolders.
-ANY_NUMBER = {"clip", "bound", "numpy", "quantize", "report", "search"}
+# Folders of one registered method (or verb) per file, the reference, and two that still wait for their subfolders.
+ANY_NUMBER = {"clip", "bound", "numpy", "quantize", "report", "search", "cli"}
 ANY_NUMBER |= {"prune/scores", "prune/allocations", "pack/codecs"}
 # Base classes and their Keras counterpart, under which users find them: prune.Penalty, keras.Penalty.
 SHARED_CLASSES = {"Penalty"}

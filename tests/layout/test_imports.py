@@ -44,6 +44,7 @@ ALSO = {
     "keras": {"keras", "tensorflow", "torch", "jax"},
     "jax": {"jax", "jaxlib", "optax"},
     "tasks": {"sklearn"},
+    "advising": {"pyarrow"},
     "search": {"matplotlib"},
     "report": {"matplotlib"},
 }

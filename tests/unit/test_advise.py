@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 import karikomi as kk
 from karikomi.advising import Advice
-from karikomi.advising.account import heat_lines, shade
-from karikomi.advising.causes import CAUSES, RULES
+from karikomi.advising.causes.asking import CAUSES, RULES
 from karikomi.advising.detection import alarm_level, cusum, filled, robust_z, trailing
 from karikomi.advising.formats import open_run
 from karikomi.advising.limits import gathered
+from karikomi.advising.narrative import heat_lines, shade
 from karikomi.cli.app import main
 from karikomi.clip import Recommended, histogram
 from karikomi.errors import UnknownName

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from karikomi.advising import limits
-from karikomi.advising.account import account
-from karikomi.advising.causes import NO_FAULT, findings
 from karikomi.advising.causes.always_clipped import engaged_share
+from karikomi.advising.causes.asking import NO_FAULT, findings
 from karikomi.advising.causes.finding import Finding
 from karikomi.advising.formats import open_run
 from karikomi.advising.limits import Limit
+from karikomi.advising.narrative import account
 from karikomi.advising.onset import HeatMap, Largest, Onset, heat_map, largest, onsets
 from karikomi.advising.recorded import Recorded
 from karikomi.advising.replay import Replayed, replayed, spike_kind
