@@ -3,13 +3,18 @@
 Three networks on scikit-learn's digits: an RNN over rows, a CNN, and a transformer of two layers over rows; SGD
 with momentum for the first two, AdamW for the third, every second seed with a clip. Each run is recorded by
 `Recorder` with its defaults, and the record alone is read. Printed: the confusion matrix, how often the cause is
-right, how often the first suspect is the tensor in which the cause was planted, and how many healthy runs are given a cause. The
-causes are planted as their names say, so the figures are about these networks and faults and no others.
+right, how often the first suspect is the tensor in which it was planted, and how many healthy runs are given
+a cause. The causes are planted as their names say, so the figures are about these networks and faults and no others.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +26,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import karikomi as kk
-from karikomi.advising.causes import CAUSES
+from karikomi.advising.causes.asking import CAUSES
 
 STEPS, BATCH, QUIET = 320, 32, 120
 SPOILT_STEPS = 12

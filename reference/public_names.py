@@ -15,7 +15,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGES = (
     *("karikomi", "clip", "bound", "prune", "shrink", "quantize", "pack", "torch", "keras", "jax"),
-    *("numpy", "record", "tasks", "search", "audit", "report", "plugins"),
+    *("numpy", "record", "tasks", "search", "audit", "advising", "report", "plugins"),
     *("rule", "schedule", "select", "spec", "registry", "errors"),
 )
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Assign | ast.AnnAssign

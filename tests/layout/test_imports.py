@@ -45,6 +45,7 @@ ALSO = {
     "jax": {"jax", "jaxlib", "optax"},
     "tasks": {"sklearn"},
     "search": {"matplotlib", "scipy", "distributed"},
+    "advising": {"pyarrow"},
     "report": {"matplotlib"},
     "audit": {"scipy"},
 }

@@ -1,4 +1,4 @@
-"""Runs that other tools have logged: real files where the tool is installed, written by hand else; torn and hostile ones."""
+"""Runs that other tools have logged: real files where the tool is installed, else by hand; torn and hostile ones."""
 
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from karikomi.advising import limits
-from karikomi.advising.account import account
-from karikomi.advising.causes import NO_FAULT, findings
 from karikomi.advising.causes.always_clipped import engaged_share
+from karikomi.advising.causes.asking import NO_FAULT, findings
 from karikomi.advising.causes.finding import Finding
 from karikomi.advising.formats import open_run
 from karikomi.advising.limits import Limit
+from karikomi.advising.narrative import account
 from karikomi.advising.onset import HeatMap, Largest, Onset, heat_map, largest, onsets
 from karikomi.advising.recorded import Recorded
 from karikomi.advising.replay import Replayed, replayed, spike_kind
@@ -97,8 +97,8 @@ def advise(
     """Read a finished run, and return which clip limit fits it, what exploded first, and why.
 
     `record`: a record of karikomi (or its `Recorder`, which is flushed), a run folder with one, TensorBoard event
-    files or their folder, Hugging Face ``trainer_state.json``, Lightning ``metrics.csv``, a W&B history (csv, json, parquet),
-    an MLflow store (folder of metrics, or SQLite file), a Megatron log, or any CSV. `columns`: quantity
+    files or their folder, Hugging Face ``trainer_state.json``, Lightning ``metrics.csv``, a W&B history (csv, json,
+    parquet), an MLflow store (folder of metrics, or SQLite file), a Megatron log, or any CSV. `columns`: quantity
     (``norm``, ``loss``, ``lr``, ``factor``, ``loss_scale``, ``step``) -> name of its column or key, where that is not
     one of the usual ones. `stage`: of a record with stages, by default its first.
 

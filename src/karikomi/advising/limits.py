@@ -31,7 +31,8 @@ class Limit:
 
     `value`: in units of the norm. `median`, `mean`: of the norms that it was estimated from, `count` of them,
     steps `first` to `last`. `spread`: robust standard deviation of their logarithms. `drift`: the median norm of
-    the last third over that of the first. `reason`: one line. `confidence`: ``good``, ``fair`` or ``poor``, with `doubts`.
+    the last third over that of the first. `reason`: one line. `confidence`: ``good``, ``fair`` or
+    ``poor``, with `doubts`.
     """
 
     value: float

@@ -113,7 +113,8 @@ def heat_map(run: Recorded, signals: Signals, row: int, first: list[str]) -> Hea
     start = max(row - 32, 0)
     rows = slice(start, min(start + COLUMNS, len(run)))
     logs = signals.logs("gradients", rows).astype(np.float64)
-    usual = level_before(signals.logs("gradients", slice(max(start - 128, 0), start)), start)[0]
+    before = signals.logs("gradients", slice(max(start - 128, 0), start))
+    usual = level_before(before, len(before))[0]
     if start < 8:
         usual = level_before(logs, max(row, 1))[0]
     with np.errstate(invalid="ignore"):

@@ -16,6 +16,7 @@ import numpy as np
 from karikomi import clip
 from karikomi.advising.recorded import Recorded
 from karikomi.advising.signals import Signals
+from karikomi.record.log_codes import log2_of
 from karikomi.rule import Rule, Scope
 from karikomi.rules.decide import begin, committed, decide_stage
 from karikomi.rules.stages import alone
@@ -123,8 +124,6 @@ def _tensor_rules(
     """Return the replay of rules per tensor, where the norms of all tensors are known."""
     if not run.measured("gradients") or bool((run.codes["gradients"][rows] == 0).all(axis=1).any()):
         return []
-    from karikomi.record.log_codes import log2_of
-
     logs = log2_of(run.codes["gradients"][rows]).astype(np.float64)
     vectors = np.exp2(np.nan_to_num(logs, nan=-math.inf, neginf=-math.inf))
     found = []

@@ -36,7 +36,7 @@ class Signals:
 
     @cached_property
     def loss(self) -> np.ndarray:
-        """The logarithm of the loss, shape (T,); of one that can be negative the loss itself, in units of its spread."""
+        """The logarithm of the loss, shape (T,); of one that can be negative the loss itself over its spread."""
         loss = self.run.columns["loss"]
         finite = loss[np.isfinite(loss)]
         if finite.size and finite.min() < 0.0:

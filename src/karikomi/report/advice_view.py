@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from karikomi.advising.causes import CAUSES, NO_FAULT
+from karikomi.advising.causes.asking import CAUSES, NO_FAULT
 from karikomi.advising.limits import REGIMES
 from karikomi.report.drawing import frame, label, pixel, width
 from karikomi.report.page import Chart, Page, Part, Points, Section, Table, Tile, Words, render

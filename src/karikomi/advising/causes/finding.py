@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 class Finding:
     """One cause whose rule applies to a run.
 
-    `cause`: its key in `karikomi.advising.causes.CAUSES`. `row`: the row at which it begins. `tensors`: the suspects,
-    the most likely first. `numbers`: what the rule compared. `what`: one sentence. `advice`: what to do.
+    `cause`: its key in `karikomi.advising.causes.asking.CAUSES`. `row`: the row at which it begins. `tensors`: the
+    suspects, the most likely first. `numbers`: what the rule compared. `what`: one sentence. `advice`: what to do.
     `clip_helps`: whether a limit is part of the cure.
     """
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from karikomi.advising.formats.keyed import Curves
+from karikomi.advising.formats.keyed import LoggedCurves
 from karikomi.errors import BadFile
 
 FORMAT = "TensorBoard event files"
@@ -60,9 +60,9 @@ def is_event_file(path: Path) -> bool:
     return len(head) == 12 and _length_is_good(head)
 
 
-def read_event_files(paths: list[Path]) -> tuple[Curves, list[str]]:
+def read_event_files(paths: list[Path]) -> tuple[LoggedCurves, list[str]]:
     """Return the scalars of the files of one run in the order given, and what was lost; raises `BadFile`."""
-    curves, lost = Curves(), []
+    curves, lost = LoggedCurves(), []
     for path in paths:
         frames, found = _frames(path)
         lost += found

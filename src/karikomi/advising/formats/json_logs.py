@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from karikomi.advising.formats.keyed import Curves, as_number
+from karikomi.advising.formats.keyed import LoggedCurves, as_number
 from karikomi.errors import BadFile
 
 STATE = "trainer_state.json of Hugging Face"
@@ -16,11 +16,11 @@ MOST_BYTES = 1 << 30
 STEPS = ("_step", "step", "global_step", "iteration", "iter", "steps")
 
 
-def read_json(path: Path, step: str | None) -> tuple[Curves, str, list[str], dict[str, Any]]:
+def read_json(path: Path, step: str | None) -> tuple[LoggedCurves, str, list[str], dict[str, Any]]:
     """Return the curves of a JSON file, its format, what was lost, and facts; raises `BadFile`."""
     content, lost = _content(path)
     if isinstance(content, dict) and isinstance(content.get("log_history"), list):
-        curves = Curves()
+        curves = LoggedCurves()
         # Rows of evaluations have no norm, and a loss of their own name.
         lost += add_rows(curves, content["log_history"], step or "step")
         return curves, STATE, lost, {}
@@ -28,12 +28,12 @@ def read_json(path: Path, step: str | None) -> tuple[Curves, str, list[str], dic
         content = _transposed(content)
     if not isinstance(content, list):
         raise BadFile("this JSON holds no rows", where=str(path), got=type(content).__name__)
-    curves = Curves()
+    curves = LoggedCurves()
     lost += add_rows(curves, content, step)
     return curves, HISTORY, lost, {}
 
 
-def add_rows(curves: Curves, rows: Iterable[Any], step: str | None = None) -> list[str]:
+def add_rows(curves: LoggedCurves, rows: Iterable[Any], step: str | None = None) -> list[str]:
     """Add rows, each a mapping of key -> value, and return what was lost.
 
     A key that a row lacks, or whose value is ``None`` or empty, has no point there.

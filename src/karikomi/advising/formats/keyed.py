@@ -1,10 +1,11 @@
-"""Curves by key, as trackers log them, to a run: which key is the norm, which the loss, which a tensor's norm."""
+"""LoggedCurves by key, as trackers log them, to a run: which key is the norm, which the loss, which a tensor's norm."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ _TENSOR = re.compile(r"(?:.*/)?(?:grad_[\d.]+_norm|l2_norm/grad)/(?P<name>.+)$")
 MOST_KEYS, MOST_POINTS = 20_000, 20_000_000
 
 
-class Curves:
+class LoggedCurves:
     """Key -> step -> value, of one run; a step that goes back drops what a killed run wrote after it."""
 
     def __init__(self) -> None:
@@ -89,7 +90,7 @@ class Curves:
 
 
 def run_of(
-    curves: Curves,
+    curves: LoggedCurves,
     *,
     source: str,
     format: str,
@@ -132,7 +133,7 @@ def run_of(
     return _with_provenance(run, mean_loss)
 
 
-def _chosen(curves: Curves, columns: Mapping[str, str], source: str) -> dict[str, str]:
+def _chosen(curves: LoggedCurves, columns: Mapping[str, str], source: str) -> dict[str, str]:
     unknown = sorted(set(columns) - set(COLUMNS) - {"step"})
     if unknown:
         raise InvalidArgument(
@@ -158,7 +159,9 @@ def _chosen(curves: Curves, columns: Mapping[str, str], source: str) -> dict[str
     return found
 
 
-def _codes(curves: Curves, tensors: Mapping[str, str], steps: list[int]) -> dict[str, np.ndarray]:
+def _codes(
+    curves: LoggedCurves, tensors: Mapping[str, str], steps: list[int]
+) -> dict[str, np.ndarray]:
     matrix = np.zeros((len(steps), len(tensors)), np.uint16)
     places = {step: row for row, step in enumerate(steps)}
     for column, key in enumerate(tensors.values()):
@@ -170,8 +173,6 @@ def _codes(curves: Curves, tensors: Mapping[str, str], steps: list[int]) -> dict
 
 
 def _with_provenance(run: Recorded, mean_loss: bool) -> Recorded:
-    from dataclasses import replace
-
     stride = run.stride if mean_loss else 1.0
     return replace(run, mean_of=max(stride, 1.0), after_clip=_looks_clipped(run.columns["norm"]))
 

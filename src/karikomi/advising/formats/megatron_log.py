@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from karikomi.advising.formats.keyed import Curves, as_number
+from karikomi.advising.formats.keyed import LoggedCurves, as_number
 from karikomi.errors import BadFile
 
 FORMAT = "log of Megatron"
@@ -22,12 +22,12 @@ def is_megatron(path: Path) -> bool:
         return False
 
 
-def read_log(path: Path) -> tuple[Curves, list[str]]:
+def read_log(path: Path) -> tuple[LoggedCurves, list[str]]:
     """Return the curves of a log, and what was lost; other lines are passed over.
 
     Its losses are means since the line before; its norms are those of the last step, before the clip.
     """
-    curves, wrong = Curves(), 0
+    curves, wrong = LoggedCurves(), 0
     try:
         for line in _lines(path, None):
             found = _ITERATION.search(line)

@@ -6,7 +6,7 @@ import math
 import sqlite3
 from pathlib import Path
 
-from karikomi.advising.formats.keyed import Curves, as_number
+from karikomi.advising.formats.keyed import LoggedCurves, as_number
 from karikomi.errors import BadFile
 
 FILES = "MLflow files"
@@ -38,9 +38,9 @@ def metrics_folder(path: Path) -> Path | None:
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
-def read_files(folder: Path) -> tuple[Curves, list[str]]:
+def read_files(folder: Path) -> tuple[LoggedCurves, list[str]]:
     """Return the curves of a folder of metrics, and what was lost."""
-    curves, wrong = Curves(), 0
+    curves, wrong = LoggedCurves(), 0
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         key = file.relative_to(folder).as_posix()
         try:
@@ -57,7 +57,7 @@ def read_files(folder: Path) -> tuple[Curves, list[str]]:
     return curves, [f"{wrong:,} lines that are no metric"] if wrong else []
 
 
-def read_database(path: Path) -> tuple[Curves, list[str]]:
+def read_database(path: Path) -> tuple[LoggedCurves, list[str]]:
     """Return the curves of the newest run in a database, which is opened read-only; raises `BadFile`."""
     uri = f"{path.resolve().as_uri()}?mode=ro"
     try:
@@ -73,7 +73,7 @@ def read_database(path: Path) -> tuple[Curves, list[str]]:
                 "SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY timestamp, step",
                 (runs[0][0],),
             )
-            curves = Curves()
+            curves = LoggedCurves()
             for key, step, value, is_nan in rows:
                 number = math.nan if is_nan else as_number(value)
                 if number is not None and isinstance(step, int):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from karikomi.advising.formats.json_logs import STEPS, add_rows
-from karikomi.advising.formats.keyed import Curves
+from karikomi.advising.formats.keyed import LoggedCurves
 from karikomi.errors import BadFile, Unavailable
 
 LIGHTNING = "metrics.csv of Lightning"
@@ -17,13 +18,13 @@ OTHER = "CSV"
 PARQUET = "parquet"
 
 
-def read_csv(path: Path, step: str | None) -> tuple[Curves, str, list[str]]:
+def read_csv(path: Path, step: str | None) -> tuple[LoggedCurves, str, list[str]]:
     """Return the curves of a CSV file, its format, and what was lost; raises `BadFile`.
 
     The first line names the columns. Without a column of steps the rows are counted from 1. Of a row that
     is longer or shorter than the first line, as a torn last one, only the complete cells count, and it is named.
     """
-    curves, torn = Curves(), []
+    curves, torn = LoggedCurves(), []
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as stream:
             reader = csv.reader(stream)
@@ -43,15 +44,13 @@ def read_csv(path: Path, step: str | None) -> tuple[Curves, str, list[str]]:
     return curves, format, lost
 
 
-def read_parquet(path: Path, step: str | None) -> tuple[Curves, str, list[str]]:
+def read_parquet(path: Path, step: str | None) -> tuple[LoggedCurves, str, list[str]]:
     """Return the same of a parquet file, as W&B stores histories; raises `Unavailable` without pyarrow."""
     try:
-        import importlib
-
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise Unavailable("reading parquet needs pyarrow", hint="pip install pyarrow") from error
-    curves = Curves()
+    curves = LoggedCurves()
     try:
         file = parquet.ParquetFile(path)
         names = file.schema_arrow.names

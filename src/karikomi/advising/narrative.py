@@ -6,7 +6,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from karikomi.advising.causes import CAUSES, NO_FAULT
+from karikomi.advising.causes.asking import CAUSES, NO_FAULT
 from karikomi.advising.limits import REGIMES
 
 if TYPE_CHECKING:

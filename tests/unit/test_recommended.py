@@ -1,0 +1,129 @@
+"""`Recommended`: the limit by its formula, its renewal as norms fall, what it says, and the bit-exact state."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import karikomi as kk
+from karikomi.clip import Recommended
+from karikomi.errors import InvalidArgument
+
+
+def run(rule: Any, norms: Any, state: Any = None) -> tuple[list[float], dict[str, Any]]:
+    """Return the norms after the clip, and the state."""
+    after = []
+    for norm in norms:
+        _, outcome, state = kk.numpy.clip({"w": np.array([float(norm)])}, rule, state)
+        after.append(outcome.post)
+    return after, state
+
+
+def usual(count: int, scale: float = 1.0, spread: float = 0.2, seed: int = 0) -> np.ndarray:
+    return scale * np.exp(spread * np.random.default_rng(seed).standard_normal(count))
+
+
+@pytest.mark.parametrize(("spread", "ratio"), [(0.05, 3.0), (0.25, math.exp(1.5)), (1.0, 10.0)])
+def test_the_limit_is_by_the_spread_between_the_least_and_the_most(
+    spread: float, ratio: float
+) -> None:
+    norms = usual(512, spread=spread)
+    _, state = run(Recommended(warmup=512), norms)
+    assert state["rule.limit"] / np.median(norms) == pytest.approx(ratio, rel=0.12)
+    assert state["rule.median"] == pytest.approx(np.median(norms), rel=0.02)
+
+
+def test_nothing_is_clipped_in_the_warm_up_and_an_explosion_after_it() -> None:
+    norms = np.array([*usual(31), 1e6, *usual(4), 1e6])
+    after, state = run(Recommended(), norms)
+    assert after[:36] == norms[:36].tolist()
+    assert 2.0 < after[36] == pytest.approx(state["rule.limit"])
+
+
+def test_explosions_do_not_move_the_limit() -> None:
+    norms = usual(64)
+    spoilt = norms.copy()
+    spoilt[5:60:8] = 1e9
+    limits = [run(Recommended(warmup=64), n)[1]["rule.limit"] for n in (norms, spoilt)]
+    assert limits[1] <= 2.0 * limits[0]
+
+
+def test_the_limit_follows_norms_that_fall_within_a_doubling() -> None:
+    _, state = run(Recommended(), usual(32, 100.0))
+    high = state["rule.limit"]
+    for count, known in ((32, 64), (64, 128)):
+        _, state = run(Recommended(), usual(count, 1.0, seed=count), state)
+        assert state["rule.seen"] == known
+        assert state["rule.limit"] < high / 50.0
+    assert state["rule.due"] == 256
+    _, state = run(Recommended(every=100), usual(128, 7.0), state)
+    assert state["rule.due"] == 356 and state["rule.limit"] > 20.0
+
+
+def test_scaling_by_a_power_of_two_changes_no_decision() -> None:
+    norms = usual(200, spread=0.6)
+    after = [run(Recommended(), scale * norms)[0] for scale in (1.0, 2.0**-60, 2.0**60)]
+    np.testing.assert_allclose(np.array(after[1]) * 2.0**60, after[0], rtol=1e-12)
+    np.testing.assert_allclose(np.array(after[2]) * 2.0**-60, after[0], rtol=1e-12)
+
+
+def test_a_state_through_json_continues_bit_for_bit() -> None:
+    norms = usual(150, spread=0.8)
+    whole, _ = run(Recommended(), norms)
+    first, state = run(Recommended(), norms[:70])
+    rest, _ = run(Recommended(), norms[70:], json.loads(json.dumps(state)))
+    assert [*first, *rest] == whole
+
+
+def test_zeros_and_non_finite_norms_teach_nothing() -> None:
+    plain, state = run(Recommended(warmup=8), usual(20))
+    mixed = [x for norm in usual(20) for x in (norm, 0.0, math.nan)]
+    _, other = run(Recommended(warmup=8), mixed)
+    learned = [key for key in state if key.startswith("rule.")]
+    assert {key: state[key] for key in learned} == {key: other[key] for key in learned}
+
+
+def test_it_says_what_it_picked_and_why() -> None:
+    rule = Recommended(warmup=8)
+    assert rule.explain(None) == "no limit yet: 0 of 8 norms of the warm-up are known"
+    _, state = run(rule, usual(5))
+    assert rule.explain(state) == "no limit yet: 5 of 8 norms of the warm-up are known"
+    for spread, text in ((0.01, "below the least, 3 x"), (2.0, "above the most, 10 x"), (0.3, "x")):
+        _, state = run(rule, usual(8, spread=spread))
+        assert rule.explain(state).endswith(text)
+    with pytest.raises(InvalidArgument, match="not a state of this rule"):
+        rule.explain({"rule.ring": 1})
+
+
+def test_attach_shows_its_state_to_explain() -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    rule = Recommended(warmup=2)
+    handle = kk.torch.attach(optimizer, model, clip=rule)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert rule.explain(handle.state_dict()["clip"]).startswith(
+        "limit 5.2 = 3 x the median norm 1.73"
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sigma": 0.0},
+        {"least": 0.5},
+        {"least": 4.0, "most": 3.0},
+        {"warmup": 1},
+        {"every": 8, "warmup": 9},
+    ],
+)
+def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="out of range"):
+        Recommended(**wrong)
