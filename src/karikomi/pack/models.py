@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from karikomi import registry
+from karikomi.errors import check
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import load as load_arrays
 from karikomi.pack.reader import load_with_notes
@@ -39,20 +40,28 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     return save_arrays(framework.to_stored(model), path, notes=framework.notes_of(model))
 
 
-def load(path: str | os.PathLike[str], *, into: Any = None, budget: Budget | None = None) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    into: Any = None,
+    only: Collection[str] | None = None,
+    budget: Budget | None = None,
+) -> Any:
     """Return the named arrays of a packed file, or fill a model with them and return it.
 
     Without `into` types that NumPy has not (bfloat16, float8) come as `ml_dtypes` has them; ``jax.numpy.asarray`` takes
     them as they are. `into`: a model with the same tensor names, also on the meta device, such as a fresh instance
     of the class that was shrunk: its layers, and the attributes that state their sizes, get as small as those in the
-    file. What was quantized can be saved again as codes. `budget`:
+    file. What was quantized can be saved again as codes. `only`: names of
+    the tensors that are wanted, without `into`; nothing else is decoded but what is coded together with them. `budget`:
     upper bounds for what is read. Nothing in a file is ever executed, imported or followed.
 
     Raises `BadFile` naming the tensor and the fact for a file that is cut short, altered, hostile or
     from a later version; nothing is filled then.
     """
     if into is None:
-        return load_arrays(path, budget=budget)
+        return load_arrays(path, only=only, budget=budget)
+    check("load", (only is None, "a model takes all tensors", "only and into", "one of them"))
     return registry.framework_of(into).fill_(into, *load_with_notes(path, budget=budget))
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from karikomi.errors import BadFile, InvalidArgument
+from karikomi.errors import BadFile, InvalidArgument, check_known
 from karikomi.pack.codecs import adaptive
 from karikomi.pack.container import first_manifest, header, manifest
 from karikomi.pack.container.header import Header
@@ -48,11 +48,28 @@ class Opened(NamedTuple):
         """Name -> name of the tensor that it is equal to."""
         return self.layout.equal
 
-    def named(self, content: Callable[[Decoded], T]) -> dict[str, T]:
-        """Return name -> content of each tensor, in the order of the names; of equal ones each has its own."""
-        found = {item.entry.name: content(item) for item in self.tensors()}
-        found |= {name: copy.copy(found[other]) for name, other in self.equal.items()}
-        return {name: found[name] for name in sorted(found)}
+    def named(
+        self, content: Callable[[Decoded], T], only: Collection[str] | None = None
+    ) -> dict[str, T]:
+        """Return name -> content of each tensor, in the order of the names; of equal ones each has its own.
+
+        `only`: the names that are wanted; groups without any of them are not read.
+        """
+        known = {entry.name for entry in self.entries} | self.equal.keys()
+        for name in only or ():
+            check_known(name, known, "there is no such tensor", where=self.where)
+        wanted = known if only is None else set(only)
+        stored = {self.equal.get(name, name) for name in wanted}
+        found: dict[str, T] = {}
+        for group in self.layout.groups:
+            if stored.isdisjoint(entry.name for entry in group.entries):
+                continue
+            decoded = (item for item in self.decoded(group) if item.entry.name in stored)
+            found |= {item.entry.name: content(item) for item in decoded}
+        found |= {
+            name: copy.copy(found[other]) for name, other in self.equal.items() if name in wanted
+        }
+        return {name: found[name] for name in sorted(wanted)}
 
     def tensors(self) -> Iterator[Decoded]:
         """Yield each tensor decoded and verified; raise `BadFile` at the first bad one."""
@@ -72,12 +89,19 @@ class Opened(NamedTuple):
             raise BadFile("not enough memory for this tensor", where=where) from error
 
 
-def load(path: str | os.PathLike[str], *, budget: Budget | None = None) -> dict[str, np.ndarray]:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    only: Collection[str] | None = None,
+    budget: Budget | None = None,
+) -> dict[str, np.ndarray]:
     """Return the tensors of a packed file as NumPy arrays by name.
 
     Arrays have the shape and type that were saved; quantized ones are float32. Every chunk's
     CRC32 and every tensor's digest is checked. `budget` bounds what is read, by
-    default `Budget()`. Raises `BadFile` naming the tensor and the fact; there is no partial result.
+    default `Budget()`. `only`: names of the tensors that are wanted; others are neither read nor checked, but for those
+    that are coded together with them. Raises `BadFile` naming the tensor and the fact, `UnknownName` for a name that is
+    not there; there is no partial result.
 
     >>> import tempfile
     >>> from karikomi.pack import save
@@ -85,8 +109,9 @@ def load(path: str | os.PathLike[str], *, budget: Budget | None = None) -> dict[
     ...     load(save({"x": np.arange(3)}, folder + "/x.karikomi"))
     {'x': array([0, 1, 2])}
     """
+    names = _names(only)
     with opened(path, budget) as file:
-        return file.named(lambda item: item.dense)
+        return file.named(lambda item: item.dense, names)
 
 
 def load_coded(
@@ -130,6 +155,14 @@ def opened(path: str | os.PathLike[str], budget: Budget | None = None) -> Iterat
         if isinstance(error, BadFile):
             raise
         raise BadFile(f"cannot be read ({error})", where=where) from error
+
+
+def _names(only: Collection[str] | None) -> Collection[str] | None:
+    if isinstance(only, str):
+        raise InvalidArgument(
+            "only: a list of names", where="load", got=repr(only), hint=f"[{only!r}]"
+        )
+    return only if only is None else list(only)
 
 
 def _admit(layout: Layout, stored: int, budget: Budget, where: str) -> None:
