@@ -17,7 +17,7 @@ from karikomi.errors import BadFile, InvalidArgument, UnknownName, Unwritable
 from karikomi.pack import encoded_sizes, expand, grid_codec, inspect, load, load_coded, plain, save
 from karikomi.pack.codecs import SINGLE_CODECS as CODECS
 from karikomi.pack.container import manifest
-from karikomi.pack.contest import choose
+from karikomi.pack.groups.contest import choose
 from karikomi.pack.stored import EXTENDED, describe
 from karikomi.quantize import Codebook, Coded, kmeans, uniform
 from karikomi.search.accounting import bytes_by_cause

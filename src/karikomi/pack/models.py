@@ -18,14 +18,17 @@ from karikomi.pack.writer import save as save_arrays
 from karikomi.quantize import Coded
 
 
-def save(model: Any, path: str | os.PathLike[str]) -> Path:
+def save(
+    model: Any, path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None
+) -> Path:
     """Write a model, or a dict of arrays, to a packed file and return its path.
 
     `model`: a model of a framework, or name -> array of NumPy, torch (a ``state_dict``), JAX or Keras, or
     `kk.quantize.Coded`. Of equal tensors (tied weights) one is stored. What
     ``kk.torch.quantize_`` rounded is stored as codes, everything else without loss; of what ``kk.torch.shrink``
     made smaller, the kept units too. The file is a valid
-    safetensors file, is written atomically, and the same model gives the same bytes.
+    safetensors file, is written atomically, and the same model gives the same bytes. `base`: an earlier file of the
+    same network; differences from it are stored where they are smaller, and it must be given to `load` again.
 
     Raises `Unsupported` when weights changed after they were quantized, `Unwritable` for a full disk.
 
@@ -35,9 +38,11 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     (64, 64)
     """
     if isinstance(model, Mapping):
-        return save_arrays({name: _array(name, value) for name, value in model.items()}, path)
+        arrays = {name: _array(name, value) for name, value in model.items()}
+        return save_arrays(arrays, path, base=base)
     framework = registry.framework_of(model)
-    return save_arrays(framework.to_stored(model), path, notes=framework.notes_of(model))
+    notes = framework.notes_of(model)
+    return save_arrays(framework.to_stored(model), path, notes=notes, base=base)
 
 
 def load(
@@ -45,6 +50,7 @@ def load(
     *,
     into: Any = None,
     only: Collection[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
     budget: Budget | None = None,
 ) -> Any:
     """Return the named arrays of a packed file, or fill a model with them and return it.
@@ -53,16 +59,17 @@ def load(
     them as they are. `into`: a model with the same tensor names, also on the meta device, such as a fresh instance
     of the class that was shrunk: its layers, and the attributes that state their sizes, get as small as those in the
     file. What was quantized can be saved again as codes. `only`: names of
-    the tensors that are wanted, without `into`; nothing else is decoded but what is coded together with them. `budget`:
+    the tensors that are wanted, without `into`; nothing else is decoded but what is coded together with them. `base`:
+    the file that it was saved against, if it was. `budget`:
     upper bounds for what is read. Nothing in a file is ever executed, imported or followed.
 
     Raises `BadFile` naming the tensor and the fact for a file that is cut short, altered, hostile or
     from a later version; nothing is filled then.
     """
     if into is None:
-        return load_arrays(path, only=only, budget=budget)
+        return load_arrays(path, only=only, base=base, budget=budget)
     check("load", (only is None, "a model takes all tensors", "only and into", "one of them"))
-    return registry.framework_of(into).fill_(into, *load_with_notes(path, budget=budget))
+    return registry.framework_of(into).fill_(into, *load_with_notes(path, base=base, budget=budget))
 
 
 def _array(name: Any, value: Any) -> Any:

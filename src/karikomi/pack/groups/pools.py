@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from karikomi.pack.codecs import adaptive
-from karikomi.pack.contest import choose, choose_levels, shannon
-from karikomi.pack.group_coding import Encoded, written_grids
-from karikomi.pack.levels import levels_of
+from karikomi.pack.groups.coding import Encoded, written_grids
+from karikomi.pack.groups.contest import choose, choose_levels, shannon
+from karikomi.pack.groups.levels import levels_of
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.stored import Stored
 
