@@ -124,7 +124,7 @@ def pytest_runtest_teardown() -> None:
 
 # Files whose tests share a set-up that takes long: two workers would make it twice.
 SHARED_SETUP = (
-    "tests/distributed/",
+    "tests/ranks/",
     "tests/examples/test_exploding_rnn.py",
     "tests/cli/test_wheel.py",
 )

@@ -1,8 +1,9 @@
 """NNCodec's side of `benchmarks/pack.py`, run by the interpreter of its own environment (NumPy below 2).
 
-    python pack_peer.py CASE.npz SETTINGS.json
+    python pack_peer.py SETTINGS REPEATS
 
-Prints one line of JSON: for each setting the bytes of the bitstream and the least seconds of encoding and decoding.
+Reads paths of cases and prints a line of JSON for each: of every setting the bytes of the bitstream and the least CPU
+seconds of encoding and decoding.
 It imports frameworks that coding does not need; what of them is missing is replaced by empty modules.
 """
 
@@ -48,31 +49,32 @@ class _Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def main(case: str, settings: list[dict], repeats: int) -> list[dict]:
-    """Return the result of each setting."""
+def main(settings: list[dict], repeats: int) -> None:
+    """Read paths of cases, one a line, and print the result of all settings for each."""
     sys.meta_path.append(_Empty())
     from nncodec import nnc
 
-    with np.load(case) as stored:
-        tensors = {name: stored[name].astype(np.int32) for name in stored.files}
-    rows = []
-    for setting in settings:
-        encode, decode = [], []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            stream = nnc.compress(
-                dict(tensors), return_bitstream=True, verbose=False, bitstream_path=None, **setting
-            )
-            encode.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            back = nnc.decompress(stream, verbose=False)
-            decode.append(time.perf_counter() - start)
-        same = all(np.array_equal(back[name], tensors[name]) for name in tensors)
-        rows.append(
-            {"bytes": len(stream), "encode": min(encode), "decode": min(decode), "lossless": same}
-        )
-    return rows
+    for line in sys.stdin:
+        with np.load(line.strip()) as stored:
+            tensors = {name: stored[name].astype(np.int32) for name in stored.files}
+        rows = [row(nnc, tensors, setting, repeats) for setting in settings]
+        print(json.dumps(rows), flush=True)
+
+
+def row(nnc: ModuleType, tensors: dict[str, np.ndarray], setting: dict, repeats: int) -> dict:
+    """Return bytes, least CPU seconds, and whether the tensors came back."""
+    encode, decode = [], []
+    options = {"return_bitstream": True, "verbose": False, "bitstream_path": None} | setting
+    for _ in range(repeats):
+        start = time.process_time()
+        stream = nnc.compress(dict(tensors), **options)
+        encode.append(time.process_time() - start)
+        start = time.process_time()
+        back = nnc.decompress(stream, verbose=False)
+        decode.append(time.process_time() - start)
+    same = all(np.array_equal(back[name], tensors[name]) for name in tensors)
+    return {"bytes": len(stream), "encode": min(encode), "decode": min(decode), "lossless": same}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]))))
+    main(json.loads(sys.argv[1]), int(sys.argv[2]))

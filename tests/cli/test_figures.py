@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from karikomi import pack, registry, report
 from karikomi.cli import array_files
 from karikomi.cli.app import main
-from karikomi.pack.contest import shannon
+from karikomi.pack.groups.contest import shannon
 from karikomi.pack.stored import describe
 from karikomi.quantize import Codebook, Coded, UniformGrid
 

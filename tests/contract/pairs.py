@@ -201,7 +201,7 @@ def reason(first: str, second: str, framework: str) -> str | None:
     return next((CANNOT[key] for key in keys if key in CANNOT), None)
 
 
-# Feature -> the scenarios of `distributed.two_ranks` with it, or why several ranks change nothing for it.
+# Feature -> the scenarios of `ranks.two_ranks` with it, or why several ranks change nothing for it.
 RANKS: dict[str, tuple[str, ...] | str] = {
     "value clip": ("fsdp value", "tp value", "experts value", "nan by value"),
     "norm clip": ("fsdp global", "tp global", "experts global", "pipeline"),

@@ -23,7 +23,7 @@ from contract.pairs import (
 )
 from contract.reference_run import Trace, trace_of
 from depth import FULL
-from distributed.two_ranks import SCENARIOS
+from ranks.two_ranks import SCENARIOS
 
 
 def runs(driver: str) -> list[tuple[tuple[str, str], str]]:

@@ -798,5 +798,5 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
     # Large enough that no read-ahead has all of it.
     path = save({"noise": GENERATOR.integers(0, 2**62, 2**17)}, tmp_path / "x")
     with pytest.raises(BadFile, match="ends too early"), opened(path) as file:
-        os.truncate(path, file.header.size + file.layout.manifest + 3)
+        os.truncate(path, file.header.size + file.contents.manifest + 3)
         list(file.tensors())

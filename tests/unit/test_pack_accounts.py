@@ -11,8 +11,8 @@ import pytest
 from karikomi.pack import inspect, save
 from karikomi.pack.codecs import SINGLE_CODECS as CODECS
 from karikomi.pack.codecs import frequencies, gaps, planes
-from karikomi.pack.contest import choose, encoded_sizes
-from karikomi.pack.grouping import GROUP_BYTES
+from karikomi.pack.groups.contest import choose, encoded_sizes
+from karikomi.pack.groups.pools import GROUP_BYTES
 from karikomi.quantize import Codebook, uniform
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from karikomi.errors import BadFile
-from karikomi.pack import group_coding, inspect, load, load_coded, save
+from karikomi.pack import inspect, load, load_coded, save
 from karikomi.pack.codecs import (
     LEVEL_CODECS,
     adaptive,
@@ -25,9 +25,10 @@ from karikomi.pack.codecs.bit_numbers import BitReader, BitWriter
 from karikomi.pack.codecs.cursor import Cursor
 from karikomi.pack.codecs.neighbours import Neighbours
 from karikomi.pack.container import manifest
-from karikomi.pack.contest import choose
-from karikomi.pack.grouping import LARGE
-from karikomi.pack.levels import codes_of, levels_of
+from karikomi.pack.groups import coding
+from karikomi.pack.groups.contest import choose
+from karikomi.pack.groups.levels import codes_of, levels_of
+from karikomi.pack.groups.pools import LARGE
 from karikomi.quantize import Codebook, Coded, kmeans, uniform
 
 
@@ -244,8 +245,8 @@ def test_small_tensors_share_one_stream_and_come_back_as_codes(tmp_path):
 def test_the_bytes_do_not_depend_on_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "CHUNK_SYMBOLS", 5000)
     tensors = {"a": waves(11_000).astype("i2"), "b": np.random.default_rng(0).normal(size=9_000)}
-    monkeypatch.setattr("karikomi.pack.grouping.LARGE", 1000)
+    monkeypatch.setattr("karikomi.pack.groups.pools.LARGE", 1000)
     many = save(tensors, tmp_path / "many").read_bytes()
-    monkeypatch.setattr(group_coding, "MOST_THREADS", 1)
+    monkeypatch.setattr(coding, "MOST_THREADS", 1)
     assert save(tensors, tmp_path / "one").read_bytes() == many
     assert np.array_equal(load(tmp_path / "many")["a"], tensors["a"]) and LARGE > 1000

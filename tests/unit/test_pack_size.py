@@ -9,7 +9,7 @@ import pytest
 
 from karikomi.pack import inspect, save
 from karikomi.pack.codecs import rans
-from karikomi.pack.contest import choose
+from karikomi.pack.groups.contest import choose
 from karikomi.quantize import kmeans, uniform
 
 

@@ -21,7 +21,8 @@ _KEYS = "name shape dtype codec quantizer elements nonzero bits_per_weight".spli
 def command(file: Path, as_json: bool) -> None:
     """Verify FILE (.karikomi) and show for each tensor its codec, quantizer and size.
 
-    bytes: payload and tables. bits/w: the same in bits per weight. bound: bytes that an ideal coder
+    bytes: payload and tables; what tensors that are coded together share is shared out by their
+    bounds. bits/w: the same in bits per weight. bound: bytes that an ideal coder
     of single symbols needs (order-0 entropy); a codec that looks at neighbours can go below it.
     """
     from karikomi.pack import inspect
@@ -35,11 +36,15 @@ def _result(file: Path, seen: Inspection) -> dict[str, Any]:
         "file": str(file),
         "bytes_packed": seen.total,
         "bytes_payload": seen.payload,
+        "bytes_indices": seen.indices,
+        "bytes_left_over": seen.left_over,
         "bytes_tables": seen.tables,
+        "bytes_scales": seen.scales,
         "bytes_header": seen.header,
         "bytes_manifest": seen.manifest,
         "bytes_decoded": seen.dense,
         "ratio_decoded": seen.ratio,
+        "entropy_bound": seen.shannon,
         "notes": seen.notes,
         "tensors": [
             {
@@ -74,10 +79,14 @@ def _text(file: Path, seen: Inspection) -> str:
     ]
     parts = (
         ("payload", seen.payload),
+        ("  of it indices", seen.indices),
+        ("  of it not quantized", seen.left_over),
         ("tables", seen.tables),
+        ("  of it scales and codebooks", seen.scales),
         ("header", seen.header),
         ("manifest", seen.manifest),
         ("file", seen.total),
+        ("bound of the payload", seen.shannon),
     )
     return text_block(
         [

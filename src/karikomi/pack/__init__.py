@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from karikomi.pack.contest import encoded_sizes
+from karikomi.pack.groups.contest import encoded_sizes
 from karikomi.pack.plain import expand
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import load, load_coded

@@ -89,11 +89,13 @@ def expand(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    base: str | os.PathLike[str] | None = None,
     budget: Budget | None = None,
 ) -> Path:
     """Decode a packed file and write its tensors, dense, to the safetensors file `out`.
 
     Notes go into the metadata; int4 and uint4, which safetensors does not have, take a byte.
+    `base`: the file that a delta was saved against.
     Raises `BadFile` as `load` does, `Unwritable` from the disk.
 
     >>> import tempfile
@@ -104,7 +106,7 @@ def expand(
     ...     expand(packed, folder + "/x.safetensors").stat().st_size > 400
     True
     """
-    with opened(path, budget) as file:
+    with opened(path, budget, base) as file:
         content = _dense(file.named(lambda item: item.stored), file.notes)
     return write_bytes(as_path(out).expanduser(), content)
 

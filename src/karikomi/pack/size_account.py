@@ -13,10 +13,10 @@ import numpy as np
 from karikomi.pack.codecs import gaps
 from karikomi.pack.codecs.cursor import Cursor
 from karikomi.pack.container import header
-from karikomi.pack.container.layout import Group
-from karikomi.pack.contest import shannon
+from karikomi.pack.container.contents import TensorGroup
 from karikomi.pack.grid_codec import GRID_CODECS
-from karikomi.pack.group_coding import Decoded, written_grids
+from karikomi.pack.groups.coding import Decoded, written_grids
+from karikomi.pack.groups.contest import shannon
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.reader import Opened, opened
 from karikomi.pack.stored import DTYPES
@@ -110,7 +110,7 @@ class Inspection:
 def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> Inspection:
     """Read and verify a packed file and return the size of each tensor.
 
-    Raises `BadFile` as `load` does.
+    Of a delta these are the differences from its base. Raises `BadFile` as `load` does.
 
     >>> import tempfile
     >>> from karikomi.pack import save
@@ -119,10 +119,10 @@ def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> In
     >>> seen.entries[0].codec, seen.entries[0].payload, seen.payload + seen.tables
     ('bits', 0, 2)
     """
-    with opened(path, budget) as file:
-        groups = file.layout.groups
+    with opened(path, budget, apart=True) as file:
+        groups = file.contents.groups
         lengths = [float(len(entry.name) + 8 * len(entry.shape) + 20) for entry in file.entries]
-        shares = iter(_shared(file.layout.manifest, lengths))
+        shares = iter(_shared(file.contents.manifest, lengths))
         accounts = tuple(
             account
             for group in groups
@@ -136,12 +136,12 @@ def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> In
             payload=sum(account.payload for account in accounts),
             tables=sum(account.tables for account in accounts),
             header=file.header.size - inside,
-            manifest=file.layout.manifest,
+            manifest=file.contents.manifest,
             total=file.size,
         )
 
 
-def _accounts(group: Group, file: Opened, manifests: list[int]) -> list[SizeAccount]:
+def _accounts(group: TensorGroup, file: Opened, manifests: list[int]) -> list[SizeAccount]:
     """Return the accounts of a group's tensors; what they share is shared out by their bounds."""
     tensors = file.decoded(group)
     bounds = [shannon(item.stored) for item in tensors]
@@ -171,7 +171,7 @@ def _accounts(group: Group, file: Opened, manifests: list[int]) -> list[SizeAcco
 
 def _account(
     item: Decoded,
-    group: Group,
+    group: TensorGroup,
     file: Opened,
     bound: float,
     payload: int,
@@ -200,7 +200,7 @@ def _account(
     )
 
 
-def _indices(group: Group, file: Opened) -> int:
+def _indices(group: TensorGroup, file: Opened) -> int:
     """Return the bytes of the gap streams of a group."""
     file.stream.seek(group.start + group.tables)
     cursor = Cursor(file.stream.read(group.size - group.tables))

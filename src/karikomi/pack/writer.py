@@ -14,12 +14,14 @@ import numpy as np
 from karikomi.errors import check
 from karikomi.files import as_path, write_atomically
 from karikomi.pack.container import header, manifest
-from karikomi.pack.container.layout import Group
+from karikomi.pack.container.contents import TensorGroup
 from karikomi.pack.container.strict_json import VERSION
+from karikomi.pack.delta import content_digest, difference
 from karikomi.pack.grid_codec import grid_spec, write_grid
-from karikomi.pack.group_coding import packed
-from karikomi.pack.grouping import Plan, Pools
-from karikomi.pack.stored import describe, digest, name_fault
+from karikomi.pack.groups.coding import packed
+from karikomi.pack.groups.pools import Plan, Pools
+from karikomi.pack.reader import opened
+from karikomi.pack.stored import Stored, describe, digest, name_fault
 from karikomi.quantize import Coded
 
 LEAST_SHARED = 1024
@@ -35,6 +37,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     notes: Mapping[str, str] | None = None,
+    base: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write named tensors to an entropy-coded file and return its path.
 
@@ -44,7 +47,8 @@ def save(
     shape, memory order and byte order, and bfloat16, float8, float4 and int4 as ml_dtypes has them; `notes` is short
     text to go with them. Values are taken one at a time, in the order of their names: a mapping that makes them when
     they are asked for needs memory for the largest ones. The same input gives the same bytes (with the same build of
-    zlib). The file appears whole or not at all.
+    zlib). The file appears whole or not at all. `base`: a packed file; of tensors that it has in the same shape, type
+    and grid the difference is stored where that is smaller, and the same file must be given to `load`.
 
     Raises `InvalidArgument` for what cannot be packed or a bad name, `Unwritable` from the disk.
 
@@ -65,10 +69,13 @@ def save(
     worded = all(isinstance(item, str) for pair in notes.items() for item in pair)
     check("save", (worded, "notes must map text to text", None, None))
     names = _names(tensors)
+    before = _stored(base)
     target = as_path(path).expanduser()
     with SpooledTemporaryFile(IN_MEMORY) as pooled, SpooledTemporaryFile(IN_MEMORY) as alone:
-        groups, equal, sizes = _encode(((name, tensors[name]) for name in names), pooled, alone)
-        start = manifest.dump(groups, equal, notes)
+        each = ((name, tensors[name]) for name in names)
+        groups, equal, sizes, less = _encode(each, pooled, alone, before)
+        known = content_digest(before) if base is not None else None
+        start = manifest.dump(groups, equal, notes, known, less)
         sizes = {manifest.INDEX: len(start) + pooled.tell()} | sizes
         head = header.dump(sizes, VERSION)
 
@@ -82,14 +89,17 @@ def save(
 
 
 def _encode(
-    tensors: Iterable[tuple[str, np.ndarray | Coded]], pooled: IO[bytes], alone: IO[bytes]
-) -> tuple[list[Group], dict[str, str], dict[str, int]]:
-    """Write the payloads; return the groups, name -> name of an equal tensor, and the sizes of what stands alone."""
-    groups: list[Group] = []
+    tensors: Iterable[tuple[str, np.ndarray | Coded]],
+    pooled: IO[bytes],
+    alone: IO[bytes],
+    base: Mapping[str, Stored],
+) -> tuple[list[TensorGroup], dict[str, str], dict[str, int], set[str]]:
+    """Write the payloads; return groups, name -> name of an equal tensor, sizes of what stands alone, differences."""
+    groups: list[TensorGroup] = []
     equal: dict[str, str] = {}
     first: dict[Hashable, str] = {}
     sizes: dict[str, int] = {}
-    pools = Pools()
+    pools, differences = Pools(), set[str]()
 
     def put(plans: Iterable[Plan]) -> None:
         for members, encoded in plans:
@@ -109,9 +119,19 @@ def _encode(
             if other != name:
                 equal[name] = other
                 continue
-        put(pools.add(stored))
+        less = difference(stored, base.get(name))
+        if less is not None:
+            differences.add(name)
+        put(pools.add(less or stored))
     put(pools.close())
-    return groups, equal, sizes
+    return groups, equal, sizes, differences
+
+
+def _stored(base: str | os.PathLike[str] | None) -> dict[str, Stored]:
+    if base is None:
+        return {}
+    with opened(base) as file:
+        return file.stored()
 
 
 def _names(tensors: Mapping[str, np.ndarray | Coded]) -> list[str]:

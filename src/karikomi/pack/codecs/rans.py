@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from karikomi.pack.codecs import frequencies, lanes
+from karikomi.pack.codecs import frequencies
+from karikomi.pack.codecs import rans_lanes as lanes
 from karikomi.pack.codecs.bits import within
 from karikomi.pack.codecs.frequencies import Frequencies
 

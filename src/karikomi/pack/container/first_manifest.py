@@ -15,17 +15,17 @@ from typing import Any
 
 from karikomi.errors import BadFile
 from karikomi.pack.codecs import SINGLE_CODECS
-from karikomi.pack.container.header import Header
-from karikomi.pack.container.layout import (
-    Group,
-    Layout,
+from karikomi.pack.container.contents import (
+    Contents,
     ManifestEntry,
+    TensorGroup,
     check_codec,
     check_features,
     check_names,
     check_notes,
     checked_entry,
 )
+from karikomi.pack.container.header import Header
 from karikomi.pack.container.strict_json import (
     Version,
     check_version,
@@ -45,7 +45,7 @@ KEYS = {"v", "r", "t", "a", "notes"}
 ENTRY_KEYS = set("nsdgckx")
 
 
-def load(text: str, head: Header, budget: Budget, where: str) -> Layout:
+def load(text: str, head: Header, budget: Budget, where: str) -> Contents:
     """Return what the manifest says; raise `BadFile` for anything malformed."""
     version = head.version
     whole = parse_json(_expand(text, budget, where), where)
@@ -65,7 +65,7 @@ def load(text: str, head: Header, budget: Budget, where: str) -> Layout:
     lacking = "a grid, a type or equal tensors of a later version"
     require(_version_of(entries, equal) <= version, lacking, where, list(version))
     groups = [_placed(group, *head.spans[group.entries[0].name], where) for group in groups]
-    return Layout(groups, equal, notes, None, len(text))
+    return Contents(groups, equal, notes, len(text))
 
 
 def _version_of(entries: list[ManifestEntry], equal: dict[str, str]) -> Version:
@@ -82,7 +82,7 @@ def _require_agreement(entries: list[ManifestEntry], head: Header, where: str) -
         raise BadFile("manifest and directory name different tensors", where=where)
 
 
-def _placed(group: Group, start: int, end: int, where: str) -> Group:
+def _placed(group: TensorGroup, start: int, end: int, where: str) -> TensorGroup:
     if group.size != end - start:
         raise BadFile(
             "the chunks do not fill the payload",
@@ -93,7 +93,7 @@ def _placed(group: Group, start: int, end: int, where: str) -> Group:
     return group.at(start)
 
 
-def _group(item: Any, version: Version, budget: Budget, where: str) -> Group:
+def _group(item: Any, version: Version, budget: Budget, where: str) -> TensorGroup:
     require(isinstance(item, dict), "a tensor's entry is not an object", where)
     known = item.keys() & ENTRY_KEYS | {"g"} == ENTRY_KEYS
     entry = checked_entry(
@@ -113,7 +113,7 @@ def _group(item: Any, version: Version, budget: Budget, where: str) -> Group:
     good = isinstance(item["x"], str) and len(item["x"]) == 2 * DIGEST_BYTES
     require(good, "malformed digest", where)
     tables, *chunks = (length for length, _ in checks)
-    return Group((entry,), codec, tables, tuple(chunks), checks, item["x"], CHUNK_SYMBOLS)
+    return TensorGroup((entry,), codec, tables, tuple(chunks), checks, item["x"], CHUNK_SYMBOLS)
 
 
 def _expand(text: str, budget: Budget, where: str) -> bytes:

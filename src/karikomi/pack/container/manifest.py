@@ -4,29 +4,30 @@ CRC32 of what follows up to the groups, a varint with its size, a varint with th
 and for each group its digest and the CRC32 of each part. The manifest is strict JSON in columns, deflated with a
 dictionary: ``{"v": [major, minor], "t": [types], "n": [names], "i": [type of each tensor], "s": [shapes], "g":
 [groups]}``; a type is ``[type]`` or ``[type, grid]``, a group ``[codec, tensors, bytes of the tables, bytes of each
-chunk ...]``; and where they are not empty `r`, `a`, `notes` as before, and `base`, the digest of a delta's base.
+chunk ...]``; and where they are not empty `r`, `a`, `notes` as before, and of a delta `base`, the digest of its base,
+and `d`, the places of the tensors that are differences from it.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from karikomi.errors import BadFile
 from karikomi.pack.codecs.cursor import Cursor, varint
-from karikomi.pack.container.header import Header
-from karikomi.pack.container.layout import (
-    Group,
-    Layout,
+from karikomi.pack.container.contents import (
+    Contents,
     ManifestEntry,
+    TensorGroup,
     check_codec,
     check_features,
     check_names,
     check_notes,
     checked_entry,
 )
+from karikomi.pack.container.header import Header
 from karikomi.pack.container.strict_json import (
     VERSION,
     Version,
@@ -46,7 +47,7 @@ DIGEST_BYTES, CRC_BYTES = 8, 4
 DELTA = "delta"
 FEATURES = frozenset({DELTA})
 NEEDED = {"v", "t", "n", "i", "s", "g"}
-KEYS = NEEDED | {"r", "a", "notes", "base"}
+KEYS = NEEDED | {"r", "a", "notes", "base", "d"}
 DICTIONARY = (
     b'"notes":{"task":"shrunk":"r":["delta"],"base":","a":{"raw",["bits",1,["gaps",1,["rans",1,["planes",1,'
     b'"float8_e4m3fn""bfloat16""f8","f2","u1","i1","b1""i8"],["num_batches_tracked","running_mean","running_var",'
@@ -65,10 +66,11 @@ DICTIONARY = (
 
 
 def dump(
-    groups: Sequence[Group],
+    groups: Sequence[TensorGroup],
     equal: Mapping[str, str],
     notes: Mapping[str, str],
     base: str | None = None,
+    differences: Collection[str] = (),
 ) -> bytes:
     """Return manifest and checks as they stand at the start of the payload without a name."""
     entries = [entry for group in groups for entry in group.entries]
@@ -82,7 +84,9 @@ def dump(
         "s": [entry.shape for entry in entries],
         "g": [[group.codec, len(group.entries), group.tables, *group.chunks] for group in groups],
     }
-    whole |= {"r": [DELTA], "base": base} if base else {}
+    if base:
+        places = [place for place, entry in enumerate(entries) if entry.name in differences]
+        whole |= {"r": [DELTA], "base": base, "d": places}
     whole |= {"a": dict(equal)} if equal else {}
     whole |= {"notes": dict(sorted(notes.items()))} if notes else {}
     text = _deflated(json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode("utf-8"))
@@ -96,7 +100,7 @@ def dump(
     return zlib.crc32(body).to_bytes(CRC_BYTES, "little") + body
 
 
-def load(stream: BinaryIO, head: Header, budget: Budget, where: str) -> Layout:
+def load(stream: BinaryIO, head: Header, budget: Budget, where: str) -> Contents:
     """Return what the manifest of an open file says; raise `BadFile` for anything malformed."""
     text, checks, end = _read(stream, head, budget, where)
     whole = parse_json(_inflated(text, budget, where), where)
@@ -108,13 +112,22 @@ def load(stream: BinaryIO, head: Header, budget: Budget, where: str) -> Layout:
     require(set(whole) >= NEEDED, "missing fields", where, sorted(whole))
     check_features(whole.get("r", []), FEATURES, head.version, where)
     base = whole.get("base")
-    require((base is not None) == (DELTA in whole.get("r", [])), "a delta names its base", where)
+    delta = DELTA in whole.get("r", [])
+    require((base is not None) == delta == ("d" in whole), "a delta names its base", where)
     require(base is None or isinstance(base, str), "malformed digest of the base", where, base)
     entries = _entries(whole, head.version, budget, where)
     equal = check_names(entries, whole.get("a", {}), budget, where)
     notes = check_notes(whole.get("notes", {}), where)
     groups = _groups(whole["g"], entries, checks, head.version, where)
-    return Layout(_placed(groups, head, end, where), equal, notes, base, end - head.spans[INDEX][0])
+    differences = _differences(whole.get("d", []), entries, where)
+    size = end - head.spans[INDEX][0]
+    return Contents(_placed(groups, head, end, where), equal, notes, size, base, differences)
+
+
+def _differences(places: Any, entries: list[ManifestEntry], where: str) -> frozenset[str]:
+    good = all(natural(place) and place < len(entries) for place in listed(places, where))
+    require(good and places == sorted(set(places)), "malformed places of differences", where)
+    return frozenset(entries[place].name for place in places)
 
 
 class Parts(NamedTuple):
@@ -172,7 +185,7 @@ def _entries(
 
 def _groups(
     rows: Any, entries: list[ManifestEntry], checks: bytes, version: Version, where: str
-) -> list[Group]:
+) -> list[TensorGroup]:
     cursor, groups, at = Cursor(checks), [], 0
     for row in listed(rows, where):
         good = isinstance(row, list) and len(row) > 2 and all(map(natural, row[1:]))
@@ -192,13 +205,13 @@ def _groups(
         except BadFile as error:
             raise BadFile("checks are missing in the manifest", where=where) from error
         pairs = tuple(zip(lengths, crcs, strict=True))
-        groups.append(Group(own, codec, tables, tuple(chunks), pairs, digest, CHUNK_SYMBOLS))
+        groups.append(TensorGroup(own, codec, tables, tuple(chunks), pairs, digest, CHUNK_SYMBOLS))
     require(at == len(entries), "a tensor is in no group", where, len(entries) - at)
     require(not cursor.rest(), "checks are left over in the manifest", where)
     return groups
 
 
-def _placed(groups: list[Group], head: Header, at: int, where: str) -> list[Group]:
+def _placed(groups: list[TensorGroup], head: Header, at: int, where: str) -> list[TensorGroup]:
     """Return the groups with their places: payloads of their own, or one after the other behind the checks."""
     found, alone = [], 0
     for group in groups:

@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from karikomi.pack.codecs import LEVEL_CODECS, SINGLE_CODECS, SingleCodec, adaptive, planes, raw
 from karikomi.pack.container import manifest
-from karikomi.pack.group_coding import Encoded, in_threads, written_grids
-from karikomi.pack.levels import levels_of
+from karikomi.pack.groups.coding import Encoded, in_threads, written_grids
+from karikomi.pack.groups.levels import levels_of
 from karikomi.pack.stored import Stored, describe
 from karikomi.quantize import Coded
 
 SAMPLED_FROM, SAMPLE = 2**19, 2**16
 NEAR, NEAR_BYTES = 1.005, 64
+SLOW_BYTES = 2**13
+"""Where single symbols would take more, coding one level after the other takes seconds for a few per cent."""
 
 
 def choose(flat: NDArray) -> Encoded:
@@ -60,6 +62,7 @@ def choose_levels(tensors: list[Stored], *, slow: bool = True) -> Encoded | None
         return None
     levels, shapes = np.concatenate(known), [stored.shape for stored in tensors]
     found = []
+    slow = slow and sum(map(shannon, tensors)) <= SLOW_BYTES
     for name, codec in LEVEL_CODECS.items():
         if name == adaptive.NAME and not slow:
             continue

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from distributed import launch
-from distributed.facts import check
-from distributed.two_ranks import SCENARIOS
+from ranks import launch
+from ranks.facts import check
+from ranks.two_ranks import SCENARIOS
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ MOST_ROWS = 2**15
 STATE_SHARE = 0.0025
 
 
-def lanes_for(count: int, bits: float) -> int:
-    """Return how many lanes `count` symbols of `bits` bits in all take."""
-    cheap = int(bits / 8 * STATE_SHARE / STATE_BYTES)
+def lanes_for(count: int, bits: float, share: float = STATE_SHARE) -> int:
+    """Return how many lanes `count` symbols of `bits` bits in all take, where states may take this share of them."""
+    cheap = int(bits / 8 * share / STATE_BYTES)
     return min(count, MOST_LANES, max(1, cheap, -(-count // MOST_ROWS)))
 
 

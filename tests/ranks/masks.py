@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 import karikomi as kk
-from distributed.networks import attached, backward, message, pair, rank, weights
+from ranks.networks import attached, backward, message, pair, rank, weights
 
 Build = Callable[[], tuple[Any, Any]]
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 
 from karikomi.pack.codecs import adaptive
-from karikomi.pack.contest import choose, choose_levels, shannon
-from karikomi.pack.group_coding import Encoded, written_grids
-from karikomi.pack.levels import levels_of
+from karikomi.pack.groups.coding import Encoded, written_grids
+from karikomi.pack.groups.contest import choose, choose_levels, shannon
+from karikomi.pack.groups.levels import levels_of
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.stored import Stored
 
-LARGE = 2**19
-"""Elements from which on a tensor stands alone."""
+LARGE, LARGE_PLAIN = 2**19, 2**12
+"""Elements from which on a tensor stands alone: one of levels, and any other."""
 MOST_POOLED = 2**20
 """Elements of a pool: who wants one of its tensors has to decode all of them."""
 GROUP_BYTES = 20
@@ -41,10 +41,10 @@ class Pools:
 
     def add(self, stored: Stored) -> Iterator[Plan]:
         """Yield the groups that this tensor completes."""
-        if stored.flat.size >= LARGE:
+        key = _kind(stored)
+        if stored.flat.size >= (LARGE if key == LEVELS else LARGE_PLAIN):
             yield self._counted(_alone(stored, self.slow_left >= stored.flat.size))
             return
-        key = _kind(stored)
         pool = self.waiting.setdefault(key, [])
         if sum(other.flat.size for other in pool) + stored.flat.size > MOST_POOLED:
             yield from self._coded(key, self.waiting.pop(key))
@@ -72,7 +72,8 @@ def _kind(stored: Stored) -> Hashable:
 
 
 def _alone(stored: Stored, slow: bool) -> Plan:
-    levels = None if _repeats(stored) else choose_levels([stored], slow=slow)
+    fitting = _kind(stored) == LEVELS and not _repeats(stored)
+    levels = choose_levels([stored], slow=slow) if fitting else None
     if levels is not None and _settled(levels, [stored]):
         return [stored], levels
     single = choose(stored.flat)
@@ -122,7 +123,7 @@ def _settled(encoded: Encoded, tensors: list[Stored]) -> bool:
 
 
 def _repeats(stored: Stored) -> bool:
-    """Return whether the symbols come in repeated runs, as in tables of indices: there deflate is far below the bound."""
+    """Return whether symbols come in repeated runs, as in tables of indices: there deflate is far below the bound."""
     part = stored.flat[:SAMPLE]
     bound = shannon(replace(stored, flat=part))
     return len(zlib.compress(part.tobytes(), 1)) < REPEATED * bound

@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import karikomi as kk
-from distributed.masks import differing, here
-from distributed.networks import attached, backward, gap, message, pair, rank, weights
+from ranks.masks import differing, here
+from ranks.networks import attached, backward, gap, message, pair, rank, weights
 
 Build = Callable[[], tuple[Any, Any]]
 RULES = {

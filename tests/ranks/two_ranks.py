@@ -19,8 +19,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 import karikomi as kk
-from distributed import bounding, masks, recovering, together
-from distributed.networks import (
+from ranks import bounding, masks, recovering, together
+from ranks.networks import (
     STRENGTHS,
     Block,
     attached,

@@ -16,9 +16,9 @@ from karikomi.errors import BadFile
 from karikomi.pack.codecs import LEVEL_CODECS, SINGLE_CODECS, floats
 from karikomi.pack.codecs.cursor import Cursor
 from karikomi.pack.container import manifest
-from karikomi.pack.container.layout import Group, ManifestEntry
+from karikomi.pack.container.contents import ManifestEntry, TensorGroup
 from karikomi.pack.grid_codec import GRID_CODECS, codec_of, grid_numbers, grid_spec, read_grid
-from karikomi.pack.levels import codes_of
+from karikomi.pack.groups.levels import codes_of
 from karikomi.pack.stored import DTYPES, Stored, code_dtype
 from karikomi.quantize import Grid
 
@@ -53,12 +53,12 @@ def entry_of(stored: Stored) -> ManifestEntry:
     return ManifestEntry(stored.name, stored.shape, stored.dtype, grid_spec(stored.grid))
 
 
-def packed(tensors: Sequence[Stored], encoded: Encoded) -> tuple[Group, list[bytes]]:
+def packed(tensors: Sequence[Stored], encoded: Encoded) -> tuple[TensorGroup, list[bytes]]:
     """Return the group of encoded tensors, and the parts of its payload."""
     tables = written_grids(tensors) + encoded.head
     first, rest = encoded.chunks[:1], encoded.chunks[1:]
     parts = [tables + b"".join(first), *rest]
-    group = Group(
+    group = TensorGroup(
         entries=tuple(map(entry_of, tensors)),
         codec=encoded.codec,
         tables=len(tables),
@@ -76,7 +76,7 @@ def written_grids(tensors: Sequence[Stored]) -> bytes:
     return floats.write(np.concatenate(numbers).astype(np.float32)) if numbers else b""
 
 
-def unpacked(group: Group, payload: bytes) -> list[Decoded]:
+def unpacked(group: TensorGroup, payload: bytes) -> list[Decoded]:
     """Return the tensors of a group's payload, verified; raise `BadFile` for any damage."""
     cursor = Cursor(payload)
     for index, (length, crc) in enumerate(group.checks):
@@ -116,7 +116,7 @@ def in_threads(function: Callable[[T], Found], items: Sequence[T]) -> list[Found
         return list(pool.map(function, items))
 
 
-def _grids(tables: Cursor, group: Group) -> list[Grid | None]:
+def _grids(tables: Cursor, group: TensorGroup) -> list[Grid | None]:
     if group.chunk_symbols != manifest.CHUNK_SYMBOLS:  # up to 1.2: a tensor's own, in another form
         entry = group.entries[0]
         return [read_grid(tables, entry.grid, entry.shape)]
@@ -130,7 +130,7 @@ def _grids(tables: Cursor, group: Group) -> list[Grid | None]:
 
 
 def _decoded(
-    group: Group, grids: list[Grid | None], head: bytes, chunks: list[bytes]
+    group: TensorGroup, grids: list[Grid | None], head: bytes, chunks: list[bytes]
 ) -> list[NDArray]:
     dtypes = [code_dtype(e.dtype, grid) for e, grid in zip(group.entries, grids, strict=True)]
     sizes = [entry.size for entry in group.entries]

@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.tensor import DTensor
 
 import karikomi as kk
-from distributed.bounding import found
-from distributed.masks import as_lists, gathered, here, through_a_file
-from distributed.networks import gap, gradients, numbers, rank, weights
+from ranks.bounding import found
+from ranks.masks import as_lists, gathered, here, through_a_file
+from ranks.networks import gap, gradients, numbers, rank, weights
 
 Build = Callable[[], tuple[Any, Any]]
 STEPS, STOP = 8, 3

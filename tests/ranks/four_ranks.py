@@ -23,8 +23,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import karikomi as kk
 from depth import turns
-from distributed import bounding, masks, together
-from distributed.networks import (
+from ranks import bounding, masks, together
+from ranks.networks import (
     STRENGTHS,
     Block,
     attached,

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import karikomi as kk
-from distributed.networks import message, rank
+from ranks.networks import message, rank
 from karikomi.files import write_atomically
 
 

@@ -44,7 +44,7 @@ class ManifestEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class TensorGroup:
     """Tensors in one payload: tables, then chunks of at most `chunk_symbols` symbols, one after the other.
 
     `chunks`: the bytes of each; `checks`: bytes and CRC32 of the parts that fill the payload; `digest`: of the decoded
@@ -77,19 +77,23 @@ class Group:
         more = ", ..." if len(self.entries) > 3 else ""
         return f"tensor{'s' if len(names) > 1 else ''} {', '.join(names)}{more}"
 
-    def at(self, start: int) -> Group:
+    def at(self, start: int) -> TensorGroup:
         """Return the group with its place in the file."""
         return replace(self, start=start)
 
 
-class Layout(NamedTuple):
-    """The groups of a file, name -> name of an equal tensor, the notes, the base's digest, and the manifest's bytes."""
+class Contents(NamedTuple):
+    """The groups of a file, name -> name of an equal tensor, the notes, and the manifest's bytes.
 
-    groups: list[Group]
+    Of a delta also the digest of its base, and the names of the tensors that are differences from it.
+    """
+
+    groups: list[TensorGroup]
     equal: dict[str, str]
     notes: dict[str, str]
-    base: str | None
     manifest: int
+    base: str | None = None
+    differences: frozenset[str] = frozenset()
 
 
 def checked_entry(

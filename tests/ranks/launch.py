@@ -40,7 +40,7 @@ def _run(scenarios: str, size: int, folder: Path) -> None:
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment["PYTHONPATH"] = os.pathsep.join([str(tests.parent / "src"), str(tests)])
-    program = [sys.executable, "-W", "ignore", "-m", "distributed.one_rank", scenarios, str(folder)]
+    program = [sys.executable, "-W", "ignore", "-m", "ranks.one_rank", scenarios, str(folder)]
     with (folder / "log").open("w") as log:
         ranks = [
             subprocess.Popen(
