@@ -258,7 +258,7 @@ def test_audit_passes_its_arguments_on_and_prints_the_table(
     call = ("audit", first, second, "--task", "t", "--seed", 5, "--data", "d")
     found = good(*call, "--out", tmp_path / "out")
     labels = (str(first), str(second))
-    more = {"seed": 5, "labels": labels, "notes": [{}, {}]}
+    more = {"seed": 5, "labels": labels, "notes": [{}, {}], "slices": None}
     assert called == [(("t", Path("d")), 1.0, 2.0, more)]
     assert {key: found[key] for key in AUDIT} == AUDIT
     written = json.loads((tmp_path / "out" / "audit.json").read_text())

@@ -23,6 +23,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import karikomi as kk
 from depth import turns
+from karikomi.torch.distributed.dtensors import own_units
 from ranks import bounding, masks, together
 from ranks.networks import (
     STRENGTHS,
@@ -37,7 +38,6 @@ from ranks.networks import (
     pair,
     rank,
 )
-from karikomi.torch.distributed.dtensors import own_units
 
 RULES = {
     "global": kk.clip.ByGlobalNorm(0.5),

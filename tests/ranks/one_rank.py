@@ -25,7 +25,7 @@ def main(scenarios: str, folder: str, rank: str, size: str) -> None:
     )
     np.seterr(divide="raise", over="raise", invalid="raise")
     found = {}
-    for name, scenario in importlib.import_module(f"distributed.{scenarios}").SCENARIOS.items():
+    for name, scenario in importlib.import_module(f"ranks.{scenarios}").SCENARIOS.items():
         torch.manual_seed(0)
         try:
             found[name] = scenario()

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import karikomi as kk
-from ranks.networks import message, rank
 from karikomi.files import write_atomically
+from ranks.networks import message, rank
 
 
 class Stopped(Exception):

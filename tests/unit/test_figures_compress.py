@@ -88,6 +88,9 @@ class Runner:
     def fresh(self) -> dict[str, np.ndarray]:
         return {**DENSE, "w": np.zeros_like(WEIGHT)}
 
+    def layer_outputs(self, arrays: dict[str, np.ndarray], inputs: Any) -> dict[str, np.ndarray]:
+        return {}
+
     def prunable(self) -> list[str]:
         return ["w"]
 

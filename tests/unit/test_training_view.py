@@ -31,7 +31,7 @@ def test_a_page_counts_what_was_left_out_of_the_record_too() -> None:
         and "3 of 10 steps were clipped (30.0 %), 2 were skipped." in page
     )
     assert "head/kernel" in page and "<script" not in page
-    assert page.count("<svg") == 2  # norms and loss, no validation
+    assert page.count("<svg") == 4  # norms and loss, broad and narrow; no validation
 
 
 def test_shares_are_those_of_the_joint_norm() -> None:

@@ -20,6 +20,7 @@ TITLES = {
     "pattern": "pattern: what is removed as one",
     "penalty": "penalty: what prepares a network for pruning",
     "quantizer": "quantizer: how weights are rounded to a grid",
+    "corruption": "corruption: what an audit does to the inputs",
     "task": "task: model, data, loss and metric",
 }
 

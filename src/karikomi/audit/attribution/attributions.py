@@ -55,13 +55,15 @@ def agreement(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def placed(value: float, floor: float, ceiling: float) -> float:
+def placed(value: float, floor: float, ceiling: float) -> float | None:
     """Return where an agreement lies: 0 at its floor (unrelated networks), 1 at its ceiling (the method's own error).
+
+    None where the ceiling is no higher than the floor.
 
     >>> placed(0.75, 0.5, 1.0)
     0.5
     """
-    return (value - floor) / (ceiling - floor) if ceiling > floor else float("nan")
+    return (value - floor) / (ceiling - floor) if ceiling > floor else None
 
 
 def summary(parts: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
