@@ -97,8 +97,8 @@ def spread_of(gram: np.ndarray, damping: float, *, where: str = "reconstruction"
     ``mean(1 / U_jj^2) / mean(H_jj)`` with ``U^T U = H^-1``, H the damped Gram matrix (groups, inputs, inputs), inputs
     of most energy first; 1 for inputs that are not correlated.
 
-    >>> spread_of(np.eye(2)[None], 0.01), round(spread_of(np.full((1, 2, 2), 1.0), 0.01), 2)
-    (1.0, 0.51)
+    >>> [round(spread_of(gram[None], 0.01), 2) for gram in (np.eye(2), np.ones((2, 2)))]
+    [1.0, 0.51]
     """
     zeros = np.zeros((gram.shape[0], gram.shape[2]))
     problem = LeastSquares.of(zeros, gram)
