@@ -116,7 +116,9 @@ def dense_network(
     made_by = f"{recipe.dense}-{recipe.batch}-{recipe.rate:g}-{recipe.shifts:d}-{asked.validate:d}"
     path = folder / f"{asked.network}-{asked.seed}-{made_by}.pt"
     wall, cpu = time.perf_counter(), time.process_time()
-    stored = torch.load(path, weights_only=True) if path.exists() else {"wall": 0.0, "cpu": 0.0}
+    stored: dict[str, Any] = {"wall": 0.0, "cpu": 0.0}
+    if path.exists():
+        stored = torch.load(path, weights_only=True)
     if "model" in stored:
         model.load_state_dict(stored["model"])
         generator.set_state(stored["generator"])

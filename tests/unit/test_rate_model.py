@@ -80,9 +80,8 @@ def test_the_slope_is_the_derivative_and_codes_are_met(ratios, nonzero, beyond):
     smooth = np.abs(np.abs(array) % 1 - 0.5) < 0.499
     assert np.allclose((ahead - values)[smooth] / 1e-6, model.slope(array)[smooth], atol=1e-3)
     assert np.array_equal(values, model.bits(-array))
-    assert model.bits(np.arange(4)) - model.zero == pytest.approx(
-        [0, model.first, model.first + model.further, model.first + 2 * model.further]
-    )
+    further = [0, model.first, model.first + model.further, model.first + 2 * model.further]
+    assert np.allclose(model.bits(np.arange(4)) - model.zero, further)
 
 
 def test_every_weight_is_drawn_to_zero_where_the_histogram_has_a_second_peak():
