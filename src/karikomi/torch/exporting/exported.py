@@ -43,7 +43,7 @@ def exported(
             where=where,
             got=raised_at(error, after=__file__) or "an error in torch",
             hint="write what depends on the data with torch.where or torch.cond, "
-            "or give the part of the network without it",
+            "or shrink the part of the network without it",
         ) from error
     assert isinstance(graph, fx.GraphModule)  # noqa: S101  (what `module` returns)
     _drop_unused(graph)
