@@ -119,7 +119,7 @@ def sentence_encoder(folder: Path, calibration: str, count: int) -> None:
         )
         print(report, flush=True)
         embedded = [embeddings(path, test) for path in files.values()]
-        cosine = float(torch.cosine_similarity(*embedded).mean())
+        cosine = float(torch.cosine_similarity(embedded[0], embedded[1]).mean())
         print(f"MiniLM: mean cosine {cosine:.4f} of {len(embedded[0]):,} sentences (at least 0.99)")
         feeds = {
             batch: {

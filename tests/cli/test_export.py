@@ -78,3 +78,10 @@ def test_what_is_wrong_is_one_line(files: Any, tmp_path: Path) -> None:
     gone = run(tmp_path / "gone.karikomi", "--onnx", tmp_path / "a.onnx", "--task", task)
     assert gone.exit_code == 1 and "there is no such file" in gone.stderr
     assert run(packed, "--onnx", tmp_path / "a.onnx").exit_code == 2
+
+
+def test_the_choices_are_those_of_the_function() -> None:
+    from karikomi.cli.export import CALIBRATIONS
+    from karikomi.quantize import activation_ranges
+
+    assert list(activation_ranges.CALIBRATIONS) == list(CALIBRATIONS)

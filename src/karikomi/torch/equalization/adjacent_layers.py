@@ -12,7 +12,7 @@ from torch import fx, nn
 from karikomi.torch.exporting.exported import exported
 from karikomi.torch.labelling.label_run import call_of, name_of
 from karikomi.torch.modules.parameters import check_values
-from karikomi.torch.tracing.batches import batch_of
+from karikomi.torch.tracing.batches import Batch, batch_of
 from karikomi.torch.tracing.eval_mode import steady
 
 CONVOLUTIONS = tuple(f"conv{axes}d" for axes in (1, 2, 3))
@@ -31,7 +31,11 @@ class AdjacentLayers:
         parameters = dict(module.named_parameters(remove_duplicate=False))
         check_values(parameters, where=where)
         device = next((item.device for item in parameters.values()), torch.device("cpu"))
-        batch = batch_of((inputs, None), device, module=module, where=where)
+        batch = (
+            inputs
+            if isinstance(inputs, Batch)
+            else batch_of((inputs, None), device, module=module, where=where)
+        )
         with steady(module, fresh=False):
             graph = exported(module, batch.positional, dict(batch.named), where=where)
         self.nodes = list(graph.graph.nodes)

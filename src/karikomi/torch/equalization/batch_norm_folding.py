@@ -59,6 +59,8 @@ def fold_batch_norms_(module: nn.Module, inputs: Any) -> Folded:
     Inference", section 3.2.
     """
     module = unwrapped(module)
+    if not any(isinstance(item, batch_norm_type()) for item in module.modules()):
+        return Folded({}, {})
     layers = AdjacentLayers(module, inputs, where=WHERE)
     folded: dict[str, str] = {}
     left_alone = {

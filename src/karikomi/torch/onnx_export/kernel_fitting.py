@@ -41,7 +41,7 @@ def fit_(edits: GraphEdits, shapes: Shapes) -> None:
 
 
 def _join_bias_(edits: GraphEdits, node: Node, shapes: Shapes, flat: dict[int, Value]) -> None:
-    """Join a product and the bias after it; `flat`: id of an input -> the same input as a matrix, for all its readers."""
+    """Join a product and the bias after it; `flat`: id of an input -> the same as a matrix, for all its readers."""
     source, weight = node.inputs[0], edits.constant(node.inputs[1])
     adding = edits.only_reader(node.outputs[0])
     if weight is None or weight.ndim != 2 or len(shapes.get(source.name, ())) < 3:

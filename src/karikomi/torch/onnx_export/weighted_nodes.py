@@ -77,7 +77,8 @@ def _einsum_macs(node: Node, shapes: Shapes) -> int:
 
 
 def _matmul_why(edits: GraphEdits, node: Node) -> str | None:
-    return None
+    weight = edits.constant(node.inputs[1])
+    return None if weight is None or weight.ndim == 2 else "its weight is no single matrix"
 
 
 def _gemm_why(edits: GraphEdits, node: Node) -> str | None:
