@@ -41,7 +41,7 @@ def squared_gradients(
             keras.ops.convert_to_tensor(random.normal(size=tuple(out.shape)).astype(np.float32))
             for out in floats
         ]
-        parts = [
+        parts: list[Any] = [
             keras.ops.sum(keras.ops.multiply(keras.ops.cast(out, "float32"), more))
             for out, more in zip(floats, noise, strict=True)
         ]

@@ -153,7 +153,8 @@ def straight_through(weight: Weight, bits: int) -> Any:
     others = [axis for axis, length in enumerate(laid) if length == 1]
     peak: Any = keras.ops.max(keras.ops.abs(parts), axis=others, keepdims=True)
     scale = keras.ops.where(peak == 0, 1.0, keras.ops.maximum(peak / limit, SMALLEST_SCALE))
-    rounded: Any = keras.ops.clip(keras.ops.round(parts / scale), -limit, limit) * scale
+    steps: Any = keras.ops.clip(keras.ops.round(parts / scale), -limit, limit)
+    rounded = steps * scale
     passed = parts + keras.ops.stop_gradient(rounded - parts)
     return keras.ops.cast(keras.ops.reshape(passed, shape), weight.variable.dtype)
 
