@@ -44,7 +44,7 @@ def missed_sentence(result: Mapping[str, Any]) -> str:
 
     >>> print(missed_sentence({"verdict": "missed", "binding": "bytes",
     ...                        "nearest_budgets": [{"drop": 0.01, "bytes": 2000}]}))
-    the limit on bytes was missed; could be met: drop 0.01, bytes 2.0 kB
+    the limit on bytes was missed; could be met: drop 0.01, bytes 2.00 kB
     """
     if result.get("verdict") != "missed":
         return ""

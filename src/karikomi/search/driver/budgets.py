@@ -39,9 +39,9 @@ class Budgets:
             good = isinstance(limit, Real) and not isinstance(limit, bool) and math.isfinite(limit)
             least = good and (limit >= 0 if name == "drop" else limit > 0)
             allowed = ">= 0" if name == "drop" else "> 0"
-            check("budgets", (least, f"max_{name} must be {allowed}", limit, allowed))
+            check("compress", (least, f"max_{name} must be {allowed}", limit, allowed))
         known = self.objective in (None, "drop", *OBJECTIVES)
-        check("budgets", (known, "unknown objective", self.objective, f"drop, {OBJECTIVES}"))
+        check("compress", (known, "unknown objective", self.objective, f"drop, {OBJECTIVES}"))
 
     @property
     def limits(self) -> dict[str, float]:
@@ -70,7 +70,7 @@ class Budgets:
 
     def judge(self, candidates: Sequence[Mapping[str, Any]]) -> Judgement:
         """Return the best of the candidates' facts, and where none holds the binding limit and the nearest budgets."""
-        check("budgets", (candidates, "there are no candidates", 0, ">= 1"))
+        check("compress", (candidates, "there are no candidates", 0, ">= 1"))
         best = min(range(len(candidates)), key=lambda k: (self.rank(candidates[k]), k))
         misses = self.misses(candidates[best])
         if not misses:
