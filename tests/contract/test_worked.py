@@ -78,6 +78,12 @@ WORKED: list[tuple[Any, dict[str, list[float]], Steps]] = [
         {},
         [([2.0], [1.0]), ([4.0], [1.0]), ([12.0], [0.25]), ([6.0], [4 / 6]), ([24.0], [0.25])],
     ),
+    # Twice the median of the first two, then of the third and fourth.
+    (
+        kk.clip.Recommended(least=2.0, most=2.0, warmup=2),
+        {},
+        [([4.0], [1.0]), ([4.0], [1.0]), ([16.0], [0.5]), ([16.0], [0.5]), ([64.0], [0.5])],
+    ),
     # Means 4 and (4 + 2 * 8) / 3.
     (
         kk.clip.EMARatio(2.0, beta=0.5),
@@ -211,6 +217,13 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     kk.clip.EMARatio: {"ratio": 2.0, "beta": 0.99, "per": "global", "learn": "clipped"},
     kk.clip.Normalize: {"limit": 1.0, "gamma": 0.01, "per": "global"},
     kk.clip.Quantile: {"quantile": 0.9, "window": 100, "warmup": 20},
+    kk.clip.Recommended: {
+        "sigma": 6.0,
+        "least": 3.0,
+        "most": 10.0,
+        "warmup": 32,
+        "every": 10_000,
+    },
     kk.clip.SPAM: {"threshold": 5000.0, "warmup": 20},
     kk.clip.SkipSpikes: {"sigma": 6.0, "window": 128, "warmup": 64, "patience": 16},
     kk.clip.StableAdamW: {"limit": 1.0},

@@ -50,7 +50,7 @@ class Recommended:
     >>> round(outcome.post, 1)
     3.0
     >>> print(rule.explain(state))
-    limit 3 = 3 x the median norm 1 of the last estimate: 6 sd of log norms (0.0372) are 1.25 x, below the least, 3 x
+    limit 3 = 3 x the median norm 1 of the last estimate: 6 sd of log norms (0.0431) are 1.3 x, below the least, 3 x
 
     Source: Pascanu, Mikolov and Bengio 2013, section 3.2: limits from half to ten times the average norm
     converge. Choices: the upper part of this range, where a clip only acts on outliers; where in it
