@@ -1,6 +1,6 @@
 """Bytes and seconds of packed files beside NNCodec 2.1.3, at the same integer levels, paired in one run.
 
-    KARIKOMI_DATA=... python benchmarks/pack.py [--peer /tmp/nncodec_env/bin/python] [--quick]
+    KARIKOMI_DATA=... python benchmarks/pack.py [--peer runs/nncodec_env/bin/python] [--quick]
 
 Levels: the trained ResNet-20 and ResNet-56 at 3 to 8 bits a channel, at 4 bits a tensor, and sparse;
 matrices as large as those of LeNet-300-100 and LeNet-5 with few, unevenly spread weights; and synthetic ones of four
@@ -12,10 +12,10 @@ bytes below 1 is in our favour, and one of speeds above 1.
 The peer needs NumPy below 2 and builds for minutes, so it has an environment of its own;
 without it only our figures are printed:
 
-    python3.11 -m venv /tmp/nncodec_env
-    /tmp/nncodec_env/bin/pip install "numpy<2" setuptools wheel pybind11 torch
-    /tmp/nncodec_env/bin/pip install --no-deps --no-build-isolation nncodec==2.1.3
-    /tmp/nncodec_env/bin/pip install --no-deps zipnn==0.5.4 zstandard
+    python3.11 -m venv runs/nncodec_env
+    runs/nncodec_env/bin/pip install "numpy<2" setuptools wheel pybind11 torch
+    runs/nncodec_env/bin/pip install --no-deps --no-build-isolation nncodec==2.1.3
+    runs/nncodec_env/bin/pip install --no-deps zipnn==0.5.4 zstandard
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from karikomi.quantize import kmeans, uniform
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("KARIKOMI_DATA", ROOT.parent / "shared" / "data"))
-PEER = Path("/tmp/nncodec_env/bin/python")
+PEER = ROOT / "runs" / "nncodec_env" / "bin" / "python"
 SETTINGS = [
     {"use_dq": False, "row_skipping": skipping, "param_opt": optimised}
     for skipping, optimised in itertools.product((False, True), (False, True))

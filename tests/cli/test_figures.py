@@ -61,16 +61,15 @@ GRIDS = {"book": "codebook 3", "grid": "uniform 4 bits, axis 0", "none": "none",
 SHAPES = {"book": "30x40", "grid": "6x50", "none": "0x3", "plain": "70"}
 
 
-def stored_bytes(path: Path) -> dict[str, int]:
-    """Return the bytes of each payload by the directory of the file."""
+def index_bytes(path: Path) -> tuple[int, int]:
+    """Return where the payload with the manifest begins, and the bytes of manifest and checks in it."""
     content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    directory = json.loads(content[8 : 8 + length])
-    return {
-        name: entry["data_offsets"][1] - entry["data_offsets"][0]
-        for name, entry in directory.items()
-        if name != "__metadata__"
-    }
+    start = 8 + int.from_bytes(content[:8], "little")
+    # A CRC32 of four bytes, and a varint of the size of the rest.
+    size, at = content[start + 4] & 127, 5
+    while content[start + at - 1] & 128:
+        size, at = size | (content[start + at] & 127) << 7 * (at - 4), at + 1
+    return start, at + size
 
 
 def bound(name: str) -> float:
@@ -88,7 +87,9 @@ def bound(name: str) -> float:
 
 def test_inspect_has_the_figures_of_each_tensor(packed: Path) -> None:
     found = good("inspect", packed)
-    sizes = stored_bytes(packed)
+    start, manifest = index_bytes(packed)
+    sizes = {entry.name: entry.payload + entry.tables for entry in pack.inspect(packed).entries}
+    assert sum(sizes.values()) == packed.stat().st_size - start - manifest
     assert found["file"] == str(packed) and found["notes"] == {"made": "by hand"}
     for row in found["tensors"]:
         name, array = row["name"], pack.load(packed)[row["name"]]
@@ -101,19 +102,18 @@ def test_inspect_has_the_figures_of_each_tensor(packed: Path) -> None:
         assert row["quantizer"] == GRIDS[name]
         kept = pack.inspect(packed).entries
         assert row["codec"] == next(entry.codec for entry in kept if entry.name == name)
-    assert [row["name"] for row in found["tensors"]] == sorted(DENSE)
+    assert sorted(row["name"] for row in found["tensors"]) == sorted(DENSE)
 
 
 def test_inspect_has_the_figures_of_the_file(packed: Path) -> None:
     found = good("inspect", packed)
     content = packed.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    manifest = json.loads(content[8:start])["__metadata__"]["manifest"]
+    start, manifest = index_bytes(packed)
     assert found["bytes_packed"] == len(content)
-    assert found["bytes_manifest"] == len(manifest)
-    assert found["bytes_header"] == start - len(manifest)
-    assert found["bytes_payload"] + found["bytes_tables"] == len(content) - start
-    # At least the values: 3 of the codebook and 6 scales, all equal, as 4 planes of one byte.
+    assert found["bytes_manifest"] == manifest
+    assert found["bytes_header"] == start
+    assert found["bytes_payload"] + found["bytes_tables"] == len(content) - start - manifest
+    assert found["entropy_bound"] == pytest.approx(sum(map(bound, DENSE)))
     seen = {entry.name: entry for entry in pack.inspect(packed).entries}
     assert found["bytes_tables"] == sum(entry.tables for entry in seen.values())
     assert seen["none"].tables == seen["none"].payload == 0
@@ -159,7 +159,10 @@ def test_pack_and_unpack_print_their_sizes(option: Any, value: Any, tmp_path: Pa
     size = out.stat().st_size
     assert (made["bytes_in"], made["bytes_dense"]) == (source.stat().st_size, 4 * 4260)
     assert (made["bytes_packed"], made["ratio"]) == (size, 4 * 4260 / size)
-    assert {row["name"]: row["bytes"] for row in made["tensors"]} == stored_bytes(out)
+    assert sum(row["bytes"] for row in made["tensors"]) == size - sum(index_bytes(out))
+    assert {row["name"]: row["bytes"] for row in made["tensors"]} == {
+        entry.name: entry.payload + entry.tables for entry in pack.inspect(out).entries
+    }
     words = report.wording.size(size)
     said = run("pack", source, out, *options).stdout
     assert said == f"{out}: 17.0 kB -> {words} ({4 * 4260 / size:.1f}x), 2 tensors\n"

@@ -334,7 +334,7 @@ def test_inspect_accounts_for_every_byte(packed: Path) -> None:
     assert weight["bits_per_weight"] == 8 * weight["bytes"] / 2400
     lines = run("inspect", packed).stdout.splitlines()
     assert lines[0].split() == ["tensor", "shape", "codec", "quantizer", "bytes", "bits/w", "bound"]
-    assert len(lines) == 1 + 5 + 1 + 5 + 1 + 1
+    assert len(lines) == 1 + 5 + 1 + 5 + 1 + 4 + 1 + 1
     assert max(map(len, lines[:-1])) <= 80
 
 

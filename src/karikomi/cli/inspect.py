@@ -79,20 +79,24 @@ def _text(file: Path, seen: Inspection) -> str:
     ]
     parts = (
         ("payload", seen.payload),
-        ("  of it indices", seen.indices),
-        ("  of it not quantized", seen.left_over),
         ("tables", seen.tables),
-        ("  of it scales and codebooks", seen.scales),
         ("header", seen.header),
         ("manifest", seen.manifest),
         ("file", seen.total),
+    )
+    inside = (
+        ("indices, of the payload", seen.indices),
+        ("not quantized, of the payload", seen.left_over),
         ("bound of the payload", seen.shannon),
+        ("scales and codebooks, of the tables", seen.scales),
     )
     return text_block(
         [
             *align([head, *rows], left=4, width=terminal_width()),
             "",
             *align([(name, count(value)) for name, value in parts]),
+            "",
+            *align([(name, count(value)) for name, value in inside]),
             "",
             f"{printable(file)}: {size(seen.dense)} -> {size(seen.total)} ({ratio(seen.ratio)})",
         ]

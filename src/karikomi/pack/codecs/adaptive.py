@@ -91,15 +91,15 @@ def _tensor(
     code, octave = zero.code, 0
     for start in range(0, count, columns):
         octave = min((start // columns + 1).bit_length(), ROWS) - 1
-        one = two = three = 0
+        last = two = three = 0
         above = out[start - columns : start] if start else [0] * columns
         for column in range(columns):
             seen, up = counts[column + 1], above[column]
             near = counts[column] + counts[column + 2]
-            energy = 2 * abs(one) + abs(two) + abs(up)
+            energy = 2 * abs(last) + abs(two) + abs(up)
             level = 0 if levels is None else levels[start + column]
             some = (seen if seen < COUNTS else COUNTS - 1) << 3
-            beside = (4 if one else 0) + (2 if two else 0) + (1 if three else 0)
+            beside = (4 if last else 0) + (2 if two else 0) + (1 if three else 0)
             contexts = (
                 some | octave,
                 NEAR + ((near if near < COUNTS else COUNTS - 1) << 3 | octave),
@@ -109,14 +109,14 @@ def _tensor(
                 + tensor % TENSORS * ENERGIES
                 + (energy if energy < ENERGIES else ENERGIES - 1),
             )
-            three, two = two, one
+            three, two = two, last
             if code(contexts, level != 0):
-                level = _size(tensor, one, energy, sizes, level)
+                level = _size(tensor, last, energy, sizes, level)
                 counts[column + 1] = seen + 1
                 out[start + column] = level
             else:
                 level = 0
-            one = level
+            last = level
     return out
 
 

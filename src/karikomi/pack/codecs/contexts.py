@@ -73,7 +73,8 @@ def encode(
         return _walk(part, _sizes_within(sizes, at, part.size), classes, lag, width)
 
     walked = run(walk, range(0, levels.size, symbols))
-    model, _ = fit(sum(map(_tallies, walked, _counts(levels.size, symbols))), lag, classes)
+    tallies = np.sum([*map(_tallies, walked, _counts(levels.size, symbols))], axis=0)
+    model, _ = fit(tallies, lag, classes)
 
     def chunk(index: int) -> bytes:
         return _pushed(walked[index], _counts(levels.size, symbols)[index], model)

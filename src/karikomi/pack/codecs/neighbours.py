@@ -35,8 +35,8 @@ class Neighbours:
 
     def context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the energy, and the sum of those neighbours whose sign is likely that of the next level."""
-        one, two, far = self.ring[-1], self.ring[-2], self.ring[-self.lag]
-        size = np.abs(one)
+        last, two, far = self.ring[-1], self.ring[-2], self.ring[-self.lag]
+        size = np.abs(last)
         energy = size << 3
         energy -= size
         energy += np.abs(two) << 1
@@ -45,7 +45,7 @@ class Neighbours:
         energy += self.mean * WEIGHTS[3] >> FRACTION
         energy += self.stated[self.step % len(self.stated), : energy.size]
         energy >>= COARSE
-        return energy, one + far
+        return energy, last + far
 
     def push(self, levels: NDArray[np.int64]) -> None:
         """Take the next level of every lane."""

@@ -21,7 +21,7 @@ STATE_BYTES = 4
 MOST_LANES = 4096
 # Fewer lanes cost fewer bytes; more rows cost time, for whoever opens the file.
 MOST_ROWS = 2**15
-STATE_SHARE = 0.0025
+STATE_SHARE = 0.005
 
 
 def lanes_for(count: int, bits: float, share: float = STATE_SHARE) -> int:
