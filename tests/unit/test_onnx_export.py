@@ -160,7 +160,8 @@ def test_codes_without_integer_activations_lose_nothing(tmp_path):
     ids, mask = torch.randint(0, 20, (2, 7)), torch.ones(2, 7)
     report = kk.torch.export_onnx(network, (ids, mask), tmp_path / "a.onnx", dynamic="all")
     assert set(report.weights) >= {name for name in codes if codes[name].codes.ndim > 1}
-    assert report.max_difference < 1e-6 and not report.float_weights
+    assert report.max_difference < 1e-6
+    assert all("a vector" in reason for reason in report.float_weights.values())
     stored = arrays(tmp_path / "a.onnx")
     inner = codes["inner.weight"]
     found = stored["inner.weight_codes"]
