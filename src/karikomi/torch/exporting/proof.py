@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
 from karikomi.errors import Unsupported
 from karikomi.shrink.label_planes import Labelled, keeps
@@ -97,7 +98,7 @@ def _in_double(graph: fx.GraphModule) -> fx.GraphModule:
     for node in twin.graph.nodes:
         for place in ("args", "kwargs"):
             given = getattr(node, place)
-            setattr(node, place, fx.node.map_aggregate(given, _double_type))
+            setattr(node, place, map_aggregate(given, _double_type))
     twin.recompile()
     return twin
 

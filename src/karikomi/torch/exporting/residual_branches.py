@@ -200,10 +200,10 @@ class Without(fx.Interpreter):
 
     def of(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Return the outputs in the form in which the module returns them."""
-        module = self.module
-        with undisturbed(module):
-            flat = module.graph.process_inputs(*inputs, **options)
-            return module.graph.process_outputs(self.run(*flat, enable_io_processing=False))
+        graph: Any = self.module.graph
+        with undisturbed(self.module):
+            flat = graph.process_inputs(*inputs, **options)
+            return graph.process_outputs(self.run(*flat, enable_io_processing=False))
 
 
 @torch.no_grad()

@@ -146,7 +146,8 @@ class RemovedLayer(nn.Module):
         if self.value is None:
             found = first
         elif isinstance(first, torch.Tensor) and _fits(self.value, first):
-            found = self.value.expand(first.shape).clone()
+            # In the memory format of the stream, so that what follows need not change it.
+            found = torch.zeros_like(first, dtype=self.value.dtype) + self.value
         else:
             found = self.value.clone()
         return (found, *[None] * (self.outputs - 1)) if self.outputs else found
