@@ -1,8 +1,8 @@
 """The same toy search with one and with two processes: `python benchmarks/search_workers.py`.
 
-Both are timed with processes of one thread each, interleaved, several times; the median of the ratios is printed, for
-candidates that compute for about `--seconds` on one core, and for candidates that wait as long: these show what the driver
-itself costs, while those show no gain on a machine without two free cores.
+Both are timed with processes of one thread each, interleaved, several times; the median of the ratios is printed. Candidates
+that wait for `--seconds` show what the driver itself costs; those that compute for about as long on one core show no
+gain on a machine without two free cores.
 """
 
 from __future__ import annotations
