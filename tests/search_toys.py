@@ -84,3 +84,9 @@ class Once:
 
     def propose(self, finished: Mapping[Proposal, Finished]) -> Sequence[Proposal]:
         return [Proposal.of(x=x) for x in self.xs]
+
+
+def asleep(proposal: Proposal, seed: int, reference: Any) -> Measured:
+    """Wait for `reference` seconds: what two workers do at once whatever else the machine does."""
+    time.sleep(float(reference))
+    return Measured({"drop": 0.0, "bytes": proposal.settings["x"]})

@@ -40,7 +40,8 @@ def evaluated(proposal: Proposal, seed: int, reference: RunReference) -> Measure
     work = CandidateWork(run, proposal)
     with Folder(work.path, {"run": reference.run, "proposal": proposal.settings}) as folder:
         work.do(folder)
-    return Measured({k: v for k, v in work.facts().items() if k != "notes"}, str(work.path))
+    facts = {k: v for k, v in work.facts().items() if k != "notes"}
+    return Measured(facts, work.path.relative_to(reference.folder).as_posix())
 
 
 def parent_of(proposal: Proposal) -> Proposal | None:
