@@ -17,6 +17,7 @@ from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.splits import Data, Inputs, Split, mapped_inputs
 from karikomi.tasks.task import Task
 from karikomi.tasks.user_code import called
+from karikomi.torch.attachment.run_facts import run_facts
 from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.quantization.trained_codebook import share_, shared
@@ -138,6 +139,8 @@ class TorchTraining:
 
     def _epoch_of(self, generator: np.random.Generator, recorder: Recorder) -> None:
         self._model.train()
+        parameters = dict(self._model.named_parameters())
+        recorder.describe(run_facts([self._optimizer], parameters, self._phase.clip, None))
         losses = [
             self._recorded(float(loss), recorder)
             for loss in self._loop.epoch(self._minibatches(generator))
