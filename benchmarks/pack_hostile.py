@@ -62,7 +62,9 @@ def batch(job: tuple[int, int]) -> tuple[Counter[str], float]:
     """Return how many of the files of a seed were refused and loaded, and the seconds of the slowest."""
     seed, count = job
     soft = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + MEMORY + 2**32
-    resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard == resource.RLIM_INFINITY:  # the first batch of this process
+        resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
     generator, outcomes, slowest = np.random.default_rng(seed), Counter[str](), 0.0
     with tempfile.TemporaryDirectory(
         dir="/dev/shm" if Path("/dev/shm").exists() else None

@@ -117,7 +117,7 @@ def inspect(path: str | os.PathLike[str], *, budget: Budget | None = None) -> In
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     seen = inspect(save({"x": np.zeros((10, 10), np.int8)}, folder + "/x.karikomi"))
     >>> seen.entries[0].codec, seen.entries[0].payload, seen.payload + seen.tables
-    ('bits', 0, 2)
+    ('adaptive', 1, 1)
     """
     with opened(path, budget, apart=True) as file:
         groups = file.contents.groups

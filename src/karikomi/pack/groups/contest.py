@@ -78,7 +78,7 @@ def encoded_sizes(tensor: np.ndarray | Coded) -> dict[str, int]:
     Raises `InvalidArgument` for what cannot be packed.
 
     >>> encoded_sizes(np.zeros(1000, np.int8))
-    {'raw': 1000, 'bits': 2, 'planes': 2, 'gaps': 5}
+    {'raw': 1000, 'bits': 2, 'planes': 2, 'gaps': 5, 'adaptive': 1}
     """
     stored = describe("tensor", tensor)
     grid = len(written_grids([stored]))
