@@ -22,7 +22,9 @@ PARTS = {"search": 2_000, "certify": 5_000, "test": 3_000}
 """How the test images are used: the published weights have seen all training images, which only recover."""
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)  # as the published weights were trained with
+_DEVIATION = np.array(
+    [0.229, 0.224, 0.225], np.float32
+)  # as the published weights were trained with
 _SHAPE = (32, 32, 3)
 _RECIPE = Recipe(
     batch_size=128,
