@@ -1,7 +1,7 @@
 """The same toy search with one and with two processes: `python benchmarks/search_workers.py`.
 
-Both are timed with processes of one thread each, interleaved, several times; the median of the ratios is printed. Candidates
-that wait for `--seconds` show what the driver itself costs; those that compute for about as long on one core show no
+Both are timed with processes of one thread each, interleaved, several times; the median of the ratios is printed.
+Candidates that wait for `--seconds` show what the driver itself costs; those that compute for about as long show no
 gain on a machine without two free cores.
 """
 
