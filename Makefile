@@ -84,8 +84,8 @@ $(DEMO_STAMP):
 # The tests run every framework at once; the demonstration's set is part of it.
 $(TEST_STAMP):
 	@$(make-venv)
-	@echo 'installing karikomi[dev,demo,keras,jax,trainers] into .venv (once; the frameworks are the large part)'
-	@$(INSTALL) -e '.[dev,demo,keras,jax,trainers]'
+	@echo 'installing karikomi[dev,demo,keras,jax,trainers,logs] into .venv (once; the frameworks are the large part)'
+	@$(INSTALL) -e '.[dev,demo,keras,jax,trainers,logs]'
 	@rm -f .venv/.*-stamp-*; touch $@ $(DEMO_STAMP)
 
 # The reference is read from the source, so that the pages need no framework.
