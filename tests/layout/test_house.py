@@ -75,6 +75,7 @@ MEANINGS = {
     "unit_axes": "which axis of a tensor is one unit",
     "weight_reads": "what a weight multiplies",
     "unit_scores": "scores of the units of groups",
+    "while_training": "quantization while a network trains",
 }
 
 

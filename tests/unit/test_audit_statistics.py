@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from karikomi.audit.attribution.attributions import agreement, integrated
 from karikomi.audit.paired.confidences import calibration_error, compared, log_likelihoods
-from karikomi.audit.paired.example_scores import rise_p
+from karikomi.audit.paired.mean_tests import rise_p
 from karikomi.audit.paired.paired_outcomes import (
     PairedOutcomes,
     drop_interval,

@@ -46,6 +46,11 @@ TORCH: dict[str, tuple[str, Any, Callable[[], object]]] = {
         lambda: internals.unflattened([1], internals.flattened([1])[1]),
     ),
     "norm_type": ("_NormBase", nn.modules.batchnorm, internals.norm_type),
+    "flatten_plainly_": (
+        "_flat_weights_names",
+        None,
+        lambda: internals.flatten_plainly_(nn.Identity()),  # type: ignore[arg-type]
+    ),
 }
 # Without the member: no operator of torch; not folded into the step; traced by Dynamo; no step is found to be running.
 ELSEWHERE = {"schema_of", "takes_grad_scale", "opaque", "StepCalls", "within_step", "still_scaled"}
@@ -144,7 +149,7 @@ def test_missing_members_of_keras_are_one_sentence() -> None:
     # Without the member: the public kernel, no layout, no saved configuration.
     elsewhere = {"kernel_of", "layout_of", "set_saved_optimizer", "needs_merge_call"}
     # Classes of Keras' own modules, which are found below.
-    elsewhere |= {"graph_of", "trusted_functions"}
+    elsewhere |= {"graph_of", "trusted_functions", "without_autocast"}
     assert public(own) == cases.keys() | elsewhere
     for member, call in cases.values():
         expected = rf"^karikomi.keras.internals: keras {keras.__version__} has no \S+\.{member}, "
@@ -160,6 +165,8 @@ def test_members_of_keras_are_found() -> None:
     model = keras.Sequential([keras.Input((2,)), dense])
     optimizer = keras.optimizers.Adam(gradient_accumulation_steps=2)
     optimizer.build(model.trainable_variables)
+    with own.without_autocast():
+        pass
     assert own.all_layers(model)[0] is model and dense in own.child_layers(model)
     assert own.kernel_of(dense) is model.trainable_variables[0]
     assert [node.operation for node in own.nodes_of(own.graph_of(model))] == [dense]

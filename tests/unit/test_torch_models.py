@@ -214,7 +214,8 @@ def test_a_registered_quantizer_is_usable_by_name(
     assert all(np.unique(np.abs(tensor.codes)).tolist() == [1] for tensor in coded.values())
     path = kk.save(model, tmp_path / "toy.karikomi")
     assert same(kk.load(path, into=fresh(mlp, 1, torch.float32)), model)
-    assert pack.inspect(path).entries[1].quantizer == "uniform 2 bits"
+    grids = {entry.name: entry.quantizer for entry in pack.inspect(path).entries}
+    assert grids["0.weight"] == "uniform 2 bits"
     with pytest.raises(
         InvalidArgument, match="quantize_: the quantizer 'toy' takes bits; got entr"
     ):
@@ -328,7 +329,7 @@ def test_mappings_of_tensors_are_saved_as_they_are(tmp_path: Path) -> None:
     assert sorted(loaded) == sorted([*state, *arrays])
     assert all(torch.equal(torch.from_numpy(loaded[name]), state[name]) for name in state)
     assert loaded["jax"].dtype.name == "bfloat16"
-    with pytest.raises(InvalidArgument, match="tensor 'param_groups': only NumPy arrays.*got list"):
+    with pytest.raises(InvalidArgument, match="tensor 'param_groups.*only NumPy arrays.*got int"):
         kk.save(torch.optim.SGD(model.parameters()).state_dict(), tmp_path / "g")
 
 

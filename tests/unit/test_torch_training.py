@@ -32,6 +32,19 @@ class Rows:
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
 
+    def step(self, step: int, outcome: Any, facts: dict[str, Any]) -> None:
+        self.write(
+            {
+                "event": "step",
+                "step": step,
+                **({} if outcome is None else outcome.as_row()),
+                **facts,
+            }
+        )
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        self.write({"event": "run", "loss": 0.0, **facts})
+
 
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(5, 3))
@@ -150,7 +163,8 @@ def test_masks_stay_and_the_ramp_ends_half_way() -> None:
     further, rows = runner.train(made.arrays(), again), Rows()
     for _ in range(2):
         further.run_epoch(rows)
-    assert rows.rows[0]["sparsity"] >= 0.5 - 1 / total
+    first = next(row for row in rows.rows if row["event"] == "step")
+    assert first["sparsity"] >= 0.5 - 1 / total
     for name, mask in further.masks().items():
         assert not np.any(mask & ~masks[name]), "what was pruned stays pruned"
     tuned, _ = trained(runner, Phase(stage="tune", epochs=1, learning_rate=0.1, masks=masks))

@@ -14,7 +14,7 @@ from karikomi.audit.attacks import attacked
 from karikomi.audit.attribution.explanation import explained
 from karikomi.audit.layers import layer_rows
 from karikomi.audit.paired.confidences import compared
-from karikomi.audit.paired.example_scores import drop_by_redrawing
+from karikomi.audit.paired.mean_tests import drop_by_redrawing
 from karikomi.audit.paired.paired_outcomes import PairedOutcomes
 from karikomi.audit.paired.slices import members_of, slice_rows
 from karikomi.audit.predictions import Predictions

@@ -10,9 +10,10 @@ import numpy as np
 
 from karikomi.audit.corruptions import Corruption, corruptions_of, modality_of
 from karikomi.audit.corruptions.corruption import SEVERITIES, channel_axis
-from karikomi.audit.paired.example_scores import example_scores, rise_p
+from karikomi.audit.paired.mean_tests import rise_p
 from karikomi.audit.paired.paired_outcomes import holm
 from karikomi.tasks import Arrays, Runner, Split, Task
+from karikomi.tasks.example_scores import example_scores
 
 MOST_EXAMPLES = 2_000
 """Examples, from the start of the split; each is evaluated 50 times by both networks."""
@@ -107,8 +108,13 @@ def _blocks(count: int) -> Iterator[slice]:
 
 
 def _differences(task: Task, outputs: list[np.ndarray], targets: np.ndarray) -> np.ndarray | None:
+    """Return by how much each example got worse; None for a metric function, which would be called too often."""
+    if not task.classifies and task.metric_name != "mean_squared_error":
+        return None
     before, after = (example_scores(task, output, targets) for output in outputs)
-    return None if before is None or after is None else before - after
+    if before is None or after is None:
+        return None
+    return before - after if task.direction == "max" else after - before
 
 
 def _totals(task: Task, found: list[list[float | None]]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from karikomi.cli.printing import PATH, as_json, show
 
 
 @click.command(
-    epilog="Examples: karikomi advise runs/demo    karikomi advise log.csv --map norm=grad_l2 --map loss=train"
+    epilog="Example: karikomi advise runs/demo    karikomi advise log.csv --map norm=grad_l2 --map loss=train"
 )
 @click.argument("record", type=PATH)
 @click.option(

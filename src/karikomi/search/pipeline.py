@@ -17,7 +17,7 @@ from karikomi.search.folder import Folder
 from karikomi.search.presets import Preset, narrowing, preset_named
 from karikomi.search.rehearsal import rehearse
 from karikomi.search.run_reference import TaskSource
-from karikomi.search.search_run import Request, completed, identity_of
+from karikomi.search.search_run import SearchRequest, completed, identity_of
 from karikomi.search.trained_model import trained_model
 from karikomi.tasks import (
     Task,
@@ -125,7 +125,7 @@ def compress(
     plain = _with_steps(plain, config, chosen, budgets)
     # By name, so that other processes can load it too.
     source = TaskSource(task if isinstance(task, str) else plain, _text(data), _recipe_of(plain))
-    request = Request(
+    request = SearchRequest(
         task=plain,
         source=source,
         content=checked_data(plain),
@@ -142,7 +142,7 @@ def compress(
     return _compressed(request, Path(out) if out is not None else Path("runs") / plain.name)
 
 
-def _compressed(request: Request, path: Path) -> dict[str, Any]:
+def _compressed(request: SearchRequest, path: Path) -> dict[str, Any]:
     task, content = request.task, request.content
     runner = registry.framework(task.framework).runner_for(task, content, seed=request.seed)
     if not os.path.exists(path / "run.json"):  # noqa: PTH110  (a folder that cannot be read has none)

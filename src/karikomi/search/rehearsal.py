@@ -15,13 +15,13 @@ from karikomi.errors import KarikomiError, NonFinite
 from karikomi.record import Recorder
 from karikomi.search.driver import Budgets
 from karikomi.search.grid_run import Run, Setting
-from karikomi.search.search_run import Request, searched
+from karikomi.search.search_run import SearchRequest, searched
 from karikomi.tasks import Data, Runner, Task
 from karikomi.tasks.metrics import check_labels
 from karikomi.tasks.user_code import cause
 
 
-def rehearse(request: Request) -> float:
+def rehearse(request: SearchRequest) -> float:
     """Take one batch through all steps of a search and a file; return the metric of the network before them.
 
     The metric is that on the validation split, which is whole: a metric may be undefined on few examples. The

@@ -42,7 +42,7 @@ FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class SearchRequest:
     """What `compress` was asked for."""
 
     task: Task
@@ -64,7 +64,7 @@ class Request:
         return self.workers == 1 and self.scheduler is None
 
 
-def identity_of(request: Request, runner: Runner) -> dict[str, Any]:
+def identity_of(request: SearchRequest, runner: Runner) -> dict[str, Any]:
     """Return what a run folder is of: another identity in it is refused."""
     task, budgets = request.task, request.budgets
     return {
@@ -99,7 +99,7 @@ def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
 class SearchRun:
     """The search of a request in a run folder, from what is there to its end."""
 
-    def __init__(self, request: Request, runner: Runner, folder: Path, run: str) -> None:
+    def __init__(self, request: SearchRequest, runner: Runner, folder: Path, run: str) -> None:
         self.request, self.runner, self.folder = request, runner, folder
         self.weights = None if request.weights is None else folder / "given.safetensors"
         reference = RunReference(
@@ -205,7 +205,7 @@ class SearchRun:
         return {"ms": self.runner.milliseconds(self._forms[form])}
 
 
-def searched(request: Request, runner: Runner, folder: Path) -> SearchOutcome:
+def searched(request: SearchRequest, runner: Runner, folder: Path) -> SearchOutcome:
     """Run a search in which failures are raised, and return its outcome."""
 
     def on_finished(found: Finished, again: bool) -> None:
@@ -217,7 +217,7 @@ def searched(request: Request, runner: Runner, folder: Path) -> SearchOutcome:
     return outcome_of(run.opened, run.ladder, run.finished(on_finished=on_finished))
 
 
-def completed(request: Request, runner: Runner, folder: Folder) -> dict[str, Any]:
+def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[str, Any]:
     """Search in an opened run folder, certify, publish, and return the result."""
     task, budgets = request.task, request.budgets
     environment = _remembered(folder, request, runner)
@@ -322,7 +322,7 @@ def _point(number: int, item: Candidate, outcome: SearchOutcome, folder: Path) -
 
 
 def _warnings(
-    request: Request, runner: Runner, outcome: SearchOutcome, notes: list[str]
+    request: SearchRequest, runner: Runner, outcome: SearchOutcome, notes: list[str]
 ) -> list[str]:
     task, dense, limit = request.task, outcome.dense.facts, request.budgets.max_drop
     untrained, value, warnings = dense.get("untrained"), dense["validation"], list(notes)
@@ -380,7 +380,7 @@ def _lost(path: Path) -> BadFile:
     )
 
 
-def _remembered(folder: Folder, request: Request, runner: Runner) -> dict[str, Any]:
+def _remembered(folder: Folder, request: SearchRequest, runner: Runner) -> dict[str, Any]:
     now = runner.environment()
     if not request.inline and not request.task.recipe.threads:
         now["threads"] = 1  # as each worker has
@@ -401,7 +401,7 @@ def _say(text: str) -> None:
     tqdm.write(f"karikomi: {text}", file=sys.stderr)
 
 
-def epochs_of(request: Request) -> int:
+def epochs_of(request: SearchRequest) -> int:
     """Return the most epochs that a search of a task by the ladder takes."""
     recipe, given = request.task.recipe, request.weights is not None
     epochs = 0 if given else recipe.train_epochs
@@ -411,7 +411,7 @@ def epochs_of(request: Request) -> int:
     return epochs
 
 
-def _bar(request: Request) -> tqdm[Any]:
+def _bar(request: SearchRequest) -> tqdm[Any]:
     # In a log file a line every ten seconds is enough.
     calm = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(

@@ -8,9 +8,9 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from karikomi.audit.attribution.attributions import STEPS, agreement, integrated, summary
-from karikomi.audit.paired.example_scores import example_scores
 from karikomi.audit.paired.paired_outcomes import holm
 from karikomi.tasks import Arrays, Runner, Split, Task
+from karikomi.tasks.example_scores import example_scores
 
 MOST_EXAMPLES = 128
 MOST_TOKEN_EXAMPLES = 48
@@ -113,7 +113,9 @@ def _scores(task: Task, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         chosen = np.take_along_axis(logs, safe[..., None], axis=-1)[..., 0]
         return chosen.reshape(len(targets), -1).mean(axis=1)
     scores = example_scores(task, outputs, targets)
-    return outputs.reshape(len(outputs), -1).mean(axis=1) if scores is None else scores
+    if scores is None:
+        return outputs.reshape(len(outputs), -1).mean(axis=1)
+    return scores if task.direction == "max" else -scores
 
 
 def _shuffled(arrays: Arrays, seed: int) -> Arrays:

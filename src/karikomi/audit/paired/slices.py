@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.audit.paired.example_scores import rise_p
+from karikomi.audit.paired.mean_tests import rise_p
 from karikomi.audit.paired.paired_outcomes import (
     PairedOutcomes,
     drop_interval,

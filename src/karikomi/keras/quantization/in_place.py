@@ -17,7 +17,7 @@ from karikomi.keras.quantization.eligible import Eligible, eligible
 from karikomi.keras.quantization.output_units import output_units
 from karikomi.quantize import Coded, uniform
 from karikomi.quantize.method import Method
-from karikomi.quantize.octaves import octaves
+from karikomi.quantize.octave_grid import octaves
 from karikomi.select import NOT_SELECTED, select
 
 WHERE = "keras.quantize_"

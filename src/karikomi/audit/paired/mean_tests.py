@@ -1,4 +1,4 @@
-"""A score per example, higher being better, so that two networks can be compared example by example."""
+"""Tests of means: whether values are above zero on average, and how far a metric can be from another."""
 
 from __future__ import annotations
 
@@ -8,23 +8,6 @@ from scipy.stats import norm
 from karikomi.tasks import Task
 
 REDRAWS = 200
-
-
-def example_scores(task: Task, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray | None:
-    """Return one score per example: the share of its targets that are right, or minus its mean squared error.
-
-    None for a metric that is a function of the task, of which single examples are not known. An example without a
-    target that counts has NaN.
-    """
-    if task.classifies:
-        found, counts = task.predictions(outputs, targets)
-        right = np.where(counts, found == targets, np.nan).reshape(len(targets), -1)
-        known = counts.reshape(len(targets), -1).sum(axis=1)
-        return np.where(known > 0, np.nansum(right, axis=1) / np.maximum(known, 1), np.nan)
-    if task.metric_name == "mean_squared_error" and outputs.shape == targets.shape:
-        errors = np.square(outputs.astype(np.float64) - targets).reshape(len(targets), -1)
-        return -errors.mean(axis=1)
-    return None
 
 
 def rise_p(values: np.ndarray) -> float:
