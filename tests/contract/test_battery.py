@@ -132,12 +132,19 @@ def test_the_scale_of_norms_and_limits_changes_nothing_else(rule: Any, power: in
     norms = series(1, 400) * (1.0 if row.unitless else scale)
     found, states = run(scaled, norms)
     verdicts, expected = undisturbed(rule, 1, 400)
-    if rule.scope is not kk.rule.Scope.ELEMENT:
+    # A limit between the edges of a log histogram goes through exp: the same to rounding only.
+    exact = not isinstance(rule, kk.clip.Recommended)
+    if exact and rule.scope is not kk.rule.Scope.ELEMENT:
         assert found == verdicts
+    elif not exact:
+        pairs = zip(found, verdicts, strict=True)
+        factors = [[np.frombuffer(verdict[:24]) for verdict in pair] for pair in pairs]
+        np.testing.assert_allclose(*np.moveaxis(np.array(factors), 1, 0), rtol=1e-12)
     in_norms = {"ring", "first", "smallest", "largest", "mean", "sd", "gamma"}
+    in_norms |= set() if exact else {"limit", "median"}
     for key, value in expected[-1].items():
         wanted = value * scale if key.removeprefix(decide.PREFIX) in in_norms else value
-        assert np.array_equal(states[-1][key], wanted), key
+        np.testing.assert_allclose(states[-1][key], wanted, rtol=0 if exact else 1e-12, err_msg=key)
 
 
 @rules(RULES)

@@ -23,7 +23,7 @@ from karikomi.search.candidate_work import step_of
 from karikomi.search.driver import Budgets, Finished, Proposal
 from karikomi.search.ladder import Ladder
 from karikomi.search.run_reference import TaskSource
-from karikomi.search.search_run import Request, epochs_of
+from karikomi.search.search_run import SearchRequest, epochs_of
 from karikomi.tasks import Data, Recipe, Split, Task
 from pages import Page
 
@@ -496,7 +496,7 @@ def test_the_bar_counts_all_epochs_of_the_recipe() -> None:
     def epochs(**changes: Any) -> int:
         more = {"content": task().data(), "budgets": Budgets()}
         own = task(**changes)
-        return epochs_of(Request(task=own, source=TaskSource(own), **more))
+        return epochs_of(SearchRequest(task=own, source=TaskSource(own), **more))
 
     assert epochs() == 2 + 4 * 1 + 3 * 1
     assert epochs(prune_epochs=7, tune_epochs=5, widths=(0.5, 0.25)) == 2 + 6 * 7 + 3 * 5

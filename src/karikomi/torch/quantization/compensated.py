@@ -84,17 +84,18 @@ class Compensation:
         for name, problem in self._problems():
             dense, window, grid = self._dense[name], self._sums.windows[name], grids[name]
             matrix = weight_matrix(dense.double(), window).cpu().numpy()
-            given = {"gone": matrix == 0.0, "where": f"{self._where}: {name}"}
+            gone, lattice = matrix == 0.0, _lattice(grid, dense, window)
+            given = {"gone": gone, "where": f"{self._where}: {name}"}
             if name in curvature:
                 given["importance"] = row_importance(curvature[name], window, least=ROW)
-            result = rounded(
-                method,
-                matrix,
-                problem,
-                _lattice(grid, dense, window),
-                **given,
-            )
-            whole = matrix_weight(torch.from_numpy(result.codes), tuple(dense.shape), window)
+            result = rounded(method, matrix, problem, lattice, **given)
+            chosen, nearest = result.codes, np.rint(lattice.nearest(matrix)).astype(np.int64)
+            # What a mask removes late takes up errors of the weights before it, and loses them.
+            errors = [problem.error(lattice.values(part)) for part in (chosen, nearest)]
+            if gone.any() and errors[0] > errors[1]:
+                chosen = nearest
+                notes[name] = "nearest values: compensation was no better"
+            whole = matrix_weight(torch.from_numpy(chosen), tuple(dense.shape), window)
             found[name] = Coded(whole.numpy().astype(grid.code_dtype), grid)
             self._weights[name].copy_(codes.decoded(found[name], dense.dtype))
             rows, inputs = self._sums.rows[name], matrix.shape[1]
