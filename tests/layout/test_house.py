@@ -29,7 +29,6 @@ MEANINGS = {
     "after_step": "what is applied after each step of an optimizer",
     "arguments": "validation of arguments that several functions take",
     "arrays": "named arrays of the caller's weights",
-    "at_rate": "quantization to a rate",
     "bounding": "weight bounds",
     "calibration": "sums of what a weight multiplies",
     "clipping": "gradient clipping",

@@ -21,19 +21,19 @@ def step(search: StepSearch, name: str, factor: float = 1.0) -> float:
 
 def test_steps_follow_curvature_and_what_compensation_leaves() -> None:
     options = {"fixed": 0.0, "numbers": A.size + B.size}
-    search = StepSearch({"a": A, "b": B}, CURVATURE, **options)
+    search = StepSearch({"a": A, "b": B}.items(), CURVATURE, **options)
     assert step(search, "a") / step(search, "b") == pytest.approx(10.0)
-    spread = StepSearch({"a": A, "b": B}, CURVATURE, {"b": 0.25}, **options)
+    spread = StepSearch({"a": A, "b": B}.items(), CURVATURE, {"b": 0.25}, **options)
     assert step(spread, "a") / step(spread, "b") == pytest.approx(5.0)
     assert step(search, "a", 3.0) == pytest.approx(3.0 * step(search, "a"))
     # Without curvature: the same part of the deviation.
-    plain = StepSearch({"a": A, "b": B}, {}, **options)
+    plain = StepSearch({"a": A, "b": B}.items(), {}, **options)
     assert step(plain, "a") / step(plain, "b") == pytest.approx(A.std() / B.std(), rel=0.05)
 
 
 def test_rows_of_an_embedding_have_steps_of_their_own() -> None:
     curvature = {"a": np.repeat(np.array([1.0] * 39 + [1600.0])[:, None], 30, axis=1)}
-    search = StepSearch({"a": A}, curvature, by_rows={"a"}, fixed=0.0, numbers=A.size)
+    search = StepSearch({"a": A}.items(), curvature, by_rows={"a"}, fixed=0.0, numbers=A.size)
     scale = search.grids(0.1)["a"].scale
     assert scale.shape == (40,) and len(set(scale[:39])) == 1
     assert scale[0] / scale[39] >= 8.0
@@ -41,7 +41,9 @@ def test_rows_of_an_embedding_have_steps_of_their_own() -> None:
 
 @pytest.mark.parametrize("rate", [1.0, 2.5, 6.0])
 def test_the_codes_have_the_rate_with_all_that_is_coded(rate: float) -> None:
-    search = StepSearch({"a": A, "b": B}, CURVATURE, fixed=400.0, numbers=A.size + B.size + 50)
+    search = StepSearch(
+        {"a": A, "b": B}.items(), CURVATURE, fixed=400.0, numbers=A.size + B.size + 50
+    )
     factor = search.factor_at(rate, where="test")
     grids = search.grids(factor)
     coded = {name: nearest(array, grids[name]) for name, array in (("a", A), ("b", B))}
@@ -53,8 +55,8 @@ def test_the_codes_have_the_rate_with_all_that_is_coded(rate: float) -> None:
     assert search.rate_of(coded) == pytest.approx(rate, rel=0.01)
     # A factor with too many bits gets larger.
     assert search.correction(factor, 0.5) > 1.0 > search.correction(factor, -0.5)
-    for name, tensor in coded.items():
-        small = narrowed(tensor, grids[name])
+    for tensor in coded.values():
+        small = narrowed(tensor)
         assert (
             np.array_equal(small.decode(), tensor.decode()) and small.grid.bits <= tensor.grid.bits
         )
@@ -64,7 +66,7 @@ def test_the_codes_have_the_rate_with_all_that_is_coded(rate: float) -> None:
 
 
 def test_grids_cover_twice_the_range_and_sixteen_bits_at_most() -> None:
-    search = StepSearch({"a": A}, {}, fixed=0.0, numbers=A.size)
+    search = StepSearch({"a": A}.items(), {}, fixed=0.0, numbers=A.size)
     for factor in (2.0**-30, 0.01, 1.0, 2.0**20):
         grid = search.grids(factor)["a"]
         assert 2 <= grid.bits <= 16 and grid.scale[0] >= np.finfo(np.float32).tiny

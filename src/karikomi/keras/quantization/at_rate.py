@@ -52,7 +52,7 @@ def round_at_rate_(
         {} if method is None or data is None else _spreads(model, weights, data, method, where)
     )
     search = StepSearch(
-        dense,
+        dense.items(),
         curvature,
         spreads,
         [n for n, i in weights.items() if type(i.layer) is layers.Embedding],
@@ -87,7 +87,7 @@ def round_at_rate_(
         )
         if abs(search.rate_of(found) - rate) <= NEAR * rate:
             break
-    return {name: narrowed(item, grids[name]) for name, item in found.items()}, notes
+    return {name: narrowed(item) for name, item in found.items()}, notes
 
 
 def _spreads(

@@ -107,3 +107,20 @@ def _of_buffers(name: str, layer: nn.Module) -> str:
 
 def _long_axes(tensor: torch.Tensor) -> int:
     return sum(length > 1 for length in tensor.shape)
+
+
+def embeddings(module: nn.Module) -> set[str]:
+    """Return the names of the weights of embeddings that no layer of another kind shares.
+
+    >>> sorted(embeddings(nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2))))
+    ['0.weight']
+    """
+    owners: dict[int, list[nn.Module]] = {}
+    for layer in module.modules():
+        for parameter in layer.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(layer)
+    return {
+        name
+        for name, parameter in module.named_parameters()
+        if all(isinstance(layer, EMBEDDINGS) for layer in owners[id(parameter)])
+    }

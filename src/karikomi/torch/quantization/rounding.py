@@ -24,16 +24,16 @@ from karikomi.quantize.code_lengths import coded_bits
 from karikomi.quantize.error_feedback import Lattice
 from karikomi.quantize.mixed_widths import mixed_widths
 from karikomi.quantize.quantizer import DEFAULTS
+from karikomi.quantize.step_search import StepSearch, narrowed
 from karikomi.quantize.steps import UNSEEN
 from karikomi.quantize.units import to_rows
 from karikomi.registry import find, name_of
 from karikomi.torch.facts.gradients import Loss
 from karikomi.torch.facts.measure import check_data, check_rereadable
 from karikomi.torch.modules import codes
-from karikomi.torch.quantization.at_rate import RateSearch, embeddings, narrowed
 from karikomi.torch.quantization.compensated import Compensation, row_importance
 from karikomi.torch.quantization.curvature import squared_gradients
-from karikomi.torch.quantization.eligible import Eligible
+from karikomi.torch.quantization.eligible import Eligible, embeddings
 from karikomi.torch.quantization.output_units import output_units
 from karikomi.torch.tracing.eval_mode import steady
 
@@ -203,9 +203,9 @@ class Rounding:
         quantizer = self._request.quantizer
         compensation = self._compensation() if getattr(quantizer, "needs", None) else None
         curvature = self._curvature()
-        search = RateSearch(
-            {name: self._dense[name] for name in self._weights},
-            curvature,
+        search = StepSearch(
+            ((name, _on_host(self._dense[name])) for name in self._weights),
+            {name: _on_host(square) for name, square in curvature.items()},
             compensation.spreads(quantizer.damping) if compensation else {},
             embeddings(self._module),
             fixed=sum(coded_bits(item.codes) for item in vectors.values()),
@@ -307,3 +307,7 @@ def _with_options(quantizer: Any, options: Mapping[str, Any], where: str) -> Any
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().float().numpy()
+
+
+def _on_host(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
