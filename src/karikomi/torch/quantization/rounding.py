@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from karikomi.errors import InvalidArgument, check
+from karikomi.errors import InvalidArgument
 from karikomi.quantize import (
     Coded,
     Grid,
     OutputUnits,
     UniformGrid,
-    UniformQuantizer,
     octaves,
     uniform,
 )
 from karikomi.quantize.code_lengths import coded_bits
 from karikomi.quantize.error_feedback import Lattice
+from karikomi.quantize.method import Method
 from karikomi.quantize.mixed_widths import mixed_widths
-from karikomi.quantize.quantizer import DEFAULTS
 from karikomi.quantize.step_search import StepSearch, narrowed
 from karikomi.quantize.steps import UNSEEN
 from karikomi.quantize.units import to_rows
-from karikomi.registry import find, name_of
 from karikomi.torch.facts.gradients import Loss
 from karikomi.torch.facts.measure import check_data, check_rereadable
 from karikomi.torch.modules import codes
@@ -39,7 +37,6 @@ from karikomi.torch.tracing.eval_mode import steady
 
 VECTOR_BITS, VECTOR_BITS_AT_RATE = 16, 8
 PER_OCTAVE, PER_OCTAVE_AT_RATE = 64, 16
-MOST_RATE = 16.0
 PASSES, NEAR = 3, 0.02
 """A rate is met within two hundredths, or after so many passes over all layers."""
 
@@ -67,57 +64,20 @@ class Request:
         where: str,
     ) -> Request:
         """Return the request of the arguments of `quantize_`; raises as that does."""
-        sizes: dict[str, Any] = {"bits": bits, "entries": entries, "rate": rate}
-        given = {key: size for key, size in sizes.items() if size is not None}
-        if len(given) != 1:
-            raise InvalidArgument(
-                "give bits for a uniform grid, entries for a codebook, or a rate",
-                where=where,
-                got=", ".join(f"{key}={size}" for key, size in sizes.items()),
-                allowed="exactly one",
-            )
-        ((key, size),) = given.items()
+        sizes = {"bits": bits, "entries": entries, "rate": rate}
+        found = Method.of(method, sizes, options, data=data is not None, where=where)
         if data is not None:
             check_data(data, where)
             check_rereadable(data, where)
-        defaults = {**DEFAULTS, "rate": "uniform" if data is None else "gptq"}
-        quantizer = _with_options(_made(method or defaults[key]), options, where)
-        takes = "entries" if key == "entries" else "bits"
-        if quantizer.argument != takes:
-            name = method if isinstance(method, str) else name_of("quantizer", quantizer)
-            raise InvalidArgument(
-                f"the quantizer {name!r} takes {quantizer.argument}",
-                where=where,
-                got=f"{key}={size}",
-            )
-        if key == "bits" and isinstance(size, float) and data is None:
+        elif isinstance(bits, float):
             raise InvalidArgument(
                 "a mean width gives each tensor its own, by its curvature, and needs data",
                 where=where,
-                got=f"bits={size}",
+                got=f"bits={bits}",
                 hint="pass data=, an iterable of batches, or a whole number of bits",
             )
-        if getattr(quantizer, "needs", None) and data is None:
-            raise InvalidArgument(
-                "this method compensates errors by the inputs of layers, and needs data",
-                where=where,
-                hint="pass data=, an iterable of batches of inputs",
-            )
-        if key == "rate":
-            good = isinstance(size, int | float) and 0.0 < size <= MOST_RATE
-            plain = options == {"group": None, "symmetric": True, "range": "max"}
-            check(
-                where,
-                (good, "rate out of range", size, f"above 0 to {MOST_RATE:g} bits"),
-                (
-                    plain,
-                    "a rate takes one step per tensor: no group, zero point or range",
-                    None,
-                    None,
-                ),
-            )
-            return cls(quantizer=quantizer, size=None, rate=float(size), data=data, where=where)
-        return cls(quantizer=quantizer, size=size, rate=None, data=data, where=where)
+        size = found.size if found.rate is None else None
+        return cls(quantizer=found.quantizer, size=size, rate=found.rate, data=data, where=where)
 
 
 class Rounding:
@@ -279,30 +239,6 @@ class Rounding:
     def _put_(self, coded: Mapping[str, Coded]) -> None:
         for name, tensor in coded.items():
             self._tensors[name].copy_(codes.decoded(tensor, self._tensors[name].dtype))
-
-
-def _made(method: Any) -> Any:
-    return find("quantizer", method)() if isinstance(method, str) else method
-
-
-def _with_options(quantizer: Any, options: Mapping[str, Any], where: str) -> Any:
-    """Return a quantizer whose uniform grid has the options of `quantize_`."""
-    changed = {
-        key: value
-        for key, value in options.items()
-        if value != {"group": None, "symmetric": True, "range": "max"}[key]
-    }
-    if not changed:
-        return quantizer
-    if isinstance(quantizer, UniformQuantizer):
-        return replace(quantizer, **changed)
-    if isinstance(getattr(quantizer, "grid", None), UniformQuantizer):
-        return replace(quantizer, grid=replace(quantizer.grid, **changed))
-    raise InvalidArgument(
-        "this method has no uniform grid, and so none of these options",
-        where=where,
-        got=", ".join(changed),
-    )
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
