@@ -35,7 +35,10 @@ def _compile_quickly() -> None:
 
     JAX writes an entry in place: each worker has its own folder, and the processes it starts use that one.
     """
-    effort = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    effort = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
     os.environ.setdefault("XLA_FLAGS", effort)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
