@@ -102,6 +102,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+EVERY = 100  # tests, after which what is alive is left out as well
+_ended = 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish() -> None:
+    """Leave what frameworks and caches hold by now out of later collections, which take a second each with it."""
+    global _ended
+    _ended += 1
+    if _ended % EVERY == 0:
+        gc.collect()
+        gc.freeze()
+
+
 MOST_MEMORY = 1_700  # MB of one process, above which what JAX has compiled is forgotten
 _grown = MOST_MEMORY
 

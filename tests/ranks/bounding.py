@@ -262,6 +262,18 @@ def after_a_forward(build: Build) -> dict[str, Any]:
     return {"facts": facts}
 
 
+def largest_logits() -> dict[str, Any]:
+    """Heads are bounded by the largest logits of all ranks, of which not all passed through every layer."""
+    model = nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": nn.MultiheadAttention(8, 2)})
+    kk.torch.watch_logits(model)
+    kk.torch.note_logits(model["a"], torch.tensor([4.0, 1.0] if rank() else [1.0, 9.0]))
+    if rank():
+        kk.torch.note_logits(model["b"], torch.tensor([2.0, 0.5]))
+    outcome, _ = kk.torch.bound_(model, kk.bound.QKClip(1.0))
+    entries = {name: value.flatten().tolist() for name, value in model.state_dict().items()}
+    return {"facts": [["norms", list(outcome.norms), [4.0, 9.0, 2.0, 0.5]]], "same": entries}
+
+
 def scenarios(label: str, build: Build) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return the scenarios of one way in which weights lie."""
     return {

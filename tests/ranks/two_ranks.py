@@ -493,6 +493,7 @@ SCENARIOS = {
     "penalty fsdp, scales": partial(
         together.penalised, fsdp_normed, kk.prune.ScaleL1(0.1), beside=True
     ),
+    "bound by the largest logits of all": bounding.largest_logits,
     "bound after a forward": partial(bounding.after_a_forward, fsdp),
     "bound reductions": partial(
         bounding.reductions, fsdp, {"max norm": 1, "clamp": 2, "clamp out of reach": 1}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -326,28 +325,3 @@ def test_the_number_of_heads_does_not_change() -> None:
     note_logits(layer, torch.ones(3, 2))
     with pytest.raises(InvalidArgument, match="another number of heads than before; got 4"):
         note_logits(layer, torch.ones(4))
-
-
-def _one_of_two(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
-    torch.manual_seed(0)
-    model = nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": nn.MultiheadAttention(8, 2)})
-    watch_logits(model)
-    # Each saw another batch, and one of them did not pass through the second layer.
-    note_logits(model["a"], torch.tensor([4.0, 1.0]) if rank else torch.tensor([1.0, 9.0]))
-    if rank:
-        note_logits(model["b"], torch.tensor([2.0, 0.5]))
-    outcome, _ = kk.torch.bound_(model, RULE)
-    torch.save((list(outcome.norms), model.state_dict()), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_processes_decide_alike_by_the_largest_of_all(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
-    (norms, one), (others, other) = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)
-    )
-    assert norms == others == [4.0, 9.0, 2.0, 0.5]
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
