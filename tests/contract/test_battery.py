@@ -26,7 +26,8 @@ from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
 from karikomi.rules.stages import alone
 
-STEPS = 1_000
+STEPS = examples(400, full=1_000)
+LATE = STEPS * 7 // 10
 NAMES = ("a", "b", "c")
 RULES = [row.rule for row in [*ROWS, *VARIANTS, *EAGER] if row.kind == "clip"]
 RULES += [
@@ -115,7 +116,7 @@ def test_one_bad_step_anywhere_leaves_the_others_as_without_it(
 def test_a_run_resumed_from_a_file_is_the_same_run(rule: Any) -> None:
     stages = [alone(rule, NAMES)]
     verdicts, states = undisturbed(rule)
-    for stop in turns([0, 24, 63, 700], rule, most=2):
+    for stop in turns([0, 24, 63, LATE], rule, most=2):
         text = json.dumps(to_plain(stages, states[stop]), allow_nan=False)
         found, after = run(rule, series()[stop + 1 :], from_plain(stages, json.loads(text)))
         assert found == verdicts[stop + 1 :]
@@ -313,12 +314,12 @@ SCHEDULED = [
 
 @pytest.mark.parametrize(("make", "options"), SCHEDULED, ids=str)
 def test_every_first_argument_may_be_a_schedule(make: Any, options: dict) -> None:
-    plan = schedule.Linear(1.2, 4.0, steps=(100, 800))
+    plan = schedule.Linear(1.2, 4.0, steps=(100, LATE))
     found, states = run(make(plan, **options), series(6))
     early, _ = run(make(1.2, **options), series(6)[:101])
     assert found[:101] == early
-    late, _ = run(make(4.0, **options), series(6)[800:], states[799])
-    assert found[800:] == late
+    late, _ = run(make(4.0, **options), series(6)[LATE:], states[LATE - 1])
+    assert found[LATE:] == late
     assert found != run(make(1.2, **options), series(6))[0]
 
 
