@@ -19,6 +19,8 @@ from karikomi.pack.codecs import (
     contexts,
     floats,
     level_tables,
+    mixing,
+    neighbours,
 )
 from karikomi.pack.codecs.binary_range import RangeDecoder, RangeEncoder
 from karikomi.pack.codecs.bit_numbers import BitReader, BitWriter
@@ -122,6 +124,32 @@ def test_energies_are_those_of_the_page():
         before.push(np.array([level]))
         past.append(level)
         average += ((abs(level) << 10) - average) >> 5
+
+
+@pytest.mark.parametrize(("lag", "several"), [(1, False), (3, True), (15, True)])
+def test_contexts_at_once_are_those_step_by_step(monkeypatch, lag, several):
+    monkeypatch.setattr(neighbours, "BLOCK", 40)
+    generator = np.random.default_rng(lag)
+    levels = generator.integers(-255, 256, (50, 4)).astype(np.int16)
+    stated = generator.integers(0, 4080, (50 if several else 1, 4))
+    before = Neighbours(stated, lag)
+    for rows, energies, leans in neighbours.contexts_of(levels, stated, lag):
+        for row, energy, lean in zip(levels[rows], energies, leans, strict=True):
+            expected = before.context()
+            assert np.array_equal(energy, expected[0]) and np.array_equal(lean, expected[1])
+            before.push(row.astype(np.int64))
+    assert before.step == 50
+
+
+def test_five_ways_written_out_are_those_of_the_mixer():
+    generator = np.random.default_rng(0)
+    contexts = generator.integers(0, 3, (3000, 5)) + 4 * np.arange(5)
+    bits = generator.random(3000) < 0.1
+    one, other = RangeEncoder(), RangeEncoder()
+    mixer, code = mixing.Mixer(one.bit, 5, 1 / 16), mixing.five_ways(other.bit, 20, 1 / 16)
+    for context, bit in zip(contexts.tolist(), bits.tolist(), strict=True):
+        assert mixer.code(context, bit) == code(*context, bit) == bit
+    assert one.close() == other.close()
 
 
 def test_a_likely_sign_is_used():
