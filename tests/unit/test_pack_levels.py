@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -278,3 +281,30 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(coding, "MOST_THREADS", 1)
     assert save(tensors, tmp_path / "one").read_bytes() == many
     assert np.array_equal(load(tmp_path / "many")["a"], tensors["a"]) and LARGE > 1000
+
+
+SAVED = """
+import hashlib, sys
+import numpy as np
+from karikomi.pack import save
+generator = np.random.default_rng(0)
+weight = np.rint(np.cumsum(generator.integers(-2, 3, (90, 100)), 1) / 4).astype("i2")
+codes = {"a": weight, "b": generator.integers(0, 9, 5_000).astype("u1"), "c": weight.astype("f4") / 7}
+codes["d"] = np.where(generator.random((60, 50)) < 0.1, generator.integers(-7, 8, (60, 50)), 0)
+print(hashlib.sha256(save(codes, sys.argv[1]).read_bytes()).hexdigest())
+"""
+
+
+def test_the_bytes_do_not_depend_on_the_instruction_set(tmp_path):
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", SAVED, str(tmp_path / "x")],
+            env={**os.environ, "NPY_DISABLE_CPU_FEATURES": disabled},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for disabled in ("", " ".join(found))
+    }
+    assert len(digests) == 1 and digests.pop().strip()
