@@ -49,9 +49,14 @@ class _Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+def empty_modules_() -> None:
+    """Replace what NNCodec imports, does not need, and is not installed."""
+    sys.meta_path.append(_Empty())
+
+
 def main(settings: list[dict], repeats: int) -> None:
     """Read paths of cases, one a line, and print the result of all settings for each."""
-    sys.meta_path.append(_Empty())
+    empty_modules_()
     from nncodec import nnc
 
     for line in sys.stdin:

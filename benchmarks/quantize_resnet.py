@@ -4,20 +4,23 @@ CIFAR-10, weights as published, calibrated on 512 training images without labels
 it counted) over the rate; the operating point of an accuracy drop is the smallest file that keeps it on the first 2,000
 test images, and is judged on the other 8,000. Beside it NNCodec 2.1.3 (ISO/IEC 15938-17) with its trellis
 quantization, on all 10,000 test images, straight lines between its points: for ResNet-20 as it was measured before, for
-others from a file of ``[bytes, accuracy]`` pairs (``--peer FILE``). Finished points are stored in ``runs/``.
+others in the environment of an interpreter that has it (``--nncodec PYTHON``). Finished points are stored in ``runs/``.
 
-    python benchmarks/quantize_resnet.py {20,56} [--rates 3.0,2.5] [--methods gptq,uniform] [--peer FILE] [--quick]
+    python benchmarks/quantize_resnet.py {20,56} [--rates 3.0,2.5] [--methods gptq,uniform] [--quick]
+        [--nncodec PYTHON --qps=-24,-20]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from prune_resnet20 import DATA, Block, Pair, accuracy, images
 from safetensors.numpy import load_file
@@ -81,6 +84,33 @@ def point(depth: int, method: str, rate: float, data: list[torch.Tensor], test: 
     }
 
 
+def peer_points(
+    depth: int, python: str, qps: str, test: Pair, known: dict[str, list[float]]
+) -> dict[str, list[float]]:
+    """Return parameter -> bytes and accuracy of NNCodec."""
+    missing = [qp for qp in qps.split(",") if qp not in known]
+    module = trained(depth)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.npz"
+        state = {k: v for k, v in module.state_dict().items() if v.is_floating_point()}
+        np.savez(weights, **{name: tensor.numpy() for name, tensor in state.items()})
+        script = Path(__file__).with_name("quantize_peer.py")
+        shown = subprocess.run(
+            [python, str(script), str(weights), folder, *missing],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        for line in shown.stdout.splitlines() if missing else ():
+            qp, size = json.loads(line)
+            with np.load(Path(folder) / f"{qp}.npz") as stored:
+                for name, tensor in state.items():
+                    tensor.copy_(torch.from_numpy(stored[name].reshape(tensor.shape)))
+            known[str(qp)] = [size, accuracy(module, test)]
+            print(f"NNCodec, qp {qp}: {size:,} bytes, {known[str(qp)][1]:.2%}", flush=True)
+    return known
+
+
 def peer_bytes(curve: list[tuple[float, float]], wanted: float) -> float | None:
     """Return the bytes of a curve of (bytes, accuracy) at an accuracy, on a line between its points."""
     ordered = sorted(curve)
@@ -96,7 +126,8 @@ def main() -> None:
     parser.add_argument("depth", type=int, choices=(20, 56))
     parser.add_argument("--rates", default=RATES)
     parser.add_argument("--methods", default="gptq")
-    parser.add_argument("--peer", type=Path)
+    parser.add_argument("--nncodec", help="the interpreter of an environment with nncodec 2.1.3")
+    parser.add_argument("--qps", default="-24,-20,-16")
     parser.add_argument(
         "--quick", action="store_true", help="64 images to calibrate, 2,500 to test"
     )
@@ -128,11 +159,18 @@ def main() -> None:
                 f"{row['seconds']:.0f} s",
                 flush=True,
             )
-        _report(method, done, floats, depth, arguments.peer)
+        _report(method, done, floats, depth)
+    if arguments.nncodec:
+        done["nncodec"] = peer_points(
+            depth, arguments.nncodec, arguments.qps, test, done.get("nncodec", {})
+        )
+        write_text(store, json.dumps(done, indent=1))
+        for method in arguments.methods.split(","):
+            _report(method, done, floats, depth)
 
 
-def _report(method: str, done: dict, floats: int, depth: int, peer: Path | None) -> None:
-    curve = [tuple(pair) for pair in json.loads(peer.read_text())] if peer else []
+def _report(method: str, done: dict, floats: int, depth: int) -> None:
+    curve = [(size, share) for size, share in done.get("nncodec", {}).values()]
     curve = curve or (NNCODEC_20 if depth == 20 else [])
     count = 10_000 - CHOSEN_ON
     dense = (done["dense"][0] * CHOSEN_ON + done["dense"][1] * count) / 10_000

@@ -2,10 +2,12 @@
 
 Tiny Shakespeare, the first 90 % to train on, perplexity on the rest; two layers of 512 hidden units, embedding 64.
 The dense network is trained for `--epochs` and, from these weights, for one more epoch. Beside it: half of the
-hidden units go, what is left is compensated on training text and trained for one epoch; and a network of that size is
-trained from scratch for as many epochs in all. Last weights. The first dense weights are stored in ``runs/``.
+hidden units go, what is left is compensated on training text and trained for one epoch by `kk.torch.recover_`, on the
+characters alone and distilled from the dense network, before and after its own epoch; and a network of that size
+is trained from scratch for as many epochs in all. Each epoch has the same batches and the same learning rate, which
+falls to zero; last weights. The dense weights are stored in ``runs/``.
 
-    python benchmarks/shrink_lstm.py [--quick] [--epochs 2] [--seed 0]
+    python benchmarks/shrink_lstm.py [--quick] [--epochs 2] [--rate 5e-3] [--hidden 512] [--seed 0]
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import copy
 import lzma
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -88,6 +91,36 @@ def train_(module: nn.Module, numbers: torch.Tensor, epochs: int, rate: float, s
     module.eval()
 
 
+def recover_(
+    small: nn.Module, numbers: torch.Tensor, rate: float, seed: int, teacher: nn.Module | None
+) -> None:
+    """Train a smaller network for an epoch as `train_` does, distilled from a teacher if there is one."""
+    kk.torch.recover_(
+        small,
+        None,
+        windows(numbers, 1000 * seed),
+        loss=loss,
+        optimizer=torch.optim.Adam(small.parameters(), rate),
+        clip=kk.clip.ByGlobalNorm(1.0),
+        teacher=teacher,
+        temperature=1.0,
+        axis=-1,
+    )
+    small.eval()
+
+
+def stored(path: Path, hidden: int, kinds: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """Return a network whose weights are in a file, or make it and store them."""
+    module = Characters(kinds, hidden)
+    if path.exists():
+        module.load_state_dict(load_file(path))
+        return module.eval()
+    path.parent.mkdir(exist_ok=True)
+    module = make()
+    save_file(module.state_dict(), path)
+    return module.eval()
+
+
 @torch.no_grad()
 def perplexity(module: nn.Module, numbers: torch.Tensor) -> float:
     """Return the perplexity per character."""
@@ -100,21 +133,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a twentieth of the text")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=5e-3, help="of the last epoch, for all")
+    parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    seed, epochs = arguments.seed, arguments.epochs
+    seed, epochs, hidden, rate = (
+        arguments.seed,
+        arguments.epochs,
+        arguments.hidden,
+        arguments.rate,
+    )
     train, valid, kinds = text()
     if arguments.quick:
         train, valid = train[: len(train) // 20], valid[: len(valid) // 10]
-    torch.manual_seed(seed)
-    dense = Characters(kinds, 512)
-    path = Path("runs") / f"shrink_lstm_{len(train)}_{epochs}_{seed}.safetensors"
-    if path.exists():
-        dense.load_state_dict(load_file(path))
-    else:
-        train_(dense, train, epochs, 2e-3, seed)
-        path.parent.mkdir(exist_ok=True)
-        save_file(dense.state_dict(), path)
+    torch.set_num_threads(1)
+    width = "" if hidden == 512 else f"_{hidden}"
+    path = Path("runs") / f"shrink_lstm_{len(train)}_{epochs}_{seed}{width}.safetensors"
+
+    def first() -> nn.Module:
+        torch.manual_seed(seed)
+        module = Characters(kinds, hidden)
+        train_(module, train, epochs, 2e-3, seed)
+        return module
+
+    def second() -> nn.Module:
+        module = copy.deepcopy(dense)
+        train_(module, train, 1, rate, seed + 1)
+        return module
+
+    dense = stored(path, hidden, kinds, first)
     example = torch.zeros(1, 1, dtype=torch.int64)
     calibration = windows(train, seed)[:8]
     plain, _ = kk.torch.shrink(dense.eval(), calibration[0][0], width=0.5, exclude="embedding.*")
@@ -130,19 +177,24 @@ def main() -> None:
     print(
         f"parameters: {share:.3f} (at most 0.35); a step: {times[1] / times[0]:.2f} of the time (at most 0.6)"
     )
-    scratch = Characters(kinds, 256)
-    results = {}
-    longer = copy.deepcopy(dense)
-    for name, module, count, rate in (
-        ("dense, one more epoch", longer, 1, 5e-4),
-        ("shrunk, one epoch", small, 1, 1e-3),
-        ("half width from scratch", scratch, epochs + 1, 2e-3),
+    longer = stored(path.with_stem(f"{path.stem}_more_{rate:g}"), hidden, kinds, second)
+    goal = perplexity(longer, valid)
+    print(f"dense, one more epoch: {goal:.3f}", flush=True)
+    for name, teacher in (
+        ("on the characters", None),
+        ("distilled from the dense one", dense),
+        ("distilled from the dense one after its epoch", longer),
     ):
-        train_(module, train, count, rate, seed + 1)
-        results[name] = perplexity(module, valid)
-        print(f"{name}: {results[name]:.3f}", flush=True)
-    more = results["shrunk, one epoch"] / results["dense, one more epoch"] - 1
-    print(f"shrunk against dense: {more:+.1%} (at most +3 %)")
+        module = copy.deepcopy(small)
+        recover_(module, train, rate, seed + 1, teacher)
+        reached = perplexity(module, valid)
+        print(
+            f"shrunk, one epoch, {name}: {reached:.3f}, {reached / goal - 1:+.1%} (at most +3 %)",
+            flush=True,
+        )
+    scratch = Characters(kinds, hidden // 2)
+    train_(scratch, train, epochs + 1, 2e-3, seed + 1)
+    print(f"half width from scratch: {perplexity(scratch, valid):.3f}")
 
 
 if __name__ == "__main__":

@@ -324,6 +324,32 @@ def test_methods_and_groups_of_packing(stored: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--bits", 6)])
+def test_a_fine_tuned_file_is_packed_against_its_base(
+    options: tuple[object, ...], arrays: dict[str, np.ndarray], stored: Path, tmp_path: Path
+) -> None:
+    base, tuned, out, back = (
+        tmp_path / name for name in ("b.karikomi", "t.npz", "d.karikomi", "d.safetensors")
+    )
+    good("pack", stored, base, *options)
+    changed = dict(arrays)
+    weight = arrays["layer.weight"]
+    changed["layer.weight"] = np.where(abs(weight) < 1, weight * np.float32(1 + 2**-16), weight)
+    changed["steps"] = np.int64(8)
+    np.savez(tuned, **changed)
+    whole = good("pack", tuned, tmp_path / "w.karikomi", *options)
+    made = good("pack", tuned, out, "--base", base, *options)
+    assert made["bytes_packed"] < 0.85 * whole["bytes_packed"]
+    assert made["bytes_dense"] == whole["bytes_dense"]
+    good("unpack", out, back, "--base", base)
+    found, wanted = safetensors.numpy.load_file(back), pack.load(tmp_path / "w.karikomi")
+    assert all(found[name].tobytes() == wanted[name].tobytes() for name in changed)
+    assert "is a delta" in bad("unpack", out, back)
+    assert "not the base" in bad("unpack", out, back, "--base", tmp_path / "w.karikomi")
+    assert "is the input" in bad("pack", tuned, base, "--base", base)
+    assert "is a delta" in bad("unpack", base, back, "--base", out)
+
+
 def test_inspect_accounts_for_every_byte(packed: Path) -> None:
     found = good("inspect", packed)
     parts = [found[f"bytes_{part}"] for part in ("payload", "tables", "header", "manifest")]

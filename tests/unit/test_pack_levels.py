@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -19,6 +22,8 @@ from karikomi.pack.codecs import (
     contexts,
     floats,
     level_tables,
+    mixing,
+    neighbours,
 )
 from karikomi.pack.codecs.binary_range import RangeDecoder, RangeEncoder
 from karikomi.pack.codecs.bit_numbers import BitReader, BitWriter
@@ -122,6 +127,32 @@ def test_energies_are_those_of_the_page():
         before.push(np.array([level]))
         past.append(level)
         average += ((abs(level) << 10) - average) >> 5
+
+
+@pytest.mark.parametrize(("lag", "several"), [(1, False), (3, True), (15, True)])
+def test_contexts_at_once_are_those_step_by_step(monkeypatch, lag, several):
+    monkeypatch.setattr(neighbours, "BLOCK", 40)
+    generator = np.random.default_rng(lag)
+    levels = generator.integers(-255, 256, (50, 4)).astype(np.int16)
+    stated = generator.integers(0, 4080, (50 if several else 1, 4))
+    before = Neighbours(stated, lag)
+    for rows, energies, leans in neighbours.contexts_of(levels, stated, lag):
+        for row, energy, lean in zip(levels[rows], energies, leans, strict=True):
+            expected = before.context()
+            assert np.array_equal(energy, expected[0]) and np.array_equal(lean, expected[1])
+            before.push(row.astype(np.int64))
+    assert before.step == 50
+
+
+def test_five_ways_written_out_are_those_of_the_mixer():
+    generator = np.random.default_rng(0)
+    contexts = generator.integers(0, 3, (3000, 5)) + 4 * np.arange(5)
+    bits = generator.random(3000) < 0.1
+    one, other = RangeEncoder(), RangeEncoder()
+    mixer, code = mixing.Mixer(one.bit, 5, 1 / 16), mixing.five_ways(other.bit, 20, 1 / 16)
+    for context, bit in zip(contexts.tolist(), bits.tolist(), strict=True):
+        assert mixer.code(context, bit) == code(*context, bit) == bit
+    assert one.close() == other.close()
 
 
 def test_a_likely_sign_is_used():
@@ -250,3 +281,30 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(coding, "MOST_THREADS", 1)
     assert save(tensors, tmp_path / "one").read_bytes() == many
     assert np.array_equal(load(tmp_path / "many")["a"], tensors["a"]) and LARGE > 1000
+
+
+SAVED = """
+import hashlib, sys
+import numpy as np
+from karikomi.pack import save
+generator = np.random.default_rng(0)
+weight = np.rint(np.cumsum(generator.integers(-2, 3, (90, 100)), 1) / 4).astype("i2")
+codes = {"a": weight, "b": generator.integers(0, 9, 5_000).astype("u1"), "c": weight.astype("f4") / 7}
+codes["d"] = np.where(generator.random((60, 50)) < 0.1, generator.integers(-7, 8, (60, 50)), 0)
+print(hashlib.sha256(save(codes, sys.argv[1]).read_bytes()).hexdigest())
+"""
+
+
+def test_the_bytes_do_not_depend_on_the_instruction_set(tmp_path):
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", SAVED, str(tmp_path / "x")],
+            env={**os.environ, "NPY_DISABLE_CPU_FEATURES": disabled},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for disabled in ("", " ".join(found))
+    }
+    assert len(digests) == 1 and digests.pop().strip()

@@ -83,6 +83,21 @@ def test_masks_hold_and_the_loss_falls(taught: bool, own: bool) -> None:
             assert not moment[~mask].any() and moment[mask].any()
 
 
+def test_a_shrunk_network_is_trained_without_masks(tmp_path: Path) -> None:
+    dense = network()
+    small, _ = kk.torch.shrink(dense, batches()[0][0], width=0.5)
+    other = copy.deepcopy(small)
+    given: dict[str, Any] = {"teacher": dense, "judge": lambda module: -judged(module)}
+    found = recover(small, None, epochs=6, checkpoint=tmp_path / "c.pt", **given)
+    assert found.kept and found.after > found.before
+    assert found == recover(other, None, epochs=6, checkpoint=tmp_path / "c.pt", **given)
+    assert same(state(small), state(other))
+
+
+def judged(module: nn.Module) -> float:
+    return float(F.cross_entropy(module(batches()[0][0]), batches()[0][1]))
+
+
 def test_the_rate_falls_by_a_cosine_to_zero() -> None:
     module, masks = pruned()
     seen: list[float] = []

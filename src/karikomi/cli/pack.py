@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 @click.option(
     "--group", type=int, help="With --bits: so many consecutive weights have a scale of their own."
 )
+@click.option(
+    "--base",
+    type=PATH,
+    help="Store differences from this packed file (an earlier checkpoint, what was fine-tuned) where they are"
+    " smaller; `karikomi unpack` needs it again.",
+)
 @as_json
 def command(
     source: Path,
@@ -41,11 +47,12 @@ def command(
     bits: int | None,
     method: str | None,
     group: int | None,
+    base: Path | None,
     as_json: bool,
 ) -> None:
     """Store the arrays of IN (.safetensors or .npz) in OUT, entropy-coded.
 
-    Without an option every array comes back bit for bit. With --entries or --bits, arrays of two or
+    Without --entries and --bits every array comes back bit for bit. With --entries or --bits, arrays of two or
     more axes of 16 bits or wider floats are quantized, and come back as float32; all others, such as
     float8 and its scales, stay as they are.
     """
@@ -55,9 +62,12 @@ def command(
         raise click.UsageError("--method and --group go with --entries or --bits")
     from karikomi import pack
     from karikomi.cli.array_files import read_arrays, refuse_same
+    from karikomi.quantize import Coded
     from karikomi.report.wording import ratio, size
 
     refuse_same(source, out)
+    if base is not None:
+        refuse_same(base, out)
     chosen = None
     if (entries, bits) != (None, None):
         from karikomi.quantize.method import PLAIN, Method
@@ -69,9 +79,13 @@ def command(
         name: array if chosen is None else _quantized(name, array, chosen)
         for name, array in arrays.items()
     }
-    pack.save(coded, out)
+    pack.save(coded, out, base=base)
     seen = pack.inspect(out)
-    dense = seen.dense
+    # Of a delta the file has differences of codes, which are narrower than what they decode to.
+    dense = sum(
+        4 * entry.elements if entry.dense and isinstance(coded[entry.name], Coded) else entry.dense
+        for entry in seen.entries
+    )
     result = {
         "file": str(out),
         "bytes_in": source.stat().st_size,

@@ -12,8 +12,9 @@ from karikomi.cli.printing import PATH, as_json, show
 @click.command(epilog="Example: karikomi unpack model.karikomi model.safetensors")
 @click.argument("source", metavar="FILE", type=PATH)
 @click.argument("out", metavar="OUT", type=PATH)
+@click.option("--base", type=PATH, help="The file that FILE was packed against, if it was.")
 @as_json
-def command(source: Path, out: Path, as_json: bool) -> None:
+def command(source: Path, out: Path, base: Path | None, as_json: bool) -> None:
     """Decode FILE (.karikomi), check every digest, and write OUT (.safetensors), dense."""
     from karikomi import pack
     from karikomi.cli.array_files import refuse_same
@@ -28,7 +29,9 @@ def command(source: Path, out: Path, as_json: bool) -> None:
             allowed="a name ending in .safetensors",
         )
     refuse_same(source, out)
-    pack.expand(source, out)
+    if base is not None:
+        refuse_same(base, out)
+    pack.expand(source, out, base=base)
     result = {
         "file": str(out),
         "bytes_packed": source.stat().st_size,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from karikomi.errors import BadFile
 from karikomi.pack.codecs.binary_range import RangeDecoder, RangeEncoder
 from karikomi.pack.codecs.level_tables import MOST_LEVEL
-from karikomi.pack.codecs.mixing import Mixer
+from karikomi.pack.codecs.mixing import Mixer, five_ways
 
 NAME = "adaptive"
 MOST_LEVELS = 2**19
@@ -33,10 +33,11 @@ COUNTS, ROWS, ENERGIES, TENSORS = 8, 8, 12, 64
 """Bounds of what a context distinguishes: counts of a column, octaves of the row, energies, tensors."""
 NEAR, BESIDE, BOTH, ENERGY = 64, 128, 144, 208
 """Where the contexts of each way begin, after those of the column alone."""
-WAYS = 5
+CONTEXTS = ENERGY + TENSORS * ENERGIES
 
 Shapes = Sequence[tuple[int, ...]]
 Run = Callable[[Callable, Sequence[int]], list]
+Coder = Callable[[int, int, int, int, int, bool], int]
 
 
 def encode(
@@ -73,7 +74,7 @@ def decode(
 def _walk(shapes: Shapes, bit: Callable[[int, int], int], levels: list[int] | None) -> list[int]:
     """Code all levels of all tensors, and return them; ``None``: they come from `bit`."""
     out: list[int] = []
-    is_zero, sizes = Mixer(bit, WAYS, start=1 / 16), Mixer(bit, 2)
+    is_zero, sizes = five_ways(bit, CONTEXTS, start=1 / 16), Mixer(bit, 2)
     for tensor, shape in enumerate(shapes):
         count = math.prod(shape)
         columns = max(count // shape[0], 1) if len(shape) > 1 and count else max(count, 1)
@@ -83,34 +84,33 @@ def _walk(shapes: Shapes, bit: Callable[[int, int], int], levels: list[int] | No
 
 
 def _tensor(
-    tensor: int, count: int, columns: int, zero: Mixer, sizes: Mixer, levels: list[int] | None
+    tensor: int, count: int, columns: int, code: Coder, sizes: Mixer, levels: list[int] | None
 ) -> list[int]:
     """Code the levels of one tensor, row by row."""
     out: list[int] = [0] * count
     counts = [0] * (columns + 2)  # with a column of zeros on either side
-    code, octave = zero.code, 0
+    first = ENERGY + tensor % TENSORS * ENERGIES
     for start in range(0, count, columns):
         octave = min((start // columns + 1).bit_length(), ROWS) - 1
         last = two = three = 0
         above = out[start - columns : start] if start else [0] * columns
         for column in range(columns):
+            level = 0 if levels is None else levels[start + column]
             seen, up = counts[column + 1], above[column]
             near = counts[column] + counts[column + 2]
-            energy = 2 * abs(last) + abs(two) + abs(up)
-            level = 0 if levels is None else levels[start + column]
+            energy = 2 * abs(last) + abs(two) + abs(up) if last or two or up else 0
             some = (seen if seen < COUNTS else COUNTS - 1) << 3
-            beside = (4 if last else 0) + (2 if two else 0) + (1 if three else 0)
-            contexts = (
+            beside = (4 if last else 0) | (2 if two else 0) | (1 if three else 0)
+            nonzero = code(
                 some | octave,
-                NEAR + ((near if near < COUNTS else COUNTS - 1) << 3 | octave),
-                BESIDE + (beside << 1 | (1 if up else 0)),
+                (near if near < COUNTS else COUNTS - 1) << 3 | NEAR | octave,
+                beside << 1 | BESIDE | (1 if up else 0),
                 BOTH + (some | beside),
-                ENERGY
-                + tensor % TENSORS * ENERGIES
-                + (energy if energy < ENERGIES else ENERGIES - 1),
+                first + (energy if energy < ENERGIES else ENERGIES - 1),
+                level != 0,
             )
             three, two = two, last
-            if code(contexts, level != 0):
+            if nonzero:
                 level = _size(tensor, last, energy, sizes, level)
                 counts[column + 1] = seen + 1
                 out[start + column] = level

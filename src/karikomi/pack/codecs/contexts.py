@@ -31,7 +31,7 @@ from karikomi.pack.codecs.context_model import (
     parse,
 )
 from karikomi.pack.codecs.level_tables import MOST_LEVEL
-from karikomi.pack.codecs.neighbours import Neighbours
+from karikomi.pack.codecs.neighbours import Neighbours, contexts_of
 
 NAME = "contexts"
 LEAST_LEVELS = 256
@@ -136,17 +136,12 @@ def _walk(
     short = levels.size - (width - 1) * steps
     padded = np.append(levels, np.zeros(width * steps - levels.size, np.int16))
     matrix = np.ascontiguousarray(padded.reshape(width, steps).T)
-    bands = np.zeros((steps, width), np.uint8)
-    before = Neighbours(_stated(sizes, classes, width, steps), lag)
-    for step in range(steps):
-        if step == short:
-            before.drop_last()
-        row = matrix[step, : width - (step >= short)]
-        energy, lean = before.context()
-        bands[step, : row.size] = BAND_OF.take(energy)
-        before.push(row.astype(np.int64))
-        np.negative(row, out=row, where=lean < 0)
-    return Walked(bands, matrix)
+    bands, coded = np.empty((steps, width), np.uint8), np.empty_like(matrix)
+    for rows, energy, lean in contexts_of(matrix, _stated(sizes, classes, width, steps), lag):
+        bands[rows] = BAND_OF.take(energy)
+        coded[rows] = np.where(lean < 0, -matrix[rows], matrix[rows])
+    bands[short:, -1:] = 0
+    return Walked(bands, coded)
 
 
 def _tallies(walked: Walked, count: int) -> NDArray[np.int64]:

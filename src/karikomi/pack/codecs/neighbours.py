@@ -5,6 +5,8 @@ Weights beside each other in a kernel resemble one another in size and in sign. 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,8 @@ They sum to 32; found by least squares on the trained ResNet-20 and ResNet-56, w
 """
 DECAY, FRACTION, COARSE = 5, 6, 3
 """Binary logarithms of the length of the running mean, of its parts of a sixteenth, and of what an energy drops."""
+BLOCK = 2**16
+"""Levels whose contexts are computed at once."""
 MOST_ENERGY = (sum(WEIGHTS) * MOST_LEVEL << SIXTEENTHS) >> COARSE
 
 
@@ -36,16 +40,8 @@ class Neighbours:
     def context(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the energy, and the sum of those neighbours whose sign is likely that of the next level."""
         last, two, far = self.ring[-1], self.ring[-2], self.ring[-self.lag]
-        size = np.abs(last)
-        energy = size << 3
-        energy -= size
-        energy += np.abs(two) << 1
-        energy += np.abs(far) << 2
-        energy <<= SIXTEENTHS
-        energy += self.mean * WEIGHTS[3] >> FRACTION
-        energy += self.stated[self.step % len(self.stated), : energy.size]
-        energy >>= COARSE
-        return energy, last + far
+        stated = self.stated[self.step % len(self.stated), : last.size]
+        return _context(last, two, far, self.mean, stated)
 
     def push(self, levels: NDArray[np.int64]) -> None:
         """Take the next level of every lane."""
@@ -61,3 +57,49 @@ class Neighbours:
         """Go on without the last lane."""
         self.mean = self.mean[:-1]
         self.ring = [levels[:-1] for levels in self.ring]
+
+
+def contexts_of(
+    levels: NDArray[np.int16], stated: NDArray[np.int64], lag: int
+) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield what `Neighbours.context` returns of levels that are all known: (steps, lanes), some steps at a time.
+
+    Only the running mean needs the step before; everything else is computed at once.
+    """
+    steps, width = levels.shape
+    deep, rows = max(lag, 2), max(BLOCK // width, 1)
+    mean, stated = stated[0] << FRACTION, stated << COARSE
+    padded = np.concatenate([np.zeros((deep, width), levels.dtype), levels])
+    for start in range(0, steps, rows):
+        part = padded[start : start + rows + deep].astype(np.int64)
+        count = len(part) - deep
+        means = np.empty((count + 1, width), np.int64)
+        means[0] = mean
+        sizes = np.abs(part[deep:]) << SIXTEENTHS + FRACTION
+        for size, now, then in zip(sizes, means[:-1], means[1:], strict=True):
+            np.subtract(size, now, out=then)
+            np.right_shift(then, DECAY, out=then)
+            np.add(then, now, out=then)
+        mean = means[-1]
+        own = stated[start : start + count] if len(stated) > 1 else stated
+        last, two, far = (part[deep - back :][:count] for back in (1, 2, lag))
+        yield slice(start, start + count), *_context(last, two, far, means[:-1], own)
+
+
+def _context(
+    last: NDArray[np.int64],
+    two: NDArray[np.int64],
+    far: NDArray[np.int64],
+    mean: NDArray[np.int64],
+    stated: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    size = np.abs(last)
+    energy = size << 3
+    energy -= size
+    energy += np.abs(two) << 1
+    energy += np.abs(far) << 2
+    energy <<= SIXTEENTHS
+    energy += mean * WEIGHTS[3] >> FRACTION
+    energy += stated
+    energy >>= COARSE
+    return energy, last + far

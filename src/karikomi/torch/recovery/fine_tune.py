@@ -57,7 +57,7 @@ class Recovery:
 
 def recover_(
     module: nn.Module,
-    masks: Masks,
+    masks: Masks | None,
     data: Iterable[Any],
     *,
     loss: Loss | None = None,
@@ -76,13 +76,14 @@ def recover_(
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Recovery:
-    """Train a pruned module in place with its masks applied, and return the losses and the metric.
+    """Train a pruned or shrunk module in place with its masks applied, and return the losses and the metric.
 
     ``L = (1 - weight) loss(f(x), y) + weight T^2 KL(softmax(teacher(x) / T) || softmax(f(x) / T))``, the
     divergence a mean over all distributions; without a `teacher` the loss alone. The learning rate
     falls by ``(1 + cos(pi t / steps)) / 2`` from its present value to zero.
 
-    `data`: batches ``(inputs, targets)``, read once per epoch; inputs alone where ``weight=1``, which needs no
+    `masks`: of `prune_`; None for a module without masks, such as the smaller one of `shrink`. `data`: batches
+    ``(inputs, targets)``, read once per epoch; inputs alone where ``weight=1``, which needs no
     `loss` either. `epochs`: at least 1. `optimizer`: made for this module's parameters, by default AdamW with
     `rate` (1e-3); masked moments are zeroed. `teacher`: the dense network; it is not changed.
     `temperature` T > 0; `weight` in (0, 1]; `axis` of the classes in the outputs, required for outputs of
@@ -116,6 +117,7 @@ def recover_(
         loss=loss, teacher=teacher, temperature=temperature, weight=weight, axis=axis
     )
     sign = sign_of(goal, where=WHERE)
+    masks = Masks() if masks is None else masks
     _check(module, masks, data, epochs, seed)
     check_values(dict(module.named_parameters()), where=WHERE)
     optimizer = _optimizer(module, optimizer, rate)

@@ -70,7 +70,7 @@ class Retraining:
                 raise BadFile(
                     "the checkpoint does not fit", where=str(checkpoint), got=type(error).__name__
                 ) from error
-        handle = self._loop.attach_(clip=clip, bound=bound, prune=self._masks)
+        handle = self._loop.attach_(clip=clip, bound=bound, prune=self._masks or None)
         try:
             if saved is not None:
                 handle.load_state_dict(saved["handle"])
