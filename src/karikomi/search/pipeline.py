@@ -15,9 +15,10 @@ from karikomi.search.dense_checks import check_dense
 from karikomi.search.driver import Budgets
 from karikomi.search.folder import Folder
 from karikomi.search.presets import Preset, narrowing, preset_named
+from karikomi.search.publishing import completed
 from karikomi.search.rehearsal import rehearse
 from karikomi.search.run_reference import TaskSource
-from karikomi.search.search_run import SearchRequest, completed, identity_of
+from karikomi.search.search_run import SearchRequest, identity_of
 from karikomi.search.trained_model import trained_model
 from karikomi.tasks import (
     Task,
