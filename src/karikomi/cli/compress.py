@@ -37,6 +37,11 @@ from karikomi.cli.printing import FOLDER, PATH, as_json, data_file, end, quiet, 
 )
 @click.option("--scheduler", help="A dask scheduler, tcp://host:port, whose workers evaluate.")
 @click.option("--take", type=click.IntRange(min=0), help="The point of the front to have instead.")
+@click.option(
+    "--export",
+    help="Other forms of the network, with commas: safetensors, pt2, onnx, int8, keras, or all"
+    " [default: safetensors].",
+)
 @click.option("--out", type=FOLDER, help="Run folder [default: runs/TASK].")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of weights and data order."

@@ -17,7 +17,10 @@ from karikomi.files import write_bytes, write_json
 from karikomi.search.certifying import certified, stated_beforehand
 from karikomi.search.driver import Finished, Proposal
 from karikomi.search.folder import Folder
+from karikomi.search.forms_written import forms_written
 from karikomi.search.lock import AFRESH
+from karikomi.search.measured import measured
+from karikomi.search.model_card import NAME, command_of, model_card
 from karikomi.search.result import clip_summary, describe
 from karikomi.search.search_outcome import Candidate, SearchOutcome, outcome_of
 from karikomi.search.search_run import SearchRequest, SearchRun, epochs_of, identity_of, say
@@ -65,8 +68,10 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
         "nearest_budgets": outcome.judgement.nearest,
         "certificate": certificate,
         "verdict": _verdict(outcome, certificate, taken=request.take is not None),
+        **measured(runner, outcome, folder),
         "front": [_point(number, item, outcome, folder.path) for number, item in enumerate(front)],
         "taken": request.take,
+        "command": command_of(request),
     }
     result["warnings"] += _warnings(request, runner, outcome, run.latency.notes)
     if shared := certificate.get("also_in_validation"):
@@ -75,6 +80,12 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
             " on which the choices were made"
         )
     _publish(result, outcome, folder.path)
+    result["exports"] = forms_written(runner, outcome, request.forms, folder)
+    for row in result["exports"]:
+        if row["reason"]:
+            result["warnings"].append(f"{row['form']} was not written: {row['reason']}")
+    write_bytes(folder.path / NAME, model_card(result, request).encode())
+    write_json(folder.path / "result.json", result)
     return result
 
 
@@ -163,7 +174,6 @@ def _publish(result: dict[str, Any], outcome: SearchOutcome, path: Path) -> None
         )
     write_bytes(path / "model.karikomi", outcome.chosen.path.read_bytes())
     write_bytes(path / "dense.safetensors", safetensors.numpy.save(outcome.dense.arrays))
-    write_json(path / "result.json", result)
 
 
 def _merged_record(run: SearchRun, found: Mapping[Proposal, Finished], path: Path) -> Path:

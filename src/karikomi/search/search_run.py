@@ -51,6 +51,7 @@ class SearchRequest:
     workers: int = 1
     scheduler: str | None = None
     take: int | None = None
+    forms: tuple[str, ...] = ()
     progress: bool = False
 
     @property
