@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from karikomi.errors import suggest
+from karikomi.errors import Unsupported, suggest
 from karikomi.pack.reader import load_with_notes
 from karikomi.tasks import Runner
 
@@ -28,7 +28,11 @@ class Compressed(dict[str, Any]):
     def model(self) -> Any:
         """The small network, made anew from the file with each access."""
         if self._runner is None:
-            raise AttributeError("a result that was read from a file has no network: kk.load(file)")
+            raise Unsupported(
+                "a copy of a result has no network",
+                where="compress",
+                hint="kk.load(file, into=model)",
+            )
         tensors, notes = load_with_notes(self["file"])
         self._runner.adopt(notes)
         return self._runner.network(tensors)

@@ -1,4 +1,4 @@
-"""What the dense and the small network cost, measured in turn: parameters, memory, and milliseconds with an interval."""
+"""What the dense and the small network cost: parameters, memory, and milliseconds measured in turn."""
 
 from __future__ import annotations
 

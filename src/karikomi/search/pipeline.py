@@ -94,8 +94,8 @@ def compress(
     differences. `config`: a TOML file, or a mapping, of recipe values (see `Recipe`).
     The result is a dictionary whose values are attributes too, and ``result.model`` is the small network itself.
     `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``dense.safetensors``,
-    ``README.md`` (a model card), ``result.json``, ``record.jsonl``, the journal and all candidates, and the same call continues a run that was
-    stopped at any moment, to the same bytes (same machine, build and thread count).
+    ``README.md`` (a model card), ``result.json``, ``record.jsonl``, the journal and all candidates, and the same call
+    continues a run that was stopped at any moment, to the same bytes (same machine, build and thread count).
 
     Raises `InvalidArgument` for budgets out of range, for a metric function that training lowered while its
     task has no ``goal``, for a trained network that is no better than a guess; `Unsupported` when `out` holds another

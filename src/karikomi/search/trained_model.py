@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def trained_model(
             "trained models of this framework cannot be searched yet",
             where=where,
             got=type(model).__module__.partition(".")[0],
-            allowed="a PyTorch module, or a task",
+            allowed="a PyTorch module, a Keras model, or a task",
         )
     if validation is None:
         raise InvalidArgument(
@@ -104,12 +104,13 @@ def trained_model(
     known = labelled["validation"]
     metric = metric if metric is not None else None if known else cosine
     make = framework.copies_of(model)
-    draft = _Draft(make, loss, metric, goal, output, class_axis, name, seed)
+    draft = _Draft(model, make, loss, metric, goal, output, class_axis, name, seed)
     return draft.trained(found, framework, train is not None, known)
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
+    model: Any
     make: Callable[[], Any]
     loss: Any
     metric: Any
@@ -131,7 +132,8 @@ class _Draft:
             key: self._split(key, inputs, targets, framework)
             for key, (inputs, targets) in found.items()
         }
-        metric, loss = self._kind(sample, splits["validation"].targets)
+        stated = self._stated(sample, splits["validation"].targets, framework, labelled)
+        metric, loss = stated._kind(sample, splits["validation"].targets)
         data = self._parted(splits)
         task = Task(
             name=self.name,
@@ -139,12 +141,30 @@ class _Draft:
             data=Held(data),
             loss=loss,
             metric=metric,
-            goal=self._goal(metric),
-            class_axis=self._axis(sample, data.validation.targets, metric),
+            goal=stated._goal(metric),
+            class_axis=stated._axis(sample, data.validation.targets, metric),
             output=self.output,
             framework=framework.__name__.rpartition(".")[2],
         )
         return TrainedModel(task, framework.to_arrays(self.make()), trains, labelled)
+
+    def _stated(
+        self, outputs: np.ndarray, targets: np.ndarray, framework: Any, labelled: bool
+    ) -> _Draft:
+        """Return the draft with what the model was compiled with, where the framework does and nothing is given."""
+        if not hasattr(framework, "compiled_of") or not labelled:
+            return self
+        if self.metric is not None:
+            known = framework.loss_of(self.model)
+            return replace(self, loss=known if self.loss is None else self.loss)
+        found = framework.compiled_of(self.model, outputs, targets)
+        return replace(
+            self,
+            loss=found.loss if self.loss is None else self.loss,
+            metric=found.metric,
+            goal=found.goal if self.goal is None else self.goal,
+            class_axis=found.class_axis if self.class_axis is None else self.class_axis,
+        )
 
     def _goal(self, metric: Any) -> str | None:
         if metric is cosine:
@@ -198,7 +218,12 @@ class _Draft:
         """Return the outputs of the model itself: the targets where there are none."""
         few = Data(*[Split(inputs, np.zeros(len(Split(inputs, np.zeros(0)))))] * 3)
         task = Task(
-            name=self.name, model=self.make, data=Held(few), metric=cosine, output=self.output
+            name=self.name,
+            model=self.make,
+            data=Held(few),
+            metric=cosine,
+            output=self.output,
+            framework=framework.__name__.rpartition(".")[2],
         )
         runner = framework.runner_for(task, few, seed=self.seed)
         return runner.outputs(framework.to_arrays(self.make()), inputs)

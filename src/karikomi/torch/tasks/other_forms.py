@@ -23,7 +23,9 @@ from karikomi.tasks.task import Task
 from karikomi.torch.exporting.proof import apart
 from karikomi.torch.internals import flattened
 from karikomi.torch.modules.arrays import fill_, to_arrays
+from karikomi.torch.modules.codes import recall
 from karikomi.torch.modules.deep_copies import copied
+from karikomi.torch.onnx_export.coded_weights import integer_codes
 from karikomi.torch.onnx_export.engine_runs import outputs_of, session_of
 from karikomi.torch.onnx_export.export_report import OnnxExport
 from karikomi.torch.onnx_export.float_graph import exported_program
@@ -68,7 +70,7 @@ class OtherForms:
             "safetensors": self._arrays,
             "pt2": self._program,
             "onnx": lambda to: self._onnx(to),
-            "int8": lambda to: self._onnx(to, activations="int8"),
+            "int8": self._integers,
         }
         facts = writers[name](path)
         return {"bytes": path.stat().st_size, **facts}
@@ -88,6 +90,13 @@ class OtherForms:
             write_bytes(path, buffer.getvalue())
             module = torch.export.load(io.BytesIO(path.read_bytes())).module(check_guards=False)
         return {"difference": self._difference(lambda batch: _outputs(module, batch))}
+
+    def _integers(self, path: Path) -> dict[str, Any]:
+        """Write the network for integer kernels; codebooks, which these do not have, get 8-bit grids."""
+        held = recall(self._small)
+        codes = integer_codes(held)
+        facts = self._onnx(path, activations="int8", codes=codes, bits=8)
+        return {**facts, "rounded_again": sorted(set(held) - set(codes))}
 
     def _onnx(self, path: Path, **choices: Any) -> dict[str, Any]:
         example = self._example(2)
