@@ -34,7 +34,7 @@ class Named(torch.nn.Module):
 
     def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
         hidden = torch.relu(self.first(torch.cat([left, right], 1)))
-        return {"hidden": hidden, "logits": self.last(hidden)}
+        return {"sums": left + right, "logits": self.last(hidden)}
 
 
 def batches(n: int, seed: int) -> list[dict[str, torch.Tensor]]:
