@@ -13,6 +13,7 @@ from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.search.certificate import example_ids, partition
 from karikomi.tasks import Arrays, Data, Inputs, Split, Task
 from karikomi.tasks.metrics import CLASS_AXIS, GOALS
+from karikomi.tasks.trained_metrics import cosine
 
 SEARCHED = 1 / 3
 """The share of the validation examples that choose, where there is no test set and the others judge."""
@@ -37,20 +38,6 @@ class TrainedModel:
     weights: Arrays
     trains: bool
     labelled: bool
-
-
-def cosine(outputs: np.ndarray, targets: np.ndarray) -> float:
-    """Return the mean cosine between the outputs of examples and those of the dense network.
-
-    >>> cosine(np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[2.0, 0.0], [0.0, 1.0]]))
-    1.0
-    """
-    first, second = (a.reshape(len(a), -1).astype(np.float64) for a in (outputs, targets))
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    products = np.sum(first * second, axis=1)
-    # Two zeros are the same output.
-    same = (norms == 0) & ~np.any(first != second, axis=1)
-    return float(np.mean(np.where(same, 1.0, products / np.where(norms == 0, 1.0, norms))))
 
 
 def trained_model(

@@ -20,6 +20,20 @@ class CompiledWith:
     class_axis: int | None = None
 
 
+def cosine(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """Return the mean cosine between the outputs of examples and those of the dense network.
+
+    >>> cosine(np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[2.0, 0.0], [0.0, 1.0]]))
+    1.0
+    """
+    first, second = (a.reshape(len(a), -1).astype(np.float64) for a in (outputs, targets))
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products = np.sum(first * second, axis=1)
+    # Two zeros are the same output.
+    same = (norms == 0) & ~np.any(first != second, axis=1)
+    return float(np.mean(np.where(same, 1.0, products / np.where(norms == 0, 1.0, norms))))
+
+
 def categorical_accuracy(outputs: np.ndarray, targets: np.ndarray) -> float:
     """Return the share of rows whose largest output is at the largest target, on the last axis (one-hot targets).
 

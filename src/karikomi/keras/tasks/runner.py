@@ -26,6 +26,7 @@ from karikomi.keras.quantization.output_units import output_units
 from karikomi.keras.shrinking.rewriting import own_objects
 from karikomi.keras.shrinking.smaller_copy import shrink
 from karikomi.keras.tasks.other_forms import FORMS, OtherForms
+from karikomi.keras.tasks.trained import Copies, copied
 from karikomi.keras.tasks.training import KerasTraining
 from karikomi.quantize import Coded, OutputUnits
 from karikomi.tasks.runner import Arrays, Form, Phase
@@ -130,7 +131,7 @@ class KerasRunner:
             phase,
             self._seed,
             loss=self._loss(),
-            outputs=self._predicted,
+            outputs=self.outputs,
         )
 
     def outputs(self, arrays: Arrays, inputs: Inputs) -> np.ndarray:
@@ -206,7 +207,7 @@ class KerasRunner:
     def times(self, before: Arrays, after: Arrays, examples: int) -> list[tuple[float, float]]:
         """Return milliseconds of forward passes of two networks, run in turn on so many validation examples."""
         given = _given(self._few(examples).inputs)
-        first, second = self.network(before), self.network(after)
+        first, second = self._model(before), self.network(after)
         pairs, start = [], time.perf_counter()
         while len(pairs) <= 21 and (len(pairs) <= 5 or time.perf_counter() - start < 1.0):
             pairs.append((self._timed(first, given), self._timed(second, given)))
@@ -236,7 +237,7 @@ class KerasRunner:
             raise InvalidArgument(
                 "the model is not a Keras model", where=where, got=type(model).__name__
             )
-        return model
+        return model if isinstance(make, Copies) else Copies(model)()
 
     def _original(self) -> Any:
         if "" not in self._models:
@@ -275,7 +276,8 @@ class KerasRunner:
         }
         try:
             with keras.saving.custom_object_scope(own):
-                return keras.models.model_from_json(text)
+                # A copy has its variables under the same paths as all other copies.
+                return copied(keras.models.model_from_json(text))
         except Exception as error:
             raise Unsupported(
                 "the smaller network cannot be made from its configuration",

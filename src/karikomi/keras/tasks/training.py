@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from karikomi.keras.arrays.variables import on_host
+from karikomi.clip.by_global_norm import ByGlobalNorm
+from karikomi.keras.arrays.variables import names_of, on_host
 from karikomi.keras.layers.arrays import fill_, to_arrays
 from karikomi.keras.optimizers.clipping_optimizer import clipped
 from karikomi.keras.pruning.in_place import prune_
@@ -22,8 +23,6 @@ from karikomi.tasks.runner import Arrays, Phase
 from karikomi.tasks.splits import Data
 from karikomi.tasks.task import Task
 from karikomi.tasks.user_code import called
-
-Outputs = Callable[[Any], np.ndarray]
 
 
 class KerasTraining:
@@ -42,7 +41,7 @@ class KerasTraining:
         seed: int,
         *,
         loss: Any,
-        outputs: Callable[[Any, Any], np.ndarray],
+        outputs: Callable[[Arrays, Any], np.ndarray],
     ) -> None:
         self._task, self._data, self._phase, self._seed = task, data, phase, seed
         self._model, self._outputs = fill_(model, arrays), outputs
@@ -75,7 +74,7 @@ class KerasTraining:
             some = self._data.train.take(order[number * self._size : (number + 1) * self._size])
             losses.append(self._stepped(some.inputs, some.targets, recorder))
         validation = self._data.validation
-        found = self._outputs(self._model, validation.inputs)
+        found = self._outputs(self.arrays(), validation.inputs)
         metric = self._task.judge(found, validation.targets)
         row = {"event": "epoch", "step": self._step, **self._facts(float(np.mean(losses)))}
         recorder.write({**row, "validation": metric})
@@ -182,8 +181,6 @@ class _Shared:
 
 
 def _named(model: Any) -> list[tuple[str, Any]]:
-    from karikomi.keras.arrays.variables import names_of
-
     return list(zip(names_of(model.weights), model.weights, strict=True))
 
 
@@ -192,8 +189,6 @@ def _optimizer(phase: Phase, steps: int) -> Any:
     inner = keras.optimizers.AdamW(learning_rate=rate, weight_decay=phase.weight_decay)
     rule = phase.clip
     if rule is None:
-        from karikomi.clip.by_global_norm import ByGlobalNorm
-
         rule = ByGlobalNorm(math.inf)
     return clipped(inner, rule, bound=phase.bound)
 
