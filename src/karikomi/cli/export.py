@@ -68,7 +68,7 @@ def command(
     if not file.is_file():
         raise BadFile("there is no such file", where=str(file))
     registry.framework("torch")
-    from karikomi.torch.onnx_export.of_task import export_task
+    from karikomi.torch.tasks.other_forms import export_task
 
     choices: dict[str, Any] = {"calibration": calibration}
     if int8:
@@ -88,7 +88,7 @@ def _timed(file: Path, out: Path, task: Any, data: Any) -> dict[str, Any]:
     import tempfile
 
     from karikomi.torch.onnx_export.latency import measure_onnx
-    from karikomi.torch.onnx_export.of_task import export_task
+    from karikomi.torch.tasks.other_forms import export_task
 
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "float.onnx"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported, suggest
-from karikomi.quantize import OutputUnits
+from karikomi.quantize import Coded, OutputUnits
 from karikomi.shrink.cuts import Cuts
-from karikomi.tasks.runner import Arrays, Phase
+from karikomi.tasks.runner import Arrays, Form, Phase
 from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
@@ -23,10 +24,16 @@ from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays
 from karikomi.torch.modules.kept_units import NOTE
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.quantization.output_units import output_units
-from karikomi.torch.shrinking.costs import milliseconds
+from karikomi.torch.shrinking.costs import (
+    milliseconds,
+    pairs_in_turn,
+    parameters_of,
+    peak_bytes,
+)
 from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.tasks.losses import loss_of
 from karikomi.torch.tasks.networks import NETWORKS
+from karikomi.torch.tasks.other_forms import FORMS, OtherForms
 from karikomi.torch.tasks.training import TorchTraining, batch_for, evaluated
 from karikomi.torch.tracing.batches import leaves
 from karikomi.torch.tracing.isolation import isolated
@@ -190,9 +197,42 @@ class TorchRunner:
             example = batch_for(model, self._few().inputs)
             return milliseconds(model, example.positional, dict(example.named))
 
-    def _few(self) -> Split:
+    def network(self, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Module:
+        """Return the task's module, filled with arrays or codes, in evaluation mode on the CPU."""
+        return self._fill_(self.untrained(), tensors).eval()
+
+    def costs(self, arrays: Arrays, examples: int) -> dict[str, int | None]:
+        """Return ``parameters``, and the most bytes of tensors that a forward pass has at once, ``memory``."""
+        with isolated(self._seed, self._threads):
+            model = self._model(arrays).eval()
+            example = batch_for(model, self._few(examples).inputs)
+            memory = peak_bytes(model, example.positional, dict(example.named))
+        return {"parameters": parameters_of(model), "memory": memory}
+
+    def times(self, before: Arrays, after: Arrays, examples: int) -> list[tuple[float, float]]:
+        """Return milliseconds of forward passes of two networks, run in turn on so many validation examples."""
+        with isolated(self._seed, self._threads):
+            first, second = self._model(before), self._model(after)
+            example = batch_for(first, self._few(examples).inputs)
+            return pairs_in_turn(
+                first, second, example.positional, dict(example.named), most=41, seconds=0.5
+            )
+
+    def forms(self) -> dict[str, Form]:
+        """Return the forms in which the network can be written."""
+        return FORMS
+
+    def write(
+        self, form: str, dense: Arrays, tensors: Mapping[str, np.ndarray | Coded], path: Path
+    ) -> dict[str, Any]:
+        """Write the network of the tensors in a form, and return its difference to the network, and other facts."""
+        with isolated(self._seed, self._threads):
+            forms = OtherForms(self._task, self._data, self.network(dense), self.network(tensors))
+            return forms.write(form, path)
+
+    def _few(self, most: int = 64) -> Split:
         validation = self._data.validation
-        return validation.take(np.arange(min(len(validation), 64)))
+        return validation.take(np.arange(min(len(validation), most)))
 
     def _calibration(self, model: nn.Module) -> list[Any]:
         """Return batches of up to 512 training examples, for the re-fit of what stays after a shrink."""
@@ -206,7 +246,7 @@ class TorchRunner:
     def _model(self, arrays: Arrays) -> nn.Module:
         return self._fill_(self.untrained(), arrays)
 
-    def _fill_(self, model: nn.Module, arrays: Arrays) -> nn.Module:
+    def _fill_(self, model: nn.Module, arrays: Mapping[str, np.ndarray | Coded]) -> nn.Module:
         """Fill a model with arrays, by the notes of the shrunk network whose shapes they have, if any."""
         before = {n: tuple(t.shape) for n, t in model.state_dict().items() if hasattr(t, "shape")}
         given = {name: array.shape for name, array in arrays.items()}

@@ -1,0 +1,80 @@
+"""The forms in which a run writes its network beside the packed file, each compared with the network."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from karikomi import pack
+from karikomi.errors import KarikomiError, Unavailable, check_known, install_hint
+from karikomi.search.folder import Folder
+from karikomi.search.search_outcome import SearchOutcome
+from karikomi.tasks import Form, Runner
+
+_WHERE = "compress: export"
+USUAL = ("safetensors", "keras")
+"""The forms that are written unless others are asked for: those that take no time."""
+
+
+def wanted_forms(runner: Runner, names: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Return the names of the forms to write: those that were asked for, or the usual ones.
+
+    `names`: a sequence, or one text with commas; ``"all"``: every form of the framework. Raises `UnknownName`, and
+    `Unavailable` with the line that installs what is missing, before any work.
+    """
+    known = runner.forms()
+    if names is None:
+        return tuple(name for name in known if name in USUAL)
+    given = names.split(",") if isinstance(names, str) else list(names)
+    stripped = dict.fromkeys(name.strip() for name in given if name.strip())
+    if list(stripped) == ["all"]:
+        return tuple(name for name, form in known.items() if not missing(form))
+    for name in stripped:
+        check_known(name, known, "unknown form", where=_WHERE)
+        if lacking := missing(known[name]):
+            raise Unavailable(
+                f"{', '.join(lacking)} not installed",
+                where=f"{_WHERE}: {name}",
+                hint=install_hint(known[name].extra),
+            )
+    return tuple(stripped)
+
+
+def missing(form: Form) -> list[str]:
+    """Return the packages that a form needs and that are not installed."""
+    return [name for name in form.needs if importlib.util.find_spec(name) is None]
+
+
+def forms_written(
+    runner: Runner, outcome: SearchOutcome, names: Sequence[str], folder: Folder
+) -> list[dict[str, Any]]:
+    """Write the chosen network in each form, and return a row for each; one that cannot be has its ``reason``.
+
+    What the run folder has of the same network already is left as it is.
+    """
+    chosen, known = outcome.chosen, runner.forms()
+    chosen.work.adopt()
+    rows = []
+    for name in names:
+        form, stage = known[name], f"form-{name}-{chosen.proposal.digest}"
+        path, done = folder.path / form.file, folder.done(stage)
+        current = folder.done(f"form-{name}") or {}
+        if done is None or current.get("of") != stage or (done.get("file") and not path.exists()):
+            done = _written(runner, outcome, form, folder)
+            folder.finish(stage, done)
+            folder.finish(f"form-{name}", {"of": stage})
+        rows.append({"form": name, "about": form.about, **done})
+    return rows
+
+
+def _written(runner: Runner, outcome: SearchOutcome, form: Form, folder: Folder) -> dict[str, Any]:
+    path = folder.path / form.file
+    tensors = pack.load_coded(outcome.chosen.path)
+    try:
+        facts = runner.write(form.name, outcome.dense.arrays, tensors, path)
+    except KarikomiError as error:
+        # The packed file is there; what cannot be written is named in the result.
+        path.unlink(missing_ok=True)
+        return {"file": None, "reason": str(error)}
+    return {"file": form.file, "reason": None, **facts}
