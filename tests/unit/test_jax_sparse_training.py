@@ -1,0 +1,380 @@
+"""Masks inside of ``jit``: as the step-by-step reference in plain NumPy, scanned, mapped, skipped, stopped and resumed."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+optax = pytest.importorskip("optax")
+
+import jax.numpy as jnp  # noqa: E402
+
+import karikomi as kk  # noqa: E402
+from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
+from karikomi.jax import mask_plan  # noqa: E402
+
+SHAPES = {"hidden": {"kernel": (6, 8), "bias": (8,)}, "head": {"kernel": (8, 3), "bias": (3,)}}
+KERNELS = ("head.kernel", "hidden.kernel")
+STEPS = 12
+# A power of two, so that a step of SGD is exact in every compiled form.
+RATE = 0.25
+SGD = optax.sgd(RATE)
+
+
+def drawn(seed: int) -> Any:
+    """Return a tree of multiples of 1/64, whose sums are exact, with ties."""
+    generator = np.random.default_rng(seed)
+    made = lambda shape: generator.integers(-100, 100, shape).astype(np.float32) / 64  # noqa: E731
+    return jax.tree.map(made, SHAPES, is_leaf=lambda shape: isinstance(shape, tuple))
+
+
+PARAMS, SLOPES = drawn(0), jax.tree.map(lambda *a: np.stack(a), *[drawn(1 + n) for n in range(STEPS)])
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    return {f"{a}.{b}": np.array(leaf) for a, own in tree.items() for b, leaf in own.items()}
+
+
+@functools.cache
+def compiled(tx: Any) -> Any:
+    """Return a scan of training with gradients that do not depend on the weights."""
+
+    @jax.jit
+    def train(params: Any, state: Any, slopes: Any) -> Any:
+        def step(carry: Any, slope: Any) -> Any:
+            params, state = carry
+            updates, state = tx.update(slope, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), (params, kk.jax.masks(state))
+
+        return jax.lax.scan(step, (params, state), slopes)
+
+    return train
+
+
+def trained(tx: Any, slopes: Any = SLOPES, params: Any = PARAMS) -> Any:
+    """Return ``(params, state)`` at the end, and ``(params, masks)`` after each step."""
+    return compiled(tx)(params, tx.init(params), slopes)
+
+
+def same(found: Any, expected: Any) -> bool:
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+def lowest(numbers: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
+    """Return where the lowest are, by a stable sort."""
+    order = np.argsort(np.where(among, numbers, np.inf), axis=None, kind="stable")
+    found = np.zeros(among.size, bool)
+    found[order[:count]] = True
+    return found.reshape(among.shape)
+
+
+def reference(rule: Any, masks: Any = None) -> Any:
+    """Yield ``(params, masks)`` after each step of SGD, in plain NumPy, as the schedules' docstrings say."""
+    weights, masks = flat(PARAMS), dict(masks or {})
+    for step in range(1, STEPS + 1):
+        dense = {name: slopes[step - 1] for name, slopes in flat(SLOPES).items()}
+        for name in weights:
+            kept = masks.get(name, np.array(True))
+            weights[name] = np.where(kept, weights[name] - np.float32(RATE) * dense[name], 0)
+        due = [at for at in range(0 if step == 1 else step, step + 1) if rule.due(at)]
+        if due and rule.regrows_by and masks:
+            for name, kept in masks.items():
+                count = int(rule.drop_at(due[-1]) * kept.sum())
+                drop = lowest(np.abs(weights[name]), kept, count)
+                gain = np.abs(dense[name])
+                if rule.regrows_by == "noise":
+                    gain = np.asarray(mask_plan.noise(name, kept.shape, rule.seed, due[-1]))
+                masks[name] = (kept & ~drop) | lowest(-gain, ~kept | drop, count)
+        elif due:
+            own = {name: weights[name] for name in KERNELS}
+            _, masks = kk.numpy.prune(
+                own,
+                sparsity=rule.sparsity_at(step),
+                allocation=rule.allocation,
+                score=rule.scored_by(),
+                masks=masks,
+            )
+        weights |= {name: np.where(kept, weights[name], 0) for name, kept in masks.items()}
+        yield dict(weights), dict(masks)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        kk.prune.Gradual(0.8, steps=(0, 9), every=4, allocation="erk", only="*kernel"),
+        kk.prune.Iterative(0.7, steps=(2, 9), rounds=3, only="*kernel"),
+        kk.prune.RigL(0.6, until=11, every=3, drop=0.5, score="magnitude", only="*kernel"),
+        kk.prune.SET(
+            0.6, until=11, every=2, score="magnitude", allocation="uniform", only="*kernel"
+        ),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_a_scan_equals_the_reference_step_by_step(rule: Any) -> None:
+    (params, _), (after, masks) = trained(kk.jax.pruned(SGD, rule))
+    after, changed = flat(after), 0
+    before: dict[str, np.ndarray] = {}
+    for step, (expected, kept) in enumerate(reference(rule)):
+        for name, weight in expected.items():
+            assert np.array_equal(after[name][step], weight), (step, name)
+        for name in KERNELS:
+            own = kept.get(name, np.ones(expected[name].shape, bool))
+            assert np.array_equal(masks[name][step], own), (step, name)
+            assert not after[name][step][~own].any()
+        changed += any(not np.array_equal(kept[name], before.get(name)) for name in kept)
+        before = kept
+    assert changed >= 3
+    assert same(params, jax.tree.map(lambda a: jnp.asarray(a[-1]), unflat(after)))
+    if rule.regrows_by is None:
+        gone = sum(int((~mask).sum()) for mask in before.values())
+        assert gone == round(rule.sparsity * 72)
+
+
+def unflat(arrays: dict[str, np.ndarray]) -> Any:
+    return {a: {b: arrays[f"{a}.{b}"] for b in own} for a, own in SHAPES.items()}
+
+
+def test_masks_that_exist_are_the_first_of_rigl() -> None:
+    rule = kk.prune.RigL(0.6, until=11, every=3, drop=0.5, only="*kernel")
+    _, given = kk.numpy.prune({name: flat(PARAMS)[name] for name in KERNELS}, sparsity=0.5)
+    _, (_, masks) = trained(kk.jax.pruned(SGD, rule, masks=given))
+    for step, (_, kept) in enumerate(reference(rule, given)):
+        assert all(np.array_equal(masks[name][step], kept[name]) for name in KERNELS), step
+    assert not np.array_equal(masks["head.kernel"][-1], given["head.kernel"])
+
+
+def test_vmap_prunes_every_network_by_itself() -> None:
+    tx = kk.jax.pruned(SGD, kk.prune.RigL(0.6, until=7, every=3, drop=0.5, only="*kernel"))
+    two = jax.tree.map(lambda *a: np.stack(a), PARAMS, drawn(99))
+    states = jax.vmap(tx.init)(two)
+    slopes = jax.tree.map(lambda a: a[:7], SLOPES)
+    (_, state), _ = jax.jit(jax.vmap(compiled(tx), (0, 0, None)))(two, states, slopes)
+    for number in range(2):
+        own = jax.tree.map(lambda a: a[number], two)  # noqa: B023
+        (_, alone), _ = trained(tx, slopes, own)
+        assert same(jax.tree.map(lambda a: a[number], state.masks), alone.masks)  # noqa: B023
+
+
+def test_scores_by_gradients_take_the_mean_since_the_last_masks() -> None:
+    rule = kk.prune.Gradual(0.6, steps=(2, 6), every=4, score="snip", only="*kernel")
+    _, (after, masks) = trained(kk.jax.pruned(SGD, rule))
+    after, dense = flat(after), flat(SLOPES)
+    kept = None
+    for step, since in ((2, 0), (6, 2)):
+        facts = {"gradient": {n: dense[n][since:step].mean(0, dtype=np.float32) for n in KERNELS}}
+        # The weights before they were masked anew.
+        moved = {n: after[n][step - 2] - np.float32(RATE) * dense[n][step - 1] for n in KERNELS}
+        kept = kept and {name: np.asarray(mask) for name, mask in kept.items()}
+        moved = kk.numpy.masked(moved, kept or {})
+        sparsity = rule.sparsity_at(step)
+        _, kept = kk.numpy.prune(moved, sparsity=sparsity, score="snip", facts=facts, masks=kept)
+        assert all(np.array_equal(masks[name][step - 1], kept[name]) for name in KERNELS)
+
+
+# --- what an optimizer holds
+
+
+def test_masked_weights_are_zero_and_so_are_their_moments() -> None:
+    rule = kk.prune.Gradual(0.8, steps=(2, 8), every=3, only="*kernel")
+    (params, state), _ = trained(kk.jax.pruned(optax.adamw(0.1, weight_decay=0.1), rule))
+    own = {name: np.asarray(mask) for name, mask in kk.jax.masks(state).items()}
+    assert sum(int((~mask).sum()) for mask in own.values()) == round(0.8 * 72)
+    for tree in (params, state.inner[0].mu, state.inner[0].nu):
+        for name, mask in own.items():
+            assert not flat(tree)[name][~mask].any() and flat(tree)[name][mask].all()
+    assert int(state.steps) == int(state.seen) == STEPS
+
+
+def test_masks_that_do_not_change() -> None:
+    mask = np.array([True, False, True])
+    tx = optax.chain(kk.jax.pruned(optax.adam(0.1), {"w": mask}), optax.identity())
+    params = {"w": jnp.array([1.0, jnp.float32(1e-45), 3.0]), "b": jnp.ones(1)}
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    assert params["w"][1] == 0.0 and params["w"][0] == params["b"][0] == pytest.approx(0.9)
+    assert kk.jax.masks(state)["w"].tolist() == mask.tolist()
+
+
+@pytest.mark.parametrize(("weight", "update"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_zeros_are_exact_in_mixed_types(weight: str, update: str) -> None:
+    narrow = optax.stateless(lambda u, _: jax.tree.map(lambda a: a.astype(update), u))
+    tx = kk.jax.pruned(narrow, kk.prune.OneShot(0.5))
+    params = jnp.asarray([1.001, -2.003, 3.1, 0.017], weight)
+    updates, _ = tx.update(jnp.full(4, -0.01, weight), tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    assert after.dtype == weight and (np.asarray(after) == 0).tolist() == [True, False, False, True]
+
+
+def test_straight_through_weights_stay_dense_and_come_back() -> None:
+    rule = kk.prune.Gradual(0.5, steps=(0, 99), every=1, initial=0.5)
+    tx = kk.jax.pruned(SGD, rule, straight_through=True)
+    params, target = jnp.array([1.0, 0.75, 0.5, 0.25]), jnp.array([0.0, 0.0, 2.0, 2.0])
+
+    def loss(own: Any, state: Any) -> Any:
+        return 0.5 * jnp.sum((kk.jax.straight_through(own, kk.jax.masks(state)) - target) ** 2)
+
+    @jax.jit
+    def step(own: Any, state: Any) -> Any:
+        updates, state = tx.update(jax.grad(loss)(own, state), state, own)
+        return optax.apply_updates(own, updates), state
+
+    state = tx.init(params)
+    kept = []
+    for _ in range(5):
+        params, state = step(params, state)
+        kept.append(kk.jax.masks(state)["array"].tolist())
+        assert params.all()
+    assert kept[0] == [True, False, True, False] and kept[-1] == [False, False, True, True]
+
+
+def test_what_may_be_around_it_and_inside() -> None:
+    tree = {"w": jnp.array([4.0, 3.0, 2.0, 1.0]), "b": jnp.ones(2)}
+    inner = kk.jax.pruned(optax.adam(0.1), kk.prune.OneShot(0.5, only="w"))
+    parts = optax.multi_transform(
+        {"p": inner, "s": optax.sgd(0.1)}, {"w": "p", "b": "s"}
+    )
+    twice = optax.MultiSteps(inner, 2)
+    for tx in (parts, twice):
+        params, state = tree, tx.init(tree)
+        update = jax.jit(tx.update)
+        for _ in range(4):
+            updates, state = update(jax.tree.map(jnp.ones_like, tree), state, params)
+            params = optax.apply_updates(params, updates)
+        assert (np.asarray(params["w"]) == 0).tolist() == [False, False, True, True]
+        assert params["b"].all() and kk.jax.masks(state)["w"].sum() == 2
+    doubled = optax.tree.map_params(inner, lambda leaf: 2 * leaf, inner.init(tree))
+    assert doubled.masks["w"].tolist() == [2] * 4 and int(doubled.steps) == 0
+
+
+# --- steps that are not taken
+
+
+@pytest.mark.parametrize("way", ["clipped", "apply_if_finite"])
+def test_a_skipped_step_changes_no_mask(way: str) -> None:
+    inner = {
+        "clipped": kk.jax.clipped(optax.adam(0.1), kk.clip.ByGlobalNorm(1.0)),
+        "apply_if_finite": optax.apply_if_finite(optax.adam(0.1), 10),
+    }[way]
+    tx = kk.jax.pruned(inner, kk.prune.OneShot(0.5, step=2))
+    params, state = {"w": jnp.array([4.0, 3.0, 2.0, 1.0])}, None
+    state, update, gone = tx.init(params), jax.jit(tx.update), []
+    for slope in (1.0, jnp.nan, jnp.inf, 1.0):
+        updates, state = update({"w": jnp.array([1.0, 1.0, 1.0, slope])}, state, params)
+        params = optax.apply_updates(params, updates)
+        gone.append(int((params["w"] == 0).sum()))
+        if len(gone) == 3:
+            assert (int(state.steps), int(state.seen)) == (3, 1)
+            with pytest.raises(NonFinite, match="masks are due for 2 steps"):
+                kk.jax.check(state, stop_after=2)
+    assert gone == [0, 0, 0, 2] and int(state.seen) == 4
+    kk.jax.check(state, stop_after=1)
+
+
+def test_weights_that_are_not_finite_change_no_mask() -> None:
+    tx = kk.jax.pruned(SGD, kk.prune.RigL(0.5, until=9, every=2, score="magnitude"))
+    params = {"w": jnp.array([4.0, 3.0, 2.0, 1.0])}
+    updates, state = tx.update({"w": jnp.zeros(4)}, tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    before = kk.jax.masks(state)["w"].tolist()
+    # Of a masked weight: the largest, it would be regrown.
+    _, state = tx.update({"w": jnp.array([0.0, 0.0, jnp.nan, 0.0])}, state, params)
+    assert kk.jax.masks(state)["w"].tolist() == before == [True, True, False, False]
+    assert (int(state.steps), int(state.seen)) == (2, 1)
+
+
+# --- checkpoints
+
+
+@pytest.mark.parametrize("way", ["npz", "orbax"])
+def test_stopped_and_resumed_equals_not_stopping(way: str, tmp_path: Path) -> None:
+    rule = kk.prune.Gradual(0.6, steps=(2, 10), every=4, score="snip", only="*kernel")
+    tx = kk.jax.pruned(SGD, rule)
+    (straight, _), _ = trained(tx)
+    early, late = (jax.tree.map(lambda a: a[part], SLOPES) for part in (slice(7), slice(7, None)))  # noqa: B023
+    half, _ = trained(tx, early)
+    read = through(half, (PARAMS, tx.init(PARAMS)), way, tmp_path)
+    (resumed, _), _ = compiled(tx)(*read, late)
+    assert same(resumed, straight)
+
+
+def through(saved: Any, like: Any, way: str, folder: Path) -> Any:
+    """Return what a new process would read, of the structure that it would make."""
+    if way == "npz":
+        np.savez(folder / "state.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(saved)])
+        with np.load(folder / "state.npz") as file:
+            leaves = [jnp.asarray(file[name]) for name in file.files]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    ocp = pytest.importorskip("orbax.checkpoint")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "step", saved)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder / "step", jax.tree.map(jnp.asarray, like))
+
+
+# --- Python numbers as leaves, and what is refused
+
+
+def test_python_floats_are_leaves_of_every_transform() -> None:
+    params = {"w": 3.0, "b": 0.5}
+    chain = optax.chain(
+        kk.jax.clip(kk.clip.ByGlobalNorm(1.0)), optax.sgd(1.0), kk.jax.bound(kk.bound.Clamp(2.0))
+    )
+    tx = kk.jax.pruned(chain, kk.prune.OneShot(0.5))
+    updates, state = tx.update({"w": 3.0, "b": 4.0}, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    assert {name: float(leaf) for name, leaf in after.items()} == {"w": 2.0, "b": 0.0}
+    assert {name: bool(mask) for name, mask in kk.jax.masks(state).items()} == {"w": True, "b": False}
+    assert kk.jax.prune(params, sparsity=0.5)[0] == {"w": 3.0, "b": 0.0}
+    assert kk.jax.project(params, kk.bound.Clamp(2.0))[0] == {"w": 2.0, "b": 0.5}
+    codes = kk.jax.quantize(params, bits=8)
+    assert abs(float(kk.jax.decode(codes)["w"]) - 3.0) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda t: kk.jax.pruned(SGD, 0.5), InvalidArgument, "not a schedule"),
+        (lambda t: kk.jax.pruned(0.5, ONE), InvalidArgument, "not an optax optimizer"),
+        (lambda t: kk.jax.pruned(SGD, {}, masks={}), InvalidArgument, "masks are given twice"),
+        (lambda t: kk.jax.pruned(SGD, kk.prune.OneShot(0.5, only="x")).init(t), UnknownName, "'x'"),
+        (lambda t: kk.jax.pruned(SGD, {"x": jnp.ones(1, bool)}).init(t), UnknownName, "'x'"),
+        (lambda t: kk.jax.pruned(SGD, {"w": jnp.ones(1, bool)}).init(t), InvalidArgument, "bool (2, 4)"),
+        (lambda t: kk.jax.pruned(SGD, scored("wanda")), Unsupported, "input_norm"),
+        (lambda t: kk.jax.pruned(SGD, scored("movement")), Unsupported, "needs moved"),
+        (lambda t: kk.jax.pruned(SGD, scored("lamp")), Unsupported, "all weights of a tensor at once"),
+        (lambda t: kk.jax.pruned(SGD, scored("obc")), Unsupported, "re-fits"),
+        (lambda t: kk.jax.pruned(SGD, kk.prune.OneShot(0.5, allocation="lamp")).init(t), Unsupported, "depends on the scores"),
+        (lambda t: kk.jax.pruned(SGD, kk.prune.OneShot(0.5, pattern="units")), Unsupported, "Units are not masked"),
+        (lambda t: kk.jax.pruned(SGD, NM).init(t), InvalidArgument, "which axis"),
+        (lambda t: kk.jax.pruned(SGD, NM, layouts={"w": kk.prune.Layout(1, 0)}).init(t), Unsupported, "multiple of 4 inputs"),
+        (lambda t: kk.jax.pruned(SGD, kk.prune.RigL(0.5, until=9), straight_through=True), Unsupported, "made anew"),
+        (lambda t: kk.jax.pruned(SGD, kk.prune.RigL(0.5, until=9, allocation="global")).init(t), Unsupported, "shared threshold"),
+        (lambda t: kk.jax.pruned(SGD, kk.prune.Gradual(0.5, steps=(0, 99_999), every=1)).init(t), Unsupported, "100,000 times"),
+        (lambda t: kk.jax.pruned(SGD, kk.prune.Iterative(0.5, steps=(1, 3), rounds=2, rewind=0)), Unsupported, "with rewind"),
+        (lambda t: kk.jax.pruned(SGD, ONE).update(t, SGD.init(t), t), InvalidArgument, "not the state of `pruned`"),
+        (lambda t: kk.jax.pruned(SGD, ONE).update(t, kk.jax.pruned(SGD, ONE).init(t)), InvalidArgument, "params=None"),
+        (lambda t: kk.jax.pruned(SGD, ONE).update(t, kk.jax.pruned(SGD, {"w": jnp.ones((2, 4), bool)}).init(t), t), InvalidArgument, "another schedule"),
+        (lambda t: kk.jax.pruned(SGD, ONE).init({"w": jnp.ones(2, jnp.complex64)}), Unsupported, "complex"),
+        (lambda t: kk.jax.pruned(SGD, ONE).init({"w": jnp.ones(2, int)}), InvalidArgument, "not a floating array"),
+        (lambda t: kk.jax.masks(SGD.init(t)), InvalidArgument, "exactly one `pruned`"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_is_refused(call: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error) as raised:
+        call({"w": jnp.ones((2, 4)), "b": jnp.ones(3)})
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+ONE = kk.prune.OneShot(0.5)
+NM = kk.prune.OneShot(0.5, pattern="2:4", only="w")
+
+
+def scored(score: str) -> Any:
+    return kk.prune.OneShot(0.5, score=score)
