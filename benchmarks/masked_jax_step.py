@@ -1,8 +1,8 @@
-"""What masks cost in a compiled JAX training step: a step of Adam with `kk.jax.pruned` at 90 % beside one without, in alternation.
+"""What masks cost in a compiled JAX training step: Adam with `kk.jax.pruned` at 90 % beside Adam, in alternation.
 
-A multilayer perceptron and a small convolutional network, whole steps (forward, backward, update) under ``jit`` with donated
-buffers, in one process. Paired rounds: printed is the median of the ratios of rounds, with the quartiles, and the same for the
-hand-written way (gradients and params times masks in the loop), and the time of the step that makes new masks.
+A multilayer perceptron and a small convolutional network, whole steps (forward, backward, update) under ``jit`` with
+donated buffers, in one process. Printed are the median and the quartiles of the ratios of paired rounds, the same for
+masks that the loop applies by hand, and how long new masks take.
 
     python benchmarks/masked_jax_step.py [--rounds 25] [--batch 128]
 """
@@ -64,9 +64,7 @@ def convolutions(width: int) -> tuple[Any, Callable[[Any, Any], Any], tuple[int,
     channels = (3, width, 2 * width, 4 * width)
     params = {
         f"conv_{n}": {
-            "kernel": jnp.asarray(
-                generator.normal(0, (9 * a) ** -0.5, (3, 3, a, b)), jnp.float32
-            ),
+            "kernel": jnp.asarray(generator.normal(0, (9 * a) ** -0.5, (3, 3, a, b)), jnp.float32),
             "bias": jnp.zeros(b),
         }
         for n, (a, b) in enumerate(zip(channels, channels[1:], strict=False))

@@ -17,7 +17,7 @@ import jax.numpy as jnp  # noqa: E402
 import karikomi as kk  # noqa: E402
 from depth import examples  # noqa: E402
 from karikomi.errors import InvalidArgument, Unsupported  # noqa: E402
-from karikomi.jax import device_masks  # noqa: E402
+from karikomi.jax import device_masks, mask_plan  # noqa: E402
 
 SHAPES = {"a": (3, 5), "b": (), "c": (0, 2), "d": (7,)}
 POOLS = ((0, 3), (1,), (2,))
@@ -100,7 +100,6 @@ def test_more_than_32_bits_can_count_is_refused() -> None:
 # --- whole schedules against the reference
 
 
-RULE = kk.prune.Gradual(0.95, steps=(2, 40), every=3)
 TREE = {"w": (4, 6), "flat": (9,), "deep": {"kernel": (3, 2, 4), "scale": (), "none": (0, 3)}}
 _compiled: dict[Any, Any] = {}
 
@@ -126,14 +125,12 @@ def masks_of(rule: Any, params: Any, step: int, **more: Any) -> dict[str, np.nda
 
 @settings(max_examples=examples(40, full=400))
 @given(
-    allocation=st.sampled_from(["global", "uniform", "erk", "isomorphic"]),
-    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+    allocation=st.sampled_from(["global", "isomorphic"]),
     step=st.integers(0, 45),
     seed=st.integers(0, 99),
 )
-def test_masks_of_a_step_are_those_of_the_reference(
-    allocation: str, dtype: Any, step: int, seed: int
-) -> None:
+def test_masks_of_a_step_are_those_of_the_reference(allocation: str, step: int, seed: int) -> None:
+    dtype = jnp.bfloat16 if allocation == "global" else jnp.float32
     rule = kk.prune.Gradual(0.95, steps=(2, 40), every=3, allocation=allocation, exclude="*scale")
     params = tree(seed, dtype)
     found = masks_of(rule, params, step)
@@ -187,13 +184,18 @@ def test_a_weight_that_is_not_finite_is_shown_and_not_hidden() -> None:
     assert found["w"].all()
 
 
-def test_random_masks_have_the_number_and_depend_on_seed_and_name() -> None:
+def test_random_masks_have_the_number() -> None:
     params = {name: jnp.ones((20, 20)) for name in "ab"}
-    found = [
-        kk.jax.masks_at(params, kk.prune.OneShot(0.9, score=kk.prune.Random(seed)), 0)
-        for seed in (0, 0, 1 << 40)
+    found = kk.jax.masks_at(params, kk.prune.OneShot(0.9, score=kk.prune.Random(1 << 40)), 0)
+    assert sum(int(mask.sum()) for mask in found.values()) == 80
+    assert not np.array_equal(found["a"], found["b"])
+
+
+def test_noise_depends_on_all_of_seed_step_and_name() -> None:
+    ways = [("a", 1, 0), ("a", 1, 0), ("b", 1, 0), ("a", 1 + (1 << 32), 0), ("a", 1, 3)]
+    first, again, *others = [
+        np.asarray(mask_plan.noise(name, (50,), seed, step)) for name, seed, step in ways
     ]
-    assert all(sum(int(mask.sum()) for mask in masks.values()) == 80 for masks in found)
-    assert np.array_equal(found[0]["a"], found[1]["a"])
-    assert not np.array_equal(found[0]["a"], found[2]["a"])
-    assert not np.array_equal(found[0]["a"], found[0]["b"])
+    assert np.array_equal(first, again) and first.dtype == np.float32
+    assert all(not np.array_equal(first, other) for other in others)
+    assert first.min() >= 0.0 and first.max() < 1.0 and 0.3 < first.mean() < 0.7

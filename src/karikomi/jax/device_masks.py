@@ -1,8 +1,8 @@
-"""Which scores are the lowest, as compiled arithmetic: equal to `karikomi.selection` to the last tie, without a sort.
+"""Which scores are the lowest, in compiled code: as `karikomi.selection` finds them, and without a sort.
 
-Read as integers, the bits of floats sort like the floats. So thresholds are found by halving the range of these integers
-and counting, for all pools at once: sums of comparisons, which need no memory, are made where the parts of a
-sharded array are, and are the same under ``vmap``.
+Read as integers, the bits of floats sort like the floats. So thresholds are found by halving the range of these
+integers and counting, for all pools at once. Sums of comparisons need no memory, are made where the parts of a sharded
+array are, and are the same under ``vmap``.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ def moved(
 ) -> tuple[list[jax.Array], jax.Array]:
     """Return ``(masks after so many weights of each tensor have moved, whether all entries are finite)``.
 
-    The smallest ``|w|`` of the kept are dropped; of all that are then masked, those just dropped included, those of the
-    largest `worth` are kept. Compared in float32, ties by index order. `counts`: int32, one per tensor, not more than are kept.
+    The smallest ``|w|`` of the kept are dropped; of all that are then masked, those just dropped included, those
+    of the largest `worth` are kept. Compared in float32, ties by index order. `counts`: int32, one per tensor,
+    not more than are kept.
 
     >>> kept = jnp.array([True, True, False, False])
     >>> after, _ = moved([jnp.array([3.0, 1.0, 0.0, 0.0])], [kept], [jnp.array([0.0, 0.0, 2.0, 5.0])],

@@ -1,4 +1,4 @@
-"""What a schedule does to the leaves of one tree, settled before compilation: names, tables of whole numbers, and axes."""
+"""What a schedule does to the leaves of one tree, settled before compilation: names, tables of numbers, axes."""
 
 from __future__ import annotations
 
@@ -146,7 +146,8 @@ def plan_of(
 ) -> MaskPlan:
     """Return what a schedule does to leaves of these shapes.
 
-    `layouts`: name or glob -> axes. `given`: masks that exist before the first step. `anew`, `first`: see `pool_counts`.
+    `layouts`: name or glob -> axes. `given`: masks that exist before the first step. `anew`, `first`: see
+    `pool_counts`.
     Raises `Unsupported` for what needs more than weights and gradients, `UnknownName` for a glob.
     """
     check_fields(schedule, where=where)
@@ -175,9 +176,7 @@ def plan_of(
         )
         for name in names
     }
-    counts = pool_counts(
-        schedule, request.allocation, tensors, first=first, anew=anew, where=where
-    )
+    counts = pool_counts(schedule, request.allocation, tensors, first=first, anew=anew, where=where)
     order = {name: place for place, name in enumerate(names)}
     places = tuple(tuple(order[name] for name in pool) for pool in counts.pools)
     drops = _drops(schedule, names, tensors, counts, kept) if schedule.regrows_by else _NO_DROPS

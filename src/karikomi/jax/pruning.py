@@ -103,8 +103,9 @@ def masked(tree: Any, masks: Mapping[str, Any]) -> Any:
 def straight_through(params: Any, masks: Mapping[str, Any]) -> Any:
     """Return `masked` params whose derivatives are those of params that are not masked; for the inside of a loss.
 
-    ``where(mask, leaf, 0)`` with the derivative 1 everywhere, so that weights which are masked go on learning, and may come
-    back when masks are made anew: see ``pruned(straight_through=True)`` and `masks_at`. Raises what `masked` raises.
+    ``where(mask, leaf, 0)`` with the derivative 1 everywhere, so that weights which are masked go on learning, and
+    may come back when masks are made anew: see ``pruned(straight_through=True)`` and `masks_at`. Raises what
+    `masked` raises.
 
     >>> loss = lambda own: straight_through(own, {"w": jnp.array([True, False])})["w"] @ jnp.array([1.0, 2.0])
     >>> value, slopes = jax.value_and_grad(loss)({"w": jnp.ones(2)})

@@ -27,9 +27,9 @@ Leaves = dict[str, jax.Array]
 class PrunedState(NamedTuple):
     """The state of masks, and that of the optimizer that they are around: a pytree that any checkpoint takes.
 
-    `steps`: attempted so far. `seen`: the last of them after which all due masks were made; it stays behind while weights,
-    gradients or scores are not finite. `masks`: name -> bool array. `facts`: fact -> name -> its sum over the
-    `shown` steps since the last masks, for scores that need gradients; else empty.
+    `steps`: attempted so far. `seen`: the last of them after which all due masks were made; it stays behind
+    while weights, gradients or scores are not finite. `masks`: name -> bool array. `facts`: fact -> name -> its
+    sum over the `shown` steps since the last masks, for scores that need gradients; else empty.
     """
 
     steps: jax.Array
@@ -50,27 +50,29 @@ def pruned(
 ) -> optax.GradientTransformationExtraArgs:
     """Return an optimizer whose weights are masked, by a schedule or by masks that do not change.
 
-    The compiled loop stays as it was: ``optax.apply_updates(params, updates)`` gives weights that are exactly zero where a
-    mask is false. Each step gradients of masked weights become zero before `optimizer` gets them, and
-    count in no norm; where the schedule is due, masks are then made from the weights after the step, on the
-    device; moments of masked weights are zero. A step that `clipped` or ``optax.apply_if_finite`` inside of it skips, or
-    that is not finite, changes no mask: those that are due are made after the next one (see `check`).
+    The compiled loop stays as it was: ``optax.apply_updates(params, updates)`` gives weights that are exactly
+    zero where a mask is false. In each step gradients of masked weights become zero before `optimizer` gets
+    them, and count in no norm; where the schedule is due, masks are then made from the weights after the step,
+    on the device. Moments of masked weights are zero. A step that `clipped` or ``optax.apply_if_finite`` inside
+    of it skips, or whose weights are not finite, changes no mask: those that are due are made after the next
+    one, to the sparsity that was due (see `check`).
 
-    `prune`: a schedule of `karikomi.prune` (`OneShot`, `Gradual`, `Iterative`, `SET`, `RigL`), whose ``only=`` and
-    ``exclude=`` are globs over names, such as ``"*kernel"``; or masks such as `prune` returns, also made by other
-    scores. Steps count from 1, and what is due at step 0 is done after the first. `masks`: that exist before the
-    first step: the first masks of SET and RigL; for the others, what is gone already. `layouts`: name or glob -> axes, for
-    `NofM`; for Flax ``{"*kernel": kk.prune.Layout(units=-1, inputs=-2)}``. `straight_through`: weights, gradients and
-    moments stay dense, each masks are made anew from all of them, and the loss takes `straight_through` of the params.
+    `prune`: a schedule of `karikomi.prune` (`OneShot`, `Gradual`, `Iterative`, `SET`, `RigL`), whose ``only=``
+    and ``exclude=`` are globs over names, such as ``"*kernel"``; or masks such as `prune` returns. Steps count
+    from 1, and what is due at step 0 is done after the first. `masks`: that exist before the first step: the
+    first masks of SET and RigL; for the others, what is gone already. `layouts`: name or glob -> axes, for
+    `NofM`; for Flax ``{"*kernel": kk.prune.Layout(units=-1, inputs=-2)}``. `straight_through`: weights,
+    gradients and moments stay dense, masks are made from all weights each time, and the loss takes
+    `straight_through` of the params.
 
-    Masks are those of `karikomi.numpy.prune`, ties included, for the weights, scores and sparsity of the step; random
-    numbers are drawn by `jax.random` from (seed, step, name), so others than in NumPy. Runs under ``jit``, ``scan``, ``vmap``
-    (masks per network, made at every step there, and used where they are due) and on sharded arrays. Put
-    ``optax.MultiSteps`` around it, not inside.
+    Masks are those of `karikomi.numpy.prune`, ties included, for the weights, scores and sparsity of the step;
+    random numbers are drawn by `jax.random` from (seed, step, name), so others than in NumPy. Runs under
+    ``jit``, ``scan``, ``vmap`` (masks per network; there they are made at every step, and taken where they are
+    due) and on sharded arrays. Put ``optax.MultiSteps`` around it, not inside.
 
-    Raises `Unsupported` for scores, patterns and allocations that need more than a weight and its gradient (make masks by
-    `prune` or `update_masks` between steps), for rewinding, and for more than 2^31 weights under one threshold;
-    `InvalidArgument` and `UnknownName` for what does not fit.
+    Raises `Unsupported` for scores, patterns and allocations that need more than a weight and its gradient
+    (`prune` and `update_masks` make such masks between steps), for rewinding, and for more than 2^31 weights
+    under one threshold; `InvalidArgument` and `UnknownName` for what does not fit.
 
     >>> import karikomi as kk
     >>> tx = pruned(optax.sgd(1.0), kk.prune.OneShot(0.5, step=2))
@@ -84,8 +86,8 @@ def pruned(
     [3.5, 2.5, 0.0, 0.0]
     [3.25, 2.25, 0.0, 0.0]
 
-    Source: Zhu and Gupta 2017 (gradual); Mocanu et al. 2018 (SET); Evci et al. 2020 (RigL); Bengio, Leonard and Courville
-    2013 (straight-through). In RigL the paper skips the gradient step where weights move; here it is taken first.
+    Source: Zhu and Gupta 2017 (gradual); Mocanu et al. 2018 (SET); Evci et al. 2020 (RigL); Bengio, Leonard and
+    Courville 2013 (straight-through). RigL's paper skips the gradient step where weights move; here it is taken.
     """
     where = "jax.pruned"
     if not isinstance(
@@ -106,9 +108,9 @@ def masks_at(
 ) -> Masks:
     """Return the masks that a schedule makes of these params by a step, from all weights; runs under ``jit``.
 
-    Those of the last step at or before `step` (a number, also a traced one) at which the schedule changes masks; before the
-    first, all true. `facts`: fact -> name -> array, for scores that need gradients. Where a score is not
-    finite all masks are true, so that the NaN is seen. Other arguments and errors: see `pruned`.
+    Those of the last step at or before `step` (a number, also a traced one) at which the schedule changes
+    masks; before the first, all true. `facts`: fact -> name -> array, for scores that need gradients. Where a
+    score is not finite all masks are true, so that the NaN is seen. Other arguments and errors: see `pruned`.
 
     >>> import karikomi as kk
     >>> rule = kk.prune.Gradual(0.8, steps=(0, 4), every=2)
@@ -119,9 +121,8 @@ def masks_at(
     Source: Bengio, Leonard and Courville 2013; with `straight_through`, masks that follow the weights.
     """
     where = "jax.masks_at"
+    check_fields(schedule, where=where)
     own = _Pruned(optax.identity(), schedule, None, layouts, dense=True, where=where, first=0)
-    if own.schedule is None:
-        check_fields(schedule, where=where)
     found = leaves_of(params, where=where)
     plan = own.plan(found)
     weights = own.weights(found, plan)
@@ -139,8 +140,8 @@ def masks_at(
 def masks(state: Any) -> Masks:
     """Return the masks in an optimizer's state, at any depth: name -> bool array; runs under ``jit``.
 
-    For a loss with `straight_through`, for `masked`, and for counting. Raises `InvalidArgument` for a state with none, or
-    several.
+    For a loss with `straight_through`, for `masked`, and for counting. Raises `InvalidArgument` for a state with
+    none, or several.
 
     >>> import karikomi as kk
     >>> tx = optax.chain(pruned(optax.sgd(0.1), {"w": jnp.array([True, False])}))
@@ -199,7 +200,8 @@ class _Pruned:
 
     def plan(self, found: Mapping[str, Any]) -> MaskPlan:
         """Return the plan for a tree of these leaves, the same one each time."""
-        assert self.schedule is not None
+        if self.schedule is None:
+            raise InvalidArgument("masks have no schedule", where=self.where)
         known = {name: leaf for name, leaf in found.items() if leaf is not None}
         shapes = {name: tuple(np.shape(leaf)) for name, leaf in known.items()}
         key = tuple(shapes.items())
@@ -287,7 +289,7 @@ class _Pruned:
         weights = self.weights(found, plan)
         gradients: Any = named(_present(dict.fromkeys(plan.names), moves), where=self.where)
         gradients = {name: slope for name, slope in gradients.items() if slope is not None}
-        facts, shown, fit = _added(plan, state, gradients, _skipped(inner))
+        facts, shown, fit = _added(plan, state, gradients, skipped(inner))
         row = plan.row(state.steps)
         pending = (row >= 0) & (jnp.asarray(plan.due)[row] > state.seen)
 
@@ -300,7 +302,7 @@ class _Pruned:
                 for fact, sums in facts.items()
             }
             made, good = self._renewed(plan, state, weighed, gradients, means, row)
-            good = good & fit & ~_skipped(after)
+            good = good & fit & ~skipped(after)
             chosen = [jnp.where(good, made[name], state.masks[name]) for name in state.masks]
             return [jnp.where(good, state.steps, state.seen), *chosen]
 
@@ -382,10 +384,10 @@ class _Pruned:
 
 
 def _added(
-    plan: MaskPlan, state: PrunedState, gradients: Leaves, skipped: jax.Array
+    plan: MaskPlan, state: PrunedState, gradients: Leaves, missed: jax.Array
 ) -> tuple[Any, jax.Array, jax.Array]:
     """Return ``(sums of facts, number of their steps, whether this step was fit to be counted)``."""
-    fit = ~skipped
+    fit = ~missed
     if not plan.facts:
         return state.facts, state.shown, fit
     wide = {name: slope.astype(jnp.float32) for name, slope in gradients.items()}
@@ -405,17 +407,16 @@ def _added(
     return sums, state.shown + counts, fit
 
 
-def _skipped(inner: Any) -> jax.Array:
+def skipped(inner: Any) -> jax.Array:
     """Return whether the optimizer inside has skipped its step, by what can skip: `clipped`, `apply_if_finite`."""
-    skips = (ClipState, optax.ApplyIfFiniteState)
-    leaves = jax.tree.leaves(inner, is_leaf=lambda value: isinstance(value, skips))
-    skipped = jnp.array(False)
-    for leaf in leaves:
+    kinds = (ClipState, optax.ApplyIfFiniteState)
+    flags = [jnp.array(False)]
+    for leaf in jax.tree.leaves(inner, is_leaf=lambda value: isinstance(value, kinds)):
         if isinstance(leaf, ClipState):
-            skipped = skipped | jnp.any(leaf.skipped)
+            flags.append(jnp.any(leaf.skipped))
         elif isinstance(leaf, optax.ApplyIfFiniteState):
-            skipped = skipped | ~leaf.last_finite
-    return skipped
+            flags.append(~leaf.last_finite)
+    return jnp.any(jnp.stack(flags))
 
 
 def _present(values: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
