@@ -286,9 +286,11 @@ def masked_steps(bench: Bench) -> None:
     sync = bench.sync_of(step)
     for name, model in others.items():
         theirs, weights = adam(model), list(model.parameters())
-        theirs.register_step_pre_hook(
-            lambda *_, weights=weights: nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
-        )
+
+        def clip(*_: Any, weights: Any = weights) -> None:
+            nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
+
+        theirs.register_step_pre_hook(clip)
         what = f"training step, clip + masks, {count(ours)}"
         bench.add(what, name, (step, trained(bench, model, theirs)), sync=sync)
 

@@ -90,7 +90,7 @@ def lowest(numbers: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
 
 def reference(rule: Any, masks: Any = None) -> Any:
     """Yield ``(params, masks)`` after each step of SGD, in plain NumPy, as the schedules' docstrings say."""
-    weights, masks = flat(PARAMS), dict(masks or {})
+    weights, masks, since = flat(PARAMS), dict(masks or {}), 0
     for step in range(1, STEPS + 1):
         dense = {name: slopes[step - 1] for name, slopes in flat(SLOPES).items()}
         for name in weights:
@@ -109,11 +109,15 @@ def reference(rule: Any, masks: Any = None) -> Any:
                 masks[name] = (kept & ~drop) | lowest(-gain, ~kept | drop, count)
         elif due:
             own = {name: weights[name] for name in KERNELS}
+            slopes = {name: flat(SLOPES)[name][since:step] for name in KERNELS}
+            means = {name: rows.sum(0) / np.float32(len(rows)) for name, rows in slopes.items()}
+            since = step
             _, masks = kk.numpy.prune(
                 own,
                 sparsity=rule.sparsity_at(step),
                 allocation=rule.allocation,
                 score=rule.scored_by(),
+                facts={"gradient": means} if rule.scored_by().needs else None,
                 masks=masks,
             )
         weights |= {name: np.where(kept, weights[name], 0) for name, kept in masks.items()}
@@ -121,16 +125,15 @@ def reference(rule: Any, masks: Any = None) -> Any:
 
 
 RIGL = kk.prune.RigL(0.6, until=11, every=3, drop=0.5, score="magnitude", only="*kernel")
-SNIP = kk.prune.Gradual(0.6, steps=(2, 6), every=4, score="snip", only="*kernel")
 
 
-GRADUAL = kk.prune.Gradual(0.8, steps=(0, 9), every=4, allocation="erk", only="*kernel")
+SNIP = kk.prune.Gradual(0.8, steps=(0, 9), every=4, allocation="erk", score="snip", only="*kernel")
 SET = kk.prune.SET(0.6, until=11, every=2, only="*kernel")
 GIVEN = {name: flat(PARAMS)[name] > 0 for name in KERNELS}
 
 
 @pytest.mark.parametrize(
-    ("rule", "given"), [(GRADUAL, None), (RIGL, None), (SET, GIVEN)], ids=["Gradual", "RigL", "SET"]
+    ("rule", "given"), [(SNIP, None), (RIGL, None), (SET, GIVEN)], ids=["Gradual", "RigL", "SET"]
 )
 def test_a_scan_equals_the_reference_step_by_step(rule: Any, given: Any) -> None:
     tx = optimizer(rule) if given is None else kk.jax.pruned(SGD, rule, masks=given)
@@ -158,7 +161,7 @@ def unflat(arrays: dict[str, np.ndarray]) -> Any:
 
 
 def test_vmap_prunes_every_network_by_itself() -> None:
-    tx = optimizer(RIGL)
+    tx = optimizer(SNIP)
     two = jax.tree.map(lambda *a: np.stack(a), PARAMS, drawn(99))
     states = jax.vmap(tx.init)(two)
     (_, state), _ = jax.jit(jax.vmap(compiled(tx), (0, 0, None)))(two, states, HALVES[0])
@@ -166,21 +169,7 @@ def test_vmap_prunes_every_network_by_itself() -> None:
         own = jax.tree.map(lambda a: a[number], two)  # noqa: B023
         (_, alone), _ = compiled(tx)(own, tx.init(own), HALVES[0])
         assert same(jax.tree.map(lambda a: a[number], state.masks), alone.masks)  # noqa: B023
-
-
-def test_scores_by_gradients_take_the_mean_since_the_last_masks() -> None:
-    _, (after, masks) = trained(optimizer(SNIP))
-    after, dense = flat(after), flat(SLOPES)
-    kept = None
-    for step, since in ((2, 0), (6, 2)):
-        facts = {"gradient": {n: dense[n][since:step].mean(0, dtype=np.float32) for n in KERNELS}}
-        # The weights before they were masked anew.
-        moved = {n: after[n][step - 2] - np.float32(RATE) * dense[n][step - 1] for n in KERNELS}
-        kept = kept and {name: np.asarray(mask) for name, mask in kept.items()}
-        moved = kk.numpy.masked(moved, kept or {})
-        sparsity = SNIP.sparsity_at(step)
-        _, kept = kk.numpy.prune(moved, sparsity=sparsity, score="snip", facts=facts, masks=kept)
-        assert all(np.array_equal(masks[name][step - 1], kept[name]) for name in KERNELS)
+        assert not all(mask.all() for mask in alone.masks.values())
 
 
 # --- what an optimizer holds
@@ -200,7 +189,7 @@ def test_masks_that_do_not_change() -> None:
 def test_zeros_are_exact_in_mixed_types() -> None:
     types = {"narrow": (jnp.bfloat16, jnp.float32), "wide": (jnp.float32, jnp.bfloat16)}
     moves = optax.stateless(lambda u, _: {name: u[name].astype(types[name][1]) for name in u})
-    tx = kk.jax.pruned(moves, kk.prune.OneShot(0.5, allocation="uniform"))
+    tx = kk.jax.pruned(moves, {n: np.array([False, True, True, False]) for n in types})
     params = {n: jnp.asarray([1.001, -2.003, 3.1, 0.017], own) for n, (own, _) in types.items()}
     slopes = jax.tree.map(lambda leaf: jnp.full_like(leaf, -0.01), params)
     updates, _ = jax.jit(tx.update)(slopes, tx.init(params), params)
@@ -232,33 +221,20 @@ def test_straight_through_weights_stay_dense_and_come_back() -> None:
     assert kept[0] == [True, False, True, False] and kept[-1] == [False, False, True, True]
 
 
-def test_what_may_be_around_it_and_inside() -> None:
+def test_what_may_be_around_it() -> None:
     tree = {"w": jnp.array([4.0, 3.0, 2.0, 1.0]), "b": jnp.ones(2)}
-    inner = kk.jax.pruned(optax.adam(0.1), kk.prune.OneShot(0.5, only="w"))
-    parts = optax.multi_transform({"p": inner, "s": optax.sgd(0.1)}, {"w": "p", "b": "s"})
-    twice = optax.MultiSteps(inner, 2)
-    for tx in (parts, twice):
-        params, state = tree, tx.init(tree)
-        update = jax.jit(tx.update)
-        for _ in range(4):
-            updates, state = update(jax.tree.map(jnp.ones_like, tree), state, params)
-            params = optax.apply_updates(params, updates)
-        assert (np.asarray(params["w"]) == 0).tolist() == [False, False, True, True]
-        assert params["b"].all() and kk.jax.masks(state)["w"].sum() == 2
+    inner = kk.jax.pruned(optax.sgd(0.125), kk.prune.OneShot(0.5, step=2, only="w"))
+    parts = optax.multi_transform({"p": inner, "s": optax.sgd(0.125)}, {"w": "p", "b": "s"})
+    tx = optax.MultiSteps(parts, 2)
+    params, state, update, gone = tree, tx.init(tree), jax.jit(tx.update), []
+    for _ in range(4):
+        updates, state = update(jax.tree.map(jnp.ones_like, tree), state, params)
+        params = optax.apply_updates(params, updates)
+        gone.append(int((params["w"] == 0).sum()))
+    assert gone == [0, 0, 0, 2] and kk.jax.masks(state)["w"].tolist() == [True, True, False, False]
+    assert params["b"].tolist() == [0.75, 0.75]
     doubled = optax.tree.map_params(inner, lambda leaf: 2 * leaf, inner.init(tree))
     assert doubled.masks["w"].tolist() == [2] * 4 and int(doubled.steps) == 0
-
-
-@pytest.mark.parametrize(("start", "end", "every"), [(0, 40, 5), (20, 60, 10), (7, 19, 3)])
-def test_gradual_has_the_sparsities_of_jaxpruners_polynomial(
-    start: int, end: int, every: int
-) -> None:
-    rule = kk.prune.Gradual(0.9, steps=(start, end), every=every)
-    for count in range(start, end):
-        # jaxpruner's count is 0 in the first step, and its masks are made before the step is taken.
-        progress = min(max((count + 1 - start) / (end - start), 0.0), 1.0)
-        theirs = 0.9 * (1.0 - (1.0 - progress) ** 3)
-        assert rule.sparsity_at(count + 1) == pytest.approx(theirs, abs=1e-12)
 
 
 # --- steps that are not taken
@@ -328,14 +304,11 @@ def test_python_floats_are_leaves_of_every_transform() -> None:
     chain = optax.chain(
         kk.jax.clip(kk.clip.ByGlobalNorm(1.0)), optax.sgd(1.0), kk.jax.bound(kk.bound.Clamp(2.0))
     )
-    tx = kk.jax.pruned(chain, kk.prune.OneShot(0.5))
+    tx = kk.jax.pruned(chain, {"b": np.array(False)})
     updates, state = jax.jit(tx.update)({"w": 3.0, "b": 4.0}, tx.init(params), params)
     after = optax.apply_updates(params, updates)
     assert {name: float(leaf) for name, leaf in after.items()} == {"w": 2.0, "b": 0.0}
-    assert {name: bool(mask) for name, mask in kk.jax.masks(state).items()} == {
-        "w": True,
-        "b": False,
-    }
+    assert kk.jax.masks(state)["b"].shape == ()
     assert kk.jax.prune(params, sparsity=0.5)[0] == {"w": 3.0, "b": 0.0}
     codes = kk.jax.quantize(params, bits=8)
     assert abs(float(kk.jax.decode(codes)["w"]) - 3.0) < 0.02
