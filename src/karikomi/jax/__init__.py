@@ -23,14 +23,20 @@ if TYPE_CHECKING:
     from karikomi.jax.pruning import masked as masked
     from karikomi.jax.pruning import masked_moments as masked_moments
     from karikomi.jax.pruning import prune as prune
+    from karikomi.jax.pruning import straight_through as straight_through
     from karikomi.jax.pruning import update_masks as update_masks
     from karikomi.jax.quantizing import decode as decode
     from karikomi.jax.quantizing import quantize as quantize
+    from karikomi.jax.sparse_training import PrunedState as PrunedState
+    from karikomi.jax.sparse_training import masks as masks
+    from karikomi.jax.sparse_training import masks_at as masks_at
+    from karikomi.jax.sparse_training import pruned as pruned
 
 _PLACES = {
     "BoundState": "bounding",
     "ClipState": "clipping",
     "ClippedState": "clipping",
+    "PrunedState": "sparse_training",
     "bound": "bounding",
     "check": "outcomes",
     "clip": "clipping",
@@ -38,11 +44,15 @@ _PLACES = {
     "decode": "quantizing",
     "masked": "pruning",
     "masked_moments": "pruning",
+    "masks": "sparse_training",
+    "masks_at": "sparse_training",
     "outcome": "outcomes",
     "penalty": "penalties",
     "project": "bounding",
     "prune": "pruning",
+    "pruned": "sparse_training",
     "quantize": "quantizing",
+    "straight_through": "pruning",
     "update_masks": "pruning",
 }
 

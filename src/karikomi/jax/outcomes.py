@@ -10,6 +10,7 @@ import numpy as np
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.outcomes import from_bytes, last_outcome, owners
 from karikomi.jax.clipping import ClipState
+from karikomi.jax.sparse_training import pruned_states
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole_from
 
@@ -40,6 +41,7 @@ def outcome(state: Any) -> Outcome:
 def check(state: Any, *, stop_after: int = 10) -> None:
     """Raise `NonFinite`, naming the arrays, once `stop_after` steps in a row had non-finite gradients.
 
+    Also once masks of `pruned` are due for so many steps in a row, because weights, gradients or scores are not finite.
     Compiled code cannot raise: call this beside the loss that you log. It waits for the device.
 
     >>> import jax.numpy as jnp, karikomi as kk
@@ -50,9 +52,16 @@ def check(state: Any, *, stop_after: int = 10) -> None:
     karikomi.errors.NonFinite: jax.check: 1 steps in a row with non-finite entries, the last in w
     """
     stop_after = whole_from(1, stop_after, "stop_after must be >= 1", where="jax.check")
-    found = _clips(state)
-    if not found:
-        raise InvalidArgument("there is no clip in this state", where="jax.check")
+    found, masked = _clips(state), pruned_states(state)
+    if not found and not masked:
+        raise InvalidArgument("there is no clip and no mask in this state", where="jax.check")
+    for own in masked:
+        late = int(np.max(np.asarray(own.steps) - np.maximum(np.asarray(own.seen), 0)))
+        if late >= stop_after:
+            raise NonFinite(
+                f"masks are due for {late} steps, and weights, gradients or scores are not finite",
+                where="jax.check",
+            )
     for clip in found:
         in_a_row = int(np.max(np.asarray(clip.rule["bad_in_a_row"])))
         if in_a_row >= stop_after:

@@ -97,11 +97,47 @@ def masked(tree: Any, masks: Mapping[str, Any]) -> Any:
     >>> masked({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})["w"].tolist()
     [1.0, 0.0]
     """
-    found = leaves_of(tree, where="jax.masked")
-    check_masks(masks, found, where="jax.masked", leaf="leaf")
-    for name, leaf in named({name: found[name] for name in masks}, where="jax.masked").items():
+    return _masked_by(tree, masks, _zeroed, where="jax.masked")
+
+
+def straight_through(params: Any, masks: Mapping[str, Any]) -> Any:
+    """Return `masked` params whose derivatives are those of params that are not masked; for the inside of a loss.
+
+    ``where(mask, leaf, 0)`` with the derivative 1 everywhere, so that weights which are masked go on learning, and
+    may come back when masks are made anew: see ``pruned(straight_through=True)`` and `masks_at`. Raises what
+    `masked` raises.
+
+    >>> loss = lambda own: straight_through(own, {"w": jnp.array([True, False])})["w"] @ jnp.array([1.0, 2.0])
+    >>> value, slopes = jax.value_and_grad(loss)({"w": jnp.ones(2)})
+    >>> float(value), slopes["w"].tolist()
+    (1.0, [1.0, 2.0])
+
+    Source: Bengio, Leonard and Courville 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for
+    Conditional Computation".
+    """
+    return _masked_by(params, masks, _straight, where="jax.straight_through")
+
+
+@jax.custom_jvp
+def _straight(mask: Any, leaf: jax.Array) -> jax.Array:
+    return _zeroed(mask, leaf)
+
+
+@_straight.defjvp
+def _straight_jvp(primals: Any, tangents: Any) -> Any:
+    return _straight(*primals), tangents[1]
+
+
+def _zeroed(mask: Any, leaf: jax.Array) -> jax.Array:
+    return jnp.where(mask, leaf, jnp.zeros_like(leaf))
+
+
+def _masked_by(tree: Any, masks: Mapping[str, Any], how: Any, *, where: str) -> Any:
+    found = leaves_of(tree, where=where)
+    check_masks(masks, found, where=where, leaf="leaf")
+    for name, leaf in named({name: found[name] for name in masks}, where=where).items():
         if leaf is not None:
-            found[name] = jnp.where(masks[name], leaf, jnp.zeros_like(leaf))
+            found[name] = how(masks[name], leaf)
     return replaced(tree, found)
 
 
@@ -133,7 +169,7 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
             return False
         return all(
             _left_out(leaf)
-            or (is_floating(leaf) and jnp.shape(leaf) == getattr(other, "shape", None))
+            or (is_floating(leaf) and is_floating(other) and jnp.shape(leaf) == jnp.shape(other))
             for leaf, other in zip(leaves, beside, strict=True)
         )
 

@@ -14,7 +14,7 @@ from karikomi.errors import InvalidArgument, Unsupported
 
 
 def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
-    """Return name -> array, ``None`` for a missing leaf.
+    """Return name -> array, ``None`` for a missing leaf; a Python float is an array without axes.
 
     Raises `InvalidArgument` for leaves that are not floating or complex, and for two leaves of one name.
     """
@@ -24,7 +24,7 @@ def named(tree: Any, *, where: str) -> dict[str, jax.Array | None]:
         if name in found:
             raise InvalidArgument("two leaves have one name", where=where, got=repr(name))
         dtype = getattr(leaf, "dtype", None)
-        if leaf is not None and not _is_inexact(dtype):
+        if leaf is not None and not is_floating(leaf):
             raise InvalidArgument(
                 "not a floating array",
                 where=f"{where}: {name}",
@@ -44,9 +44,9 @@ def leaves_of(tree: Any, *, where: str) -> dict[str, Any]:
 
 
 def is_floating(leaf: Any) -> bool:
-    """Return whether a leaf is an array of floating or complex numbers."""
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and _is_inexact(dtype)
+    """Return whether a leaf is an array of floating or complex numbers, or such a Python number."""
+    # As optax takes them; NumPy's numbers have a dtype.
+    return isinstance(leaf, float | complex) or _is_inexact(getattr(leaf, "dtype", None))
 
 
 def on_host(params: Any, *, where: str) -> dict[str, Any]:
