@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from karikomi.jax.pruning import masked as masked
     from karikomi.jax.pruning import masked_moments as masked_moments
     from karikomi.jax.pruning import prune as prune
+    from karikomi.jax.pruning import scores as scores
     from karikomi.jax.pruning import update_masks as update_masks
     from karikomi.jax.quantizing import decode as decode
     from karikomi.jax.quantizing import quantize as quantize
@@ -43,6 +44,7 @@ _PLACES = {
     "project": "bounding",
     "prune": "pruning",
     "quantize": "quantizing",
+    "scores": "pruning",
     "update_masks": "pruning",
 }
 

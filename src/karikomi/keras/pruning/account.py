@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -43,7 +44,8 @@ def account_of(
         )
         for name, mask in masks.items()
     ]
-    return Account(tuple(rows), errors.get(""))
+    total = sum(math.prod(item.shape) for item in found.values())
+    return Account(tuple(rows), errors.get(""), total=total)
 
 
 def _errors(

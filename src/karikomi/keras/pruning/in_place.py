@@ -7,7 +7,7 @@ from typing import Any
 
 from karikomi.keras.pruning.masks import Masks
 from karikomi.keras.pruning.request import ModelRequest
-from karikomi.prune import Pattern, Score
+from karikomi.prune import Allocation, Pattern, Score
 from karikomi.prune.facts import Facts
 from karikomi.selection.request import request_of
 
@@ -18,14 +18,16 @@ def prune_(
     model: Any,
     sparsity: float | Mapping[str, float] | None = None,
     *,
+    count: int | Mapping[str, int] | None = None,
     width: float | None = None,
     parameters: float | None = None,
     macs: float | None = None,
     bytes: float | None = None,
     score: str | Score = "magnitude",
-    allocation: str | None = None,
+    allocation: Allocation | None = None,
     pattern: str | Pattern = "unstructured",
     rounding: str = "up",
+    importance: Mapping[str, Any] | None = None,
     data: Iterable[Any] | None = None,
     loss: Any = None,
     facts: Facts | None = None,
@@ -80,6 +82,7 @@ def prune_(
     request = request_of(
         WHERE,
         sparsity=sparsity,
+        count=count,
         width=width,
         parameters=parameters,
         macs=macs,
@@ -88,6 +91,7 @@ def prune_(
         allocation=allocation,
         pattern=pattern,
         rounding=rounding,
+        importance=importance,
         facts=facts,
         only=only,
         exclude=exclude,
