@@ -141,12 +141,12 @@ def test_a_shared_weight_counts_once_in_budgets() -> None:
     data = [torch.zeros(2, 3, dtype=torch.long)]
     module = Tied()
     every = sum(one.numel() for one in module.parameters())
-    masks = prune_(module, parameters=every - 40)
+    masks = prune_(module, parameters=every - 40, only="mix*")
     assert masks.counts() == {"mix.weight": (40, 64)}
-    # Of an example, three positions pass the shared layer twice, and then the head.
-    whole = 3 * (2 * 64 + 88)
-    masks = prune_(Tied(), macs=0.8, data=data, only="mix*")
-    assert masks.counts()["mix.weight"][0] == int(np.ceil(0.2 * whole / 6))
+    # Of an example, three positions pass the cells and the shared layer twice, and then the head.
+    whole = 3 * (2 * 256 + 2 * 64 + 88)
+    masks = prune_(Tied(), macs=0.9, data=data, only="mix*")
+    assert masks.counts()["mix.weight"][0] == int(np.ceil(0.1 * whole / 6))
 
 
 # --- one pruning after another, budgets ---
