@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TypeVar
 
 from karikomi.errors import UnknownName, check, suggest
 
 Value = TypeVar("Value")
+
+_COMMON = ("weight", "kernel")
 
 NOT_SELECTED = "not selected"
 """Why a transform left a tensor alone that `only` does not match, or `exclude` does."""
@@ -41,6 +44,37 @@ def select(
         said = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
         raise UnknownName("the selection leaves no tensor", where=where, got=said)
     return chosen
+
+
+def outright(names: Iterable[str], only: str | Sequence[str] | None) -> set[str]:
+    """Return the names that a pattern of `only` spells out: what is left alone by default is meant then.
+
+    A pattern spells a name out if it is that name, or if its last part (after the last dot or slash) matches the
+    last part of the name and is more than a wildcard. ``weight`` and ``kernel``, which most tensors are called, are
+    spelled out by a whole name alone, and a bias by a pattern that contains "bias".
+
+    >>> names = ["fc.weight", "fc.bias", "norm.weight", "scan.decay"]
+    >>> sorted(outright(names, "*.bias")), outright(names, "fc.*"), outright(names, "*.weight")
+    (['fc.bias'], set(), set())
+    >>> sorted(outright(names, ["norm.weight", "*decay"]))
+    ['norm.weight', 'scan.decay']
+    """
+    patterns = _patterns(only, "only")
+    return {n for n in names if any(n == p or _spells_out(p, n) for p in patterns)}
+
+
+def _spells_out(pattern: str, name: str) -> bool:
+    last, leaf = (re.split(r"[./]", text)[-1] for text in (pattern, name))
+    anywhere = pattern.startswith("*") or last != pattern or leaf == name
+    plain = last.strip("*?")
+    return (
+        anywhere
+        and len(plain) > 1
+        and leaf not in _COMMON
+        and ("bias" in plain or "bias" not in leaf)
+        and fnmatch.fnmatchcase(leaf, last)
+        and fnmatch.fnmatchcase(name, pattern)
+    )
 
 
 def _patterns(given: str | Sequence[str] | None, where: str) -> list[str]:

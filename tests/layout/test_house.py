@@ -43,6 +43,7 @@ MEANINGS = {
     "forward": "facts from forward passes",
     "gradients": "by gradients: scores, and the facts for them",
     "head_groups": "which projections make one attention head",
+    "importances": "scores by name, without pruning",
     "in_place": "the public in-place function of a technique",
     "inputs": "by inputs: scores, and the facts for them",
     "internals": "members private to a framework",

@@ -77,11 +77,11 @@ def test_what_is_excluded_or_foreign_does_not_go_along() -> None:
     assert handle.masks.left_alone["0.bias"] == "not held by this optimizer"
 
 
-def test_recurrent_and_fused_weights_can_be_chosen() -> None:
-    assert removed(kk.torch.prune_(nn.LSTM(4, 8), 0.5, protect=())) == round(0.5 * 4 * 8 * 12)
+def test_recurrent_and_fused_weights_are_pruned_unless_protected() -> None:
+    assert removed(kk.torch.prune_(nn.LSTM(4, 8), 0.5)) == round(0.5 * 4 * 8 * 12)
     attention = nn.MultiheadAttention(8, 2)
-    assert "in_proj_weight" not in kk.torch.prune_(attention, 0.5)
-    chosen = kk.torch.prune_(attention, 0.5, protect=("norms",))
+    assert "in_proj_weight" not in kk.torch.prune_(attention, 0.5, protect=("attention",))
+    chosen = kk.torch.prune_(attention, 0.5)
     assert set(chosen) == {"in_proj_weight", "out_proj.weight"} and chosen.sparsity == 0.5
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from karikomi.jax.pruning import masked as masked
     from karikomi.jax.pruning import masked_moments as masked_moments
     from karikomi.jax.pruning import prune as prune
+    from karikomi.jax.pruning import scores as scores
     from karikomi.jax.pruning import straight_through as straight_through
     from karikomi.jax.pruning import update_masks as update_masks
     from karikomi.jax.quantizing import decode as decode
@@ -53,6 +54,7 @@ _PLACES = {
     "pruned": "sparse_training",
     "quantize": "quantizing",
     "straight_through": "pruning",
+    "scores": "pruning",
     "update_masks": "pruning",
 }
 

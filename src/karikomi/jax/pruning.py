@@ -9,13 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from karikomi.jax.pytrees import is_floating, leaves_of, named, on_host, replaced
-from karikomi.prune import Coupled, Layout, Pattern, Score
+from karikomi.prune import (
+    Allocation,
+    Coupled,
+    Importances,
+    Layout,
+    Pattern,
+    Score,
+    as_score,
+)
 from karikomi.prune.facts import Facts
 from karikomi.prune.schedules.one_shot import PruningSchedule
 from karikomi.prune.schedules.pruning_schedule import step_of
 from karikomi.selection.array_arguments import check_masks
-from karikomi.selection.array_masks import Beside, masks_of_arrays
-from karikomi.selection.request import PruneRequest, request_of, scheduled
+from karikomi.selection.array_masks import Beside, masks_of_arrays, scores_of_arrays
+from karikomi.selection.request import PruneRequest, request_of, scheduled, scoring
 
 Masks = dict[str, jax.Array]
 """Name -> bool array of a leaf's shape, true where a weight is kept: a pytree itself."""
@@ -25,14 +33,16 @@ def prune(
     params: Any,
     *,
     sparsity: float | None = None,
+    count: int | Mapping[str, int] | None = None,
     width: float | None = None,
     parameters: float | None = None,
     macs: float | None = None,
     bytes: float | None = None,
     score: str | Score = "magnitude",
-    allocation: str | None = None,
+    allocation: Allocation | None = None,
     pattern: str | Pattern = "unstructured",
     rounding: str = "up",
+    importance: Mapping[str, Any] | None = None,
     facts: Facts | None = None,
     layouts: Mapping[str, Layout] | None = None,
     coupled: Sequence[Coupled] | None = None,
@@ -60,6 +70,7 @@ def prune(
     request = request_of(
         where,
         sparsity=sparsity,
+        count=count,
         width=width,
         parameters=parameters,
         macs=macs,
@@ -68,11 +79,42 @@ def prune(
         allocation=allocation,
         pattern=pattern,
         rounding=rounding,
+        importance=importance,
         facts=facts,
         only=only,
         exclude=exclude,
     )
     return _pruned(params, request, Beside(layouts, coupled, masks))
+
+
+def scores(
+    params: Any,
+    *,
+    score: str | Score = "magnitude",
+    pattern: str | Pattern | None = None,
+    facts: Facts | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+    coupled: Sequence[Coupled] | None = None,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    masks: Mapping[str, Any] | None = None,
+) -> Importances:
+    """Return what the leaves are worth by a score, by name: the numbers by which `prune` ranks, outside of ``jit``.
+
+    Arguments, and what is raised, as of `karikomi.numpy.scores`; the values are JAX arrays.
+
+    >>> scores({"w": jnp.array([3.0, -1.0])})["w"].tolist()
+    [3.0, 1.0]
+
+    Source: of the formulas, the scores.
+    """
+    where, chosen = "jax.scores", as_score(score)
+    request = scoring(where, chosen, pattern, facts=facts, only=only, exclude=exclude)
+    arrays = on_host(params, where=where)
+    found = scores_of_arrays(arrays, request, Beside(layouts, coupled, masks), leaf="leaf")
+    return Importances(
+        found, score=type(chosen).__name__.lower(), as_array=lambda values, _: jnp.asarray(values)
+    )
 
 
 def _pruned(params: Any, request: PruneRequest, beside: Beside) -> tuple[Any, Masks]:
@@ -222,6 +264,7 @@ def update_masks(
         there = _masked({name: found[name] for name in masks}, dict(masks))
         return replaced(params, found | there), dict(masks)
     request = scheduled(where, schedule, step, facts=facts)
+    masks = None if schedule.from_all else masks
     return _pruned(params, request, Beside(layouts, coupled, masks))
 
 

@@ -6,8 +6,10 @@ from karikomi.keras.callbacks.monitor import Monitor
 from karikomi.keras.callbacks.pruning import Pruning
 from karikomi.keras.clipping.tape import check, clip, initial_state, outcome
 from karikomi.keras.layers.arrays import as_array, fill_, notes_of, to_arrays, to_stored
+from karikomi.keras.layers.declarations import declare_prunable
 from karikomi.keras.optimizers.clipping_optimizer import ClippedOptimizer, clipped
 from karikomi.keras.optimizers.optimizer_swap import strip_
+from karikomi.keras.pruning.importances import scores
 from karikomi.keras.pruning.in_place import prune_
 from karikomi.keras.pruning.masks import Masks
 from karikomi.keras.pruning.penalties import Penalty, penalty
@@ -35,6 +37,7 @@ __all__ = [
     "check",
     "clip",
     "clipped",
+    "declare_prunable",
     "fill_",
     "initial_state",
     "notes_of",
@@ -43,6 +46,7 @@ __all__ = [
     "prune_",
     "quantize_",
     "quantized_training",
+    "scores",
     "shrink",
     "strip_",
     "to_arrays",

@@ -3,7 +3,7 @@
 from karikomi.numpy.bounding import bound
 from karikomi.numpy.clipping import clip
 from karikomi.numpy.penalties import penalty
-from karikomi.numpy.pruning import masked, prune
+from karikomi.numpy.pruning import masked, prune, scores
 from karikomi.numpy.quantizing import decode, quantize
 from karikomi.numpy.safetensors_pruning import FileReport, prune_file
 from karikomi.numpy.scheduled_pruning import prune_at
@@ -19,4 +19,5 @@ __all__ = [
     "prune_at",
     "prune_file",
     "quantize",
+    "scores",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,18 @@ import numpy as np
 from karikomi import tree
 from karikomi.numpy.arrays import Arrays, like, named
 from karikomi.numpy.norms import check_arrays
-from karikomi.prune import Coupled, Layout, Pattern, Score
+from karikomi.prune import (
+    Allocation,
+    Coupled,
+    Importances,
+    Layout,
+    Pattern,
+    Score,
+    as_score,
+)
 from karikomi.selection.array_arguments import check_masks, wide
-from karikomi.selection.array_masks import Beside, masks_of_arrays
-from karikomi.selection.request import PruneRequest, request_of
+from karikomi.selection.array_masks import Beside, masks_of_arrays, scores_of_arrays
+from karikomi.selection.request import PruneRequest, request_of, scoring
 
 WHERE = "numpy.prune"
 
@@ -24,14 +32,16 @@ def prune(
     weights: Arrays,
     *,
     sparsity: float | Mapping[str, float] | None = None,
+    count: int | Mapping[str, int] | None = None,
     width: float | None = None,
     parameters: float | None = None,
     macs: float | None = None,
     bytes: float | None = None,
     score: str | Score = "magnitude",
-    allocation: str | None = None,
+    allocation: Allocation | None = None,
     pattern: str | Pattern = "unstructured",
     rounding: str = "up",
+    importance: Mapping[str, Any] | None = None,
     facts: Mapping[str, Mapping[str, Any]] | None = None,
     layouts: Mapping[str, Layout] | None = None,
     coupled: Sequence[Coupled] | None = None,
@@ -49,13 +59,15 @@ def prune(
     float8 of ``ml_dtypes``. One target, unless the pattern determines how much is removed: `sparsity`, the share of all
     selected weights that is zero afterwards, in [0, 1), or globs over names -> such a share, each layer by
     hand; of units or blocks as many go as make it at least that share, or with ``rounding="nearest"`` nearest to
-    it; `width`, the share of units (heads, layers, blocks) that stays; or a budget for what stays, as a
-    share of the selected arrays or a whole number: `parameters`, `macs`, `bytes`. `score`, `allocation`,
+    it; `count`, how many weights (units, heads, layers, blocks) are zero afterwards, or globs -> such numbers;
+    `width`, the share of units (heads, layers, blocks) that stays; or a budget for what stays, as a share of the
+    selected arrays or a whole number: `parameters`, `macs`, `bytes`. `score`, `allocation`,
     `pattern`: registered names (``karikomi list``) or objects, but no score that reconstructs what stays;
     without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
     (``wanda``), else ``global``.
     `facts`: what the score needs beside the weights, fact (`karikomi.prune.FACTS`, or a score's own) -> name
     -> array; ``outliers``, ``curve`` and ``macs`` (of a whole array, per example) -> name -> value.
+    `importance`: name -> array, a score of your own instead of `score`; arrays without one have no mask.
     `layouts`: name -> which axes are units and inputs, for patterns and scores that depend on them: they are
     never guessed from rank. `coupled`: groups, if units or heads span several arrays. `only`,
     `exclude`: globs over the names of arrays (default: all of them, biases too). `masks`: earlier masks
@@ -76,6 +88,7 @@ def prune(
     request = request_of(
         WHERE,
         sparsity=sparsity,
+        count=count,
         width=width,
         parameters=parameters,
         macs=macs,
@@ -84,11 +97,43 @@ def prune(
         allocation=allocation,
         pattern=pattern,
         rounding=rounding,
+        importance=importance,
         facts=facts,
         only=only,
         exclude=exclude,
     )
     return pruned(weights, request, Beside(layouts, coupled, masks))
+
+
+def scores(
+    weights: Iterable[Any],
+    *,
+    score: str | Score = "magnitude",
+    pattern: str | Pattern | None = None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+    coupled: Sequence[Coupled] | None = None,
+    only: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    masks: Mapping[str, np.ndarray] | None = None,
+) -> Importances:
+    """Return what the weights are worth by a score, by name: the numbers by which `prune` ranks, in float32.
+
+    Of single weights arrays of their shapes, which ``prune(..., importance=scores)`` takes; with a `pattern` of units
+    or blocks one number per item. `print` shows a table with histograms. The other arguments, and what is raised, are
+    those of `prune`.
+
+    >>> import numpy as np
+    >>> scores({"w": np.array([3.0, -1.0])})["w"].tolist()
+    [3.0, 1.0]
+
+    Source: of the formulas, the scores.
+    """
+    where, chosen = "numpy.scores", as_score(score)
+    request = scoring(where, chosen, pattern, facts=facts, only=only, exclude=exclude)
+    arrays = named(tree.collected(weights), where=where)
+    found = scores_of_arrays(arrays, request, Beside(layouts, coupled, masks))
+    return Importances(found, score=type(chosen).__name__.lower())
 
 
 def pruned(weights: Arrays, request: PruneRequest, beside: Beside) -> tuple[Arrays, Masks]:

@@ -54,4 +54,4 @@ def prune_at(
     if not schedule.due(step):
         return masked(weights, masks), dict(masks)
     request = scheduled(WHERE, schedule, step, facts=facts)
-    return pruned(weights, request, Beside(layouts, coupled, masks))
+    return pruned(weights, request, Beside(layouts, coupled, None if schedule.from_all else masks))

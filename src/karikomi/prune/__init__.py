@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from karikomi import registry
-from karikomi.prune.allocations.allocation import Pool, Tensor, allocate, check_sparsity
+from karikomi.prune.allocations.allocation import (
+    Allocation,
+    Allocator,
+    Pool,
+    Tensor,
+    allocate,
+    check_sparsity,
+)
+from karikomi.prune.allocations.erk import ERK
+from karikomi.prune.allocations.fixed import Fixed
 from karikomi.prune.allocations.lamp import LAMP
 from karikomi.prune.allocations.owl import outlier_share
 from karikomi.prune.facts import FACTS
+from karikomi.prune.importances import Importances
 from karikomi.prune.layout import Coupled, Layout, Member
 from karikomi.prune.mask_bits import pack_mask, unpack_mask
 from karikomi.prune.pattern import (
@@ -28,6 +38,7 @@ from karikomi.prune.schedules.iterative import Iterative
 from karikomi.prune.schedules.one_shot import OneShot
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, Timetable
 from karikomi.prune.scores.gradients import SNIP, Fisher, GraSP, Movement, SynFlow, Taylor
+from karikomi.prune.scores.importance import Importance
 from karikomi.prune.scores.inputs import Wanda
 from karikomi.prune.scores.outputs import Activation, APoZ, BNScale, Deviation
 from karikomi.prune.scores.random import Random
@@ -39,18 +50,24 @@ from karikomi.prune.target import Target, target_of
 __all__ = [
     "APoZ",
     "Activation",
+    "Allocation",
+    "Allocator",
     "BNScale",
     "Blocks",
     "Coupled",
     "Deviation",
+    "ERK",
     "FACTS",
     "FPGM",
     "Fisher",
+    "Fixed",
     "GraSP",
     "Gradual",
     "GroupLasso",
     "GrowingL2",
     "Heads",
+    "Importance",
+    "Importances",
     "Iterative",
     "L1",
     "L2Norm",

@@ -37,11 +37,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """All rows; `output_error` is that of the whole network, `notes` are remarks on the counts."""
+    """All rows; `output_error` is that of the whole network, `notes` are remarks on the counts.
+
+    `total`: how many weights the network has, biases and all that has no row included; 0 where that is not known.
+    """
 
     rows: tuple[Row, ...] = ()
     output_error: float | None = None
     notes: tuple[str, ...] = field(default=())
+    total: int = 0
 
     @property
     def sparsity(self) -> float:
@@ -49,9 +53,15 @@ class Account:
         size = sum(row.size for row in self.rows)
         return sum(row.removed for row in self.rows) / size if size else 0.0
 
+    @property
+    def sparsity_of_all(self) -> float:
+        """The share of all weights of the network that is zero by these rows; NaN where their number is not known."""
+        return sum(row.removed for row in self.rows) / self.total if self.total else math.nan
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data, for JSON."""
         return {
+            "sparsity_of_all": self.sparsity_of_all if self.total else None,
             "sparsity": self.sparsity,
             "output_error": self.output_error,
             "rows": [asdict(row) for row in self.rows],
@@ -59,9 +69,10 @@ class Account:
         }
 
     def __str__(self) -> str:
-        """Return a table with one line per tensor.
+        """Return the share of all weights, then a table with one line per tensor.
 
-        >>> print(Account((Row(name="fc", removed=3, size=4, why="magnitude <= 0.1"),)))
+        >>> print(Account((Row(name="fc", removed=3, size=4, why="magnitude <= 0.1"),), total=6))
+        3 of all 6 weights are zero (50.0%), of 4 that are masked 75.0%
         tensor      removed          of  sparsity  output error  why
         fc                3           4     75.0%             -  magnitude <= 0.1
         all               3           4     75.0%             -
@@ -71,6 +82,11 @@ class Account:
         lines = [head, *(_line(row, width) for row in self.rows)]
         removed, size = (sum(getattr(row, key) for row in self.rows) for key in ("removed", "size"))
         whole = Row(name="all", removed=removed, size=size, why="", output_error=self.output_error)
+        if self.total:
+            share = (
+                f"{removed:,} of all {self.total:,} weights are zero ({self.sparsity_of_all:.1%})"
+            )
+            lines.insert(0, f"{share}, of {size:,} that are masked {self.sparsity:.1%}")
         return "\n".join([*lines, _line(whole, width).rstrip(), *self.notes])
 
 

@@ -20,7 +20,15 @@ class Fact(NamedTuple):
     meaning: str
     per: Literal["weight", "unit", "tensor"]
     on: Literal[
-        "gradients", "inputs", "outputs", "first batch", "input norms", "training", "curves", "seed"
+        "gradients",
+        "inputs",
+        "outputs",
+        "first batch",
+        "input norms",
+        "training",
+        "curves",
+        "seed",
+        "the caller",
     ]
 
 
@@ -37,6 +45,9 @@ TABLE = {
         hessian_gradient="the Hessian of the loss times its gradient",
     ),
     **_facts("weight", "training", moved="the sum over steps of -(learning rate) w dL/dw"),
+    **_facts(
+        "weight", "the caller", importance="what a weight is worth, by the caller's own measure"
+    ),
     **_facts("weight", "seed", noise="uniform random numbers in (0, 1]"),
     **_facts(
         "weight",

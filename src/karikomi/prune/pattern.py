@@ -9,7 +9,10 @@ from typing import Any, ClassVar
 from karikomi import registry
 from karikomi.errors import InvalidArgument
 from karikomi.registry import register
-from karikomi.schedule import whole
+from karikomi.schedule import is_number, whole
+
+POOLS = ("sum", "mean", "max")
+"""What a block is worth by the scores of its weights."""
 
 
 class Pattern:
@@ -45,7 +48,8 @@ class NofM(Pattern):
 
     `keep`, `of`: whole numbers, 0 < keep < of, else `InvalidArgument`. Papers write *n:m* for both
     "n of m stay" and "n of m go", so of short forms only "2:4" is accepted, which means the same either way.
-    A weight whose inputs `of` does not divide is left alone, and reported.
+    A weight whose inputs `of` does not divide is left alone, and reported; with `pad` its last group is filled with
+    zeros, which go first, so that of r inputs that are left over ``min(r, keep)`` stay.
 
     >>> NofM(keep=2, of=4).sparsity
     0.5
@@ -57,6 +61,7 @@ class NofM(Pattern):
     fixed_share: ClassVar[bool] = True
     keep: int
     of: int
+    pad: bool = False
 
     def __post_init__(self) -> None:
         keep, of = whole(self.keep), whole(self.of)
@@ -84,19 +89,29 @@ class NofM(Pattern):
 class Blocks(Pattern):
     """Tiles of `units` x `inputs` weights at one kernel position go as one.
 
-    Tiles at the edges are smaller where the shape is no multiple. `units`, `inputs`: >= 1, else
-    `InvalidArgument`.
+    Tiles at the edges are smaller where the shape is no multiple. `units`, `inputs`: >= 1. `pool`: what a tile is worth
+    by the scores of its weights: ``sum`` (what the score says of a group), ``mean``, so that a small tile at an edge is
+    worth no less than others, or ``max``. Raises `InvalidArgument`.
 
     >>> Blocks(4, 4)
-    Blocks(units=4, inputs=4)
+    Blocks(units=4, inputs=4, pool='sum')
 
-    Source: Gray, Radford and Kingma 2017, "GPU Kernels for Block-Sparse Weights".
+    Source: Gray, Radford and Kingma 2017, "GPU Kernels for Block-Sparse Weights"; ``mean`` and ``max`` are the
+    AVG and MAX of the TensorFlow Model Optimization Toolkit.
     """
 
     units: int
     inputs: int
+    pool: str = "sum"
 
     def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise InvalidArgument(
+                "unknown pooling",
+                where="Blocks.pool",
+                got=repr(self.pool),
+                allowed=", ".join(POOLS),
+            )
         if (whole(self.units) or 0) < 1 or (whole(self.inputs) or 0) < 1:
             raise InvalidArgument(
                 "a block has at least one unit and one input",
@@ -116,10 +131,34 @@ class Blocks(Pattern):
 class Units(Pattern):
     """A neuron, or a channel of a convolution, goes with its bias and its scale and shift, if any.
 
-    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets".
+    `axis`: of the weight as its framework stores it, along which slices go instead, of this weight alone and
+    whatever they are; a weight without this axis is left alone. `norm`: p of the norm over a unit's or slice's scores
+    of weights, ``(sum s^p)^(1/p)``, a number > 0 or infinity; without it the score says what a group is worth
+    (magnitude: p = 1). Raises `InvalidArgument`.
+
+    >>> Units(axis=1, norm=2)
+    Units(axis=1, norm=2)
+
+    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets"; slices along any axis by any norm are those
+    of ``torch.nn.utils.prune.ln_structured``.
     """
 
     coupled: ClassVar[bool] = True
+    axis: int | None = None
+    norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.axis is not None and whole(self.axis) is None:
+            raise InvalidArgument(
+                "an axis is a whole number", where="Units.axis", got=repr(self.axis)
+            )
+        if self.norm is not None and not (is_number(self.norm) and self.norm > 0.0):
+            raise InvalidArgument(
+                "the p of a norm is a positive number",
+                where="Units.norm",
+                got=repr(self.norm),
+                allowed="> 0, or infinity",
+            )
 
 
 @register(

@@ -11,13 +11,16 @@ PROTECTED = {
     "last": "the last layer: its units are the outputs",
     "norms": "a scale of a normalisation",
     "embeddings": "an embedding",
-    "recurrent": "a recurrent cell",
-    "attention": "a fused projection of attention",
+    "recurrent": "a recurrent cell, whose rows are gates",
+    "attention": "a fused projection of attention, whose rows are queries, keys and values",
 }
 """What `protect` can name, with the reason that is reported."""
 
-BY_DEFAULT = ("norms", "embeddings", "recurrent", "attention")
+BY_DEFAULT = ("norms", "embeddings")
 """What is protected by default."""
+
+STACKED = ("recurrent", "attention")
+"""Weights that stack several projections: their rows are no units, and layers are not whole without them."""
 
 
 def check_protect(protect: Collection[str]) -> None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from karikomi.errors import InvalidArgument
 from karikomi.prune.allocations.allocation import check_sparsity
-from karikomi.schedule import is_number
+from karikomi.schedule import is_number, whole_from
 
 UNITS = {
     "sparsity": "the share of the selected weights that is zero afterwards, in [0, 1)",
+    "count": "how many of the weights (units, heads, layers, blocks) are zero afterwards, a whole number >= 0",
     "width": "the share of the units (heads, layers, blocks) that stays, in (0, 1]",
     "heads": "the share of whole heads and groups that stays, in (0, 1]",
     "layers": "the share of residual branches that stays, in (0, 1]",
@@ -71,6 +72,10 @@ def target_of(*, where: str, **given: float | None) -> Target:
             allowed="; or ".join(f"{unit}= ({UNITS[unit]})" for unit in given),
         )
     unit, value = chosen.popitem()
+    if unit == "count":
+        return Target(
+            unit, whole_from(0, value, "a count is a number of items", where=f"{where}: count")
+        )
     if not is_number(value):
         raise InvalidArgument("a target is a number", where=f"{where}: {unit}", got=repr(value))
     value = int(value) if isinstance(value, numbers.Integral) else float(value)

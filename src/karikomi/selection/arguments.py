@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune import (
     Heads,
+    Importance,
     Layers,
     NofM,
     Pattern,
     Score,
     Target,
     Unstructured,
+    as_score,
     target_of,
 )
+from karikomi.prune.allocations.allocation import Allocation, name_of
+from karikomi.prune.facts import Facts, check_mapping
 
 
-def allocation_of(allocation: str | None, pattern: Pattern, score: Score) -> str:
+def allocation_of(allocation: Allocation | None, pattern: Pattern, score: Score) -> Allocation:
     """Return the allocation, by default that of the pattern; raises `Unsupported` for one that does not fit.
 
     Single weights, heads and layers compare across tensors; sums over units or blocks of different sizes,
     and scores that compare within rows, do not.
     """
     kind = type(pattern).__name__
-    by_tensor = allocation in ("erk", "isomorphic", "owl", "sensitivity")
+    by_tensor = allocation is not None and name_of(allocation) in (
+        "erk",
+        "isomorphic",
+        "owl",
+        "sensitivity",
+    )
     if allocation is not None and pattern.fixed_share:
         raise Unsupported(
             f"{kind} itself determines how much goes from where", where="allocation", got=allocation
@@ -46,6 +58,55 @@ def allocation_of(allocation: str | None, pattern: Pattern, score: Score) -> str
     within = isinstance(pattern, Unstructured) and score.within_rows
     together = isinstance(pattern, Unstructured | Layers | Heads) and not within
     return "global" if together else "uniform"
+
+
+def score_and_facts(
+    score: str | Score,
+    importance: Mapping[str, Any] | None,
+    facts: Facts | None,
+    *,
+    where: str,
+) -> tuple[Score, Facts]:
+    """Return the score and the facts, where an `importance` is a score of its own; raises `InvalidArgument` for two."""
+    given, chosen = {} if facts is None else facts, as_score(score)
+    if importance is None:
+        if isinstance(chosen, Importance) and "importance" not in given:
+            raise InvalidArgument(
+                "the score is to be given",
+                where=f"{where}: importance",
+                allowed="importance={name: array}",
+            )
+        return chosen, given
+    if score not in ("magnitude", "importance") and not isinstance(chosen, Importance):
+        raise InvalidArgument(
+            "an importance is a score itself",
+            where=f"{where}: importance",
+            got=f"score={score!r}"[:80],
+            allowed="importance=, or score=",
+        )
+    check_mapping(importance, where=f"{where}: importance", allowed="name of a weight -> array")
+    return Importance(), {**given, "importance": importance}
+
+
+def check_by_hand(sparsity: Any, count: Any, allocation: object, *, where: str) -> str:
+    """Return which of both was given by name or glob, "" for none; raises `InvalidArgument` beside an allocation."""
+    given = {"sparsity": sparsity, "count": count}
+    by_hand = [name for name, value in given.items() if isinstance(value, Mapping)]
+    if not by_hand:
+        return ""
+    both = sparsity is not None and count is not None
+    if both or allocation is not None or not given[by_hand[0]]:
+        raise InvalidArgument(
+            "sparsities by hand are an allocation themselves",
+            where=where,
+            got="both"
+            if both
+            else f"allocation={allocation!r}"
+            if allocation
+            else f"no {by_hand[0]}",
+            allowed="sparsity={glob: share} or count={glob: number}, or one number and an allocation",
+        )
+    return by_hand[0]
 
 
 def target_for(pattern: Pattern, where: str, **given: float | None) -> Target | None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from karikomi.prune import Coupled, Layout
+from karikomi.prune.facts import check_names
 from karikomi.selection.array_arguments import (
     check_array_facts,
     check_coupled,
@@ -17,7 +18,7 @@ from karikomi.selection.array_arguments import (
     check_weight,
     wide,
 )
-from karikomi.selection.exact_masks import find_masks
+from karikomi.selection.exact_masks import SelectionRequest, find_masks, find_scores
 from karikomi.selection.request import PruneRequest, check_masks_alone, facts_of, selected
 from karikomi.selection.weight_source import Source, source_of
 
@@ -37,11 +38,28 @@ def masks_of_arrays(
     leaf: str = "array",
 ) -> dict[str, np.ndarray]:
     """Return name -> mask of the selected arrays, and copies of earlier masks of others; errors call one `leaf`."""
+    check_masks_alone(request.score, where=request.where)
+    selection = _selection(arrays, request, beside, leaf)
+    earlier = {name: np.array(mask) for name, mask in (beside.masks or {}).items()}
+    return earlier | find_masks(selection).masks
+
+
+def scores_of_arrays(
+    arrays: Mapping[str, Any], request: PruneRequest, beside: Beside, leaf: str = "array"
+) -> dict[str, np.ndarray]:
+    """Return name -> scores of the selected arrays, see `find_scores`."""
+    return find_scores(_selection(arrays, request, beside, leaf))
+
+
+def _selection(
+    arrays: Mapping[str, Any], request: PruneRequest, beside: Beside, leaf: str
+) -> SelectionRequest:
     where = request.where
-    check_masks_alone(request.score, where=where)
     names, _ = selected(
         arrays, {}, only=request.only, exclude=request.exclude, where=where, allowed="arrays"
     )
+    check_names(request.facts.get("importance", {}), arrays, where=f"{where}: importance")
+    names, _ = request.with_importance(names)
     for name in names:
         check_weight(arrays[name], where=f"{where}: {name}")
     earlier = {} if beside.masks is None else beside.masks
@@ -50,6 +68,7 @@ def masks_of_arrays(
     shares = request.by_hand(names)
     chosen = {name: arrays[name] for name in names if name in (shares or names)}
     layouts = {} if beside.layouts is None else beside.layouts
+    request = request.of(chosen)
     check_array_facts(request.facts, request.score.needs, chosen, where=where)
     check_layouts(layouts, chosen, where=where)
     sources = {
@@ -62,14 +81,13 @@ def masks_of_arrays(
         hint = "give layouts={name: kk.prune.Layout(...)} for units, or coupled=[...]"
         shapes = {name: source.shape for name, source in sources.items()}
         coupled, _ = request.grouped(shapes, layouts, {}, hint=hint)
-    selection = request.selection(
+    return request.selection(
         sources,
         request.facts,
         shares=shares,
         coupled=coupled,
         earlier={name: earlier[name] for name in sources if name in earlier},
     )
-    return {name: mask.copy() for name, mask in earlier.items()} | find_masks(selection).masks
 
 
 def _source(name: str, array: np.ndarray, request: PruneRequest, layout: Layout | None) -> Source:

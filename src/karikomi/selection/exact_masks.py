@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from karikomi.errors import Unsupported
-from karikomi.prune.allocations.allocation import Pool, Tensor, allocate
+from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.prune.allocations.allocation import Allocation, Pool, Tensor, allocate, least_left
 from karikomi.prune.layout import Coupled
 from karikomi.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
 from karikomi.prune.radix_threshold import NOTHING
@@ -33,14 +33,14 @@ class SelectionRequest:
     `target`: none where the pattern determines how much goes. `rounding`: of whole items to a sparsity, ``up`` or
     ``nearest``. `earlier`: masks (bool, true where kept) whose
     removals stay removed and count. `totals`: the whole model's parameters, macs and bytes, for budgets;
-    `outliers`, `curves`: facts of tensors for allocations. `by_hand`: tensor -> the share of its items that
-    goes, instead of an allocation.
+    `outliers`, `curves`: facts of tensors for allocations. `by_hand`: tensor -> the share (float) or the number
+    (int) of its items that goes, instead of an allocation.
     """
 
     sources: Mapping[str, Source]
     score: Score
     pattern: Pattern
-    allocation: str
+    allocation: Allocation
     target: Target | None
     rounding: str = "up"
     coupled: Sequence[Coupled] = ()
@@ -80,7 +80,7 @@ def find_masks(request: SelectionRequest) -> SelectionResult:
         request = replace(request, sources=with_noise(request.sources, request.score))
     if isinstance(request.pattern, NofM):
         return _n_of_m(request, request.pattern)
-    scored = _scored(request)
+    scored = _scored(request, Magnitude() if _within_rows(request) else request.score)
     if request.by_hand and not request.by_hand.keys() & scored.keys():
         raise Unsupported(
             "sparsities by hand go by the names of weights, and what goes here has names of its own",
@@ -92,8 +92,38 @@ def find_masks(request: SelectionRequest) -> SelectionResult:
     return attempt.at(_share(request, attempt))
 
 
+def find_scores(request: SelectionRequest) -> Masks:
+    """Return name -> scores in float32, in the shape of single weights, or one per item of another pattern.
+
+    What `earlier` masks removed scores 0. Raises as `find_masks`, and `Unsupported` for a score that reconstructs.
+    """
+    check_combination(request.score, request.pattern)
+    if request.score.updates:
+        raise Unsupported(
+            f"{type(request.score).__name__} scores a weight anew after each removal, and not all at once",
+            where="score",
+            hint='score="magnitude", or "wanda" with data=',
+        )
+    single = isinstance(request.pattern, Unstructured | NofM)
+    if not (single and request.score.of_tensors):
+        for source in request.sources.values():
+            granularity.check_range(source)
+    if "noise" in request.score.needs:
+        request = replace(request, sources=with_noise(request.sources, request.score))
+    return {
+        name: item.values().reshape(request.sources[name].shape if single else -1)
+        for name, item in _scored(request, request.score).items()
+    }
+
+
 def check_combination(score: Score, pattern: Pattern) -> None:
     """Raise `Unsupported` for a score that is not defined for the items of a pattern."""
+    if isinstance(pattern, Units) and pattern.norm is not None and score.of_units_only:
+        raise Unsupported(
+            f"{type(score).__name__} scores units, and a norm takes scores of single weights",
+            where="Units.norm",
+            got=pattern.norm,
+        )
     if score.of_units_only and not isinstance(pattern, Units):
         raise Unsupported(
             f"{type(score).__name__} scores units, not {type(pattern).__name__}",
@@ -115,10 +145,10 @@ def check_parts(request: SelectionRequest) -> None:
         return
     check_blockwise(request.score, where=parts[0])
     target = None if request.target is None else request.target.unit
-    by_share = target == "sparsity" or bool(request.by_hand)
+    by_share = target in ("sparsity", "count") or bool(request.by_hand)
     if not isinstance(request.pattern, Unstructured) or not by_share:
         raise Unsupported(
-            "of sharded weights, single ones go, by sparsity",
+            "of sharded weights, single ones go, by sparsity or count",
             where=parts[0],
             got=f"{type(request.pattern).__name__}, {target or 'no target'}",
             allowed='pattern="unstructured", sparsity=',
@@ -132,8 +162,10 @@ class _Attempt:
         self._request, self._scored = request, scored
         self._tensors = {name: self._facts(name, tensor) for name, tensor in scored.items()}
         self.items = sum(tensor.items for tensor in scored.values())
-        # Only a global threshold takes all items of a tensor; all items of all are never requested.
-        self.floor = 1 if request.allocation == "global" else len(scored)
+        # Of tensors without items no allocation is asked; all items of all are never requested.
+        self.floor = least_left(
+            request.allocation, {n: t for n, t in self._tensors.items() if t.items}
+        )
 
     def at(self, share: float) -> SelectionResult:
         """Return the masks with this share of the items gone."""
@@ -170,7 +202,7 @@ class _Attempt:
         own = self._request.by_hand
         if own:
             return [
-                Pool((name,), round(own.get(name, 0.0) * tensor.items))
+                Pool((name,), _number(own.get(name, 0), tensor.items, where=name))
                 for name, tensor in self._tensors.items()
             ]
         return allocate(self._request.allocation, self._tensors, share)
@@ -221,6 +253,20 @@ class _Attempt:
         )
 
 
+def _number(asked: float, items: int, *, where: str) -> int:
+    """Return how many of the items go: a share of them, or a number."""
+    if isinstance(asked, float):
+        return round(asked * items)
+    if asked > items:
+        raise InvalidArgument(
+            "more are to go than there are",
+            where=f"count: {where}",
+            got=asked,
+            allowed=f"0 to {items}",
+        )
+    return asked
+
+
 def amounts_of(pools: Sequence[Pool], request: SelectionRequest) -> dict[str, int]:
     """Return how many weights go from each tensor; a joint pool of scores that do not compare is split by magnitude."""
     amounts = {}
@@ -240,11 +286,12 @@ def amounts_of(pools: Sequence[Pool], request: SelectionRequest) -> dict[str, in
     return amounts
 
 
-def _scored(request: SelectionRequest) -> dict[str, BlockScores]:
-    pattern, score, earlier = request.pattern, request.score, request.earlier
+def _scored(request: SelectionRequest, score: Score) -> dict[str, BlockScores]:
+    pattern, earlier = request.pattern, request.earlier
     if pattern.coupled:
+        norm = pattern.norm if isinstance(pattern, Units) else None
         return {
-            item.of: granularity.of_coupled(item, request.sources, score, earlier)
+            item.of: granularity.of_coupled(item, request.sources, score, earlier, norm)
             for item in request.coupled
         }
     if isinstance(pattern, Blocks):
@@ -252,8 +299,6 @@ def _scored(request: SelectionRequest) -> dict[str, BlockScores]:
             name: granularity.of_blocks(source, score, pattern, earlier.get(name))
             for name, source in request.sources.items()
         }
-    if _within_rows(request):
-        score = Magnitude()
     of = granularity.of_tensor if score.of_tensors else granularity.of_weights
     return {name: of(source, score, earlier.get(name)) for name, source in request.sources.items()}
 
@@ -266,7 +311,7 @@ def _within_rows(request: SelectionRequest) -> bool:
 def _n_of_m(request: SelectionRequest, pattern: NofM) -> SelectionResult:
     out, why, left_alone, removes = _fresh(request), {}, {}, {}
     for name, source in request.sources.items():
-        if not divides(source, pattern):
+        if not divides(source, pattern) and not (pattern.pad and not request.score.updates):
             left_alone[name] = f"{pattern.of} does not divide its inputs, {source.shape}"
             if name not in request.earlier:
                 del out[name]
@@ -302,11 +347,25 @@ def _share(request: SelectionRequest, attempt: _Attempt) -> float:
         )
     if target.unit == "width":
         return 1.0 - target.value
+    if target.unit == "count":
+        return _share_of_count(int(target.value), attempt.items)
     if target.unit == "sparsity" and isinstance(request.pattern, Unstructured):
         return target.value
     cost, budget = _cost_and_budget(request, target)
     nearest = request.rounding == "nearest"
     return _least(attempt, cost, budget, target, nearest=nearest) / attempt.items
+
+
+def _share_of_count(count: int, items: int) -> float:
+    if count >= max(items, 1):
+        raise InvalidArgument(
+            "a count leaves at least one item",
+            where="count",
+            got=count,
+            allowed=f"0 to {items - 1}",
+            hint="count={name: number} empties a tensor",
+        )
+    return count / max(items, 1)
 
 
 def _least(

@@ -103,7 +103,42 @@ def of_blocks(
     facts = {
         name: _tiles(layout.canonical(whole_fact(source, name)), pattern) for name in score.needs
     }
-    return of_values(source.label, score_groups(score, tiles, facts, where=source.label), gone)
+    if pattern.pool == "sum":
+        return of_values(source.label, score_groups(score, tiles, facts, where=source.label), gone)
+    there = _tiles(layout.canonical(np.broadcast_to(np.int8(1), source.shape)), pattern) > 0
+    return of_values(source.label, _pooled(score, tiles, facts, there, pattern.pool), gone)
+
+
+def _pooled(
+    score: Score,
+    tiles: np.ndarray,
+    facts: Mapping[str, np.ndarray],
+    there: np.ndarray,
+    pool: str,
+) -> np.ndarray:
+    """Return the mean or the largest score of the weights of each tile; `there`: which are weights, not filling."""
+    scores = _scores_of_weights(score, tiles, facts)
+    if pool == "max":
+        return np.where(there, scores, -np.inf).max(axis=1)
+    return np.where(there, scores, 0.0).sum(axis=1) / there.sum(axis=1)
+
+
+def _scores_of_weights(
+    score: Score, rows: np.ndarray, facts: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(score.of_weights(rows.astype(np.float64), facts, xp=np), np.float64)
+
+
+def _norms(scores: np.ndarray, p: float) -> np.ndarray:
+    """Return ``(sum |s|^p)^(1/p)`` of each row; the largest is taken out first, so that no power overflows."""
+    sizes = np.abs(scores)
+    largest = sizes.max(axis=1, initial=0.0)
+    if p == math.inf:
+        return largest
+    with np.errstate(invalid="ignore"):
+        scaled = sizes / np.where(largest > 0.0, largest, 1.0)[:, None]
+        return largest * np.power(np.power(scaled, p).sum(axis=1), 1.0 / p)
 
 
 def spread_blocks(source: Source, pattern: Blocks, stays: np.ndarray, out: np.ndarray) -> None:
@@ -121,8 +156,12 @@ def of_coupled(
     sources: Mapping[str, Source],
     score: Score,
     earlier: Mapping[str, np.ndarray],
+    norm: float | None = None,
 ) -> BlockScores:
-    """Return the scores of units, heads or layers: one per item, over all its scored members."""
+    """Return the scores of units, heads or layers: one per item, over all its scored members.
+
+    `norm`: p of the norm over the scores of an item's weights, none for the score of the group.
+    """
     scored = [member for member in coupled.members if member.scored]
     # In float64: groups are few, and a sum of many squares leaves float32.
     weights = np.concatenate(
@@ -142,7 +181,10 @@ def of_coupled(
     if all(tensor.name in earlier for tensor in scored):
         alive = [_rows(earlier[tensor.name], tensor, coupled.items) for tensor in scored]
         gone = np.asarray(~np.concatenate(alive, axis=1).any(axis=1))
-    scores = score_groups(score, weights, facts, where=coupled.of)
+    if norm is None:
+        scores = score_groups(score, weights, facts, where=coupled.of)
+    else:
+        scores = _norms(_scores_of_weights(score, weights, facts), norm)
     if any(tensor.size == 0 for tensor in scored):
         # Whole tensors of any size are to compare.
         scores = scores / weights.shape[1]

@@ -12,6 +12,7 @@ import numpy as np
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.prune import (
     Coupled,
+    Importance,
     Layers,
     Layout,
     Member,
@@ -21,15 +22,21 @@ from karikomi.prune import (
     Units,
     Unstructured,
     as_pattern,
-    as_score,
     check_sparsity,
     outlier_share,
 )
+from karikomi.prune.allocations.allocation import Allocation, name_of
 from karikomi.prune.facts import PER_TENSOR, Facts, measured_on
-from karikomi.prune.protection import BY_DEFAULT
+from karikomi.prune.protection import BY_DEFAULT, STACKED
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
+from karikomi.schedule import whole_from
 from karikomi.select import NOT_SELECTED, select, spread
-from karikomi.selection.arguments import allocation_of, target_for
+from karikomi.selection.arguments import (
+    allocation_of,
+    check_by_hand,
+    score_and_facts,
+    target_for,
+)
 from karikomi.selection.exact_masks import SelectionRequest, check_combination
 from karikomi.selection.granularity import whole_fact
 from karikomi.selection.weight_source import Source
@@ -39,6 +46,7 @@ Globs = str | Sequence[str] | None
 ROUNDINGS = ("up", "nearest")
 """What becomes of a sparsity that whole units or blocks do not meet: the least that is no less, or the nearest."""
 NO_SHARE = "no sparsity is given for it"
+NO_IMPORTANCE = "no importance is given for it"
 NO_UNITS = "which axis are its units is not known"
 NO_INPUTS = "it has no axis of inputs"
 SCALES_UNITS = "it goes with the units that it scales"
@@ -48,17 +56,19 @@ SCALES_UNITS = "it goes with the units that it scales"
 class PruneRequest:
     """The validated arguments of one call; `where` is the name of the function, for errors.
 
-    `target`: none where the pattern determines how much goes. `rounding`: out of `ROUNDINGS`. `shares`: globs -> the
-    share that goes by hand, instead of an allocation. `protect`: kinds of layers that are left alone.
+    `target`: none where the pattern determines how much goes. `rounding`: out of `ROUNDINGS`. `shares`, `counts`: globs
+    -> the share, or the number of items, that goes by hand, instead of an allocation. `protect`: kinds of layers that
+    are left alone.
     """
 
     where: str
     score: Score
     pattern: Pattern
-    allocation: str
+    allocation: Allocation
     target: Target | None
     rounding: str = ROUNDINGS[0]
     shares: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     facts: Facts = field(default_factory=dict)
     only: Globs = None
     exclude: Globs = None
@@ -80,18 +90,48 @@ class PruneRequest:
             where=self.where,
             allowed=allowed,
         )
+        names, without = self.with_importance(names)
+        reasons |= without
         shares = self.by_hand(names)
         if shares:
             reasons |= {name: NO_SHARE for name in names if name not in shares}
             names = [name for name in names if name in shares]
         return names, reasons, shares
 
+    def with_importance(self, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """Return the names with an ``importance``, if the score takes it, and why the others are left alone."""
+        if not isinstance(self.score, Importance):
+            return list(names), {}
+        given = self.facts.get("importance", {})
+        found = [name for name in names if name in given]
+        if not found:
+            raise InvalidArgument(
+                "no selected weight has an importance",
+                where=f"{self.where}: importance",
+                got=", ".join(list(given)[:3]) or "no array",
+                allowed="importance={name: array}, by the names of weights",
+            )
+        return found, {name: NO_IMPORTANCE for name in names if name not in given}
+
+    def of(self, names: Collection[str]) -> PruneRequest:
+        """Return the request with the importances of these weights alone, where more are given."""
+        if "importance" not in self.facts:
+            return self
+        own = {n: value for n, value in self.facts["importance"].items() if n in names}
+        return replace(self, facts={**self.facts, "importance": own})
+
     def by_hand(self, names: Iterable[str]) -> dict[str, float]:
-        """Return name -> share that goes, where sparsities were given by name or glob; else nothing."""
+        """Return name -> share (float) or number (int) that goes, where given by name or glob; else nothing."""
+        names = list(names)
         shares = spread("sparsity", self.shares, names, where=self.where)
         for name, share in shares.items():
             check_sparsity(share, where=f"{self.where}: {name}")
-        return {name: float(share) for name, share in shares.items()}
+        counts = spread("count", self.counts, names, where=self.where)
+        text = "a count is a number of items"
+        return {name: float(share) for name, share in shares.items()} | {
+            name: whole_from(0, count, text, where=f"{self.where}: count of {name}")
+            for name, count in counts.items()
+        }
 
     def rounds(self) -> Iterator[PruneRequest]:
         """Yield one request per round of the score, with the target of that round."""
@@ -101,12 +141,18 @@ class PruneRequest:
 
     def needs(self) -> frozenset[str]:
         """Return the facts to measure: those of score, allocation and target that were not given."""
-        needs = self.score.needs - measured_on("seed")
+        needs = self.score.needs - measured_on("seed") - measured_on("the caller")
         if self._needs_outliers():
             needs |= {"input_norm"}
         if self.target is not None and self.target.unit == "macs":
             needs |= {"macs"}
         return needs - self.facts.keys()
+
+    @property
+    def sees_inputs(self) -> bool:
+        """Whether what weights multiply has to be seen."""
+        by_inputs = {*measured_on("inputs"), "macs"}
+        return bool(self.needs() & by_inputs)
 
     def gathered(self, measure: Callable[[frozenset[str]], Facts]) -> dict[str, Mapping[str, Any]]:
         """Return the facts that were given, and those that `measure` returns for what is missing."""
@@ -119,12 +165,14 @@ class PruneRequest:
         layouts: Mapping[str, Layout | None],
         beside: Mapping[str, Sequence[str]],
         *,
+        axes: Mapping[str, int] | None = None,
         hint: str | None = None,
     ) -> tuple[list[Coupled], dict[str, str]]:
         """Return ``(groups of units or layers, weight -> why it is in none)``.
 
-        `weights`: name -> shape. `beside`: weight -> biases and scales that go with its units. `hint`: for
-        the `Unsupported` that is raised where nothing can be grouped.
+        `weights`: name -> shape. `beside`: weight -> biases and scales that go with its units. `axes`: where the
+        pattern's own axis lies in these shapes, if not in its place; `hint`: for the `Unsupported` that is raised where
+        nothing can be grouped.
         """
         groups, left_alone = [], {}
         taken = {name for several in beside.values() for name in several}
@@ -134,6 +182,12 @@ class PruneRequest:
                 members = [Member(name, 0, size=0)]
                 members += [Member(other, 0, size=0, scored=False) for other in others]
                 groups.append(Coupled(name, 1, tuple(members)))
+            elif isinstance(self.pattern, Units) and self.pattern.axis is not None:
+                axis = self.pattern.axis if axes is None else axes.get(name, len(shape))
+                if -len(shape) <= axis < len(shape):
+                    groups.append(Coupled(name, shape[axis], (Member(name, axis),)))
+                else:
+                    left_alone[name] = f"it has no axis {self.pattern.axis} of its own"
             elif isinstance(self.pattern, Units) and name in taken:
                 left_alone[name] = SCALES_UNITS
             elif isinstance(self.pattern, Units) and layout is not None:
@@ -219,21 +273,23 @@ class PruneRequest:
         )
 
     def _needs_outliers(self) -> bool:
-        return self.allocation == "owl" and "outliers" not in self.facts
+        return name_of(self.allocation) == "owl" and "outliers" not in self.facts
 
 
 def request_of(
     where: str,
     *,
     sparsity: float | Mapping[str, float] | None = None,
+    count: int | Mapping[str, int] | None = None,
     width: float | None = None,
     parameters: float | None = None,
     macs: float | None = None,
     bytes: float | None = None,
-    score: str | Score,
-    allocation: str | None,
-    pattern: str | Pattern,
+    score: str | Score = "magnitude",
+    allocation: Allocation | None = None,
+    pattern: str | Pattern = "unstructured",
     rounding: str = ROUNDINGS[0],
+    importance: Mapping[str, Any] | None = None,
     facts: Facts | None = None,
     only: Globs = None,
     exclude: Globs = None,
@@ -259,19 +315,12 @@ def request_of(
             got=repr(rounding),
             allowed="with sparsity=",
         )
-    chosen, scored_by = as_pattern(pattern), as_score(score)
+    chosen = as_pattern(pattern)
+    scored_by, facts = score_and_facts(score, importance, facts, where=where)
     check_combination(scored_by, chosen)
-    by_hand = isinstance(sparsity, Mapping)
-    if by_hand and (allocation is not None or not sparsity):
-        raise InvalidArgument(
-            "sparsities by hand are an allocation themselves",
-            where=where,
-            got=f"allocation={allocation!r}" if sparsity else "no sparsity",
-            allowed="sparsity={glob: share}, or one number and an allocation",
-        )
+    by_hand = check_by_hand(sparsity, count, allocation, where=where)
     if protect is None:
-        # The units of the last layer are the outputs.
-        protect = (*BY_DEFAULT, "last") if isinstance(chosen, Units | Layers) else BY_DEFAULT
+        protect = protected_by(chosen, scored_by)
     return PruneRequest(
         where=where,
         score=scored_by,
@@ -280,19 +329,60 @@ def request_of(
         target=target_for(
             chosen,
             where,
-            sparsity=0.0 if by_hand else sparsity,
+            sparsity=0.0 if by_hand == "sparsity" else sparsity,
+            count=0 if by_hand == "count" else count,
             width=width,
             parameters=parameters,
             macs=macs,
             bytes=bytes,
         ),
         rounding=rounding,
-        shares=sparsity if by_hand else {},
-        facts={} if facts is None else facts,
+        shares=sparsity if isinstance(sparsity, Mapping) else {},
+        counts=count if isinstance(count, Mapping) else {},
+        facts=facts,
         only=only,
         exclude=exclude,
         protect=protect,
     )
+
+
+def scoring(
+    where: str,
+    score: Score,
+    pattern: str | Pattern | None,
+    *,
+    facts: Facts | None = None,
+    only: Globs = None,
+    exclude: Globs = None,
+    protect: Collection[str] | None = None,
+) -> PruneRequest:
+    """Return a request of scores alone; without a `pattern` of single weights, or of units if the score is of units."""
+    if pattern is None:
+        pattern = "units" if score.of_units_only else "unstructured"
+    chosen = as_pattern(pattern)
+    return request_of(
+        where,
+        sparsity=None if chosen.fixed_share else 0.0,
+        score=score,
+        pattern=chosen,
+        facts=facts,
+        only=only,
+        exclude=exclude,
+        protect=protect,
+    )
+
+
+def protected_by(pattern: Pattern, score: Score) -> tuple[str, ...]:
+    """Return the kinds of layers that are left alone where nothing is said."""
+    if score.updates:
+        # Nothing is re-fitted across gates.
+        return (*BY_DEFAULT, *STACKED)
+    if not isinstance(pattern, Units | Layers) or (
+        isinstance(pattern, Units) and pattern.axis is not None
+    ):
+        return BY_DEFAULT
+    # The units of the last layer are the outputs.
+    return (*BY_DEFAULT, *STACKED, "last")
 
 
 def scheduled(

@@ -53,11 +53,16 @@ def keep_n_of_m(source: Source, score: Score, pattern: NofM, out: np.ndarray) ->
     layout = layout_of(source)
     view = layout.canonical(out)
     for rows, scores in _canonical_scores(source, score, view, layout.canonical):
-        groups = scores.reshape(-1, pattern.of)
+        width = scores.shape[-1]
+        missing = -width % pattern.of
+        filled = np.pad(
+            scores, [(0, 0)] * (scores.ndim - 1) + [(0, missing)], constant_values=-np.inf
+        )
+        groups = filled.reshape(-1, pattern.of)
         order = groups.argsort(axis=1, kind="stable")
         stays = np.zeros(groups.shape, bool)
         np.put_along_axis(stays, order[:, pattern.of - pattern.keep :], True, axis=1)
-        view[rows] &= stays.reshape(scores.shape)
+        view[rows] &= stays.reshape(filled.shape)[..., :width]
 
 
 def divides(source: Source, pattern: NofM) -> bool:

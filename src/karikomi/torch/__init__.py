@@ -14,6 +14,7 @@ from karikomi.torch.modules.attention import declare_attention
 from karikomi.torch.modules.resizing import resize_
 from karikomi.torch.onnx_export.latency import measure_onnx
 from karikomi.torch.onnx_export.to_file import export_onnx
+from karikomi.torch.pruning.importances import scores
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.pruning.sensitivity_curves import sensitivity
@@ -56,6 +57,7 @@ __all__ = [
     "reconstruct_",
     "resize_",
     "runner_for",
+    "scores",
     "sensitivity",
     "shrink",
     "smooth_",

@@ -203,7 +203,8 @@ class Pruning(keras.callbacks.Callback):
         self._latest = self._held(model)
         if steps > self._seen and self._schedule is not None and steps:
             if self._is_due(steps):
-                made = self._request(self._schedule, model, steps).find(self._latest)
+                before = Masks() if self._schedule.from_all else self._latest
+                made = self._request(self._schedule, model, steps).find(before)
                 self._hold(model, made)
                 self._latest = made
             own.seen = self._seen = steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -12,6 +12,8 @@ import numpy as np
 from keras import layers
 
 from karikomi.keras.arrays.variables import names_of, on_host
+from karikomi.keras.internals import all_layers
+from karikomi.keras.layers.declarations import Declarations, declared_in
 from karikomi.keras.layers.unit_axes import (
     CONVOLUTIONS,
     DEPTHWISE,
@@ -35,7 +37,10 @@ NORMS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oriented:
-    """A variable as the selection sees it: axes in the order `axes`, then of shape `shape`."""
+    """A variable as the selection sees it: axes in the order `axes`, then of shape `shape`.
+
+    `declared`: whether its layer, or the user, declares it as prunable; none where nothing is declared.
+    """
 
     name: str
     variable: Any
@@ -43,6 +48,12 @@ class Oriented:
     axes: tuple[int, ...]
     shape: tuple[int, ...]
     layout: Layout | None = None
+    declared: bool | None = None
+
+    def place_of(self, axis: int) -> int:
+        """Return where an axis of the variable lies as the selection sees it, the number of axes if nowhere alone."""
+        rank, seen = len(self.axes), len(self.shape)
+        return self.axes.index(axis % rank) if rank == seen and -rank <= axis < rank else seen
 
     def turned(self, array: np.ndarray) -> np.ndarray:
         """Return an array of the variable's shape as the selection sees it."""
@@ -67,23 +78,31 @@ def oriented(model: Any, *, where: str) -> dict[str, Oriented]:
     """
     found = weights_of(model, where=where)
     names = names_of([item.variable for item in found], [""] * len(found))
-    return {name: _oriented(name, item) for name, item in zip(names, found, strict=True)}
+    own = declared_in([item.layer for item in found], all_layers(model))
+    return {
+        name: _declared(_oriented(name, item), own) for name, item in zip(names, found, strict=True)
+    }
 
 
 def prunable(
-    found: Mapping[str, Oriented], protect: Collection[str]
+    found: Mapping[str, Oriented], protect: Collection[str], named: Collection[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
     """Return ``(names of what can be pruned, name -> why a variable cannot)``; statistics are not mentioned.
 
-    `protect`: keys of `PROTECTED`, else `UnknownName`; first and last are meant in the order of the model.
+    `protect`: keys of `PROTECTED`, else `UnknownName`; first and last are meant in the order of the model. `named`:
+    variables that can be pruned whatever they are.
     """
     check_protect(protect)
-    reasons = {name: _why_not(item, protect) for name, item in found.items() if is_weight(item)}
+    reasons = {
+        name: "" if name in named else _why_not(item, protect)
+        for name, item in found.items()
+        if is_weight(item)
+    }
     chosen = [name for name, reason in reasons.items() if not reason]
     left_alone = {name: reason for name, reason in reasons.items() if reason}
     kernels = [name for name in chosen if not isinstance(found[name].layer, NORMS)]
     for which, place in (("first", 0), ("last", -1)):
-        if which in protect and kernels:
+        if which in protect and kernels and kernels[place] not in named:
             left_alone[kernels[place]] = PROTECTED[which]
     return [name for name in chosen if name not in left_alone], left_alone
 
@@ -113,7 +132,7 @@ def _oriented(name: str, weight: Weight) -> Oriented:
     if isinstance(layer, DEPTHWISE) and leaf == "kernel" or leaf == "depthwise_kernel":
         axes, layout = (len(shape) - 2, len(shape) - 1, *spatial), Layout(0, 1)
         seen = (shape[-2] * shape[-1], 1, *shape[:-2])
-    elif _is_kernel(layer, leaf):
+    elif _is_kernel(layer, leaf) or is_recurrent(layer, leaf) and weight.axes == (len(shape) - 1,):
         axes = (len(shape) - 1, len(shape) - 2, *spatial)
         layout = Layout(1, 0) if isinstance(layer, TRANSPOSED) else Layout(0, 1)
         seen = tuple(shape[axis] for axis in axes)
@@ -130,6 +149,31 @@ def _oriented(name: str, weight: Weight) -> Oriented:
     )
 
 
+def _declared(value: Oriented, own: Declarations) -> Oriented:
+    """Return the variable with what is declared of it."""
+    layout = own.layouts.get((id(value.layer), value.variable.name), None)
+    if id(value.layer) in own.speaking:
+        return replace(value, declared=id(value.variable) in own.variables)
+    if id(value.variable) in own.variables:
+        return replace(value, declared=True)
+    if (id(value.layer), value.variable.name) not in own.layouts:
+        return value
+    if layout is None:
+        return replace(value, declared=True)
+    rank = len(value.variable.shape)
+    layout.check(tuple(value.variable.shape), where=value.name)
+    front = [axis % rank for axis in (layout.units, layout.inputs) if axis is not None]
+    axes = (*front, *(axis for axis in range(rank) if axis not in front))
+    shape = tuple(int(value.variable.shape[axis]) for axis in axes)
+    turned = Layout(0, None if layout.inputs is None else 1)
+    return replace(value, declared=True, axes=axes, shape=shape, layout=turned)
+
+
+def is_recurrent(layer: Any, leaf: str) -> bool:
+    """Return whether this is a kernel of a recurrent cell: of its inputs or of its states."""
+    return leaf in ("kernel", "recurrent_kernel") and hasattr(layer, "recurrent_kernel")
+
+
 def _is_kernel(layer: Any, leaf: str) -> bool:
     plain = isinstance(layer, (layers.Dense, *CONVOLUTIONS, *TRANSPOSED)) and leaf == "kernel"
     return plain or isinstance(layer, SEPARABLE) and leaf == "pointwise_kernel"
@@ -137,12 +181,16 @@ def _is_kernel(layer: Any, leaf: str) -> bool:
 
 def _why_not(value: Oriented, protect: Collection[str]) -> str:
     layer, leaf = value.layer, value.variable.name
+    if value.declared is not None:
+        return "" if value.declared else f"{type(layer).__name__} does not declare it as prunable"
     if isinstance(layer, NORMS) and leaf == "gamma":
         return PROTECTED["norms"] if "norms" in protect else ""
     if isinstance(layer, layers.Embedding) and leaf == "embeddings":
         return PROTECTED["embeddings"] if "embeddings" in protect else ""
     if "bias" in leaf or leaf == "beta":
         return "a bias"
+    if is_recurrent(layer, leaf) and value.layout is not None:
+        return PROTECTED["recurrent"] if "recurrent" in protect else ""
     if not isinstance(layer, KERNELS) or value.layout is None:
         return f"{leaf} of {type(layer).__name__}: no kernel of a Dense or Conv layer"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from karikomi.keras.arrays.variables import masked
 from karikomi.keras.facts.layer_calls import batches, numbers, run, watched
+from karikomi.keras.internals import all_layers
 from karikomi.keras.layers.prunable import Oriented
 from karikomi.prune.account import Account, error_ratio, row_of
 from karikomi.selection.exact_masks import SelectionResult
@@ -43,7 +45,8 @@ def account_of(
         )
         for name, mask in masks.items()
     ]
-    return Account(tuple(rows), errors.get(""))
+    total = sum(math.prod(item.shape) for item in found.values())
+    return Account(tuple(rows), errors.get(""), total=total)
 
 
 def _errors(
@@ -61,8 +64,15 @@ def _errors(
             parts = [[np.square(a - b).sum(), np.square(a).sum()] for a, b in pairs]
             sums[name] = sums.get(name, np.zeros(2)) + np.sum(parts, axis=0)
 
+    every_layer = all_layers(model)
+    # What a cell computes inside of a loop over steps has no values; its layer has.
+    cells = {id(cell) for layer in every_layer for cell in _cells(layer)}
+
     def see(layer: Any, call: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
-        for identity in {id(var) for var in vars(layer).values()} & masks.keys():
+        if id(layer) in cells:
+            return
+        own = [layer, *_cells(layer)]
+        for identity in {id(v) for part in own for v in vars(part).values()} & masks.keys():
             name, mask = masks[identity]
             if mask.ndim > 1:
                 with _masked({identity: every[identity]}, masks):
@@ -77,6 +87,12 @@ def _errors(
         with _masked(masked, masks):
             add("", before, run(model, inputs))
     return {name: error_ratio(*map(float, pair)) for name, pair in sums.items()}
+
+
+def _cells(layer: Any) -> list[Any]:
+    """Return the cells that a recurrent layer runs, with all that is inside of them."""
+    cell = getattr(layer, "cell", None)
+    return all_layers(cell) if isinstance(cell, keras.Layer) else []
 
 
 def _floats(output: Any) -> list[Any]:

@@ -13,18 +13,27 @@ import numpy as np
 from karikomi.errors import InvalidArgument
 from karikomi.keras.facts.layer_calls import check_data
 from karikomi.keras.facts.measure import following, measure
-from karikomi.keras.layers.prunable import Oriented, is_weight, oriented, prunable, siblings
+from karikomi.keras.layers.prunable import (
+    Oriented,
+    is_recurrent,
+    is_weight,
+    oriented,
+    prunable,
+    siblings,
+)
 from karikomi.keras.pruning.account import account_of
 from karikomi.keras.pruning.head_groups import coupled_heads
 from karikomi.keras.pruning.masks import Masks
 from karikomi.keras.pruning.variable_matching import places_of
-from karikomi.prune import Coupled, Heads, Units
+from karikomi.prune import Blocks, Coupled, Heads, Units
 from karikomi.prune.facts import PER_UNIT, Facts, check_facts
-from karikomi.selection.exact_masks import SelectionRequest, find_masks
+from karikomi.select import outright
+from karikomi.selection.exact_masks import SelectionRequest, find_masks, find_scores
 from karikomi.selection.request import PruneRequest, check_masks_alone, facts_of, totals_of
 from karikomi.selection.weight_source import Source
 
 WHERE = "keras.prune_"
+UNSEEN = "what it multiplies is not seen inside of a loop over steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +52,16 @@ class ModelRequest:
         variables = oriented(self.model, where=WHERE)
         found = {name: item for name, item in variables.items() if is_weight(item)}
         check_facts(self.request.facts, self.request.score.needs, found, where=WHERE)
-        weights, left_alone = prunable(found, self.request.protect)
+        weights, left_alone = prunable(
+            found, self.request.protect, outright(found, self.request.only)
+        )
+        if self.request.sees_inputs:
+            left_alone |= {name: UNSEEN for name in weights if _is_recurrent(found[name])}
         left_alone |= {name: why for name, why in self.frozen.items() if name in found}
         chosen = self.request.chosen(
             [name for name in weights if name not in left_alone],
             left_alone,
-            allowed="kernels of Dense and Conv layers",
+            allowed="kernels of Dense, Conv and recurrent layers",
         )
         return found, *chosen
 
@@ -73,6 +86,17 @@ class ModelRequest:
             account=account_of(self.model, found, fitting, answer, self.data),
             places=places_of(variables),
         )
+
+    def scores(self, earlier: Masks) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Return ``(path -> scores, path -> why there are none)``; of single weights in the variable's shape."""
+        if self.data is not None:
+            check_data(self.data, where=self.request.where)
+        found, names, left_alone, shares = self.chosen()
+        selection, others = self._selection(found, names, shares, earlier)
+        scores = find_scores(selection)
+        if not (self.request.pattern.coupled or isinstance(self.request.pattern, Blocks)):
+            scores = {name: found[name].returned(values) for name, values in scores.items()}
+        return scores, {n: w for n, w in {**left_alone, **others}.items() if n not in scores}
 
     def _selection(
         self,
@@ -130,7 +154,15 @@ class ModelRequest:
             for name, item in chosen.items()
         }
         shapes = {name: item.shape for name, item in chosen.items()}
-        return self.request.grouped(shapes, {n: item.layout for n, item in chosen.items()}, beside)
+        axes = None
+        if isinstance(pattern, Units) and pattern.axis is not None:
+            axes = {name: item.place_of(pattern.axis) for name, item in chosen.items()}
+        layouts = {name: item.layout for name, item in chosen.items()}
+        return self.request.grouped(shapes, layouts, beside, axes=axes)
+
+
+def _is_recurrent(value: Oriented) -> bool:
+    return is_recurrent(value.layer, value.variable.name)
 
 
 def _source(value: Oriented, facts: Facts) -> Source:

@@ -11,7 +11,7 @@ from keras import layers
 from karikomi.keras.facts.measure import measure
 from karikomi.keras.labelling.label_run import kind_of
 from karikomi.keras.labelling.recurrent import GATES
-from karikomi.keras.layers.prunable import Oriented
+from karikomi.keras.layers.prunable import Oriented, is_recurrent
 from karikomi.keras.layers.unit_axes import weights_of
 from karikomi.keras.shrinking.kept import WHERE
 from karikomi.prune.facts import PER_UNIT, measured_on
@@ -37,7 +37,11 @@ def unit_scores(
     measured = score.needs - measured_on("seed")
     facts: Mapping[str, Any] = {}
     if measured:
-        weights = {name: item for name, item in weights.items() if item.layout is not None}
+        weights = {
+            name: item
+            for name, item in weights.items()
+            if item.layout is not None and not is_recurrent(item.layer, item.variable.name)
+        }
         facts = measure(model, measured, weights, data=data, loss=loss, where=WHERE)
     sources = {
         name: source_of(

@@ -49,8 +49,35 @@ class Pool:
     remove: int
 
 
-def allocate(name: str, tensors: Mapping[str, Tensor], sparsity: float) -> list[Pool]:
-    """Return the pools of the allocation registered as `name`.
+class Allocator:
+    """An allocation with arguments; registered ones go by their names.
+
+    `name`: of the registered allocation whose facts it needs. A subclass has `__call__`, and is a frozen dataclass
+    of plain values where it stands in a schedule that is saved.
+    """
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The registered allocation that this is a form of."""
+        raise NotImplementedError
+
+    def __call__(self, tensors: Mapping[str, Tensor], sparsity: float) -> list[Pool]:
+        """Return the pools, as a registered allocation does."""
+        raise NotImplementedError
+
+    def least(self, tensors: Mapping[str, Tensor]) -> int:
+        """Return how many items at least stay at the largest share that can be asked for."""
+        return len(tensors)
+
+
+Allocation = str | Allocator
+"""A registered name, or an object such as ``kk.prune.ERK(power=0.5)``."""
+
+
+def allocate(name: Allocation, tensors: Mapping[str, Tensor], sparsity: float) -> list[Pool]:
+    """Return the pools of the allocation registered as `name`, or of an `Allocator`.
 
     `tensors`: tensor name -> what is known of it. `sparsity`: the share of items that go, in [0, 1).
     A tensor without items is not passed to the allocation and has a pool of its own.
@@ -64,15 +91,36 @@ def allocate(name: str, tensors: Mapping[str, Tensor], sparsity: float) -> list[
     allocation = as_allocation(name)
     some = {tensor: known for tensor, known in tensors.items() if known.items}
     pools = allocation(some, float(sparsity)) if some else []
-    _check_pools(pools, some, name)
+    _check_pools(pools, some, name_of(name))
     return [*pools, *(Pool((tensor,), 0) for tensor in tensors if tensor not in some)]
 
 
-def as_allocation(name: str) -> Callable[[Mapping[str, Tensor], float], list[Pool]]:
+def name_of(allocation: Allocation) -> str:
+    """Return the registered name of an allocation.
+
+    >>> name_of("erk")
+    'erk'
+    """
+    return allocation.name if isinstance(allocation, Allocator) else allocation
+
+
+def least_left(allocation: Allocation, tensors: Mapping[str, Tensor]) -> int:
+    """Return how many items at least stay, whatever share is asked for: only one threshold for all empties tensors."""
+    if isinstance(allocation, Allocator):
+        return allocation.least(tensors)
+    return 1 if allocation == "global" else len(tensors)
+
+
+def as_allocation(name: Allocation) -> Callable[[Mapping[str, Tensor], float], list[Pool]]:
     """Return the allocation registered as `name`; raises `UnknownName`, or `InvalidArgument` for no name."""
+    if isinstance(name, Allocator):
+        return name
     if not isinstance(name, str):
         raise InvalidArgument(
-            "an allocation goes by its registered name", where="allocation", got=repr(name)[:80]
+            "an allocation goes by its registered name",
+            where="allocation",
+            got=repr(name)[:80],
+            allowed='such as "erk", or an Allocator such as kk.prune.ERK(power=0.5)',
         )
     return registry.find("allocation", name)
 

@@ -4,10 +4,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from karikomi.prune.allocations.allocation import Pool, Tensor, by_quota, check_sparsity
+from karikomi.errors import InvalidArgument
+from karikomi.prune.allocations.allocation import (
+    Allocator,
+    Pool,
+    Tensor,
+    by_quota,
+    check_sparsity,
+)
 from karikomi.prune.allocations.shares import Shares, known
 from karikomi.registry import register
+from karikomi.schedule import is_number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ERK(Allocator):
+    """The allocation ``erk`` with its exponent, and with or without the sides of kernels.
+
+    ``density_i = min(1, eps * (sum(shape_i) / prod(shape_i))^power)``. `power`: >= 0; below 1 densities differ less, at
+    0 all are equal. `kernel`: whether the sides of a kernel count; without them the ratio is ``(units + inputs) /
+    (units * inputs)`` (ER). The rest is as in ``erk``. Raises `InvalidArgument`.
+
+    >>> shapes = {"conv": (8, 4, 3, 3), "head": (10, 8)}
+    >>> sizes = {name: Tensor(items=math.prod(shape), shape=shape) for name, shape in shapes.items()}
+    >>> [pool.remove for pool in ERK()(sizes, 0.5)], [pool.remove for pool in ERK(kernel=False)(sizes, 0.5)]
+    ([184, 0], [166, 18])
+
+    Source: the ``erk_power_scale`` and ``include_kernel`` of the code of Evci et al. 2020, "Rigging the Lottery".
+    Deviation: there the exponent acts with kernels only.
+    """
+
+    power: float = 1.0
+    kernel: bool = True
+
+    def __post_init__(self) -> None:
+        if not is_number(self.power) or not 0.0 <= self.power < math.inf:
+            raise InvalidArgument(
+                "the exponent is a number that is not negative",
+                where="ERK.power",
+                got=repr(self.power),
+                allowed=">= 0",
+            )
+
+    @property
+    def name(self) -> str:
+        """Its registered name."""
+        return "erk"
+
+    def __call__(self, tensors: Mapping[str, Tensor], sparsity: float) -> list[Pool]:
+        """Return one pool per tensor; raises as `erdos_renyi_kernel`."""
+        check_sparsity(sparsity)
+        shapes = known(tensors, "shape", where="erk", hint="the shape of its weight")
+        raw = {name: self._ratio(shape) ** self.power for name, shape in shapes.items()}
+        return by_quota(tensors, _shares(tensors, raw, sparsity), sparsity, where="erk")
+
+    def _ratio(self, shape: tuple[int, ...]) -> float:
+        sides = shape if self.kernel else shape[:2]
+        return sum(sides) / math.prod(sides)
 
 
 @register(
@@ -21,7 +76,7 @@ def erdos_renyi_kernel(tensors: Mapping[str, Tensor], sparsity: float) -> list[P
 
     ``density_i = eps * sum(shape_i) / prod(shape_i)``, kernel sides included. A tensor that this
     would make denser than dense stays dense and leaves the equation, which is then solved again.
-    ``round(sparsity * items)`` go in all, and at least one item stays per tensor.
+    ``round(sparsity * items)`` go in all, and at least one item stays per tensor. `ERK` has its options.
     Raises `InvalidArgument` for a sparsity outside of [0, 1) or out of reach, or a missing shape.
 
     >>> shapes = {"first": (2, 3), "wide": (10, 10)}
@@ -33,10 +88,7 @@ def erdos_renyi_kernel(tensors: Mapping[str, Tensor], sparsity: float) -> list[P
     Winners", section 3, after Mocanu et al. 2018, "Scalable training of artificial neural networks
     with adaptive sparse connectivity inspired by network science". The exact total is ours.
     """
-    check_sparsity(sparsity)
-    shapes = known(tensors, "shape", where="erk", hint="the shape of its weight")
-    raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
-    return by_quota(tensors, _shares(tensors, raw, sparsity), sparsity, where="erk")
+    return ERK()(tensors, sparsity)
 
 
 def _shares(tensors: Mapping[str, Tensor], raw: Mapping[str, float], sparsity: float) -> Shares:

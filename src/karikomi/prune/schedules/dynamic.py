@@ -6,6 +6,7 @@ import math
 from dataclasses import KW_ONLY, dataclass
 
 from karikomi import registry
+from karikomi.prune.allocations.allocation import Allocation
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, settle
 from karikomi.prune.scores.score import Score, as_score
 from karikomi.registry import register
@@ -21,7 +22,7 @@ class _Dynamic(PruningSchedule):
     every: int = 100
     drop: float = 0.3
     score: str | Score = "random"
-    allocation: str | None = "erk"
+    allocation: Allocation | None = "erk"
     seed: int = 0
     only: str | tuple[str, ...] | None = None
     exclude: str | tuple[str, ...] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 from karikomi.errors import InvalidArgument
+from karikomi.prune.allocations.allocation import Allocation
 from karikomi.prune.pattern import Pattern
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, settle, settle_span
 from karikomi.prune.scores.score import Score
@@ -45,7 +46,7 @@ class Iterative(PruningSchedule):
     rounds: int
     rewind: int | None = None
     score: str | Score = "magnitude"
-    allocation: str | None = None
+    allocation: Allocation | None = None
     pattern: str | Pattern = "unstructured"
     only: str | tuple[str, ...] | None = None
     exclude: str | tuple[str, ...] | None = None

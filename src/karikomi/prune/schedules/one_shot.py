@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from karikomi.errors import InvalidArgument
+from karikomi.prune.allocations.allocation import Allocation
 from karikomi.prune.pattern import Pattern, as_pattern
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, settle
 from karikomi.prune.scores.score import Score
@@ -37,7 +38,7 @@ class OneShot(PruningSchedule):
     step: int = 0
     _: KW_ONLY
     score: str | Score = "magnitude"
-    allocation: str | None = None
+    allocation: Allocation | None = None
     pattern: str | Pattern = "unstructured"
     only: str | tuple[str, ...] | None = None
     exclude: str | tuple[str, ...] | None = None

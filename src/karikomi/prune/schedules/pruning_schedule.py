@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.prune.allocations.allocation import as_allocation, check_sparsity
+from karikomi.prune.allocations.allocation import Allocation, as_allocation, check_sparsity
 from karikomi.prune.pattern import Pattern, as_pattern
 from karikomi.prune.scores.score import Score, as_score
 from karikomi.schedule import is_number, whole, whole_from
@@ -16,7 +16,7 @@ class PruningSchedule:
     """When how much is pruned, and what is regrown. A new schedule is a subclass with these members.
 
     Fields: `sparsity` (the final share that is zero, in [0, 1)), `score` (a registered name or a
-    `Score`), `allocation` (a registered name; none: global for single weights, uniform for other
+    `Score`), `allocation` (a registered name or an `Allocator`; none: global for single weights, uniform for other
     patterns), `pattern` (a registered name or a `Pattern`), `only` and `exclude` (globs over parameter
     names). Steps are attempted optimizer steps, counted from 1; what is due at step 0 is done after
     the first one. What is due at a step that was skipped is done after the next one that is taken.
@@ -26,7 +26,7 @@ class PruningSchedule:
 
     sparsity: float
     score: str | Score
-    allocation: str | None
+    allocation: Allocation | None
     pattern: str | Pattern
     only: str | tuple[str, ...] | None
     exclude: str | tuple[str, ...] | None
@@ -38,7 +38,7 @@ class PruningSchedule:
         raise NotImplementedError
 
     def sparsity_at(self, step: int) -> float:
-        """Return the share that is to be zero at `step`; it never falls."""
+        """Return the share that is to be zero at `step`; it never falls, unless masks are made `from_all`."""
         raise NotImplementedError
 
     @property
@@ -54,6 +54,11 @@ class PruningSchedule:
     def pattern_says(self) -> bool:
         """Whether the pattern itself determines how much is pruned."""
         return as_pattern(self.pattern).fixed_share
+
+    @property
+    def from_all(self) -> bool:
+        """Whether masks are made from all weights each time, and not from those that earlier ones left."""
+        return False
 
     @property
     def rewinds_to(self) -> int | None:

@@ -18,6 +18,7 @@ from karikomi.rule import Rule
 from karikomi.rules.checkpoint import forgotten
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole
+from karikomi.select import outright
 from karikomi.torch.attachment.held_parameters import Change
 from karikomi.torch.attachment.penalty_gradients import add_gradients_, check_effective
 from karikomi.torch.bounding.in_place import bound_named, left_alone_in, restored, targets
@@ -62,7 +63,7 @@ class AfterStep:
         self._rewind = Rewind(optimizers, model, found)
         self._dense: dict[str, torch.Tensor] = {}
         self._seen, self._due = -1, []
-        self._prunable = set() if self._schedule is None else set(prunable(model)[0])
+        self._prunable = self._can_be_pruned()
         self._check_targets()
         if self._schedule is not None:
             self._shown = RunningStats(shown_in_training(self._schedule))
@@ -86,8 +87,7 @@ class AfterStep:
         """Act on the parameters that the optimizers hold now; raises as at the beginning."""
         before = self._found, self._prunable
         self._found = change.found
-        if self._schedule is not None:
-            self._prunable = set(prunable(self._model)[0])
+        self._prunable = self._can_be_pruned()
         try:
             self._check_targets()
         except Unsupported:
@@ -253,7 +253,7 @@ class AfterStep:
             pattern=schedule.pattern,
             only=schedule.only,
             exclude=[*([exclude] if isinstance(exclude, str) else exclude), *others] or None,
-            masks=self.masks,
+            masks=None if schedule.from_all else self.masks,
             facts=self._shown.found(self._scored(schedule)) or None,
         )
         reasons = {name: others.get(name, why) for name, why in masks.left_alone.items()}
@@ -274,6 +274,13 @@ class AfterStep:
             for parameter in group["params"]
         }
         return {name: rates[id(parameter)] for name, parameter in self._found.items()}
+
+    def _can_be_pruned(self) -> set[str]:
+        """Return the names of what the schedule can act on."""
+        if self._schedule is None:
+            return set()
+        names = dict(unwrapped(self._model).named_parameters(remove_duplicate=False))
+        return set(prunable(self._model, named=outright(names, self._schedule.only))[0])
 
     def _free(self) -> dict[str, torch.Tensor]:
         """Return what this optimizer moves: its parameters without the frozen ones."""

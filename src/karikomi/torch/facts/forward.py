@@ -33,7 +33,7 @@ class Forward:
         see = self._moments.see if outputs else None
         self._trail = Trail(scales_of(module), see) if see or "gate" in facts else None
         on_read = [reader.read for reader in self._readers.values()]
-        self._watch = WeightReadHooks(weights, on_read, self._trail)
+        self._watch = WeightReadHooks(weights, on_read, self._trail, recurrent=bool(on_read))
         self._macs: dict[str, float] = {}
 
     def see(self, batch: Batch, number: int) -> None:

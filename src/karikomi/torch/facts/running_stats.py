@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.prune.allocations.allocation import name_of
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.schedule import whole
 
@@ -127,7 +128,7 @@ def shown_in_training(schedule: PruningSchedule) -> frozenset[str]:
     score, allocation = schedule.scored_by(), schedule.allocation or ""
     needs_by_name = {
         type(score).__name__: score.needs | {"inputs"} if score.updates else score.needs,
-        f"allocation {allocation!r}": _OF_ALLOCATIONS.get(allocation, set()),
+        f"allocation {allocation!r}": _OF_ALLOCATIONS.get(name_of(allocation), set()),
     }
     for name, needs in needs_by_name.items():
         missing = needs - _TERMS.keys() - {"noise"}

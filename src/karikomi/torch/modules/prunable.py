@@ -25,30 +25,37 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def prunable(
-    module: nn.Module, protect: Collection[str] = BY_DEFAULT
+    module: nn.Module,
+    protect: Collection[str] = BY_DEFAULT,
+    named: Collection[str] = (),
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return ``(name -> weight that can be pruned, name -> why a parameter cannot)``.
 
     A parameter with several owners (tied weights) counts once, under its first name, and only if
     each owner is a layer whose weights are pruned. `protect`: keys of `PROTECTED`, else `UnknownName`;
-    first and last are those in the order of registration.
+    first and last are those in the order of registration. `named`: parameters that can be pruned whatever they are,
+    biases and those of unknown layers too.
     """
     check_protect(protect)
     reasons: dict[int, str] = {}
     module = unwrapped(module)
-    named = dict(module.named_parameters())
+    known = dict(module.named_parameters())
+    every = dict(module.named_parameters(remove_duplicate=False))
+    meant = {id(every[name]) for name in named}
     for name, reason in computed_from(module).items():
-        reasons[id(named[name])] = reason
+        reasons[id(known[name])] = reason
     for layer in module.modules():
         for leaf, parameter in layer.named_parameters(recurse=False):
             reason = _why_not(layer, leaf, parameter, protect)
+            if id(parameter) in meant:
+                reason = _no_values(parameter)
             if reason:
                 reasons.setdefault(id(parameter), reason)
     weights: dict[str, torch.Tensor] = {
-        name: item for name, item in named.items() if id(item) not in reasons
+        name: item for name, item in known.items() if id(item) not in reasons
     }
-    left_alone = {n: reasons[id(item)] for n, item in named.items() if id(item) in reasons}
-    names = {id(item): name for name, item in named.items()}
+    left_alone = {n: reasons[id(item)] for n, item in known.items() if id(item) in reasons}
+    names = {id(item): name for name, item in known.items()}
     # All layers, also those left alone: the layer before a tied head is not the last.
     layers = [
         dict(item.named_parameters(recurse=False)).get("weight")
@@ -57,7 +64,7 @@ def prunable(
     ]
     for which, place in (("first", 0), ("last", -1)):
         name = names.get(id(layers[place])) if layers else None
-        if which in protect and name in weights:
+        if which in protect and name in weights and id(weights[name]) not in meant:
             left_alone[name] = PROTECTED[which]
             del weights[name]
     return weights, left_alone
@@ -83,6 +90,15 @@ def owner(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule(name.rpartition(".")[0])
 
 
+def projections(module: nn.Module) -> list[str]:
+    """Return the names of the projections of LSTM states, whose inputs stay inside of the kernel."""
+    return [
+        name
+        for layer, name, _ in owned(module)
+        if isinstance(layer, nn.RNNBase) and name.rpartition(".")[2].startswith("weight_hr")
+    ]
+
+
 def siblings(module: nn.Module, name: str, norms: Mapping[str, str]) -> list[str]:
     """Return the parameters with a weight's units: bias, scale and shift. `norms`: layer name -> norm after it."""
     module, path = unwrapped(module), name.rpartition(".")[0]
@@ -97,10 +113,10 @@ def siblings(module: nn.Module, name: str, norms: Mapping[str, str]) -> list[str
 def _why_not(
     layer: nn.Module, leaf: str, parameter: torch.Tensor, protect: Collection[str]
 ) -> str | None:
-    if leaf.startswith("bias"):
+    if leaf.startswith("bias") or leaf.endswith("_bias") or leaf in ("bias_k", "bias_v"):
         return "a bias"
     if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
-        return "it has no values yet"
+        return _no_values(parameter)
     kinds = () if "norms" in protect else NORMS
     kinds += () if "embeddings" in protect else EMBEDDINGS
     fused = _fused(layer, leaf)
@@ -108,6 +124,13 @@ def _why_not(
         return f"{leaf} of {type(layer).__name__}: {PROTECTED[fused]}"
     if not fused and (not isinstance(layer, (*PRUNED, *kinds)) or leaf != "weight"):
         return f"{leaf} of {type(layer).__name__}: no weight of a Linear or Conv layer"
+    return _no_values(parameter)
+
+
+def _no_values(parameter: torch.Tensor) -> str | None:
+    """Return why a parameter has no numbers that can be compared, or None."""
+    if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
+        return "it has no values yet"
     if parameter.dtype not in _FLOATS:
         return f"its dtype is {parameter.dtype}"
     if parameter.layout != torch.strided:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from karikomi.prune.account import Account, Row, row_of
 from karikomi.selection.exact_masks import SelectionResult
 from karikomi.selection.threads import each
+from karikomi.torch.distributed.dtensors import local
 from karikomi.torch.modules.prunable import layouts
 from karikomi.torch.pruning.masks import Masks, removed
 from karikomi.torch.pruning.output_errors import output_errors
@@ -38,4 +40,5 @@ def account_of(
 
     rows = each(row, list(masks), entries=sum(mask.numel() for mask in masks.values()))
     notes = ("sharded tensors: counts are of this rank's parts",) if masks.places else ()
-    return Account(tuple(rows), errors.get(""), notes)
+    total = sum(local(p).numel() for p in module.parameters() if not is_lazy(p))
+    return Account(tuple(rows), errors.get(""), notes, total)

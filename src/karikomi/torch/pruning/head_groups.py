@@ -9,6 +9,7 @@ from torch import nn
 
 from karikomi.errors import Unsupported
 from karikomi.prune import Coupled, Member
+from karikomi.prune.protection import BY_DEFAULT, STACKED
 from karikomi.torch.modules.attention import Attention, Rows, attentions
 from karikomi.torch.modules.prunable import prunable
 
@@ -21,7 +22,7 @@ def coupled_heads(
     Where query heads share a key head, an item is a key head with all its query heads. Only layers whose
     projections are among the `weights` have a group. Raises `Unsupported` if there is none.
     """
-    known = prunable(module)[0].keys()
+    known = prunable(module, (*BY_DEFAULT, *STACKED))[0].keys()
     groups = [
         _group(name, attention)
         for name, attention in attentions(module).items()

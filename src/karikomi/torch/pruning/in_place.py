@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.prune import OBC, NofM, Pattern, Score, SparseGPT, Units
+from karikomi.prune import OBC, Allocation, NofM, Pattern, Score, SparseGPT, Units
 from karikomi.prune.account import Account
 from karikomi.prune.facts import Facts, check_facts
-from karikomi.select import select
+from karikomi.select import outright, select
 from karikomi.selection.block_scores import check_blockwise
 from karikomi.selection.exact_masks import SelectionRequest, SelectionResult, find_masks
 from karikomi.selection.request import PruneRequest, request_of, totals_of
@@ -25,7 +25,7 @@ from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.distributed.replicas import gathered, replica_count
 from karikomi.torch.facts.measure import check_data, check_rereadable, following, measure
 from karikomi.torch.modules.parameters import unwrapped
-from karikomi.torch.modules.prunable import layouts, prunable
+from karikomi.torch.modules.prunable import layouts, projections, prunable
 from karikomi.torch.pruning.account import account_of
 from karikomi.torch.pruning.mask_shards import place_of
 from karikomi.torch.pruning.masks import Masks
@@ -47,14 +47,16 @@ def prune_(
     module: nn.Module,
     sparsity: float | Mapping[str, float] | None = None,
     *,
+    count: int | Mapping[str, int] | None = None,
     width: float | None = None,
     parameters: float | None = None,
     macs: float | None = None,
     bytes: float | None = None,
     score: str | Score = "magnitude",
-    allocation: str | None = None,
+    allocation: Allocation | None = None,
     pattern: str | Pattern = "unstructured",
     rounding: str = "up",
+    importance: Mapping[str, Any] | None = None,
     data: Iterable[Any] | None = None,
     loss: Any = None,
     facts: Facts | None = None,
@@ -65,18 +67,20 @@ def prune_(
 ) -> Masks:
     """Set the least important weights of a module to zero, in place, and return the masks.
 
-    The weights of Linear, Conv and ConvTranspose layers are scored in float32; of each pool of the
-    allocation exactly the asked number goes, ties by parameter order, then index order. Biases,
-    normalisation, embeddings (and a weight tied to one), recurrent cells, and what a layer computes its weight
-    from (``spectral_norm``, ``weight_norm``) are left alone: ``masks.left_alone`` has the reasons.
+    The weights of Linear, Conv, ConvTranspose, recurrent and attention layers are scored in float32; of each pool of
+    the allocation exactly the asked number goes, ties by parameter order, then index order. Biases, normalisation,
+    embeddings (and a weight tied to one), parameters of other layers, and what a layer computes its weight from
+    (``spectral_norm``, ``weight_norm``) are left alone: ``masks.left_alone`` has the reasons.
     Tensors that lost every weight are in ``masks.emptied``;
-    ``masks.account`` has, per tensor, what was removed and why, and, with `data`, the effect on the output.
+    ``masks.account`` has the share of all weights that is zero, per tensor what was removed and why, and, with `data`,
+    the effect on the output.
 
     One target, unless the pattern determines how much is removed: `sparsity`, the share of all selected weights that
     is zero afterwards, in [0, 1), or globs over parameter names -> such a share, each layer by hand; of units, heads,
     layers or blocks as many go as make it at least that share, or with ``rounding="nearest"`` nearest to it;
-    `width`, the share of units (heads, layers, blocks) that stays, in
-    (0, 1]; or a budget for what stays of the whole module, as a share or a whole number: `parameters`,
+    `count`, how many weights (units, heads, layers, blocks) are zero afterwards, or globs -> such numbers;
+    `width`, the share of units (heads, layers, blocks) that stays, in (0, 1]; or a budget for what stays of the whole
+    module, as a share or a whole number: `parameters`,
     `macs` (multiply-accumulates of one example), `bytes` (kept values and one bit per masked weight).
     `score`, `allocation`, `pattern`: registered names (``karikomi list``) or objects of `karikomi.prune`;
     without an `allocation` it is ``uniform`` for units, blocks and scores that compare within rows
@@ -84,10 +88,12 @@ def prune_(
     ``(inputs, targets)`` or inputs, also mappings with ``labels``, for scores that need them; read once per
     measuring, in memory that does not grow. `loss`: ``loss(outputs, targets)``, for scores by gradients.
     `facts`: measured facts, fact -> parameter -> array (`karikomi.prune.FACTS`), instead of measuring
-    them. `only`, `exclude`: globs over parameter names. `protect`: what is left alone, of
+    them. `importance`: parameter -> array of its shape, a score of your own instead of `score`; what has none is left
+    alone. `only`, `exclude`: globs over parameter names; one that spells a bias or another parameter out ("*.bias",
+    "norm.weight") selects it too (`karikomi.select.outright`). `protect`: what is left alone, of
     ``first``, ``last``, ``norms``, ``embeddings``, ``recurrent`` cells and ``attention`` (fused projections);
-    by default all but first and last, and for units and layers also the last layer, whose units are the
-    outputs. `masks`: earlier masks; what they removed
+    by default norms and embeddings, for scores that reconstruct the fused ones too, and for units and layers also
+    the last layer, whose units are the outputs. `masks`: earlier masks; what they removed
     stays removed and counts.
 
     Of sharded weights (DTensor) single ones go, by scores that need no data and by sparsity, over all ranks
@@ -113,16 +119,10 @@ def prune_(
     Source: Han et al. 2015 (magnitude); Frankle and Carbin 2019 (global). Deviation from
     ``torch.nn.utils.prune``: exact counts under ties, no parametrization, a few MiB of memory.
     """
-    if not isinstance(module, nn.Module):
-        raise InvalidArgument(
-            "not a module, whose layers determine the axes of their weights",
-            where=WHERE,
-            got=type(module).__name__,
-            hint="kk.numpy.prune takes trees of arrays",
-        )
     request = request_of(
         WHERE,
         sparsity=sparsity,
+        count=count,
         width=width,
         parameters=parameters,
         macs=macs,
@@ -131,34 +131,13 @@ def prune_(
         allocation=allocation,
         pattern=pattern,
         rounding=rounding,
+        importance=importance,
         facts=facts,
         only=only,
         exclude=exclude,
         protect=protect,
     )
-    reshard_(module)
-    plain = unwrapped(module)
-    names = dict(plain.named_parameters(remove_duplicate=False))
-    check_facts(request.facts, request.score.needs, names, where=WHERE)
-    if data is not None:
-        check_data(data, WHERE)
-        check_rereadable(data, WHERE)
-    weights, left_alone = prunable(plain, request.protect)
-    chosen, left_alone, shares = request.chosen(
-        weights, left_alone, allowed="weights of Linear and Conv layers"
-    )
-    weights = {name: weights[name] for name in chosen}
-    _check_sharded(weights, request.score, data)
-    pruning = _Pruning(
-        module=plain,
-        request=request,
-        weights=weights,
-        shares=shares,
-        data=data,
-        loss=loss,
-        spared=set(names) - set(select(list(names), only=None, exclude=exclude, where=WHERE)),
-        check=lambda masks: _check_replicas(module, masks),
-    )
+    pruning, left_alone = prepared(module, request, data, loss)
     pruned = pruning.run_(masks)
     left_alone = {**left_alone, **pruned.left_alone}
     return Masks(
@@ -168,8 +147,51 @@ def prune_(
     )
 
 
+def prepared(
+    module: nn.Module, request: PruneRequest, data: Iterable[Any] | None, loss: Any
+) -> tuple[Pruning, dict[str, str]]:
+    """Return ``(a call of `prune_`, checked, parameter -> why it is left alone)``; the module is not changed."""
+    where = request.where
+    if not isinstance(module, nn.Module):
+        raise InvalidArgument(
+            "not a module, whose layers determine the axes of their weights",
+            where=where,
+            got=type(module).__name__,
+            hint="karikomi.numpy takes trees of arrays",
+        )
+    reshard_(module)
+    plain = unwrapped(module)
+    names = dict(plain.named_parameters(remove_duplicate=False))
+    check_facts(request.facts, request.score.needs, names, where=where)
+    if data is not None:
+        check_data(data, where)
+        check_rereadable(data, where)
+    weights, left_alone = prunable(plain, request.protect, outright(names, request.only))
+    if request.sees_inputs:
+        for name in projections(plain):
+            left_alone[name] = "what it multiplies stays inside of the kernel"
+            weights.pop(name, None)
+    chosen, left_alone, shares = request.chosen(
+        weights, left_alone, allowed="weights of Linear, Conv and recurrent layers"
+    )
+    weights = {name: weights[name] for name in chosen}
+    _check_sharded(weights, request.score, data)
+    pruning = Pruning(
+        module=plain,
+        request=request,
+        weights=weights,
+        shares=shares,
+        data=data,
+        loss=loss,
+        spared=set(names)
+        - set(select(list(names), only=None, exclude=request.exclude, where=where)),
+        check=lambda masks: _check_replicas(module, masks),
+    )
+    return pruning, left_alone
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pruning:
+class Pruning:
     """One call of `prune_`, checked; `check` compares the masks of replicas before they are applied."""
 
     module: nn.Module
@@ -192,7 +214,7 @@ class _Pruning:
         }
         with isolated(0, 0), restored_unless_kept(lambda: weights) as snapshot:
             for number, request in enumerate(self.request.rounds(), start=1):
-                selection, left_alone = self._selection(request, found)
+                selection, left_alone = self.selection(request, found)
                 answer = find_masks(selection)
                 if number == rounds > 1:
                     # The account compares with the weights before the first round.
@@ -201,9 +223,10 @@ class _Pruning:
             snapshot.keep()
         return found
 
-    def _selection(
+    def selection(
         self, request: PruneRequest, earlier: Masks
     ) -> tuple[SelectionRequest, dict[str, str]]:
+        """Return ``(what is selected from, parameter -> why nothing of it)``; facts are measured here."""
         members, coupled = dict(self.weights), []
         if request.pattern.coupled:
             norms = {}
@@ -236,7 +259,10 @@ class _Pruning:
         measured: dict[str, Mapping[str, Any]] = {}
         if "macs" in needs:
             # Of the whole module, as the budget is: of layers and attention.
-            whole = {**prunable(self.module, ("norms", "recurrent"))[0], **matrices}
+            whole = {**prunable(self.module, ("norms",))[0], **matrices}
+            whole = {
+                name: item for name, item in whole.items() if name not in projections(self.module)
+            }
             measured |= measure(self.module, {"macs"}, whole, data=self.data, where=WHERE)
         if needs := needs - {"macs"}:
             measured |= measure(
