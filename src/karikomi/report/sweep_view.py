@@ -22,7 +22,7 @@ from karikomi.report.sweep_axes import (
     setting_name,
 )
 from karikomi.report.sweep_front import front_chart
-from karikomi.report.terminal import align, printable, text_block, warning_lines, wrap
+from karikomi.report.terminal import WIDTH, align, printable, text_block, warning_lines, wrap
 from karikomi.report.verdict import lower_is_better
 from karikomi.report.wording import (
     axis_unit,
@@ -82,8 +82,8 @@ def sweep_table(result: Mapping[str, Any]) -> str:
     points = records(result["points"], "points", where="sweep_table")
     metric, lower = named(result["metric"]), lower_is_better(result)
     marked = _marked(points, lower)
-    head = ("limit", "sparse", "runs", metric, "min..max", "clipped", "gap", "ms/step")
-    rows: list[tuple[str, ...]] = [(*head, "size")]
+    head = ("limit", "sparse", "runs", metric, "min..max", "clipped", "gap", "ms/step", "size")
+    rows: list[tuple[str, ...]] = [head]
     for point in sorted(points, key=order):
         seen = table(point.get("accuracy"))
         low, high = score(seen.get("min"), metric), score(seen.get("max"), metric)
@@ -107,7 +107,18 @@ def sweep_table(result: Mapping[str, Any]) -> str:
     said = [line for text in answer_sentences(result) for line in wrap(printable(text))]
     note = NOTE.format("lowest" if lower else "highest")
     note = CHOSEN.format(metric) if said else note
-    return text_block([*warnings, *said, *([""] if said else []), *align(rows), "", note])
+    return text_block([*warnings, *said, *([""] if said else []), *_fitting(rows), "", note])
+
+
+def _fitting(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the rows as lines; where long names would be cut, columns that the page has too are left out."""
+    kept = [*rows]
+    for column in ("min..max", "gap", "ms/step"):
+        if sum(max(len(row[k]) for row in kept) + 2 for k in range(len(kept[0]))) - 2 <= WIDTH:
+            break
+        place = kept[0].index(column)
+        kept = [(*row[:place], *row[place + 1 :]) for row in kept]
+    return align(kept)
 
 
 def answer_sentences(result: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from karikomi.search.grid_answer import Group, bounds_of
+from karikomi.search.grid_answer import Group, bounds_of, looseness
 from karikomi.search.grid_noise import SIGN_FLIP_SEEDS
 from karikomi.tasks import Task
 from karikomi.tasks.metrics import is_share
@@ -27,6 +27,10 @@ def answer_of(
         sentences += [f"{label}: {own[0]}" if label else f"{own[0][0].upper()}{own[0][1:]}"]
         sentences += own[1:]
         decisions.append({**group.as_dict(), "bounds": bounds_of(group), "sentences": own})
+    if any(1 < group.seeds < SIGN_FLIP_SEEDS and group.differences for group in groups):
+        sentences.append(
+            f"Below {SIGN_FLIP_SEEDS} seeds the tests rest on differences being normal: none without that reaches 5 %."
+        )
     return {"sentences": [*dict.fromkeys(sentences)], "groups": decisions}
 
 
@@ -67,8 +71,12 @@ def _headline(task: Task, group: Group) -> str:
         return f"{best} has the best validation {task.metric_name}"
     if group.chosen != group.best:
         return f"{name} (the loosest within one standard error of the best, {best})"
-    others = "the best; nothing looser is within one standard error of it"
-    return f"{name} ({others if len(group.differences) else 'no other setting to compare'})"
+    if not group.differences:
+        return f"{name} (no other setting to compare it with)"
+    loosest = max(looseness(group.points[p]) for p in group.places)
+    if looseness(group.points[group.chosen or 0]) == loosest:
+        return f"{name} (the best, and no other is looser)"
+    return f"{name} (the best; nothing looser is within one standard error of it)"
 
 
 def _values(task: Task, group: Group) -> str:
@@ -114,8 +122,6 @@ def _seeds(task: Task, group: Group) -> str:
         f"and so many show {_amount(apart.shows() or 0.0, metric)}"
     )
     text += f"; about {needed:,} seeds are needed" if needed is not None else ""
-    if group.seeds < SIGN_FLIP_SEEDS:
-        text += f". Below {SIGN_FLIP_SEEDS} seeds the tests rest on differences being normal"
     return f"{text}."
 
 
@@ -152,10 +158,10 @@ def _always_met(group: Group) -> list[str]:
     ]
     if not met:
         return []
+    names = _names(group, met)
     return [
-        f"{_names(group, met)[0].upper()}{_names(group, met)[1:]}: met in at least {ALWAYS:.0%} of the steps, so the "
-        "learning rate is what is being tuned (the training is AdamW's, which cancels a constant factor): try several "
-        "with --rates."
+        f"{names[0].upper()}{names[1:]}: met in at least {100 * ALWAYS:g} % of the steps, so the learning rate is what "
+        "is being tuned (the training is AdamW's, which cancels a constant factor): try several with --rates."
     ]
 
 

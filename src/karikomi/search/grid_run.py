@@ -47,8 +47,9 @@ class Run:
         ``results``: for each size of `Setting.bits`, ``validation``, ``accuracy`` (the task's metric on the validation
         and the test split, whatever its name), ``train``, ``gap`` (by how much the test split is worse), and ``bytes``
         (packed; without bits with 16 shared values a tensor). ``epochs``: the validation metric after each.
-        ``loss``: the mean of the last epoch. ``clipped``, ``skipped``: shares of steps. ``parameters``, ``macs``,
-        ``shapes``: of the network without units that pruning left dead. A training that diverges ends the run, not the
+        ``loss``: the mean of the last epoch. ``clipped``, ``skipped``: shares of steps. ``parameters``, ``macs``:
+        of the network without units that pruning left dead, None without pruning; ``shapes``: its form, where it is
+        smaller. A training that diverges ends the run, not the
         sweep: ``diverged`` is the reason and ``steps`` the step; its ``validation`` is that of the untrained network,
         all that it is worth, and the other figures are None.
         """
@@ -129,14 +130,14 @@ class Run:
     def _smaller(self, arrays: Arrays, path: Path | None) -> dict[str, Any]:
         """Return the costs of the network without dead units, and write it where it has any."""
         if not self.setting.sparsity:
-            return {"parameters": None, "macs": None, "shapes": form_of(arrays)}
+            return dict.fromkeys(("parameters", "macs", "shapes"))
         found, report = self.runner.shrink(arrays)
         notes = report.get("notes") or {}
         if notes and path is not None:
             facts = {"facts": json.dumps(notes, sort_keys=True)}
             write_bytes(path, safetensors.numpy.save(found, facts))
         costs = {name: report.get(f"{name}_after") for name in ("parameters", "macs")}
-        return {**costs, "shapes": form_of(found)}
+        return {**costs, "shapes": form_of(found) if notes else None}
 
     def _check_direction(self, arrays: Arrays) -> None:
         if self.task.assumes_goal:

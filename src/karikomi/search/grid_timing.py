@@ -14,7 +14,6 @@ import numpy as np
 
 from karikomi import registry
 from karikomi.errors import BadFile, NonFinite
-from karikomi.search.candidate_work import form_of
 from karikomi.search.driver import Finished, LatencyTable
 from karikomi.search.folder import Folder
 from karikomi.search.grid_evaluation import one_thread_each
@@ -24,6 +23,7 @@ from karikomi.search.run_reference import OpenedRun
 from karikomi.search.timed_recorder import TimedRecorder
 from karikomi.tasks import Arrays, Data
 
+DENSE = "dense"
 BATCHES, EPOCHS = 8, 4
 """Steps of the short epochs that are timed, of which the first is not counted."""
 
@@ -62,18 +62,17 @@ class AloneTimes:
 
     def dense(self) -> Mapping[str, float]:
         """Return ``ms``, and ``macs`` and ``parameters`` where they are known, of the whole network."""
-        form = form_of(self._runner.fresh())
-        self._passes.ms(form)
-        return self._passes.rows[form]
+        self._passes.ms(DENSE)
+        return self._passes.rows[DENSE]
 
     def step(self, setting: Setting) -> Mapping[str, float]:
         """Return the milliseconds of a step, ``mean``, ``min`` and ``max`` of short epochs; nothing where unknown."""
         row = self._steps.rows[step_form(setting)]
         return {key: row[key] for key in ("mean", "min", "max") if key in row}
 
-    def latency(self, shapes: str) -> float:
-        """Return the milliseconds of a forward pass on up to 64 validation examples."""
-        return self._passes.ms(shapes)
+    def latency(self, shapes: str | None) -> float:
+        """Return the milliseconds of a forward pass on up to 64 validation examples; of None the whole network's."""
+        return self._passes.ms(shapes or DENSE)
 
     def _step(self, form: str) -> dict[str, float]:
         """Return the time of a step: the median in each of some short epochs after the first."""
@@ -103,18 +102,18 @@ class AloneTimes:
         return {"ms": statistics.median(counted), **spread}
 
     def _pass(self, form: str) -> dict[str, float]:
-        path = self._files.get(form)
-        if path is not None and path.exists():
+        if form != DENSE:
+            path = self._files[form]
+            if not path.exists():
+                raise BadFile(
+                    "the network of a run is gone, and was not timed",
+                    where=str(path),
+                    hint="delete the folder, or choose another --out",
+                )
             arrays, notes = Folder.stored(path)
             self._runner.adopt({name: str(text) for name, text in notes.items()})
             return {"ms": self._runner.milliseconds(arrays)}
         arrays: Arrays = self._runner.fresh()
-        if form_of(arrays) != form:
-            raise BadFile(
-                "the network of a run is gone, and was not timed",
-                where=str(path),
-                hint="delete the folder, or choose another --out",
-            )
         _, report = self._runner.shrink(arrays)
         known = {name: report.get(f"{name}_before") for name in ("macs", "parameters")}
         costs = {name: float(value) for name, value in known.items() if value is not None}
