@@ -5,11 +5,15 @@ with momentum for the first two, AdamW for the third, every second seed with a c
 `Recorder` with its defaults, and the record alone is read. Printed: the confusion matrix, how often the cause is
 right, how often the first suspect is the tensor in which it was planted, and how many healthy runs are given
 a cause. The causes are planted as their names say, so the figures are about these networks and faults and no others.
+
+``--bounds`` instead sweeps the two networks with vanishing gradients with and without bounds on their weights, and
+prints whether these help.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import tempfile
@@ -27,6 +31,7 @@ from torch import nn
 
 import karikomi as kk
 from karikomi.advising.causes.asking import CAUSES
+from karikomi.tasks import Data, Recipe, Split, Task
 
 STEPS, BATCH, QUIET = 320, 32, 120
 SPOILT_STEPS = 12
@@ -306,6 +311,35 @@ def account(rows: list[Judged]) -> str:
     return "\n".join(lines)
 
 
+def rows_of_digits() -> Data:
+    """Return the splits of the task `digits` as images of shape (n, 8, 8)."""
+    plain = kk.tasks.load("digits").data()
+    splits = [
+        Split(np.asarray(split.inputs).reshape(-1, 8, 8), split.targets)
+        for split in (plain.train, plain.validation, plain.test)
+    ]
+    return Data(*splits)
+
+
+def bounds(seeds: int) -> None:
+    """Sweep the networks whose gradients vanish with and without bounds, and print the answers."""
+    recipe = Recipe(batch_size=BATCH, learning_rate=2e-3, threads=1)
+    for name, make in (("deep-tanh-rnn", deep_rnn), ("sigmoid-mlp", sigmoid_mlp)):
+        task = Task(name=name, model=make, data=rows_of_digits, recipe=recipe)
+        with tempfile.TemporaryDirectory() as folder:
+            result = kk.sweep(
+                task,
+                limits=(None,),
+                bounds=(None, "UnitNorm(1.0)", "SpectralCap(1.0)"),
+                sparsities=(0.0,),
+                seeds=seeds,
+                epochs=8,
+                out=Path(folder) / "sweep",
+                progress=False,
+            )
+        print(f"{name}: {' '.join(result['answer']['sentences'])}", flush=True)
+
+
 def main() -> None:
     """Print the confusion matrix and the shares."""
     parser = argparse.ArgumentParser(
@@ -313,17 +347,29 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--fault", action="append", choices=[*EXPECTED], help="only this one")
+    parser.add_argument("--json", type=Path, help="a file of results, which is added to")
+    parser.add_argument("--bounds", action="store_true", help="sweep bounds on vanishing gradients")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    start, rows = time.perf_counter(), []
+    if options.bounds:
+        bounds(options.seeds)
+        return
+    start, rows = time.process_time(), list[Judged]()
+    if options.json is not None and options.json.exists():
+        rows = [Judged(**row) for row in json.loads(options.json.read_text())]
+    known = {(row.fault, row.network, row.seed) for row in rows}
+    wanted = [pair for pair in pairs() if pair[0] in (options.fault or EXPECTED)]
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.first, options.first + options.seeds):
-            rows += [judged(*pair, seed, Path(folder)) for pair in pairs()]
-            if options.json is not None:
-                options.json.write_text(json.dumps([vars(row) for row in rows]))
+            for pair in wanted:
+                if (*pair, seed) in known:
+                    continue
+                rows.append(judged(*pair, seed, Path(folder)))
+                if options.json is not None:
+                    options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
     print(account(rows))
-    print(f"{len(rows)} runs of {STEPS} steps in {time.perf_counter() - start:.0f} s")
+    print(f"{len(rows)} runs of {STEPS} steps; {time.process_time() - start:.0f} s of CPU time now")
 
 
 if __name__ == "__main__":

@@ -291,9 +291,29 @@ def test_sweep_and_compress_pass_their_options_on(
         *("sweep", "digits", "--limits", "0.1,none,inf", "--sparsities", "0, 0.5", "--seeds", 2),
         *("--epochs", 7, "--out", tmp_path / "s", "--quiet"),
     )
-    assert called["sweep"] == {
+    given = {name: value for name, value in called["sweep"].items() if value is not None}
+    plain = {"rules": (), "bounds": (None,), "rates": (None,), "bits": (None,), "workers": 1}
+    assert given == {
         **{"limits": (0.1, float("inf"), float("inf")), "sparsities": (0.0, 0.5), "seeds": 2},
         **{"epochs": 7, "out": tmp_path / "s", "progress": False},
+        **plain,
+    }
+    more = (
+        "--rule",
+        "AutoClip(20)",
+        "--rule",
+        "AGC(0.01)",
+        "--bound",
+        "MaxNorm(2)",
+        "--workers",
+        2,
+    )
+    sizes = ("--rates", "0.1,0.01", "--bits", "none,4", "--target", 0.9)
+    run("sweep", "digits", *more, *sizes, "--out", tmp_path / "s", "--quiet")
+    given = {name: called["sweep"][name] for name in (*plain, "target")}
+    assert given == {
+        **{"rules": ("AutoClip(20)", "AGC(0.01)"), "bounds": (None, "MaxNorm(2)"), "target": 0.9},
+        **{"rates": (0.1, 0.01), "bits": (None, 4), "workers": 2},
     }
     lines = result.stdout.splitlines()
     assert lines == [

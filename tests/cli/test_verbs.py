@@ -639,7 +639,9 @@ def test_sweep_as_json_resumed_and_refused(task: Path, tmp_path: Path) -> None:
     table = run(*call, "--epochs", 2, "--quiet")
     assert table.stderr == ""
     assert re.search(r"^none +50 % +1 +\d", table.stdout, re.MULTILINE)
-    assert "different: epochs" in bad(*call, "--epochs", 3, "--quiet")
+    text = task.read_text()
+    task.write_text(text.replace("learning_rate=1e-2", "learning_rate=1e-3"))
+    assert "different: recipe" in bad(*call, "--epochs", 2, "--quiet")
 
 
 @pytest.mark.parametrize(
@@ -662,7 +664,7 @@ def test_ctrl_c_says_that_the_same_command_resumes(task: Path, tmp_path: Path) -
     grid = ("--limits", "1", "--sparsities", "0", "--seeds", 1000, "--epochs", 2)
     with spawn("sweep", task, *grid, "--out", out, "--quiet", program=HEEDS + PROGRAM) as process:
         deadline = time.monotonic() + 120
-        while not list(out.glob("runs/*.json")):
+        while not _runs_of(out):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "no run ended in time"
             time.sleep(0.02)
@@ -671,7 +673,13 @@ def test_ctrl_c_says_that_the_same_command_resumes(task: Path, tmp_path: Path) -
     assert process.returncode == 130
     assert shown == ""
     assert said == "karikomi: interrupted; the same command resumes where it stopped\n"
-    assert list(out.glob("runs/*.json")) and not (out / "sweep.json").exists()
+    assert _runs_of(out) and not (out / "sweep.json").exists()
+
+
+def _runs_of(out: Path) -> int:
+    """Return how many runs of a sweep are in its journal, whose first line is its form."""
+    path = out / "journal.jsonl"
+    return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
 
 
 # The same in processes of their own

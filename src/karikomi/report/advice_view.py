@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from karikomi.advising.causes.asking import CAUSES, NO_FAULT
 from karikomi.advising.limits import REGIMES
-from karikomi.report.drawing import frame, label, pixel, width
+from karikomi.report.drawing import drawn, frame, is_narrow, label, pixel, text_width, width
 from karikomi.report.page import Chart, Page, Part, Points, Section, Table, Tile, Words, render
 from karikomi.report.wording import count, percent, plain, shorten
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from karikomi.advising import Advice
     from karikomi.advising.onset import HeatMap
 
-_CELL, _TOP, _NAMES = 18, 30, 190
+_CELL, _TOP = 18, 30
 
 
 def advice_page(advice: Advice) -> str:
@@ -38,25 +38,32 @@ def advice_page(advice: Advice) -> str:
 
 def heat_chart(heat: HeatMap) -> Chart:
     """Return the heat map as a drawing: a row per tensor, a column per row of the record."""
-    across = (width() - _NAMES - 10) / max(len(heat.steps), 1)
-    parts = []
-    for row, (name, ratios) in enumerate(zip(heat.tensors, heat.ratios, strict=True)):
-        top = _TOP + row * _CELL
-        parts.append(label(_NAMES - 8, top + 13, shorten(name, 26), "end"))
-        for column, ratio in enumerate(ratios):
-            parts.append(_cell(_NAMES + column * across, top, across, float(ratio)))
-    bottom = _TOP + len(heat.tensors) * _CELL
-    at = _NAMES + (heat.event + 0.5) * across
-    parts.append(label(at, _TOP - 8, f"step {count(heat.steps[heat.event])}", "mid"))
-    parts.append(label(_NAMES, bottom + 18, count(heat.steps[0])))
-    parts.append(label(width() - 10, bottom + 18, count(heat.steps[-1]), "end"))
     note = "Gradient norm over the usual one: from white (usual) to full (1,000 times); crossed: not finite."
     if heat.left_out:
         note += f" {heat.left_out} other tensors are not shown."
+    return Chart("Gradients of tensors", drawn(lambda: _heat(heat)), note)
+
+
+def _heat(heat: HeatMap) -> Markup:
+    # On a phone the names have less room than the cells.
+    names, letters = (112, 15) if is_narrow() else (190, 26)
+    across = (width() - names - 10) / max(len(heat.steps), 1)
+    parts = []
+    for row, (name, ratios) in enumerate(zip(heat.tensors, heat.ratios, strict=True)):
+        top = _TOP + row * _CELL
+        parts.append(label(names - 8, top + 13, shorten(name, letters), "end"))
+        for column, ratio in enumerate(ratios):
+            parts.append(_cell(names + column * across, top, across, float(ratio)))
+    bottom = _TOP + len(heat.tensors) * _CELL
+    text = f"step {count(heat.steps[heat.event])}"
+    # Centred over its column, but within the picture.
+    half = text_width(text) / 2
+    at = min(max(names + (heat.event + 0.5) * across, names + half), width() - 10 - half)
+    parts.append(label(at, _TOP - 8, text, "mid"))
+    parts.append(label(names, bottom + 18, count(heat.steps[0])))
+    parts.append(label(width() - 10, bottom + 18, count(heat.steps[-1]), "end"))
     words = "Norms of the tensors over the steps around the event"
-    return Chart(
-        "Gradients of tensors", frame("Gradients of tensors", words, bottom + 28, parts), note
-    )
+    return frame("Gradients of tensors", words, bottom + 28, parts)
 
 
 def _cell(x: float, y: float, width: float, ratio: float) -> Markup:

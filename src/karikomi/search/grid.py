@@ -1,54 +1,78 @@
-"""The same training over a grid of clip limits and sparsities, with several seeds, resumable."""
+"""`sweep`: the same training over a grid of settings with paired seeds, on workers, resumable, with an answer."""
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 import os
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from karikomi import __version__, registry
-from karikomi.clip.by_global_norm import ByGlobalNorm
-from karikomi.errors import BadFile, Unsupported, check
+from karikomi import __version__
+from karikomi.errors import Unsupported, check
 from karikomi.files import write_json
-from karikomi.prune import check_sparsity
-from karikomi.search.grid_run import Run, Setting
+from karikomi.search.driver import Finished, RunJournal, drive, opened, source_digest
+from karikomi.search.grid_account import answer_of
+from karikomi.search.grid_answer import groups_of
+from karikomi.search.grid_evaluation import AllAtOnce, evaluated, one_thread_each, runner_of
+from karikomi.search.grid_points import points_of, with_target
+from karikomi.search.grid_setting import Setting, grid_of
+from karikomi.search.grid_timing import AloneTimes
+from karikomi.search.ladder import raise_failure
 from karikomi.search.lock import claim, lock, read_json
 from karikomi.search.rehearsal import rehearse_run
+from karikomi.search.run_reference import OpenedRun, RunReference, TaskSource, keep_opened
 from karikomi.tasks import Data, Runner, Task, checked_data, resolved
 
-_FIGURES = ("accuracy", "gap", "ms_per_step", "bytes", "clipped")
+FORMAT = 2
+"""The form of a sweep folder."""
 
 
 def sweep(
     task: Task | str,
     *,
     limits: Sequence[float | None] = (0.1, 1.0, 10.0, None),
+    rules: Sequence[Any] = (),
+    bounds: Sequence[Any] = (None,),
+    rates: Sequence[float | None] = (None,),
     sparsities: Sequence[float] = (0.0, 0.9),
+    bits: Sequence[int | None] = (None,),
     seeds: int = 3,
     epochs: int | None = None,
+    target: float | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
     out: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a task at every limit, sparsity and seed, and return the figures of each point of the grid.
+    """Train a task at every setting of a grid with the same seeds, and return the answer and the figures of each point.
 
-    `limits`: of the gradients' global norm, > 0; None and infinity clip nothing (norms are still
-    measured). `sparsities`: in [0, 1), reached by gradual pruning within the same epochs. `seeds`:
-    how many, counted from 0. `epochs`: of each run, by default the recipe's. `out`: a folder, by
-    default ``runs/sweep-<task>``; it keeps one JSON file and one record of steps per run, and the
-    result as ``sweep.json``. The same call on the same folder continues. `data`: for a task that is
-    given by name and needs a path. `progress`: a bar on stderr.
+    `limits`: of the gradients' global norm, > 0; None and infinity clip nothing (norms are still measured). `rules`:
+    clip rules beside the limits, as objects or texts such as ``"AutoClip(20)"``. `bounds`: bounds on the weights
+    likewise; None is none. `rates`: learning rates, > 0; None is the recipe's. `sparsities`: in [0, 1), reached by
+    gradual pruning within the same epochs. `bits`: grids of 2..16 bits that the trained weights are rounded to; None
+    judges them as they are. `seeds`: how many, counted from 0. `epochs`: of each run, by default the recipe's.
+    `target`: of the validation metric, for the epochs and seconds until it is reached; by default what the chosen
+    setting reaches on average. `workers`: processes; `scheduler`: of a dask cluster. Each run has one thread
+    unless the recipe names a number, so results do not depend on the workers. `out`: a folder, by
+    default ``runs/sweep-<task>``; it keeps the journal of finished runs, one record of steps per run, and the
+    result as ``sweep.json``. The same call on the same folder continues, also after a kill; more seeds or
+    settings there are added to what is done. `data`: for a task that is given by name and needs a path. `progress`: a
+    bar on stderr.
 
-    The result has one point per limit and sparsity, with mean, min and max over its runs of
-    ``accuracy`` (the task's metric on the test split), ``gap`` (by how much it is worse there than
-    on the first 5,000 training examples), ``ms_per_step`` (median of a run), ``bytes`` (packed)
-    and ``clipped`` (share of steps); ``diverged`` counts runs that ended in non-finite numbers, and
-    ``warnings`` names them. Times depend on the machine and decide nothing.
+    The result has ``answer``: the chosen setting of each sparsity and size of grid, chosen on the validation split,
+    with what is within noise, worse or diverging, and ``sentences`` that say so. ``points``: one per setting, with
+    mean, min and max over its finished runs of ``validation``, ``accuracy`` (the task's metric on the test split),
+    ``gap`` (by how much it is worse there than on the first 5,000 training examples), ``loss`` (of the last epoch),
+    ``epochs_to_target``, ``seconds_to_target``, ``ms_per_step`` (measured alone), ``bytes`` (packed), ``macs`` and
+    ``parameters`` (without dead units), ``ms`` (of a forward pass on 64 examples, measured alone), ``clipped`` and
+    ``skipped`` (shares of steps); ``diverged`` counts runs that ended in non-finite numbers, and ``front`` whether no
+    other point is better in validation metric and bytes. Times depend on the machine and decide nothing.
 
     Raises `InvalidArgument` for a grid out of range, and for a metric function that training lowered
     while its task has no ``goal``, `Unsupported` for a folder of another sweep, or one
@@ -59,35 +83,49 @@ def sweep(
     >>> result["points"][0]["runs"], result["points"][0]["bytes"]["mean"] < 60_000
     (1, True)
     """
-    grid = _grid(limits, sparsities, seeds, epochs)
+    source = TaskSource(task, None if data is None else os.fspath(data))
     task = resolved(task, data, where="sweep")
     epochs = task.recipe.train_epochs if epochs is None else epochs
+    axes = {"limits": limits, "rules": rules, "bounds": bounds, "rates": rates}
+    settings = grid_of(**axes, sparsities=sparsities, bits=bits, seeds=seeds, epochs=epochs)
+    check("sweep", (workers >= 1, "the number of workers", workers, ">= 1"))
     content = checked_data(task)
-    path = Path("runs") / f"sweep-{task.name}" if out is None else Path(out)
-    make = registry.framework(task.framework).runner_for
-    runners: list[Runner] = [make(task, content, seed=seed) for seed in range(seeds)]
-    environment = {**runners[0].environment(), "karikomi": __version__}
-    if not os.path.exists(path / "configuration.json"):  # noqa: PTH110  (as in `compress`)
-        _check_prunable(task, runners[0], sparsities)
-        rehearse_run(task, content, max(grid, key=lambda setting: setting.sparsity))
-    identity = _identity(task, content, runners[0], grid, epochs, environment)
-    claim(path / "configuration.json", identity)
-    runs: dict[Setting, dict[str, Any]] = {}
-    bar = tqdm(total=len(grid) * epochs, desc="sweep", unit="epoch", disable=not progress)
-    with lock(path), bar:
-        for place, setting in enumerate(grid, start=1):
-            bar.set_postfix_str(_words(setting))
-            run = Run(task, content, runners[setting.seed], setting, epochs)
-            runs[setting] = _finished(run, path / "runs", bar.update)
-            # What was read from a file or diverged did not report its epochs.
-            bar.update(place * epochs - bar.n)
-    result = _result(task, runs, environment)
-    write_json(path / "sweep.json", result)
+    folder = Path("runs") / f"sweep-{task.name}" if out is None else Path(out)
+    whole = _opened(task, content, source, folder)
+    if not os.path.exists(folder / "configuration.json"):  # noqa: PTH110  (as in `compress`)
+        _rehearse(whole, settings)
+    _refuse_earlier(folder)
+    identity = _identity(whole)
+    claim(folder / "configuration.json", identity)
+    with lock(folder):
+        alone = AloneTimes(folder, whole)
+        inline = workers == 1 and scheduler is None
+        runs = _finished(whole, settings, alone, identity, (workers, scheduler, inline), progress)
+        result = _result(whole, runs, alone, target)
+        write_json(folder / "sweep.json", result)
     return result
 
 
-def _check_prunable(task: Task, runner: Runner, sparsities: Sequence[float]) -> None:
-    if any(sparsities) and not runner.prunable():
+def _opened(task: Task, content: Data, source: TaskSource, folder: Path) -> OpenedRun:
+    plain = one_thread_each(task)
+    reference = RunReference(folder=str(folder.absolute()), run="", source=source, seed=0)
+    opened_here = OpenedRun(reference, plain, content, runner=None)  # type: ignore[arg-type]
+    opened_here.runner = runner_of(plain, opened_here, 0)
+    return opened_here
+
+
+def _rehearse(whole: OpenedRun, settings: Sequence[Setting]) -> None:
+    """Take one batch through each kind of setting before anything is written."""
+    _check_prunable(whole.task, whole.runner, settings)
+    kinds: dict[Any, Setting] = {}
+    for setting in sorted(settings, key=lambda setting: setting.sparsity):
+        kinds[setting.rule, setting.bound] = setting
+    for setting in kinds.values():
+        rehearse_run(whole.task, whole.data, setting)
+
+
+def _check_prunable(task: Task, runner: Runner, settings: Sequence[Setting]) -> None:
+    if any(setting.sparsity for setting in settings) and not runner.prunable():
         alone = runner.left_alone()
         raise Unsupported(
             "no weight of the network can be pruned",
@@ -97,121 +135,122 @@ def _check_prunable(task: Task, runner: Runner, sparsities: Sequence[float]) -> 
         )
 
 
-def _finished(run: Run, folder: Path, on_epoch: Callable[[], object]) -> dict[str, Any]:
-    path = folder / f"{run.setting.name}.json"
-    found = read_json(path, hint="delete it")
-    if found is None:
-        found = run.measure(path.with_suffix(".jsonl"), on_epoch)
-        write_json(path, found)
-    missing = {*_FIGURES, "diverged", "skipped"} - found.keys()
-    if missing:
-        raise BadFile("not a file of a run", where=str(path), got=sorted(found), hint="delete it")
-    return found
+def _refuse_earlier(folder: Path) -> None:
+    known = read_json(folder / "configuration.json")
+    if known is not None and "format" not in known:
+        raise Unsupported(
+            "the folder holds a sweep of an earlier version of karikomi, and is left as it is",
+            where=str(folder),
+            hint="choose another --out, or delete the folder; `sweep.json` and `sweep.html` stay readable",
+        )
 
 
-def _grid(
-    limits: Sequence[float | None], sparsities: Sequence[float], seeds: int, epochs: int | None
-) -> list[Setting]:
-    plain = [_limit(limit) for limit in limits]
-    for sparsity in sparsities:
-        check_sparsity(sparsity, where="sweep(sparsities)")
-    for name, values in (("limits", plain), ("sparsities", list(sparsities))):
-        good = values and len(set(values)) == len(values)
-        check("sweep", (good, f"{name} are empty or repeat themselves", values, None))
-    for name, value in (("seeds", seeds), ("epochs", 1 if epochs is None else epochs)):
-        good = type(value) is int and value >= 1
-        check("sweep", (good, f"{name} must be a whole number", value, ">= 1"))
-    # Seeds outermost: an interrupted sweep covers the whole grid with fewer seeds.
-    return [
-        Setting(limit, float(sparsity), seed)
-        for seed in range(seeds)
-        for limit in plain
-        for sparsity in sparsities
-    ]
-
-
-def _limit(limit: float | None) -> float | None:
-    if limit is None:
-        return None
-    good = isinstance(limit, int | float)
-    check("sweep(limits)", (good, "a limit is a number or None", repr(limit), None))
-    ByGlobalNorm(limit)
-    return None if math.isinf(limit) else float(limit)
-
-
-def _identity(
-    task: Task,
-    data: Data,
-    runner: Runner,
-    grid: Sequence[Setting],
-    epochs: int,
-    environment: Mapping[str, Any],
-) -> dict[str, Any]:
+def _identity(whole: OpenedRun) -> dict[str, Any]:
+    task, runner = whole.task, whole.runner
     return {
+        "format": FORMAT,
+        "karikomi": __version__,
         "task": task.name,
         "network": runner.describe(),
         "metric": task.metric_name,
         "goal": task.direction,
         "classes": [task.class_axis, task.ignore_index],
         "output": task.output,
-        "data": data.fingerprint(),
+        "data": whole.data.fingerprint(),
         "recipe": task.recipe.as_dict(),
         "code": task.fingerprint(),
         "weights": runner.fingerprint(),
-        "limits": list(dict.fromkeys(setting.limit for setting in grid)),
-        "sparsities": list(dict.fromkeys(setting.sparsity for setting in grid)),
-        "seeds": list(dict.fromkeys(setting.seed for setting in grid)),
-        "epochs": epochs,
-        "environment": dict(environment),
+        "environment": runner.environment(),
     }
 
 
+def _finished(
+    whole: OpenedRun,
+    settings: Sequence[Setting],
+    alone: AloneTimes,
+    identity: Mapping[str, Any],
+    at: tuple[int, str | None, bool],
+    progress: bool,
+) -> dict[Setting, Mapping[str, Any]]:
+    """Return the facts of each setting, training those that the journal lacks."""
+    workers, scheduler, inline = at
+    run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(whole.reference.folder)
+    reference = RunReference(
+        folder=whole.reference.folder, run=run, source=whole.reference.source, seed=0
+    )
+    if not inline:
+        reference.check_for_workers()
+    total = len(settings) * settings[0].epochs
+    bar = tqdm(total=total, desc="sweep", unit="epoch", disable=not progress)
+    keep_opened(OpenedRun(reference, whole.task, whole.data, whole.runner))
+    done = {"runs": 0}
+
+    def on_epoch(stage: str, epochs: int) -> None:
+        bar.update(epochs)
+
+    def on_finished(found: Finished, again: bool) -> None:
+        if found.error is not None:
+            raise_failure(found)
+        done["runs"] += 1
+        bar.set_postfix_str(Setting.of(found.proposal).words(), refresh=False)
+        # What was read from the journal, diverged, or is of a worker did not report its epochs.
+        bar.update(done["runs"] * settings[0].epochs - bar.n)
+
+    keep_opened(OpenedRun(reference, whole.task, whole.data, whole.runner, on_epoch))
+    journal = RunJournal(folder / "journal.jsonl", {"run": run, "source": source_digest()})
+    with bar, journal, opened(workers, scheduler) as executor:
+        for note in (*journal.notes, *alone.notes):
+            tqdm.write(f"karikomi: {note}", file=sys.stderr)
+        found = drive(
+            AllAtOnce(settings),
+            evaluated,
+            journal=journal,
+            executor=executor,
+            seed=0,
+            reference=reference,
+            on_finished=on_finished,
+            after_round=alone.measure,
+        )
+    return {setting: found[setting.proposal()].facts for setting in settings}
+
+
 def _result(
-    task: Task, runs: Mapping[Setting, Mapping[str, Any]], environment: Mapping[str, Any]
+    whole: OpenedRun,
+    runs: Mapping[Setting, Mapping[str, Any]],
+    alone: AloneTimes,
+    target: float | None,
 ) -> dict[str, Any]:
-    points = dict.fromkeys((setting.limit, setting.sparsity) for setting in runs)
+    task = whole.task
+    points = points_of(task, runs, alone)
+    groups = groups_of(task, points)
+    chosen = [points[g.chosen]["validation"]["mean"] for g in groups if g.chosen is not None]
+    wanted = target if target is not None else (chosen[0] if chosen else None)
+    batches = max(len(whole.data.train) // task.recipe.batch_size, 1)
+    if wanted is not None:
+        bar = wanted
+        points = with_target(points, runs, lambda value: task.drop(bar, value) <= 0, batches)
+    for group in groups:
+        for place in group.places:
+            points[place]["verdict"] = group.verdict(place)
     return {
         "task": task.name,
+        "network": whole.runner.describe(),
         "seeds": list(dict.fromkeys(setting.seed for setting in runs)),
         "metric": task.metric_name,
         "goal": task.direction,
-        "points": [
-            _point(*point, [run for at, run in runs.items() if (at.limit, at.sparsity) == point])
-            for point in points
-        ],
-        "environment": dict(environment),
+        "epochs": next(iter(runs)).epochs,
+        "target": wanted,
+        "answer": answer_of(task, points, groups),
+        "points": points,
+        "environment": {**whole.runner.environment(), "karikomi": __version__},
         "warnings": [warning for at, run in runs.items() if (warning := _warning(at, run))],
     }
 
 
 def _warning(at: Setting, run: Mapping[str, Any]) -> str | None:
     if run["diverged"] is not None:
-        return f"{_words(at)}: diverged, left out of the figures ({run['diverged']})"
+        return f"{at.words()}: diverged, left out of the figures ({run['diverged']})"
     if run["skipped"]:
-        return f"{_words(at)}: {run['skipped']:.0%} of the steps skipped, gradients not finite"
+        return f"{at.words()}: {run['skipped']:.0%} of the steps skipped, gradients not finite"
     return None
-
-
-def _point(
-    limit: float | None, sparsity: float, runs: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    finished = [run for run in runs if run["diverged"] is None]
-    return {
-        "limit": limit,
-        "sparsity": sparsity,
-        "runs": len(finished),
-        "diverged": len(runs) - len(finished),
-        **{key: _spread([run[key] for run in finished]) for key in _FIGURES},
-    }
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    if not known:
-        return {"mean": None, "min": None, "max": None}
-    return {"mean": statistics.fmean(known), "min": min(known), "max": max(known)}
-
-
-def _words(setting: Setting) -> str:
-    limit = "none" if setting.limit is None else f"{setting.limit:g}"
-    return f"limit {limit}, sparsity {setting.sparsity:g}, seed {setting.seed}"

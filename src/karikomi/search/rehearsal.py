@@ -12,10 +12,11 @@ import numpy as np
 
 from karikomi import registry
 from karikomi.errors import KarikomiError, NonFinite
-from karikomi.record import Recorder
 from karikomi.search.driver import Budgets
-from karikomi.search.grid_run import Run, Setting
+from karikomi.search.grid_run import Run
+from karikomi.search.grid_setting import Setting
 from karikomi.search.search_run import SearchRequest, searched
+from karikomi.search.timed_recorder import TimedRecorder
 from karikomi.tasks import Data, Runner, Task
 from karikomi.tasks.metrics import check_labels
 from karikomi.tasks.user_code import cause
@@ -56,9 +57,9 @@ def rehearse_run(task: Task, data: Data, setting: Setting) -> None:
     with _explained(task), tempfile.TemporaryDirectory(prefix="karikomi-") as path:
         runner, small = _on_one_batch(brief, data, setting.seed)
         _check_splits(brief, runner, data, small)
-        run = Run(brief, small, runner, setting, 1)
+        run = Run(brief, small, runner, dataclasses.replace(setting, epochs=1))
         # A run that diverges is a result of a sweep.
-        with Recorder(Path(path) / "record.jsonl") as recorder, suppress(NonFinite):
+        with TimedRecorder(Path(path) / "record.jsonl") as recorder, suppress(NonFinite):
             run.trained(recorder, lambda: None)
 
 

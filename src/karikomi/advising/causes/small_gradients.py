@@ -46,7 +46,8 @@ def vanishing(run: Recorded, signals: Signals) -> Finding | None:
         "the run: they vanish on the way, and the first layers do not train.",
         "Use residual connections, another activation, normalisation or a scaled initialisation; a "
         "limit only makes gradients smaller. A bound that keeps weights at unit scale may help "
-        "(kk.bound.UnitNorm, kk.bound.SpectralCap); try it beside none.",
+        "(kk.bound.UnitNorm, kk.bound.SpectralCap): `karikomi sweep TASK --bound 'UnitNorm(1.0)'` trains with and "
+        "without it and says whether it helps.",
         tensors=(run.names[least],),
         numbers={"first_over_last": math.exp(ratio), "layers_in_order": falls},
     )
