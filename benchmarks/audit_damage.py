@@ -34,6 +34,7 @@ from karikomi.audit.stress import corrupted
 from karikomi.quantize import uniform
 from karikomi.tasks import Data, Split, Task
 
+MOST_TEST = 1_500
 TEXT = """
 the prince of verona walked along the river and spoke of summer while the old soldiers argued about bread and wine
 when the morning came again every window in the narrow street was open and many voices answered the bells of the town
@@ -137,8 +138,9 @@ class Setting:
         order = np.random.default_rng(1).permutation(len(y))
         x, y, members = x[order], y[order], members[order]
         cut = len(y) // 2
-        self.train, test = Split(x[:cut], y[:cut]), Split(x[cut:], y[cut:])
-        self.inside, self.slices = members[:cut], {"group": members[cut:]}
+        last = cut + MOST_TEST
+        self.train, test = Split(x[:cut], y[:cut]), Split(x[cut:last], y[cut:last])
+        self.inside, self.slices = members[:cut], {"group": members[cut:last]}
         split = Data(self.train, test, test)
         self.task = Task(name=kind, model=make, data=lambda: split)
         self.data = split
@@ -205,7 +207,7 @@ class Setting:
             runner=self.runner,
             data=self.data,
             slices=self.slices,
-            most=600,
+            most=400,
         )
 
 
