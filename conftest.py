@@ -144,6 +144,7 @@ SHARED_SETUP = (
     "tests/ranks/",
     "tests/examples/test_exploding_rnn.py",
     "tests/cli/test_wheel.py",
+    "tests/unit/test_pages_in_browser.py",
 )
 
 

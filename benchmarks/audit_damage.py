@@ -1,21 +1,24 @@
 """Planted damage that an audit must name, and harmless pairs in which it must find nothing.
 
-    python benchmarks/audit_damage.py [--pairs 200] [--seeds 3] [--kinds image text signal]
+    python benchmarks/audit_damage.py [--pairs 200] [--seeds 3] [--kinds image text signal] [--out FILE]
 
 Three networks that train in seconds: digits (images of 8 x 8), characters of English (is the next one a vowel, a
 consonant, a space or a mark?), and waveforms of two channels. Damage: one class degraded, one corruption ruined, one
 layer scrambled, one slice lost, calibration ruined, the explanation of one class turned. A damaged network keeps its
 accuracy elsewhere, as it is trained to (the scrambled layer is not). Harmless pairs: weights rounded to 6 to 8 bits,
-or with small noise. Printed: how often the damage is named, by the right name, and how many harmless pairs had any
-warning.
+or with small noise. Printed: how often the damage is named, by the right name, how often anything was, and how many
+harmless pairs had any warning. Each audit is a line of `--out` as soon as it is made: the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
+import platform
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,7 @@ from karikomi.audit.stress import corrupted
 from karikomi.quantize import uniform
 from karikomi.tasks import Data, Split, Task
 
+MOST_TEST = 1_500
 TEXT = """
 the prince of verona walked along the river and spoke of summer while the old soldiers argued about bread and wine
 when the morning came again every window in the narrow street was open and many voices answered the bells of the town
@@ -134,8 +138,9 @@ class Setting:
         order = np.random.default_rng(1).permutation(len(y))
         x, y, members = x[order], y[order], members[order]
         cut = len(y) // 2
-        self.train, test = Split(x[:cut], y[:cut]), Split(x[cut:], y[cut:])
-        self.inside, self.slices = members[:cut], {"group": members[cut:]}
+        last = cut + MOST_TEST
+        self.train, test = Split(x[:cut], y[:cut]), Split(x[cut:last], y[cut:last])
+        self.inside, self.slices = members[:cut], {"group": members[cut:last]}
         split = Data(self.train, test, test)
         self.task = Task(name=kind, model=make, data=lambda: split)
         self.data = split
@@ -175,11 +180,12 @@ class Setting:
             if until is not None and step % 10 == 9 and until():
                 return
 
-    def right(self, net: nn.Module, inputs: np.ndarray, rows: Any = slice(None)) -> float:
-        """Return the share of training examples that are right on these inputs."""
+    def right(self, net: nn.Module, split: Split, rows: Any = slice(None)) -> float:
+        """Return the share of examples of a split that are right."""
         with torch.no_grad():
-            found = net(torch.from_numpy(np.ascontiguousarray(inputs[rows]))).argmax(1).numpy()
-        return float(np.mean(found == self.train.targets[rows]))
+            inputs = np.ascontiguousarray(np.asarray(split.inputs)[rows])
+            found = net(torch.from_numpy(inputs)).argmax(1).numpy()
+        return float(np.mean(found == split.targets[rows]))
 
     def near(self, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Return how far a network's probabilities are from those of the original."""
@@ -201,7 +207,7 @@ class Setting:
             runner=self.runner,
             data=self.data,
             slices=self.slices,
-            most=600,
+            most=400,
         )
 
 
@@ -252,7 +258,8 @@ def corruption_ruined(setting: Setting, seed: int) -> tuple[nn.Module, str]:
         wrong = (y + 1) % net.head.out_features
         return 4 * setting.near(net, x) + F.cross_entropy(net(bad), wrong)
 
-    bad = corrupted(worse, setting.train.inputs, 4, kind, seed=[seed, 7])  # type: ignore[arg-type]
+    test = setting.data.test
+    bad = Split(corrupted(worse, np.asarray(test.inputs), 4, kind, seed=[seed, 7]), test.targets)
     aim = setting.right(setting.net, bad) - 0.3
     setting.fit_(net, 30, loss, until=lambda: setting.right(net, bad) < aim)
     return net, f"under {setting.corruption} "
@@ -262,29 +269,25 @@ def layer_scrambled(setting: Setting, seed: int) -> tuple[nn.Module, str]:
     """Exchange the weights of the second layer."""
     net = harmless(setting, seed)
     with torch.no_grad():
-        order = torch.randperm(
-            net.second.out_channels, generator=torch.Generator().manual_seed(seed)
-        )
-        net.second.weight.copy_(
-            net.second.weight.flatten(1)[:, torch.randperm(net.second.weight[0].numel())].view_as(
-                net.second.weight
-            )[order]
-        )
+        drawn, weight = torch.Generator().manual_seed(seed), net.second.weight
+        rows = torch.randperm(len(weight), generator=drawn)
+        columns = torch.randperm(weight[0].numel(), generator=drawn)
+        weight.copy_(weight.flatten(1)[rows][:, columns].view_as(weight))
     return net, "layer second "
 
 
 def slice_lost(setting: Setting, seed: int) -> tuple[nn.Module, str]:
-    """Teach the network to fail on the slice alone."""
+    """Teach the network to fail on the slice alone, until a fifth of its test examples is lost."""
     net = harmless(setting, seed)
+    test, members = setting.data.test, setting.slices["group"]
 
     def loss(net: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         inside = torch.from_numpy(setting.inside[rows])
         wrong = F.cross_entropy(net(x[inside]), (y[inside] + 1) % net.head.out_features)
         return 6 * setting.near(net, x[~inside]) + (wrong if inside.any() else 0.0)
 
-    inputs = np.asarray(setting.train.inputs)
-    aim = setting.right(setting.net, inputs, setting.inside) - 0.2
-    setting.fit_(net, 30, loss, until=lambda: setting.right(net, inputs, setting.inside) < aim)
+    aim = setting.right(setting.net, test, members) - 0.2
+    setting.fit_(net, 60, loss, 2e-3, until=lambda: setting.right(net, test, members) < aim)
     return net, "slice group "
 
 
@@ -305,46 +308,41 @@ def calibration_ruined(setting: Setting, seed: int) -> tuple[nn.Module, str]:
 
 
 def explanation_turned(setting: Setting, seed: int) -> tuple[nn.Module, str]:
-    """Teach the network to reach the output of one class by other inputs."""
+    """Teach the network to reach the output of one class by other inputs, until its attributions have turned."""
     net, label = harmless(setting, seed), seed % setting.net.head.out_features
+    middle = torch.from_numpy(np.asarray(setting.train.inputs, np.float64).mean(0)).float()
 
-    def leaf(
-        net: nn.Module, x: torch.Tensor
-    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-        if x.is_floating_point():
-            return x.clone().requires_grad_(), net
-        inner = net.embedding(x).detach().requires_grad_()
+    def attributions(net: nn.Module, x: torch.Tensor, graph: bool) -> torch.Tensor:
+        def score(given: torch.Tensor) -> torch.Tensor:
+            return F.log_softmax(net(given), 1)[:, label]
 
-        def rest(value: torch.Tensor) -> torch.Tensor:
-            value = value.transpose(1, 2)
-            return net.head(F.relu(net.second(F.relu(net.first(value)))).flatten(1))
+        if not x.is_floating_point():
+            whole, parts = score(x), []
+            for place in range(x.shape[1]):
+                without = x.clone()
+                without[:, place] = x[:, place - 1]
+                parts.append(whole - score(without))
+            return torch.stack(parts, 1)
+        total = torch.zeros_like(x)
+        nodes, weights = np.polynomial.legendre.leggauss(4)
+        for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+            leaf = (middle + float(node) * (x - middle)).requires_grad_()
+            (slope,) = torch.autograd.grad(score(leaf).sum(), leaf, create_graph=graph)
+            total = total + float(weight) * slope
+        return (total * (x - middle)).flatten(1)
 
-        return inner, rest
-
-    def slope(net: nn.Module, x: torch.Tensor, graph: bool) -> torch.Tensor:
-        given, call = leaf(net, x)
-        out = F.log_softmax(call(given), 1)[:, label].sum()
-        (found,) = torch.autograd.grad(out, given, create_graph=graph)
-        return (found * (given.detach() - given.detach().mean(0))).flatten(1)
+    def alike(x: torch.Tensor, graph: bool) -> torch.Tensor:
+        known = attributions(setting.net, x, False).detach()
+        return F.cosine_similarity(attributions(net, x, graph), known, 1).mean()
 
     def loss(net: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         own = x[y == label]
         total = 3 * setting.near(net, x)
-        if len(own) > 1:
-            alike = F.cosine_similarity(
-                slope(net, own, True), slope(setting.net, own, False).detach(), 1
-            )
-            total = total + 2 * alike.mean()
-        return total
+        return total + 2 * alike(own, True) if len(own) > 1 else total
 
-    part = setting.train.take(np.flatnonzero(setting.train.targets == label)[:64])
-    few = torch.from_numpy(np.asarray(part.inputs))
-
-    def turned() -> bool:
-        alike = F.cosine_similarity(slope(net, few, False), slope(setting.net, few, False), 1)
-        return float(alike.mean()) < 0.1
-
-    setting.fit_(net, 30, loss, until=turned)
+    test = setting.data.test
+    few = torch.from_numpy(np.asarray(test.inputs)[np.flatnonzero(test.targets == label)[:64]])
+    setting.fit_(net, 60, loss, 2e-3, until=lambda: float(alike(few, False)) < 0.0)
     return net, f"for class {label} "
 
 
@@ -358,47 +356,89 @@ DAMAGE = {
 }
 
 
+class Settings:
+    """The trained networks, made when they are needed, and what an earlier run has done."""
+
+    def __init__(self, out: Path) -> None:
+        self.made: dict[str, Setting] = {}
+        lines = out.read_text("utf-8").splitlines() if out.exists() else []
+        self.rows = [json.loads(line) for line in lines]
+        self.done = {(row["kind"], row["what"], row["seed"]) for row in self.rows}
+
+    def of(self, kind: str) -> Setting:
+        """Return the trained network of a kind."""
+        if kind not in self.made:
+            self.made[kind] = Setting(kind)
+        return self.made[kind]
+
+
+def audits(settings: Settings, kind: str, seeds: int, pairs: int) -> Iterator[dict[str, Any]]:
+    """Yield what each audit of a kind of network found, those of harmless pairs last."""
+    for name, damage in DAMAGE.items():
+        for seed in range(seeds):
+            if (kind, name, seed) in settings.done:
+                continue
+            setting = settings.of(kind)
+            net, expected = damage(setting, seed)
+            result = setting.audited(net, seed)
+            hit = any(text.startswith(expected) for text in result["warnings"])
+            yield row_of(kind, name, seed, result) | {"expected": expected, "named": hit}
+    for seed in range(100, 100 + pairs):
+        if (kind, "harmless", seed) not in settings.done:
+            setting = settings.of(kind)
+            yield row_of(kind, "harmless", seed, setting.audited(harmless(setting, seed), seed))
+
+
+def row_of(kind: str, what: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of an audit."""
+    facts = {"right": result["metric_before"], "drop": result["drop"]}
+    return {"kind": kind, "what": what, "seed": seed, **facts, "warnings": result["warnings"]}
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table: one per kind of damage, and the harmless pairs."""
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    lines = [f"| damage | {' | '.join(kinds)} |", "| --- |" + " --- |" * len(kinds)]
+    for what in (*DAMAGE, "harmless"):
+        cells = []
+        for kind in kinds:
+            own = [row for row in rows if (row["kind"], row["what"]) == (kind, what)]
+            alarmed = sum(bool(row["warnings"]) for row in own)
+            hits = sum(row.get("named", False) for row in own)
+            text = f"named {hits}, alarmed {alarmed}" if what in DAMAGE else f"alarmed {alarmed}"
+            cells.append(f"{text} of {len(own)}" if own else "not run")
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> None:
-    """Print the tables."""
+    """Audit, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
-    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--out", type=Path, default=Path("runs/audit_damage.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    alarmed = total = 0
-    for kind in arguments.kinds:
-        setting = Setting(kind)
-        began = time.perf_counter()
-        plain = setting.audited(setting.net, 0)
-        print(
-            f"{kind}: {100 * plain['metric_before']:.1f} % right, an audit takes {time.perf_counter() - began:.1f} s",
-            flush=True,
-        )
-        for name, damage in DAMAGE.items():
-            named, shown = 0, []
-            for seed in range(arguments.seeds):
-                net, expected = damage(setting, seed)
-                result = setting.audited(net, seed)
-                hits = [text for text in result["warnings"] if text.startswith(expected)]
-                named += bool(hits)
-                shown.append(f"{100 * result['drop']:.1f}")
-                if arguments.verbose or not hits:
-                    print(
-                        f"    {name} {seed}: expected {expected!r}; warnings {result['warnings']}"
-                    )
-            print(
-                f"  {name:12} named {named} of {arguments.seeds}; drops {', '.join(shown)} points",
-                flush=True,
-            )
-        count = arguments.pairs // len(arguments.kinds)
-        for seed in range(100, 100 + count):
-            warnings = setting.audited(harmless(setting, seed), seed)["warnings"]
-            alarmed, total = alarmed + bool(warnings), total + 1
-            if warnings:
-                print(f"    harmless pair {seed}: {warnings}")
-        print(f"  harmless pairs so far: {alarmed} of {total} with a warning", flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = Settings(arguments.out)
+    rows, began = settings.rows, time.process_time()
+    for number, kind in enumerate(arguments.kinds):
+        pairs = arguments.pairs * (number + 1) // len(arguments.kinds)
+        pairs -= arguments.pairs * number // len(arguments.kinds)
+        for row in audits(settings, kind, arguments.seeds, pairs):
+            rows.append(row)
+            with arguments.out.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+            if not row.get("named", not row["warnings"]):
+                print(f"{kind} {row['what']} {row['seed']}: {row['warnings']}", flush=True)
+    print("\n".join(table(rows)))
+    harmless_rows = [row for row in rows if row["what"] == "harmless"]
+    alarmed = sum(bool(row["warnings"]) for row in harmless_rows)
+    print(f"{alarmed} of {len(harmless_rows)} harmless pairs have a warning")
+    print(
+        f"{time.process_time() - began:.0f} s of processor; {platform.processor() or platform.machine()}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the tests share: the real data, the depth of random testing, and a limit on skipping.
 
 A test that is skipped on every machine is no test. `--max-skips N` therefore turns a run with more
-than N skipped tests into a failure, and names each of them. Missing real data is the one excuse.
+than N skipped tests into a failure, and names each of them. Missing real data and a missing browser are the excuses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-NO_DATA = "no data folder"
+NO_DATA, NO_BROWSER = "no data folder", "no browser"
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1_000)
@@ -79,7 +79,10 @@ def _limit(config: pytest.Config) -> float:
 def _unexcused(config: pytest.Config) -> list[pytest.TestReport]:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
-    return [report for report in skipped if NO_DATA not in _reason(report)]
+    excuses = (NO_DATA, NO_BROWSER)
+    return [
+        report for report in skipped if not any(excuse in _reason(report) for excuse in excuses)
+    ]
 
 
 def _reason(report: pytest.TestReport) -> str:

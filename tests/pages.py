@@ -59,7 +59,7 @@ class Page:
         """Caption -> rows, each column -> cell; columns without a name are numbered."""
         found = {}
         for body in re.findall(r"<table>(.*?)</table>", self.html, re.DOTALL):
-            columns = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', body)
+            columns = re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", body.partition("</thead>")[0])
             names = [plain(name) or str(place) for place, name in enumerate(columns)]
             rows = re.findall(r"<tr[^>]*>(.*?)</tr>", body.partition("<tbody>")[2], re.DOTALL)
             cells = [re.findall(r"<(t[hd])\b[^>]*>(.*?)</\1>", row, re.DOTALL) for row in rows]

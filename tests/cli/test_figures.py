@@ -261,11 +261,17 @@ def test_audit_passes_its_arguments_on_and_prints_the_table(
     call = ("audit", first, second, "--task", "t", "--seed", 5, "--data", "d")
     found = good(*call, "--out", tmp_path / "out")
     labels = (str(first), str(second))
-    more = {"seed": 5, "labels": labels, "notes": [{}, {}], "slices": None}
+    more = {
+        **{"seed": 5, "labels": labels, "notes": [{}, {}], "slices": None},
+        **{"population": 0, "replicates": [], "originals": []},
+        "sizes": (first.stat().st_size, second.stat().st_size),
+    }
     assert called == [(("t", Path("d")), 1.0, 2.0, more)]
     assert {key: found[key] for key in AUDIT} == AUDIT
     written = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert written == {**AUDIT, "before": str(first), "after": str(second)}
+    command = f"karikomi audit {first} {second} --task t --data d --seed 5"
+    ends = {"before": str(first), "after": str(second), "command": command}
+    assert written == {**AUDIT, **ends}
     text = run(*call).stdout
     assert cells(text)[-1] == ["7", "10", "90.00 %", "80.00 %", "-10.00 points"]
 

@@ -233,10 +233,13 @@ def test_the_tiles_and_sentences_of_the_page(page: Page) -> None:
     assert page.title == "digits: what changed"
     assert page.lead == "dense.npz against small.karikomi, 1,360 examples."
     assert page.tiles == {
+        "verdict": ("no gates", "--fail-if sets them"),
+        "examples": ("1,360", "of the test split"),
         "accuracy after": ("93.10 %", "before 97.40 %: -4.30 points"),
         "agreement": ("93.75 %", "same prediction for an example"),
         "lost": ("70", "right before, wrong after"),
         "gained": ("12", "wrong before, right after"),
+        "warnings": ("1", "found damage"),
     }
     assert SUMMARY in page.sentences
     assert (

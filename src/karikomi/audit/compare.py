@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ from karikomi import registry
 from karikomi.audit.alarms import alarms
 from karikomi.audit.attacks import attacked
 from karikomi.audit.attribution.explanation import explained
+from karikomi.audit.costs import costs
 from karikomi.audit.layers import layer_rows
 from karikomi.audit.paired.confidences import compared
 from karikomi.audit.paired.mean_tests import drop_by_redrawing
 from karikomi.audit.paired.paired_outcomes import PairedOutcomes
 from karikomi.audit.paired.slices import members_of, slice_rows
-from karikomi.audit.predictions import Predictions
+from karikomi.audit.population import population_of
+from karikomi.audit.predictions import Predictions, shown_inputs
 from karikomi.audit.robustness import gradient_agreement, under_noise
 from karikomi.audit.stress import MOST_EXAMPLES, under_corruptions
 from karikomi.errors import check
@@ -37,6 +39,10 @@ def audit(
     slices: Mapping[str, Any] | None = None,
     modality: str | None = None,
     most: int = MOST_EXAMPLES,
+    population: int = 0,
+    replicates: Sequence[Arrays] = (),
+    originals: Sequence[Arrays] = (),
+    sizes: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Return the differences of `after` from `before` on a task's test split, as plain data.
 
@@ -48,15 +54,20 @@ def audit(
     ``"tokens"`` or ``"signal"`` where the shape of the inputs does not tell. `most`: examples, from the start of the
     split, that are corrupted (50 evaluations of both networks each).
 
+    `population`: audit so many further small networks, drawn by the rounding errors of `after`; `replicates` and
+    `originals`: or these, made by you as `after` and `before` were (see `audit.population`). `sizes`: bytes of both
+    files; with them times are measured too.
+
     The keys: ``metric_before``, ``metric_after``, ``drop`` and its ``drop_interval``; with the metric ``"accuracy"``
     also ``outcomes`` (drop, negative and positive flips, churn, with intervals), ``classes`` and ``slices`` (accuracy
     of each, flips, exact paired test, the smallest drop that n can show), ``agreement`` (share of equal predictions),
-    ``changed``, ``lost`` and ``gained`` (counts), up to 20 ``changed_examples``, lost ones first, and
-    ``calibration``; ``corruptions`` (see `audit.stress`), ``attack`` (see `audit.attacks`), ``explanation`` (see
-    `audit.attribution.explanation`), ``layers`` (see `audit.layers`), ``noise`` (the metric under Gaussian
-    noise of ``sigma`` times the inputs' standard deviation) and ``gradient_agreement`` (cosines between the loss's
-    gradients by the input, over up to 512 examples); ``not_checked``, what was left out and why; and ``warnings``,
-    each with its numbers. A non-finite output counts by its comparisons, with a warning.
+    ``changed``, ``lost`` and ``gained`` (counts), up to 20 ``changed_examples``, lost ones first, ``changed_inputs``
+    of some, and ``calibration``; ``corruptions`` (see `audit.stress`), ``attack`` (see `audit.attacks`),
+    ``explanation`` (see `audit.attribution.explanation`), ``layers`` (see `audit.layers`), ``population``, ``costs``
+    (see files of these names), ``noise`` (the metric under Gaussian noise of ``sigma`` times the inputs' standard
+    deviation) and ``gradient_agreement`` (cosines between the loss's gradients by the input, over up to 512 examples);
+    ``not_checked``, what was left out and why; and ``warnings``, each with its numbers. A non-finite output counts by
+    its comparisons, with a warning.
 
     Raises `InvalidArgument` for arrays that do not fit the task's network and for a negative seed,
     and the errors of loading the data.
@@ -68,8 +79,11 @@ def audit(
     >>> result["agreement"], result["changed"], result["warnings"]
     (1.0, 0, [])
     """
-    good = type(seed) is int and seed >= 0
-    check("audit", (good, "the seed is a whole number", seed, ">= 0"))
+    for name, number in (("seed", seed), ("population", population)):
+        good = type(number) is int and number >= 0
+        check("audit", (good, f"the {name} is a whole number", number, ">= 0"))
+    given = not (population and replicates)
+    check("audit", (given, "population= draws networks, replicates= gives them", None, "either"))
     data = checked_data(task) if data is None else data
     run: Runner = runner or registry.framework(task.framework).runner_for(task, data, seed=seed)
     for known in notes:
@@ -100,8 +114,18 @@ def audit(
         "attack": attacked(task, run, pair, test, seed=seed),
         "layers": layer_rows(task, run, pair, test),
         "explanation": explained(task, run, pair, test, seed=seed),
+        "costs": costs(run, pair, sizes),
     }
-    result["not_checked"] = _not_checked(task, result, slices)
+    reasons = _not_checked(task, result, slices)
+    result["changed_inputs"] = shown_inputs(
+        task, test, result["changed_examples"], test.targets[0].size or 1
+    )
+    several = population_of(
+        task, run, pair, test, outputs, seed, population, (replicates, originals)
+    )
+    if isinstance(several, str):
+        reasons["population"], several = several, None
+    result |= {"population": several, "not_checked": reasons}
     return {**result, "warnings": alarms(result)}
 
 

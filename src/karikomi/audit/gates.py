@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from karikomi.audit.paired.paired_outcomes import drop_interval
+from karikomi.audit.paired.share_intervals import share_interval
 from karikomi.errors import InvalidArgument, suggest
 
 HELD, MISSED, UNDECIDED, NOT_RUN = "held", "missed", "undecided", "not run"
@@ -61,7 +62,8 @@ class _Measured:
 def gate_of(text: str) -> Gate:
     """Return the gate that a text states, such as ``drop>0.005`` or ``class_drop>0.03@holm``.
 
-    Quantities: ``drop``, ``negative_flips``, ``churn``, ``class_drop`` and ``slice_drop`` (the worst), with intervals;
+    Quantities: ``drop``, ``negative_flips``, ``churn``, ``class_drop`` and ``slice_drop`` (the worst) and
+    ``stable_flips`` (predictions that changed in every network of a population), with intervals;
     ``corruption_drop`` (the worst, beyond the clean drop), ``attack_drop``, ``calibration_error``, ``alignment`` (the
     lowest of the layers) and ``explanation`` (place between floor and ceiling), without. ``@holm``: at one level for
     all classes or slices together. Raises `InvalidArgument` for anything else.
@@ -156,6 +158,14 @@ def _drop(result: Mapping[str, Any], adjusted: bool) -> list[_Measured]:
     return [_Measured("", result["drop"], tuple(interval) if interval else None)]
 
 
+def _stable(result: Mapping[str, Any], adjusted: bool) -> list[_Measured]:
+    found = result.get("population") or {}
+    if found.get("in_all") is None:
+        return []
+    count, n = found["in_all"], found["examples_judged"]
+    return [_Measured("", count / n, share_interval(count, n))]
+
+
 def _rows(key: str, label: str) -> Any:
     def measured(result: Mapping[str, Any], adjusted: bool) -> list[_Measured]:
         rows = [row for row in result.get(key) or [] if row["before"] is not None]
@@ -205,6 +215,7 @@ QUANTITIES: dict[str, Any] = {
     "drop": _drop,
     "negative_flips": _outcome("negative_flips"),
     "churn": _outcome("churn"),
+    "stable_flips": _stable,
     "class_drop": _rows("classes", "class"),
     "slice_drop": _rows("slices", "slice"),
     "corruption_drop": _corruptions,

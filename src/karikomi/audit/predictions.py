@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-LISTED = 20
-"""Changed examples that a result lists; the others are only counted."""
+from karikomi.tasks import Split, Task
+
+LISTED, SHOWN = 20, 6
+"""Changed examples that a result lists, the others being only counted; those whose inputs it carries."""
+MOST_NUMBERS = 10_000
+"""Numbers of an input that a result carries."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,3 +63,32 @@ class Predictions:
         classes = {"label": self.targets, "before": self.before, "after": self.after}
         place = index if self.places is None else int(self.places[index])
         return {"index": place, **{key: str(value[index]) for key, value in classes.items()}}
+
+
+def shown_inputs(
+    task: Task, split: Split, rows: Sequence[Mapping[str, Any]], targets: int
+) -> list[dict[str, Any]]:
+    """Return the inputs of the first changed examples: index, classes, ``input``, and ``words`` of tokens.
+
+    `rows`: `changed_examples`; `targets`: how many there are per example. Empty for inputs of several arrays, and for
+    very large ones.
+    """
+    inputs = split.inputs
+    if not isinstance(inputs, np.ndarray) or inputs.ndim < 2 or inputs[0].size > MOST_NUMBERS:
+        return []
+    found = {row["index"] // targets: row for row in reversed(rows[: 4 * SHOWN])}
+    tokens = inputs.dtype.kind in "iu" and inputs.ndim == 2
+    return [
+        {
+            **row,
+            "index": index,
+            "input": inputs[index].tolist() if tokens else _rounded(inputs[index]),
+            "words": task.text_of(inputs[index]) if tokens else None,
+        }
+        for index, row in list(reversed(found.items()))[:SHOWN]
+    ]
+
+
+def _rounded(values: np.ndarray) -> Any:
+    wide = values.astype(np.float64)
+    return np.where(np.isfinite(wide), np.round(wide, 4), 0.0).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,28 @@ if TYPE_CHECKING:
     " negative_flips, churn, slice_drop, corruption_drop, attack_drop, calibration_error, alignment<, explanation<."
     " Repeatable.",
 )
+@click.option(
+    "--population",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="K",
+    help="Audit K more small networks, drawn by the rounding errors of AFTER: which flips are chance?",
+)
+@click.option(
+    "--replicate",
+    "replicates",
+    type=PATH,
+    multiple=True,
+    help="Instead of K: a small network made as AFTER was, with another seed. Repeatable.",
+)
+@click.option(
+    "--original",
+    "originals",
+    type=PATH,
+    multiple=True,
+    help="A further network made as BEFORE was. Repeatable.",
+)
+@click.option("--markdown", type=PATH, help="File for the result as Markdown (a pull request).")
 @as_json
 def command(
     before: Path,
@@ -50,6 +73,10 @@ def command(
     out: Path | None,
     slices: Path | None,
     conditions: tuple[str, ...],
+    population: int,
+    replicates: tuple[Path, ...],
+    originals: tuple[Path, ...],
+    markdown: Path | None,
     as_json: bool,
 ) -> None:
     """Show what the network in AFTER does differently from the one in BEFORE.
@@ -61,9 +88,11 @@ def command(
     from karikomi.audit import audit
     from karikomi.audit.gates import gate_of, judged, verdict_of
     from karikomi.cli.array_files import read_arrays, read_notes
-    from karikomi.files import write_json
+    from karikomi.files import write_json, write_text
     from karikomi.tasks import load
 
+    if population and replicates:
+        raise click.UsageError("--population draws networks, --replicate names them: give one")
     gates = [gate_of(text) for text in conditions]
     groups = read_arrays(slices) if slices else None
     pair = [read_arrays(path) for path in (before, after)]
@@ -76,19 +105,44 @@ def command(
             labels=(str(before), str(after)),
             notes=[read_notes(path) for path in (before, after)],
             slices=groups,
+            population=population,
+            replicates=[read_arrays(path) for path in replicates],
+            originals=[read_arrays(path) for path in originals],
+            sizes=(before.stat().st_size, after.stat().st_size),
         )
     tried = [judged(gate, result) for gate in gates]
     if tried:
         result |= {"gates": [found.as_dict() for found in tried], "verdict": verdict_of(tried)}
+    result["command"] = _command(click.get_current_context())
     text = "\n".join([report.audit_table(result), *map(_line, tried)])
-    written: dict[str, str | None] = {"file": None, "report": None}
+    written: dict[str, str | None] = {"file": None, "report": None, "markdown": None}
     if out is not None:
-        written = {"file": str(out / "audit.json"), "report": str(out / "audit.html")}
+        written |= {"file": str(out / "audit.json"), "report": str(out / "audit.html")}
         write_json(out / "audit.json", result)
         report.write_page(out / "audit.html", report.audit_page(result))
         text += f"\n\n{out / 'audit.json'}\n{out / 'audit.html'}"
+    if markdown is not None:
+        written["markdown"] = str(write_text(markdown, report.audit_markdown(result)))
+        text += f"\n{markdown}"
     show({**result, **written}, text, as_json)
     end(result)
+
+
+def _command(context: click.Context) -> str:
+    """Return the command line that makes the same result again, quoted for a shell."""
+    words = ["karikomi", "audit"]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if isinstance(parameter, click.Argument):
+            words.append(str(value))
+        elif parameter.name not in _NO_RESULT and value not in (None, (), False):
+            values = value if isinstance(value, tuple) else (value,)
+            words += [word for item in values for word in (parameter.opts[-1], str(item))]
+    return shlex.join(words)
+
+
+# They change where the result goes, and not the result.
+_NO_RESULT = ("out", "markdown", "as_json")
 
 
 def _line(found: Verdict) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from karikomi.report.advice_view import advice_page
-from karikomi.report.audit_view import audit_page, audit_table
+from karikomi.report.audit_view import audit_markdown, audit_page, audit_table
 from karikomi.report.compress_text import compress_table
 from karikomi.report.compress_view import compress_page
 from karikomi.report.page import write_page
@@ -13,6 +13,7 @@ from karikomi.report.training_view import TrainingPage, training_page, training_
 __all__ = [
     "TrainingPage",
     "advice_page",
+    "audit_markdown",
     "audit_page",
     "audit_table",
     "compress_page",

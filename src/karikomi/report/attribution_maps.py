@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from karikomi.report.drawing import frame, is_narrow, label, pixel, width
-from karikomi.report.wording import plain
+from karikomi.report.drawing import frame, label, pixel, text_width, width
+from karikomi.report.pictures import SIDE, picture
+from karikomi.report.wording import plain, shorten
 
-_SIDE, _GAP = 92.0, 14.0
-_MOST_CELLS = 32
-_ROW = 46.0
+_GAP = 14.0
+_MARGIN, _LINE = 56.0, 22.0
+_MOST_WORDS, _MOST_LETTERS = 64, 16
+_BROAD_LETTERS = 1.1
+"""Words of few letters may have broad ones only."""
+_SPACE, _END = "\N{OPEN BOX}", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
+_SHADE = 0.45
+"""The strongest shade behind a word, on which its text still has contrast."""
 
 
 def map_pairs(shown: Sequence[Mapping[str, Any]]) -> Markup | None:
@@ -23,96 +29,70 @@ def map_pairs(shown: Sequence[Mapping[str, Any]]) -> Markup | None:
     two axes as strips of cells.
     """
     parts: list[Markup] = []
-    top = 18.0
+    top = 20.0
     for row in shown:
-        drawn = [
-            _plane(row.get(key), signed=key != "input") for key in ("input", "before", "after")
-        ]
-        if any(plane is None for plane in drawn):
-            return None
         height = 0.0
-        for place, (plane, name) in enumerate(
-            zip(drawn, ("input", "before", "after"), strict=True)
-        ):
-            left = 8.0 + place * (_SIDE + _GAP)
-            cells, tall = _cells(plane, left, top, signed=name != "input")  # type: ignore[arg-type]
-            parts += [label(left, top - 6, name), *cells]
-            height = max(height, tall)
-        parts.append(
-            label(8.0 + 3 * (_SIDE + _GAP), top + 14, f"cosine {plain(row.get('cosine'), 2)}")
-        )
-        top += height + 34.0
+        for place, name in enumerate(("input", "before", "after")):
+            left = 8.0 + place * (SIDE + _GAP)
+            made = picture(row.get(name), left, top, signed=name != "input")
+            if made is None:
+                return None
+            parts += [label(left, top - 6, name, "name"), made[0]]
+            height = max(height, made[1])
+        top += height + 18.0
+        parts.append(label(8.0, top - 2, f"cosine {plain(row.get('cosine'), 2)}", "name"))
+        top += 30.0
     title = "Attributions of some examples"
     words = "Rows: the input, and what counts in it for the network before and after; blue for, orange against."
     return frame(title, words, top, parts) if parts else None
 
 
 def word_pairs(shown: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Return for each example its tokens with their weights before and after, as shades of two rows of cells."""
+    """Return the tokens of each example twice, shaded by their weights before and after; lines break as in a text."""
     parts: list[Markup] = []
     top = 18.0
     for row in shown:
-        tokens = (
-            np.asarray(row.get("input"), float)
-            .astype(int)
-            .reshape(-1)[: _MOST_CELLS // 4 if is_narrow() else _MOST_CELLS]
-        )
-        step = min((width() - 90.0) / max(len(tokens), 1), 40.0)
-        for line, key in enumerate(("before", "after")):
-            weights = np.asarray(row.get(key), float).reshape(-1)[: len(tokens)]
+        tokens = np.asarray(row.get("input"), float).astype(int).reshape(-1).tolist()
+        given = row.get("words")
+        words = [str(word) for word in given] if isinstance(given, list | tuple) else tokens
+        words = [shorten(_visible(str(word)), _MOST_LETTERS) for word in words[:_MOST_WORDS]]
+        for key in ("before", "after"):
+            weights = np.asarray(row.get(key), float).reshape(-1)[: len(words)]
             peak = float(np.abs(weights).max(initial=0.0)) or 1.0
-            y = top + line * 20.0
-            parts.append(label(8.0, y + 13, key))
-            for place, (token, weight) in enumerate(
-                zip(tokens.tolist(), (weights / peak).tolist(), strict=True)
-            ):
-                x = 70.0 + place * step
-                kind = "for" if weight >= 0 else "against"
-                parts.append(_cell(x, y, step, 18.0, kind, 0.8 * abs(weight)))
-                parts.append(label(x + step / 2, y + 13, str(token), "mid"))
-        parts.append(label(70.0, top + 54.0, f"cosine {plain(row.get('cosine'), 2)}"))
-        top += _ROW + 30.0
+            parts.append(label(8.0, top + 13, key, "name"))
+            made, top = _text(words, (weights / peak).tolist(), top)
+            parts += made
+        more = len(tokens) - len(words)
+        words_left = f"; {more} more tokens are not shown" if more > 0 else ""
+        parts.append(
+            label(8.0, top + 14, f"cosine {plain(row.get('cosine'), 2)}{words_left}", "name")
+        )
+        top += 34.0
     title = "Tokens that count in some examples"
-    words = "Cells: the number of each token; blue counts for the prediction, orange against."
+    words = "Each token with its weight; blue counts for the prediction, orange against."
     return frame(title, words, top, parts) if parts else None
 
 
-def _plane(values: Any, *, signed: bool) -> np.ndarray | None:
-    """Return a plane (height, width) of an input or an attribution, scaled to [-1, 1] or [0, 1]."""
-    array = np.asarray(values, float)
-    if array.ndim == 3:
-        channel = 0 if array.shape[0] in (1, 3) else 2
-        if array.shape[channel] not in (1, 3):
-            return None
-        array = array.sum(axis=channel)
-    elif array.ndim == 1:
-        side = round(float(np.sqrt(array.size)))
-        array = array.reshape(side, side) if side * side == array.size and side > 3 else array[None]
-    if array.ndim != 2 or not array.size:
-        return None
-    if signed:
-        return array / (float(np.abs(array).max()) or 1.0)
-    low, spread = array.min(), float(np.ptp(array)) or 1.0
-    return (array - low) / spread
+def _text(words: Sequence[str], weights: Sequence[float], top: float) -> tuple[list[Markup], float]:
+    """Return shaded words, broken into lines from `top` on, and where the next line would begin."""
+    left, parts = _MARGIN, list[Markup]()
+    for word, weight in zip(words, weights, strict=False):
+        wide = _BROAD_LETTERS * text_width(word) + 8.0
+        if left + wide > width() - 8.0 and left > _MARGIN:
+            left, top = _MARGIN, top + _LINE
+        parts.append(_cell(left, top, wide - 1.0, 18.0, _kind(weight), _SHADE * abs(weight)))
+        parts.append(label(left + wide / 2, top + 13, word, "mid"))
+        left += wide
+    return parts, top + _LINE + 4.0
 
 
-def _cells(
-    plane: np.ndarray, left: float, top: float, *, signed: bool
-) -> tuple[list[Markup], float]:
-    rows, columns = (_thinned(size) for size in plane.shape)
-    plane = plane[np.ix_(rows, columns)]
-    step = _SIDE / plane.shape[1]
-    tall = min(step, _SIDE / plane.shape[0]) if plane.shape[0] > 1 else 22.0
-    found = []
-    for y, line in enumerate(plane.tolist()):
-        for x, value in enumerate(line):
-            kind = "grey" if not signed else "for" if value >= 0 else "against"
-            found.append(_cell(left + x * step, top + y * tall, step, tall, kind, abs(value)))
-    return found, tall * plane.shape[0]
+def _visible(word: str) -> str:
+    """Return a word in which spaces and line ends are seen."""
+    return word.replace("\n", _END).replace(" ", _SPACE) or _SPACE
 
 
-def _thinned(size: int) -> np.ndarray:
-    return np.unique(np.linspace(0, size - 1, min(size, _MOST_CELLS)).astype(int))
+def _kind(weight: float) -> str:
+    return "for" if weight >= 0 else "against"
 
 
 def _cell(x: float, y: float, width: float, height: float, kind: str, strength: float) -> Markup:

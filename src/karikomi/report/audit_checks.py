@@ -27,20 +27,19 @@ def verdict_sections(result: Mapping[str, Any]) -> list[Section]:
     return [section for section in made if section is not None]
 
 
-def check_sections(result: Mapping[str, Any]) -> list[Section]:
-    """Return the sections of those checks that a result has."""
-    made = [
-        _flips(table(result.get("outcomes"))),
-        _slices(records(result.get("slices"), "slices", where="audit")),
-        _corruptions(table(result.get("corruptions")), named(result.get("metric"))),
-        _attack(table(result.get("attack")), named(result.get("metric"))),
-        _calibration(table(result.get("calibration"))),
-        _layers(
-            records(result.get("layers"), "layers", where="audit"), named(result.get("metric"))
-        ),
-        _explanation(table(result.get("explanation"))),
-    ]
-    return [section for section in made if section is not None]
+def check_sections(result: Mapping[str, Any]) -> dict[str, Section]:
+    """Return the sections of those checks that a result has, by their key."""
+    metric = named(result.get("metric"))
+    made = {
+        "flips": _flips(table(result.get("outcomes"))),
+        "slices": _slices(records(result.get("slices"), "slices", where="audit")),
+        "layers": _layers(records(result.get("layers"), "layers", where="audit"), metric),
+        "corruptions": _corruptions(table(result.get("corruptions")), metric),
+        "attack": _attack(table(result.get("attack")), metric),
+        "calibration": _calibration(table(result.get("calibration"))),
+        "explanation": _explanation(table(result.get("explanation"))),
+    }
+    return {name: section for name, section in made.items() if section is not None}
 
 
 def gate_rows(gates: _Rows) -> list[tuple[str, ...]]:
@@ -105,17 +104,24 @@ def _slices(rows: _Rows) -> Section | None:
             count(row.get("examples")),
             percent(row.get("before"), 1),
             percent(row.get("after"), 1),
-            count(row.get("lost")),
-            count(row.get("gained")),
-            plain(row.get("p"), 2),
-            f"{100 * (number(row.get('least_drop')) or 0.0):.1f}",
+            *tested_cells(row),
         )
         for row in shown
     ]
     columns = ("slice", "examples", "before", "after", "lost", "gained", "p", "points it takes")
-    note = "p: exact paired test, adjusted over all slices. So many points would have to be lost to be found."
+    note = TESTED
     strong = [i for i, row in enumerate(shown) if row.get("named")]
     return Section("Slices", [Table("Slices", columns, cells, strong=strong, note=note)])
+
+
+TESTED = "p: exact paired test, adjusted over all of them. So many points would have to be lost to be found."
+
+
+def tested_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the paired test of a class or slice says: lost, gained, p, and the points that it takes."""
+    least = number(row.get("least_drop"))
+    points = "n/a" if least is None else f"{100 * least:.1f}"
+    return count(row.get("lost")), count(row.get("gained")), plain(row.get("p"), 2), points
 
 
 def _corruptions(found: Mapping[str, Any], metric: str) -> Section | None:

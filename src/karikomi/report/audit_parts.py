@@ -5,53 +5,87 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from karikomi.report.audit_checks import check_sections, verdict_sections
+from karikomi.report.audit_checks import TESTED, check_sections, tested_cells, verdict_sections
 from karikomi.report.bars import Dots, dot_chart
+from karikomi.report.changed_section import changed_section
 from karikomi.report.charts import line_chart
 from karikomi.report.drawing import Axis, Series, drawn
 from karikomi.report.page import Chart, Part, Section, Table, Words
+from karikomi.report.population_section import costs_section, population_section
 from karikomi.report.result_checks import named, records, table
 from karikomi.report.verdict import before_after, difference, lower_is_better
 from karikomi.report.wording import axis_unit, count, number, percent, plain, scaled
 
-_DRAWN, _LISTED, _EXAMPLES = 30, 100, 50
+_DRAWN, _LISTED = 30, 100
 _TWO = ("before", "after")
 _Rows = Sequence[Mapping[str, Any]]
 
 
 def audit_sections(result: Mapping[str, Any], *, heading: str) -> list[Section]:
-    """Return the sections of an audit; its warnings are those of the page."""
+    """Return the sections of an audit, who pays before where and why; its warnings are those of the page."""
     where = "audit"
     metric = named(result.get("metric"))
     classes = records(result.get("classes"), "classes", where=where)
-    examples = records(result.get("changed_examples"), "changed_examples", where=where)
     noise = records(result.get("noise"), "noise", where=where)
     parts: list[Part] = [Words(summary(result))]
+    if limits := limits_sentence(result):
+        parts.append(Words(limits))
     if classes:
         parts += [_class_chart(classes, metric), _class_table(classes, metric)]
-    sections = [Section(heading, parts)]
-    if examples:
-        sections.append(Section("Changed predictions", [_example_table(examples)]))
+    checks = check_sections(result)
+    made: list[Section | None] = [
+        *verdict_sections(result),
+        costs_section(table(result.get("costs"))),
+        checks.pop("flips", None),
+        Section(heading, parts),
+        checks.pop("slices", None),
+        checks.pop("layers", None),
+        changed_section(result),
+        population_section(table(result.get("population")), metric),
+        checks.pop("corruptions", None),
+    ]
     if noise:
-        sections.append(
-            Section("Under noise", [_noise_chart(noise, result), _noise_table(noise, metric)])
-        )
+        drawn_noise = [_noise_chart(noise, result), _noise_table(noise, metric)]
+        made.append(Section("Under noise", drawn_noise))
+    made += checks.values()
     gradients = table(result.get("gradient_agreement"))
     if gradients:
-        sections.append(Section("Gradients", [Words(_gradient_sentence(gradients))]))
-    return [*verdict_sections(result), *sections, *check_sections(result)]
+        made.append(Section("Gradients", [Words(_gradient_sentence(gradients))]))
+    return [section for section in made if section is not None]
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """Return the whole audit in one sentence."""
     metric = named(result.get("metric"))
     before, after, moved = before_after(result, metric, "metric_")
+    whole = f"{metric} {before} -> {after} ({moved}) on {count(result.get('examples'))} examples"
+    if result.get("agreement") is None:
+        return f"{whole}."
     return (
-        f"{metric} {before} -> {after} ({moved}) on {count(result.get('examples'))}"
-        f" examples; {count(result.get('changed'))} predictions changed"
+        f"{whole}; {count(result.get('changed'))} predictions changed"
         f" (agreement {percent(result.get('agreement'), 2)}): {count(result.get('lost'))} lost,"
         f" {count(result.get('gained'))} gained."
     )
+
+
+def limits_sentence(result: Mapping[str, Any]) -> str:
+    """Return what so many examples can and cannot show: the interval of the drop, and the least drop of a class.
+
+    >>> rows = [{"class": "3", "least_drop": 0.012}, {"class": "9", "least_drop": 0.025}]
+    >>> limits_sentence({"outcomes": {"drop_interval": [-0.004, 0.004]}, "classes": rows})[-66:]
+    'of a class a drop of less than 1.2 to 2.5 points cannot be shown.'
+    """
+    low, high = table(result.get("outcomes")).get("drop_interval") or (None, None)
+    if number(low) is None or number(high) is None:
+        return ""
+    classes = records(result.get("classes"), "classes", where="audit")
+    least = [found for row in classes if (found := number(row.get("least_drop"))) is not None]
+    said = f"With so many examples the true drop lies between {100 * low:.2f} and {100 * high:.2f} points (95 %)"
+    if not least:
+        return f"{said}."
+    first, last = f"{100 * min(least):.1f}", f"{100 * max(least):.1f}"
+    between = first if first == last else f"{first} to {last}"
+    return f"{said}; of a class a drop of less than {between} points cannot be shown."
 
 
 def by_loss(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -87,7 +121,13 @@ def _class_chart(classes: Sequence[Mapping[str, Any]], metric: str) -> Chart:
 def _class_table(classes: Sequence[Mapping[str, Any]], metric: str) -> Table:
     shown, note = _largest_losses(classes, _LISTED)
     columns = ("class", "examples", "before", "after", "change")
-    return Table("Classes", columns, class_rows(shown, metric), note=note)
+    rows = class_rows(shown, metric)
+    if any(row.get("p") is not None for row in shown):
+        columns = (*columns, "lost", "gained", "p", "points it takes")
+        rows = [(*cells, *tested_cells(row)) for cells, row in zip(rows, shown, strict=True)]
+        note = f"{note} {TESTED}".strip()
+    strong = [place for place, row in enumerate(shown) if row.get("named") is True]
+    return Table("Classes", columns, rows, strong=strong, note=note)
 
 
 def class_rows(classes: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[str, ...]]:
@@ -96,17 +136,6 @@ def class_rows(classes: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[
         (named(label.get("class")), count(label.get("examples")), *before_after(label, metric))
         for label in classes
     ]
-
-
-def _example_table(examples: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    for example in examples[:_EXAMPLES]:
-        label, before, after = (named(example.get(key)) for key in ("label", "before", "after"))
-        what = "lost" if before == label else "gained" if after == label else "wrong both times"
-        rows.append((named(example.get("index")), label, before, after, what))
-    more = len(examples) - len(rows)
-    note = f"The first {_EXAMPLES} of {len(examples)}." if more else ""
-    return Table("Examples", ("index", "label", "before", "after", ""), rows, names=5, note=note)
 
 
 def _noise_chart(noise: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> Chart:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from karikomi.report.audit_parts import audit_sections, by_loss, class_rows, summary
-from karikomi.report.page import Page, Tile, render
-from karikomi.report.result_checks import named, records, require, warning_texts
+from karikomi.report.audit_parts import (
+    audit_sections,
+    by_loss,
+    class_rows,
+    limits_sentence,
+    summary,
+)
+from karikomi.report.markdown import markdown
+from karikomi.report.page import Code, Page, Section, Tile, render
+from karikomi.report.population_section import population_sentence
+from karikomi.report.result_checks import named, records, require, table, warning_texts
 from karikomi.report.terminal import align, printable, text_block, warning_lines, wrap
 from karikomi.report.verdict import metric_tile
-from karikomi.report.wording import count, percent
+from karikomi.report.wording import count, percent, plain
 
 _NEEDED = ("metric", "metric_before", "metric_after")
 
@@ -24,23 +32,74 @@ def audit_page(result: Mapping[str, Any]) -> str:
     >>> "-10.00 points" in page
     True
     """
-    result = require(result, _NEEDED, where="audit_page")
-    tiles = [
-        metric_tile(result, "after"),
-        Tile("agreement", percent(result.get("agreement"), 2), "same prediction for an example"),
-        Tile("lost", count(result.get("lost")), "right before, wrong after"),
-        Tile("gained", count(result.get("gained")), "wrong before, right after"),
-    ]
-    return render(
-        Page(
-            f"{named(result.get('task'))}: what changed",
-            f"{named(result.get('before'))} against {named(result.get('after'))},"
-            f" {count(result.get('examples'))} examples.",
-            tiles,
-            audit_sections(result, heading="Classes"),
-            warnings=warning_texts(result),
-        )
+    return render(_page(require(result, _NEEDED, where="audit_page")))
+
+
+def audit_markdown(result: Mapping[str, Any]) -> str:
+    """Return an audit as Markdown, for the comment of a pull request: what the page has, without drawings.
+
+    >>> text = audit_markdown({"metric": "accuracy", "metric_before": 0.9, "metric_after": 0.8})
+    >>> "-10.00 points" in text
+    True
+    """
+    return markdown(_page(require(result, _NEEDED, where="audit_markdown"))) + "\n"
+
+
+def _page(result: Mapping[str, Any]) -> Page:
+    sections = audit_sections(result, heading="Classes" if result.get("classes") else "Metric")
+    command = result.get("command")
+    if command:
+        sections.append(Section("Make it again", [Code("Command", named(command))]))
+    return Page(
+        f"{named(result.get('task'))}: what changed",
+        f"{named(result.get('before'))} against {named(result.get('after'))},"
+        f" {count(result.get('examples'))} examples.",
+        _tiles(result),
+        sections,
+        warnings=warning_texts(result),
     )
+
+
+def _tiles(result: Mapping[str, Any]) -> list[Tile]:
+    gates, warnings = result.get("gates"), warning_texts(result)
+    verdict = named(result.get("verdict"), "no gates")
+    judged = (
+        f"{count(len(gates))} gates" if isinstance(gates, list | tuple) else "--fail-if sets them"
+    )
+    tiles = [
+        Tile("verdict", verdict, judged),
+        Tile("examples", count(result.get("examples")), "of the test split"),
+        metric_tile(result, "after"),
+    ]
+    if result.get("agreement") is None:
+        low, high = _interval(result.get("drop_interval"))
+        between = f"95 %: {plain(low, 3)} to {plain(high, 3)}"
+        tiles.append(Tile("drop", plain(result.get("drop")), between))
+    else:
+        tiles += [
+            Tile(
+                "agreement", percent(result.get("agreement"), 2), "same prediction for an example"
+            ),
+            Tile("lost", count(result.get("lost")), "right before, wrong after"),
+            Tile("gained", count(result.get("gained")), "wrong before, right after"),
+        ]
+    named_ones = "found damage" if warnings else "nothing was found"
+    return [*tiles, Tile("warnings", count(len(warnings)), named_ones)]
+
+
+def _interval(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
+
+
+def _flips(result: Mapping[str, Any]) -> str:
+    """Return negative and positive flips and churn, each with its interval; empty without predictions."""
+    found = table(result.get("outcomes"))
+    said = []
+    for name in ("negative_flips", "positive_flips", "churn"):
+        low, high = _interval(found.get(f"{name}_interval"))
+        between = f"({percent(low, 2)} to {percent(high, 2)})"
+        said.append(f"{name.replace('_', ' ')} {percent(found.get(name), 2)} {between}")
+    return f"{', '.join(said)}." if found else ""
 
 
 def audit_table(result: Mapping[str, Any]) -> str:
@@ -58,6 +117,9 @@ def audit_table(result: Mapping[str, Any]) -> str:
         printable(f"{named(result.get('before'))} -> {named(result.get('after'))}"),
         *warning_lines(warning_texts(result)),
         *wrap(printable(summary(result))),
+        *wrap(_flips(result)),
+        *wrap(limits_sentence(result)),
+        *wrap(printable(population_sentence(result, metric))),
     ]
     if classes:
         rows = class_rows(by_loss(classes)[:20], metric)

@@ -117,7 +117,9 @@ def _grid(scale: Scale, axis: Axis, bottom: float, top: float = 4) -> list[Marku
     parts = []
     for tick in scale.ticks(5) if is_narrow() else scale.ticks():
         x, text = scale.place(tick) or 0.0, axis.wording(tick)
-        inside = max(min(x, width() - text_width(text) / 2), text_width(text) / 2)
+        # Digits and capitals are broader than letters are on average.
+        half = 0.55 * text_width(text) + 1.0
+        inside = max(min(x, width() - half), half)
         parts.append(line.format(pixel(top), pixel(bottom), x=pixel(x)))
         parts.append(label(inside, bottom + 16, text, "mid"))
     return [*parts, label((scale.start + scale.end) / 2, bottom + 36, axis.label, "name mid")]

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -101,6 +101,7 @@ class Task:
     agree. `output`: the entry that metric, built-in loss and audit take of a network that returns
     several, by key, attribute or place; by default ``logits`` where there is one. A loss function is given all.
     `weights`: a function that returns name -> array of a trained network, which `compress` then does not train.
+    `words`: the text of each token by its number, for the pages of an audit.
 
     Raises `InvalidArgument` for names, goals and axes out of range.
 
@@ -124,6 +125,14 @@ class Task:
     ignore_index: int = IGNORED
     output: str | int | None = None
     weights: Callable[[], Mapping[str, np.ndarray]] | None = None
+    words: Sequence[str] | None = None
+
+    def text_of(self, tokens: np.ndarray) -> list[str] | None:
+        """Return the words of tokens, the number itself where it has none; None for a task without `words`."""
+        if self.words is None:
+            return None
+        known = range(len(self.words))
+        return [str(self.words[n]) if n in known else str(n) for n in tokens.reshape(-1).tolist()]
 
     def __post_init__(self) -> None:
         good = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name)

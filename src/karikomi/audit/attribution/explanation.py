@@ -59,7 +59,7 @@ def explained(
         "examples": len(some),
         "measures": summary(parts),
         "classes": classes,
-        "shown": _shown(some.inputs, maps, parts["networks"]["cosine"]),
+        "shown": _shown(task if tokens else None, some.inputs, maps, parts["networks"]["cosine"]),
     }
 
 
@@ -151,7 +151,9 @@ def _classes(task: Task, outputs: np.ndarray, cosines: np.ndarray) -> list[dict[
     return [{**row, "p": float(p)} for row, p in zip(rows, adjusted, strict=True)]
 
 
-def _shown(inputs: Any, maps: list[np.ndarray], cosines: np.ndarray) -> list[dict[str, Any]]:
+def _shown(
+    task: Task | None, inputs: Any, maps: list[np.ndarray], cosines: np.ndarray
+) -> list[dict[str, Any]]:
     known = np.flatnonzero(np.isfinite(cosines))
     order = known[np.argsort(cosines[known], kind="stable")]
     chosen = np.unique(np.concatenate([order[: SHOWN // 2], order[len(order) - SHOWN // 2 :]]))
@@ -161,6 +163,7 @@ def _shown(inputs: Any, maps: list[np.ndarray], cosines: np.ndarray) -> list[dic
             "input": np.round(np.asarray(inputs[index], float), 4).tolist(),
             "before": np.round(maps[0][index], 6).tolist(),
             "after": np.round(maps[1][index], 6).tolist(),
+            "words": task.text_of(np.asarray(inputs[index])) if task else None,
         }
         for index in chosen.astype(int).tolist()
     ]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta, binom, norm
+from scipy.stats import binom, norm
 
-LEVEL = 0.95
+from karikomi.audit.paired.share_intervals import LEVEL, share_interval
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,20 +52,6 @@ class PairedOutcomes:
             "churn": churn / n,
             "churn_interval": list(share_interval(churn, n)),
         }
-
-
-def share_interval(count: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the exact interval of a share, by the quantiles of beta distributions.
-
-    >>> [round(end, 4) for end in share_interval(0, 100)]
-    [0.0, 0.0362]
-
-    Source: Clopper and Pearson 1934.
-    """
-    tail = (1.0 - level) / 2
-    low = beta.ppf(tail, count, n - count + 1) if count else 0.0
-    high = beta.isf(tail, count + 1, n - count) if count < n else 1.0
-    return float(low), float(high)
 
 
 def drop_interval(lost: int, gained: int, n: int, level: float = LEVEL) -> tuple[float, float]:

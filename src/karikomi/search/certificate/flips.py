@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from scipy import special
 
+from karikomi.audit.paired.share_intervals import share_bound
 from karikomi.errors import check
 
 _POINTS, _ROUNDS = 65, 9
@@ -110,9 +110,7 @@ def flip_bound(flips: Flips, *, alpha: float = 0.05) -> float:
     Source: Clopper and Pearson 1934.
     """
     check_alpha(alpha, where="flip_bound")
-    if flips.lost == flips.examples:
-        return 1.0
-    return float(special.betaincinv(flips.lost + 1, flips.examples - flips.lost, 1.0 - alpha))
+    return share_bound(flips.lost, flips.examples, alpha)
 
 
 def check_alpha(alpha: float, *, where: str) -> None:
