@@ -17,7 +17,8 @@ from tqdm import tqdm
 from karikomi import __version__
 from karikomi.errors import BadFile, KarikomiError, Unsupported, check
 from karikomi.files import write_bytes, write_json
-from karikomi.search.candidate_work import CandidateWork, evaluated, step_of
+from karikomi.search.candidate_steps import step_of
+from karikomi.search.candidate_work import CandidateWork, evaluated
 from karikomi.search.certifying import certified, stated_beforehand
 from karikomi.search.driver import (
     Budgets,
@@ -37,8 +38,11 @@ from karikomi.search.run_reference import OpenedRun, RunReference, TaskSource, k
 from karikomi.search.search_outcome import Candidate, SearchOutcome, outcome_of
 from karikomi.tasks import Arrays, Data, Runner, Task
 
-FORMAT = 2
+FORMAT = 3
 """The form of a run folder."""
+
+MAY_FAIL = ("width", "rate", "codebook", "learned", "int8")
+"""Steps that not every network can take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class SearchRequest:
     scheduler: str | None = None
     take: int | None = None
     progress: bool = False
+    integers: bool = False
 
     @property
     def inline(self) -> bool:
@@ -84,6 +89,7 @@ def identity_of(request: SearchRequest, runner: Runner) -> dict[str, Any]:
         "max_drop": budgets.max_drop,
         **{f"max_{name}": limit for name, limit in budgets.limits.items() if name != "drop"},
         "objective": budgets.objective_name,
+        "integers": request.integers,
     }
 
 
@@ -114,7 +120,7 @@ class SearchRun:
         self.latency = LatencyTable(
             folder / "latency.json", runner.environment(), lambda form: self._timed(form)
         )
-        self._forms: dict[str, Arrays] = {}
+        self._forms: dict[str, CandidateWork] = {}
         self._dense: float | None = None
         self.ladder = self._ladder()
 
@@ -152,14 +158,13 @@ class SearchRun:
         return CandidateWork(self.opened, proposal)
 
     def _ladder(self) -> Ladder:
-        request, recipe = self.request, self.request.task.recipe
-        can = bool(self.runner.prunable())
+        request = self.request
         return Ladder(
             origin="trained" if request.weights is None else "given",
-            widths=recipe.widths if can and request.trains else (),
-            sparsities=recipe.sparsities if can and request.trains else (),
-            entries=recipe.entries if can else (),
-            tuned=request.trains,
+            recipe=request.task.recipe,
+            prunes=bool(self.runner.prunable()),
+            trains=request.trains,
+            integers=request.integers,
             budgets=request.budgets,
             drop=request.task.drop,
             # Against the rounding of a difference of two shares: far less than half an example.
@@ -174,7 +179,7 @@ class SearchRun:
             return facts
         facts["drop"] = self.request.task.drop(self._dense, facts["validation"])
         if self._times and "shapes" in facts:
-            facts["ms"] = self.latency.ms(facts["shapes"])
+            facts |= self.latency.row(facts["shapes"])
         return facts
 
     @property
@@ -193,8 +198,8 @@ class SearchRun:
             if item.error is None and self._times and "shapes" in item.facts:
                 work = self.work(item.proposal)
                 work.adopt()
-                self._forms[item.facts["shapes"]] = work.arrays()
-                self.latency.ms(item.facts["shapes"])
+                self._forms[item.facts["shapes"]] = work
+                self.latency.row(item.facts["shapes"])
                 self._forms.clear()
 
     def _timed(self, form: str) -> dict[str, float]:
@@ -202,15 +207,15 @@ class SearchRun:
             raise Unsupported(
                 "this form is not in the latency table", where=str(self.folder), got=form
             )
-        return {"ms": self.runner.milliseconds(self._forms[form])}
+        return self._forms[form].timed(self.work(self.ladder.dense).arrays())
 
 
 def searched(request: SearchRequest, runner: Runner, folder: Path) -> SearchOutcome:
     """Run a search in which failures are raised, and return its outcome."""
 
     def on_finished(found: Finished, again: bool) -> None:
-        # Where units cannot be removed, the search goes on without.
-        if found.error is not None and step_of(found.proposal) != "width":
+        # Where units cannot be removed, or an engine is missing, the search goes on without.
+        if found.error is not None and step_of(found.proposal) not in MAY_FAIL:
             raise_failure(found)
 
     run = SearchRun(request, runner, folder, "rehearsal")
@@ -290,17 +295,20 @@ def _followed(run: SearchRun) -> dict[Proposal, Finished]:
 
 
 def _verdict(outcome: SearchOutcome, certificate: Mapping[str, Any], *, taken: bool) -> str:
-    """Return ``"missed"`` beyond a budget, ``"undecided"`` where nothing was certified, or ``"held"``."""
+    """Return ``"missed"`` beyond a budget, ``"held"`` where it is certified or none is asked for, else ``"undecided"``.
+
+    A certificate that so many examples cannot give was not run, which is no proof either.
+    """
+    met = outcome.chosen.passed if taken else outcome.judgement.held
+    if not met:
+        return "missed"
+    if certificate["status"] == "not run":
+        return "held" if certificate.get("asked") is False else "undecided"
     if taken:
-        if not outcome.chosen.passed:
-            return "missed"
         # Of a sequence, all before the boldest certified candidate are certified too.
         sure = (certificate.get("in_sequence") or [])[: certificate.get("certified", 0)]
-        known = outcome.chosen.proposal.digest in sure
-        return "held" if known or certificate["status"] == "not run" else "undecided"
-    if not outcome.judgement.held:
-        return "missed"
-    return "undecided" if certificate["status"] == "not certified" else "held"
+        return "held" if outcome.chosen.proposal.digest in sure else "undecided"
+    return "held" if certificate["status"] == "certified" else "undecided"
 
 
 def _taken(front: list[Candidate], number: int) -> Candidate:
@@ -408,6 +416,7 @@ def epochs_of(request: SearchRequest) -> int:
     if request.trains:
         steps = len(recipe.sparsities) + len(recipe.widths)
         epochs += steps * recipe.prune_epochs + len(recipe.entries) * recipe.tune_epochs
+        epochs += len(recipe.learned) * recipe.learned_epochs
     return epochs
 
 
