@@ -41,6 +41,7 @@ RECIPE = Recipe(
     tune_epochs=2,
     sparsities=(0.5, 0.8),
     entries=(8, 4),
+    rates=(4.0,),
 )
 
 
@@ -175,7 +176,9 @@ for line in sys.stdin:
 def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text("train_epochs = 6\nprune_epochs = 3\ntune_epochs = 2\nentries = [8]\n")
+    recipe.write_text(
+        "train_epochs = 6\nprune_epochs = 3\ntune_epochs = 2\nentries = [8]\nrates = [4.0]\n"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", CHILDREN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
@@ -183,7 +186,9 @@ def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
         assert parent.stdout is not None
 
         def begun(name: str) -> int:
-            verb = f"compress digits --config {recipe} --out {tmp_path / name} --quiet"
+            verb = (
+                f"compress digits --config {recipe} --out {tmp_path / name} --max-drop 0.1 --quiet"
+            )
             print(verb, file=parent.stdin, flush=True)
             return int(parent.stdout.readline())
 

@@ -131,7 +131,7 @@ def compress(
         check("compress", (data is None, "a trained model has its own data", data, "loaders"))
         made = trained_model(task, name=_word(task, out), seed=seed, **loaders)
         plain, weights, trains = made.task, made.weights, training and made.trains
-    plain = _with_steps(plain, config, chosen, budgets)
+    plain = _with_steps(plain, config, preset, budgets)
     # By name, so that other processes can load it too.
     source = TaskSource(task if isinstance(task, str) else plain, _text(data), _recipe_of(plain))
     request = SearchRequest(
@@ -147,6 +147,7 @@ def compress(
         scheduler=scheduler,
         take=take,
         progress=progress,
+        integers=chosen is not None and chosen.integers,
     )
     path = Path(out) if out is not None else Path("runs") / plain.name
     return _compressed(request, path, export)
@@ -197,12 +198,12 @@ def _check_no_loaders(loaders: Mapping[str, Any]) -> None:
 def _with_steps(
     task: Task,
     config: str | Path | Mapping[str, Any] | None,
-    preset: Preset | None,
+    preset: str | None,
     budgets: Budgets,
 ) -> Task:
     """Return a task with the recipe of the call; a limit on the network itself lets units be removed."""
+    task = task if preset is None else preset_named(preset).applied(task, preset)
     task = task if config is None else configured(task, config)
-    task = task if preset is None else preset.applied(task)
     if not task.recipe.widths and {"ms", "macs", "parameters"} & set(budgets.limits):
         task = narrowing(task)
     if task.classifies:

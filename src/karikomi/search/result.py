@@ -11,7 +11,7 @@ import safetensors.numpy
 from karikomi import __version__, pack, record
 from karikomi.audit import audit
 from karikomi.search.accounting import bytes_by_cause
-from karikomi.search.candidate_work import step_of
+from karikomi.search.candidate_steps import step_of
 from karikomi.search.search_outcome import Candidate, SearchOutcome
 from karikomi.tasks import Arrays, Data, Runner, Task
 
@@ -32,8 +32,10 @@ def describe(
     file, arrays, dense = outcome.chosen.path, outcome.chosen.arrays, outcome.dense.arrays
     outcome.chosen.work.adopt()
     reloaded, shrink = pack.load(file), outcome.shrink
-    after = task.judge(runner.outputs(reloaded, data.test.inputs), data.test.targets)
-    direct = task.judge(runner.outputs(arrays, data.test.inputs), data.test.targets)
+    of_file, of_arrays = (
+        outcome.chosen.work.outputs(a, data.test.inputs) for a in (reloaded, arrays)
+    )
+    after, direct = (task.judge(found, data.test.targets) for found in (of_file, of_arrays))
     before = task.judge(runner.outputs(dense, data.test.inputs), data.test.targets)
     dense_bytes = len(safetensors.numpy.save(dense))
     tensors = _tensors(file, dense)
@@ -137,7 +139,7 @@ def _tensors(file: Path, dense: Arrays) -> list[dict[str, Any]]:
 def _candidates(outcome: SearchOutcome) -> list[dict[str, Any]]:
     return [
         {
-            "stage": "width" if step_of(rung.proposal) == "width" else "prune",
+            "stage": "prune" if step_of(rung.proposal) == "prune" else "width",
             "what": rung.what,
             "value": _setting(rung),
             "validation": rung.validation,
