@@ -6,7 +6,7 @@ import hashlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from karikomi.keras.layers.arrays import fill_, notes_of, to_arrays
 from karikomi.keras.layers.codes import as_floats
 from karikomi.keras.layers.prunable import is_weight, oriented, prunable
 from karikomi.keras.layers.unit_axes import weights_of
+from karikomi.keras.quantization.in_place import quantize_
 from karikomi.keras.quantization.output_units import output_units
 from karikomi.keras.shrinking.rewriting import own_objects
 from karikomi.keras.shrinking.smaller_copy import shrink
@@ -122,7 +123,13 @@ class KerasRunner:
         ]
 
     def train(self, arrays: Arrays, phase: Phase) -> KerasTraining:
-        """Begin a phase from the given arrays."""
+        """Begin a phase from the given arrays; `Unsupported` for one that learns steps, which is built for torch."""
+        if phase.learned is not None:
+            raise Unsupported(
+                "the search has quantized training for torch only",
+                where=f"task {self._task.name}",
+                hint="kk.keras.quantized_training",
+            )
         return KerasTraining(
             self._task,
             self._data,
@@ -173,9 +180,12 @@ class KerasRunner:
             self._configs.append(notes[NOTE])
 
     def shrink(
-        self, arrays: Arrays, *, width: float | None = None
+        self, arrays: Arrays, *, width: float | Sequence[int] | None = None
     ) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays without dead units, or with the share `width` of all units, and the report of it."""
+        if isinstance(width, Sequence):
+            reason = "numbers of units for each layer are built for torch only"
+            return arrays, {"removed": 0, "left_alone": {"the network": reason}}
         try:
             small, report = shrink(
                 self._model(arrays), width=width, inputs=_given(self._few(8).inputs)
@@ -188,6 +198,27 @@ class KerasRunner:
         notes = {NOTE: text} if report.removed else {}
         self.adopt(notes)
         return to_arrays(small), {**facts, "notes": {**notes_of(small), **notes} if notes else {}}
+
+    def quantized(
+        self, arrays: Arrays, *, only: Sequence[str] | None = None, **size: Any
+    ) -> tuple[dict[str, np.ndarray | Coded], dict[str, str]]:
+        """Return the arrays with codes for every tensor, or those of `only`, and notes on what stays as it is."""
+        model = fill_(self._made(arrays), arrays)
+        data = self._calibration() if "rate" in size else None
+        coded = quantize_(model, **size, data=data, only=only, seed=self._seed, progress=False)
+        return {**to_arrays(model), **coded}, {**coded.left_alone, **coded.notes}
+
+    def integer_outputs(
+        self, tensors: Mapping[str, np.ndarray | Coded], inputs: Inputs
+    ) -> np.ndarray:
+        """Raise `Unsupported`: no engine is built for Keras models with integer activations."""
+        raise self._no_integers()
+
+    def integer_milliseconds(
+        self, tensors: Mapping[str, np.ndarray | Coded], dense: Arrays
+    ) -> dict[str, float]:
+        """Raise `Unsupported`, as `integer_outputs` does."""
+        raise self._no_integers()
 
     def milliseconds(self, arrays: Arrays) -> float:
         """Return the median time of a forward pass on up to 64 validation examples, measured now."""
@@ -332,6 +363,20 @@ class KerasRunner:
         start = time.perf_counter()
         model.predict_on_batch(given)
         return (time.perf_counter() - start) * 1e3
+
+    def _calibration(self) -> list[Any]:
+        """Return batches of up to 512 training examples, without targets."""
+        train, size = self._data.train, 64
+        places = range(0, min(len(train), 512), size)
+        parts = [train.take(np.arange(k, min(k + size, len(train)))) for k in places]
+        return [(_given(part.inputs), None) for part in parts]
+
+    def _no_integers(self) -> Unsupported:
+        return Unsupported(
+            "integer activations are built for torch only",
+            where=f"task {self._task.name}",
+            hint="kk.keras.quantize_ rounds the weights",
+        )
 
     def _few(self, most: int = 64) -> Split:
         validation = self._data.validation
