@@ -103,3 +103,11 @@ def test_every_byte_is_accounted_for(tmp_path):
     assert weight.quantizer.startswith("codebook 1") and weight.dense == 4 * 784 * 300
     assert by_name["0.bias"].quantizer == "uniform 8 bits"
     assert by_name["steps"].quantizer == "none" and by_name["none"].bits_per_weight == 0
+
+
+def test_a_value_that_the_sample_lacks_does_not_leave_a_tensor_raw():
+    """The codec that is best in the middle has no table for it."""
+    codes = np.rint(np.random.default_rng(0).normal(size=600_000) * 38).astype(np.int16)
+    codes[5] = 5_000
+    encoded = choose(codes)
+    assert encoded.codec != "raw" and encoded.size < 0.6 * codes.nbytes

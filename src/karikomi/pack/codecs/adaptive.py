@@ -88,16 +88,16 @@ def _tensor(
 ) -> list[int]:
     """Code the levels of one tensor, row by row."""
     out: list[int] = [0] * count
-    counts = [0] * (columns + 2)  # with a column of zeros on either side
-    first = ENERGY + tensor % TENSORS * ENERGIES
+    counts = [0] * (columns + 1)  # with a column of zeros on the right
+    first, unknown = ENERGY + tensor % TENSORS * ENERGIES, [0] * columns
     for start in range(0, count, columns):
         octave = min((start // columns + 1).bit_length(), ROWS) - 1
-        last = two = three = 0
-        above = out[start - columns : start] if start else [0] * columns
-        for column in range(columns):
-            level = 0 if levels is None else levels[start + column]
-            seen, up = counts[column + 1], above[column]
-            near = counts[column] + counts[column + 2]
+        last = two = three = left = 0
+        above = out[start - columns : start] if start else unknown
+        given = unknown if levels is None else levels[start : start + columns]
+        known = zip(given, above, counts[:-1], counts[1:], strict=True)
+        for column, (level, up, seen, right) in enumerate(known):
+            near = left + right
             energy = 2 * abs(last) + abs(two) + abs(up) if last or two or up else 0
             some = (seen if seen < COUNTS else COUNTS - 1) << 3
             beside = (4 if last else 0) | (2 if two else 0) | (1 if three else 0)
@@ -109,14 +109,11 @@ def _tensor(
                 first + (energy if energy < ENERGIES else ENERGIES - 1),
                 level != 0,
             )
-            three, two = two, last
+            three, two, left = two, last, seen
+            last = 0
             if nonzero:
-                level = _size(tensor, last, energy, sizes, level)
-                counts[column + 1] = seen + 1
-                out[start + column] = level
-            else:
-                level = 0
-            last = level
+                last = out[start + column] = _size(tensor, two, energy, sizes, level)
+                left = counts[column] = seen + 1
     return out
 
 

@@ -26,8 +26,10 @@ def choose(flat: NDArray) -> Encoded:
     Of large tensors only those codecs are tried that come close to the smallest on a part from the middle.
     """
     best = _encoded(SINGLE_CODECS[raw.NAME], flat, b"")
-    for codec in _likely(flat):
-        head = codec.fit(flat)
+    fits = [(codec, codec.fit(flat)) for codec in _likely(flat)]
+    if any(head is None for _, head in fits):  # what fits the part, and not one value elsewhere
+        fits = [(codec, codec.fit(flat)) for codec in SINGLE_CODECS.values()]
+    for codec, head in fits:
         if head is None or codec.floor(flat, head) + len(head) >= best.size:
             continue
         encoded = _encoded(codec, flat, head)

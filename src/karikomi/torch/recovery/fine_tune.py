@@ -82,10 +82,11 @@ def recover_(
     divergence a mean over all distributions; without a `teacher` the loss alone. The learning rate
     falls by ``(1 + cos(pi t / steps)) / 2`` from its present value to zero.
 
-    `masks`: of `prune_`; None for a module without masks, such as the smaller one of `shrink`. `data`: batches
-    ``(inputs, targets)``, read once per epoch; inputs alone where ``weight=1``, which needs no
-    `loss` either. `epochs`: at least 1. `optimizer`: made for this module's parameters, by default AdamW with
-    `rate` (1e-3); masked moments are zeroed. `teacher`: the dense network; it is not changed.
+    `masks`: of `prune_`; None for a module without masks, such as the smaller one of `shrink`: then zeros are
+    trained like all other weights. `data`: batches ``(inputs, targets)``, read once per epoch; inputs alone where
+    ``weight=1``, which needs no `loss` either. `epochs`: at least 1. `optimizer`: made for this module's
+    parameters, by default AdamW with `rate` (1e-3); masked moments are zeroed. `teacher`: the dense network; it is
+    not changed.
     `temperature` T > 0; `weight` in (0, 1]; `axis` of the classes in the outputs, required for outputs of
     more than two axes. `clip`, `bound`: as in `attach`. `judge`: ``judge(module) -> number`` on
     held-out data, higher is better, or lower with ``goal="min"``; the weights are kept if it is not worse than
