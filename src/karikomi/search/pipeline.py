@@ -124,7 +124,8 @@ def compress(
     loaders |= {"metric": metric, "goal": goal, "output": output, "class_axis": class_axis}
     if isinstance(task, Task | str):
         _check_no_loaders(loaders)
-        plain, trains = resolved(task, data, where="compress"), training
+        plain = resolved(task, data, where="compress")
+        trains = training and plain.trains
         if weights is None and plain.weights is not None:
             weights = called(plain.weights, "its weights cannot be had", where=f"task {plain.name}")
     else:

@@ -101,6 +101,8 @@ class Task:
     agree. `output`: the entry that metric, built-in loss and audit take of a network that returns
     several, by key, attribute or place; by default ``logits`` where there is one. A loss function is given all.
     `weights`: a function that returns name -> array of a trained network, which `compress` then does not train.
+    `trains`: False where there are no data to train with; its training split then is for calibration alone.
+    `command`: the words by which the command line has the task, for the line that reproduces a run.
 
     Raises `InvalidArgument` for names, goals and axes out of range.
 
@@ -124,6 +126,8 @@ class Task:
     ignore_index: int = IGNORED
     output: str | int | None = None
     weights: Callable[[], Mapping[str, np.ndarray]] | None = None
+    trains: bool = True
+    command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         good = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name)
