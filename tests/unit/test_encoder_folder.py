@@ -58,7 +58,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return two files: WikiText's form, compressed, and JSON lines."""
     path = tmp_path_factory.mktemp("text")
     with lzma.open(path / "valid.txt.xz", "wt", encoding="utf-8") as file:
-        file.write("\n".join([" = Heading = ", "", *lines(60, 0), " . ".join(lines(3, 9))]))
+        file.write(
+            "\n".join([f" = {lines(1, 8)[0]} = ", "", *lines(60, 0), " . ".join(lines(3, 9))])
+        )
     with gzip.open(path / "test.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(json.dumps({"text": text}) for text in [*lines(90, 1), "w1 w2"]))
     return {"validation": path / "valid.txt.xz", "test": path / "test.jsonl.gz"}

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from karikomi.keras.arrays.variables import names_of
 from karikomi.keras.facts.gradients import gradients
 from karikomi.keras.facts.layer_calls import run, watched
 from karikomi.keras.internals import all_layers
-from karikomi.keras.layers.arrays import fill_, notes_of, to_arrays
-from karikomi.keras.layers.codes import as_floats
+from karikomi.keras.layers.arrays import fill_, notes_of, to_arrays, to_stored
+from karikomi.keras.layers.codes import as_floats, forget
 from karikomi.keras.layers.prunable import is_weight, oriented, prunable
 from karikomi.keras.layers.unit_axes import weights_of
+from karikomi.keras.quantization.in_place import quantize_
 from karikomi.keras.quantization.output_units import output_units
 from karikomi.keras.shrinking.rewriting import own_objects
 from karikomi.keras.shrinking.smaller_copy import shrink
@@ -189,6 +190,34 @@ class KerasRunner:
         self.adopt(notes)
         return to_arrays(small), {**facts, "notes": {**notes_of(small), **notes} if notes else {}}
 
+    def quantized(
+        self, arrays: Arrays, *, only: Sequence[str] | None = None, **size: Any
+    ) -> tuple[dict[str, np.ndarray | Coded], dict[str, str]]:
+        """Return the arrays with codes for every variable, or those of `only`, and notes on what stays as it is."""
+        model = self._model(arrays)
+        data = self._calibration() if "rate" in size else None
+        coded = quantize_(model, **size, data=data, only=only, seed=self._seed, progress=False)
+        tensors = to_stored(model)
+        for variable in model.weights:
+            forget(variable)
+        return tensors, {**coded.left_alone, **coded.notes}
+
+    def integer_outputs(
+        self, tensors: Mapping[str, np.ndarray | Coded], inputs: Inputs
+    ) -> np.ndarray:
+        """Raise `Unsupported`: no engine with integer kernels runs Keras models here."""
+        raise Unsupported(
+            "Keras models are not run with integer activations", where=f"task {self._task.name}"
+        )
+
+    def integer_milliseconds(
+        self, tensors: Mapping[str, np.ndarray | Coded], dense: Arrays
+    ) -> dict[str, float]:
+        """Raise `Unsupported`, as `integer_outputs` does."""
+        raise Unsupported(
+            "Keras models are not run with integer activations", where=f"task {self._task.name}"
+        )
+
     def milliseconds(self, arrays: Arrays) -> float:
         """Return the median time of a forward pass on up to 64 validation examples, measured now."""
         model, given = self._model(arrays), _given(self._few().inputs)
@@ -332,6 +361,13 @@ class KerasRunner:
         start = time.perf_counter()
         model.predict_on_batch(given)
         return (time.perf_counter() - start) * 1e3
+
+    def _calibration(self) -> list[Any]:
+        """Return batches of up to 512 training examples, without targets."""
+        train = self._data.train
+        places = range(0, min(len(train), 512), 64)
+        parts = [train.take(np.arange(k, min(k + 64, len(train)))) for k in places]
+        return [(_given(part.inputs), None) for part in parts]
 
     def _few(self, most: int = 64) -> Split:
         validation = self._data.validation
