@@ -149,7 +149,7 @@ class Task:
     ignore_index: int = IGNORED
     output: str | int | None = None
     weights: Callable[[], Mapping[str, np.ndarray]] | None = None
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         good = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name)
