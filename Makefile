@@ -39,7 +39,7 @@ help: ## show this list
 	@echo '  torch without CUDA: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
 
 demo: demo-env ## compress a small network on real data that is bundled; writes runs/demo
-	$(BIN)/karikomi compress --out $(DEMO_OUT)
+	$(BIN)/karikomi compress --max-drop 0.02 --out $(DEMO_OUT)
 
 test: test-env ## run every test, docstring example and documentation block
 	@$(BIN)/python -m pytest -n $(WORKERS) --max-skips $(MAX_SKIPS) $(PYTEST_ARGS)

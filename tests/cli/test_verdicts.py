@@ -32,7 +32,7 @@ task = Task(
     model=network,
     data=lambda: Data(split(200, 0), split(60, 1), split(90, 2)),
     recipe=Recipe(batch_size=20, learning_rate=1e-2, train_epochs=3, prune_epochs=1, tune_epochs=1,
-                  sparsities=(0.5,), entries=(8, 4), threads=1),
+                  sparsities=(0.5,), entries=(8, 4), rates=(4.0,), threads=1),
 )
 """
 

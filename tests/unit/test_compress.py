@@ -38,6 +38,7 @@ RECIPE = Recipe(
     tune_epochs=2,
     sparsities=(0.5, 0.8),
     entries=(8, 4),
+    rates=(4.0,),
 )
 
 
@@ -153,11 +154,12 @@ def test_a_run_that_dies_in_any_epoch_ends_in_the_same_bytes(
 
 def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text("train_epochs = 8\nprune_epochs = 4\ntune_epochs = 2\n")
+    recipe.write_text("train_epochs = 8\nprune_epochs = 4\ntune_epochs = 2\nrates = [4.0]\n")
 
     def command(name: str) -> list[str]:
         program = "from karikomi.cli.app import main; main()"
         verb = ["compress", "digits", "--config", str(recipe), "--out", str(tmp_path / name)]
+        verb += ["--max-drop", "0.1"]  # which 500 test images can certify
         return [sys.executable, "-c", program, *verb, "--quiet"]
 
     pytest.importorskip("sklearn")
@@ -252,7 +254,13 @@ class _Sized(torch.nn.Module):
 
 
 SHORT = dataclasses.replace(
-    RECIPE, train_epochs=1, prune_epochs=1, tune_epochs=1, sparsities=(0.9,), entries=(8,)
+    RECIPE,
+    train_epochs=1,
+    prune_epochs=1,
+    tune_epochs=1,
+    sparsities=(0.9,),
+    entries=(8,),
+    rates=(),
 )
 
 

@@ -15,11 +15,11 @@ import safetensors.numpy
 
 import karikomi as kk
 from karikomi import pack, registry, report
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.quantize import Codebook, Coded, UniformGrid, kmeans
 from karikomi.search import folder, pipeline
 from karikomi.search.accounting import bytes_by_cause
-from karikomi.search.candidate_work import step_of
+from karikomi.search.candidate_steps import step_of
 from karikomi.search.driver import Budgets, Finished, Proposal
 from karikomi.search.ladder import Ladder
 from karikomi.search.run_reference import TaskSource
@@ -114,6 +114,11 @@ class Runner:
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return arrays, {"removed": 0}
 
+    def quantized(
+        self, arrays: dict[str, np.ndarray], *, entries: int
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        return {**arrays, "w": kmeans(arrays["w"], entries=entries)}, {"norm": "as it is"}
+
     def outputs(self, arrays: dict[str, np.ndarray], inputs: np.ndarray) -> np.ndarray:
         values = np.unique(arrays["w"][arrays["w"] != 0]).size
         rights = {10: VALIDATION, 20: TEST}[len(inputs)][values]
@@ -131,7 +136,7 @@ def split(size: int) -> Split:
 def task(**changes: Any) -> Task:
     recipe = {"train_epochs": 2, "prune_epochs": 1, "tune_epochs": 1, "batch_size": 5}
     recipe |= {"learning_rate": 0.5, "weight_decay": 0.25}
-    ladder = {"sparsities": (0.25, 0.625, 0.75, 0.875), "entries": (5, 4, 3)}
+    ladder = {"sparsities": (0.25, 0.625, 0.75, 0.875), "entries": (5, 4, 3), "rates": ()}
     return Task(
         name="tiny",
         model=dict,
@@ -244,6 +249,7 @@ def test_the_seconds_are_those_of_all_calls(
 def test_eight_bits_have_a_scale_for_each_unit(ours: None, tmp_path: Path) -> None:
     result = kk.compress(task(entries=(3,)), out=tmp_path, max_drop=0.1, progress=False)
     assert [row["what"] for row in result["candidates"]][3:] == [
+        "3 shared weights per tensor, not tuned",
         "3 shared weights per tensor",
         "8 bits per channel",
     ]
@@ -298,7 +304,11 @@ def test_a_tensor_that_was_shrunk_is_counted_by_its_dense_size(
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return {**arrays, "w": arrays["w"][2:]}, {"removed": 2}
 
+    def quantized(*_: Any, **__: Any) -> Any:
+        raise Unsupported("nothing of this can be quantized")
+
     monkeypatch.setattr(Runner, "shrink", shrink)
+    monkeypatch.setattr(Runner, "quantized", quantized)
     result = kk.compress(task(), out=tmp_path, max_drop=0.1, progress=False)
     (row,) = [row for row in result["tensors"] if row["name"] == "w"]
     # 15 of 24 weights were pruned, 12 of them with the first two units.
@@ -337,18 +347,22 @@ def test_the_candidates_are_in_order_with_their_own_figures(made: dict[str, Any]
         ("prune", "sparsity 0.25", 0.8, True, False),
         ("prune", "sparsity 0.625", 0.7, True, True),
         ("prune", "sparsity 0.75", 0.5, False, False),
+        ("quantize", "5 shared weights per tensor, not tuned", 0.7, True, False),
+        ("quantize", "4 shared weights per tensor, not tuned", 0.9, True, False),
+        ("quantize", "3 shared weights per tensor, not tuned", 0.6, False, False),
         ("quantize", "5 shared weights per tensor", 0.7, True, False),
         ("quantize", "4 shared weights per tensor", 0.9, True, True),
         ("quantize", "3 shared weights per tensor", 0.6, False, False),
     ]
     candidates = Path(made["file"]).parent / "candidates"
-    names = [f"*/stages/quantize-0.625-{entries}.karikomi" for entries in (5, 4, 3)]
+    names = [f"*/stages/quantize-0.0-{entries}-untuned.karikomi" for entries in (5, 4, 3)]
+    names += [f"*/stages/quantize-0.625-{entries}.karikomi" for entries in (5, 4, 3)]
     (files,) = zip(*(candidates.glob(name) for name in names), strict=True)
     assert [row.get("bytes") for row in made["candidates"]] == [
         *[None] * 3,
         *(file.stat().st_size for file in files),
     ]
-    assert Path(made["file"]).read_bytes() == files[1].read_bytes()
+    assert Path(made["file"]).read_bytes() == files[4].read_bytes()
 
 
 def test_the_steps_of_all_stages_are_counted(made: dict[str, Any]) -> None:
@@ -361,19 +375,17 @@ def test_the_steps_of_all_stages_are_counted(made: dict[str, Any]) -> None:
 
 
 def ladder(**changes: Any) -> Ladder:
-    recipe = task().recipe
     whole: dict[str, Any] = {
         "origin": "trained",
-        "widths": (),
-        "sparsities": recipe.sparsities,
-        "entries": recipe.entries,
-        "tuned": True,
+        "recipe": task(**changes).recipe,
+        "prunes": True,
+        "trains": True,
         "budgets": Budgets(max_drop=0.1, objective="bytes"),
         "drop": task().drop,
         "slack": 1e-9,
         "facts_of": lambda found: found.facts,
     }
-    return Ladder(**{**whole, **changes})
+    return Ladder(**whole)
 
 
 def walked(walk: dict[Any, Any], search: Ladder) -> dict[Proposal, Finished]:
@@ -388,6 +400,8 @@ def walked(walk: dict[Any, Any], search: Ladder) -> dict[Proposal, Finished]:
                 held = RUNGS[rung]
             elif step == "entries":
                 size, held = walk.get((rung, settings["entries"]), (1, False))
+            elif step == "codebook":
+                size, held = 8, False
             elif step == "bits":
                 size, held = 9, rung in walk.get("eight", ())
             elif step == "store":
@@ -427,9 +441,10 @@ def test_the_search_takes_the_smallest_of_the_deepest_rung_that_holds(
     )
     reached = (chosen.get("prune") or [0.0])[-1]
     assert ((reached, end), reached) == (what, rung)
-    assert len(files) == tried
+    untuned = [file for file in files if "codebook" in file.proposal.settings]
+    assert len(files) == tried + len(untuned) and len(untuned) == 3
     assert [item.proposal.settings["prune"][-1] for item in search.rungs(found)] == [*RUNGS]
-    shrunk = [p for p in found if step_of(p) == "shrink"]
+    shrunk = [p for p in found if step_of(p) == "shrink" and (rung or "prune" not in p.settings)]
     assert shrunk[-1].settings.get("prune", [0.0])[-1] == rung
 
 
@@ -449,6 +464,7 @@ def test_an_error_is_compressed_within_its_budget(ours: None, tmp_path: Path) ->
     passed = {row["what"]: row["passed"] for row in result["candidates"]}
     assert [what for what, held in passed.items() if not held] == [
         "sparsity 0.75",
+        "3 shared weights per tensor, not tuned",
         "3 shared weights per tensor",
     ]
 

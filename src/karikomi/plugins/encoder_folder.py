@@ -30,6 +30,8 @@ FEWEST, MOST = 8, 64
 SENTENCES = 2_000
 CHOOSES = 1 / 3
 """The share of the sentences of a single file that choose; the others judge."""
+_RATES = (6.0, 5.0, 4.4, 4.0, 3.7, 3.4, 3.0)
+"""Bits per number that are tried: encoders give way between four and three."""
 
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
 
@@ -71,7 +73,7 @@ def encoder_task(
         goal="max",
         trains=False,
         about=f"sentence embeddings of {folder.name} without labels: cosine to those of the network before",
-        recipe=Recipe(batch_size=32, entries=(64, 32, 16)),
+        recipe=Recipe(batch_size=32, entries=(64, 32, 16), rates=_RATES),
         weights=weights,
         command=_words(folder, given, sentences),
     )

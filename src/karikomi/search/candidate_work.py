@@ -1,9 +1,4 @@
-"""The evaluation of a candidate: a pure function of its proposal, the seed and the run that it belongs to.
-
-The settings of a proposal are steps, each of which continues what its parent left: ``dense``, ``width``,
-``prune`` (a ladder of sparsities), ``shrink``, and one of ``entries``, ``codebook`` (entries that are not tuned),
-``bits`` and ``store``.
-"""
+"""The evaluation of a candidate: a pure function of its proposal, the seed and the run that it belongs to."""
 
 from __future__ import annotations
 
@@ -17,19 +12,18 @@ import safetensors.numpy
 
 from karikomi import pack
 from karikomi.errors import Unsupported
+from karikomi.files import write_bytes
 from karikomi.quantize import Coded
+from karikomi.search.candidate_steps import parent_of, stage_of, step_of
 from karikomi.search.candidates import Stored, decoded, eight_bits, shared_weights, stored
 from karikomi.search.driver import Measured, Proposal
 from karikomi.search.folder import Folder
 from karikomi.search.lock import read_json
 from karikomi.search.run_reference import OpenedRun, RunReference, opened_run
-from karikomi.tasks import Arrays, Phase, Task, Training
+from karikomi.tasks import Arrays, Inputs, LearnedCodes, Phase, Task, Training
 from karikomi.tasks.example_scores import example_scores
 
 MASK = "mask/"
-LAST_STEPS = ("entries", "codebook", "bits", "store")
-"""The steps that end in a packed file."""
-
 SCORES = "scores"
 """The name of the file with one number per example of the validation split."""
 
@@ -42,52 +36,6 @@ def evaluated(proposal: Proposal, seed: int, reference: RunReference) -> Measure
         work.do(folder)
     facts = {k: v for k, v in work.facts().items() if k != "notes"}
     return Measured(facts, work.path.relative_to(reference.folder).as_posix())
-
-
-def parent_of(proposal: Proposal) -> Proposal | None:
-    """Return the proposal that a candidate continues, or None for the dense network.
-
-    >>> step = Proposal.of(dense="trained", prune=[0.8, 0.9], shrink="dead")
-    >>> parent_of(step).text, parent_of(parent_of(step)).text
-    ('{"dense":"trained","prune":[0.8,0.9]}', '{"dense":"trained","prune":[0.8]}')
-    """
-    settings = proposal.settings
-    step = step_of(proposal)
-    if step == "dense":
-        return None
-    if step == "prune" and len(settings["prune"]) > 1:
-        return Proposal.of(**{**settings, "prune": settings["prune"][:-1]})
-    return Proposal.of(**{name: value for name, value in settings.items() if name != step})
-
-
-def step_of(proposal: Proposal) -> str:
-    """Return the last step of a proposal."""
-    order = (*LAST_STEPS, "shrink", "prune", "width", "dense")
-    return next(name for name in order if name in proposal.settings)
-
-
-def stage_of(proposal: Proposal) -> str:
-    """Return the name of a candidate in the rows of the record, and of its files.
-
-    >>> stage_of(Proposal.of(dense="trained", prune=[0.8, 0.9], shrink="dead", entries=16))
-    'quantize-0.9-16'
-    """
-    settings, step = proposal.settings, step_of(proposal)
-    wide = f"width-{settings['width']!r}" if "width" in settings else ""
-    sparsity = (settings.get("prune") or [0.0])[-1]
-    ends = {
-        "entries": settings.get("entries"),
-        "codebook": f"{settings.get('codebook')}-untuned",
-        "bits": "int8",
-        "store": "none",
-    }
-    name = {
-        "dense": "train",
-        "width": wide,
-        "prune": f"prune-{sparsity!r}",
-        "shrink": f"shrink-{sparsity!r}",
-    }.get(step, f"quantize-{sparsity!r}-{ends.get(step)}")
-    return f"{wide}-{name}" if wide and step != "width" else name
 
 
 def form_of(arrays: Arrays) -> str:
@@ -139,6 +87,18 @@ class CandidateWork:
         found = self._read(SCORES).get(SCORES)
         return None if found is None or not found.size else found
 
+    def outputs(self, arrays: Arrays, inputs: Inputs) -> np.ndarray:
+        """Return the outputs of the candidate, in the engine that it is made for."""
+        if step_of(self.proposal) == "int8":
+            return self._runner.integer_outputs(pack.load_coded(self.file), inputs)
+        return self._runner.outputs(arrays, inputs)
+
+    def timed(self, dense: Arrays) -> dict[str, float]:
+        """Return the milliseconds of the candidate, measured now in the engine that it is made for."""
+        if step_of(self.proposal) == "int8":
+            return self._runner.integer_milliseconds(pack.load_coded(self.file), dense)
+        return {"ms": self._runner.milliseconds(self.arrays())}
+
     def parent(self) -> CandidateWork:
         """Return the candidate that it continues."""
         proposal = parent_of(self.proposal)
@@ -156,6 +116,7 @@ class CandidateWork:
 
     def adopt(self) -> dict[str, str]:
         """Give the runner the notes of the shrunk network that the arrays are of, and return them."""
+        # Those of a shrink include what the width before it removed.
         for step in ("shrink", "width"):
             found = self.ancestor(step)
             notes = {} if found is None else found.facts().get("notes") or {}
@@ -175,21 +136,31 @@ class CandidateWork:
         make: Mapping[str, Callable[[Folder], None]] = {
             "dense": self._dense,
             "width": self._width,
+            "recover": self._recover,
             "prune": self._prune,
             "shrink": self._shrink,
             "entries": self._entries,
             "codebook": self._codebook,
             "bits": self._bits,
+            "rate": self._rate,
+            "learned": self._learned,
             "store": self._floats,
+            "int8": self._integers,
         }
         make[step](folder)
 
     def epochs(self) -> int:
         """Return the epochs of training that this candidate takes beside its parent."""
         recipe, given = self._task.recipe, self._run.reference.weights is not None
-        trained = 0 if given else recipe.train_epochs
-        of = {"dense": trained, "width": recipe.prune_epochs, "prune": recipe.prune_epochs}
-        return {**of, "entries": recipe.tune_epochs}.get(step_of(self.proposal), 0)
+        settings = self.proposal.settings
+        of = {
+            "dense": 0 if given else recipe.train_epochs,
+            "recover": (settings.get("recover") or [0])[-1],
+            "prune": recipe.prune_epochs,
+            "entries": recipe.tune_epochs,
+            "learned": settings.get("epochs", 0),
+        }
+        return int(of.get(step_of(self.proposal), 0))
 
     def _dense(self, folder: Folder) -> None:
         recipe, given = self._task.recipe, self._run.reference.weights
@@ -212,14 +183,10 @@ class CandidateWork:
         folder.finish(self.stage, facts, arrays)
 
     def _width(self, folder: Folder) -> None:
-        """Keep the units of the highest score, and recover by training with the dense network's outputs."""
-        dense, recipe = self.parent().arrays(), self._task.recipe
-        width = self.proposal.settings["width"]
-        # Not again where the recovery was stopped: the times in the report would be others.
-        if (report := folder.done("cut")) is None:
-            arrays, report = self._runner.shrink(dense, width=width)
-            folder.finish("cut", report, arrays)
-        arrays = folder.read_arrays("cut")[0]
+        """Keep the units of the highest score, and re-fit what is left by least squares."""
+        arrays, report = self._runner.shrink(
+            self.parent().arrays(), width=self.proposal.settings["width"]
+        )
         if not report.get("notes"):
             raise Unsupported(
                 "no units of the network can be removed",
@@ -227,16 +194,21 @@ class CandidateWork:
                 got="; ".join(f"{k}: {v}" for k, v in (report.get("left_alone") or {}).items()),
             )
         self._runner.adopt(report["notes"])
-        phase = Phase(
-            stage=self.stage,
-            epochs=recipe.prune_epochs,
-            learning_rate=recipe.learning_rate,
-            clip=recipe.clip,
-            teacher=dense,
-        )
-        arrays = self._train(folder, arrays, phase).arrays()
         facts = {**report, "validation": self._validation(folder, arrays)}
         folder.finish(self.stage, facts, arrays)
+
+    def _recover(self, folder: Folder) -> None:
+        """Train what is left with the dense network's outputs; a later stretch goes on from a shorter one."""
+        recipe = self._task.recipe
+        phase = Phase(
+            stage=self.stage,
+            epochs=self.epochs(),
+            learning_rate=recipe.learning_rate,
+            clip=recipe.clip,
+            teacher=self._teacher(),
+        )
+        arrays = self._train(folder, self.parent().arrays(), phase).arrays()
+        folder.finish(self.stage, {"validation": self._validation(folder, arrays)}, arrays)
 
     def _prune(self, folder: Folder) -> None:
         below, recipe = self.parent(), self._task.recipe
@@ -279,11 +251,52 @@ class CandidateWork:
         self._pack(folder, stored(tuned, coded))
 
     def _codebook(self, folder: Folder) -> None:
-        """Share weights among so many centroids per tensor, as they are found."""
-        arrays, entries = self.parent().arrays(), self.proposal.settings["codebook"]
-        names = [name for name in self._runner.prunable() if np.any(arrays[name])]
-        coded = {**shared_weights(arrays, names, entries), **self._rounded(arrays, [])}
-        self._pack(folder, stored(arrays, coded))
+        """Share weights among so many centroids per tensor, as they are found; every tensor, as `pack` does."""
+        entries = self.proposal.settings["codebook"]
+        self._pack(folder, *self._runner.quantized(self.parent().arrays(), entries=entries))
+
+    def _rate(self, folder: Folder) -> None:
+        """Round every tensor to a mean number of bits of an entropy coder, without training."""
+        settings = self.proposal.settings
+        how = {"rate": settings["rate"], "method": settings["method"]}
+        self._pack(folder, *self._runner.quantized(self.parent().arrays(), **how))
+
+    def _learned(self, folder: Folder) -> None:
+        """Train with rounded parameters and a penalty on their bits."""
+        recipe, arrays, settings = self._task.recipe, self.parent().arrays(), self.proposal.settings
+        # Bits per weight of the dense network, so that widths of the same goal are of the same size.
+        weights = sum(a.size for a in self._teacher().values() if a.dtype.kind == "f")
+        phase = Phase(
+            stage=self.stage,
+            epochs=self.epochs(),
+            learning_rate=recipe.learned_rate,
+            clip=recipe.clip,
+            teacher=self._teacher(),
+            learned=LearnedCodes(
+                goal=settings["learned"] * weights,
+                width=recipe.learned_bits,
+                step_rate=3 * recipe.learned_rate,
+            ),
+        )
+        training = self._train(folder, arrays, phase)
+        made, coded = training.arrays(), training.coded()
+        rest = [n for n, a in made.items() if n not in coded and a.dtype.kind == "f" and a.size]
+        tensors: Stored = stored(made, coded)
+        if rest:
+            # The statistics of batch norms.
+            others, _ = self._runner.quantized(made, only=rest, bits=8)
+            tensors |= {name: others[name] for name in rest}
+        self._pack(folder, tensors)
+
+    def _integers(self, folder: Folder) -> None:
+        """Run the file of the parent with integer activations too: its file, and the metric of that engine."""
+        parent = self.parent()
+        write_bytes(self.file, parent.file.read_bytes())
+        facts = {k: v for k, v in parent.facts().items() if k != "validation"}
+        arrays = parent.arrays()
+        facts["validation"] = self._validation(folder, arrays)
+        facts["shapes"] = f"{facts['shapes']}-int8"
+        folder.finish(self.stage, facts, arrays)
 
     def _bits(self, folder: Folder) -> None:
         """Round to per-channel 8-bit grids, without training."""
@@ -294,7 +307,9 @@ class CandidateWork:
         """Quantize nothing: lossless."""
         self._pack(folder, stored(self.parent().arrays(), {}))
 
-    def _pack(self, folder: Folder, tensors: Stored) -> None:
+    def _pack(
+        self, folder: Folder, tensors: Stored, left_alone: Mapping[str, str] | None = None
+    ) -> None:
         notes = {"task": self._task.name, **self.parent().adopt()}
         file = pack.save(tensors, self.file, notes=notes)
         arrays = decoded(tensors)
@@ -305,6 +320,7 @@ class CandidateWork:
             "parameters": costs.get("parameters_after"),
             "macs": costs.get("macs_after"),
             "shapes": form_of(arrays),
+            **({"as_it_is": dict(left_alone)} if left_alone else {}),
         }
         folder.finish(self.stage, facts, arrays)
 
@@ -345,7 +361,7 @@ class CandidateWork:
     def _validation(self, folder: Folder, arrays: Arrays) -> float:
         """Return the metric on the validation split, after writing that of each example."""
         split = self._run.data.validation
-        outputs = self._runner.outputs(arrays, split.inputs)
+        outputs = self.outputs(arrays, split.inputs)
         value = self._task.judge(outputs, split.targets)
         scores = example_scores(self._task, outputs, split.targets)
         folder.write_arrays(

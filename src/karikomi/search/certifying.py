@@ -63,9 +63,9 @@ def certified(
 ) -> tuple[dict[str, Any], Candidate | None]:
     """Return the certificate as plain data, and the boldest certified candidate, if any.
 
-    ``status``: ``"certified"``, ``"not certified"``, or ``"not run"`` with the ``reason``. The candidates are those
-    that hold on the validation split, which chose them and their order; the ledger keeps the certify
-    examples from serving another choice.
+    ``status``: ``"certified"``, ``"not certified"``, or ``"not run"`` with the ``reason``; ``asked``: whether there is
+    a budget on the drop to certify. The candidates are those that hold on the validation split, which chose them and
+    their order; the ledger keeps the certify examples from serving another choice.
     """
     name, split = certify_split(run.data)
     plain: dict[str, Any] = {
@@ -73,6 +73,7 @@ def certified(
         "n": len(split),
         "alpha": alpha,
         "tried": len(outcome.files),
+        "asked": budgets.max_drop is not None,
         "beforehand": None if before is None else before.as_dict(),
     }
     reason = _reason(budgets, before, len(split))
@@ -129,7 +130,7 @@ def _reason(budgets: Budgets, before: Feasibility | None, n: int) -> str | None:
 
 def _scores(run: OpenedRun, candidate: Candidate, split: Split) -> np.ndarray | None:
     candidate.work.adopt()
-    outputs = run.runner.outputs(candidate.arrays, split.inputs)
+    outputs = candidate.work.outputs(candidate.arrays, split.inputs)
     return example_scores(run.task, outputs, split.targets)
 
 
@@ -141,6 +142,12 @@ def _sequence(outcome: SearchOutcome, budgets: Budgets) -> list[tuple[Candidate,
     sign = 1 if task.direction == "max" else -1
     pairs: dict[str, tuple[Candidate, PairedDrop]] = {}
     found: list[Found] = []
+    # Networks of one form are equally fast: the place by all that the search weighs is the cost.
+    by_rank = sorted({budgets.rank(candidate.facts)[1:3] for candidate in outcome.alive})
+    costs = {
+        candidate.proposal.digest: by_rank.index(budgets.rank(candidate.facts)[1:3])
+        for candidate in outcome.alive
+    }
     for candidate in outcome.alive:
         scores = candidate.work.scores()
         if scores is None or not candidate.passed:
@@ -148,12 +155,9 @@ def _sequence(outcome: SearchOutcome, budgets: Budgets) -> list[tuple[Candidate,
         pair = paired_drop(dense, scores, sign=sign, clip=float(np.inf))
         digest = candidate.proposal.digest
         pairs[digest] = candidate, pair
-        cost = candidate.facts.get(budgets.objective_name)
         # The order is by the standard error, which all have; the bound that certifies is another one.
         error = float(np.std(pair.differences)) / max(len(dense), 1) ** 0.5
-        found.append(
-            Found(digest, float("inf") if cost is None else cost, pair.drop, pair.drop + error)
-        )
+        found.append(Found(digest, float(costs[digest]), pair.drop, pair.drop + error))
     limit = (budgets.max_drop or 0.0) + outcome.slack
     return [pairs[item.name] for item in handful(found, max_drop=limit, most=MOST)]
 

@@ -115,17 +115,20 @@ def _followed(run: SearchRun) -> dict[Proposal, Finished]:
 
 
 def _verdict(outcome: SearchOutcome, certificate: Mapping[str, Any], *, taken: bool) -> str:
-    """Return ``"missed"`` beyond a budget, ``"undecided"`` where nothing was certified, or ``"held"``."""
+    """Return ``"missed"`` beyond a budget, ``"held"`` where it is certified or none is asked for, else ``"undecided"``.
+
+    A certificate that so many examples cannot give was not run, which is no proof either.
+    """
+    met = outcome.chosen.passed if taken else outcome.judgement.held
+    if not met:
+        return "missed"
+    if certificate["status"] == "not run":
+        return "held" if certificate.get("asked") is False else "undecided"
     if taken:
-        if not outcome.chosen.passed:
-            return "missed"
         # Of a sequence, all before the boldest certified candidate are certified too.
         sure = (certificate.get("in_sequence") or [])[: certificate.get("certified", 0)]
-        known = outcome.chosen.proposal.digest in sure
-        return "held" if known or certificate["status"] == "not run" else "undecided"
-    if not outcome.judgement.held:
-        return "missed"
-    return "undecided" if certificate["status"] == "not certified" else "held"
+        return "held" if outcome.chosen.proposal.digest in sure else "undecided"
+    return "held" if certificate["status"] == "certified" else "undecided"
 
 
 def _taken(front: list[Candidate], number: int) -> Candidate:

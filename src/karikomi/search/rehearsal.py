@@ -37,6 +37,8 @@ def rehearse(request: SearchRequest) -> float:
         widths=recipe.widths[-1:],
         sparsities=recipe.sparsities[:1],
         entries=recipe.entries[:1],
+        rates=(),
+        learned=(),
     )
     # The goal is stated: one batch of training may move the metric either way.
     brief = dataclasses.replace(task, recipe=short, goal=task.direction)
@@ -44,7 +46,13 @@ def rehearse(request: SearchRequest) -> float:
         runner, small = _on_one_batch(brief, request.content, request.seed)
         _check_splits(brief, runner, request.content, small)
         some = dataclasses.replace(
-            request, task=brief, content=small, budgets=Budgets(), workers=1, scheduler=None
+            request,
+            task=brief,
+            content=small,
+            budgets=Budgets(),
+            workers=1,
+            scheduler=None,
+            integers=False,
         )
         dense = searched(some, runner, Path(path) / "run").dense.facts
         return dense["validation"] if dense.get("untrained") is None else dense["untrained"]

@@ -11,7 +11,7 @@ import safetensors.numpy
 from karikomi import __version__, pack, record
 from karikomi.audit import audit
 from karikomi.search.accounting import bytes_by_cause
-from karikomi.search.candidate_work import step_of
+from karikomi.search.candidate_steps import step_of
 from karikomi.search.search_outcome import Candidate, SearchOutcome
 from karikomi.tasks import Arrays, Data, Runner, Task
 
@@ -32,8 +32,10 @@ def describe(
     file, arrays, dense = outcome.chosen.path, outcome.chosen.arrays, outcome.dense.arrays
     outcome.chosen.work.adopt()
     reloaded, shrink = pack.load(file), outcome.shrink
-    after = task.judge(runner.outputs(reloaded, data.test.inputs), data.test.targets)
-    direct = task.judge(runner.outputs(arrays, data.test.inputs), data.test.targets)
+    of_file, of_arrays = (
+        outcome.chosen.work.outputs(a, data.test.inputs) for a in (reloaded, arrays)
+    )
+    after, direct = (task.judge(found, data.test.targets) for found in (of_file, of_arrays))
     before = task.judge(runner.outputs(dense, data.test.inputs), data.test.targets)
     dense_bytes = len(safetensors.numpy.save(dense))
     tensors = _tensors(file, dense)
@@ -79,6 +81,7 @@ def describe(
         "candidates": _candidates(outcome),
         "shrink": {k: v for k, v in shrink.items() if k not in ("notes", "validation")},
         **{name: shrink.get(name) for name in COSTS},
+        **_measured(outcome.chosen),
         "left_alone": runner.left_alone(),
         "tied": runner.tied(),
         "warnings": [],
@@ -92,6 +95,14 @@ def describe(
             labels=("dense", "compressed"),
         ),
     }
+
+
+def _measured(chosen: Candidate) -> dict[str, Any]:
+    """Return the times in the engine that the chosen network was measured in for its budget, where it has both."""
+    if "dense_ms" not in chosen.facts:
+        return {}
+    times = {"ms_before": chosen.facts["dense_ms"], "ms_after": chosen.facts["ms"]}
+    return {**times, "engine": "ONNX Runtime, before in floats, after in integers"}
 
 
 def _identical(first: Arrays, second: Arrays) -> bool:
@@ -137,7 +148,7 @@ def _tensors(file: Path, dense: Arrays) -> list[dict[str, Any]]:
 def _candidates(outcome: SearchOutcome) -> list[dict[str, Any]]:
     return [
         {
-            "stage": "width" if step_of(rung.proposal) == "width" else "prune",
+            "stage": "prune" if step_of(rung.proposal) == "prune" else "width",
             "what": rung.what,
             "value": _setting(rung),
             "validation": rung.validation,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from karikomi.search.candidate_work import CandidateWork, step_of
+from karikomi.search.candidate_steps import structure_of, words_of
+from karikomi.search.candidate_work import CandidateWork
 from karikomi.search.driver import Budgets, Finished, Judgement, Proposal, front
 from karikomi.search.ladder import Ladder, raise_failure
 from karikomi.search.run_reference import OpenedRun
@@ -51,17 +52,7 @@ class Candidate:
     @property
     def what(self) -> str:
         """The last step in the words of a report."""
-        settings, step = self.proposal.settings, step_of(self.proposal)
-        words = {
-            "dense": "the dense network",
-            "width": f"width {settings.get('width')}",
-            "prune": f"sparsity {(settings.get('prune') or [0])[-1]:g}",
-            "entries": f"{settings.get('entries')} shared weights per tensor",
-            "codebook": f"{settings.get('codebook')} shared weights per tensor, not tuned",
-            "bits": "8 bits per channel",
-            "store": "no quantization",
-        }
-        return words[step]
+        return words_of(self.proposal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +72,8 @@ class SearchOutcome:
 
     @property
     def rung(self) -> Proposal:
-        """The step of width or sparsity that the chosen file is of, or the dense network."""
-        settings = self.chosen.proposal.settings
-        return Proposal.of(**{k: settings[k] for k in ("dense", "width", "prune") if k in settings})
+        """The step of width, recovery or sparsity that the chosen file is of, or the dense network."""
+        return structure_of(self.chosen.proposal)
 
     @property
     def shrink(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from karikomi import __version__
 from karikomi.errors import Unsupported
 from karikomi.files import write_bytes
-from karikomi.search.candidate_work import CandidateWork, evaluated, step_of
+from karikomi.search.candidate_steps import step_of
+from karikomi.search.candidate_work import CandidateWork, evaluated
 from karikomi.search.driver import (
     Budgets,
     Finished,
@@ -32,8 +33,11 @@ from karikomi.search.run_reference import OpenedRun, RunReference, TaskSource, k
 from karikomi.search.search_outcome import SearchOutcome, outcome_of
 from karikomi.tasks import Arrays, Data, Runner, Task
 
-FORMAT = 2
+FORMAT = 3
 """The form of a run folder."""
+
+MAY_FAIL = ("width", "rate", "codebook", "learned", "int8")
+"""Steps that not every network can take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class SearchRequest:
     take: int | None = None
     forms: tuple[str, ...] = ()
     progress: bool = False
+    integers: bool = False
 
     @property
     def inline(self) -> bool:
@@ -80,6 +85,7 @@ def identity_of(request: SearchRequest, runner: Runner) -> dict[str, Any]:
         "max_drop": budgets.max_drop,
         **{f"max_{name}": limit for name, limit in budgets.limits.items() if name != "drop"},
         "objective": budgets.objective_name,
+        "integers": request.integers,
     }
 
 
@@ -110,7 +116,7 @@ class SearchRun:
         self.latency = LatencyTable(
             folder / "latency.json", runner.environment(), lambda form: self._timed(form)
         )
-        self._forms: dict[str, Arrays] = {}
+        self._forms: dict[str, CandidateWork] = {}
         self._dense: float | None = None
         self.ladder = self._ladder()
 
@@ -148,14 +154,13 @@ class SearchRun:
         return CandidateWork(self.opened, proposal)
 
     def _ladder(self) -> Ladder:
-        request, recipe = self.request, self.request.task.recipe
-        can = bool(self.runner.prunable())
+        request = self.request
         return Ladder(
             origin="trained" if request.weights is None else "given",
-            widths=recipe.widths if can and request.trains else (),
-            sparsities=recipe.sparsities if can and request.trains else (),
-            entries=recipe.entries if can else (),
-            tuned=request.trains,
+            recipe=request.task.recipe,
+            prunes=bool(self.runner.prunable()),
+            trains=request.trains,
+            integers=request.integers,
             budgets=request.budgets,
             drop=request.task.drop,
             # Against the rounding of a difference of two shares: far less than half an example.
@@ -170,7 +175,7 @@ class SearchRun:
             return facts
         facts["drop"] = self.request.task.drop(self._dense, facts["validation"])
         if self._times and "shapes" in facts:
-            facts["ms"] = self.latency.ms(facts["shapes"])
+            facts |= self.latency.row(facts["shapes"])
         return facts
 
     @property
@@ -189,8 +194,8 @@ class SearchRun:
             if item.error is None and self._times and "shapes" in item.facts:
                 work = self.work(item.proposal)
                 work.adopt()
-                self._forms[item.facts["shapes"]] = work.arrays()
-                self.latency.ms(item.facts["shapes"])
+                self._forms[item.facts["shapes"]] = work
+                self.latency.row(item.facts["shapes"])
                 self._forms.clear()
 
     def _timed(self, form: str) -> dict[str, float]:
@@ -198,15 +203,15 @@ class SearchRun:
             raise Unsupported(
                 "this form is not in the latency table", where=str(self.folder), got=form
             )
-        return {"ms": self.runner.milliseconds(self._forms[form])}
+        return self._forms[form].timed(self.work(self.ladder.dense).arrays())
 
 
 def searched(request: SearchRequest, runner: Runner, folder: Path) -> SearchOutcome:
     """Run a search in which failures are raised, and return its outcome."""
 
     def on_finished(found: Finished, again: bool) -> None:
-        # Where units cannot be removed, the search goes on without.
-        if found.error is not None and step_of(found.proposal) != "width":
+        # Where units cannot be removed, or an engine is missing, the search goes on without.
+        if found.error is not None and step_of(found.proposal) not in MAY_FAIL:
             raise_failure(found)
 
     run = SearchRun(request, runner, folder, "rehearsal")
@@ -224,5 +229,7 @@ def epochs_of(request: SearchRequest) -> int:
     epochs = 0 if given else recipe.train_epochs
     if request.trains:
         steps = len(recipe.sparsities) + len(recipe.widths)
-        epochs += steps * recipe.prune_epochs + len(recipe.entries) * recipe.tune_epochs
+        tuned = len(recipe.entries) if recipe.sparsities else 0
+        epochs += steps * recipe.prune_epochs + tuned * recipe.tune_epochs
+        epochs += len(recipe.learned) * recipe.learned_epochs
     return epochs

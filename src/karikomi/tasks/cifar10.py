@@ -33,6 +33,7 @@ _RECIPE = Recipe(
     tune_epochs=2,
     sparsities=(0.5, 0.7, 0.8, 0.9),
     entries=(32, 16),
+    learned_epochs=5,
 )
 _FORM = "conv1, three groups of basic blocks of 16, 32 and 64 channels, linear; shortcuts without weights (option A)"
 _SOURCE = "He et al. 2016, Deep residual learning; the weights of Idelbayev 2018"

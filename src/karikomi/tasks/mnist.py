@@ -23,6 +23,12 @@ _SHAPES = {
     "test_images": (10_000, 28, 28),
     "test_labels": (10_000,),
 }
+_DEEP = {
+    **{"learning_rate": 3e-3, "weight_decay": 0.0, "learned_rate": 3e-3},
+    **{"rates": (2.0, 1.4), "entries": (16,)},
+}
+"""What both networks have in common where a file of a few kilobytes is the goal."""
+
 _MEAN, _DEVIATION = 33.318421 / 255, 78.567490 / 255  # of the 60,000 training images
 
 
@@ -49,6 +55,16 @@ def lenet300(data: str | Path | None) -> Task:
             sparsities=(0.9, 0.94, 0.96, 0.97, 0.98),
             entries=(16, 8),
         ),
+        presets={
+            "deep-compression": {
+                **_DEEP,
+                "batch_size": 512,
+                "train_epochs": 12,
+                "units": (128, 64),
+                "learned": (0.138,),
+                "learned_epochs": 50,
+            }
+        },
     )
 
 
@@ -75,6 +91,16 @@ def lenet5(data: str | Path | None) -> Task:
             sparsities=(0.9, 0.96, 0.98, 0.99),
             entries=(16, 8),
         ),
+        presets={
+            "deep-compression": {
+                **_DEEP,
+                "batch_size": 256,
+                "train_epochs": 4,
+                "units": (10, 24, 48),
+                "learned": (0.0501,),
+                "learned_epochs": 24,
+            }
+        },
     )
 
 

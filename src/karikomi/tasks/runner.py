@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +20,31 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedCodes:
+    """Quantized training towards a size: `goal` bits of codes in all, on grids of `width` bits.
+
+    The goal is reached at the share `ramp` of the steps. `gain`, `strength`: of `karikomi.quantize.RateGoal`, the
+    latter at the first step, in loss per bit. `step_rate`: the learning rate of the grids' steps. `warm`: steps in
+    which the rates rise.
+    """
+
+    goal: float
+    width: int = 4
+    ramp: float = 0.6
+    gain: float = 0.02
+    strength: float = 1e-6
+    step_rate: float = 3e-3
+    warm: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """One stretch of training: so many epochs at a cosine learning rate, with its rule, masks and targets.
 
     `stage`: the name in the rows of the record. `sparsity`: prune gradually up to it, from
     `initial` on. `masks`: name -> kept entries, to begin with. `teacher`: the dense network's arrays
-    to distil from. `coded`: tensors that share weights, whose centroids are what learns.
+    to distil from. `coded`: tensors that share weights, whose centroids are what learns. `learned`: every parameter is
+    rounded while training, under a penalty on its bits.
     """
 
     stage: str
@@ -39,6 +58,7 @@ class Phase:
     masks: Mapping[str, np.ndarray] | None = None
     teacher: Arrays | None = None
     coded: Mapping[str, Coded] | None = None
+    learned: LearnedCodes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +96,7 @@ class Training(Protocol):
         ...
 
     def coded(self) -> dict[str, Coded]:
-        """Return the tensors that share weights, with their centroids as they are now."""
+        """Return the tensors that share weights, or are rounded while training, as they are now."""
         ...
 
     def checkpoint(self) -> tuple[Arrays, dict[str, Any]]:
@@ -150,16 +170,45 @@ class Runner(Protocol):
         ...
 
     def shrink(
-        self, arrays: Arrays, *, width: float | None = None
+        self, arrays: Arrays, *, width: float | Sequence[int] | None = None
     ) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays without dead units, or with the share `width` of all units, and the report of it.
 
-        ``notes`` in the report are for `adopt`; without them nothing was removed.
+        `width` as whole numbers: the units that stay of each layer that pruning acts on, but the last. ``notes`` in
+        the report are for `adopt`; without them nothing was removed.
+        """
+        ...
+
+    def quantized(
+        self, arrays: Arrays, *, only: Sequence[str] | None = None, **size: Any
+    ) -> tuple[dict[str, np.ndarray | Coded], dict[str, str]]:
+        """Return the arrays with codes for every tensor, or those of `only`, and notes on what stays as it is.
+
+        `size`: ``entries=``, ``bits=`` or ``rate=`` with a ``method``, as `kk.torch.quantize_` takes them; methods that
+        need data see some training examples, without targets.
+        """
+        ...
+
+    def integer_outputs(
+        self, tensors: Mapping[str, np.ndarray | Coded], inputs: Inputs
+    ) -> np.ndarray:
+        """Return the outputs of a quantized network whose activations are integers too, in its engine.
+
+        Raises `Unavailable` where the engine is not installed.
         """
         ...
 
     def milliseconds(self, arrays: Arrays) -> float:
         """Return the median time of a forward pass on up to 64 validation examples, measured now."""
+        ...
+
+    def integer_milliseconds(
+        self, tensors: Mapping[str, np.ndarray | Coded], dense: Arrays
+    ) -> dict[str, float]:
+        """Return the same of a quantized network with integer activations as ``ms``, and ``dense_ms`` of `dense`.
+
+        Both in the engine of `integer_outputs`, in turns.
+        """
         ...
 
     def network(self, tensors: Mapping[str, np.ndarray | Coded]) -> Any:

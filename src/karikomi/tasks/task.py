@@ -32,9 +32,12 @@ from karikomi.tasks.user_code import called
 class Recipe:
     """How a task is trained and compressed; every number can be overridden in a TOML file.
 
-    `widths`: shares of the units that stay, falling, which shrinking climbs down while `validation` holds, each with
-    `prune_epochs` of recovery; none by default. `sparsities`: the ladder that pruning climbs likewise. `entries`:
-    codebook sizes that quantization tries (non-zero centroids per tensor). `distill`: the weight of the dense
+    `widths`: shares of the units that stay, falling, each with up to `prune_epochs` of recovery; none by default.
+    `units`: of each layer but the last, the units that stay before quantized training; all by default.
+    `sparsities`: the ladder that pruning climbs while `validation` holds. `entries`: codebook sizes that quantization
+    tries (non-zero centroids per tensor). `rates`: bits per number of an entropy coder, falling, to which `method` (a
+    registered quantizer) rounds without training. `learned`: likewise bits per weight of the dense network, to which
+    it is trained for `learned_epochs` at `learned_rate`; none by default. `distill`: the weight of the dense
     network's outputs in the loss while recovering, 0..1, at `temperature`; only for cross-entropy. `threads`: for
     training, 0 meaning as many as the framework takes; very small networks are fastest with one.
     """
@@ -48,22 +51,31 @@ class Recipe:
     widths: tuple[float, ...] = ()
     sparsities: tuple[float, ...] = (0.8, 0.9, 0.95)
     entries: tuple[int, ...] = (32, 16, 8)
+    units: tuple[int, ...] = ()
+    rates: tuple[float, ...] = (6.0, 4.0, 3.0, 2.5, 2.0, 1.6, 1.3)
+    method: str = "gptq"
+    learned: tuple[float, ...] = ()
+    learned_epochs: int = 20
+    learned_rate: float = 1e-3
+    learned_bits: int = 4
     distill: float = 0.5
     temperature: float = 2.0
     threads: int = 0
     clip: Rule = field(default_factory=lambda: ByGlobalNorm(1.0))
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "train_epochs", "prune_epochs", "tune_epochs"):
+        for name in ("batch_size", "train_epochs", "prune_epochs", "tune_epochs", "learned_epochs"):
             value = getattr(self, name)
             check("Recipe", (value >= 1, f"{name} must be >= 1", value, None))
         ladder, sizes = self.sparsities, self.entries
         rate, decay, heat = self.learning_rate, self.weight_decay, self.temperature
         shares = all(0 <= value < 1 for value in ladder)
         codebooks = sizes and min(sizes) >= 1 and max(sizes) <= 65_535
-        narrower = list(self.widths) == sorted(set(self.widths), reverse=True)
-        narrower = narrower and all(0 < width < 1 for width in self.widths)
-        climbs = ladder and list(ladder) == sorted(set(ladder))
+        narrower = _fall(self.widths) and all(0 < width < 1 for width in self.widths)
+        fewer = _fall(self.rates) and all(0 < bits <= _MOST_RATE for bits in self.rates)
+        least = _fall(self.learned) and all(0 < bits <= _MOST_RATE for bits in self.learned)
+        step = self.learned_rate
+        climbs = list(ladder) == sorted(set(ladder))
         check(
             "Recipe",
             (0 < rate < math.inf, "learning_rate out of range", rate, "> 0, finite"),
@@ -71,6 +83,11 @@ class Recipe:
             (0 < heat < math.inf, "temperature out of range", heat, "> 0, finite"),
             (0 <= self.distill <= 1, "distill out of range", self.distill, "0..1"),
             (narrower, "widths are shares that fall", self.widths, "0 < width < 1, falling"),
+            (fewer, "rates are bits per number that fall", self.rates, "0 < bits <= 16, falling"),
+            (least, "learned are bits per weight that fall", self.learned, "0 < bits <= 16"),
+            (0 < step < math.inf, "learned_rate out of range", step, "> 0, finite"),
+            (2 <= self.learned_bits <= 8, "learned_bits out of range", self.learned_bits, "2..8"),
+            (all(n >= 1 for n in self.units), "units are numbers of units", self.units, ">= 1"),
             (self.threads >= 0, "threads out of range", self.threads, ">= 0"),
             (climbs, "the ladder of sparsities must rise", ladder, None),
             (shares, "a sparsity is the share of pruned weights", ladder, "0 <= sparsity < 1"),
@@ -81,6 +98,13 @@ class Recipe:
         """Return the recipe as plain values; the rule as the call that makes it."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**values, "clip": repr(self.clip)}
+
+
+_MOST_RATE = 16.0
+
+
+def _fall(numbers: tuple[float, ...]) -> bool:
+    return list(numbers) == sorted(set(numbers), reverse=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +127,7 @@ class Task:
     `weights`: a function that returns name -> array of a trained network, which `compress` then does not train.
     `trains`: False where there are no data to train with; its training split then is for calibration alone.
     `command`: the words by which the command line has the task, for the line that reproduces a run.
+    `presets`: preset of `compress` -> values of the recipe that it has for this task.
 
     Raises `InvalidArgument` for names, goals and axes out of range.
 
@@ -128,6 +153,7 @@ class Task:
     weights: Callable[[], Mapping[str, np.ndarray]] | None = None
     trains: bool = True
     command: tuple[str, ...] = ()
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         good = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name)

@@ -174,9 +174,12 @@ class KerasRunner:
             self._configs.append(notes[NOTE])
 
     def shrink(
-        self, arrays: Arrays, *, width: float | None = None
+        self, arrays: Arrays, *, width: float | Sequence[int] | None = None
     ) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays without dead units, or with the share `width` of all units, and the report of it."""
+        if isinstance(width, Sequence):
+            reason = "numbers of units for each layer are of PyTorch modules"
+            return arrays, {"removed": 0, "left_alone": {"the network": reason}}
         try:
             small, report = shrink(
                 self._model(arrays), width=width, inputs=_given(self._few(8).inputs)

@@ -6,6 +6,7 @@ executors only evaluate. So neither the number of workers nor the order in which
 
 from __future__ import annotations
 
+from karikomi.search.driver.asking import Asking, missing_of, together
 from karikomi.search.driver.budgets import Budgets, Judgement
 from karikomi.search.driver.executors import InlineExecutor, Workers, opened
 from karikomi.search.driver.latency_table import LatencyTable
@@ -16,6 +17,7 @@ from karikomi.search.driver.rounds import Evaluate, Measured, Strategy, drive
 from karikomi.search.driver.run_journal import Finished, RunJournal
 
 __all__ = [
+    "Asking",
     "Budgets",
     "Evaluate",
     "Finished",
@@ -29,6 +31,8 @@ __all__ = [
     "Workers",
     "drive",
     "front",
+    "missing_of",
     "opened",
     "source_digest",
+    "together",
 ]

@@ -63,10 +63,11 @@ class Budgets:
         found = {name: _excess(facts.get(name), limit) for name, limit in self.limits.items()}
         return {name: excess for name, excess in found.items() if excess > 0}
 
-    def rank(self, facts: Mapping[str, Any]) -> tuple[float, float, float]:
-        """Return what candidates are sorted by: the largest miss, then the objective, then the drop."""
+    def rank(self, facts: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return what candidates are sorted by: the largest miss, then the objective, the bytes and the drop."""
         worst = max(self.misses(facts).values(), default=0.0)
-        return worst, _number(facts.get(self.objective_name)), _number(facts.get("drop"))
+        # Networks of one form are equally fast.
+        return worst, *(_number(facts.get(k)) for k in (self.objective_name, "bytes", "drop"))
 
     def judge(self, candidates: Sequence[Mapping[str, Any]]) -> Judgement:
         """Return the best of the candidates' facts, and where none holds the binding limit and the nearest budgets."""

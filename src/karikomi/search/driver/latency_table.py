@@ -42,8 +42,8 @@ class LatencyTable:
         """Form -> what was measured."""
         return dict(self._table["rows"])
 
-    def ms(self, form: str) -> float:
-        """Return the milliseconds of a form, measuring it now where it is new.
+    def row(self, form: str) -> Mapping[str, float]:
+        """Return what was measured of a form, ``ms`` among it, measuring it now where it is new.
 
         Raises `Unsupported` for a new form where nothing may be measured.
         """
@@ -55,4 +55,8 @@ class LatencyTable:
                 )
             rows[form] = dict(self._measure(form))
             write_json(self.path, self._table)
-        return float(rows[form]["ms"])
+        return {name: float(value) for name, value in rows[form].items()}
+
+    def ms(self, form: str) -> float:
+        """Return the milliseconds of a form, as `row`."""
+        return self.row(form)["ms"]

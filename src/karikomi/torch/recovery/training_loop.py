@@ -5,22 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from karikomi.torch.attachment.attaching import attach
 from karikomi.torch.attachment.handle import Handle
-from karikomi.torch.recovery.distillation import DistillationLoss
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.eval_mode import steady
+
+
+class StepLoss(Protocol):
+    """What is differentiated in each step; `teacher`: a network that it runs, if any."""
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The network to distil from."""
+        ...
+
+    def of(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the loss of a batch."""
+        ...
 
 
 class TrainingLoop:
     """Steps of an attached optimizer; its learning rates fall by ``(1 + cos(pi t / steps)) / 2`` to zero.
 
-    `steps`: of all epochs together. `rates`: the initial ones, one per parameter group.
+    `steps`: of all epochs together. `rates`: the initial ones, one per parameter group. `warm`: the first steps, in
+    which they rise from ``1 / warm`` of that.
     """
 
     handle: Handle
@@ -29,12 +42,14 @@ class TrainingLoop:
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        loss: DistillationLoss,
+        loss: StepLoss,
         steps: int,
+        *,
+        warm: int = 0,
     ) -> None:
         self.module, self.optimizer, self.loss = module, optimizer, loss
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self._steps = steps
+        self._steps, self._warm = steps, warm
 
     def attach_(self, **how: Any) -> Handle:
         """Attach clipping, bounds and pruning to the optimizer, as `attach` does."""
@@ -54,7 +69,9 @@ class TrainingLoop:
             if not self.module.training:
                 self.module.train()
             for batch in batches:
-                self._set_rates(0.5 * (1.0 + math.cos(math.pi * self._progress())))
+                fallen = 0.5 * (1.0 + math.cos(math.pi * self._progress()))
+                risen = min((self.handle.steps + 1) / self._warm, 1.0) if self._warm else 1.0
+                self._set_rates(fallen * risen)
                 self.module.zero_grad(set_to_none=True)
                 loss = self.loss.of(self.module, batch)
                 loss.backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
 from karikomi.torch.attachment.after_step import FROZEN
-from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays
+from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays, to_stored
 from karikomi.torch.modules.kept_units import NOTE
 from karikomi.torch.modules.prunable import prunable
+from karikomi.torch.pruning.in_place import prune_
+from karikomi.torch.quantization.in_place import quantize_
 from karikomi.torch.quantization.output_units import output_units
 from karikomi.torch.shrinking.costs import (
     milliseconds,
@@ -168,13 +170,19 @@ class TorchRunner:
             self._shrunk.append(notes)
 
     def shrink(
-        self, arrays: Arrays, *, width: float | None = None
+        self, arrays: Arrays, *, width: float | Sequence[int] | None = None
     ) -> tuple[Arrays, dict[str, Any]]:
-        """Return the arrays without dead units, or with the share `width` of all units, and the report of it."""
+        """Return the arrays without dead units, or with the share `width` of all units, and the report of it.
+
+        `width` as whole numbers: the units that stay of each layer that pruning acts on, but the last.
+        """
         few = self._few()
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
             example = batch_for(model, few.inputs)
+            if isinstance(width, Sequence):
+                _zero_units_(model, self.prunable(), width)
+                width = None
             some = None if width is None else self._calibration(model)
             try:
                 small, report = shrink(
@@ -190,6 +198,38 @@ class TorchRunner:
         for cost in ("macs_before", "macs_after"):
             facts[cost] //= len(few)  # of one example, as everywhere
         return to_arrays(small), {**facts, "notes": notes_of(small)}
+
+    def quantized(
+        self, arrays: Arrays, *, only: Sequence[str] | None = None, **size: Any
+    ) -> tuple[dict[str, np.ndarray | Coded], dict[str, str]]:
+        """Return the arrays with codes for every tensor, or those of `only`, and notes on what stays as it is."""
+        with isolated(self._seed, self._threads):
+            model = self._model(arrays).eval()
+            data = self._calibration(model) if "rate" in size else None
+            coded = quantize_(model, **size, data=data, only=only, seed=self._seed, progress=False)
+            return to_stored(model), {**coded.left_alone, **coded.notes}
+
+    def integer_outputs(
+        self, tensors: Mapping[str, np.ndarray | Coded], inputs: Inputs
+    ) -> np.ndarray:
+        """Return the outputs of a quantized network with integer activations, in ONNX Runtime."""
+        from karikomi.torch.tasks.integer_engine import IntegerEngine
+
+        with isolated(self._seed, self._threads):
+            model = self._model(dict(tensors)).eval()
+            with IntegerEngine(model, self._calibration(model), self._few()) as engine:
+                return engine.outputs(inputs, self._task)
+
+    def integer_milliseconds(
+        self, tensors: Mapping[str, np.ndarray | Coded], dense: Arrays
+    ) -> dict[str, float]:
+        """Return the time of a forward pass in ONNX Runtime, ``ms``, and ``dense_ms`` of `dense` in floats."""
+        from karikomi.torch.tasks.integer_engine import IntegerEngine
+
+        with isolated(self._seed, self._threads):
+            model, before = self._model(dict(tensors)).eval(), self._model(dense).eval()
+            with IntegerEngine(model, self._calibration(model), self._few()) as engine:
+                return engine.milliseconds(before)
 
     def milliseconds(self, arrays: Arrays) -> float:
         """Return the median time of a forward pass on up to 64 validation examples, measured now."""
@@ -244,13 +284,13 @@ class TorchRunner:
         # As pairs of inputs and no targets, which several positional inputs need.
         return [(dict(b.named) or b.positional, None) for b in batches]
 
-    def _model(self, arrays: Arrays) -> nn.Module:
+    def _model(self, arrays: Mapping[str, Any]) -> nn.Module:
         return self._fill_(self.untrained(), arrays)
 
-    def _fill_(self, model: nn.Module, arrays: Mapping[str, np.ndarray | Coded]) -> nn.Module:
+    def _fill_(self, model: nn.Module, arrays: Mapping[str, Any]) -> nn.Module:
         """Fill a model with arrays, by the notes of the shrunk network whose shapes they have, if any."""
         before = {n: tuple(t.shape) for n, t in model.state_dict().items() if hasattr(t, "shape")}
-        given = {name: array.shape for name, array in arrays.items()}
+        given = {name: tuple(array.shape) for name, array in arrays.items()}
         for notes in self._shrunk if given != before else ():
             cuts = Cuts.from_text(notes[NOTE], where=f"task {self._task.name}")
             if given == {name: cuts.shape(name, shape) for name, shape in before.items()}:
@@ -261,6 +301,18 @@ class TorchRunner:
         """Return the task's network as its code makes it, from the seed alone."""
         with isolated(self._seed, self._threads):
             return self._make()
+
+
+def _zero_units_(model: nn.Module, names: Sequence[str], units: Sequence[int]) -> None:
+    """Set the units of the smallest weights to zero, until so many are left of each named weight's layer."""
+    weights = dict(model.named_parameters())
+    shares = {
+        name: 1.0 - kept / len(weights[name])
+        for name, kept in zip(names[:-1], units, strict=False)
+        if kept < len(weights[name])
+    }
+    if shares:
+        prune_(model, shares, pattern="units")
 
 
 def runner_for(task: Task, data: Data, *, seed: int) -> TorchRunner:

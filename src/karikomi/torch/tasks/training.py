@@ -22,6 +22,7 @@ from karikomi.torch.modules.arrays import fill_, to_arrays
 from karikomi.torch.pruning.masks import Masks
 from karikomi.torch.quantization.trained_codebook import share_, shared
 from karikomi.torch.recovery.training_loop import TrainingLoop, match_moments_
+from karikomi.torch.tasks.learned_codes import CodesInTraining, PenalisedLoss
 from karikomi.torch.tasks.losses import criterion_of, selected
 from karikomi.torch.tasks.memory_format import convert_, format_for, laid_out
 from karikomi.torch.tracing.batches import MISSING, Batch, float_type
@@ -106,22 +107,28 @@ class TorchTraining:
         self._format = format_for(self._model, batch_for(self._model, few.inputs))
         convert_(self._model, self._format)
         taught = phase.teacher
-        criterion = criterion_of(task, make, None if taught is None else lambda m: fill(m, taught))
+        criterion: Any = criterion_of(
+            task, make, None if taught is None else lambda m: fill(m, taught)
+        )
         self._epoch = 0
         share_(self._model, phase.coded or {})
         self._batches = max(len(data.train) // task.recipe.batch_size, 1)
-        steps = self._batches * phase.epochs
+        steps, how = self._batches * phase.epochs, phase.learned
+        self._codes: CodesInTraining | None = None
+        groups: Any = self._model.parameters()
+        if how is not None:
+            masks = dict(_masks(phase.masks)) if phase.masks else None
+            self._codes = CodesInTraining(self._model, how, steps, masks)
+            groups, criterion = self._codes.groups(), PenalisedLoss(criterion, self._codes)
         self._optimizer = torch.optim.AdamW(
-            self._model.parameters(),
-            lr=phase.learning_rate,
-            weight_decay=phase.weight_decay,
-            fused=True,
+            groups, lr=phase.learning_rate, weight_decay=phase.weight_decay, fused=True
         )
-        self._loop = TrainingLoop(self._model, self._optimizer, criterion, steps)
+        warm = 0 if how is None else min(how.warm, steps // 4)
+        self._loop = TrainingLoop(self._model, self._optimizer, criterion, steps, warm=warm)
         self._handle = self._loop.attach_(
             clip=phase.clip, bound=phase.bound, prune=_schedule(phase, steps)
         )
-        if phase.masks:
+        if phase.masks and how is None:
             self._handle.masks = _masks(phase.masks)
             self._handle.masks.apply_(self._model)
 
@@ -152,7 +159,9 @@ class TorchTraining:
         self._epoch += 1
 
     def arrays(self) -> Arrays:
-        """Return the model's arrays under their ordinary names, codebooks decoded."""
+        """Return the model's arrays under their ordinary names, codes decoded."""
+        if self._codes is not None:
+            return self._codes.arrays()
         arrays = to_arrays(self._model)
         for name, coded in self.coded().items():
             prefix, _, leaf = name.rpartition(".")
@@ -168,7 +177,9 @@ class TorchTraining:
         return {name: mask.numpy().copy() for name, mask in masks.items()}
 
     def coded(self) -> dict[str, Coded]:
-        """Return the tensors with shared weights, and their centroids as trained so far."""
+        """Return the tensors with shared or rounded weights, as trained so far."""
+        if self._codes is not None:
+            return self._codes.codes()
         return shared(self._model)
 
     def checkpoint(self) -> tuple[Arrays, dict[str, Any]]:
@@ -181,7 +192,8 @@ class TorchTraining:
         for name, mask in self.masks().items():
             arrays[f"mask/{name}"] = mask
         handle = {key: value for key, value in self._handle.state_dict().items() if key != "masks"}
-        return arrays, {"epoch": self._epoch, "handle": handle}
+        codes = {} if self._codes is None else {"codes": self._codes.facts()}
+        return arrays, {"epoch": self._epoch, "handle": handle, **codes}
 
     def restore(self, arrays: Arrays, facts: Mapping[str, Any]) -> None:
         """Continue from a checkpoint, bit for bit as without the interruption."""
@@ -194,6 +206,8 @@ class TorchTraining:
         self._handle.load_state_dict({**facts["handle"], "masks": None})
         if parts["mask"]:
             self._handle.masks = _masks(parts["mask"])
+        if self._codes is not None:
+            self._codes.restore(facts["codes"])
         self._epoch = int(facts["epoch"])
 
     def _restore_optimizer(self, stored: Mapping[str, np.ndarray]) -> None:
