@@ -24,7 +24,7 @@ from karikomi.tasks.trained_metrics import (  # noqa: E402
 from keras_backends import sampled  # noqa: E402
 
 RECIPE = {"batch_size": 50, "learning_rate": 1e-2, "prune_epochs": 2, "tune_epochs": 1}
-RECIPE |= {"widths": (0.5,), "sparsities": (0.3,), "entries": (8,)}
+RECIPE |= {"widths": (0.5,), "sparsities": (0.3,), "entries": (8,), "rates": (5.0,)}
 
 
 def pairs(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,8 +62,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Any]:
 
 def run(net: Any, out: Path, **more: Any) -> Any:
     data = {"train": pairs(200, 0), "validation": pairs(150, 1), "test": pairs(300, 2)}
-    given = {**data, "config": RECIPE, "max_drop": 0.2, "progress": False, **more}
-    return kk.compress(net, out=out, **given)
+    given = {**data, "config": RECIPE, "max_drop": 0.2, "max_parameters": 250, **more}
+    return kk.compress(net, out=out, progress=False, **given)
 
 
 def test_a_compiled_model_becomes_a_smaller_one(whole: tuple[Any, Path, Any]) -> None:
@@ -80,8 +80,9 @@ def test_a_compiled_model_becomes_a_smaller_one(whole: tuple[Any, Path, Any]) ->
     right = small.predict(inputs, verbose=0).argmax(1) == targets
     assert result["metric_after"] == pytest.approx(right.mean())
     rows = list(kk.record.read(result["record"]))
-    stages = {row["stage"].partition(".5")[2] for row in rows if row["event"] == "step"}
-    assert "" in stages and any("quantize" in stage for stage in stages)
+    stages = {row["stage"] for row in rows if row["event"] == "step"}
+    assert any(stage.startswith("width-0.5") for stage in stages)
+    assert any("quantize" in stage for stage in stages)
     assert all(row["norm"] > 0 for row in rows if row["event"] == "step")
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
 import karikomi as kk  # noqa: E402
+from karikomi.cli.app import main  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError  # noqa: E402
 from karikomi.plugins import encoder_folder  # noqa: E402
 from karikomi.plugins.encoder_folder import encoder_task  # noqa: E402
@@ -69,18 +71,28 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_folder_becomes_smaller_without_labels(
     folder: Path, texts: dict[str, Path], tmp_path: Path
 ) -> None:
-    task = encoder_task(folder, **texts, sentences=62)
-    result = kk.compress(task, max_drop=0.05, out=tmp_path / "run", progress=False)
-    assert (result["task"], result["metric"], result["goal"]) == ("tiny-bert", "cosine", "max")
+    (tmp_path / "recipe.toml").write_text("rates = [5.0]\nentries = [16]\n")
+    words = ["compress", folder, "--valid", texts["validation"], "--test", texts["test"]]
+    words += ["--sentences", 62, "--max-drop", 0.05, "--out", tmp_path / "run", "--quiet", "--json"]
+    done = CliRunner().invoke(main, [*map(str, words), "--config", str(tmp_path / "recipe.toml")])
+    assert done.exit_code in (0, 3), done.output
+    result = json.loads(done.stdout)
+    assert (result["metric"], result["goal"], result["training"]) == ("cosine", "max", False)
     assert result["metric_before"] == pytest.approx(1) and result["drop"] < 0.05
-    assert result["verified"] and result["training"] is False
+    assert result["verified"] and result["ratio"] > 3
     assert result["examples"] == {"train": 62, "validation": 62, "test": 62}
     steps = [row for row in kk.record.read(result["record"]) if row["event"] == "step"]
     assert steps == [], "nothing is trained"
-    small = result.model
+    small = kk.load(result["file"], into=encoder_task(folder, text=texts["test"]).model())
     assert isinstance(small, MeanPooled) and type(small.encoder).__name__ == "BertModel"
     card = (tmp_path / "run" / "README.md").read_text()
     assert f"karikomi compress {folder} --valid {texts['validation']}" in card
+    (tmp_path / "run" / "model.safetensors").unlink()
+    export = ["export", str(tmp_path / "run"), "--forms", "safetensors", "--json"]
+    written = CliRunner().invoke(main, export)
+    assert written.exit_code == 0, written.output
+    (row,) = json.loads(written.stdout)["exports"]
+    assert row["difference"] == 0 and (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def test_headings_and_short_sentences_are_dropped(folder: Path, texts: dict[str, Path]) -> None:

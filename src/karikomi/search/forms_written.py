@@ -16,6 +16,7 @@ from karikomi.pack.reader import load_with_notes
 from karikomi.search.folder import Folder
 from karikomi.search.search_outcome import SearchOutcome
 from karikomi.tasks import Arrays, Form, Runner
+from karikomi.tasks.user_code import cause
 
 _WHERE = "compress: export"
 USUAL = ("safetensors", "keras")
@@ -104,8 +105,9 @@ def _tried(
 ) -> dict[str, Any]:
     try:
         facts = runner.write(form.name, dense, tensors, path)
-    except KarikomiError as error:
+    except Exception as error:  # noqa: BLE001  (exporters and engines raise whatever they raise)
         # The packed file is there; what cannot be written is named in the result.
         path.unlink(missing_ok=True)
-        return {"file": None, "reason": str(error)}
+        named = str(error) if isinstance(error, KarikomiError) else cause(error)
+        return {"file": None, "reason": " ".join(named.split())[:500]}
     return {"file": form.file, "reason": None, **facts}
