@@ -286,7 +286,13 @@ class _Sized(torch.nn.Module):
 
 
 SHORT = dataclasses.replace(
-    RECIPE, train_epochs=1, prune_epochs=1, tune_epochs=1, sparsities=(0.9,), entries=(8,)
+    RECIPE,
+    train_epochs=1,
+    prune_epochs=1,
+    tune_epochs=1,
+    sparsities=(0.9,),
+    entries=(8,),
+    rates=(),
 )
 
 

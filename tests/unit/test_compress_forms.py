@@ -22,7 +22,7 @@ from karikomi.search.measured import paired_times  # noqa: E402
 from karikomi.torch.shrinking.costs import peak_bytes  # noqa: E402
 
 RECIPE = {"batch_size": 64, "learning_rate": 1e-2, "prune_epochs": 3, "tune_epochs": 1}
-RECIPE |= {"widths": (0.5,), "sparsities": (0.5,), "entries": (8,)}
+RECIPE |= {"widths": (0.5,), "sparsities": (0.5,), "entries": (8,), "rates": ()}
 
 
 class Named(torch.nn.Module):
@@ -60,7 +60,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Named, Path, Any]:
 
 def run(net: Any, out: Path, **more: Any) -> Any:
     data = {"train": batches(300, 0), "validation": batches(150, 1), "test": batches(400, 2)}
-    return kk.compress(net, **data, config=RECIPE, max_drop=0.3, out=out, progress=False, **more)
+    given = {**data, "config": RECIPE, "max_drop": 0.3, "max_parameters": 250, **more}
+    return kk.compress(net, out=out, progress=False, **given)
 
 
 def test_the_result_has_the_small_network_itself(whole: tuple[Named, Path, Any]) -> None:
@@ -154,7 +155,7 @@ def test_the_card_has_figures_data_and_the_line(whole: tuple[Named, Path, Any]) 
         "parameters in memory",
         "at 95 %",
         "model.int8.onnx",
-        "kk.compress(net, ..., max_drop=0.3)",
+        "kk.compress(net, ..., max_drop=0.3, max_parameters=250",
     ):
         assert part in text
     assert "nan" not in text and "None" not in text

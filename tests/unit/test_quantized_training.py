@@ -353,3 +353,13 @@ def test_clipping_of_attach_works_on_top():
     (model(torch.ones(1, 6)).sum() + training.bits()).backward()
     optimizer.step()
     assert handle.last.action == "clipped"
+
+
+def test_the_end_of_a_copy_is_not_that_of_the_original():
+    model = nn.Sequential(nn.Linear(3, 2))
+    training = kk.torch.quantized_training(model)
+    copied = copy.deepcopy(model)
+    codes = training.on(copied).finish_()
+    assert type(copied[0]) is nn.Linear and type(model[0]) is not nn.Linear
+    assert torch.equal(model(torch.ones(1, 3)), copied(torch.ones(1, 3)))
+    assert sorted(training.finish_()) == sorted(codes) and type(model[0]) is nn.Linear

@@ -105,6 +105,9 @@ def command(
         )
         folder = Path(result["file"]).parent
         result["task"] = task
+        if texts:
+            told = {name: str(v) if isinstance(v, Path) else v for name, v in texts.items()}
+            result["source"] = {"task": task, "data": None, "texts": told}
         result["report"] = str(folder / "report.html")
         given = (("data", data), ("config", config), ("from", weights))
         result |= {key: str(path) for key, path in given if path}
@@ -118,17 +121,8 @@ def command(
 
 def _of_folder(task: str, texts: dict[str, Any]) -> Any:
     """Return the task of a folder of transformers, or the name as it is."""
-    from karikomi.errors import InvalidArgument
+    if not texts and not (Path(task) / "config.json").is_file():
+        return task
+    from karikomi.plugins.encoder_folder import encoder_task
 
-    if Path(task).is_dir():
-        from karikomi.plugins.encoder_folder import encoder_task
-
-        return encoder_task(task, **texts)
-    if texts:
-        raise InvalidArgument(
-            "text is for a folder of transformers",
-            where="compress",
-            got=task,
-            hint="karikomi compress FOLDER --text FILE",
-        )
-    return task
+    return encoder_task(task, **texts)

@@ -6,6 +6,8 @@ code of the folder is run.
 
 from __future__ import annotations
 
+import copy
+import functools
 import gzip
 import importlib
 import json
@@ -28,6 +30,8 @@ FEWEST, MOST = 8, 64
 SENTENCES = 2_000
 CHOOSES = 1 / 3
 """The share of the sentences of a single file that choose; the others judge."""
+_RATES = (6.0, 5.0, 4.4, 4.0, 3.7, 3.4, 3.0)
+"""Bits per number that are tried: encoders give way between four and three."""
 
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
 
@@ -64,11 +68,14 @@ def encoder_task(
         name=_word(folder),
         model=_Encoder(folder),
         data=_Sentences(folder, tuple(given.items()), sentences),
+        loss="mean_squared_error",
         metric=cosine,
         goal="max",
+        trains=False,
         about=f"sentence embeddings of {folder.name} without labels: cosine to those of the network before",
-        recipe=Recipe(batch_size=32, entries=(64, 32, 16)),
+        recipe=Recipe(batch_size=32, entries=(64, 32, 16), rates=_RATES),
         weights=weights,
+        command=_words(folder, given, sentences),
     )
 
 
@@ -79,14 +86,7 @@ class _Encoder:
     folder: Path
 
     def __call__(self) -> Any:
-        library = _transformers()
-        from karikomi.torch.tasks.mean_pooled import MeanPooled
-
-        options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-        model = _read(
-            self.folder, lambda: library.AutoModel.from_pretrained(self.folder, **options)
-        )
-        return MeanPooled(model.float().eval()).eval()
+        return copy.deepcopy(_pooled(self.folder.resolve()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,23 @@ class _Sentences:
         model = _Encoder(self.folder)()
         splits = {name: _split(model, rows, length, pad) for name, rows in found.items()}
         return Data(splits["validation"], splits["validation"], splits["test"])
+
+
+@functools.lru_cache(maxsize=1)
+def _pooled(folder: Path) -> Any:
+    """Return the network of a folder, read once: a search makes it many times."""
+    library = _transformers()
+    from karikomi.torch.tasks.mean_pooled import MeanPooled
+
+    options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    bars = library.utils.logging.is_progress_bar_enabled()
+    library.utils.logging.disable_progress_bar()
+    try:
+        model = _read(folder, lambda: library.AutoModel.from_pretrained(folder, **options))
+    finally:
+        if bars:
+            library.utils.logging.enable_progress_bar()
+    return MeanPooled(model.float().eval()).eval()
 
 
 def _split(model: Any, rows: list[list[int]], length: int, pad: int) -> Split:
@@ -216,6 +233,12 @@ def _transformers() -> Any:
         raise Unavailable(
             f"transformers is not installed ({error})", where=WHERE, hint="pip install transformers"
         ) from error
+
+
+def _words(folder: Path, files: Mapping[str, Path], sentences: int) -> tuple[str, ...]:
+    options = {"text": "--text", "validation": "--valid", "test": "--test"}
+    words = [word for name, path in files.items() for word in (options[name], str(path))]
+    return (str(folder), *words, "--sentences", str(sentences))
 
 
 def _word(folder: Path) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.numpy
+
 from karikomi import pack
-from karikomi.errors import KarikomiError, Unavailable, check_known, install_hint
+from karikomi.errors import BadFile, KarikomiError, Unavailable, check_known, install_hint
+from karikomi.pack.reader import load_with_notes
 from karikomi.search.folder import Folder
 from karikomi.search.search_outcome import SearchOutcome
-from karikomi.tasks import Form, Runner
+from karikomi.tasks import Arrays, Form, Runner
+from karikomi.tasks.user_code import cause
 
 _WHERE = "compress: export"
 USUAL = ("safetensors", "keras")
@@ -68,13 +74,40 @@ def forms_written(
     return rows
 
 
-def _written(runner: Runner, outcome: SearchOutcome, form: Form, folder: Folder) -> dict[str, Any]:
-    path = folder.path / form.file
-    tensors = pack.load_coded(outcome.chosen.path)
+def run_exported(
+    folder: Path, runner: Runner, names: str | Iterable[str] | None
+) -> list[dict[str, Any]]:
+    """Write the network of a finished run folder in other forms; return a row for each, as `forms_written` does."""
+    wanted = wanted_forms(runner, "all" if names is None else names)
+    tensors, notes = load_with_notes(folder / "model.karikomi")
+    runner.adopt(notes)
     try:
-        facts = runner.write(form.name, outcome.dense.arrays, tensors, path)
-    except KarikomiError as error:
+        dense = safetensors.numpy.load_file(folder / "dense.safetensors")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BadFile(
+            "the dense network of the run cannot be read", where=str(folder), got=error
+        ) from error
+    rows = []
+    for name in wanted:
+        form = runner.forms()[name]
+        done = _tried(runner, form, folder / form.file, dense, tensors)
+        rows.append({"form": name, "about": form.about, **done})
+    return rows
+
+
+def _written(runner: Runner, outcome: SearchOutcome, form: Form, folder: Folder) -> dict[str, Any]:
+    tensors = pack.load_coded(outcome.chosen.path)
+    return _tried(runner, form, folder.path / form.file, outcome.dense.arrays, tensors)
+
+
+def _tried(
+    runner: Runner, form: Form, path: Path, dense: Arrays, tensors: Mapping[str, Any]
+) -> dict[str, Any]:
+    try:
+        facts = runner.write(form.name, dense, tensors, path)
+    except Exception as error:  # noqa: BLE001  (exporters and engines raise whatever they raise)
         # The packed file is there; what cannot be written is named in the result.
         path.unlink(missing_ok=True)
-        return {"file": None, "reason": str(error)}
+        named = str(error) if isinstance(error, KarikomiError) else cause(error)
+        return {"file": None, "reason": " ".join(named.split())[:500]}
     return {"file": form.file, "reason": None, **facts}

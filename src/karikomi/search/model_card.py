@@ -35,11 +35,12 @@ def command_of(request: SearchRequest) -> str:
     named: dict[str, Any] = {**budgets, "preset": request.preset, "seed": request.seed or None}
     named = {name: value for name, value in named.items() if value is not None}
     name = request.source.task
-    if not isinstance(name, str):
+    command = (name,) if isinstance(name, str) else request.task.command
+    if not command:
         options = ", ".join(f"{key}={value!r}" for key, value in named.items())
         extra = "" if request.trains else ", training=False"
         return f"kk.compress({request.task.name}, ..., {options}{extra})"
-    words = ["karikomi", "compress", name]
+    words = ["karikomi", "compress", *command]
     if request.source.data is not None:
         words += ["--data", request.source.data]
     for key, value in named.items():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from karikomi import registry
 from karikomi.errors import InvalidArgument, check
@@ -16,6 +18,7 @@ from karikomi.search.compressed import Compressed
 from karikomi.search.dense_checks import check_dense
 from karikomi.search.driver import Budgets
 from karikomi.search.folder import Folder
+from karikomi.search.forecast import forecast, said
 from karikomi.search.forms_written import wanted_forms
 from karikomi.search.presets import Preset, narrowing, preset_named
 from karikomi.search.publishing import completed
@@ -77,14 +80,14 @@ def compress(
     network's, absolute and in its own unit (0.005 of an accuracy is half a point), or None; `max_bytes`: of the file;
     `max_parameters`, `max_macs` (of one example): of the network; `max_ms`: of a forward pass on up to 64
     validation examples, by a latency table that is measured once, alone, and kept with the run. The file is made small,
-    or where `max_drop` is None the drop, unless `preset` says otherwise: ``"storage"``, ``"cpu"``,
-    ``"deep-compression"``, ``"quick"``. A limit on milliseconds, multiply-accumulates or parameters lets units be
-    removed (``widths`` of the recipe). A budget that cannot be met gives the best network found, ``verdict``
-    ``"missed"``, the ``binding`` limit and ``nearest_budgets``.
+    or where `max_drop` is None the drop, unless `preset` says otherwise: ``"storage"``, ``"cpu"`` (units are removed,
+    activations are integers), ``"deep-compression"`` (quantized training), ``"quick"``. A limit on milliseconds,
+    multiply-accumulates or parameters lets units be removed (``widths`` of the recipe). A budget that cannot be met
+    gives the best network found, ``verdict`` ``"missed"``, the ``binding`` limit and ``nearest_budgets``.
 
     Then a handful of candidates, from safe to bold, is tested on examples that nothing was chosen on: the result's
     ``certificate`` has the drop there with its upper bound at 95 %, or the reason why there is none. Where none of
-    them is certified, ``verdict`` is ``"undecided"``.
+    them is certified, or so many examples cannot certify any, ``verdict`` is ``"undecided"``.
 
     `workers`: processes that evaluate candidates, or with `scheduler` those of a dask cluster; the result does not
     depend on them, times excepted. `take`: the number of a point of the result's ``front``, to have instead of the
@@ -108,7 +111,8 @@ def compress(
     karikomi.errors.InvalidArgument: compress: max_drop must be >= 0; got -1; allowed: >= 0
 
     Source: the pipeline of Han, Mao and Dally 2016, Deep Compression; gradual pruning after Zhu and Gupta
-    2017. Deviations: distillation while recovering, rANS beside Huffman coding, the search, the certificate.
+    2017; the techniques of `kk.torch.quantize_` and `kk.torch.quantized_training` beside it. Deviations: distillation
+    while recovering, rANS beside Huffman coding, the search, the certificate.
     """
     chosen = None if preset is None else preset_named(preset)
     budgets = Budgets(
@@ -124,7 +128,8 @@ def compress(
     loaders |= {"metric": metric, "goal": goal, "output": output, "class_axis": class_axis}
     if isinstance(task, Task | str):
         _check_no_loaders(loaders)
-        plain, trains = resolved(task, data, where="compress"), training
+        plain = resolved(task, data, where="compress")
+        trains = training and plain.trains
         if weights is None and plain.weights is not None:
             weights = called(plain.weights, "its weights cannot be had", where=f"task {plain.name}")
     else:
@@ -165,6 +170,8 @@ def _compressed(
         value = rehearse(request)
         if is_share(task.metric_name) and 0 <= value <= 1:
             check_share(request.budgets.max_drop)
+        if request.progress and (sentence := said(forecast(request))):
+            tqdm.write(f"karikomi: {sentence}", file=sys.stderr)
     with Folder(path, identity_of(request, runner)) as folder:
         return Compressed(completed(request, runner, folder), runner)
 

@@ -72,6 +72,7 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
         "front": [_point(number, item, outcome, folder.path) for number, item in enumerate(front)],
         "taken": request.take,
         "command": command_of(request),
+        "source": _source(request),
     }
     result["warnings"] += _warnings(request, runner, outcome, run.latency.notes)
     if shared := certificate.get("also_in_validation"):
@@ -87,6 +88,12 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
     write_bytes(folder.path / NAME, model_card(result, request).encode())
     write_json(folder.path / "result.json", result)
     return result
+
+
+def _source(request: SearchRequest) -> dict[str, Any]:
+    """Return how the task was named, so that `karikomi export` finds its code and data again."""
+    named = request.source.task
+    return {"task": named if isinstance(named, str) else None, "data": request.source.data}
 
 
 def _followed(run: SearchRun) -> dict[Proposal, Finished]:

@@ -81,6 +81,7 @@ def describe(
         "candidates": _candidates(outcome),
         "shrink": {k: v for k, v in shrink.items() if k not in ("notes", "validation")},
         **{name: shrink.get(name) for name in COSTS},
+        **_measured(outcome.chosen),
         "left_alone": runner.left_alone(),
         "tied": runner.tied(),
         "warnings": [],
@@ -94,6 +95,14 @@ def describe(
             labels=("dense", "compressed"),
         ),
     }
+
+
+def _measured(chosen: Candidate) -> dict[str, Any]:
+    """Return the times in the engine that the chosen network was measured in for its budget, where it has both."""
+    if "dense_ms" not in chosen.facts:
+        return {}
+    times = {"ms_before": chosen.facts["dense_ms"], "ms_after": chosen.facts["ms"]}
+    return {**times, "engine": "ONNX Runtime, before in floats, after in integers"}
 
 
 def _identical(first: Arrays, second: Arrays) -> bool:

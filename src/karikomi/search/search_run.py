@@ -229,6 +229,7 @@ def epochs_of(request: SearchRequest) -> int:
     epochs = 0 if given else recipe.train_epochs
     if request.trains:
         steps = len(recipe.sparsities) + len(recipe.widths)
-        epochs += steps * recipe.prune_epochs + len(recipe.entries) * recipe.tune_epochs
+        tuned = len(recipe.entries) if recipe.sparsities else 0
+        epochs += steps * recipe.prune_epochs + tuned * recipe.tune_epochs
         epochs += len(recipe.learned) * recipe.learned_epochs
     return epochs

@@ -202,6 +202,15 @@ class Runner(Protocol):
         """Return the median time of a forward pass on up to 64 validation examples, measured now."""
         ...
 
+    def integer_milliseconds(
+        self, tensors: Mapping[str, np.ndarray | Coded], dense: Arrays
+    ) -> dict[str, float]:
+        """Return the same of a quantized network with integer activations as ``ms``, and ``dense_ms`` of `dense`.
+
+        Both in the engine of `integer_outputs`, in turns.
+        """
+        ...
+
     def network(self, tensors: Mapping[str, np.ndarray | Coded]) -> Any:
         """Return the framework's own model, filled with arrays or codes, in evaluation mode."""
         ...
@@ -222,15 +231,6 @@ class Runner(Protocol):
         self, form: str, dense: Arrays, tensors: Mapping[str, np.ndarray | Coded], path: Path
     ) -> dict[str, Any]:
         """Write the network of the tensors in a form, and return its difference to the network, and other facts."""
-        ...
-
-    def integer_milliseconds(
-        self, tensors: Mapping[str, np.ndarray | Coded], dense: Arrays
-    ) -> dict[str, float]:
-        """Return the same of a quantized network with integer activations as ``ms``, and ``dense_ms`` of `dense`.
-
-        Both in the engine of `integer_outputs`, in turns.
-        """
         ...
 
 

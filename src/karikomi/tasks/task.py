@@ -126,6 +126,8 @@ class Task:
     several, by key, attribute or place; by default ``logits`` where there is one. A loss function is given all.
     `weights`: a function that returns name -> array of a trained network, which `compress` then does not train.
     `words`: the text of each token by its number, for the pages of an audit.
+    `trains`: False where there are no data to train with; its training split then is for calibration alone.
+    `command`: the words by which the command line has the task, for the line that reproduces a run.
     `presets`: preset of `compress` -> values of the recipe that it has for this task.
 
     Raises `InvalidArgument` for names, goals and axes out of range.
@@ -151,7 +153,9 @@ class Task:
     output: str | int | None = None
     weights: Callable[[], Mapping[str, np.ndarray]] | None = None
     words: Sequence[str] | None = None
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    trains: bool = True
+    command: tuple[str, ...] = ()
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def text_of(self, tokens: np.ndarray) -> list[str] | None:
         """Return the words of tokens, the number itself where it has none; None for a task without `words`."""

@@ -18,8 +18,8 @@ from karikomi.keras.arrays.variables import names_of
 from karikomi.keras.facts.gradients import gradients
 from karikomi.keras.facts.layer_calls import run, watched
 from karikomi.keras.internals import all_layers
-from karikomi.keras.layers.arrays import fill_, notes_of, to_arrays
-from karikomi.keras.layers.codes import as_floats
+from karikomi.keras.layers.arrays import fill_, notes_of, to_arrays, to_stored
+from karikomi.keras.layers.codes import as_floats, forget
 from karikomi.keras.layers.prunable import is_weight, oriented, prunable
 from karikomi.keras.layers.unit_axes import weights_of
 from karikomi.keras.quantization.in_place import quantize_
@@ -123,13 +123,7 @@ class KerasRunner:
         ]
 
     def train(self, arrays: Arrays, phase: Phase) -> KerasTraining:
-        """Begin a phase from the given arrays; `Unsupported` for one that learns steps, which is built for torch."""
-        if phase.learned is not None:
-            raise Unsupported(
-                "the search has quantized training for torch only",
-                where=f"task {self._task.name}",
-                hint="kk.keras.quantized_training",
-            )
+        """Begin a phase from the given arrays."""
         return KerasTraining(
             self._task,
             self._data,
@@ -184,7 +178,7 @@ class KerasRunner:
     ) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays without dead units, or with the share `width` of all units, and the report of it."""
         if isinstance(width, Sequence):
-            reason = "numbers of units for each layer are built for torch only"
+            reason = "numbers of units for each layer are of PyTorch modules"
             return arrays, {"removed": 0, "left_alone": {"the network": reason}}
         try:
             small, report = shrink(
@@ -202,23 +196,30 @@ class KerasRunner:
     def quantized(
         self, arrays: Arrays, *, only: Sequence[str] | None = None, **size: Any
     ) -> tuple[dict[str, np.ndarray | Coded], dict[str, str]]:
-        """Return the arrays with codes for every tensor, or those of `only`, and notes on what stays as it is."""
-        model = fill_(self._made(arrays), arrays)
+        """Return the arrays with codes for every variable, or those of `only`, and notes on what stays as it is."""
+        model = self._model(arrays)
         data = self._calibration() if "rate" in size else None
         coded = quantize_(model, **size, data=data, only=only, seed=self._seed, progress=False)
-        return {**to_arrays(model), **coded}, {**coded.left_alone, **coded.notes}
+        tensors = to_stored(model)
+        for variable in model.weights:
+            forget(variable)
+        return tensors, {**coded.left_alone, **coded.notes}
 
     def integer_outputs(
         self, tensors: Mapping[str, np.ndarray | Coded], inputs: Inputs
     ) -> np.ndarray:
-        """Raise `Unsupported`: no engine is built for Keras models with integer activations."""
-        raise self._no_integers()
+        """Raise `Unsupported`: no engine with integer kernels runs Keras models here."""
+        raise Unsupported(
+            "Keras models are not run with integer activations", where=f"task {self._task.name}"
+        )
 
     def integer_milliseconds(
         self, tensors: Mapping[str, np.ndarray | Coded], dense: Arrays
     ) -> dict[str, float]:
         """Raise `Unsupported`, as `integer_outputs` does."""
-        raise self._no_integers()
+        raise Unsupported(
+            "Keras models are not run with integer activations", where=f"task {self._task.name}"
+        )
 
     def milliseconds(self, arrays: Arrays) -> float:
         """Return the median time of a forward pass on up to 64 validation examples, measured now."""
@@ -366,17 +367,10 @@ class KerasRunner:
 
     def _calibration(self) -> list[Any]:
         """Return batches of up to 512 training examples, without targets."""
-        train, size = self._data.train, 64
-        places = range(0, min(len(train), 512), size)
-        parts = [train.take(np.arange(k, min(k + size, len(train)))) for k in places]
+        train = self._data.train
+        places = range(0, min(len(train), 512), 64)
+        parts = [train.take(np.arange(k, min(k + 64, len(train)))) for k in places]
         return [(_given(part.inputs), None) for part in parts]
-
-    def _no_integers(self) -> Unsupported:
-        return Unsupported(
-            "integer activations are built for torch only",
-            where=f"task {self._task.name}",
-            hint="kk.keras.quantize_ rounds the weights",
-        )
 
     def _few(self, most: int = 64) -> Split:
         validation = self._data.validation

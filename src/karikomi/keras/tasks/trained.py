@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -159,8 +160,7 @@ def _first_name(entry: Any) -> str | None:
         entry = next((item for item in entry if item is not None), None)
     if not isinstance(entry, str):
         return None
-    words = "".join(f"_{c.lower()}" if c.isupper() else c for c in entry).lstrip("_")
-    return words
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", entry).lower()
 
 
 def _pairs(data: Any, where: str) -> Iterator[tuple[Inputs, np.ndarray | None]]:

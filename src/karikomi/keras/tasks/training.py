@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from karikomi.clip.by_global_norm import ByGlobalNorm
+from karikomi.errors import Unsupported
 from karikomi.keras.arrays.variables import names_of, on_host
 from karikomi.keras.layers.arrays import fill_, to_arrays
 from karikomi.keras.optimizers.clipping_optimizer import clipped
@@ -43,6 +44,10 @@ class KerasTraining:
         loss: Any,
         outputs: Callable[[Arrays, Any], np.ndarray],
     ) -> None:
+        if phase.learned is not None:
+            raise Unsupported(
+                "Keras models are not trained quantized in the search", where=f"task {task.name}"
+            )
         self._task, self._data, self._phase, self._seed = task, data, phase, seed
         self._model, self._outputs = fill_(model, arrays), outputs
         self._epoch = self._step = 0

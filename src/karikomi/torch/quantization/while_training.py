@@ -96,6 +96,7 @@ class QuantizedTraining:
         """Make the rounded values the module's plain parameters, and return the codes, which `kk.save` stores."""
         coded = self.codes()
         for layer, leaf in list(_places(self._model)):
+            _own_class_(layer)
             parametrize.remove_parametrizations(layer, leaf, leave_parametrized=True)
         parameters = dict(unwrapped(self._model).named_parameters())
         for name, tensor in coded.items():
@@ -238,6 +239,12 @@ def _register_(module: nn.Module, weight: torch.Tensor, grid: LearnedGrid) -> No
         if isinstance(layer, nn.RNNBase) and len(layer.parametrizations) == 1:  # type: ignore[arg-type]
             layer.register_forward_hook(flatten_plainly_)
             flatten_plainly_(layer)
+
+
+def _own_class_(layer: nn.Module) -> None:
+    """Give a parametrized layer a class of its own: a deep copy shares it, and would lose the weight with this one."""
+    shared = type(layer)
+    layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 def _places(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -183,6 +183,8 @@ class _LiveBytes:
         self._users: dict[int, int] = {}
 
     def add(self, tensor: torch.Tensor) -> None:
+        if tensor.layout is not torch.strided:
+            return  # no storage of its own
         storage = tensor.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         self._users[place] = self._users.get(place, 0) + 1

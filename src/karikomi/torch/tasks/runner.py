@@ -242,11 +242,19 @@ class TorchRunner:
         return self._fill_(self.untrained(), tensors).eval()
 
     def costs(self, arrays: Arrays, examples: int) -> dict[str, int | None]:
-        """Return ``parameters``, and the most bytes of tensors that a forward pass has at once, ``memory``."""
+        """Return ``parameters``, and the most bytes of tensors that a forward pass has at once, ``memory``.
+
+        None where operators of the network cannot be observed.
+        """
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
             example = batch_for(model, self._few(examples).inputs)
-            memory = peak_bytes(model, example.positional, dict(example.named))
+            try:
+                memory = peak_bytes(model, example.positional, dict(example.named))
+            except (RuntimeError, NotImplementedError):
+                memory = (
+                    None  # operators that no mode can look into, such as those of scripted modules
+                )
         return {"parameters": parameters_of(model), "memory": memory}
 
     def times(self, before: Arrays, after: Arrays, examples: int) -> list[tuple[float, float]]:
