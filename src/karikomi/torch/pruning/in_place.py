@@ -149,7 +149,7 @@ def prune_(
 
 def prepared(
     module: nn.Module, request: PruneRequest, data: Iterable[Any] | None, loss: Any
-) -> tuple[Pruning, dict[str, str]]:
+) -> tuple[PruneCall, dict[str, str]]:
     """Return ``(a call of `prune_`, checked, parameter -> why it is left alone)``; the module is not changed."""
     where = request.where
     if not isinstance(module, nn.Module):
@@ -176,7 +176,7 @@ def prepared(
     )
     weights = {name: weights[name] for name in chosen}
     _check_sharded(weights, request.score, data)
-    pruning = Pruning(
+    pruning = PruneCall(
         module=plain,
         request=request,
         weights=weights,
@@ -191,7 +191,7 @@ def prepared(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pruning:
+class PruneCall:
     """One call of `prune_`, checked; `check` compares the masks of replicas before they are applied."""
 
     module: nn.Module
