@@ -287,30 +287,19 @@ def tuned(case: Case, kind: str) -> float:
     return min(losses, key=lambda rate: losses[rate])
 
 
-def outcome(name: str, kind: str, seeds: Sequence[int], faster: float) -> Outcome:
-    """Record, advise, and train at all limits."""
+def outcome(
+    name: str, kind: str, seeds: Sequence[int], faster: float, known: Outcome | None = None
+) -> Outcome:
+    """Record, advise, and train at all limits; at the ten limits not again where they are `known`."""
     case = CASES[name]()
-    rate = faster * tuned(case, kind)
+    rate = faster * tuned(case, kind) if known is None else known.rate
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "record.jsonl"
         with kk.record.Recorder(path) as recorder:
             trained(case, kind, rate, None, RECORDED_SEED, record=recorder)
         advice = kk.advise(path)
-    assert advice.limit is not None
-    free, largest = {}, {}
-    for seed in seeds:
-        norms: list[float] = []
-        free[seed] = trained(case, kind, rate, None, seed, norms=norms)
-        largest[seed] = max(norms) if all(map(math.isfinite, norms)) else math.inf
-
-    def losses(rule: Any) -> list[float]:
-        # A limit above all norms leaves every step as it is without: the same training to the bit.
-        limit = getattr(rule, "limit", 0.0)
-        return [
-            free[seed] if limit > largest[seed] else trained(case, kind, rate, rule, seed)
-            for seed in seeds
-        ]
-
+    if advice.limit is None:
+        raise SystemExit(f"{name}, {kind}: the record has too few norms for a limit")
     return Outcome(
         case=name,
         kind=kind,
@@ -318,10 +307,32 @@ def outcome(name: str, kind: str, seeds: Sequence[int], faster: float) -> Outcom
         regime=advice.regime,
         limit=advice.limit.value,
         multiple=advice.limit.multiple,
-        by_limit={f"{limit:g}": losses(kk.clip.ByGlobalNorm(limit)) for limit in LIMITS},
-        advised=losses(kk.clip.ByGlobalNorm(advice.limit.value)),
-        learned=losses(kk.clip.Recommended()),
+        by_limit=by_limit(case, kind, rate, seeds) if known is None else known.by_limit,
+        advised=[
+            trained(case, kind, rate, kk.clip.ByGlobalNorm(advice.limit.value), seed)
+            for seed in seeds
+        ],
+        learned=[trained(case, kind, rate, kk.clip.Recommended(), seed) for seed in seeds],
     )
+
+
+def by_limit(case: Case, kind: str, rate: float, seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Return limit -> the loss of each seed."""
+    free, largest = {}, {}
+    for seed in seeds:
+        norms: list[float] = []
+        free[seed] = trained(case, kind, rate, None, seed, norms=norms)
+        largest[seed] = max(norms) if all(map(math.isfinite, norms)) else math.inf
+    # A limit above all norms leaves every step as it is without: the same training to the bit.
+    return {
+        f"{limit:g}": [
+            free[seed]
+            if limit > largest[seed]
+            else trained(case, kind, rate, kk.clip.ByGlobalNorm(limit), seed)
+            for seed in seeds
+        ]
+        for limit in LIMITS
+    }
 
 
 HEAD = (
@@ -352,6 +363,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--faster", type=float, default=1.0, help="factor on the tuned rate")
     parser.add_argument("--json", type=Path, help="a file of results: what it has is not run again")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="recommend and train anew where the ten limits are known",
+    )
+    parser.add_argument("--kind", action="append", choices=["SGD", "AdamW"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
@@ -361,10 +378,12 @@ def main() -> None:
     print(f"torch {torch.__version__}, {platform.machine()}, one thread\n\n{HEAD}")
     rows = []
     for name in options.tasks:
-        for kind in ("SGD", "AdamW"):
+        for kind in options.kind or ("SGD", "AdamW"):
             key = f"{name} {kind} x{options.faster:g}, {options.seeds} seeds"
-            if key not in known:
-                known[key] = vars(outcome(name, kind, range(options.seeds), options.faster))
+            if key not in known or options.again:
+                before = Outcome(**known[key]) if key in known else None
+                found = outcome(name, kind, range(options.seeds), options.faster, before)
+                known[key] = vars(found)
                 if options.json is not None:
                     options.json.write_text(json.dumps(known))
             rows.append(Outcome(**known[key]))

@@ -245,8 +245,8 @@ def test_the_answer(swept: Any) -> None:
     assert (second["best"], second["chosen"], second["diverging"]) == (1, 1, [3])
     said = result["answer"]["sentences"]
     assert said[0] == (
-        "sparsity 0 %: no clip (the loosest within one standard error of the best, limit 0.5). accuracy 77.50 % on"
-        " the validation split, 88.33 % on the test split, mean of 3 runs."
+        "sparsity 0 %: no clip (the loosest within one standard error of the best, limit 0.5). On the validation"
+        " split accuracy 77.50 %, on the test split 88.33 %, mean of 3 runs."
     )
     assert "0.5 to no clip are within noise." in said
     assert "No clip diverges in 1 of 3 runs (Wilson 6 to 79 %)." in said

@@ -59,7 +59,7 @@ def test_the_loosest_within_one_standard_error_is_chosen_and_what_diverges_is_no
     verdicts = [group.verdict(place) for place in range(4)]
     assert verdicts == ["worse", "within noise", "chosen", "diverges"]
     assert said[0].startswith(
-        "Limit 10 (the best; nothing looser is within one standard error of it). accuracy 91.00 % on the validation "
+        "Limit 10 (the best; nothing looser is within one standard error of it). On the validation split acc"
     )
     assert "1 to 10 are within noise; worse: limit 0.1 (by 11.00 points)." in said
     assert "No clip diverges in 1 of 3 runs (Wilson 6 to 79 %)." in said
@@ -97,7 +97,9 @@ def test_of_an_error_the_lowest_is_the_best() -> None:
     group, said = answered(points, ERROR)
     assert (group.best, group.worse) == (1, [0])
     assert "Worse: limit 1 (by 1)." in said and "validation split" in said[0]
-    assert said[0].startswith("No clip (the best, and no other is looser). mean_squared_error 1.1")
+    assert said[0].startswith(
+        "No clip (the best, and no other is looser). On the validation split mean_squared_error 1.1"
+    )
 
 
 def test_one_seed_claims_nothing() -> None:

@@ -50,14 +50,14 @@ class Recommended:
     >>> round(outcome.post, 1)
     3.0
     >>> print(rule.explain(state))
-    limit 3 = 3 x the median norm 1 of the last estimate: 6 sd of log norms (0.0431) are 1.3 x, below the least, 3 x
+    limit 3 = 3 x the median norm 1 of the last estimate: 3 sd of log norms (0.0431) are 1.14 x, below the least, 3 x
 
     Source: Pascanu, Mikolov and Bengio 2013, section 3.2: limits from half to ten times the average norm
     converge. Choices: the upper part of this range, where a clip only acts on outliers; where in it
     is decided by the spread of the run; medians, which explosions do not move.
     """
 
-    sigma: float = 6.0
+    sigma: float = 3.0
     _: KW_ONLY
     least: float = 3.0
     most: float = 10.0

@@ -61,7 +61,7 @@ def sweep_page(result: Mapping[str, Any]) -> str:
         f", seeds {', '.join(map(named, seeds))}." if isinstance(seeds, list | tuple) else "."
     )
     said = answer_sentences(result)
-    sections = [Section("Answer", [Points(said)])] if said else []
+    sections = [Section("Answer", _answer(said))] if said else []
     sections += _sections(points, metric) if points else [Section("Points", [Words("No points.")])]
     sections.append(environment_section(table(result.get("environment"))))
     title = f"{named(result['task'])}: limits and sparsities"
@@ -119,6 +119,20 @@ def _fitting(rows: Sequence[tuple[str, ...]]) -> list[str]:
         place = kept[0].index(column)
         kept = [(*row[:place], *row[place + 1 :]) for row in kept]
     return align(kept)
+
+
+def _answer(said: Sequence[str]) -> list[Part]:
+    """Return the sentences as parts: of each sparsity and bits the first as a paragraph, the others as points."""
+    parts: list[Part] = []
+    points: list[str] = []
+    for place, text in enumerate(said):
+        if place == 0 or text.startswith("sparsity "):
+            parts += [Points(points)] if points else []
+            points = []
+            parts.append(Words(text))
+        else:
+            points.append(text)
+    return [*parts, *([Points(points)] if points else [])]
 
 
 def answer_sentences(result: Mapping[str, Any]) -> list[str]:
@@ -252,6 +266,8 @@ def _verdict(point: Mapping[str, Any]) -> str:
 
 def _tiles(points: _Points, metric: str, lower: bool) -> list[Tile]:
     chosen = [point for point in points if point.get("verdict") == "chosen"]
+    # The whole network first.
+    chosen.sort(key=lambda p: (number(p.get("sparsity")) or 0.0, number(p.get("bits")) or math.inf))
     if chosen:
         return [
             Tile(

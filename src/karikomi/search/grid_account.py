@@ -83,7 +83,7 @@ def _values(task: Task, group: Group) -> str:
     point = group.points[group.chosen or 0]
     metric, of = task.metric_name, f"mean of {_runs(point['runs'])}"
     validation, test = (_score(point[key]["mean"], metric) for key in ("validation", "accuracy"))
-    return f"{metric} {validation} on the validation split, {test} on the test split, {of}."
+    return f"On the validation split {metric} {validation}, on the test split {test}, {of}."
 
 
 def _noise(task: Task, group: Group) -> str:
