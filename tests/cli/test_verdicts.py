@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from click.testing import CliRunner, Result
 
 pytest.importorskip("torch")
@@ -111,7 +113,10 @@ def test_gates_of_an_audit(folder: Path) -> None:
 
 
 def test_a_population_and_markdown_for_a_pull_request(folder: Path, tmp_path: Path) -> None:
-    files = (folder / "run" / "dense.safetensors", folder / "run" / "model.karikomi")
+    dense = safetensors.numpy.load_file(folder / "run" / "dense.safetensors")
+    rounded = {name: np.round(array * 4) / 4 for name, array in dense.items()}
+    np.savez(tmp_path / "rounded.npz", **rounded)
+    files = (folder / "run" / "dense.safetensors", tmp_path / "rounded.npz")
     call = ("audit", *files, "--task", folder / "blobs.py", "--most", 50)
     options = ("--population", 3, "--fail-if", "stable_flips>0.9", "--markdown", tmp_path / "a.md")
     found = made(0, *call, *options)
