@@ -3,9 +3,9 @@
     KARIKOMI_DATA=../shared/data python benchmarks/questions.py [--seeds 1] [--out FILE] [--docs docs/questions.md]
 
 Four networks on small parts of real data: a perceptron (MNIST), a convolutional network (CIFAR-10), a recurrent
-network and a transformer (characters of Shakespeare). Each is trained with every combination of three clips, two sparsities and two
-penalties, and along a ladder of sparsities. Each training is a line of `--out` as soon as it is made: the same command
-resumes. `--docs` writes the page of tables and answers.
+network and a transformer (characters of Shakespeare). Each is trained with every combination of three clips, two
+sparsities and two penalties, and along a ladder of sparsities. Each training is a line of `--out` as soon as it is
+made: the same command resumes. `--docs` writes the page of tables and answers.
 """
 
 from __future__ import annotations

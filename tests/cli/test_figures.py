@@ -262,14 +262,14 @@ def test_audit_passes_its_arguments_on_and_prints_the_table(
     found = good(*call, "--out", tmp_path / "out")
     labels = (str(first), str(second))
     more = {
-        **{"seed": 5, "labels": labels, "notes": [{}, {}], "slices": None},
+        **{"seed": 5, "labels": labels, "notes": [{}, {}], "slices": None, "most": 2_000},
         **{"population": 0, "replicates": [], "originals": []},
         "sizes": (first.stat().st_size, second.stat().st_size),
     }
     assert called == [(("t", Path("d")), 1.0, 2.0, more)]
     assert {key: found[key] for key in AUDIT} == AUDIT
     written = json.loads((tmp_path / "out" / "audit.json").read_text())
-    command = f"karikomi audit {first} {second} --task t --data d --seed 5"
+    command = f"karikomi audit {first} {second} --task t --data d --seed 5 --most 2000"
     ends = {"before": str(first), "after": str(second), "command": command}
     assert written == {**AUDIT, **ends}
     text = run(*call).stdout

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from click.testing import CliRunner, Result
 
 pytest.importorskip("torch")
@@ -108,6 +110,26 @@ def test_gates_of_an_audit(folder: Path) -> None:
     assert text.exit_code == 4 and "gate      missed: drop>-1" in text.stdout
     assert run(*call, "--fail-if", "drop = 1").exit_code == 1
     assert "verdict" not in made(0, *call)
+
+
+def test_a_population_and_markdown_for_a_pull_request(folder: Path, tmp_path: Path) -> None:
+    dense = safetensors.numpy.load_file(folder / "run" / "dense.safetensors")
+    rounded = {name: np.round(array * 4) / 4 for name, array in dense.items()}
+    np.savez(tmp_path / "rounded.npz", **rounded)
+    files = (folder / "run" / "dense.safetensors", tmp_path / "rounded.npz")
+    call = ("audit", *files, "--task", folder / "blobs.py", "--most", 50)
+    options = ("--population", 3, "--fail-if", "stable_flips>0.9", "--markdown", tmp_path / "a.md")
+    found = made(0, *call, *options)
+    assert found["population"]["after"] == 3 and found["population"]["drawn"]
+    assert found["costs"]["bytes"] == [path.stat().st_size for path in files]
+    text = (tmp_path / "a.md").read_text("utf-8")
+    assert found["markdown"] == str(tmp_path / "a.md") and "| verdict | held | 1 gate |" in text
+    assert "Of its " in text and found["command"] in text
+    others = ("--replicate", files[1], "--original", files[0], "--original", files[0])
+    named = made(0, *call, *others)["population"]
+    assert (named["drawn"], named["before"], named["after"]) == (False, 3, 2)
+    both = run(*call, "--population", 2, "--replicate", files[1])
+    assert both.exit_code == 2 and "give one" in both.stderr
 
 
 def test_what_was_not_measured_ends_with_3(folder: Path) -> None:

@@ -54,7 +54,8 @@ def test_a_page_can_be_read(browser: Browser, name: str, tmp_path: Path) -> None
             browser.show(html, width, scheme=scheme)
             small = HEAT_MAP if (name, width) == ("advise", PHONE) else SMALLEST
             assert browser.faults(smallest=small) == [], (width, scheme)
-            assert browser.axe() == [], (width, scheme)
+            if (width == PHONE) is (scheme == "light"):
+                assert browser.axe() == [], (width, scheme)
     browser.show(html, PAPER, media="print", scheme="dark")
     assert browser.faults(smallest=IN_PRINT) == [], "print"
 

@@ -8,6 +8,7 @@ from typing import Any
 TIMES = 3.0
 """Ratio to the ordinary drop from which a drop is reported."""
 
+LEAST_DROP = 0.02
 LEAST_CLASS_DROP, LEAST_CLASS_EXAMPLES = 0.03, 2
 LEAST_NOISE_DROP = 0.02
 MOST_CHURN = 0.05
@@ -37,6 +38,7 @@ def alarms(result: Mapping[str, Any]) -> list[str]:
     """
     return [
         *_nonfinite(result),
+        *_drop(result),
         *_classes(result.get("classes") or []),
         *_noise(result),
         *_churn(result),
@@ -56,6 +58,18 @@ def _nonfinite(result: Mapping[str, Any]) -> list[str]:
         f"{result[which]} has non-finite outputs for {count} examples"
         for which, count in zip(("before", "after"), counts, strict=True)
         if count
+    ]
+
+
+def _drop(result: Mapping[str, Any]) -> list[str]:
+    """Name a drop of the accuracy that is large for certain: all of its interval lies beyond 2 points."""
+    found = result.get("outcomes") or {}
+    low, high = found.get("drop_interval") or (0.0, 0.0)
+    if low <= LEAST_DROP:
+        return []
+    return [
+        f"the accuracy drops by {100 * found['drop']:.1f} points (95 %: {100 * low:.1f} to"
+        f" {100 * high:.1f}), {100 * found['negative_flips']:.1f} % of the examples were lost"
     ]
 
 

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=PATH, help="Folder for audit.json and audit.html.")
 @click.option(
+    "--most",
+    type=click.IntRange(min=1),
+    default=2_000,
+    show_default=True,
+    help="Examples that are corrupted: 50 evaluations of both networks each.",
+)
+@click.option(
     "--slices",
     type=PATH,
     help="An .npz file: name -> a boolean or a label per test example; groups that must not pay.",
@@ -71,6 +78,7 @@ def command(
     data: Path | None,
     seed: int,
     out: Path | None,
+    most: int,
     slices: Path | None,
     conditions: tuple[str, ...],
     population: int,
@@ -105,6 +113,7 @@ def command(
             labels=(str(before), str(after)),
             notes=[read_notes(path) for path in (before, after)],
             slices=groups,
+            most=most,
             population=population,
             replicates=[read_arrays(path) for path in replicates],
             originals=[read_arrays(path) for path in originals],

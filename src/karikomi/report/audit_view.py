@@ -83,8 +83,8 @@ def _tiles(result: Mapping[str, Any]) -> list[Tile]:
             Tile("lost", count(result.get("lost")), "right before, wrong after"),
             Tile("gained", count(result.get("gained")), "wrong before, right after"),
         ]
-    named_ones = "found damage" if warnings else "nothing was found"
-    return [*tiles, Tile("warnings", count(len(warnings)), named_ones)]
+    raised = "found damage" if warnings else "no check raised one"
+    return [*tiles, Tile("warnings", count(len(warnings)), raised)]
 
 
 def _interval(value: Any) -> Sequence[Any]:
