@@ -58,7 +58,7 @@ def spares(
     """
     if only is not None or isinstance(rule, Composite):
         return False
-    if rule.scope is Scope.UNIT or rule.needs - {"negative_part"}:
+    if rule.scope is Scope.UNIT or rule.needs - {"negative_part", "distance"}:
         return False
     return not isinstance(state, Mapping) or SPARED in state
 

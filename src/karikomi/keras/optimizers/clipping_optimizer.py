@@ -61,7 +61,7 @@ def clipped(
     `rule`: of `karikomi.clip`. `bound`: of `karikomi.bound`, for the trained variables after every step that
     is taken. `only`, `exclude`: names or globs of paths for `bound`. Without `only`, rules per entry and per tensor
     spare the gains of normalisation layers, recognised by their paths (``gamma``, ``rms_norm/scale``); ``only="*"``
-    takes all. `nonfinite`: ``skip`` (default), ``zero`` (only the bad tensors), ``pass``, or ``raise``, which
+    takes all. `nonfinite`: ``skip`` (default), ``zero`` (only the bad tensors), ``zero_entries`` (only their bad entries), ``pass``, or ``raise``, which
     raises where values are known and is ``skip`` in compiled code. `stop_after`: after so many steps in a
     row with non-finite gradients `NonFinite` is raised, naming them: at once where values are known, else by
     ``check()`` and at the end of ``fit``. `unit_axes`: for rules per unit, name or glob of a path -> the axis whose
