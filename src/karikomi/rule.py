@@ -63,8 +63,9 @@ measured as ``g / sqrt(v)`` (0 where v is 0), v being its running mean of square
 are in units of sqrt(v): before the step for rules on gradients, after it and bias-corrected for rules on
 updates. Of weights, ``negative_part``: the entries below zero, as magnitudes, and a factor scales these
 alone; ``distance``: the L2 norm of what separates the weights from their nearest point in the set that the rule
-names by its attribute `nearest`, and a factor scales that difference; ``spectral_norm``: the largest singular value of the matrix (output units, all the rest);
-``largest_logit``: one number per attention head, and a factor scales the query and key projections of the head.
+names by its attribute `nearest`, and a factor scales that difference; ``spectral_norm``: the largest singular value
+of the matrix (output units, all the rest); ``largest_logit``: one number per attention head, and a factor scales the
+query and key projections of the head.
 """
 
 FACTS = NEEDS

@@ -211,5 +211,5 @@ def _agc_(parameter: torch.Tensor, factor: float, eps: float = 1e-3) -> None:
 
 def _unit_norms(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dim() < 2:
-        return tensor.norm()
-    return tensor.norm(dim=tuple(range(1, tensor.dim())), keepdim=True)
+        return tensor.norm(2.0)
+    return tensor.norm(2.0, dim=tuple(range(1, tensor.dim())), keepdim=True)

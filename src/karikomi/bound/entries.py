@@ -1,4 +1,4 @@
-"""Numbers or arrays for tensors, given for all of them or by name and glob: the ends of a box, the normal of a half-space."""
+"""Numbers or arrays for tensors, for all of them or by name and glob: the ends of a box, the normal of a half-space."""
 
 from __future__ import annotations
 

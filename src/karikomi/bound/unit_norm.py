@@ -39,8 +39,9 @@ class UnitNorm(Stateless):
     alone, but not per tensor: there every floating tensor that is given has its sphere.
 
     `limit`: > 0, in units of the norm, or a schedule; ``inf`` measures only. `per`: ``"unit"``,
-    ``"tensor"`` for one sphere per tensor, or ``"global"`` for one around all tensors together. Raises `InvalidArgument` for a limit that is negative, zero
-    or NaN, and for another `per`. Stateless, and idempotent in float32 and float64.
+    ``"tensor"`` for one sphere per tensor, or ``"global"`` for one around all tensors together. Raises
+    `InvalidArgument` for a limit that is negative, zero or NaN, and for another `per`. Stateless, and idempotent in
+    float32 and float64.
 
     >>> import numpy as np, karikomi as kk
     >>> weights = {"w": np.array([[3.0, 4.0], [0.0, 0.5], [0.0, 0.0]])}

@@ -55,10 +55,10 @@ def last_outcome(stages: Sequence[Description], numbers: Iterable[Any], skipped:
     `numbers`: of each stage before and after the step; NumPy arrays where they are known.
     """
     outcomes: list[Outcome] = []
+    zeroed = False
     for stage, (norms, after) in zip(stages, numbers, strict=True):
-        zeroed = False
         if isinstance(norms, np.ndarray) and not np.asarray(skipped):
-            zeroed = bool(np.any(~np.isfinite(norms) & np.isfinite(after)))
+            zeroed = zeroed or bool(np.any(~np.isfinite(norms) & np.isfinite(after)))
         outcomes.append(
             Outcome(
                 names=owners(stage),

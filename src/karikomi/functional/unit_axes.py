@@ -29,7 +29,7 @@ def resolved_axes(given: UnitAxes | None, shapes: Shapes, *, where: str) -> dict
 def axes_for(
     rule: Rule | Composite, given: UnitAxes | None, shapes: Shapes, *, where: str
 ) -> dict[str, Axes]:
-    """Return the unit axes of a rule for tensors of these shapes: those that are given, or by rank if it goes by that."""
+    """Return the unit axes of a rule for tensors of these shapes: those given, or by rank if it goes by that."""
     ranked = ranked_axes(rule, shapes, where=where)
     return resolved_axes(given, shapes, where=where) if ranked is None else ranked
 

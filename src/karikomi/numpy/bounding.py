@@ -52,11 +52,11 @@ def bound(
     statistics of normalisation layers, which are recognised by name (``bn1.weight``, ``BatchNorm_0.scale``,
     ``gamma``); ``only="*"`` takes all. A `state` of a version that spared none continues to bound all.
     `unit_axes`: for rules per unit and for `SpectralCap`, name or glob -> the axis whose index is one
-    output unit (0 for a matrix of shape (out, in)), or the axes that together name one. `fan_in`: for `InitScaled`, name or glob -> how many
-    inputs feed one output of the layer. A name takes precedence over a glob, an earlier glob over a later
-    one. Tensors without an entry are unchanged and listed in the outcome. `logits`,
-    `attention`: for `QKClip`, attention -> largest logit per query head, and attention -> ``(query,
-    key)``, names of the tensors whose first axis holds the heads.
+    output unit (0 for a matrix of shape (out, in)), or the axes that together name one. `fan_in`: for `InitScaled`,
+    name or glob -> how many inputs feed one output of the layer. A name takes precedence over a glob, an earlier glob
+    over a later one. Tensors without an entry are unchanged and listed in the outcome. `logits`, `attention`: for
+    `QKClip`, attention -> largest logit per query head, and attention -> ``(query, key)``, names of the tensors whose
+    first axis holds the heads.
 
     Raises `NonFinite` naming the tensor when a weight is not finite.
     Raises `InvalidArgument` for objects that are not such trees of floating arrays and for unit axes that do

@@ -46,9 +46,9 @@ def clip(
     leaves them, ``raise``
     raises `NonFinite` naming them. A plain update with zeros is no update; moments still move.
     `weights`: for rules that compare with them (`AGC`), a tree with the same names. `unit_axes`: for
-    rules per unit, name or glob -> the axis whose index is one output unit, or the axes that together name one; a name takes precedence over a
-    glob, an earlier glob over a later one, and a tensor without an entry is one unit. `second_moments`:
-    for `SPAM`, the running means of squares as of before this step, a tree as `weights`.
+    rules per unit, name or glob -> the axis whose index is one output unit, or the axes that together name one; a
+    name takes precedence over a glob, an earlier glob over a later one, and a tensor without an entry is one unit.
+    `second_moments`: for `SPAM`, the running means of squares as of before this step, a tree as `weights`.
 
     Raises `InvalidArgument` for an object that is not such a tree, for arrays that are not floating or do not fit
     together, `UnknownName` for a name or glob that matches nothing, and `Unsupported` for a rule that

@@ -115,7 +115,7 @@ class Outcome:
 
     @property
     def action(self) -> str:
-        """One of ``kept``, ``clipped``, ``skipped``, ``zeroed`` (bad tensors, or bad entries, set to zero), ``passed``."""
+        """One of ``kept``, ``clipped``, ``skipped``, ``zeroed`` (bad tensors or entries set to zero), ``passed``."""
         if self._skipped():
             return "skipped"
         if self.nonfinite:

@@ -37,10 +37,10 @@ class Bound(keras.constraints.Constraint):
     within the bound keeps its bits; one that is not finite is left as it is.
 
     `rule`: of `karikomi.bound`, one that learns nothing: `Clamp`, `Box`, `MaxNorm`, `UnitNorm`, `MinMaxNorm`,
-    `NonNegative`, `L1Ball`, `Simplex`, `HalfSpace`, `InitScaled`. `unit_axis`: for rules per unit, the axis whose index is one output unit, or the axes that
-    together name one: -1 for Dense, for convolutions and for recurrent kernels, 0 for Embedding. That is *not*
-    the ``axis`` of Keras' own ``MaxNorm``, over which that sums. `fan_in`: for `InitScaled`, how many inputs
-    feed one output. `bound_` takes both from the layers of a built model.
+    `NonNegative`, `L1Ball`, `Simplex`, `HalfSpace`, `InitScaled`. `unit_axis`: for rules per unit, the axis whose
+    index is one output unit, or the axes that together name one: -1 for Dense, for convolutions and for recurrent
+    kernels, 0 for Embedding. That is *not* the ``axis`` of Keras' own ``MaxNorm``, over which that sums. `fan_in`:
+    for `InitScaled`, how many inputs feed one output. `bound_` takes both from the layers of a built model.
 
     To load a model that holds one, ``import karikomi.keras`` first, since Keras looks up the class by its name.
 

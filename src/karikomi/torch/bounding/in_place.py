@@ -63,8 +63,9 @@ def bound_(
     `only`, `exclude`: globs over parameter names. Without `only`, rules per entry and per tensor spare the gains
     of normalisation layers (BatchNorm, LayerNorm, RMSNorm, also classes named like these); ``only="*"`` takes
     all. A `state` of a version that spared none continues to bound all. `unit_axes`: name or glob -> the axis whose
-    index is one output unit, or the axes, where it is to be another than that of the layer. `logits`: for `QKClip`, attention's
-    name -> largest logit per query head; without it, what `watch_logits` or `note_logits` has noted since last time.
+    index is one output unit, or the axes, where it is to be another than that of the layer. `logits`: for `QKClip`,
+    attention's name -> largest logit per query head; without it, what `watch_logits` or `note_logits` has noted since
+    last time.
 
     Of sharded weights (DTensor) the whole is meant: all ranks call this, decide alike, and bound what they
     have. `SpectralCap` gathers one weight at a time; `QKClip` is refused on them.
@@ -182,7 +183,8 @@ def targets(
 ) -> tuple[dict[str, Axis | None], dict[str, str]]:
     """Return ``(name -> unit axis, name -> why it is left alone)``; refuses a rule without any target.
 
-    `unit_axes`: those that take the place of the layers' own. Of attention heads, which are no axis of one tensor, the projections are named with ``None``.
+    `unit_axes`: those that take the place of the layers' own. Of attention heads, which are no axis of one tensor,
+    the projections are named with ``None``.
     """
     _refuse_composite(rule)
     if not any(tensor.is_floating_point() for tensor in found.values()):

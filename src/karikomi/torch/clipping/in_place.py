@@ -40,12 +40,13 @@ def clip_(
     ``(name, parameter)``; tied parameters count once. `state`: what the last call returned, ``None``
     for a fresh one; plain data, in which statistics are stored by tensor name. `nonfinite`:
     the policy for a step with a NaN or infinite gradient: ``skip`` (default) sets the gradients to ``None``,
-    so that the optimizer changes neither parameters nor moments; ``zero`` zeroes only the bad tensors, ``zero_entries`` only their bad entries;
-    ``pass`` leaves them; ``raise`` raises `NonFinite` naming them. `optimizer`: its second
-    moments are used by `SPAM`, where it keeps some (Adam and variants); otherwise they are kept in the state.
-    `process_group`, `check_ranks`: as for `attach`. Sharded parameters (DTensor) need neither. `total_norm`: the
-    joint norm, of the order of the rule, where it was computed elsewhere (``torch.nn.utils.get_total_norm``, or over
-    the stages of a pipeline); nothing is measured then, and the rule must be one of global scope.
+    so that the optimizer changes neither parameters nor moments; ``zero`` zeroes only the bad tensors,
+    ``zero_entries`` only their bad entries; ``pass`` leaves them; ``raise`` raises `NonFinite` naming them.
+    `optimizer`: its second moments are used by `SPAM`, where it keeps some (Adam and variants); otherwise they are
+    kept in the state. `process_group`, `check_ranks`: as for `attach`. Sharded parameters (DTensor) need neither.
+    `total_norm`: the joint norm, of the order of the rule, where it was computed elsewhere
+    (``torch.nn.utils.get_total_norm``, or over the stages of a pipeline); nothing is measured then, and the rule must
+    be one of global scope.
 
     Without any parameter it warns, measures 0 and returns the state as it is, as torch does. Raises
     `InvalidArgument` for tensors that can have no gradient, `Unsupported` for a rule that does not act on gradients.

@@ -42,7 +42,8 @@ def clip_examples(
     >>> from torch.func import functional_call, grad, vmap
     >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> loss = lambda weights, x: functional_call(model, weights, x).sum()
-    >>> each = vmap(grad(loss), in_dims=(None, 0))(dict(model.named_parameters()), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    >>> examples = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    >>> each = vmap(grad(loss), in_dims=(None, 0))(dict(model.named_parameters()), examples)
     >>> mean, norms, state = clip_examples(each, kk.clip.ByGlobalNorm(1.0))
     >>> mean["weight"].tolist(), norms.tolist()
     ([[0.30000001192092896, 0.8999999761581421]], [5.0, 1.0])
