@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -54,6 +55,8 @@ SIZES: dict[str, Shapes] = {
 }
 TARGETS = {"unclipped": 0.35, "unclipped + fused AdamW": 0.75, "clipped + fused AdamW": 0.90}
 SMALL_TARGET = 1.0
+ORDERS = {1.0: 1.0, math.inf: 1.0, 3.0: 2.0}
+"""The p of a norm -> the most of the time of our own 2-norm that it may take."""
 
 
 def model_of(shapes: Shapes) -> torch.nn.Module:
@@ -121,6 +124,20 @@ def norm_only(shapes: Shapes, rounds: int) -> dict[str, list[float]]:
             "karikomi": step,
             "peer": lambda: torch.nn.utils.clip_grad_norm_(parameters, 1e6),
             "floor": lambda: [float(torch.dot(gradient, gradient)) for gradient in flat],
+        },
+        rounds,
+    )
+
+
+def other_order(shapes: Shapes, order: float, rounds: int) -> dict[str, list[float]]:
+    """Time a clip by a p-norm that does not engage beside our own by the 2-norm, and torch's by the same p."""
+    ours, two, theirs = model_of(shapes), model_of(shapes), model_of(shapes)
+    parameters = list(theirs.parameters())
+    return paired(
+        {
+            "karikomi": attached(ours, kk.clip.ByGlobalNorm(1e9, norm=order), None),
+            "peer": attached(two, kk.clip.ByGlobalNorm(1e9), None),
+            "torch": lambda: torch.nn.utils.clip_grad_norm_(parameters, 1e9, norm_type=order),
         },
         rounds,
     )
@@ -272,6 +289,13 @@ def main() -> None:
         for what, times in cases.items():
             target = TARGETS.get(what)
             rows.append(Row(size, what, times, SMALL_TARGET if small and target else target))
+            print(rows[-1], flush=True)
+        for order, most in ORDERS.items():
+            times = other_order(shapes, order, own)
+            rows.append(Row(size, f"{order:g}-norm beside our 2-norm", times, most))
+            print(rows[-1], flush=True)
+            beside = {"karikomi": times["karikomi"], "peer": times["torch"]}
+            rows.append(Row(size, f"{order:g}-norm beside torch's", beside, None))
             print(rows[-1], flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([vars(row) for row in rows], indent=1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
@@ -50,7 +51,7 @@ class Quantity(Enum):
 
 NEEDS = (
     *("weights", "sizes", "fan_in"),
-    *("second_moment", "negative_part", "spectral_norm", "largest_logit"),
+    *("second_moment", "negative_part", "distance", "spectral_norm", "largest_logit"),
 )
 """What a rule may need besides norms, named in `needs`.
 
@@ -61,8 +62,10 @@ The others are not passed as facts but change what is measured. ``second_moment`
 measured as ``g / sqrt(v)`` (0 where v is 0), v being its running mean of squares, so that norms and limits
 are in units of sqrt(v): before the step for rules on gradients, after it and bias-corrected for rules on
 updates. Of weights, ``negative_part``: the entries below zero, as magnitudes, and a factor scales these
-alone; ``spectral_norm``: the largest singular value of the matrix (output units, all the rest);
-``largest_logit``: one number per attention head, and a factor scales the query and key projections of the head.
+alone; ``distance``: the L2 norm of what separates the weights from their nearest point in the set that the rule
+names by its attribute `nearest`, and a factor scales that difference; ``spectral_norm``: the largest singular value
+of the matrix (output units, all the rest); ``largest_logit``: one number per attention head, and a factor scales the
+query and key projections of the head.
 """
 
 FACTS = NEEDS
@@ -86,7 +89,9 @@ class Rule(Protocol):
     """A frozen dataclass: its limit comes first and may be positional, all other fields are keyword-only.
 
     Optional class attributes: ``by_design = True`` if the share of clipped steps follows from the design of
-    the rule and not from a chosen limit, so that no warning about that share is given; ``adds_up_itself =
+    the rule and not from a chosen limit, so that no warning about that share is given; ``order``, the p of the
+    p-norms that are measured for it (>= 1, ``inf`` for largest magnitudes; 2 without it); a method ``axes_by_rank``
+    with a field `unit` that is not ``"layer"``, if units go by the shapes of tensors; ``adds_up_itself =
     True`` if it adds up the norms of tensors itself, which is unsupported where some are on other ranks;
     ``skips = True`` if its purpose is to skip steps, which is unsupported where a step cannot be skipped.
     """
@@ -189,21 +194,52 @@ def shrink_to(norms: Array, limit: Array, *, xp: Namespace, slack: float = 0.0) 
     return xp.where(over, limit / xp.where(over, norms, ones), ones)
 
 
-def combine(norms: Array, *, xp: Namespace) -> Array:
-    """Return the L2 norm of a vector of L2 norms, shape (1,), safe against overflow and underflow.
+def order_of(rule: object) -> float:
+    """Return the p of the p-norms that a rule is decided from, 2 unless the rule has another."""
+    return getattr(rule, "order", 2.0)
 
-    ``m * sqrt(sum((n / m)^2))`` with ``m = max(n)``.
+
+def combine(norms: Array, *, xp: Namespace, order: float = 2.0) -> Array:
+    """Return the p-norm of a vector of p-norms, shape (1,), safe against overflow and underflow.
+
+    ``m * (sum((n / m)^p))^(1/p)`` with ``m = max(n)``, which alone is left for an infinite p.
     """
     largest = xp.max(norms)
+    if math.isinf(order):
+        return xp.reshape(largest, (1,))
     scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    return xp.reshape(scale * xp.sqrt(xp.sum(xp.square(norms / scale))), (1,))
+    ratios = norms / scale
+    if order == 1.0:
+        joint = xp.sum(ratios)
+    elif order == 2.0:
+        joint = xp.sqrt(xp.sum(xp.square(ratios)))
+    else:
+        joint = xp.sum(ratios**order) ** (1.0 / order)
+    return xp.reshape(scale * joint, (1,))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TracedLimit:
+    """A limit of compiled code, as a schedule that returns it at every step.
+
+    It cannot be checked: below zero it counts as zero, and at zero or NaN nothing is clipped.
+    """
+
+    array: Array
+
+    def value(self, step: Array, *, xp: Namespace) -> Array:
+        """Return the limit as a 0-d array of the dtype of `step`."""
+        return xp.astype(xp.reshape(self.array, ()), step.dtype)
 
 
 def check_limit(limit: Any, *, where: str) -> Any:
     """Return a limit, NumPy's numbers as Python's; raise `InvalidArgument` unless positive or a schedule.
 
-    Infinity is allowed and means measure only. A schedule is anything with a method `value`.
+    Infinity is allowed and means measure only. A schedule is anything with a method `value`. An array of one number
+    becomes that number; one that is traced, whose number is not known yet, a `TracedLimit`.
     """
+    if hasattr(limit, "dtype") and hasattr(limit, "shape"):
+        limit = _number_of(limit, where=where)
     if callable(getattr(limit, "value", None)) and not isinstance(limit, type):
         # A schedule stays between its ends, and a limit below zero would reverse gradients.
         for end in ("start", "stop"):
@@ -220,3 +256,12 @@ def check_limit(limit: Any, *, where: str) -> Any:
     good = not math.isnan(number) and given > 0
     check(where, (good, "the limit must be positive", limit, "> 0, or inf to measure only"))
     return int(given) if isinstance(limit, numbers.Integral) else number
+
+
+def _number_of(limit: Any, *, where: str) -> Any:
+    shape = tuple(limit.shape)
+    check(where, (math.prod(shape) == 1, "the limit must be one number", f"shape {shape}", None))
+    try:
+        return limit.item() if hasattr(limit, "item") else float(limit)
+    except TypeError:
+        return TracedLimit(limit)

@@ -128,6 +128,8 @@ def _value_to_plain(value: Any, field: str = "") -> Any:
         return to_dict(value, "bound" if value.of is Quantity.WEIGHT else "clip")
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if hasattr(value, "tolist"):
+        return value.tolist()
     raise KarikomiError("this value has no plain form", where="spec", got=repr(value))
 
 

@@ -43,6 +43,14 @@ def _times_range(arrays: Arrays, k: float) -> float:
     return max(float(np.abs(a).max(initial=0.0)) * math.sqrt(FAN_INS[a.shape]) / k for a in known)
 
 
+def _half_way(size: float, most: float) -> float:
+    return 0.5 + 0.5 * most / size if size > most else 1.0
+
+
+def _elsewhere(arrays: Arrays, axes: Axes) -> Arrays:
+    raise AssertionError("left out of these laws, see `rows.ELSEWHERE`")
+
+
 def _sigma(array: np.ndarray, axis: int) -> float:
     matrix = np.moveaxis(array.astype(np.float64), axis, 0).reshape(array.shape[axis], -1)
     most = float(np.abs(matrix).max(initial=0.0))
@@ -86,6 +94,20 @@ BOUND_ROWS = [
         idempotent=True,
         always=True,
     ),
+    Row(
+        rule=kk.bound.Box(-0.25, 0.5),
+        reference=lambda arrays, axes: [np.clip(array, -0.25, 0.5) for array in arrays],
+        bound=lambda arrays, axes: largest(arrays) / 0.5,
+        idempotent=True,
+    ),
+    Row(
+        rule=kk.bound.MinMaxNorm(0.0, 1.0, rate=0.5),
+        reference=per_unit(lambda unit: unit * _half_way(norm(unit), 1.0)),
+    ),
+    # The rest of the way of Box, whose nearest points are others.
+    Row(rule=kk.bound.L1Ball(1.0), reference=_elsewhere),
+    Row(rule=kk.bound.Simplex(1.0), reference=_elsewhere),
+    Row(rule=kk.bound.HalfSpace(1.0, 0.5), reference=_elsewhere),
     Row(
         rule=kk.bound.InitScaled(0.5),
         reference=lambda arrays, axes: _init_scaled(arrays, 0.5),

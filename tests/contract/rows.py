@@ -114,6 +114,12 @@ ROWS = [
         taught=USUAL,
     ),
     Row(
+        rule=kk.clip.AdaptiveQuantile(1.0),
+        in_norms=("limit", "least", "most"),
+        reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
+        bound=lambda arrays, axes: joint(arrays) / 1.0,
+    ),
+    Row(
         rule=kk.clip.Recommended(least=1.0, most=1.0, warmup=6),
         reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
@@ -186,6 +192,7 @@ EAGER = [
         kk.clip.AutoClip(30.0, window=3),
         kk.clip.AutoClip(100.0, window=1),
         kk.clip.ZClip(0.5, alpha=0.5, warmup=2, clip_factor=0.9),
+        kk.clip.ZClip(0.5, alpha=0.5, warmup=2, to="mean", skip_update_on_spike=True),
         kk.clip.AdaGC(1.5, beta=0.5, limit=4.0, warmup=2),
         kk.clip.Quantile(0.3, window=3, warmup=1),
         kk.clip.Recommended(2.0, least=1.5, most=2.0, warmup=2, every=3),
@@ -212,7 +219,11 @@ COMPOSED = [
     ),
 ]
 # Why the laws about what a framework does to tensors leave a rule out.
+_NEAREST = (
+    "measured and applied as Box is; its nearest points are in tests/unit/test_projections.py"
+)
 ELSEWHERE = {
+    **dict.fromkeys(("L1Ball", "Simplex", "HalfSpace"), _NEAREST),
     "SkipSpikes": "scales nothing; what it skips is in tests/parity and tests/unit",
     "StableAdamW": "judges gradients but scales the update that an Adam makes of them, while these laws "
     "have one set of tensors; tests/unit/test_attach_ways.py holds it to the paper's algorithm",

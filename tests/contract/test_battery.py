@@ -141,7 +141,7 @@ def test_the_scale_of_norms_and_limits_changes_nothing_else(rule: Any, power: in
         pairs = zip(found, verdicts, strict=True)
         factors = [[np.frombuffer(verdict[:24]) for verdict in pair] for pair in pairs]
         np.testing.assert_allclose(*np.moveaxis(np.array(factors), 1, 0), rtol=1e-12)
-    in_norms = {"ring", "first", "smallest", "largest", "mean", "sd", "gamma"}
+    in_norms = {"ring", "first", "smallest", "largest", "mean", "sd", "gamma", "bound"}
     in_norms |= set() if exact else {"limit", "median"}
     for key, value in expected[-1].items():
         wanted = value * scale if key.removeprefix(decide.PREFIX) in in_norms else value
@@ -228,6 +228,7 @@ def test_wrong_arguments_are_refused(rule: Any, bad: Any) -> None:
 ZERO_IS_FINE = {
     ("AutoClip", "percentile"),
     ("Quantile", "quantile"),
+    ("AdaptiveQuantile", "quantile"),
     ("ZClip", "alpha"),
     ("AdaGC", "beta"),
     ("EMARatio", "beta"),
@@ -250,6 +251,10 @@ def test_zero_is_refused_where_it_means_nothing(rule: Any) -> None:
     [
         (kk.clip.AutoClip, {"percentile": 100.1}),
         (kk.clip.AutoClip, {"window": 2.5}),
+        (kk.clip.AdaptiveQuantile, {"quantile": 1.5}),
+        (kk.clip.ByNorm, {"limit": 1.0, "per": "layer"}),
+        (kk.clip.AGC, {"unit": "torch"}),
+        (kk.clip.ZClip, {"to": "median"}),
         (kk.clip.ZClip, {"alpha": 1.0}),
         (kk.clip.ZClip, {"clip_factor": 1.1}),
         (kk.clip.AdaGC, {"ratio": 0.99}),
@@ -277,6 +282,7 @@ MEASURING = [
     kk.clip.AGC(math.inf),
     kk.clip.AutoClip(100.0),
     kk.clip.ZClip(math.inf),
+    kk.clip.AdaptiveQuantile(math.inf),
     kk.clip.AdaGC(math.inf, limit=math.inf),
     kk.clip.EMARatio(math.inf),
     kk.clip.EMARatio(math.inf, per="tensor", learn="raw"),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 
 
 def autoclip(norms: Iterable[float], percentile: float) -> list[float]:
@@ -22,13 +23,25 @@ def autoclip(norms: Iterable[float], percentile: float) -> list[float]:
 
 
 class ZClip:
-    """Follow ``bluorion-com/ZClip`` (zclip.py): mode zscore, adaptive_scaling, no max_grad_norm."""
+    """Follow ``bluorion-com/ZClip`` (zclip.py) without max_grad_norm.
+
+    `to`: ``"adaptive"`` for mode zscore with adaptive_scaling, ``"mean"`` with mean, ``"threshold"`` for mode
+    percentile, which compares with ``mean + z * sd`` and knows no eps.
+    """
 
     def __init__(
-        self, *, z: float, alpha: float, warmup: int, clip_factor: float = 1.0, eps: float = 1e-6
+        self,
+        *,
+        z: float,
+        alpha: float,
+        warmup: int,
+        clip_factor: float = 1.0,
+        eps: float = 1e-6,
+        to: str = "adaptive",
+        skip_update_on_spike: bool = False,
     ) -> None:
         self.z, self.alpha, self.warmup, self.clip_factor = z, alpha, warmup, clip_factor
-        self.eps = eps
+        self.eps, self.to, self.skips = eps, to, skip_update_on_spike
         self.buffer: list[float] = []
         self.mean = self.var = math.nan
 
@@ -42,8 +55,13 @@ class ZClip:
         sd = self.var**0.5
         score = (norm - self.mean) / (sd + self.eps)
         limit = math.inf
-        if score > self.z:
-            limit = (self.mean + self.z * sd / (score / self.z)) * self.clip_factor
+        if self.to == "threshold" and norm > self.mean + self.z * sd:
+            limit = self.mean + self.z * sd
+        elif self.to != "threshold" and score > self.z:
+            tight = (self.mean + self.z * sd / (score / self.z)) * self.clip_factor
+            limit = self.mean if self.to == "mean" else tight
+        if self.skips and limit < math.inf:
+            return limit
         learned = norm if limit == math.inf else limit
         self.mean = self.alpha * self.mean + (1 - self.alpha) * learned
         self.var = self.alpha * self.var + (1 - self.alpha) * (learned - self.mean) ** 2
@@ -162,3 +180,36 @@ def ema_ratio(norms: Iterable[float], *, ratio: float, beta: float, clipped: boo
         mean = beta * mean + (1 - beta) * (min(norm, limit) if clipped else norm)
         limits.append(limit)
     return limits
+
+
+class TimmUtils:
+    """Follow ``timm.utils`` (clip_grad.py, agc.py), written from its formulas."""
+
+    @staticmethod
+    def dispatch_clip_grad(
+        parameters: Iterable[torch.Tensor], value: float, *, mode: str, norm_type: float = 2.0
+    ) -> None:
+        """Clip by a mode: norm, value or agc."""
+        kept = [parameter for parameter in parameters if parameter.grad is not None]
+        if mode == "norm":
+            torch.nn.utils.clip_grad_norm_(kept, value, norm_type=norm_type)
+        elif mode == "value":
+            torch.nn.utils.clip_grad_value_(kept, value)
+        else:
+            for parameter in kept:
+                _agc_(parameter, value)
+
+
+def _agc_(parameter: torch.Tensor, factor: float, eps: float = 1e-3) -> None:
+    gradient = parameter.grad
+    assert gradient is not None
+    most = _unit_norms(parameter.detach()).clamp_(min=eps) * factor
+    size = _unit_norms(gradient)
+    clipped = gradient * (most / size.clamp(min=1e-6))
+    gradient.copy_(torch.where(size < most, gradient, clipped))
+
+
+def _unit_norms(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dim() < 2:
+        return tensor.norm(2.0)
+    return tensor.norm(2.0, dim=tuple(range(1, tensor.dim())), keepdim=True)

@@ -97,6 +97,17 @@ def test_zclip(z: float, alpha: float, warmup: int, clip_factor: float, eps: flo
     assert_same(found, clipped_to(limits, series) / 4096.0, least=5, most=400)
 
 
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("to", ["adaptive", "threshold", "mean"])
+def test_the_modes_of_zclip(to: str, skips: bool) -> None:
+    options = {"alpha": 0.97, "warmup": 25, "to": to, "skip_update_on_spike": skips}
+    peer = published.ZClip(z=2.5, eps=0.0, **options)
+    limits = [peer.limit(norm) for norm in SERIES]
+    assert_same(
+        after(kk.clip.ZClip(2.5, **options), SERIES), clipped_to(limits, SERIES), least=5, most=400
+    )
+
+
 def test_the_scale_of_the_loss_changes_the_published_zclip_and_not_ours() -> None:
     options = {"alpha": 0.97, "warmup": 25}
     small = 2.0**-30

@@ -39,6 +39,10 @@ from ranks.networks import (
 
 RULES = {
     "global": kk.clip.ByGlobalNorm(0.5),
+    "global, 1-norm": kk.clip.ByGlobalNorm(2.0, norm=1),
+    "global, 3-norm": kk.clip.ByGlobalNorm(0.4, norm=3),
+    "largest entry": kk.clip.ByNorm(0.1, norm="inf"),
+    "3-norm of units": kk.clip.ByNorm(0.1, norm=3, per="unit"),
     "norm": kk.clip.ByNorm(0.3),
     "value": kk.clip.ByValue(0.05),
     "agc": kk.clip.AGC(0.01),

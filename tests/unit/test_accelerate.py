@@ -20,6 +20,7 @@ from accelerate.utils.megatron_lm import MegatronLMOptimizerWrapper  # noqa: E40
 import karikomi as kk  # noqa: E402
 from karikomi.errors import Unsupported  # noqa: E402
 from karikomi.plugins import accelerate_clip_  # noqa: E402
+from parity.table_rows import code, table_rows  # noqa: E402
 
 INPUTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 BATCH = 5
@@ -297,3 +298,26 @@ def test_an_fsdp2_accelerator_is_not_refused() -> None:
     kind = accelerate.utils.DistributedType.FSDP
     fake = SimpleNamespace(distributed_type=kind, is_fsdp2=True, sync_gradients=False)
     assert accelerate_clip_(fake, network(), kk.clip.ByGlobalNorm(1.0)) == (None, None)
+
+
+ROWS = [row for row in table_rows("Trainers") if row.theirs.startswith("accelerate, ")]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_rows_of_the_docs_train_alike(row: Any) -> None:
+    trained = []
+    for theirs in (True, False):
+        accelerator, model = accelerator_of(), network()
+        names = {"accelerator": accelerator, "kk": kk, "model": accelerator.prepare(model)}
+        names["optimizer"] = accelerator.prepare(sgd(model))
+        cell = code(row.theirs.removeprefix("accelerate, ") if theirs else row.ours)
+        each = None
+        if theirs:
+            each = lambda cell=cell, names=names: eval(cell, names)  # noqa: E731
+        else:
+            eval(cell, names)
+        train(accelerator, names["model"], names["optimizer"], each, epochs=1)
+        trained.append(model)
+    assert len(ROWS) >= 3
+    for one, other in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)

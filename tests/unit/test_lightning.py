@@ -16,6 +16,7 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, Unavailable, Unsupported  # noqa: E402
 from karikomi.plugins import LightningCallback  # noqa: E402
+from parity.table_rows import code, table_rows  # noqa: E402
 
 pytestmark = [
     # Lightning 2.6 asks isinstance(spec, LeafSpec) of torch's pytrees, which torch 2.13 deprecates.
@@ -113,6 +114,22 @@ def test_a_fit_is_the_loop_by_hand(pl: Any, accumulate: int) -> None:
     assert callback.handle is not None and callback.handle.steps == handle.steps > 0
     unclipped, _ = by_hand(accumulate=accumulate)
     assert not torch.equal(module.net[0].weight, unclipped[0].weight)
+
+
+ROWS = [row for row in table_rows("Trainers") if row.theirs.startswith("Lightning, ")]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_rows_of_the_docs_train_alike(row: Any) -> None:
+    lightning, (theirs, ours) = imported(PACKAGES[0]), (network(), network())
+    options = eval(code(row.theirs.removeprefix("Lightning, ")), {"Trainer": dict})
+    callback = eval(code(row.ours), {"kk": kk})
+    for callbacks, net, given in (([], theirs, options), ([callback], ours, {})):
+        module = module_of(lightning)
+        trainer_of(lightning, callbacks, **given).fit(module, data())
+        net.load_state_dict(module.net.state_dict())
+    for one, other in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 STATEFUL = {

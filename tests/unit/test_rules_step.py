@@ -57,6 +57,9 @@ class Tensors:
         numbers = np.array(self.numbers[len(self.applied)])
         return numbers, np.full(numbers.shape, True)
 
+    def mend(self, stage: Stage, numbers: Array) -> Array:
+        return np.where(np.isfinite(numbers), numbers, 0.0)
+
     def facts(self, stage: Stage) -> dict[str, Array]:
         return {}
 

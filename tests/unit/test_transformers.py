@@ -19,6 +19,7 @@ import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, Unavailable, Unsupported  # noqa: E402
 from karikomi.plugins import TransformersCallback, TransformersMixin  # noqa: E402
 from karikomi.plugins.json_state import from_json, to_json  # noqa: E402
+from parity.table_rows import code, table_rows  # noqa: E402
 
 INPUTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 BATCH = 5
@@ -106,6 +107,20 @@ def test_bfloat16_is_clipped_as_by_hand(tmp_path: Path) -> None:
     trainer.train()
     model, _ = by_hand(dtype=torch.bfloat16, clip=kk.clip.ByGlobalNorm(1.0))
     assert_same(trainer.model, model)
+
+
+ROWS = [row for row in table_rows("Trainers") if row.theirs.startswith("Hugging Face, ")]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_rows_of_the_docs_train_alike(tmp_path: Path, row: Any) -> None:
+    options = eval(code(row.theirs.removeprefix("Hugging Face, ")), {"TrainingArguments": dict})
+    theirs = trainer_of(tmp_path, None, InOrder, **options)
+    ours = trainer_of(tmp_path, eval(code(row.ours), {"kk": kk}), InOrder)
+    for trainer in (theirs, ours):
+        trainer.train()
+    for one, other in zip(theirs.model.parameters(), ours.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 STATEFUL = {

@@ -1,25 +1,36 @@
-"""The extent of a bound by norm, one unit or one tensor, and its tolerance for rounding.
+"""The extent of a bound: one unit, one tensor or all of them, and its tolerance for rounding.
 
 Shared by several bounds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from karikomi.errors import InvalidArgument
-from karikomi.rule import Scope
+from karikomi.rule import Array, Namespace, Scope
 
 SLACK = 1e-6
 """The rounding of a float32 unit that was just scaled onto its bound, relative to the bound."""
 
-_SCOPES = {"unit": Scope.UNIT, "tensor": Scope.TENSOR}
+_SCOPES = {"unit": Scope.UNIT, "tensor": Scope.TENSOR, "global": Scope.GLOBAL}
 
 
-def check_extent(per: object, *, where: str) -> None:
-    """Raise `InvalidArgument` unless `per` is ``"unit"`` or ``"tensor"``."""
-    if not isinstance(per, str) or per not in _SCOPES:
+def check_extent(per: object, *, where: str, extents: Sequence[str] = tuple(_SCOPES)) -> None:
+    """Raise `InvalidArgument` unless `per` is one of these extents."""
+    if not isinstance(per, str) or per not in extents:
         raise InvalidArgument(
-            "unknown extent of the bound", where=where, got=repr(per), allowed="'unit', 'tensor'"
+            "unknown extent of the bound",
+            where=where,
+            got=repr(per),
+            allowed=", ".join(map(repr, extents)),
         )
+
+
+def onto(distances: Array, *, xp: Namespace) -> Array:
+    """Return the factors of a projection: 0 for every distance from its set that there is, else 1."""
+    ones = xp.ones_like(distances)
+    return xp.where(distances > 0, 0.0 * ones, ones)
 
 
 def scope_of(per: str) -> Scope:

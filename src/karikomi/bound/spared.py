@@ -54,11 +54,11 @@ def spares(
 ) -> bool:
     """Return whether a bound spares gains: nothing is selected, and the state is fresh or of a bound that did.
 
-    Rules that need a unit axis, a fan-in or attention heads have no use for gains anyway.
+    Rules that need a unit axis, a fan-in or attention heads have no use for gains anyway; what a rule names it selects.
     """
-    if only is not None or isinstance(rule, Composite):
+    if only is not None or isinstance(rule, Composite) or getattr(rule, "has_names", False):
         return False
-    if rule.scope is Scope.UNIT or rule.needs - {"negative_part"}:
+    if rule.scope is Scope.UNIT or rule.needs - {"negative_part", "distance"}:
         return False
     return not isinstance(state, Mapping) or SPARED in state
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from karikomi.bound.extent import SLACK
-from karikomi.rule import Rule
+from karikomi.rule import Rule, Scope, combine, order_of
 from karikomi.schedule import value_at
 
 
@@ -17,8 +17,8 @@ def standing(rule: Rule, after: np.ndarray, factor: np.ndarray, *, attempted: in
     """Return one boolean per number: whether it is at the rule's limit, or was scaled to it.
 
     `after`: the numbers after the bound. `factor`: the factors they were scaled by. `attempted`: the number of
-    steps before this one, for a limit that is a schedule. For a rule without a field ``limit`` the scaled
-    numbers are at its bound.
+    steps before this one, for a limit that is a schedule. For a rule without a field ``limit``, and for projections,
+    those that it moved are at its bound.
 
     >>> import karikomi as kk
     >>> rule = kk.bound.MaxNorm(2.0)
@@ -26,7 +26,9 @@ def standing(rule: Rule, after: np.ndarray, factor: np.ndarray, *, attempted: in
     [True, False, True]
     """
     limit = getattr(rule, "limit", None)
-    if limit is None:
+    if limit is None or "distance" in rule.needs:
         return factor != 1.0
+    if rule.scope is Scope.GLOBAL:
+        after = np.full_like(after, combine(after, xp=np, order=order_of(rule))[0])
     reached = float(value_at(limit, np.asarray(float(attempted)), xp=np))
     return (factor != 1.0) | ((after >= reached * (1.0 - SLACK)) & (reached > 0.0))

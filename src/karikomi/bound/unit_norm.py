@@ -38,9 +38,10 @@ class UnitNorm(Stateless):
     1e-30 of the limit) stays. What one unit is comes from the layer's type; biases and gains are left
     alone, but not per tensor: there every floating tensor that is given has its sphere.
 
-    `limit`: > 0, in units of the norm, or a schedule; ``inf`` measures only. `per`: ``"unit"``, or
-    ``"tensor"`` for one sphere per tensor. Raises `InvalidArgument` for a limit that is negative, zero
-    or NaN, and for another `per`. Stateless, and idempotent in float32 and float64.
+    `limit`: > 0, in units of the norm, or a schedule; ``inf`` measures only. `per`: ``"unit"``,
+    ``"tensor"`` for one sphere per tensor, or ``"global"`` for one around all tensors together. Raises
+    `InvalidArgument` for a limit that is negative, zero or NaN, and for another `per`. Stateless, and idempotent in
+    float32 and float64.
 
     >>> import numpy as np, karikomi as kk
     >>> weights = {"w": np.array([[3.0, 4.0], [0.0, 0.5], [0.0, 0.0]])}
@@ -65,7 +66,7 @@ class UnitNorm(Stateless):
 
     @property
     def scope(self) -> Scope:
-        """One number per output unit, or per tensor."""
+        """One number per output unit or tensor, or one for all."""
         return scope_of(self.per)
 
     def decide(

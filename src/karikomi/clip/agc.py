@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from karikomi.clip.arguments import check_number
+from karikomi.clip.arguments import check_choice, check_number
+from karikomi.errors import Unsupported
 from karikomi.registry import register
 from karikomi.rule import (
     Array,
@@ -37,7 +38,9 @@ class AGC(Stateless):
 
     `limit`: > 0, without unit (gradient norm per weight norm), or a schedule of the attempted step;
     ``inf`` measures only. `eps`: > 0, in units of weights: what counts as the norm of weights that are
-    smaller, so that a unit that starts at zero can leave it. Raises `InvalidArgument` for other numbers.
+    smaller, so that a unit that starts at zero can leave it. `unit`: ``"layer"`` for the unit that the layer's type
+    has, or by the rank of the tensor as other libraries do, to compare runs with theirs: ``"timm"`` (index of axis 0)
+    or ``"optax"`` (index of the last axis; of three axes, of the last two). Raises `InvalidArgument` for other values.
     Stateless. Leave embeddings and the last layer out, as the paper does, with `Groups`.
 
     >>> import numpy as np
@@ -49,12 +52,14 @@ class AGC(Stateless):
 
     Source: Brock et al. 2021, section 4; their ``nfnets/agc_optax.py``, whose defaults these are.
     Deviations: a unit's axis is the layer's to know and not guessed from the rank (three libraries guess
-    three ways); no floor of 1e-6 under the gradient's norm.
+    three ways) unless `unit` says so; no floor of 1e-6 under the gradient's norm, and a norm that equals the limit
+    keeps its bits.
     """
 
     limit: float | Schedule = 0.01
     _: KW_ONLY
     eps: float = 1e-3
+    unit: str = "layer"
 
     scope = Scope.UNIT
     of = Quantity.GRADIENT
@@ -64,6 +69,18 @@ class AGC(Stateless):
         object.__setattr__(self, "limit", check_limit(self.limit, where="AGC"))
         eps = check_number(self.eps, "eps", where="AGC", low=0.0, open_low=True)
         object.__setattr__(self, "eps", eps)
+        check_choice(self.unit, "unit", ("layer", "timm", "optax"), where="AGC")
+
+    def axes_by_rank(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the axes of one unit of a tensor of this shape, none for a tensor that is one unit."""
+        rank = len(shape)
+        if self.unit == "timm":
+            return (0,) if rank > 1 else ()
+        if sum(length != 1 for length in shape) <= 1:
+            return ()
+        if rank > 5:
+            raise Unsupported("optax has no unit for so many axes", where="AGC", got=shape)
+        return (1, 2) if rank == 3 else (rank - 1,)
 
     def decide(
         self,

@@ -14,6 +14,23 @@ from karikomi.rule import Scope, check_limit
 from karikomi.schedule import whole
 
 SCOPES = {"global": Scope.GLOBAL, "tensor": Scope.TENSOR}
+EXTENTS = {"tensor": Scope.TENSOR, "unit": Scope.UNIT}
+
+
+def check_order(order: Any, *, where: str) -> float:
+    """Return the p of a p-norm, from 1 to infinity, which may also be spelled ``"inf"``.
+
+    Below 1 the triangle inequality fails, and what is measured is no norm.
+    """
+    if isinstance(order, str) and order == "inf":
+        return math.inf
+    real = isinstance(order, numbers.Real) and not isinstance(order, bool)
+    number = float(order) if real else math.nan
+    if not number >= 1.0:
+        raise InvalidArgument(
+            "the norm is out of range", where=where, got=repr(order), allowed=">= 1, or inf"
+        )
+    return number
 
 
 def check_ratio(ratio: Any, *, where: str) -> Any:
@@ -67,6 +84,14 @@ def check_count(value: Any, name: str, *, where: str, low: int, high: int = 1_00
             allowed=f"whole numbers from {low} to {high}",
         )
     return count
+
+
+def check_flag(value: Any, name: str, *, where: str) -> None:
+    """Raise `InvalidArgument` unless a value is true or false."""
+    if not isinstance(value, bool):
+        raise InvalidArgument(
+            f"{name} is a flag", where=where, got=repr(value), allowed="True, False"
+        )
 
 
 def check_choice(value: Any, name: str, choices: Any, *, where: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
+from karikomi.clip.arguments import check_order
 from karikomi.registry import register
 from karikomi.rule import (
     Array,
@@ -23,34 +24,45 @@ from karikomi.schedule import Schedule, value_at
 
 @register(
     "clip",
-    formula="g = g * min(1, limit / |g|), |g|^2 = sum over all tensors of |g_i|^2",
+    formula="g = g * min(1, limit / |g|), |g|^p = sum over all tensors of |g_i|^p, p = 2 unless given",
     source="Pascanu, Mikolov and Bengio 2013, On the difficulty of training RNNs, algorithm 1",
 )
 @dataclass(frozen=True, slots=True)
 class ByGlobalNorm(Stateless):
-    """Scale all tensors by one factor so that their joint L2 norm is at most the limit.
+    """Scale all tensors by one factor so that their joint norm is at most the limit.
 
-    ``g = g * min(1, limit / n)`` with ``n = sqrt(sum_i |g_i|^2)``. The direction stays.
+    ``g = g * min(1, limit / n)`` with ``n = (sum_i |g_i|^p)^(1/p)`` over all entries. The direction stays.
 
-    `limit`: > 0, in units of the joint norm, or a schedule of the attempted step; ``inf`` measures
-    only. Raises `InvalidArgument` for a limit that is negative, zero or NaN. Stateless.
+    `limit`: > 0, in units of the joint norm, a number, an array of one number, or a schedule of the attempted
+    step; ``inf`` measures only. `norm`: p, from 1 to ``inf`` (the largest magnitude). Raises `InvalidArgument`
+    for a limit that is negative, zero or NaN, and for another norm. Stateless.
 
     >>> import numpy as np, karikomi as kk
     >>> grads, outcome, state = kk.numpy.clip({"a": np.array([3.0]), "b": np.array([4.0])}, ByGlobalNorm(1.0))
     >>> round(float(grads["a"][0]), 3), round(float(grads["b"][0]), 3), outcome.pre
     (0.6, 0.8, 5.0)
+    >>> kk.numpy.clip({"a": np.array([3.0, 4.0])}, ByGlobalNorm(1.0, norm=1))[1].pre
+    7.0
 
     Source: Pascanu, Mikolov and Bengio 2013, algorithm 1; ``torch.nn.utils.clip_grad_norm_``. Deviations:
     no 1e-6 in the denominator, and at or below the limit nothing is multiplied.
     """
 
     limit: float | Schedule
+    _: KW_ONLY
+    norm: float = 2.0
 
     scope = Scope.GLOBAL
     of = Quantity.GRADIENT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", check_limit(self.limit, where="ByGlobalNorm"))
+        object.__setattr__(self, "norm", check_order(self.norm, where="ByGlobalNorm"))
+
+    @property
+    def order(self) -> float:
+        """The p of the norms that are measured."""
+        return self.norm
 
     def decide(
         self,

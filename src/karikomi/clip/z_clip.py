@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from karikomi.clip.arguments import check_count, check_decay, check_number
+from karikomi.clip.arguments import (
+    check_choice,
+    check_count,
+    check_decay,
+    check_flag,
+    check_number,
+)
 from karikomi.clip.running import root_mean_square
 from karikomi.registry import register
 from karikomi.rule import (
@@ -37,8 +43,10 @@ class ZClip:
     `warmup` norms, of which none is clipped.
 
     `z`: > 0, in standard deviations, or a schedule of the attempted step; ``inf`` measures only. `alpha`:
-    from 0 to below 1. `warmup`: >= 1, accepted steps. `clip_factor`: above 0, up to 1; smaller is harder.
-    Raises `InvalidArgument` for other numbers.
+    from 0 to below 1. `warmup`: >= 1, accepted steps. `clip_factor`: above 0, up to 1; smaller is harder. `to`:
+    where a spike is pulled back to, ``"adaptive"`` as above, ``"threshold"`` to ``mean + z * sd`` (mode
+    ``percentile`` of the published code), ``"mean"`` to the mean (its ``clip_option="mean"``); without `clip_factor`.
+    `skip_update_on_spike`: whether a spike teaches nothing at all. Raises `InvalidArgument` for other values.
 
     Learns from clipped norms: with raw ones a single spike would widen mean and deviation so far that
     the next ones pass (in the warm-up there is no limit, and norms are taken raw). Norms of exactly
@@ -65,6 +73,8 @@ class ZClip:
     alpha: float = 0.97
     warmup: int = 25
     clip_factor: float = 1.0
+    to: str = "adaptive"
+    skip_update_on_spike: bool = False
 
     scope = Scope.GLOBAL
     of = Quantity.GRADIENT
@@ -79,6 +89,8 @@ class ZClip:
                 self.clip_factor, "clip_factor", where="ZClip", low=0.0, high=1.0, open_low=True
             ),
         }
+        check_choice(self.to, "to", ("adaptive", "threshold", "mean"), where="ZClip")
+        check_flag(self.skip_update_on_spike, "skip_update_on_spike", where="ZClip")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -98,21 +110,30 @@ class ZClip:
         """Return one factor, shape (1,)."""
         z = value_at(self.z, facts["step"], xp=xp)
         warm = state["seen"] >= self.warmup
-        limit = self._limit(norms, state, z, warm, xp=xp)
+        spike, limit = self._limit(norms, state, z, warm, xp=xp)
         factor = shrink_to(norms, limit, xp=xp)
         after = self._learned(xp.minimum(norms, limit), state, warm, xp=xp)
         taught = present & (norms > 0)
+        taught = taught & ~spike if self.skip_update_on_spike else taught
         after = {key: xp.where(taught, value, state[key]) for key, value in after.items()}
         return Decision(factor, None, leave(xp)), after
 
-    def _limit(self, norms: Array, state: State, z: Array, warm: Array, *, xp: Namespace) -> Array:
+    def _limit(
+        self, norms: Array, state: State, z: Array, warm: Array, *, xp: Namespace
+    ) -> tuple[Array, Array]:
+        """Return whether the norm is a spike, and the norm that it may have."""
         usable = (z > 0) & xp.isfinite(z)
         band = xp.where(usable, z, xp.zeros_like(z)) * state["sd"]
         above = norms - state["mean"]
         spike = warm & usable & (above > band)
         share = band / xp.where(spike, above, xp.ones_like(above))
-        tight = state["mean"] + band * xp.where(spike, share, xp.zeros_like(share))
-        return xp.where(spike, self.clip_factor * tight, norms)
+        adaptive = state["mean"] + band * xp.where(spike, share, xp.zeros_like(share))
+        limits = {
+            "adaptive": self.clip_factor * adaptive,
+            "threshold": state["mean"] + band,
+            "mean": state["mean"],
+        }
+        return spike, xp.where(spike, limits[self.to], norms)
 
     def _learned(self, norms: Array, state: State, warm: Array, *, xp: Namespace) -> State:
         mean, sd, seen = state["mean"], state["sd"], state["seen"]

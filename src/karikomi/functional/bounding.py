@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from karikomi.bound.entries import UNGIVEN
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.functional.library import Library
 from karikomi.functional.norms import Axes
+from karikomi.functional.projections import nearest_points
 from karikomi.functional.unit_axes import Shapes
-from karikomi.rule import Array, Composite, Quantity, Rule, Scope, State
+from karikomi.rule import Array, Composite, Quantity, Rule, Scope, State, order_of
 from karikomi.rules import decide
 from karikomi.rules.stages import Stage, alone
 
-MEASURED = ("fan_in", "negative_part")
+MEASURED = ("fan_in", "negative_part", "distance")
 """What rules on weights may need here besides norms."""
 
 
@@ -27,7 +29,7 @@ class BoundPlan:
     """Which arrays a rule bounds, and how they are measured.
 
     `counts`: how many numbers each has. `axes`: the unit axes of those that are measured by unit.
-    `left_alone`: name -> why.
+    `left_alone`: name -> why. `shapes`: those of all arrays.
     """
 
     rule: Rule
@@ -35,6 +37,7 @@ class BoundPlan:
     axes: dict[str, Axes]
     fan_in: dict[str, float]
     left_alone: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
 
     @property
     def stage(self) -> Stage:
@@ -73,6 +76,10 @@ def plan_bound(
         unit_axes = {name: axes[name] for name in shapes if name not in reasons}
     elif "fan_in" in rule.needs:
         reasons = {n: "has no fan-in" for n in shapes if n not in fan_in} | reasons
+    elif hasattr(rule, "given_for"):
+        rule.check_names(shapes)  # type: ignore[attr-defined]
+        given = rule.given_for(shapes)  # type: ignore[attr-defined]
+        reasons = {name: UNGIVEN for name in shapes if name not in given} | reasons
     concerned = [name for name in shapes if name not in reasons]
     if not concerned:
         raise InvalidArgument(
@@ -86,7 +93,7 @@ def plan_bound(
         for name in concerned
     }
     reasons = {name: reasons[name] for name in shapes if name in reasons}
-    return BoundPlan(rule, counts, unit_axes, dict(fan_in), reasons)
+    return BoundPlan(rule, counts, unit_axes, dict(fan_in), reasons, dict(shapes))
 
 
 def fresh_bound_state(plan: BoundPlan, *, library: Library) -> State:
@@ -100,7 +107,15 @@ def bound_named(
 ) -> Bounded:
     """Return the result of a plan for these weights; others, and those that are not finite, are unchanged."""
     xp, stage = library.xp, plan.stage
-    norms = library.vector([_measured(plan, name, weights[name], library) for name in plan.counts])
+    points: dict[str, Array] = {}
+    if "distance" in plan.rule.needs:
+        concerned = {name: weights[name] for name in plan.counts}
+        points = nearest_points(
+            plan.rule, concerned, plan.axes, attempted=state["attempted"], library=library
+        )
+    norms = library.vector(
+        [_measured(plan, name, weights[name], points.get(name), library) for name in plan.counts]
+    )
     facts = {}
     if "fan_in" in plan.rule.needs:
         facts["fan_in"] = library.constants([plan.fan_in[name] for name in stage.owners])
@@ -117,7 +132,12 @@ def bound_named(
     for name, count in plan.counts.items():
         part = slice(start, start + count)
         start = part.stop
-        arrays[name] = _applied(plan, name, weights[name], decision, part, library)
+        array = weights[name]
+        if name in points:
+            moved = _as_units(plan, name, decision.factor[part] == 0, library)
+            arrays[name] = xp.where(moved, xp.astype(points[name], array.dtype), array)
+        else:
+            arrays[name] = _applied(plan, name, array, decision, part, library)
     settled = {key: xp.astype(value, state[key].dtype) for key, value in after.items()}
     left = decide.norms_after(norms, decision, xp=xp)
     return Bounded(arrays, settled, norms, left, decision.factor, decision.limit)
@@ -155,14 +175,28 @@ def share_at_bound(
     return sum(int(flag.sum()) for flag in reached) / max(size, 1)
 
 
-def _measured(plan: BoundPlan, name: str, array: Array, library: Library) -> Array:
+def _measured(
+    plan: BoundPlan, name: str, array: Array, point: Array | None, library: Library
+) -> Array:
+    order = order_of(plan.rule)
+    if point is not None:
+        array = library.widened(array) - library.widened(point)
     if name in plan.axes:
-        return library.unit_norms(array, plan.axes[name])
+        return library.unit_norms(array, plan.axes[name], order)
     if "negative_part" in plan.rule.needs:
         return library.widened(library.depth(array))
     if plan.rule.scope is Scope.ELEMENT:
         return library.widened(library.peak(array))
-    return library.norm_vector([array])[0]
+    return library.norm_vector([array], order)[0]
+
+
+def _as_units(plan: BoundPlan, name: str, flags: Array, library: Library) -> Array:
+    """Return numbers of an array, one or one per unit, in a shape that goes with its entries."""
+    if name not in plan.axes:
+        return flags[0]
+    axes, shape = plan.axes[name], plan.shapes[name]
+    own = [length if axis in axes else 1 for axis, length in enumerate(shape)]
+    return library.xp.reshape(flags, own)
 
 
 def _applied(

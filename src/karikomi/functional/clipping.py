@@ -87,6 +87,11 @@ class _NamedArrays:
         present = [self.arrays[name] is not None for name in stage.owners]
         return self._numbers(stage, self.arrays), self.library.flags(present)
 
+    def mend(self, stage: Stage, numbers: Array) -> Array:
+        found = self.arrays.items()
+        self.arrays = {n: None if a is None else self.library.finite(a) for n, a in found}
+        return self._numbers(stage, self.arrays)
+
     def facts(self, stage: Stage) -> dict[str, Array]:
         facts = {}
         if "weights" in stage.needs:
@@ -149,13 +154,14 @@ class _NamedArrays:
             elif kind in PEAKS:
                 parts[name] = library.widened(library.peak(self._relative(array, kind, name)))
             elif kind is Kind.UNITS and name in self.companions.axes:
-                parts[name] = library.unit_norms(array, self.companions.axes[name])
+                axes = self.companions.axes[name]
+                parts[name] = library.unit_norms(array, axes, stage.order)
             else:
                 wholes[name] = self._relative(array, kind, name)
         if not parts:
-            return library.norm_vector(list(wholes.values()))
+            return library.norm_vector(list(wholes.values()), stage.order)
         if wholes:
-            norms = library.norm_vector(list(wholes.values()))
+            norms = library.norm_vector(list(wholes.values()), stage.order)
             parts |= {name: norms[place] for place, name in enumerate(wholes)}
         return library.vector([parts[name] for name in stage.names])
 

@@ -8,7 +8,7 @@ from typing import Any
 from karikomi.functional.norms import Axes, Measuring
 from karikomi.rule import ARRAY_OPERATIONS, Array
 
-MEASURE_OPERATIONS = ARRAY_OPERATIONS | {"all", "concat"}
+MEASURE_OPERATIONS = ARRAY_OPERATIONS | {"all", "concat", "permute_dims"}
 """The operations that a namespace must have; `max` and `sum` take axes."""
 
 
@@ -37,6 +37,11 @@ class Library(Measuring):
         """Return an array with magnitudes at most `limit`, a number or an array like it."""
         most = self.xp.astype(limit, array.dtype)
         return self.xp.minimum(self.xp.maximum(array, -most), most)
+
+    def finite(self, array: Array) -> Array:
+        """Return an array with zeros for its entries that are not finite."""
+        real = self.xp.abs(array) if "complex" in str(array.dtype) else array
+        return self.xp.where(self.xp.isfinite(real), array, self.xp.zeros_like(array))
 
     def representable(self, limits: Array, dtypes: Sequence[Any]) -> Array:
         """Return limits rounded to these dtypes, so that clamped entries are not above them."""

@@ -41,14 +41,19 @@ class Measuring:
     ) -> None:
         self.xp, self.wide, self.cond, self.itemsize = xp, wide, cond, itemsize
 
-    def norm_vector(self, arrays: Sequence[Array]) -> Array:
-        """Return the L2 norms, one per array; not finite if any entry of the array is not."""
+    def norm_vector(self, arrays: Sequence[Array], order: float = 2.0) -> Array:
+        """Return the norms of this order, one per array; not finite if any entry of the array is not."""
         rests = [tuple(range(len(array.shape))) for array in arrays]
+        if order != 2.0:
+            pairs = zip(arrays, rests, strict=True)
+            return self.vector([self._of_order(array, rest, order) for array, rest in pairs])
         return self._norms(arrays, rests, self.sums(arrays), [1] * len(arrays))
 
-    def unit_norms(self, array: Array, axes: Axes) -> Array:
-        """Return one L2 norm per output unit, shape (units,), in the order of `axes`."""
+    def unit_norms(self, array: Array, axes: Axes, order: float = 2.0) -> Array:
+        """Return one norm per output unit, shape (units,), in the order of `axes`."""
         rest = tuple(axis for axis in range(len(array.shape)) if axis not in axes)
+        if order != 2.0:
+            return self.vector([self._of_order(array, rest, order)])
         sums = self.vector([self._summed(self._squares(array), rest)])
         return self._norms([array], [rest], sums, [sums.shape[0]])
 
@@ -84,6 +89,35 @@ class Measuring:
     def widened(self, numbers: Array) -> Array:
         """Return numbers in the dtype `wide`."""
         return self.xp.astype(numbers, self.wide)
+
+    def _of_order(self, array: Array, rest: Axes, order: float) -> Array:
+        """Return norms over axes, ``m * (sum((x / m)^p))^(1/p)`` with m the largest magnitude."""
+        xp = self.xp
+        real = xp.abs(array)
+        real = xp.astype(real, self.sums_in(real.dtype))
+        if 0 in tuple(array.shape) or order == 1.0:
+            return self._in_range(self.widened(self._summed(real, rest)))
+        largest = xp.max(real, axis=rest) if rest else real
+        # Of rows of a table there may be none at all.
+        largest = xp.where(largest < 0, xp.zeros_like(largest), largest)
+        if math.isinf(order):
+            return self._in_range(self.widened(largest))
+        scale = xp.where(xp.isfinite(largest) & (largest > 0), largest, xp.ones_like(largest))
+        shape = [1 if axis in rest else length for axis, length in enumerate(real.shape)]
+        sums = self._summed((real / xp.reshape(scale, shape)) ** order, rest)
+        sums = self.widened(sums)
+        zero = sums == 0
+        roots = xp.where(zero, xp.ones_like(sums), sums) ** (1.0 / order)
+        return self._in_range(xp.where(zero, sums, roots * self.widened(scale)))
+
+    def _in_range(self, sizes: Array) -> Array:
+        if self.itemsize(self.wide) > 4:
+            return sizes
+        return self.xp.where(sizes > LARGEST, math.inf * self.xp.ones_like(sizes), sizes)
+
+    def summed(self, entries: Array, axes: Axes) -> Array:
+        """Return sums over axes, in blocks where that is float32."""
+        return self._summed(entries, axes)
 
     def _squares(self, array: Array) -> Array:
         real = self._real(array)
@@ -190,10 +224,7 @@ class Measuring:
         scale = xp.where(largest > large, down * ones, xp.where(largest < small, up * ones, ones))
         shape = [1 if axis in rest else length for axis, length in enumerate(real.shape)]
         sums = self._summed(xp.square(real * xp.reshape(scale, shape)), rest)
-        sizes = self._rooted(self.widened(sums)) / self.widened(scale)
-        if self.itemsize(self.wide) > 4:
-            return sizes
-        return xp.where(sizes > LARGEST, math.inf * xp.ones_like(sizes), sizes)
+        return self._in_range(self._rooted(self.widened(sums)) / self.widened(scale))
 
 
 def size(array: Array) -> int:

@@ -17,13 +17,17 @@ Description = Mapping[str, Any]
 
 
 def described(plan: Sequence[Stage]) -> list[dict[str, Any]]:
-    """Return a JSON-serializable description of the stages of a plan, as needed to read their numbers."""
+    """Return a JSON-serializable description of the stages of a plan, as needed to read their numbers.
+
+    The order of norms is in it where it is not 2, so that states of earlier versions have the same description.
+    """
     return [
         {
             "names": list(stage.names),
             "counts": list(stage.counts),
             "peaks": sorted(stage.peaks),
             "rules": [type(part.rule).__name__ for part in stage.parts],
+            **({} if stage.order == 2.0 else {"order": stage.order}),
         }
         for stage in plan
     ]
@@ -51,10 +55,10 @@ def last_outcome(stages: Sequence[Description], numbers: Iterable[Any], skipped:
     `numbers`: of each stage before and after the step; NumPy arrays where they are known.
     """
     outcomes: list[Outcome] = []
+    zeroed = False
     for stage, (norms, after) in zip(stages, numbers, strict=True):
-        zeroed = False
         if isinstance(norms, np.ndarray) and not np.asarray(skipped):
-            zeroed = bool(np.any(~np.isfinite(norms) & (after == 0.0)))
+            zeroed = zeroed or bool(np.any(~np.isfinite(norms) & np.isfinite(after)))
         outcomes.append(
             Outcome(
                 names=owners(stage),
@@ -65,6 +69,7 @@ def last_outcome(stages: Sequence[Description], numbers: Iterable[Any], skipped:
                 nonfinite_policy="zero" if zeroed else "skip",
                 peaks=frozenset(stage["peaks"]),
                 earlier=tuple(outcomes),
+                order=stage.get("order", 2.0),
             )
         )
     return outcomes[-1]

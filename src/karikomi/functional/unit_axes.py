@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from karikomi.errors import InvalidArgument
 from karikomi.functional.norms import Axes
 from karikomi.rule import Composite, Rule
+from karikomi.rules.ranked_units import ranked_axes
 from karikomi.rules.stages import Stage, stages
 from karikomi.schedule import is_number, whole
 from karikomi.select import spread
@@ -23,6 +24,14 @@ def resolved_axes(given: UnitAxes | None, shapes: Shapes, *, where: str) -> dict
     return {
         name: _axes(axes, shapes[name], where=f"{where}: {name}") for name, axes in values.items()
     }
+
+
+def axes_for(
+    rule: Rule | Composite, given: UnitAxes | None, shapes: Shapes, *, where: str
+) -> dict[str, Axes]:
+    """Return the unit axes of a rule for tensors of these shapes: those given, or by rank if it goes by that."""
+    ranked = ranked_axes(rule, shapes, where=where)
+    return resolved_axes(given, shapes, where=where) if ranked is None else ranked
 
 
 def resolved_fan_ins(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from karikomi.jax.outcomes import check as check
     from karikomi.jax.outcomes import outcome as outcome
     from karikomi.jax.penalties import penalty as penalty
+    from karikomi.jax.per_example import clip_examples as clip_examples
     from karikomi.jax.pruning import masked as masked
     from karikomi.jax.pruning import masked_moments as masked_moments
     from karikomi.jax.pruning import prune as prune
@@ -41,6 +42,7 @@ _PLACES = {
     "bound": "bounding",
     "check": "outcomes",
     "clip": "clipping",
+    "clip_examples": "per_example",
     "clipped": "clipping",
     "decode": "quantizing",
     "masked": "pruning",

@@ -25,7 +25,7 @@ from karikomi.functional.unit_axes import UnitAxes, resolved_axes, resolved_fan_
 from karikomi.jax.clipping import check_real, strong
 from karikomi.jax.library import library
 from karikomi.jax.pytrees import named, replaced, shapes
-from karikomi.rule import Rule, Scope
+from karikomi.rule import Rule, Scope, order_of
 from karikomi.rules.outcome import Outcome
 
 
@@ -137,6 +137,7 @@ def project(
         share_at_bound=share_at_bound(plan, done, attempted=int(before["attempted"]))
         if known
         else None,
+        order=order_of(rule),
     )
     return replaced(params, done.arrays), outcome, BoundState({**before, **done.state})
 
@@ -171,7 +172,7 @@ class _Bound:
         self, found: Mapping[str, jax.Array | None], left_alone: Mapping[str, str]
     ) -> BoundPlan:
         known = shapes(found)
-        if self.rule.scope is Scope.ELEMENT:
+        if self.rule.scope is Scope.ELEMENT or "distance" in self.rule.needs:
             check_real(found, where=self.where)
         axes = resolved_axes(self.unit_axes, known, where=self.where)
         inputs = resolved_fan_ins(self.fan_in, known, where=self.where)

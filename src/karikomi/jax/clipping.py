@@ -14,7 +14,7 @@ from jax.core import Tracer
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
 from karikomi.functional.clipping import Companions, StepResult, clip_named, fresh_state
 from karikomi.functional.outcomes import as_bytes, described, from_bytes
-from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
+from karikomi.functional.unit_axes import UnitAxes, axes_for, plan_for
 from karikomi.jax.library import library
 from karikomi.jax.pytrees import named, replaced, shapes
 from karikomi.rule import Composite, Quantity, Rule
@@ -54,11 +54,11 @@ def clip(
 
     `rule`: of `karikomi.clip`. `nonfinite`: the policy for a step with NaN or infinite entries. ``skip``
     (default) zeros all updates, so that weights stay, but the moments of an optimizer after it still
-    move: `clipped` can skip the step. ``zero`` zeros the bad arrays alone, ``pass`` leaves them, ``raise``
-    raises `NonFinite` where values are known, and is ``skip`` under ``jit``: then `check` the state.
-    `unit_axes`: for rules per unit, name or glob -> the axis whose index is one output unit, or the axes;
-    for Flax ``{"*kernel": -1}``. An array without an entry is one unit. Names are paths joined with
-    dots (``params.Dense_0.kernel``). Statistics are kept in float32 unless ``jax_enable_x64`` is on.
+    move: `clipped` can skip the step. ``zero`` zeros the bad arrays alone, ``zero_entries`` their bad entries alone,
+    ``pass`` leaves them, ``raise`` raises `NonFinite` where values are known, and is ``skip`` under ``jit``: then
+    `check` the state. `unit_axes`: for rules per unit, name or glob -> the axis whose index is one output unit, or
+    the axes; for Flax ``{"*kernel": -1}``. An array without an entry is one unit. Names are paths joined with dots
+    (``params.Dense_0.kernel``). Statistics are kept in float32 unless ``jax_enable_x64`` is on.
 
     Works under ``jit``, ``scan``, ``vmap`` (a state per network) and on sharded arrays. Raises `Unsupported` for a rule
     that exists to skip steps (`SkipSpikes`), and `InvalidArgument` for arrays that are not floating.
@@ -218,7 +218,7 @@ class _Clip:
             return (), {}
         # A placeholder for arrays has no axes.
         given = None if set(known) == {"array"} and known["array"] == () else self.unit_axes
-        axes = resolved_axes(given, known, where=self.where)
+        axes = axes_for(self.rule, given, known, where=self.where)
         return plan_for(self.rule, known, axes), axes
 
     def _check_state(self, plan: tuple[Stage, ...], state: ClipState) -> None:

@@ -3,6 +3,7 @@
 from karikomi.numpy.bounding import bound
 from karikomi.numpy.clipping import clip
 from karikomi.numpy.penalties import penalty
+from karikomi.numpy.per_example import clip_examples
 from karikomi.numpy.pruning import masked, prune, scores
 from karikomi.numpy.quantizing import decode, quantize
 from karikomi.numpy.safetensors_pruning import FileReport, prune_file
@@ -12,6 +13,7 @@ __all__ = [
     "FileReport",
     "bound",
     "clip",
+    "clip_examples",
     "decode",
     "masked",
     "penalty",

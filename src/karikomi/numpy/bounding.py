@@ -11,19 +11,21 @@ import numpy as np
 
 from karikomi import tree
 from karikomi.bound import spared
+from karikomi.bound.entries import UNGIVEN
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, Unsupported, check
 from karikomi.numpy.arrays import Arrays, check_entries, like, named
 from karikomi.numpy.attention_heads import Names, bound_heads
 from karikomi.numpy.norms import check_finite, norm, peak, unit_norms
+from karikomi.numpy.projections import as_rows, from_rows, nearest_points
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
 from karikomi.numpy.spectral_norm import spectral_norm
-from karikomi.numpy.unit_axes import resolved_axes, resolved_fan_ins
-from karikomi.rule import Composite, Quantity, Rule, Scope, State
+from karikomi.numpy.unit_axes import Axes, resolved_axes, resolved_fan_ins
+from karikomi.rule import Composite, Quantity, Rule, Scope, State, order_of
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
 
-MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
+MEASURED = ("fan_in", "negative_part", "distance", "spectral_norm", "largest_logit")
 """What rules on weights may need here besides norms."""
 
 VECTORS = "vectors"
@@ -37,7 +39,7 @@ def bound(
     *,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    unit_axes: Mapping[str, int] | None = None,
+    unit_axes: Mapping[str, int | Sequence[int]] | None = None,
     fan_in: Mapping[str, int] | None = None,
     logits: Mapping[str, Sequence[float] | np.ndarray] | None = None,
     attention: Mapping[str, tuple[Names, Names]] | None = None,
@@ -50,11 +52,11 @@ def bound(
     statistics of normalisation layers, which are recognised by name (``bn1.weight``, ``BatchNorm_0.scale``,
     ``gamma``); ``only="*"`` takes all. A `state` of a version that spared none continues to bound all.
     `unit_axes`: for rules per unit and for `SpectralCap`, name or glob -> the axis whose index is one
-    output unit (0 for a matrix of shape (out, in)). `fan_in`: for `InitScaled`, name or glob -> how many
-    inputs feed one output of the layer. A name takes precedence over a glob, an earlier glob over a later
-    one. Tensors without an entry are unchanged and listed in the outcome. `logits`,
-    `attention`: for `QKClip`, attention -> largest logit per query head, and attention -> ``(query,
-    key)``, names of the tensors whose first axis holds the heads.
+    output unit (0 for a matrix of shape (out, in)), or the axes that together name one. `fan_in`: for `InitScaled`,
+    name or glob -> how many inputs feed one output of the layer. A name takes precedence over a glob, an earlier glob
+    over a later one. Tensors without an entry are unchanged and listed in the outcome. `logits`, `attention`: for
+    `QKClip`, attention -> largest logit per query head, and attention -> ``(query, key)``, names of the tensors whose
+    first axis holds the heads.
 
     Raises `NonFinite` naming the tensor when a weight is not finite.
     Raises `InvalidArgument` for objects that are not such trees of floating arrays and for unit axes that do
@@ -100,13 +102,19 @@ def _bound_arrays(
     found: dict[str, np.ndarray],
     rule: Rule,
     state: Mapping[str, Any] | None,
-    unit_axes: Mapping[str, int],
+    unit_axes: Mapping[str, Axes],
     fan_in: Mapping[str, int],
 ) -> tuple[dict[str, np.ndarray], Outcome, State]:
     axes, left_alone = _targets(rule, found, unit_axes, fan_in)
     small, vectors = _divided(rule, state)
+    points: dict[str, np.ndarray] = {}
+    if "distance" in rule.needs:
+        concerned = {name: found[name] for name in axes}
+        attempted = int(small.get("attempted", 0)) if isinstance(small, Mapping) else 0
+        points = nearest_points(rule, concerned, axes, attempted=attempted)
     measured = {
-        name: _measured(rule, name, found[name], axis, vectors) for name, axis in axes.items()
+        name: _measured(rule, name, _apart(found[name], points.get(name)), axis, vectors)
+        for name, axis in axes.items()
     }
     norms = np.concatenate(list(measured.values()))
     owners = [name for name, numbers in measured.items() for _ in numbers]
@@ -123,7 +131,12 @@ def _bound_arrays(
     for name, numbers in measured.items():
         part = slice(start, start + len(numbers))
         start = part.stop
-        bounded[name] = _bounded(found[name], rule, axes[name], numbers, verdict, part)
+        if name in points:
+            moved = _as_shape(verdict.factor[part] == 0.0, found[name], axes[name])
+            nearest = points[name].astype(found[name].dtype)
+            bounded[name] = np.where(moved, nearest, found[name])
+        else:
+            bounded[name] = _bounded(found[name], rule, axes[name], numbers, verdict, part)
         at_bound += _count_at_bound(bounded[name], rule, verdict, held, part)
     if "spectral_norm" in rule.needs:
         after[VECTORS] = {name: vector.tolist() for name, vector in vectors.items()}
@@ -135,6 +148,7 @@ def _bound_arrays(
         element_wise=rule.scope is Scope.ELEMENT,
         left_alone=left_alone,
         share_at_bound=float(at_bound[0] / max(at_bound[1], 1.0)),
+        order=order_of(rule),
     )
     return bounded, outcome, after
 
@@ -157,15 +171,19 @@ def _divided(
 def _targets(
     rule: Rule,
     found: Mapping[str, np.ndarray],
-    unit_axes: Mapping[str, int],
+    unit_axes: Mapping[str, Axes],
     fan_in: Mapping[str, int],
-) -> tuple[dict[str, int | None], dict[str, str]]:
+) -> tuple[dict[str, Axes | None], dict[str, str]]:
     if rule.scope is Scope.UNIT or "spectral_norm" in rule.needs:
-        axes: dict[str, int | None] = {n: unit_axes[n] for n in found if n in unit_axes}
+        axes: dict[str, Axes | None] = {n: unit_axes[n] for n in found if n in unit_axes}
         reason, hint = "no unit axis was named", "name unit axes: unit_axes={'w': 0}"
     elif "fan_in" in rule.needs:
         axes = {name: None for name in found if name in fan_in}
         reason, hint = "no fan-in was named", "name fan-ins: fan_in={'w': 784}"
+    elif hasattr(rule, "given_for"):
+        rule.check_names(found)  # type: ignore[attr-defined]
+        axes = dict.fromkeys(rule.given_for(found), None)  # type: ignore[attr-defined]
+        reason, hint = UNGIVEN, f"name them in {type(rule).__name__}"
     else:
         return dict.fromkeys(found, None), {}
     if not axes:
@@ -174,25 +192,46 @@ def _targets(
 
 
 def _measured(
-    rule: Rule, name: str, array: np.ndarray, axis: int | None, vectors: dict[str, np.ndarray]
+    rule: Rule, name: str, array: np.ndarray, axis: Axes | None, vectors: dict[str, np.ndarray]
 ) -> np.ndarray:
     if "spectral_norm" in rule.needs:
         if np.iscomplexobj(array):
             raise Unsupported("the spectral norm of complex entries", where=f"{WHERE}: {name}")
+        if isinstance(axis, tuple):
+            raise Unsupported("a matrix has one axis of units", where=f"{WHERE}: {name}", got=axis)
         size, vectors[name] = spectral_norm(array, axis or 0, vectors.get(name), name=name)
         return np.array([size])
     if axis is not None:
-        return unit_norms(array, axis)
+        return unit_norms(as_rows(array, axis), 0, order_of(rule))
     if "negative_part" in rule.needs:
         # An infinite or NaN entry is detected on either side of zero.
         return np.array([peak(np.minimum(array, 0.0)) if np.isfinite(array).all() else math.nan])
-    return np.array([peak(array) if rule.scope is Scope.ELEMENT else norm(array)])
+    by_entry = rule.scope is Scope.ELEMENT
+    return np.array([peak(array) if by_entry else norm(array, order_of(rule))])
+
+
+def _apart(array: np.ndarray, point: np.ndarray | None) -> np.ndarray:
+    """Return what separates an array from its nearest point, or the array itself for other rules."""
+    if point is None:
+        return array
+    if np.iscomplexobj(array):
+        raise Unsupported("complex entries have no order to project by", where=WHERE)
+    with np.errstate(invalid="ignore"):
+        return array.astype(np.float64) - point
+
+
+def _as_shape(flags: np.ndarray, array: np.ndarray, axis: Axes | None) -> np.ndarray:
+    if axis is None:
+        return flags[0]
+    several = (axis,) if isinstance(axis, int) else axis
+    own = {place % array.ndim for place in several}
+    return flags.reshape([n if place in own else 1 for place, n in enumerate(array.shape)])
 
 
 def _bounded(
     array: np.ndarray,
     rule: Rule,
-    axis: int | None,
+    axis: Axes | None,
     numbers: np.ndarray,
     verdict: decide.StageDecision,
     part: slice,
@@ -205,7 +244,7 @@ def _bounded(
         return np.where(array < 0.0, kept, array)
     if axis is None or len(factors) == 1:
         return scaled(array, float(factors[0]))
-    return scaled_units(array, factors, axis)
+    return from_rows(scaled_units(as_rows(array, axis), factors, 0), axis, array.shape)
 
 
 def _count_at_bound(

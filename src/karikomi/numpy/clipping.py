@@ -10,12 +10,14 @@ import numpy as np
 from karikomi import tree
 from karikomi.numpy.arrays import Arrays, beside, check_entries, like, named
 from karikomi.numpy.norms import check_finite, norm, peak, unit_norms
+from karikomi.numpy.projections import as_rows, from_rows
 from karikomi.numpy.scaling import clamped, representable, scaled, scaled_units
-from karikomi.numpy.unit_axes import resolved_axes
+from karikomi.numpy.unit_axes import Axes, resolved_axes
 from karikomi.rule import Composite, Quantity, Rule, State
 from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
 from karikomi.rules.outcome import Outcome
+from karikomi.rules.ranked_units import ranked_axes
 from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage, stages
 
 Named = Mapping[str, np.ndarray | None]
@@ -29,7 +31,7 @@ def clip(
     *,
     nonfinite: str = "skip",
     weights: Iterable[Any] | None = None,
-    unit_axes: Mapping[str, int] | None = None,
+    unit_axes: Mapping[str, int | Sequence[int]] | None = None,
     second_moments: Iterable[Any] | None = None,
 ) -> tuple[Arrays, Outcome, State]:
     """Return ``(clipped gradients, outcome, state)``; the input is left alone.
@@ -40,12 +42,13 @@ def clip(
     (`BlockRMS`): the updates, in units of the learning rate.
     `state`: what the last call returned, plain data that JSON takes, or ``None`` for a fresh one; what
     was learned of a tensor is stored by its name. `nonfinite`: ``skip`` returns
-    zeros for the whole step, ``zero`` zeroes only the bad tensors, ``pass`` leaves them, ``raise``
+    zeros for the whole step, ``zero`` zeroes only the bad tensors, ``zero_entries`` only their bad entries, ``pass``
+    leaves them, ``raise``
     raises `NonFinite` naming them. A plain update with zeros is no update; moments still move.
     `weights`: for rules that compare with them (`AGC`), a tree with the same names. `unit_axes`: for
-    rules per unit, name or glob -> the axis whose index is one output unit; a name takes precedence over a
-    glob, an earlier glob over a later one, and a tensor without an entry is one unit. `second_moments`:
-    for `SPAM`, the running means of squares as of before this step, a tree as `weights`.
+    rules per unit, name or glob -> the axis whose index is one output unit, or the axes that together name one; a
+    name takes precedence over a glob, an earlier glob over a later one, and a tensor without an entry is one unit.
+    `second_moments`: for `SPAM`, the running means of squares as of before this step, a tree as `weights`.
 
     Raises `InvalidArgument` for an object that is not such a tree, for arrays that are not floating or do not fit
     together, `UnknownName` for a name or glob that matches nothing, and `Unsupported` for a rule that
@@ -69,8 +72,10 @@ def clip(
     companions = _companions(given, found)
     # Where weights are given, units are counted on them: the weights of an absent gradient have units too.
     shaped = {name: companions.get("weights", found)[name] for name in found}
-    axes = resolved_axes(unit_axes, shaped, where=WHERE)
-    units = {name: array.shape[axes[name]] for name, array in _present(shaped) if name in axes}
+    shapes = {name: np.shape(array) for name, array in _present(shaped)}
+    ranked = ranked_axes(rule, shapes, where=WHERE)
+    axes = resolved_axes(unit_axes, shaped, where=WHERE) if ranked is None else dict(ranked)
+    units = {n: len(as_rows(array, axes[n])) for n, array in _present(shaped) if n in axes}
     plan = stages(rule, list(found), units=units)
     before = from_plain(plan, state)
     learned: State = {}
@@ -79,6 +84,11 @@ def clip(
     for stage in plan:
         _check(stage, found)
         norms = _numbers(stage, found, axes, companions.get("second_moment"))
+        raw = norms
+        if nonfinite == "zero_entries":
+            bad = bad | np.any(~np.isfinite(norms))
+            found = {name: _mended(array) for name, array in found.items()}
+            norms = _numbers(stage, found, axes, companions.get("second_moment"))
         verdict, after = decide.decide_stage(
             stage,
             norms,
@@ -95,7 +105,14 @@ def clip(
         bad, skip = bad | np.any(verdict.bad), bool(verdict.skip)
         found = _applied(stage, found, axes, norms, verdict, skip, companions)
         outcome = decide.outcome_of(
-            stage, norms, verdict, skip=skip, nonfinite=nonfinite, earlier=tuple(outcomes), xp=np
+            stage,
+            norms,
+            verdict,
+            skip=skip,
+            nonfinite=nonfinite,
+            earlier=tuple(outcomes),
+            raw=raw,
+            xp=np,
         )
         outcomes.append(outcome)
         if skip:
@@ -127,6 +144,10 @@ def _present(found: Named) -> list[tuple[str, np.ndarray]]:
     return [(name, array) for name, array in found.items() if array is not None]
 
 
+def _mended(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else np.where(np.isfinite(array), array, np.zeros_like(array))
+
+
 def _check(stage: Stage, found: Named) -> None:
     for part in stage.parts:
         members = set(stage.owners)
@@ -141,7 +162,7 @@ def _spread(stage: Stage, values: Sequence[float | bool]) -> np.ndarray:
 
 
 def _numbers(
-    stage: Stage, found: Named, axes: Mapping[str, int], moments: Named | None
+    stage: Stage, found: Named, axes: Mapping[str, Axes], moments: Named | None
 ) -> np.ndarray:
     parts = []
     for name, kind, count in zip(stage.names, stage.kinds, stage.counts, strict=True):
@@ -152,10 +173,10 @@ def _numbers(
         if kind in RELATIVE:
             array = _relative(array, moments, name)
         if kind is Kind.UNITS and name in axes:
-            parts.append(unit_norms(array, axes[name]))
+            parts.append(unit_norms(as_rows(array, axes[name]), 0, stage.order))
         else:
             by_peak = kind in PEAKS
-            parts.append(np.array([peak(array) if by_peak else norm(array)]))
+            parts.append(np.array([peak(array) if by_peak else norm(array, stage.order)]))
     return np.concatenate(parts)
 
 
@@ -166,7 +187,7 @@ def _relative(array: np.ndarray, moments: Named | None, name: str) -> np.ndarray
 
 
 def _facts(
-    stage: Stage, found: Named, axes: Mapping[str, int], companions: Mapping[str, Named]
+    stage: Stage, found: Named, axes: Mapping[str, Axes], companions: Mapping[str, Named]
 ) -> dict[str, np.ndarray]:
     facts = {}
     if "weights" in stage.needs:
@@ -183,7 +204,7 @@ def _facts(
 def _applied(
     stage: Stage,
     found: Named,
-    axes: Mapping[str, int],
+    axes: Mapping[str, Axes],
     norms: np.ndarray,
     verdict: decide.StageDecision,
     skip: bool,
@@ -211,5 +232,6 @@ def _applied(
         elif count == 1:
             applied[name] = scaled(array, float(factors[0]))
         elif np.any(factors != 1.0):
-            applied[name] = scaled_units(array, factors, axes[name])
+            rows = scaled_units(as_rows(array, axes[name]), factors, 0)
+            applied[name] = from_rows(rows, axes[name], array.shape)
     return applied

@@ -10,13 +10,15 @@ import numpy as np
 from karikomi.errors import NonFinite, check
 
 
-def norm(array: np.ndarray) -> float:
-    """Return the L2 norm, ``m * sqrt(sum((x / m)^2))`` with m the largest magnitude; NaN or inf if any entry is."""
+def norm(array: np.ndarray, order: float = 2.0) -> float:
+    """Return the p-norm, ``m * (sum(|x / m|^p))^(1/p)`` with m the largest magnitude; NaN or inf if any entry is."""
     largest = peak(array)
-    if largest == 0.0 or not math.isfinite(largest):
+    if largest == 0.0 or not math.isfinite(largest) or math.isinf(order):
         return largest
     scaled = np.abs(array).astype(np.float64) / largest
-    return largest * math.sqrt(float(np.sum(np.square(scaled))))
+    if order == 2.0:
+        return largest * math.sqrt(float(np.sum(np.square(scaled))))
+    return largest * float(np.sum(scaled**order)) ** (1.0 / order)
 
 
 def peak(array: np.ndarray) -> float:
@@ -24,9 +26,10 @@ def peak(array: np.ndarray) -> float:
     return float(np.max(np.abs(array))) if array.size else 0.0
 
 
-def unit_norms(array: np.ndarray, axis: int) -> np.ndarray:
-    """Return one L2 norm per index of `axis`, shape ``(array.shape[axis],)``."""
-    return np.array([norm(unit) for unit in np.moveaxis(array, axis, 0)], dtype=np.float64)
+def unit_norms(array: np.ndarray, axis: int, order: float = 2.0) -> np.ndarray:
+    """Return one norm per index of `axis`, shape ``(array.shape[axis],)``."""
+    units = np.moveaxis(array, axis, 0)
+    return np.array([norm(unit, order) for unit in units], dtype=np.float64)
 
 
 def check_finite(names: Sequence[str], finite: np.ndarray, *, where: str) -> None:

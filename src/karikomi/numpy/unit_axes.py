@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,18 +12,28 @@ from karikomi.schedule import whole
 from karikomi.select import spread
 
 Named = Mapping[str, np.ndarray | None]
+Axes = int | tuple[int, ...]
 
 
-def resolved_axes(given: Mapping[str, int] | None, found: Named, *, where: str) -> dict[str, int]:
-    """Return tensor -> unit axis, or raise `InvalidArgument` for axes that the tensors do not have."""
+def resolved_axes(
+    given: Mapping[str, int | Sequence[int]] | None, found: Named, *, where: str
+) -> dict[str, Axes]:
+    """Return tensor -> unit axis or ascending axes; raise `InvalidArgument` for axes that the tensors do not have."""
     axes = spread("unit_axes", given, found, where=where)
-    for name, axis in axes.items():
-        array = found[name]
-        rank = None if array is None else np.ndim(array)
-        good = whole(axis) is not None and (rank is None or -rank <= axis < rank)
+    return {name: _axes(own, found[name], f"{where}: {name}") for name, own in axes.items()}
+
+
+def _axes(given: int | Sequence[int], array: np.ndarray | None, where: str) -> Axes:
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    rank = None if array is None else np.ndim(array)
+    for axis in several or [None]:
+        number = whole(axis)
+        good = number is not None and (rank is None or -rank <= number < rank)
         allowed = "a whole number" if array is None else f"an axis of shape {np.shape(array)}"
-        check(f"{where}: {name}", (good, "the tensor has no such axis", axis, allowed))
-    return axes
+        check(where, (good, "the tensor has no such axis", given, allowed))
+    if len(several) == 1:
+        return several[0]  # type: ignore[return-value]
+    return tuple(sorted({axis % (rank or 1) for axis in several}))  # type: ignore[operator]
 
 
 def resolved_fan_ins(

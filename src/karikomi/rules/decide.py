@@ -22,12 +22,17 @@ from karikomi.rule import (
     State,
     combine,
     is_composite,
+    order_of,
 )
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import Part, Stage, alone
 
-POLICIES = ("skip", "raise", "zero", "pass")
-"""What to do with a step that has a non-finite gradient; the first is the default."""
+POLICIES = ("skip", "raise", "zero", "zero_entries", "pass")
+"""What to do with a step that has a non-finite gradient; the first is the default.
+
+``zero`` takes a tensor with a bad entry out of the step as a whole, ``zero_entries`` the bad entries alone: the others
+are measured and clipped as ever.
+"""
 
 COUNTERS = ("attempted", "accepted", "bad_in_a_row", "skipped_in_a_row")
 """Entries of every state; rules are given ``attempted`` as the fact ``step``, and the last under its own name."""
@@ -178,11 +183,15 @@ def outcome_of(
     skip: Array,
     nonfinite: str,
     earlier: tuple[Outcome, ...] = (),
+    raw: Array | None = None,
     view: Callable[[Array], Any] | None = None,
     xp: Namespace,
 ) -> Outcome:
-    """Return the outcome of a stage; `view`: how it holds its arrays, as they are by default."""
-    arrays = (norms, norms_after(norms, decision, xp=xp), skip)
+    """Return the outcome of a stage; `view`: how it holds its arrays, as they are by default.
+
+    `raw`: the numbers as of before bad entries became zeros, where they did.
+    """
+    arrays = (norms if raw is None else raw, norms_after(norms, decision, xp=xp), skip)
     norms, after, skipped = arrays if view is None else map(view, arrays)
     return Outcome(
         names=stage.owners,
@@ -194,6 +203,7 @@ def outcome_of(
         peaks=stage.peaks,
         earlier=earlier,
         groups=stage.groups,
+        order=stage.order,
     )
 
 
@@ -216,7 +226,8 @@ def _decide(
     inner = {name[len(key) :]: value for name, value in state.items() if name.startswith(key)}
     if rule.scope is Scope.GLOBAL:
         facts = _joint_facts(rule, facts, concerned, xp=xp)
-        seen, concerned = combine(seen, xp=xp), xp.reshape(xp.any(concerned), (1,))
+        seen = combine(seen, xp=xp, order=order_of(rule))
+        concerned = xp.reshape(xp.any(concerned), (1,))
     decision, after = rule.decide(seen, inner, present=concerned, facts=facts, xp=xp)
     return decision, {key + name: value for name, value in after.items()}
 

@@ -21,7 +21,7 @@ class Outcome:
     largest magnitude where the others have norms. `earlier`: the outcomes of the stages of a chain
     that were measured before. `left_alone`: name -> reason for tensors that were not changed.
     `share_at_bound`: for bounds, the share of units (or entries) at the limit. `groups`: label and names of
-    tensors that had a rule of their own.
+    tensors that had a rule of their own. `order`: the p of the norms.
 
     The numbers may be on a device; they are copied to the host when a property is read.
     """
@@ -37,14 +37,16 @@ class Outcome:
     peaks: frozenset[str] = frozenset()
     earlier: tuple[Outcome, ...] = ()
     groups: tuple[tuple[str, frozenset[str]], ...] = ()
+    order: float = 2.0
 
     @property
     def pre(self) -> float:
-        """The joint norm before: L2 over all tensors, or the largest magnitude for element scope.
+        """The joint norm before: the p-norm over all tensors, or the largest magnitude for element scope.
 
-        Of a chain, the largest of its stages', since a later stage is measured after an earlier one was applied.
+        Of a chain, the largest of its stages', since a later stage is measured after an earlier one was applied; of
+        stages with norms of several orders, of those that have the order of the last.
         """
-        stages = (*self.earlier, self)
+        stages = [stage for stage in (*self.earlier, self) if stage.order == self.order]
         return float(np.max([stage._joint(stage._numbers(stage.norms)) for stage in stages]))
 
     @property
@@ -56,7 +58,7 @@ class Outcome:
     def factor(self) -> float:
         """Joint norm after / before, of the tensors with finite norms: 1 if none of them was clipped.
 
-        Of a chain that clamps entries somewhere, the product over its stages.
+        Of a chain that clamps entries somewhere, or has norms of several orders, the product over its stages.
         """
         return self._factor_of(None)
 
@@ -73,7 +75,8 @@ class Outcome:
             return 0.0
         stages = (*self.earlier, self)
         sizes = [stage._finite_sizes(names) for stage in stages]
-        if any(stage.element_wise or stage._by_entry(names) for stage in stages):
+        several = len({stage.order for stage in stages}) > 1
+        if several or any(stage.element_wise or stage._by_entry(names) for stage in stages):
             return math.prod(after / before for before, after in sizes if before > 0.0)
         before = max(before for before, _ in sizes)
         return sizes[-1][1] / before if before > 0.0 else 1.0
@@ -112,17 +115,17 @@ class Outcome:
 
     @property
     def action(self) -> str:
-        """One of ``kept``, ``clipped``, ``skipped``, ``zeroed`` (non-finite tensors set to zero), ``passed``."""
+        """One of ``kept``, ``clipped``, ``skipped``, ``zeroed`` (bad tensors or entries set to zero), ``passed``."""
         if self._skipped():
             return "skipped"
         if self.nonfinite:
-            return "zeroed" if self.nonfinite_policy == "zero" else "passed"
+            return "zeroed" if self.nonfinite_policy.startswith("zero") else "passed"
         return "clipped" if self.engaged else "kept"
 
     def top(self, most: int = 3) -> list[tuple[str, float]]:
-        """Return the largest contributors as ``(name, share of the squared joint norm)``.
+        """Return the largest contributors as ``(name, share of the squared joint norm)``, or of its p-th power.
 
-        For rules of element scope there is no joint norm: ``(name, largest magnitude)``.
+        For rules of element scope, and for infinite p, there are no shares: ``(name, largest magnitude)``.
         """
         finite = [
             (name, norm)
@@ -132,12 +135,12 @@ class Outcome:
         largest = max((norm for _, norm in finite), default=0.0)
         if largest == 0.0:
             return []
-        if self.element_wise:
+        if self._by_magnitude:
             return sorted(finite, key=lambda pair: (-pair[1], pair[0]))[:most]
-        squares = [(name, (norm / largest) ** 2) for name, norm in finite]
-        total = sum(square for _, square in squares)
-        ranked = sorted(squares, key=lambda pair: (-pair[1], pair[0]))
-        return [(name, square / total) for name, square in ranked[:most]]
+        powers = [(name, (norm / largest) ** self.order) for name, norm in finite]
+        total = sum(power for _, power in powers)
+        ranked = sorted(powers, key=lambda pair: (-pair[1], pair[0]))
+        return [(name, power / total) for name, power in ranked[:most]]
 
     def tensors(self) -> dict[str, float]:
         """Return name -> the number before, joint over the units of a tensor."""
@@ -170,9 +173,13 @@ class Outcome:
             return "; then ".join(map(str, stages))
         word = "largest" if self.element_wise else "pre"
         text = f"{word} {self.pre:.4g} -> post {self.post:.4g} x{self.factor:.3g} {self.action}"
-        share = ".4g" if self.element_wise else ".0%"
+        share = ".4g" if self._by_magnitude else ".0%"
         top = "".join(f"; top: {name} {number:{share}}" for name, number in self.top(1))
         return text + top
+
+    @property
+    def _by_magnitude(self) -> bool:
+        return self.element_wise or math.isinf(self.order)
 
     def _skipped(self) -> bool:
         return bool(np.asarray(self.skipped))
@@ -189,6 +196,9 @@ class Outcome:
         if values.size == 0:
             return 0.0
         largest = float(np.max(values))
-        if self.element_wise or largest == 0.0 or not math.isfinite(largest):
+        if self._by_magnitude or largest == 0.0 or not math.isfinite(largest):
             return largest
-        return largest * float(np.sqrt(np.sum(np.square(values / largest))))
+        ratios = values / largest
+        if self.order == 2.0:
+            return largest * float(np.sqrt(np.sum(np.square(ratios))))
+        return largest * float(np.sum(ratios**self.order)) ** (1.0 / self.order)

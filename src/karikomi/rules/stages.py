@@ -7,7 +7,7 @@ measurement; another stage begins only where a later part needs numbers of anoth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import cast
@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 
 from karikomi.errors import InvalidArgument
-from karikomi.rule import Composite, Rule, Scope, is_composite
+from karikomi.rule import Composite, Rule, Scope, is_composite, order_of
 
 
 class Kind(Enum):
@@ -54,6 +54,8 @@ class Stage:
     parts: tuple[Part, ...]
     groups: tuple[tuple[str, frozenset[str]], ...] = ()
     """The groups of tensors with rules of their own: label and names."""
+    order: float = 2.0
+    """The p of its norms."""
 
     @cached_property
     def needs(self) -> frozenset[str]:
@@ -97,21 +99,17 @@ def stages(
     """
     if not names:
         raise InvalidArgument("there is no tensor to act on", where=type(rule).__name__)
-    groups: list[tuple[list[Kind | None], list[_Leaf]]] = []
+    found: list[_Merged] = []
     for leaf in _leaves(rule, names, "", None):
-        kinds = _merged(groups[-1][0], leaf) if groups else None
-        if kinds is None:
-            kinds = _merged([None] * len(names), leaf)
-            assert kinds is not None  # noqa: S101  (nothing is wanted before)
-            groups.append((kinds, []))
-        groups[-1][0][:] = kinds
-        groups[-1][1].append(leaf)
-    if not groups:
+        if not found or not found[-1].takes(leaf):
+            found.append(_Merged([None] * len(names)))
+            found[-1].takes(leaf)
+    if not found:
         raise InvalidArgument(
             "no tensor belongs to a group with a rule", where=type(rule).__name__, got=names[:5]
         )
     labelled = tuple(named_groups(rule, names).items())
-    return tuple(_stage(kinds, leaves, names, units or {}, labelled) for kinds, leaves in groups)
+    return tuple(_stage(merged, names, units or {}, labelled) for merged in found)
 
 
 def named_groups(rule: Rule | Composite, names: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -135,7 +133,8 @@ def alone(rule: Rule, owners: Sequence[str]) -> Stage:
     """Return the stage of one rule for numbers measured at its scope."""
     kind = _kind(rule) or Kind.NORM
     names = tuple(owners)
-    return Stage(names, (kind,) * len(names), (1,) * len(names), (Part(rule, "", None),))
+    parts = (Part(rule, "", None),)
+    return Stage(names, (kind,) * len(names), (1,) * len(names), parts, order=order_of(rule))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +175,25 @@ def _kind(rule: Rule) -> Kind | None:
 _ANY_NORM = object()  # norms of tensors or of units, once a rule needs some
 
 
+@dataclass
+class _Merged:
+    """The rules that share a measurement so far, the kinds of its numbers, and the p of its norms if it has some."""
+
+    kinds: list
+    leaves: list[_Leaf] = field(default_factory=list)
+    order: float | None = None
+
+    def takes(self, leaf: _Leaf) -> bool:
+        """Add a rule, or return false where it needs another measurement."""
+        order = None if leaf.rule.scope is Scope.ELEMENT else order_of(leaf.rule)
+        kinds = _merged(self.kinds, leaf)
+        if kinds is None or None not in (order, self.order) and order != self.order:
+            return False
+        self.kinds, self.order = kinds, self.order if order is None else order
+        self.leaves.append(leaf)
+        return True
+
+
 def _merged(known: Sequence[object], leaf: _Leaf) -> list | None:
     """Return the kinds with those of another rule merged in, or ``None`` where it needs another measurement."""
     wanted = _kind(leaf.rule) or _ANY_NORM
@@ -194,19 +212,18 @@ def _merged(known: Sequence[object], leaf: _Leaf) -> list | None:
 
 
 def _stage(
-    kinds: Sequence[object],
-    leaves: Sequence[_Leaf],
+    merged: _Merged,
     names: Sequence[str],
     units: Mapping[str, int],
     groups: tuple[tuple[str, frozenset[str]], ...],
 ) -> Stage:
-    settled = tuple(kind if isinstance(kind, Kind) else Kind.NORM for kind in kinds)
+    settled = tuple(kind if isinstance(kind, Kind) else Kind.NORM for kind in merged.kinds)
     counts = tuple(
         units.get(name, 1) if kind is Kind.UNITS else 1
         for name, kind in zip(names, settled, strict=True)
     )
-    parts = tuple(Part(leaf.rule, leaf.key, _mask(leaf.members, counts)) for leaf in leaves)
-    return Stage(tuple(names), settled, counts, parts, groups)
+    parts = tuple(Part(leaf.rule, leaf.key, _mask(leaf.members, counts)) for leaf in merged.leaves)
+    return Stage(tuple(names), settled, counts, parts, groups, merged.order or 2.0)
 
 
 def _mask(members: tuple[bool, ...] | None, counts: tuple[int, ...]) -> np.ndarray | None:

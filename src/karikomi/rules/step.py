@@ -18,6 +18,10 @@ class StepTensors(Protocol):
         """Return the numbers of a stage and which of them are present, each of shape (numbers,)."""
         ...
 
+    def mend(self, stage: Stage, numbers: Array) -> Array:
+        """Set entries that are not finite to zero, and return the numbers of the stage measured again."""
+        ...
+
     def facts(self, stage: Stage) -> Mapping[str, Array]:
         """Return the further facts that the rules of a stage need, by name."""
         ...
@@ -68,6 +72,10 @@ def run_step(
     skip = any_bad if overflow is None else overflow
     for stage in stages:
         numbers, present = tensors.measure(stage)
+        raw, mends = numbers, nonfinite == "zero_entries"
+        if mends:
+            any_bad = any_bad | xp.any(present & ~xp.isfinite(raw))
+            numbers = tensors.mend(stage, numbers)
         decision, after = decide_stage(
             stage,
             numbers,
@@ -88,6 +96,7 @@ def run_step(
             skip=bool(skip) if stop_at_skip else skip,
             nonfinite=nonfinite,
             earlier=outcomes,
+            raw=raw if mends else None,
             view=view,
             xp=xp,
         )

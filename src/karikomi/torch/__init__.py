@@ -5,6 +5,7 @@ from karikomi.torch.attachment.handle import Handle
 from karikomi.torch.bounding.attention_logits import note_logits, watch_logits
 from karikomi.torch.bounding.in_place import bound_
 from karikomi.torch.clipping.in_place import clip_
+from karikomi.torch.clipping.per_example import clip_examples
 from karikomi.torch.equalization.batch_norm_folding import fold_batch_norms_
 from karikomi.torch.equalization.bias_correction import correct_biases_
 from karikomi.torch.equalization.cross_layer import equalize_
@@ -36,6 +37,7 @@ __all__ = [
     "attach",
     "bound_",
     "clip_",
+    "clip_examples",
     "correct_biases_",
     "declare_attention",
     "equalize_",

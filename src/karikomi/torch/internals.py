@@ -41,9 +41,11 @@ def opaque(function: Function) -> Function:
     return getattr(torch, "_disable_dynamo", lambda item: item)(function)
 
 
-def norms_at_once(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> Sequence[torch.Tensor]:
-    """Return the Euclidean norm of each tensor, in one kernel on a device."""
-    return _member(torch, "_foreach_norm", "used to measure gradients")(tensors, 2, dtype=dtype)
+def norms_at_once(
+    tensors: Sequence[torch.Tensor], dtype: torch.dtype, order: float = 2.0
+) -> Sequence[torch.Tensor]:
+    """Return the norm of each tensor, in one kernel on a device."""
+    return _member(torch, "_foreach_norm", "used to measure gradients")(tensors, order, dtype=dtype)
 
 
 def multiply_all_(tensors: Sequence[torch.Tensor], factor: float) -> None:

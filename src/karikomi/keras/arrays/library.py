@@ -99,5 +99,5 @@ def _library_named(framework: str, device: Any) -> Library:
 @functools.cache
 def _kept(framework: str, device: Any) -> Library:
     if framework == "torch":
-        return importlib.import_module("karikomi.keras.arrays.torch_library").TorchLibrary(device)
+        return importlib.import_module("karikomi.torch.numerics.library").TorchLibrary(device)
     return importlib.import_module("karikomi.keras.arrays.tensorflow_library").TensorFlowLibrary()

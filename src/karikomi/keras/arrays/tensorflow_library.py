@@ -34,9 +34,9 @@ class TensorFlowLibrary(Library):
             itemsize=lambda dtype: tf.as_dtype(dtype).size,
         )
 
-    def norm_vector(self, arrays: Sequence[Any]) -> tf.Tensor:
-        """Return the L2 norms as one vector."""
-        return super().norm_vector([_whole(array) for array in arrays])
+    def norm_vector(self, arrays: Sequence[Any], order: float = 2.0) -> tf.Tensor:
+        """Return the norms as one vector."""
+        return super().norm_vector([_whole(array) for array in arrays], order)
 
     def sums(self, arrays: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return the sums of squared magnitudes in float64, of float32 squares."""
@@ -67,11 +67,11 @@ class TensorFlowLibrary(Library):
         parts = [row[start : start + PART] for start in range(0, count, PART)]
         return tf.reduce_sum(self.widened(tf.stack([tf.nn.l2_loss(part) for part in parts])))
 
-    def unit_norms(self, array: Any, axes: Axes) -> tf.Tensor:
-        """Return one L2 norm per output unit."""
+    def unit_norms(self, array: Any, axes: Axes, order: float = 2.0) -> tf.Tensor:
+        """Return one norm per output unit."""
         if not isinstance(array, Slices):
-            return super().unit_norms(array, axes)
-        rows = super().unit_norms(array.summed(), axes)
+            return super().unit_norms(array, axes, order)
+        rows = super().unit_norms(array.summed(), axes, order)
         if axes != (0,):
             return rows
         return tf.math.unsorted_segment_sum(rows, array.indices, array.shape[0])
@@ -112,6 +112,12 @@ class TensorFlowLibrary(Library):
         if isinstance(array, Slices):
             return _like(array, super().clamped(array.summed(), limit))
         return super().clamped(array, limit)
+
+    def finite(self, array: Any) -> Any:
+        """Return an array with zeros for its entries that are not finite."""
+        if isinstance(array, Slices):
+            return _like(array, super().finite(array.values))
+        return super().finite(array)
 
 
 def _cond(predicate: Any, first: Callable[[], list], other: Callable[[], list]) -> list:

@@ -23,6 +23,7 @@ class TensorFlowNamespace:
     maximum = staticmethod(tf.maximum)
     minimum = staticmethod(tf.minimum)
     ones_like = staticmethod(tf.ones_like)
+    permute_dims = staticmethod(tf.transpose)
     reshape = staticmethod(tf.reshape)
     sort = staticmethod(tf.sort)
     sqrt = staticmethod(tf.math.sqrt)

@@ -13,7 +13,7 @@ from karikomi.functional.library import Library
 from karikomi.functional.unit_axes import Shapes, UnitAxes, resolved_axes, resolved_fan_ins
 from karikomi.keras.arrays.library import readable
 from karikomi.keras.clipping.named_clip import LAST
-from karikomi.rule import Array, Rule, Scope, State
+from karikomi.rule import Array, Rule, Scope, State, order_of
 from karikomi.rules.outcome import Outcome
 
 
@@ -49,6 +49,7 @@ class StandingBound:
             skipped=False,
             element_wise=self.plan.rule.scope is Scope.ELEMENT,
             left_alone=self.plan.left_alone,
+            order=order_of(self.plan.rule),
         )
 
 

@@ -36,11 +36,11 @@ class Bound(keras.constraints.Constraint):
     ``weight = bounded(weight)`` after every step of ``fit``, on every backend. The dtype stays, and a weight
     within the bound keeps its bits; one that is not finite is left as it is.
 
-    `rule`: of `karikomi.bound`, one that learns nothing: `Clamp`, `MaxNorm`, `UnitNorm`, `NonNegative`,
-    `InitScaled`. `unit_axis`: for rules per unit, the axis whose index is one output unit, or the axes that
-    together name one: -1 for Dense, for convolutions and for recurrent kernels, 0 for Embedding. That is *not*
-    the ``axis`` of Keras' own ``MaxNorm``, over which that sums. `fan_in`: for `InitScaled`, how many inputs
-    feed one output. `bound_` takes both from the layers of a built model.
+    `rule`: of `karikomi.bound`, one that learns nothing: `Clamp`, `Box`, `MaxNorm`, `UnitNorm`, `MinMaxNorm`,
+    `NonNegative`, `L1Ball`, `Simplex`, `HalfSpace`, `InitScaled`. `unit_axis`: for rules per unit, the axis whose
+    index is one output unit, or the axes that together name one: -1 for Dense, for convolutions and for recurrent
+    kernels, 0 for Embedding. That is *not* the ``axis`` of Keras' own ``MaxNorm``, over which that sums. `fan_in`:
+    for `InitScaled`, how many inputs feed one output. `bound_` takes both from the layers of a built model.
 
     To load a model that holds one, ``import karikomi.keras`` first, since Keras looks up the class by its name.
 
@@ -121,6 +121,13 @@ def check_constraint(rule: Any, *, where: str) -> None:
             got=f"{type(rule).__name__}, which needs {', '.join(sorted(needs))}",
         )
     check_bound(rule, where=where)
+    if rule.scope is Scope.GLOBAL or getattr(rule, "has_names", False):
+        raise Unsupported(
+            "a constraint sees one weight, whose name it does not have",
+            where=where,
+            got=f"{rule!r}, which is of several weights or names them",
+            hint=_IN_THE_OPTIMIZER,
+        )
     scheduled = _scheduled(rule)
     if scheduled:
         raise Unsupported(

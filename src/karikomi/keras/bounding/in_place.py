@@ -22,7 +22,7 @@ from karikomi.keras.bounding.constraint import Bound, check_constraint, tensor_o
 from karikomi.keras.bounding.constraint_slots import attach_, check_free, unsaved
 from karikomi.keras.internals import all_layers
 from karikomi.keras.layers.unit_axes import Weight, weights_of
-from karikomi.rule import Rule, Scope
+from karikomi.rule import Rule, Scope, order_of
 from karikomi.rules.outcome import Outcome
 from karikomi.select import NOT_SELECTED, select
 
@@ -179,4 +179,5 @@ def _apply_(rule: Rule, targets: Sequence[Weight], left_alone: dict[str, str]) -
         element_wise=rule.scope is Scope.ELEMENT,
         left_alone=left_alone,
         share_at_bound=share_at_bound(plan, done, host=on_host),
+        order=order_of(rule),
     )

@@ -12,7 +12,7 @@ from karikomi.errors import Unsupported
 from karikomi.functional.clipping import Companions, StepResult, clip_named, fresh_state
 from karikomi.functional.library import Library
 from karikomi.functional.outcomes import described, last_outcome
-from karikomi.functional.unit_axes import UnitAxes, plan_for, resolved_axes
+from karikomi.functional.unit_axes import UnitAxes, axes_for, plan_for
 from karikomi.keras.arrays.library import is_known, readable
 from karikomi.rule import Array, Composite, Quantity, Rule, State
 from karikomi.rules import decide
@@ -118,7 +118,7 @@ def clip_for(
 ) -> Clip:
     """Return a rule for arrays of these names and shapes."""
     known = {name: tuple(map(int, shape)) for name, shape in shapes.items()}
-    axes = resolved_axes(unit_axes, known, where=where)
+    axes = axes_for(rule, unit_axes, known, where=where)
     needs = frozenset[str]().union(*(leaf.needs for leaf in decide.leaves(rule)))
     return Clip(rule, nonfinite, known, axes, plan_for(rule, known, axes), needs)
 

@@ -52,11 +52,11 @@ def clip(
     `variables`: those of the gradients, which give the names (else places do), and the weights for rules
     that compare with them (`AGC`).
     `nonfinite`: a step with NaN or infinite entries: ``skip`` returns zeros for all of it, ``zero`` zeroes
-    the bad tensors alone, ``pass`` leaves them, ``raise`` raises where values are known and is ``skip`` in
-    compiled code: then `check` the state. A step with zeros still moves moments; to leave it out, branch
-    on ``state["skipped"]``, or use ``kk.keras.clipped``.
-    `unit_axes`: for rules per unit, name or glob -> the axis whose index is one output unit, or the axes:
-    for Keras ``{"*kernel": -1}``. An array without an entry is one unit.
+    the bad tensors alone, ``zero_entries`` their bad entries alone, ``pass`` leaves them, ``raise`` raises where
+    values are known and is ``skip`` in compiled code: then `check` the state. A step with zeros still moves moments;
+    to leave it out, branch on ``state["skipped"]``, or use ``kk.keras.clipped``. `unit_axes`: for rules per unit,
+    name or glob -> the axis whose index is one output unit, or the axes: for Keras ``{"*kernel": -1}``. An array
+    without an entry is one unit.
 
     In compiled code the outcome cannot be read: return the state and read ``kk.keras.outcome(state)``.
     Raises `InvalidArgument` for what is no such tree or a state of other arrays, `NonFinite` as said, and

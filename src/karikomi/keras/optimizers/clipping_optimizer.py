@@ -61,12 +61,12 @@ def clipped(
     `rule`: of `karikomi.clip`. `bound`: of `karikomi.bound`, for the trained variables after every step that
     is taken. `only`, `exclude`: names or globs of paths for `bound`. Without `only`, rules per entry and per tensor
     spare the gains of normalisation layers, recognised by their paths (``gamma``, ``rms_norm/scale``); ``only="*"``
-    takes all. `nonfinite`: ``skip`` (default), ``zero`` (only the bad tensors), ``pass``, or ``raise``, which
-    raises where values are known and is ``skip`` in compiled code. `stop_after`: after so many steps in a
-    row with non-finite gradients `NonFinite` is raised, naming them: at once where values are known, else by
-    ``check()`` and at the end of ``fit``. `unit_axes`: for rules per unit, name or glob of a path -> the axis whose
-    index is one output unit, or the axes: ``{"*kernel": -1}``; or a built model, for the axes of its layers. `fan_in`:
-    for `InitScaled`, likewise.
+    takes all. `nonfinite`: ``skip`` (default), ``zero`` (only the bad tensors), ``zero_entries`` (only their bad
+    entries), ``pass``, or ``raise``, which raises where values are known and is ``skip`` in compiled code.
+    `stop_after`: after so many steps in a row with non-finite gradients `NonFinite` is raised, naming them: at once
+    where values are known, else by ``check()`` and at the end of ``fit``. `unit_axes`: for rules per unit, name or
+    glob of a path -> the axis whose index is one output unit, or the axes: ``{"*kernel": -1}``; or a built model, for
+    the axes of its layers. `fan_in`: for `InitScaled`, likewise.
 
     ``.last`` and ``.last_bound`` are what the last step did. Variables of it hold all that was learned, and
     are saved with the model; ``import karikomi.keras`` before loading one, which keeps the names of variables

@@ -11,23 +11,28 @@ import torch
 from torch import nn
 
 from karikomi.bound import spared
+from karikomi.bound.entries import UNGIVEN
 from karikomi.bound.standing import standing
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
-from karikomi.rule import Composite, Quantity, Rule, Scope, State
+from karikomi.functional.unit_axes import UnitAxes, resolved_axes
+from karikomi.rule import Composite, Quantity, Rule, Scope, State, order_of
 from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import alone
 from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, layers_of
+from karikomi.torch.bounding.nearest import NearestPoints
 from karikomi.torch.bounding.sharded import MEND, ShardedWeights
 from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.internals import opaque
 from karikomi.torch.modules.fan_in import fan_ins
-from karikomi.torch.modules.parameters import check_values, gains, named, unit_axes
+from karikomi.torch.modules.parameters import check_values, gains, named
+from karikomi.torch.modules.parameters import unit_axes as axes_of_layers
 from karikomi.torch.modules.parametrized import MASKED, computed_from, with_adapters
+from karikomi.torch.numerics.orders import Axis
 from karikomi.torch.numerics.scaling import representable
 
-MEASURED = ("fan_in", "negative_part", "spectral_norm", "largest_logit")
+MEASURED = ("fan_in", "negative_part", "distance", "spectral_norm", "largest_logit")
 """The facts besides norms that are measured for rules on weights."""
 
 VECTORS = "vectors"
@@ -43,6 +48,7 @@ def bound_(
     *,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    unit_axes: UnitAxes | None = None,
     logits: Logits | None = None,
 ) -> tuple[Outcome, State]:
     """Bring the weights of a module within a bound, in place, and return ``(outcome, state)``.
@@ -56,8 +62,10 @@ def bound_(
     added to.
     `only`, `exclude`: globs over parameter names. Without `only`, rules per entry and per tensor spare the gains
     of normalisation layers (BatchNorm, LayerNorm, RMSNorm, also classes named like these); ``only="*"`` takes
-    all. A `state` of a version that spared none continues to bound all. `logits`: for `QKClip`, attention's
-    name -> largest logit per query head; without it, what `watch_logits` or `note_logits` has noted since last time.
+    all. A `state` of a version that spared none continues to bound all. `unit_axes`: name or glob -> the axis whose
+    index is one output unit, or the axes, where it is to be another than that of the layer. `logits`: for `QKClip`,
+    attention's name -> largest logit per query head; without it, what `watch_logits` or `note_logits` has noted since
+    last time.
 
     Of sharded weights (DTensor) the whole is meant: all ranks call this, decide alike, and bound what they
     have. `SpectralCap` gathers one weight at a time; `QKClip` is refused on them.
@@ -80,7 +88,9 @@ def bound_(
     spare = spared.spares(rule, only, state)
     others = left_alone_in(module, only=only, exclude=exclude, spare=spare, where=WHERE)
     chosen = {name: tensor for name, tensor in found.items() if name not in others}
-    outcome, after = bound_named(module, chosen, rule, state, logits=logits)
+    shapes = {name: tuple(tensor.shape) for name, tensor in chosen.items()}
+    given = resolved_axes(unit_axes, shapes, where=WHERE)
+    outcome, after = bound_named(module, chosen, rule, state, logits=logits, unit_axes=given)
     outcome = replace(outcome, left_alone={**outcome.left_alone, **others})
     return outcome, spared.marked(after, spare)
 
@@ -107,16 +117,22 @@ def bound_named(
     state: Mapping[str, Any] | None,
     *,
     logits: Logits | None = None,
+    unit_axes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[Outcome, State]:
-    """Bound these parameters of a module only, as `bound_` does."""
+    """Bound these parameters of a module only, as `bound_` does; `unit_axes` are resolved."""
     _refuse_composite(rule)
     if "largest_logit" in rule.needs:
         return bound_heads(module, found, rule, state, logits)  # type: ignore[arg-type]
-    axes, left_alone = targets(module, rule, found)
+    axes, left_alone = targets(module, rule, found, unit_axes)
     small, vectors = _divided(rule, state)
     parts = ShardedWeights.of(found, rule, axes)
     here = found if parts is None else parts.here
-    numbers = measured(rule, found, axes, vectors) if parts is None else parts.measured(vectors)
+    attempted = int(small.get("attempted", 0)) if isinstance(small, Mapping) else 0
+    nearest = NearestPoints(rule, attempted)
+    if parts is None:
+        numbers = measured(rule, found, axes, vectors, nearest)
+    else:
+        numbers = parts.measured(vectors, nearest)
     norms = np.concatenate(list(numbers.values()))
     for name, values in numbers.items():
         if not np.all(np.isfinite(values)):
@@ -136,7 +152,10 @@ def bound_named(
         part = slice(start, start + len(numbers[name]))
         start = part.stop
         own = part if parts is None else parts.own(name, part)
-        apply_(here[name], rule, axis, numbers[name], verdict, own)
+        if "distance" in rule.needs:
+            nearest.write_(name, here[name], axis, verdict.factor[own])
+        else:
+            apply_(here[name], rule, axis, numbers[name], verdict, own)
         limit = None if verdict.limit is None else verdict.limit[part]
         reached = count_at_bound(here[name], rule, numbers[name], limit)
         if reached is not None:
@@ -151,16 +170,21 @@ def bound_named(
         element_wise=rule.scope is Scope.ELEMENT,
         left_alone=left_alone,
         share_at_bound=_share(rule, found, axes, at_bound, held, parts),
+        order=order_of(rule),
     )
     return outcome, after
 
 
 def targets(
-    module: nn.Module, rule: Rule, found: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, int | None], dict[str, str]]:
+    module: nn.Module,
+    rule: Rule,
+    found: Mapping[str, torch.Tensor],
+    unit_axes: Mapping[str, tuple[int, ...]] | None = None,
+) -> tuple[dict[str, Axis | None], dict[str, str]]:
     """Return ``(name -> unit axis, name -> why it is left alone)``; refuses a rule without any target.
 
-    Of attention heads, which are no axis of one tensor, the projections are named with ``None``.
+    `unit_axes`: those that take the place of the layers' own. Of attention heads, which are no axis of one tensor,
+    the projections are named with ``None``.
     """
     _refuse_composite(rule)
     if not any(tensor.is_floating_point() for tensor in found.values()):
@@ -171,15 +195,22 @@ def targets(
         return {name: None for name in found if name not in left_alone}, left_alone
     computed = _computed(module, rule, found)
     if rule.scope is Scope.UNIT or "spectral_norm" in rule.needs:
-        (known, reasons), what = unit_axes(module), "a unit axis"
+        (known, reasons), what = axes_of_layers(module), "a unit axis"
+        given = {n: own[0] if len(own) == 1 else own for n, own in (unit_axes or {}).items()}
+        known = {**known, **given}
     elif "fan_in" in rule.needs:
         (known, reasons), what = fan_ins(module), "a fan-in"
         known = dict.fromkeys(known)
     else:
         known = {name: None for name, tensor in found.items() if tensor.is_floating_point()}
         reasons, what = dict.fromkeys(found, "not floating"), "weights of its own"
+        if hasattr(rule, "given_for"):
+            rule.check_names(found)  # type: ignore[attr-defined]
+            given = rule.given_for(found)  # type: ignore[attr-defined]
+            reasons |= {name: UNGIVEN for name in known if name not in given}
+            known = {name: None for name in known if name in given}
     reasons = {**reasons, **computed}
-    axes: dict[str, int | None] = {n: known[n] for n in found if n in known and n not in computed}
+    axes: dict[str, Axis | None] = {n: known[n] for n in found if n in known and n not in computed}
     if not axes:
         raise Unsupported(
             f"no selected tensor has {what}",

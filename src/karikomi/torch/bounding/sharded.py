@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from karikomi.errors import KarikomiError, NonFinite, Unsupported
-from karikomi.rule import Rule, Scope
+from karikomi.rule import Rule, Scope, order_of
+from karikomi.torch.bounding.nearest import NearestPoints
 from karikomi.torch.bounding.unsharded import measured
 from karikomi.torch.distributed import collectives
 from karikomi.torch.distributed.dtensors import Joint, is_sharded, joints, local, own_units
+from karikomi.torch.numerics.orders import Axis
 
 WHERE = "torch.bound_"
 MEND = "load the last good checkpoint: no bound can mend them"
@@ -26,7 +28,7 @@ class ShardedWeights:
     """
 
     def __init__(
-        self, found: Mapping[str, torch.Tensor], rule: Rule, axes: Mapping[str, int | None]
+        self, found: Mapping[str, torch.Tensor], rule: Rule, axes: Mapping[str, Axis | None]
     ) -> None:
         self.here = {name: local(found[name].detach()) for name in axes}
         self._found, self._rule, self._axes = found, rule, axes
@@ -39,12 +41,13 @@ class ShardedWeights:
 
     @classmethod
     def of(
-        cls, found: Mapping[str, torch.Tensor], rule: Rule, axes: Mapping[str, int | None]
+        cls, found: Mapping[str, torch.Tensor], rule: Rule, axes: Mapping[str, Axis | None]
     ) -> ShardedWeights | None:
         """Return the sharding of weights with unit `axes`, None if none is; raises `Unsupported` for pending sums."""
         sharded: dict[str, Any] = {name: found[name] for name in axes if is_sharded(found[name])}
         if not sharded:
             return None
+        _check_whole(rule, {name: axes[name] for name in sharded})
         for name, tensor in sharded.items():
             if any(placement.is_partial() for placement in tensor.placements):
                 raise Unsupported(
@@ -55,16 +58,18 @@ class ShardedWeights:
                 )
         return cls(found, rule, axes)
 
-    def measured(self, vectors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    def measured(
+        self, vectors: dict[str, torch.Tensor], nearest: NearestPoints
+    ) -> dict[str, np.ndarray]:
         """Return name -> the numbers of whole weights, as `weights.measured` does of plain ones.
 
         `SpectralCap` sees one weight after the other whole. Raises, on all ranks, `NonFinite` for what is
         not finite on one of them, and `Unsupported` where the units of one do not lie side by side.
         """
         if "spectral_norm" in self._rule.needs:
-            numbers = self._spectral(vectors)
+            numbers = self._spectral(vectors, nearest)
         else:
-            numbers = measured(self._rule, self.here, self._axes, vectors)
+            numbers = measured(self._rule, self.here, self._axes, vectors, nearest)
         bad = not all(np.isfinite(own).all() for own in numbers.values())
         numbers = {name: self._placed(name, own) for name, own in numbers.items()}
         troubles = [float(bad), float(self._error is not None)]
@@ -104,7 +109,7 @@ class ShardedWeights:
             if name not in self._split:
                 continue
             try:
-                self._units[name] = own_units(self._found[name], self._axes[name] or 0)
+                self._units[name] = own_units(self._found[name], _axis(self._axes[name]))
             except Unsupported as error:
                 # Raised later, when the other ranks, whose units may be in order, have heard of it.
                 self._error = self._error or error
@@ -114,16 +119,18 @@ class ShardedWeights:
         units = self._units.get(name)
         if units is None:
             return own
-        numbers = np.zeros(self._found[name].shape[self._axes[name] or 0])
+        numbers = np.zeros(self._found[name].shape[_axis(self._axes[name])])
         numbers[units] = own[: units.stop - units.start]
         return numbers
 
-    def _spectral(self, vectors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    def _spectral(
+        self, vectors: dict[str, torch.Tensor], nearest: NearestPoints
+    ) -> dict[str, np.ndarray]:
         numbers: dict[str, np.ndarray] = {}
         for name, axis in self._axes.items():
             tensor: Any = self._found[name].detach()
             whole = tensor.full_tensor() if is_sharded(tensor) else tensor
-            numbers |= measured(self._rule, {name: whole}, {name: axis}, vectors)
+            numbers |= measured(self._rule, {name: whole}, {name: axis}, vectors, nearest)
         return numbers
 
     def _is_open(self, place: int) -> bool:
@@ -145,7 +152,7 @@ class ShardedWeights:
             shares = np.repeat(list(joint.shares.values()), counts)
             no_peaks = np.zeros(len(own), bool)
             whole, heard = collectives.reduced(
-                joint.groups, own, np.array(troubles), shares, no_peaks
+                joint.groups, own, np.array(troubles), shares, no_peaks, order_of(self._rule)
             )
         numbers.update(zip(names, np.split(whole, np.cumsum(counts))[:-1], strict=True))
         return heard.astype(np.float64).tolist()
@@ -162,3 +169,25 @@ class ShardedWeights:
             raise error
         if bad and all(np.isfinite(own).all() for own in numbers.values()):
             raise NonFinite("non-finite weights on another rank", where=WHERE, hint=MEND)
+
+
+def _check_whole(rule: Rule, axes: Mapping[str, Axis | None]) -> None:
+    """Raise `Unsupported` for what needs more of a sharded weight than its numbers."""
+    several = [name for name, axis in axes.items() if isinstance(axis, tuple)]
+    if several:
+        raise Unsupported(
+            "the units of a sharded weight have one axis",
+            where=f"{WHERE}(unit_axes): {several[0]}",
+            got=axes[several[0]],
+        )
+    if "distance" in rule.needs and not getattr(rule, "by_entry", False):
+        raise Unsupported(
+            f"{type(rule).__name__} needs all entries of a weight, and a sharded one lies on several ranks",
+            where=WHERE,
+            got=", ".join(list(axes)[:3]),
+            hint="MaxNorm, Clamp and a Box between two numbers bound sharded weights",
+        )
+
+
+def _axis(axis: Axis | None) -> int:
+    return axis if isinstance(axis, int) else 0

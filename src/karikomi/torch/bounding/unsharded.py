@@ -8,9 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from karikomi.rule import Rule, Scope
+from karikomi.errors import Unsupported
+from karikomi.rule import Rule, Scope, order_of
 from karikomi.rules.decide import StageDecision
-from karikomi.torch.numerics.norms import norm, on_host, peak, unit_norms, wide
+from karikomi.torch.bounding.nearest import NearestPoints, unit_shape
+from karikomi.torch.numerics.norms import on_host, peak, wide
+from karikomi.torch.numerics.orders import Axis, norms_of, unit_norms_of
 from karikomi.torch.numerics.scaling import multiply_
 from karikomi.torch.numerics.spectral_norm import spectral_norm
 
@@ -20,24 +23,31 @@ _NARROW = (1e-30, 1e30)  # factors that a float32 kernel takes as they are
 def measured(
     rule: Rule,
     found: Mapping[str, torch.Tensor],
-    axes: Mapping[str, int | None],
+    axes: Mapping[str, Axis | None],
     vectors: dict[str, torch.Tensor],
+    nearest: NearestPoints,
 ) -> dict[str, np.ndarray]:
-    """Return name -> the numbers for the rule, and keep the vectors of power iteration."""
+    """Return name -> the numbers for the rule, and keep the vectors of power iteration and nearest points."""
+    if "distance" in rule.needs:
+        return nearest.distances(found, axes)
     if "spectral_norm" in rule.needs:
         sizes = {}
         for name, axis in axes.items():
             size, vectors[name] = spectral_norm(
-                found[name], axis or 0, vectors.get(name), name=name
+                found[name], _single(axis, name), vectors.get(name), name=name
             )
             sizes[name] = np.array([size])
         return sizes
+    order = order_of(rule)
     if rule.scope is Scope.UNIT:
-        units = {n: unit_norms(found[n], axis) for n, axis in axes.items() if axis is not None}
+        units = {
+            n: unit_norms_of(found[n], axis, order) for n, axis in axes.items() if axis is not None
+        }
         return {name: numbers.cpu().double().numpy() for name, numbers in units.items()}
-    size = peak if rule.scope is Scope.ELEMENT else norm
-    if "negative_part" in rule.needs:
-        size = _depth
+    if rule.scope is not Scope.ELEMENT:
+        every = norms_of([found[name].detach() for name in axes], order).tolist()
+        return {name: np.array([number]) for name, number in zip(axes, every, strict=True)}
+    size = _depth if "negative_part" in rule.needs else peak
     numbers = on_host([size(found[name]) for name in axes])
     return {name: np.array([number]) for name, number in zip(axes, numbers, strict=True)}
 
@@ -45,7 +55,7 @@ def measured(
 def apply_(
     tensor: torch.Tensor,
     rule: Rule,
-    axis: int | None,
+    axis: Axis | None,
     numbers: np.ndarray,
     verdict: StageDecision,
     part: slice,
@@ -78,8 +88,20 @@ def count_at_bound(
     return None
 
 
-def _scale_units_(tensor: torch.Tensor, axis: int | None, factors: np.ndarray) -> None:
+def _single(axis: Axis | None, name: str) -> int:
+    if not isinstance(axis, tuple):
+        return axis or 0
+    raise Unsupported(
+        "a matrix has one axis of units", where=f"torch.bound_(unit_axes): {name}", got=axis
+    )
+
+
+def _scale_units_(tensor: torch.Tensor, axis: Axis | None, factors: np.ndarray) -> None:
     units = tensor.detach()
+    if isinstance(axis, tuple):
+        scale = torch.from_numpy(factors).reshape(unit_shape(tensor.shape, axis)).to(units.device)
+        units.copy_((units * scale).to(units.dtype))
+        return
     units = units.reshape(1, *units.shape) if axis is None else units.movedim(axis, 0)
     if len(factors) == 1:
         factors = np.broadcast_to(factors, len(units))

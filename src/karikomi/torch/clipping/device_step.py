@@ -16,10 +16,10 @@ from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage
 from karikomi.torch.clipping.fold import Fold, foldable, fused
 from karikomi.torch.clipping.host_step import Clipping
 from karikomi.torch.clipping.second_moments import relative
-from karikomi.torch.internals import norms_at_once
 from karikomi.torch.numerics import norms
 from karikomi.torch.numerics.namespace import DeviceNamespace
-from karikomi.torch.numerics.scaling import clamp_, scale_one_, scale_units_
+from karikomi.torch.numerics.orders import at_once, norm_of, unit_norms_of
+from karikomi.torch.numerics.scaling import clamp_, finite_, scale_one_, scale_units_
 
 _PATTERNS = 16  # the most masks of missing gradients that are kept on the device
 
@@ -151,11 +151,18 @@ class DeviceStep:
             numbers = torch.cat(self._mixed(stage, gradients))
         else:
             wide = norms.wide(present.device)
-            sizes = iter(norms_at_once(dense, wide))
+            sizes = iter(at_once(dense, wide, stage.order))
             zero = self._xp.asarray(0.0)
             numbers = torch.stack([zero if g is None else next(sizes) for g in gradients])
         scale = self._scale
         return numbers if scale is None else numbers / scale.to(numbers.dtype), present
+
+    def mend(self, stage: Stage, numbers: torch.Tensor) -> torch.Tensor:
+        """Set entries that are not finite to zero, and return the numbers of the stage measured again."""
+        for parameter in self._clipping.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad = finite_(parameter.grad)
+        return self.measure(stage)[0]
 
     def facts(self, stage: Stage) -> dict[str, torch.Tensor]:
         """Return the further facts that the rules of a stage need."""
@@ -238,10 +245,11 @@ class DeviceStep:
                 gradient = relative(gradient, self._clipping.moments.of(name, parameter))
             axis = self._clipping.axes.get(name)
             if kind is Kind.UNITS and axis is not None:
-                vectors.append(norms.unit_norms(gradient, axis))
+                vectors.append(unit_norms_of(gradient, axis, stage.order))
+            elif kind in PEAKS:
+                vectors.append(norms.peak(gradient).reshape(1))
             else:
-                size = norms.peak if kind in PEAKS else norms.norm
-                vectors.append(size(gradient).reshape(1))
+                vectors.append(norm_of(gradient, stage.order).reshape(1))
         return vectors
 
 

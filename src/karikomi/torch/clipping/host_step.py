@@ -15,6 +15,7 @@ from karikomi.rule import Composite, Rule, Scope, State
 from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
 from karikomi.rules.outcome import Outcome
+from karikomi.rules.ranked_units import ranked_axes
 from karikomi.rules.stages import stages
 from karikomi.rules.step import CompletedStep, StepTensors, run_step
 from karikomi.torch.clipping.fold import Fold
@@ -179,6 +180,12 @@ def _check_no_joint_norms_inside(rule: Rule | Composite, *, where: str) -> None:
             )
 
 
+def _single(name: str, axes: tuple[int, ...], where: str) -> int:
+    if len(axes) == 1:
+        return axes[0]
+    raise Unsupported("a unit along several axes", where=f"{where}: {name}", got=axes)
+
+
 def _unit_axes(
     rule: Rule | Composite,
     found: Mapping[str, torch.Tensor],
@@ -188,6 +195,9 @@ def _unit_axes(
 ) -> dict[str, int]:
     if all(leaf.scope is not Scope.UNIT for leaf in decide.leaves(rule)):
         return {}
+    ranked = ranked_axes(rule, {n: tuple(t.shape) for n, t in found.items()}, where=where)
+    if ranked is not None:
+        return {name: _single(name, axes, where) for name, axes in ranked.items()}
     if module is None:
         raise InvalidArgument(
             "the unit axis of a parameter is known from its module only",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from itertools import repeat
@@ -17,8 +18,16 @@ from karikomi.rules.stages import PEAKS, RELATIVE, Kind, Stage
 from karikomi.torch.clipping.fold import Fold
 from karikomi.torch.clipping.second_moments import relative
 from karikomi.torch.distributed.dtensors import local, own_units
-from karikomi.torch.numerics.norms import norms, on_host, peak, unit_norms
-from karikomi.torch.numerics.scaling import clamp_, representable, scale_, scale_all_, scale_units_
+from karikomi.torch.numerics.norms import norms, on_host, peak
+from karikomi.torch.numerics.orders import norms_of, unit_norms_of
+from karikomi.torch.numerics.scaling import (
+    clamp_,
+    finite_,
+    representable,
+    scale_,
+    scale_all_,
+    scale_units_,
+)
 
 if TYPE_CHECKING:
     from karikomi.torch.clipping.host_step import Clipping
@@ -73,16 +82,29 @@ class HostTensors:
             chosen: Any = tensors
             if missing:
                 chosen = [tensor for tensor in tensors if tensor is not None]
-            numbers = norms(chosen if self._sharding is None else [local(item) for item in chosen])
+            chosen = chosen if self._sharding is None else [local(item) for item in chosen]
+            numbers = norms_of(chosen, stage.order)
             if missing:
                 found, numbers = numbers, np.zeros(len(tensors))
                 numbers[present] = found
         else:
-            numbers = self._mixed(stage.kinds, stage.counts, tensors)
+            numbers = self._mixed(stage.kinds, stage.counts, tensors, stage.order)
             present = np.repeat(present, stage.counts[: len(tensors)])
         if self._sharding is not None:
             numbers, present = self._sharding.combined(stage, numbers, present)
         return numbers if self._scale == 1.0 else numbers / self._scale, present
+
+    def mend(self, stage: Stage, numbers: np.ndarray) -> np.ndarray:
+        """Set entries that are not finite to zero, and return the numbers of the stage measured again."""
+        pairs = zip(stage.owners, numbers.tolist(), strict=True)
+        bad = {name for name, number in pairs if not math.isfinite(number)}
+        if not bad:
+            return numbers
+        for place, name in enumerate(self.clipping.parameters):
+            tensor = self.tensors[place]
+            if name in bad and tensor is not None:
+                self.store(place, finite_(tensor))
+        return self.measure(stage)[0]
 
     def facts(self, stage: Stage) -> dict[str, np.ndarray]:
         """Return the further facts that the rules of a stage need."""
@@ -138,6 +160,7 @@ class HostTensors:
         kinds: Sequence[Kind],
         counts: Sequence[int],
         tensors: Sequence[torch.Tensor | None],
+        order: float,
     ) -> np.ndarray:
         peaks: dict[int, torch.Tensor] = {}
         plain: dict[int, torch.Tensor] = {}
@@ -148,7 +171,7 @@ class HostTensors:
             if tensor is None:
                 vectors[place] = np.zeros(count)
             elif kind is Kind.UNITS and name in self.clipping.axes:
-                vectors[place] = self._units(name, tensor)
+                vectors[place] = self._units(name, tensor, order)
             elif kind in PEAKS:
                 peaks[place] = peak(self._entries(name, place, tensor, kind))
             elif kind in RELATIVE:
@@ -157,7 +180,7 @@ class HostTensors:
                 vectors[place] = norms([relative(local(gradient), self.second_moments(place))])
             else:
                 plain[place] = local(tensor)
-        found = dict(zip(plain, norms(list(plain.values())), strict=True))
+        found = dict(zip(plain, norms_of(list(plain.values()), order), strict=True))
         found |= dict(zip(peaks, on_host(list(peaks.values())), strict=True))
         vectors |= {place: np.array([number]) for place, number in found.items()}
         return np.concatenate([vectors[place] for place in range(len(tensors))])
@@ -172,16 +195,16 @@ class HostTensors:
             )
         return relative(entries, self.second_moments(place)) if kind in RELATIVE else entries
 
-    def _units(self, name: str, tensor: torch.Tensor) -> np.ndarray:
+    def _units(self, name: str, tensor: torch.Tensor, order: float) -> np.ndarray:
         axis = self.clipping.axes[name]
         if self._sharding is not None and self._sharding.is_split(tensor):
-            return self._sharding.unit_norms(tensor, axis)
-        return unit_norms(_dense(local(tensor)), axis).cpu().double().numpy()
+            return self._sharding.unit_norms(tensor, axis, order)
+        return unit_norms_of(_dense(local(tensor)), axis, order).cpu().double().numpy()
 
     def _weights(self, stage: Stage) -> np.ndarray:
         kinds = [kind if kind is Kind.UNITS else Kind.NORM for kind in stage.kinds]
         weights = list(self.clipping.parameters.values())
-        numbers = self._mixed(kinds, stage.counts, weights)
+        numbers = self._mixed(kinds, stage.counts, weights, stage.order)
         if self._sharding is not None:
             numbers, _ = self._sharding.combined(stage, numbers, np.full(numbers.shape, True))
         self.clipping.weights = Outcome(stage.owners, numbers, numbers, False)

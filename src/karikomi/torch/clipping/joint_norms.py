@@ -31,7 +31,7 @@ from karikomi.torch.distributed.dtensors import (
     own_units,
     ranks_of,
 )
-from karikomi.torch.numerics import norms
+from karikomi.torch.numerics.orders import unit_norms_of
 
 Groups: TypeAlias = "dist.ProcessGroup | Mapping[str, dist.ProcessGroup]"
 """A process group, or globs over parameter names -> process group."""
@@ -130,9 +130,9 @@ class Sharding:
         numbers, present = numbers.astype(np.float64), present.copy()
         for groups, places, shares, peaks in layout.joints:
             numbers[places], present[places] = collectives.reduced(
-                groups, numbers[places], present[places], shares, peaks
+                groups, numbers[places], present[places], shares, peaks, stage.order
             )
-        more = [_elsewhere(*other_item, numbers, present) for other_item in layout.others]
+        more = [_elsewhere(*item, numbers, present, stage.order) for item in layout.others]
         if not more:
             return numbers, present
         extra, there = zip(*more, strict=True)
@@ -146,7 +146,7 @@ class Sharding:
         norms, peaks = layout.comparable & ~layout.peaks, layout.comparable & layout.peaks
         own = [float(bool(outcome.skipped))]
         for vector in map(np.asarray, (outcome.norms, outcome.after)):
-            own += [collectives.norm(vector[norms]), collectives.peak(vector[peaks])]
+            own += [collectives.norm(vector[norms], stage.order), collectives.peak(vector[peaks])]
         every = collectives.gathered(dist.group.WORLD, np.array(own))
         alike = np.isclose(every, every[0], rtol=_ALIKE, atol=0.0, equal_nan=True)
         if alike.all():
@@ -162,10 +162,10 @@ class Sharding:
         """Return whether this rank has only a part of a tensor."""
         return is_sharded(tensor) and copies_of(tensor) < tensor.device_mesh.size()  # type: ignore[attr-defined]
 
-    def unit_norms(self, tensor: torch.Tensor, axis: int) -> np.ndarray:
+    def unit_norms(self, tensor: torch.Tensor, axis: int, order: float) -> np.ndarray:
         """Return one norm per unit of the whole tensor, of the local entries; 0 for units of other ranks."""
         numbers = np.zeros(tensor.shape[axis])
-        here = norms.unit_norms(local(tensor), axis).cpu().double().numpy()
+        here = unit_norms_of(local(tensor), axis, order).cpu().double().numpy()
         numbers[own_units(tensor, axis)] = here
         return numbers
 
@@ -189,6 +189,7 @@ class Sharding:
             (*stage.kinds, *kinds),
             (*stage.counts, *(1 for _ in self._others)),
             tuple(parts),
+            order=stage.order,
         )
 
     def _layout(self, stage: Stage) -> _Layout:
@@ -304,15 +305,16 @@ def _elsewhere(
     counted: bool,
     numbers: np.ndarray,
     present: np.ndarray,
+    order: float = 2.0,
 ) -> tuple[float, bool]:
     """Return the joint number of the other ranks' parameters, and whether any is present."""
     own = numbers[places][present[places]]
-    joint = collectives.peak if is_peak else collectives.norm
+    order = math.inf if is_peak else order
     every = collectives.gathered(
-        other.group, np.array([joint(own), own.size > 0], dtype=np.float64)
+        other.group, np.array([collectives.norm(own, order), own.size > 0], dtype=np.float64)
     )
     theirs = np.delete(every, dist.get_rank(other.group), axis=0)
-    number = joint(theirs[:, 0])
+    number = collectives.norm(theirs[:, 0], order)
     if counted or not math.isfinite(number):
         return number, bool(theirs[:, 1].any())
     return 0.0, False

@@ -20,19 +20,29 @@ def reduced(
     present: np.ndarray,
     shares: np.ndarray,
     peaks: np.ndarray,
+    order: float = 2.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return norms (largest magnitudes where `peaks`) and presence over all ranks of some groups.
 
-    `shares`: 1 / how many ranks hold the same entries. A number that is not finite on a rank is not finite in the
-    result. One reduction, and one more where there are peaks.
+    `shares`: 1 / how many ranks hold the same entries. `order`: the p of the norms. A number that is not finite on a
+    rank is not finite in the result. One reduction, and one more where there are peaks or p is neither 1 nor 2.
     """
-    with np.errstate(over="ignore", under="ignore"):
-        squares = np.where(peaks, 0.0, np.square(numbers * _SHIFT) * shares)
-    sums = _all_reduced(groups, np.concatenate([squares, present]), "SUM")
-    joint = np.sqrt(sums[: len(numbers)]) / _SHIFT
-    if peaks.any():
-        joint[peaks] = largest(groups, numbers[peaks])
-    return joint, sums[len(numbers) :] > 0
+    peaks = peaks | math.isinf(order)
+    scale = np.full(len(numbers), 1.0 / _SHIFT if order == 2.0 else 1.0)
+    if peaks.any() or order not in (1.0, 2.0):
+        most = largest(groups, numbers.copy())
+        usable = np.isfinite(most) & (most > 0)
+        scale = scale if order in (1.0, 2.0) else np.where(usable, most, 1.0)
+    else:
+        most = numbers
+    # An infinite order has maxima only.
+    power = 1.0 if math.isinf(order) else order
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        powers = np.where(peaks, 0.0, (numbers / scale) ** power * shares)
+    sums = _all_reduced(groups, np.concatenate([powers, present]), "SUM")
+    joint = sums[: len(numbers)]
+    joint = (np.sqrt(joint) if power == 2.0 else joint ** (1.0 / power)) * scale
+    return np.where(peaks, most, joint), sums[len(numbers) :] > 0
 
 
 def largest(groups: tuple[Any, ...], numbers: np.ndarray) -> np.ndarray:
@@ -46,12 +56,15 @@ def summed(groups: tuple[Any, ...], numbers: np.ndarray) -> np.ndarray:
     return _all_reduced(groups, numbers, "SUM")
 
 
-def norm(numbers: np.ndarray) -> float:
-    """Return the L2 norm of norms, safe against overflow; not finite if one of them is not."""
+def norm(numbers: np.ndarray, order: float = 2.0) -> float:
+    """Return the norm of norms of the same order, safe against overflow; not finite if one of them is not."""
     largest = peak(numbers)
-    if largest == 0.0 or not math.isfinite(largest):
+    if largest == 0.0 or not math.isfinite(largest) or math.isinf(order):
         return largest
-    return largest * float(np.sqrt(np.sum(np.square(numbers / largest))))
+    ratios = numbers / largest
+    if order == 2.0:
+        return largest * float(np.sqrt(np.sum(np.square(ratios))))
+    return largest * float(np.sum(ratios**order)) ** (1.0 / order)
 
 
 def peak(numbers: np.ndarray) -> float:

@@ -109,6 +109,14 @@ def clamp_(
     return gradient
 
 
+def finite_(gradient: torch.Tensor) -> torch.Tensor:
+    """Set the entries of a gradient that are not finite to zero."""
+    gradient = writable(gradient)
+    tensor = _stored(gradient)
+    tensor.masked_fill_(~torch.isfinite(tensor), 0.0)
+    return gradient
+
+
 def rows_of_sparse(gradient: torch.Tensor, axis: int) -> bool:
     """Return whether a gradient is stored as some of its rows, and its units are the rows."""
     return gradient.layout is torch.sparse_coo and gradient.sparse_dim() == 1 and axis == 0

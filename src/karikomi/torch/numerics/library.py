@@ -11,6 +11,7 @@ from karikomi.functional.library import Library
 from karikomi.functional.norms import Axes
 from karikomi.torch.numerics import norms
 from karikomi.torch.numerics.namespace import DeviceNamespace
+from karikomi.torch.numerics.orders import norm_of, norms_of, unit_norms_of
 
 _LEAST = 1.2e-38  # factors below are no normal float32
 
@@ -20,6 +21,7 @@ class TorchNamespace(DeviceNamespace):
 
     all = staticmethod(torch.all)
     concat = staticmethod(torch.cat)
+    permute_dims = staticmethod(torch.permute)
 
     @staticmethod
     def max(array: torch.Tensor, axis: Any = None) -> torch.Tensor:
@@ -44,18 +46,18 @@ class TorchLibrary(Library):
             itemsize=lambda dtype: dtype.itemsize,
         )
 
-    def norm_vector(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the L2 norms as one vector, without waiting for a device."""
+    def norm_vector(self, arrays: Sequence[torch.Tensor], order: float = 2.0) -> torch.Tensor:
+        """Return the norms as one vector, without waiting for a device."""
         if all(norms.on_cpu(array) for array in arrays):
-            return torch.from_numpy(norms.norms(arrays))
-        return torch.stack([norms.norm(array) for array in arrays])
+            return torch.from_numpy(norms_of(arrays, order))
+        return torch.stack([norm_of(array, order) for array in arrays])
 
-    def unit_norms(self, array: torch.Tensor, axes: Axes) -> torch.Tensor:
-        """Return one L2 norm per output unit."""
+    def unit_norms(self, array: torch.Tensor, axes: Axes, order: float = 2.0) -> torch.Tensor:
+        """Return one norm per output unit."""
         first, *others = axes
         if others:
-            return super().unit_norms(array, axes)
-        return self.widened(norms.unit_norms(array, first))
+            return super().unit_norms(array, axes, order)
+        return self.widened(unit_norms_of(array, first, order))
 
     def peak(self, array: torch.Tensor) -> torch.Tensor:
         """Return the largest magnitude; NaN if any entry is."""

@@ -1,0 +1,186 @@
+"""Norms of any order of tensors: the Euclidean ones of `norms`, and p-norms for p >= 1, up to largest magnitudes.
+
+On the CPU powers are summed in float32 blocks and float64 across them (4e-6 off on constants at most), again with
+the entries divided by the largest where float32 may have lost digits. Elsewhere one reduction with a float64
+accumulator, without a host sync.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy.linalg import blas
+
+from karikomi.torch.internals import norms_at_once
+from karikomi.torch.numerics import norms
+from karikomi.torch.numerics.norms import BLOCK, SCALED, flat, on_cpu, on_host, peak, wide
+
+_HIGHEST = 8.0  # powers of float32 entries above it overflow float64
+_LOST = 1e-31  # sums of powers below it per entry may have lost digits to float32's underflow
+Sum = Callable[[np.ndarray], float]
+Axis = int | tuple[int, ...]
+"""The axis whose index is one unit, or the axes whose indices together name one, in ascending order."""
+
+
+def norms_of(tensors: Sequence[torch.Tensor], order: float = 2.0) -> np.ndarray:
+    """Return the norms of this order as NumPy numbers, by one transfer for each device that holds some."""
+    if order == 2.0:
+        return norms.norms(tensors)
+    if all(map(on_cpu, tensors)):
+        return np.array(_on_cpu(tensors, order), dtype=np.float64)
+    return np.array(on_host([norm_of(tensor, order) for tensor in tensors]), dtype=np.float64)
+
+
+def norm_of(tensor: torch.Tensor, order: float = 2.0) -> torch.Tensor:
+    """Return the norm as a wide 0-d tensor on the tensor's device; non-finite if any entry is."""
+    if order == 2.0:
+        return norms.norm(tensor)
+    if on_cpu(tensor):
+        return torch.tensor(_on_cpu([tensor], order)[0], dtype=torch.float64)
+    entries = _magnitudes(tensor)
+    if math.isinf(order) or entries.numel() == 0:
+        return peak(entries)
+    if order == 1.0 or not _may_overflow(entries, order):
+        return torch.linalg.vector_norm(entries, order, dtype=wide(entries.device))
+    return _scaled(entries, order)
+
+
+def at_once(
+    tensors: Sequence[torch.Tensor], dtype: torch.dtype, order: float = 2.0
+) -> Sequence[torch.Tensor]:
+    """Return the norms of dense tensors of one device, in one kernel where none can overflow."""
+    if order == 2.0 or not any(_may_overflow(t, order) or t.numel() == 0 for t in tensors):
+        return norms_at_once(tensors, dtype, order)
+    return [norm_of(tensor, order) for tensor in tensors]
+
+
+def unit_norms_of(tensor: torch.Tensor, axis: Axis, order: float = 2.0) -> torch.Tensor:
+    """Return one wide norm per index of `axis`, shape (units,)."""
+    if not isinstance(axis, int):
+        tensor = tensor.detach().movedim(axis, tuple(range(len(axis)))).flatten(0, len(axis) - 1)
+        axis = 0
+    if order == 2.0:
+        return norms.unit_norms(tensor, axis)
+    units = tensor.detach().movedim(axis, 0)
+    rows = units.reshape(units.shape[0], math.prod(units.shape[1:]))
+    rows = rows.abs() if rows.is_complex() else rows
+    if rows.numel() == 0:
+        return torch.zeros(rows.shape[0], dtype=wide(rows.device), device=rows.device)
+    together = max(1, SCALED // rows.shape[1])
+    return torch.cat([_row_norms(part, order) for part in rows.split(together)])
+
+
+def _row_norms(rows: torch.Tensor, order: float) -> torch.Tensor:
+    dtype = wide(rows.device)
+    largest = rows.abs().amax(dim=1).to(dtype)
+    if math.isinf(order):
+        return largest
+    usable = (largest > 0) & torch.isfinite(largest)
+    scale = torch.where(usable, largest, torch.ones_like(largest))
+    return torch.linalg.vector_norm(rows.to(dtype) / scale[:, None], order, dim=1) * scale
+
+
+def _on_cpu(tensors: Sequence[torch.Tensor], order: float) -> list[float]:
+    """Return the norms of tensors on the CPU."""
+    if math.isinf(order):
+        return _largest(tensors)
+    if order == 1.0:
+        return [_summed(tensor, _sum_of_magnitudes) for tensor in tensors]
+    powers = _powers(order)
+    return [_power_norm(tensor, order, powers) for tensor in tensors]
+
+
+def _largest(tensors: Sequence[torch.Tensor]) -> list[float]:
+    found = [0.0] * len(tensors)
+    small: dict[int, torch.Tensor] = {}
+    for place, tensor in enumerate(tensors):
+        entries = _magnitudes(tensor)
+        if entries.dtype is torch.float32 and 0 < entries.numel() <= BLOCK:
+            small[place] = entries
+        elif entries.numel():
+            low, high = torch.aminmax(entries)
+            found[place] = torch.maximum(-low, high).item()
+    if small:
+        # Together, since of most networks most tensors are small, and calls are then the whole cost.
+        row = torch.cat(list(small.values())).numpy()
+        starts = np.cumsum([0, *(entries.numel() for entries in small.values())])[:-1]
+        most = np.maximum(np.maximum.reduceat(row, starts), -np.minimum.reduceat(row, starts))
+        for place, number in zip(small, np.abs(most).tolist(), strict=True):
+            found[place] = number
+    return found
+
+
+def _summed(tensor: torch.Tensor, of_block: Sum) -> float:
+    """Return the sum over blocks of what `of_block` returns of each, half precision made float32."""
+    entries = _magnitudes(tensor)
+    if entries.itemsize < 4:
+        halves = entries.split(norms.WIDENED)
+        return math.fsum(_over_blocks(half.float().numpy(), of_block) for half in halves)
+    return _over_blocks(entries.numpy(), of_block)
+
+
+def _over_blocks(row: np.ndarray, of_block: Sum) -> float:
+    if row.size <= BLOCK:
+        return of_block(row)
+    starts = range(0, row.size, BLOCK)
+    return math.fsum(of_block(row[start : start + BLOCK]) for start in starts)
+
+
+def _sum_of_magnitudes(block: np.ndarray) -> float:
+    return float((blas.sasum if block.itemsize == 4 else blas.dasum)(block)) if block.size else 0.0
+
+
+def _powers(order: float) -> Sum:
+    """Return the function that sums the powers of the magnitudes in a block."""
+    if order not in (3.0, 4.0):
+        return lambda block: float(np.sum(np.abs(block) ** order))
+    buffers = {kind: np.empty(BLOCK, kind) for kind in (np.float32, np.float64)}
+
+    def summed(block: np.ndarray) -> float:
+        products = buffers[block.dtype.type][: block.size]
+        np.multiply(block, block, out=products)
+        if order == 4.0:
+            return float(np.dot(products, products))
+        np.multiply(products, block, out=products)
+        return _sum_of_magnitudes(products)
+
+    return summed
+
+
+def _power_norm(tensor: torch.Tensor, order: float, powers: Sum) -> float:
+    count = tensor.numel()
+    with np.errstate(over="ignore", under="ignore"):
+        total = _summed(tensor, powers)
+    low = 1e-250 if tensor.dtype in (torch.float64, torch.complex128) else _LOST * count
+    if low < total < math.inf:
+        return total ** (1.0 / order)
+    return float(_scaled(_magnitudes(tensor), order)) if count else 0.0
+
+
+def _scaled(entries: torch.Tensor, order: float) -> torch.Tensor:
+    """Return the norm of entries divided by the largest one, which no power can overflow."""
+    largest = peak(entries)
+    scale = torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
+    total = torch.zeros((), dtype=scale.dtype, device=entries.device)
+    for block in entries.split(SCALED):
+        total += (block.to(scale.dtype) / scale).abs().pow(order).sum()
+    return total.pow(1.0 / order) * scale
+
+
+def _magnitudes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return real entries with the magnitudes of the stored ones, as one row."""
+    stored = tensor.detach()
+    if not stored.is_complex():
+        return flat(stored).resolve_neg()
+    if stored.layout is not torch.strided:
+        stored = stored.coalesce().values() if stored.is_sparse else stored.values()
+    return stored.abs().reshape(-1)
+
+
+def _may_overflow(tensor: torch.Tensor, order: float) -> bool:
+    if math.isinf(order) or order == 1.0:
+        return False
+    return tensor.dtype is torch.float64 or order > _HIGHEST or wide(tensor.device) is torch.float32
