@@ -11,6 +11,7 @@ made: the same command resumes. `--docs` writes the page of tables and answers.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import lzma
 import math
@@ -105,6 +106,7 @@ def convolutional() -> nn.Module:
     return nn.Sequential(*parts, nn.Flatten(), nn.Linear(32 * 16, 10))
 
 
+@functools.cache
 def mnist() -> tuple[Split, Split]:
     """Return 6,000 images to train with and 2,000 to test with."""
     with np.load(DATA / "mnist.npz") as stored:
@@ -113,6 +115,7 @@ def mnist() -> tuple[Split, Split]:
     return (images[:6_000], labels[:6_000]), (images[6_000:], labels[6_000:])
 
 
+@functools.cache
 def cifar() -> tuple[Split, Split]:
     """Return 4,000 images to train with and 2,000 to test with, of the smaller file."""
     with np.load(DATA / "cifar10_test.npz") as stored:
@@ -121,6 +124,7 @@ def cifar() -> tuple[Split, Split]:
     return (images[:4_000] / 0.25, labels[:4_000]), (images[4_000:] / 0.25, labels[4_000:])
 
 
+@functools.cache
 def characters() -> tuple[Split, Split]:
     """Return windows of the first 200,000 characters to train with, and some of the last 20,000 to test with."""
     with lzma.open(DATA / "tiny_shakespeare.txt.xz", "rt") as file:
@@ -160,9 +164,9 @@ def adam(rate: float) -> Callable[[nn.Module], torch.optim.Optimizer]:
 
 
 SUBJECTS = {
-    "MLP": Subject(perceptron, mnist, sgd(0.1), 400, 64, 3e-5, "784-128-64-10, MNIST, SGD 0.1"),
+    "MLP": Subject(perceptron, mnist, sgd(0.1), 250, 64, 3e-5, "784-128-64-10, MNIST, SGD 0.1"),
     "CNN": Subject(
-        convolutional, cifar, sgd(0.05), 400, 32, 3e-5, "three convolutions, CIFAR-10, SGD 0.05"
+        convolutional, cifar, sgd(0.05), 250, 32, 3e-5, "three convolutions, CIFAR-10, SGD 0.05"
     ),
     "RNN": Subject(
         lambda: Recurrent(65),
@@ -207,7 +211,7 @@ def trained(cell: Cell, median: float | None) -> dict[str, Any]:
     """Train and measure one cell."""
     name, clip, sparsity, penalty, seed = cell
     subject = SUBJECTS[name]
-    train, test = DATASETS.setdefault(subject.data, subject.data())
+    train, test = subject.data()
     torch.manual_seed(seed)
     net = subject.make()
     optimizer = subject.optimizer(net)
@@ -247,9 +251,6 @@ def trained(cell: Cell, median: float | None) -> dict[str, Any]:
         **sizes(net),
         "packed_test": accuracy(net, test),
     }
-
-
-DATASETS: dict[Any, tuple[Split, Split]] = {}
 
 
 def sizes(net: nn.Module) -> dict[str, Any]:
@@ -405,7 +406,7 @@ cost, does it generalise better? Here each question has a measured answer for fo
 written by `{command}`.
 
 **Scaled down**: parts of the data (6,000 images of MNIST, 4,000 of CIFAR-10, 200,000 characters of Shakespeare),
-networks of 20 to 110 thousand weights, 300 to 400 steps, {seeds} seed(s); in all {seconds:.0f} s of one processor.
+networks of 20 to 110 thousand weights, 200 to 250 steps, {seeds} seed(s); in all {seconds:.0f} s of one processor.
 Large networks that train long lose less by pruning, and more by spikes that are not clipped. A limit is the median
 norm of the same training without a clip, or a tenth of it.
 

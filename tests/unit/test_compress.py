@@ -321,7 +321,15 @@ def test_any_network_gets_smaller_and_its_file_too(
     }
 
 
-def test_a_network_whose_code_does_not_allow_it_goes_on_unshrunk(tmp_path: Path) -> None:
+def test_a_network_whose_code_does_not_allow_it_goes_on_unshrunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from karikomi.torch.tasks.runner import TorchRunner
+
+    def quantized(*_: Any, **__: Any) -> Any:
+        raise Unsupported("not here: of so small a network the dense one has the smallest file")
+
+    monkeypatch.setattr(TorchRunner, "quantized", quantized)
     task = _task(model=functools.partial(_Sized, literal=True), recipe=SHORT)
     result = _run(task, tmp_path / "out", max_drop=1.0)
     assert result["verified"] and result["shrink"]["removed"] == 0
@@ -518,7 +526,7 @@ def _words() -> Data:
 
 
 def test_what_cannot_be_pruned_is_quantized_and_packed_and_named(tmp_path: Path) -> None:
-    short = dataclasses.replace(RECIPE, train_epochs=2)
+    short = dataclasses.replace(RECIPE, train_epochs=2, rates=())
     task = _task(model=_Text, data=_words, recipe=short)
     result = _run(task, tmp_path / "out", max_drop=1.0)
     assert [row["what"] for row in result["candidates"]] == ["8 bits per channel"]
@@ -549,7 +557,8 @@ def test_frozen_weights_are_left_alone_by_name(tmp_path: Path) -> None:
         made[0].requires_grad_(False)
         return made
 
-    result = _run(_task(model=half), tmp_path / "out", max_drop=1.0)
+    recipe = dataclasses.replace(RECIPE, rates=())
+    result = _run(_task(model=half, recipe=recipe), tmp_path / "out", max_drop=1.0)
     assert result["left_alone"] == {"0.weight": "frozen: it requires no gradient"}
     assert {row["name"]: row["quantizer"] for row in result["tensors"]}["0.weight"] != "none"
     assert kk.load(result["file"])["0.weight"].all(), "nothing of it was pruned"

@@ -108,23 +108,29 @@ def test_the_same_call_resumes(whole: tuple[Any, Path, Any]) -> None:
     }
 
 
-def _task(data: Data) -> Task:
-    return Task(name="t", model=network, data=lambda: data, framework="keras")
+def _noisy() -> Any:
+    inner = network()
+    hidden = keras.layers.Dropout(0.3, name="noise")(inner.get_layer("hidden").output)
+    net = keras.Model(inner.inputs, inner.get_layer("head")(hidden), name="net")
+    net.compile("adam", "sparse_categorical_crossentropy")
+    return net
+
+
+def _task(data: Data, model: Any = network) -> Task:
+    return Task(name="t", model=model, data=lambda: data, framework="keras")
 
 
 def test_training_continues_from_a_checkpoint_as_without_a_stop(tmp_path: Path) -> None:
     split = Split(*pairs(100, 0))
     data = Data(split, split, split)
-    runner = kk.keras.runner_for(_task(data), data, seed=0)
+    runner = kk.keras.runner_for(_task(data, _noisy), data, seed=0)
     fresh = runner.fresh()
-    coded = None
     phase = Phase(
         stage="p",
         epochs=2,
         learning_rate=0.01,
         clip=kk.clip.ByGlobalNorm(1.0),
         sparsity=0.5,
-        coded=coded,
     )
     with kk.record.Recorder(tmp_path / "a.jsonl") as recorder:
         straight = runner.train(fresh, phase)

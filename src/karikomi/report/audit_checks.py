@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
-from karikomi.report.attribution_maps import map_pairs, word_pairs
 from karikomi.report.bars import Dots, dot_chart
 from karikomi.report.drawing import Axis, drawn
+from karikomi.report.explanation_section import explanation_section
 from karikomi.report.page import Chart, Part, Points, Section, Table, Words
 from karikomi.report.result_checks import named, records, table
 from karikomi.report.wording import axis_unit, count, number, percent, plain, scaled, score
@@ -37,7 +35,7 @@ def check_sections(result: Mapping[str, Any]) -> dict[str, Section]:
         "corruptions": _corruptions(table(result.get("corruptions")), metric),
         "attack": _attack(table(result.get("attack")), metric),
         "calibration": _calibration(table(result.get("calibration"))),
-        "explanation": _explanation(table(result.get("explanation"))),
+        "explanation": explanation_section(table(result.get("explanation"))),
     }
     return {name: section for name, section in made.items() if section is not None}
 
@@ -224,57 +222,3 @@ def _layers(rows: _Rows, metric: str) -> Section | None:
     if len(rows) > len(shown):
         note += f" The first {len(shown)} of {len(rows)}."
     return Section("Layers", [Table("Layers", columns, cells, strong=strong, note=note)])
-
-
-def _explanation(found: Mapping[str, Any]) -> Section | None:
-    measures = table(found.get("measures"))
-    if not measures:
-        return None
-    names = {"cosine": "cosine", "rank": "rank correlation", "top": "overlap of the top tenth"}
-    rows = [
-        Dots(
-            words,
-            [
-                number(table(measures.get(key)).get(part))
-                for part in ("networks", "floor", "ceiling")
-            ],
-        )
-        for key, words in names.items()
-    ]
-    svg = drawn(
-        lambda: dot_chart(
-            "Do both look at the same inputs?",
-            "Marks: agreement of the attributions of both networks, of unrelated networks (floor), and of the method"
-            " with itself (ceiling).",
-            ("both networks", "floor: unrelated", "ceiling: the method itself"),
-            rows,
-            axis=Axis("agreement"),
-        )
-    )
-    place = number(table(measures.get("cosine")).get("place"))
-    text = (
-        f"{named(found.get('method')).capitalize()} of what the network before predicts, {count(found.get('examples'))}"
-        f" examples. On the way from unrelated (0) to the same (1) the two networks are at {plain(place, 2)}."
-    )
-    parts: list[Part] = [Words(text), Chart("Do both look at the same inputs?", svg)]
-    shown = records(found.get("shown"), "shown", where="audit")
-    draw = word_pairs if found.get("method") == "occlusion" else map_pairs
-    if draw(shown) is not None:
-        note = "Those that agree least first: the input, then what counts for (blue) and against (orange)."
-        parts.append(Chart("Examples", drawn(lambda: draw(shown) or Markup("")), note))
-    classes = records(found.get("classes"), "classes", where="audit")
-    if classes:
-        order = sorted(classes, key=lambda row: number(row.get("cosine")) or 0.0)
-        cells = [
-            (
-                named(row.get("class")),
-                count(row.get("examples")),
-                plain(row.get("cosine"), 3),
-                plain(row.get("others"), 3),
-                plain(row.get("p"), 2),
-            )
-            for row in order[:_LISTED]
-        ]
-        columns = ("predicted class", "examples", "cosine", "others", "p")
-        parts.append(Table("Agreement by class", columns, cells))
-    return Section("What the networks look at", parts)

@@ -23,15 +23,19 @@ USUAL = ("safetensors", "keras")
 """The forms that are written unless others are asked for: those that take no time."""
 
 
-def wanted_forms(runner: Runner, names: str | Iterable[str] | None) -> tuple[str, ...]:
+def wanted_forms(
+    runner: Runner, names: str | Iterable[str] | None, *, integers: bool = False
+) -> tuple[str, ...]:
     """Return the names of the forms to write: those that were asked for, or the usual ones.
 
-    `names`: a sequence, or one text with commas; ``"all"``: every form of the framework. Raises `UnknownName`, and
+    `names`: a sequence, or one text with commas; ``"all"``: every form of the framework. `integers`: whether a search
+    for integer kernels leaves their file too, where its packages are installed. Raises `UnknownName`, and
     `Unavailable` with the line that installs what is missing, before any work.
     """
     known = runner.forms()
     if names is None:
-        return tuple(name for name in known if name in USUAL)
+        usual = (*USUAL, "int8") if integers else USUAL
+        return tuple(n for n, form in known.items() if n in usual and not missing(form))
     given = names.split(",") if isinstance(names, str) else list(names)
     stripped = dict.fromkeys(name.strip() for name in given if name.strip())
     if list(stripped) == ["all"]:

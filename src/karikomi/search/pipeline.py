@@ -163,7 +163,9 @@ def _compressed(
 ) -> Compressed:
     task, content = request.task, request.content
     runner = registry.framework(task.framework).runner_for(task, content, seed=request.seed)
-    request = dataclasses.replace(request, forms=wanted_forms(runner, export))
+    request = dataclasses.replace(
+        request, forms=wanted_forms(runner, export, integers=request.integers)
+    )
     if not os.path.exists(path / "run.json"):  # noqa: PTH110  (a folder that cannot be read has none)
         if request.weights is not None:
             check_dense(task, runner, request.weights, content.validation)

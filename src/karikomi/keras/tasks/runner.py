@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -260,11 +262,11 @@ class KerasRunner:
     def untrained(self) -> Any:
         """Return the task's network as its code makes it."""
         where, what = f"task {self._task.name}", "the task's model function raised"
-        keras.utils.set_random_seed(self._seed % 2**31)
         make = self._task.model
         if isinstance(make, str):
             raise InvalidArgument("no built-in network of Keras", where=where, got=make)
-        model = called(make, what, where=where)
+        with _seeded(self._seed):
+            model = called(make, what, where=where)
         if not isinstance(model, keras.Model):
             raise InvalidArgument(
                 "the model is not a Keras model", where=where, got=type(model).__name__
@@ -380,6 +382,18 @@ class KerasRunner:
 def runner_for(task: Task, data: Data, *, seed: int) -> KerasRunner:
     """Return the runner of a task."""
     return KerasRunner(task, data, seed=seed)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed what layers draw their weights from, and put back the generators of Python and NumPy."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        keras.utils.set_random_seed(seed % 2**31)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _given(inputs: Inputs) -> Any:

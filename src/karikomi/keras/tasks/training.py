@@ -55,7 +55,6 @@ class KerasTraining:
         self._batches = max(len(data.train) // self._size, 1)
         steps = self._batches * phase.epochs
         self._optimizer = _optimizer(phase, steps)
-        keras.utils.set_random_seed(_seed32(seed, phase.stage))
         model.compile(optimizer=self._optimizer, loss=loss, run_eagerly=False)
         self._optimizer.build(model.trainable_variables)
         self._schedule = _schedule(phase, steps)
@@ -73,7 +72,7 @@ class KerasTraining:
         generator = np.random.default_rng(
             [self._seed, zlib.crc32(self._phase.stage.encode()), self._epoch]
         )
-        keras.utils.set_random_seed(int(generator.integers(2**31)))
+        self._seed_noise(generator)
         order, losses = generator.permutation(len(self._data.train)), []
         for number in range(self._batches):
             some = self._data.train.take(order[number * self._size : (number + 1) * self._size])
@@ -152,6 +151,13 @@ class KerasTraining:
             for name, shared in self._shared.items():
                 named[name].assign(shared.settled(on_host(named[name])))
 
+    def _seed_noise(self, generator: np.random.Generator) -> None:
+        """Let dropout and other noise of an epoch depend on the epoch alone, so that it can be repeated."""
+        for variable in self._model.variables:
+            if variable.name == "seed_generator_state":
+                drawn = generator.integers(0, 2**31, tuple(variable.shape))
+                variable.assign(drawn.astype(keras.backend.standardize_dtype(variable.dtype)))
+
     def _facts(self, loss: float) -> dict[str, Any]:
         place = {"stage": self._phase.stage, "epoch": self._epoch}
         return {**place, "loss": loss, "sparsity": self._masks.sparsity if self._masks else 0.0}
@@ -203,7 +209,3 @@ def _schedule(phase: Phase, total: int) -> Gradual | None:
         return None
     ramp = max(total // 2, 2)
     return Gradual(phase.sparsity, steps=(1, ramp), every=max(ramp // 40, 1), initial=phase.initial)
-
-
-def _seed32(seed: int, stage: str) -> int:
-    return int(np.random.default_rng([seed, zlib.crc32(stage.encode())]).integers(2**31))
