@@ -127,6 +127,15 @@ class Runner:
     def input_gradients(self, arrays: Any, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return np.ones_like(inputs)
 
+    def forms(self) -> dict[str, Any]:
+        return {}
+
+    def costs(self, arrays: dict[str, np.ndarray], examples: int) -> dict[str, int | None]:
+        return {"parameters": sum(array.size for array in arrays.values()), "memory": None}
+
+    def times(self, before: Any, after: Any, examples: int) -> list[tuple[float, float]]:
+        return [(4.0, 2.0), (6.0, 3.0), (5.0, 2.5)]
+
 
 def split(size: int) -> Split:
     # Whole numbers: without noise, that would change which example is which.
@@ -369,7 +378,7 @@ def test_the_steps_of_all_stages_are_counted(made: dict[str, Any]) -> None:
     # 2 epochs of training, 3 rungs, 3 codebooks; 3 steps each.
     clip = {key: made["clip"][key] for key in ("steps", "clipped", "skipped")}
     assert clip == {"steps": 24, "clipped": 8, "skipped": 2}
-    assert made["clip"]["rule"] == "ByGlobalNorm(limit=1.0)"
+    assert made["clip"]["rule"] == "ByGlobalNorm(limit=1.0, norm=2.0)"
     assert made["environment"] == {"python": "3.x", "threads": 3, "changed": []}
     assert json.loads((Path(made["file"]).parent / "result.json").read_text()) == made
 
@@ -643,6 +652,22 @@ def test_a_network_that_is_not_faster_is_said_first() -> None:
     assert page.tiles["to run"] == ("✗ not faster", "2 → 1.95 ms")
     # The lead, the budget, and then this.
     assert page.sentences[2] == "Running it: Not faster (2 -> 1.95 ms): why."
+
+
+def test_times_in_turn_are_the_only_ones(made: dict[str, Any]) -> None:
+    assert (made["ms_before"], made["ms_after"]) == (5.0, 2.5)
+    page = Page(report.compress_page(made, []))
+    assert page.tiles["to run"] == ("✓ 2x as fast", "5 → 2.5 ms")
+    assert "Running it: 2.00x as fast (2.00 to 2.00): 5.00 -> 2.50 ms." in page.sentences
+
+
+@pytest.mark.parametrize(
+    ("low", "tile"), [(1.01, "✓ 1.2x as fast"), (1.0, "✗ not faster"), (0.9, "✗ not faster")]
+)
+def test_faster_is_what_an_interval_above_one_shows(low: float, tile: str) -> None:
+    timed = {"ms_before": 3.0, "ms_after": 2.0, "faster": 1.2, "low": low, "high": 1.3}
+    page = Page(report.compress_page(RESULT | {"timed": [timed]}, []))
+    assert page.tiles["to run"] == (tile, "3 → 2 ms")
 
 
 def test_the_reason_why_nothing_was_shrunk_is_on_the_page() -> None:

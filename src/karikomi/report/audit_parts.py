@@ -72,7 +72,7 @@ def limits_sentence(result: Mapping[str, Any]) -> str:
     """Return what so many examples can and cannot show: the interval of the drop, and the least drop of a class.
 
     >>> rows = [{"class": "3", "least_drop": 0.012}, {"class": "9", "least_drop": 0.025}]
-    >>> limits_sentence({"outcomes": {"drop_interval": [-0.004, 0.004]}, "classes": rows})[-66:]
+    >>> limits_sentence({"outcomes": {"drop_interval": [-0.004, 0.004]}, "classes": rows})[-65:]
     'of a class a drop of less than 1.2 to 2.5 points cannot be shown.'
     """
     low, high = table(result.get("outcomes")).get("drop_interval") or (None, None)

@@ -111,7 +111,7 @@ def _promise(result: Mapping[str, Any]) -> Section:
     if proof := certificate_sentence(result):
         status = table(result["certificate"]).get("status")
         parts.append(Words(f"Certificate, {proof}.", warning=status == "not certified"))
-    if verdict := table(result.get("shrink")).get("verdict"):
+    if verdict := result.get("running") or table(result.get("shrink")).get("verdict"):
         parts.append(
             Words(f"Running it: {named(verdict)}", warning=not speed(result).startswith("✓"))
         )

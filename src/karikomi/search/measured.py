@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,3 +66,30 @@ def paired_times(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "high": float(high),
         "pairs": len(times),
     }
+
+
+def running(result: Mapping[str, Any]) -> str:
+    """Return in words whether the chosen network is faster: what an interval above 1 shows; else the reason.
+
+    >>> timed = paired_times([(4.0, 2.0), (8.0, 4.0), (5.0, 2.5)])
+    >>> running({"timed": [timed], "ms_before": 5.0, "ms_after": 2.5, "shrink": {}})
+    '2.00x as fast (2.00 to 2.00): 5.00 -> 2.50 ms.'
+    >>> same = paired_times([(1.0, 1.0), (2.0, 2.0)])
+    >>> why = {"reason": "no unit was removed"}
+    >>> running({"timed": [same], "ms_before": 1.5, "ms_after": 1.5, "shrink": why})
+    'Not faster, 1.00x as fast (1.00 to 1.00): 1.50 -> 1.50 ms: no unit was removed.'
+    """
+    timed, before, after = result["timed"][-1], result["ms_before"], result["ms_after"]
+    times = f"{_digits(before)} -> {_digits(after)} ms"
+    if (before, after) != (timed["ms_before"], timed["ms_after"]):
+        return (
+            f"{before / after:.2f}x as fast in ONNX Runtime, whose integer kernels run it: {times}."
+        )
+    ratio = f"{timed['faster']:.2f}x as fast ({timed['low']:.2f} to {timed['high']:.2f})"
+    if timed["low"] > 1:
+        return f"{ratio}: {times}."
+    return f"Not faster, {ratio}: {times}: {result['shrink'].get('reason', 'no unit was removed')}."
+
+
+def _digits(milliseconds: float) -> str:
+    return f"{milliseconds:.3g}" if milliseconds < 1 else f"{milliseconds:.2f}"

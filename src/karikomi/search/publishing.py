@@ -19,7 +19,7 @@ from karikomi.search.driver import Finished, Proposal
 from karikomi.search.folder import Folder
 from karikomi.search.forms_written import forms_written
 from karikomi.search.lock import AFRESH
-from karikomi.search.measured import measured
+from karikomi.search.measured import measured, running
 from karikomi.search.model_card import NAME, command_of, model_card
 from karikomi.search.result import clip_summary, describe
 from karikomi.search.search_outcome import Candidate, SearchOutcome, outcome_of
@@ -74,6 +74,11 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
         "command": command_of(request),
         "source": _source(request),
     }
+    result["running"] = running(result)
+    if "widths_before" in result["shrink"]:
+        # Times in turn of the chosen file, in place of those of its shrink.
+        times = {key: result[key] for key in ("ms_before", "ms_after")}
+        result["shrink"] |= {**times, "verdict": result["running"]}
     result["warnings"] += _warnings(request, runner, outcome, run.latency.notes)
     if shared := certificate.get("also_in_validation"):
         result["warnings"].append(

@@ -83,11 +83,16 @@ class ShrinkReport:
         ratio = self.ms_before / self.ms_after
         if ratio >= FASTER:
             return f"{ratio:.2f}x faster: {self.ms_before:.2f} -> {self.ms_after:.2f} ms."
-        return f"Not faster ({times}): {self._reason()}."
+        return f"Not faster ({times}): {self.reason}."
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as plain values, for JSON."""
-        return {**asdict(self), "removed": self.removed, "verdict": self.verdict}
+        return {
+            **asdict(self),
+            "removed": self.removed,
+            "verdict": self.verdict,
+            "reason": self.reason,
+        }
 
     def __str__(self) -> str:
         """Return the account as text: whether it is faster, the costs, the layers, and the reasons."""
@@ -118,7 +123,9 @@ class ShrinkReport:
             lines += ["", title, *(f"  {row}" for row in _first(rows, "more"))] if rows else []
         return "\n".join(line.rstrip() for line in lines)
 
-    def _reason(self) -> str:
+    @property
+    def reason(self) -> str:
+        """Why it is no faster, where it is not."""
         if not self.removed:
             reasons = list(dict.fromkeys({**self.frozen, **self.left_alone}.values()))
             why = f" ({'; '.join(reasons[:2])})" if reasons else ""
