@@ -1,6 +1,6 @@
 """The same sweep with one process and with two, one of them killed, then all: ``python benchmarks/sweep_workers.py``.
 
-Twenty settings of `digits` (ten limits, two sparsities). Printed: whether the results are equal to the bit, times
+Twenty settings of `digits` (ten limits, two learning rates). Printed: whether the results are equal to the bit, times
 excepted, after a worker and then the whole sweep were ended by SIGKILL and the same command went on; and the
 wall-clock time of the runs with two workers over that with one. On a machine without two free cores the second
 figure shows the machine.
@@ -26,7 +26,16 @@ PROGRAM = "from karikomi.cli.app import main; main(prog_name='karikomi')"
 
 def command(out: Path, workers: int, given: argparse.Namespace) -> list[str]:
     """Return the command of a sweep."""
-    options = ["--limits", LIMITS, "--sparsities", "0,0.9", "--epochs", str(given.epochs)]
+    options = [
+        "--limits",
+        LIMITS,
+        "--sparsities",
+        "0",
+        "--rates",
+        "0.001,0.004",
+        "--epochs",
+        str(given.epochs),
+    ]
     options += ["--seeds", str(given.seeds), "--workers", str(workers), "--out", str(out)]
     return [sys.executable, "-c", PROGRAM, "sweep", "digits", *options, "--quiet"]
 

@@ -218,9 +218,11 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     kk.clip.Normalize: {"limit": 1.0, "gamma": 0.01, "per": "global"},
     kk.clip.Quantile: {"quantile": 0.9, "window": 100, "warmup": 20},
     kk.clip.Recommended: {
-        "sigma": 6.0,
+        "sigma": 3.0,
         "least": 3.0,
         "most": 10.0,
+        "tail": 1.75,
+        "heavy": 0.7,
         "warmup": 32,
         "every": 10_000,
     },

@@ -102,9 +102,9 @@ def advise(
     (``norm``, ``loss``, ``lr``, ``factor``, ``loss_scale``, ``step``) -> name of its column or key, where that is not
     one of the usual ones. `stage`: of a record with stages, by default its first.
 
-    The limit is that of `kk.clip.Recommended`: ``median * e^(6 sd)`` of the norms of the last half, between 3 and 10
-    medians. The replay is open loop: the run would have changed. Causes are suspicions by rules with
-    their numbers; `benchmarks/post_mortem.py` measures how often they are right.
+    The limit is that of `kk.clip.Recommended`: ``median * e^(3 sd)`` of the norms of the last half, between 3 and 10
+    medians, or 0.7 medians where large norms are frequent. The replay is open loop: the run would have changed. Causes
+    are suspicions by rules with their numbers; `benchmarks/post_mortem.py` measures how often they are right.
 
     Raises `BadFile` for a file that cannot be read, is of no known format, or has neither norms nor losses,
     `UnknownName` for a column or stage that is not there, `InvalidArgument` for other arguments.

@@ -30,7 +30,8 @@ class Limit:
     """A recommended limit on the global norm, and what it follows from.
 
     `value`: in units of the norm. `median`, `mean`: of the norms that it was estimated from, `count` of them,
-    steps `first` to `last`. `spread`: robust standard deviation of their logarithms. `drift`: the median norm of
+    steps `first` to `last`. `spread`: robust standard deviation of their logarithms. `tail`: how far the
+    95th percentile is from the median, over what the spread lets expect. `drift`: the median norm of
     the last third over that of the first. `reason`: one line. `confidence`: ``good``, ``fair`` or
     ``poor``, with `doubts`.
     """
@@ -39,6 +40,7 @@ class Limit:
     median: float
     mean: float
     spread: float
+    tail: float
     count: int
     first: int
     last: int
@@ -98,8 +100,9 @@ def recommended(run: Recorded, signals: Signals, rule: Recommended) -> Limit | N
     if len(quiet) < 8:
         return None
     rows = quiet[len(quiet) // 2 :]
-    median, spread = (float(value) for value in typical(gathered(norms[rows]), xp=np))
-    value = float(rule.limit_of(np.asarray(median), np.asarray(spread), xp=np))
+    found = typical(gathered(norms[rows]), xp=np)
+    value = float(rule.limit_of(*map(np.asarray, found), xp=np))
+    median, spread, tail = map(float, found)
     thirds = np.array_split(norms[quiet], 3)
     drift = float(np.median(thirds[-1]) / np.median(thirds[0]))
     doubts = _doubts(run, len(rows), drift)
@@ -108,11 +111,12 @@ def recommended(run: Recorded, signals: Signals, rule: Recommended) -> Limit | N
         median=median,
         mean=float(norms[rows].mean()),
         spread=spread,
+        tail=tail,
         count=len(rows),
         first=int(run.steps[rows[0]]),
         last=int(run.steps[rows[-1]]),
         drift=drift,
-        reason=rule.reason(value, median, spread),
+        reason=rule.reason(value, median, spread, tail),
         confidence=("good", "fair", "poor")[min(len(doubts), 2)],
         doubts=doubts,
     )

@@ -13,6 +13,11 @@ from karikomi.errors import InvalidArgument
 from karikomi.registry import register
 from karikomi.rule import Array, Decision, Namespace, Quantity, Scope, State, leave, shrink_to
 
+_FOUND = ("limit", "median", "spread", "tail")
+_Q95 = 1.644853626951
+_LEAST_SPREAD = 0.01
+"""Log norms that vary less are within one bin of the histogram."""
+
 _COUNTED = ("counts", "first", "smallest", "largest")
 QUARTILES = (
     2.0 * 0.674489750196
@@ -21,8 +26,8 @@ QUARTILES = (
 
 @register(
     "clip",
-    formula="g = g * min(1, limit / |g|), limit = median * e^(sigma * sd), from `least` to `most` medians; "
-    "median, sd: of log |g| in the last half of the steps, robust",
+    formula="g = g * min(1, limit / |g|), limit = median * e^(sigma * sd), from `least` to `most` medians, or `heavy` "
+    "medians where large norms are frequent; median, sd: of log |g| in the last half of the steps, robust",
     source="Pascanu, Mikolov and Bengio 2013, On the difficulty of training RNNs (the range of limits)",
 )
 @dataclass(frozen=True, slots=True)
@@ -30,12 +35,15 @@ class Recommended:
     """Clip by global norm at a limit that is estimated from the run: far above usual norms, below explosions.
 
     ``log limit = m + clamp(sigma * s, log least, log most)`` with ``m`` the median and ``s`` the robust standard
-    deviation, ``(q75 - q25) / 1.349``, of the logarithms of the global norms. Estimated after `warmup` accepted
+    deviation, ``(q75 - q25) / 1.349``, of the logarithms of the global norms; but ``limit = heavy * median`` where
+    large norms are frequent, ``q95 - m > tail * 1.645 s`` (1 for a normal distribution): then there is no gap between
+    usual norms and those to hold, and every step is made of about the same length. Estimated after `warmup` accepted
     steps, then again each time their number has doubled, at the latest every `every` steps, from
     the norms since the estimate before: so the limit follows norms that fall. Multiplying the loss by a
     constant changes no decision.
 
-    `sigma`: > 0, in standard deviations of log norms. `least`, `most`: >= 1, in medians, ``least <= most``.
+    `sigma`: > 0, in standard deviations of log norms. `least`, `most`: >= 1, in medians, ``least <= most``. `tail`:
+    >= 1; with infinity norms are never taken as heavy-tailed. `heavy`: > 0, in medians.
     `warmup`: >= 2 accepted steps, in which nothing is clipped: chain it with a fixed limit,
     ``Chain(Recommended(), ByGlobalNorm(cap))``, if the first steps may explode. `every`: >= `warmup`. Raises
     `InvalidArgument` for numbers out of range. `explain` says what was picked and why.
@@ -53,14 +61,17 @@ class Recommended:
     limit 3 = 3 x the median norm 1 of the last estimate: 3 sd of log norms (0.0431) are 1.14 x, below the least, 3 x
 
     Source: Pascanu, Mikolov and Bengio 2013, section 3.2: limits from half to ten times the average norm
-    converge. Choices: the upper part of this range, where a clip only acts on outliers; where in it
-    is decided by the spread of the run; medians, which explosions do not move.
+    converge. Choices: the upper part of this range, where a clip only acts on outliers, and its lower end where
+    outliers are frequent (more than about one step in twenty), by what `benchmarks/closed_loop.py` measured; medians,
+    which explosions do not move.
     """
 
     sigma: float = 3.0
     _: KW_ONLY
     least: float = 3.0
     most: float = 10.0
+    tail: float = 1.75
+    heavy: float = 0.7
     warmup: int = 32
     every: int = 10_000
 
@@ -77,6 +88,10 @@ class Recommended:
             "sigma": check_number(self.sigma, "sigma", where=where, low=0.0, open_low=True),
             "least": least,
             "most": check_number(self.most, "most", where=where, low=least),
+            "tail": math.inf
+            if self.tail == math.inf
+            else check_number(self.tail, "tail", where=where, low=1.0),
+            "heavy": check_number(self.heavy, "heavy", where=where, low=0.0, open_low=True),
             "warmup": warmup,
             "every": check_count(self.every, "every", where=where, low=warmup),
         }
@@ -86,7 +101,7 @@ class Recommended:
     def init(self, like: Array, *, xp: Namespace) -> State:
         """Return an empty histogram, no limit, and the number of norms after which there is one."""
         nothing = xp.sum(xp.zeros_like(like))
-        known = dict.fromkeys(("limit", "median", "spread", "seen"), nothing)
+        known = dict.fromkeys((*_FOUND, "seen"), nothing)
         return {**histogram.begin(like, xp=xp), **known, "due": nothing + self.warmup}
 
     def decide(
@@ -105,9 +120,9 @@ class Recommended:
         counted = histogram.count(counted, xp.max(norms), taught, xp=xp)
         seen = xp.where(taught, state["seen"] + 1, state["seen"])
         renewed = taught & (seen >= state["due"])
-        median, spread = typical(counted, xp=xp)
-        limit = self.limit_of(median, spread, xp=xp)
-        found = {"limit": limit, "median": median, "spread": spread}
+        median, spread, tail = typical(counted, xp=xp)
+        limit = self.limit_of(median, spread, tail, xp=xp)
+        found = {"limit": limit, "median": median, "spread": spread, "tail": tail}
         due = state["due"]
         later = due + xp.minimum(due, self.every * xp.ones_like(due))
         return Decision(factor, None, leave(xp)), {
@@ -117,12 +132,15 @@ class Recommended:
             "due": xp.where(renewed, later, due),
         }
 
-    def limit_of(self, median: Array, spread: Array, *, xp: Namespace) -> Array:
-        """Return the limit for a median norm and a spread of log norms, 0-d arrays; 0 for a median of 0."""
+    def limit_of(self, median: Array, spread: Array, tail: Array, *, xp: Namespace) -> Array:
+        """Return the limit for a median norm, spread and tail of log norms, 0-d arrays; 0 for a median of 0."""
         ones = xp.ones_like(median)
         # In units of the median; clamped before `exp`, which a large spread would overflow.
         low, high = math.log(self.least) * ones, math.log(self.most) * ones
-        return median * xp.exp(xp.minimum(xp.maximum(self.sigma * spread, low), high))
+        above = xp.exp(xp.minimum(xp.maximum(self.sigma * spread, low), high))
+        if self.tail == math.inf:
+            return median * above
+        return median * xp.where(tail > self.tail, self.heavy * ones, above)
 
     def explain(self, state: Mapping[str, Any] | None) -> str:
         """Return what was picked and why, from a state: of `clip_`, or ``handle.state_dict()["clip"]``.
@@ -130,16 +148,23 @@ class Recommended:
         Raises `InvalidArgument` for the state of another rule.
         """
         found = {} if state is None else {str(k).removeprefix("rule."): v for k, v in state.items()}
-        if found and not {"limit", "median", "spread", "seen"} <= found.keys():
+        if found and not {*_FOUND, "seen"} <= found.keys():
             raise InvalidArgument("not a state of this rule", where="Recommended.explain")
-        limit, median, spread = (float(found.get(k, 0)) for k in ("limit", "median", "spread"))
+        limit, median, spread, tail = (float(found.get(k, 0)) for k in _FOUND)
         if limit == 0.0:
             seen = int(float(found.get("seen", 0)))
             return f"no limit yet: {seen} of {self.warmup} norms of the warm-up are known"
-        return self.reason(limit, median, spread)
+        return self.reason(limit, median, spread, tail)
 
-    def reason(self, limit: float, median: float, spread: float) -> str:
-        """Return one line that derives a limit from the median and the spread."""
+    def reason(self, limit: float, median: float, spread: float, tail: float) -> str:
+        """Return one line that derives a limit from the median, the spread and the tail."""
+        head = f"limit {limit:.3g} = {limit / median:.3g} x the median norm {median:.3g} of the last estimate"
+        if tail > self.tail:
+            reach = math.exp(min(tail * _Q95 * spread, 700.0))
+            return (
+                f"{head}: large norms are frequent (one in twenty is above {reach:.3g} x the median, {tail:.2g} times "
+                f"as far as their spread lets expect), so the limit is below the median"
+            )
         wanted = self.sigma * spread
         ratio = f"{math.exp(wanted):.3g} x" if wanted < 20.0 else f"e^{wanted:.3g} x"
         why = f"{self.sigma:g} sd of log norms ({spread:.3g}) are {ratio}"
@@ -147,17 +172,23 @@ class Recommended:
             why += f", below the least, {self.least:g} x"
         elif wanted > math.log(self.most):
             why += f", above the most, {self.most:g} x"
-        return (
-            f"limit {limit:.3g} = {limit / median:.3g} x the median norm {median:.3g} of the last "
-            f"estimate: {why}"
-        )
+        return f"{head}: {why}"
 
 
-def typical(counted: State, *, xp: Namespace) -> tuple[Array, Array]:
-    """Return the median norm and the robust standard deviation of log norms in a histogram, 0-d arrays."""
-    low, median, high = (histogram.quantile(counted, q, xp=xp) for q in (0.25, 0.5, 0.75))
+def typical(counted: State, *, xp: Namespace) -> tuple[Array, Array, Array]:
+    """Return the median norm, and of log norms the robust standard deviation and the tail, 0-d arrays.
+
+    The tail is the distance from the median to the 95th percentile over that of a normal distribution of this standard
+    deviation; 1 where they do not vary.
+    """
+    low, median, high, top = (
+        histogram.quantile(counted, q, xp=xp) for q in (0.25, 0.5, 0.75, 0.95)
+    )
     ones = xp.ones_like(median)
     usable = (low > 0) & (high > 0)
-    # The quotient of the two could overflow where their logarithms do not.
-    logs = [xp.log(xp.where(usable, value, ones)) for value in (high, low)]
-    return median, (logs[0] - logs[1]) / QUARTILES
+    # The quotients could overflow where their logarithms do not.
+    logs = [xp.log(xp.where(usable, value, ones)) for value in (low, median, high, top)]
+    spread = (logs[2] - logs[0]) / QUARTILES
+    varies = spread > _LEAST_SPREAD
+    tail = (logs[3] - logs[1]) / xp.where(varies, _Q95 * spread, ones)
+    return median, spread, xp.where(varies, tail, ones)

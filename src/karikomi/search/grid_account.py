@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from karikomi.search.grid_answer import Group, bounds_of, looseness
+from karikomi.search.grid_answer import SweepGroup, bounds_of, looseness
 from karikomi.search.grid_noise import SIGN_FLIP_SEEDS
 from karikomi.tasks import Task
 from karikomi.tasks.metrics import is_share
@@ -15,7 +15,7 @@ _MOST = 6
 
 
 def answer_of(
-    task: Task, points: Sequence[Mapping[str, Any]], groups: Sequence[Group]
+    task: Task, points: Sequence[Mapping[str, Any]], groups: Sequence[SweepGroup]
 ) -> dict[str, Any]:
     """Return the answer: ``sentences`` for people, and the decisions of each group as plain values."""
     sentences: list[str] = []
@@ -34,7 +34,7 @@ def answer_of(
     return {"sentences": [*dict.fromkeys(sentences)], "groups": decisions}
 
 
-def account(task: Task, group: Group) -> list[str]:
+def account(task: Task, group: SweepGroup) -> list[str]:
     """Return the sentences of one group; the first has the chosen setting."""
     if group.chosen is None or group.best is None:
         return [f"every setting diverged in all of its {_runs(group.seeds)}"]
@@ -65,7 +65,7 @@ def group_label(point: Mapping[str, Any]) -> str:
     return f"sparsity {100 * point['sparsity']:.6g} %{bits}"
 
 
-def _headline(task: Task, group: Group) -> str:
+def _headline(task: Task, group: SweepGroup) -> str:
     name, best = (setting_name(group.points[p]) for p in (group.chosen or 0, group.best or 0))
     if group.seeds == 1:
         return f"{best} has the best validation {task.metric_name}"
@@ -79,14 +79,14 @@ def _headline(task: Task, group: Group) -> str:
     return f"{name} (the best; nothing looser is within one standard error of it)"
 
 
-def _values(task: Task, group: Group) -> str:
+def _values(task: Task, group: SweepGroup) -> str:
     point = group.points[group.chosen or 0]
     metric, of = task.metric_name, f"mean of {_runs(point['runs'])}"
     validation, test = (_score(point[key]["mean"], metric) for key in ("validation", "accuracy"))
     return f"On the validation split {metric} {validation}, on the test split {test}, {of}."
 
 
-def _noise(task: Task, group: Group) -> str:
+def _noise(task: Task, group: SweepGroup) -> str:
     if group.seeds == 1:
         return ""
     near = [p for p in group.noise if p != group.chosen]
@@ -106,7 +106,7 @@ def _noise(task: Task, group: Group) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _seeds(task: Task, group: Group) -> str:
+def _seeds(task: Task, group: SweepGroup) -> str:
     if group.seeds == 1:
         return (
             "Too few seeds: one shows no noise, so nothing is claimed; two give a standard error, "
@@ -125,7 +125,7 @@ def _seeds(task: Task, group: Group) -> str:
     return f"{text}."
 
 
-def _diverging(group: Group, place: int) -> str:
+def _diverging(group: SweepGroup, place: int) -> str:
     point = group.points[place]
     low, high = (f"{100 * end:.0f}" for end in point["diverged_interval"])
     total = point["runs"] + point["diverged"]
@@ -134,7 +134,7 @@ def _diverging(group: Group, place: int) -> str:
     return f"{name[0].upper()}{name[1:]} diverges in {times} (Wilson {low} to {high} %)."
 
 
-def _bound(task: Task, item: Mapping[str, Any], group: Group) -> str:
+def _bound(task: Task, item: Mapping[str, Any], group: SweepGroup) -> str:
     words = {"helps": "helps", "hurts": "makes it worse"}
     words |= {"within noise": "changes nothing beyond noise", "undecided": "cannot be judged"}
     place, free = group.points[item["place"]], group.points[item["without"]]
@@ -148,7 +148,7 @@ def _bound(task: Task, item: Mapping[str, Any], group: Group) -> str:
     return f"{text}: {sign}{_amount(item['gain'], task.metric_name)} of the validation split{p}."
 
 
-def _always_met(group: Group) -> list[str]:
+def _always_met(group: SweepGroup) -> list[str]:
     if len({group.points[p]["rate"] for p in group.places}) > 1:
         return []
     met = [
@@ -165,7 +165,7 @@ def _always_met(group: Group) -> list[str]:
     ]
 
 
-def _edge(group: Group) -> list[str]:
+def _edge(group: SweepGroup) -> list[str]:
     rates = sorted({group.points[p]["rate"] for p in group.places} - {None})
     chosen = group.points[group.chosen or 0]["rate"]
     if len(rates) < 2 or chosen not in (rates[0], rates[-1]):
@@ -174,7 +174,7 @@ def _edge(group: Group) -> list[str]:
     return [f"The rate of the chosen setting, {chosen:g}, is the {end} that was tried."]
 
 
-def _range(group: Group, places: Sequence[int]) -> str:
+def _range(group: SweepGroup, places: Sequence[int]) -> str:
     """Return ``0.1 to 10`` where the points are neighbours of an axis of limits alone, else nothing."""
     every = [group.points[p] for p in group.places]
     plain = {(point["rule"], point["bound"], point["rate"]) for point in every}
@@ -194,7 +194,7 @@ def every_limit(point: Mapping[str, Any]) -> float:
     return float("inf") if point["limit"] is None else point["limit"]
 
 
-def _names(group: Group, places: Sequence[int]) -> str:
+def _names(group: SweepGroup, places: Sequence[int]) -> str:
     return _listed([setting_name(group.points[p]) for p in places])
 
 

@@ -26,7 +26,7 @@ ALPHA = 0.05
 
 
 @dataclass(slots=True)
-class Group:
+class SweepGroup:
     """The points of one sparsity and one size of grid, which compete with each other.
 
     `places`: in the list of all points. `best`, `chosen`: None where every run diverged.
@@ -92,16 +92,16 @@ class Group:
         }
 
 
-def groups_of(task: Task, points: Sequence[Mapping[str, Any]]) -> list[Group]:
+def groups_of(task: Task, points: Sequence[Mapping[str, Any]]) -> list[SweepGroup]:
     """Return the decided groups of points, in the order of the points."""
     sign = 1.0 if task.direction == "max" else -1.0
     members: dict[tuple[Any, Any], list[int]] = {}
     for place, point in enumerate(points):
         members.setdefault((point["sparsity"], point["bits"]), []).append(place)
-    return [decided(Group(points, places, sign)) for places in members.values()]
+    return [decided(SweepGroup(points, places, sign)) for places in members.values()]
 
 
-def decided(group: Group) -> Group:
+def decided(group: SweepGroup) -> SweepGroup:
     """Return a group with its best, its chosen, and what is worse, within noise or diverging."""
     lost = {place: group.points[place]["diverged"] for place in group.places}
     fewest = min(lost.values())
@@ -126,7 +126,7 @@ def looseness(point: Mapping[str, Any]) -> tuple[float, bool]:
     return (-1.0 if point["rule"] is not None else limit), point["bound"] is None
 
 
-def bounds_of(group: Group) -> list[dict[str, Any]]:
+def bounds_of(group: SweepGroup) -> list[dict[str, Any]]:
     """Return whether each bound helps: against the same clip and rate without one, at those of the chosen setting."""
     if group.chosen is None:
         return []
