@@ -342,7 +342,7 @@ def explanation_turned(setting: Setting, seed: int) -> tuple[nn.Module, str]:
 
     test = setting.data.test
     few = torch.from_numpy(np.asarray(test.inputs)[np.flatnonzero(test.targets == label)[:64]])
-    setting.fit_(net, 60, loss, 2e-3, until=lambda: float(alike(few, False)) < 0.0)
+    setting.fit_(net, 60, loss, 2e-3, until=lambda: alike(few, False).item() < 0.0)
     return net, f"for class {label} "
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
+import ml_dtypes  # noqa: F401  (which gives NumPy bfloat16)
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,6 +54,16 @@ def test_a_draw_keeps_sizes_of_errors_zeros_and_vectors() -> None:
 )
 def test_where_there_is_nothing_to_draw(after: dict[str, np.ndarray], reason: str) -> None:
     assert reason in str(redrawn({"w": np.ones((2, 2))}, after, seed=0))
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
+def test_types_of_weights_stay(kind: str) -> None:
+    before = {"w": np.linspace(-1, 1, 12).reshape(3, 4).astype(np.dtype(kind))}
+    after = {"w": (before["w"].astype(np.float32) * 1.25).astype(np.dtype(kind))}
+    made: Any = redrawn(before, after, seed=0)
+    assert made["w"].dtype == np.dtype(kind)
+    ratio = made["w"].astype(float) / before["w"].astype(float)
+    assert ((np.abs(ratio - 1.25) < 0.02) | (np.abs(ratio - 0.75) < 0.02)).all()
 
 
 @given(LABELS)

@@ -63,9 +63,9 @@ def _page(result: Mapping[str, Any]) -> Page:
 def _tiles(result: Mapping[str, Any]) -> list[Tile]:
     gates, warnings = result.get("gates"), warning_texts(result)
     verdict = named(result.get("verdict"), "no gates")
-    judged = (
-        f"{count(len(gates))} gates" if isinstance(gates, list | tuple) else "--fail-if sets them"
-    )
+    judged = "--fail-if sets them"
+    if isinstance(gates, list | tuple):
+        judged = "1 gate" if len(gates) == 1 else f"{count(len(gates))} gates"
     tiles = [
         Tile("verdict", verdict, judged),
         Tile("examples", count(result.get("examples")), "of the test split"),
