@@ -268,6 +268,13 @@ def test_engines_that_keep_the_gradients_are_refused(wrapper: Any, name: str) ->
         kk.torch.attach(wrapper(sgd(model)), model)
 
 
+def test_the_optimizer_of_deepspeed_is_refused_by_name() -> None:
+    """As its class for ZeRO is called, which is no optimizer of torch's."""
+    engine = type("DeepSpeedOptimizer", (), {"__module__": "deepspeed.runtime.base_optimizer"})
+    with pytest.raises(Unsupported, match="DeepSpeed does not expose the gradients"):
+        kk.torch.attach(type("DeepSpeedZeroOptimizer", (engine,), {})(), network())
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

@@ -72,7 +72,9 @@ def test_bad_entries_of_sparse_gradients_are_zeros_of_theirs() -> None:
     outcome, _ = kk.torch.clip_(table, kk.clip.ByGlobalNorm(1.0), nonfinite="zero_entries")
     dense = table.weight.grad.to_dense()
     assert table.weight.grad.is_sparse and float(dense.norm()) == pytest.approx(1.0)
-    assert dense[3].tolist() == pytest.approx([0.0, 1 / 3], rel=1e-6) and outcome.nonfinite == ("weight",)
+    assert dense[3].tolist() == pytest.approx([0.0, 1 / 3], rel=1e-6) and outcome.nonfinite == (
+        "weight",
+    )
 
 
 def batch() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:

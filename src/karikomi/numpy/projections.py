@@ -80,8 +80,9 @@ def _threshold(vector: np.ndarray, total: float) -> float:
     """Return the t for which ``sum(max(vector - t, 0))`` is the total (Duchi et al. 2008, figure 1)."""
     falling = np.sort(vector)[::-1]
     excess = (np.cumsum(falling) - total) / np.arange(1, len(vector) + 1)
-    last = int(np.flatnonzero(falling > excess)[-1])
-    return float(excess[last])
+    # Beside entries that are huge the total is lost in rounding, and none is above its excess.
+    last = np.flatnonzero(falling > excess)
+    return float(excess[last[-1] if len(last) else 0])
 
 
 def _by_vectors(

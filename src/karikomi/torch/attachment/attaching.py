@@ -37,6 +37,7 @@ _WRAPPERS = {
 }
 _ENGINES = {
     "accelerate.utils.deepspeed.DeepSpeedOptimizerWrapper": "DeepSpeed",
+    "deepspeed.runtime.base_optimizer.DeepSpeedOptimizer": "DeepSpeed",
     "accelerate.utils.megatron_lm.MegatronLMOptimizerWrapper": "Megatron-LM",
 }
 

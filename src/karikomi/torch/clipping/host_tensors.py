@@ -227,7 +227,8 @@ class HostTensors:
                 self._scale_units_(place, name, tensor, factors)
             elif factors[0] != 1.0:
                 self.store(place, scale_(tensor, float(factors[0])))
-            elif limits is not None and numbers[part][0] > limits[part][0]:
+            elif limits is not None and not numbers[part][0] <= limits[part][0]:
+                # A number that is NaN is that of before its bad entries became zeros.
                 moments = self.second_moments(place) if kind is Kind.RELATIVE_PEAK else None
                 limit = float(limits[part][0]) * self._scale
                 self.store(place, clamp_(tensor, limit, moments))
