@@ -31,6 +31,7 @@ KINDS = (
     "prune",
     "score",
     "allocation",
+    "allocator",
     "pattern",
     "penalty",
     "quantizer",

@@ -2,7 +2,7 @@
 
 A rule is written as its fields plus its name: ``{"rule": "ByGlobalNorm", "limit": 1.0}``. A schedule
 may be given in place of a number: ``{"schedule": "Linear", "start": 1.0, "stop": 0.1, "steps": [0, 100]}``.
-A score or pattern with fields is such a table as well:
+A score, pattern or allocation with fields is such a table as well:
 ``{"rule": "OneShot", "sparsity": 0.5, "pattern": {"rule": "n:m", "keep": 2, "of": 4}}``.
 """
 
@@ -20,7 +20,12 @@ from karikomi.files import as_path
 from karikomi.rule import Composite, Quantity, Rule
 
 SCHEDULES = {cls.__name__: cls for cls in (schedule.Linear, schedule.Cubic, schedule.Stepwise)}
-OF_FIELDS = {"score": "score", "pattern": "pattern"}
+OF_FIELDS = {
+    "score": "score",
+    "pattern": "pattern",
+    "allocation": "allocator",
+    "others": "allocator",
+}
 """Field -> the kind of the objects in it; elsewhere there are clips and bounds."""
 
 T = TypeVar("T")

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.prune.allocations.allocation import Allocation, Pool, Tensor, allocate, least_left
+from karikomi.prune.allocations.allocation import (
+    Allocation,
+    Allocator,
+    Pool,
+    Tensor,
+    allocate,
+    least_left,
+)
 from karikomi.prune.layout import Coupled
 from karikomi.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
 from karikomi.prune.radix_threshold import NOTHING
@@ -163,9 +170,10 @@ class _Attempt:
         self._tensors = {name: self._facts(name, tensor) for name, tensor in scored.items()}
         self.items = sum(tensor.items for tensor in scored.values())
         # Of tensors without items no allocation is asked; all items of all are never requested.
-        self.floor = least_left(
-            request.allocation, {n: t for n, t in self._tensors.items() if t.items}
-        )
+        some = {n: t for n, t in self._tensors.items() if t.items}
+        own = request.allocation
+        self.low = own.fewest(some) if isinstance(own, Allocator) else 0
+        self.floor = least_left(own, some)
 
     def at(self, share: float) -> SelectionResult:
         """Return the masks with this share of the items gone."""
@@ -381,7 +389,7 @@ def _least(
     def left_by(count: int) -> float:
         return cost(attempt.at(count / attempt.items).masks)
 
-    low, high = 0, attempt.items - attempt.floor
+    low, high = attempt.low, attempt.items - attempt.floor
     above, least = left_by(low), left_by(high)
     if least > budget:
         raise Unsupported(

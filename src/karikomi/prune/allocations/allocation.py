@@ -67,6 +67,10 @@ class Allocator:
         """Return the pools, as a registered allocation does."""
         raise NotImplementedError
 
+    def fewest(self, tensors: Mapping[str, Tensor]) -> int:
+        """Return how many items go at the smallest share that can be asked for."""
+        return 0
+
     def least(self, tensors: Mapping[str, Tensor]) -> int:
         """Return how many items at least stay at the largest share that can be asked for."""
         return len(tensors)

@@ -19,6 +19,11 @@ from karikomi.registry import register
 from karikomi.schedule import is_number
 
 
+@register(
+    "allocator",
+    formula="density = min(1, eps * ((sum of the shape) / (product of the shape))^power), eps from the total",
+    source="Evci et al. 2020, Rigging the Lottery",
+)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ERK(Allocator):
     """The allocation ``erk`` with its exponent, and with or without the sides of kernels.

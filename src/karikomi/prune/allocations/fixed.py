@@ -16,10 +16,16 @@ from karikomi.prune.allocations.allocation import (
     least_left,
     name_of,
 )
+from karikomi.registry import register
 from karikomi.schedule import is_number
 from karikomi.select import spread
 
 
+@register(
+    "allocator",
+    formula="the given shares of some tensors, an allocation of the others",
+    source="Evci et al. 2020, Rigging the Lottery (custom_sparsity_map)",
+)
 @dataclass(frozen=True, slots=True)
 class Fixed(Allocator):
     """The shares of some tensors by hand, the others by an allocation at the sparsity that is asked for.
@@ -76,6 +82,11 @@ class Fixed(Allocator):
         pools += [Pool((name,), count) for name, count in fixed.items()]
         places = {name: place for place, name in enumerate(tensors)}
         return sorted(pools, key=lambda pool: places[pool.names[0]])
+
+    def fewest(self, tensors: Mapping[str, Tensor]) -> int:
+        """Return how many items go by hand, which the whole share cannot be below."""
+        shares = self._chosen(tensors) if self.of_all else {}
+        return sum(max(round(s * tensors[n].items), tensors[n].gone) for n, s in shares.items())
 
     def least(self, tensors: Mapping[str, Tensor]) -> int:
         """Return how many items stay at the largest share that the others can lose."""
