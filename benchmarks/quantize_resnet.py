@@ -3,10 +3,10 @@
 CIFAR-10, weights as published, calibrated on 512 training images without labels. A curve of files (`kk.save`, all of
 it counted) over the rate; the operating point of an accuracy drop is the smallest file that keeps it on the first 2,000
 test images, and is judged on the other 8,000. Beside it NNCodec 2.1.3 (ISO/IEC 15938-17) with its trellis
-quantization, on all 10,000 test images, straight lines between its points: for ResNet-20 as it was measured before, for
+quantization, on all of these images, straight lines between its points: for ResNet-20 as it was measured before, for
 others in the environment of an interpreter that has it (``--nncodec PYTHON``). Finished points are stored in ``runs/``.
 
-    python benchmarks/quantize_resnet.py {20,56} [--rates 3.0,2.5] [--methods gptq,uniform] [--quick]
+    python benchmarks/quantize_resnet.py {20,56} [--rates 3.0,2.5] [--methods gptq,uniform] [--quick] [--test 10000]
         [--nncodec PYTHON --qps=-24,-20]
 """
 
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("depth", type=int, choices=(20, 56))
     parser.add_argument("--rates", default=RATES)
     parser.add_argument("--methods", default="gptq")
+    parser.add_argument("--test", type=int, default=10_000, help="test images, 2,000 to choose on")
     parser.add_argument("--nncodec", help="the interpreter of an environment with nncodec 2.1.3")
     parser.add_argument("--qps", default="-24,-20,-16")
     parser.add_argument(
@@ -133,9 +134,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     depth, quick = arguments.depth, arguments.quick
-    store = Path("runs") / f"quantize_resnet{depth}{'_quick' if quick else ''}.json"
+    count = 2_500 if quick else arguments.test
+    kind = "_quick" if quick else "" if count == 10_000 else f"_{count}"
+    store = Path("runs") / f"quantize_resnet{depth}{kind}.json"
     done = json.loads(store.read_text()) if store.exists() else {}
-    test = images("cifar10_test.npz", slice(2_500 if quick else None))
+    test = images("cifar10_test.npz", slice(count))
     x, _ = images("cifar10_train.npz", slice(64 if quick else CALIBRATION))
     data, dense = list(x.split(64)), trained(depth)
     parts = [(test[0][part], test[1][part]) for part in (slice(CHOSEN_ON), slice(CHOSEN_ON, None))]
@@ -159,21 +162,20 @@ def main() -> None:
                 f"{row['seconds']:.0f} s",
                 flush=True,
             )
-        _report(method, done, floats, depth)
+        _report(method, done, floats, depth, count - CHOSEN_ON)
     if arguments.nncodec:
         done["nncodec"] = peer_points(
             depth, arguments.nncodec, arguments.qps, test, done.get("nncodec", {})
         )
         write_text(store, json.dumps(done, indent=1))
         for method in arguments.methods.split(","):
-            _report(method, done, floats, depth)
+            _report(method, done, floats, depth, count - CHOSEN_ON)
 
 
-def _report(method: str, done: dict, floats: int, depth: int) -> None:
+def _report(method: str, done: dict, floats: int, depth: int, judged: int) -> None:
     curve = [(size, share) for size, share in done.get("nncodec", {}).values()]
     curve = curve or (NNCODEC_20 if depth == 20 else [])
-    count = 10_000 - CHOSEN_ON
-    dense = (done["dense"][0] * CHOSEN_ON + done["dense"][1] * count) / 10_000
+    dense = (done["dense"][0] * CHOSEN_ON + done["dense"][1] * judged) / (CHOSEN_ON + judged)
     rows = [row for key, row in done.items() if key.startswith(f"{method} ")]
     for drop in DROPS:
         kept = [row for row in rows if row["chosen"] >= done["dense"][0] - drop]

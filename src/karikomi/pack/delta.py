@@ -69,7 +69,7 @@ def check_base(needed: str | None, tensors: Mapping[str, Stored] | None, where: 
     if needed is None and tensors is not None:
         raise InvalidArgument("the file is no delta", where=where, hint="read it without base=")
     if needed is not None and tensors is None:
-        hint = "read it with base=, the file that it was saved against"
+        hint = "read it with base= (karikomi unpack --base), the file that it was saved against"
         raise InvalidArgument("the file is a delta", where=where, got="no base", hint=hint)
     if needed is not None and tensors is not None and content_digest(tensors) != needed:
         got = content_digest(tensors)
