@@ -74,7 +74,7 @@ def test_a_compiled_model_becomes_a_smaller_one(whole: tuple[Any, Path, Any]) ->
     assert all(np.array_equal(a, b) for a, b in zip(before, network().get_weights(), strict=True))
     small = result.model
     assert (
-        small.get_layer("hidden").units == 20 and result["parameters_after"] == small.count_params()
+        small.get_layer("hidden").units <= 20 and result["parameters_after"] == small.count_params()
     )
     inputs, targets = pairs(300, 2)
     right = small.predict(inputs, verbose=0).argmax(1) == targets
@@ -111,7 +111,7 @@ def test_the_same_call_resumes(whole: tuple[Any, Path, Any]) -> None:
 def _noisy() -> Any:
     inner = network()
     hidden = keras.layers.Dropout(0.3, name="noise")(inner.get_layer("hidden").output)
-    net = keras.Model(inner.inputs, inner.get_layer("head")(hidden), name="net")
+    net = keras.Model(inner.inputs[0], inner.get_layer("head")(hidden), name="net")
     net.compile("adam", "sparse_categorical_crossentropy")
     return net
 
