@@ -30,7 +30,7 @@ from karikomi.keras.shrinking.rewriting import own_objects
 from karikomi.keras.shrinking.smaller_copy import shrink
 from karikomi.keras.tasks.other_forms import FORMS, OtherForms
 from karikomi.keras.tasks.trained import Copies, copied
-from karikomi.keras.tasks.training import KerasTraining
+from karikomi.keras.tasks.training import KerasTraining, Trainer, trainer_key
 from karikomi.quantize import Coded, OutputUnits
 from karikomi.tasks.runner import Arrays, Form, Phase
 from karikomi.tasks.splits import Data, Inputs, Split
@@ -49,6 +49,7 @@ class KerasRunner:
         self._task, self._data, self._seed = task, data, seed
         self._configs: list[str] = []
         self._models: dict[str, Any] = {}
+        self._trainers: dict[str, Trainer] = {}
 
     def environment(self) -> dict[str, Any]:
         """Return versions, machine kind and backend."""
@@ -129,13 +130,18 @@ class KerasRunner:
         return KerasTraining(
             self._task,
             self._data,
-            self._made(arrays),
+            self._trainer(arrays, phase),
             arrays,
             phase,
             self._seed,
-            loss=self._loss(),
             outputs=self.outputs,
         )
+
+    def _trainer(self, arrays: Arrays, phase: Phase) -> Trainer:
+        key = f"{_key(arrays)}\n{trainer_key(phase)}"
+        if key not in self._trainers or not self._trainers[key].free:
+            self._trainers[key] = Trainer(self._made(arrays), phase, self._loss())
+        return self._trainers[key]
 
     def outputs(self, arrays: Arrays, inputs: Inputs) -> np.ndarray:
         """Return the network's outputs in inference mode, those that are judged."""
@@ -283,7 +289,7 @@ class KerasRunner:
 
     def _model(self, arrays: Mapping[str, Any]) -> Any:
         """Return the model of these shapes, filled."""
-        key = "\n".join(f"{name} {tuple(arrays[name].shape)}" for name in sorted(arrays))
+        key = _key(arrays)
         if key not in self._models:
             self._models[key] = self._made(arrays)
         return fill_(self._models[key], arrays)
@@ -382,6 +388,10 @@ class KerasRunner:
 def runner_for(task: Task, data: Data, *, seed: int) -> KerasRunner:
     """Return the runner of a task."""
     return KerasRunner(task, data, seed=seed)
+
+
+def _key(arrays: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name} {tuple(arrays[name].shape)}" for name in sorted(arrays))
 
 
 @contextmanager

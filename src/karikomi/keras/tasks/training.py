@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +27,34 @@ from karikomi.tasks.task import Task
 from karikomi.tasks.user_code import called
 
 
+class Trainer:
+    """A compiled model of one form with its optimizer, used by one training after another: compiling takes seconds."""
+
+    def __init__(self, model: Any, phase: Phase, loss: Any) -> None:
+        self.model, self.optimizer = model, _optimizer(phase)
+        model.compile(optimizer=self.optimizer, loss=loss)
+        self.optimizer.build(model.trainable_variables)
+        self._start = [np.array(on_host(variable)) for variable in self.optimizer.variables]
+        self._user: weakref.ReferenceType[Any] | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether no training that is still there uses it."""
+        return self._user is None or self._user() is None
+
+    def begin(self, training: Any, arrays: Arrays) -> None:
+        """Give a training the model with these arrays, and the optimizer as it was at first."""
+        self._user = weakref.ref(training)
+        fill_(self.model, arrays)
+        for variable, value in zip(self.optimizer.variables, self._start, strict=True):
+            variable.assign(value)
+
+
+def trainer_key(phase: Phase) -> str:
+    """Return what the compiled step of a phase depends on, beside the form of the model."""
+    return f"{phase.clip!r} {phase.bound!r} {phase.weight_decay}"
+
+
 class KerasTraining:
     """One `Phase` on one model; data order is drawn from (seed, stage, epoch).
 
@@ -36,12 +65,11 @@ class KerasTraining:
         self,
         task: Task,
         data: Data,
-        model: Any,
+        trainer: Trainer,
         arrays: Arrays,
         phase: Phase,
         seed: int,
         *,
-        loss: Any,
         outputs: Callable[[Arrays, Any], np.ndarray],
     ) -> None:
         if phase.learned is not None:
@@ -49,15 +77,14 @@ class KerasTraining:
                 "Keras models are not trained quantized in the search", where=f"task {task.name}"
             )
         self._task, self._data, self._phase, self._seed = task, data, phase, seed
-        self._model, self._outputs = fill_(model, arrays), outputs
+        trainer.begin(self, arrays)
+        self._trainer, self._outputs = trainer, outputs
+        self._model, self._optimizer = trainer.model, trainer.optimizer
         self._epoch = self._step = 0
         self._size = min(task.recipe.batch_size, len(data.train))
         self._batches = max(len(data.train) // self._size, 1)
-        steps = self._batches * phase.epochs
-        self._optimizer = _optimizer(phase, steps)
-        model.compile(optimizer=self._optimizer, loss=loss, run_eagerly=False)
-        self._optimizer.build(model.trainable_variables)
-        self._schedule = _schedule(phase, steps)
+        self._steps = self._batches * phase.epochs
+        self._schedule = _schedule(phase, self._steps)
         self._masks = Masks(phase.masks) if phase.masks else Masks()
         self._shared = {name: _Shared(coded) for name, coded in (phase.coded or {}).items()}
         self._hold()
@@ -86,6 +113,11 @@ class KerasTraining:
 
     def _stepped(self, inputs: Any, targets: Any, recorder: Recorder) -> float:
         self._prune()
+        done = min(self._step / max(self._steps, 1), 1.0)
+        self._optimizer.learning_rate = (
+            self._phase.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        )
+        self._model.reset_metrics()
         given = list(inputs) if isinstance(inputs, tuple) else inputs
         what, where = "the model or its loss failed on a training batch", f"task {self._task.name}"
         found = called(
@@ -195,12 +227,10 @@ def _named(model: Any) -> list[tuple[str, Any]]:
     return list(zip(names_of(model.weights), model.weights, strict=True))
 
 
-def _optimizer(phase: Phase, steps: int) -> Any:
-    rate = keras.optimizers.schedules.CosineDecay(phase.learning_rate, max(steps, 1))
-    inner = keras.optimizers.AdamW(learning_rate=rate, weight_decay=phase.weight_decay)
-    rule = phase.clip
-    if rule is None:
-        rule = ByGlobalNorm(math.inf)
+def _optimizer(phase: Phase) -> Any:
+    # The rate is a variable that is set before each step.
+    inner = keras.optimizers.AdamW(phase.learning_rate, weight_decay=phase.weight_decay)
+    rule = ByGlobalNorm(math.inf) if phase.clip is None else phase.clip
     return clipped(inner, rule, bound=phase.bound)
 
 
