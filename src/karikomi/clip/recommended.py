@@ -46,7 +46,7 @@ class Recommended:
     constant changes no decision.
 
     `sigma`: > 0, in standard deviations of log norms. `least`, `most`: >= 1, in medians, ``least <= most``. `tail`:
-    >= 1, 1 being a normal distribution; with infinity large norms are never taken as frequent. `heavy`: > 0, in medians.
+    >= 1, 1 being a normal distribution; with infinity large norms are never frequent. `heavy`: > 0, in medians.
     `warmup`: >= 2 accepted steps, in which nothing is clipped: chain it with a fixed limit,
     ``Chain(Recommended(), ByGlobalNorm(cap))``, if the first steps may explode. `every`: >= `warmup`. Raises
     `InvalidArgument` for numbers out of range. `explain` says what was picked and why.
