@@ -150,10 +150,10 @@ def images_case() -> Case:
         labels = torch.from_numpy(stored["train_labels"][:22_000].astype(np.int64))
 
     def batch(generator: np.random.Generator) -> Pair:
-        rows = torch.from_numpy(generator.integers(0, 20_000, 32))
+        rows = torch.from_numpy(generator.integers(0, 20_000, 64))
         return images[rows], labels[rows]
 
-    rates = {"SGD": (0.01, 0.03, 0.1), "AdamW": (1e-3, 3e-3, 1e-2)}
+    rates = {"SGD": (0.003, 0.01, 0.03), "AdamW": (3e-4, 1e-3, 3e-3)}
     judged = images[20_000:], labels[20_000:]
     return Case(convolutional, batch, lambda: judged, nn.functional.cross_entropy, 200, rates)
 

@@ -221,7 +221,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "sigma": 3.0,
         "least": 3.0,
         "most": 10.0,
-        "tail": 1.75,
+        "tail": 1.3,
         "heavy": 0.7,
         "warmup": 32,
         "every": 10_000,

@@ -15,6 +15,9 @@ from karikomi.rule import Array, Decision, Namespace, Quantity, Scope, State, le
 
 _FOUND = ("limit", "median", "spread", "tail")
 _Q95 = 1.644853626951
+REACH = 2.25
+"""In medians: where one norm in twenty is larger than so many, large norms may be frequent."""
+
 _LEAST_SPREAD = 0.01
 """Log norms that vary less are within one bin of the histogram."""
 
@@ -36,14 +39,14 @@ class Recommended:
 
     ``log limit = m + clamp(sigma * s, log least, log most)`` with ``m`` the median and ``s`` the robust standard
     deviation, ``(q75 - q25) / 1.349``, of the logarithms of the global norms; but ``limit = heavy * median`` where
-    large norms are frequent, ``q95 - m > tail * 1.645 s`` (1 for a normal distribution): then there is no gap between
-    usual norms and those to hold, and every step is made of about the same length. Estimated after `warmup` accepted
+    large norms are frequent, ``q95 - m > max(tail * 1.645 s, log 2.25)``: then there is no gap between usual norms and
+    those to hold, and every step is made of about the same length. Estimated after `warmup` accepted
     steps, then again each time their number has doubled, at the latest every `every` steps, from
     the norms since the estimate before: so the limit follows norms that fall. Multiplying the loss by a
     constant changes no decision.
 
     `sigma`: > 0, in standard deviations of log norms. `least`, `most`: >= 1, in medians, ``least <= most``. `tail`:
-    >= 1; with infinity norms are never taken as heavy-tailed. `heavy`: > 0, in medians.
+    >= 1, 1 being a normal distribution; with infinity large norms are never frequent. `heavy`: > 0, in medians.
     `warmup`: >= 2 accepted steps, in which nothing is clipped: chain it with a fixed limit,
     ``Chain(Recommended(), ByGlobalNorm(cap))``, if the first steps may explode. `every`: >= `warmup`. Raises
     `InvalidArgument` for numbers out of range. `explain` says what was picked and why.
@@ -70,7 +73,7 @@ class Recommended:
     _: KW_ONLY
     least: float = 3.0
     most: float = 10.0
-    tail: float = 1.75
+    tail: float = 1.3
     heavy: float = 0.7
     warmup: int = 32
     every: int = 10_000
@@ -140,7 +143,8 @@ class Recommended:
         above = xp.exp(xp.minimum(xp.maximum(self.sigma * spread, low), high))
         if self.tail == math.inf:
             return median * above
-        return median * xp.where(tail > self.tail, self.heavy * ones, above)
+        far = tail * spread > math.log(REACH) / _Q95
+        return median * xp.where((tail > self.tail) & far, self.heavy * ones, above)
 
     def explain(self, state: Mapping[str, Any] | None) -> str:
         """Return what was picked and why, from a state: of `clip_`, or ``handle.state_dict()["clip"]``.
@@ -159,7 +163,7 @@ class Recommended:
     def reason(self, limit: float, median: float, spread: float, tail: float) -> str:
         """Return one line that derives a limit from the median, the spread and the tail."""
         head = f"limit {limit:.3g} = {limit / median:.3g} x the median norm {median:.3g} of the last estimate"
-        if tail > self.tail:
+        if tail > self.tail and tail * spread > math.log(REACH) / _Q95:
             reach = math.exp(min(tail * _Q95 * spread, 700.0))
             return (
                 f"{head}: large norms are frequent (one in twenty is above {reach:.3g} x the median, {tail:.2g} times "
