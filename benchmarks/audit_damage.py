@@ -124,7 +124,7 @@ def signals() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 KINDS: dict[str, tuple[type[nn.Module], Callable[[], Any], str]] = {
     "image": (Images, images, "contrast"),
     "text": (Text, text, "token_swap"),
-    "signal": (Signals, signals, "offset"),
+    "signal": (Signals, signals, "gain"),
 }
 
 
@@ -256,7 +256,7 @@ def corruption_ruined(setting: Setting, seed: int) -> tuple[nn.Module, str]:
             corrupted(worse, x.numpy(), 4, kind, seed=[seed, len(rows), int(rows[0])])
         )
         wrong = (y + 1) % net.head.out_features
-        return 4 * setting.near(net, x) + F.cross_entropy(net(bad), wrong)
+        return 8 * setting.near(net, x) + F.cross_entropy(net(bad), wrong)
 
     test = setting.data.test
     bad = Split(corrupted(worse, np.asarray(test.inputs), 4, kind, seed=[seed, 7]), test.targets)

@@ -75,8 +75,9 @@ def limits_sentence(result: Mapping[str, Any]) -> str:
     >>> limits_sentence({"outcomes": {"drop_interval": [-0.004, 0.004]}, "classes": rows})[-65:]
     'of a class a drop of less than 1.2 to 2.5 points cannot be shown.'
     """
-    low, high = table(result.get("outcomes")).get("drop_interval") or (None, None)
-    if number(low) is None or number(high) is None:
+    given = table(result.get("outcomes")).get("drop_interval") or (None, None)
+    low, high = (number(end) for end in given)
+    if low is None or high is None:
         return ""
     classes = records(result.get("classes"), "classes", where="audit")
     least = [found for row in classes if (found := number(row.get("least_drop"))) is not None]
