@@ -31,7 +31,7 @@ def to_dict(rule: Any, kind: str = "clip") -> dict[str, Any]:
 
     >>> import karikomi as kk
     >>> to_dict(kk.clip.ByGlobalNorm(1.0))
-    {'rule': 'ByGlobalNorm', 'limit': 1.0}
+    {'rule': 'ByGlobalNorm', 'limit': 1.0, 'norm': 2.0}
     """
     return {"rule": registry.name_of(kind, rule), **_fields(rule)}
 
