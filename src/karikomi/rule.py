@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
@@ -192,6 +192,13 @@ def shrink_to(norms: Array, limit: Array, *, xp: Namespace, slack: float = 0.0) 
     ones = xp.ones_like(norms)
     over = (norms > limit * (1.0 + slack)) & (limit > 0)
     return xp.where(over, limit / xp.where(over, norms, ones), ones)
+
+
+def brief(rule: Any) -> str:
+    """Return the repr of a rule without the fields that have their defaults."""
+    pairs = [(field, getattr(rule, field.name)) for field in fields(rule)]
+    shown = [f"{field.name}={value!r}" for field, value in pairs if value != field.default]
+    return f"{type(rule).__name__}({', '.join(shown)})"
 
 
 def order_of(rule: object) -> float:

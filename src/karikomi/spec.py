@@ -36,7 +36,7 @@ def to_dict(rule: Any, kind: str = "clip") -> dict[str, Any]:
 
     >>> import karikomi as kk
     >>> to_dict(kk.clip.ByGlobalNorm(1.0))
-    {'rule': 'ByGlobalNorm', 'limit': 1.0}
+    {'rule': 'ByGlobalNorm', 'limit': 1.0, 'norm': 2.0}
     """
     return {"rule": registry.name_of(kind, rule), **_fields(rule)}
 
@@ -133,8 +133,9 @@ def _value_to_plain(value: Any, field: str = "") -> Any:
         return to_dict(value, "bound" if value.of is Quantity.WEIGHT else "clip")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if hasattr(value, "tolist"):
-        return value.tolist()
+    as_list = getattr(value, "tolist", None)
+    if as_list is not None:
+        return as_list()
     raise KarikomiError("this value has no plain form", where="spec", got=repr(value))
 
 

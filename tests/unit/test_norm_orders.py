@@ -205,6 +205,11 @@ def test_rules_of_one_order_share_a_measurement_and_others_do_not() -> None:
     assert [stage.kinds for stage in units_first] == [(Kind.UNITS,)]
 
 
+def test_a_rule_is_shown_by_what_is_not_its_default() -> None:
+    assert repr(kk.clip.ByGlobalNorm(1.0)) == "ByGlobalNorm(limit=1.0)"
+    assert repr(kk.clip.ByNorm(1.0, norm=1)) == "ByNorm(limit=1.0, norm=1.0)"
+
+
 def test_tied_largest_entries_are_one_norm() -> None:
     rule = kk.clip.ByGlobalNorm(1.0, norm=math.inf)
     stage = alone(rule, ["a", "b"])

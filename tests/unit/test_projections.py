@@ -296,3 +296,11 @@ def test_chosen_axes_take_the_place_of_the_layers() -> None:
         kk.torch.bound_(layer, kk.bound.MaxNorm(0.1), unit_axes={"weight": 4})
     with pytest.raises(Unsupported, match="one axis of units"):
         kk.torch.bound_(layer, kk.bound.SpectralCap(0.1), unit_axes={"weight": (0, 1)})
+
+
+def test_what_a_box_names_is_bounded_though_it_is_a_gain() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    kk.torch.bound_(layers, kk.bound.Box({"1.weight": -0.5}, {"1.weight": 0.5}))
+    assert layers[1].weight.tolist() == [0.5, 0.5]
+    outcome, _ = kk.torch.bound_(layers, kk.bound.Box(-9.0, 0.25))
+    assert layers[1].weight.tolist() == [0.5, 0.5] and "1.weight" in outcome.left_alone

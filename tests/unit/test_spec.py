@@ -69,8 +69,12 @@ def test_a_nested_schedule_becomes_plain_and_comes_back() -> None:
     assert plain == {
         "rule": "ByNorm",
         "limit": {"schedule": "Cubic", "start": 1.0, "stop": 0.1, "steps": [0, 100]},
+        "norm": 2.0,
+        "per": "tensor",
     }
     assert spec.from_dict(plain) == rule
+    # As files of before norms of other orders have it.
+    assert spec.from_dict({"rule": "ByNorm", "limit": plain["limit"]}) == rule
 
 
 def test_a_bound_is_no_clip() -> None:

@@ -192,15 +192,16 @@ def test_complex_entries_are_refused_before_anything_is_clamped() -> None:
     assert first.grad is not None and float(first.grad) == 9.0
 
 
-def test_a_generator_is_consumed_once_and_an_exhausted_one_refused() -> None:
+def test_a_generator_is_consumed_once_and_an_exhausted_one_is_warned_of() -> None:
     model = nn.Linear(2, 2)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     generator = model.parameters()
     outcome, _ = kk.torch.clip_(generator, kk.clip.ByGlobalNorm(1.0))
     assert outcome.pre == pytest.approx(6**0.5) and outcome.engaged
-    with pytest.raises(InvalidArgument, match="no parameter to act on.*exhausted generator"):
-        kk.torch.clip_(generator, kk.clip.ByGlobalNorm(1.0))
+    with pytest.warns(UserWarning, match="no parameter.*exhausted generator"):
+        outcome, _ = kk.torch.clip_(generator, kk.clip.ByGlobalNorm(1.0))
+    assert outcome.pre == 0.0
 
 
 @pytest.mark.parametrize("create_graph", [False, True])

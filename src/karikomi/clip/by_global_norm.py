@@ -15,6 +15,7 @@ from karikomi.rule import (
     Scope,
     State,
     Stateless,
+    brief,
     check_limit,
     leave,
     shrink_to,
@@ -58,6 +59,9 @@ class ByGlobalNorm(Stateless):
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", check_limit(self.limit, where="ByGlobalNorm"))
         object.__setattr__(self, "norm", check_order(self.norm, where="ByGlobalNorm"))
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def order(self) -> float:

@@ -15,6 +15,7 @@ from karikomi.rule import (
     Scope,
     State,
     Stateless,
+    brief,
     check_limit,
     leave,
     shrink_to,
@@ -67,6 +68,9 @@ class ByNorm(Stateless):
     def scope(self) -> Scope:
         """One number per tensor, or per output unit."""
         return EXTENTS[self.per]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def order(self) -> float:

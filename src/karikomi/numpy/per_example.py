@@ -58,7 +58,7 @@ def clip_examples(
         facts={"step": np.asarray(float(attempted))},
         xp=np,
     )
-    factors = np.where(good, np.reshape(decision.factor, norms.shape), 0.0)
+    factors = np.where(good, np.asarray(decision.factor).reshape(norms.shape), 0.0)
     done = {}
     for place, (name, array) in enumerate(found.items()):
         own = factors if flat else factors[place]

@@ -35,8 +35,8 @@ def _in_box(name: str, array: np.ndarray, low: Any, high: Any) -> np.ndarray:
     for end in (low, high):
         if end is not None:
             check_shape(end, array.shape, where=f"Box: {name}")
-    ends = [None if end is None else np.asarray(end, dtype=array.dtype) for end in (low, high)]
-    return np.clip(array, *ends)
+    bounded = array if low is None else np.maximum(array, np.asarray(low, dtype=array.dtype))
+    return bounded if high is None else np.minimum(bounded, np.asarray(high, dtype=array.dtype))
 
 
 def _in_half_space(rule: Any, arrays: Arrays) -> dict[str, np.ndarray]:

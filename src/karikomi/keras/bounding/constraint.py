@@ -51,7 +51,7 @@ class Bound(keras.constraints.Constraint):
     >>> import keras, karikomi as kk
     >>> layer = keras.layers.Dense(8, kernel_constraint=Bound(kk.bound.MaxNorm(2.0), unit_axis=-1))
     >>> layer.get_config()["kernel_constraint"]["config"]
-    {'rule': {'rule': 'MaxNorm', 'limit': 2.0, 'per': 'unit'}, 'unit_axis': -1, 'fan_in': None}
+    {'rule': {'rule': 'MaxNorm', 'limit': 2.0, 'per': 'unit', 'norm': 2.0}, 'unit_axis': -1, 'fan_in': None}
 
     Deviation from Keras: its ``MaxNorm`` and ``UnitNorm`` multiply at every step by limit / (norm + 1e-7), and
     so drift below the limit.

@@ -20,7 +20,7 @@ from karikomi.rules import checkpoint, decide
 from karikomi.rules.outcome import Outcome
 from karikomi.rules.stages import alone
 from karikomi.torch.bounding.heads import Logits, bound_heads, check_supplied, layers_of
-from karikomi.torch.bounding.nearest import NearestPoints
+from karikomi.torch.bounding.projections import NearestPoints
 from karikomi.torch.bounding.sharded import MEND, ShardedWeights
 from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_

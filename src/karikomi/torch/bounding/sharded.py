@@ -10,7 +10,7 @@ import torch
 
 from karikomi.errors import KarikomiError, NonFinite, Unsupported
 from karikomi.rule import Rule, Scope, order_of
-from karikomi.torch.bounding.nearest import NearestPoints
+from karikomi.torch.bounding.projections import NearestPoints
 from karikomi.torch.bounding.unsharded import measured
 from karikomi.torch.distributed import collectives
 from karikomi.torch.distributed.dtensors import Joint, is_sharded, joints, local, own_units

@@ -11,7 +11,7 @@ import torch
 from karikomi.errors import Unsupported
 from karikomi.rule import Rule, Scope, order_of
 from karikomi.rules.decide import StageDecision
-from karikomi.torch.bounding.nearest import NearestPoints, unit_shape
+from karikomi.torch.bounding.projections import NearestPoints, unit_shape
 from karikomi.torch.numerics.norms import on_host, peak, wide
 from karikomi.torch.numerics.orders import Axis, norms_of, unit_norms_of
 from karikomi.torch.numerics.scaling import multiply_

@@ -7,12 +7,14 @@ accumulator, without a host sync.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import blas
 
 from karikomi.torch.internals import norms_at_once
 from karikomi.torch.numerics import norms
@@ -130,7 +132,14 @@ def _over_blocks(row: np.ndarray, of_block: Sum) -> float:
 
 
 def _sum_of_magnitudes(block: np.ndarray) -> float:
-    return float((blas.sasum if block.itemsize == 4 else blas.dasum)(block)) if block.size else 0.0
+    return float(_asum(block.itemsize)(block)) if block.size else 0.0
+
+
+@functools.cache
+def _asum(itemsize: int) -> Callable[[np.ndarray], float]:
+    # Loaded where it is needed: most clips are by other norms.
+    blas: Any = importlib.import_module("scipy.linalg.blas")
+    return blas.sasum if itemsize == 4 else blas.dasum
 
 
 def _powers(order: float) -> Sum:
