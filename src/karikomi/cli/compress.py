@@ -31,12 +31,23 @@ from karikomi.cli.printing import FOLDER, PATH, as_json, data_file, end, quiet, 
 @click.option("--max-parameters", type=float, help="Numbers in memory.")
 @click.option("--max-bytes", type=float, help="Bytes of the file.")
 @click.option("--preset", help="storage, cpu, deep-compression or quick [default: storage].")
+@click.option("--text", type=PATH, help="Text for a folder: a third chooses, the rest judges.")
+@click.option("--valid", type=PATH, help="Text for a folder that chooses (.txt, .jsonl; .xz, .gz).")
+@click.option("--test", type=PATH, help="Text for a folder that judges.")
+@click.option(
+    "--sentences", type=click.IntRange(min=3), help="Sentences of each text [default: 2000]."
+)
 @click.option("--no-training", is_flag=True, help="No recovery by training: codebooks and 8 bits.")
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
 )
 @click.option("--scheduler", help="A dask scheduler, tcp://host:port, whose workers evaluate.")
 @click.option("--take", type=click.IntRange(min=0), help="The point of the front to have instead.")
+@click.option(
+    "--export",
+    help="Other forms of the network, with commas: safetensors, pt2, onnx, int8, keras, or all"
+    " [default: safetensors].",
+)
 @click.option("--out", type=FOLDER, help="Run folder [default: runs/TASK].")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of weights and data order."
@@ -55,16 +66,22 @@ def command(
     out: Path | None,
     config: Path | None,
     no_training: bool,
+    text: Path | None,
+    valid: Path | None,
+    test: Path | None,
+    sentences: int | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
     """Make a network as small as the budgets allow: train, prune, quantize, pack, certify.
 
-    TASK is a built-in task (see `karikomi list task`), package.module:attribute, or a .py file whose
-    attribute `task` is a kk.tasks.Task. Without TASK it is `digits`, which needs no download.
+    TASK is a built-in task (see `karikomi list task`), package.module:attribute, a .py file whose
+    attribute `task` is a kk.tasks.Task, or a folder of transformers (an encoder of sentences) with --text, or
+    --valid and --test: without labels, by the cosine to its own embeddings. Without TASK it is `digits`, which
+    needs no download.
 
-    The run folder gets model.karikomi, dense.safetensors, report.html, result.json and record.jsonl. A run
+    The run folder gets model.karikomi, dense.safetensors, README.md, report.html, result.json and record.jsonl. A run
     that was stopped at any moment continues with the same command. Ends with 4 where a budget was missed, and with
     3 where it holds on the validation split but could not be certified on other examples.
     """
@@ -73,9 +90,11 @@ def command(
     from karikomi.files import write_json
     from karikomi.search import compress
 
+    texts = {"text": text, "validation": valid, "test": test, "sentences": sentences}
+    texts = {name: value for name, value in texts.items() if value is not None}
     with to_stderr():
         result = compress(
-            task,
+            _of_folder(task, texts),
             weights=None if weights is None else read_arrays(weights),
             training=not no_training,
             data=data,
@@ -86,6 +105,9 @@ def command(
         )
         folder = Path(result["file"]).parent
         result["task"] = task
+        if texts:
+            told = {name: str(v) if isinstance(v, Path) else v for name, v in texts.items()}
+            result["source"] = {"task": task, "data": None, "texts": told}
         result["report"] = str(folder / "report.html")
         given = (("data", data), ("config", config), ("from", weights))
         result |= {key: str(path) for key, path in given if path}
@@ -95,3 +117,12 @@ def command(
         write_json(folder / "result.json", result)
     show(result, report.compress_table(result), as_json)
     end(result)
+
+
+def _of_folder(task: str, texts: dict[str, Any]) -> Any:
+    """Return the task of a folder of transformers, or the name as it is."""
+    if not texts and not (Path(task) / "config.json").is_file():
+        return task
+    from karikomi.plugins.encoder_folder import encoder_task
+
+    return encoder_task(task, **texts)

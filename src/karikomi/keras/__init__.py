@@ -14,8 +14,15 @@ from karikomi.keras.pruning.penalties import Penalty, penalty
 from karikomi.keras.quantization.in_place import quantize_
 from karikomi.keras.quantization.while_training import QuantizedTraining, quantized_training
 from karikomi.keras.shrinking.smaller_copy import shrink
+from karikomi.keras.tasks.runner import runner_for
+from karikomi.keras.tasks.trained import compiled_of, copies_of, examples, loss_of
 
 __all__ = [
+    "runner_for",
+    "examples",
+    "loss_of",
+    "copies_of",
+    "compiled_of",
     "Bound",
     "ClippedOptimizer",
     "Masks",

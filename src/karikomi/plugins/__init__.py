@@ -2,10 +2,12 @@
 
 Sinks for ``kk.record.Recorder(path, sinks=[...])``: `TensorBoard`, `WandB`, `MLflow`. Trainers:
 `LightningCallback` for both packages of Lightning, `TransformersCallback` and `TransformersMixin` for the
-Trainer of Hugging Face, `accelerate_clip_` for loops with accelerate. Nothing here imports a framework.
+Trainer of Hugging Face, `accelerate_clip_` for loops with accelerate. `encoder_task`: a folder of transformers
+with text as a task of `kk.compress`. Nothing here imports a framework.
 """
 
 from karikomi.plugins.accelerate import accelerate_clip_
+from karikomi.plugins.encoder_folder import encoder_task
 from karikomi.plugins.lightning import LightningCallback
 from karikomi.plugins.mlflow import MLflow
 from karikomi.plugins.tensorboard import TensorBoard
@@ -20,4 +22,5 @@ __all__ = [
     "TransformersMixin",
     "WandB",
     "accelerate_clip_",
+    "encoder_task",
 ]

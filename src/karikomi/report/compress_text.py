@@ -44,6 +44,8 @@ def compress_table(result: Mapping[str, Any]) -> str:
         ("evidence", certificate_sentence(result)),
     ):
         lines += wrap(printable(f"{key:<8}  {text}")) if text else []
+    for row in records(result.get("exports"), "exports", where=_WHERE):
+        lines += wrap(printable(f"form      {_form(row)}"))
     for key in ("file", "report"):
         lines.append(f"{key:<8}  {printable(named(result.get(key)))}")
     return text_block(lines)
@@ -68,11 +70,12 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     smaller = f"{ratio(result.get('ratio'))} smaller"
     parameters, nonzero = count(result.get("parameters")), count(result.get("nonzero"))
     costs = [
-        (title, form(result.get(f"{key}_before")), form(result.get(f"{key}_after")), "")
-        for title, key, form in (
-            ("parameters in memory", "parameters", count),
-            ("multiply-accumulates", "macs", count),
-            ("milliseconds a pass", "ms", plain),
+        (title, form(result.get(f"{key}_before")), form(result.get(f"{key}_after")), note)
+        for title, key, form, note in (
+            ("parameters in memory", "parameters", count, ""),
+            ("multiply-accumulates", "macs", count, ""),
+            ("peak bytes of a pass", "memory", size, ""),
+            ("milliseconds a pass", "ms", plain, _faster(result)),
         )
         if result.get(f"{key}_before") is not None
     ]
@@ -84,6 +87,23 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("sparsity", "", percent(result.get("sparsity")), "of prunable weights"),
         *costs,
     ]
+
+
+def _faster(result: Mapping[str, Any]) -> str:
+    """Return how many times as fast, with the interval, of the most examples that were timed."""
+    timed = records(result.get("timed"), "timed", where=_WHERE)
+    if not timed:
+        return ""
+    last = timed[-1]
+    low, high = plain(last.get("low"), 3), plain(last.get("high"), 3)
+    return f"{plain(last.get('faster'), 3)}x as fast ({low} to {high})"
+
+
+def _form(row: Mapping[str, Any]) -> str:
+    if row.get("reason"):
+        return f"{named(row.get('form'))}: not written: {named(row.get('reason'))}"
+    apart = plain(row.get("difference"), 2)
+    return f"{named(row.get('file'))}, {size(row.get('bytes'))}, difference {apart}"
 
 
 def _tensors(tensors: Sequence[Mapping[str, Any]]) -> list[str]:

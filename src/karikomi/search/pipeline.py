@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -13,14 +14,17 @@ from tqdm import tqdm
 
 from karikomi import registry
 from karikomi.errors import InvalidArgument, check
+from karikomi.search.compressed import Compressed
 from karikomi.search.dense_checks import check_dense
 from karikomi.search.driver import Budgets
 from karikomi.search.folder import Folder
 from karikomi.search.forecast import forecast, said
+from karikomi.search.forms_written import wanted_forms
 from karikomi.search.presets import Preset, narrowing, preset_named
+from karikomi.search.publishing import completed
 from karikomi.search.rehearsal import rehearse
 from karikomi.search.run_reference import TaskSource
-from karikomi.search.search_run import SearchRequest, completed, identity_of
+from karikomi.search.search_run import SearchRequest, identity_of
 from karikomi.search.trained_model import trained_model
 from karikomi.tasks import (
     Task,
@@ -55,12 +59,13 @@ def compress(
     workers: int = 1,
     scheduler: str | None = None,
     take: int | None = None,
+    export: str | Iterable[str] | None = None,
     out: str | Path | None = None,
     data: str | Path | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Compressed:
     """Make a network as small as the budgets allow, and return the result.
 
     `task`: a task or its name, whose network is trained first; or a *trained* PyTorch module, with its loaders.
@@ -86,10 +91,14 @@ def compress(
 
     `workers`: processes that evaluate candidates, or with `scheduler` those of a dask cluster; the result does not
     depend on them, times excepted. `take`: the number of a point of the result's ``front``, to have instead of the
-    chosen one. `config`: a TOML file, or a mapping, of recipe values (see `Recipe`).
+    chosen one. `export`: forms of the network beside the packed file, a sequence or a text with commas:
+    ``"safetensors"`` (always, unless others are named), ``"pt2"``, ``"onnx"``, ``"int8"`` (ONNX for integer kernels),
+    ``"keras"``, or ``"all"``; each is compared with the network, and ``exports`` of the result has the
+    differences. `config`: a TOML file, or a mapping, of recipe values (see `Recipe`).
+    The result is a dictionary whose values are attributes too, and ``result.model`` is the small network itself.
     `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``dense.safetensors``,
-    ``result.json``, ``record.jsonl``, the journal and all candidates, and the same call continues a run that was
-    stopped at any moment, to the same bytes (same machine, build and thread count).
+    ``README.md`` (a model card), ``result.json``, ``record.jsonl``, the journal and all candidates, and the same call
+    continues a run that was stopped at any moment, to the same bytes (same machine, build and thread count).
 
     Raises `InvalidArgument` for budgets out of range, for a metric function that training lowered while its
     task has no ``goal``, for a trained network that is no better than a guess; `Unsupported` when `out` holds another
@@ -119,7 +128,8 @@ def compress(
     loaders |= {"metric": metric, "goal": goal, "output": output, "class_axis": class_axis}
     if isinstance(task, Task | str):
         _check_no_loaders(loaders)
-        plain, trains = resolved(task, data, where="compress"), training
+        plain = resolved(task, data, where="compress")
+        trains = training and plain.trains
         if weights is None and plain.weights is not None:
             weights = called(plain.weights, "its weights cannot be had", where=f"task {plain.name}")
     else:
@@ -144,12 +154,18 @@ def compress(
         progress=progress,
         integers=chosen is not None and chosen.integers,
     )
-    return _compressed(request, Path(out) if out is not None else Path("runs") / plain.name)
+    path = Path(out) if out is not None else Path("runs") / plain.name
+    return _compressed(request, path, export)
 
 
-def _compressed(request: SearchRequest, path: Path) -> dict[str, Any]:
+def _compressed(
+    request: SearchRequest, path: Path, export: str | Iterable[str] | None
+) -> Compressed:
     task, content = request.task, request.content
     runner = registry.framework(task.framework).runner_for(task, content, seed=request.seed)
+    request = dataclasses.replace(
+        request, forms=wanted_forms(runner, export, integers=request.integers)
+    )
     if not os.path.exists(path / "run.json"):  # noqa: PTH110  (a folder that cannot be read has none)
         if request.weights is not None:
             check_dense(task, runner, request.weights, content.validation)
@@ -159,7 +175,7 @@ def _compressed(request: SearchRequest, path: Path) -> dict[str, Any]:
         if request.progress and (sentence := said(forecast(request))):
             tqdm.write(f"karikomi: {sentence}", file=sys.stderr)
     with Folder(path, identity_of(request, runner)) as folder:
-        return completed(request, runner, folder)
+        return Compressed(completed(request, runner, folder), runner)
 
 
 def check_share(max_drop: float | None) -> None:

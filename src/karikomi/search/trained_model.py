@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.search.certificate import example_ids, partition
 from karikomi.tasks import Arrays, Data, Inputs, Split, Task
 from karikomi.tasks.metrics import CLASS_AXIS, GOALS
+from karikomi.tasks.trained_metrics import cosine
 
 SEARCHED = 1 / 3
 """The share of the validation examples that choose, where there is no test set and the others judge."""
@@ -37,20 +38,6 @@ class TrainedModel:
     weights: Arrays
     trains: bool
     labelled: bool
-
-
-def cosine(outputs: np.ndarray, targets: np.ndarray) -> float:
-    """Return the mean cosine between the outputs of examples and those of the dense network.
-
-    >>> cosine(np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[2.0, 0.0], [0.0, 1.0]]))
-    1.0
-    """
-    first, second = (a.reshape(len(a), -1).astype(np.float64) for a in (outputs, targets))
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    products = np.sum(first * second, axis=1)
-    # Two zeros are the same output.
-    same = (norms == 0) & ~np.any(first != second, axis=1)
-    return float(np.mean(np.where(same, 1.0, products / np.where(norms == 0, 1.0, norms))))
 
 
 def trained_model(
@@ -84,7 +71,7 @@ def trained_model(
             "trained models of this framework cannot be searched yet",
             where=where,
             got=type(model).__module__.partition(".")[0],
-            allowed="a PyTorch module, or a task",
+            allowed="a PyTorch module, a Keras model, or a task",
         )
     if validation is None:
         raise InvalidArgument(
@@ -104,12 +91,13 @@ def trained_model(
     known = labelled["validation"]
     metric = metric if metric is not None else None if known else cosine
     make = framework.copies_of(model)
-    draft = _Draft(make, loss, metric, goal, output, class_axis, name, seed)
+    draft = _Draft(model, make, loss, metric, goal, output, class_axis, name, seed)
     return draft.trained(found, framework, train is not None, known)
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
+    model: Any
     make: Callable[[], Any]
     loss: Any
     metric: Any
@@ -131,7 +119,8 @@ class _Draft:
             key: self._split(key, inputs, targets, framework)
             for key, (inputs, targets) in found.items()
         }
-        metric, loss = self._kind(sample, splits["validation"].targets)
+        stated = self._stated(sample, splits["validation"].targets, framework, labelled)
+        metric, loss = stated._kind(sample, splits["validation"].targets)
         data = self._parted(splits)
         task = Task(
             name=self.name,
@@ -139,12 +128,30 @@ class _Draft:
             data=Held(data),
             loss=loss,
             metric=metric,
-            goal=self._goal(metric),
-            class_axis=self._axis(sample, data.validation.targets, metric),
+            goal=stated._goal(metric),
+            class_axis=stated._axis(sample, data.validation.targets, metric),
             output=self.output,
             framework=framework.__name__.rpartition(".")[2],
         )
         return TrainedModel(task, framework.to_arrays(self.make()), trains, labelled)
+
+    def _stated(
+        self, outputs: np.ndarray, targets: np.ndarray, framework: Any, labelled: bool
+    ) -> _Draft:
+        """Return the draft with what the model was compiled with, where the framework does and nothing is given."""
+        if not hasattr(framework, "compiled_of") or not labelled:
+            return self
+        if self.metric is not None:
+            known = framework.loss_of(self.model)
+            return replace(self, loss=known if self.loss is None else self.loss)
+        found = framework.compiled_of(self.model, outputs, targets)
+        return replace(
+            self,
+            loss=found.loss if self.loss is None else self.loss,
+            metric=found.metric,
+            goal=found.goal if self.goal is None else self.goal,
+            class_axis=found.class_axis if self.class_axis is None else self.class_axis,
+        )
 
     def _goal(self, metric: Any) -> str | None:
         if metric is cosine:
@@ -198,7 +205,12 @@ class _Draft:
         """Return the outputs of the model itself: the targets where there are none."""
         few = Data(*[Split(inputs, np.zeros(len(Split(inputs, np.zeros(0)))))] * 3)
         task = Task(
-            name=self.name, model=self.make, data=Held(few), metric=cosine, output=self.output
+            name=self.name,
+            model=self.make,
+            data=Held(few),
+            metric=cosine,
+            output=self.output,
+            framework=framework.__name__.rpartition(".")[2],
         )
         runner = framework.runner_for(task, few, seed=self.seed)
         return runner.outputs(framework.to_arrays(self.make()), inputs)

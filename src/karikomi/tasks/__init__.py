@@ -5,7 +5,15 @@ from karikomi.tasks import digits as _digits
 from karikomi.tasks import mnist as _mnist
 from karikomi.tasks.loading import check_seed, configured, load, resolved
 from karikomi.tasks.metrics import accuracy, is_share, mean_squared_error
-from karikomi.tasks.runner import Arrays, Framework, LearnedCodes, Phase, Runner, Training
+from karikomi.tasks.runner import (
+    Arrays,
+    Form,
+    Framework,
+    LearnedCodes,
+    Phase,
+    Runner,
+    Training,
+)
 from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Recipe, Task, checked_data
 
@@ -14,6 +22,7 @@ del _cifar10, _digits, _mnist  # imported so that they register
 __all__ = [
     "Arrays",
     "Data",
+    "Form",
     "Framework",
     "Inputs",
     "LearnedCodes",

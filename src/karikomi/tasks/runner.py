@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,6 +59,20 @@ class Phase:
     teacher: Arrays | None = None
     coded: Mapping[str, Coded] | None = None
     learned: LearnedCodes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form in which a network is written beside its packed file, for other programs.
+
+    `file`: its name in the run folder. `needs`: packages that write it, which the extra `extra` installs.
+    """
+
+    name: str
+    file: str
+    about: str
+    needs: tuple[str, ...] = ()
+    extra: str = ""
 
 
 class Training(Protocol):
@@ -194,6 +209,28 @@ class Runner(Protocol):
 
         Both in the engine of `integer_outputs`, in turns.
         """
+        ...
+
+    def network(self, tensors: Mapping[str, np.ndarray | Coded]) -> Any:
+        """Return the framework's own model, filled with arrays or codes, in evaluation mode."""
+        ...
+
+    def costs(self, arrays: Arrays, examples: int) -> dict[str, int | None]:
+        """Return ``parameters``, and the most bytes of tensors that a forward pass has at once, ``memory``."""
+        ...
+
+    def times(self, before: Arrays, after: Arrays, examples: int) -> list[tuple[float, float]]:
+        """Return milliseconds of forward passes of two networks, run in turn on so many validation examples."""
+        ...
+
+    def forms(self) -> dict[str, Form]:
+        """Return the forms in which the network can be written."""
+        ...
+
+    def write(
+        self, form: str, dense: Arrays, tensors: Mapping[str, np.ndarray | Coded], path: Path
+    ) -> dict[str, Any]:
+        """Write the network of the tensors in a form, and return its difference to the network, and other facts."""
         ...
 
 

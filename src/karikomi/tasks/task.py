@@ -125,6 +125,8 @@ class Task:
     agree. `output`: the entry that metric, built-in loss and audit take of a network that returns
     several, by key, attribute or place; by default ``logits`` where there is one. A loss function is given all.
     `weights`: a function that returns name -> array of a trained network, which `compress` then does not train.
+    `trains`: False where there are no data to train with; its training split then is for calibration alone.
+    `command`: the words by which the command line has the task, for the line that reproduces a run.
     `presets`: preset of `compress` -> values of the recipe that it has for this task.
 
     Raises `InvalidArgument` for names, goals and axes out of range.
@@ -149,6 +151,8 @@ class Task:
     ignore_index: int = IGNORED
     output: str | int | None = None
     weights: Callable[[], Mapping[str, np.ndarray]] | None = None
+    trains: bool = True
+    command: tuple[str, ...] = ()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:

@@ -201,6 +201,12 @@ def schema_of(target: Any) -> Any:
     return getattr(target, "_schema", None)
 
 
+def dispatch_mode() -> Any:
+    """Return the class of modes that see every operator with the tensors that it makes."""
+    module = importlib.import_module("torch.utils._python_dispatch")
+    return _member(module, "TorchDispatchMode", "used to count the bytes of a forward pass")
+
+
 def flattened(values: Any) -> tuple[list[Any], Any]:
     """Return the leaves of nested tuples, lists and mappings, and their structure."""
     return _member(torch.utils, "_pytree", "used to walk through inputs").tree_flatten(values)

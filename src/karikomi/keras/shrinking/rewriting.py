@@ -71,7 +71,7 @@ class Copy:
         try:
             with (
                 trusted_functions(),
-                keras.saving.custom_object_scope(_own_objects(operation)),
+                keras.saving.custom_object_scope(own_objects(operation)),
                 warnings.catch_warnings(),
             ):
                 # That a lambda is not safe in a file is said when the model is saved.
@@ -95,7 +95,7 @@ class Copy:
         return operation(*args, **kwargs) if changed is None else operation(args[0], *changed)
 
 
-def _own_objects(operation: Any) -> dict[str, Any]:
+def own_objects(operation: Any) -> dict[str, Any]:
     """Return functions and classes by name that Keras would not find, as they were never registered."""
     functions = [value for value in vars(operation).values() if inspect.isfunction(value)]
     classes = (

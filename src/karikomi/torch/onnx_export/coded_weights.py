@@ -42,6 +42,17 @@ class StoredCodes:
         return self.coded.grid.bits
 
 
+def integer_codes(coded: Mapping[str, Coded]) -> dict[str, Coded]:
+    """Return the codes that integer kernels take as weights: even grids of at most 8 bits, one scale a unit."""
+    return {
+        name: tensor
+        for name, tensor in coded.items()
+        if isinstance(tensor.grid, UniformGrid)
+        and tensor.grid.groups == 1
+        and tensor.codes.dtype.itemsize == 1
+    }
+
+
 def fold_transposes_(edits: GraphEdits) -> None:
     """Store initializers that the graph transposes as transposed ones."""
     for node in edits.nodes("Transpose"):

@@ -64,7 +64,7 @@ def float_graph(module: nn.Module, example: Batch, *, dynamic: str, opset: int) 
         imported(name)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
-        program = _exported(module, example, dynamic)
+        program = exported_program(module, example, dynamic)
         try:
             made = torch.onnx.export(
                 program, dynamo=True, verbose=False, optimize=False, opset_version=opset
@@ -95,7 +95,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _exported(module: nn.Module, example: Batch, dynamic: str) -> Any:
+def exported_program(module: nn.Module, example: Batch, dynamic: str, *, where: str = WHERE) -> Any:
+    """Return a module in eval mode as an exported program; `dynamic`: as in `float_graph`."""
     shapes = ShapesCollection()
     if dynamic != "none":
         for value in flattened((example.positional, dict(example.named)))[0]:
@@ -118,7 +119,7 @@ def _exported(module: nn.Module, example: Batch, dynamic: str) -> Any:
         text = " ".join(str(error).split())[:300]
         raise Unsupported(
             f"torch.export does not take the module ({type(error).__name__}: {text})",
-            where=WHERE,
+            where=where,
             got=raised_at(error, after=__file__) or "an error in torch",
             hint=""
             if dynamic == "none"

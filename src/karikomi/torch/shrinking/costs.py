@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from torch import fx, nn
 
 from karikomi.torch.exporting.rewriting import Kept
+from karikomi.torch.internals import dispatch_mode
 from karikomi.torch.labelling.label_run import Call, call_of, name_of
 from karikomi.torch.modules.deep_copies import undisturbed
+from karikomi.torch.tracing.batches import leaves
 
 Sizes = Callable[[Any], tuple[int, ...]]
 
@@ -100,7 +103,6 @@ def milliseconds(
         return median([_once(module, inputs, options) for _ in range(runs + 3)][3:])
 
 
-@torch.no_grad()
 def in_turn(
     before: nn.Module,
     after: nn.Module,
@@ -111,7 +113,24 @@ def in_turn(
     least: int = 3,
     seconds: float = 1.0,
 ) -> tuple[float, float]:
-    """Return the median milliseconds of a forward pass of two networks, measured in turn, in evaluation mode.
+    """Return the median milliseconds of a forward pass of two networks, of the pairs of `pairs_in_turn`."""
+    pairs = pairs_in_turn(before, after, inputs, options, most=most, least=least, seconds=seconds)
+    first, second = zip(*pairs, strict=True)
+    return median(first), median(second)
+
+
+@torch.no_grad()
+def pairs_in_turn(
+    before: nn.Module,
+    after: nn.Module,
+    inputs: tuple[Any, ...],
+    options: dict[str, Any],
+    *,
+    most: int = 15,
+    least: int = 3,
+    seconds: float = 1.0,
+) -> list[tuple[float, float]]:
+    """Return milliseconds of forward passes of two networks, measured in turn, in evaluation mode.
 
     After one pass each that is not counted; until there are `most`, or after some `seconds`, at least `least`.
     """
@@ -125,8 +144,60 @@ def in_turn(
             taken.append((_once(before, inputs, options), _once(after, inputs, options)))
     for part, training in modes:
         part.training = training
-    first, second = zip(*taken[1:], strict=True)
-    return median(first), median(second)
+    return taken[1:]
+
+
+@torch.no_grad()
+def peak_bytes(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> int:
+    """Return the most bytes of tensors that a forward pass has at once: weights, inputs, and what it computes.
+
+    Tensors that share memory count once. What kernels take for themselves while they run is not seen.
+
+    >>> net = nn.Linear(10, 10, bias=False)
+    >>> peak_bytes(net, (torch.zeros(5, 10),), {}) == 4 * (100 + 50 + 50)
+    True
+    """
+    live = _LiveBytes()
+    for tensor in [*module.parameters(), *module.buffers(), *leaves((inputs, options))]:
+        live.add(tensor)
+
+    class Mode(dispatch_mode()):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made = func(*args, **(kwargs or {}))
+            for tensor in leaves(made):
+                live.add(tensor)
+            return made
+
+    with undisturbed(module), Mode():
+        module(*inputs, **options)
+    return live.peak
+
+
+class _LiveBytes:
+    """Bytes of the storages of tensors that are alive, and the most so far."""
+
+    def __init__(self) -> None:
+        self.peak, self._now = 0, 0
+        self._users: dict[int, int] = {}
+
+    def add(self, tensor: torch.Tensor) -> None:
+        if tensor.layout is not torch.strided:
+            return  # no storage of its own
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        self._users[place] = self._users.get(place, 0) + 1
+        if self._users[place] == 1:
+            self._now += size
+            self.peak = max(self.peak, self._now)
+        weakref.finalize(tensor, self._drop, place, size)
+
+    def _drop(self, place: int, size: int) -> None:
+        self._users[place] -= 1
+        if not self._users[place]:
+            del self._users[place]
+            self._now -= size
 
 
 def _once(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.quantize import Coded, OutputUnits
 from karikomi.shrink.cuts import Cuts
-from karikomi.tasks.runner import Arrays, Phase
+from karikomi.tasks.runner import Arrays, Form, Phase
 from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
@@ -25,10 +26,16 @@ from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.quantization.in_place import quantize_
 from karikomi.torch.quantization.output_units import output_units
-from karikomi.torch.shrinking.costs import milliseconds
+from karikomi.torch.shrinking.costs import (
+    milliseconds,
+    pairs_in_turn,
+    parameters_of,
+    peak_bytes,
+)
 from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.tasks.losses import loss_of
 from karikomi.torch.tasks.networks import NETWORKS
+from karikomi.torch.tasks.other_forms import FORMS, OtherForms
 from karikomi.torch.tasks.training import TorchTraining, batch_for, evaluated
 from karikomi.torch.tracing.batches import leaves
 from karikomi.torch.tracing.isolation import isolated
@@ -231,9 +238,50 @@ class TorchRunner:
             example = batch_for(model, self._few().inputs)
             return milliseconds(model, example.positional, dict(example.named))
 
-    def _few(self) -> Split:
+    def network(self, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Module:
+        """Return the task's module, filled with arrays or codes, in evaluation mode on the CPU."""
+        return self._fill_(self.untrained(), tensors).eval()
+
+    def costs(self, arrays: Arrays, examples: int) -> dict[str, int | None]:
+        """Return ``parameters``, and the most bytes of tensors that a forward pass has at once, ``memory``.
+
+        None where operators of the network cannot be observed.
+        """
+        with isolated(self._seed, self._threads):
+            model = self._model(arrays).eval()
+            example = batch_for(model, self._few(examples).inputs)
+            try:
+                memory = peak_bytes(model, example.positional, dict(example.named))
+            except (RuntimeError, NotImplementedError):
+                memory = (
+                    None  # operators that no mode can look into, such as those of scripted modules
+                )
+        return {"parameters": parameters_of(model), "memory": memory}
+
+    def times(self, before: Arrays, after: Arrays, examples: int) -> list[tuple[float, float]]:
+        """Return milliseconds of forward passes of two networks, run in turn on so many validation examples."""
+        with isolated(self._seed, self._threads):
+            first, second = self._model(before), self._model(after)
+            example = batch_for(first, self._few(examples).inputs)
+            return pairs_in_turn(
+                first, second, example.positional, dict(example.named), most=41, seconds=0.5
+            )
+
+    def forms(self) -> dict[str, Form]:
+        """Return the forms in which the network can be written."""
+        return FORMS
+
+    def write(
+        self, form: str, dense: Arrays, tensors: Mapping[str, np.ndarray | Coded], path: Path
+    ) -> dict[str, Any]:
+        """Write the network of the tensors in a form, and return its difference to the network, and other facts."""
+        with isolated(self._seed, self._threads):
+            forms = OtherForms(self._task, self._data, self.network(dense), self.network(tensors))
+            return forms.write(form, path)
+
+    def _few(self, most: int = 64) -> Split:
         validation = self._data.validation
-        return validation.take(np.arange(min(len(validation), 64)))
+        return validation.take(np.arange(min(len(validation), most)))
 
     def _calibration(self, model: nn.Module) -> list[Any]:
         """Return batches of up to 512 training examples, for the re-fit of what stays after a shrink."""
