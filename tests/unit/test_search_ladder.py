@@ -239,8 +239,8 @@ def test_a_structure_that_fails_in_integers_leaves_it_to_a_wider_one(installed: 
             return {"validation": 1.0 if held else 0.5} if installed else None
         return {}
 
-    more: dict[str, Any] = {"widths": (0.8, 0.5), "rates": (3.0,), "integers": True}
+    more: dict[str, Any] = {"widths": (0.5,), "rates": (3.0,), "integers": True}
     found, _ = walked(ladder(**more, budgets=Budgets(max_drop=0.1, objective="ms")), facts)
     tried = {s.get("width") for s in of_step(found, "int8")}
     # Without the engine the narrowest structure in floats is what there is.
-    assert tried == ({0.5, 0.8} if installed else {0.5})
+    assert tried == ({0.5, None} if installed else {0.5})

@@ -22,7 +22,7 @@ _WORTH_SAYING = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """`steps` of training by the recipe, the `seconds` of one, and the `memory` in bytes of this process at its peak."""
+    """`steps` of training by the recipe, the `seconds` of one, and the `memory` in bytes of this process, at most."""
 
     steps: int
     seconds: float
