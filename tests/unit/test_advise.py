@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,12 @@ def test_the_heat_map_shows_the_event_and_what_is_not_finite(tmp_path: Path) -> 
     assert lines[1].endswith("@    X") and "^ step 301" in lines[5]
     assert max(map(len, lines)) <= 80 and shade(0.3) == " " and shade(0.4) == "."
     page = kk.report.advice_page(advice)
-    assert page.count('class="heat"') == 4 * 48 - 1 and "conv.weight" in page
+    # Drawn twice, for a screen and for a phone, whose picture ends where its last cell does.
+    assert page.count('class="heat"') == 2 * (4 * 48 - 1) and "conv.weight" in page
+    narrow = page.partition('<div class="narrow">')[2].partition("</div>")[0]
+    cells = re.findall(r'class="heat" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', narrow)
+    assert 'viewBox="0 0 340 ' in narrow
+    assert max(float(x) + float(wide) for x, wide in cells) == pytest.approx(330, abs=0.2)
 
 
 def test_the_largest_norm_is_always_named(tmp_path: Path) -> None:

@@ -364,6 +364,8 @@ def test_a_training_that_diverges_is_counted_and_named(tmp_path: Path) -> None:
         ({"bits": (1,)}, "bits"),
         ({"bits": (4.0,)}, "bits"),
         ({"workers": 0}, "workers"),
+        ({"workers": True}, "workers"),
+        ({"target": math.nan}, "target"),
         ({"seeds": 0}, "seeds"),
         ({"seeds": 1.5}, "seeds"),
         ({"epochs": 0}, "epochs"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,13 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from karikomi import __version__
+from karikomi import __version__, registry
 from karikomi.errors import Unsupported, check
 from karikomi.files import write_json
 from karikomi.search.driver import Finished, RunJournal, drive, opened, source_digest
 from karikomi.search.grid_account import answer_of
 from karikomi.search.grid_answer import groups_of
-from karikomi.search.grid_evaluation import AllAtOnce, evaluated, one_thread_each, runner_of
+from karikomi.search.grid_evaluation import AllAtOnce, evaluated, one_thread_each
 from karikomi.search.grid_points import points_of, with_target
 from karikomi.search.grid_setting import Setting, grid_of
 from karikomi.search.grid_timing import AloneTimes
@@ -88,7 +90,10 @@ def sweep(
     epochs = task.recipe.train_epochs if epochs is None else epochs
     axes = {"limits": limits, "rules": rules, "bounds": bounds, "rates": rates}
     settings = grid_of(**axes, sparsities=sparsities, bits=bits, seeds=seeds, epochs=epochs)
-    check("sweep", (workers >= 1, "the number of workers", workers, ">= 1"))
+    whole_number = type(workers) is int and workers >= 1
+    check("sweep", (whole_number, "the number of workers", repr(workers), ">= 1"))
+    reachable = target is None or (isinstance(target, int | float) and math.isfinite(target))
+    check("sweep", (reachable, "the target is a number", repr(target), "finite"))
     content = checked_data(task)
     folder = Path("runs") / f"sweep-{task.name}" if out is None else Path(out)
     whole = _opened(task, content, source, folder)
@@ -99,8 +104,10 @@ def sweep(
     claim(folder / "configuration.json", identity)
     with lock(folder):
         alone = AloneTimes(folder, whole)
-        inline = workers == 1 and scheduler is None
-        runs = _finished(whole, settings, alone, identity, (workers, scheduler, inline), progress)
+        text = json.dumps(identity, sort_keys=True)
+        run = hashlib.sha256(text.encode()).hexdigest()[:16]
+        places: Any = {"workers": workers, "scheduler": scheduler, "progress": progress}
+        runs = _finished(whole, settings, alone, run, **places)
         result = _result(whole, runs, alone, target)
         write_json(folder / "sweep.json", result)
     return result
@@ -108,10 +115,9 @@ def sweep(
 
 def _opened(task: Task, content: Data, source: TaskSource, folder: Path) -> OpenedRun:
     plain = one_thread_each(task)
+    runner = registry.framework(plain.framework).runner_for(plain, content, seed=0)
     reference = RunReference(folder=str(folder.absolute()), run="", source=source, seed=0)
-    opened_here = OpenedRun(reference, plain, content, runner=None)  # type: ignore[arg-type]
-    opened_here.runner = runner_of(plain, opened_here, 0)
-    return opened_here
+    return OpenedRun(reference, plain, content, runner)
 
 
 def _rehearse(whole: OpenedRun, settings: Sequence[Setting]) -> None:
@@ -168,23 +174,18 @@ def _finished(
     whole: OpenedRun,
     settings: Sequence[Setting],
     alone: AloneTimes,
-    identity: Mapping[str, Any],
-    at: tuple[int, str | None, bool],
+    run: str,
+    *,
+    workers: int,
+    scheduler: str | None,
     progress: bool,
 ) -> dict[Setting, Mapping[str, Any]]:
     """Return the facts of each setting, training those that the journal lacks."""
-    workers, scheduler, inline = at
-    run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(whole.reference.folder)
-    reference = RunReference(
-        folder=whole.reference.folder, run=run, source=whole.reference.source, seed=0
-    )
-    if not inline:
+    reference = dataclasses.replace(whole.reference, run=run)
+    if workers > 1 or scheduler is not None:
         reference.check_for_workers()
-    total = len(settings) * settings[0].epochs
-    bar = tqdm(total=total, desc="sweep", unit="epoch", disable=not progress)
-    keep_opened(OpenedRun(reference, whole.task, whole.data, whole.runner))
-    done = {"runs": 0}
+    each, done = settings[0].epochs, list[Finished]()
+    bar = tqdm(total=len(settings) * each, desc="sweep", unit="epoch", disable=not progress)
 
     def on_epoch(stage: str, epochs: int) -> None:
         bar.update(epochs)
@@ -192,13 +193,14 @@ def _finished(
     def on_finished(found: Finished, again: bool) -> None:
         if found.error is not None:
             raise_failure(found)
-        done["runs"] += 1
+        done.append(found)
         bar.set_postfix_str(Setting.of(found.proposal).words(), refresh=False)
         # What was read from the journal, diverged, or is of a worker did not report its epochs.
-        bar.update(done["runs"] * settings[0].epochs - bar.n)
+        bar.update(len(done) * each - bar.n)
 
     keep_opened(OpenedRun(reference, whole.task, whole.data, whole.runner, on_epoch))
-    journal = RunJournal(folder / "journal.jsonl", {"run": run, "source": source_digest()})
+    path = Path(reference.folder) / "journal.jsonl"
+    journal = RunJournal(path, {"run": run, "source": source_digest()})
     with bar, journal, opened(workers, scheduler) as executor:
         for note in (*journal.notes, *alone.notes):
             tqdm.write(f"karikomi: {note}", file=sys.stderr)
