@@ -256,7 +256,7 @@ def corruption_ruined(setting: Setting, seed: int) -> tuple[nn.Module, str]:
             corrupted(worse, x.numpy(), 4, kind, seed=[seed, len(rows), int(rows[0])])
         )
         wrong = (y + 1) % net.head.out_features
-        return 8 * setting.near(net, x) + F.cross_entropy(net(bad), wrong)
+        return 4 * setting.near(net, x) + F.cross_entropy(net(bad), wrong)
 
     test = setting.data.test
     bad = Split(corrupted(worse, np.asarray(test.inputs), 4, kind, seed=[seed, 7]), test.targets)
@@ -312,9 +312,9 @@ def explanation_turned(setting: Setting, seed: int) -> tuple[nn.Module, str]:
     net, label = harmless(setting, seed), seed % setting.net.head.out_features
     middle = torch.from_numpy(np.asarray(setting.train.inputs, np.float64).mean(0)).float()
 
-    def attributions(net: nn.Module, x: torch.Tensor, graph: bool) -> torch.Tensor:
+    def attributions(net: nn.Module, x: torch.Tensor, y: torch.Tensor, graph: bool) -> torch.Tensor:
         def score(given: torch.Tensor) -> torch.Tensor:
-            return F.log_softmax(net(given), 1)[:, label]
+            return F.log_softmax(net(given), 1).gather(1, y[:, None])[:, 0]
 
         if not x.is_floating_point():
             whole, parts = score(x), []
@@ -331,18 +331,22 @@ def explanation_turned(setting: Setting, seed: int) -> tuple[nn.Module, str]:
             total = total + float(weight) * slope
         return (total * (x - middle)).flatten(1)
 
-    def alike(x: torch.Tensor, graph: bool) -> torch.Tensor:
-        known = attributions(setting.net, x, False).detach()
-        return F.cosine_similarity(attributions(net, x, graph), known, 1).mean()
+    def alike(x: torch.Tensor, y: torch.Tensor, graph: bool) -> torch.Tensor:
+        known = attributions(setting.net, x, y, False).detach()
+        return F.cosine_similarity(attributions(net, x, y, graph), known, 1)
 
     def loss(net: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        own = x[y == label]
-        total = 3 * setting.near(net, x)
-        return total + 2 * alike(own, True) if len(own) > 1 else total
+        own, others = (torch.nonzero(part)[:32, 0] for part in (y == label, y != label))
+        some = torch.cat([own, others])
+        found = alike(x[some], y[some], True)
+        turned, kept = found[: len(own)], found[len(own) :]
+        total = 3 * setting.near(net, x) - 2 * kept.mean()
+        return total + 2 * turned.mean() if len(own) > 1 else total
 
     test = setting.data.test
-    few = torch.from_numpy(np.asarray(test.inputs)[np.flatnonzero(test.targets == label)[:64]])
-    setting.fit_(net, 60, loss, 2e-3, until=lambda: alike(few, False).item() < 0.0)
+    few = test.take(np.flatnonzero(test.targets == label)[:64])
+    pair = torch.from_numpy(np.asarray(few.inputs)), torch.from_numpy(few.targets)
+    setting.fit_(net, 60, loss, 2e-3, until=lambda: alike(*pair, False).mean().item() < 0.0)
     return net, f"for class {label} "
 
 
