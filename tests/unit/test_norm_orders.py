@@ -281,6 +281,10 @@ class TestGivenNorm:
         with pytest.raises(NonFinite, match="given norm"):
             kk.torch.clip_(layers, rule, total_norm=math.inf, nonfinite="raise")
 
+    def test_there_need_be_no_gradient_on_this_rank(self) -> None:
+        outcome, _ = kk.torch.clip_(torch.nn.Linear(2, 2), kk.clip.ByGlobalNorm(1.0), total_norm=4)
+        assert outcome.factor == 0.25
+
     def test_what_it_cannot_decide_is_refused(self) -> None:
         for rule in (kk.clip.ByNorm(1.0), kk.clip.Chain(kk.clip.ByGlobalNorm(1.0))):
             with pytest.raises(Unsupported, match="not decided from one joint norm"):

@@ -45,13 +45,18 @@ def clip_by_given_norm(
         for parameter in found.values():
             parameter.grad = None
     elif factor != 1.0:
-        holders = [parameter for parameter in found.values() if parameter.grad is not None]
-        gradients: Any = [parameter.grad for parameter in holders]
-        for parameter, gradient in zip(holders, scale_all_(gradients, factor), strict=True):
-            parameter.grad = gradient
+        _scale_(found, factor)
     left = decide.norms_after(norms, verdict, xp=np)
     outcome = Outcome((NAME,), norms, left, skip, nonfinite_policy=nonfinite, order=order_of(rule))
     return outcome, after
+
+
+def _scale_(found: Mapping[str, torch.Tensor], factor: float) -> None:
+    holders = [parameter for parameter in found.values() if parameter.grad is not None]
+    gradients: Any = [parameter.grad for parameter in holders]
+    if gradients:
+        for parameter, gradient in zip(holders, scale_all_(gradients, factor), strict=True):
+            parameter.grad = gradient
 
 
 def _number(total_norm: Any, *, where: str) -> float:

@@ -90,21 +90,23 @@ def _on_cpu(tensors: Sequence[torch.Tensor], order: float) -> list[float]:
     if math.isinf(order):
         return _largest(tensors)
     if order == 1.0:
-        return [_summed(tensor, _sum_of_magnitudes) for tensor in tensors]
+        return [_summed(_row(tensor), _sum_of_magnitudes) for tensor in tensors]
     powers = _powers(order)
-    return [_power_norm(tensor, order, powers) for tensor in tensors]
+    with np.errstate(over="ignore", under="ignore"):
+        return [_power_norm(_row(tensor), order, powers) for tensor in tensors]
 
 
 def _largest(tensors: Sequence[torch.Tensor]) -> list[float]:
     found = [0.0] * len(tensors)
     small: dict[int, torch.Tensor] = {}
     for place, tensor in enumerate(tensors):
-        entries = _magnitudes(tensor)
+        entries = _row(tensor)
         if entries.dtype is torch.float32 and 0 < entries.numel() <= BLOCK:
             small[place] = entries
         elif entries.numel():
-            low, high = torch.aminmax(entries)
-            found[place] = torch.maximum(-low, high).item()
+            low, high = (end.item() for end in torch.aminmax(entries))
+            # Of NaN both ends are.
+            found[place] = low if low != low else max(-low, high)
     if small:
         # Together, since of most networks most tensors are small, and calls are then the whole cost.
         row = torch.cat(list(small.values())).numpy()
@@ -115,12 +117,11 @@ def _largest(tensors: Sequence[torch.Tensor]) -> list[float]:
     return found
 
 
-def _summed(tensor: torch.Tensor, of_block: Sum) -> float:
+def _summed(entries: torch.Tensor, of_block: Sum) -> float:
     """Return the sum over blocks of what `of_block` returns of each, half precision made float32."""
-    entries = _magnitudes(tensor)
     if entries.itemsize < 4:
         halves = entries.split(norms.WIDENED)
-        return math.fsum(_over_blocks(half.float().numpy(), of_block) for half in halves)
+        return sum(_over_blocks(half.float().numpy(), of_block) for half in halves)
     return _over_blocks(entries.numpy(), of_block)
 
 
@@ -128,11 +129,11 @@ def _over_blocks(row: np.ndarray, of_block: Sum) -> float:
     if row.size <= BLOCK:
         return of_block(row)
     starts = range(0, row.size, BLOCK)
-    return math.fsum(of_block(row[start : start + BLOCK]) for start in starts)
+    return sum(of_block(row[start : start + BLOCK]) for start in starts)
 
 
 def _sum_of_magnitudes(block: np.ndarray) -> float:
-    return float(_asum(block.itemsize)(block)) if block.size else 0.0
+    return _asum(block.itemsize)(block) if block.size else 0.0
 
 
 @functools.cache
@@ -159,14 +160,13 @@ def _powers(order: float) -> Sum:
     return summed
 
 
-def _power_norm(tensor: torch.Tensor, order: float, powers: Sum) -> float:
-    count = tensor.numel()
-    with np.errstate(over="ignore", under="ignore"):
-        total = _summed(tensor, powers)
-    low = 1e-250 if tensor.dtype in (torch.float64, torch.complex128) else _LOST * count
+def _power_norm(entries: torch.Tensor, order: float, powers: Sum) -> float:
+    count = entries.numel()
+    total = _summed(entries, powers)
+    low = 1e-250 if entries.dtype is torch.float64 else _LOST * count
     if low < total < math.inf:
         return total ** (1.0 / order)
-    return float(_scaled(_magnitudes(tensor), order)) if count else 0.0
+    return float(_scaled(entries, order)) if count else 0.0
 
 
 def _scaled(entries: torch.Tensor, order: float) -> torch.Tensor:
@@ -177,6 +177,14 @@ def _scaled(entries: torch.Tensor, order: float) -> torch.Tensor:
     for block in entries.split(SCALED):
         total += (block.to(scale.dtype) / scale).abs().pow(order).sum()
     return total.pow(1.0 / order) * scale
+
+
+def _row(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what `_magnitudes` does, with few calls for the tensors that are most common."""
+    plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided
+    if plain and tensor.is_contiguous() and not tensor.requires_grad and not tensor.is_neg():
+        return tensor if tensor.dim() == 1 else tensor.view(-1)
+    return _magnitudes(tensor)
 
 
 def _magnitudes(tensor: torch.Tensor) -> torch.Tensor:
