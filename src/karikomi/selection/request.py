@@ -200,6 +200,7 @@ class PruneRequest:
             raise Unsupported(
                 f"which weights go together as {type(self.pattern).__name__.lower()} is not known",
                 where=self.where,
+                got="; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3]),
                 hint=hint,
             )
         return groups, left_alone
