@@ -507,11 +507,12 @@ def test_fixed_width_bytes_by_hand() -> None:
 
 
 class _Text(torch.nn.Module):
-    """An embedding, a recurrent cell, and a head that is tied to the embedding: nothing to prune."""
+    """An embedding, a frozen recurrent layer, and a head that is tied to the embedding: nothing to prune."""
 
     def __init__(self) -> None:
         super().__init__()
         self.words, self.cell = torch.nn.Embedding(9, 9), torch.nn.GRU(9, 9, batch_first=True)
+        self.cell.requires_grad_(False)
         self.head = torch.nn.Linear(9, 9)
         self.head.weight = self.words.weight
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,16 @@ def test_scores_that_reconstruct_are_refused_and_earlier_masks_score_zero() -> N
     with pytest.raises(Unsupported, match="anew after each removal"):
         scores(module, score="obc", data=[torch.randn(4, 4)])
     masks = prune_(module, 0.5)
-    assert bool((scores(module, masks=masks)["0.weight"] == 0).equal(~masks["0.weight"]))
+    found = scores(module, masks=masks)
+    assert bool((found["0.weight"] == 0).equal(~masks["0.weight"]))
+    again = pickle.loads(pickle.dumps(found))
+    assert str(again) == str(found) and torch.equal(again["2.weight"], found["2.weight"])
+
+
+def test_empty_arrays_have_no_scores_and_no_histogram() -> None:
+    found = kk.numpy.scores({"none": np.ones((0, 3)), "some": np.ones(2)})
+    assert found["none"].shape == (0, 3) and found.spreads()[0].items == 0
+    assert "none" in str(kk.numpy.scores({"none": np.ones((0, 3))}))
 
 
 def test_numpy_and_jax_give_the_same_numbers() -> None:

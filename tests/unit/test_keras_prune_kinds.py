@@ -147,6 +147,15 @@ def test_kernels_of_a_registered_layer_have_axes() -> None:
     assert (masks[name].sum(axis=0) <= 2).all()
 
 
+def test_an_axis_that_does_not_lie_alone_is_left_alone() -> None:
+    model = model_of(lambda: layers.DepthwiseConv1D(2, depth_multiplier=2), SERIES)
+    masks = prune_(model, count=1, pattern=kk.prune.Units(axis=0))
+    assert len(masks) == 1 and "dense" in next(iter(masks))
+    assert "no axis 0 of its own" in next(
+        w for n, w in masks.left_alone.items() if "depthwise" in n and "bias" not in n
+    )
+
+
 def test_what_is_declared_wrongly() -> None:
     with pytest.raises(InvalidArgument, match="not a class of layers"):
         kk.keras.declare_prunable(layers.Dense(2), "kernel")  # type: ignore[arg-type]

@@ -72,6 +72,8 @@ def test_a_norm_takes_the_scores_of_weights_and_units_still_take_their_bias() ->
     assert set((~masks["0.bias"]).nonzero().reshape(-1).tolist()) == set(worst.tolist())
     with pytest.raises(Unsupported, match="norm takes scores of single weights"):
         prune_(module, width=0.5, score="fpgm", pattern=kk.prune.Units(norm=2))
+    with pytest.raises(Unsupported, match="not of slices along another axis"):
+        prune_(module, count=1, score="apoz", data=data, pattern=kk.prune.Units(axis=1))
 
 
 def test_norms_survive_what_powers_do_not() -> None:

@@ -9,10 +9,12 @@ import random
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import karikomi as kk
 from karikomi import report
 from karikomi.errors import InvalidArgument, Unwritable
 from pages import plain
@@ -253,7 +255,17 @@ PAGES = {
     "compress": lambda: report.compress_page(compress_result(), record_rows()),
     "sweep": lambda: report.sweep_page(sweep_result()),
     "audit": lambda: report.audit_page(audit_result()),
+    "importances": lambda: report.importance_page(IMPORTANCES),
 }
+IMPORTANCES = kk.prune.Importances(
+    {
+        "fc.weight": np.array([[0.0, 1.0], [2.0, 50.0]], np.float32),
+        "empty": np.zeros(0, np.float32),
+        "head": np.array([-0.5, 3.0], np.float32),
+    },
+    score="own score",
+    left_alone={"fc.bias": "a bias"},
+)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -112,9 +112,11 @@ def scores(
     request = scoring(where, chosen, pattern, facts=facts, only=only, exclude=exclude)
     arrays = on_host(params, where=where)
     found = scores_of_arrays(arrays, request, Beside(layouts, coupled, masks), leaf="leaf")
-    return Importances(
-        found, score=type(chosen).__name__.lower(), as_array=lambda values, _: jnp.asarray(values)
-    )
+    return Importances(found, score=type(chosen).__name__.lower(), as_array=_as_array)
+
+
+def _as_array(values: Any, _: str) -> jax.Array:
+    return jnp.asarray(values)
 
 
 def _pruned(params: Any, request: PruneRequest, beside: Beside) -> tuple[Any, Masks]:

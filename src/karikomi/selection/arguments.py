@@ -88,25 +88,21 @@ def score_and_facts(
     return Importance(), {**given, "importance": importance}
 
 
-def check_by_hand(sparsity: Any, count: Any, allocation: object, *, where: str) -> str:
-    """Return which of both was given by name or glob, "" for none; raises `InvalidArgument` beside an allocation."""
+def check_by_hand(sparsity: Any, count: Any, allocation: object, *, where: str) -> None:
+    """Raise `InvalidArgument` for what is given by name or glob beside an allocation, or twice."""
     given = {"sparsity": sparsity, "count": count}
     by_hand = [name for name, value in given.items() if isinstance(value, Mapping)]
     if not by_hand:
-        return ""
+        return
     both = sparsity is not None and count is not None
     if both or allocation is not None or not given[by_hand[0]]:
+        beside = f"allocation={allocation!r}" if allocation else f"no {by_hand[0]}"
         raise InvalidArgument(
             "sparsities by hand are an allocation themselves",
             where=where,
-            got="both"
-            if both
-            else f"allocation={allocation!r}"
-            if allocation
-            else f"no {by_hand[0]}",
+            got="both" if both else beside,
             allowed="sparsity={glob: share} or count={glob: number}, or one number and an allocation",
         )
-    return by_hand[0]
 
 
 def target_for(pattern: Pattern, where: str, **given: float | None) -> Target | None:

@@ -117,7 +117,7 @@ class BlockScores:
     def values(self) -> np.ndarray:
         """Return all scores, zero where the weight is gone; raises `NonFinite`."""
         self.check()
-        every = np.concatenate(list(self.blocks(1)))
+        every = np.concatenate([np.zeros(0, np.float32), *self.blocks(1)])
         return np.nan_to_num(every, copy=False, nan=0.0)
 
 

@@ -17,6 +17,7 @@ from karikomi.prune.allocations.allocation import (
     allocate,
     least_left,
 )
+from karikomi.prune.facts import PER_UNIT
 from karikomi.prune.layout import Coupled
 from karikomi.prune.pattern import Blocks, NofM, Pattern, Units, Unstructured
 from karikomi.prune.radix_threshold import NOTHING
@@ -125,6 +126,13 @@ def find_scores(request: SelectionRequest) -> Masks:
 
 def check_combination(score: Score, pattern: Pattern) -> None:
     """Raise `Unsupported` for a score that is not defined for the items of a pattern."""
+    if isinstance(pattern, Units) and pattern.axis is not None and score.needs & PER_UNIT:
+        raise Unsupported(
+            f"{type(score).__name__} is of the units that a layer makes, and not of slices along another axis",
+            where="Units.axis",
+            got=pattern.axis,
+            hint='pattern="units"',
+        )
     if isinstance(pattern, Units) and pattern.norm is not None and score.of_units_only:
         raise Unsupported(
             f"{type(score).__name__} scores units, and a norm takes scores of single weights",

@@ -200,6 +200,7 @@ class PruneRequest:
             raise Unsupported(
                 f"which weights go together as {type(self.pattern).__name__.lower()} is not known",
                 where=self.where,
+                got="; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3]),
                 hint=hint,
             )
         return groups, left_alone
@@ -318,7 +319,7 @@ def request_of(
     chosen = as_pattern(pattern)
     scored_by, facts = score_and_facts(score, importance, facts, where=where)
     check_combination(scored_by, chosen)
-    by_hand = check_by_hand(sparsity, count, allocation, where=where)
+    check_by_hand(sparsity, count, allocation, where=where)
     if protect is None:
         protect = protected_by(chosen, scored_by)
     return PruneRequest(
@@ -329,8 +330,8 @@ def request_of(
         target=target_for(
             chosen,
             where,
-            sparsity=0.0 if by_hand == "sparsity" else sparsity,
-            count=0 if by_hand == "count" else count,
+            sparsity=0.0 if isinstance(sparsity, Mapping) else sparsity,
+            count=0 if isinstance(count, Mapping) else count,
             width=width,
             parameters=parameters,
             macs=macs,

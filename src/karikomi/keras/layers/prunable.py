@@ -52,8 +52,9 @@ class Oriented:
 
     def place_of(self, axis: int) -> int:
         """Return where an axis of the variable lies as the selection sees it, the number of axes if nowhere alone."""
-        rank, seen = len(self.axes), len(self.shape)
-        return self.axes.index(axis % rank) if rank == seen and -rank <= axis < rank else seen
+        rank = len(self.axes)
+        alone = self.shape == tuple(int(self.variable.shape[place]) for place in self.axes)
+        return self.axes.index(axis % rank) if alone and -rank <= axis < rank else len(self.shape)
 
     def turned(self, array: np.ndarray) -> np.ndarray:
         """Return an array of the variable's shape as the selection sees it."""

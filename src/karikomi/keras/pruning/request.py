@@ -117,7 +117,7 @@ class ModelRequest:
         scored = {n: item for n, item in members.items() if n in names or len(item.shape) > 1}
         facts = self.request.gathered(
             lambda needs: measure(
-                self.model, needs, scored, data=self.data, loss=self.loss, where=WHERE
+                self.model, needs, scored, data=self.data, loss=self.loss, where=self.request.where
             )
         )
         sizes = [(math.prod(item.shape), _itemsize(item)) for item in found.values()]
@@ -144,7 +144,7 @@ class ModelRequest:
             return coupled_heads(found, self.model, chosen)
         norms = {}
         if self.data is not None and isinstance(pattern, Units):
-            norms = following(self.model, chosen, self.data, where=WHERE)
+            norms = following(self.model, chosen, self.data, where=self.request.where)
         beside = {
             name: [
                 sibling

@@ -35,7 +35,7 @@ class ERK(Allocator):
     >>> shapes = {"conv": (8, 4, 3, 3), "head": (10, 8)}
     >>> sizes = {name: Tensor(items=math.prod(shape), shape=shape) for name, shape in shapes.items()}
     >>> [pool.remove for pool in ERK()(sizes, 0.5)], [pool.remove for pool in ERK(kernel=False)(sizes, 0.5)]
-    ([184, 0], [166, 18])
+    ([184, 0], [130, 54])
 
     Source: the ``erk_power_scale`` and ``include_kernel`` of the code of Evci et al. 2020, "Rigging the Lottery".
     Deviation: there the exponent acts with kernels only.

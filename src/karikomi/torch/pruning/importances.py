@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,9 +64,13 @@ def scores(
     left_alone = {n: why for n, why in {**left_alone, **others}.items() if n not in found}
     devices = {name: weight.device for name, weight in pruning.weights.items()}
 
-    def as_tensor(values: np.ndarray, name: str) -> torch.Tensor:
-        return torch.from_numpy(values).to(devices.get(name, "cpu"))
-
     return Importances(
-        found, score=type(chosen).__name__.lower(), left_alone=left_alone, as_array=as_tensor
+        found,
+        score=type(chosen).__name__.lower(),
+        left_alone=left_alone,
+        as_array=partial(_as_tensor, devices),
     )
+
+
+def _as_tensor(devices: Mapping[str, torch.device], values: np.ndarray, name: str) -> torch.Tensor:
+    return torch.from_numpy(values).to(devices.get(name, "cpu"))

@@ -263,10 +263,12 @@ class PruneCall:
             whole = {
                 name: item for name, item in whole.items() if name not in projections(self.module)
             }
-            measured |= measure(self.module, {"macs"}, whole, data=self.data, where=WHERE)
+            measured |= measure(
+                self.module, {"macs"}, whole, data=self.data, where=self.request.where
+            )
         if needs := needs - {"macs"}:
             measured |= measure(
-                self.module, needs, scored, data=self.data, loss=self.loss, where=WHERE
+                self.module, needs, scored, data=self.data, loss=self.loss, where=self.request.where
             )
         return measured
 
