@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import karikomi as kk
 from karikomi.errors import Unsupported
 from karikomi.prune import Pool, Tensor
+from karikomi.prune.schedules import pool_counts as table_of_counts
 from karikomi.prune.schedules.pool_counts import due_steps, pool_counts
-from karikomi.registry import register
 
 
 def sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -66,18 +66,13 @@ def test_an_allocation_that_needs_more_than_sizes_is_refused() -> None:
         due_steps(kk.prune.Gradual(0.5, steps=(0, 99_999), every=1), where="here")
 
 
-@register(
-    "allocation", name="one_then_all", formula="of the first, then of all", source="this test"
-)
-def one_then_all(tensors: dict[str, Tensor], sparsity: float) -> list[Pool]:
-    """Return other pools at another sparsity."""
-    first, *others = tensors
-    if sparsity < 0.4:
-        return [Pool((first,), 1), *(Pool((name,), 0) for name in others)]
-    return [Pool(tuple(tensors), 2)]
+def test_pools_that_change_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(_: str, tensors: dict[str, Tensor], sparsity: float) -> list[Pool]:
+        if sparsity < 0.4:
+            return [Pool((name,), 1) for name in tensors]
+        return [Pool(tuple(tensors), 2)]
 
-
-def test_pools_that_change_are_refused() -> None:
+    monkeypatch.setattr(table_of_counts, "allocate", allocate)
     rule = kk.prune.Gradual(0.5, steps=(0, 1), every=1)
     with pytest.raises(Unsupported, match="other tensors at another sparsity"):
-        pool_counts(rule, "one_then_all", sizes({"a": (4,), "b": (4,)}), where="")
+        pool_counts(rule, "global", sizes({"a": (4,), "b": (4,)}), where="")
