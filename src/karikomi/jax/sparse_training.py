@@ -52,7 +52,7 @@ def pruned(
     The compiled loop stays as it was: ``optax.apply_updates(params, updates)`` gives weights that are exactly
     zero where a mask is false. In each step gradients of masked weights become zero before `optimizer` gets
     them, and count in no norm; where the schedule is due, masks are then made from the weights after the step,
-    on the device. Moments of masked weights are zero from the next step on. A step that `clipped` or
+    on the device, and moments of masked weights are zero from the next step on. A step that `clipped` or
     ``optax.apply_if_finite`` inside of it skips, or whose weights are not finite, changes no mask: those that are
     due are made after the next one, to the sparsity that was due (see `check`).
 
@@ -130,6 +130,10 @@ def masks_at(
     if missing := sorted({*plan.facts} - given.keys()):
         raise InvalidArgument(
             "the score needs facts", where=where, got="none", allowed=", ".join(missing)
+        )
+    if not jnp.issubdtype(getattr(step, "dtype", type(step)), jnp.integer):
+        raise InvalidArgument(
+            "a step is a whole number", where=f"{where}: step", got=repr(step)[:80]
         )
     row = plan.row(jnp.asarray(step, jnp.int32))
     made, good = plan.made(weights, every, dict(given), jnp.maximum(row, 0))
@@ -272,6 +276,8 @@ class _Pruned:
             how = lambda mask, leaf: jnp.where(mask, leaf, jnp.asarray(zero, leaf.dtype))  # noqa: E731
             own = _present(state.masks, moves)
             grads = masked_by(updates, own, how, where=self.where)
+            if self.schedule is None:
+                return self.inner.update(grads, state.inner, params, **extra)
             # Moments are masked as they enter: masked as they leave, they would be one more array in memory.
             held = moments_by(state.inner, params, state.masks, how)
             return self.inner.update(grads, held, params, **extra)
