@@ -29,7 +29,7 @@ _moved = jax.jit(device_masks.moved)
 
 
 @st.composite
-def arrays(draw: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def arrays(draw: st.DrawFn) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return numbers of the shapes, and which of them take part; the others may be anything."""
     numbers, among = [], []
     for shape in SHAPES.values():
@@ -149,7 +149,7 @@ def test_masks_of_a_step_are_those_of_the_reference(allocation: str, step: int, 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_n_of_m_is_that_of_the_reference(keep: int) -> None:
     pattern = kk.prune.NofM(keep=keep, of=4)
-    rule = kk.prune.OneShot(pattern.sparsity, pattern=pattern, exclude=["flat", "*scale", "*none"])
+    rule = kk.prune.OneShot(pattern.sparsity, pattern=pattern, exclude=("flat", "*scale", "*none"))
     axes = {
         "w": kk.prune.Layout(units=-1, inputs=0),
         "deep.kernel": kk.prune.Layout(units=0, inputs=1),
@@ -166,7 +166,7 @@ def test_n_of_m_is_that_of_the_reference(keep: int) -> None:
 
 def test_scores_by_gradients_and_by_numbers_that_were_given() -> None:
     params, slopes = tree(1, jnp.float32), tree(2, jnp.float32)
-    names = ["w", "flat"]
+    names = ("w", "flat")
     facts = {"gradient": {name: slopes[name] for name in names}}
     rule = kk.prune.OneShot(0.5, score="snip", only=names)
     found = kk.jax.masks_at(params, rule, 3, facts=facts)
@@ -176,6 +176,9 @@ def test_scores_by_gradients_and_by_numbers_that_were_given() -> None:
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
     with pytest.raises(InvalidArgument, match="the score needs facts; got none; allowed: gradient"):
         kk.jax.masks_at(params, rule, 3)
+    for step in (1.5, "x", None):
+        with pytest.raises(InvalidArgument, match="a step is a whole number"):
+            kk.jax.masks_at(params, rule, step, facts=facts)
 
 
 def test_a_weight_that_is_not_finite_is_shown_and_not_hidden() -> None:

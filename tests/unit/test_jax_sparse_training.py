@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -147,7 +147,7 @@ def test_a_scan_equals_the_reference_step_by_step(rule: Any, given: Any) -> None
             own = kept.get(name, np.ones(expected[name].shape, bool))
             assert np.array_equal(masks[name][step], own), (step, name)
             assert not after[name][step][~own].any()
-        changed += any(not np.array_equal(kept[name], before.get(name)) for name in kept)
+        changed += any(not np.array_equal(kept[name], before.get(name, [])) for name in kept)
         before = kept
     assert changed >= 3
     assert same(params, jax.tree.map(lambda a: jnp.asarray(a[-1]), unflat(after)))
@@ -344,6 +344,7 @@ def rigl(**more: Any) -> Any:
         (kk.prune.OneShot(0.5, pattern="units"), {}, Unsupported, "Units are not masked"),
         (NM, {}, InvalidArgument, "which axis"),
         (NM, {"layouts": AXES}, Unsupported, "multiple of 4 inputs"),
+        (NM, {"layouts": {"w": 0}}, InvalidArgument, "not a layout"),
         (rigl(), {"straight_through": True}, Unsupported, "made anew"),
         (rigl(allocation="global"), {}, Unsupported, "shared threshold"),
         (kk.prune.Gradual(0.5, steps=(0, 99_999), every=1), {}, Unsupported, "100,000 times"),
@@ -361,7 +362,7 @@ def test_what_means_nothing_is_refused(
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
-        (lambda t: kk.jax.pruned(0.5, ONE), InvalidArgument, "not an optax optimizer"),
+        (lambda t: kk.jax.pruned(cast(Any, 0.5), ONE), InvalidArgument, "not an optax optimizer"),
         (lambda t: tx().update(t, SGD.init(t), t), InvalidArgument, "not the state of `pruned`"),
         (lambda t: tx().update(t, tx().init(t)), InvalidArgument, "params=None"),
         (lambda t: tx().update(t, tx(MASK).init(t), t), InvalidArgument, "another schedule"),
@@ -369,7 +370,7 @@ def test_what_means_nothing_is_refused(
         (lambda t: tx().init({"w": jnp.ones(2, int)}), InvalidArgument, "not a floating array"),
         (lambda t: kk.jax.masks(SGD.init(t)), InvalidArgument, "exactly one `pruned`"),
         (lambda t: kk.jax.check(SGD.init(t)), InvalidArgument, "no clip and no mask"),
-        (lambda t: kk.jax.masks_at(t, MASK, 0), InvalidArgument, "not a schedule"),
+        (lambda t: kk.jax.masks_at(t, cast(Any, MASK), 0), InvalidArgument, "not a schedule"),
         (lambda t: kk.jax.straight_through(t, {"x": MASK["w"]}), UnknownName, "'x'"),
     ],
 )

@@ -160,6 +160,13 @@ def plan_of(
         names = [name for name in names if name in given]
     axes = spread("layouts", layouts, shapes, where=where)
     for name, layout in axes.items():
+        if not isinstance(layout, Layout):
+            raise InvalidArgument(
+                "not a layout",
+                where=f"{where}: layouts, {name}",
+                got=repr(layout)[:80],
+                allowed="such as kk.prune.Layout(units=-1, inputs=-2)",
+            )
         layout.check(shapes[name], where=f"{where}: {name}")
     if isinstance(request.pattern, NofM):
         names = divisible(names, shapes, axes, request.pattern, where=where)

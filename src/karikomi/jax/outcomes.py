@@ -59,7 +59,7 @@ def check(state: Any, *, stop_after: int = 10) -> None:
         late = int(np.max(np.asarray(own.steps) - np.maximum(np.asarray(own.seen), 0)))
         if late >= stop_after:
             raise NonFinite(
-                f"masks are due for {late} steps, and weights, gradients or scores are not finite",
+                f"masks are due for {late} steps, and weights, gradients or scores are not finite in float32",
                 where="jax.check",
             )
     for clip in found:

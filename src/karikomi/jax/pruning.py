@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,8 @@ from karikomi.selection.request import PruneRequest, request_of, scheduled, scor
 
 Masks = dict[str, jax.Array]
 """Name -> bool array of a leaf's shape, true where a weight is kept: a pytree itself."""
+How = Callable[[Any, jax.Array], jax.Array]
+"""A leaf from its mask and the leaf."""
 
 
 def prune(
@@ -141,7 +143,7 @@ def masked(tree: Any, masks: Mapping[str, Any]) -> Any:
     >>> masked({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})["w"].tolist()
     [1.0, 0.0]
     """
-    return _masked_by(tree, masks, _zeroed, where="jax.masked")
+    return masked_by(tree, masks, zeroed, where="jax.masked")
 
 
 def straight_through(params: Any, masks: Mapping[str, Any]) -> Any:
@@ -159,12 +161,12 @@ def straight_through(params: Any, masks: Mapping[str, Any]) -> Any:
     Source: Bengio, Leonard and Courville 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for
     Conditional Computation".
     """
-    return _masked_by(params, masks, _straight, where="jax.straight_through")
+    return masked_by(params, masks, _straight, where="jax.straight_through")
 
 
 @jax.custom_jvp
 def _straight(mask: Any, leaf: jax.Array) -> jax.Array:
-    return _zeroed(mask, leaf)
+    return zeroed(mask, leaf)
 
 
 @_straight.defjvp
@@ -172,11 +174,13 @@ def _straight_jvp(primals: Any, tangents: Any) -> Any:
     return _straight(*primals), tangents[1]
 
 
-def _zeroed(mask: Any, leaf: jax.Array) -> jax.Array:
+def zeroed(mask: Any, leaf: jax.Array) -> jax.Array:
+    """Return a leaf with ``+0.0`` where its mask is false."""
     return jnp.where(mask, leaf, jnp.zeros_like(leaf))
 
 
-def _masked_by(tree: Any, masks: Mapping[str, Any], how: Any, *, where: str) -> Any:
+def masked_by(tree: Any, masks: Mapping[str, Any], how: How, *, where: str) -> Any:
+    """Return a tree whose leaves with a mask are ``how(mask, leaf)``; raises what `masked` raises."""
     found = leaves_of(tree, where=where)
     check_masks(masks, found, where=where, leaf="leaf")
     for name, leaf in named({name: found[name] for name in masks}, where=where).items():
@@ -202,8 +206,14 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
     >>> masked_moments(state, params, {"w": jnp.array([True, False])}).mu["w"].tolist()
     [1.0, 0.0]
     """
-    leaves = leaves_of(params, where="jax.masked_moments")
-    check_masks(masks, leaves, where="jax.masked_moments", leaf="leaf")
+    return moments_by(state, params, masks, zeroed)
+
+
+def moments_by(state: Any, params: Any, masks: Mapping[str, Any], how: How) -> Any:
+    """Return an optimizer's state with its moments changed by ``how(mask, moment)``; see `masked_moments`."""
+    where = "jax.masked_moments"
+    leaves = leaves_of(params, where=where)
+    check_masks(masks, leaves, where=where, leaf="leaf")
 
     def like_params(part: Any) -> bool:
         leaves, structure = jax.tree.flatten(part, is_leaf=_left_out)
@@ -218,8 +228,9 @@ def masked_moments(state: Any, params: Any, masks: Mapping[str, Any]) -> Any:
         )
 
     def masked_part(part: Any) -> Any:
-        there = leaves_of(part, where="jax.masked_moments")
-        return masked(part, {name: mask for name, mask in masks.items() if name in there})
+        there = leaves_of(part, where=where)
+        own = {name: mask for name, mask in masks.items() if name in there}
+        return masked_by(part, own, how, where=where)
 
     return jax.tree.map(
         lambda part: masked_part(part) if like_params(part) else part, state, is_leaf=like_params

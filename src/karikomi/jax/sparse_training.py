@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.jax.clipping import ClipState, check_real
 from karikomi.jax.library import library
 from karikomi.jax.mask_plan import SHOWN, Facts, MaskPlan, check_supported, plan_of
-from karikomi.jax.pruning import Masks, masked, masked_moments
+from karikomi.jax.pruning import Masks, masked_by, moments_by
 from karikomi.jax.pytrees import leaves_of, named, replaced
 from karikomi.prune import Layout
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, check_fields
@@ -53,9 +52,9 @@ def pruned(
     The compiled loop stays as it was: ``optax.apply_updates(params, updates)`` gives weights that are exactly
     zero where a mask is false. In each step gradients of masked weights become zero before `optimizer` gets
     them, and count in no norm; where the schedule is due, masks are then made from the weights after the step,
-    on the device. Moments of masked weights are zero. A step that `clipped` or ``optax.apply_if_finite`` inside
-    of it skips, or whose weights are not finite, changes no mask: those that are due are made after the next
-    one, to the sparsity that was due (see `check`).
+    on the device, and moments of masked weights are zero from the next step on. A step that `clipped` or
+    ``optax.apply_if_finite`` inside of it skips, or whose weights are not finite, changes no mask: those that are
+    due are made after the next one, to the sparsity that was due (see `check`).
 
     `prune`: a schedule of `karikomi.prune` (`OneShot`, `Gradual`, `Iterative`, `SET`, `RigL`), whose ``only=``
     and ``exclude=`` are globs over names, such as ``"*kernel"``; or masks such as `prune` returns. Steps count
@@ -131,6 +130,10 @@ def masks_at(
     if missing := sorted({*plan.facts} - given.keys()):
         raise InvalidArgument(
             "the score needs facts", where=where, got="none", allowed=", ".join(missing)
+        )
+    if not jnp.issubdtype(getattr(step, "dtype", type(step)), jnp.integer):
+        raise InvalidArgument(
+            "a step is a whole number", where=f"{where}: step", got=repr(step)[:80]
         )
     row = plan.row(jnp.asarray(step, jnp.int32))
     made, good = plan.made(weights, every, dict(given), jnp.maximum(row, 0))
@@ -266,43 +269,51 @@ class _Pruned:
             )
         found, moves = (leaves_of(tree, where=self.where) for tree in (params, updates))
         self._check_state(state, found)
-        grads = updates if self.dense else masked(updates, _present(state.masks, moves))
-        step = lambda: self.inner.update(grads, state.inner, params, **extra)  # noqa: E731
-        changes, inner = step()
-        state = state._replace(steps=state.steps + 1)
+
+        def step(zero: Any) -> tuple[Any, Any]:
+            if self.dense:
+                return self.inner.update(updates, state.inner, params, **extra)
+            how = lambda mask, leaf: jnp.where(mask, leaf, jnp.asarray(zero, leaf.dtype))  # noqa: E731
+            own = _present(state.masks, moves)
+            grads = masked_by(updates, own, how, where=self.where)
+            if self.schedule is None:
+                return self.inner.update(grads, state.inner, params, **extra)
+            # Moments are masked as they enter: masked as they leave, they would be one more array in memory.
+            held = moments_by(state.inner, params, state.masks, how)
+            return self.inner.update(grads, held, params, **extra)
+
         if self.schedule is None:
-            state = state._replace(seen=state.steps)
+            after = state._replace(steps=state.steps + 1, seen=state.steps + 1)
+            changes, inner = step(0.0)
         else:
-            state = self._followed(state, found, moves, changes, inner, step)
-        if self.dense:
-            return changes, state._replace(inner=inner)
-        inner = masked_moments(inner, params, state.masks)
-        return self._held(changes, found, state.masks), state._replace(inner=inner)
+            after, changes, inner = self._followed(state, found, updates, step)
+        changes = changes if self.dense else self._held(changes, found, after.masks)
+        return changes, after._replace(inner=inner)
 
     def _followed(
-        self, state: PrunedState, found: Any, moves: Any, changes: Any, inner: Any, step: Any
-    ) -> PrunedState:
-        """Return the state with masks as the schedule requires them after a step."""
-        plan = self.plan(found)
-        if not plan.counts.due:
-            return state._replace(seen=state.steps)
-        weights = self.weights(found, plan)
+        self, state: PrunedState, found: Any, updates: Any, step: Any
+    ) -> tuple[PrunedState, Any, Any]:
+        """Return ``(state with masks as the schedule requires them after a step, and what the step returned)``.
+
+        Where masks are due, the step is taken twice, the first time only to make them from the weights after it: what
+        passes through a condition is copied, at every step of the training.
+        """
+        plan, state = self.plan(found), state._replace(steps=state.steps + 1)
+        weights, moves = self.weights(found, plan), leaves_of(updates, where=self.where)
         gradients: Any = named(_present(dict.fromkeys(plan.names), moves), where=self.where)
-        gradients = {name: slope for name, slope in gradients.items() if slope is not None}
-        facts, shown, fit = _added(plan, state, gradients, skipped(inner))
         row = plan.row(state.steps)
-        pending = (row >= 0) & (jnp.asarray(plan.due)[row] > state.seen)
+        pending = (row >= 0) & (jnp.asarray((*plan.due, -1), jnp.int32)[row] > state.seen)
 
         def renewed() -> list[jax.Array]:
-            # The step once more: its result passed in from outside would be one more array in memory, every step.
-            moved, after = (changes, inner) if not isinstance(pending, Tracer) else step()
-            weighed = self._after(weights, moved, state.masks)
+            changes, inner = step(0.0)
+            facts, shown, fit = _added(plan, state, gradients, skipped(inner))
+            weighed = self._after(weights, changes, state.masks)
             means = {
                 fact: {name: total / jnp.maximum(shown, 1) for name, total in sums.items()}
                 for fact, sums in facts.items()
             }
             made, good = self._renewed(plan, state, weighed, gradients, means, row)
-            good = good & fit & ~skipped(after)
+            good = good & fit
             chosen = [jnp.where(good, made[name], state.masks[name]) for name in state.masks]
             return [jnp.where(good, state.steps, state.seen), *chosen]
 
@@ -310,13 +321,18 @@ class _Pruned:
             return [state.steps, *state.masks.values()]
 
         seen, *own = library().cond(pending, renewed, same)
+        # A zero that comes out of the condition: what it masks is computed after it. The condition reads the
+        # moments, and if they were written before, they would be copied first. A barrier is not kept on CPUs.
+        changes, inner = step(jnp.where(seen < -1, 1.0, 0.0))
+        facts, shown, _ = _added(plan, state, gradients, skipped(inner))
         made = pending & (seen == state.steps)
-        return state._replace(
+        state = state._replace(
             seen=seen,
             masks=dict(zip(state.masks, own, strict=True)),
             facts=jax.tree.map(lambda total: jnp.where(made, 0.0, total), facts),
             shown=jnp.where(made, 0, shown),
         )
+        return state, changes, inner
 
     def _renewed(
         self, plan: MaskPlan, state: PrunedState, weights: Any, gradients: Any, facts: Any, row: Any
@@ -396,7 +412,8 @@ def _added(
     }
     for flag in [jnp.all(jnp.isfinite(term)) for own in terms.values() for term in own.values()]:
         fit = fit & flag
-    counts = fit & ((state.steps <= plan.counts.due[-1]) | (state.seen < plan.counts.due[-1]))
+    last = max(plan.counts.due, default=-1)
+    counts = fit & ((state.steps <= last) | (state.seen < last))
     sums = {
         fact: {
             name: jnp.where(counts, total + terms[fact].get(name, 0.0), total)
