@@ -226,7 +226,7 @@ class _Course:
         goals, epochs = recipe.learned, recipe.learned_epochs
         if not goals:
             return []
-        if recipe.units and self.ladder.prunes:
+        if recipe.units and self.ladder.prunes and "width" not in base.settings:
             (narrow,) = yield [step(base, width=list(recipe.units))]
             start = narrow.proposal if narrow.error is None else base
         else:
