@@ -64,11 +64,11 @@ def test_the_time_of_the_training_and_the_memory_are_forecast() -> None:
 
 def test_what_takes_less_than_a_minute_is_not_said() -> None:
     assert said(Forecast(100, 0.5)) is None and said(None) is None
-    assert said(Forecast(1000, 0.6)) == "up to 10 minutes of training (1,000 steps of 600 ms)"
+    assert said(Forecast(1000, 0.6)) == "about 10 minutes of training (1,000 steps of 600 ms)"
     text = said(Forecast(1000, 0.6, workers=2, memory=2_000_000_000))
     assert (
         text is not None
-        and text.startswith("up to 5 minutes")
+        and text.startswith("about 5 minutes")
         and text.endswith("2.0 GB of memory each worker")
     )
 

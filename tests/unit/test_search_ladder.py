@@ -229,3 +229,18 @@ def test_each_step_goes_on_from_the_one_before(
     proposal = Proposal.of(dense="given", **settings)
     assert parent_of(proposal) == Proposal.of(dense="given", **parent)
     assert words in words_of(proposal) and structure_of(proposal).settings["dense"] == "given"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_structure_that_fails_in_integers_leaves_it_to_a_wider_one(installed: bool) -> None:
+    def facts(settings: dict[str, Any]) -> dict[str, Any] | None:
+        if "int8" in settings:
+            held = settings.get("width") != 0.5
+            return {"validation": 1.0 if held else 0.5} if installed else None
+        return {}
+
+    more: dict[str, Any] = {"widths": (0.5,), "rates": (3.0,), "integers": True}
+    found, _ = walked(ladder(**more, budgets=Budgets(max_drop=0.1, objective="ms")), facts)
+    tried = {s.get("width") for s in of_step(found, "int8")}
+    # Without the engine the narrowest structure in floats is what there is.
+    assert tried == ({0.5, None} if installed else {0.5})

@@ -1,4 +1,4 @@
-"""What a search will take, said before it begins: the time of its training at most, and its memory."""
+"""What a search will take, said before it begins: the time of its training, and its memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORTH_SAYING = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """`steps` of training at most, the `seconds` of one, and the `memory` in bytes of a process at its peak so far."""
+    """`steps` of training by the recipe, the `seconds` of one, and the `memory` in bytes of this process, at most."""
 
     steps: int
     seconds: float
@@ -38,18 +38,19 @@ class Forecast:
         """Return it in words.
 
         >>> Forecast(30_000, 0.02, memory=1_500_000_000).sentence()
-        'up to 10 minutes of training (30,000 steps of 20 ms), and 1.5 GB of memory'
+        'about 10 minutes of training (30,000 steps of 20 ms), and 1.5 GB of memory'
         """
-        minutes = f"up to {self.total / 60:.0f} minutes of training"
+        minutes = f"about {self.total / 60:.0f} minutes of training"
         each = f"({self.steps:,} steps of {1e3 * self.seconds:.0f} ms)"
         memory = "" if self.memory is None else f", and {self.memory / 1e9:.1f} GB of memory"
         return f"{minutes} {each}{memory if self.workers == 1 else f'{memory} each worker'}"
 
 
 def forecast(request: SearchRequest) -> Forecast | None:
-    """Measure one step of training, with the dense network beside it, and return what the search takes at most.
+    """Measure one step of training, with the dense network beside it, and return what the search takes.
 
-    None where nothing is trained. A candidate that is dropped early, and a network that became smaller, take less.
+    None where nothing is trained. A candidate that is dropped early, and a network that became smaller, take less; a
+    structure of which no file holds takes more.
     """
     recipe, content = request.task.recipe, request.content
     epochs = epochs_of(request)
