@@ -26,7 +26,7 @@ class Tied(torch.nn.Module):
         self.second.weight = self.first.weight
         self.norm, self.last = torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Any) -> Any:
         return self.last(self.norm(torch.relu(self.second(torch.relu(self.first(inputs))))))
 
 
@@ -117,6 +117,8 @@ def test_every_tensor_is_quantized_to_a_rate() -> None:
             )
     some, _ = runner.quantized(arrays, only=["norm.running_var"], bits=8)
     assert [n for n, t in some.items() if isinstance(t, Coded)] == ["norm.running_var"]
+    none, notes = runner.quantized(arrays, only=["norm.num_batches_tracked"], bits=8)
+    assert not any(isinstance(t, Coded) for t in none.values()) and notes
 
 
 def test_units_of_each_layer_are_removed_by_number() -> None:

@@ -149,6 +149,11 @@ def test_units_go_before_quantized_training_alone() -> None:
     assert all("width" not in s for s in of_step(found, "rate"))
 
 
+def test_a_width_is_not_cut_by_units_again() -> None:
+    found, _ = walked(ladder(learned=(0.5,), units=(8, 4), widths=(0.5,)), lambda settings: {})
+    assert {str(s.get("width")) for s in of_step(found, "learned")} == {"0.5", "[8, 4]"}
+
+
 def test_a_failure_is_no_end() -> None:
     def facts(settings: dict[str, Any]) -> dict[str, Any] | None:
         failing = {"rate", "learned", "codebook", "width"} & set(settings)

@@ -151,7 +151,7 @@ class _Course:
         """Train each structure for a while, and the half that is nearest to the budget to the end."""
         epochs = self.ladder.recipe.prune_epochs
         if len(cuts) < 2 or epochs < FEWEST_EPOCHS:
-            return (yield [step(cut.proposal, recover=[epochs]) for cut in cuts])
+            return list((yield [step(cut.proposal, recover=[epochs]) for cut in cuts]))
         short = epochs // 4
         tried = yield [step(cut.proposal, recover=[short]) for cut in cuts]
         kept = self._nearest_half(tried)
@@ -159,7 +159,7 @@ class _Course:
             Proposal.of(**{**found.proposal.settings, "recover": [short, epochs - short]})
             for found in kept
         ]
-        return done
+        return list(done)
 
     def _curve(self, base: Proposal) -> Asking[list[Finished]]:
         """Bisect the rates of one structure for the boldest that holds, and once more between it and the next."""
@@ -226,7 +226,7 @@ class _Course:
         goals, epochs = recipe.learned, recipe.learned_epochs
         if not goals:
             return []
-        if recipe.units and self.ladder.prunes:
+        if recipe.units and self.ladder.prunes and "width" not in base.settings:
             (narrow,) = yield [step(base, width=list(recipe.units))]
             start = narrow.proposal if narrow.error is None else base
         else:

@@ -244,7 +244,8 @@ def _register_(module: nn.Module, weight: torch.Tensor, grid: LearnedGrid) -> No
 def _own_class_(layer: nn.Module) -> None:
     """Give a parametrized layer a class of its own: a deep copy shares it, and would lose the weight with this one."""
     shared = type(layer)
-    layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    own: Any = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    layer.__class__ = own
 
 
 def _places(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -24,6 +24,7 @@ from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays, to_stored
 from karikomi.torch.modules.kept_units import NOTE
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
+from karikomi.torch.quantization.eligible import eligible
 from karikomi.torch.quantization.in_place import quantize_
 from karikomi.torch.quantization.output_units import output_units
 from karikomi.torch.shrinking.costs import (
@@ -205,6 +206,12 @@ class TorchRunner:
         """Return the arrays with codes for every tensor, or those of `only`, and notes on what stays as it is."""
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
+            if only is not None:
+                # A buffer that no rule is known for stays as it is.
+                known = eligible(model)
+                only = [name for name in only if name in known.all]
+                if not only:
+                    return to_stored(model), known.left_alone
             data = self._calibration(model) if "rate" in size else None
             coded = quantize_(model, **size, data=data, only=only, seed=self._seed, progress=False)
             return to_stored(model), {**coded.left_alone, **coded.notes}
