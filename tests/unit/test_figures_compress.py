@@ -768,5 +768,5 @@ def test_costs_are_those_that_were_measured(made: dict[str, Any]) -> None:
     assert (made["ms_before"], made["ms_after"]) == (20.0, 10.0)
     assert [row["faster"] for row in made["timed"]] == [2.0, 2.0]
     assert made["memory_before"] == made["memory_after"] == 10
-    text = compress_table(made)
+    text = report.compress_table(made)
     assert "2x as fast (2 to 2)" in text and "peak bytes of a pass" in text
