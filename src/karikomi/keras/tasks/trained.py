@@ -172,7 +172,7 @@ def _pairs(data: Any, where: str) -> Iterator[tuple[Inputs, np.ndarray | None]]:
         return
     known: Any = data
     if isinstance(data, keras.utils.PyDataset):
-        known = map(data.__getitem__, range(len(data)))
+        known = map(known.__getitem__, range(len(known)))
     for batch in known:
         yield (
             _pair(batch, where)
