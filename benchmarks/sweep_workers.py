@@ -28,7 +28,7 @@ def command(out: Path, workers: int, given: argparse.Namespace) -> list[str]:
     """Return the command of a sweep."""
     options = [
         "--limits",
-        LIMITS,
+        given.limits,
         "--sparsities",
         "0",
         "--rates",
@@ -73,7 +73,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--limits", default=LIMITS)
     given = parser.parse_args()
+    total = 2 * len(given.limits.split(",")) * given.seeds
+    few, many = max(total // 7, 1), max(2 * total // 5, 2)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,9 +90,9 @@ def main() -> None:
         print(f"two workers equal one process: {result(folder / 'two') == wanted}")
         out = folder / "killed"
         with subprocess.Popen(command(out, 2, given), stdout=subprocess.DEVNULL) as process:
-            until(out, 3, process)
+            until(out, few, process)
             os.kill(children(process.pid)[0], signal.SIGKILL)
-            until(out, 8, process)
+            until(out, many, process)
             process.kill()
         done = runs_of(out)
         subprocess.run(command(out, 2, given), check=True, stdout=subprocess.DEVNULL)
