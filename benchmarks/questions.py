@@ -341,22 +341,37 @@ def noise(rows: Sequence[dict[str, Any]], name: str) -> float:
     return 100 * math.sqrt(statistics.fmean(several)) if several else math.nan
 
 
-def effects(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> list[str]:
-    """Return the table of main effects: the mean change from one setting to another, all else equal."""
-    pairs = [
-        ("clip at the median", {"clip": "none"}, {"clip": "median"}),
-        ("clip at a tenth of it", {"clip": "none"}, {"clip": "tenth"}),
-        ("90 % sparsity", {"sparsity": 0.0}, {"sparsity": 0.9}),
-        ("penalty, dense", {"penalty": False, "sparsity": 0.0}, {"penalty": True, "sparsity": 0.0}),
+EFFECTS = {
+    "What does a clip threshold do?": [
+        ("none -> median", {"clip": "none"}, {"clip": "median"}),
+        ("none -> a tenth of it", {"clip": "none"}, {"clip": "tenth"}),
+    ],
+    "What does a sparse network cost, and is it faster or better on new data?": [
+        ("dense -> 90 % sparse", {"sparsity": 0.0}, {"sparsity": 0.9}),
+    ],
+    "What does a penalty do?": [
         (
-            "penalty, 90 % sparse",
+            "none -> L1, dense",
+            {"penalty": False, "sparsity": 0.0},
+            {"penalty": True, "sparsity": 0.0},
+        ),
+        (
+            "none -> L1, 90 % sparse",
             {"penalty": False, "sparsity": 0.9},
             {"penalty": True, "sparsity": 0.9},
         ),
-    ]
+    ],
+}
+"""Question -> what is compared with what, all else equal."""
+
+
+def effects(
+    rows: Sequence[dict[str, Any]], networks: Sequence[str], pairs: Sequence[Any]
+) -> list[str]:
+    """Return a table of main effects: the mean change from one setting to another, all else equal."""
     lines = [
-        "| network | from -> to | test, points | gap, points | ms a step | file |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| network | from -> to | test, points | half way, points | gap, points | time of a step | file |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     grid = [row for row in rows if row["sparsity"] in SPARSITIES]
     for name in networks:
@@ -364,11 +379,13 @@ def effects(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> list[str
             before, after = (of(grid, network=name, **wanted) for wanted in (first, second))
             if not before or not after:
                 continue
-            test = 100 * (mean(after, "test") - mean(before, "test"))
+            test, half = (
+                100 * (mean(after, key) - mean(before, key)) for key in ("test", "halfway")
+            )
             gap = test_gap(after) - test_gap(before)
             times, size = (mean(after, key) / mean(before, key) for key in ("ms", "bytes"))
             lines.append(
-                f"| {name} | {words} | {test:+.1f} | {gap:+.1f} | x {times:.2f} | x {size:.2f} |"
+                f"| {name} | {words} | {test:+.1f} | {half:+.1f} | {gap:+.1f} | x {times:.2f} | x {size:.2f} |"
             )
     return lines
 
@@ -382,14 +399,23 @@ def page(rows: Sequence[dict[str, Any]], networks: Sequence[str], seconds: float
     """Return the page."""
     seeds = len({row["seed"] for row in rows})
     parts = [INTRODUCTION.format(command=COMMAND, bits=BITS, seeds=seeds, seconds=seconds)]
-    parts += ["## What changes what\n", *effects(rows, networks), ""]
+    for question, pairs in EFFECTS.items():
+        parts += [f"## {question}\n", *effects(rows, networks, pairs), ""]
     spread = ", ".join(f"{name} {noise(rows, name):.1f}" for name in networks)
+    if seeds > 1:
+        parts.append(
+            f"Two trainings that differ by the seed alone deviate by so many points: {spread}. Smaller effects than"
+            " that are not shown to be any.\n"
+        )
+    else:
+        parts.append(
+            "One seed does not show how much of an effect is chance: effects below a point or so should not be relied"
+            " on.\n`--seeds 2` prints the deviation between seeds.\n"
+        )
     parts += [
-        f"Two trainings that differ by the seed alone deviate by so many points: {spread}."
-        " Smaller effects than that are not shown to be any.\n",
         "## How small, at which accuracy?\n",
-        f"Clipped at the median norm, without penalty; the file holds weights of {BITS} bits, entropy coded, and its"
-        " accuracy is that of the rounded network.\n",
+        f"Clipped at the median norm, without penalty; the file holds weights of {BITS} bits, entropy coded,"
+        "\nand its accuracy is that of the rounded network.\n",
         *ladder(rows, networks),
         "",
     ]
@@ -406,7 +432,7 @@ cost, does it generalise better? Here each question has a measured answer for fo
 written by `{command}`.
 
 **Scaled down**: parts of the data (6,000 images of MNIST, 4,000 of CIFAR-10, 200,000 characters of Shakespeare),
-networks of 20 to 110 thousand weights, 200 to 250 steps, {seeds} seed(s); in all {seconds:.0f} s of one processor.
+networks of 20 to 110 thousand weights, 200 to 250 steps, seeds: {seeds}; in all {seconds:.0f} s of one processor.
 Large networks that train long lose less by pruning, and more by spikes that are not clipped. A limit is the median
 norm of the same training without a clip, or a tenth of it.
 
