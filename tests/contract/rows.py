@@ -115,7 +115,7 @@ ROWS = [
     ),
     Row(
         rule=kk.clip.AdaptiveQuantile(1.0),
-        in_norms=("limit", "least", "most"),
+        in_norms=("start", "least", "most"),
         reference=lambda arrays, axes: [shrunk(array, joint(arrays), 1.0) for array in arrays],
         bound=lambda arrays, axes: joint(arrays) / 1.0,
     ),

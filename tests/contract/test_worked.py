@@ -32,6 +32,25 @@ WORKED: list[tuple[Any, dict[str, list[float]], Steps]] = [
         [([9.0], [1.0]), ([9.0], [2.0]), ([9.0], [3.0]), ([9.0], [3.0])],
     ),
     (kk.clip.ByNorm(2.0), {}, [([1.0, 2.0, 8.0], [1.0, 1.0, 0.25])]),
+    (kk.clip.ByGlobalNorm(3.5, norm=1), {}, [([3.0, 4.0], [0.5, 0.5])]),
+    (kk.clip.ByGlobalNorm(2.0, norm=INF), {}, [([3.0, 4.0], [0.5, 0.5])]),
+    # The limit doubles with a norm above it and halves with one below.
+    (
+        kk.clip.AdaptiveQuantile(2.0, rate=math.log(4.0)),
+        {},
+        [([8.0], [0.25]), ([8.0], [0.5]), ([1.0], [1.0]), ([8.0], [0.5])],
+    ),
+    (
+        kk.clip.ZClip(2.0, warmup=2, to="mean"),
+        {},
+        [([1.0], [1.0]), ([3.0], [1.0]), ([7.0], [2 / 7])],
+    ),
+    # The spike teaches nothing, so that the next one is judged by the same mean and deviation.
+    (
+        kk.clip.ZClip(2.0, warmup=2, to="threshold", skip_update_on_spike=True),
+        {},
+        [([1.0], [1.0]), ([3.0], [1.0]), ([7.0], [4 / 7]), ([8.0], [0.5])],
+    ),
     (kk.clip.ByGlobalNorm(2.5), {}, [([3.0, 4.0], [0.5, 0.5]), ([1.5, 2.0], [1.0, 1.0])]),
     # Norms of weights below 0.5 count as 0.5: at most 0.4, 0.05 and 0.2.
     (
@@ -134,6 +153,11 @@ WORKED: list[tuple[Any, dict[str, list[float]], Steps]] = [
     (kk.bound.MaxNorm(2.0), {}, [([1.0, 8.0], [1.0, 0.25])]),
     (kk.bound.UnitNorm(2.0), {}, [([1.0, 2.0, 8.0, 0.0], [2.0, 1.0, 0.25, 1.0])]),
     (kk.bound.NonNegative(), {}, [([0.0, 3.0], [1.0, 0.0])]),
+    (kk.bound.Box(0.0, 1.0), {}, [([0.0, 3.0], [1.0, 0.0])]),
+    (kk.bound.L1Ball(1.0), {}, [([0.0, 3.0], [1.0, 0.0])]),
+    (kk.bound.Simplex(), {}, [([0.0, 3.0], [1.0, 0.0])]),
+    (kk.bound.HalfSpace(1.0, 0.0), {}, [([0.0, 3.0], [1.0, 0.0])]),
+    (kk.bound.MinMaxNorm(1.0, 2.0, rate=0.5), {}, [([0.5, 1.0, 4.0, 0.0], [1.5, 1.0, 0.75, 1.0])]),
     (kk.bound.InitScaled(3.0), {"fan_in": [4.0, 9.0]}, [([9.0, 9.0], [1.5, 1.0])]),
     (kk.bound.SpectralCap(2.0), {}, [([1.0, 8.0], [1.0, 0.25])]),
     (kk.bound.QKClip(10.0), {}, [([5.0, 40.0], [1.0, 0.25])]),
@@ -210,9 +234,16 @@ def test_the_outermost_bin_reaches_to_the_outermost_norm(sign: int) -> None:
 
 
 DEFAULTS: dict[type, dict[str, Any]] = {
-    kk.clip.AGC: {"limit": 0.01, "eps": 1e-3},
+    kk.clip.AGC: {"limit": 0.01, "eps": 1e-3, "unit": "layer"},
     kk.clip.AdaGC: {"ratio": 1.05, "beta": 0.98, "limit": 1.0, "warmup": 100},
     kk.clip.AutoClip: {"percentile": 10.0, "window": 512},
+    kk.clip.AdaptiveQuantile: {
+        "start": 1.0,
+        "quantile": 0.5,
+        "rate": 0.2,
+        "least": 1e-8,
+        "most": INF,
+    },
     kk.clip.BlockRMS: {"limit": 1.0},
     kk.clip.EMARatio: {"ratio": 2.0, "beta": 0.99, "per": "global", "learn": "clipped"},
     kk.clip.Normalize: {"limit": 1.0, "gamma": 0.01, "per": "global"},
@@ -229,7 +260,14 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     kk.clip.SPAM: {"threshold": 5000.0, "warmup": 20},
     kk.clip.SkipSpikes: {"sigma": 6.0, "window": 128, "warmup": 64, "patience": 16},
     kk.clip.StableAdamW: {"limit": 1.0},
-    kk.clip.ZClip: {"z": 2.5, "alpha": 0.97, "warmup": 25, "clip_factor": 1.0},
+    kk.clip.ZClip: {
+        "z": 2.5,
+        "alpha": 0.97,
+        "warmup": 25,
+        "clip_factor": 1.0,
+        "to": "adaptive",
+        "skip_update_on_spike": False,
+    },
     kk.bound.InitScaled: {"k": 2.0},
     kk.bound.QKClip: {"limit": 100.0, "alpha": 0.5},
     kk.bound.UnitNorm: {"limit": 1.0, "per": "unit"},

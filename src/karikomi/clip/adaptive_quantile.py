@@ -35,7 +35,7 @@ class AdaptiveQuantile:
     that are at most C. In `clip_examples` these are the norms of the examples of a batch, as in the paper; as a rule
     of `attach` or `clip` there is one joint norm a step, and b is 0 or 1.
 
-    `limit`: > 0, where C begins; ``inf`` measures only. `quantile`: from 0 to 1, the share that is to stay below.
+    `start`: > 0, where C begins; ``inf`` measures only. `quantile`: from 0 to 1, the share that is to stay below.
     `rate`: > 0, per step. `least`, `most`: C stays between them. Raises `InvalidArgument` for other numbers. Zero
     and non-finite norms count neither way.
 
@@ -53,7 +53,7 @@ class AdaptiveQuantile:
     in the denominator.
     """
 
-    limit: float = 1.0
+    start: float = 1.0
     _: KW_ONLY
     quantile: float = 0.5
     rate: float = 0.2
@@ -68,10 +68,10 @@ class AdaptiveQuantile:
 
     def __post_init__(self) -> None:
         where = "AdaptiveQuantile"
-        limit = check_limit(self.limit, where=where)
-        if callable(getattr(limit, "value", None)):
+        start = check_limit(self.start, where=where)
+        if callable(getattr(start, "value", None)):
             raise InvalidArgument(
-                "the limit that it begins with is a number", where=where, got=limit
+                "the limit that it begins with is a number", where=where, got=start
             )
         most = (
             self.most
@@ -79,7 +79,7 @@ class AdaptiveQuantile:
             else check_number(self.most, "most", where=where, low=0.0, open_low=True)
         )
         checked = {
-            "limit": limit,
+            "start": start,
             "quantile": check_number(self.quantile, "the quantile", where=where, low=0.0, high=1.0),
             "rate": check_number(self.rate, "the rate", where=where, low=0.0, open_low=True),
             "least": check_number(self.least, "least", where=where, low=0.0, open_low=True),
@@ -94,7 +94,7 @@ class AdaptiveQuantile:
 
     def init(self, like: Array, *, xp: Namespace) -> State:
         """Return the limit that it begins with."""
-        return {"bound": xp.ones_like(like) * float(self.limit)}
+        return {"bound": xp.ones_like(like) * float(self.start)}
 
     def decide(
         self,
