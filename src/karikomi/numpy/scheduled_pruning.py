@@ -54,4 +54,5 @@ def prune_at(
     if not schedule.due(step):
         return masked(weights, masks), dict(masks)
     request = scheduled(WHERE, schedule, step, facts=facts)
-    return pruned(weights, request, Beside(layouts, coupled, None if schedule.from_all else masks))
+    earlier = None if schedule.from_all else masks
+    return pruned(weights, request, Beside(layouts, coupled, earlier))
