@@ -48,6 +48,21 @@ def test_a_table_is_what_a_schedule_removes_step_by_step(
     assert (np.diff(table.remove, axis=0) >= 0).all()
 
 
+def test_a_larger_total_takes_nothing_back() -> None:
+    """By largest remainders alone it would: 10 of 60, 60 and 20 are 4, 4 and 2, and 11 are 5, 5 and 1."""
+    shapes = {"a": (60,), "b": (60,), "c": (20,)}
+    rule = kk.prune.Gradual(11 / 140, steps=(0, 1), every=1, initial=10 / 140, allocation="uniform")
+    table = pool_counts(rule, "uniform", sizes(shapes), where="")
+    assert table.remove[0].tolist() == [4, 4, 2]
+    assert table.remove[1].sum() == 11 and (table.remove[1] >= table.remove[0]).all()
+    assert pool_counts(rule, "uniform", sizes(shapes), anew=True, where="").remove[1, 2] == 1
+    weights = {name: np.arange(1.0, 1.0 + shape[0]) for name, shape in shapes.items()}
+    masks: dict[str, np.ndarray] = {}
+    for step in (0, 1):
+        _, masks = kk.numpy.prune_at(weights, rule, step, masks)
+    assert [int((~masks[name]).sum()) for name in shapes] == table.remove[1].tolist()
+
+
 def test_what_is_given_is_counted_and_what_may_return_is_not() -> None:
     known = {"a": Tensor(items=10, shape=(10,), gone=8), "b": Tensor(items=10, shape=(10,))}
     rule = kk.prune.Gradual(0.5, steps=(0, 2), every=1)
