@@ -410,7 +410,6 @@ def test_a_task_name_is_a_word(name: Any) -> None:
     [
         {"sparsities": (1.2,)},
         {"sparsities": (0.9, 0.5)},
-        {"sparsities": ()},
         {"weight_decay": -1.0},
         {"learning_rate": float("inf")},
         {"temperature": 0.0},

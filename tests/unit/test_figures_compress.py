@@ -124,6 +124,15 @@ class Runner:
         rights = {10: VALIDATION, 20: TEST}[len(inputs)][values]
         return np.eye(3)[np.where(inputs[:, 0] < rights, 2, 0)]
 
+    def costs(self, arrays: dict[str, np.ndarray], examples: int) -> dict[str, int | None]:
+        return {"parameters": sum(array.size for array in arrays.values()), "memory": examples}
+
+    def times(self, before: Any, after: Any, examples: int) -> list[tuple[float, float]]:
+        return [(2.0 * examples, 1.0 * examples)] * 3
+
+    def forms(self) -> dict[str, Any]:
+        return {}
+
     def input_gradients(self, arrays: Any, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return np.ones_like(inputs)
 
@@ -752,3 +761,12 @@ def test_the_marks_of_the_page(page: Page) -> None:
     for name, k in (("large", 2), ("small", 1)):
         sizes = [8_000 * k, 3_000 * k, 700 * k, 450 * k]
         assert marks.dots(name, 4, log=True) == pytest.approx(sizes, rel=0.01)
+
+
+def test_costs_are_those_that_were_measured(made: dict[str, Any]) -> None:
+    assert [row["examples"] for row in made["timed"]] == [1, 10], "no more than there are"
+    assert (made["ms_before"], made["ms_after"]) == (20.0, 10.0)
+    assert [row["faster"] for row in made["timed"]] == [2.0, 2.0]
+    assert made["memory_before"] == made["memory_after"] == 10
+    text = report.compress_table(made)
+    assert "2x as fast (2 to 2)" in text and "peak bytes of a pass" in text

@@ -22,7 +22,7 @@ import numpy as np
 
 from karikomi.errors import BadFile, InvalidArgument, Unavailable, Unsupported, check
 from karikomi.tasks import Data, Recipe, Split, Task
-from karikomi.tasks.trained_metrics import cosine
+from karikomi.tasks.metrics import cosine
 
 WHERE = "encoder_folder"
 FEWEST, MOST = 8, 64

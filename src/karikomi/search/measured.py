@@ -17,9 +17,12 @@ LEVEL = 0.95
 _RESAMPLED = 2_000
 
 
-def measured(runner: Runner, outcome: SearchOutcome, folder: Folder) -> dict[str, Any]:
+def measured(
+    runner: Runner, outcome: SearchOutcome, folder: Folder, *, most: int
+) -> dict[str, Any]:
     """Return parameters, peak memory and milliseconds of the dense and the chosen network.
 
+    `most`: the examples that there are to run at once.
     Measured once for each chosen file, and kept in the run folder, so that a resumed run has the same figures.
     """
     stage = f"measured-{outcome.chosen.proposal.digest}"
@@ -27,14 +30,15 @@ def measured(runner: Runner, outcome: SearchOutcome, folder: Folder) -> dict[str
         return known
     outcome.chosen.work.adopt()
     dense, small = outcome.dense.arrays, outcome.chosen.arrays
-    before, after = (runner.costs(arrays, EXAMPLES[-1]) for arrays in (dense, small))
+    counts = sorted({min(count, most) for count in EXAMPLES})
+    before, after = (runner.costs(arrays, counts[-1]) for arrays in (dense, small))
     facts: dict[str, Any] = {
         f"{name}_{when}": found[name]
         for name in ("parameters", "memory")
         for when, found in (("before", before), ("after", after))
     }
     facts["timed"] = [
-        {"examples": count, **paired_times(runner.times(dense, small, count))} for count in EXAMPLES
+        {"examples": count, **paired_times(runner.times(dense, small, count))} for count in counts
     ]
     # A network for integer kernels has the times of its engine already.
     if "dense_ms" not in outcome.chosen.facts:

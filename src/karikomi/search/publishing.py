@@ -68,7 +68,7 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
         "nearest_budgets": outcome.judgement.nearest,
         "certificate": certificate,
         "verdict": _verdict(outcome, certificate, taken=request.take is not None),
-        **measured(runner, outcome, folder),
+        **measured(runner, outcome, folder, most=len(request.content.validation)),
         "front": [_point(number, item, outcome, folder.path) for number, item in enumerate(front)],
         "taken": request.take,
         "command": command_of(request),

@@ -12,8 +12,7 @@ from karikomi import registry
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.search.certificate import example_ids, partition
 from karikomi.tasks import Arrays, Data, Inputs, Split, Task
-from karikomi.tasks.metrics import CLASS_AXIS, GOALS
-from karikomi.tasks.trained_metrics import cosine
+from karikomi.tasks.metrics import CLASS_AXIS, GOALS, cosine
 
 SEARCHED = 1 / 3
 """The share of the validation examples that choose, where there is no test set and the others judge."""

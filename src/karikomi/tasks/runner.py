@@ -75,6 +75,16 @@ class Form:
     extra: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledWith:
+    """Loss, metric, goal and axis of the classes that a framework has for a model; None for what it has not."""
+
+    loss: Any = None
+    metric: Any = None
+    goal: str | None = None
+    class_axis: int | None = None
+
+
 class Training(Protocol):
     """A phase under way; can be checkpointed after every epoch and continued bit for bit."""
 

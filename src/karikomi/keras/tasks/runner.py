@@ -351,8 +351,9 @@ class KerasRunner:
     def _selected(self, found: Any) -> Any:
         wanted = self._task.output
         if isinstance(found, Mapping | list | tuple) and wanted is not None:
+            several: Any = found
             try:
-                return found[wanted]
+                return several[wanted]
             except (LookupError, TypeError) as error:
                 raise InvalidArgument(
                     "there is no such output", where=f"task {self._task.name}", got=repr(wanted)

@@ -13,13 +13,13 @@ from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.keras.internals import graph_of
 from karikomi.keras.layers.codes import as_floats
 from karikomi.keras.shrinking.rewriting import Copy
-from karikomi.tasks.splits import Inputs, Split, mapped_inputs
-from karikomi.tasks.trained_metrics import (
-    CompiledWith,
+from karikomi.tasks.metrics import (
     binary_accuracy,
     categorical_accuracy,
     mean_absolute_error,
 )
+from karikomi.tasks.runner import CompiledWith
+from karikomi.tasks.splits import Inputs, Split, mapped_inputs
 
 ACCURACIES = {"accuracy", "acc", "sparse_categorical_accuracy", "categorical_accuracy"}
 ACCURACIES |= {"binary_accuracy"}
@@ -172,7 +172,7 @@ def _pairs(data: Any, where: str) -> Iterator[tuple[Inputs, np.ndarray | None]]:
         return
     known: Any = data
     if isinstance(data, keras.utils.PyDataset):
-        known = map(data.__getitem__, range(len(data)))
+        known = map(known.__getitem__, range(len(known)))
     for batch in known:
         yield (
             _pair(batch, where)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -99,11 +100,11 @@ class KerasTraining:
         generator = np.random.default_rng(
             [self._seed, zlib.crc32(self._phase.stage.encode()), self._epoch]
         )
-        self._seed_noise(generator)
         order, losses = generator.permutation(len(self._data.train)), []
-        for number in range(self._batches):
-            some = self._data.train.take(order[number * self._size : (number + 1) * self._size])
-            losses.append(self._stepped(some.inputs, some.targets, recorder))
+        with self._noise_of(generator):
+            for number in range(self._batches):
+                some = self._data.train.take(order[number * self._size : (number + 1) * self._size])
+                losses.append(self._stepped(some.inputs, some.targets, recorder))
         validation = self._data.validation
         found = self._outputs(self.arrays(), validation.inputs)
         metric = self._task.judge(found, validation.targets)
@@ -183,12 +184,22 @@ class KerasTraining:
             for name, shared in self._shared.items():
                 named[name].assign(shared.settled(on_host(named[name])))
 
-    def _seed_noise(self, generator: np.random.Generator) -> None:
+    @contextmanager
+    def _noise_of(self, generator: np.random.Generator) -> Iterator[None]:
         """Let dropout and other noise of an epoch depend on the epoch alone, so that it can be repeated."""
         for variable in self._model.variables:
             if variable.name == "seed_generator_state":
                 drawn = generator.integers(0, 2**31, tuple(variable.shape))
                 variable.assign(drawn.astype(keras.backend.standardize_dtype(variable.dtype)))
+        if keras.config.backend() != "torch":
+            yield
+            return
+        import torch
+
+        # On torch, layers without a seed draw from its own generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator.integers(2**62)))
+            yield
 
     def _facts(self, loss: float) -> dict[str, Any]:
         place = {"stage": self._phase.stage, "epoch": self._epoch}
