@@ -6,9 +6,9 @@ executors only evaluate. So neither the number of workers nor the order in which
 
 from __future__ import annotations
 
-from karikomi.search.driver.asking import Asking, missing_of, together
 from karikomi.search.driver.budgets import Budgets, Judgement
 from karikomi.search.driver.executors import InlineExecutor, Workers, opened
+from karikomi.search.driver.joint_rounds import Asking, missing_of, together
 from karikomi.search.driver.latency_table import LatencyTable
 from karikomi.search.driver.own_source import source_digest
 from karikomi.search.driver.pareto import front
