@@ -234,7 +234,7 @@ def trained(
                 handle.note(loss=float(loss.detach()))
             optimizer.step()
             falling.step()
-            if norms is not None:
+            if norms is not None and handle.last is not None:
                 norms.append(float(handle.last.pre))
     except NonFinite:
         return math.inf

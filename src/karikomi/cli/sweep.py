@@ -123,7 +123,7 @@ def command(
     show({**result, **written}, text, as_json)
 
 
-def _whole(size: float) -> int | float | None:
+def _whole(size: float) -> Any:
     """Return a number of bits; None for ``none``, and what is none as it is, to be refused."""
     if size == float("inf"):
         return None

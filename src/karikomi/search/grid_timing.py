@@ -87,7 +87,8 @@ class AloneTimes:
         training = runner.train(runner.fresh(), phase_of(self._task, setting))
         medians = []
         with tempfile.TemporaryDirectory(prefix="karikomi-") as folder:
-            with TimedRecorder(Path(folder) / "steps.jsonl") as recorder:
+            recorder = TimedRecorder(Path(folder) / "steps.jsonl")
+            with recorder:
                 # A setting that diverges at once has no time.
                 with suppress(NonFinite):
                     for _ in range(EPOCHS):

@@ -67,7 +67,8 @@ def rehearse_run(task: Task, data: Data, setting: Setting) -> None:
         _check_splits(brief, runner, data, small)
         run = Run(brief, small, runner, dataclasses.replace(setting, epochs=1))
         # A run that diverges is a result of a sweep.
-        with TimedRecorder(Path(path) / "record.jsonl") as recorder, suppress(NonFinite):
+        recorder = TimedRecorder(Path(path) / "record.jsonl")
+        with recorder, suppress(NonFinite):
             run.trained(recorder, lambda: None)
 
 
