@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 NO_BROWSER = "no browser"
+_PATIENCE = 180_000  # milliseconds: a build machine may be busy
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 # Every piece of text that is seen: its box, its letters' height, its colour and what lies behind it.
@@ -104,6 +105,7 @@ class Browser:
     def __init__(self, driver: Any) -> None:
         self._driver = driver
         self._page = driver.new_page()
+        self._page.set_default_timeout(_PATIENCE)
 
     def show(self, html: str, width: int, *, scheme: str = "light", media: str = "screen") -> None:
         """Open a page at a width."""
@@ -159,7 +161,7 @@ def opened() -> Iterator[Browser]:
         pytest.skip(f"{NO_BROWSER}: install Debian's chromium")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        driver = playwright.chromium.launch(executable_path=path)
+        driver = playwright.chromium.launch(executable_path=path, timeout=_PATIENCE)
         try:
             yield Browser(driver)
         finally:
