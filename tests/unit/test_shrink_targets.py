@@ -105,6 +105,7 @@ REFUSED = {
     "sparsegpt": "re-fits single weights",
     "bn_scale": "no one normalisation",
     "movement": "gathered during training",
+    "importance": "prune_(module, ..., importance=",
 }
 
 

@@ -17,6 +17,7 @@ TITLES = {
     "prune": "prune: schedules of pruning",
     "score": "score: what a weight is worth",
     "allocation": "allocation: which tensors give up how many",
+    "allocator": "allocator: allocations with arguments",
     "pattern": "pattern: what is removed as one",
     "penalty": "penalty: what prepares a network for pruning",
     "quantizer": "quantizer: how weights are rounded to a grid",

@@ -31,6 +31,11 @@ OF_ONE_BATCH = measured_on("first batch")
 MEASURED = OF_GRADIENTS | OF_ONE_BATCH | measured_on("outputs") | READERS.keys()
 """The names of the facts that can be measured on data."""
 
+_ELSEWHERE = {
+    "moved": "it is gathered during training: attach",
+    "importance": "kk.torch.prune_(module, ..., importance={name: tensor}) takes it",
+}
+
 Facts = dict[str, dict[str, torch.Tensor]]
 
 
@@ -196,7 +201,7 @@ def _check(needs: frozenset[str], data: Any, loss: Any, where: str) -> None:
             where=where,
             got=repr(fact),
             allowed=", ".join(sorted(MEASURED)),
-            hint="it is gathered during training: attach" if fact == "moved" else None,
+            hint=_ELSEWHERE.get(fact),
         )
     if data is None:
         raise InvalidArgument(
