@@ -137,7 +137,6 @@ class Runner:
         return np.ones_like(inputs)
 
 
-
 def split(size: int) -> Split:
     # Whole numbers: without noise, that would change which example is which.
     return Split(np.arange(size).reshape(size, 1), np.full(size, 2))

@@ -17,7 +17,7 @@ import jax.numpy as jnp  # noqa: E402
 import karikomi as kk  # noqa: E402
 from depth import examples  # noqa: E402
 from karikomi.errors import InvalidArgument, Unsupported  # noqa: E402
-from karikomi.jax import device_masks, mask_plan  # noqa: E402
+from karikomi.jax.sparse_training import device_masks, mask_plan  # noqa: E402
 
 SHAPES = {"a": (3, 5), "b": (), "c": (0, 2), "d": (7,)}
 POOLS = ((0, 3), (1,), (2,))

@@ -16,7 +16,7 @@ import jax.numpy as jnp  # noqa: E402
 
 import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
-from karikomi.jax import mask_plan, sparse_training  # noqa: E402
+from karikomi.jax.sparse_training import mask_plan, masked_optimizer  # noqa: E402
 
 SHAPES = {"hidden": {"kernel": (6, 8), "bias": (8,)}, "head": {"kernel": (8, 3), "bias": (3,)}}
 KERNELS = ("head.kernel", "hidden.kernel")
@@ -264,8 +264,8 @@ def test_a_skipped_step_changes_no_mask_and_masked_moments_are_zero() -> None:
 
 def test_what_skips_is_recognised() -> None:
     state = optax.apply_if_finite(optax.sgd(0.1), 3).init(jnp.ones(2))
-    assert not bool(sparse_training.skipped((state, None)))
-    assert bool(sparse_training.skipped([state._replace(last_finite=jnp.array(False))]))
+    assert not bool(masked_optimizer.skipped((state, None)))
+    assert bool(masked_optimizer.skipped([state._replace(last_finite=jnp.array(False))]))
 
 
 def test_weights_that_are_not_finite_change_no_mask() -> None:

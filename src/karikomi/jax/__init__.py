@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from karikomi.jax.pruning import update_masks as update_masks
     from karikomi.jax.quantizing import decode as decode
     from karikomi.jax.quantizing import quantize as quantize
-    from karikomi.jax.sparse_training import PrunedState as PrunedState
-    from karikomi.jax.sparse_training import masks as masks
-    from karikomi.jax.sparse_training import masks_at as masks_at
-    from karikomi.jax.sparse_training import pruned as pruned
+    from karikomi.jax.sparse_training.masked_optimizer import PrunedState as PrunedState
+    from karikomi.jax.sparse_training.masked_optimizer import masks as masks
+    from karikomi.jax.sparse_training.masked_optimizer import masks_at as masks_at
+    from karikomi.jax.sparse_training.masked_optimizer import pruned as pruned
 
 _PLACES = {
     "BoundState": "bounding",
     "ClipState": "clipping",
     "ClippedState": "clipping",
-    "PrunedState": "sparse_training",
+    "PrunedState": "sparse_training.masked_optimizer",
     "bound": "bounding",
     "check": "outcomes",
     "clip": "clipping",
@@ -47,13 +47,13 @@ _PLACES = {
     "decode": "quantizing",
     "masked": "pruning",
     "masked_moments": "pruning",
-    "masks": "sparse_training",
-    "masks_at": "sparse_training",
+    "masks": "sparse_training.masked_optimizer",
+    "masks_at": "sparse_training.masked_optimizer",
     "outcome": "outcomes",
     "penalty": "penalties",
     "project": "bounding",
     "prune": "pruning",
-    "pruned": "sparse_training",
+    "pruned": "sparse_training.masked_optimizer",
     "quantize": "quantizing",
     "straight_through": "pruning",
     "scores": "pruning",

@@ -10,7 +10,7 @@ import numpy as np
 from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.functional.outcomes import from_bytes, last_outcome, owners
 from karikomi.jax.clipping import ClipState
-from karikomi.jax.sparse_training import pruned_states
+from karikomi.jax.sparse_training.masked_optimizer import pruned_states
 from karikomi.rules.outcome import Outcome
 from karikomi.schedule import whole_from
 

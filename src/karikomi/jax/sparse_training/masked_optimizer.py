@@ -13,9 +13,9 @@ import optax
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.jax.clipping import ClipState, check_real
 from karikomi.jax.library import library
-from karikomi.jax.mask_plan import SHOWN, Facts, MaskPlan, check_supported, plan_of
 from karikomi.jax.pruning import Masks, masked_by, moments_by
 from karikomi.jax.pytrees import leaves_of, named, replaced
+from karikomi.jax.sparse_training.mask_plan import SHOWN, Facts, MaskPlan, check_supported, plan_of
 from karikomi.prune import Layout
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, check_fields
 from karikomi.selection.array_arguments import check_masks

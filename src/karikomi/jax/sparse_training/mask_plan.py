@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.jax import device_masks
+from karikomi.jax.sparse_training import device_masks
 from karikomi.prune import Layout, Pattern, Score, Tensor, Unstructured
 from karikomi.prune.pattern import NofM
 from karikomi.prune.schedules.pool_counts import PoolCounts, due_steps, pool_counts

@@ -1,0 +1,1 @@
+"""Training with masks that are made and held inside of compiled steps."""
