@@ -192,7 +192,7 @@ CLIPS = {"none": math.inf, "median": 1.0, "tenth": 0.1}
 SPARSITIES, LADDER, BITS = (0.0, 0.9), (0.5, 0.8, 0.95), 6
 
 Cell = tuple[str, str, float, bool, int]
-"""Network, clip, sparsity, penalty, seed."""
+KEYS = ("network", "clip", "sparsity", "penalty", "seed")
 
 
 def cells(networks: Sequence[str], seeds: int) -> Iterator[Cell]:
@@ -239,7 +239,7 @@ def trained(cell: Cell, median: float | None) -> dict[str, Any]:
     handle.detach()
     finite = [norm for norm in norms if math.isfinite(norm)]
     return {
-        **dict(zip(("network", "clip", "sparsity", "penalty", "seed"), cell, strict=True)),
+        **dict(zip(KEYS, cell, strict=True)),
         "test": accuracy(net, test),
         "train": accuracy(net, (train[0][: len(test[0])], train[1][: len(test[0])])),
         "halfway": halfway,
@@ -376,9 +376,14 @@ def effects(
     grid = [row for row in rows if row["sparsity"] in SPARSITIES]
     for name in networks:
         for words, first, second in pairs:
-            before, after = (of(grid, network=name, **wanted) for wanted in (first, second))
-            if not before or not after:
+            both = [
+                (row, other[0])
+                for row in of(grid, network=name, **first)
+                if (other := of(grid, **{key: row[key] for key in KEYS} | second))
+            ]
+            if not both:
                 continue
+            before, after = (list(side) for side in zip(*both, strict=True))
             test, half = (
                 100 * (mean(after, key) - mean(before, key)) for key in ("test", "halfway")
             )
@@ -454,8 +459,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.out.read_text("utf-8").splitlines() if arguments.out.exists() else []
     rows = [json.loads(line) for line in lines]
-    keys = ("network", "clip", "sparsity", "penalty", "seed")
-    done = {tuple(row[key] for key in keys) for row in rows}
+    done = {tuple(row[key] for key in KEYS) for row in rows}
     for cell in cells(arguments.networks, arguments.seeds):
         if cell in done:
             continue
