@@ -429,8 +429,13 @@ def test_a_lookup_multiplies_nothing_and_an_unknown_reader_is_refused() -> None:
 
     net, data = Tagger(), [torch.zeros(5, 1, dtype=torch.long)]
     assert of(net, "macs", data, weights=["embed.weight"])["embed.weight"] == 0
-    with pytest.raises(Unsupported, match="macs: cell.weight_ih_l0: .*read by gru"):
-        of(net, "macs", data)
+    # Five steps through the gates of the cell, and through the head.
+    found = of(net, "macs", data)
+    per_example = {"cell.weight_ih_l0": 12 * 3, "cell.weight_hh_l0": 12 * 4, "head.weight": 2 * 4}
+    examples = len(data[0])
+    assert {n: float(found[n]) * examples for n in per_example} == {
+        n: 5 * m for n, m in per_example.items()
+    }
     with pytest.raises(Unsupported, match="input_norm: embed.weight: .*read by embedding"):
         of(net, "input_norm", data)
 
