@@ -121,4 +121,4 @@ def test_prune_and_recover(capsys: pytest.CaptureFixture[str]) -> None:
     dense, random, magnitude, refitted = (float(line.split()[1].rstrip("%")) for line in lines[:4])
     assert random < magnitude < refitted and refitted > dense - 5
     assert float(lines[-1].split()[-1].rstrip("%")) > dense - 3
-    assert "least harm once re-fitted" in lines[5]
+    assert any("least harm once re-fitted" in line for line in lines[4:])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils import _python_dispatch
 
 from karikomi.errors import Unsupported
 from karikomi.torch import internals
@@ -46,6 +47,7 @@ TORCH: dict[str, tuple[str, Any, Callable[[], object]]] = {
         lambda: internals.unflattened([1], internals.flattened([1])[1]),
     ),
     "norm_type": ("_NormBase", nn.modules.batchnorm, internals.norm_type),
+    "dispatch_mode": ("TorchDispatchMode", _python_dispatch, internals.dispatch_mode),
     "flatten_plainly_": (
         "_flat_weights_names",
         None,

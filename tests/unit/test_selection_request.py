@@ -166,7 +166,7 @@ def test_groups_take_what_goes_with_their_units() -> None:
     members = [(member.name, member.scored) for member in groups[0].members]
     assert members == [("w", True), ("bias", False), ("scale", False)]
     assert left_alone == {"scale": SCALES_UNITS, "flat": NO_UNITS}
-    with pytest.raises(Unsupported, match="as units is not known; give layouts"):
+    with pytest.raises(Unsupported, match="which axis are its units is not known; give layouts"):
         units.grouped({"flat": (5,)}, {}, {}, hint="give layouts")
     layers = asked(width=0.5, pattern="layers")
     assert [group.items for group in layers.grouped(shapes, {}, {})[0]] == [1, 1, 1]

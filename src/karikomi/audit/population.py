@@ -26,7 +26,7 @@ def redrawn(before: Arrays, after: Arrays, *, seed: Any) -> Arrays | str:
     `before`, `after`: arrays of the same shapes. `seed`: of the coins, one or several numbers >= 0.
 
     >>> made = redrawn({"w": np.array([[1.0, 2.0]])}, {"w": np.array([[1.25, 0.0]])}, seed=0)
-    >>> made["w"][0, 0] in (0.75, 1.25), made["w"][0, 1]
+    >>> float(made["w"][0, 0]) in (0.75, 1.25), float(made["w"][0, 1])
     (True, 0.0)
 
     Source: the wild bootstrap, Liu 1988, with the coins of Davidson and Flachaire 2008; deviation: of weights.

@@ -13,7 +13,7 @@ CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
 
 
 @click.command(
-    epilog="Examples: karikomi export runs/digits --forms onnx,int8; karikomi export model.karikomi --onnx"
+    epilog="Example: karikomi export runs/digits --forms onnx,int8; or karikomi export model.karikomi --onnx"
     " model.onnx --task digits --int8"
 )
 @click.argument("file", metavar="FILE", type=PATH)
@@ -73,11 +73,9 @@ def command(
         show({"exports": rows}, "\n".join(map(_line, rows)), as_json)
         return
     if out is None or task is None:
-        raise InvalidArgument(
-            "a packed file has neither code nor data",
-            where="export",
-            got=str(file),
-            hint="--onnx OUT and --task TASK, or the run folder; karikomi unpack writes safetensors",
+        raise click.UsageError(
+            "A packed file has neither code nor data: give --onnx OUT and --task TASK, or the run folder;"
+            " karikomi unpack writes safetensors."
         )
     if out.suffix != ".onnx":
         raise InvalidArgument(

@@ -32,6 +32,7 @@ ALPHA = 0.05
 """The probability of a false certificate, unless it is given."""
 
 MOST = 5
+_NO_MEAN = "the metric is no mean over examples, so that no bound on its drop is known"
 _CLIP = 2.0
 
 
@@ -78,10 +79,11 @@ def certified(
     }
     reason = _reason(budgets, before, len(split))
     if not reason and outcome.dense.work.scores() is None:
-        reason = "the metric is no mean over examples, so that no bound on its drop is known"
+        reason = _NO_MEAN
     scores = None if reason else _scores(run, outcome.dense, split)
     if reason or scores is None:
-        return {**plain, "status": "not run", "reason": reason}, None
+        # Of one split alone a metric can happen to be a mean: where all of it is right, say.
+        return {**plain, "status": "not run", "reason": reason or _NO_MEAN}, None
     chosen = _sequence(outcome, budgets)
     if not chosen:
         return {**plain, "status": "not run", "reason": "no candidate holds on validation"}, None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from karikomi.prune import Coupled, Layout
+from karikomi.prune import Coupled, Importance, Layout
 from karikomi.prune.facts import check_names
 from karikomi.selection.array_arguments import (
     check_array_facts,
@@ -58,7 +58,8 @@ def _selection(
     names, _ = selected(
         arrays, {}, only=request.only, exclude=request.exclude, where=where, allowed="arrays"
     )
-    check_names(request.facts.get("importance", {}), arrays, where=f"{where}: importance")
+    if isinstance(request.score, Importance):
+        check_names(request.facts.get("importance", {}), arrays, where=f"{where}: importance")
     names, _ = request.with_importance(names)
     for name in names:
         check_weight(arrays[name], where=f"{where}: {name}")

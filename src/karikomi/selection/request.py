@@ -115,7 +115,7 @@ class PruneRequest:
 
     def of(self, names: Collection[str]) -> PruneRequest:
         """Return the request with the importances of these weights alone, where more are given."""
-        if "importance" not in self.facts:
+        if not isinstance(self.facts, Mapping) or "importance" not in self.facts:
             return self
         own = {n: value for n, value in self.facts["importance"].items() if n in names}
         return replace(self, facts={**self.facts, "importance": own})
