@@ -382,3 +382,21 @@ def test_what_does_not_fit_is_refused(call: Any, error: type[Exception], said: s
 
 def tx(prune: Any = ONE) -> Any:
     return kk.jax.pruned(SGD, prune)
+
+
+def test_where_sparsity_falls_the_masks_are_those_of_numpy() -> None:
+    params = {"a": jax.random.normal(jax.random.key(0), (16, 8)), "b": jnp.linspace(-1.0, 1.0, 21)}
+    rule = kk.prune.Gradual(0.5, initial=0.8, steps=(0, 4), every=1)
+    tx = kk.jax.pruned(optax.sgd(0.0), rule)
+    state, update = tx.init(params), jax.jit(tx.update)
+    weights, masks = {name: np.asarray(value) for name, value in params.items()}, {}
+    shares = []
+    for step in range(1, 6):
+        updates, state = update(params, state, params)
+        params = optax.apply_updates(params, updates)
+        weights, masks = kk.numpy.prune_at(weights, rule, step, masks)
+        for name, mask in kk.jax.masks(state).items():
+            np.testing.assert_array_equal(mask, masks[name])
+        shares.append(sum(int((~mask).sum()) for mask in masks.values()))
+    assert shares == [round(149 * rule.sparsity_at(step)) for step in range(1, 6)]
+    assert shares[0] > shares[-1]

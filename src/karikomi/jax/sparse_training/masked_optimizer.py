@@ -187,6 +187,10 @@ class _Pruned:
         self.given = prune if fixed else given
         self.inner = optax.with_extra_args_support(optimizer)
         self.layouts, self.dense, self.where, self.first = layouts, dense, where, first
+        # Where sparsity falls, what is gone comes back.
+        self.anew = dense or (
+            self.schedule is not None and getattr(self.schedule, "from_all", False)
+        )
         self._plans: dict[Any, MaskPlan] = {}
         if fixed and given is not None:
             raise InvalidArgument("masks are given twice", where=where, got="prune= and masks=")
@@ -214,8 +218,8 @@ class _Pruned:
                 self.schedule,
                 shapes,
                 layouts=self.layouts,
-                given=self.given,
-                anew=self.dense,
+                given=None if self.anew else self.given,
+                anew=self.anew,
                 first=self.first,
                 where=self.where,
             )
@@ -338,7 +342,7 @@ class _Pruned:
         self, plan: MaskPlan, state: PrunedState, weights: Any, gradients: Any, facts: Any, row: Any
     ) -> tuple[Any, jax.Array]:
         kept = state.masks
-        if self.dense:
+        if self.anew:
             kept = {name: jnp.ones_like(mask) for name, mask in kept.items()}
         if plan.schedule.regrows_by is None:
             return plan.made(weights, kept, facts, row)

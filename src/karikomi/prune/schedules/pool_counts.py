@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from karikomi.errors import Unsupported
-from karikomi.prune.allocations.allocation import Pool, Tensor, allocate
+from karikomi.prune.allocations.allocation import Allocation, Pool, Tensor, allocate
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 
 MOST_CHANGES = 1 << 16
@@ -70,7 +70,7 @@ def due_steps(schedule: PruningSchedule, *, where: str) -> tuple[int, ...]:
 
 def pool_counts(
     schedule: PruningSchedule,
-    allocation: str,
+    allocation: Allocation,
     tensors: Mapping[str, Tensor],
     *,
     first: int = 0,
@@ -79,7 +79,7 @@ def pool_counts(
 ) -> PoolCounts:
     """Return the table of a schedule.
 
-    `allocation`: a registered name. `tensors`: name -> items, shapes, and how many items are gone before. `first`: what
+    `allocation`: a name, or an `Allocator`. `tensors`: name -> items, shapes, how many are gone before. `first`: what
     is due earlier is done at this step, to its sparsity. `anew`: each time from all items, so that what was
     gone may return. Raises `Unsupported` for an allocation that depends on weights or on what is measured.
 
