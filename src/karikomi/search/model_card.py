@@ -100,11 +100,11 @@ def _figures(result: Mapping[str, Any]) -> list[Sequence[str]]:
             rows.append((title, f"{before:,}", f"{after:,}", share))
     for item in result.get("timed") or []:
         spread = f"{item['faster']:.2f}x ({item['low']:.2f} to {item['high']:.2f} at 95 %, {item['pairs']} pairs)"
-        title = f"ms, {item['examples']} examples, {result['framework']}"
+        title = f"ms, batch of {item['examples']}, {result['framework']}"
         rows.append((title, f"{item['ms_before']:.3g}", f"{item['ms_after']:.3g}", spread))
     for form in result.get("exports") or []:
         for first, second in _by_two(form.get("speed") or []):
-            title = f"ms, {first['batch']} examples, {form['form']} in {form['engine']}"
+            title = f"ms, batch of {first['batch']}, {form['form']} in {form['engine']}"
             rows.append(
                 (title, f"{first['ms']:.3g}", f"{second['ms']:.3g}", f"{second['ratio']:.2f}x")
             )
