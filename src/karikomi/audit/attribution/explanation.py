@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import mannwhitneyu
 
 from karikomi.audit.attribution.attributions import STEPS, agreement, integrated, summary
 from karikomi.audit.paired.paired_outcomes import holm
@@ -132,6 +131,9 @@ def _shuffled(arrays: Arrays, seed: int) -> Arrays:
 def _classes(task: Task, outputs: np.ndarray, cosines: np.ndarray) -> list[dict[str, Any]]:
     if not task.classifies or outputs.ndim != 2:
         return []
+    # Here, as it takes a second that every other command would wait as well.
+    from scipy.stats import mannwhitneyu
+
     found, rows, tests = outputs.argmax(axis=1), [], []
     known = np.isfinite(cosines)
     for label in np.unique(found[known]).tolist():

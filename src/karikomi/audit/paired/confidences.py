@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy import special
 
 BINS = 15
 LEAST = 30
@@ -84,5 +84,5 @@ def compared(
         rows |= {f"nll_{name}": float(-gain.mean()), f"confidence_{name}": float(sure.mean())}
     worse = gains[0] - gains[1]
     error = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
-    p = float(norm.sf(worse.mean() / error)) if error > 0 else 0.5
+    p = float(special.ndtr(-worse.mean() / error)) if error > 0 else 0.5
     return {**rows, "nll_p": p}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import norm
+from scipy import special
 
 from karikomi.tasks import Task
 
@@ -24,7 +24,7 @@ def rise_p(values: np.ndarray) -> float:
     error = values.std(ddof=1) / np.sqrt(len(values))
     if error == 0:
         return 0.0 if values[0] > 0 else 1.0
-    return float(norm.sf(values.mean() / error))
+    return float(special.ndtr(-values.mean() / error))
 
 
 def drop_by_redrawing(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom, norm
+from scipy import special
 
 from karikomi.audit.paired.share_intervals import LEVEL, share_interval
 
@@ -65,7 +65,7 @@ def drop_interval(lost: int, gained: int, n: int, level: float = LEVEL) -> tuple
 
     Source: Agresti and Min 2005 (the Wald interval with half a count added to each cell).
     """
-    z = float(norm.isf((1.0 - level) / 2))
+    z = -float(special.ndtri((1.0 - level) / 2))
     b, c, total = lost + 0.5, gained + 0.5, n + 2.0
     middle = (b - c) / total
     spread = z * float(np.sqrt(max(b + c - (b - c) ** 2 / total, 0.0))) / total
@@ -83,7 +83,7 @@ def mcnemar(lost: int, gained: int) -> float:
     Source: McNemar 1947; the mid-p version after Fagerland, Lydersen and Laake 2013.
     """
     flips = lost + gained
-    return float(binom.sf(lost, flips, 0.5) + 0.5 * binom.pmf(lost, flips, 0.5))
+    return float(special.bdtrc(lost, flips, 0.5) + special.bdtrc(lost - 1, flips, 0.5)) / 2
 
 
 def holm(values: np.ndarray) -> np.ndarray:
