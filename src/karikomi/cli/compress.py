@@ -37,7 +37,9 @@ from karikomi.cli.printing import FOLDER, PATH, as_json, data_file, end, quiet, 
 @click.option(
     "--sentences", type=click.IntRange(min=3), help="Sentences of each text [default: 2000]."
 )
-@click.option("--no-training", is_flag=True, help="No recovery by training: rates, codebooks, 8 bits.")
+@click.option(
+    "--no-training", is_flag=True, help="No recovery by training: rates, codebooks, 8 bits."
+)
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
 )

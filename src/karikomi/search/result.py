@@ -15,6 +15,8 @@ from karikomi.search.candidate_steps import step_of
 from karikomi.search.search_outcome import Candidate, SearchOutcome
 from karikomi.tasks import Arrays, Data, Runner, Task
 
+CORRUPTED = 500
+"""Examples that the audit of a run corrupts; `karikomi audit` takes more (`--most`)."""
 COSTS = [f"{what}_{when}" for what in ("parameters", "macs", "ms") for when in ("before", "after")]
 """What the network costs in memory and to run, before and after its dead units are removed."""
 
@@ -93,6 +95,7 @@ def describe(
             runner=runner,
             data=data,
             labels=("dense", "compressed"),
+            most=CORRUPTED,
         ),
     }
 
