@@ -48,3 +48,19 @@ def test_a_finished_stage_comes_back_with_its_own_facts_and_arrays(tmp_path: Pat
             "b": [0.5],
         }
         assert (facts, folder.read_arrays("third")[1]) == ({}, {"epoch": 2})
+
+
+def test_arrays_in_any_order_of_memory_come_back_as_they_are(tmp_path: Path) -> None:
+
+    turned = np.moveaxis(np.arange(24.0).reshape(2, 2, 2, 3), -1, 1)
+    given = {
+        "turned": turned,
+        "fortran": np.asfortranarray(turned),
+        "every second": np.arange(9)[::2],
+        "scalar": np.array(3),
+    }
+    with Folder(tmp_path / "run", {"task": "t"}) as folder:
+        folder.write_arrays("stage", given)
+        back, _ = folder.read_arrays("stage")
+    for name, array in given.items():
+        np.testing.assert_array_equal(back[name], array)

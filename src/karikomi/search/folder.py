@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
+import safetensors
 
 from karikomi.errors import BadFile, Unsupported, Unwritable
-from karikomi.files import write_bytes, write_json
+from karikomi.files import tensor_file, write_bytes, write_json
 from karikomi.record import Recorder
 from karikomi.search.lock import AFRESH, claim, lock, read_json
 from karikomi.tasks import Arrays, Phase, Training
@@ -81,7 +81,7 @@ class Folder:
     ) -> None:
         """Write named arrays, and facts as JSON beside them, to ``<name>.safetensors``."""
         metadata = {"facts": json.dumps(facts or {}, sort_keys=True)}
-        content = safetensors.numpy.save(arrays, metadata)
+        content = tensor_file(arrays, metadata)
         write_bytes(self.stages / f"{name}.safetensors", content, durable=durable)
 
     def read_arrays(self, name: str) -> tuple[Arrays, dict[str, Any]]:

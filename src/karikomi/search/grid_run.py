@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from karikomi.errors import NonFinite
-from karikomi.files import write_bytes
+from karikomi.files import tensor_file, write_bytes
 from karikomi.pack import save
 from karikomi.quantize import quantizer_for
 from karikomi.search.candidate_work import form_of
@@ -135,7 +134,7 @@ class Run:
         notes = report.get("notes") or {}
         if notes and path is not None:
             facts = {"facts": json.dumps(notes, sort_keys=True)}
-            write_bytes(path, safetensors.numpy.save(found, facts))
+            write_bytes(path, tensor_file(found, facts))
         costs = {name: report.get(f"{name}_after") for name in ("parameters", "macs")}
         return {**costs, "shapes": form_of(found) if notes else None}
 

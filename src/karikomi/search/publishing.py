@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
 from tqdm import tqdm
 
 from karikomi.errors import BadFile, KarikomiError, check
-from karikomi.files import write_bytes, write_json
+from karikomi.files import tensor_file, write_bytes, write_json
 from karikomi.search.certifying import certified, stated_beforehand
 from karikomi.search.driver import Finished, Proposal
 from karikomi.search.folder import Folder
@@ -188,7 +187,7 @@ def _publish(result: dict[str, Any], outcome: SearchOutcome, path: Path) -> None
             hint="delete the run folder and run again; if it stays, report it",
         )
     write_bytes(path / "model.karikomi", outcome.chosen.path.read_bytes())
-    write_bytes(path / "dense.safetensors", safetensors.numpy.save(outcome.dense.arrays))
+    write_bytes(path / "dense.safetensors", tensor_file(outcome.dense.arrays))
 
 
 def _merged_record(run: SearchRun, found: Mapping[Proposal, Finished], path: Path) -> Path:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from karikomi import __version__, pack, record
 from karikomi.audit import audit
+from karikomi.files import tensor_file
 from karikomi.search.accounting import bytes_by_cause
 from karikomi.search.candidate_steps import step_of
 from karikomi.search.search_outcome import Candidate, SearchOutcome
@@ -39,7 +39,7 @@ def describe(
     )
     after, direct = (task.judge(found, data.test.targets) for found in (of_file, of_arrays))
     before = task.judge(runner.outputs(dense, data.test.inputs), data.test.targets)
-    dense_bytes = len(safetensors.numpy.save(dense))
+    dense_bytes = len(tensor_file(dense))
     tensors = _tensors(file, dense)
     weights = sum(array.size for array in dense.values())
     return {

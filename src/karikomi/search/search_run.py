@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from tqdm import tqdm
 
 from karikomi import __version__
 from karikomi.errors import Unsupported
-from karikomi.files import write_bytes
+from karikomi.files import tensor_file, write_bytes
 from karikomi.search.candidate_steps import step_of
 from karikomi.search.candidate_work import CandidateWork, evaluated
 from karikomi.search.driver import (
@@ -127,7 +126,7 @@ class SearchRun:
         request, reference = self.request, self.opened.reference
         self.opened.on_epoch = on_epoch
         if self.weights is not None and request.weights is not None and not self.weights.exists():
-            write_bytes(self.weights, safetensors.numpy.save(request.weights))
+            write_bytes(self.weights, tensor_file(request.weights))
         keep_opened(self.opened)
         if not request.inline:
             reference.check_for_workers()

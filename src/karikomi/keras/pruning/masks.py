@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from karikomi.errors import BadFile, InvalidArgument, KarikomiError, UnknownName, suggest
-from karikomi.files import as_path, write_bytes
+from karikomi.files import as_path, tensor_file, write_bytes
 from karikomi.keras.arrays.variables import masked, names_of, value_of
 from karikomi.keras.pruning.variable_matching import VariablePlace, matched
 from karikomi.prune import pack_mask, unpack_mask
@@ -149,7 +148,7 @@ class Masks(MaskMapping[np.ndarray]):
         }
         bits = {name: value["bits"] for name, value in state.items()}
         metadata = {key: json.dumps(fact) for key, fact in facts.items()}
-        write_bytes(path, safetensors.numpy.save(bits, metadata))
+        write_bytes(path, tensor_file(bits, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:

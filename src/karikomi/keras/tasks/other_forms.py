@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import safetensors.numpy
 
-from karikomi.files import write_bytes
+from karikomi.files import tensor_file, write_bytes
 from karikomi.keras.layers.arrays import to_arrays
 from karikomi.keras.layers.codes import as_floats
 from karikomi.tasks.runner import Form
@@ -42,7 +42,7 @@ class OtherForms:
 
     def _arrays(self, path: Path) -> float:
         arrays = to_arrays(self._small)
-        write_bytes(path, safetensors.numpy.save(arrays))
+        write_bytes(path, tensor_file(arrays))
         back = safetensors.numpy.load_file(path)
         same = all(back[name].tobytes() == array.tobytes() for name, array in arrays.items())
         return 0.0 if same else float("inf")

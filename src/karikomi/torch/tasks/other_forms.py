@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import BadFile
-from karikomi.files import write_bytes
+from karikomi.files import tensor_file, write_bytes
 from karikomi.pack.models import load
 from karikomi.tasks.runner import Form
 from karikomi.tasks.splits import Data, Split
@@ -76,7 +76,7 @@ class OtherForms:
         return {"bytes": path.stat().st_size, **facts}
 
     def _arrays(self, path: Path) -> dict[str, Any]:
-        write_bytes(path, safetensors.numpy.save(to_arrays(self._small)))
+        write_bytes(path, tensor_file(to_arrays(self._small)))
         back = safetensors.numpy.load_file(path)
         other = fill_(copied(self._small), {name: np.array(array) for name, array in back.items()})
         return {"difference": self._difference(lambda batch: _outputs(other, batch))}
