@@ -9,18 +9,11 @@ from typing import Any
 import numpy as np
 
 from karikomi.bound.entries import Given, as_given, by_name, check_names, has_names, is_number
-from karikomi.bound.extent import onto
+from karikomi.bound.nearest_point import NearestPoint
 from karikomi.errors import InvalidArgument
 from karikomi.registry import register
 from karikomi.rule import (
-    Array,
-    Decision,
-    Namespace,
-    Quantity,
     Scope,
-    State,
-    Stateless,
-    leave,
 )
 
 
@@ -30,7 +23,7 @@ from karikomi.rule import (
     source="projected gradient descent on a box; Bertsekas 1976",
 )
 @dataclass(frozen=True, slots=True)
-class Box(Stateless):
+class Box(NearestPoint):
     """Keep every weight between a lower and an upper end, which may be different for each entry.
 
     ``w = min(max(w, low), high)``, after every step: the nearest point of the box.
@@ -54,8 +47,6 @@ class Box(Stateless):
     high: Given = None
 
     scope = Scope.TENSOR
-    of = Quantity.WEIGHT
-    needs = frozenset({"distance"})
     nearest = "box"
 
     def __post_init__(self) -> None:
@@ -101,18 +92,6 @@ class Box(Stateless):
             raise InvalidArgument("the ends do not go together", where=where) from error
         if not good:
             raise InvalidArgument("the lower end is above the upper end", where=where)
-
-    def decide(
-        self,
-        norms: Array,
-        state: State,
-        *,
-        present: Array,
-        facts: Mapping[str, Array],
-        xp: Namespace,
-    ) -> tuple[Decision, State]:
-        """Return a factor of 0 for every distance that there is."""
-        return Decision(onto(norms, xp=xp), None, leave(xp)), state
 
 
 def _at(values: Mapping[str, Any]) -> Any:

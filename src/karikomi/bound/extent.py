@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from karikomi.errors import InvalidArgument
-from karikomi.rule import Array, Namespace, Scope
+from karikomi.rule import Scope
 
 SLACK = 1e-6
 """The rounding of a float32 unit that was just scaled onto its bound, relative to the bound."""
@@ -25,12 +25,6 @@ def check_extent(per: object, *, where: str, extents: Sequence[str] = tuple(_SCO
             got=repr(per),
             allowed=", ".join(map(repr, extents)),
         )
-
-
-def onto(distances: Array, *, xp: Namespace) -> Array:
-    """Return the factors of a projection: 0 for every distance from its set that there is, else 1."""
-    ones = xp.ones_like(distances)
-    return xp.where(distances > 0, 0.0 * ones, ones)
 
 
 def scope_of(per: str) -> Scope:

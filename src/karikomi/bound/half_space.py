@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from karikomi.bound.entries import Given, as_given, by_name, check_names, has_names
-from karikomi.bound.extent import check_extent, onto, scope_of
+from karikomi.bound.extent import check_extent, scope_of
+from karikomi.bound.nearest_point import NearestPoint
 from karikomi.clip.arguments import check_flag, check_number
 from karikomi.errors import InvalidArgument
 from karikomi.registry import register
 from karikomi.rule import (
-    Array,
-    Decision,
-    Namespace,
-    Quantity,
     Scope,
-    State,
-    Stateless,
-    leave,
 )
 
 
@@ -29,7 +23,7 @@ from karikomi.rule import (
     source="projection onto a half-space, Boyd and Vandenberghe 2004, Convex Optimization, 8.1.1",
 )
 @dataclass(frozen=True, slots=True)
-class HalfSpace(Stateless):
+class HalfSpace(NearestPoint):
     """Keep a weighted sum of the weights at or below an offset, by the nearest such weights.
 
     ``w = w - max(<a, w> - b, 0) / |a|^2 * a`` with the normal a and the offset b.
@@ -56,8 +50,6 @@ class HalfSpace(Stateless):
     per: str = "tensor"
     equal: bool = False
 
-    of = Quantity.WEIGHT
-    needs = frozenset({"distance"})
     nearest = "half_space"
 
     def __post_init__(self) -> None:
@@ -88,15 +80,3 @@ class HalfSpace(Stateless):
     def given_for(self, names: Iterable[str]) -> dict[str, Any]:
         """Return name -> the normal of a tensor, a number or an array; without the tensors that have none."""
         return by_name(self.normal, names, where="HalfSpace(normal)")
-
-    def decide(
-        self,
-        norms: Array,
-        state: State,
-        *,
-        present: Array,
-        facts: Mapping[str, Array],
-        xp: Namespace,
-    ) -> tuple[Decision, State]:
-        """Return a factor of 0 for every distance that there is."""
-        return Decision(onto(norms, xp=xp), None, leave(xp)), state

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from karikomi.bound.extent import check_extent, onto, scope_of
+from karikomi.bound.extent import check_extent, scope_of
+from karikomi.bound.nearest_point import NearestPoint
 from karikomi.clip.arguments import check_flag
 from karikomi.registry import register
 from karikomi.rule import (
-    Array,
-    Decision,
-    Namespace,
-    Quantity,
     Scope,
-    State,
-    Stateless,
     check_limit,
-    leave,
 )
 from karikomi.schedule import Schedule
 
@@ -28,7 +21,7 @@ from karikomi.schedule import Schedule
     source="Duchi, Shalev-Shwartz, Singer and Chandra 2008, Efficient Projections onto the l1-Ball",
 )
 @dataclass(frozen=True, slots=True)
-class L1Ball(Stateless):
+class L1Ball(NearestPoint):
     """Bring weights into the L1 ball by its nearest point, which sets small weights to zero.
 
     ``w = sign(w) * max(|w| - t, 0)`` with the least t >= 0 for which ``sum |w| <= limit``. Scaling, as `MaxNorm`
@@ -53,8 +46,6 @@ class L1Ball(Stateless):
     per: str = "tensor"
     sphere: bool = False
 
-    of = Quantity.WEIGHT
-    needs = frozenset({"distance"})
     nearest = "l1_ball"
 
     def __post_init__(self) -> None:
@@ -66,15 +57,3 @@ class L1Ball(Stateless):
     def scope(self) -> Scope:
         """One number per tensor or unit, or one for all."""
         return scope_of(self.per)
-
-    def decide(
-        self,
-        norms: Array,
-        state: State,
-        *,
-        present: Array,
-        facts: Mapping[str, Array],
-        xp: Namespace,
-    ) -> tuple[Decision, State]:
-        """Return a factor of 0 for every distance that there is."""
-        return Decision(onto(norms, xp=xp), None, leave(xp)), state

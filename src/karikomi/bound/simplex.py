@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from karikomi.bound.extent import check_extent, onto, scope_of
+from karikomi.bound.extent import check_extent, scope_of
+from karikomi.bound.nearest_point import NearestPoint
 from karikomi.registry import register
 from karikomi.rule import (
-    Array,
-    Decision,
-    Namespace,
-    Quantity,
     Scope,
-    State,
-    Stateless,
     check_limit,
-    leave,
 )
 from karikomi.schedule import Schedule
 
@@ -27,7 +20,7 @@ from karikomi.schedule import Schedule
     source="Duchi, Shalev-Shwartz, Singer and Chandra 2008, Efficient Projections onto the l1-Ball",
 )
 @dataclass(frozen=True, slots=True)
-class Simplex(Stateless):
+class Simplex(NearestPoint):
     """Keep weights non-negative with a given sum, by the nearest such weights.
 
     ``w = max(w - t, 0)`` with the one t for which ``sum w = total``: for weights that are shares, of mixtures and of
@@ -50,8 +43,6 @@ class Simplex(Stateless):
     _: KW_ONLY
     per: str = "tensor"
 
-    of = Quantity.WEIGHT
-    needs = frozenset({"distance"})
     nearest = "simplex"
 
     def __post_init__(self) -> None:
@@ -62,15 +53,3 @@ class Simplex(Stateless):
     def scope(self) -> Scope:
         """One number per tensor or unit, or one for all."""
         return scope_of(self.per)
-
-    def decide(
-        self,
-        norms: Array,
-        state: State,
-        *,
-        present: Array,
-        facts: Mapping[str, Array],
-        xp: Namespace,
-    ) -> tuple[Decision, State]:
-        """Return a factor of 0 for every distance that there is."""
-        return Decision(onto(norms, xp=xp), None, leave(xp)), state

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from karikomi.errors import check
 from karikomi.quantize.code_lengths import CodeLengths
@@ -17,10 +16,7 @@ from karikomi.quantize.error_feedback import (
     cheapest,
     fed_back,
 )
-from karikomi.quantize.grids import Coded
-from karikomi.quantize.nearest import UniformQuantizer
 from karikomi.quantize.second_order import GPTQ
-from karikomi.quantize.units import OutputUnits
 from karikomi.registry import register
 
 LONGEST = 2**11
@@ -36,7 +32,7 @@ ROWS = 2**12
     source="Conzel and Bamler 2025, CERWU (arXiv 2505.18758)",
 )
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CERWU:
+class CERWU(GPTQ):
     """GPTQ with a price on the bits of an entropy coder, for grids that are set by `rate`.
 
     `exchange`: lambda in units of the squared step, weighted by the importance of the row: 0 is GPTQ, and 0.12 the
@@ -50,28 +46,15 @@ class CERWU:
 
     exchange: float = 0.1
     sweeps: int = 2
-    damping: float = 0.01
-    block: int = 128
-    by_energy: bool = True
-    grid: UniformQuantizer = UniformQuantizer()
-
-    argument = "bits"
-    needs = frozenset({"regression"})
 
     def __post_init__(self) -> None:
-        GPTQ(damping=self.damping, block=self.block)
+        GPTQ.__post_init__(self)
         good, many = 0.0 <= self.exchange < float("inf"), self.sweeps >= 1
         check(
             "CERWU",
             (good, "exchange out of range", self.exchange, ">= 0"),
             (many, "sweeps out of range", self.sweeps, ">= 1"),
         )
-
-    def quantize(
-        self, weights: NDArray, size: int, *, units: OutputUnits, name: str = "weights"
-    ) -> Coded:
-        """Return the nearest codes of the grid: what remains where no inputs were seen."""
-        return self.grid.quantize(weights, size, units=units, name=name)
 
     def rounded(self, problem: RoundingProblem) -> Floats:
         """Return the codes of a layer; a bit is worth `exchange` times the energy of a squared step."""

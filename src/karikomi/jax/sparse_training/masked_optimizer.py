@@ -187,16 +187,15 @@ class _Pruned:
         self.given = prune if fixed else given
         self.inner = optax.with_extra_args_support(optimizer)
         self.layouts, self.dense, self.where, self.first = layouts, dense, where, first
-        # Where sparsity falls, what is gone comes back.
-        self.anew = dense or (
-            self.schedule is not None and getattr(self.schedule, "from_all", False)
-        )
+        self.anew = dense
         self._plans: dict[Any, MaskPlan] = {}
         if fixed and given is not None:
             raise InvalidArgument("masks are given twice", where=where, got="prune= and masks=")
         if self.schedule is not None:
             check_fields(self.schedule, where=where)
             check_supported(self.schedule, where=where)
+            # Where sparsity falls, what is gone comes back.
+            self.anew = dense or self.schedule.from_all
             if dense and (self.schedule.regrows_by is not None or given is not None):
                 raise Unsupported(
                     "straight-through masks are made anew from all weights each time",
