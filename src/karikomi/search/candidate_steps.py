@@ -90,6 +90,7 @@ def words_of(proposal: Proposal) -> str:
         "width": f"width {_units(settings.get('width'), ', ')}",
         "recover": f"width {_units(settings.get('width'), ', ')}, {sum(settings.get('recover', []))} epochs",
         "prune": f"sparsity {(settings.get('prune') or [0])[-1]:g}",
+        "shrink": "dead units removed",
         "entries": f"{settings.get('entries')} shared weights per tensor",
         "codebook": f"{settings.get('codebook')} shared weights per tensor, not tuned",
         "bits": f"{settings.get('bits')} bits per channel",
@@ -98,6 +99,27 @@ def words_of(proposal: Proposal) -> str:
         "store": "no quantization",
     }
     return words[step]
+
+
+def course_of(proposal: Proposal) -> str:
+    """Return all steps of a candidate in order, in the words of a report; of a ladder the last rung.
+
+    >>> course_of(Proposal.of(dense="trained", prune=[0.8, 0.9], shrink="dead", entries=16))
+    'sparsity 0.9, dead units removed, 16 shared weights per tensor'
+    >>> course_of(Proposal.of(dense="given", width=0.5, recover=[1, 3], rate=2.5, method="gptq", int8="minmax"))
+    'width 0.5, 4 epochs, 2.5 bits a number (gptq), int8 activations'
+    """
+    # The words of these say what the step before them was.
+    said = {"int8": FILES, "recover": ("recover", "width"), "prune": ("prune",)}
+    words, later, at = list[str](), tuple[str, ...](), proposal
+    while (step := step_of(at)) != "dense":
+        if step not in later:
+            words.append(words_of(at))
+        later = said.get(step, ())
+        parent = parent_of(at)
+        assert parent is not None  # noqa: S101  (only the dense network has none)
+        at = parent
+    return ", ".join(reversed(words)) or words_of(proposal)
 
 
 def _ending(settings: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from karikomi.search.candidate_steps import course_of
 from karikomi.search.certificate import (
     DropBound,
     Feasibility,
@@ -105,7 +106,7 @@ def certified(
     result = fixed_sequence(chosen, test, max_drop=limit, alpha=level)
     rows = result.as_dict()
     for row, (candidate, pair) in zip(rows["tests"], chosen, strict=False):
-        row |= {"what": candidate.proposal.words(), "search_drop": pair.drop}
+        row |= {"what": course_of(candidate.proposal), "search_drop": pair.drop}
     status = "certified" if result.count else "not certified"
     found = {**plain, **rows, "status": status, "in_sequence": names, "also_in_validation": shared}
     return found, chosen[result.count - 1][0] if result.count else None

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from karikomi.errors import BadFile, KarikomiError, check
 from karikomi.files import tensor_file, write_bytes, write_json
+from karikomi.search.candidate_steps import course_of
 from karikomi.search.certifying import certified, stated_beforehand
 from karikomi.search.driver import Finished, Proposal
 from karikomi.search.folder import Folder
@@ -145,7 +146,7 @@ def _point(number: int, item: Candidate, outcome: SearchOutcome, folder: Path) -
     facts = {k: item.facts.get(k) for k in ("bytes", "drop", "parameters", "macs", "ms")}
     return {
         "number": number,
-        "what": item.proposal.words(),
+        "what": course_of(item.proposal),
         **facts,
         "holds": item.passed,
         "chosen": item.proposal == outcome.chosen.proposal,
