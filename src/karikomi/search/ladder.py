@@ -162,7 +162,11 @@ class _Course:
         return list(done)
 
     def _curve(self, base: Proposal) -> Asking[list[Finished]]:
-        """Bisect the rates of one structure for the boldest that holds, and once more between it and the next."""
+        """Bisect the rates of one structure for the boldest that holds, and try its neighbours.
+
+        One lies between it and the next, and may hold too. The other is the next safer rate, which bisection may have
+        passed over: the certificate, on other examples, often refuses the boldest.
+        """
         rates, found = self.ladder.recipe.rates, list[Finished]()
         if not rates:
             return found
@@ -175,6 +179,10 @@ class _Course:
         if 0 <= low and high < len(rates):
             between = round(math.sqrt(rates[low] * rates[high]), 2)
             yield from self._at(shrunk, between, found)
+        tried = {file.proposal.settings["rate"] for file in found}
+        least = self.ladder.budgets.objective_name == "drop"
+        if 0 < low and rates[low - 1] not in tried and not least:
+            yield from self._at(shrunk, rates[low - 1], found)
         return found
 
     def _at(self, base: Proposal, rate: float, found: list[Finished]) -> Asking[bool]:
