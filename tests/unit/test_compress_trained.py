@@ -95,6 +95,25 @@ def test_a_trained_module_is_not_trained_again(
     assert result["ratio"] > 1.5
 
 
+def test_a_network_in_bfloat16_is_searched_in_float32_and_its_bytes_are_those_it_came_in(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    narrow = _copy(model).bfloat16()
+    result = run(narrow, tmp_path / "out", train=loader(100, 0))
+    assert narrow[0].weight.dtype == torch.bfloat16, "the module is left as it was"
+    plain = run(_copy(narrow).float(), tmp_path / "plain", train=loader(100, 0))
+    assert plain["bytes_dense"] - result["bytes_dense"] == 2 * (6 * 40 + 40 + 40 * 3 + 3)
+    assert result["metric_before"] == plain["metric_before"] and not plain["warnings"]
+    same = kk.load(result["file"]), kk.load(plain["file"])
+    assert all(np.array_equal(same[0][name], same[1][name]) for name in same[1])
+    assert any("came in bfloat16" in text for text in result["warnings"])
+    causes = result["bytes_by_cause"]
+    assert causes["dense"] == 2 * (6 * 40 + 40 + 40 * 3 + 3) and causes["pruned"] < causes["dense"]
+    small = kk.load(result["file"], into=_copy(narrow))
+    assert small[0].weight.dtype == torch.bfloat16
+    assert result.model[0].weight.dtype == torch.float32
+
+
 def _copy(model: torch.nn.Module) -> torch.nn.Module:
     import copy
 

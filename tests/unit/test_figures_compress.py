@@ -106,6 +106,9 @@ class Runner:
     def output_units(self) -> dict[str, Any]:
         return {"w": kk.quantize.OutputUnits(axis=0)}
 
+    def given_bytes(self, arrays: dict[str, np.ndarray]) -> dict[str, int]:
+        return {name: array.nbytes for name, array in arrays.items()}
+
     def train(self, arrays: dict[str, np.ndarray], phase: Any) -> Trained:
         return Trained(arrays, phase)
 
@@ -115,8 +118,11 @@ class Runner:
         return arrays, {"removed": 0}
 
     def quantized(
-        self, arrays: dict[str, np.ndarray], *, entries: int
+        self, arrays: dict[str, np.ndarray], *, entries: int | None = None, **size: Any
     ) -> tuple[dict[str, Any], dict[str, str]]:
+        if entries is None:
+            assert size == {"only": ["norm"], "bits": 8}, "what has no codes yet"
+            return arrays, {}
         return {**arrays, "w": kmeans(arrays["w"], entries=entries)}, {"norm": "as it is"}
 
     def outputs(self, arrays: dict[str, np.ndarray], inputs: np.ndarray) -> np.ndarray:

@@ -64,6 +64,13 @@ class FromMapping(Shifted):
         return super().forward(batch["inputs"], batch["shift"])
 
 
+class Anything(Shifted):
+    """It may take the last entry of a batch as well."""
+
+    def forward(self, inputs: torch.Tensor, shift: Any, scale: Any = None) -> torch.Tensor:
+        return super().forward(inputs, shift)
+
+
 Pair = namedtuple("Pair", "inputs shift")
 Odd = namedtuple("Odd", "first second")
 Triple = namedtuple("Triple", "inputs shift labels")
@@ -72,6 +79,8 @@ ReadBy = namedtuple("ReadBy", "module given loss", defaults=[F.mse_loss])
 BATCHES = {
     "a pair": ReadBy(Shifted, ((X, S), Y)),
     "a list of lists": ReadBy(Shifted, [[X, S], Y]),
+    "inputs and targets in one tuple": ReadBy(Shifted, (X, S, Y)),
+    "inputs and targets in one list": ReadBy(Shifted, [X, S, Y]),
     "a mapping and targets": ReadBy(Shifted, ({"shift": S, "inputs": X}, Y)),
     "a mapping with labels": ReadBy(Shifted, {"labels": Y, "shift": S, "inputs": X}),
     "a mapping that is no dict": ReadBy(Shifted, UserDict(label=Y, shift=S, inputs=X)),
@@ -113,7 +122,12 @@ def test_batches_are_read_as_they_are(case: str) -> None:
         ),
         (Shifted, (X, Y), "takes inputs, shift, .*got 1 without names; allowed: .inputs, targets."),
         (Shifted, ((X, S, S), Y), "takes inputs, shift, .*got 3 without names"),
-        (Shifted, (X, S, Y), "a pair or inputs alone; got tuple of 3; allowed: .inputs, targets."),
+        (
+            Shifted,
+            (X, S, S, Y),
+            "a pair or inputs alone; got tuple of 4; allowed: .inputs, targets.",
+        ),
+        (Anything, (X, S, Y), "a pair or inputs alone; got tuple of 3; allowed: .inputs, targets."),
         (Shifted, {"inputs": X, "shift": S}, "a loss takes targets, and this batch has none"),
     ],
 )

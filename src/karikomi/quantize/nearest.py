@@ -162,7 +162,9 @@ def grouped(rows: NDArray, group: int | None) -> NDArray:
 def finite(weights: ArrayLike, name: str) -> NDArray[np.float32]:
     """Return `weights` as float32, or raise `NonFinite` or `InvalidArgument` naming the tensor."""
     array = np.asarray(weights)
-    if array.dtype.kind not in "fiu":
+    # NumPy knows bfloat16 and float8, which ml_dtypes brings, by name alone.
+    narrow = array.dtype.name.startswith(("bfloat", "float8"))
+    if array.dtype.kind not in "fiu" and not narrow:
         raise InvalidArgument("weights must be real numbers", where=name, got=array.dtype)
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)

@@ -28,8 +28,11 @@ def fixed_width_bytes(kept: np.ndarray, value_bits: int) -> int:
     return math.ceil(best / 8)
 
 
-def bytes_by_cause(tensor: np.ndarray | Coded, packed: int) -> dict[str, int]:
-    """Return the bytes of one tensor: dense, pruned, quantized, and as it was packed (with its tables)."""
+def bytes_by_cause(tensor: np.ndarray | Coded, packed: int, *, bits: int = 32) -> dict[str, int]:
+    """Return the bytes of one tensor: dense, pruned, quantized, and as it was packed (with its tables).
+
+    `bits`: of a number of a coded tensor before.
+    """
     if not isinstance(tensor, Coded):
         kept = tensor != 0
         bits = 8 * tensor.dtype.itemsize
@@ -38,8 +41,8 @@ def bytes_by_cause(tensor: np.ndarray | Coded, packed: int) -> dict[str, int]:
     kept = tensor.codes != 0
     quantized = fixed_width_bytes(kept, tensor.grid.bits) + tensor.grid.numbers.nbytes
     return {
-        "dense": 4 * kept.size,
-        "pruned": fixed_width_bytes(kept, 32),
+        "dense": math.ceil(bits * kept.size / 8),
+        "pruned": fixed_width_bytes(kept, bits),
         "quantized": quantized,
         "packed": packed,
     }

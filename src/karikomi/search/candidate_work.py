@@ -248,7 +248,7 @@ class CandidateWork:
         training = self._train(folder, arrays, phase)
         tuned = training.arrays()
         coded = {**training.coded(), **self._rounded(tuned, [])}
-        self._pack(folder, stored(tuned, coded))
+        self._pack(folder, self._with_rest(tuned, coded))
 
     def _codebook(self, folder: Folder) -> None:
         """Share weights among so many centroids per tensor, as they are found; every tensor, as `pack` does."""
@@ -279,14 +279,7 @@ class CandidateWork:
             ),
         )
         training = self._train(folder, arrays, phase)
-        made, coded = training.arrays(), training.coded()
-        rest = [n for n, a in made.items() if n not in coded and a.dtype.kind == "f" and a.size]
-        tensors: Stored = stored(made, coded)
-        if rest:
-            # The statistics of batch norms.
-            others, _ = self._runner.quantized(made, only=rest, bits=8)
-            tensors |= {name: others[name] for name in rest}
-        self._pack(folder, tensors)
+        self._pack(folder, self._with_rest(training.arrays(), training.coded()))
 
     def _integers(self, folder: Folder) -> None:
         """Run the file of the parent with integer activations too: its file, and the metric of that engine."""
@@ -301,7 +294,8 @@ class CandidateWork:
     def _bits(self, folder: Folder) -> None:
         """Round to per-channel 8-bit grids, without training."""
         arrays = self.parent().arrays()
-        self._pack(folder, stored(arrays, self._rounded(arrays, self._runner.prunable())))
+        coded = self._rounded(arrays, self._runner.prunable())
+        self._pack(folder, self._with_rest(arrays, coded))
 
     def _floats(self, folder: Folder) -> None:
         """Quantize nothing: lossless."""
@@ -348,6 +342,18 @@ class CandidateWork:
         coded = eight_bits(arrays, names, runner.output_units())
         tied = {name: coded[first] for name, first in runner.tied().items() if first in coded}
         return {**coded, **tied}
+
+    def _with_rest(self, arrays: Arrays, coded: Mapping[str, Coded]) -> Stored:
+        """Return the tensors of a file: the codes, and grids for the rest, such as norms and their statistics."""
+        rest = [n for n, a in arrays.items() if n not in coded and a.dtype.kind == "f" and a.size]
+        tensors = stored(arrays, coded)
+        if not rest:
+            return tensors
+        try:
+            others, _ = self._runner.quantized(arrays, only=rest, bits=8)
+        except Unsupported:
+            return tensors  # none of them has a grid: they stay as they are
+        return tensors | {name: others[name] for name in rest}
 
     def _teacher(self) -> Arrays:
         dense = self.ancestor("dense")

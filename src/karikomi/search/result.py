@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from karikomi.tasks import Arrays, Data, Runner, Task
 
 CORRUPTED = 500
 """Examples that the audit of a run corrupts; `karikomi audit` takes more (`--most`)."""
+_NARROW = (
+    "the network came in bfloat16: it is searched, judged and returned in float32, which holds the same values;"
+    " the bytes before are those of bfloat16"
+)
 COSTS = [f"{what}_{when}" for what in ("parameters", "macs", "ms") for when in ("before", "after")]
 """What the network costs in memory and to run, before and after its dead units are removed."""
 
@@ -39,8 +44,10 @@ def describe(
     )
     after, direct = (task.judge(found, data.test.targets) for found in (of_file, of_arrays))
     before = task.judge(runner.outputs(dense, data.test.inputs), data.test.targets)
-    dense_bytes = len(tensor_file(dense))
-    tensors = _tensors(file, dense)
+    given = runner.given_bytes(dense)
+    narrower = sum(array.nbytes for array in dense.values()) - sum(given.values())
+    dense_bytes = len(tensor_file(dense)) - narrower
+    tensors = _tensors(file, dense, given)
     weights = sum(array.size for array in dense.values())
     return {
         "task": task.name,
@@ -86,7 +93,7 @@ def describe(
         **_measured(outcome.chosen),
         "left_alone": runner.left_alone(),
         "tied": runner.tied(),
-        "warnings": [],
+        "warnings": [_NARROW] if narrower else [],
         "audit": audit(
             task,
             dense,
@@ -123,11 +130,12 @@ def _sparsity(arrays: Arrays, dense: Arrays, names: list[str]) -> float:
     return 1.0 - kept / total if total else 0.0
 
 
-def _tensors(file: Path, dense: Arrays) -> list[dict[str, Any]]:
+def _tensors(file: Path, dense: Arrays, given: Mapping[str, int]) -> list[dict[str, Any]]:
     coded, rows = pack.load_coded(file), []
     for entry in pack.inspect(file).entries:
         packed = entry.payload + entry.tables
         original = dense[entry.name]
+        bits = 8 * given[entry.name] // max(original.size, 1)
         rows.append(
             {
                 "name": entry.name,
@@ -140,8 +148,8 @@ def _tensors(file: Path, dense: Arrays) -> list[dict[str, Any]]:
                 "quantizer": entry.quantizer,
                 "bits_per_weight": 8 * packed / original.size if original.size else 0.0,
                 "bytes": {
-                    **bytes_by_cause(coded[entry.name], packed),
-                    "dense": original.nbytes,
+                    **bytes_by_cause(coded[entry.name], packed, bits=bits),
+                    "dense": given[entry.name],
                 },
             }
         )

@@ -157,6 +157,10 @@ class Runner(Protocol):
         """Return the names of the bias vectors of the layers that pruning acts on."""
         ...
 
+    def given_bytes(self, arrays: Arrays) -> dict[str, int]:
+        """Return name -> bytes of each array in the type that the network came in, which may be a narrower one."""
+        ...
+
     def train(self, arrays: Arrays, phase: Phase) -> Training:
         """Begin a phase from the given arrays (whose shapes may be smaller after a shrink)."""
         ...

@@ -125,6 +125,10 @@ class KerasRunner:
             if id(item.layer) in layers and item.variable.name == "bias"
         ]
 
+    def given_bytes(self, arrays: Arrays) -> dict[str, int]:
+        """Return name -> bytes of each array in the type that the network came in."""
+        return {name: array.nbytes for name, array in arrays.items()}
+
     def train(self, arrays: Arrays, phase: Phase) -> KerasTraining:
         """Begin a phase from the given arrays."""
         return KerasTraining(

@@ -47,8 +47,9 @@ class Kept(KeptLabels):
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A number in the forward that was changed: the path of the module that uses it, its argument, before and after."""
+    """A number in the forward that was changed: its node, the path of its module, its argument, before and after."""
 
+    node: str
     path: str
     site: str
     argument: str
@@ -138,7 +139,7 @@ def _changes(call: Call, arguments: dict[str, Any]) -> list[Changed]:
         if isinstance(after, list):
             pairs += zip(before, after, strict=True)
         found += [
-            Changed(path, call.site, name, old, other)
+            Changed(call.node.name, path, call.site, name, old, other)
             for old, other in pairs
             if old != other and not any(isinstance(part, fx.Node) for part in _parts(old))
         ]

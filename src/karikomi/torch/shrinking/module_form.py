@@ -89,17 +89,30 @@ def set_attributes_(
     paths = dict(module.named_modules())
     new: dict[tuple[str, str], Any] = {}
     for change in changed:
-        for name, value in vars(paths[change.path]).items() if change.path in paths else ():
-            named = name == change.argument or (
-                change.argument in guessed and not name.startswith("_")
-            )
-            if named and _equal(value, change.before):
-                new.setdefault((change.path, name), change.after)
+        for name in attributes_of(module, change, guessed):
+            new.setdefault((change.path, name), change.after)
     for (path, name), value in new.items():
         old = getattr(paths[path], name)
         setattr(paths[path], name, tuple(value) if isinstance(old, tuple) else value)
     for layer in module.modules():
         set_sizes_(layer)
+
+
+def attributes_of(module: nn.Module, change: Changed, guessed: Collection[str]) -> list[str]:
+    """Return the attributes that have the value of a number before, by its argument's name or by guess."""
+    layer = dict(module.named_modules()).get(change.path)
+    return (
+        [
+            name
+            for name, value in vars(layer).items()
+            if (
+                name == change.argument or (change.argument in guessed and not name.startswith("_"))
+            )
+            and _equal(value, change.before)
+        ]
+        if layer is not None
+        else []
+    )
 
 
 def _equal(value: Any, before: Any) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import karikomi.torch.labelling  # noqa: F401  (registers the rules)
-from karikomi.errors import InvalidArgument, KarikomiError, Unsupported
+from karikomi.errors import InvalidArgument, KarikomiError, Unsupported, check_known
 from karikomi.prune.scores.score import Score
 from karikomi.shrink.account import Refit, ShrinkReport
 from karikomi.shrink.choice import Choice, choice_of
@@ -40,6 +40,7 @@ from karikomi.torch.recovery.following import follow_
 from karikomi.torch.shrinking.any_batch import for_any_batch
 from karikomi.torch.shrinking.costs import in_turn, macs_of, milliseconds, parameters_of
 from karikomi.torch.shrinking.dead_units import DeadUnits
+from karikomi.torch.shrinking.fixed_numbers import counted
 from karikomi.torch.shrinking.graph_form import graph_form
 from karikomi.torch.shrinking.module_form import cuts_of, in_module_form
 from karikomi.torch.shrinking.unit_scores import made_axes, tensors_of, unit_scores
@@ -159,6 +160,28 @@ class Shrinking:
     def samples(self) -> list[tuple[Any, ...]]:
         """The example inputs, and random ones."""
         return samples_of(self.graph, self.flat)
+
+    def held_(self, module: nn.Module, done: Rewritten, kept: np.ndarray) -> bool:
+        """Let the units stay that numbers in the code count, and return whether others than these may go.
+
+        False where the module runs with the smaller tensors. Raises `Unsupported` where no number is found.
+        """
+        if in_module_form(module, done, self.inputs, self.options) is not None:
+            return False
+        reasons = counted(self.module, self.graph, self.found, done, kept)
+        if not reasons:
+            raise Unsupported(
+                "the code of the module does not run with smaller tensors",
+                where=WHERE,
+                got=type(module).__name__,
+                hint='form="any" returns the exported graph, which needs none of that code',
+            )
+        classes = self.found.classes
+        every = replace(classes, reasons={**classes.reasons, **reasons})
+        self.found = replace(self.found, classes=every)
+        for cached in ("groups", "frozen"):
+            self.__dict__.pop(cached, None)
+        return True
 
     def result(
         self,
@@ -292,6 +315,7 @@ def shrink(
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     compensate: bool = True,
+    form: str = "any",
     dynamic_shapes: Any = None,
     follow: Any = (),
 ) -> tuple[nn.Module, ShrinkReport]:
@@ -326,7 +350,8 @@ def shrink(
 
     The copy is a module of the same class if its code runs with the smaller tensors, else the exported graph as
     a module, which needs none of that code (``report.form``; ``report.literals`` has the numbers in the code
-    that are in the way). Training mode, dtype, device and ``requires_grad`` are kept. ``torch.compile`` and
+    that are in the way). With ``form="module"`` the units that such numbers count stay, and others go: the copy is of
+    the same class. Training mode, dtype, device and ``requires_grad`` are kept. ``torch.compile`` and
     data-parallel wrappers are taken off.
 
     Every shrink is proven: removing units must equal making them zero, to 1e-5 of the largest output on the example
@@ -372,10 +397,12 @@ def shrink(
         "bytes": bytes,
         "ms": ms,
     }
+    check_known(form, ("any", "module"), "unknown form", where=WHERE)
     if isinstance(data, Iterator):
         data = list(data)
+    strict = form == "module"
     if all(value is None for value in targets.values()):
-        small, report = _without_dead_units(module, inputs, options, dynamic_shapes)
+        small, report = _without_dead_units(module, inputs, options, dynamic_shapes, strict)
     else:
         choice = choice_of(
             targets,
@@ -393,7 +420,9 @@ def shrink(
             small, report = without_layers(module, inputs, options, choice, dynamic_shapes)
         else:
             refit = compensate and data is not None
-            small, report = _smaller(module, inputs, options, choice, refit, dynamic_shapes)
+            small, report = _smaller(
+                module, inputs, options, choice, refit, dynamic_shapes, strict=strict
+            )
     follow_(follow, Move(module, small, report.kept))
     return small, report
 
@@ -457,11 +486,16 @@ def _smaller(
     choice: Choice,
     refit: bool,
     dynamic_shapes: Any,
+    *,
+    strict: bool,
 ) -> tuple[nn.Module, ShrinkReport]:
     run = Shrinking(copied(module).eval(), inputs, options, choice, dynamic_shapes)
-    with torch.enable_grad():
-        kept = run.chosen()
-    done, worst = run.proven(kept)
+    while True:
+        with torch.enable_grad():
+            kept = run.chosen()
+        done, worst = run.proven(kept)
+        if not strict or not run.held_(module, done, kept):
+            break
     refits = run.compensated_(done, kept) if refit else {}
     small, report = run.result(module, done, kept, worst, run.frozen)
     return small, replace(report, compensation=refits)
@@ -469,13 +503,20 @@ def _smaller(
 
 @torch.no_grad()
 def _without_dead_units(
-    module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], dynamic_shapes: Any
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    options: dict[str, Any],
+    dynamic_shapes: Any,
+    strict: bool,
 ) -> tuple[nn.Module, ShrinkReport]:
     original = copied(module).eval()
     run = Shrinking(original, inputs, options, None, dynamic_shapes)
-    search = DeadUnits(copied(run.graph), run.found, run.samples)
-    kept = search.kept()
-    done = rewritten(search.graph, run.found, kept)
+    while True:
+        search = DeadUnits(copied(run.graph), run.found, run.samples)
+        kept = search.kept()
+        done = rewritten(search.graph, run.found, kept)
+        if not strict or not run.held_(module, done, kept):
+            break
     small, report = run.result(module, done, kept, 0.0, {**run.frozen, **search.left_alone})
     worst = 0.0
     evaluated = copied(small).eval()

@@ -23,6 +23,7 @@ from karikomi.torch.attachment.after_step import FROZEN
 from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays, to_stored
 from karikomi.torch.modules.kept_units import NOTE
 from karikomi.torch.modules.prunable import prunable
+from karikomi.torch.modules.widened import given_bytes, widen_
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.quantization.eligible import eligible
 from karikomi.torch.quantization.in_place import quantize_
@@ -114,8 +115,14 @@ class TorchRunner:
     def biases(self) -> list[str]:
         """Return the names of the bias vectors of the layers that pruning acts on."""
         parameters = dict(self.untrained().named_parameters())
-        stems = [name.removesuffix("weight") for name in self.prunable()]
-        return [f"{stem}bias" for stem in stems if f"{stem}bias" in parameters]
+        # Of a recurrent layer weight_ih_l0 has bias_ih_l0, of fused attention in_proj_weight has in_proj_bias.
+        parts = [name.rpartition(".") for name in self.prunable()]
+        names = [f"{path}{dot}{own.replace('weight', 'bias')}" for path, dot, own in parts]
+        return [name for name in names if name in parameters and "bias" in name.rpartition(".")[2]]
+
+    def given_bytes(self, arrays: Arrays) -> dict[str, int]:
+        """Return name -> bytes of each array in the type that the network came in, which may be bfloat16."""
+        return given_bytes(self.untrained(), arrays)
 
     def train(self, arrays: Arrays, phase: Phase) -> TorchTraining:
         """Begin a phase from the given arrays."""
@@ -186,14 +193,15 @@ class TorchRunner:
             some = None if width is None else self._calibration(model)
             try:
                 small, report = shrink(
-                    model, (example.positional, dict(example.named)), width=width, data=some
+                    model,
+                    (example.positional, dict(example.named)),
+                    width=width,
+                    data=some,
+                    form="module",
                 )
             except Unsupported as error:
                 # The run continues unshrunk, the reason in its report.
                 return arrays, _unshrunk(str(error))
-            if report.form != "module":
-                numbers = "; ".join(report.literals[:3])
-                return arrays, _unshrunk(f"its code does not run with smaller tensors: {numbers}")
         facts = {k: value for k, value in report.as_dict().items() if k not in ("kept", "members")}
         for cost in ("macs_before", "macs_after"):
             facts[cost] //= len(few)  # of one example, as everywhere
@@ -360,7 +368,7 @@ def _factory(task: Task, data: Data) -> Callable[[], nn.Module]:
         if any(isinstance(tensor, _LAZY) for tensor in (*model.parameters(), *model.buffers())):
             # A lazy layer takes its shape, and draws its weights, from the first batch.
             evaluated(task, model, data.train.take(np.arange(min(len(data.train), 2))).inputs)
-        _check_types(model, where)
+        _check_types(widen_(model), where)
         return model
 
     return checked

@@ -13,6 +13,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.tasks.splits import Inputs, Split
 from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.widened import widen_
 from karikomi.torch.tracing.batches import MISSING, Batch, batches_of
 
 
@@ -23,8 +24,8 @@ class Copies:
         self.module = module
 
     def __call__(self) -> nn.Module:
-        """Return a copy on the CPU, in evaluation mode."""
-        return copy.deepcopy(self.module).cpu().eval()
+        """Return a copy on the CPU, in evaluation mode; bfloat16 as float32."""
+        return widen_(copy.deepcopy(self.module).cpu().eval())
 
 
 def copies_of(module: nn.Module) -> Copies:

@@ -55,14 +55,16 @@ def batch_of(
 ) -> Batch:
     """Return one element of the data, read as ``(inputs, targets)`` or as inputs alone.
 
-    A tuple or list of two is a pair. Inputs that are a tuple or list are spread over the arguments of the
+    A tuple or list of two is a pair; of a longer one the last entry is the targets, where the network takes exactly the
+    others by position. Inputs that are a tuple or list are spread over the arguments of the
     network, or are one argument where its ``forward`` takes only that; a mapping, and a named tuple with the names
     of arguments, go by name; a `PackedSequence` is one argument. A mapping or named tuple that is a whole batch, as
     data collators make them, or that begins with its targets, has these under ``labels`` (or another name in
     `LABELS`): they are passed to the network too if it takes them. Arguments of `module` are read from its
     signature, and floats of NumPy are cast to the type of its parameters.
 
-    Raises `InvalidArgument` for what the network does not take, and for a tuple of another length.
+    Raises `InvalidArgument` for what the network does not take, and for a tuple of another length, also where both
+    its whole and all but its last entry fit.
 
     >>> batch_of(((torch.zeros(2, 3), "mask"), None), torch.device("cpu"), where="data").targets is None
     True
@@ -122,6 +124,8 @@ def _parted(given: Any, arguments: ForwardArguments, where: str) -> tuple[Any, A
         return inputs, next(iter(targets.values()), MISSING)
     if not isinstance(given, tuple | list) or isinstance(given, PackedSequence):
         return given, MISSING
+    if len(given) > 2 and arguments.takes_all_but_last(given):
+        return tuple(given[:-1]), given[-1]
     if len(given) not in (1, 2):
         raise InvalidArgument(
             "a batch is a pair or inputs alone",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -45,6 +45,11 @@ class ForwardArguments:
         """Return whether a value is a named tuple whose fields are names of parameters."""
         known = self._signature is not None and is_named_tuple(value)
         return known and all(name in self._signature.parameters for name in value._fields)  # type: ignore[union-attr]
+
+    def takes_all_but_last(self, entries: Sequence[Any]) -> bool:
+        """Return whether ``forward`` takes the entries but the last by position, and not the last one too."""
+        known = self._signature is not None
+        return known and self._fits(tuple(entries[:-1]), {}) and not self._fits(tuple(entries), {})
 
     def of(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return positional and named arguments; raises `InvalidArgument` for inputs that ``forward`` does not take.
