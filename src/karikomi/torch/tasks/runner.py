@@ -23,7 +23,6 @@ from karikomi.torch.attachment.after_step import FROZEN
 from karikomi.torch.modules.arrays import fill_, notes_of, to_arrays, to_stored
 from karikomi.torch.modules.kept_units import NOTE
 from karikomi.torch.modules.prunable import prunable
-from karikomi.torch.modules.widened import given_bytes, widen_
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.quantization.eligible import eligible
 from karikomi.torch.quantization.in_place import quantize_
@@ -39,6 +38,7 @@ from karikomi.torch.tasks.losses import loss_of
 from karikomi.torch.tasks.networks import NETWORKS
 from karikomi.torch.tasks.other_forms import FORMS, OtherForms
 from karikomi.torch.tasks.training import TorchTraining, batch_for, evaluated
+from karikomi.torch.tasks.widened import given_bytes, widen_
 from karikomi.torch.tracing.batches import leaves
 from karikomi.torch.tracing.isolation import isolated
 

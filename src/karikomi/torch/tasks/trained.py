@@ -13,7 +13,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.tasks.splits import Inputs, Split
 from karikomi.torch.modules.parameters import unwrapped
-from karikomi.torch.modules.widened import widen_
+from karikomi.torch.tasks.widened import widen_
 from karikomi.torch.tracing.batches import MISSING, Batch, batches_of
 
 
