@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.tasks.padding import at_one_length
 from karikomi.tasks.splits import Inputs, Split
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tasks.widened import widen_
@@ -40,7 +41,7 @@ def examples(
 
     `data`: batches as in `kk.torch.prune_`: pairs, inputs alone, mappings with ``labels``, named tuples; a loader,
     a list, or any iterable that ends. All batches must have the same form and, beside their number of examples,
-    the same shapes.
+    the same shapes; those with an ``attention_mask`` may differ in their length (`at_one_length`).
 
     Raises `InvalidArgument` for what the module does not take, and `Unsupported` for positional inputs beside named
     ones, and for inputs that are no tensors.
@@ -58,7 +59,7 @@ def examples(
             known = batch.targets is not MISSING
             yield inputs, _array(batch.targets, where) if known else np.zeros(batch.examples, int)
 
-    found = Split.of(pairs())
+    found = Split.of(at_one_length(list(pairs())))
     if len(labelled) > 1:
         raise InvalidArgument("some batches have targets and some have none", where=where)
     return found.inputs, found.targets if labelled == {True} else None
