@@ -387,6 +387,39 @@ def test_where_units_cannot_be_removed_the_search_goes_on_and_says_so(
     assert result["candidates"][0]["passed"] is False
 
 
+class OwnLoss(torch.nn.Module):
+    """Outputs as of transformers: a mapping, with the loss first where it is given labels."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: torch.Tensor, labels: Any = None) -> dict[str, torch.Tensor]:
+        logits = self.inner(inputs)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_labels_that_a_network_may_be_given_are_no_inputs_unless_the_loss_is_the_users(
+    model: torch.nn.Module,
+) -> None:
+    from karikomi.tasks import Task
+    from karikomi.torch.tasks.losses import place_of_selected
+    from karikomi.torch.tasks.trained import examples as read
+
+    inputs, targets = examples(20, 0)
+    batches = [{"inputs": inputs, "labels": targets}]
+    with_labels, found = read(OwnLoss(model), batches, where="train", own_loss=True)
+    assert sorted(with_labels) == ["inputs", "labels"] and np.array_equal(found, targets)
+    without, found = read(OwnLoss(model), batches, where="train", own_loss=False)
+    assert list(without) == ["inputs"] and np.array_equal(found, targets)
+    task = Task(name="net", model=lambda: model, data=lambda: None)
+    outputs = OwnLoss(model)(inputs, targets)
+    assert place_of_selected(outputs, task) == 1
+    assert place_of_selected(OwnLoss(model)(inputs), task) == 0
+
+
 class Steps(torch.nn.Module):
     """Classes on the last axis: outputs (n, steps, classes)."""
 

@@ -20,6 +20,7 @@ from karikomi.search.driver import Measured, Proposal
 from karikomi.search.folder import Folder
 from karikomi.search.lock import read_json
 from karikomi.search.run_reference import OpenedRun, RunReference, opened_run
+from karikomi.shrink.account import why_no_faster
 from karikomi.tasks import Arrays, Inputs, LearnedCodes, Phase, Task, Training
 from karikomi.tasks.example_scores import example_scores
 
@@ -327,6 +328,10 @@ class CandidateWork:
                 merged[name] = value
             if name == "removed":
                 merged[name] = value + merged.get("removed", 0)
+        if len(reports) > 1:
+            # The last shrink alone may have found nothing left to remove.
+            costs = (merged.get(name, 0) for name in ("removed", "macs_before", "macs_after"))
+            merged["reason"] = why_no_faster(*costs, merged.get("frozen") or {})
         return merged
 
     def _rounded(self, arrays: Arrays, pruned: list[str]) -> dict[str, Coded]:

@@ -78,7 +78,7 @@ def trained_model(
         )
     given = {"train": train, "validation": validation, "test": test}
     found = {
-        key: framework.examples(model, data, where=f"{where}: {key}")
+        key: framework.examples(model, data, where=f"{where}: {key}", own_loss=callable(loss))
         for key, data in given.items()
         if data is not None
     }

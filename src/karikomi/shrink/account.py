@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -126,17 +126,8 @@ class ShrinkReport:
     @property
     def reason(self) -> str:
         """Why it is no faster, where it is not."""
-        if not self.removed:
-            reasons = list(dict.fromkeys({**self.frozen, **self.left_alone}.values()))
-            why = f" ({'; '.join(reasons[:2])})" if reasons else ""
-            return f"no unit was removed{why}"
-        if self.macs_after >= self.macs_before:
-            return "the multiply-accumulates are as many as before"
-        share = 1 - self.macs_after / self.macs_before
-        return (
-            f"the multiply-accumulates fell by {share:.0%}, but on these inputs and this machine the time is not"
-            " spent on them (small layers, calls and memory)"
-        )
+        stay = {**self.frozen, **self.left_alone}
+        return why_no_faster(self.removed, self.macs_before, self.macs_after, stay)
 
     def _joined(self) -> list[str]:
         """Return a line for each group from which units went, of several tensors: which, and because of what."""
@@ -178,3 +169,20 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
         )
         for row in rows
     ]
+
+
+def why_no_faster(removed: int, macs_before: int, macs_after: int, stay: Mapping[str, str]) -> str:
+    """Return why fewer units do not mean less time; `stay`: layer -> why none of its units went.
+
+    >>> why_no_faster(0, 10, 10, {"head": "its units are outputs of the network"})
+    'no unit was removed (its units are outputs of the network)'
+    """
+    if not removed:
+        reasons = list(dict.fromkeys(stay.values()))
+        return "no unit was removed" + (f" ({'; '.join(reasons[:2])})" if reasons else "")
+    if macs_after >= macs_before:
+        return "the multiply-accumulates are as many as before"
+    return (
+        f"the multiply-accumulates fell by {1 - macs_after / macs_before:.0%}, but on these inputs and this machine"
+        " the time is not spent on them (small layers, calls and memory)"
+    )

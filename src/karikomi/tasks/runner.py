@@ -259,8 +259,13 @@ class Framework(Protocol):
         """Return name -> array of all parameters and buffers."""
         ...
 
-    def examples(self, model: Any, data: Any, *, where: str) -> tuple[Inputs, np.ndarray | None]:
-        """Return one pass over loaders as people have them, as arrays: the inputs of a model, and targets if any."""
+    def examples(
+        self, model: Any, data: Any, *, where: str, own_loss: bool = True
+    ) -> tuple[Inputs, np.ndarray | None]:
+        """Return one pass over loaders as people have them, as arrays: the inputs of a model, and targets if any.
+
+        `own_loss`: whether the loss is the user's, who may read the one that the network computes from its labels.
+        """
         ...
 
     def copies_of(self, model: Any) -> Callable[[], Any]:

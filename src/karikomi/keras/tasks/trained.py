@@ -75,7 +75,9 @@ def copied(model: Any) -> Any:
     return other
 
 
-def examples(model: Any, data: Any, *, where: str) -> tuple[Inputs, np.ndarray | None]:
+def examples(
+    model: Any, data: Any, *, where: str, own_loss: bool = True
+) -> tuple[Inputs, np.ndarray | None]:
     """Return one pass over data as arrays: the inputs of a model, and the targets, or None where it has none.
 
     `data`: what ``fit`` takes: a pair ``(inputs, targets)`` of arrays, a ``tf.data.Dataset``, a ``PyDataset``, a

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from karikomi.errors import Unsupported
 from karikomi.tasks.splits import Inputs, Split, mapped_inputs
 from karikomi.tasks.task import Task
 from karikomi.torch.onnx_export.engine_runs import outputs_of, session_of
 from karikomi.torch.onnx_export.latency import measure_onnx
 from karikomi.torch.onnx_export.to_file import export_onnx
+from karikomi.torch.tasks.losses import place_of_selected
 from karikomi.torch.tasks.training import batch_for
 
 SECONDS = 2.0
@@ -50,7 +51,7 @@ class IntegerEngine:
         """Return the outputs that are judged."""
         session = session_of(self._path)
         count, parts = len(Split(inputs, np.empty(0))), []
-        place = _place(session, task)
+        place = self._place(task)
         for start in range(0, count, _BATCH):
             rows = slice(start, start + _BATCH)
             some = mapped_inputs(inputs, lambda array, rows=rows: array[rows])
@@ -72,6 +73,12 @@ class IntegerEngine:
         example = batch_for(module, two.inputs)
         export_onnx(module, dict(example.named) or example.positional, path, progress=False, **how)
 
+    def _place(self, task: Task) -> int:
+        """Return which output of the graph is judged."""
+        batch = batch_for(self._module, self._few.take(np.arange(1)).inputs)
+        with torch.no_grad():
+            return place_of_selected(self._module(*batch.positional, **batch.named), task)
+
     def _feeds(self, session: Any, inputs: Inputs) -> dict[str, np.ndarray]:
         """Return the inputs by the names of the graph, as the network takes them."""
         batch = batch_for(self._module, inputs)
@@ -84,18 +91,3 @@ class IntegerEngine:
             return {name: named[name].numpy() for name in names}
         given = (t.float() if t.is_floating_point() else t for t in batch.positional)
         return {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
-
-
-def _place(session: Any, task: Task) -> int:
-    """Return which output is judged: the only one, that of the task's name or place, or ``logits``."""
-    names = [found.name for found in session.get_outputs()]
-    if isinstance(task.output, int) and -len(names) <= task.output < len(names):
-        return task.output
-    wanted = "logits" if task.output is None else task.output
-    if wanted in names:
-        return names.index(wanted)
-    if len(names) > 1 and task.output is None:
-        raise Unsupported(
-            "the graph has several outputs", where=f"task {task.name}", got=", ".join(names)
-        )
-    return 0

@@ -13,7 +13,7 @@ from karikomi.errors import InvalidArgument
 from karikomi.tasks.task import Task
 from karikomi.tasks.user_code import called
 from karikomi.torch.recovery.distillation import DistillationLoss
-from karikomi.torch.tracing.batches import Batch
+from karikomi.torch.tracing.batches import Batch, leaves
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -38,6 +38,12 @@ def selected(outputs: Any, task: Task) -> torch.Tensor:
         got=f"{_form(outputs)}{'' if wanted is None else f', output={wanted!r}'}",
         hint='choose one of several: the task\'s output= is a key ("logits") or a place (0)',
     )
+
+
+def place_of_selected(outputs: Any, task: Task) -> int:
+    """Return which of the tensors that a network returned is judged, counted as an exported graph has them."""
+    judged = selected(outputs, task)
+    return next(place for place, tensor in enumerate(leaves(outputs)) if tensor is judged)
 
 
 def loss_of(task: Task) -> Loss:

@@ -31,7 +31,7 @@ from karikomi.torch.onnx_export.export_report import OnnxExport
 from karikomi.torch.onnx_export.float_graph import exported_program
 from karikomi.torch.onnx_export.latency import measure_onnx
 from karikomi.torch.onnx_export.to_file import export_onnx
-from karikomi.torch.tasks.losses import selected
+from karikomi.torch.tasks.losses import place_of_selected
 from karikomi.torch.tasks.training import batch_for
 from karikomi.torch.tracing.batches import Batch, leaves
 
@@ -154,8 +154,7 @@ class OtherForms:
         example = self._example(1)
         with torch.no_grad():
             found = self._small(*example.positional, **example.named)
-        judged, tensors = selected(found, self._task), leaves(found)
-        place = next(k for k, tensor in enumerate(tensors) if tensor is judged)
+        place = place_of_selected(found, self._task)
         test = self._data.test
         parts = [
             outputs(batch_for(self._small, part.inputs))[place].numpy() for part in _parts(test)

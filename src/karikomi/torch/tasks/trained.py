@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from karikomi.tasks.splits import Inputs, Split
 from karikomi.torch.modules.parameters import unwrapped
 from karikomi.torch.tasks.widened import widen_
 from karikomi.torch.tracing.batches import MISSING, Batch, batches_of
+from karikomi.torch.tracing.forward_arguments import LABELS, ForwardArguments
 
 
 class Copies:
@@ -35,13 +36,15 @@ def copies_of(module: nn.Module) -> Copies:
 
 
 def examples(
-    module: nn.Module, data: Iterable[Any], *, where: str
+    module: nn.Module, data: Iterable[Any], *, where: str, own_loss: bool = True
 ) -> tuple[Inputs, np.ndarray | None]:
     """Return one pass over data as arrays: the inputs of a module, and the targets, or None where it has none.
 
     `data`: batches as in `kk.torch.prune_`: pairs, inputs alone, mappings with ``labels``, named tuples; a loader,
     a list, or any iterable that ends. All batches must have the same form and, beside their number of examples,
     the same shapes; those with an ``attention_mask`` may differ in their length (`at_one_length`).
+
+    Labels that ``forward`` may be given are no inputs, unless `own_loss`: the loss may be read of its outputs then.
 
     Raises `InvalidArgument` for what the module does not take, and `Unsupported` for positional inputs beside named
     ones, and for inputs that are no tensors.
@@ -51,10 +54,12 @@ def examples(
     ((4, 2), None)
     """
     labelled: set[bool] = set()
+    arguments = ForwardArguments(module, where=where)
 
     def pairs() -> Iterator[tuple[Inputs, np.ndarray]]:
         for batch in batches_of(data, module, where=where):
-            inputs = _inputs(batch, where)
+            optional = set() if own_loss else arguments.optional(LABELS)
+            inputs = _inputs(batch, optional, where)
             labelled.add(batch.targets is not MISSING)
             known = batch.targets is not MISSING
             yield inputs, _array(batch.targets, where) if known else np.zeros(batch.examples, int)
@@ -65,8 +70,8 @@ def examples(
     return found.inputs, found.targets if labelled == {True} else None
 
 
-def _inputs(batch: Batch, where: str) -> Inputs:
-    named = {name: value for name, value in batch.named.items() if value is not None}
+def _inputs(batch: Batch, without: Collection[str], where: str) -> Inputs:
+    named = {n: v for n, v in batch.named.items() if v is not None and n not in without}
     if named and batch.positional:
         raise Unsupported(
             "a batch has positional and named inputs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -40,6 +40,12 @@ class ForwardArguments:
             inspect.Parameter.VAR_KEYWORD,
         )
         return named or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+    def optional(self, names: Collection[str]) -> set[str]:
+        """Return those names that ``forward`` runs without: parameters with a default, and all others."""
+        parameters = {} if self._signature is None else self._signature.parameters
+        needed = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty}
+        return set(names) - needed
 
     def has_fields(self, value: Any) -> bool:
         """Return whether a value is a named tuple whose fields are names of parameters."""
