@@ -15,6 +15,7 @@ from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported
 from karikomi.quantize.rate_model import fitted
 from karikomi.torch.quantization import straight_through
 from karikomi.torch.quantization.learned_steps import LearnedGrid
+from karikomi.torch.quantization.while_training import learned_places
 
 STEP = torch.tensor(0.3)
 
@@ -363,3 +364,19 @@ def test_the_end_of_a_copy_is_not_that_of_the_original():
     assert type(copied[0]) is nn.Linear and type(model[0]) is not nn.Linear
     assert torch.equal(model(torch.ones(1, 3)), copied(torch.ones(1, 3)))
     assert sorted(training.finish_()) == sorted(codes) and type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("wrap", [weight_norm, spectral_norm])
+def test_a_copy_of_a_parametrized_module_is_trained_without_touching_the_original(wrap):
+    """Copies share the class that ``parametrize`` makes, with the properties that it has for each tensor."""
+    module = nn.Sequential(wrap(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2)).eval()
+    inputs = torch.randn(3, 4)
+    before = module(inputs)
+    other = copy.deepcopy(module)
+    training = kk.torch.quantized_training(other)
+    assert torch.equal(module(inputs), before) and module[0].bias.shape == (6,)
+    places = {name: chain for name, chain, _ in learned_places(other)}
+    assert places["0.bias"] == "0.parametrizations.bias" and "0.weight" not in places
+    training.finish_()
+    assert torch.equal(module(inputs), before) and other[0].bias.shape == (6,)
+    assert torch.isfinite(other(inputs)).all()

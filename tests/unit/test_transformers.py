@@ -394,3 +394,18 @@ def test_a_layer_that_a_callback_unfreezes_is_clipped(tmp_path: Path) -> None:
     trainer.train()
     assert callback.handle is not None and callback.handle.steps == 2 * STEPS
     assert len(callback.handle.last.names) == 4
+
+
+def test_the_linear_layers_of_gpt2_are_pruned_by_their_units_and_shrunk_with_its_cache_on() -> None:
+    """Their weights are (inputs, units), and an exported graph has no form for the cache of keys and values."""
+    config = transformers.GPT2Config(
+        vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    tokens = {"input_ids": torch.arange(6)[None]}
+    small, report = kk.torch.shrink(model, tokens, width=0.5, only="*mlp.c_fc*")
+    assert report.widths_after["transformer.h.0.mlp.c_fc"] == 16 and model.config.use_cache
+    assert small(**tokens).past_key_values is not None, "the smaller network has its cache"
+    account = kk.torch.prune_(model, 0.5, pattern="units", only="*mlp.c_fc.weight")
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    assert account.sparsity == 0.5 and ((weight == 0).all(0).sum(), len(weight)) == (16, 8)

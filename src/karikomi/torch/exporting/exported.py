@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def exported(
     """
     try:
         opened = nullcontext() if dynamic_shapes is None else open_at_one()
-        with warnings.catch_warnings(), torch.no_grad(), opened:
+        with warnings.catch_warnings(), torch.no_grad(), opened, without_cache(module):
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 module, inputs, options, dynamic_shapes=dynamic_shapes, strict=False
@@ -47,6 +48,20 @@ def exported(
     assert isinstance(graph, fx.GraphModule)  # noqa: S101  (what `module` returns)
     _drop_unused(graph)
     return graph
+
+
+@contextmanager
+def without_cache(module: nn.Module) -> Iterator[None]:
+    """Let networks of transformers return no cache of keys and values, for which an exported graph has no form."""
+    configs = [getattr(part, "config", None) for part in module.modules()]
+    cached = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
+    for config in cached.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in cached.values():
+            config.use_cache = True
 
 
 def _hint(text: str) -> str:

@@ -35,6 +35,19 @@ def computed_from(module: nn.Module) -> dict[str, str]:
     return {n: reasons[id(item)] for n, item in module.named_parameters() if id(item) in reasons}
 
 
+def own_class_(layer: nn.Module) -> None:
+    """Give a parametrized layer a class of its own.
+
+    ``torch.nn.utils.parametrize`` makes properties of a class, which deep copies share: what is registered on one, or
+    removed, would be so on all.
+    """
+    if not parametrize.is_parametrized(layer):
+        return
+    shared = type(layer)
+    own: Any = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    layer.__class__ = own
+
+
 def with_adapters(module: nn.Module) -> dict[str, str]:
     """Return the name of each parameter that an adapter is added to (LoRA in PEFT) -> the way out.
 

@@ -60,7 +60,7 @@ def prunable(
     layers = [
         dict(item.named_parameters(recurse=False)).get("weight")
         for item in module.modules()
-        if isinstance(item, PRUNED)
+        if isinstance(item, PRUNED) or is_projection(item)
     ]
     for which, place in (("first", 0), ("last", -1)):
         name = names.get(id(layers[place])) if layers else None
@@ -78,7 +78,9 @@ def layouts(module: nn.Module) -> dict[str, Layout]:
         known = leaf == "weight" and isinstance(layer, (nn.Linear, *CONVOLUTIONS, *EMBEDDINGS))
         if known or _fused(layer, leaf):
             axes[name] = Layout(units=0, inputs=1)
-        elif leaf == "weight" and isinstance(layer, TRANSPOSED) and layer.groups == 1:
+        elif leaf == "weight" and (
+            (isinstance(layer, TRANSPOSED) and layer.groups == 1) or is_projection(layer)
+        ):
             axes[name] = Layout(units=1, inputs=0)
         elif leaf == "weight" and isinstance(layer, NORMS):
             axes[name] = Layout(units=0)
@@ -122,7 +124,8 @@ def _why_not(
     fused = _fused(layer, leaf)
     if fused in protect:
         return f"{leaf} of {type(layer).__name__}: {PROTECTED[fused]}"
-    if not fused and (not isinstance(layer, (*PRUNED, *kinds)) or leaf != "weight"):
+    known = isinstance(layer, (*PRUNED, *kinds)) or is_projection(layer)
+    if not fused and (not known or leaf != "weight"):
         return f"{leaf} of {type(layer).__name__}: no weight of a Linear or Conv layer"
     return _no_values(parameter)
 
@@ -138,6 +141,12 @@ def _no_values(parameter: torch.Tensor) -> str | None:
     if not parameter.numel():
         return "it is empty"
     return None
+
+
+def is_projection(layer: nn.Module) -> bool:
+    """Return whether a layer is the linear one of GPT-2 in transformers, whose weight is (inputs, units)."""
+    kind = type(layer)
+    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
 
 
 def _fused(layer: nn.Module, leaf: str) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import Dim, ShapesCollection
 
 from karikomi.errors import Unavailable, Unsupported, check_known, install_hint
+from karikomi.torch.exporting.exported import without_cache
 from karikomi.torch.internals import flattened, open_at_one
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.source_line import raised_at
@@ -105,7 +106,7 @@ def exported_program(module: nn.Module, example: Batch, dynamic: str, *, where: 
                 shapes[value] = dict.fromkeys(range(opened), Dim.AUTO)
     named = dict(example.named)
     try:
-        with nullcontext() if dynamic == "none" else open_at_one():
+        with nullcontext() if dynamic == "none" else open_at_one(), without_cache(module):
             return torch.export.export(
                 module,
                 example.positional,

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from karikomi.errors import UnknownName
 from karikomi.quantize import Codebook, Coded
+from karikomi.torch.modules.parametrized import own_class_
 
 
 class _Lookup(torch.autograd.Function):
@@ -69,6 +70,7 @@ def _share_all_(module: nn.Module, names: list[str], coded: Coded) -> None:
         layer = module.get_submodule(prefix)
         # A parameter of its own, because registering changes the old one in place.
         setattr(layer, leaf, nn.Parameter(getattr(layer, leaf).detach().clone()))
+        own_class_(layer)
         parametrize.register_parametrization(layer, leaf, _Shared(coded), unsafe=True)
         chain: Any = layer.parametrizations[leaf]  # type: ignore[index]
         if first is None:

@@ -16,7 +16,7 @@ from karikomi.select import select
 from karikomi.torch.internals import flatten_plainly_
 from karikomi.torch.modules import codes
 from karikomi.torch.modules.parameters import check_names, check_values, unwrapped
-from karikomi.torch.modules.parametrized import computed_from, with_adapters
+from karikomi.torch.modules.parametrized import computed_from, own_class_, with_adapters
 from karikomi.torch.quantization.in_place import Codes
 from karikomi.torch.quantization.learned_steps import LearnedGrid
 from karikomi.torch.quantization.output_units import output_units
@@ -96,7 +96,7 @@ class QuantizedTraining:
         """Make the rounded values the module's plain parameters, and return the codes, which `kk.save` stores."""
         coded = self.codes()
         for layer, leaf in list(_places(self._model)):
-            _own_class_(layer)
+            own_class_(layer)
             parametrize.remove_parametrizations(layer, leaf, leave_parametrized=True)
         parameters = dict(unwrapped(self._model).named_parameters())
         for name, tensor in coded.items():
@@ -234,6 +234,7 @@ def _register_(module: nn.Module, weight: torch.Tensor, grid: LearnedGrid) -> No
         if own is weight
     ]
     for layer, leaf in places:
+        own_class_(layer)
         parametrize.register_parametrization(layer, leaf, grid, unsafe=True)
     for layer in {id(layer): layer for layer, _ in places}.values():
         if isinstance(layer, nn.RNNBase) and len(layer.parametrizations) == 1:  # type: ignore[arg-type]
@@ -241,11 +242,21 @@ def _register_(module: nn.Module, weight: torch.Tensor, grid: LearnedGrid) -> No
             flatten_plainly_(layer)
 
 
-def _own_class_(layer: nn.Module) -> None:
-    """Give a parametrized layer a class of its own: a deep copy shares it, and would lose the weight with this one."""
-    shared = type(layer)
-    own: Any = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-    layer.__class__ = own
+def learned_places(module: nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Yield the ordinary name, the name of the chain, and the latent weight of all that is rounded.
+
+    Tied ones come under each of their names.
+    """
+    for prefix, layer in module.named_modules(remove_duplicate=False):
+        chains: Any = layer.parametrizations if parametrize.is_parametrized(layer) else {}
+        dot = "." if prefix else ""
+        for leaf, chain in chains.items():
+            if isinstance(chain[0], LearnedGrid):
+                yield (
+                    f"{prefix}{dot}{leaf}",
+                    f"{prefix}{dot}parametrizations.{leaf}",
+                    chain.original,
+                )
 
 
 def _places(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:

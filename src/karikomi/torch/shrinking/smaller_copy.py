@@ -272,14 +272,21 @@ class Shrinking:
         """Return layer -> labels of its units, of an embedding of its columns; none for a single unit."""
         axes = layouts(self.module)
         labels = {(block.owner, block.axis): block.labels for block in self.found.classes.blocks}
+        names: dict[int, list[str]] = {}
+        for name, tensor in self.module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(tensor), []).append(name)
         found = {}
         for path, layer in self.module.named_modules():
-            for leaf, _ in layer.named_parameters(recurse=False):
+            for leaf, tensor in layer.named_parameters(recurse=False):
                 name = f"{path}.{leaf}" if path else leaf
                 if name not in axes or isinstance(layer, NORMS):
                     continue
-                key = (name, self.made[name])
-                found[name.removesuffix(".weight")] = labels.get(key, np.zeros(0, int))
+                # A tied weight has labels under one of its names.
+                keys = [(own, self.made[name]) for own in names[id(tensor)]]
+                key = next((own for own in keys if own in labels), None)
+                found[name.removesuffix(".weight")] = (
+                    np.zeros(0, int) if key is None else labels[key]
+                )
             if isinstance(layer, PRUNED) and "weight" not in dict(
                 layer.named_parameters(recurse=False)
             ):

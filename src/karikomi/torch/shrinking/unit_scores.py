@@ -14,7 +14,7 @@ from karikomi.prune.scores.score import Score
 from karikomi.selection.granularity import check_of_units, group_scores
 from karikomi.shrink.unit_groups import Group
 from karikomi.torch.facts.measure import measure
-from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, TRANSPOSED, layouts
+from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, TRANSPOSED, is_projection, layouts
 from karikomi.torch.pruning.weight_sources import sources_of
 
 WHERE = "torch.shrink"
@@ -70,7 +70,7 @@ def made_axes(module: nn.Module) -> dict[str, int]:
         layer = layers[path.partition("parametrizations.")[0].rstrip(".")]
         for leaf, tensor in own.named_parameters(recurse=False):
             if tensor.dim() > 1 and not isinstance(layer, NORMS):
-                second = isinstance(layer, (*EMBEDDINGS, *TRANSPOSED))
+                second = isinstance(layer, (*EMBEDDINGS, *TRANSPOSED)) or is_projection(layer)
                 axes[f"{path}.{leaf}" if path else leaf] = int(second)
     return axes
 

@@ -10,12 +10,9 @@ from torch import nn
 from karikomi.quantize import Coded, RateGoal
 from karikomi.tasks.runner import Arrays, LearnedCodes
 from karikomi.torch.modules.arrays import to_arrays
-from karikomi.torch.quantization.while_training import quantized_training
+from karikomi.torch.quantization.while_training import learned_places, quantized_training
 from karikomi.torch.recovery.training_loop import StepLoss
 from karikomi.torch.tracing.batches import Batch
-
-PLACE = ".parametrizations."
-"""What names of parametrized tensors have before that of the tensor."""
 
 
 class CodesInTraining:
@@ -53,25 +50,16 @@ class CodesInTraining:
     def codes(self) -> dict[str, Coded]:
         """Return the codes and grids as they are now, under all ordinary names of their parameters."""
         first = self._training.codes()
-        by_identity = {id(own): first[name] for name, own in self._rounded() if name in first}
-        return {name: by_identity[id(own)] for name, own in self._rounded()}
+        places = [(name, id(own)) for name, _, own in learned_places(self._model)]
+        by_identity = {own: first[name] for name, own in places if name in first}
+        return {name: by_identity[own] for name, own in places}
 
     def arrays(self) -> Arrays:
         """Return the tensors of the model under their ordinary names, codes decoded."""
         arrays = to_arrays(self._model)
-        own = {name for name in arrays if PLACE in f".{name}"}
-        plain = {name: array for name, array in arrays.items() if name not in own}
+        chains = tuple(f"{chain}." for _, chain, _ in learned_places(self._model))
+        plain = {name: array for name, array in arrays.items() if not name.startswith(chains)}
         return {**plain, **{name: coded.decode() for name, coded in self.codes().items()}}
-
-    def _rounded(self) -> list[tuple[str, torch.Tensor]]:
-        """Return the ordinary name, and the parameter, of all that is rounded; tied ones under each name."""
-        found = []
-        for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            prefix, between, rest = f".{name}".partition(PLACE)
-            leaf, _, kind = rest.rpartition(".")
-            if between and kind == "original":
-                found.append((f"{prefix}.{leaf}".lstrip("."), parameter))
-        return found
 
     def facts(self) -> dict[str, float]:
         """Return what a continuation needs beside the tensors."""
