@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa: E402
 
 import karikomi as kk  # noqa: E402
-from karikomi.errors import InvalidArgument, KarikomiError, Unsupported  # noqa: E402
+from karikomi.errors import InvalidArgument, KarikomiError, NonFinite, Unsupported  # noqa: E402
 
 SHORT = {
     "rates": (4.0, 2.5),
@@ -385,6 +385,33 @@ def test_where_units_cannot_be_removed_the_search_goes_on_and_says_so(
     assert result["verdict"] == "missed" and result["verified"]
     assert any("no units of the network can be removed" in text for text in result["warnings"])
     assert result["candidates"][0]["passed"] is False
+
+
+class HalfNaN(torch.nn.Module):
+    """Outputs of which every second example is NaN."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.inner(inputs) / (torch.arange(len(inputs)) % 2)[:, None] * 0.0
+
+
+def test_networks_with_nan_and_quantized_ones_are_refused_by_name(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    broken = _copy(model)
+    with torch.no_grad():
+        broken[2].weight[0, 1] = float("nan")
+    with pytest.raises(NonFinite, match=r"2\.weight: the trained network has NaN; got 1 of 120"):
+        run(broken, tmp_path / "out")
+    with pytest.raises(NonFinite, match="outputs of the trained network are NaN; got 75 of 150"):
+        run(HalfNaN(_copy(model)), tmp_path / "out", test=loader(90, 2))
+    quantized = torch.ao.quantization.quantize_dynamic(_copy(model), {torch.nn.Linear})
+    with pytest.raises(Unsupported, match="compress: 0: the module is quantized already"):
+        run(quantized, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 class OwnLoss(torch.nn.Module):

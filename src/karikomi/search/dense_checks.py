@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.errors import InvalidArgument
+from karikomi.errors import InvalidArgument, NonFinite
 from karikomi.tasks import Arrays, Runner, Split, Task
 
 
@@ -17,10 +17,26 @@ def check_dense(task: Task, runner: Runner, arrays: Arrays, split: Split) -> dic
     the stated direction, than its own outputs in another order of the examples: a metric that is not has the wrong
     ``goal``, or targets that are not those of the inputs. A metric of a score must not be 0.
 
-    Raises `InvalidArgument`, naming what was found.
+    Raises `NonFinite`, naming the first tensor with NaN or the number of such examples, and `InvalidArgument`.
     """
     where = f"task {task.name}"
+    for name, array in arrays.items():
+        # Infinite ones can be meant: masks of attention.
+        if array.dtype.kind == "f" and (bad := int(np.isnan(array).sum())):
+            raise NonFinite(
+                "the trained network has NaN",
+                where=f"{where}: {name}",
+                got=f"{bad} of {array.size}",
+            )
     outputs = runner.outputs(arrays, split.inputs)
+    wrong = np.isnan(outputs).reshape(len(outputs), -1).any(axis=1)
+    if wrong.any():
+        raise NonFinite(
+            "the outputs of the trained network are NaN",
+            where=where,
+            got=f"{int(wrong.sum())} of {len(outputs)} validation examples, the first number {int(np.argmax(wrong))}",
+            hint="check the inputs for NaN, and for values that overflow",
+        )
     value = task.judge(outputs, split.targets)
     facts: dict[str, Any] = {"metric": value}
     if task.classifies:

@@ -31,7 +31,18 @@ class Copies:
 
 
 def copies_of(module: nn.Module) -> Copies:
-    """Return a function that returns copies of a module, without wrappers of ``torch.compile`` and data parallelism."""
+    """Return a function that returns copies of a module, without wrappers of ``torch.compile`` and data parallelism.
+
+    Raises `Unsupported` for a module whose layers torch has quantized.
+    """
+    for name, part in unwrapped(module).named_modules():
+        if ".quantized" in type(part).__module__ and type(part).__module__.startswith("torch."):
+            raise Unsupported(
+                "the module is quantized already",
+                where=f"compress: {name}".rstrip(": "),
+                got=f"{type(part).__module__}.{type(part).__name__}",
+                hint="compress the network in floats that it was made of",
+            )
     return Copies(unwrapped(module))
 
 
