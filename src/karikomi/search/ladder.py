@@ -32,8 +32,9 @@ class Ladder:
        nearest to the budget is recovered to the end (successive halving).
     2. On a structure, in the same rounds: the curve of `rates`, bisected; codebooks, as `pack` makes them; the ladder
        of `sparsities` with tuned codebooks; quantized training to each of `learned`, again short first.
-    3. The boldest structure comes first. The others follow as long as no file holds; where bytes or the drop are what
-       is made small, which a bold structure need not be best at, the others are quantized without training anyway.
+    3. The boldest structure comes first. The others follow as long as no file holds, and the next safer one after
+       that: the certificate may refuse the boldest. Where bytes or the drop are what is made small, which a bold
+       structure need not be best at, all others are quantized without training anyway.
 
     Source of the halving: Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification".
     """
@@ -84,12 +85,12 @@ class Ladder:
             raise_failure(dense)
         course = _Course(self, finished)
         structures = yield from course.structures()
-        held = False
+        held = 0
         for base in reversed(structures):
             exact = self.budgets.objective_name in ("bytes", "drop")
-            if held and not exact:
+            if held > 1 and not exact:
                 break
-            held |= yield from course.files(base, training=not held or base == self.dense)
+            held += yield from course.files(base, training=not held or base == self.dense)
         if not held:
             (shrunk,) = yield [course.shrunk(self.dense)]
             yield [step(shrunk.proposal, store="floats")]
@@ -249,7 +250,10 @@ class _Course:
         return files
 
     def _integers(self, files: Sequence[Finished]) -> Asking[list[Finished]]:
-        """Run the smallest files that hold on the metric with integer activations, until one still holds."""
+        """Run the smallest files that hold on the metric with integer activations, until one still holds.
+
+        And the safest of them, for the certificate.
+        """
         good = [file for file in files if self.passes(file)]
         good.sort(key=lambda file: float(file.facts["bytes"]))
         found: list[Finished] = []
@@ -258,6 +262,10 @@ class _Course:
             found.append(tried)
             if self.holds(tried):
                 break
+        if good:
+            safest = min(good, key=lambda file: self.ladder._drop_of(file, self.finished))
+            (tried,) = yield [step(safest.proposal, int8="minmax")]
+            found.append(tried)
         return found
 
     def _nearest_half(self, tried: Sequence[Finished]) -> list[Finished]:
