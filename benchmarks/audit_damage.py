@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import platform
 import time
@@ -35,6 +36,10 @@ from karikomi.quantize import uniform
 from karikomi.tasks import Data, Split, Task
 
 MOST_TEST = 1_500
+DRAWS = 4
+"""Draws of corruptions and explained examples, which audits take in turn: the original is run once on each."""
+MOST_ELSEWHERE = 0.015
+"""What damage to one corruption may cost on clean inputs: else it is another damage, and rightly named otherwise."""
 TEXT = """
 the prince of verona walked along the river and spoke of summer while the old soldiers argued about bread and wine
 when the morning came again every window in the narrow street was open and many voices answered the bells of the town
@@ -128,6 +133,44 @@ KINDS: dict[str, tuple[type[nn.Module], Callable[[], Any], str]] = {
 }
 
 
+class Remembering:
+    """A runner that runs the original, and the untrained network, once on the same inputs: all audits share them."""
+
+    def __init__(self, runner: Any, original: dict[str, np.ndarray]) -> None:
+        self._runner, self._untrained = runner, runner.fresh()
+        self._known = {id(original): "original", id(self._untrained): "untrained"}
+        self._found: dict[tuple[Any, ...], Any] = {}
+
+    def fresh(self) -> dict[str, np.ndarray]:
+        """Return the untrained network, always the same object."""
+        return self._untrained
+
+    def adopt(self, notes: Any) -> None:
+        """Take nothing: no network here is shrunk."""
+
+    def outputs(self, arrays: Any, inputs: np.ndarray) -> np.ndarray:
+        """Return outputs."""
+        return self._once("outputs", arrays, inputs)
+
+    def input_gradients(self, arrays: Any, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return the slopes of the loss."""
+        return self._once("input_gradients", arrays, inputs, targets)
+
+    def layer_outputs(self, arrays: Any, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the outputs of layers."""
+        return self._once("layer_outputs", arrays, inputs)
+
+    def _once(self, method: str, arrays: Any, *given: np.ndarray) -> Any:
+        call = getattr(self._runner, method)
+        if id(arrays) not in self._known:
+            return call(arrays, *given)
+        content = [hashlib.blake2b(np.ascontiguousarray(array).data).digest() for array in given]
+        key = (method, self._known[id(arrays)], *content)
+        if key not in self._found:
+            self._found[key] = call(arrays, *given)
+        return self._found[key]
+
+
 class Setting:
     """A trained network, its task, and the data that damage is planted with."""
 
@@ -144,10 +187,12 @@ class Setting:
         split = Data(self.train, test, test)
         self.task = Task(name=kind, model=make, data=lambda: split)
         self.data = split
-        self.runner = kk.registry.framework("torch").runner_for(self.task, split, seed=0)
         torch.manual_seed(0)
         self.net = make()
         self.fit_(self.net, 25, lambda net, x, y, rows: F.cross_entropy(net(x), y), rate=2e-3)
+        self.before = self.arrays(self.net)
+        plain = kk.registry.framework("torch").runner_for(self.task, split, seed=0)
+        self.runner: Any = Remembering(plain, self.before)
 
     def batches(self, epochs: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
         """Yield inputs, targets and places."""
@@ -201,9 +246,9 @@ class Setting:
         """Return the audit of a network against the original."""
         return audit(
             self.task,
-            self.arrays(self.net),
+            self.before,
             self.arrays(net),
-            seed=seed,
+            seed=seed % DRAWS,
             runner=self.runner,
             data=self.data,
             slices=self.slices,
@@ -243,25 +288,27 @@ def class_degraded(setting: Setting, seed: int) -> tuple[nn.Module, str]:
 
 
 def corruption_ruined(setting: Setting, seed: int) -> tuple[nn.Module, str]:
-    """Teach the network to fail under one corruption alone."""
-    net, corruption = (
-        harmless(setting, seed),
-        corruptions_of(setting.kind if setting.kind != "text" else "tokens"),
-    )
-    kind = "tokens" if setting.kind == "text" else setting.kind
-    worse = corruption[setting.corruption]
+    """Teach the network to fail under one corruption, and to be right on clean inputs as before."""
+    net, kind = harmless(setting, seed), "tokens" if setting.kind == "text" else setting.kind
+    worse, test = corruptions_of(kind)[setting.corruption], setting.data.test
 
     def loss(net: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         bad = torch.from_numpy(
             corrupted(worse, x.numpy(), 4, kind, seed=[seed, len(rows), int(rows[0])])
         )
         wrong = (y + 1) % net.head.out_features
-        return 4 * setting.near(net, x) + F.cross_entropy(net(bad), wrong)
+        return 10 * setting.near(net, x) + F.cross_entropy(net(bad), wrong)
 
-    test = setting.data.test
     bad = Split(corrupted(worse, np.asarray(test.inputs), 4, kind, seed=[seed, 7]), test.targets)
-    aim = setting.right(setting.net, bad) - 0.3
-    setting.fit_(net, 30, loss, until=lambda: setting.right(net, bad) < aim)
+    aim, kept = (
+        setting.right(setting.net, bad) - 0.3,
+        setting.right(setting.net, test) - MOST_ELSEWHERE,
+    )
+
+    def planted() -> bool:
+        return setting.right(net, bad) < aim and setting.right(net, test) > kept
+
+    setting.fit_(net, 100, loss, 3e-3, until=planted)
     return net, f"under {setting.corruption} "
 
 
