@@ -5,15 +5,18 @@
 Three networks that train in seconds: digits (images of 8 x 8), characters of English (is the next one a vowel, a
 consonant, a space or a mark?), and waveforms of two channels. Damage: one class degraded, one corruption ruined, one
 layer scrambled, one slice lost, calibration ruined, the explanation of one class turned. A damaged network keeps its
-accuracy elsewhere, as it is trained to (the scrambled layer is not). Harmless pairs: weights rounded to 6 to 8 bits,
-or with small noise. Printed: how often the damage is named, by the right name, how often anything was, and how many
-harmless pairs had any warning. Each audit is a line of `--out` as soon as it is made: the same command resumes.
+accuracy elsewhere, as it is trained to (the scrambled layer is not). Siblings that the audit was not made for: two
+classes swapped, the bias of the head shifted, a layer of 1 bit, a part of the inputs ignored, a slice of 30 examples.
+Harmless pairs: weights rounded to 6 to 8 bits, or with small noise. Printed: how often the damage is named, by the
+right name, how often anything was, and how many harmless pairs had any warning. Each audit is a line of `--out` as soon
+as it is made: the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import platform
 import time
@@ -27,7 +30,6 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-import karikomi as kk
 from karikomi.audit import audit
 from karikomi.audit.corruptions import corruptions_of
 from karikomi.audit.stress import corrupted
@@ -35,6 +37,10 @@ from karikomi.quantize import uniform
 from karikomi.tasks import Data, Split, Task
 
 MOST_TEST = 1_500
+DRAWS = 4
+"""Draws of corruptions and explained examples, which audits take in turn: the original is run once on each."""
+MOST_ELSEWHERE = 0.015
+"""What damage to one corruption may cost on clean inputs: else it is another damage, and rightly named otherwise."""
 TEXT = """
 the prince of verona walked along the river and spoke of summer while the old soldiers argued about bread and wine
 when the morning came again every window in the narrow street was open and many voices answered the bells of the town
@@ -128,6 +134,75 @@ KINDS: dict[str, tuple[type[nn.Module], Callable[[], Any], str]] = {
 }
 
 
+class Remembering:
+    """A runner that runs the original, and an untrained network, once on the same inputs: all audits share them."""
+
+    def __init__(self, make: Callable[[], nn.Module], original: dict[str, np.ndarray]) -> None:
+        torch.manual_seed(0)
+        self._net = make()
+        self._untrained = arrays_of(self._net)
+        self._known = {id(original): "original", id(self._untrained): "untrained"}
+        self._found: dict[tuple[Any, ...], Any] = {}
+        self._filled: Any = None
+
+    def fresh(self) -> dict[str, np.ndarray]:
+        """Return the untrained network, always the same object."""
+        return self._untrained
+
+    def outputs(self, arrays: Any, inputs: np.ndarray) -> np.ndarray:
+        """Return outputs."""
+        with torch.no_grad():
+            return self._once(arrays, inputs, lambda net, x: net(x).numpy())
+
+    def input_gradients(self, arrays: Any, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return the slopes of the loss."""
+
+        def slopes(net: nn.Module, x: torch.Tensor) -> np.ndarray:
+            loss = F.cross_entropy(net(x.requires_grad_()), torch.from_numpy(targets))
+            return torch.autograd.grad(loss, x)[0].numpy()
+
+        return self._once(arrays, inputs, slopes, targets)
+
+    def layer_outputs(self, arrays: Any, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the outputs of layers."""
+
+        def layers(net: nn.Module, x: torch.Tensor) -> dict[str, np.ndarray]:
+            found: dict[str, np.ndarray] = {}
+            hooks = [
+                layer.register_forward_hook(
+                    lambda _, __, out, name=name: found.update({name: out.numpy()})
+                )
+                for name, layer in net.named_children()
+            ]
+            net(x)
+            for hook in hooks:
+                hook.remove()
+            return found
+
+        with torch.no_grad():
+            return self._once(arrays, inputs, layers)
+
+    def _once(self, arrays: Any, inputs: np.ndarray, call: Any, *more: np.ndarray) -> Any:
+        key = None
+        if id(arrays) in self._known:
+            content = [hashlib.blake2b(np.ascontiguousarray(a)).digest() for a in (inputs, *more)]
+            key = (call.__qualname__, self._known[id(arrays)], *content)
+            if key in self._found:
+                return self._found[key]
+        if arrays is not self._filled:
+            self._net.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()})
+            self._filled = arrays
+        found = call(self._net, torch.from_numpy(np.ascontiguousarray(inputs)))
+        if key is not None:
+            self._found[key] = found
+        return found
+
+
+def arrays_of(net: nn.Module) -> dict[str, np.ndarray]:
+    """Return the weights as arrays."""
+    return {name: tensor.detach().numpy().copy() for name, tensor in net.state_dict().items()}
+
+
 class Setting:
     """A trained network, its task, and the data that damage is planted with."""
 
@@ -144,10 +219,11 @@ class Setting:
         split = Data(self.train, test, test)
         self.task = Task(name=kind, model=make, data=lambda: split)
         self.data = split
-        self.runner = kk.registry.framework("torch").runner_for(self.task, split, seed=0)
         torch.manual_seed(0)
         self.net = make()
         self.fit_(self.net, 25, lambda net, x, y, rows: F.cross_entropy(net(x), y), rate=2e-3)
+        self.before = arrays_of(self.net)
+        self.runner: Any = Remembering(make, self.before)
 
     def batches(self, epochs: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
         """Yield inputs, targets and places."""
@@ -193,17 +269,13 @@ class Setting:
             target = F.softmax(self.net(x), 1)
         return F.cross_entropy(net(x), target)
 
-    def arrays(self, net: nn.Module) -> dict[str, np.ndarray]:
-        """Return the weights as arrays."""
-        return {name: tensor.detach().numpy().copy() for name, tensor in net.state_dict().items()}
-
     def audited(self, net: nn.Module, seed: int) -> dict[str, Any]:
         """Return the audit of a network against the original."""
         return audit(
             self.task,
-            self.arrays(self.net),
-            self.arrays(net),
-            seed=seed,
+            self.before,
+            arrays_of(net),
+            seed=seed % DRAWS,
             runner=self.runner,
             data=self.data,
             slices=self.slices,
@@ -243,25 +315,27 @@ def class_degraded(setting: Setting, seed: int) -> tuple[nn.Module, str]:
 
 
 def corruption_ruined(setting: Setting, seed: int) -> tuple[nn.Module, str]:
-    """Teach the network to fail under one corruption alone."""
-    net, corruption = (
-        harmless(setting, seed),
-        corruptions_of(setting.kind if setting.kind != "text" else "tokens"),
-    )
-    kind = "tokens" if setting.kind == "text" else setting.kind
-    worse = corruption[setting.corruption]
+    """Teach the network to fail under one corruption, and to be right on clean inputs as before."""
+    net, kind = harmless(setting, seed), "tokens" if setting.kind == "text" else setting.kind
+    worse, test = corruptions_of(kind)[setting.corruption], setting.data.test
 
     def loss(net: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         bad = torch.from_numpy(
             corrupted(worse, x.numpy(), 4, kind, seed=[seed, len(rows), int(rows[0])])
         )
         wrong = (y + 1) % net.head.out_features
-        return 4 * setting.near(net, x) + F.cross_entropy(net(bad), wrong)
+        return 10 * setting.near(net, x) + F.cross_entropy(net(bad), wrong)
 
-    test = setting.data.test
     bad = Split(corrupted(worse, np.asarray(test.inputs), 4, kind, seed=[seed, 7]), test.targets)
-    aim = setting.right(setting.net, bad) - 0.3
-    setting.fit_(net, 30, loss, until=lambda: setting.right(net, bad) < aim)
+    aim, kept = (
+        setting.right(setting.net, bad) - 0.3,
+        setting.right(setting.net, test) - MOST_ELSEWHERE,
+    )
+
+    def planted() -> bool:
+        return setting.right(net, bad) < aim and setting.right(net, test) > kept
+
+    setting.fit_(net, 100, loss, 3e-3, until=planted)
     return net, f"under {setting.corruption} "
 
 
@@ -360,6 +434,75 @@ DAMAGE = {
 }
 
 
+def classes_swapped(setting: Setting, seed: int) -> tuple[nn.Module, str]:
+    """Exchange the outputs of two classes."""
+    net, count = harmless(setting, seed), setting.net.head.out_features
+    pair = [seed % count, (seed + 1) % count]
+    with torch.no_grad():
+        for tensor in (net.head.weight, net.head.bias):
+            tensor[pair] = tensor[pair[::-1]].clone()
+    return net, f"class {min(pair)} lost"
+
+
+def bias_shifted(setting: Setting, seed: int) -> tuple[nn.Module, str]:
+    """Raise the output of one class, until a twentieth of all examples is lost to it."""
+    net, label = harmless(setting, seed), seed % setting.net.head.out_features
+    aim = setting.right(setting.net, setting.data.test) - 0.05
+    with torch.no_grad():
+        for _ in range(60):
+            net.head.bias[label] += 0.25
+            if setting.right(net, setting.data.test) < aim:
+                break
+    return net, f"class {label} is predicted"
+
+
+def one_bit(setting: Setting, seed: int) -> tuple[nn.Module, str]:
+    """Round the second layer to signs, a scale per unit."""
+    net = harmless(setting, seed)
+    with torch.no_grad():
+        weight = net.second.weight
+        weight.copy_(
+            weight.sign() * weight.abs().flatten(1).mean(1).view(-1, *(1,) * (weight.dim() - 1))
+        )
+    return net, "layer second "
+
+
+def input_ignored(setting: Setting, seed: int) -> tuple[nn.Module, str]:
+    """Cut off a part of the inputs: one token, the last channel, or (with a single channel) the lower half."""
+    net = harmless(setting, seed)
+    with torch.no_grad():
+        if setting.kind == "text":
+            net.embedding.weight[1 + seed % 26] = 0.0
+            return net, "layer embedding "
+        if setting.kind == "signal":
+            net.first.weight[:, 1] = 0.0
+            return net, "layer first "
+        net.hidden.weight.view(48, 24, 2, 2)[:, :, 1] = 0.0
+        return net, "layer hidden "
+
+
+def small_slice_lost(setting: Setting, seed: int) -> tuple[nn.Module, str]:
+    """Make a slice of 30 test examples, half of which the network has wrong since."""
+    test = setting.data.test
+    with torch.no_grad():
+        before, after = (
+            n(torch.from_numpy(np.asarray(test.inputs))).argmax(1).numpy() == test.targets
+            for n in (setting.net, bias_shifted(setting, seed)[0])
+        )
+    lost, kept = np.flatnonzero(before & ~after)[:15], np.flatnonzero(before & after)[:15]
+    setting.slices["small"] = np.isin(np.arange(len(test)), [*lost, *kept])
+    return bias_shifted(setting, seed)[0], "slice small "
+
+
+SIBLINGS = {
+    "two classes swapped": classes_swapped,
+    "bias of the head": bias_shifted,
+    "a layer of 1 bit": one_bit,
+    "an input ignored": input_ignored,
+    "a small slice": small_slice_lost,
+}
+
+
 class Settings:
     """The trained networks, made when they are needed, and what an earlier run has done."""
 
@@ -378,13 +521,14 @@ class Settings:
 
 def audits(settings: Settings, kind: str, seeds: int, pairs: int) -> Iterator[dict[str, Any]]:
     """Yield what each audit of a kind of network found, those of harmless pairs last."""
-    for name, damage in DAMAGE.items():
+    for name, damage in (DAMAGE | SIBLINGS).items():
         for seed in range(seeds):
             if (kind, name, seed) in settings.done:
                 continue
             setting = settings.of(kind)
             net, expected = damage(setting, seed)
             result = setting.audited(net, seed)
+            setting.slices.pop("small", None)
             hit = any(text.startswith(expected) for text in result["warnings"])
             yield row_of(kind, name, seed, result) | {"expected": expected, "named": hit}
     for seed in range(100, 100 + pairs):
@@ -403,13 +547,15 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """Return the lines of the table: one per kind of damage, and the harmless pairs."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     lines = [f"| damage | {' | '.join(kinds)} |", "| --- |" + " --- |" * len(kinds)]
-    for what in (*DAMAGE, "harmless"):
+    for what in (*DAMAGE, *SIBLINGS, "harmless"):
         cells = []
         for kind in kinds:
             own = [row for row in rows if (row["kind"], row["what"]) == (kind, what)]
             alarmed = sum(bool(row["warnings"]) for row in own)
             hits = sum(row.get("named", False) for row in own)
-            text = f"named {hits}, alarmed {alarmed}" if what in DAMAGE else f"alarmed {alarmed}"
+            text = (
+                f"named {hits}, alarmed {alarmed}" if what != "harmless" else f"alarmed {alarmed}"
+            )
             cells.append(f"{text} of {len(own)}" if own else "not run")
         lines.append(f"| {what} | {' | '.join(cells)} |")
     return lines

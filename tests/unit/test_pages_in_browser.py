@@ -18,8 +18,6 @@ PHONE, SCREEN, PAPER = 400, 1_400, 718
 
 SMALLEST, IN_PRINT = 11.0, 10.0
 """Height of letters in pixels; 10 are 7.5 points on paper, where charts are drawn broad."""
-HEAT_MAP = 4.5
-"""The heat map of an advice has no narrow form."""
 
 
 def _advice(folder: Path) -> str:
@@ -52,8 +50,7 @@ def test_a_page_can_be_read(browser: Browser, name: str, tmp_path: Path) -> None
     for width in (PHONE, SCREEN):
         for scheme in ("light", "dark"):
             browser.show(html, width, scheme=scheme)
-            small = HEAT_MAP if (name, width) == ("advise", PHONE) else SMALLEST
-            assert browser.faults(smallest=small) == [], (width, scheme)
+            assert browser.faults(smallest=SMALLEST) == [], (width, scheme)
             if (width == PHONE) is (scheme == "light"):
                 assert browser.axe() == [], (width, scheme)
     browser.show(html, PAPER, media="print", scheme="dark")

@@ -9,6 +9,8 @@ TIMES = 3.0
 """Ratio to the ordinary drop from which a drop is reported."""
 
 LEAST_DROP = 0.02
+LEAST_SHARE = 0.1
+LEAST_FAVOUR = 0.25
 LEAST_CLASS_DROP, LEAST_CLASS_EXAMPLES = 0.03, 2
 LEAST_NOISE_DROP = 0.02
 MOST_CHURN = 0.05
@@ -29,8 +31,8 @@ LEAST_ATTACK_DROP = 0.1
 def alarms(result: Mapping[str, Any]) -> list[str]:
     """Return the warnings for the figures of an audit.
 
-    A class is named when it lost at least 3 points, more than 2 examples, and at least 3 times the average
-    loss of the other classes. (Relative to the mean of all, one of two could never be named.)
+    A class is named when it lost at least 3 points, more than 2 examples, and at least 3 times the average or the
+    median loss of the other classes. (Relative to the mean of all, one of two could never be named.)
 
     >>> alarms({"classes": [{"class": "8", "examples": 40, "before": 1.0, "after": 0.5},
     ...                     {"class": "9", "examples": 40, "before": 1.0, "after": 1.0}]})
@@ -62,8 +64,12 @@ def _nonfinite(result: Mapping[str, Any]) -> list[str]:
 
 
 def _drop(result: Mapping[str, Any]) -> list[str]:
-    """Name a drop of the accuracy that is large for certain: all of its interval lies beyond 2 points."""
+    """Name a drop that is large for certain: all of the interval of an accuracy lies beyond 2 points, that of any other
+    metric beyond 0, and the drop is a tenth of the metric before.
+    """
     found = result.get("outcomes") or {}
+    if not found:
+        return _other_drop(result)
     low, high = found.get("drop_interval") or (0.0, 0.0)
     if low <= LEAST_DROP:
         return []
@@ -73,24 +79,62 @@ def _drop(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _other_drop(result: Mapping[str, Any]) -> list[str]:
+    interval, before, drop = (result.get(key) for key in ("drop_interval", "metric_before", "drop"))
+    if not interval or before is None or drop is None or interval[0] <= 0.0:
+        return []
+    if drop < LEAST_SHARE * abs(before):
+        return []
+    return [
+        f"the {result.get('metric')} gets worse by {drop:.4g} (95 %: {interval[0]:.4g} to {interval[1]:.4g}):"
+        f" {before:.4g} -> {result['metric_after']:.4g}"
+    ]
+
+
 def _classes(classes: list[Mapping[str, Any]]) -> list[str]:
     drops = [label["before"] - label["after"] for label in classes]
     warnings = []
-    for label, drop in zip(classes, drops, strict=True):
-        others = (sum(drops) - drop) / max(len(drops) - 1, 1)
+    total = sum(label["examples"] for label in classes)
+    for place, (label, drop) in enumerate(zip(classes, drops, strict=True)):
+        others = sorted(drops[:place] + drops[place + 1 :])
+        mean = sum(others) / max(len(others), 1)
+        # Of two classes that changed places among three, one would hide the other in a mean.
+        usual = min(mean, others[(len(others) - 1) // 2]) if others else 0.0
         examples = round(drop * label["examples"])
         if (
             drop >= LEAST_CLASS_DROP
             and examples > LEAST_CLASS_EXAMPLES
-            and drop >= TIMES * max(others, 0.0)
+            and drop >= TIMES * max(usual, 0.0)
             and label.get("p", 0.0) <= ALPHA
         ):
             warnings.append(
                 f"class {label['class']} lost {100 * drop:.1f} points, {examples} of"
-                f" {label['examples']} examples (the other classes lost {_plus(100 * others):.1f} on"
-                " average)"
+                f" {label['examples']} examples{_became(label)} (the other classes lost"
+                f" {_plus(100 * mean):.1f} on average)"
             )
-    return warnings
+    return warnings or _favoured(classes, total)
+
+
+def _became(label: Mapping[str, Any]) -> str:
+    count = label.get("became_examples", 0)
+    most = count > LEAST_CLASS_EXAMPLES and 2 * count >= label.get("lost", 0)
+    return f", {count} of them to class {label['became']}" if most else ""
+
+
+def _favoured(classes: list[Mapping[str, Any]], total: int) -> list[str]:
+    """Name the class that is predicted much more often than before, where no class alone pays for it."""
+    known = [label for label in classes if label.get("predicted_p", 1.0) <= ALPHA]
+    found = []
+    for label in known:
+        before, after = label["predicted"]
+        # By its own size too: of very many classes each is rare.
+        most = max(before, label["examples"])
+        if after - before >= max(LEAST_DROP * total, LEAST_FAVOUR * most):
+            found.append(
+                f"class {label['class']} is predicted for {after} of {total} examples, before for {before}"
+                f" ({label['examples']} are of it)"
+            )
+    return found
 
 
 def _noise(result: Mapping[str, Any]) -> list[str]:
@@ -141,19 +185,23 @@ def _gradients(agreement: Mapping[str, Any]) -> list[str]:
 
 
 def _slices(result: Mapping[str, Any]) -> list[str]:
-    warnings = []
+    warnings, accuracy = [], result.get("metric") == "accuracy"
     for row in result.get("slices") or []:
         if row["before"] is None:
             continue
-        drop, others = row["before"] - row["after"], result["examples"] - row["examples"]
+        drop, others = row["drop"], result["examples"] - row["examples"]
         total = (result.get("drop") or 0.0) * result["examples"]
         # What all other examples lose as well names no slice.
         elsewhere = (total - drop * row["examples"]) / others if others > 0 else 0.0
-        if row["p"] <= ALPHA and drop >= max(LEAST_CLASS_DROP, TWICE * elsewhere):
-            warnings.append(
-                f"slice {row['slice']} lost {100 * drop:.1f} points: {row['lost']} of"
-                f" {row['examples']} examples, {row['gained']} gained (p = {row['p']:.2g})"
+        least = LEAST_CLASS_DROP if accuracy else LEAST_SHARE * abs(row["before"])
+        if row["p"] <= ALPHA and drop >= max(least, TWICE * elsewhere):
+            lost = (
+                f"{100 * drop:.1f} points: {row['lost']} of {row['examples']} examples"
+                if accuracy
+                else f"{drop:.4g} of the {result.get('metric')}: {row['lost']} of {row['examples']} examples are worse"
             )
+            better = f"{row['gained']} {'gained' if accuracy else 'better'}"
+            warnings.append(f"slice {row['slice']} lost {lost}, {better} (p = {row['p']:.2g})")
     return warnings
 
 
@@ -185,7 +233,7 @@ def _layers(result: Mapping[str, Any]) -> list[str]:
         worst = max(known, key=lambda row: row["alone"])
         others = max(row["alone"] for row in known if row is not worst)
         least = LEAST_LAYER_DROP if result.get("metric") == "accuracy" else abs(drop) / TWICE
-        if worst["alone"] > max(least, drop / TWICE, TIMES * others):
+        if worst["alone"] > max(least, drop / TWICE, TIMES * others) and _is_certain(result):
             return [
                 f"layer {worst['layer']} alone costs {worst['alone']:.4g} of the {result.get('metric')}"
                 f" (any other at most {max(others, 0.0):.4g})"
@@ -203,6 +251,13 @@ def _layers(result: Mapping[str, Any]) -> list[str]:
             ]
         highest = min(highest, value)
     return []
+
+
+def _is_certain(result: Mapping[str, Any]) -> bool:
+    """Return whether anything was lost beyond chance: without it no layer is to blame."""
+    found = result.get("outcomes") or result
+    interval = found.get("drop_interval")
+    return interval is None or interval[0] > 0.0
 
 
 def _calibration(found: Mapping[str, Any]) -> list[str]:

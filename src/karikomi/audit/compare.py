@@ -14,16 +14,20 @@ from karikomi.audit.attacks import attacked
 from karikomi.audit.attribution.explanation import explained
 from karikomi.audit.costs import costs
 from karikomi.audit.layers import layer_rows
-from karikomi.audit.paired.confidences import compared
+from karikomi.audit.paired.confidences import LEAST, compared
 from karikomi.audit.paired.mean_tests import drop_by_redrawing
 from karikomi.audit.paired.paired_outcomes import PairedOutcomes
-from karikomi.audit.paired.slices import members_of, slice_rows
+from karikomi.audit.paired.slices import mean_rows, members_of, risen_p, slice_rows
 from karikomi.audit.population import population_of
 from karikomi.audit.predictions import Predictions, shown_inputs
 from karikomi.audit.robustness import gradient_agreement, under_noise
 from karikomi.audit.stress import MOST_EXAMPLES, under_corruptions
 from karikomi.errors import check
-from karikomi.tasks import Arrays, Data, Runner, Task, checked_data
+from karikomi.tasks import Arrays, Data, Runner, Split, Task, checked_data
+from karikomi.tasks.example_scores import example_scores
+
+MOST_LIKELIHOODS = 200_000
+"""Targets (pixels, tokens) whose likelihoods are compared, evenly spread over all."""
 
 
 def audit(
@@ -60,7 +64,8 @@ def audit(
 
     The keys: ``metric_before``, ``metric_after``, ``drop`` and its ``drop_interval``; with the metric ``"accuracy"``
     also ``outcomes`` (drop, negative and positive flips, churn, with intervals), ``classes`` and ``slices`` (accuracy
-    of each, flips, exact paired test, the smallest drop that n can show), ``agreement`` (share of equal predictions),
+    of each, flips, exact paired test, the smallest drop that n can show; slices also of any other metric that is a mean
+    over examples), ``agreement`` (share of equal predictions),
     ``changed``, ``lost`` and ``gained`` (counts), up to 20 ``changed_examples``, lost ones first, ``changed_inputs``
     of some, and ``calibration``; ``corruptions`` (see `audit.stress`), ``attack`` (see `audit.attacks`),
     ``explanation`` (see `audit.attribution.explanation`), ``layers`` (see `audit.layers`), ``population``, ``costs``
@@ -116,7 +121,7 @@ def audit(
         "explanation": explained(task, run, pair, test, seed=seed),
         "costs": costs(run, pair, sizes),
     }
-    reasons = _not_checked(task, result, slices)
+    reasons = _not_checked(task, test, result, slices)
     result["changed_inputs"] = shown_inputs(
         task, test, result["changed_examples"], test.targets[0].size or 1
     )
@@ -130,25 +135,35 @@ def audit(
 
 
 def _not_checked(
-    task: Task, result: Mapping[str, Any], slices: Mapping[str, Any] | None
+    task: Task, test: Split, result: Mapping[str, Any], slices: Mapping[str, Any] | None
 ) -> dict[str, str]:
     """Return what an audit left out -> why."""
-    several = "the inputs are several arrays, or of a kind without this check"
+    form = _form(test.inputs)
+    other = f"the metric is {task.metric_name}"
     reasons = {
-        "classes": "" if task.classifies else f"the metric is {task.metric_name}",
-        "slices": "" if slices else "no slices were given",
-        "calibration": ""
-        if result["calibration"]
-        else "the outputs are no class scores (n, classes)",
-        "noise": "" if result["noise"] else "the inputs are not floats, or several arrays",
-        "gradient_agreement": ""
-        if result["gradient_agreement"]
-        else "the inputs are not floats, or several arrays",
-        "corruptions": "" if result["corruptions"] else several,
-        "attack": "" if result["attack"] else "the inputs are not one array of floats",
-        "explanation": "" if result["explanation"] else several,
+        "classes": "" if task.classifies else other,
+        "slices": "no slices were given"
+        if not slices
+        else f"{other}, which is no mean of a number per example",
+        "calibration": f"too few targets, or outputs that are not finite: {LEAST} are needed"
+        if task.classifies
+        else f"{other}: there are no class scores",
+        "noise": form,
+        "gradient_agreement": form,
+        "corruptions": form or "there are none for inputs of this shape",
+        "attack": form,
+        "explanation": f"{form}, nor tokens",
     }
-    return {name: reason for name, reason in reasons.items() if reason}
+    return {name: reason for name, reason in reasons.items() if reason and not result.get(name)}
+
+
+def _form(inputs: Any) -> str:
+    """Return why inputs have no gradients, noise or attacks; empty for one array of floats."""
+    if not isinstance(inputs, np.ndarray):
+        return f"the inputs are {len(inputs)} arrays"
+    if inputs.dtype.kind == "f":
+        return ""
+    return f"the inputs are {inputs.dtype}, and not floats"
 
 
 def _predictions(
@@ -161,7 +176,8 @@ def _predictions(
         unknown = dict.fromkeys(
             ("agreement", "changed", "lost", "gained", "outcomes", "calibration")
         )
-        return {"classes": [], **unknown, "changed_examples": [], "slices": []}
+        rows = _other_slices(task, outputs, targets, slices)
+        return {"classes": [], **unknown, "changed_examples": [], "slices": rows}
     (before, counts), (after, _) = (task.predictions(output, targets) for output in outputs)
     places = np.flatnonzero(counts)
     true, first, second = targets[counts], before[counts], after[counts]
@@ -172,16 +188,37 @@ def _predictions(
     labels = {row["class"]: _of(true, row["class"]) for row in facts["classes"]}
     tests = slice_rows(outcomes, labels, sources=sources)
     extra = ("lost", "gained", "drop_interval", "p", "least_drop", "named")
-    for row, test in zip(facts["classes"], tests, strict=True):
-        row |= {name: test[name] for name in extra}
+    risen = risen_p(first, second, np.unique(true), sources)
+    for row, test, p in zip(facts["classes"], tests, risen, strict=True):
+        row |= {name: test[name] for name in extra} | {"predicted_p": float(p)}
     groups = members_of(slices, places // several, len(targets))
-    plain = outputs[0].ndim == 2 and bool(counts.all()) and task.class_axis % 2 == 1
+    few = slice(None, None, -(-len(true) // MOST_LIKELIHOODS))
+    likely = [np.moveaxis(output, task.class_axis, -1)[counts][few] for output in outputs]
     return {
         **facts,
         "outcomes": outcomes.facts(),
         "slices": slice_rows(outcomes, groups, sources=sources),
-        "calibration": compared(outputs[0], outputs[1], targets) if plain else None,
+        "calibration": compared(
+            likely[0],
+            likely[1],
+            true[few].astype(np.int64),
+            sources=None if sources is None else sources[few],
+        ),
     }
+
+
+def _other_slices(
+    task: Task, outputs: tuple[np.ndarray, ...], targets: np.ndarray, slices: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the rows of slices for a metric that is a mean of a number per example; none for any other."""
+    if not slices:
+        return []
+    groups = members_of(slices, np.arange(len(targets)), len(targets))
+    first, second = (example_scores(task, output, targets) for output in outputs)
+    if first is None or second is None:
+        return []
+    worse = first - second if task.direction == "max" else second - first
+    return mean_rows(worse, (first, second), groups)
 
 
 def _of(targets: np.ndarray, label: str) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from scipy import special
 
 from karikomi.audit.paired.paired_outcomes import drop_interval
 from karikomi.audit.paired.share_intervals import share_interval
@@ -170,16 +173,20 @@ def _rows(key: str, label: str) -> Any:
     def measured(result: Mapping[str, Any], adjusted: bool) -> list[_Measured]:
         rows = [row for row in result.get(key) or [] if row["before"] is not None]
         level = 1.0 - ALPHA / (len(rows) if adjusted else 1.0) if rows else 0.0
-        return [
-            _Measured(
-                f"{label} {row[label]}",
-                row["before"] - row["after"],
-                drop_interval(row["lost"], row["gained"], row["examples"], level),
-            )
-            for row in rows
-        ]
+        return [_row(row, label, level) for row in rows]
 
     return measured
+
+
+def _row(row: Mapping[str, Any], label: str, level: float) -> _Measured:
+    where = f"{label} {row[label]}"
+    if "error" not in row:
+        interval = drop_interval(row["lost"], row["gained"], row["examples"], level)
+        return _Measured(where, row["before"] - row["after"], interval)
+    # A single example has no spread: its mean could be anything.
+    error = math.inf if row["error"] is None else row["error"]
+    half = -float(special.ndtri((1.0 - level) / 2)) * error
+    return _Measured(where, row["drop"], (row["drop"] - half, row["drop"] + half))
 
 
 def _corruptions(result: Mapping[str, Any], adjusted: bool) -> list[_Measured]:

@@ -54,15 +54,32 @@ class Predictions:
             np.bincount(places, weights=right, minlength=len(names)) / counts
             for right in (right_before, right_after)
         ]
+        lost = right_before & ~right_after
         return [
-            {"class": str(name), "examples": int(count), "before": float(b), "after": float(a)}
-            for name, count, b, a in zip(names, counts, *shares, strict=True)
+            {
+                "class": str(name),
+                "examples": int(count),
+                "before": float(b),
+                "after": float(a),
+                "predicted": [int(np.sum(said == name)) for said in (self.before, self.after)],
+                **_commonest(self.after[lost & (places == place)]),
+            }
+            for place, (name, count, b, a) in enumerate(zip(names, counts, *shares, strict=True))
         ]
 
     def _example(self, index: int) -> dict[str, Any]:
         classes = {"label": self.targets, "before": self.before, "after": self.after}
         place = index if self.places is None else int(self.places[index])
         return {"index": place, **{key: str(value[index]) for key, value in classes.items()}}
+
+
+def _commonest(labels: np.ndarray) -> dict[str, Any]:
+    """Return what most of the lost examples of a class are called now, and how many of them."""
+    if not len(labels):
+        return {"became": None, "became_examples": 0}
+    names, counts = np.unique(labels, return_counts=True)
+    most = int(counts.argmax())
+    return {"became": str(names[most]), "became_examples": int(counts[most])}
 
 
 def shown_inputs(

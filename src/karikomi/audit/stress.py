@@ -10,6 +10,7 @@ import numpy as np
 
 from karikomi.audit.corruptions import Corruption, corruptions_of, modality_of
 from karikomi.audit.corruptions.corruption import SEVERITIES, channel_axis
+from karikomi.audit.corruptions.disturbed_input import disturbed_input
 from karikomi.audit.paired.mean_tests import rise_p
 from karikomi.audit.paired.paired_outcomes import holm
 from karikomi.tasks import Arrays, Runner, Split, Task
@@ -36,15 +37,16 @@ def under_corruptions(
     ``rows``: name, the metric of each severity before and after, the mean ``drop``; ``relative``, the errors of the
     second network by those of the first, summed over severities, without clean errors as in mCE; ``p``, adjusted by
     Holm over corruptions: is the drop under this corruption larger than the drop on clean inputs? The same random
-    numbers are used for both networks. ``examples``, ``modality``.
+    numbers are used for both networks. ``examples``, ``modality``. Of inputs of several arrays the only one that can be
+    corrupted is (the tokens beside their mask); None where there are more.
 
     Source: Hendrycks and Dietterich 2019; deviation: normalised by the network before instead of AlexNet.
     """
-    kind = modality or modality_of(split.inputs)
-    if kind is None or not isinstance(split.inputs, np.ndarray):
-        return None
     some = split.take(np.arange(min(len(split), most)))
-    given = np.asarray(some.inputs)
+    given = disturbed_input(some.inputs, modality)
+    kind = modality or (modality_of(given.array) if given else None)
+    if kind is None or given is None:
+        return None
     clean = [runner.outputs(arrays, some.inputs) for arrays in pair]
     ordinary = _differences(task, clean, some.targets)
     rows, tests = [], []
@@ -52,8 +54,8 @@ def under_corruptions(
         found: list[list[float | None]] = [[], []]
         extra = []
         for severity in SEVERITIES:
-            inputs = corrupted(corruption, given, severity, kind, seed=[seed, number])
-            outputs = [runner.outputs(arrays, inputs) for arrays in pair]
+            made = corrupted(corruption, given.array, severity, kind, seed=[seed, number])
+            outputs = [runner.outputs(arrays, given.replaced(made)) for arrays in pair]
             for own, output in zip(found, outputs, strict=True):
                 score = task.judge(output, some.targets)
                 own.append(float(score) if math.isfinite(score) else None)
@@ -93,12 +95,17 @@ def corrupted(
     axis = 1 if axis is None else axis
     others = tuple(other for other in range(4) if other != axis)
     low = inputs.min(axis=others, keepdims=True)
+    if inputs.dtype.kind == "u":
+        low = low.astype(np.float64)
     spread = np.maximum(inputs.max(axis=others, keepdims=True) - low, 1e-12)
     out = np.empty_like(inputs)
     for number, part in enumerate(_blocks(len(inputs))):
         unit = np.moveaxis((inputs[part] - low) / spread, axis, 3).astype(np.float64)
         made = corruption.corrupt(unit, severity, np.random.default_rng([*np.ravel(seed), number]))
-        out[part] = (np.moveaxis(made, 3, axis) * spread + low).astype(inputs.dtype)
+        scaled = np.moveaxis(made, 3, axis) * spread + low
+        if inputs.dtype.kind == "u":
+            scaled = np.rint(np.clip(scaled, low, low + spread))
+        out[part] = scaled.astype(inputs.dtype)
     return out
 
 

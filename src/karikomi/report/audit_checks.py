@@ -30,7 +30,7 @@ def check_sections(result: Mapping[str, Any]) -> dict[str, Section]:
     metric = named(result.get("metric"))
     made = {
         "flips": _flips(table(result.get("outcomes"))),
-        "slices": _slices(records(result.get("slices"), "slices", where="audit")),
+        "slices": _slices(records(result.get("slices"), "slices", where="audit"), metric),
         "layers": _layers(records(result.get("layers"), "layers", where="audit"), metric),
         "corruptions": _corruptions(table(result.get("corruptions")), metric),
         "attack": _attack(table(result.get("attack")), metric),
@@ -92,33 +92,38 @@ def _flips(found: Mapping[str, Any]) -> Section | None:
     return Section("Flips", [Table("Flips", ("", "share", "95 % interval"), rows, note=note)])
 
 
-def _slices(rows: _Rows) -> Section | None:
+def _slices(rows: _Rows, metric: str) -> Section | None:
     if not rows:
         return None
     shown = sorted(rows, key=lambda row: number(row.get("p")) or 0.0)[:_LISTED]
+    share = metric == "accuracy"
     cells = [
         (
             named(row.get("slice")),
             count(row.get("examples")),
-            percent(row.get("before"), 1),
-            percent(row.get("after"), 1),
-            *tested_cells(row),
+            *(percent(row.get(k), 1) if share else plain(row.get(k)) for k in ("before", "after")),
+            *tested_cells(row, share=share),
         )
         for row in shown
     ]
-    columns = ("slice", "examples", "before", "after", "lost", "gained", "p", "points it takes")
-    note = TESTED
+    moved = ("lost", "gained") if share else ("worse", "better")
+    columns = ("slice", "examples", "before", "after", *moved, "p", LEAST if share else LEAST_DROP)
     strong = [i for i, row in enumerate(shown) if row.get("named")]
+    note = TESTED if share else MEANS_TESTED
     return Section("Slices", [Table("Slices", columns, cells, strong=strong, note=note)])
 
 
+LEAST, LEAST_DROP = "points it takes", "drop it takes"
 TESTED = "p: exact paired test, adjusted over all of them. So many points would have to be lost to be found."
+MEANS_TESTED = "p: normal test of the mean difference, adjusted over all slices. So large a drop would be found."
 
 
-def tested_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def tested_cells(row: Mapping[str, Any], *, share: bool = True) -> tuple[str, ...]:
     """Return what the paired test of a class or slice says: lost, gained, p, and the points that it takes."""
-    least = number(row.get("least_drop"))
-    points = "n/a" if least is None else f"{100 * least:.1f}"
+    least = row.get("least_drop")
+    points = (
+        f"{100 * exact:.1f}" if share and (exact := number(least)) is not None else plain(least)
+    )
     return count(row.get("lost")), count(row.get("gained")), plain(row.get("p"), 2), points
 
 

@@ -94,13 +94,14 @@ def costs_section(found: Mapping[str, Any]) -> Section | None:
         ("numbers", *_two(found, "numbers", count)),
         ("not zero", *_two(found, "nonzero", count)),
         ("milliseconds, up to 64 examples", *_two(found, "milliseconds", lambda v: plain(v, 3))),
+        ("most memory at once, up to 64 examples", *_two(found, "memory", size)),
     ]
     cells = [(*row, _ratio(found, key)) for row, key in zip(rows, _KEYS, strict=True)]
     columns = ("", "before", "after", "after / before")
     return Section("Costs", [Words(speed_sentence(found)), Table("Costs", columns, cells)])
 
 
-_KEYS = ("bytes", "numbers", "nonzero", "milliseconds")
+_KEYS = ("bytes", "numbers", "nonzero", "milliseconds", "memory")
 
 
 def speed_sentence(found: Mapping[str, Any]) -> str:

@@ -76,8 +76,14 @@ def check_labels(
             where=where,
             got=targets[strange].flat[0],
             allowed=f"0..{classes - 1}, or the ignore_index {ignore_index}",
-            hint="a label that does not count is the task's ignore_index=",
+            hint=_label_hint(targets[targets != ignore_index], classes),
         )
+
+
+def _label_hint(labels: np.ndarray, classes: int) -> str:
+    if labels.min() == 1 and labels.max() == classes:
+        return "the labels begin at 1: targets - 1 would fit"
+    return "a label that does not count is the task's ignore_index="
 
 
 def accuracy(

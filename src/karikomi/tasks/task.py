@@ -314,9 +314,14 @@ def _checked(split: object, name: str, task: Task) -> Split:
     )
     for label, array in {**made.arrays(), "targets": made.targets}.items():
         good = isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.ndim > 0
-        fault = f"the {name} {label} are not an array of numbers"
-        got = f"{type(array).__name__} {getattr(array, 'dtype', '')}".strip()
-        check(where, (good, fault, got, "kk.tasks.Split of NumPy arrays"))
+        if not good:
+            raise InvalidArgument(
+                f"the {name} {label} are not an array of numbers",
+                where=where,
+                got=f"{type(array).__name__} {getattr(array, 'dtype', '')}".strip(),
+                allowed="kk.tasks.Split of NumPy arrays of numbers",
+                hint=_numbers_hint(array),
+            )
     lengths = {len(array) for array in (*made.arrays().values(), made.targets)}
     counted = f"{sorted(lengths)} inputs and targets"
     check(
@@ -326,6 +331,12 @@ def _checked(split: object, name: str, task: Task) -> Split:
         finite = array.dtype.kind != "f" or all(np.isfinite(part).all() for part in blocks(array))
         check(where, (finite, f"the {name} {label} have non-finite entries", None, None))
     return made
+
+
+def _numbers_hint(array: Any) -> str:
+    if getattr(array, "dtype", None) is not None and array.dtype.kind in "UTSO":
+        return "class names become numbers by np.unique(names, return_inverse=True)[1]"
+    return ""
 
 
 def _array(value: Any, name: str, where: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from karikomi.audit.attribution.attributions import STEPS, agreement, integrated, summary
+from karikomi.audit.corruptions.disturbed_input import DisturbedInput, disturbed_input
 from karikomi.audit.paired.paired_outcomes import holm
 from karikomi.tasks import Arrays, Runner, Split, Task
 from karikomi.tasks.example_scores import example_scores
@@ -25,16 +26,14 @@ def explained(
     """Return how far the attributions of both networks agree; None for inputs without any.
 
     For floats integrated gradients of the loss for what the first network predicts, against the mean input; for tokens
-    the change of its score when a token is replaced by its neighbour. ``measures``: cosine, rank correlation and
-    overlap of the top tenth, each with ``networks``, ``floor`` (an untrained network instead of the second),
-    ``ceiling`` (the first network against itself with half the steps, or the other neighbour), and ``place``, 0
-    at the floor and 1 at the ceiling. ``classes``: cosine of each predicted class with an adjusted p that it is lower
-    than that of the others. ``examples``, ``method``; ``shown``: inputs and attributions of some examples.
+    (also beside their mask) the change of its score when a token is replaced by its neighbour. ``measures``: cosine,
+    rank correlation and overlap of the top tenth, each with ``networks``, ``floor`` (an untrained network instead of
+    the second), ``ceiling`` (the first network against itself with half the steps, or the other neighbour), and
+    ``place``, 0 at the floor and 1 at the ceiling. ``classes``: cosine of each predicted class with an adjusted p that
+    it is lower than that of the others. ``examples``, ``method``; ``shown``: inputs and attributions of some examples.
     """
-    if not isinstance(split.inputs, np.ndarray):
-        return None
-    tokens = split.inputs.dtype.kind in "iu" and split.inputs.ndim == 2
-    if not tokens and split.inputs.dtype.kind != "f":
+    tokens = _has_tokens(split)
+    if not tokens and not (isinstance(split.inputs, np.ndarray) and split.inputs.dtype.kind == "f"):
         return None
     some = split.take(_spread(len(split), MOST_TOKEN_EXAMPLES if tokens else MOST_EXAMPLES, seed))
     predicted = runner.outputs(pair[0], some.inputs)
@@ -58,8 +57,24 @@ def explained(
         "examples": len(some),
         "measures": summary(parts),
         "classes": classes,
-        "shown": _shown(task if tokens else None, some.inputs, maps, parts["networks"]["cosine"]),
+        "shown": _shown(
+            task if tokens else None,
+            _explained_input(some).array,
+            maps,
+            parts["networks"]["cosine"],
+        ),
     }
+
+
+def _has_tokens(split: Split) -> bool:
+    given = disturbed_input(split.inputs)
+    return given is not None and given.array.dtype.kind in "iu" and given.array.ndim == 2
+
+
+def _explained_input(split: Split) -> DisturbedInput:
+    """Return the array that attributions are of: all inputs, or the tokens among them."""
+    given = None if isinstance(split.inputs, np.ndarray) else disturbed_input(split.inputs)
+    return given or DisturbedInput(split.inputs, None, np.asarray(split.inputs))
 
 
 def _spread(total: int, most: int, seed: int) -> np.ndarray:
@@ -91,14 +106,16 @@ def _occlusion(
     task: Task, runner: Runner, arrays: Arrays, split: Split, *, fine: bool
 ) -> np.ndarray:
     """Return how much each token counts: the fall of the largest output if a neighbour takes its place."""
-    inputs = np.asarray(split.inputs)
-    whole = _scores(task, runner.outputs(arrays, inputs), split.targets)
+    given = _explained_input(split)
+    inputs = given.array
+    whole = _scores(task, runner.outputs(arrays, split.inputs), split.targets)
     steps = np.unique(np.linspace(0, inputs.shape[1] - 1, MOST_TOKENS).astype(int))
     found = np.zeros(inputs.shape)
     for step in steps.tolist():
         without = inputs.copy()
         without[:, step] = inputs[:, (step + (-1 if fine else 1)) % inputs.shape[1]]
-        found[:, step] = whole - _scores(task, runner.outputs(arrays, without), split.targets)
+        outputs = runner.outputs(arrays, given.replaced(without))
+        found[:, step] = whole - _scores(task, outputs, split.targets)
     return found
 
 

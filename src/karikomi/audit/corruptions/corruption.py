@@ -34,8 +34,8 @@ class Corruption(Protocol):
 def modality_of(inputs: object) -> str | None:
     """Return what an array of inputs looks like; None for several arrays and for what has no corruptions.
 
-    Integers of rank 2 are tokens. Floats of rank 4 with 1 or 3 channels, first or last, are images; other floats
-    of rank 2 or more are signals.
+    Integers of rank 2 are tokens. Floats, or bytes, of rank 4 with 1 or 3 channels, first or last, are images; other
+    floats of rank 2 or more are signals.
 
     >>> modality_of(np.zeros((8, 3, 32, 32))), modality_of(np.zeros((8, 20), int)), modality_of(np.zeros((8, 64)))
     ('image', 'tokens', 'signal')
@@ -43,7 +43,8 @@ def modality_of(inputs: object) -> str | None:
     if not isinstance(inputs, np.ndarray) or inputs.ndim < 2:
         return None
     if inputs.dtype.kind in "iu":
-        return "tokens" if inputs.ndim == 2 else None
+        image = inputs.dtype == np.uint8 and channel_axis(inputs) is not None
+        return "image" if image else "tokens" if inputs.ndim == 2 else None
     if inputs.dtype.kind != "f":
         return None
     return "signal" if channel_axis(inputs) is None else "image"

@@ -63,13 +63,19 @@ def calibration_error(
 
 
 def compared(
-    before: np.ndarray, after: np.ndarray, targets: np.ndarray, *, seed: int = 0
+    before: np.ndarray,
+    after: np.ndarray,
+    targets: np.ndarray,
+    *,
+    sources: np.ndarray | None = None,
+    seed: int = 0,
 ) -> dict[str, Any] | None:
     """Return the calibration of two networks by their outputs (n, classes), and a paired test of their likelihoods.
 
     ``nll_p``: the probability of a rise of the mean negative log likelihood as large as this if there were none; a
     paired normal test over examples. Calibration errors have no such test: they are shown, not judged. Examples with
-    non-finite outputs are left out; None with fewer than 30 others.
+    non-finite outputs are left out; None with fewer than 30 others. `sources`: where several rows come from one
+    example (pixels, tokens), the example of each: the test is of the sums of the examples.
     """
     finite = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)
     if finite.sum() < LEAST:
@@ -83,6 +89,9 @@ def compared(
         rows |= {f"ece_{name}": error["debiased"], f"ece_plain_{name}": error["ece"]}
         rows |= {f"nll_{name}": float(-gain.mean()), f"confidence_{name}": float(sure.mean())}
     worse = gains[0] - gains[1]
+    if sources is not None:
+        _, places = np.unique(sources[finite], return_inverse=True)
+        worse = np.bincount(places, weights=worse)
     error = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
     p = float(special.ndtr(-worse.mean() / error)) if error > 0 else 0.5
     return {**rows, "nll_p": p}

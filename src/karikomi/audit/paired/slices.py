@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from karikomi.audit.paired.mean_tests import rise_p
 from karikomi.audit.paired.paired_outcomes import (
@@ -15,6 +16,7 @@ from karikomi.audit.paired.paired_outcomes import (
     least_lost,
     mcnemar,
 )
+from karikomi.audit.paired.share_intervals import LEVEL
 from karikomi.errors import InvalidArgument
 
 ALPHA = 0.01
@@ -60,6 +62,7 @@ def slice_rows(
             "after": float(np.mean(part.after)) if len(part.after) else None,
             "lost": part.lost,
             "gained": part.gained,
+            "drop": (part.lost - part.gained) / len(part.before) if len(part.before) else None,
             "drop_interval": list(drop_interval(part.lost, part.gained, len(part.before))),
             "p": float(p),
             "least_drop": fewest / max(len(part.before), 1),
@@ -67,6 +70,79 @@ def slice_rows(
         }
         for (name, part), p in zip(parts.items(), adjusted, strict=True)
     ]
+
+
+def mean_rows(
+    worse: np.ndarray,
+    scores: tuple[np.ndarray, np.ndarray],
+    members: Mapping[str, np.ndarray],
+    *,
+    alpha: float = ALPHA,
+) -> list[dict[str, Any]]:
+    """Return the rows of `slice_rows` for a metric that is the mean of a number per example.
+
+    `worse` (n,): by how much each example got worse; `scores`: its number in both networks. ``before`` and ``after``
+    are means; ``lost`` and ``gained`` count examples that got worse and better; ``drop`` is the mean of `worse`, with
+    its standard ``error`` and interval, tested against 0 by a one-sided normal test. ``least_drop``: the smallest drop
+    that would be named.
+
+    >>> worse = np.concatenate([np.linspace(0.9, 1.1, 40), np.tile([-0.1, 0.1], 20)])
+    >>> halves = {"first": np.arange(40), "second": np.arange(40, 80)}
+    >>> rows = mean_rows(worse, (np.zeros(80), worse), halves)
+    >>> [(row["slice"], round(row["drop"], 3), row["named"]) for row in rows]
+    [('first', 1.0, True), ('second', 0.0, False)]
+    """
+    adjusted = holm(np.array([rise_p(worse[chosen]) for chosen in members.values()]))
+    strict = -float(special.ndtri(alpha / max(len(members), 1)))
+    rows = []
+    for (name, chosen), p in zip(members.items(), adjusted, strict=True):
+        own, n = worse[chosen], len(worse[chosen])
+        error = float(own.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+        means = [float(part[chosen].mean()) if n else None for part in scores]
+        drop = float(own.mean()) if n else None
+        rows.append(
+            {
+                "slice": name,
+                "examples": n,
+                "before": means[0],
+                "after": means[1],
+                "lost": int(np.sum(own > 0)),
+                "gained": int(np.sum(own < 0)),
+                "drop": drop,
+                "error": error if n > 1 else None,
+                "drop_interval": [drop - _TWO_SIDED * error, drop + _TWO_SIDED * error]
+                if drop is not None and n > 1
+                else None,
+                "p": float(p),
+                "least_drop": strict * error if n > 1 else None,
+                "named": bool(p <= alpha),
+            }
+        )
+    return rows
+
+
+_TWO_SIDED = -float(special.ndtri((1.0 - LEVEL) / 2))
+
+
+def risen_p(
+    first: np.ndarray, second: np.ndarray, labels: np.ndarray, sources: np.ndarray | None = None
+) -> np.ndarray:
+    """Return for each label the adjusted p that the second network predicts it no more often than the first.
+
+    `first`, `second`: predictions of the same targets; `sources`: as in `slice_rows`. One-sided, adjusted by Holm.
+
+    >>> before, after = np.zeros(40, int), np.repeat([1, 0], 20)
+    >>> [p < 0.01 for p in risen_p(before, after, np.array([0, 1])).tolist()]
+    [False, True]
+    """
+    tests = []
+    for label in labels:
+        was, now = first == label, second == label
+        more = PairedOutcomes(now, was, now != was)
+        tests.append(
+            mcnemar(more.lost, more.gained) if sources is None else _by_source(more, sources)
+        )
+    return holm(np.array(tests))
 
 
 def _by_source(part: PairedOutcomes, sources: np.ndarray) -> float:
