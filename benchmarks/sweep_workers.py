@@ -2,8 +2,8 @@
 
 Twenty settings of `digits` (ten limits, two learning rates). Printed: whether the results are equal to the bit, times
 excepted, after a worker and then the whole sweep were ended by SIGKILL and the same command went on; and the
-wall-clock time of the runs with two workers over that with one. On a machine without two free cores the second
-figure shows the machine.
+wall-clock time of the runs with two workers over that with one, with the processor seconds and the load beside it. On a
+machine without two free cores the ratio shows the machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -68,10 +69,19 @@ def children(pid: int) -> list[int]:
     return [child for child, text in commands.items() if "spawn_main" in text]
 
 
+def timed(arguments: list[str]) -> tuple[float, float]:
+    """Run a command, and return its wall-clock and its processor seconds, with those of its workers."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - start, used
+
+
 def main() -> None:
     """Print what is equal, and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--limits", default=LIMITS)
     given = parser.parse_args()
@@ -80,14 +90,13 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        start = time.perf_counter()
-        subprocess.run(command(folder / "one", 1, given), check=True, stdout=subprocess.DEVNULL)
-        alone = time.perf_counter() - start
-        start = time.perf_counter()
-        subprocess.run(command(folder / "two", 2, given), check=True, stdout=subprocess.DEVNULL)
-        both = time.perf_counter() - start
+        alone, alone_used = timed(command(folder / "one", 1, given))
+        print(f"one process: {alone:.1f} s, {alone_used:.1f} of a processor", flush=True)
+        both, both_used = timed(command(folder / "two", 2, given))
+        print(f"two workers: {both:.1f} s, {both_used:.1f} of a processor", flush=True)
+        print(f"{both / alone:.2f} of the time (asked 0.65), load {os.getloadavg()[0]:.1f}")
         wanted = result(folder / "one")
-        print(f"two workers equal one process: {result(folder / 'two') == wanted}")
+        print(f"equal to the bit: {result(folder / 'two') == wanted}", flush=True)
         out = folder / "killed"
         with subprocess.Popen(command(out, 2, given), stdout=subprocess.DEVNULL) as process:
             until(out, few, process)
@@ -95,13 +104,10 @@ def main() -> None:
             until(out, many, process)
             process.kill()
         done = runs_of(out)
-        subprocess.run(command(out, 2, given), check=True, stdout=subprocess.DEVNULL)
+        timed(command(out, 2, given))
         print(
-            f"a worker killed after 3 runs, all killed after {done}, continued by the same command"
-        )
-        print(f"equal: {result(out) == wanted}; {runs_of(out)} runs in the journal")
-        print(
-            f"one process {alone:.1f} s, two workers {both:.1f} s: {both / alone:.2f} (asked 0.65)"
+            f"a worker killed after {few} runs, all killed after {done}, continued by the same command: "
+            f"equal {result(out) == wanted}, {runs_of(out)} runs in the journal"
         )
 
 

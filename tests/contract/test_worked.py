@@ -254,6 +254,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "most": 10.0,
         "tail": 1.3,
         "heavy": 0.7,
+        "early": 1.0,
         "warmup": 32,
         "every": 10_000,
     },

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import karikomi as kk
 from karikomi.clip import Recommended
@@ -37,11 +39,58 @@ def test_the_limit_is_by_the_spread_between_the_least_and_the_most(
     assert state["rule.median"] == pytest.approx(np.median(norms), rel=0.02)
 
 
-def test_nothing_is_clipped_in_the_warm_up_and_an_explosion_after_it() -> None:
+def test_an_explosion_is_clipped_in_the_warm_up_too_unless_early_is_infinite() -> None:
     norms = np.array([*usual(31), 1e6, *usual(4), 1e6])
-    after, state = run(Recommended(), norms)
+    after, state = run(Recommended(early=math.inf), norms)
     assert after[:36] == norms[:36].tolist()
     assert 2.0 < after[36] == pytest.approx(state["rule.limit"])
+    after, state = run(Recommended(), norms)
+    assert after[31] == pytest.approx(np.median(norms[:31]), rel=0.02)
+    assert 2.0 < after[36] == pytest.approx(state["rule.limit"])
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    norms=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20),
+    early=st.floats(0.1, 4.0),
+)
+def test_the_warm_up_is_clipped_at_the_median_of_the_norms_before(
+    norms: list[float], early: float
+) -> None:
+    after, _ = run(Recommended(early=early, warmup=32), norms)
+    assert after[0] == norms[0]
+    for t in range(1, len(norms)):
+        lower, upper = (np.quantile(norms[:t], 0.5, method=m) for m in ("lower", "higher"))
+        # Between ranks the histogram interpolates as well; its bins are 2.2 % wide.
+        assert after[t] <= min(norms[t], early * upper) * 1.023
+        assert after[t] >= min(norms[t], early * lower) / 1.023
+
+
+def test_an_outlier_in_the_second_step_is_held_and_one_in_the_first_forgotten() -> None:
+    after, _ = run(Recommended(), [1.0, 1e6, 1.0, 1e6, 1.0])
+    assert after[:2] == [1.0, 1.0]
+    after, _ = run(Recommended(), [1e6, 1.0, 1.0, 1e6])
+    assert after[3] == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize("ratio", [8.0, 0.125])
+def test_the_estimate_is_renewed_when_the_usual_norm_has_moved(ratio: float) -> None:
+    """As after a plateau: eight norms at another level, long before their number has doubled."""
+    rule = Recommended()
+    _, state = run(rule, usual(64))
+    low = state["rule.limit"]
+    _, state = run(rule, usual(7, ratio, seed=1), state)
+    assert state["rule.limit"] == low
+    _, state = run(rule, usual(1, ratio, seed=2), state)
+    assert state["rule.limit"] / low == pytest.approx(ratio, rel=0.3)
+    assert (state["rule.seen"], state["rule.due"]) == (72, 144)
+    assert "as estimated after 72 norms: " in rule.explain(state)
+
+
+def test_a_short_explosion_after_many_usual_norms_renews_nothing() -> None:
+    _, state = run(Recommended(), usual(64))
+    _, after = run(Recommended(), [*usual(20, seed=3), *[1e6] * 15], state)
+    assert after["rule.limit"] == state["rule.limit"]
 
 
 def test_explosions_do_not_move_the_limit() -> None:
@@ -77,15 +126,15 @@ def test_equal_norms_have_no_tail() -> None:
 
 
 def test_the_limit_follows_norms_that_fall_within_a_doubling() -> None:
-    _, state = run(Recommended(), usual(32, 100.0))
+    _, state = run(Recommended(), usual(32, 2.5))
     high = state["rule.limit"]
     for count, known in ((32, 64), (64, 128)):
         _, state = run(Recommended(), usual(count, 1.0, seed=count), state)
         assert state["rule.seen"] == known
-        assert state["rule.limit"] < high / 50.0
+        assert state["rule.limit"] < high / 2.0
     assert state["rule.due"] == 256
-    _, state = run(Recommended(every=100), usual(128, 7.0), state)
-    assert state["rule.due"] == 356 and state["rule.limit"] > 20.0
+    _, state = run(Recommended(every=100), usual(128, 2.0), state)
+    assert state["rule.due"] == 356 and state["rule.limit"] > 5.0
 
 
 def test_scaling_by_a_power_of_two_changes_no_decision() -> None:
@@ -115,7 +164,13 @@ def test_it_says_what_it_picked_and_why() -> None:
     rule = Recommended(warmup=8)
     assert rule.explain(None) == "no limit yet: 0 of 8 norms of the warm-up are known"
     _, state = run(rule, usual(5))
-    assert rule.explain(state) == "no limit yet: 5 of 8 norms of the warm-up are known"
+    median = np.median(usual(5))
+    assert rule.explain(state) == (
+        "5 of 8 norms of the warm-up are known: until the estimate limit "
+        f"{median:.3g} = 1 x their median {median:.3g}"
+    )
+    _, other = run(Recommended(early=math.inf), usual(5))
+    assert Recommended(early=math.inf).explain(other).startswith("no limit yet: 5 of 32")
     for spread, text in ((0.01, "below the least, 3 x"), (2.0, "above the most, 10 x"), (0.3, "x")):
         _, state = run(rule, usual(8, spread=spread))
         assert rule.explain(state).endswith(text)
@@ -145,6 +200,8 @@ def test_attach_shows_its_state_to_explain() -> None:
         {"tail": 0.5},
         {"tail": math.nan},
         {"heavy": 0.0},
+        {"early": 0.0},
+        {"early": math.nan},
         {"least": 0.5},
         {"least": 4.0, "most": 3.0},
         {"warmup": 1},

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from karikomi.advising import limits
+from karikomi.advising.assembly import named_norm
 from karikomi.advising.causes.always_clipped import engaged_share
 from karikomi.advising.causes.asking import NO_FAULT, findings
 from karikomi.advising.causes.finding import Finding
@@ -82,9 +83,9 @@ class Advice:
             for field in dataclasses.fields(self)
             if field.name != "heat"
         }
-        found["limit"] = (
-            None if self.limit is None else {**_plain(self.limit), "multiple": self.limit.multiple}
-        )
+        if self.limit is not None:
+            more = {"multiple": self.limit.multiple, "rule": self.limit.rule}
+            found["limit"] = {**_plain(self.limit), **more, "order": f"{self.limit.order:g}"}
         return _plain({**found, "cause": self.cause, "tensor": self.tensor})
 
 
@@ -209,6 +210,11 @@ def _caveats(run: Recorded, regime: str, fault: Finding | None) -> list[str]:
         )
     elif regime == "normaliser":
         found.append("under SGD limit and learning rate are one number here: move them inversely")
+    if run.order != 2.0:
+        found.append(
+            f"the norms are {named_norm(run.order)}: limits are for ByGlobalNorm of this norm, and rules that learn "
+            "from 2-norms were not replayed"
+        )
     if run.mean_of > 1:
         found.append(
             f"each loss is the mean of about {run.mean_of:g} steps, and each norm that of the last one"

@@ -31,6 +31,7 @@ class Assembly:
     )
     left_out: list[int] = field(default_factory=list)
     culprits: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    orders: list[float] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
     def add(
@@ -42,8 +43,12 @@ class Assembly:
         skipped: bool = False,
         left_out: int = 0,
         culprits: Iterable[str] = (),
+        order: float = 2.0,
     ) -> None:
-        """Add a row; a value of ``None`` is unknown, a NaN or an infinite one was not finite."""
+        """Add a row; a value of ``None`` is unknown, a NaN or an infinite one was not finite.
+
+        `order`: the p of its norm.
+        """
         place = len(self.steps)
         self.steps.append(step)
         for key, column in self.values.items():
@@ -57,6 +62,7 @@ class Assembly:
         self.flags["clipped"].append(clipped)
         self.flags["skipped"].append(skipped)
         self.left_out.append(left_out)
+        self.orders.append(math.nan if values.get("norm") is None else order)
 
     def kept(self) -> np.ndarray:
         """Return the places of the rows that count: of a step that was written again, the later one."""
@@ -66,6 +72,20 @@ class Assembly:
         keep = np.ones(len(steps), dtype=bool)
         keep[:-1] = steps[:-1] < least_after[1:]
         return np.flatnonzero(keep)
+
+    def of_one_order(self, kept: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the places of the rows whose norms can be compared, and the p of these: that of the last norm."""
+        orders = np.array(self.orders)[kept]
+        known = orders[~np.isnan(orders)]
+        order = float(known[-1]) if known.size else 2.0
+        fits = np.isnan(orders) | (orders == order)
+        others = ", ".join(sorted({named_norm(float(p)) for p in orders[~fits]}))
+        if others:
+            self.lost.append(
+                f"{int((~fits).sum()):,} rows with {others}, which cannot be compared with the {named_norm(order)} at "
+                "the end"
+            )
+        return kept[fits], order
 
     def finish(
         self,
@@ -79,9 +99,9 @@ class Assembly:
         """Return the run; raises `BadFile` without any row that has a norm or a loss."""
         kept = self.kept()
         again = len(self.steps) - len(kept)
-        lost = [*self.lost]
         if again:
-            lost.append(f"{again:,} rows of steps that were written again after a restart")
+            self.lost.append(f"{again:,} rows of steps that were written again after a restart")
+        kept, order = self.of_one_order(kept)
         columns = {key: np.array(column)[kept] for key, column in self.values.items()}
         flags = {key: np.array(flag, dtype=bool)[kept] for key, flag in self.flags.items()}
         known = np.isfinite(columns["norm"]) | np.isfinite(columns["loss"])
@@ -105,9 +125,19 @@ class Assembly:
             facts=facts or {},
             mean_of=mean_of,
             after_clip=after_clip,
-            lost=lost,
+            order=order,
+            lost=[*self.lost],
             **flags,
         )
+
+
+def named_norm(order: float) -> str:
+    """Return norms of an order in words.
+
+    >>> named_norm(2.0), named_norm(1.5), named_norm(math.inf)
+    ('2-norms', '1.5-norms', 'largest magnitudes')
+    """
+    return "largest magnitudes" if math.isinf(order) else f"{order:g}-norms"
 
 
 def _not_finite(value: float | None) -> bool:

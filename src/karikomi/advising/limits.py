@@ -29,9 +29,9 @@ REGIMES = {
 class Limit:
     """A recommended limit on the global norm, and what it follows from.
 
-    `value`: in units of the norm. `median`, `mean`: of the norms that it was estimated from, `count` of them,
-    steps `first` to `last`. `spread`: robust standard deviation of their logarithms. `tail`: how far the
-    95th percentile is from the median, over what the spread lets expect. `drift`: the median norm of
+    `value`: in units of the norm, whose p is `order`. `median`, `mean`: of the norms that it was estimated from,
+    `count` of them, steps `first` to `last`. `spread`: robust standard deviation of their logarithms. `tail`: how far
+    the 95th percentile is from the median, over what the spread lets expect. `drift`: the median norm of
     the last third over that of the first. `reason`: one line. `confidence`: ``good``, ``fair`` or
     ``poor``, with `doubts`.
     """
@@ -48,6 +48,12 @@ class Limit:
     reason: str
     confidence: str
     doubts: tuple[str, ...]
+    order: float = 2.0
+
+    @property
+    def rule(self) -> str:
+        """The rule with this limit, as it is written in Python."""
+        return by_global_norm(self.value, self.order)
 
     @property
     def multiple(self) -> float:
@@ -119,7 +125,19 @@ def recommended(run: Recorded, signals: Signals, rule: Recommended) -> Limit | N
         reason=rule.reason(value, median, spread, tail),
         confidence=("good", "fair", "poor")[min(len(doubts), 2)],
         doubts=doubts,
+        order=run.order,
     )
+
+
+def by_global_norm(limit: float, order: float) -> str:
+    """Return the text of a rule.
+
+    >>> by_global_norm(4.3, 2.0), by_global_norm(4.3, 1.0), by_global_norm(0.5, math.inf)
+    ('ByGlobalNorm(4.3)', 'ByGlobalNorm(4.3, norm=1)', 'ByGlobalNorm(0.5, norm=math.inf)')
+    """
+    if order == 2.0:
+        return f"ByGlobalNorm({limit:g})"
+    return f"ByGlobalNorm({limit:g}, norm={'math.inf' if math.isinf(order) else f'{order:g}'})"
 
 
 def _doubts(run: Recorded, count: int, drift: float) -> tuple[str, ...]:

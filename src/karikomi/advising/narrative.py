@@ -76,7 +76,7 @@ def _limit(advice: Advice) -> list[str]:
         return [*lines, "No limit: fewer than 8 gradient norms were recorded."]
     lines += _wrap(
         f"Limit: {limit.value:g}, which is {limit.multiple:.2g} x the usual norm of {limit.median:.3g}: "
-        f"clip=kk.clip.ByGlobalNorm({limit.value:g}). Confidence: {limit.confidence}."
+        f"clip=kk.clip.{limit.rule}. Confidence: {limit.confidence}."
     )
     lines += _wrap(f"Why: {limit.reason}.", indent="  ")
     lines += _wrap(

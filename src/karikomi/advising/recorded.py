@@ -25,8 +25,9 @@ class Recorded:
     with non-finite gradients. `left_out`: steps that the record left out before each row, shape (T,).
     `names`: of the tensors, in module order. `codes`: quantity -> uint16, shape (T, N), of
     `karikomi.record.log_codes`; 0 where unknown. `facts`: of the run (optimizer, betas, sizes). `mean_of`: how many
-    steps a loss is the mean of. `after_clip`: whether the norms are those after the clip. `lost`: rows that could not
-    be used, with the reason.
+    steps a loss is the mean of. `order`: the p of the
+    norms of gradients. `after_clip`: whether the norms are those after the clip. `lost`: rows that could not be used,
+    with the reason.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Recorded:
     codes: Mapping[str, np.ndarray] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     mean_of: float = 1.0
+    order: float = 2.0
     after_clip: bool = False
     lost: Sequence[str] = ()
 

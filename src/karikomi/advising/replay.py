@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from karikomi import clip
+from karikomi.advising.limits import by_global_norm
 from karikomi.advising.recorded import Recorded
 from karikomi.advising.signals import Signals
 from karikomi.record.log_codes import log2_of
-from karikomi.rule import Rule, Scope
+from karikomi.rule import Rule, Scope, order_of
 from karikomi.rules.decide import begin, committed, decide_stage
 from karikomi.rules.stages import alone
 
@@ -51,7 +52,10 @@ class Replayed:
 
 
 def replayed(run: Recorded, signals: Signals, limit: float | None, median: float) -> list[Replayed]:
-    """Return what fixed limits and rules that learn would have done on this run."""
+    """Return what fixed limits and rules that learn would have done on this run.
+
+    Rules that learn are left out where the norms are of another order than theirs.
+    """
     norms = run.columns["norm"]
     rows = np.flatnonzero(np.isfinite(norms) & (norms > 0))
     if not len(rows):
@@ -63,8 +67,11 @@ def replayed(run: Recorded, signals: Signals, limit: float | None, median: float
         {float(f"{ratio * median:.2g}") for ratio in ratios} | ({limit} if limit else set())
     )
     for value in limits:
-        factors = _fixed(clip.ByGlobalNorm(value), norms[rows])
-        found.append(_judged(f"ByGlobalNorm({value:g})", value, rows, factors, norms, spikes))
+        factors = _fixed(clip.ByGlobalNorm(value, norm=run.order), norms[rows])
+        text = by_global_norm(value, run.order)
+        found.append(_judged(text, value, rows, factors, norms, spikes))
+    if run.order != order_of(clip.Recommended()):
+        return found
     some = _window(rows, signals)
     for rule in (clip.Recommended(), clip.EMARatio(2.0), clip.AutoClip(50), clip.ZClip(2.5)):
         factors = _learning(rule, norms[some])

@@ -18,6 +18,9 @@ _Q95 = 1.644853626951
 REACH = 2.25
 """In medians: where one norm in twenty is larger than so many, large norms may be frequent."""
 
+MOVED, SOME = 3.0, 8
+"""The estimate is renewed early where the median of at least `SOME` later norms differs `MOVED`-fold from it."""
+
 _LEAST_SPREAD = 0.01
 """Log norms that vary less are within one bin of the histogram."""
 
@@ -30,7 +33,8 @@ QUARTILES = (
 @register(
     "clip",
     formula="g = g * min(1, limit / |g|), limit = median * e^(sigma * sd), from `least` to `most` medians, or `heavy` "
-    "medians where large norms are frequent; median, sd: of log |g| in the last half of the steps, robust",
+    "medians where large norms are frequent; median, sd: of log |g| in the last half of the steps, robust; while it "
+    "warms up `early` medians of all norms so far",
     source="Pascanu, Mikolov and Bengio 2013, On the difficulty of training RNNs (the range of limits)",
 )
 @dataclass(frozen=True, slots=True)
@@ -42,14 +46,16 @@ class Recommended:
     large norms are frequent, ``q95 - m > max(tail * 1.645 s, log 2.25)``: then there is no gap between usual norms and
     those to hold, and every step is made of about the same length. Estimated after `warmup` accepted
     steps, then again each time their number has doubled, at the latest every `every` steps, from
-    the norms since the estimate before: so the limit follows norms that fall. Multiplying the loss by a
-    constant changes no decision.
+    the norms since the estimate before; and at once where the median of 8 or more norms since then has become a
+    third or three times of that of the estimate: so the limit follows norms that fall, and does not hold a run whose
+    usual norm rises, as after a plateau. Until the first estimate the limit is `early` medians of the norms before
+    this one, from the second norm on: a few short steps cost little, whereas an outlier would stay in the weights and,
+    under Adam, in the second moments. Multiplying the loss by a constant changes no decision.
 
     `sigma`: > 0, in standard deviations of log norms. `least`, `most`: >= 1, in medians, ``least <= most``. `tail`:
     >= 1, 1 being a normal distribution; with infinity large norms are never frequent. `heavy`: > 0, in medians.
-    `warmup`: >= 2 accepted steps, in which nothing is clipped: chain it with a fixed limit,
-    ``Chain(Recommended(), ByGlobalNorm(cap))``, if the first steps may explode. `every`: >= `warmup`. Raises
-    `InvalidArgument` for numbers out of range. `explain` says what was picked and why.
+    `warmup`: >= 2 accepted steps. `early`: > 0, in medians; with infinity nothing is clipped in the warm-up. `every`:
+    >= `warmup`. Raises `InvalidArgument` for numbers out of range. `explain` says what was picked, when and why.
 
     Learns from raw norms: of clipped ones the limit could fall but never rise. Norms of exactly zero
     teach nothing. Norms are counted in bins of 2.2 %, so the limit is off by at most that.
@@ -60,8 +66,8 @@ class Recommended:
     ...     grads, outcome, state = kk.numpy.clip({"w": np.array([size])}, rule, state)
     >>> round(outcome.post, 1)
     3.0
-    >>> print(rule.explain(state))
-    limit 3 = 3 x the median norm 1 of the last estimate: 3 sd of log norms (0.0431) are 1.14 x, below the least, 3 x
+    >>> print(rule.explain(state).partition(": ")[0])
+    limit 3 = 3 x the median norm 1, as estimated after 4 norms
 
     Source: Pascanu, Mikolov and Bengio 2013, section 3.2: limits from half to ten times the average norm
     converge. Choices: the upper part of this range, where a clip only acts on outliers, and its lower end where
@@ -75,6 +81,7 @@ class Recommended:
     most: float = 10.0
     tail: float = 1.3
     heavy: float = 0.7
+    early: float = 1.0
     warmup: int = 32
     every: int = 10_000
 
@@ -95,6 +102,9 @@ class Recommended:
             if self.tail == math.inf
             else check_number(self.tail, "tail", where=where, low=1.0),
             "heavy": check_number(self.heavy, "heavy", where=where, low=0.0, open_low=True),
+            "early": math.inf
+            if self.early == math.inf
+            else check_number(self.early, "early", where=where, low=0.0, open_low=True),
             "warmup": warmup,
             "every": check_count(self.every, "every", where=where, low=warmup),
         }
@@ -117,23 +127,31 @@ class Recommended:
         xp: Namespace,
     ) -> tuple[Decision, State]:
         """Return one factor, shape (1,)."""
-        factor = shrink_to(norms, state["limit"], xp=xp)
         taught = history.teaches(norms, present, xp=xp)
         counted = {key: state[key] for key in _COUNTED}
         counted = histogram.count(counted, xp.max(norms), taught, xp=xp)
         seen = xp.where(taught, state["seen"] + 1, state["seen"])
-        renewed = taught & (seen >= state["due"])
         median, spread, tail = typical(counted, xp=xp)
+        known = state["limit"] > 0
+        moved = known & _moved(median, state["median"], xp.sum(counted["counts"]))
+        renewed = taught & ((seen >= state["due"]) | moved)
         limit = self.limit_of(median, spread, tail, xp=xp)
-        found = {"limit": limit, "median": median, "spread": spread, "tail": tail}
-        due = state["due"]
-        later = due + xp.minimum(due, self.every * xp.ones_like(due))
-        return Decision(factor, None, leave(xp)), {
+        found = {"limit": limit, "spread": spread, "tail": tail}
+        later = seen + xp.minimum(seen, self.every * xp.ones_like(seen))
+        return Decision(shrink_to(norms, self._now(state, xp=xp), xp=xp), None, leave(xp)), {
             **{k: xp.where(renewed, xp.zeros_like(v), v) for k, v in counted.items()},
             **{key: xp.where(renewed, value, state[key]) for key, value in found.items()},
+            "median": xp.where(renewed | ~known, median, state["median"]),
             "seen": seen,
-            "due": xp.where(renewed, later, due),
+            "due": xp.where(renewed, later, state["due"]),
         }
+
+    def _now(self, state: State, *, xp: Namespace) -> Array:
+        """Return the limit of this step; 0 for none."""
+        limit = state["limit"]
+        if self.early == math.inf:
+            return limit
+        return xp.where(limit > 0, limit, self.early * state["median"])
 
     def limit_of(self, median: Array, spread: Array, tail: Array, *, xp: Namespace) -> Array:
         """Return the limit for a median norm, spread and tail of log norms, 0-d arrays; 0 for a median of 0."""
@@ -155,14 +173,22 @@ class Recommended:
         if found and not {*_FOUND, "seen"} <= found.keys():
             raise InvalidArgument("not a state of this rule", where="Recommended.explain")
         limit, median, spread, tail = (float(found.get(k, 0)) for k in _FOUND)
+        seen, due = (int(float(found.get(k, 0))) for k in ("seen", "due"))
         if limit == 0.0:
-            seen = int(float(found.get("seen", 0)))
-            return f"no limit yet: {seen} of {self.warmup} norms of the warm-up are known"
-        return self.reason(limit, median, spread, tail)
+            so_far = f"{seen} of {self.warmup} norms of the warm-up are known"
+            if seen == 0 or self.early == math.inf:
+                return f"no limit yet: {so_far}"
+            now = f"limit {self.early * median:.3g} = {self.early:.3g} x their median {median:.3g}"
+            return f"{so_far}: until the estimate {now}"
+        # The next estimate is due when the count has doubled, at the latest after `every`.
+        at = due // 2 if due <= 2 * self.every else due - self.every
+        return self.reason(limit, median, spread, tail, at=f", as estimated after {at} norms")
 
-    def reason(self, limit: float, median: float, spread: float, tail: float) -> str:
-        """Return one line that derives a limit from the median, the spread and the tail."""
-        head = f"limit {limit:.3g} = {limit / median:.3g} x the median norm {median:.3g} of the last estimate"
+    def reason(
+        self, limit: float, median: float, spread: float, tail: float, *, at: str = ""
+    ) -> str:
+        """Return one line that derives a limit from the median, the spread and the tail; `at`: when."""
+        head = f"limit {limit:.3g} = {limit / median:.3g} x the median norm {median:.3g}{at}"
         if tail > self.tail and tail * spread > math.log(REACH) / _Q95:
             reach = math.exp(min(tail * _Q95 * spread, 700.0))
             return (
@@ -177,6 +203,11 @@ class Recommended:
         elif wanted > math.log(self.most):
             why += f", above the most, {self.most:g} x"
         return f"{head}: {why}"
+
+
+def _moved(median: Array, before: Array, count: Array) -> Array:
+    """Return whether the usual norm is another one than at the estimate, a 0-d bool."""
+    return (count >= SOME) & ((median > MOVED * before) | (MOVED * median < before))
 
 
 def typical(counted: State, *, xp: Namespace) -> tuple[Array, Array, Array]:

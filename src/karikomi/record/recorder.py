@@ -101,9 +101,9 @@ class Recorder:
     ) -> None:
         """Append the row of one step: the outcome of the clip, `facts`, and norms of single tensors.
 
-        `outcome` adds ``norm``, ``factor``, ``clipped``, ``skipped``, ``nonfinite`` (the first names)
-        and the gradients' norms as the rule measured them, before clipping. `weights` and `updates` are
-        tables of name -> norm, and add ``weight_norm`` and ``update_norm`` too. ``gradients``,
+        `outcome` adds ``norm`` (and ``norm_order``, its p, if it is no 2-norm), ``factor``, ``clipped``, ``skipped``,
+        ``nonfinite`` (the first names) and the gradients' norms as the rule measured them, before clipping. `weights`
+        and `updates` are tables of name -> norm, and add ``weight_norm`` and ``update_norm`` too. ``gradients``,
         ``weights`` and ``updates`` are sketches (`karikomi.record.tensors.sketched`) or, with all tensors,
         lists in the order of names in the last row of the event ``names``; in that order are also ``codes``.
 

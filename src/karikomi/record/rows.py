@@ -13,7 +13,7 @@ from karikomi.rules.outcome import Outcome
 
 _ENTRIES = frozenset(
     "event step gradients weights weight_norm updates update_norm codes left_out "
-    "norm factor clipped skipped nonfinite".split()
+    "norm norm_order factor clipped skipped nonfinite".split()
 )
 _encode = json.JSONEncoder(allow_nan=False).encode
 

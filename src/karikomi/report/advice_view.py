@@ -92,9 +92,7 @@ def _tiles(advice: Advice) -> list[Tile]:
 def _happened(advice: Advice) -> list[Part]:
     parts: list[Part] = []
     if advice.limit is not None:
-        parts.append(
-            Words(f"clip=kk.clip.ByGlobalNorm({advice.limit.value:g}): {advice.limit.reason}.")
-        )
+        parts.append(Words(f"clip=kk.clip.{advice.limit.rule}: {advice.limit.reason}."))
     for place, finding in enumerate(advice.findings):
         title = "Suspected" if place == 0 and finding.cause not in NO_FAULT else "Also seen"
         parts.append(

@@ -155,8 +155,11 @@ class Outcome:
     def as_row(self) -> dict[str, Any]:
         """Return the facts that are recorded for every step."""
         norm, nonfinite = self.pre, self.nonfinite
+        # JSON has no infinity.
+        order = "inf" if math.isinf(self.norm_order) else self.norm_order
         return {
             "norm": norm if math.isfinite(norm) else None,
+            **({} if order == 2.0 else {"norm_order": order}),
             "factor": self.factor,
             "clipped": self.engaged,
             "skipped": self._skipped(),
@@ -176,6 +179,12 @@ class Outcome:
         share = ".4g" if self._by_magnitude else ".0%"
         top = "".join(f"; top: {name} {number:{share}}" for name, number in self.top(1))
         return text + top
+
+    @property
+    def norm_order(self) -> float:
+        """The p of `pre`: 2 unless the rule has another, infinite where largest magnitudes are measured."""
+        stages = [stage for stage in (*self.earlier, self) if stage.order == self.order]
+        return math.inf if all(stage._by_magnitude for stage in stages) else self.order
 
     @property
     def _by_magnitude(self) -> bool:

@@ -25,7 +25,7 @@ def vanishing(run: Recorded, signals: Signals) -> Finding | None:
     if len(places) < 3:
         return None
     logs = signals.coarse["gradients"][:, places]
-    logs = logs - 0.5 * np.log([float(sizes[run.names[place]]) for place in places])
+    logs = logs - np.log([float(sizes[run.names[place]]) for place in places]) / run.order
     tail = logs[len(logs) // 4 :]
     third = max(len(places) // 3, 1)
     with np.errstate(invalid="ignore"):
@@ -65,7 +65,7 @@ def near_epsilon(run: Recorded, signals: Signals) -> Finding | None:
     clip = math.log(max(float(np.nanmedian(factor)), 1e-30)) if run.has("factor") else 0.0
     tail = signals.coarse["gradients"][-max(len(signals.coarse["gradients"]) // 4, 1) :]
     with np.errstate(invalid="ignore"):
-        size = np.nanmedian(tail, axis=0) - 0.5 * np.log(counts) + clip
+        size = np.nanmedian(tail, axis=0) - np.log(counts) / run.order + clip
     small = size < math.log(EPS_TIMES * float(eps))
     if float(np.mean(small)) < 0.5:
         return None

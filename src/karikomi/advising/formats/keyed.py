@@ -45,9 +45,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """Names of the columns in the tools that log them, in lower case, the first that is there counts."""
 
-_TOTAL = re.compile(r"(?:.*/)?grad_[\d.]+_norm_total$|.*grad_norm_total$")
+_TOTAL = re.compile(r"(?:.*/)?grad_(?:[\d.]+|inf)_norm_total$|.*grad_norm_total$")
+_ORDER = re.compile(r"(?:.*/)?grad_(?P<p>[\d.]+|inf)_norm(?:_total$|/)")
 _RATE = re.compile(r"lr-\w+(?:/pg1)?$")
-_TENSOR = re.compile(r"(?:.*/)?(?:grad_[\d.]+_norm|l2_norm/grad)/(?P<name>.+)$")
+_TENSOR = re.compile(r"(?:.*/)?(?:grad_(?:[\d.]+|inf)_norm|l2_norm/grad)/(?P<name>.+)$")
 MOST_KEYS, MOST_POINTS = 20_000, 20_000_000
 
 
@@ -116,6 +117,8 @@ def run_of(
         match["name"]: key
         for key in curves.keys
         if (match := _TENSOR.match(key)) and key not in chosen.values()
+        # Lightning names the order; norms of another one than that of the whole are no parts of it.
+        if "norm" not in chosen or _order_of(key) == _order_of(chosen["norm"])
     }
     known = [curves.curve(key) for key in [*chosen.values(), *tensors.values()]]
     steps = sorted({step for curve in known for step in curve})
@@ -126,11 +129,24 @@ def run_of(
     # A tool that logs losses more often than norms would leave gaps that look like unknown norms.
     if "norm" in columns_of:
         steps = [step for step in steps if step in columns_of["norm"]] or steps
+    order = _order_of(chosen.get("norm", ""))
     for step in steps:
-        assembly.add(step, {of: curve.get(step) for of, curve in columns_of.items()})
+        values = {of: curve.get(step) for of, curve in columns_of.items()}
+        assembly.add(step, values, order=order)
     codes = _codes(curves, tensors, steps) if tensors else None
     run = assembly.finish(names=tuple(tensors), codes=codes, facts=facts)
     return _with_provenance(run, mean_loss)
+
+
+def _order_of(key: str) -> float:
+    """Return the p that Lightning writes into the key of a norm, else 2.
+
+    >>> [_order_of(key) for key in ("grad_1.0_norm_total", "grad_inf_norm/fc.weight", "grad_norm")]
+    [1.0, inf, 2.0]
+    """
+    match = _ORDER.match(key.lower())
+    order = as_number(match["p"]) if match else None
+    return order if order is not None and order >= 1.0 else 2.0
 
 
 def _chosen(curves: LoggedCurves, columns: Mapping[str, str], source: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from karikomi.advising.assembly import Assembly
+from karikomi.advising.formats.keyed import as_number
 from karikomi.advising.recorded import QUANTITIES, Recorded
 from karikomi.errors import BadFile, UnknownName, suggest
 from karikomi.record import read
@@ -67,7 +68,14 @@ def _add(assembly: Assembly, row: Mapping[str, Any]) -> None:
         skipped=row.get("skipped") is True,
         left_out=int(left["steps"]) if isinstance(left, dict) and "steps" in left else 0,
         culprits=map(str, culprits) if isinstance(culprits, list) else (),
+        order=_order(row.get("norm_order", 2.0)),
     )
+
+
+def _order(given: Any) -> float:
+    """Return the p of a row's norm; 2 for what is none."""
+    order = as_number(given)
+    return order if order is not None and order >= 1.0 else 2.0
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:
