@@ -276,6 +276,45 @@ NETWORKS: dict[str, Network] = {
         _chain(_conv(3, 32, 3), lambda: nn.PixelShuffle(2), nn.ReLU, _conv(8, 5, 1)),
         16 * 28 + 4 * 5 + 5,
     ),
+    "batch norm after a pixel shuffle": Network(
+        _chain(
+            _conv(3, 32, 3), lambda: nn.PixelShuffle(2), lambda: nn.BatchNorm2d(8), _conv(8, 5, 1)
+        ),
+        16 * 28 + 8 + 4 * 5 + 5,
+    ),
+    "slopes after a pixel shuffle": Network(
+        _chain(_conv(3, 32, 3), lambda: nn.PixelShuffle(2), lambda: nn.PReLU(8), _conv(8, 5, 1)),
+        16 * 28 + 4 + 4 * 5 + 5,
+    ),
+    "max unpool": Network(
+        _image(
+            lambda m, x: m.o(
+                F.max_unpool2d(*F.max_pool2d(m.a(x).relu(), 2, return_indices=True), 2)
+            ),
+            a=(3, 16, 1),
+            o=(16, 5, 1),
+        ),
+        8 * 4 + 45,
+    ),
+    "pairwise distance": Network(
+        lambda: Forward(
+            lambda m, x: F.pairwise_distance(m.a(x), m.b(x), keepdim=True),
+            a=nn.Linear(16, 32),
+            b=nn.Linear(16, 32),
+        ),
+        2 * 272,
+        **WORDS,
+    ),
+    "pooled by queries": Network(
+        lambda: Forward(
+            lambda m, x: m.o(((m.q @ m.p(x).mT).softmax(-1) @ m.p(x)).flatten(1)),
+            p=nn.Linear(16, 24),
+            q=parameter(4, 24),
+            o=nn.Linear(96, 5),
+        ),
+        12 * 17 + 4 * 12 + 48 * 5 + 5,
+        **WORDS,
+    ),
     "fused attention": Network(
         lambda: Forward(_fused, qkv=nn.Linear(16, 96), o=nn.Linear(32, 5)),
         48 * 17 + 85,

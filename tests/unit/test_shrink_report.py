@@ -37,6 +37,23 @@ WHOLE = ShrinkReport(
 )
 
 
+def test_uneven_widths_are_a_hint_where_the_time_fell_less_than_the_work() -> None:
+    uneven = dataclasses.replace(WHOLE, widths_after={"a": 31, "b": 48, "head": 5})
+    assert WHOLE.hint == ""
+    assert uneven.hint == (
+        "Kernels are slower at uneven widths (1 layer, such as a: 64 -> 31): try multiple_of=8."
+    )
+    assert str(uneven).splitlines()[1] == uneven.as_dict()["hint"] == uneven.hint
+    assert dataclasses.replace(uneven, ms_after=0.7).hint == ""
+    assert dataclasses.replace(uneven, ms_after=None).hint == ""
+    narrow = dataclasses.replace(
+        uneven, widths_before={"a": 16, "b": 64}, widths_after={"a": 7, "b": 30}
+    )
+    assert "2 layers, such as b: 64 -> 30): try multiple_of=4" in narrow.hint
+    # A width that was uneven before says nothing.
+    assert dataclasses.replace(uneven, widths_before={"a": 63, "b": 48, "head": 5}).hint == ""
+
+
 def test_the_account_as_text() -> None:
     assert str(WHOLE).splitlines() == [
         "1.50x faster: 3.00 -> 2.00 ms.",

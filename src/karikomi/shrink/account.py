@@ -8,6 +8,8 @@ from typing import Any
 
 FASTER = 1.05
 """Times that differ by less are not told apart."""
+EVEN, ROUND = 4, 8
+"""Widths that are multiples of these suit the vectors of processors: of layers below 64 units, and of others."""
 _LISTED = 12
 
 
@@ -40,7 +42,7 @@ class ShrinkReport:
     tensors that the units are found in. `statistics`: places where a norm, a softmax or a mean goes over fewer
     entries, or a sum over fewer of what is not zero. `form`: "module", of the same class, or "graph", exported; then
     `literals` has the numbers in the code that are in the way. `kept`: tensor name -> axis -> indices that were kept.
-    `latencies`: share and milliseconds that were tried for a budget in them.
+    `latencies`: share and milliseconds that were tried for a budget in them. `hint`: what may make it faster.
 
     >>> report = ShrinkReport(
     ...     widths_before={"fc1": 300}, widths_after={"fc1": 191}, parameters_before=3000,
@@ -85,6 +87,28 @@ class ShrinkReport:
             return f"{ratio:.2f}x faster: {self.ms_before:.2f} -> {self.ms_after:.2f} ms."
         return f"Not faster ({times}): {self.reason}."
 
+    @property
+    def hint(self) -> str:
+        """What to try where the time fell less than the multiply-accumulates, and some widths are uneven; else empty.
+
+        Uneven is a width that is no multiple of 4 and was one of 8.
+
+        >>> ShrinkReport(widths_before={"a": 16}, widths_after={"a": 7}, parameters_before=9, parameters_after=4,
+        ...     left_alone={}, max_difference=0.0, macs_before=100, macs_after=50, ms_before=2.0, ms_after=1.9).hint
+        'Kernels are slower at uneven widths (1 layer, such as a: 16 -> 7): try multiple_of=4.'
+        """
+        before, after = self.widths_before, self.widths_after
+        uneven = [name for name, n in before.items() if n % ROUND == 0 and after[name] % EVEN]
+        if not uneven or not self.ms_before or not self.ms_after or not self.macs_before:
+            return ""
+        if self.ms_after / self.ms_before < FASTER * self.macs_after / self.macs_before:
+            return ""
+        first = max(uneven, key=lambda name: before[name])
+        size = ROUND if min(before[name] for name in uneven) >= 8 * ROUND else EVEN
+        count = f"{len(uneven)} layer{'s' if len(uneven) > 1 else ''}"
+        example = f"{first}: {before[first]} -> {after[first]}"
+        return f"Kernels are slower at uneven widths ({count}, such as {example}): try multiple_of={size}."
+
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as plain values, for JSON."""
         return {
@@ -92,6 +116,7 @@ class ShrinkReport:
             "removed": self.removed,
             "verdict": self.verdict,
             "reason": self.reason,
+            "hint": self.hint,
         }
 
     def __str__(self) -> str:
@@ -108,7 +133,7 @@ class ShrinkReport:
             for name, width in self.widths_before.items()
             if self.widths_after[name] != width
         ]
-        lines = [self.verdict, "", *_aligned(costs)]
+        lines = [self.verdict, *filter(None, [self.hint]), "", *_aligned(costs)]
         head = ("layer", "units", "after", "")
         lines += ["", *_aligned([head, *_first(layers, "layers")])] if layers else []
         for title, rows in (

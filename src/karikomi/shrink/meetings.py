@@ -180,7 +180,11 @@ class Meetings:
         return self.current(Labelled(shape, tuple(planes)), site)
 
     def _without_repetition(self, value: Labelled, site: str) -> list[np.ndarray]:
-        """Return the planes; where two vary along one axis, how often entries are repeated along it stays."""
+        """Return the planes; of those that vary along one axis, one can get shorter.
+
+        How often entries are repeated stays, and of two kinds of units (after a flatten) the outer one or, if
+        `whole`, the inner one.
+        """
         planes = list(value.planes)
         if len(planes) < 2:
             return planes
@@ -188,6 +192,19 @@ class Meetings:
         for plane in planes:
             shared = any(set(varying(plane)) & set(varying(o)) for o in planes if o is not plane)
             if shared and not self.labels.owned(plane).any():
+                self.labels.fix(plane, site)
+            else:
+                left.append(plane)
+        return self._finest(left, site)
+
+    def _finest(self, planes: list[np.ndarray], site: str) -> list[np.ndarray]:
+        """Return the planes without those along whose one axis another kind of units varies faster."""
+        left: list[np.ndarray] = []
+        for plane in sorted(planes, key=_changes, reverse=not self.whole):
+            beside = [
+                other for other in left if other.shape == plane.shape and len(varying(plane)) == 1
+            ]
+            if any(_crossed(plane, other) for other in beside):
                 self.labels.fix(plane, site)
             else:
                 left.append(plane)
@@ -235,6 +252,18 @@ class Meetings:
         stay = stay or [axes[-1] if self.whole else axes[0]]
         fixed = [(n, fix_axes(self.labels, plane, stay, site)) for n, plane in planes]
         return [(n, plane) for n, plane in fixed if plane is not None]
+
+
+def _changes(plane: np.ndarray) -> int:
+    """Return how often the labels change from one entry to the next."""
+    flat = plane.ravel()
+    return int((flat[1:] != flat[:-1]).sum())
+
+
+def _crossed(plane: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether labels of two planes meet in several ways, so that joining them would join different units."""
+    pairs = np.unique(np.stack([plane.ravel(), other.ravel()]), axis=1)
+    return not all(len(np.unique(side)) == pairs.shape[1] for side in pairs)
 
 
 def without(value: Labelled, axes: Collection[int]) -> Labelled:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from karikomi.shrink.label_planes import Labelled, part_of
+from karikomi.shrink.label_planes import Labelled, fix_axes, part_of, varying
 from karikomi.torch.labelling.label_run import Call, LabelRun, Value, rule
 
 ELEMENTWISE = """
@@ -35,8 +35,7 @@ def elementwise(run: LabelRun, call: Call) -> Value:
 @rule("prelu")
 def prelu(run: LabelRun, call: Call) -> Value:
     """Join a slope per channel with axis 1."""
-    value, slope = run.value(call["self"]), run.value(call["weight"])
-    return run.meet([value, on_channels(slope, len(value.shape))], call.site)
+    return with_channels(run, call, run.value(call["self"]), [run.value(call["weight"])])
 
 
 @rule("glu")
@@ -55,6 +54,23 @@ def glu(run: LabelRun, call: Call) -> Value:
         return Labelled(shape, tuple(planes))
 
     return run.meet([part(0), part(half)], call.site)
+
+
+def with_channels(run: LabelRun, call: Call, value: Labelled, stored: list[Labelled]) -> Labelled:
+    """Return a value whose axis 1 is joined with tensors of one number per channel.
+
+    A unit that is found at some places of a channel alone (before a pixel shuffle it was a channel of its own) goes
+    with all others of that channel.
+    """
+    rank = len(value.shape)
+    places = [axis for axis in range(rank) if axis != 1]
+    planes = []
+    for plane in run.current(value, call.site).planes:
+        if any(part.planes for part in stored) and 1 in varying(plane):
+            plane = fix_axes(run.labels, plane, places, call.site)
+        planes += [] if plane is None else [plane]
+    met = Labelled(value.shape, tuple(planes))
+    return run.meet([met, *(on_channels(part, rank) for part in stored)], call.site)
 
 
 def on_channels(value: Labelled, rank: int) -> Labelled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from karikomi.shrink.label_planes import Labelled, reshaped
-from karikomi.torch.labelling.elementwise import on_channels
+from karikomi.torch.labelling.elementwise import with_channels
 from karikomi.torch.labelling.label_run import Call, LabelRun, Value, rule
 
 
@@ -27,21 +27,18 @@ def layer_norm(run: LabelRun, call: Call) -> Value:
 @rule("batch_norm", "instance_norm", "cudnn_batch_norm", "native_batch_norm")
 def batch_norm(run: LabelRun, call: Call) -> Value:
     """Join gain, bias and running statistics with axis 1."""
-    value = run.value(call["input"])
-    rank = len(value.shape)
     names = ("weight", "bias", "running_mean", "running_var")
     stored = [run.value(call[name]) for name in names if call.arguments.get(name) is not None]
-    met = run.meet([value, *(on_channels(part, rank) for part in stored)], call.site)
-    return run.over_statistics(call, met, [axis for axis in range(rank) if axis != 1])
+    met = with_channels(run, call, run.value(call["input"]), stored)
+    return run.over_statistics(call, met, [axis for axis in range(len(met.shape)) if axis != 1])
 
 
 @rule("group_norm")
 def group_norm(run: LabelRun, call: Call) -> Value:
     """Join gain and bias with axis 1; the groups stay equally large."""
-    value = run.value(call["input"])
-    rank = len(value.shape)
     stored = [run.value(call[n]) for n in ("weight", "bias") if call.arguments.get(n) is not None]
-    met = run.meet([value, *(on_channels(part, rank) for part in stored)], call.site)
+    met = with_channels(run, call, run.value(call["input"]), stored)
+    rank = len(met.shape)
     groups = call["num_groups"]
     split = (met.shape[0], groups, met.shape[1] // groups, *met.shape[2:])
     grouped = Labelled(split, tuple(reshaped(plane, met.shape, split) for plane in met.planes))

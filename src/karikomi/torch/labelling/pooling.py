@@ -37,6 +37,16 @@ def over_places(run: LabelRun, call: Call) -> Value:
     return Labelled(found.shape, left.planes)
 
 
+@rule("max_unpool2d", "max_unpool3d")
+def max_unpool(run: LabelRun, call: Call) -> Value:
+    """Join the channels of a tensor and of the places where its entries go."""
+    axes = int(call.name[-2])
+    value = run.meet([run.value(call["self"]), run.value(call["indices"])], call.site)
+    rank = len(value.shape)
+    left = run.fix(value, call.site, list(range(rank - axes, rank)))
+    return Labelled(shape_of(call.node.meta["val"]), left.planes)
+
+
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 def grid_sampler(run: LabelRun, call: Call) -> Value:
     """Pass the channels of the sampled tensor; the grid stays."""

@@ -15,6 +15,15 @@ STATISTICS = """
 """.split()
 
 
+@rule("pairwise_distance")
+def pairwise_distance(run: LabelRun, call: Call) -> Value:
+    """Join two vectors, whose distance is measured over the last axis."""
+    met = run.meet([run.value(call["x1"]), run.value(call["x2"])], call.site)
+    axis = len(met.shape) - 1
+    value = run.over_statistics(call, met, [axis])
+    return run.reduce(value, [axis], call.site, keep=bool(call.arguments.get("keepdim")))
+
+
 @rule("cosine_similarity")
 def cosine_similarity(run: LabelRun, call: Call) -> Value:
     """Join both vectors, whose lengths are measured, and end there."""
