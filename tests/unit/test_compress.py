@@ -160,7 +160,8 @@ CHILDREN = """
 import os, sys
 import torch._dynamo
 from karikomi.cli.app import main
-import karikomi.torch.tasks.runner, karikomi.search.pipeline
+import scipy.stats, torch.export._trace, torch._functorch.aot_autograd
+import karikomi.cli.compress, karikomi.report, karikomi.search.pipeline, karikomi.torch.tasks.runner
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
