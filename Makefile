@@ -41,8 +41,9 @@ help: ## show this list
 demo: demo-env ## compress a small network on real data that is bundled; writes runs/demo
 	$(BIN)/karikomi compress --max-drop 0.02 --out $(DEMO_OUT)
 
+# Bytecode is written: each of the many processes that the tests start would compile the package again.
 test: test-env ## run every test, docstring example and documentation block
-	@$(BIN)/python -m pytest -n $(WORKERS) --max-skips $(MAX_SKIPS) $(PYTEST_ARGS)
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(WORKERS) --max-skips $(MAX_SKIPS) $(PYTEST_ARGS)
 
 test-full: export KARIKOMI_FULL = 1
 test-full: test ## the same tests, with every case that `make test` samples

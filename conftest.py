@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -28,6 +29,34 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+
+IN_MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
+ROOM = 1 << 30  # bytes; the files of a run take about a tenth
+
+
+def _write_to_memory() -> str | None:
+    """Return a new folder in memory that temporary files go to from here on, None where there is no room.
+
+    A disk takes 10 to 40 ms for each of the thousands of files that are written in one piece (fsync), or written
+    again. A TMPDIR that is set is kept, and so are the files of a run there.
+    """
+    try:
+        if "TMPDIR" in os.environ or shutil.disk_usage(IN_MEMORY).free < ROOM:
+            return None
+        os.environ["TMPDIR"] = mkdtemp(prefix="karikomi-tests-", dir=IN_MEMORY)
+    except OSError:
+        return None
+    tempfile.tempdir = None  # is looked up again
+    return os.environ["TMPDIR"]
+
+
+_in_memory = _write_to_memory()
+
+
+def pytest_unconfigure() -> None:
+    """Remove the files of the run from memory; not at the exit of a process, which a fork may leave out."""
+    if _in_memory:
+        shutil.rmtree(_in_memory, ignore_errors=True)
 
 
 def _compile_quickly() -> None:

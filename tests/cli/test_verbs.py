@@ -25,7 +25,9 @@ from karikomi.cli.app import VERBS, main
 from karikomi.cli.array_files import read_arrays
 
 SOURCE = Path(__file__).parents[2] / "src"
-HELP_SECONDS = 0.25
+# What `karikomi --help` imports of the package, and how many modules in all: 86 on Python 3.11.
+HELP_MODULES = {"karikomi", "karikomi.cli", "karikomi.cli.app", "karikomi.errors"}
+HELP_MOST = 130
 PROGRAM = "import sys; from karikomi.cli.app import main; main(prog_name='karikomi')"
 # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
 HEEDS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -138,11 +140,12 @@ def task(tmp_path: Path) -> Path:
 # The program
 
 
-def test_help_names_every_verb_and_imports_none() -> None:
+def test_help_names_every_verb_and_imports_little() -> None:
+    """What is imported is counted: seconds would be those of the machine."""
     code = (
-        "import sys; from karikomi.cli.app import main\n"
+        "import sys; before = set(sys.modules); from karikomi.cli.app import main\n"
         "try: main(['--help'])\n"
-        "finally: print(*sorted(sys.modules))"
+        "finally: print(*sorted(set(sys.modules) - before))"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code],
@@ -154,19 +157,12 @@ def test_help_names_every_verb_and_imports_none() -> None:
     text, modules = shown.rsplit("\n", 2)[0], set(shown.splitlines()[-1].split())
     assert all(f"  {verb} " in text for verb in VERBS)
     assert {"karikomi.cli.app", "click"} <= modules
-    assert not modules & {"numpy", "jinja2", "pydantic", "karikomi.cli.pack", "karikomi.registry"}
-
-
-def test_help_is_quick() -> None:
-    """The fastest of several, so that a busy machine does not fail the test."""
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        with spawn("--help") as process:
-            process.communicate()
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < HELP_SECONDS
+    assert {name.partition(".")[0] for name in modules} <= {
+        *("karikomi", "click"),
+        *sys.stdlib_module_names,
+    }
+    assert {name for name in modules if name.startswith("karikomi")} <= HELP_MODULES
+    assert len(modules) < HELP_MOST
 
 
 def test_each_verb_has_a_module() -> None:

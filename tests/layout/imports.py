@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from layout.source import tree
+from layout.source import modules, tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,18 @@ def imports(module: str, path: Path, known: Iterable[str]) -> list[Import]:
     ``from a import b`` counts as ``a.b`` where that is one of the `known` modules, else as ``a``.
     """
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    known = frozenset(known)
     return [
         Import(target, getattr(node, "lineno", 0), at_load)
         for node, at_load in _nodes(tree(path), at_load=True)
-        for target in _targets(node, package, set(known))
+        for target in _targets(node, package, known)
     ]
+
+
+@cache
+def of_every_module() -> dict[str, list[Import]]:
+    """Return dotted name -> imports for every module."""
+    return {name: imports(name, path, modules()) for name, path in modules().items()}
 
 
 def _nodes(node: ast.AST, at_load: bool) -> Iterator[tuple[ast.AST, bool]]:
@@ -51,7 +59,7 @@ def _for_type_checking(node: ast.If) -> bool:
     )
 
 
-def _targets(node: ast.AST, package: str, known: set[str]) -> Iterator[str]:
+def _targets(node: ast.AST, package: str, known: frozenset[str]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from layout.imports import imports
+from layout.imports import Import, imports, of_every_module
 from layout.source import PACKAGE, modules, tree
 
 FRAMEWORKS = ("torch", "keras", "jax")
@@ -92,10 +92,10 @@ def _relative(name: str) -> str:
 def rooms(framework: str) -> dict[str, set[str]]:
     """Return room of a framework folder -> the rooms that it imports, at any depth."""
     start, found = f"karikomi.{framework}.", defaultdict(set)
-    for name, path in modules().items():
+    for name, found_there in of_every_module().items():
         if name.startswith(start):
             room = name.removeprefix(start).split(".")[0]
-            targets = [item.target for item in imports(name, path, modules())]
+            targets = [item.target for item in found_there]
             found[room] |= {
                 target.removeprefix(start).split(".")[0]
                 for target in targets
@@ -116,29 +116,28 @@ def test_torch_has_few_rooms() -> None:
     assert 0 < len(folders) + 1 <= TORCH_ROOMS_MOST
 
 
-def users_of_the_reference(name: str, path: Path) -> list[str]:
+def users_of_the_reference(name: str, found: list[Import]) -> list[str]:
     """Return the imports of the NumPy reference in a module outside of it and of the front door."""
     if _relative(name).split(".")[0] in ("", "numpy"):
         return []
     return [
         f"{name}:{item.line} imports {item.target}"
-        for item in imports(name, path, modules())
+        for item in found
         if f"{item.target}.".startswith("karikomi.numpy.")
     ]
 
 
 def test_nothing_imports_the_reference() -> None:
     """A parity test against code that both sides run proves nothing."""
-    found = [
-        line for name, path in modules().items() for line in users_of_the_reference(name, path)
-    ]
-    assert found == []
+    every = of_every_module().items()
+    assert [line for name, found in every for line in users_of_the_reference(name, found)] == []
 
 
 def test_an_import_of_the_reference_is_found(tmp_path: Path) -> None:
     file = tmp_path / "one.py"
     file.write_text("def f():\n    from karikomi.numpy.norms import norm\n")
-    assert len(users_of_the_reference("karikomi.torch.one", file)) == 1
+    found = imports("karikomi.torch.one", file, modules())
+    assert len(users_of_the_reference("karikomi.torch.one", found)) == 1
 
 
 def crowded(files: list[str]) -> dict[str, int]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import graphlib
 import sys
 from pathlib import Path
 
 import pytest
 
-from layout.imports import Import, imports
+from layout.imports import Import, imports, of_every_module
 from layout.source import modules
 
 # A name may import what stands before it, and what lies in its own folder.
@@ -50,11 +49,6 @@ ALSO = {
     "report": {"matplotlib"},
     "audit": {"scipy"},
 }
-
-
-@functools.cache
-def _found() -> dict[str, list[Import]]:
-    return {name: imports(name, path, modules()) for name, path in modules().items()}
 
 
 def _place(module: str) -> str:
@@ -109,16 +103,16 @@ def test_every_module_has_a_place_in_the_order() -> None:
 
 @pytest.mark.parametrize("module", modules())
 def test_imports_go_one_way(module: str) -> None:
-    assert against_the_order(module, _found()[module]) == []
+    assert against_the_order(module, of_every_module()[module]) == []
 
 
 @pytest.mark.parametrize("module", modules())
 def test_frameworks_stay_in_their_folders(module: str) -> None:
-    assert strangers(module, _found()[module]) == []
+    assert strangers(module, of_every_module()[module]) == []
 
 
 def test_no_cycles() -> None:
-    assert cycle(_found()) == []
+    assert cycle(of_every_module()) == []
 
 
 def _written(folder: Path, module: str, text: str) -> list[Import]:

@@ -1,9 +1,10 @@
-"""Start the ranks of a world as processes of their own, once, and read what they found."""
+"""Start the ranks of a world, once, and read what they found."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -42,19 +43,21 @@ def _run(scenarios: str, size: int, folder: Path) -> None:
     environment["PYTHONPATH"] = os.pathsep.join([str(tests.parent / "src"), str(tests)])
     program = [sys.executable, "-W", "ignore", "-m", "ranks.one_rank", scenarios, str(folder)]
     with (folder / "log").open("w") as log:
-        ranks = [
-            subprocess.Popen(
-                [*program, str(rank), str(size)], env=environment, stdout=log, stderr=log
-            )
-            for rank in range(size)
-        ]
-        end = time.monotonic() + LIMIT
-        for rank in ranks:
-            try:
-                rank.wait(max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                rank.kill()
-                rank.wait()
+        world = subprocess.Popen(
+            [*program, str(size)], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            world.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            _kill(world)
+
+
+def _kill(world: subprocess.Popen) -> None:
+    """End a world and its ranks, which are of one session."""
+    if hasattr(os, "killpg"):
+        os.killpg(world.pid, signal.SIGKILL)
+    world.kill()
+    world.wait()
 
 
 def _wait(done: Path) -> None:

@@ -1,9 +1,12 @@
-"""The program of one rank: join the world, run all scenarios in order, write what they found."""
+"""The program of a world: import what its ranks need once, and fork them; each joins, runs all scenarios in order,
+and writes what they found.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import sys
 import traceback
 from datetime import timedelta
@@ -14,13 +17,27 @@ import torch
 import torch.distributed as dist
 
 
-def main(scenarios: str, folder: str, rank: str, size: str) -> None:
+def main(scenarios: str, folder: str, size: int) -> None:
+    """Run a world of `size` ranks, until the last one ends."""
+    importlib.import_module(f"ranks.{scenarios}")
+    ways = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in ways else None)
+    ranks = [
+        context.Process(target=run, args=(scenarios, folder, rank, size)) for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+
+
+def run(scenarios: str, folder: str, rank: int, size: int) -> None:
     """Run as rank `rank` of `size`, meeting the others through a file."""
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meeting",
-        rank=int(rank),
-        world_size=int(size),
+        rank=rank,
+        world_size=size,
         timeout=timedelta(seconds=60),
     )
     np.seterr(divide="raise", over="raise", invalid="raise")
@@ -39,4 +56,4 @@ def main(scenarios: str, folder: str, rank: str, size: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3], int(sys.argv[3]))

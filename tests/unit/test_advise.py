@@ -69,6 +69,12 @@ class Series:
         return path
 
 
+@pytest.fixture
+def no_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the replay, most of the time of an advice, in tests of what does not depend on it."""
+    monkeypatch.setattr("karikomi.advising.advice.replayed", lambda *_: [])
+
+
 def test_a_usual_run_is_a_plateau_without_a_cause(tmp_path: Path) -> None:
     advice = Series().advice(tmp_path)
     assert (advice.regime, advice.cause, advice.event_step) == ("plateau", "none", None)
@@ -76,6 +82,7 @@ def test_a_usual_run_is_a_plateau_without_a_cause(tmp_path: Path) -> None:
     assert advice.missing == () and advice.lost == ()
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_the_limit_is_that_of_the_formula(tmp_path: Path) -> None:
     series = Series(800)
     advice = series.advice(tmp_path)
@@ -92,6 +99,7 @@ def test_the_limit_is_that_of_the_formula(tmp_path: Path) -> None:
     assert f"kk.clip.ByGlobalNorm({limit.value:g})" in str(advice)
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_limit_and_multiple_follow_the_scale_of_the_norms(tmp_path: Path) -> None:
     found = []
     for place, scale in enumerate((1.0, 1024.0)):
@@ -129,6 +137,7 @@ def test_norms_are_gathered_as_they_are_counted(norms: list[float]) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_a_limit_that_is_always_met_is_a_normaliser(tmp_path: Path) -> None:
     for facts, text in ((SGD, "move them inversely"), (ADAM, "the factor cancels in g / sqrt(v)")):
         series = Series()
@@ -188,6 +197,7 @@ MADE_UP = [
 ]
 
 
+@pytest.mark.usefixtures("no_replay")
 @pytest.mark.parametrize("cause", MADE_UP)
 def test_a_cause_is_found_on_a_series_that_shows_it(tmp_path: Path, cause: str) -> None:
     series = Series()
@@ -205,6 +215,7 @@ def test_a_cause_is_found_on_a_series_that_shows_it(tmp_path: Path, cause: str) 
     json.dumps(advice.as_dict(), allow_nan=False)
 
 
+@pytest.mark.usefixtures("no_replay")
 @pytest.mark.parametrize(
     "name", ["blocks.0.attn.q_proj.weight", "h.0.attn.c_attn.weight", "lm_head.weight"]
 )
@@ -220,6 +231,7 @@ def test_growth_of_logits_needs_its_names(
     assert (advice.cause, advice.tensor) == ("slow_growth", name)
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_without_what_a_rule_needs_the_cause_is_unknown_and_says_what_lacks(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     norms = np.linalg.norm(Series().gradients, axis=1)
@@ -233,11 +245,13 @@ def test_without_what_a_rule_needs_the_cause_is_unknown_and_says_what_lacks(tmp_
     )
 
 
+@pytest.mark.usefixtures("no_replay")
 @pytest.mark.parametrize("seed", range(8))
 def test_noise_alone_has_no_cause(tmp_path: Path, seed: int) -> None:
     assert Series(600, seed).advice(tmp_path).cause == "none"
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_a_schedule_with_warm_up_and_drops_is_no_jump(tmp_path: Path) -> None:
     series = Series()
     series.lr[:] = 1e-3 * np.minimum(np.arange(1, 401) / 50.0, 1.0)
@@ -246,6 +260,7 @@ def test_a_schedule_with_warm_up_and_drops_is_no_jump(tmp_path: Path) -> None:
     assert series.advice(tmp_path).cause == "none"
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_onsets_are_in_order_and_ties_are_said(tmp_path: Path) -> None:
     series = Series()
     for delay, place in ((0, 2), (3, 3), (3, 1)):
@@ -281,6 +296,7 @@ def test_the_heat_map_shows_the_event_and_what_is_not_finite(tmp_path: Path) -> 
     assert max(float(x) + float(wide) for x, wide in cells) == pytest.approx(330, abs=0.2)
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_the_largest_norm_is_always_named(tmp_path: Path) -> None:
     series = Series()
     series.gradients[123, 3] = 7.0
@@ -484,6 +500,7 @@ def test_a_record_that_goes_back_counts_the_later_rows(tmp_path: Path) -> None:
     assert run.lost == ["20 rows of steps that were written again after a restart"]
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_a_jump_that_a_step_made_is_no_foreign_write(tmp_path: Path) -> None:
     series = Series()
     series.weights[300:, 2] *= 100.0

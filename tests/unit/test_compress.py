@@ -160,7 +160,8 @@ CHILDREN = """
 import os, sys
 import torch._dynamo
 from karikomi.cli.app import main
-import karikomi.torch.tasks.runner, karikomi.search.pipeline
+import scipy.stats, torch.export._trace, torch._functorch.aot_autograd
+import karikomi.cli.compress, karikomi.report, karikomi.search.pipeline, karikomi.torch.tasks.runner
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
@@ -172,9 +173,29 @@ for line in sys.stdin:
 """
 
 
+# Of two thousand examples, so that an epoch takes long enough to be killed in.
+BLOBS = """
+import numpy as np
+from torch import nn
+from karikomi.tasks import Data, Split, Task
+
+def split(size, seed):
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, 3, size)
+    noise = generator.standard_normal((size, 6), dtype=np.float32)
+    return Split(np.eye(3, 6, dtype=np.float32)[targets] * 3 + noise, targets)
+
+task = Task(
+    name="blobs",
+    model=lambda: nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)),
+    data=lambda: Data(split(2000, 0), split(200, 1), split(200, 2)),
+)
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
+    (tmp_path / "blobs.py").write_text(BLOBS)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         "train_epochs = 6\nprune_epochs = 3\ntune_epochs = 2\nentries = [8]\nrates = [4.0]\n"
@@ -186,10 +207,8 @@ def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
         assert parent.stdout is not None
 
         def begun(name: str) -> int:
-            verb = (
-                f"compress digits --config {recipe} --out {tmp_path / name} --max-drop 0.1 --quiet"
-            )
-            print(verb, file=parent.stdin, flush=True)
+            verb = f"compress {tmp_path / 'blobs.py'} --config {recipe} --max-drop 0.1 --quiet"
+            print(f"{verb} --out {tmp_path / name}", file=parent.stdin, flush=True)
             return int(parent.stdout.readline())
 
         def ended() -> int:

@@ -55,7 +55,7 @@ class Shift:
         return inputs + arrays["bias"]
 
     def fresh(self) -> dict[str, np.ndarray]:
-        return {"bias": np.float32([0, 0, 0]), "gradients": np.ones((50, 3))}
+        return {"bias": np.float32([0, 0, 0]), "gradients": np.ones((5_000, 3))}
 
     def layer_outputs(self, arrays: Any, inputs: np.ndarray) -> dict[str, np.ndarray]:
         return {}
@@ -74,7 +74,7 @@ def result_of(scale: float, seed: int = 4) -> tuple[dict[str, Any], list[np.ndar
     others = Split(inputs[:7] * 0 + 1, np.zeros(7, int))
     data = Data(others, others, Split(inputs, np.argmax(inputs, axis=1)))
     runner: Any = Shift()
-    arrays = {"bias": np.float32([0, 0, 0]), "gradients": np.ones((50, 3))}
+    arrays = {"bias": np.float32([0, 0, 0]), "gradients": np.ones((5_000, 3))}
     moved = {**arrays, "bias": np.float32([2 * scale, 0, 0])}
     return audit(task(data), arrays, moved, runner=runner, seed=seed), runner.seen, inputs
 

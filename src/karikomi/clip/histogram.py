@@ -8,6 +8,8 @@ of the first one; the smallest and the largest norm are kept exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from karikomi.clip.history import rank
 from karikomi.rule import Array, Namespace, State
@@ -51,30 +53,57 @@ def count(state: State, norm: Array, taught: Array, *, xp: Namespace) -> State:
 
 def quantile(state: State, share: float, *, xp: Namespace) -> Array:
     """Return a quantile, linear between ranks, as a 0-d array; 0 while nothing was counted."""
-    until = xp.cumulative_sum(state["counts"], axis=0)
-    total = xp.max(until)
-    last = xp.where(total > 0, total - 1, total)
-    low, part = rank(share, last, xp=xp)
-    below = _at_rank(state, until, low, last, xp=xp)
-    above = _at_rank(state, until, xp.where(low < last, low + 1, last), last, xp=xp)
-    return below + (above - below) * part
+    return quantiles(state, (share,), xp=xp)[0]
 
 
-def _at_rank(state: State, until: Array, place: Array, last: Array, *, xp: Namespace) -> Array:
-    """Return the norm of this rank, as if the norms of a bin were spaced evenly in their logarithms."""
+def quantiles(state: State, shares: Sequence[float], *, xp: Namespace) -> list[Array]:
+    """Return several quantiles: what they have in common is worked out once."""
     counts, first = state["counts"], state["first"]
-    smallest, largest = state["smallest"], state["largest"]
-    zeros, ones = xp.zeros_like(counts), xp.ones_like(counts)
-    passed = until <= place
-    bin_ = xp.sum(xp.where(passed, ones, zeros))
-    before = xp.max(xp.where(passed, until, zeros))
-    here = xp.arange(_BINS, dtype=counts.dtype) == bin_
-    within = (place - before + 0.5) / xp.max(xp.where(here, counts, ones))
+    common = _Ranks(
+        counts=counts,
+        until=xp.cumulative_sum(counts, axis=0),
+        places=xp.arange(_BINS, dtype=counts.dtype),
+        zeros=xp.zeros_like(counts),
+        ones=xp.ones_like(counts),
+        lowest=_octaves(state["smallest"], first, xp=xp),
+        highest=_octaves(state["largest"], first, xp=xp),
+    )
+    total = xp.max(common.until)
+    last = xp.where(total > 0, total - 1, total)
+    found = []
+    for share in shares:
+        low, part = rank(share, last, xp=xp)
+        below = _at_rank(state, common, low, last, xp=xp)
+        above = _at_rank(state, common, xp.where(low < last, low + 1, last), last, xp=xp)
+        found.append(below + (above - below) * part)
+    return found
+
+
+class _Ranks(NamedTuple):
+    """What every rank of a histogram needs: cumulated counts, and the octaves of both ends."""
+
+    counts: Array
+    until: Array
+    places: Array
+    zeros: Array
+    ones: Array
+    lowest: Array
+    highest: Array
+
+
+def _at_rank(state: State, common: _Ranks, place: Array, last: Array, *, xp: Namespace) -> Array:
+    """Return the norm of this rank, as if the norms of a bin were spaced evenly in their logarithms."""
+    first, smallest, largest = state["first"], state["smallest"], state["largest"]
+    passed = common.until <= place
+    bin_ = xp.sum(xp.where(passed, common.ones, common.zeros))
+    before = xp.max(xp.where(passed, common.until, common.zeros))
+    here = common.places == bin_
+    within = (place - before + 0.5) / xp.max(xp.where(here, common.counts, common.ones))
     lower = (bin_ - _MIDDLE - 0.5) / PER_OCTAVE
     upper = (bin_ - _MIDDLE + 0.5) / PER_OCTAVE
     # The outermost bins extend to the smallest and the largest norm.
-    lower = xp.where(bin_ == 0, xp.minimum(_octaves(smallest, first, xp=xp), upper), lower)
-    upper = xp.where(bin_ == _BINS - 1, xp.maximum(_octaves(largest, first, xp=xp), lower), upper)
+    lower = xp.where(bin_ == 0, xp.minimum(common.lowest, upper), lower)
+    upper = xp.where(bin_ == _BINS - 1, xp.maximum(common.highest, lower), upper)
     norm = first * xp.exp(_LN2 * (lower + within * (upper - lower)))
     norm = xp.minimum(xp.maximum(norm, smallest), largest)
     return xp.where(place <= 0, smallest, xp.where(place >= last, largest, norm))

@@ -216,9 +216,7 @@ def typical(counted: State, *, xp: Namespace) -> tuple[Array, Array, Array]:
     The tail is the distance from the median to the 95th percentile over that of a normal distribution of this standard
     deviation; 1 where they do not vary.
     """
-    low, median, high, top = (
-        histogram.quantile(counted, q, xp=xp) for q in (0.25, 0.5, 0.75, 0.95)
-    )
+    low, median, high, top = histogram.quantiles(counted, (0.25, 0.5, 0.75, 0.95), xp=xp)
     ones = xp.ones_like(median)
     usable = (low > 0) & (high > 0)
     # The quotients could overflow where their logarithms do not.

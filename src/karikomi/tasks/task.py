@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import math
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -276,9 +277,15 @@ def source_of(thing: object) -> str:
     if thing is None or isinstance(thing, str):
         return repr(thing)
     try:
-        return inspect.getsource(thing)  # type: ignore[arg-type]
+        if thing not in _SOURCES:
+            # Of a class Python parses the whole file, which takes a tenth of a second.
+            _SOURCES[thing] = inspect.getsource(thing)  # type: ignore[arg-type]
+        return _SOURCES[thing]
     except (OSError, TypeError):
         return getattr(thing, "__qualname__", type(thing).__qualname__)
+
+
+_SOURCES: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
 
 
 def checked_data(task: Task) -> Data:

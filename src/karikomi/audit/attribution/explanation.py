@@ -97,7 +97,8 @@ def _gradients(
     baseline = np.broadcast_to(inputs.mean(axis=0, keepdims=True), inputs.shape)
 
     def slopes(given: np.ndarray) -> np.ndarray:
-        return -runner.input_gradients(arrays, given, split.targets) * len(given)
+        targets = np.concatenate([split.targets] * (len(given) // len(inputs)))
+        return -runner.input_gradients(arrays, given, targets) * len(given)
 
     return integrated(slopes, inputs, baseline, steps=STEPS if fine else STEPS // 2)
 
