@@ -121,6 +121,22 @@ def test_torch_measures_hard_tensors_of_every_kind(order: float) -> None:
     np.testing.assert_array_equal(together, found)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -9.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_largest_entry_is_found_in_tensors_of_every_size(
+    dtype: torch.dtype, bad: float
+) -> None:
+    # Small ones are measured together, large ones in parts.
+    sizes = [0, 1, 5, *[4_096] * 40, 4_097, 131_072, 131_073]
+    tensors = [torch.full((size,), 0.5, dtype=dtype) for size in sizes]
+    for place, entry in [(2, 4), (30, 17), (42, 4_095), (43, 4_096), (44, 0), (45, 131_072)]:
+        tensors[place][entry] = bad
+        found = norms_of(tensors, math.inf)
+        expected = [float(tensor.abs().max()) if len(tensor) else 0.0 for tensor in tensors]
+        assert np.array_equal(found, expected, equal_nan=True)
+        assert found[1] == 0.5 and not found[place] == 0.5
+
+
 def test_units_along_several_axes_are_measured_in_their_order() -> None:
     tensor = torch.linspace(-1.0, 2.0, 24).reshape(2, 3, 4)
     found = unit_norms_of(tensor, (0, 2), 3.0).reshape(2, 4)

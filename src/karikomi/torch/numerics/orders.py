@@ -21,6 +21,8 @@ from karikomi.torch.numerics import norms
 from karikomi.torch.numerics.norms import BLOCK, SCALED, flat, on_cpu, on_host, peak, wide
 
 _HIGHEST = 8.0  # powers of float32 entries above it overflow float64
+_SMALL = 4_096  # how many entries a tensor has at most that is copied beside others
+_CACHED = 131_072  # how many entries are read a second time from the cache
 _LOST = 1e-31  # sums of powers below it per entry may have lost digits to float32's underflow
 Sum = Callable[[np.ndarray], float]
 Axis = int | tuple[int, ...]
@@ -96,25 +98,52 @@ def _on_cpu(tensors: Sequence[torch.Tensor], order: float) -> list[float]:
         return [_power_norm(_row(tensor), order, powers) for tensor in tensors]
 
 
-def _largest(tensors: Sequence[torch.Tensor]) -> list[float]:
-    found = [0.0] * len(tensors)
-    small: dict[int, torch.Tensor] = {}
+def _largest(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return the largest magnitude of each; NaN if any entry is NaN."""
+    found, held, single = np.zeros(len(tensors)), 0, torch.float32
+    places: list[int] = []
+    rows: list[torch.Tensor] = []
+    sizes: list[int] = []
     for place, tensor in enumerate(tensors):
         entries = _row(tensor)
-        if entries.dtype is torch.float32 and 0 < entries.numel() <= BLOCK:
-            small[place] = entries
-        elif entries.numel():
-            low, high = (end.item() for end in torch.aminmax(entries))
-            # Of NaN both ends are.
-            found[place] = low if low != low else max(-low, high)
-    if small:
-        # Together, since of most networks most tensors are small, and calls are then the whole cost.
-        row = torch.cat(list(small.values())).numpy()
-        starts = np.cumsum([0, *(entries.numel() for entries in small.values())])[:-1]
-        most = np.maximum(np.maximum.reduceat(row, starts), -np.minimum.reduceat(row, starts))
-        for place, number in zip(small, np.abs(most).tolist(), strict=True):
-            found[place] = number
+        count = entries.numel()
+        if count > _SMALL or not count or entries.dtype is not single:
+            found[place] = _furthest(entries)
+            continue
+        if held + count > _CACHED:
+            found[places] = _largest_of_rows(rows, sizes)
+            places, rows, sizes, held = [], [], [], 0
+        places.append(place)
+        rows.append(entries)
+        sizes.append(count)
+        held += count
+    if rows:
+        found[places] = _largest_of_rows(rows, sizes)
     return found
+
+
+def _largest_of_rows(rows: list[torch.Tensor], sizes: list[int]) -> np.ndarray:
+    """Return the same of small rows, from one copy of all: calls would be the whole cost of each."""
+    joined = torch.cat(rows).numpy()
+    starts = np.cumsum([0, *sizes[:-1]])
+    least, most = np.minimum.reduceat(joined, starts), np.maximum.reduceat(joined, starts)
+    return np.abs(np.maximum(-least, most))
+
+
+def _furthest(entries: torch.Tensor) -> float:
+    """Return the same of one row, read twice from the cache: faster than once for both ends."""
+    if entries.itemsize < 4 or not entries.numel():
+        return float(peak(entries))
+    row = entries.numpy()
+    if row.size <= _CACHED:
+        return _end(row)
+    return np.max([_end(row[start : start + _CACHED]) for start in range(0, row.size, _CACHED)])
+
+
+def _end(row: np.ndarray) -> float:
+    least, most = np.minimum.reduce(row), np.maximum.reduce(row)
+    # Of NaN both ends are.
+    return most if most >= -least or most != most else -least
 
 
 def _summed(entries: torch.Tensor, of_block: Sum) -> float:
