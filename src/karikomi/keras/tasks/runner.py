@@ -32,6 +32,7 @@ from karikomi.keras.tasks.other_forms import FORMS, OtherForms
 from karikomi.keras.tasks.trained import Copies, copied
 from karikomi.keras.tasks.training import KerasTraining, Trainer, trainer_key
 from karikomi.quantize import Coded, OutputUnits
+from karikomi.tasks.layer_widths import chain_of
 from karikomi.tasks.runner import Arrays, Form, Phase
 from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Task, source_of
@@ -73,7 +74,7 @@ class KerasRunner:
         shapes = [tuple(item.variable.shape) for item in self._weights().values()]
         kernels = [shape for shape in shapes if len(shape) > 1]
         widths = [kernels[0][-2], *(shape[-1] for shape in kernels)] if kernels else []
-        return f"{'-'.join(map(str, widths))}, {model.count_params():,} parameters"
+        return f"{chain_of(widths)}, {model.count_params():,} parameters"
 
     def fingerprint(self) -> str:
         """Return a digest of the network's layers and arrays."""

@@ -15,6 +15,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.quantize import Coded, OutputUnits
 from karikomi.shrink.cuts import Cuts
+from karikomi.tasks.layer_widths import chain_of
 from karikomi.tasks.runner import Arrays, Form, Phase
 from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Task, source_of
@@ -74,7 +75,7 @@ class TorchRunner:
         weights = [tensor for tensor in model.parameters() if tensor.dim() > 1]
         widths = [weights[0].shape[1], *(tensor.shape[0] for tensor in weights)] if weights else []
         total = sum(tensor.numel() for tensor in model.parameters())
-        return f"{'-'.join(map(str, widths))}, {total:,} parameters"
+        return f"{chain_of(widths)}, {total:,} parameters"
 
     def fingerprint(self) -> str:
         """Return a digest of the untrained network's arrays, its layers and its class's source."""
