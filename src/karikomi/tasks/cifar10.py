@@ -14,8 +14,7 @@ import safetensors.numpy
 
 from karikomi.errors import BadFile, InvalidArgument
 from karikomi.registry import register
-from karikomi.tasks.splits import Data, Split
-from karikomi.tasks.stratified import partition
+from karikomi.tasks.splits import Data, Split, partition
 from karikomi.tasks.task import Recipe, Task
 
 PARTS = {"search": 2_000, "certify": 5_000, "test": 3_000}

@@ -15,6 +15,7 @@ from karikomi.rule import Rule
 from karikomi.tasks.splits import Data, Inputs
 from karikomi.tasks.task import Task
 
+_MOST, _FIRST, _LAST = 12, 5, 3
 Arrays = dict[str, np.ndarray]
 """Name -> array: the weights and buffers of a model, outside of its framework."""
 
@@ -288,3 +289,15 @@ class Framework(Protocol):
     ) -> Any:
         """Put named arrays or codes into a model, resizing layers that a shrink made smaller by the notes."""
         ...
+
+
+def chain_of(widths: Sequence[int]) -> str:
+    """Return widths joined by dashes, of a long chain its ends and its length.
+
+    >>> chain_of([4, 8, 2]), chain_of([3, *[16] * 20, 10])
+    ('4-8-2', '3-16-16-16-16-...-16-16-10 (21 layers)')
+    """
+    if len(widths) <= _MOST:
+        return "-".join(map(str, widths))
+    ends = ["-".join(map(str, part)) for part in (widths[:_FIRST], widths[-_LAST:])]
+    return f"{ends[0]}-...-{ends[1]} ({len(widths) - 1} layers)"

@@ -32,8 +32,7 @@ from karikomi.keras.tasks.other_forms import FORMS, OtherForms
 from karikomi.keras.tasks.trained import Copies, copied
 from karikomi.keras.tasks.training import KerasTraining, Trainer, trainer_key
 from karikomi.quantize import Coded, OutputUnits
-from karikomi.tasks.layer_widths import chain_of
-from karikomi.tasks.runner import Arrays, Form, Phase
+from karikomi.tasks.runner import Arrays, Form, Phase, chain_of
 from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called

@@ -21,7 +21,7 @@ from karikomi.search.certificate.sample_size import (
     smallest_budget,
 )
 from karikomi.search.certificate.spent_ids import SpentIds
-from karikomi.tasks.stratified import partition
+from karikomi.tasks.splits import partition
 
 __all__ = [
     "Certified",

@@ -15,8 +15,7 @@ from torch import nn
 from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.quantize import Coded, OutputUnits
 from karikomi.shrink.cuts import Cuts
-from karikomi.tasks.layer_widths import chain_of
-from karikomi.tasks.runner import Arrays, Form, Phase
+from karikomi.tasks.runner import Arrays, Form, Phase, chain_of
 from karikomi.tasks.splits import Data, Inputs, Split
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
