@@ -97,8 +97,8 @@ def lenet5(data: str | Path | None) -> Task:
                 "batch_size": 256,
                 "train_epochs": 4,
                 "units": (10, 24, 48),
-                "learned": (0.0501,),
-                "learned_epochs": 24,
+                "learned": (0.062,),
+                "learned_epochs": 32,
             }
         },
     )
