@@ -298,10 +298,10 @@ class TorchRunner:
         return validation.take(np.arange(min(len(validation), most)))
 
     def _calibration(self, model: nn.Module) -> list[Any]:
-        """Return batches of up to 512 training examples, for the re-fit of what stays after a shrink."""
+        """Return batches of training examples, for re-fits and ranges: up to 512, of long texts fewer."""
         train, size = self._data.train, 64
-        places = range(0, min(len(train), 512), size)
-        parts = [train.take(np.arange(k, min(k + size, len(train)))) for k in places]
+        count = min(len(train), _enough(train))
+        parts = [train.take(np.arange(k, min(k + size, count))) for k in range(0, count, size)]
         batches = [batch_for(model, part.inputs) for part in parts]
         # As pairs of inputs and no targets, which several positional inputs need.
         return [(dict(b.named) or b.positional, None) for b in batches]
@@ -335,6 +335,14 @@ def _zero_units_(model: nn.Module, names: Sequence[str], units: Sequence[int]) -
     }
     if shares:
         prune_(model, shares, pattern="units")
+
+
+def _enough(split: Split) -> int:
+    """Return how many examples calibrate: each token of a text is a row of the sums, some times as many as columns."""
+    first = next(iter(split.arrays().values()))
+    if first.dtype.kind not in "iu" or first.ndim != 2:
+        return _CALIBRATION
+    return min(max(_TOKENS // max(first.shape[1], 1), 64), _CALIBRATION)
 
 
 def runner_for(task: Task, data: Data, *, seed: int) -> TorchRunner:
@@ -387,5 +395,6 @@ def _check_types(model: nn.Module, where: str) -> None:
             )
 
 
+_CALIBRATION, _TOKENS = 512, 8_192
 _TYPES = (torch.float32, torch.float64, torch.float16)
 _LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
