@@ -115,7 +115,11 @@ class _Means:
         if reading.part != (0, 1):
             self.reasons[name] = "its rows read several inputs"
         if reading.window is not None and reading.window.transposed:
-            self.reasons[name] = "a transposed convolution"
+            self.reasons[name] = (
+                "a transposed convolution"
+                if reading.window.over
+                else "its weight is (inputs, units)"
+            )
         if name in self.reasons:
             return
         for block in patches(reading):

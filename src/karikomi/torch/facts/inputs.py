@@ -61,7 +61,7 @@ class Grams:
 
     def read(self, reading: Reading) -> None:
         """Add the inputs of one reading; raises `Unsupported` for a transposed convolution."""
-        if reading.window is not None and reading.window.transposed:
+        if reading.window is not None and reading.window.over:
             raise Unsupported(
                 "products of inputs are not defined for a transposed convolution",
                 where=f"gram: {reading.name}",
@@ -118,8 +118,8 @@ def _squares(reading: Reading) -> torch.Tensor:
     inputs = _batched(inputs, len(window.kernel))
     # Summed over samples before the kernel slides, which is then cheap.
     squares = _lengths(inputs).square()
-    taps = [tap.flatten(1).sum(1) for tap in window.taps(squares)]
-    found = torch.stack(taps, dim=1).unflatten(1, window.kernel)
+    taps = [tap.reshape(len(tap), -1).sum(1) for tap in window.taps(squares)]
+    found = torch.stack(taps, dim=1).reshape(-1, *window.kernel)
     return found[:, None] if window.transposed else found.unflatten(0, (window.groups, -1))
 
 

@@ -195,6 +195,8 @@ def unit_axis_of(layer: nn.Module, leaf: str, tensor: torch.Tensor) -> tuple[int
         if layer.groups == 1:
             return 1, ""
         return None, "a grouped transposed convolution has no single unit axis"
+    if is_projection(layer) and leaf == "weight":
+        return 1, ""
     if isinstance(layer, nn.RNNBase | nn.RNNCellBase) and leaf.startswith("weight"):
         return 0, ""
     if isinstance(layer, nn.MultiheadAttention) and leaf.endswith("proj_weight"):
@@ -202,3 +204,9 @@ def unit_axis_of(layer: nn.Module, leaf: str, tensor: torch.Tensor) -> tuple[int
     if "bias" in leaf:
         return None, "a bias"
     return None, f"{type(layer).__name__} declares no unit axis"
+
+
+def is_projection(layer: nn.Module) -> bool:
+    """Return whether a layer is the linear one of GPT-2 in transformers, whose weight is (inputs, units)."""
+    kind = type(layer)
+    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")

@@ -10,7 +10,7 @@ from torch import nn
 from karikomi.prune import Layout
 from karikomi.prune.protection import BY_DEFAULT, PROTECTED, check_protect
 from karikomi.torch.internals import norm_type
-from karikomi.torch.modules.parameters import owned, unwrapped
+from karikomi.torch.modules.parameters import is_projection, owned, unwrapped
 from karikomi.torch.modules.parametrized import computed_from
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -141,12 +141,6 @@ def _no_values(parameter: torch.Tensor) -> str | None:
     if not parameter.numel():
         return "it is empty"
     return None
-
-
-def is_projection(layer: nn.Module) -> bool:
-    """Return whether a layer is the linear one of GPT-2 in transformers, whose weight is (inputs, units)."""
-    kind = type(layer)
-    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
 
 
 def _fused(layer: nn.Module, leaf: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from karikomi.torch.internals import batch_norm_type
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import is_projection, unwrapped
 from karikomi.torch.modules.parametrized import computed_from
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED
 
@@ -91,7 +91,7 @@ def _kind(name: str, layer: nn.Module, tensor: torch.Tensor, *, parametrized: bo
         return "vectors" if statistic else None
     if leaf.startswith("bias") or isinstance(layer, NORMS):
         return "vectors"
-    if isinstance(layer, (*PRUNED, *EMBEDDINGS)) and leaf == "weight":
+    if leaf == "weight" and (isinstance(layer, (*PRUNED, *EMBEDDINGS)) or is_projection(layer)):
         return "weights"
     recurrent = isinstance(layer, nn.RNNBase | nn.RNNCellBase)
     if recurrent or parametrized or isinstance(layer, nn.MultiheadAttention | nn.Bilinear):

@@ -13,7 +13,6 @@ from torch import nn
 from tqdm import tqdm
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.prune import Layout
 from karikomi.prune.account import Account
 from karikomi.prune.pattern import NofM
 from karikomi.prune.scores.reconstruction import OBC, SparseGPT
@@ -21,12 +20,11 @@ from karikomi.reconstruction.least_squares import Reconstructed
 from karikomi.reconstruction.obc import obc, operations
 from karikomi.reconstruction.sparsegpt import sparsegpt
 from karikomi.torch.modules.parameters import check_names, check_values, unwrapped
-from karikomi.torch.reconstruction.calibration import Regressions
+from karikomi.torch.reconstruction.calibration import Regressions, matrix_weight, weight_matrix
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.restoring import restored_unless_kept
 
 WHERE = "reconstruct_"
-_LAYOUT = Layout(units=0, inputs=1)
 PER_SECOND = 5e8
 """Operations of `obc` that a processor does in a second, for an estimate."""
 
@@ -143,10 +141,11 @@ def reconstruct_(
             if removes[name] > masks[name].size - int(masks[name].sum()) or pattern:
                 amount = pattern or removes[name]
                 result, row = _refit(regressions, name, amount, method, masks[name], advance)
-                parameters[name].copy_(
-                    torch.from_numpy(_restored(result.weights, parameters[name]))
-                )
-                masks[name] = _restored(result.kept, parameters[name])
+                shape, window = tuple(parameters[name].shape), regressions.windows[name]
+                both = (torch.from_numpy(found) for found in (result.weights, result.kept))
+                weights, kept = (matrix_weight(found, shape, window) for found in both)
+                parameters[name].copy_(weights)
+                masks[name] = kept.numpy()
                 rows.append(row)
         snapshot.keep()
     return LayerRefit(masks, tuple(rows), method.damping)
@@ -161,12 +160,13 @@ def _refit(
     advance: Callable[[float], None],
 ) -> tuple[Reconstructed, Refitted]:
     problem = regressions.problem(name)
-    weights = _matrix(regressions.dense[name].double().cpu().numpy())
+    window = regressions.windows[name]
+    weights = weight_matrix(regressions.dense[name].double().cpu(), window).numpy()
     by_columns = isinstance(method, SparseGPT)
     solver = (
         partial(sparsegpt, block=method.block) if by_columns else partial(obc, progress=advance)
     )
-    where, gone = f"{WHERE}: {name}", ~_matrix(mask)
+    where, gone = f"{WHERE}: {name}", ~weight_matrix(torch.from_numpy(mask), window).numpy()
     result = solver(weights, problem, amount, damping=method.damping, gone=gone, where=where)
     masked = np.where(result.kept, weights, 0.0)
     errors = problem.error(masked), problem.error(result.weights)
@@ -205,12 +205,3 @@ def _check_cost(
                 allowed=f"<= {method.most_operations:.0e}",
                 hint='score="sparsegpt", or score=kk.prune.OBC(most_operations=...)',
             )
-
-
-def _matrix(array: np.ndarray) -> np.ndarray:
-    return _LAYOUT.canonical(array).reshape(len(array), -1)
-
-
-def _restored(matrix: np.ndarray, weight: torch.Tensor) -> np.ndarray:
-    units, inputs, *kernel = weight.shape
-    return np.ascontiguousarray(_LAYOUT.restored(matrix.reshape(units, *kernel, inputs)))

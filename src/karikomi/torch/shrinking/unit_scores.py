@@ -14,7 +14,8 @@ from karikomi.prune.scores.score import Score
 from karikomi.selection.granularity import check_of_units, group_scores
 from karikomi.shrink.unit_groups import Group
 from karikomi.torch.facts.measure import measure
-from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, TRANSPOSED, is_projection, layouts
+from karikomi.torch.modules.parameters import is_projection
+from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, TRANSPOSED, layouts
 from karikomi.torch.pruning.weight_sources import sources_of
 
 WHERE = "torch.shrink"

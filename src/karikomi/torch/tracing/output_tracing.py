@@ -1,7 +1,8 @@
 """Find the normalisation and the activation that directly follow a layer.
 
 Tensors are followed from call to call, so functional activations are found as modules are. An addition
-(a shortcut), a product or a change of shape ends the trail: what follows mixes the layer's units with others.
+(a shortcut), a product or a change of shape ends the trail: what follows mixes the layer's units with others. A view
+that leaves the last axis, the units of a linear layer, does not.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _CARRIED = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
     " contiguous clone to float double half bfloat16 type detach".split()
 )
+
+
+_VIEWS = frozenset({"view", "reshape", "flatten", "unflatten"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ class Trail:
             self._open.pop(id(followed.tensor()), None)
             if self.on_values:
                 self.on_values(path, out)
-        elif called in _CARRIED:
+        elif called in _CARRIED or (called in _VIEWS and _same_last(path, followed.tensor(), out)):
             self._put(path, out, emit=False)
 
     def end(self) -> None:
@@ -103,6 +107,11 @@ class Trail:
         if emit and self.on_values:
             self.on_values(path, tensor)
         self._open[id(tensor)] = Followed(path, weakref.ref(tensor), version_of(tensor))
+
+
+def _same_last(path: Path, tensor: torch.Tensor | None, out: torch.Tensor) -> bool:
+    """Return whether a view leaves the units where they are: along the last axis, as many as before."""
+    return path.axis == -1 and tensor is not None and tensor.shape[-1:] == out.shape[-1:]
 
 
 def scales_of(module: nn.Module) -> dict[int, str]:

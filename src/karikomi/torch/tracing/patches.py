@@ -33,7 +33,7 @@ def patches(
         rows = inputs.reshape(-1, inputs.shape[-1])
         yield from (block[None] for block in rows.split(max(ENTRIES // max(rows.shape[1], 1), 1)))
         return
-    if window.transposed and not transposed:
+    if window.over and not transposed:
         raise Unsupported(
             "a transposed convolution cannot be reconstructed",
             where=reading.name,
@@ -57,7 +57,7 @@ def patches(
 
 def _taps(window: Window, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield, per kernel position, the inputs (..., outputs) that it multiplies, also of a transposed convolution."""
-    if not window.transposed:
+    if not window.over:
         yield from window.taps(inputs)
         return
     axes = range(len(window.kernel))

@@ -18,10 +18,12 @@ from torch.overrides import TorchFunctionMode
 from karikomi.torch.tracing.batches import leaves
 from karikomi.torch.tracing.output_tracing import Trail
 from karikomi.torch.tracing.recurrent_reads import CELLS, LAYERS, recurrent_inputs
-from karikomi.torch.tracing.windows import Window, window_of
+from karikomi.torch.tracing.windows import TURNED, Window, window_of
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONV[:5], "output_padding", "groups", "dilation")
+_SECOND = {"addmm": 2, "matmul": 1, "__matmul__": 1, "mm": 1}
+"""Products whose weight is (inputs, units) -> its place among their arguments."""
 _LAYERS = {
     "linear": _CONV[:3],
     **{f"conv{axes}d": _CONV for axes in (1, 2, 3)},
@@ -33,7 +35,8 @@ _LAYERS = {
 class Reading:
     """A linear map, or a convolution if there is a `window`, by the weight `name`.
 
-    `inputs`, `outputs`: in torch's layout; outputs are None if they cannot be observed.
+    `inputs`, `outputs`: in torch's layout; outputs are None if they cannot be observed. Of a product with a weight
+    (inputs, units) they are (samples, features), and its window is `TURNED`.
     `part`: (index, count) of the equal blocks of rows that read these inputs (attention stacks three).
     """
 
@@ -81,6 +84,8 @@ class WeightReadHooks(TorchFunctionMode):
         elif called in _LAYERS and isinstance(result, torch.Tensor):
             given = {**dict(zip(_LAYERS[called], args, strict=False)), **kwargs}
             self._layer(called, given, result)
+        elif called in _SECOND and self._turned(called, args, kwargs, result):
+            pass
         elif called in self._recurrent:
             self._recurring(func, called, args, kwargs)
         else:
@@ -102,6 +107,20 @@ class WeightReadHooks(TorchFunctionMode):
         self._report(
             Reading(name=name, weight=weight, inputs=given["input"], outputs=result, window=window)
         )
+
+    def _turned(self, called: str, args: tuple[Any, ...], kwargs: Any, result: Any) -> bool:
+        """Report a product with a weight of shape (inputs, units), and return whether it is one."""
+        place = _SECOND[called]
+        weight = args[place] if len(args) > place else None
+        name = self._names.get(id(weight))
+        scaled = any(kwargs.get(key, 1) != 1 for key in ("alpha", "beta"))
+        if name is None or scaled or weight.dim() != 2:
+            return False
+        inputs = args[place - 1]
+        rows = [part.reshape(-1, part.shape[-1]) for part in (inputs, result)]
+        reading = Reading(name=name, weight=weight, inputs=rows[0], outputs=rows[1], window=TURNED)
+        self._report(reading, result)
+        return True
 
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
         bound = inspect.signature(func).bind(*args, **kwargs)
@@ -134,12 +153,14 @@ class WeightReadHooks(TorchFunctionMode):
             if name is not None:
                 self._report(Reading(name=name, weight=weight, inputs=inputs, outputs=None))
 
-    def _report(self, reading: Reading) -> None:
+    def _report(self, reading: Reading, result: torch.Tensor | None = None) -> None:
+        """Report a reading; `result`: its outputs as the network has them, where they have another shape."""
         for on_read in self._on_read:
             on_read(reading)
-        if self._trail and reading.outputs is not None:
+        outputs = reading.outputs if result is None else result
+        if self._trail and outputs is not None:
             axis = -1 - (len(reading.window.kernel) if reading.window else 0)
-            self._trail.start(reading.name, axis, reading.outputs)
+            self._trail.start(reading.name, axis, outputs)
 
     def _stray(self, called: str, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
         for tensor in leaves((args, kwargs)):

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 class Window:
     """The geometry of one convolution, one number per spatial axis.
 
-    `padding`: at the start and at the end of each axis. `outputs`: how many positions there are.
+    `padding`: at the start and at the end of each axis. `outputs`: how many positions there are. Without axes, and
+    transposed, it is a product with a weight of shape (inputs, units): `TURNED`.
     """
 
     kernel: tuple[int, ...]
@@ -25,6 +26,11 @@ class Window:
     outputs: tuple[int, ...]
     groups: int = 1
     transposed: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether it is a transposed convolution over some axis."""
+        return self.transposed and bool(self.kernel)
 
     def taps(self, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield, per kernel position in index order, the inputs that it multiplies.
@@ -49,6 +55,10 @@ class Window:
         first = max(-(shift // stride), 0)
         last = min((self.outputs[axis] - 1 - shift) // stride, size - 1)
         return slice(first, max(last + 1, first))
+
+
+TURNED = Window(kernel=(), stride=(), padding=(), dilation=(), outputs=(), transposed=True)
+"""Of a product ``x @ w``: the transposed convolution of a point, whose inputs and outputs are (samples, features)."""
 
 
 def window_of(
