@@ -118,7 +118,9 @@ def _classes(classes: list[Mapping[str, Any]]) -> list[str]:
 def _became(label: Mapping[str, Any]) -> str:
     count = label.get("became_examples", 0)
     most = count > LEAST_CLASS_EXAMPLES and 2 * count >= label.get("lost", 0)
-    return f", {count} of them to class {label['became']}" if most else ""
+    # -1 stands for outputs that are not a number.
+    became = "no class" if label.get("became") == "-1" else f"class {label.get('became')}"
+    return f", {count} of them to {became}" if most else ""
 
 
 def _favoured(classes: list[Mapping[str, Any]], total: int) -> list[str]:
