@@ -42,7 +42,7 @@ def test_a_slice_of_a_regression_is_named() -> None:
     marked, others = found["slices"]
     assert (marked["examples"], others["lost"], others["drop"]) == (25, 0, 0.0)
     assert marked["drop"] == pytest.approx(marked["after"] - marked["before"])
-    assert any(text.startswith("slice marked lost") for text in found["warnings"])
+    assert any(text.startswith("slice marked got worse by 1.0") for text in found["warnings"])
     assert any(text.startswith("the mean_squared_error gets worse") for text in found["warnings"])
     assert not any(text.startswith("slice others") for text in found["warnings"])
     outcomes = [judged(gate_of(f"slice_drop>{limit}"), found).outcome for limit in (0.5, 5.0)]
