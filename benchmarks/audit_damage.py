@@ -453,7 +453,7 @@ def bias_shifted(setting: Setting, seed: int) -> tuple[nn.Module, str]:
             net.head.bias[label] += 0.25
             if setting.right(net, setting.data.test) < aim:
                 break
-    return net, f"class {label} is predicted"
+    return net, f"class {label} is predicted|to class {label} "
 
 
 def one_bit(setting: Setting, seed: int) -> tuple[nn.Module, str]:
@@ -529,7 +529,7 @@ def audits(settings: Settings, kind: str, seeds: int, pairs: int) -> Iterator[di
             net, expected = damage(setting, seed)
             result = setting.audited(net, seed)
             setting.slices.pop("small", None)
-            hit = any(text.startswith(expected) for text in result["warnings"])
+            hit = any(part in text for text in result["warnings"] for part in expected.split("|"))
             yield row_of(kind, name, seed, result) | {"expected": expected, "named": hit}
     for seed in range(100, 100 + pairs):
         if (kind, "harmless", seed) not in settings.done:

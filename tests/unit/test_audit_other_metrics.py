@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def test_a_slice_of_a_regression_is_named() -> None:
     marked, others = found["slices"]
     assert (marked["examples"], others["lost"], others["drop"]) == (25, 0, 0.0)
     assert marked["drop"] == pytest.approx(marked["after"] - marked["before"])
-    assert any(text.startswith("slice marked lost") for text in found["warnings"])
+    assert any(text.startswith("slice marked got worse by 1.0") for text in found["warnings"])
     assert any(text.startswith("the mean_squared_error gets worse") for text in found["warnings"])
     assert not any(text.startswith("slice others") for text in found["warnings"])
     outcomes = [judged(gate_of(f"slice_drop>{limit}"), found).outcome for limit in (0.5, 5.0)]
@@ -173,6 +174,17 @@ def test_tokens_beside_a_mask_are_corrupted_and_explained() -> None:
     assert np.any(shown["before"]) and len(shown["words"]) == 14
     assert set(found["not_checked"]) == {"slices", "noise", "gradient_agreement", "attack"}
     assert found["not_checked"]["attack"] == "the inputs are 2 arrays"
+
+
+def test_a_regression_that_ends_in_nan_is_said_to() -> None:
+    lost = {"head.weight": np.full_like(REGRESSION.before["head.weight"], np.nan)}
+    runner: Any = Linear(lost["head.weight"].shape, "mean_squared_error")
+    found = audit(REGRESSION.task, REGRESSION.before, lost, runner=runner, population=2)
+    assert (found["metric_after"], found["drop"], found["attack"]) == (None, None, None)
+    assert "after has non-finite outputs for 300 examples" in found["warnings"]
+    assert found["not_checked"]["attack"] == "the metric is not finite"
+    json.dumps(found, allow_nan=False)
+    assert "non-finite outputs for 300" in report.audit_page(found) + report.audit_table(found)
 
 
 def test_two_arrays_of_floats_leave_open_which_is_corrupted() -> None:

@@ -118,7 +118,9 @@ def _classes(classes: list[Mapping[str, Any]]) -> list[str]:
 def _became(label: Mapping[str, Any]) -> str:
     count = label.get("became_examples", 0)
     most = count > LEAST_CLASS_EXAMPLES and 2 * count >= label.get("lost", 0)
-    return f", {count} of them to class {label['became']}" if most else ""
+    # -1 stands for outputs that are not a number.
+    became = "no class" if label.get("became") == "-1" else f"class {label.get('became')}"
+    return f", {count} of them to {became}" if most else ""
 
 
 def _favoured(classes: list[Mapping[str, Any]], total: int) -> list[str]:
@@ -195,13 +197,13 @@ def _slices(result: Mapping[str, Any]) -> list[str]:
         elsewhere = (total - drop * row["examples"]) / others if others > 0 else 0.0
         least = LEAST_CLASS_DROP if accuracy else LEAST_SHARE * abs(row["before"])
         if row["p"] <= ALPHA and drop >= max(least, TWICE * elsewhere):
-            lost = (
-                f"{100 * drop:.1f} points: {row['lost']} of {row['examples']} examples"
+            counts = f"{row['lost']} of {row['examples']} examples"
+            said = (
+                f"lost {100 * drop:.1f} points: {counts}, {row['gained']} gained"
                 if accuracy
-                else f"{drop:.4g} of the {result.get('metric')}: {row['lost']} of {row['examples']} examples are worse"
+                else f"got worse by {drop:.4g} ({result.get('metric')}): {counts}, {row['gained']} got better"
             )
-            better = f"{row['gained']} {'gained' if accuracy else 'better'}"
-            warnings.append(f"slice {row['slice']} lost {lost}, {better} (p = {row['p']:.2g})")
+            warnings.append(f"slice {row['slice']} {said} (p = {row['p']:.2g})")
     return warnings
 
 
@@ -218,8 +220,9 @@ def _corruptions(result: Mapping[str, Any]) -> list[str]:
         # Of an accuracy in points; of any other metric, more than the clean drop by its own size.
         least = LEAST_CORRUPTION_DROP if result.get("metric") == "accuracy" else abs(clean)
         if drop - clean > least:
+            worse = "drops by" if result.get("goal", "max") == "max" else "gets worse by"
             warnings.append(
-                f"under {row['corruption']} the {result.get('metric')} drops by {drop:.4g} on average"
+                f"under {row['corruption']} the {result.get('metric')} {worse} {drop:.4g} on average"
                 f" (clean {clean:.4g}, p = {row['p']:.2g})"
             )
     return warnings

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from karikomi.audit.corruptions.corruption import channel_axis
+from karikomi.audit.predictions import score_of
 from karikomi.tasks import Arrays, Runner, Split, Task
 
 EPSILON = 2.0 / 255.0
@@ -29,7 +30,8 @@ def attacked(
 
     ``before``: the first network, attacked by its own gradients; ``after``: the second by its own; ``transfer``: the
     second on the inputs that were made for the first. Rounded weights can hide gradients, so that the lower of
-    ``after`` and ``transfer`` counts (``worst``). ``clean_before`` and ``clean_after`` on the same examples.
+    ``after`` and ``transfer`` counts (``worst``). ``clean_before`` and ``clean_after`` on the same examples. None for
+    integers, and where a metric is not finite.
 
     Source: Madry et al. 2018, with a random start and steps of 2.5 epsilon / steps.
     """
@@ -44,17 +46,20 @@ def attacked(
     ]
 
     def judged(arrays: Arrays, given: Any) -> float:
-        return float(task.judge(runner.outputs(arrays, given), some.targets))
+        return score_of(task, runner.outputs(arrays, given), some.targets)
 
     before, after = judged(pair[0], made[0]), judged(pair[1], made[1])
     transfer = judged(pair[1], made[0])
+    clean = [judged(arrays, some.inputs) for arrays in pair]
+    if not np.isfinite([before, after, transfer, *clean]).all():
+        return None
     worse = min if task.direction == "max" else max
     return {
         "epsilon": epsilon,
         "steps": steps,
         "examples": len(some),
-        "clean_before": judged(pair[0], some.inputs),
-        "clean_after": judged(pair[1], some.inputs),
+        "clean_before": clean[0],
+        "clean_after": clean[1],
         "before": before,
         "after": after,
         "transfer": transfer,

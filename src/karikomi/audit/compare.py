@@ -19,7 +19,7 @@ from karikomi.audit.paired.mean_tests import drop_by_redrawing
 from karikomi.audit.paired.paired_outcomes import PairedOutcomes
 from karikomi.audit.paired.slices import mean_rows, members_of, risen_p, slice_rows
 from karikomi.audit.population import population_of
-from karikomi.audit.predictions import Predictions, shown_inputs
+from karikomi.audit.predictions import Predictions, score_of, shown_inputs
 from karikomi.audit.robustness import gradient_agreement, under_noise
 from karikomi.audit.stress import MOST_EXAMPLES, under_corruptions
 from karikomi.errors import check
@@ -95,7 +95,7 @@ def audit(
         run.adopt(known)
     pair, test = (before, after), data.test
     outputs = run.outputs(before, test.inputs), run.outputs(after, test.inputs)
-    scores = [task.judge(output, test.targets) for output in outputs]
+    scores = [score_of(task, output, test.targets) for output in outputs]
     metrics = [float(score) if math.isfinite(score) else None for score in scores]
     finite = [np.isfinite(output.reshape(len(output), -1)).all(axis=1) for output in outputs]
     result: dict[str, Any] = {
@@ -111,7 +111,7 @@ def audit(
         "drop_interval": drop_by_redrawing(task, outputs, test.targets, seed=seed),
         **_predictions(task, outputs, test.targets, slices or {}),
         "noise": under_noise(task, run, pair, test, seed=seed),
-        "gradient_agreement": gradient_agreement(run, pair, test),
+        "gradient_agreement": gradient_agreement(run, pair, _counting(task, test)),
         "nonfinite": [int(np.sum(~examples)) for examples in finite],
         "corruptions": under_corruptions(
             task, run, pair, test, seed=seed, modality=modality, most=most
@@ -144,17 +144,25 @@ def _not_checked(
         "classes": "" if task.classifies else other,
         "slices": "no slices were given"
         if not slices
-        else f"{other}, which is no mean of a number per example",
+        else f"{other}, which is not finite, or no mean of a number per example",
         "calibration": f"too few targets, or outputs that are not finite: {LEAST} are needed"
         if task.classifies
         else f"{other}: there are no class scores",
         "noise": form,
         "gradient_agreement": form,
         "corruptions": form or "there are none for inputs of this shape",
-        "attack": form,
+        "attack": form or "the metric is not finite",
         "explanation": f"{form}, nor tokens",
     }
     return {name: reason for name, reason in reasons.items() if reason and not result.get(name)}
+
+
+def _counting(task: Task, test: Split) -> Split:
+    """Return the examples with a target that counts: the loss of the others has no gradient in either network."""
+    if not task.classifies:
+        return test
+    counts = (test.targets != task.ignore_index).reshape(len(test), -1).any(axis=1)
+    return test if counts.all() else test.take(np.flatnonzero(counts))
 
 
 def _form(inputs: Any) -> str:
@@ -218,6 +226,8 @@ def _other_slices(
     if first is None or second is None:
         return []
     worse = first - second if task.direction == "max" else second - first
+    if not np.isfinite(worse).all():
+        return []
     return mean_rows(worse, (first, second), groups)
 
 

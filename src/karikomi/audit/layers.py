@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from karikomi.audit.predictions import score_of
 from karikomi.audit.representation import alignment
 from karikomi.tasks import Arrays, Runner, Split, Task
 
@@ -50,14 +51,14 @@ def _alone(
     task: Task, runner: Runner, pair: tuple[Arrays, Arrays], some: Split, layers: list[str]
 ) -> dict[str, float]:
     before, after = pair
-    whole = task.judge(runner.outputs(before, some.inputs), some.targets)
+    whole = score_of(task, runner.outputs(before, some.inputs), some.targets)
     drops = {}
     for layer in layers:
         own = [name for name in before if name.rpartition(".")[0] == layer]
         if not all(name in after and after[name].shape == before[name].shape for name in own):
             continue
         outputs = runner.outputs({**before, **{name: after[name] for name in own}}, some.inputs)
-        drop = task.drop(whole, task.judge(outputs, some.targets))
+        drop = task.drop(whole, score_of(task, outputs, some.targets))
         if math.isfinite(drop):
             drops[layer] = float(drop)
     return drops

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from karikomi.audit.predictions import score_of
 from karikomi.tasks import Arrays, Runner, Split, Task
 
 LISTED = 20
@@ -74,15 +76,15 @@ def population(
     if not drawn:
         few.insert(0, outputs[1])
     large = [outputs[0], *(runner.outputs(arrays, split.inputs) for arrays in originals)]
-    whole = float(np.mean([task.judge(output, split.targets) for output in large]))
-    drops = [task.drop(whole, task.judge(output, split.targets)) for output in few]
+    whole = float(np.mean([score_of(task, output, split.targets) for output in large]))
+    drops = [task.drop(whole, score_of(task, output, split.targets)) for output in few]
     found: dict[str, Any] = {
         "drawn": drawn,
         "before": len(large),
         "after": len(few),
         "word": "exemplars" if min(len(few), len(large)) >= LEAST_EXEMPLARS else "flips",
         "drop": _spread(drops),
-        "drop_of_file": task.drop(whole, task.judge(outputs[1], split.targets)),
+        "drop_of_file": task.drop(whole, score_of(task, outputs[1], split.targets)),
     }
     if not task.classifies:
         return found
@@ -183,6 +185,8 @@ def population_of(
     """Return `population` of `count` drawn networks, or of those in `files` (small ones, originals); or why not."""
     if not count and not files[0]:
         return None if not files[1] else "originals without replicates of the small network"
+    if any(math.isnan(score_of(task, output, split.targets)) for output in outputs):
+        return "the metric is not finite"
     made: list[Arrays] = list(files[0])
     for number in range(count):
         drawn = redrawn(*pair, seed=[seed, number])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from karikomi.errors import NonFinite
 from karikomi.tasks import Split, Task
 
 LISTED, SHOWN = 20, 6
@@ -80,6 +82,14 @@ def _commonest(labels: np.ndarray) -> dict[str, Any]:
     names, counts = np.unique(labels, return_counts=True)
     most = int(counts.argmax())
     return {"became": str(names[most]), "became_examples": int(counts[most])}
+
+
+def score_of(task: Task, outputs: np.ndarray, targets: np.ndarray) -> float:
+    """Return the metric of a network's outputs, NaN where it is not finite: the audit says so and goes on."""
+    try:
+        return float(task.judge(outputs, targets))
+    except NonFinite:
+        return math.nan
 
 
 def shown_inputs(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from karikomi.audit.predictions import score_of
 from karikomi.tasks import Arrays, Runner, Split, Task
 
 SIGMAS = (0.0, 0.1, 0.2, 0.4)
@@ -31,7 +32,7 @@ def under_noise(
     rows = []
     for sigma in SIGMAS:
         inputs = (split.inputs + np.float32(sigma) * noise).astype(split.inputs.dtype)
-        scores = [task.judge(runner.outputs(arrays, inputs), split.targets) for arrays in pair]
+        scores = [score_of(task, runner.outputs(arrays, inputs), split.targets) for arrays in pair]
         before, after = (score if math.isfinite(score) else None for score in scores)
         rows.append({"sigma": sigma, "before": before, "after": after})
     return rows

@@ -13,6 +13,7 @@ from karikomi.audit.corruptions.corruption import SEVERITIES, channel_axis
 from karikomi.audit.corruptions.disturbed_input import disturbed_input
 from karikomi.audit.paired.mean_tests import rise_p
 from karikomi.audit.paired.paired_outcomes import holm
+from karikomi.audit.predictions import score_of
 from karikomi.tasks import Arrays, Runner, Split, Task
 from karikomi.tasks.example_scores import example_scores
 
@@ -57,7 +58,7 @@ def under_corruptions(
             made = corrupted(corruption, given.array, severity, kind, seed=[seed, number])
             outputs = [runner.outputs(arrays, given.replaced(made)) for arrays in pair]
             for own, output in zip(found, outputs, strict=True):
-                score = task.judge(output, some.targets)
+                score = score_of(task, output, some.targets)
                 own.append(float(score) if math.isfinite(score) else None)
             extra.append(_differences(task, outputs, some.targets))
         rows.append(

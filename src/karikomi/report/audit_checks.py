@@ -181,8 +181,8 @@ def _attack(found: Mapping[str, Any], metric: str) -> Section | None:
     text = (
         f"Within {plain(found.get('epsilon'), 2)} of the range of the inputs, {count(found.get('steps'))} steps,"
         f" {count(found.get('examples'))} examples: {metric} {worded('clean_before')} -> {worded('before')} before,"
-        f" {worded('clean_after')} -> {worded('after')} after; the attack on the network before costs the one after"
-        f" down to {worded('transfer')}."
+        f" {worded('clean_after')} -> {worded('after')} after; the attack on the network before leaves the one after"
+        f" at {worded('transfer')}."
     )
     return Section("Under attack", [Words(text)])
 

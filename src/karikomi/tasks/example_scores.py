@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from karikomi.tasks.task import Task
@@ -40,7 +42,11 @@ def _each(task: Task, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray | 
     if not callable(metric):
         return None
     try:
-        alone = [float(metric(outputs[k : k + 1], targets[k : k + 1])) for k in range(len(targets))]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a correlation of one example
+            alone = [
+                float(metric(outputs[k : k + 1], targets[k : k + 1])) for k in range(len(targets))
+            ]
         whole = float(metric(outputs, targets))
     except Exception:  # noqa: BLE001  (a metric of one example may be undefined: then it is no mean of examples)
         return None

@@ -343,7 +343,11 @@ def _checked(split: object, name: str, task: Task) -> Split:
 def _numbers_hint(array: Any) -> str:
     if getattr(array, "dtype", None) is not None and array.dtype.kind in "UTSO":
         return "class names become numbers by np.unique(names, return_inverse=True)[1]"
-    return ""
+    return (
+        "without labels the outputs of the dense network can be the targets"
+        if array is None
+        else ""
+    )
 
 
 def _array(value: Any, name: str, where: str) -> Any:

@@ -40,7 +40,7 @@ def drop_by_redrawing(
 ) -> list[float] | None:
     """Return the 95 % interval of the drop of any metric: examples drawn anew with replacement, the same for both.
 
-    None where the metric cannot be computed of so few or repeated examples.
+    None where the metric cannot be computed of so few or repeated examples, or is not finite.
 
     Source: the percentile bootstrap, Efron 1979.
     """
@@ -58,7 +58,7 @@ def drop_by_redrawing(
             return None
         drops.append(task.drop(before, after))
     low, high = np.quantile(drops, [0.025, 0.975]).tolist()
-    return [low, high]
+    return [low, high] if np.isfinite([low, high]).all() else None
 
 
 def _worse(task: Task, outputs: tuple[np.ndarray, np.ndarray], targets: np.ndarray) -> Any:
