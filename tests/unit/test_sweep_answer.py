@@ -106,6 +106,14 @@ def test_one_seed_claims_nothing() -> None:
     group, said = answered([point(1.0, [0.9]), point(None, [0.8])])
     assert [group.verdict(0), group.verdict(1)] == ["chosen", "undecided"]
     assert said[0].startswith("Limit 1 has the best validation accuracy.")
+    # Of two that are equal the loosest is chosen, and it is the one whose test accuracy stands beside it.
+    tied = [point(1.0, [0.9], accuracy={"mean": 0.7}), point(None, [0.9])]
+    group, said = answered(tied)
+    assert group.chosen == 1
+    assert said[0].startswith(
+        "No clip has the best validation accuracy, as limit 1 has, and is looser. On the validation split accuracy "
+        "90.00 %, on the test split 90.00 %"
+    )
     assert any(text.startswith("Too few seeds: one shows no noise") for text in said)
     assert not any("within noise" in text for text in said)
 

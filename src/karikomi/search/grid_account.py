@@ -68,7 +68,8 @@ def group_label(point: Mapping[str, Any]) -> str:
 def _headline(task: Task, group: SweepGroup) -> str:
     name, best = (setting_name(group.points[p]) for p in (group.chosen or 0, group.best or 0))
     if group.seeds == 1:
-        return f"{best} has the best validation {task.metric_name}"
+        shared = "" if name == best else f", as {best} has, and is looser"
+        return f"{name} has the best validation {task.metric_name}{shared}"
     if group.chosen != group.best:
         return f"{name} (the loosest within one standard error of the best, {best})"
     if not group.differences:
