@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from contextlib import nullcontext
 from typing import Any
@@ -42,7 +43,7 @@ def exported(
             f"torch.export does not take the module ({type(error).__name__}: {_first_lines(error)})",
             where=where,
             got=raised_at(error, after=__file__) or "an error in torch",
-            hint=_hint(str(error)),
+            hint=_hint(error),
         ) from error
     assert isinstance(graph, fx.GraphModule)  # noqa: S101  (what `module` returns)
     _name_by_the_first_(graph, module)
@@ -74,8 +75,14 @@ def first_names(module: nn.Module) -> dict[str, str]:
     return {name: seen.setdefault(id(tensor), name) for name, tensor in every}
 
 
-def _hint(text: str) -> str:
-    if "pytree" in text:
+def _hint(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.name == "_detect_is_causal_mask" for frame in frames):
+        return (
+            "pass is_causal= (in nn.Transformer tgt_is_causal=) beside the mask; without it torch.nn compares the "
+            "entries of the mask"
+        )
+    if "pytree" in str(error):
         return (
             "return tensors, tuples, lists or dicts, or register the class of the outputs: "
             "torch.export.register_dataclass or torch.utils._pytree.register_pytree_node"
