@@ -260,3 +260,20 @@ def test_targets_that_are_none() -> None:
     for limit in ({"multiple_of": 0}, {"least": 0}, {"multiple_of": 1.5}, {"least": True}):
         with pytest.raises(InvalidArgument, match=f"{next(iter(limit))}.*whole number >= 1"):
             shrink(net, x, width=0.5, **limit)
+
+
+def test_a_mask_whose_entries_torch_compares_is_refused_with_the_way_round() -> None:
+    class Masked(nn.Module):
+        def __init__(self, causal: bool | None) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.encoder, self.causal = nn.TransformerEncoder(layer, 1), causal
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+            return self.encoder(x, mask=mask, is_causal=self.causal)
+
+    x = torch.randn(2, 5, 8)
+    with pytest.raises(Unsupported, match=r"test_shrink_refused.py:\d+; pass is_causal= "):
+        shrink(Masked(None), x, width=0.5)
+    assert shrink(Masked(True), x, width=0.5)[1].widths_after["encoder.layers.0.linear1"] == 8

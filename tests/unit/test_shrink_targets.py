@@ -253,6 +253,23 @@ def test_shared_weights_stay_shared() -> None:
     assert small[1] is small[3] and report.parameters_after == 24 + 20 + 15
 
 
+def test_a_tied_layer_is_counted_and_selected_under_each_of_its_names() -> None:
+    model = nn.Sequential(
+        nn.Linear(5, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3)
+    )
+    model[3].weight = model[1].weight
+    small, report = shrink(model, X, width=0.5)
+    assert report.widths_after == {"0": 4, "1": 4, "4": 3} and small[3].weight is small[1].weight
+    assert report.frozen == {"4": "its units are outputs of the network"}
+    data = [(torch.randn(8, 5), torch.randint(0, 3, (8,)))]
+    by_loss = shrink(model, X, width=0.5, score="taylor", data=data, loss=_loss)[1]
+    for name in ("1.weight", "3.weight"):
+        only = shrink(model, X, width=0.5, only=["0.weight", name])[1]
+        assert only.widths_after == by_loss.widths_after == report.widths_after
+        with pytest.raises(Unsupported, match="no unit can go"):
+            shrink(model, X, width=0.5, exclude=name)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 def test_wrappers_are_taken_off() -> None:
     model = net()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -43,9 +44,10 @@ def exported(
             f"torch.export does not take the module ({type(error).__name__}: {_first_lines(error)})",
             where=where,
             got=raised_at(error, after=__file__) or "an error in torch",
-            hint=_hint(str(error)),
+            hint=_hint(error),
         ) from error
     assert isinstance(graph, fx.GraphModule)  # noqa: S101  (what `module` returns)
+    _name_by_the_first_(graph, module)
     _drop_unused(graph)
     return graph
 
@@ -64,8 +66,38 @@ def without_cache(module: nn.Module) -> Iterator[None]:
             config.use_cache = True
 
 
-def _hint(text: str) -> str:
-    if "pytree" in text:
+def _name_by_the_first_(graph: fx.GraphModule, module: nn.Module) -> None:
+    """Let every node read a tensor that has several names by the first of them."""
+    names = first_names(module)
+    held = dict(graph.named_parameters(remove_duplicate=False))
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            name = names.get(str(node.target), str(node.target))
+            if held.get(name) is not None and held[name] is held.get(str(node.target)):
+                node.target = name
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """Return name of a parameter -> the first name of the same parameter.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    >>> net[1].weight = net[0].weight
+    >>> first_names(net)
+    {'0.weight': '0.weight', '0.bias': '0.bias', '1.weight': '0.weight'}
+    """
+    seen: dict[int, str] = {}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: seen.setdefault(id(tensor), name) for name, tensor in every}
+
+
+def _hint(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.name == "_detect_is_causal_mask" for frame in frames):
+        return (
+            "pass is_causal= (in nn.Transformer tgt_is_causal=) beside the mask; without it torch.nn compares the "
+            "entries of the mask"
+        )
+    if "pytree" in str(error):
         return (
             "return tensors, tuples, lists or dicts, or register the class of the outputs: "
             "torch.export.register_dataclass or torch.utils._pytree.register_pytree_node"

@@ -24,7 +24,7 @@ from karikomi.torch.compensation.in_place import compensate_
 from karikomi.torch.compensation.lanes import Pairs, lanes_of
 from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.exporting.equivalence import equal
-from karikomi.torch.exporting.exported import exported
+from karikomi.torch.exporting.exported import exported, first_names
 from karikomi.torch.exporting.proof import difference, is_blind, randomized, samples_of
 from karikomi.torch.exporting.rewriting import Kept, Rewritten, rewritten
 from karikomi.torch.exporting.summed_entries import changed_sums
@@ -96,10 +96,8 @@ class Shrinking:
         """Return a boolean per label: whether it stays."""
         choice = self.choice
         assert choice is not None  # noqa: S101
-        names = dict.fromkeys(
-            name for name, _ in self.module.named_parameters(remove_duplicate=False)
-        )
-        groups = choice.free(self.groups, names, self._makes, self.frozen)
+        first = first_names(self.module)
+        groups = choice.free(self.groups, first, self._makes, self.frozen, first)
         scores = unit_scores(self.module, groups, choice.score, data=choice.data, loss=choice.loss)
         return choice.kept(self.found.classes, groups, scores, self._cost)
 
