@@ -17,6 +17,14 @@ NOT_SELECTED = "not selected"
 """Why a transform left a tensor alone that `only` does not match, or `exclude` does."""
 
 
+class TiedNames(list[str]):
+    """Names of tensors, and `others`: every further name of one of them -> its name here."""
+
+    def __init__(self, names: Iterable[str], others: Mapping[str, str]) -> None:
+        super().__init__(names)
+        self.others = dict(others)
+
+
 def select(
     names: Iterable[str],
     *,

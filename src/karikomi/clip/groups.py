@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from karikomi.errors import InvalidArgument
 from karikomi.registry import register
 from karikomi.rule import Composite, Quantity, Rule, shared_quantity
-from karikomi.select import select
+from karikomi.select import TiedNames, select
 
 Pattern = str | Callable[[str], bool]
 Inner = Rule | Composite | None
@@ -25,7 +25,8 @@ class Groups:
 
     ``Groups({"embed.*": ByNorm(0.5), "head.*": None}, default=AGC(0.01))``: ``None`` leaves the
     group alone (exclusion). A rule of global scope speaks of its group as a whole. Tensors that are
-    left alone are still measured: a NaN among them skips the step as any other.
+    left alone are still measured: a NaN among them skips the step as any other. A tied weight of a torch module belongs
+    to the first group that matches any of its names.
 
     `groups`: a mapping, or pairs, from a glob over names (or a predicate of a name) to a rule or
     ``None``. `default`: the rule of all tensors that no group matches. A glob that matches no tensor
@@ -114,6 +115,10 @@ class Groups:
 
 
 def _matching(pattern: Pattern, names: Sequence[str]) -> list[str]:
+    others = names.others if isinstance(names, TiedNames) else {}
+    every = [*names, *others]
     if isinstance(pattern, str):
-        return select(names, only=pattern, where="Groups")
-    return [name for name in names if pattern(name)]
+        found = select(every, only=pattern, where="Groups")
+    else:
+        found = [name for name in every if pattern(name)]
+    return [others.get(name, name) for name in found]

@@ -11,6 +11,7 @@ from torch import nn
 
 from karikomi.bound import spared
 from karikomi.errors import BadFile, InvalidArgument, Unsupported
+from karikomi.functional.unit_axes import UnitAxes, resolved_axes
 from karikomi.prune.pattern import as_pattern
 from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
@@ -23,7 +24,7 @@ from karikomi.torch.attachment.held_parameters import Change
 from karikomi.torch.attachment.penalty_gradients import add_gradients_, check_effective
 from karikomi.torch.bounding.in_place import bound_named, left_alone_in, restored, targets
 from karikomi.torch.facts.running_stats import RunningStats, finite, shown_in_training
-from karikomi.torch.modules.parameters import named, through_adapters, unwrapped
+from karikomi.torch.modules.parameters import keys_by_any_name, named, through_adapters, unwrapped
 from karikomi.torch.modules.prunable import prunable
 from karikomi.torch.pruning.in_place import prune_
 from karikomi.torch.pruning.masks import Masks
@@ -49,13 +50,14 @@ class AfterStep:
         only: str | Sequence[str] | None,
         exclude: str | Sequence[str] | None,
         penalty: Penalty | None,
+        unit_axes: UnitAxes | None,
     ) -> None:
         self.last: Outcome | None = None
         self.masks: Masks | None = None
         self.bound_state: dict[str, Any] | None = None
         self._optimizers, self._model, self._found = optimizers, model, found
         self._bound, self._only, self._exclude = bound, only, exclude
-        self._penalty = penalty
+        self._penalty, self._unit_axes = penalty, unit_axes
         self._spare = bound is not None and spared.spares(bound, only)
         self._unbounded: dict[str, str] = {}
         self._schedule = prune if isinstance(prune, PruningSchedule) else None
@@ -186,8 +188,9 @@ class AfterStep:
         if self._schedule is not None:
             self._follow(self._schedule, steps, outcome)
         if self._bound is not None:
+            found = self._bounded()
             outcome, after = bound_named(
-                self._model, self._bounded(), self._bound, self.bound_state
+                self._model, found, self._bound, self.bound_state, unit_axes=self._axes(found)
             )
             self.bound_state = spared.marked(after, self._spare)
             left_alone = {**outcome.left_alone, **self._unbounded, **self._others()}
@@ -299,6 +302,15 @@ class AfterStep:
             where="torch.attach(bound)",
         )
 
+    def _axes(self, found: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]] | None:
+        """Return the unit axes by hand of what is bounded, of all names that the optimizer holds."""
+        if not self._unit_axes:
+            return None
+        shapes = {name: tuple(item.shape) for name, item in self._found.items()}
+        given = keys_by_any_name(self._model, self._unit_axes)
+        axes = resolved_axes(given, shapes, where="torch.attach")
+        return {name: own for name, own in axes.items() if name in found}
+
     def _others(self) -> dict[str, str]:
         """Return name -> why neither bound nor schedule affects this parameter of the model."""
         free = self._free()
@@ -325,7 +337,8 @@ class AfterStep:
                     got="; ".join(f"{name}: {self._unbounded[name]}" for name in names),
                     hint="only='*' selects all",
                 )
-            targets(self._model, self._bound, self._bounded())
+            found = self._bounded()
+            targets(self._model, self._bound, found, self._axes(found))
         if self._schedule is None:
             return
         chosen = {n: tensor for n, tensor in self._free().items() if n in self._prunable}

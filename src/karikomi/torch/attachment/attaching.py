@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.functional.unit_axes import UnitAxes
 from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule, check_fields
 from karikomi.record import Recorder
@@ -51,6 +52,7 @@ def attach(
     bound: Rule | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    unit_axes: UnitAxes | None = None,
     prune: PruningSchedule | Masks | None = None,
     penalty: Penalty | None = None,
     nonfinite: str = "skip",
@@ -67,7 +69,9 @@ def attach(
     measured and bad steps skipped. `update`: a rule of `karikomi.clip` for the update, the change of the
     weights divided by the learning rate; it costs a copy of the weights (`BlockRMS` given as `clip` is
     applied like this). `only`, `exclude`: globs over the names of the model's parameters, for `bound`; as in `bound_`,
-    a bound without `only` spares the gains of normalisation layers. `prune`: a schedule (`OneShot`, `Gradual`,
+    a bound without `only` spares the gains of normalisation layers. `unit_axes`: name or glob -> the axis whose index
+    is one output unit, for rules per unit, where it is to be another than that of the layer; for `bound` it may be
+    several axes. `prune`: a schedule (`OneShot`, `Gradual`,
     `Iterative`, `SET`, `RigL`), or `Masks` to hold; scores by gradients see those of the training steps, dense
     and before the clip. Bounds and
     schedules do not affect parameters that are frozen or of no optimizer here: they are listed in
@@ -155,7 +159,7 @@ def attach(
     return Handle(
         optimizers,
         model,
-        Rules(clip, update, bound, prune, only, exclude, penalty),
+        Rules(clip, update, bound, prune, only, exclude, penalty, unit_axes),
         nonfinite=nonfinite,
         stop_after=bad_steps,
         record=record,

@@ -12,6 +12,7 @@ from torch import nn
 
 from karikomi.clip import ByGlobalNorm
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
+from karikomi.functional.unit_axes import UnitAxes
 from karikomi.prune.penalties.penalty import Penalty
 from karikomi.prune.schedules.pruning_schedule import PruningSchedule
 from karikomi.record import Recorder, check_facts
@@ -58,6 +59,7 @@ class Rules(NamedTuple):
     only: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
     penalty: Penalty | None = None
+    unit_axes: UnitAxes | None = None
 
 
 class Handle:
@@ -104,6 +106,7 @@ class Handle:
             only=rules.only,
             exclude=rules.exclude,
             penalty=rules.penalty,
+            unit_axes=rules.unit_axes,
         )
         self._mask_check = MaskCheck(model, lambda: self._after_step.masks)
         clips = [] if rules.clip is None else list(leaves(rules.clip))
@@ -149,12 +152,15 @@ class Handle:
             nonfinite=self._nonfinite,
             moments=Moments(*optimizers),
             sharding=sharding,
+            unit_axes=rules.unit_axes,
             where="torch.attach",
         )
         if rules.update is None:
             return clipping, None
         where = "torch.attach(update)"
-        return clipping, Updates(optimizers, model, found, rules.update, sharding, where=where)
+        axes = rules.unit_axes
+        updates = Updates(optimizers, model, found, rules.update, sharding, axes, where=where)
+        return clipping, updates
 
     def _norms_for_record(self, found: Mapping[str, torch.Tensor]) -> StepNorms | None:
         wanted = self._record is not None and self._record.weights_every

@@ -26,7 +26,13 @@ from karikomi.torch.bounding.unsharded import apply_, count_at_bound, measured
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.internals import opaque
 from karikomi.torch.modules.fan_in import fan_ins
-from karikomi.torch.modules.parameters import check_values, gains, named
+from karikomi.torch.modules.parameters import (
+    by_any_name,
+    check_values,
+    gains,
+    keys_by_any_name,
+    named,
+)
 from karikomi.torch.modules.parameters import unit_axes as axes_of_layers
 from karikomi.torch.modules.parametrized import MASKED, computed_from, with_adapters
 from karikomi.torch.numerics.orders import Axis
@@ -89,7 +95,7 @@ def bound_(
     others = left_alone_in(module, only=only, exclude=exclude, spare=spare, where=WHERE)
     chosen = {name: tensor for name, tensor in found.items() if name not in others}
     shapes = {name: tuple(tensor.shape) for name, tensor in chosen.items()}
-    given = resolved_axes(unit_axes, shapes, where=WHERE)
+    given = resolved_axes(keys_by_any_name(module, unit_axes), shapes, where=WHERE)
     outcome, after = bound_named(module, chosen, rule, state, logits=logits, unit_axes=given)
     outcome = replace(outcome, left_alone={**outcome.left_alone, **others})
     return outcome, spared.marked(after, spare)
@@ -106,7 +112,11 @@ def left_alone_in(
     """Return parameter -> why a bound does not affect it: not selected, or a gain that it is to spare."""
     known = gains(module) if spare else {}
     return spared.left_alone(
-        named(module, where=where), known, only=only, exclude=exclude, where=where
+        named(module, where=where),
+        known,
+        only=by_any_name(module, only),
+        exclude=by_any_name(module, exclude),
+        where=where,
     )
 
 

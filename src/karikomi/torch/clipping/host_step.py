@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
+from karikomi.functional.unit_axes import UnitAxes, resolved_axes
 from karikomi.rule import Composite, Rule, Scope, State
 from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
@@ -18,11 +19,12 @@ from karikomi.rules.outcome import Outcome
 from karikomi.rules.ranked_units import ranked_axes
 from karikomi.rules.stages import stages
 from karikomi.rules.step import CompletedStep, StepTensors, run_step
+from karikomi.select import TiedNames
 from karikomi.torch.clipping.fold import Fold
 from karikomi.torch.clipping.host_tensors import GradientTensors, HostTensors
 from karikomi.torch.clipping.joint_norms import Sharding
 from karikomi.torch.clipping.second_moments import Moments
-from karikomi.torch.modules.parameters import unit_axes
+from karikomi.torch.modules.parameters import keys_by_any_name, other_names, unit_axes
 from karikomi.torch.numerics.namespace import DeviceNamespace
 
 AVAILABLE = ("sizes", "weights", "second_moment")
@@ -60,6 +62,7 @@ class Clipping:
         nonfinite: str,
         moments: Moments,
         sharding: Sharding | None = None,
+        unit_axes: UnitAxes | None = None,
         where: str,
     ) -> None:
         self.parameters = dict(found)
@@ -67,9 +70,11 @@ class Clipping:
         self.moments, self.sharding = moments, sharding
         if sharding is not None and sharding.elsewhere:
             _check_no_joint_norms_inside(rule, where=where)
-        self.axes = _unit_axes(rule, found, module, where=where)
+        self.axes = _unit_axes(rule, found, module, unit_axes, where=where)
         units = {name: found[name].shape[axis] for name, axis in self.axes.items()}
-        self.stages = stages(rule, list(found), units=units)
+        others = {} if module is None else other_names(module)
+        names = TiedNames(found, {n: first for n, first in others.items() if first in found})
+        self.stages = stages(rule, names, units=units)
         if sharding is not None:
             self.stages = sharding.extended(self.stages)
         self.keeps_moments = any("second_moment" in stage.needs for stage in self.stages)
@@ -190,19 +195,27 @@ def _unit_axes(
     rule: Rule | Composite,
     found: Mapping[str, torch.Tensor],
     module: nn.Module | None,
+    given: UnitAxes | None,
     *,
     where: str,
 ) -> dict[str, int]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    by_hand = given if module is None else keys_by_any_name(module, given)
+    several = resolved_axes(by_hand, shapes, where=where)
     if all(leaf.scope is not Scope.UNIT for leaf in decide.leaves(rule)):
         return {}
-    ranked = ranked_axes(rule, {n: tuple(t.shape) for n, t in found.items()}, where=where)
+    ranked = ranked_axes(rule, shapes, where=where)
+    several = several if ranked is None else ranked
+    named = {name: _single(name, axes, where) for name, axes in several.items()}
     if ranked is not None:
-        return {name: _single(name, axes, where) for name, axes in ranked.items()}
+        return named
+    if module is None and given:
+        return named
     if module is None:
         raise InvalidArgument(
             "the unit axis of a parameter is known from its module only",
             where=where,
-            hint="pass the module instead of its parameters",
+            hint="pass the module instead of its parameters, or unit_axes=",
         )
     axes, _ = unit_axes(module)
-    return {name: axes[name] for name in found if name in axes}
+    return {name: axis for name, axis in {**axes, **named}.items() if name in found}

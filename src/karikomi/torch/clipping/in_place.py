@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from karikomi.functional.unit_axes import UnitAxes
 from karikomi.rule import Composite, Quantity, Rule, State
 from karikomi.rules import decide
 from karikomi.rules.outcome import Outcome
@@ -33,6 +34,7 @@ def clip_(
     process_group: Groups | None = None,
     check_ranks: bool = False,
     total_norm: float | torch.Tensor | None = None,
+    unit_axes: UnitAxes | None = None,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Clip the ``.grad`` of parameters in place and return ``(outcome, state)``.
 
@@ -46,7 +48,8 @@ def clip_(
     kept in the state. `process_group`, `check_ranks`: as for `attach`. Sharded parameters (DTensor) need neither.
     `total_norm`: the joint norm, of the order of the rule, where it was computed elsewhere
     (``torch.nn.utils.get_total_norm``, or over the stages of a pipeline); nothing is measured then, and the rule must
-    be one of global scope.
+    be one of global scope. `unit_axes`: name or glob -> the axis whose index is one output unit, for rules per unit,
+    where it is to be another than that of the layer, or where no module says it.
 
     Without any parameter it warns, measures 0 and returns the state as it is, as torch does. Raises
     `InvalidArgument` for tensors that can have no gradient, `Unsupported` for a rule that does not act on gradients.
@@ -82,6 +85,7 @@ def clip_(
         nonfinite=nonfinite,
         moments=Moments(*([] if optimizer is None else [optimizer])),
         sharding=Sharding.of(found, process_group, check_ranks=check_ranks),
+        unit_axes=unit_axes,
         where="torch.clip_",
     )
     clipping.load(state or None)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from karikomi.errors import Unsupported
+from karikomi.functional.unit_axes import UnitAxes
 from karikomi.rule import Composite, Rule
 from karikomi.rules.decide import leaves
 from karikomi.rules.outcome import Outcome
@@ -33,6 +34,7 @@ class Updates:
         found: Mapping[str, torch.Tensor],
         rule: Rule | Composite,
         sharding: Sharding | None,
+        unit_axes: UnitAxes | None = None,
         *,
         where: str,
     ) -> None:
@@ -46,6 +48,7 @@ class Updates:
             nonfinite="skip",
             moments=Moments(),
             sharding=sharding,
+            unit_axes=unit_axes,
             where=where,
         )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from karikomi.bound import spared
 from karikomi.errors import InvalidArgument, Unsupported, check_known
+from karikomi.select import select
 from karikomi.torch.internals import uncompiled
 
 Parameters = nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | torch.Tensor
@@ -43,6 +45,73 @@ def named(parameters: Parameters, *, where: str) -> dict[str, torch.Tensor]:
             hint="an exhausted generator? pass the module itself",
         )
     return dict(unique.values())
+
+
+def by_any_name(
+    module: nn.Module, patterns: str | Sequence[str] | None
+) -> str | Sequence[str] | None:
+    """Return patterns that find a tensor with several names (tied weights) by each of them.
+
+    `karikomi.select.select` has the first name alone.
+
+    >>> tied = nn.ModuleDict({"embed": nn.Embedding(3, 2), "head": nn.Linear(2, 3)})
+    >>> tied["head"].weight = tied["embed"].weight
+    >>> by_any_name(tied, "head.*"), by_any_name(tied, "head.weight")
+    (['head.*', 'embed.weight'], ['embed.weight'])
+    """
+    if isinstance(patterns, str):
+        return by_any_name(module, [patterns])
+    if not isinstance(patterns, Sequence | Set) or not (others := other_names(module)):
+        return patterns
+    names = {name for name, _ in _every_tensor(module)} - others.keys()
+    return list(dict.fromkeys(q for p in patterns for q in _also_first(p, names, others)))
+
+
+def every_name(
+    module: nn.Module, patterns: str | Sequence[str] | None, *, where: str
+) -> str | Sequence[str] | None:
+    """Return patterns so that a parameter with several names is found under all of them by each; raises as `select`."""
+    if patterns is None or not other_names(module):
+        return patterns
+    named = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+    meant = {id(named[name]) for name in select(list(named), only=patterns, where=where)}
+    return [name for name, tensor in named.items() if id(tensor) in meant]
+
+
+def keys_by_any_name(module: nn.Module, values: Any) -> Any:
+    """Return values by pattern so that each finds a tensor by any of its names; what is no mapping as it is."""
+    if not isinstance(values, Mapping) or not (others := other_names(module)):
+        return values
+    names = {name for name, _ in _every_tensor(module)} - others.keys()
+    found: dict[Any, Any] = {}
+    for pattern, value in values.items():
+        for key in _also_first(pattern, names, others):
+            found.setdefault(key, value)
+    return {**found, **{key: value for key, value in values.items() if key in names}}
+
+
+def _also_first(pattern: Any, names: Set[str], others: Mapping[str, str]) -> list[Any]:
+    if not isinstance(pattern, str):
+        return [pattern]
+    meant = [others[n] for n in others if n == pattern or fnmatch.fnmatchcase(n, pattern)]
+    own = any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names)
+    return [*([pattern] if own or not meant else []), *meant]
+
+
+def other_names(module: nn.Module) -> dict[str, str]:
+    """Return every further name of a parameter or buffer -> its first."""
+    first: dict[int, str] = {}
+    others = {}
+    for name, tensor in _every_tensor(module):
+        if first.setdefault(id(tensor), name) != name:
+            others[name] = first[id(tensor)]
+    return others
+
+
+def _every_tensor(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    module = unwrapped(module)
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

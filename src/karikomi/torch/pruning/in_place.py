@@ -24,7 +24,7 @@ from karikomi.selection.request import PruneRequest, request_of, totals_of
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.distributed.replicas import gathered, replica_count
 from karikomi.torch.facts.measure import check_data, check_rereadable, following, measure
-from karikomi.torch.modules.parameters import unwrapped
+from karikomi.torch.modules.parameters import by_any_name, every_name, keys_by_any_name, unwrapped
 from karikomi.torch.modules.prunable import layouts, projections, prunable
 from karikomi.torch.pruning.account import account_of
 from karikomi.torch.pruning.mask_shards import place_of
@@ -171,23 +171,46 @@ def prepared(
         for name in projections(plain):
             left_alone[name] = "what it multiplies stays inside of the kernel"
             weights.pop(name, None)
-    chosen, left_alone, shares = request.chosen(
+    named = _by_any_name(plain, request)
+    chosen, left_alone, shares = named.chosen(
         weights, left_alone, allowed="weights of Linear, Conv and recurrent layers"
     )
     weights = {name: weights[name] for name in chosen}
     _check_sharded(weights, request.score, data)
     pruning = PruneCall(
         module=plain,
-        request=request,
+        request=named,
         weights=weights,
         shares=shares,
         data=data,
         loss=loss,
-        spared=set(names)
-        - set(select(list(names), only=None, exclude=request.exclude, where=where)),
+        spared=_spared(plain, names, request),
         check=lambda masks: _check_replicas(module, masks),
     )
     return pruning, left_alone
+
+
+def _spared(module: nn.Module, names: Mapping[str, Any], request: PruneRequest) -> set[str]:
+    """Return the names, further ones of tied weights too, of what `exclude` matches."""
+    if request.exclude is None:
+        return set()
+    where = request.where
+    exclude = every_name(module, request.exclude, where=where)
+    kept = select(list(names), exclude=exclude, where=where)
+    return set(names) - set(kept)
+
+
+def _by_any_name(module: nn.Module, request: PruneRequest) -> PruneRequest:
+    """Return the request with patterns and arrays that find tied weights by any of their names."""
+    facts = request.facts
+    return replace(
+        request,
+        only=by_any_name(module, request.only),
+        exclude=by_any_name(module, request.exclude),
+        shares=keys_by_any_name(module, request.shares),
+        counts=keys_by_any_name(module, request.counts),
+        facts={fact: keys_by_any_name(module, facts[fact]) for fact in facts} if facts else facts,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from karikomi.quantize import Coded
 from karikomi.select import NOT_SELECTED, select
 from karikomi.torch.facts.gradients import Loss
 from karikomi.torch.modules import codes
-from karikomi.torch.modules.parameters import check_values, unwrapped
+from karikomi.torch.modules.parameters import by_any_name, check_values, unwrapped
 from karikomi.torch.quantization.eligible import Eligible, eligible
 from karikomi.torch.quantization.rounding import Request, Rounding
 from karikomi.torch.tracing.restoring import restored_unless_kept
@@ -110,7 +110,12 @@ def quantize_(
     check_values(dict(inner.named_parameters()), where=WHERE)
     found = eligible(inner)
     _check_some(found)
-    chosen = select(found.all, only=only, exclude=exclude, where=WHERE)
+    chosen = select(
+        found.all,
+        only=by_any_name(module, only),
+        exclude=by_any_name(module, exclude),
+        where=WHERE,
+    )
     tensors = {name: found.all[name] for name in chosen}
     with restored_unless_kept(lambda: tensors) as snapshot:
         rounding = Rounding(

@@ -15,7 +15,7 @@ from karikomi.quantize import OutputUnits
 from karikomi.select import select
 from karikomi.torch.internals import flatten_plainly_
 from karikomi.torch.modules import codes
-from karikomi.torch.modules.parameters import check_names, check_values, unwrapped
+from karikomi.torch.modules.parameters import by_any_name, check_names, check_values, unwrapped
 from karikomi.torch.modules.parametrized import computed_from, own_class_, with_adapters
 from karikomi.torch.quantization.in_place import Codes
 from karikomi.torch.quantization.learned_steps import LearnedGrid
@@ -170,6 +170,7 @@ def quantized_training(
     check_values(dict(inner.named_parameters()), where=WHERE)
     weights, left_alone = _trainable(inner)
     units, given = output_units(inner), _checked_masks(masks or {}, inner)
+    only, exclude = (by_any_name(inner, patterns) for patterns in (only, exclude))
     chosen = select(weights, only=only, exclude=exclude, where=WHERE) if weights else []
     if not chosen:
         raise Unsupported(

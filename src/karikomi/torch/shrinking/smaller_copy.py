@@ -33,7 +33,7 @@ from karikomi.torch.labelling.label_run import LabelRun, Propagated
 from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.deep_copies import copied
 from karikomi.torch.modules.kept_units import Move, recall, remember_, sizes_in_attributes
-from karikomi.torch.modules.parameters import check_values, unwrapped
+from karikomi.torch.modules.parameters import check_values, every_name, unwrapped
 from karikomi.torch.modules.prunable import NORMS, PRUNED, TRANSPOSED, layouts
 from karikomi.torch.modules.resizing import HOOKED
 from karikomi.torch.recovery.following import follow_
@@ -418,8 +418,8 @@ def shrink(
             least=least,
             data=data,
             loss=loss,
-            only=only,
-            exclude=exclude,
+            only=every_name(module, only, where=WHERE),
+            exclude=every_name(module, exclude, where=WHERE),
         )
         if choice.target.unit == "layers":
             small, report = without_layers(module, inputs, options, choice, dynamic_shapes)

@@ -14,7 +14,7 @@ from karikomi.prune.penalties.penalty import Penalty, check_penalty, term
 from karikomi.select import select
 from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.distributed.fsdp import reshard_
-from karikomi.torch.modules.parameters import unit_axes, unwrapped
+from karikomi.torch.modules.parameters import by_any_name, unit_axes, unwrapped
 from karikomi.torch.modules.prunable import PRUNED
 from karikomi.torch.numerics.namespace import DeviceNamespace
 from karikomi.torch.sparse_training.sharded_penalties import beside, followed
@@ -78,7 +78,12 @@ def penalty(
         check_masks(masks, shapes, where=WHERE)
     axes, _ = unit_axes(model)
     reasons = {n: _why_not(rule, n, axes, masks, why) for n, why in _reasons(model, rule).items()}
-    names = select(list(reasons), only=only, exclude=exclude, where=WHERE)
+    names = select(
+        list(reasons),
+        only=by_any_name(model, only),
+        exclude=by_any_name(model, exclude),
+        where=WHERE,
+    )
     chosen = [name for name in names if not reasons[name]]
     if not chosen:
         raise Unsupported(
