@@ -47,6 +47,7 @@ ALSO = {
     "tasks": {"sklearn"},
     "search": {"matplotlib", "scipy", "distributed"},
     "advising": {"pyarrow"},
+    "pack": {"isal"},
     "report": {"matplotlib"},
     "audit": {"scipy"},
 }
