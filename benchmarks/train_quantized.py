@@ -8,7 +8,8 @@ the trainable parameters to the bytes of the file. No choice uses the test image
 
     python benchmarks/train_quantized.py resnet20|resnet56 [--epochs 5] [--bytes 48000] [--quick]
 
-`--quick`: 40 steps, 1,000 test images; prints what a step costs.
+A killed run goes on from its last checkpoint, written every 50 steps; orders and augmentations depend on
+the seed and the step alone. `--quick`: 20 steps, 1,000 test images; prints what a step costs.
 """
 
 from __future__ import annotations
@@ -78,6 +79,24 @@ class Recipe:
     heat: float = 3.0
 
 
+@dataclass
+class Progress:
+    """Where a run is: steps done, CPU seconds, the strength of the penalty, the bits at the first step."""
+
+    strength: float
+    first: float
+    step: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the fields of a checkpoint."""
+        vars(self).update(state)
+
+
 NETWORKS = {"resnet20": resnet20, "resnet56": resnet56}
 RECIPES = {"resnet20": Recipe(46_000, 5), "resnet56": Recipe(120_000, 1)}
 
@@ -89,9 +108,13 @@ def train_(
     recipe: Recipe,
     *,
     limit: int | None,
+    kept: Path,
     seed: int = 0,
-) -> Any:
-    """Train with rounded weights and a penalty on their bits; return the codes."""
+) -> tuple[Any, float]:
+    """Train with rounded weights and a penalty on their bits; return the codes and the CPU seconds of all runs.
+
+    `kept`: the checkpoint, which is gone at the end.
+    """
     pixels, labels = data
     norms = [f"{name}.*" for name, layer in module.named_modules() if "bn" in name]
     training = kk.torch.quantized_training(module, bits=recipe.bits, exclude=norms)
@@ -104,33 +127,51 @@ def train_(
     total = limit or recipe.epochs * (len(labels) // recipe.batch)
     last = max(int(total * recipe.ramp), 1)
     goal = RateGoal(8.0 * recipe.bytes, last=last, gain=min(0.1, 20 / last))
-    strength, first = recipe.strength, training.size().total
-    generator = np.random.default_rng(seed)
+    at = Progress(strength=recipe.strength, first=training.size().total)
+    parts = {"module": module, "optimizer": optimizer, "progress": at}
+    if kept.exists():
+        for name, state in torch.load(kept, weights_only=True).items():
+            parts[name].load_state_dict(state)
     module.train()
-    with tqdm(total=total, desc="quantized training", mininterval=5.0) as bar:
-        while handle.steps < total:
-            order = generator.permutation(len(labels))
-            for chosen in np.array_split(order, len(order) // recipe.batch):
-                if handle.steps == total:
-                    break
-                share = min(1.0, (handle.steps + 1) / 100)
-                share *= 0.5 * (1 + math.cos(math.pi * handle.steps / total))
-                rates = (recipe.rate, recipe.step_rate)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * share
-                x = normalised(augmented(pixels[chosen], generator))
-                loss = loss_of(module(x), teacher, x, labels[chosen], recipe)
-                bits = training.bits()
-                optimizer.zero_grad()
-                (loss + strength * bits).backward()
-                optimizer.step()
-                used = bits.item()
-                strength = goal.next(strength, used=used, path=goal.path(first, handle.steps))
-                bar.update()
-                bar.set_postfix_str(f"{used / 8:,.0f} bytes at {strength:.1e}, {loss.item():.3f}")
+    began, per_epoch = time.process_time(), len(labels) // recipe.batch
+    with tqdm(total=total, initial=at.step, desc="quantized training", mininterval=20.0) as bar:
+        while at.step < total:
+            epoch, place = divmod(at.step, per_epoch)
+            order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+            chosen = np.array_split(order, per_epoch)[place]
+            share = min(1.0, (at.step + 1) / 100)
+            share *= 0.5 * (1 + math.cos(math.pi * at.step / total))
+            rates = (recipe.rate, recipe.step_rate)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
+            generator = np.random.default_rng([seed, epoch, place])
+            x = normalised(augmented(pixels[chosen], generator))
+            loss = loss_of(module(x), teacher, x, labels[chosen], recipe)
+            bits = training.bits()
+            optimizer.zero_grad()
+            (loss + at.strength * bits).backward()
+            optimizer.step()
+            used = bits.item()
+            path = goal.path(at.first, at.step)
+            at.strength = goal.next(at.strength, used=used, path=path)
+            at.step += 1
+            bar.update()
+            bar.set_postfix_str(f"{used / 8:,.0f} bytes at {at.strength:.1e}, {loss.item():.3f}")
+            if at.step % 50 == 0:
+                now = time.process_time()
+                at.seconds, began = at.seconds + now - began, now
+                write_(kept, {name: part.state_dict() for name, part in parts.items()})
     handle.detach()
     module.eval()
-    return training.finish_()
+    kept.unlink(missing_ok=True)
+    return training.finish_(), at.seconds + time.process_time() - began
+
+
+def write_(path: Path, state: Any) -> None:
+    """Write a checkpoint, the whole or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
 
 
 def loss_of(
@@ -197,7 +238,7 @@ def main() -> None:
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--bytes", type=int, help="of the codes")
-    parser.add_argument("--quick", action="store_true", help="40 steps, 1,000 test images")
+    parser.add_argument("--quick", action="store_true", help="20 steps, 1,000 test images")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -205,12 +246,11 @@ def main() -> None:
     known = RECIPES[given.network]
     recipe = Recipe(given.bytes or known.bytes, given.epochs or known.epochs)
     dense = NETWORKS[given.network]()
-    module, limit = copy.deepcopy(dense), 40 if given.quick else None
+    module, limit = copy.deepcopy(dense), 20 if given.quick else None
     test: Pair = images("cifar10_test.npz", slice(0, 1_000 if given.quick else 10_000))
     data = training_images(5_120 if given.quick else None)
-    cpu = time.process_time()
-    codes = train_(module, dense, data, recipe, limit=limit)
-    cpu = time.process_time() - cpu
+    kept = given.out / f"{given.network}-{recipe.bytes}-{recipe.epochs}{'-quick' * given.quick}.pt"
+    codes, cpu = train_(module, dense, data, recipe, limit=limit, kept=kept)
     given.out.mkdir(parents=True, exist_ok=True)
     path = kk.save(folded(module, codes), given.out / f"{given.network}-{recipe.bytes}.karikomi")
     stored = kk.load(path, into=without_norms(module)).eval()

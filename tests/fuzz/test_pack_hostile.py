@@ -12,6 +12,7 @@ import json
 import os
 import tracemalloc
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -23,6 +24,7 @@ from depth import FULL
 from karikomi.errors import BadFile, InvalidArgument
 from karikomi.pack import Budget, inspect, load, load_coded, save
 from karikomi.pack.codecs import SINGLE_CODECS as CODECS
+from karikomi.pack.codecs import deflate
 from karikomi.pack.codecs.cursor import Cursor, signed_varint, varint
 from karikomi.pack.stored import describe
 from karikomi.quantize import kmeans, uniform
@@ -668,6 +670,8 @@ def deflated(data: bytes, dictionary: bytes | None = None) -> bytes:
 
 
 BOMB = deflated(b"\0" * 2**26)
+INFLATERS = list(dict.fromkeys((deflate.inflater, zlib)))
+"""The one of this environment, and that of the standard library."""
 
 
 @pytest.mark.parametrize(
@@ -684,13 +688,33 @@ BOMB = deflated(b"\0" * 2**26)
     ],
     ids=lambda stream: stream.hex()[:16],
 )
-def test_bad_deflate_streams_are_refused(stream):
+@pytest.mark.parametrize("inflater", INFLATERS, ids=lambda module: module.__name__)
+def test_bad_deflate_streams_are_refused(stream, inflater, monkeypatch):
+    monkeypatch.setattr(deflate, "inflater", inflater)
     tracemalloc.start()
     with pytest.raises(BadFile):
         data = varint(len(stream) << 2 | 1) + stream
         CODECS["planes"].decode(data, 100, np.dtype("u1"), b"")
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("inflater", INFLATERS, ids=lambda module: module.__name__)
+def test_every_reader_of_deflate_streams_gives_what_was_written(inflater, monkeypatch):
+    monkeypatch.setattr(deflate, "inflater", inflater)
+    generator = np.random.default_rng(0)
+    for size in (0, 1, 70_000):
+        data = generator.geometric(0.3, size).astype(np.uint8).tobytes()
+        for strategy in (deflate.HUFFMAN, deflate.MATCHES):
+            stream = deflate.squeeze(data, strategy)
+            assert deflate.expand(stream, size) == data
+            if size > 1:
+                altered = (
+                    stream[: size // 9] + bytes([stream[size // 9] ^ 255]) + stream[size // 9 + 1 :]
+                )
+                with suppress(BadFile):
+                    assert len(deflate.expand(altered, size)) == size
+    assert deflate.crc32(b"123456789") == 0xCBF43926
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ ALSO = {
     "tasks": {"sklearn"},
     "search": {"matplotlib", "scipy", "distributed"},
     "advising": {"pyarrow"},
+    "pack": {"isal"},
     "report": {"matplotlib"},
     "audit": {"scipy"},
 }

@@ -304,6 +304,38 @@ def test_padding_of_signed_values_is_zero(tmp_path):
     assert apart.max() < 0.05 * np.abs(expected).max()
 
 
+def test_a_shortcut_with_channels_of_zeros_is_a_kernel_that_keeps_the_codes(tmp_path, monkeypatch):
+    """Strides and channels of zeros beside a block become one convolution; a wide one stays two nodes."""
+    from karikomi.torch.onnx_export import kernel_fitting
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 9, 3, 2, 1)
+
+        def forward(self, x: Any) -> Any:
+            x = self.first(x)
+            return self.second(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3))
+
+    network, x = seeded(Net), torch.randn(4, 4, 12, 12)
+    given = {"activations": "int8", "data": [x], "progress": False}
+    outputs = []
+    for most, extra in ((4096, {"Conv"}), (4 * 9 - 1, {"MaxPool", "Pad"})):
+        monkeypatch.setattr(kernel_fitting, "MOST_ONES", most)
+        report = kk.torch.export_onnx(network, x, tmp_path / "a.onnx", **given)
+        kinds = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node]
+        assert {"MaxPool", "Pad", "Conv"} & set(kinds) == extra | {"Conv"}
+        assert kinds.count("Conv") == 3 - len(extra - {"Conv"}) // 2
+        assert report.macs_float == 0.0 and [row.name for row in report.layers] == [
+            "first.weight",
+            "second.weight",
+        ]
+        outputs.append(run(tmp_path / "a.onnx", x[:3]))
+    assert np.array_equal(*outputs)
+    expected = network(x[:3]).detach().numpy()
+    assert np.abs(outputs[0] - expected).max() < 0.05 * np.abs(expected).max()
+
+
 def test_products_of_activations_stay_float(tmp_path):
     class Net(nn.Module):
         def __init__(self) -> None:

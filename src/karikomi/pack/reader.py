@@ -19,11 +19,14 @@ from karikomi.pack.container.contents import Contents, ManifestEntry, TensorGrou
 from karikomi.pack.container.header import Header
 from karikomi.pack.delta import check_base, restored
 from karikomi.pack.groups.coding import Decoded, unpacked
+from karikomi.pack.groups.on_cores import ahead
 from karikomi.pack.read_budget import Budget
 from karikomi.pack.stored import Stored
 from karikomi.quantize import Coded
 
 T = TypeVar("T")
+MANY = 2**20
+"""Symbols of a file from which on threads pay."""
 
 
 class Opened(NamedTuple):
@@ -63,11 +66,14 @@ class Opened(NamedTuple):
             check_known(name, known, "there is no such tensor", where=self.where)
         wanted = known if only is None else set(only)
         stored = {self.equal.get(name, name) for name in wanted}
+        groups = [
+            group
+            for group in self.contents.groups
+            if not stored.isdisjoint(entry.name for entry in group.entries)
+        ]
         found: dict[str, T] = {}
-        for group in self.contents.groups:
-            if stored.isdisjoint(entry.name for entry in group.entries):
-                continue
-            decoded = (item for item in self.decoded(group) if item.entry.name in stored)
+        for tensors in self._decoded(groups):
+            decoded = (item for item in tensors if item.entry.name in stored)
             found |= {item.entry.name: content(item) for item in decoded}
         found |= {
             name: copy.copy(found[other]) for name, other in self.equal.items() if name in wanted
@@ -81,9 +87,21 @@ class Opened(NamedTuple):
 
     def decoded(self, group: TensorGroup) -> list[Decoded]:
         """Return the tensors of a group; raise `BadFile` for a bad one."""
-        where = f"{self.where}, {group.label}"
+        return self._unpacked((group, self._payload(group)))
+
+    def _decoded(self, groups: list[TensorGroup]) -> Iterator[list[Decoded]]:
+        """Yield the tensors of each group; of large ones the next is decoded meanwhile."""
+        payloads = ((group, self._payload(group)) for group in groups)
+        large = sum(group.symbols for group in groups) >= MANY
+        yield from (ahead if large else map)(self._unpacked, payloads)
+
+    def _payload(self, group: TensorGroup) -> bytes:
         self.stream.seek(group.start)
-        payload = self.stream.read(group.size)
+        return self.stream.read(group.size)
+
+    def _unpacked(self, coded: tuple[TensorGroup, bytes]) -> list[Decoded]:
+        group, payload = coded
+        where = f"{self.where}, {group.label}"
         try:
             return [self._whole(item) for item in unpacked(group, payload)]
         except (BadFile, InvalidArgument) as error:

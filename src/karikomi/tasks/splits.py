@@ -40,6 +40,10 @@ class Split:
         """Return the examples at `index`."""
         return Split(mapped_inputs(self.inputs, lambda array: array[index]), self.targets[index])
 
+    def first(self, most: int = 64) -> Split:
+        """Return the first `most` examples, or all of fewer."""
+        return self.take(np.arange(min(len(self), most)))
+
     @classmethod
     def of(
         cls, batches: Iterable[Any], *, targets: str | None = None, most: int | None = None
@@ -91,6 +95,23 @@ class Data:
     validation: Split
     test: Split
     certify: Split | None = None
+
+    def calibration(self) -> list[Split]:
+        """Return the first training examples in parts of 64, on which is measured what needs no training.
+
+        512; of texts, arrays (n, steps) of whole numbers, so many that they have some 8,192 steps, but 64 or more.
+
+        >>> split = Split(np.zeros((70, 2)), np.zeros(70))
+        >>> [len(part) for part in Data(split, split, split).calibration()]
+        [64, 6]
+        """
+        first, count = next(iter(self.train.arrays().values())), 512
+        if first.dtype.kind in "iu" and first.ndim == 2:
+            # Each step is a row of the sums, of which there have to be some times as many as columns.
+            count = min(max(8_192 // max(first.shape[1], 1), 64), count)
+        few = self.train.first(count)
+        starts = range(0, len(few), 64)
+        return [few.take(np.arange(k, min(k + 64, len(few)))) for k in starts]
 
     def fingerprint(self) -> str:
         """Return a digest of all arrays, so that a run is never resumed on other data."""

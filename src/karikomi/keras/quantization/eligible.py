@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from keras import layers
 
 from karikomi.bound.spared import is_normalisation
 from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.layers.unit_axes import Weight
-
-LARGEST_VECTOR = 256
-"""Entries up to which a variable of a layer that is not known is a vector, whatever its shape."""
+from karikomi.quantize.every_tensor import Eligible, is_large_matrix
 
 
-@dataclass(frozen=True, slots=True)
-class Eligible:
-    """Path -> variable: `weights` get the grid that was asked for; `vectors` one that costs no accuracy.
-
-    Vectors are biases, gains of norms and what else is small, and the means of batch norms; `variances` are theirs
-    too. `left_alone`: path -> why a variable stays as it is.
-    """
-
-    weights: dict[str, Weight]
-    vectors: dict[str, Weight]
-    variances: dict[str, Weight]
-    left_alone: dict[str, str]
-
-    @property
-    def all(self) -> dict[str, Weight]:
-        """All variables that are quantized."""
-        return {**self.weights, **self.vectors, **self.variances}
-
-
-def eligible(named: dict[str, Weight]) -> Eligible:
+def eligible(named: dict[str, Weight]) -> Eligible[Weight]:
     """Return the variables that are quantized, and why the others are not."""
-    found = Eligible({}, {}, {}, {})
+    found: Eligible[Weight] = Eligible()
     for name, item in named.items():
         kind = _kind(item)
         if kind in ("weights", "vectors", "variances"):
@@ -69,5 +47,4 @@ def _kind(weight: Weight) -> str:
         return "vectors"
     if not weight.variable.trainable:
         return f"{own}: not trained, and no rule is known for it"
-    large = math.prod(shape) > LARGEST_VECTOR and sum(length > 1 for length in shape) > 1
-    return "weights" if large else "vectors"
+    return "weights" if is_large_matrix(shape) else "vectors"

@@ -13,33 +13,14 @@ from karikomi.keras.layers import codes
 from karikomi.keras.layers.unit_axes import Weight, weights_of
 from karikomi.keras.quantization import compensated
 from karikomi.keras.quantization.at_rate import round_at_rate_
-from karikomi.keras.quantization.eligible import Eligible, eligible
+from karikomi.keras.quantization.eligible import eligible
 from karikomi.keras.quantization.output_units import output_units
-from karikomi.quantize import Coded, uniform
+from karikomi.quantize import Coded
+from karikomi.quantize.every_tensor import Codes, Eligible, vector_codes
 from karikomi.quantize.method import Method
-from karikomi.quantize.octave_grid import octaves
 from karikomi.select import NOT_SELECTED, select
 
 WHERE = "keras.quantize_"
-VECTOR_BITS, VECTOR_BITS_AT_RATE = 16, 8
-PER_OCTAVE, PER_OCTAVE_AT_RATE = 64, 16
-
-
-class Codes(dict[str, Coded]):
-    """Path of a variable -> codes and grid; `left_alone`: path -> why a variable stays as it is.
-
-    `notes`: path -> why a weight was rounded to the nearest values by a method that compensates, or with more damping.
-    """
-
-    def __init__(
-        self,
-        coded: Mapping[str, Coded],
-        left_alone: Mapping[str, str],
-        notes: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(coded)
-        self.left_alone = dict(left_alone)
-        self.notes = dict(notes or {})
 
 
 def quantize_(
@@ -124,7 +105,7 @@ def quantize_(
     return Codes(ordered, {**found.left_alone, **unselected}, notes)
 
 
-def _checked(found: Eligible) -> Eligible:
+def _checked(found: Eligible[Weight]) -> Eligible[Weight]:
     if not found.all:
         reasons = [f"{name}: {reason}" for name, reason in found.left_alone.items()]
         raise Unsupported(
@@ -163,13 +144,9 @@ def _nearest(method: Method, name: str, weight: Weight) -> Coded:
     return method.quantizer.quantize(array, method.size, units=output_units(weight), name=name)
 
 
-def _vector(found: Eligible, name: str, *, coarse: bool) -> Coded:
+def _vector(found: Eligible[Weight], name: str, *, coarse: bool) -> Coded:
     array = codes.as_floats(on_host(found.all[name].variable))
-    if name in found.variances:
-        many = PER_OCTAVE_AT_RATE if coarse else PER_OCTAVE
-        return octaves(array, per_octave=many, name=name)
-    bits = VECTOR_BITS_AT_RATE if coarse else VECTOR_BITS
-    return uniform(array, bits=bits, axis=None, name=name)
+    return vector_codes(array, variances=name in found.variances, coarse=coarse, name=name)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from karikomi.keras.arrays.variables import names_of
 from karikomi.keras.internals import without_autocast
 from karikomi.keras.layers.unit_axes import Weight, weights_of
 from karikomi.keras.quantization.eligible import eligible
-from karikomi.keras.quantization.in_place import Codes, quantize_
+from karikomi.keras.quantization.in_place import quantize_
 from karikomi.keras.quantization.output_units import output_units
+from karikomi.quantize.every_tensor import Codes
 from karikomi.quantize.grids import SMALLEST_SCALE, check_bits, split_units
 from karikomi.select import NOT_SELECTED, select
 

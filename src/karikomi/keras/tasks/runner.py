@@ -33,7 +33,7 @@ from karikomi.keras.tasks.trained import Copies, copied
 from karikomi.keras.tasks.training import KerasTraining, Trainer, trainer_key
 from karikomi.quantize import Coded, OutputUnits
 from karikomi.tasks.runner import Arrays, Form, Phase, chain_of
-from karikomi.tasks.splits import Data, Inputs, Split
+from karikomi.tasks.splits import Data, Inputs
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
 
@@ -194,7 +194,9 @@ class KerasRunner:
             return arrays, {"removed": 0, "left_alone": {"the network": reason}}
         try:
             small, report = shrink(
-                self._model(arrays), width=width, inputs=_given(self._few(8).inputs)
+                self._model(arrays),
+                width=width,
+                inputs=_given(self._data.validation.first(8).inputs),
             )
             text = small.to_json()
             self._from_json(text)
@@ -235,7 +237,7 @@ class KerasRunner:
 
     def milliseconds(self, arrays: Arrays) -> float:
         """Return the median time of a forward pass on up to 64 validation examples, measured now."""
-        model, given = self._model(arrays), _given(self._few().inputs)
+        model, given = self._model(arrays), _given(self._data.validation.first().inputs)
         self._timed(model, given)
         return statistics.median(self._timed(model, given) for _ in range(9))
 
@@ -250,7 +252,7 @@ class KerasRunner:
 
     def times(self, before: Arrays, after: Arrays, examples: int) -> list[tuple[float, float]]:
         """Return milliseconds of forward passes of two networks, run in turn on so many validation examples."""
-        given = _given(self._few(examples).inputs)
+        given = _given(self._data.validation.first(examples).inputs)
         first, second = self._model(before), self.network(after)
         pairs, start = [], time.perf_counter()
         while len(pairs) <= 21 and (len(pairs) <= 5 or time.perf_counter() - start < 1.0):
@@ -341,7 +343,7 @@ class KerasRunner:
         return lambda targets, outputs: loss(outputs, targets)
 
     def _probabilities(self) -> bool:
-        found = self._predicted(self._original(), self._few().inputs)
+        found = self._predicted(self._original(), self._data.validation.first().inputs)
         return bool((found >= 0).all() and np.allclose(found.sum(-1), 1, atol=1e-3))
 
     def _predicted(self, model: Any, inputs: Inputs) -> np.ndarray:
@@ -380,14 +382,7 @@ class KerasRunner:
 
     def _calibration(self) -> list[Any]:
         """Return batches of up to 512 training examples, without targets."""
-        train = self._data.train
-        places = range(0, min(len(train), 512), 64)
-        parts = [train.take(np.arange(k, min(k + 64, len(train)))) for k in places]
-        return [(_given(part.inputs), None) for part in parts]
-
-    def _few(self, most: int = 64) -> Split:
-        validation = self._data.validation
-        return validation.take(np.arange(min(len(validation), most)))
+        return [(_given(part.inputs), None) for part in self._data.calibration()]
 
 
 def runner_for(task: Task, data: Data, *, seed: int) -> KerasRunner:

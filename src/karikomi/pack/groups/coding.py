@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +12,14 @@ from numpy.typing import NDArray
 from karikomi.errors import BadFile
 from karikomi.pack.codecs import LEVEL_CODECS, SINGLE_CODECS, floats
 from karikomi.pack.codecs.cursor import Cursor
+from karikomi.pack.codecs.deflate import crc32
 from karikomi.pack.container import manifest
 from karikomi.pack.container.contents import ManifestEntry, TensorGroup
 from karikomi.pack.grid_codec import GRID_CODECS, codec_of, grid_numbers, grid_spec, read_grid
 from karikomi.pack.groups.levels import codes_of
+from karikomi.pack.groups.on_cores import in_threads
 from karikomi.pack.stored import DTYPES, Stored, code_dtype
 from karikomi.quantize import Grid
-
-T = TypeVar("T")
-Found = TypeVar("Found")
-MOST_THREADS = 4
 
 
 class Encoded(NamedTuple):
@@ -63,7 +58,7 @@ def packed(tensors: Sequence[Stored], encoded: Encoded) -> tuple[TensorGroup, li
         codec=encoded.codec,
         tables=len(tables),
         chunks=tuple(map(len, encoded.chunks)),
-        checks=tuple((len(part), zlib.crc32(part)) for part in parts),
+        checks=tuple((len(part), crc32(part)) for part in parts),
         digest=_digest((stored.carried() for stored in tensors), manifest.DIGEST_BYTES),
         chunk_symbols=manifest.CHUNK_SYMBOLS,
     )
@@ -80,7 +75,7 @@ def unpacked(group: TensorGroup, payload: bytes) -> list[Decoded]:
     """Return the tensors of a group's payload, verified; raise `BadFile` for any damage."""
     cursor = Cursor(payload)
     for index, (length, crc) in enumerate(group.checks):
-        if zlib.crc32(cursor.take(length)) != crc:
+        if crc32(cursor.take(length)) != crc:
             part = f"chunk {index}" if index else "the tables"
             raise BadFile(f"CRC32 mismatch in {part}: the bytes were altered")
     cursor = Cursor(payload)
@@ -102,18 +97,6 @@ def unpacked(group: TensorGroup, payload: bytes) -> list[Decoded]:
     if _digest(carried, len(group.digest) // 2) != group.digest:
         raise BadFile("the digest of the decoded tensor is another one")
     return found
-
-
-def in_threads(function: Callable[[T], Found], items: Sequence[T]) -> list[Found]:
-    """Return `function` of each item, in order, on as many threads as there are cores, at most `MOST_THREADS`."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    threads = min(len(items), cores, MOST_THREADS)
-    if threads < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
 
 
 def _grids(tables: Cursor, group: TensorGroup) -> list[Grid | None]:

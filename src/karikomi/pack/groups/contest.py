@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from karikomi.pack.codecs import LEVEL_CODECS, SINGLE_CODECS, SingleCodec, adaptive, planes, raw
 from karikomi.pack.container import manifest
-from karikomi.pack.groups.coding import Encoded, in_threads, written_grids
+from karikomi.pack.groups.coding import Encoded, written_grids
 from karikomi.pack.groups.levels import levels_of
+from karikomi.pack.groups.on_cores import in_threads
 from karikomi.pack.stored import Stored, describe
 from karikomi.quantize import Coded
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class GraphEdits:
             self.graph.register_initializer(value)
             self._shared[key] = value
         return self._shared[key]
+
+    def shape(self, sizes: Sequence[int | None]) -> Any:
+        """Return a shape, None for an open axis."""
+        return self._ir.Shape(sizes)
 
     def before(self, node: Node, kind: str, *inputs: Value, name: str, **attributes: Any) -> Value:
         """Insert a node before another one, and return its output."""

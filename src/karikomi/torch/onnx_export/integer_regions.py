@@ -13,7 +13,7 @@ import numpy as np
 from karikomi.quantize.activation_ranges import ActivationGrid
 from karikomi.torch.onnx_export.coded_weights import StoredCodes, decoded
 from karikomi.torch.onnx_export.graph_edits import GraphEdits, Node, Value, attribute
-from karikomi.torch.onnx_export.kernel_fitting import pad_channels_
+from karikomi.torch.onnx_export.kernel_fitting import pad_channels_, shortcut_as_kernel_
 from karikomi.torch.onnx_export.weighted_nodes import WeightedNode, with_bias_codes
 
 MOVEMENT = frozenset(
@@ -107,8 +107,15 @@ class IntegerRegions:
             id(node): self._grid_of(item.node.inputs[0], named) for node, item in self._items()
         }
         values = [(value, named[value.name]) for value in self.values]
+        pads = [
+            (node, self._grid_of(node.outputs[0], named))
+            for node in self.edits.nodes("Pad")
+            if id(node.outputs[0]) in self._moved
+        ]
         for value, grid in values:
             self._quantize_(value, grid)
+        for node, grid in pads:
+            shortcut_as_kernel_(self.edits, node, *self._scales(grid))
         for node, item in self._items():
             self._weights_(item, inputs[id(node)])
 

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from karikomi.quantize.every_tensor import Eligible, is_large_matrix, is_matrix
 from karikomi.torch.internals import batch_norm_type
 from karikomi.torch.modules.parameters import is_projection, unwrapped
 from karikomi.torch.modules.parametrized import computed_from
 from karikomi.torch.modules.prunable import EMBEDDINGS, NORMS, PRUNED
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LARGEST_VECTOR = 256
-"""Entries up to which a parameter of a layer that is not known is a vector, whatever its shape."""
 
 
-@dataclass(frozen=True, slots=True)
-class Eligible:
-    """Name -> tensor: `weights` get the grid that was asked for; `vectors` one that costs no accuracy.
-
-    Vectors are biases, gains of norms and what else is small, and the means of batch norms; `variances` are theirs
-    too. `left_alone`: name -> why a tensor of the state stays as it is. A tensor with several names has its first.
-    """
-
-    weights: dict[str, torch.Tensor]
-    vectors: dict[str, torch.Tensor]
-    variances: dict[str, torch.Tensor]
-    left_alone: dict[str, str]
-
-    @property
-    def all(self) -> dict[str, torch.Tensor]:
-        """All tensors that are quantized."""
-        return {**self.weights, **self.vectors, **self.variances}
-
-
-def eligible(module: nn.Module) -> Eligible:
+def eligible(module: nn.Module) -> Eligible[torch.Tensor]:
     """Return the tensors of a module that are quantized, and why the others are not.
 
     >>> found = eligible(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)))
@@ -45,7 +24,7 @@ def eligible(module: nn.Module) -> Eligible:
     (['0.weight'], ['1.running_var'], ['1.num_batches_tracked'])
     """
     module = unwrapped(module)
-    found = Eligible({}, {}, {}, {})
+    found: Eligible[torch.Tensor] = Eligible()
     computed, seen = computed_from(module), set()
     masked = {name.removesuffix("_orig") + "_mask" for name in computed}
     stored = module.state_dict().keys()
@@ -95,18 +74,13 @@ def _kind(name: str, layer: nn.Module, tensor: torch.Tensor, *, parametrized: bo
         return "weights"
     recurrent = isinstance(layer, nn.RNNBase | nn.RNNCellBase)
     if recurrent or parametrized or isinstance(layer, nn.MultiheadAttention | nn.Bilinear):
-        return "weights" if _long_axes(tensor) > 1 else "vectors"
-    large = tensor.numel() > LARGEST_VECTOR and _long_axes(tensor) > 1
-    return "weights" if large else "vectors"
+        return "weights" if is_matrix(tuple(tensor.shape)) else "vectors"
+    return "weights" if is_large_matrix(tuple(tensor.shape)) else "vectors"
 
 
 def _of_buffers(name: str, layer: nn.Module) -> str:
     leaf = name.rpartition(".")[2]
     return f"{leaf} of {type(layer).__name__}: a buffer that no rule is known for"
-
-
-def _long_axes(tensor: torch.Tensor) -> int:
-    return sum(length > 1 for length in tensor.shape)
 
 
 def embeddings(module: nn.Module) -> set[str]:

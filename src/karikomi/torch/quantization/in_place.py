@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from karikomi.errors import Unsupported
-from karikomi.quantize import Coded
+from karikomi.quantize.every_tensor import Codes, Eligible
 from karikomi.select import NOT_SELECTED, select
 from karikomi.torch.facts.gradients import Loss
 from karikomi.torch.modules import codes
 from karikomi.torch.modules.parameters import by_any_name, check_values, unwrapped
-from karikomi.torch.quantization.eligible import Eligible, eligible
+from karikomi.torch.quantization.eligible import eligible
 from karikomi.torch.quantization.rounding import Request, Rounding
 from karikomi.torch.tracing.restoring import restored_unless_kept
 
 WHERE = "torch.quantize_"
-
-
-class Codes(dict[str, Coded]):
-    """Tensor name -> codes and grid; `left_alone`: name -> why a tensor of the state stays as it is.
-
-    `notes`: name -> what a method that compensates could not do: a weight that no layer reads got the nearest values,
-    the Gram matrix of its inputs needed more damping, or fewer inputs were seen than the layer has.
-    """
-
-    def __init__(
-        self,
-        coded: Mapping[str, Coded],
-        left_alone: Mapping[str, str],
-        notes: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(coded)
-        self.left_alone = dict(left_alone)
-        self.notes = dict(notes or {})
 
 
 @torch.no_grad()
@@ -129,7 +111,7 @@ def quantize_(
     return Codes(ordered, {**found.left_alone, **unselected}, rounding.notes)
 
 
-def _check_some(found: Eligible) -> None:
+def _check_some(found: Eligible[torch.Tensor]) -> None:
     if not found.all:
         raise Unsupported(
             "nothing of this can be quantized",

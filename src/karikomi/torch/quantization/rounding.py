@@ -16,11 +16,10 @@ from karikomi.quantize import (
     Grid,
     OutputUnits,
     UniformGrid,
-    octaves,
-    uniform,
 )
 from karikomi.quantize.code_lengths import coded_bits
 from karikomi.quantize.error_feedback import Lattice
+from karikomi.quantize.every_tensor import Eligible, vector_codes
 from karikomi.quantize.method import Method
 from karikomi.quantize.mixed_widths import mixed_widths
 from karikomi.quantize.step_search import StepSearch, narrowed
@@ -31,12 +30,10 @@ from karikomi.torch.facts.measure import check_data, check_rereadable
 from karikomi.torch.modules import codes
 from karikomi.torch.quantization.compensated import Compensation, row_importance
 from karikomi.torch.quantization.curvature import squared_gradients
-from karikomi.torch.quantization.eligible import Eligible, embeddings
+from karikomi.torch.quantization.eligible import embeddings
 from karikomi.torch.quantization.output_units import output_units
 from karikomi.torch.tracing.eval_mode import steady
 
-VECTOR_BITS, VECTOR_BITS_AT_RATE = 16, 8
-PER_OCTAVE, PER_OCTAVE_AT_RATE = 64, 16
 PASSES, NEAR = 3, 0.02
 """A rate is met within two hundredths, or after so many passes over all layers."""
 
@@ -86,7 +83,7 @@ class Rounding:
     def __init__(
         self,
         module: nn.Module,
-        found: Eligible,
+        found: Eligible[torch.Tensor],
         tensors: Mapping[str, torch.Tensor],
         dense: Mapping[str, torch.Tensor],
         request: Request,
@@ -118,13 +115,12 @@ class Rounding:
         return {**vectors, **weights}
 
     def _vector(self, name: str) -> Coded:
-        coarse = self._request.rate is not None
-        array = _array(self._dense[name])
-        if name in self._variances:
-            many = PER_OCTAVE_AT_RATE if coarse else PER_OCTAVE
-            return octaves(array, per_octave=many, name=name)
-        bits = VECTOR_BITS_AT_RATE if coarse else VECTOR_BITS
-        return uniform(array, bits=bits, axis=None, name=name)
+        return vector_codes(
+            _array(self._dense[name]),
+            variances=name in self._variances,
+            coarse=self._request.rate is not None,
+            name=name,
+        )
 
     def _at_size_(self) -> dict[str, Coded]:
         quantizer = self._request.quantizer

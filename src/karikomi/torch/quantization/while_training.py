@@ -12,12 +12,12 @@ from torch.nn.utils import parametrize
 
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported, check
 from karikomi.quantize import OutputUnits
+from karikomi.quantize.every_tensor import Codes
 from karikomi.select import select
 from karikomi.torch.internals import flatten_plainly_
 from karikomi.torch.modules import codes
 from karikomi.torch.modules.parameters import by_any_name, check_names, check_values, unwrapped
 from karikomi.torch.modules.parametrized import computed_from, own_class_, with_adapters
-from karikomi.torch.quantization.in_place import Codes
 from karikomi.torch.quantization.learned_steps import LearnedGrid
 from karikomi.torch.quantization.output_units import output_units
 

@@ -16,7 +16,7 @@ from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.quantize import Coded, OutputUnits
 from karikomi.shrink.cuts import Cuts
 from karikomi.tasks.runner import Arrays, Form, Phase, chain_of
-from karikomi.tasks.splits import Data, Inputs, Split
+from karikomi.tasks.splits import Data, Inputs
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
 from karikomi.torch.attachment.after_step import FROZEN
@@ -183,7 +183,7 @@ class TorchRunner:
 
         `width` as whole numbers: the units that stay of each layer that pruning acts on, but the last.
         """
-        few = self._few()
+        few = self._data.validation.first()
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
             example = batch_for(model, few.inputs)
@@ -231,7 +231,9 @@ class TorchRunner:
 
         with isolated(self._seed, self._threads):
             model = self._model(dict(tensors)).eval()
-            with IntegerEngine(model, self._calibration(model), self._few()) as engine:
+            with IntegerEngine(
+                model, self._calibration(model), self._data.validation.first()
+            ) as engine:
                 return engine.outputs(inputs, self._task)
 
     def integer_milliseconds(
@@ -242,14 +244,16 @@ class TorchRunner:
 
         with isolated(self._seed, self._threads):
             model, before = self._model(dict(tensors)).eval(), self._model(dense).eval()
-            with IntegerEngine(model, self._calibration(model), self._few()) as engine:
+            with IntegerEngine(
+                model, self._calibration(model), self._data.validation.first()
+            ) as engine:
                 return engine.milliseconds(before)
 
     def milliseconds(self, arrays: Arrays) -> float:
         """Return the median time of a forward pass on up to 64 validation examples, measured now."""
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
-            example = batch_for(model, self._few().inputs)
+            example = batch_for(model, self._data.validation.first().inputs)
             return milliseconds(model, example.positional, dict(example.named))
 
     def network(self, tensors: Mapping[str, np.ndarray | Coded]) -> nn.Module:
@@ -263,7 +267,7 @@ class TorchRunner:
         """
         with isolated(self._seed, self._threads):
             model = self._model(arrays).eval()
-            example = batch_for(model, self._few(examples).inputs)
+            example = batch_for(model, self._data.validation.first(examples).inputs)
             try:
                 memory = peak_bytes(model, example.positional, dict(example.named))
             except (RuntimeError, NotImplementedError):
@@ -276,7 +280,7 @@ class TorchRunner:
         """Return milliseconds of forward passes of two networks, run in turn on so many validation examples."""
         with isolated(self._seed, self._threads):
             first, second = self._model(before), self._model(after)
-            example = batch_for(first, self._few(examples).inputs)
+            example = batch_for(first, self._data.validation.first(examples).inputs)
             return pairs_in_turn(
                 first, second, example.positional, dict(example.named), most=41, seconds=0.5
             )
@@ -293,15 +297,9 @@ class TorchRunner:
             forms = OtherForms(self._task, self._data, self.network(dense), self.network(tensors))
             return forms.write(form, path)
 
-    def _few(self, most: int = 64) -> Split:
-        validation = self._data.validation
-        return validation.take(np.arange(min(len(validation), most)))
-
     def _calibration(self, model: nn.Module) -> list[Any]:
-        """Return batches of training examples, for re-fits and ranges: up to 512, of long texts fewer."""
-        train, size = self._data.train, 64
-        count = min(len(train), _enough(train))
-        parts = [train.take(np.arange(k, min(k + size, count))) for k in range(0, count, size)]
+        """Return batches of training examples, for re-fits and ranges, without targets."""
+        parts = self._data.calibration()
         batches = [batch_for(model, part.inputs) for part in parts]
         # As pairs of inputs and no targets, which several positional inputs need.
         return [(dict(b.named) or b.positional, None) for b in batches]
@@ -335,14 +333,6 @@ def _zero_units_(model: nn.Module, names: Sequence[str], units: Sequence[int]) -
     }
     if shares:
         prune_(model, shares, pattern="units")
-
-
-def _enough(split: Split) -> int:
-    """Return how many examples calibrate: each token of a text is a row of the sums, some times as many as columns."""
-    first = next(iter(split.arrays().values()))
-    if first.dtype.kind not in "iu" or first.ndim != 2:
-        return _CALIBRATION
-    return min(max(_TOKENS // max(first.shape[1], 1), 64), _CALIBRATION)
 
 
 def runner_for(task: Task, data: Data, *, seed: int) -> TorchRunner:
@@ -395,6 +385,5 @@ def _check_types(model: nn.Module, where: str) -> None:
             )
 
 
-_CALIBRATION, _TOKENS = 512, 8_192
 _TYPES = (torch.float32, torch.float64, torch.float16)
 _LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
