@@ -437,7 +437,7 @@ cost, does it generalise better? Here each question has a measured answer for fo
 written by `{command}`.
 
 **Scaled down**: parts of the data (6,000 images of MNIST, 4,000 of CIFAR-10, 200,000 characters of Shakespeare),
-networks of 20 to 110 thousand weights, 200 to 250 steps, seeds: {seeds}; in all {seconds:.0f} s of one processor.
+networks of 20 to 110 thousand weights, 250 to 300 steps, seeds: {seeds}; in all {seconds:.0f} s of one processor.
 Large networks that train long lose less by pruning, and more by spikes that are not clipped. A limit is the median
 norm of the same training without a clip, or a tenth of it.
 
