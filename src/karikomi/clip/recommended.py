@@ -21,6 +21,9 @@ REACH = 2.25
 MOVED, SOME = 3.0, 8
 """The estimate is renewed early where the median of at least `SOME` later norms differs `MOVED`-fold from it."""
 
+STAYS = 1.6
+"""In medians: large norms that were frequent stay so while one in twenty is larger than so many."""
+
 _LEAST_SPREAD = 0.01
 """Log norms that vary less are within one bin of the histogram."""
 
@@ -44,13 +47,14 @@ class Recommended:
     ``log limit = m + clamp(sigma * s, log least, log most)`` with ``m`` the median and ``s`` the robust standard
     deviation, ``(q75 - q25) / 1.349``, of the logarithms of the global norms; but ``limit = heavy * median`` where
     large norms are frequent, ``q95 - m > max(tail * 1.645 s, log 2.25)``: then there is no gap between usual norms and
-    those to hold, and every step is made of about the same length. Estimated after `warmup` accepted
-    steps, then again each time their number has doubled, at the latest every `every` steps, from
-    the norms since the estimate before; and at once where the median of 8 or more norms since then has become a
-    third or three times of that of the estimate: so the limit follows norms that fall, and does not hold a run whose
-    usual norm rises, as after a plateau. Until the first estimate the limit is `early` medians of the norms before
-    this one, from the second norm on: a few short steps cost little, whereas an outlier would stay in the weights and,
-    under Adam, in the second moments. Multiplying the loss by a constant changes no decision.
+    those to hold, and every step is made of about the same length; once so, this stays while
+    ``q95 - m > max(1.645 s, log 1.6)``, since few norms show few large ones. Estimated after `warmup` accepted steps,
+    then again each time their number has doubled, at the latest every `every` steps, from the norms since the
+    estimate before; and at once where the median of 8 or more norms since then has become a third or three times of
+    that of the estimate: so the limit follows norms that fall, and does not hold a run whose usual norm rises, as
+    after a plateau. Until the first estimate the limit is `early` medians of the norms before this one, from the
+    second norm on: a few short steps cost little, whereas an outlier would stay in the weights and, under Adam, in
+    the second moments. Multiplying the loss by a constant changes no decision.
 
     `sigma`: > 0, in standard deviations of log norms. `least`, `most`: >= 1, in medians, ``least <= most``. `tail`:
     >= 1, 1 being a normal distribution; with infinity large norms are never frequent. `heavy`: > 0, in medians.
@@ -135,7 +139,8 @@ class Recommended:
         known = state["limit"] > 0
         moved = known & _moved(median, state["median"], xp.sum(counted["counts"]))
         renewed = taught & ((seen >= state["due"]) | moved)
-        limit = self.limit_of(median, spread, tail, xp=xp)
+        frequent = known & self._below(state["limit"], state["median"])
+        limit = self.limit_of(median, spread, tail, frequent=frequent, xp=xp)
         found = {"limit": limit, "spread": spread, "tail": tail}
         later = seen + xp.minimum(seen, self.every * xp.ones_like(seen))
         return Decision(shrink_to(norms, self._now(state, xp=xp), xp=xp), None, leave(xp)), {
@@ -153,16 +158,33 @@ class Recommended:
             return limit
         return xp.where(limit > 0, limit, self.early * state["median"])
 
-    def limit_of(self, median: Array, spread: Array, tail: Array, *, xp: Namespace) -> Array:
-        """Return the limit for a median norm, spread and tail of log norms, 0-d arrays; 0 for a median of 0."""
+    def limit_of(
+        self,
+        median: Array,
+        spread: Array,
+        tail: Array,
+        *,
+        frequent: Array | None = None,
+        xp: Namespace,
+    ) -> Array:
+        """Return the limit for a median norm, spread and tail of log norms, 0-d arrays; 0 for a median of 0.
+
+        `frequent`: whether large norms were frequent at the estimate before.
+        """
         ones = xp.ones_like(median)
         # In units of the median; clamped before `exp`, which a large spread would overflow.
         low, high = math.log(self.least) * ones, math.log(self.most) * ones
         above = xp.exp(xp.minimum(xp.maximum(self.sigma * spread, low), high))
         if self.tail == math.inf:
             return median * above
-        far = tail * spread > math.log(REACH) / _Q95
-        return median * xp.where((tail > self.tail) & far, self.heavy * ones, above)
+        large = (tail > self.tail) & (tail * spread > math.log(REACH) / _Q95)
+        if frequent is not None:
+            large = large | (frequent & (tail > 1.0) & (tail * spread > math.log(STAYS) / _Q95))
+        return median * xp.where(large, self.heavy * ones, above)
+
+    def _below(self, limit: Any, median: Any) -> Any:
+        """Return whether a limit is below the least one of norms without frequent large ones."""
+        return limit < 0.99 * self.least * median
 
     def explain(self, state: Mapping[str, Any] | None) -> str:
         """Return what was picked and why, from a state: of `clip_`, or ``handle.state_dict()["clip"]``.
@@ -189,7 +211,9 @@ class Recommended:
     ) -> str:
         """Return one line that derives a limit from the median, the spread and the tail; `at`: when."""
         head = f"limit {limit:.3g} = {limit / median:.3g} x the median norm {median:.3g}{at}"
-        if tail > self.tail and tail * spread > math.log(REACH) / _Q95:
+        if self._below(limit, median) or (
+            tail > self.tail and tail * spread > math.log(REACH) / _Q95
+        ):
             reach = math.exp(min(tail * _Q95 * spread, 700.0))
             return (
                 f"{head}: large norms are frequent (one in twenty is above {reach:.3g} x the median, {tail:.2g} times "
