@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import inspect
 import json
 import os
 import re
@@ -295,8 +296,7 @@ def peer(example: Example, ignored: list[nn.Module] | None = None) -> dict[str, 
 
 
 def _names(model: nn.Module) -> list[str]:
-    code: Any = model.forward.__code__
-    return list(code.co_varnames[1 : code.co_argcount])
+    return list(inspect.signature(model.forward).parameters)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -22,12 +22,11 @@ from typing import Any
 import torch
 from shrink_resnet20 import RESIDUAL
 from shrink_resnet56 import BUDGET, trained
-from torch import nn
 
 import karikomi as kk
 from karikomi.torch.onnx_export.latency import measure_onnx
 
-Networks = dict[str, nn.Module]
+Networks = dict[str, Any]
 
 
 @torch.no_grad()
