@@ -31,7 +31,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 IN_MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
-ROOM = 4 << 30  # bytes; the files of a run take about half a gigabyte
+ROOM = 2 << 30  # bytes; the files of a run take about half a gigabyte
 
 
 def _write_to_memory() -> str | None:
