@@ -31,7 +31,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 IN_MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
-ROOM = 1 << 30  # bytes; the files of a run take about a tenth
+ROOM = 2 << 30  # bytes; the files of a run take about half a gigabyte
 
 
 def _write_to_memory() -> str | None:
@@ -42,6 +42,8 @@ def _write_to_memory() -> str | None:
     """
     try:
         if "TMPDIR" in os.environ or shutil.disk_usage(IN_MEMORY).free < ROOM:
+            return None
+        if os.statvfs(IN_MEMORY).f_flag & os.ST_NOEXEC:  # of containers; compiled code is loaded
             return None
         os.environ["TMPDIR"] = mkdtemp(prefix="karikomi-tests-", dir=IN_MEMORY)
     except OSError:

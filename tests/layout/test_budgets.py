@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from layout.source import PACKAGE, ROOT, SOURCE, modules, tree
 
 FILE_MEDIAN, FILE_MOST = 150, 600
@@ -79,39 +77,58 @@ def test_names_say_what_a_thing_is() -> None:
 
 # Folders that are exported as such; to look one up imports it.
 FRAMEWORKS = {"torch", "keras", "jax"}
+# Of each package, a line per argument, in a child of its own where nothing of the package under test is imported yet.
 SHADOWED = """
-import importlib, sys, types
-package = importlib.import_module(sys.argv[1])
-beside = set(sys.argv[2:]) & set(getattr(package, "__all__", ()))
-for name in sorted(beside):
-    if not isinstance(getattr(package, name), types.ModuleType):
-        print(name)
+import importlib, os, sys, types
+for framework in ("torch", "keras"):
+    if any(f".{framework}." in line for line in sys.argv[1:]):
+        importlib.import_module(framework)
+for line in sys.argv[1:]:
+    sys.stdout.flush()
+    child = os.fork() if hasattr(os, "fork") else 0
+    if child:
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"failed: {line}")
+        continue
+    name, *beside = line.split()
+    package = importlib.import_module(name)
+    for exported in sorted(set(beside) & set(getattr(package, "__all__", ()))):
+        if not isinstance(getattr(package, exported), types.ModuleType):
+            print(f"{name}.{exported}")
+    if hasattr(os, "fork"):
+        sys.stdout.flush()
+        os._exit(0)
 """
 
 
-def shadowed(package: str, folder: Path, source: Path = SOURCE) -> list[str]:
-    """Return exported functions and classes that share a name with a file or folder beside them.
+def beside(folder: Path) -> set[str]:
+    """Return the names of the files and folders of a package."""
+    found = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    return found - FRAMEWORKS
+
+
+def shadowed(packages: dict[str, Path], source: Path = SOURCE) -> list[str]:
+    """Return exported functions and classes, by their packages, that share a name with a file or folder beside them.
 
     The first access would find the object and, once that file is imported, the second one the
     module. Asked of a fresh interpreter, where nothing is imported yet.
     """
-    beside = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
-    beside -= FRAMEWORKS
-    command = [sys.executable, "-c", SHADOWED, package, *sorted(beside)]
+    lines = [" ".join([package, *sorted(beside(folder))]) for package, folder in packages.items()]
+    command = [sys.executable, "-c", SHADOWED, *lines]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
-@pytest.mark.parametrize(
-    "package", [name for name, path in modules().items() if path.name == "__init__.py"]
-)
-def test_no_file_bears_the_name_of_what_is_exported_beside_it(package: str) -> None:
-    folder = modules()[package].parent
-    exported = set(getattr(importlib.import_module(package), "__all__", ()))
-    # An interpreter takes a second or two: only where a name could be shadowed at all, and not by a framework's folder.
-    if exported & {path.stem for path in folder.iterdir()} - FRAMEWORKS:
-        assert shadowed(package, folder) == []
+def test_no_file_bears_the_name_of_what_is_exported_beside_it() -> None:
+    packages = {}
+    for package, path in modules().items():
+        if path.name != "__init__.py":
+            continue
+        exported = set(getattr(importlib.import_module(package), "__all__", ()))
+        if exported & beside(path.parent):  # where a name could be shadowed at all
+            packages[package] = path.parent
+    assert packages and shadowed(packages) == []
 
 
 def test_a_shadowed_name_is_found(tmp_path: Path) -> None:
@@ -122,4 +139,4 @@ def test_a_shadowed_name_is_found(tmp_path: Path) -> None:
     (folder / "__init__.py").write_text(
         "from house import clip\nfrom house.prune import prune\n__all__ = ['clip', 'prune']\n"
     )
-    assert shadowed("house", folder, tmp_path) == ["prune"]
+    assert shadowed({"house": folder}, tmp_path) == ["house.prune"]

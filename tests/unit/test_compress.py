@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,9 +267,11 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
         _run(_task(), tmp_path)
 
 
-def test_a_tampered_stage_is_not_published(tmp_path: Path) -> None:
-    result = _run(_task(), tmp_path / "out")
-    published = Path(result["file"]).read_bytes()
+def test_a_tampered_stage_is_not_published(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    shutil.copytree(whole[0], tmp_path / "out")
+    published = (tmp_path / "out" / "model.karikomi").read_bytes()
     (tmp_path / "out" / "result.json").unlink()
     for path in (tmp_path / "out" / "candidates").glob("*/stages/quantize-*.safetensors"):
         content = bytearray(path.read_bytes())
@@ -277,15 +280,16 @@ def test_a_tampered_stage_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(KarikomiError, match="not published"):
         _run(_task(), tmp_path / "out")
     assert not (tmp_path / "out" / "result.json").exists()
-    assert Path(result["file"]).read_bytes() == published
+    assert (tmp_path / "out" / "model.karikomi").read_bytes() == published
 
 
-def test_a_lost_record_is_said(tmp_path: Path) -> None:
-    result = _run(_task(), tmp_path / "out")
-    Path(result["record"]).unlink()
+def test_a_lost_record_is_said(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    shutil.copytree(whole[0], tmp_path / "out")
+    record = tmp_path / "out" / Path(whole[1]["record"]).relative_to(whole[0])
+    record.unlink()
     with pytest.raises(BadFile, match="the record of this run is gone"):
         _run(_task(), tmp_path / "out")
-    Path(result["record"]).touch()
+    record.touch()
     next((tmp_path / "out" / "candidates").glob("*/record.jsonl")).unlink()
     with pytest.raises(BadFile, match="the record of this run is gone"):
         _run(_task(), tmp_path / "out")
@@ -376,20 +380,18 @@ def test_tied_weights_share_one_codebook(tmp_path: Path) -> None:
     assert len(np.unique(arrays["first.weight"])) <= 9
 
 
-def test_what_pruning_leaves_alone_is_named(tmp_path: Path) -> None:
-    result = _run(_task(), tmp_path / "out")
-    assert (
-        list(result["left_alone"]) == ["1.weight"]
-        and "BatchNorm1d" in result["left_alone"]["1.weight"]
-    )
+def test_what_pruning_leaves_alone_is_named(whole: tuple[Path, dict[str, Any]]) -> None:
+    left = whole[1]["left_alone"]
+    assert list(left) == ["1.weight"] and "BatchNorm1d" in left["1.weight"]
 
 
 def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected, threads = torch.rand(3), torch.get_num_threads()
     torch.manual_seed(7)
-    short = {"train_epochs": 1, "prune_epochs": 1, "tune_epochs": 1, "threads": 2}
-    _run(_task(), tmp_path / "out", config=short)
+    few = Data(_split(64, 0), _split(32, 1), _split(32, 2))
+    task = _task(recipe=SHORT, data=lambda: few)
+    _run(task, tmp_path / "out", config={"threads": 2}, max_drop=1.0)
     assert torch.equal(torch.rand(3), expected) and torch.get_num_threads() == threads
 
 
@@ -631,11 +633,12 @@ def test_what_does_not_fit_is_refused_before_the_folder_is_made(
 
 def test_a_recipe_is_configured_by_a_mapping_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
-        'tune_epochs = 1\nentries = [4]\n[clip]\nrule = "ByNorm"\nlimit = 0.5\n'
+        'tune_epochs = 2\nentries = [4]\n[clip]\nrule = "ByNorm"\nlimit = 0.5\n'
     )
-    values = {"tune_epochs": 1, "entries": (4,), "clip": kk.clip.ByNorm(0.5)}
-    first = _run(_task(), tmp_path / "a", config=tmp_path / "mine.toml")
-    second = _run(_task(), tmp_path / "b", config=values)
+    values = {"tune_epochs": 2, "entries": (4,), "clip": kk.clip.ByNorm(0.5)}
+    task = _task(recipe=SHORT)
+    first = _run(task, tmp_path / "a", config=tmp_path / "mine.toml")
+    second = _run(task, tmp_path / "b", config=values)
     assert first["clip"]["rule"] == "ByNorm(limit=0.5)"
     files = [Path(result["file"]).read_bytes() for result in (first, second)]
     assert files[0] == files[1]
