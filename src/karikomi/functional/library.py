@@ -8,7 +8,7 @@ from typing import Any
 from karikomi.functional.norms import Axes, Measuring
 from karikomi.rule import ARRAY_OPERATIONS, Array
 
-MEASURE_OPERATIONS = ARRAY_OPERATIONS | {"all", "concat", "permute_dims"}
+MEASURE_OPERATIONS = ARRAY_OPERATIONS | {"all", "concat", "permute_dims", "sign"}
 """The operations that a namespace must have; `max` and `sum` take axes."""
 
 

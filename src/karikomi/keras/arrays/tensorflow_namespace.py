@@ -25,6 +25,7 @@ class TensorFlowNamespace:
     ones_like = staticmethod(tf.ones_like)
     permute_dims = staticmethod(tf.transpose)
     reshape = staticmethod(tf.reshape)
+    sign = staticmethod(tf.math.sign)
     sort = staticmethod(tf.sort)
     sqrt = staticmethod(tf.math.sqrt)
     square = staticmethod(tf.math.square)

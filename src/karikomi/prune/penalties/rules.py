@@ -44,12 +44,11 @@ class L1(Penalty):
         self, weights: Array, axes: tuple[int, ...], *, xp: Namespace, constant: Constant
     ) -> Array:
         """Return ``sum |w|``."""
-        return xp.sum(_magnitudes(weights, xp=xp))
+        return xp.sum(_magnitudes(weights, xp=xp, constant=constant))
 
     def gradient(self, weights: Array, axes: tuple[int, ...], *, xp: Namespace) -> Array:
         """Return ``sign(w)``."""
-        ones, zero = xp.ones_like(weights), xp.zeros_like(weights)
-        return xp.where(weights > 0, ones, xp.where(weights < 0, -ones, zero))
+        return xp.sign(weights)
 
 
 @register(
@@ -192,16 +191,16 @@ class GrowingL2(Penalty):
         return weights
 
 
-def _magnitudes(weights: Array, *, xp: Namespace) -> Array:
+def _magnitudes(weights: Array, *, xp: Namespace, constant: Constant) -> Array:
     # Not `abs`, whose derivative at zero is 1 in JAX; and a NaN must stay one.
-    return xp.where(weights > 0, weights, xp.where(weights == 0, xp.zeros_like(weights), -weights))
+    return weights * constant(xp.sign(weights))
 
 
 def _norms(weights: Array, axes: tuple[int, ...], *, xp: Namespace, constant: Constant) -> Array:
     """Return the L2 norm of each unit, ``m * sqrt(sum (w / m)^2)`` with m the largest magnitude."""
     inner = tuple(axis for axis in range(len(weights.shape)) if axis not in axes)
     if not inner:
-        return _magnitudes(weights, xp=xp)
+        return _magnitudes(weights, xp=xp, constant=constant)
     peaks = constant(xp.max(xp.abs(weights), axis=inner))
     peaks = xp.where(peaks > 0, peaks, xp.ones_like(peaks))
     squares = xp.sum(xp.square(weights / xp.reshape(peaks, _beside(weights, axes))), axis=inner)

@@ -9,7 +9,7 @@ from torch import nn
 
 from karikomi.errors import Unsupported
 from karikomi.prune.penalties.penalty import Penalty, check_penalty
-from karikomi.torch.sparse_training.penalties import penalty
+from karikomi.torch.sparse_training.penalties import slopes
 
 WHERE = "torch.attach(penalty)"
 
@@ -58,8 +58,5 @@ def _gradients(
 ) -> dict[str, torch.Tensor]:
     if not held:
         return {}
-    with torch.enable_grad():
-        value = penalty(model, rule, step=step)
-        found = torch.autograd.grad(value, list(held.values()), allow_unused=True)
-    pairs = zip(held, found, strict=True)
-    return {name: gradient for name, gradient in pairs if gradient is not None}
+    found = slopes(model, rule, step=step)
+    return {name: found[id(weight)] for name, weight in held.items() if id(weight) in found}

@@ -22,6 +22,7 @@ class TorchNamespace(DeviceNamespace):
     all = staticmethod(torch.all)
     concat = staticmethod(torch.cat)
     permute_dims = staticmethod(torch.permute)
+    sign = staticmethod(torch.sign)
 
     @staticmethod
     def max(array: torch.Tensor, axis: Any = None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.distributed.fsdp import reshard_
 from karikomi.torch.modules.parameters import by_any_name, unit_axes, unwrapped
 from karikomi.torch.modules.prunable import PRUNED
-from karikomi.torch.numerics.namespace import DeviceNamespace
+from karikomi.torch.numerics.library import TorchNamespace
 from karikomi.torch.sparse_training.sharded_penalties import beside, followed
 
 WHERE = "torch.penalty"
@@ -26,12 +26,6 @@ _KINDS = {
     "weights": (PRUNED, "no weight of a Linear or Conv layer"),
     "scales": (_NORMS, "no scale of a batch norm"),
 }
-
-
-class _Namespace(DeviceNamespace):
-    @staticmethod
-    def max(array: torch.Tensor, axis: Any = None) -> torch.Tensor:
-        return torch.amax(array, dim=axis)
 
 
 def penalty(
@@ -66,6 +60,44 @@ def penalty(
     >>> round(float(term.detach()), 4), layer.weight.grad[1].tolist(), layer.bias.grad
     (3.5355, [0.0, 0.0], None)
     """
+    masks, weights = _penalised(model, rule, masks, only, exclude)
+    strength = rule.strength_at(step)
+    terms = [
+        _term(rule, weight, axis, None if masks is None else masks[name])
+        for name, (weight, axis) in weights.items()
+    ]
+    return strength * sum((item.to(terms[0].device) for item in terms[1:]), start=terms[0])
+
+
+def slopes(model: nn.Module, rule: Penalty, *, step: int) -> dict[int, torch.Tensor]:
+    """Return the id of each weight that is penalised -> the gradient of `penalty`, by formula: a tenth of its time.
+
+    Raises as `penalty`; of sharded weights autograd knows the placements.
+    """
+    _, weights = _penalised(model, rule, None, None, None)
+    strength, found = rule.strength_at(step), {}
+    if any(is_sharded(weight) for weight, _ in weights.values()):
+        every = [weight for weight, _ in weights.values()]
+        with torch.enable_grad():
+            of_each = torch.autograd.grad(penalty(model, rule, step=step), every)
+        return {id(weight): slope for weight, slope in zip(every, of_each, strict=True)}
+    for weight, axis in weights.values():
+        plain = weight.detach()
+        wide = plain.to(torch.promote_types(plain.dtype, torch.float32))
+        axes = () if axis is None else (axis,)
+        slope = rule.gradient(wide, axes, xp=TorchNamespace(wide.device, wide.dtype))
+        found[id(weight)] = (strength * slope).to(plain.dtype)
+    return found
+
+
+def _penalised(
+    model: nn.Module,
+    rule: Penalty,
+    masks: Mapping[str, torch.Tensor] | None,
+    only: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+) -> tuple[Mapping[str, torch.Tensor] | None, dict[str, tuple[nn.Parameter, int | None]]]:
+    """Return ``(the masks beside the parameters, name -> weight that is penalised and its unit axis)``."""
     check_penalty(rule, masks, where=WHERE)
     if masks is not None:
         # Masks have the shapes of shards, not of parameters that a forward pass has left gathered.
@@ -91,12 +123,7 @@ def penalty(
             where=f"{WHERE} ({type(rule).__name__})",
             got="; ".join(f"{name}: {reasons[name]}" for name in names[:3]),
         )
-    strength = rule.strength_at(step)
-    terms = [
-        _term(rule, parameters[name], axes.get(name), None if masks is None else masks[name])
-        for name in chosen
-    ]
-    return strength * sum((item.to(terms[0].device) for item in terms[1:]), start=terms[0])
+    return masks, {name: (parameters[name], axes.get(name)) for name in chosen}
 
 
 def _reasons(model: nn.Module, rule: Penalty) -> dict[str, str]:
@@ -144,7 +171,7 @@ def _term(
         wide,
         () if axis is None else (axis,),
         None if kept is None else kept.to(parameter.device),
-        xp=_Namespace(wide.device, wide.dtype),
+        xp=TorchNamespace(wide.device, wide.dtype),
         constant=torch.Tensor.detach,
     )
     # A loss is a plain tensor, which cannot be added to a DTensor.
