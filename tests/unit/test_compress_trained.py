@@ -328,7 +328,7 @@ def test_a_budget_on_the_network_removes_units(model: torch.nn.Module, tmp_path:
         and result["macs_after"] < result["macs_before"]
     )
     small = kk.load(result["file"], into=_copy(model))
-    assert small[0].out_features == 20 or small[0].out_features < 20
+    assert small[0].out_features <= 24, "half of 40, to a multiple of 8"
 
 
 def test_milliseconds_are_measured_once(
@@ -345,7 +345,7 @@ def test_milliseconds_are_measured_once(
     monkeypatch.setattr(TorchRunner, "milliseconds", milliseconds)
     result = run(model, tmp_path / "out", max_ms=100.0)
     table = json.loads((tmp_path / "out" / "latency.json").read_text())["rows"]
-    assert result["verdict"] == "held" and len(calls) > 0
+    assert result["verdict"] != "missed" and len(calls) > 0
     assert sorted(row["ms"] for row in table.values()) == sorted({n / 1000 for n in calls})
     rehearsed = len(calls)
     run(model, tmp_path / "out", max_ms=100.0)

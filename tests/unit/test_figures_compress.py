@@ -675,6 +675,12 @@ def test_faster_is_what_an_interval_above_one_shows(low: float, tile: str) -> No
     assert page.tiles["to run"] == (tile, "3 → 2 ms")
 
 
+def test_times_of_another_engine_have_the_ratio_of_that_engine(made: dict[str, Any]) -> None:
+    timed = [{**made["timed"][-1], "ms_before": 8.0, "ms_after": 7.0, "faster": 1.14}]
+    text = report.compress_table({**made, "timed": timed, "ms_before": 6.0, "ms_after": 2.0})
+    assert "3x as fast, integers in ONNX Runtime" in text and "1.14" not in text
+
+
 def test_the_reason_why_nothing_was_shrunk_is_on_the_page() -> None:
     none = {"removed": 0, "left_alone": {"the network": "its code has a view at net.py:3"}}
     page = Page(report.compress_page(RESULT | {"shrink": none}, []))

@@ -11,7 +11,7 @@ from karikomi.report.result_checks import named, records, require, table, warnin
 from karikomi.report.savings import dense_bytes
 from karikomi.report.terminal import WIDTH, align, printable, text_block, warning_lines, wrap
 from karikomi.report.verdict import before_after, budget_held, verified_sentence
-from karikomi.report.wording import amount, count, percent, plain, ratio, shorten, size
+from karikomi.report.wording import amount, count, number, percent, plain, ratio, shorten, size
 
 _WHERE = "compress_table"
 _LISTED = 8
@@ -90,11 +90,14 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _faster(result: Mapping[str, Any]) -> str:
-    """Return how many times as fast, with the interval, of the most examples that were timed."""
+    """Return how many times as fast, with the interval, of the most examples that were timed; or in which engine."""
     timed = records(result.get("timed"), "timed", where=_WHERE)
     if not timed:
         return ""
     last = timed[-1]
+    before, after = number(result.get("ms_before")), number(result.get("ms_after"))
+    if before and after and last.get("ms_after") != after:
+        return f"{plain(before / after, 3)}x as fast, integers in ONNX Runtime"
     low, high = plain(last.get("low"), 3), plain(last.get("high"), 3)
     return f"{plain(last.get('faster'), 3)}x as fast ({low} to {high})"
 
