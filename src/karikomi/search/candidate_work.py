@@ -23,6 +23,7 @@ from karikomi.search.run_reference import OpenedRun, RunReference, opened_run
 from karikomi.shrink.account import why_no_faster
 from karikomi.tasks import Arrays, Inputs, LearnedCodes, Phase, Task, Training
 from karikomi.tasks.example_scores import example_scores
+from karikomi.tasks.runner import EVEN
 
 MASK = "mask/"
 SCORES = "scores"
@@ -188,11 +189,13 @@ class CandidateWork:
         arrays, report = self._runner.shrink(
             self.parent().arrays(), width=self.proposal.settings["width"]
         )
-        if not report.get("notes"):
+        if not report.get("notes") or not report.get("removed"):
+            alone = report.get("left_alone") or {}
             raise Unsupported(
                 "no units of the network can be removed",
                 where=self.stage,
-                got="; ".join(f"{k}: {v}" for k, v in (report.get("left_alone") or {}).items()),
+                got="; ".join(f"{name}: {why}" for name, why in alone.items())
+                or f"all units of each layer are left, in multiples of {EVEN}",
             )
         self._runner.adopt(report["notes"])
         facts = {**report, "validation": self._validation(folder, arrays)}
