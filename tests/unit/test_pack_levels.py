@@ -30,7 +30,7 @@ from karikomi.pack.codecs.bit_numbers import BitReader, BitWriter
 from karikomi.pack.codecs.cursor import Cursor
 from karikomi.pack.codecs.neighbours import Neighbours
 from karikomi.pack.container import manifest
-from karikomi.pack.groups import coding
+from karikomi.pack.groups import on_cores
 from karikomi.pack.groups.contest import choose
 from karikomi.pack.groups.levels import codes_of, levels_of
 from karikomi.pack.groups.pools import LARGE
@@ -278,7 +278,7 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path, monkeypatch):
     tensors = {"a": waves(11_000).astype("i2"), "b": np.random.default_rng(0).normal(size=9_000)}
     monkeypatch.setattr("karikomi.pack.groups.pools.LARGE", 1000)
     many = save(tensors, tmp_path / "many").read_bytes()
-    monkeypatch.setattr(coding, "MOST_THREADS", 1)
+    monkeypatch.setattr(on_cores, "MOST_THREADS", 1)
     assert save(tensors, tmp_path / "one").read_bytes() == many
     assert np.array_equal(load(tmp_path / "many")["a"], tensors["a"]) and LARGE > 1000
 

@@ -60,7 +60,8 @@ def by_any_name(
     (['head.*', 'embed.weight'], ['embed.weight'])
     """
     if isinstance(patterns, str):
-        return by_any_name(module, [patterns])
+        found = by_any_name(module, [patterns])
+        return patterns if found == [patterns] else found
     if not isinstance(patterns, Sequence | Set) or not (others := other_names(module)):
         return patterns
     names = {name for name, _ in _every_tensor(module)} - others.keys()
