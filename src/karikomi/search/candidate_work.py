@@ -333,8 +333,12 @@ class CandidateWork:
                 merged[name] = value + merged.get("removed", 0)
         if len(reports) > 1:
             # The last shrink alone may have found nothing left to remove.
-            costs = (merged.get(name, 0) for name in ("removed", "macs_before", "macs_after"))
-            merged["reason"] = why_no_faster(*costs, merged.get("frozen") or {})
+            merged["reason"] = why_no_faster(
+                merged.get("removed", 0),
+                merged.get("macs_before", 0),
+                merged.get("macs_after", 0),
+                merged.get("frozen") or {},
+            )
         return merged
 
     def _rounded(self, arrays: Arrays, pruned: list[str]) -> dict[str, Coded]:

@@ -55,7 +55,7 @@ def exported(
 @contextmanager
 def without_cache(module: nn.Module) -> Iterator[None]:
     """Let networks of transformers return no cache of keys and values, for which an exported graph has no form."""
-    configs = [getattr(part, "config", None) for part in module.modules()]
+    configs: list[Any] = [getattr(part, "config", None) for part in module.modules()]
     cached = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
     for config in cached.values():
         config.use_cache = False

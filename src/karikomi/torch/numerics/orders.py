@@ -87,7 +87,7 @@ def _row_norms(rows: torch.Tensor, order: float) -> torch.Tensor:
     return torch.linalg.vector_norm(rows.to(dtype) / scale[:, None], order, dim=1) * scale
 
 
-def _on_cpu(tensors: Sequence[torch.Tensor], order: float) -> list[float]:
+def _on_cpu(tensors: Sequence[torch.Tensor], order: float) -> list[float] | np.ndarray:
     """Return the norms of tensors on the CPU."""
     if math.isinf(order):
         return _largest(tensors)

@@ -124,16 +124,17 @@ def _parted(given: Any, arguments: ForwardArguments, where: str) -> tuple[Any, A
         return inputs, next(iter(targets.values()), MISSING)
     if not isinstance(given, tuple | list) or isinstance(given, PackedSequence):
         return given, MISSING
-    if len(given) > 2 and arguments.takes_all_but_last(given):
-        return tuple(given[:-1]), given[-1]
-    if len(given) not in (1, 2):
+    several: tuple[Any, ...] = tuple(given)
+    if len(several) > 2 and arguments.takes_all_but_last(several):
+        return several[:-1], several[-1]
+    if not 1 <= len(several) <= 2:
         raise InvalidArgument(
             "a batch is a pair or inputs alone",
             where=where,
             got=f"{type(given).__name__} of {len(given)}",
             allowed=ALLOWED,
         )
-    return given[0], given[1] if len(given) == 2 else MISSING
+    return several[0], several[1] if len(several) == 2 else MISSING
 
 
 def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:

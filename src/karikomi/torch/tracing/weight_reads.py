@@ -111,7 +111,7 @@ class WeightReadHooks(TorchFunctionMode):
     def _turned(self, called: str, args: tuple[Any, ...], kwargs: Any, result: Any) -> bool:
         """Report a product with a weight of shape (inputs, units), and return whether it is one."""
         place = _SECOND[called]
-        weight = args[place] if len(args) > place else None
+        weight: Any = args[place] if len(args) > place else None
         name = self._names.get(id(weight))
         scaled = any(kwargs.get(key, 1) != 1 for key in ("alpha", "beta"))
         if name is None or scaled or weight.dim() != 2:
