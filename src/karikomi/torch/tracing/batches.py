@@ -127,14 +127,16 @@ def _parted(given: Any, arguments: ForwardArguments, where: str) -> tuple[Any, A
     several: tuple[Any, ...] = tuple(given)
     if len(several) > 2 and arguments.takes_all_but_last(several):
         return several[:-1], several[-1]
-    if not 1 <= len(several) <= 2:
-        raise InvalidArgument(
-            "a batch is a pair or inputs alone",
-            where=where,
-            got=f"{type(given).__name__} of {len(given)}",
-            allowed=ALLOWED,
-        )
-    return several[0], several[1] if len(several) == 2 else MISSING
+    if len(several) == 2:
+        return several[0], several[1]
+    if len(several) == 1:
+        return several[0], MISSING
+    raise InvalidArgument(
+        "a batch is a pair or inputs alone",
+        where=where,
+        got=f"{type(given).__name__} of {len(several)}",
+        allowed=ALLOWED,
+    )
 
 
 def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
