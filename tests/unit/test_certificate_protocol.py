@@ -90,6 +90,15 @@ def test_a_bound_that_is_nan_certifies_nothing() -> None:
     assert result.count == 0
 
 
+def test_what_chance_put_behind_a_bolder_one_stands_between() -> None:
+    safe, bold = Found("2.5", 10, 0.0, 0.002), Found("1.6", 4, 0.003, 0.005)
+    middle, beyond = Found("2.0", 7, 0.004, 0.006), Found("book", 8, 0.009, 0.012)
+    every = [beyond, bold, middle, safe]
+    assert handful(every, max_drop=0.01) == [safe, middle, bold]
+    assert handful(every, max_drop=0.0055) == [safe, bold], "one that cannot be within the budget"
+    assert handful(every, max_drop=0.01, most=2) == [safe, bold]
+
+
 def test_the_handful_goes_from_safe_to_bold() -> None:
     drops = np.random.default_rng(0).uniform(0, 0.02, 40)
     # Bolder ones cost less, and some cost more than a safer one.
