@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,10 +109,19 @@ def _made(thing: Any, data: str | os.PathLike[str] | None, where: str) -> Task:
     return thing
 
 
+class _AsItIs(SourceFileLoader):
+    """Compiles a file anew: code that is cached hides an edit within the same second to the same length."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _run_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UnknownName("there is no such file", where=f"task {path}", got=str(path.absolute()))
-    spec = importlib.util.spec_from_file_location(f"karikomi_task_{path.stem}", path)
+    name = f"karikomi_task_{path.stem}"
+    source = _AsItIs(name, str(path)) if path.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(name, path, loader=source)
     loader = None if spec is None else spec.loader
     if spec is None or loader is None:
         raise InvalidArgument("not a Python file", where=f"task {path}")
