@@ -97,6 +97,8 @@ def test_what_chance_put_behind_a_bolder_one_stands_between() -> None:
     assert handful(every, max_drop=0.01) == [safe, middle, bold]
     assert handful(every, max_drop=0.0055) == [safe, bold], "one that cannot be within the budget"
     assert handful(every, max_drop=0.01, most=2) == [safe, bold]
+    alike = Found("4.0", 20, 0.0, 0.002)
+    assert handful([bold, safe, alike], max_drop=0.01) == [alike, safe, bold]
 
 
 def test_the_handful_goes_from_safe_to_bold() -> None:

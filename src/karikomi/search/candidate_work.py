@@ -20,10 +20,9 @@ from karikomi.search.driver import Measured, Proposal
 from karikomi.search.folder import Folder
 from karikomi.search.lock import read_json
 from karikomi.search.run_reference import OpenedRun, RunReference, opened_run
-from karikomi.shrink.account import why_no_faster
+from karikomi.shrink.account import ROUND, why_no_faster
 from karikomi.tasks import Arrays, Inputs, LearnedCodes, Phase, Task, Training
 from karikomi.tasks.example_scores import example_scores
-from karikomi.tasks.runner import EVEN
 
 MASK = "mask/"
 SCORES = "scores"
@@ -195,7 +194,7 @@ class CandidateWork:
                 "no units of the network can be removed",
                 where=self.stage,
                 got="; ".join(f"{name}: {why}" for name, why in alone.items())
-                or f"all units of each layer are left, in multiples of {EVEN}",
+                or f"all units of each layer are left, in multiples of {ROUND}",
             )
         self._runner.adopt(report["notes"])
         facts = {**report, "validation": self._validation(folder, arrays)}

@@ -262,10 +262,11 @@ class _Course:
             found.append(tried)
             if self.holds(tried):
                 break
-        if good:
+        others = good[len(found) :]
+        if others:
             safest = min(good, key=lambda file: self.ladder._drop_of(file, self.finished))
-            (tried,) = yield [step(safest.proposal, int8="minmax")]
-            found.append(tried)
+            if safest in others:
+                found += yield [step(safest.proposal, int8="minmax")]
         return found
 
     def _nearest_half(self, tried: Sequence[Finished]) -> list[Finished]:

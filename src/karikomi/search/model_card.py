@@ -165,7 +165,7 @@ def _files(result: Mapping[str, Any]) -> list[Sequence[str]]:
             f"{result['bytes_packed']:,}",
             "0, read back" if result["verified"] else "NOT verified",
         ),
-        ("dense.safetensors", "the network before", f"{result['bytes_dense']:,}", ""),
+        ("dense.safetensors", "the network before", f"{result['bytes_dense_file']:,}", ""),
     ]
     for form in result.get("exports") or []:
         if form["file"]:

@@ -73,6 +73,7 @@ def describe(
         if task.classifies
         else None,
         "bytes_dense": dense_bytes,
+        "bytes_dense_file": dense_bytes + narrower,
         "bytes_packed": file.stat().st_size,
         "ratio": dense_bytes / file.stat().st_size,
         "parameters": weights,

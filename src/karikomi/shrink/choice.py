@@ -47,16 +47,14 @@ class Choice:
         names: Collection[str],
         makes: Callable[[Block], bool],
         frozen: Mapping[str, str],
-        first: Mapping[str, str] | None = None,
     ) -> list[Group]:
         """Return the groups of which units may go: several units, made by selected tensors alone.
 
         `names`: the tensors to which `only` and `exclude` refer. `makes`: whether the indices of an axis are units
         that its tensor makes; what merely reads units, or scales and shifts them, need not be selected. `frozen`:
-        layer -> why none of its units can go. `first`: name -> the name of the same tensor in `groups`. Raises
-        `Unsupported` where no group is left.
+        layer -> why none of its units can go. Raises `Unsupported` where no group is left.
         """
-        picked = self._picked(list(names), first or {})
+        picked = set(select(list(names), only=self.only, exclude=self.exclude, where=self.where))
         free = []
         for group in groups:
             owners = [block for block, _ in group.members if block.owner in names]
@@ -72,14 +70,6 @@ class Choice:
                 allowed="units that are no outputs, of layers that only= and exclude= leave",
             )
         return free
-
-    def _picked(self, names: list[str], first: Mapping[str, str]) -> set[str]:
-        """Return the selected tensors by their first names: one is selected, or left out, under any of its names."""
-        where = self.where
-        select(names, only=self.only, exclude=self.exclude, where=where)
-        wanted = select(names, only=self.only, where=where)
-        unwanted = set(names).difference(select(names, exclude=self.exclude, where=where))
-        return {first.get(name, name) for name in wanted} - {first.get(n, n) for n in unwanted}
 
     def kept(
         self,

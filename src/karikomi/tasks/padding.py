@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,16 @@ from karikomi.tasks.metrics import IGNORED
 
 MASK = "attention_mask"
 """The input that says which steps are real: 1, and which are padding: 0."""
-LABELS = ("labels", "label_ids")
 
 Pair = tuple[Any, np.ndarray]
 
 
-def at_one_length(pairs: Sequence[Pair]) -> list[Pair]:
+def at_one_length(pairs: Sequence[Pair], *, labels: Collection[str] = ()) -> list[Pair]:
     """Return pairs of inputs and targets with all axes of steps as long as the longest; others as they are.
 
     Inputs that are mappings with an ``attention_mask`` (n, steps) are padded on the side on which the masks are:
-    every array whose second axis has the steps of its batch, the mask by 0, labels and whole-number targets by
+    every array whose second axis has the steps of its batch, the mask by 0, whole-number targets and inputs that are
+    `labels` by
     ``-100``, which losses ignore, numbers of tokens by the one that stands in padding already, all others by 0.
 
     >>> def batch(steps):
@@ -42,7 +42,10 @@ def at_one_length(pairs: Sequence[Pair]) -> list[Pair]:
 
     names = [name for name in pairs[0][0] if all(name in inputs for inputs, _ in pairs)]
     columns = {
-        name: longer([inputs[name] for inputs, _ in pairs], _fill(name, pairs)) for name in names
+        name: longer(
+            [inputs[name] for inputs, _ in pairs], IGNORED if name in labels else _fill(name, pairs)
+        )
+        for name in names
     }
     targets = [target for _, target in pairs]
     whole = all(target.dtype.kind in "iu" for target in targets)
@@ -60,8 +63,6 @@ def _steps(inputs: Any) -> int | None:
 
 def _fill(name: str, pairs: Sequence[Pair]) -> int:
     """Return what stands in padding: for tokens what does already, where the masks have zeros."""
-    if name in LABELS:
-        return IGNORED
     if not name.endswith("ids") or name == "token_type_ids":
         return 0
     for inputs, _ in pairs:

@@ -16,8 +16,6 @@ from karikomi.tasks.splits import Data, Inputs
 from karikomi.tasks.task import Task
 
 _MOST, _FIRST, _LAST = 12, 5, 3
-EVEN = 8
-"""Units that stay of a layer where a share goes are a multiple of this: kernels compute so many at a time."""
 Arrays = dict[str, np.ndarray]
 """Name -> array: the weights and buffers of a model, outside of its framework."""
 

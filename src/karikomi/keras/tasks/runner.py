@@ -32,7 +32,8 @@ from karikomi.keras.tasks.other_forms import FORMS, OtherForms
 from karikomi.keras.tasks.trained import Copies, copied
 from karikomi.keras.tasks.training import KerasTraining, Trainer, trainer_key
 from karikomi.quantize import Coded, OutputUnits
-from karikomi.tasks.runner import EVEN, Arrays, Form, Phase, chain_of
+from karikomi.shrink.account import ROUND
+from karikomi.tasks.runner import Arrays, Form, Phase, chain_of
 from karikomi.tasks.splits import Data, Inputs
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
@@ -196,7 +197,7 @@ class KerasRunner:
             small, report = shrink(
                 self._model(arrays),
                 width=width,
-                multiple_of=EVEN if width else 1,
+                multiple_of=ROUND if width else 1,
                 inputs=_given(self._data.validation.first(8).inputs),
             )
             text = small.to_json()

@@ -50,8 +50,14 @@ def handful(found: Sequence[Found], *, max_drop: float, most: int = 5) -> list[F
 
 
 def _with_steps(front: Sequence[Found], holding: Sequence[Found], max_drop: float) -> list[Found]:
-    """Return the front with the safest candidate between each two neighbours, by cost."""
-    found = list(front[:1])
+    """Return the front with the safest candidate between each two neighbours, by cost.
+
+    Before the first stands the costliest of those that the search split does not tell apart from it.
+    """
+    alike = [item for item in holding if front and item.bound <= front[0].bound]
+    first = max(alike, key=lambda item: item.cost, default=None)
+    found = [] if first is None or first.cost <= front[0].cost else [first]
+    found += front[:1]
     for safe, bold in itertools.pairwise(front):
         between = [item for item in holding if bold.cost < item.cost < safe.cost]
         step = min(between, key=lambda item: (item.bound, item.cost, item.name), default=None)

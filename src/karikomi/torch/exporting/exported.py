@@ -14,6 +14,7 @@ from torch import fx, nn
 from karikomi.errors import Unsupported
 from karikomi.torch.internals import open_at_one, schema_of
 from karikomi.torch.labelling.label_run import name_of
+from karikomi.torch.modules.parameters import other_names
 from karikomi.torch.tracing.source_line import raised_at
 
 Inputs = tuple[Any, ...]
@@ -68,26 +69,13 @@ def without_cache(module: nn.Module) -> Iterator[None]:
 
 def _name_by_the_first_(graph: fx.GraphModule, module: nn.Module) -> None:
     """Let every node read a tensor that has several names by the first of them."""
-    names = first_names(module)
+    first = other_names(module)
     held = dict(graph.named_parameters(remove_duplicate=False))
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            name = names.get(str(node.target), str(node.target))
+            name = first.get(str(node.target), str(node.target))
             if held.get(name) is not None and held[name] is held.get(str(node.target)):
                 node.target = name
-
-
-def first_names(module: nn.Module) -> dict[str, str]:
-    """Return name of a parameter -> the first name of the same parameter.
-
-    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
-    >>> net[1].weight = net[0].weight
-    >>> first_names(net)
-    {'0.weight': '0.weight', '0.bias': '0.bias', '1.weight': '0.weight'}
-    """
-    seen: dict[int, str] = {}
-    every = module.named_parameters(remove_duplicate=False)
-    return {name: seen.setdefault(id(tensor), name) for name, tensor in every}
 
 
 def _hint(error: Exception) -> str:

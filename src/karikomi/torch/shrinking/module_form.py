@@ -101,18 +101,11 @@ def set_attributes_(
 def attributes_of(module: nn.Module, change: Changed, guessed: Collection[str]) -> list[str]:
     """Return the attributes that have the value of a number before, by its argument's name or by guess."""
     layer = dict(module.named_modules()).get(change.path)
-    return (
-        [
-            name
-            for name, value in vars(layer).items()
-            if (
-                name == change.argument or (change.argument in guessed and not name.startswith("_"))
-            )
-            and _equal(value, change.before)
-        ]
-        if layer is not None
-        else []
-    )
+    own = {} if layer is None else vars(layer)
+    fitting = [name for name, value in own.items() if _equal(value, change.before)]
+    if change.argument in guessed:
+        return [name for name in fitting if not name.startswith("_")]
+    return [name for name in fitting if name == change.argument]
 
 
 def _equal(value: Any, before: Any) -> bool:

@@ -24,7 +24,7 @@ from karikomi.torch.compensation.in_place import compensate_
 from karikomi.torch.compensation.lanes import Pairs, lanes_of
 from karikomi.torch.distributed.dtensors import is_sharded
 from karikomi.torch.exporting.equivalence import equal
-from karikomi.torch.exporting.exported import exported, first_names
+from karikomi.torch.exporting.exported import exported
 from karikomi.torch.exporting.proof import difference, is_blind, randomized, samples_of
 from karikomi.torch.exporting.rewriting import Kept, Rewritten, rewritten
 from karikomi.torch.exporting.summed_entries import changed_sums
@@ -33,7 +33,7 @@ from karikomi.torch.labelling.label_run import LabelRun, Propagated
 from karikomi.torch.modules.codes import holds_codes
 from karikomi.torch.modules.deep_copies import copied
 from karikomi.torch.modules.kept_units import Move, recall, remember_, sizes_in_attributes
-from karikomi.torch.modules.parameters import check_values, every_name, unwrapped
+from karikomi.torch.modules.parameters import check_values, every_name, other_names, unwrapped
 from karikomi.torch.modules.prunable import NORMS, PRUNED, TRANSPOSED, layouts
 from karikomi.torch.modules.resizing import HOOKED
 from karikomi.torch.recovery.following import follow_
@@ -96,8 +96,10 @@ class Shrinking:
         """Return a boolean per label: whether it stays."""
         choice = self.choice
         assert choice is not None  # noqa: S101
-        first = first_names(self.module)
-        groups = choice.free(self.groups, first, self._makes, self.frozen, first)
+        names = dict.fromkeys(
+            name for name, _ in self.module.named_parameters(remove_duplicate=False)
+        )
+        groups = choice.free(self.groups, names, self._makes, self.frozen)
         scores = unit_scores(self.module, groups, choice.score, data=choice.data, loss=choice.loss)
         return choice.kept(self.found.classes, groups, scores, self._cost)
 
@@ -270,21 +272,16 @@ class Shrinking:
         """Return layer -> labels of its units, of an embedding of its columns; none for a single unit."""
         axes = layouts(self.module)
         labels = {(block.owner, block.axis): block.labels for block in self.found.classes.blocks}
-        names: dict[int, list[str]] = {}
-        for name, tensor in self.module.named_parameters(remove_duplicate=False):
-            names.setdefault(id(tensor), []).append(name)
+        # The graph reads a tied weight under the first of its names.
+        first = other_names(self.module)
         found = {}
         for path, layer in self.module.named_modules():
-            for leaf, tensor in layer.named_parameters(recurse=False):
+            for leaf, _ in layer.named_parameters(recurse=False):
                 name = f"{path}.{leaf}" if path else leaf
                 if name not in axes or isinstance(layer, NORMS):
                     continue
-                # A tied weight has labels under one of its names.
-                keys = [(own, self.made[name]) for own in names[id(tensor)]]
-                key = next((own for own in keys if own in labels), None)
-                found[name.removesuffix(".weight")] = (
-                    np.zeros(0, int) if key is None else labels[key]
-                )
+                key = (first.get(name, name), self.made[name])
+                found[name.removesuffix(".weight")] = labels.get(key, np.zeros(0, int))
             if isinstance(layer, PRUNED) and "weight" not in dict(
                 layer.named_parameters(recurse=False)
             ):

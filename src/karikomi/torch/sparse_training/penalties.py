@@ -70,7 +70,7 @@ def penalty(
 
 
 def slopes(model: nn.Module, rule: Penalty, *, step: int) -> dict[int, torch.Tensor]:
-    """Return the id of each weight that is penalised -> the gradient of `penalty`, by formula: a tenth of its time.
+    """Return the id of each weight that is penalised -> the gradient of `penalty`, by its formula.
 
     Raises as `penalty`; of sharded weights autograd knows the placements.
     """

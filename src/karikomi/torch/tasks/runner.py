@@ -14,8 +14,9 @@ from torch import nn
 
 from karikomi.errors import InvalidArgument, Unsupported, suggest
 from karikomi.quantize import Coded, OutputUnits
+from karikomi.shrink.account import ROUND
 from karikomi.shrink.cuts import Cuts
-from karikomi.tasks.runner import EVEN, Arrays, Form, Phase, chain_of
+from karikomi.tasks.runner import Arrays, Form, Phase, chain_of
 from karikomi.tasks.splits import Data, Inputs
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
@@ -196,7 +197,7 @@ class TorchRunner:
                     model,
                     (example.positional, dict(example.named)),
                     width=width,
-                    multiple_of=EVEN if width else 1,
+                    multiple_of=ROUND if width else 1,
                     data=some,
                     form="module",
                 )

@@ -75,7 +75,7 @@ def examples(
             known = batch.targets is not MISSING
             yield inputs, _array(batch.targets, where) if known else np.zeros(batch.examples, int)
 
-    found = Split.of(at_one_length(list(pairs())))
+    found = Split.of(at_one_length(list(pairs()), labels=LABELS))
     if len(labelled) > 1:
         raise InvalidArgument("some batches have targets and some have none", where=where)
     return found.inputs, found.targets if labelled == {True} else None
