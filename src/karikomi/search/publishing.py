@@ -51,7 +51,13 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
     rows = _merged_record(run, found, folder.path / "record.jsonl")
     result = {
         **describe(
-            task, request.content, runner, outcome, max_drop=budgets.max_drop, seed=request.seed
+            task,
+            request.content,
+            runner,
+            outcome,
+            folder,
+            max_drop=budgets.max_drop,
+            seed=request.seed,
         ),
         "file": str(folder.path / "model.karikomi"),
         "dense": str(folder.path / "dense.safetensors"),
