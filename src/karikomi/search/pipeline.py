@@ -70,10 +70,11 @@ def compress(
 
     `task`: a task or its name, whose network is trained first; or a *trained* PyTorch module, with its loaders.
     Of a module the outputs on the validation data are judged by `metric`: ``"accuracy"`` (for whole-number
-    targets), ``"mean_squared_error"``, or a NumPy function of ``(outputs, targets)`` with its `goal`, ``"max"`` or
-    ``"min"``. Data without targets have the module's own outputs as targets, and the metric is the mean cosine. `train`
-    is for recovery only; without it, or with ``training=False``, nothing is trained. Without `test`, a third of
-    `validation` chooses and the rest judges. `loss`, `output`, `class_axis`: as in `kk.tasks.Task`.
+    targets), ``"mean_squared_error"``, ``"mean_absolute_error"``, or a NumPy function of ``(outputs, targets)`` with
+    its `goal`, ``"max"`` or ``"min"``. Data without targets have the module's own outputs as targets, and the
+    metric is the mean cosine. `train` is for recovery only; without it, or with ``training=False``, nothing is trained.
+    Without `test`, a third of `validation` chooses and the rest judges. `loss`, `output`, `class_axis`: as in
+    `kk.tasks.Task`.
     `weights`: name -> array of a trained network for a task, which then is not trained.
 
     Every choice is made on the validation split. `max_drop`: by how much the metric may get worse than the dense

@@ -46,32 +46,10 @@ def describe(
     file, arrays, dense = outcome.chosen.path, outcome.chosen.arrays, outcome.dense.arrays
     reloaded, shrink = pack.load(file), outcome.shrink
     identical = _identical(reloaded, arrays)
-
-    def judged() -> dict[str, Any]:
-        outcome.chosen.work.adopt()
-        of_file, of_arrays = (
-            outcome.chosen.work.outputs(a, data.test.inputs) for a in (reloaded, arrays)
-        )
-        before = task.judge(runner.outputs(dense, data.test.inputs), data.test.targets)
-        after, direct = (task.judge(found, data.test.targets) for found in (of_file, of_arrays))
-        return {
-            "metric_before": before,
-            "metric_after": after,
-            "drop": task.drop(before, after),
-            "verified": identical and math.isclose(after, direct, rel_tol=_LAST_DIGITS),
-            "audit": audit(
-                task,
-                dense,
-                reloaded,
-                seed=seed,
-                runner=runner,
-                data=data,
-                labels=("dense", "compressed"),
-                most=CORRUPTED,
-            ),
-        }
-
-    facts = folder.once(f"judged-{outcome.chosen.stamp}", judged)
+    facts = folder.once(
+        f"judged-{outcome.chosen.stamp}",
+        lambda: _judged(task, data, runner, outcome, reloaded, seed=seed),
+    )
     given = runner.given_bytes(dense)
     narrower = sum(array.nbytes for array in dense.values()) - sum(given.values())
     dense_bytes = len(tensor_file(dense)) - narrower
@@ -130,6 +108,36 @@ def _measured(chosen: Candidate) -> dict[str, Any]:
         return {}
     times = {"ms_before": chosen.facts["dense_ms"], "ms_after": chosen.facts["ms"]}
     return {**times, "engine": "ONNX Runtime, before in floats, after in integers"}
+
+
+def _judged(
+    task: Task, data: Data, runner: Runner, outcome: SearchOutcome, reloaded: Arrays, *, seed: int
+) -> dict[str, Any]:
+    """Return what is measured on the test split, and whether the file has the outputs of the candidate."""
+    outcome.chosen.work.adopt()
+    dense, test = outcome.dense.arrays, data.test
+    of_file, of_arrays = (
+        outcome.chosen.work.outputs(arrays, test.inputs)
+        for arrays in (reloaded, outcome.chosen.arrays)
+    )
+    before = task.judge(runner.outputs(dense, test.inputs), test.targets)
+    after, direct = (task.judge(found, test.targets) for found in (of_file, of_arrays))
+    return {
+        "metric_before": before,
+        "metric_after": after,
+        "drop": task.drop(before, after),
+        "verified": math.isclose(after, direct, rel_tol=_LAST_DIGITS),
+        "audit": audit(
+            task,
+            dense,
+            reloaded,
+            seed=seed,
+            runner=runner,
+            data=data,
+            labels=("dense", "compressed"),
+            most=CORRUPTED,
+        ),
+    }
 
 
 def _identical(first: Arrays, second: Arrays) -> bool:
