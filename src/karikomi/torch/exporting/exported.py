@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -59,10 +60,37 @@ def program_of(
 
     Where it fails torch prints the graph so far to the standard error; the exception says what is needed.
     """
-    with redirect_stderr(io.StringIO()):
+    with redirect_stderr(io.StringIO()), open_lengths(module):
         return torch.export.export(
             module, inputs, options, dynamic_shapes=dynamic_shapes, strict=False
         )
+
+
+@contextmanager
+def open_lengths(module: nn.Module) -> Iterator[None]:
+    """Let ``len`` of a tensor be its first size meanwhile, in the files that the classes of a module are from.
+
+    Python makes a number of what ``__len__`` returns, and an export then holds for so many examples alone. The
+    builtin itself stays: the compiler of torch knows it by its identity.
+    """
+
+    def length(thing: Any) -> Any:
+        return thing.shape[0] if isinstance(thing, torch.Tensor) and thing.dim() else len(thing)
+
+    files = {type(part).__module__ for part in module.modules()}
+    own = [vars(sys.modules[name]) for name in files if name in sys.modules and _is_foreign(name)]
+    changed = [names for names in own if "len" not in names]
+    for names in changed:
+        names["len"] = length
+    try:
+        yield
+    finally:
+        for names in changed:
+            del names["len"]
+
+
+def _is_foreign(name: str) -> bool:
+    return name.partition(".")[0] not in ("torch", "karikomi", "builtins")
 
 
 @contextmanager
