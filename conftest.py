@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import os
 import re
@@ -128,9 +129,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported out of later collections of garbage, of which a Trainer asks for many."""
+    """Leave what was imported out of later collections of garbage, and let these be rare: a twentieth of the time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 EVERY = 100  # tests, after which what is alive is left out as well
@@ -170,13 +172,24 @@ def pytest_runtest_teardown() -> None:
         _grown = max(MOST_MEMORY, _memory() + 200)
 
 
-# Files whose tests share a set-up that takes long: two workers would make it twice.
-SHARED_SETUP = (
-    "tests/ranks/",
-    "tests/examples/test_exploding_rnn.py",
-    "tests/cli/test_wheel.py",
-    "tests/unit/test_pages_in_browser.py",
+# What marks a file whose tests share what takes long to make: two workers would make it twice.
+SHARES = re.compile(
+    r"^@pytest\.fixture\(scope=\"module\"|^@(functools\.)?(lru_)?cache\b", re.MULTILINE
 )
+# What lies, or begins, like this shares what is parsed, compiled or imported by all of it.
+TOGETHER = ("tests/layout/", "tests/ranks/", "tests/unit/test_jax", "tests/unit/test_transformers")
+
+
+@functools.cache
+def _shared(file: str) -> str | None:
+    """Return the name of what the tests of a file share with each other, or with those of other files."""
+    for beginning in TOGETHER:
+        if file.startswith(beginning):
+            return beginning
+    path = Path(__file__).parent / file
+    if path.suffix == ".md" or SHARES.search(path.read_text("utf-8")):
+        return file
+    return None
 
 
 # A rule that a framework compiles: all laws of it one after another, so that it is compiled once and then forgotten.
@@ -184,7 +197,7 @@ COMPILED = re.compile(r"tests/contract/.*\[(?:float\d+-)?(.*?-(?:jax\.jit|tf\.fu
 
 
 class _WhatSharesStaysTogether(LoadScopeScheduling):
-    """Send the blocks of one page, the tests of `SHARED_SETUP`, and of one compiled rule to one worker.
+    """Send the blocks of one page, the tests that share a set-up, and those of one compiled rule to one worker.
 
     A later block of a page uses the names of an earlier one. Other tests go to any free worker.
     (``--dist loadgroup`` would do the same, but pytest-xdist 3.8 loses the groups under pytest 9.2,
@@ -192,11 +205,10 @@ class _WhatSharesStaysTogether(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file, _, _ = nodeid.partition("::")
-        if file.endswith(".md") or file.startswith(SHARED_SETUP):
-            return file
         compiled = COMPILED.match(nodeid)
-        return compiled[1] if compiled else nodeid
+        if compiled:
+            return compiled[1]
+        return _shared(nodeid.partition("::")[0]) or nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -44,16 +44,27 @@ def only(*backends: str) -> Callable:
     return keep
 
 
+def slow_on(*backends: str) -> Callable:
+    """Return a decorator that leaves a test out of the lanes of these backends, unless the run is full."""
+
+    def note(test: Callable) -> Callable:
+        test.slow_on = backends  # type: ignore[attr-defined]
+        return test
+
+    return note
+
+
 def taken(items: list[pytest.Item]) -> list[pytest.Item]:
     """Return the tests of a lane: all in a full run, else each by one of the other backends, in turn."""
     if FULL or "KARIKOMI_LANE" not in os.environ:
         return items
 
     def here(item: pytest.Item) -> bool:
-        function = item.nodeid.partition("[")[0]
-        return hasattr(getattr(item, "function", None), "everywhere") or (
-            turns(OTHERS, function) == [BACKEND]
-        )
+        test = getattr(item, "function", None)
+        if hasattr(test, "everywhere"):
+            return True
+        quick = [name for name in OTHERS if name not in getattr(test, "slow_on", ())]
+        return bool(quick) and turns(quick, item.nodeid.partition("[")[0]) == [BACKEND]
 
     return [item for item in items if here(item)]
 

@@ -19,6 +19,7 @@ import karikomi as kk
 from contract.bound_rows import FAN_IN
 from contract.namespaces import load_quietly
 from contract.row import Row
+from depth import FULL
 from karikomi.functional.bounding import plan_bound
 from karikomi.functional.unit_axes import plan_for
 from karikomi.rules.checkpoint import from_plain, to_plain
@@ -252,7 +253,8 @@ def _keras_step(rule: Any, options: tuple[tuple[str, Any], ...], compiled: bool)
         )
         return done, after
 
-    return load_quietly("tensorflow").function(step) if compiled else step
+    # As Keras has it, without AutoGraph, which rewrites every function once; tests/unit/test_keras_tape.py has both.
+    return load_quietly("tensorflow").function(step, autograph=FULL) if compiled else step
 
 
 def _keras_clip(
@@ -307,8 +309,10 @@ FRAMEWORKS: dict[str, Apply] = {
 }
 # XLA and TensorFlow take subnormal numbers for zero.
 FLUSHING = [jax_eager, jax_jit, tensorflow, tf_function]
-# JAX compiles every operation that it runs by itself as well.
-COMPILED = {"jax", "jax.jit", "tf.function"}
+# A law that `make test` samples meets one of so many rules there: JAX compiles every operation that it runs by
+# itself as well, TensorFlow looks for each one's kernel.
+SLOW = {"jax": 10, "jax.jit": 10, "tf.function": 10, "tensorflow": 3}
+EAGER = {"jax", "tensorflow"}
 # A skipped step leaves None, not zeros.
 DROPS_GRADIENTS = {"torch_module", "torch_parameters", "torch_attach"}
 

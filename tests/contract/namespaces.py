@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from depth import FULL
 from karikomi.rule import ARRAY_OPERATIONS
 
 
@@ -79,7 +80,8 @@ def place(name: str) -> Place:
         jax, jnp = load_quietly("jax"), load_quietly("jax.numpy")
         compiled = jax.jit if name == "jax.jit" else _as_it_is
         return Place(name, Guard(jnp), compiled, lambda: _wide(jax), 1e-15)
-    compiled = load_quietly("tensorflow").function if name == "tf.function" else _as_it_is
+    function = functools.partial(load_quietly("tensorflow").function, autograph=FULL)
+    compiled = function if name == "tf.function" else _as_it_is
     rounding = (
         1e-15 if name == "tf.function" else 0.0
     )  # its optimizer divides by roots in its own way

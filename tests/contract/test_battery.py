@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import karikomi as kk
 from contract.deciding import judge
@@ -26,7 +24,7 @@ from karikomi.rules import decide
 from karikomi.rules.checkpoint import from_plain, to_plain
 from karikomi.rules.stages import alone
 
-STEPS = examples(400, full=1_000)
+STEPS = examples(300, full=1_000)
 LATE = STEPS * 7 // 10
 NAMES = ("a", "b", "c")
 RULES = [row.rule for row in [*ROWS, *VARIANTS, *EAGER] if row.kind == "clip"]
@@ -93,16 +91,27 @@ def rules(chosen: list[Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("rule", chosen, ids=lambda rule: type(rule).__name__)
 
 
-@rules(RULES)
-@settings(max_examples=examples(2, full=3))
-@given(
-    place=st.integers(0, STEPS - 1),
-    tensor=st.integers(0, 2),
-    entry=st.sampled_from([math.nan, math.inf]),
+BAD = [
+    (place, tensor, entry)
+    for place in (0, 1, 24, 63, LATE, STEPS - 1)
+    for tensor in range(3)
+    for entry in (math.nan, math.inf)
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "bad"),
+    [
+        (rule, bad)
+        for rule in RULES
+        for bad in turns(BAD, rule, full=False, most=examples(1, full=6))
+    ],
+    ids=lambda value: type(value).__name__,
 )
 def test_one_bad_step_anywhere_leaves_the_others_as_without_it(
-    rule: Any, place: int, tensor: int, entry: float
+    rule: Any, bad: tuple[int, int, float]
 ) -> None:
+    place, tensor, entry = bad
     norms = np.insert(series(), place, series()[place], axis=0)
     norms[place, tensor] = entry
     verdicts, states = undisturbed(rule)
@@ -123,16 +132,19 @@ def test_a_run_resumed_from_a_file_is_the_same_run(rule: Any) -> None:
         assert same(after[-1], states[-1])
 
 
-@rules(RULES)
-@pytest.mark.parametrize("power", [-40, 60])
+@pytest.mark.parametrize(
+    ("rule", "power"),
+    [(rule, power) for rule in RULES for power in turns([-40, 60], rule)],
+    ids=lambda value: type(value).__name__,
+)
 def test_the_scale_of_norms_and_limits_changes_nothing_else(rule: Any, power: int) -> None:
     scale, row = 2.0**power, ROW_OF[type(rule)]
     names = () if row.unitless else row.in_norms
     changed = {key: getattr(rule, key) * scale for key in names if hasattr(rule, key)}
     scaled = dataclasses.replace(rule, **changed)
-    norms = series(1, 400) * (1.0 if row.unitless else scale)
+    norms = series(1, STEPS) * (1.0 if row.unitless else scale)
     found, states = run(scaled, norms)
-    verdicts, expected = undisturbed(rule, 1, 400)
+    verdicts, expected = undisturbed(rule, 1, STEPS)
     # A limit between the edges of a log histogram goes through exp: the same to rounding only.
     exact = not isinstance(rule, kk.clip.Recommended)
     if exact and rule.scope is not kk.rule.Scope.ELEMENT:
@@ -148,14 +160,17 @@ def test_the_scale_of_norms_and_limits_changes_nothing_else(rule: Any, power: in
         np.testing.assert_allclose(states[-1][key], wanted, rtol=0 if exact else 1e-12, err_msg=key)
 
 
-@rules(RULES)
-@pytest.mark.parametrize("start", [0, 200])
+@pytest.mark.parametrize(
+    ("rule", "start"),
+    [(rule, start) for rule in RULES for start in turns([0, 150], rule)],
+    ids=lambda value: type(value).__name__,
+)
 def test_zero_gradients_for_a_while_change_nothing(rule: Any, start: int) -> None:
-    norms = np.insert(series(2, 400), [start] * 200, 0.0, axis=0)
-    zeros, states = run(rule, norms[start : start + 200], _state_at(rule, start))
+    norms = np.insert(series(2), [start] * 150, 0.0, axis=0)
+    zeros, states = run(rule, norms[start : start + 150], _state_at(rule, start))
     assert all(verdict == zeros[0] for verdict in zeros) or rule.scope is kk.rule.Scope.ELEMENT
-    after, _ = run(rule, norms[start + 200 :], states[-1])
-    without = undisturbed(rule, 2, 400)[0][start:]
+    after, _ = run(rule, norms[start + 150 :], states[-1])
+    without = undisturbed(rule, 2)[0][start:]
     if not isinstance(rule, kk.clip.SPAM):  # it counts steps of the mean square, which saw them
         assert after == without
     factors = [np.frombuffer(verdict[:24]) for verdict in after]
@@ -163,7 +178,7 @@ def test_zero_gradients_for_a_while_change_nothing(rule: Any, start: int) -> Non
 
 
 def _state_at(rule: Any, step: int) -> Any:
-    return undisturbed(rule, 2, 400)[1][step - 1] if step else None
+    return undisturbed(rule, 2)[1][step - 1] if step else None
 
 
 @rules(RULES)

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.frameworks import (
-    COMPILED,
+    EAGER,
     FLUSHING,
     FRAMEWORKS,
     SHAPES,
+    SLOW,
     UNIT_AXES,
     Apply,
     Tensors,
@@ -39,22 +40,28 @@ def cases(
     *,
     but: frozenset[str] = frozenset(),
     dtypes: Iterable[type] | None = None,
-    compiled: int = 1,
+    every: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Parametrize over rule x framework, wherever the rule can be met, and over `dtypes` if given.
 
-    What a framework compiles takes a second or two for each law, rule and dtype: a law meets `compiled` of five
-    rules there, other laws others, in one of the dtypes; in a full run all.
+    Where a framework is slow to begin (`SLOW`) a law meets one of so many rules, other laws others, in one of the
+    dtypes; with `every` all rules, once compiled or eager, and half in a `tf.function`; in a full run all.
     """
 
     def parametrized(law: Callable) -> Callable:
-        turn = zlib.crc32(law.__name__.encode())
+        turn = {name: zlib.crc32(f"{law.__name__} {name}".encode()) for name in FRAMEWORKS}
+
+        def met(name: str, place: int, row: Row) -> bool:
+            if FULL or (every and (name not in EAGER or row.kind == "bound")):
+                return FULL or name != "tf.function" or place % 2 == 0
+            return (place + turn[name]) % min(SLOW.get(name, 1), len(rows)) == 0
+
         pairs = [
             (name, apply, row)
             for name, apply in FRAMEWORKS.items()
             if name not in but
             for place, row in enumerate(rows)
-            if serves(name, row) and (FULL or name not in COMPILED or (place + turn) % 5 < compiled)
+            if serves(name, row) and met(name, place, row)
         ]
         if dtypes is None:
             plain = [pytest.param(row, apply, id=f"{row}-{name}") for name, apply, row in pairs]
@@ -62,7 +69,7 @@ def cases(
         typed = [
             pytest.param(row, apply, dtype, id=f"{dtype.__name__}-{row}-{name}")
             for name, apply, row in pairs
-            for dtype in turns(list(dtypes), row, name, full=FULL or name not in COMPILED)
+            for dtype in turns(list(dtypes), row, name, full=FULL or name not in SLOW)
         ]
         return pytest.mark.parametrize(("row", "apply", "dtype"), typed)(law)
 
@@ -116,7 +123,7 @@ def referred(row: Row, tensors: Tensors) -> dict[str, np.ndarray | None]:
     return {**tensors, **dict(zip(present, done, strict=True))}
 
 
-@cases(EVERY, dtypes=ROUNDING, compiled=5)
+@cases(EVERY, dtypes=ROUNDING, every=True)
 @settings(max_examples=examples(8, full=30))
 @given(data=st.data())
 def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:

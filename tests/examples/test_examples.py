@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import karikomi as kk
+from depth import FULL
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str, **shorter: Any) -> None:
+    """Run an example; `shorter` are constants of it for which a run ends sooner, used unless the run is full."""
+    names = runpy.run_path(str(EXAMPLES / name))
+    assert set(shorter) <= set(names)
+    if not FULL:
+        names["main"].__globals__.update(shorter)
+    names["main"]()
 
 
 def test_bounds_and_bits(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    runpy.run_path(str(EXAMPLES / "bounds_and_bits.py"), run_name="__main__")
+    run("bounds_and_bits.py", EPOCHS=16)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     table = {
         " ".join(row[:-6]): [float(cell.replace(",", "")) for cell in row[-6:]] for row in rows
@@ -27,7 +40,7 @@ def test_bounds_and_bits(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_numpy_network_prints_what_each_stage_costs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
-    runpy.run_path(str(EXAMPLES / "numpy_network.py"), run_name="__main__")
+    run("numpy_network.py", STEPS=1_000, PRUNE=kk.prune.Gradual(0.9, steps=(250, 750), every=25))
     rows = capsys.readouterr().out.splitlines()[1:]
     table = {
         row[:23].strip(): [float(cell) for cell in row[23:].replace(",", "").rstrip("x").split()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from depth import FULL
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "exploding_rnn.py"
@@ -26,10 +30,32 @@ def example() -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLE))
 
 
+class Here:
+    """In place of the processes of the example, each of which would import torch."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None: ...
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    map = staticmethod(map)
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """Return what the quick mode printed, and the folder it wrote."""
+    """Return what the quick mode printed, and the folder it wrote; with its own two processes in a full run."""
     out = tmp_path_factory.mktemp("quick") / "new" / "folder"
+    names, shown, threads = runpy.run_path(str(EXAMPLE)), io.StringIO(), torch.get_num_threads()
+    if not FULL:
+        names["main"].__globals__["ProcessPoolExecutor"] = Here
+        call = ["exploding_rnn.py", "--quick", "--out", str(out)]
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
+            patch.setattr(sys, "argv", call)
+            names["main"]()
+        torch.set_num_threads(threads)
+        return shown.getvalue(), out
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), "--quick", "--out", str(out)],

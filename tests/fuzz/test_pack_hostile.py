@@ -153,7 +153,7 @@ def assert_identical(loaded) -> None:
 @pytest.mark.parametrize(("first", "mask"), list(enumerate([0x01, 0x80, 0xFF])))
 def test_every_altered_byte_is_found(original, tmp_path, first, mask):
     path = tmp_path / "x"
-    for at in range(*((0, len(original)) if FULL else (first, len(original), 3))):
+    for at in range(len(original)) if FULL else range(3 * first, len(original), 9):
         path.write_bytes(original[:at] + bytes([original[at] ^ mask]) + original[at + 1 :])
         with pytest.raises(BadFile) as caught:
             load(path)
@@ -162,7 +162,7 @@ def test_every_altered_byte_is_found(original, tmp_path, first, mask):
 
 def test_every_truncation_is_found(original, tmp_path):
     path = tmp_path / "x"
-    for length in range(len(original)):
+    for length in range(0, len(original), 1 if FULL else 4):
         path.write_bytes(original[:length])
         with pytest.raises(BadFile):
             load(path)

@@ -87,7 +87,7 @@ def test_every_altered_byte_is_found(original, tmp_path):
 
 def test_every_truncation_is_found(original, tmp_path):
     path = tmp_path / "x"
-    for length in range(len(original)):
+    for length in range(0, len(original), 1 if FULL else 3):
         path.write_bytes(original[:length])
         with pytest.raises(BadFile):
             load(path)
@@ -98,12 +98,12 @@ def test_every_truncation_is_found(original, tmp_path):
 
 @pytest.mark.parametrize("part", range(4))
 def test_mutated_files_are_refused_or_the_same(original, tmp_path, part):
-    """10,000 of them: bytes changed, cut, doubled and moved, half with a checksum that agrees."""
+    """2,000 of them: bytes changed, cut, doubled and moved, half with a checksum that agrees."""
     path = tmp_path / "x"
     path.write_bytes(original)
     wanted = {name: array.tobytes() for name, array in load(path).items()}
     generator = np.random.default_rng(part)
-    for turn in range(examples(2_500, full=25_000)):
+    for turn in range(examples(500, full=25_000)):
         content = (sealed if turn % 2 else mutated)(original, generator)
         path.write_bytes(content)
         try:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from layout.source import modules, tree
 
+BY_STRING = {"import_module", "__import__"}  # functions that import what a string names
+
 
 @dataclass(frozen=True, slots=True)
 class Import:
@@ -21,17 +23,20 @@ class Import:
 
 
 def imports(module: str, path: Path, known: Iterable[str]) -> list[Import]:
-    """Return what the file of `module` imports, relative names resolved, at any depth.
+    """Return what the file of `module` imports, by line, relative names resolved, at any depth.
 
     ``from a import b`` counts as ``a.b`` where that is one of the `known` modules, else as ``a``.
     """
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     known = frozenset(known)
-    return [
+    text = path.read_text(encoding="utf-8")
+    nodes = _nodes(tree(path), calls=any(name in text for name in BY_STRING))
+    found = [
         Import(target, getattr(node, "lineno", 0), at_load)
-        for node, at_load in _nodes(tree(path), at_load=True)
+        for node, at_load in nodes
         for target in _targets(node, package, known)
     ]
+    return sorted(found, key=lambda item: item.line)
 
 
 @cache
@@ -40,15 +45,27 @@ def of_every_module() -> dict[str, list[Import]]:
     return {name: imports(name, path, modules()) for name, path in modules().items()}
 
 
-def _nodes(node: ast.AST, at_load: bool) -> Iterator[tuple[ast.AST, bool]]:
-    for child in ast.iter_child_nodes(node):
-        yield child, at_load
-        if isinstance(child, ast.If) and _for_type_checking(child):
-            for body, loads in ((child.body, False), (child.orelse, at_load)):
-                yield from _nodes(ast.Module(body, []), loads)
+STATEMENTS = ("body", "orelse", "finalbody", "handlers", "cases")
+
+
+def _nodes(module: ast.Module, *, calls: bool) -> Iterator[tuple[ast.AST, bool]]:
+    """Yield every statement, with `calls` every expression as well, and whether loading the file runs it."""
+    waiting: list[tuple[ast.AST, bool]] = [(module, True)]
+    while waiting:
+        node, at_load = waiting.pop()
+        if isinstance(node, ast.If) and _for_type_checking(node):
+            parts = [(child, False) for child in node.body]
+            parts += [(child, at_load) for child in node.orelse]
         else:
-            late = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from _nodes(child, at_load and not late)
+            late = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            below = ast.iter_child_nodes(node) if calls else _statements(node)
+            parts = [(child, at_load and not late) for child in below]
+        yield from parts
+        waiting += parts
+
+
+def _statements(node: ast.AST) -> list[ast.AST]:
+    return [child for field in STATEMENTS for child in getattr(node, field, ())]
 
 
 def _for_type_checking(node: ast.If) -> bool:
@@ -84,5 +101,5 @@ def _absolute(node: ast.ImportFrom, package: str) -> str:
 def _by_string(call: ast.Call) -> Iterator[str]:
     name = getattr(call.func, "id", None) or getattr(call.func, "attr", None)
     first = call.args[0] if call.args else None
-    if name in {"import_module", "__import__"} and isinstance(first, ast.Constant):
+    if name in BY_STRING and isinstance(first, ast.Constant):
         yield str(first.value)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import statistics
-import subprocess
 import sys
+import types
 from pathlib import Path
 
-from layout.source import PACKAGE, ROOT, SOURCE, modules, tree
+import pytest
+
+from layout.source import PACKAGE, ROOT, modules, tree
 
 FILE_MEDIAN, FILE_MOST = 150, 600
 FUNCTION_MEDIAN, FUNCTION_MOST = 10, 80
@@ -77,28 +79,6 @@ def test_names_say_what_a_thing_is() -> None:
 
 # Folders that are exported as such; to look one up imports it.
 FRAMEWORKS = {"torch", "keras", "jax"}
-# Of each package, a line per argument, in a child of its own where nothing of the package under test is imported yet.
-SHADOWED = """
-import importlib, os, sys, types
-for framework in ("torch", "keras"):
-    if any(f".{framework}." in line for line in sys.argv[1:]):
-        importlib.import_module(framework)
-for line in sys.argv[1:]:
-    sys.stdout.flush()
-    child = os.fork() if hasattr(os, "fork") else 0
-    if child:
-        if os.waitpid(child, 0)[1]:
-            sys.exit(f"failed: {line}")
-        continue
-    name, *beside = line.split()
-    package = importlib.import_module(name)
-    for exported in sorted(set(beside) & set(getattr(package, "__all__", ()))):
-        if not isinstance(getattr(package, exported), types.ModuleType):
-            print(f"{name}.{exported}")
-    if hasattr(os, "fork"):
-        sys.stdout.flush()
-        os._exit(0)
-"""
 
 
 def beside(folder: Path) -> set[str]:
@@ -107,17 +87,30 @@ def beside(folder: Path) -> set[str]:
     return found - FRAMEWORKS
 
 
-def shadowed(packages: dict[str, Path], source: Path = SOURCE) -> list[str]:
+def as_loaded(package: str) -> types.ModuleType:
+    """Return what the ``__init__`` of a package makes, which no file that is imported later has changed."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shadowed(packages: dict[str, Path]) -> list[str]:
     """Return exported functions and classes, by their packages, that share a name with a file or folder beside them.
 
-    The first access would find the object and, once that file is imported, the second one the
-    module. Asked of a fresh interpreter, where nothing is imported yet.
+    The first access would find the object and, once that file is imported, the second one the module.
     """
-    lines = [" ".join([package, *sorted(beside(folder))]) for package, folder in packages.items()]
-    command = [sys.executable, "-c", SHADOWED, *lines]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    found = []
+    for name, folder in packages.items():
+        package = as_loaded(name)
+        exported = sorted(beside(folder) & set(getattr(package, "__all__", ())))
+        found += [
+            f"{name}.{thing}"
+            for thing in exported
+            if not isinstance(getattr(package, thing), types.ModuleType)
+        ]
+    return found
 
 
 def test_no_file_bears_the_name_of_what_is_exported_beside_it() -> None:
@@ -131,7 +124,7 @@ def test_no_file_bears_the_name_of_what_is_exported_beside_it() -> None:
     assert packages and shadowed(packages) == []
 
 
-def test_a_shadowed_name_is_found(tmp_path: Path) -> None:
+def test_a_shadowed_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "house"
     folder.mkdir()
     (folder / "prune.py").write_text("def prune(): ...\n")
@@ -139,4 +132,9 @@ def test_a_shadowed_name_is_found(tmp_path: Path) -> None:
     (folder / "__init__.py").write_text(
         "from house import clip\nfrom house.prune import prune\n__all__ = ['clip', 'prune']\n"
     )
-    assert shadowed({"house": folder}, tmp_path) == ["house.prune"]
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert shadowed({"house": folder}) == ["house.prune"]
+    finally:
+        for name in ("house.prune", "house.clip", "house"):
+            sys.modules.pop(name, None)

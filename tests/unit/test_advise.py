@@ -171,6 +171,7 @@ def spoil(series: Series, cause: str) -> None:
         series.updates[at : at + 40] *= 3.0
     elif cause == "bad_batch":
         series.gradients[at], series.loss[at] = 100 * series.gradients[at], 50 * series.loss[at]
+        series.gradients[at, 2] *= 3.0
     elif cause == "data_shift":
         series.loss[at:], series.gradients[at:] = 4 * series.loss[at:], 2 * series.gradients[at:]
     elif cause == "single_tensor":
@@ -191,6 +192,7 @@ TENSOR = {
     "backward_overflow": "conv.weight",
     "single_tensor": "fc.weight",
     "vanishing": "conv.weight",
+    "bad_batch": "fc.weight",
 }
 MADE_UP = [
     cause for cause in CAUSES if cause not in ("unknown", "none", "always_clipped", "slow_growth")

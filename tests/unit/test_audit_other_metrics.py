@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,18 @@ def test_the_test_of_means_keeps_its_level() -> None:
         groups = {str(k): np.arange(40 * k, 40 * k + 40) for k in range(3)}
         named += any(row["named"] for row in mean_rows(worse, (worse, worse), groups, alpha=0.05))
     assert named <= 27  # of 15 expected
+
+
+def test_error_interval_and_least_drop_of_a_mean_by_hand() -> None:
+    worse = np.array([3.0, 1.0, -1.0, 5.0, 0.0, 4.0])
+    slices = {"all": np.arange(6), "last": np.array([3, 5])}
+    whole, last = mean_rows(worse, (np.zeros(6), worse), slices, alpha=0.05)
+    error = math.sqrt(sum((x - 2.0) ** 2 for x in worse) / 5 / 6)
+    assert (whole["examples"], whole["lost"], whole["gained"], whole["drop"]) == (6, 4, 1, 2.0)
+    assert whole["error"] == pytest.approx(error)
+    assert whole["drop_interval"] == pytest.approx([2.0 - 1.959964 * error, 2.0 + 1.959964 * error])
+    assert whole["least_drop"] == pytest.approx(1.959964 * error)  # of 0.05 for one of two slices
+    assert (last["drop"], last["error"]) == (4.5, pytest.approx(0.5))
 
 
 def test_an_example_alone_has_no_interval() -> None:

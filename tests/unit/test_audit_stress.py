@@ -70,6 +70,17 @@ def test_channels_first_and_last_are_corrupted_alike() -> None:
         np.testing.assert_allclose(np.moveaxis(made[0], 1, 3), made[1], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["gaussian_blur", "defocus_blur", "pixelate"])
+def test_rows_and_columns_are_corrupted_alike(name: str) -> None:
+    images = inputs_of("image") * np.linspace(0.2, 1.0, 16, dtype=np.float32)
+    turned = np.ascontiguousarray(np.swapaxes(images, 2, 3))
+    made = [
+        corrupted(corruptions_of("image")[name], x, 4, "image", seed=5) for x in (images, turned)
+    ]
+    np.testing.assert_allclose(np.swapaxes(made[1], 2, 3), made[0], atol=1e-5)
+    assert np.abs(made[0] - images).mean() > 1e-3
+
+
 def test_what_inputs_look_like() -> None:
     assert modality_of(np.zeros((2, 1, 8, 8))) == modality_of(np.zeros((2, 8, 8, 3))) == "image"
     assert modality_of(np.zeros((2, 5, 8, 8))) == "signal"
@@ -104,6 +115,14 @@ def problem() -> tuple[Task, Split, dict[str, np.ndarray]]:
     split = Split(inputs, (inputs.reshape(600, -1) @ weight.T).argmax(1))
     task = Task(name="t", model=dict, data=lambda: Data(split, split, split))
     return task, split, {"weight": weight}
+
+
+def test_what_is_lost_on_clean_inputs_is_not_put_down_to_corruptions() -> None:
+    task, split, arrays = problem()
+    runner: Any = Linear()
+    found = under_corruptions(task, runner, (arrays, {"weight": -arrays["weight"]}), split, seed=0)
+    assert found is not None
+    assert all(row["drop"] > 0.2 and row["p"] > 0.05 for row in found["rows"])
 
 
 def test_the_corruption_that_hurts_one_network_only_is_told() -> None:

@@ -20,7 +20,7 @@ from karikomi.tasks.metrics import (  # noqa: E402
     binary_accuracy,
     categorical_accuracy,
 )
-from keras_backends import sampled  # noqa: E402
+from keras_backends import sampled, slow_on  # noqa: E402
 
 RECIPE = {"batch_size": 50, "learning_rate": 1e-2, "prune_epochs": 2, "tune_epochs": 1}
 RECIPE |= {"widths": (0.5,), "sparsities": (0.3,), "entries": (8,), "rates": ()}
@@ -65,6 +65,7 @@ def run(net: Any, out: Path, **more: Any) -> Any:
     return kk.compress(net, out=out, progress=False, **given)
 
 
+@slow_on("tensorflow")
 def test_a_compiled_model_becomes_a_smaller_one(whole: tuple[Any, Path, Any]) -> None:
     net, folder, result = whole
     before = [weight.copy() for weight in net.get_weights()]
@@ -86,6 +87,7 @@ def test_a_compiled_model_becomes_a_smaller_one(whole: tuple[Any, Path, Any]) ->
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
 
 
+@slow_on("tensorflow")
 def test_the_model_file_needs_no_karikomi(whole: tuple[Any, Path, Any]) -> None:
     _, folder, result = whole
     rows = {row["form"]: row for row in result["exports"]}
@@ -98,6 +100,7 @@ def test_the_model_file_needs_no_karikomi(whole: tuple[Any, Path, Any]) -> None:
     assert [a.shape for a in again.values()] == [a.shape for a in kk.load(result["file"]).values()]
 
 
+@slow_on("tensorflow")
 def test_the_same_call_resumes(whole: tuple[Any, Path, Any]) -> None:
     net, folder, result = whole
     again = run(net, folder)

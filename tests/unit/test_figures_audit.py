@@ -288,6 +288,68 @@ def test_the_tables_of_the_page(page: Page) -> None:
     ]
 
 
+CHECKS: dict[str, Any] = {
+    "gates": [
+        {"gate": "drop>0.1", "outcome": "held", "value": 0.043, "interval": [0.0312, 0.0548]},
+        {"gate": "churn>0.05", "outcome": "missed", "value": 0.0625, "interval": [0.05, 0.077]},
+        {"gate": "class_drop>0.08", "outcome": "undecided", "value": 0.09, "where": "bee"},
+    ],
+    "calibration": {
+        **{"ece_before": 0.0123, "ece_after": 0.0456, "nll_before": 0.11, "nll_after": 0.37},
+        **{"confidence_before": 0.951, "confidence_after": 0.902, "nll_p": 0.0004},
+    },
+    "layers": [
+        {"layer": "conv", "cka": 0.987, "alone": 0.0125},
+        {"layer": "fc", "cka": 0.912, "alone": 0.034},
+        {"layer": "head", "cka": 0.999, "alone": -0.002},
+    ],
+    "attack": {
+        **{"epsilon": 0.03, "steps": 10, "examples": 500, "clean_before": 0.974, "before": 0.51},
+        **{"clean_after": 0.931, "after": 0.32, "transfer": 0.44},
+    },
+    "slices": [
+        {
+            **{"slice": "night", "examples": 400, "before": 0.95, "after": 0.94, "lost": 14},
+            **{"gained": 10, "p": 0.54, "least_drop": 0.023, "named": False},
+        },
+        {
+            **{"slice": "day", "examples": 960, "before": 0.984, "after": 0.927, "lost": 56},
+            **{"gained": 2, "p": 2.5e-9, "least_drop": 0.0104, "named": True},
+        },
+    ],
+}
+
+
+def test_the_further_checks_of_the_page() -> None:
+    page = Page(report.audit_page(RESULT | CHECKS))
+    tables = {name: [[*cells.values()] for cells in rows] for name, rows in page.tables.items()}
+    assert tables["Gates"] == [
+        ["drop>0.1", "held", "0.043", "0.0312 to 0.0548", ""],
+        ["churn>0.05", "missed", "0.0625", "0.05 to 0.077", ""],
+        ["class_drop>0.08", "undecided", "0.09", "", "bee"],
+    ]
+    assert tables["Calibration"] == [
+        ["calibration error, debiased", "1.23 %", "4.56 %"],
+        ["mean confidence", "95.1 %", "90.2 %"],
+        ["negative log likelihood", "0.11", "0.37"],
+    ]
+    assert tables["Layers"] == [
+        ["conv", "0.987", "1.25"],
+        ["fc", "0.912", "3.4"],
+        ["head", "0.999", "-0.2"],
+    ]
+    assert tables["Slices"] == [
+        ["day", "960", "98.4 %", "92.7 %", "56", "2", "2.5e-09", "1.0"],
+        ["night", "400", "95.0 %", "94.0 %", "14", "10", "0.54", "2.3"],
+    ], "the likeliest to pay first"
+    marked = [text.split()[0] for text in page.strong]
+    assert marked == ["churn>0.05", "class_drop>0.08", "day", "fc"]
+    assert (
+        "Within 0.03 of the range of the inputs, 10 steps, 500 examples: accuracy 97.40 % -> 51.00 % before,"
+        " 93.10 % -> 32.00 % after; the attack on the network before leaves the one after at 44.00 %."
+    ) in page.sentences
+
+
 def test_the_charts_of_the_page(page: Page) -> None:
     classes = page.charts["Classes before and after"]
     assert classes.styles == {"before": 0, "after": 1}

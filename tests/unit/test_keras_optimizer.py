@@ -382,7 +382,7 @@ def mirrored_strategy() -> Any:
 
 
 @only("tensorflow")
-@pytest.mark.parametrize("kind", sampled(["plain", "accumulated", "scaled"], "mirrored", most=2))
+@pytest.mark.parametrize("kind", sampled(["plain", "accumulated", "scaled"], "mirrored"))
 def test_mirrored_replicas_are_one_device_on_the_joint_batch(kind: str) -> None:
     def optimizer() -> Any:
         steps = 2 if kind == "accumulated" else None

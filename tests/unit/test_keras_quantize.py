@@ -18,7 +18,7 @@ from karikomi.keras.layers.arrays import NOTE, notes_of, to_stored  # noqa: E402
 from karikomi.keras.layers.unit_axes import weights_of  # noqa: E402
 from karikomi.keras.quantization.curvature import squared_gradients  # noqa: E402
 from karikomi.quantize import kmeans, uniform  # noqa: E402
-from keras_backends import sampled  # noqa: E402
+from keras_backends import sampled, slow_on  # noqa: E402
 
 RNG = np.random.default_rng(5)
 
@@ -497,6 +497,7 @@ def rate_of(coded: Any) -> float:
     return bits / sum(tensor.codes.size for tensor in coded.values())
 
 
+@slow_on("jax", "tensorflow")
 def test_a_rate_is_met_and_steps_follow_the_curvature() -> None:
     model = recurrent()
     before = array(model(WORDS))

@@ -143,6 +143,9 @@ def test_units_along_several_axes_are_measured_in_their_order() -> None:
     np.testing.assert_allclose(found, (tensor.abs() ** 3).sum(1) ** (1 / 3), rtol=1e-6)
     assert unit_norms_of(torch.zeros(0, 3), 1, 1.0).tolist() == [0.0, 0.0, 0.0]
     assert unit_norms_of(torch.tensor([[3.0, -9.0]]), 0, math.inf).tolist() == [9.0]
+    waves = torch.tensor([[3.0 + 4.0j, 0.0], [1.0j, -2.0]])
+    assert unit_norms_of(waves, 0, 1.0).tolist() == [5.0, 3.0]
+    assert unit_norms_of(waves, 0, math.inf).tolist() == [5.0, 2.0]
 
 
 @pytest.mark.parametrize("order", [0.5, 0, -1, math.nan, -math.inf, "2", "Inf", None, True, [2]])

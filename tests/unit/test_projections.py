@@ -240,6 +240,13 @@ def test_arrays_of_ends_hold_entry_by_entry_through_attach() -> None:
     assert handle.last_bound is not None and handle.last_bound.engaged
 
 
+def test_rules_are_equal_by_numbers_and_shape() -> None:
+    row, column = np.zeros((1, 2)), np.zeros((2, 1))
+    assert kk.bound.Box(row) == kk.bound.Box(row.copy()) != kk.bound.Box(row + 1)
+    assert kk.bound.Box(row) != kk.bound.Box(column)
+    assert len({kk.bound.Box(row), kk.bound.Box(row.copy()), kk.bound.Box(column)}) == 2
+
+
 def test_ends_and_normals_are_checked() -> None:
     with pytest.raises(InvalidArgument, match="lower or an upper end"):
         kk.bound.Box()

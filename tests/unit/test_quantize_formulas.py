@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -25,7 +26,7 @@ from karikomi.quantize import (
     octaves,
 )
 from karikomi.quantize.code_lengths import CodeLengths, coded_bits, entropy_bits
-from karikomi.quantize.error_feedback import Lattice
+from karikomi.quantize.error_feedback import Lattice, RoundingProblem
 from karikomi.quantize.mixed_widths import mixed_widths
 from karikomi.quantize.steps import factor_at, relative_steps
 from karikomi.quantize.units import from_rows, to_rows
@@ -141,6 +142,31 @@ def test_adaround_takes_the_value_below_or_above_and_errs_less_than_the_nearest(
     assert set(np.unique(codes - np.floor(weights / 0.5))) == {0, 1}
     nearest = lattice.values(lattice.nearest(weights))
     assert problem.error(lattice.values(codes)) < 0.8 * problem.error(nearest)
+
+
+def test_adaround_takes_the_steps_of_adam_on_its_formula() -> None:
+    torch = pytest.importorskip("torch")
+    weights, gram = layer(0, rows=3, inputs=5)
+    weights, none = weights[None], np.zeros((1, 3, 5), bool)
+    lattice = Lattice(np.full((1, 1), 0.5), -7, 7)
+    problem = RoundingProblem(weights, gram, gram, none, lattice, np.ones((1, 3)))
+    below = np.floor(weights / 0.5)
+    hidden = np.random.default_rng(1).normal(size=weights.shape)
+    free = torch.tensor(hidden, requires_grad=True)
+    adam = torch.optim.Adam([free], lr=0.3)
+    for step in range(1, 11):
+        up = (1.2 * torch.sigmoid(free) - 0.1).clamp(0, 1)
+        error = 0.5 * (torch.tensor(below) + up) - torch.tensor(weights)
+        loss = (error @ torch.tensor(gram) * error).sum() / 20.0
+        if step >= 2:  # a fifth of the steps is without the penalty
+            beta = 2 + 9 * (1 + math.cos(math.pi * (step / 10 - 0.2) / 0.8))
+            loss = loss + 0.7 * (1 - (2 * up - 1).abs() ** beta).sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    rounding = AdaRound(steps=10, learning_rate=0.3, penalty=0.7)
+    rounding._learn_(hidden, problem, below, np.full(weights.shape, 0.5), 20.0)
+    np.testing.assert_allclose(hidden, free.detach().numpy(), rtol=1e-6)
 
 
 def test_what_compensation_leaves() -> None:
