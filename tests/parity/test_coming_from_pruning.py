@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,19 @@ from torch import nn
 from torch.nn.utils import prune
 
 import karikomi as kk
-from contract.documents import rows
 from contract.namespaces import load_quietly
+from parity.table_rows import table_rows
 
-PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
-TORCH = rows(PAGE, "call", "torch.nn.utils.prune")
-TFMOT = rows(PAGE, "call", "TensorFlow Model Optimization Toolkit")
-JAX = rows(PAGE, "call", "JaxPruner")
-TORCH_PRUNING = rows(PAGE, "call", "Torch-Pruning's importances")
-LIGHTNING = rows(PAGE, "call", "Lightning's ModelPruning")
-
-
-def test_no_table_is_empty() -> None:
-    assert all((TORCH, TFMOT, JAX, TORCH_PRUNING, LIGHTNING))
+TORCH, TFMOT, JAX, TORCH_PRUNING, LIGHTNING = (
+    [row.calls for row in table_rows(section)]
+    for section in (
+        "torch.nn.utils.prune",
+        "TensorFlow Model Optimization Toolkit",
+        "JaxPruner",
+        "Torch-Pruning's importances",
+        "Lightning's ModelPruning",
+    )
+)
 
 
 # --- torch.nn.utils.prune ---

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import karikomi as kk
-from contract.documents import rows
+from parity.table_rows import DOCS, table_rows
 
-PAGE = Path(__file__).parents[2] / "docs" / "pruning-schedules.md"
 TARGET = 0.8
 """The share that a distribution gave a tensor: JaxPruner's schedules scale it."""
 
@@ -79,7 +77,9 @@ PEERS: dict[str, Any] = {
         *(OneShotSchedule, PeriodicSchedule, PolynomialSchedule),
     )
 }
-TABLE = rows(PAGE, "theirs")
+TABLE = [
+    row.calls for row in table_rows("Schedules of other libraries", DOCS / "pruning-schedules.md")
+]
 # Theirs goes on forever with the same masks, or is given its masks.
 ONCE = {"ConstantSparsity(0.5, 20)", "NoUpdateSchedule()"}
 
