@@ -226,7 +226,8 @@ _NEAREST = (
 ELSEWHERE = {
     **dict.fromkeys(("L1Ball", "Simplex", "HalfSpace"), _NEAREST),
     **dict.fromkeys(
-        ("SkipSpikes", "SkipLarge"), "scales nothing; what it skips is in tests/parity and tests/unit"
+        ("SkipSpikes", "SkipLarge"),
+        "scales nothing; what it skips is in tests/parity and tests/unit",
     ),
     "StableAdamW": "judges gradients but scales the update that an Adam makes of them, while these laws "
     "have one set of tensors; tests/unit/test_attach_ways.py holds it to the paper's algorithm",

@@ -188,7 +188,11 @@ def test_bad_requests_say_what_is_wrong() -> None:
             lambda: kk.torch.penalty(layer, grow, masks={"weight": torch.ones(2, 2)}),
         ),
         (Unsupported, "no scale", lambda: kk.torch.penalty(layer, kk.prune.ScaleL1())),
-        (InvalidArgument, "unit axis", lambda: kk.jax.penalty({"w": jnp.ones(2)}, RULES[1])),
+        (
+            InvalidArgument,
+            "unit axis",
+            lambda: kk.jax.penalty({"w": jnp.ones(2)}, kk.prune.GroupLasso(0.3)),
+        ),
         (InvalidArgument, "only=", lambda: kk.jax.penalty({"w": jnp.ones(2)}, kk.prune.ScaleL1())),
         (InvalidArgument, "every", lambda: kk.prune.GrowingL2(every=0)),
         (InvalidArgument, "growth", lambda: kk.prune.GrowingL2(growth=0)),

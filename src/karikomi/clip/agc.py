@@ -41,7 +41,8 @@ class AGC(Stateless):
     smaller, so that a unit that starts at zero can leave it. `unit`: ``"layer"`` for the unit that the layer's type
     has, or by the rank of the tensor as other libraries do, to compare runs with theirs: ``"timm"`` (index of axis 0)
     or ``"optax"`` (index of the last axis; of three axes, of the last two). `norm`: p of both norms, from 1 to
-    ``inf``. Raises `InvalidArgument` for other values. Stateless. Leave embeddings and the last layer out, as the paper does, with `Groups`.
+    ``inf``. Raises `InvalidArgument` for other values. Stateless. Leave embeddings and the last layer out, as the
+    paper does, with `Groups`.
 
     >>> import numpy as np
     >>> facts = {"step": np.array(0.0), "weights": np.array([2.0, 0.0])}
