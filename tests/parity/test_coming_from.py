@@ -23,7 +23,8 @@ CLOSE = {"rtol": 3e-5, "atol": 1e-6}
 @cache
 def names_of(section: str) -> dict[str, Any]:
     if section == "timm":
-        return set_up("torch", timm=SimpleNamespace(utils=published.TimmUtils))
+        timm = SimpleNamespace(utils=published.TimmUtils, models=published.TimmModels)
+        return set_up("torch", timm=timm)
     if section == "Published code":
         return set_up("torch", "Published code")
     with warnings.catch_warnings():

@@ -22,10 +22,11 @@ from torch.nn.utils import prune
 
 import karikomi as kk
 from contract.namespaces import load_quietly
-from parity import jaxpruner_formulas
+from parity import jaxpruner_formulas, tfmot_clustering
 from parity.table_rows import TableRow, table_rows
 
 JAX = table_rows("JaxPruner")
+CLUSTERING = table_rows("TensorFlow's weight clustering")
 TORCH, TFMOT, TORCH_PRUNING, LIGHTNING = (
     [row.calls for row in table_rows(section)]
     for section in (
@@ -120,7 +121,7 @@ KEPT = {
     "m_by_n": _m_by_n,
     "PrunableLayer": lambda kernel: _magnitudes_kept(np.abs(kernel), 0.5),
 }
-OTHERS = ("strip_pruning", "PruningSummaries", "prune_scope")
+OTHERS = ("strip_pruning", "PruningSummaries", "prune_scope", "UpdatePruningStep")
 
 
 def keras_names() -> dict[str, Any]:
@@ -159,12 +160,15 @@ def test_tfmots_calls(theirs: str, ours: str) -> None:
         return
     if kind == "strip_pruning":
         return
+    if kind == "UpdatePruningStep":
+        assert isinstance(result, known["keras"].callbacks.Callback)
+        return
     if kind == "prune_scope":
         assert isinstance(result, kk.keras.Masks) and result.sparsity == pytest.approx(
             0.5, abs=0.01
         )
         return
-    assert len(result) == sum(path.endswith("kernel") for path in before)
+    assert len(result) == (1 if "layers[0]" in ours else sum(n.endswith("kernel") for n in before))
     for path, mask in result.items():
         expected = KEPT[kind](before[path])
         if kind in ("m_by_n", "AVG", "MAX"):
@@ -175,6 +179,29 @@ def test_tfmots_calls(theirs: str, ours: str) -> None:
         else:
             # Nested: what one keeps and the other does not are the next in order, at most one item.
             assert (mask & expected).sum() == min(mask.sum(), expected.sum())
+
+
+@pytest.mark.parametrize("row", CLUSTERING, ids=str)
+def test_clusterings_calls(row: TableRow) -> None:
+    pytest.importorskip("keras")
+    theirs, ours = row.calls
+    first, second = keras_names(), keras_names()
+    for known in (first, second):
+        known["sparse"] = known["model"]
+        if "sparse" in theirs:
+            for layer in known["model"].layers:
+                kernel = np.asarray(layer.kernel.numpy())
+                layer.kernel.assign(np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0, kernel))
+    peer = {"clustering": tfmot_clustering.clustering, "Start": tfmot_clustering.Start}
+    expected = [*eval(theirs, first | peer).values()]
+    found = [coded.decode() for coded in eval(ours, second).values()]
+    for their, our in zip(expected, found, strict=True):
+        counts = len(np.unique(their)), len(np.unique(our))
+        assert 1 < counts[1] <= 4 and counts[0] <= 4
+        if not row.difference.startswith("as many"):
+            np.testing.assert_allclose(our, their, rtol=1e-6)
+        if "sparse" in theirs:
+            assert ((our == 0) == (their == 0)).mean() > 0.8 and (our == 0).mean() >= 0.5
 
 
 # --- JaxPruner ---
