@@ -6,7 +6,7 @@ scale; the codes stay), biases are rounded to 8 bits and scales to 8 significant
 `kk.save` wrote is evaluated once on all 10,000 test images, the last weights. The ratio is that of the float32 bytes of
 the trainable parameters to the bytes of the file. No choice uses the test images.
 
-    python benchmarks/train_quantized.py resnet20|resnet56 [--epochs 5] [--bytes 48000] [--quick]
+    python benchmarks/train_quantized.py resnet20|resnet56 [--epochs 5] [--bytes 68000] [--rate 1e-3] [--quick]
 
 A killed run goes on from its last checkpoint, written every 50 steps; orders and augmentations depend on
 the seed and the step alone. `--quick`: 20 steps, 1,000 test images; prints what a step costs.
@@ -18,7 +18,7 @@ import argparse
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,13 +238,19 @@ def main() -> None:
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--bytes", type=int, help="of the codes")
+    parser.add_argument("--rate", type=float, help="learning rate at its highest")
     parser.add_argument("--quick", action="store_true", help="20 steps, 1,000 test images")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     known = RECIPES[given.network]
-    recipe = Recipe(given.bytes or known.bytes, given.epochs or known.epochs)
+    recipe = replace(
+        known,
+        bytes=given.bytes or known.bytes,
+        epochs=given.epochs or known.epochs,
+        rate=given.rate or known.rate,
+    )
     dense = NETWORKS[given.network]()
     module, limit = copy.deepcopy(dense), 20 if given.quick else None
     test: Pair = images("cifar10_test.npz", slice(0, 1_000 if given.quick else 10_000))

@@ -391,3 +391,49 @@ def test_a_bias_before_a_gelu_is_part_of_an_integer_product(tmp_path):
     assert not report.fell_back and report.macs == 5 * (8 * 16 + 16 * 4)
     expected = network(other).detach().numpy()
     assert np.abs(run(tmp_path / "a.onnx", other) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+class WithToken(nn.Module):
+    """A token before the others, made for ``len(x)`` examples, as vision transformers do, and fused attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.head(self.encoder(x)[:, 0])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_number_of_examples_stays_open_where_the_code_takes_their_len(
+    count: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network, x = WithToken().eval(), torch.randn(5, 6, 8)
+    kk.torch.export_onnx(network, x[:count], tmp_path / "open.onnx")
+    session = runtime.InferenceSession(tmp_path / "open.onnx")
+    for rows in (1, 2, 5):
+        (found,) = session.run(None, {session.get_inputs()[0].name: x[:rows].numpy()})
+        np.testing.assert_allclose(found, network(x[:rows]).detach(), atol=1e-5)
+    assert "len" not in globals()
+
+
+class ForSomany(nn.Module):
+    """It makes a number of the first size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.linear(x[row]) for row in range(int(x.shape[0]))])
+
+
+def test_a_network_for_so_many_examples_is_exported_only_as_that(tmp_path: Path) -> None:
+    network, x = ForSomany().eval(), torch.randn(3, 4)
+    with pytest.raises(Unsupported, match="fixes the number of examples; got 3 in the exported"):
+        kk.torch.export_onnx(network, x, tmp_path / "x.onnx")
+    kk.torch.export_onnx(network, x, tmp_path / "x.onnx", dynamic="none")

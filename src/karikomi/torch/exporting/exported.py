@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -36,9 +38,7 @@ def exported(
         opened = nullcontext() if dynamic_shapes is None else open_at_one()
         with warnings.catch_warnings(), torch.no_grad(), opened, without_cache(module):
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                module, inputs, options, dynamic_shapes=dynamic_shapes, strict=False
-            )
+            program = program_of(module, inputs, options, dynamic_shapes)
             graph = program.module(check_guards=False)
     except Exception as error:
         raise Unsupported(
@@ -51,6 +51,46 @@ def exported(
     _name_by_the_first_(graph, module)
     _drop_unused(graph)
     return graph
+
+
+def program_of(
+    module: nn.Module, inputs: Inputs, options: dict[str, Any], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """Return what `torch.export` makes of a module, without strict mode.
+
+    Where it fails torch prints the graph so far to the standard error; the exception says what is needed.
+    """
+    with redirect_stderr(io.StringIO()), open_lengths(module):
+        return torch.export.export(
+            module, inputs, options, dynamic_shapes=dynamic_shapes, strict=False
+        )
+
+
+@contextmanager
+def open_lengths(module: nn.Module) -> Iterator[None]:
+    """Let ``len`` of a tensor be its first size meanwhile, in the files that the classes of a module are from.
+
+    Python makes a number of what ``__len__`` returns, and an export then holds for so many examples alone. The
+    builtin itself stays: the compiler of torch knows it by its identity.
+    """
+
+    def length(thing: Any) -> Any:
+        return thing.shape[0] if isinstance(thing, torch.Tensor) and thing.dim() else len(thing)
+
+    files = {type(part).__module__ for part in module.modules()}
+    own = [vars(sys.modules[name]) for name in files if name in sys.modules and _is_foreign(name)]
+    changed = [names for names in own if "len" not in names]
+    for names in changed:
+        names["len"] = length
+    try:
+        yield
+    finally:
+        for names in changed:
+            del names["len"]
+
+
+def _is_foreign(name: str) -> bool:
+    return name.partition(".")[0] not in ("torch", "karikomi", "builtins")
 
 
 @contextmanager

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.export import Dim, ShapesCollection
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from karikomi.errors import Unavailable, Unsupported, check_known, install_hint
-from karikomi.torch.exporting.exported import without_cache
+from karikomi.torch.exporting.exported import program_of, without_cache
 from karikomi.torch.internals import flattened, open_at_one
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.source_line import raised_at
@@ -97,7 +98,21 @@ def _quiet() -> Iterator[None]:
 
 
 def exported_program(module: nn.Module, example: Batch, dynamic: str, *, where: str = WHERE) -> Any:
-    """Return a module in eval mode as an exported program; `dynamic`: as in `float_graph`."""
+    """Return a module in eval mode as an exported program; `dynamic`: as in `float_graph`.
+
+    A single example is taken twice, since sizes of one are often made constants where the code computes with them.
+    """
+    single = [tensor for tensor in example.tensors() if tensor.dim()]
+    if dynamic == "batch" and single and all(len(tensor) == 1 for tensor in single):
+        twice = example.inputs(lambda t: torch.cat([t, t]) if t.dim() else t)
+        try:
+            return _program(module, twice, dynamic, where)
+        except Unsupported:
+            pass  # not a first axis of examples
+    return _program(module, example, dynamic, where)
+
+
+def _program(module: nn.Module, example: Batch, dynamic: str, where: str) -> Any:
     shapes = ShapesCollection()
     if dynamic != "none":
         for value in flattened((example.positional, dict(example.named)))[0]:
@@ -107,15 +122,9 @@ def exported_program(module: nn.Module, example: Batch, dynamic: str, *, where: 
     named = dict(example.named)
     try:
         with nullcontext() if dynamic == "none" else open_at_one(), without_cache(module):
-            return torch.export.export(
-                module,
-                example.positional,
-                named,
-                dynamic_shapes=None
-                if dynamic == "none"
-                else shapes.dynamic_shapes(module, example.positional, named),
-                strict=False,
-            )
+            given = shapes.dynamic_shapes(module, example.positional, named)
+            opened = None if dynamic == "none" else given
+            program = program_of(module, example.positional, named, opened)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         raise Unsupported(
@@ -126,6 +135,27 @@ def exported_program(module: nn.Module, example: Batch, dynamic: str, *, where: 
             if dynamic == "none"
             else "dynamic='none' exports for the shapes of the example",
         ) from error
+    if dynamic != "none":
+        _check_open(program, where)
+    return program
+
+
+def _check_open(program: Any, where: str) -> None:
+    """Raise `Unsupported` where the code of a network fixes the number of examples, which an export takes silently."""
+    given = set(program.graph_signature.user_inputs)
+    shapes = [
+        tuple(node.meta["val"].shape)
+        for node in program.graph.nodes
+        if node.name in given and isinstance(node.meta.get("val"), torch.Tensor)
+    ]
+    firsts = [shape[0] for shape in shapes if shape]
+    if firsts and all(map(is_concrete_int, firsts)):
+        raise Unsupported(
+            "the code of the network fixes the number of examples",
+            where=where,
+            got=f"{firsts[0]} in the exported graph, as in the example",
+            hint="leave a first size a size: x.shape[0] without int(), no loop over examples; or dynamic='none'",
+        )
 
 
 def _clean_(model: Any) -> None:
