@@ -161,6 +161,7 @@ ROWS = [
     ),
     # It scales nothing; what it skips is tested by itself.
     Row(rule=kk.clip.SkipSpikes(window=8, warmup=6), reference=_alone, taught=USUAL),
+    Row(rule=kk.clip.SkipLarge(1.0), reference=_alone),
     *BOUND_ROWS,
 ]
 PROBES = [
@@ -224,7 +225,10 @@ _NEAREST = (
 )
 ELSEWHERE = {
     **dict.fromkeys(("L1Ball", "Simplex", "HalfSpace"), _NEAREST),
-    "SkipSpikes": "scales nothing; what it skips is in tests/parity and tests/unit",
+    **dict.fromkeys(
+        ("SkipSpikes", "SkipLarge"),
+        "scales nothing; what it skips is in tests/parity and tests/unit",
+    ),
     "StableAdamW": "judges gradients but scales the update that an Adam makes of them, while these laws "
     "have one set of tensors; tests/unit/test_attach_ways.py holds it to the paper's algorithm",
 }

@@ -307,6 +307,7 @@ MEASURING = [
     kk.clip.Smooth(math.inf),
     kk.clip.Normalize(math.inf),
     kk.clip.SkipSpikes(math.inf),
+    kk.clip.SkipLarge(math.inf),
 ]
 
 
@@ -330,6 +331,7 @@ SCHEDULED = [
     (kk.clip.Smooth, {}),
     (kk.clip.Normalize, {}),
     (kk.clip.SkipSpikes, {}),
+    (kk.clip.SkipLarge, {}),
 ]
 
 

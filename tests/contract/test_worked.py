@@ -135,6 +135,7 @@ WORKED: list[tuple[Any, dict[str, list[float]], Steps]] = [
         {},
         [([3.0, 0.25, 0.0], [0.5, 1.6, 1.0])],
     ),
+    (kk.clip.SkipLarge(4.0), {}, [([4.0], [1.0]), ([4.01], "skip"), ([1.0], [1.0])]),
     # Of 1 and 3 at most 2 + 2 * sqrt(2), of 1, 3 and 4.5 at most 17 / 6 + 2 * SPREAD; once in a row.
     (
         kk.clip.SkipSpikes(2.0, window=3, warmup=2, patience=1),
@@ -234,7 +235,7 @@ def test_the_outermost_bin_reaches_to_the_outermost_norm(sign: int) -> None:
 
 
 DEFAULTS: dict[type, dict[str, Any]] = {
-    kk.clip.AGC: {"limit": 0.01, "eps": 1e-3, "unit": "layer"},
+    kk.clip.AGC: {"limit": 0.01, "eps": 1e-3, "unit": "layer", "norm": 2.0},
     kk.clip.AdaGC: {"ratio": 1.05, "beta": 0.98, "limit": 1.0, "warmup": 100},
     kk.clip.AutoClip: {"percentile": 10.0, "window": 512},
     kk.clip.AdaptiveQuantile: {
@@ -271,7 +272,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     },
     kk.bound.InitScaled: {"k": 2.0},
     kk.bound.QKClip: {"limit": 100.0, "alpha": 0.5},
-    kk.bound.UnitNorm: {"limit": 1.0, "per": "unit"},
+    kk.bound.UnitNorm: {"limit": 1.0, "per": "unit", "norm": 2.0},
 }
 
 

@@ -196,20 +196,42 @@ class TimmUtils:
         elif mode == "value":
             torch.nn.utils.clip_grad_value_(kept, value)
         else:
-            for parameter in kept:
-                _agc_(parameter, value)
+            TimmUtils.adaptive_clip_grad(kept, value, norm_type=norm_type)
+
+    @staticmethod
+    def adaptive_clip_grad(
+        parameters: torch.Tensor | Iterable[torch.Tensor],
+        clip_factor: float = 0.01,
+        eps: float = 1e-3,
+        norm_type: float = 2.0,
+    ) -> None:
+        """Clip by AGC."""
+        many = [parameters] if isinstance(parameters, torch.Tensor) else parameters
+        for parameter in many:
+            _agc_(parameter, clip_factor, eps, norm_type)
 
 
-def _agc_(parameter: torch.Tensor, factor: float, eps: float = 1e-3) -> None:
+class TimmModels:
+    """Follow ``timm.models``, as far as clipping goes."""
+
+    @staticmethod
+    def model_parameters(
+        model: torch.nn.Module, exclude_head: bool = False
+    ) -> list[torch.nn.Parameter]:
+        """Return the parameters, without the last two if so wished."""
+        return [*model.parameters()][: -2 if exclude_head else None]
+
+
+def _agc_(parameter: torch.Tensor, factor: float, eps: float, order: float) -> None:
     gradient = parameter.grad
     assert gradient is not None
-    most = _unit_norms(parameter.detach()).clamp_(min=eps) * factor
-    size = _unit_norms(gradient)
+    most = _unit_norms(parameter.detach(), order).clamp_(min=eps) * factor
+    size = _unit_norms(gradient, order)
     clipped = gradient * (most / size.clamp(min=1e-6))
     gradient.copy_(torch.where(size < most, gradient, clipped))
 
 
-def _unit_norms(tensor: torch.Tensor) -> torch.Tensor:
+def _unit_norms(tensor: torch.Tensor, order: float) -> torch.Tensor:
     if tensor.dim() < 2:
-        return tensor.norm(2.0)
-    return tensor.norm(2.0, dim=tuple(range(1, tensor.dim())), keepdim=True)
+        return tensor.norm(order)
+    return tensor.norm(order, dim=tuple(range(1, tensor.dim())), keepdim=True)

@@ -1,4 +1,4 @@
-"""The tables of ``docs/coming-from.md``: their rows, and the code that the sections set up for them."""
+"""The tables of equivalents in the documentation: their rows, and the code that the sections set up for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "coming-from.md"
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,26 @@ class TableRow:
         """Whether the results are not the same by design."""
         return self.difference.startswith("*differs*")
 
+    @property
+    def calls(self) -> tuple[str, str]:
+        """The code of both cells, for tables of which each cell is one piece of code."""
+        found = code(self.theirs), code(self.ours)
+        assert all(found), f"{self}: a cell of this table is one piece of code"
+        return found
+
     def __str__(self) -> str:
         return f"{self.section}: {self.theirs}"[:80]
 
 
 @cache
-def table_rows(section: str) -> tuple[TableRow, ...]:
+def table_rows(section: str, page: Path = PAGE) -> tuple[TableRow, ...]:
     """Return the rows of the table of a section."""
     cells = [
         [cell.strip() for cell in line.strip("| \n").split(" | ")]
-        for line in _text(section).splitlines()
+        for line in _text(section, page).splitlines()
         if line.startswith("| ") and not line.startswith("| ---")
     ][1:]
+    assert cells, f"{section} of {page.name} has no table"
     return tuple(TableRow(section, *(row + [""])[:3]) for row in cells)
 
 
@@ -49,11 +58,11 @@ def code(cell: str) -> str:
 def set_up(*sections: str, **names: Any) -> dict[str, Any]:
     """Return the names that the code blocks of these sections define."""
     for section in sections:
-        for block in re.findall(r"```python\n(.*?)```", _text(section), re.DOTALL):
+        for block in re.findall(r"```python\n(.*?)```", _text(section, PAGE), re.DOTALL):
             exec(block, names)
     return names
 
 
-def _text(section: str) -> str:
-    parts = re.split(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+def _text(section: str, page: Path) -> str:
+    parts = re.split(r"^## (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))[section]

@@ -18,8 +18,13 @@ import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from keras_backends import BACKEND, only  # noqa: E402
 
-RULES = [kk.prune.L1(0.3), kk.prune.GroupLasso(0.3), kk.prune.GrowingL2(0.3, growth=0.1)]
-NAMES = ["L1", "GroupLasso", "GrowingL2"]
+RULES = [
+    kk.prune.L1(0.3),
+    kk.prune.L2(0.3),
+    kk.prune.GroupLasso(0.3),
+    kk.prune.GrowingL2(0.3, growth=0.1),
+]
+NAMES = ["L1", "L2", "GroupLasso", "GrowingL2"]
 
 
 def options(rule: Any, weights: np.ndarray, seed: int = 0) -> dict[str, Any]:

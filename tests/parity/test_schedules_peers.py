@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch.ao.pruning import CubicSL as _Cubic
 
 import karikomi as kk
-from contract.documents import rows
+from parity.table_rows import DOCS, table_rows
 
-PAGE = Path(__file__).parents[2] / "docs" / "pruning-schedules.md"
 TARGET = 0.8
 """The share that a distribution gave a tensor: JaxPruner's schedules scale it."""
 
@@ -72,19 +71,29 @@ def PolynomialSchedule(frequency: int, start: int, end: int, power: int = 3) -> 
     return Peer(PeriodicSchedule(frequency, start, end).due, sparsity, shift=1)
 
 
+def CubicSL(final: float, init_sl: float, init_t: int, delta_t: int, total_t: int) -> Peer:  # noqa: N802
+    def sparsity(step: int) -> float:
+        # Of torch, and run: `final` is the level of its sparsifier.
+        return _Cubic.sparsity_compute_fn(init_sl, final, step, init_t, delta_t, total_t)
+
+    return Peer(lambda step: init_t <= step <= init_t + delta_t * total_t, sparsity)
+
+
 PEERS: dict[str, Any] = {
     made.__name__: made
     for made in (
         *(PolynomialDecay, ConstantSparsity, NoUpdateSchedule),
-        *(OneShotSchedule, PeriodicSchedule, PolynomialSchedule),
+        *(OneShotSchedule, PeriodicSchedule, PolynomialSchedule, CubicSL),
     )
 }
-TABLE = rows(PAGE, "theirs")
+TABLE = [
+    row.calls for row in table_rows("Schedules of other libraries", DOCS / "pruning-schedules.md")
+]
 # Theirs goes on forever with the same masks, or is given its masks.
 ONCE = {"ConstantSparsity(0.5, 20)", "NoUpdateSchedule()"}
 
 
-def test_every_schedule_of_both_is_there() -> None:
+def test_every_schedule_of_theirs_is_there() -> None:
     assert {theirs.partition("(")[0] for theirs, _ in TABLE} == set(PEERS)
 
 

@@ -132,6 +132,27 @@ def test_the_rows_of_the_docs_train_alike(row: Any) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
+FABRIC = [row for row in table_rows("Trainers") if row.theirs.startswith("Fabric, ")]
+
+
+@pytest.mark.parametrize("row", FABRIC, ids=str)
+def test_the_rows_of_fabric_clip_alike(row: Any) -> None:
+    fabric = imported("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+    grad_norm = imported("lightning.pytorch.utilities").grad_norm
+    found = []
+    for cell in (row.theirs.removeprefix("Fabric, "), row.ours):
+        net = network()
+        loss_of(net, INPUTS).backward()
+        names = {"model": net, "optimizer": sgd(net.parameters()), "fabric": fabric, "kk": kk}
+        value = eval(code(cell), names | {"grad_norm": grad_norm})
+        found.append([*(p.grad for p in net.parameters()), value])
+    for theirs, ours in zip(*found, strict=True):
+        if isinstance(theirs, torch.Tensor) and isinstance(ours, torch.Tensor):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    if "grad_norm" in row.theirs:
+        assert found[1][-1] == pytest.approx(float(found[0][-1]), rel=1e-4)
+
+
 STATEFUL = {
     "statistics": {"clip": kk.clip.ZClip(), "bound": kk.bound.SpectralCap(1.0)},
     "moments of our own": {"clip": kk.clip.SPAM(5.0)},

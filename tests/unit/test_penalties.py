@@ -20,8 +20,13 @@ import karikomi as kk  # noqa: E402
 from karikomi import registry, spec  # noqa: E402
 from karikomi.errors import InvalidArgument, UnknownName, Unsupported  # noqa: E402
 
-RULES = [kk.prune.L1(0.3), kk.prune.GroupLasso(0.3), kk.prune.GrowingL2(0.3, growth=0.1)]
-NAMES = ["L1", "GroupLasso", "GrowingL2"]
+RULES = [
+    kk.prune.L1(0.3),
+    kk.prune.L2(0.3),
+    kk.prune.GroupLasso(0.3),
+    kk.prune.GrowingL2(0.3, growth=0.1),
+]
+NAMES = ["L1", "L2", "GroupLasso", "GrowingL2"]
 SHAPES = st.sampled_from([(3, 4), (2, 3, 2, 2), (5, 1), (4,)])
 # A difference must not step over zero, where there is no derivative.
 ENTRIES = st.floats(0.05, 3.0).flatmap(lambda x: st.sampled_from([x, -x]))
@@ -49,7 +54,8 @@ def by_hand(rule: Any, weights: np.ndarray, given: dict[str, Any]) -> float:
     if isinstance(rule, kk.prune.GrowingL2):
         gone = weights[~given["masks"]["w"]]
         return 0.2 * 0.5 * sum(float(x) ** 2 for x in gone.ravel())
-    return 0.3 * sum(abs(float(x)) for x in weights.ravel())
+    power = 2 if isinstance(rule, kk.prune.L2) else 1
+    return 0.3 * sum(abs(float(x)) ** power for x in weights.ravel())
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
@@ -182,7 +188,11 @@ def test_bad_requests_say_what_is_wrong() -> None:
             lambda: kk.torch.penalty(layer, grow, masks={"weight": torch.ones(2, 2)}),
         ),
         (Unsupported, "no scale", lambda: kk.torch.penalty(layer, kk.prune.ScaleL1())),
-        (InvalidArgument, "unit axis", lambda: kk.jax.penalty({"w": jnp.ones(2)}, RULES[1])),
+        (
+            InvalidArgument,
+            "unit axis",
+            lambda: kk.jax.penalty({"w": jnp.ones(2)}, kk.prune.GroupLasso(0.3)),
+        ),
         (InvalidArgument, "only=", lambda: kk.jax.penalty({"w": jnp.ones(2)}, kk.prune.ScaleL1())),
         (InvalidArgument, "every", lambda: kk.prune.GrowingL2(every=0)),
         (InvalidArgument, "growth", lambda: kk.prune.GrowingL2(growth=0)),

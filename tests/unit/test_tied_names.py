@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ def test_the_weight_alone_is_changed(name: str) -> None:
         lambda m: kk.torch.prune_(m, 0.5, only=name),
         lambda m: kk.torch.prune_(m, {name: 0.5}),
         lambda m: kk.torch.prune_(m, count={name: 5}),
+        lambda m: kk.torch.prune_(m, 0.0, allocation=kk.prune.Fixed({name: 0.5})),
         lambda m: kk.torch.quantize_(m, bits=3, only=name),
     ]
     for number, act in enumerate(calls):
@@ -120,6 +122,22 @@ def test_units_shrink_by_any_name_of_their_weight() -> None:
         assert small.out.in_features == 4 and report.max_difference < 1e-5
     with pytest.raises(Unsupported, match="no unit can go"):
         kk.torch.shrink(Twice(), torch.randn(3, 6), width=0.5, exclude="right.weight")
+
+
+def test_files_and_exports_by_a_further_name(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    kk.save(Tied(), tmp_path / "tied.karikomi")
+    assert list(kk.load(tmp_path / "tied.karikomi", only=["head.weight"])) == ["head.weight"]
+    example = torch.randn(2, 6)
+    done = kk.torch.export_onnx(
+        Tied(),
+        example,
+        tmp_path / "a.onnx",
+        activations="int8",
+        data=[example],
+        only="again.weight",
+    )
+    assert set(done.weights) == {"body.weight"}
 
 
 def test_a_name_that_nothing_has_is_an_error_as_before() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
 from karikomi.bound.extent import SLACK, check_extent, scope_of
+from karikomi.clip.arguments import check_order
 from karikomi.registry import register
 from karikomi.rule import (
     Array,
@@ -32,16 +33,16 @@ _NOTHING = (
 )
 @dataclass(frozen=True, slots=True)
 class UnitNorm(Stateless):
-    """Bring the L2 norm of the weights into every output unit to the limit exactly, from both sides.
+    """Bring the norm of the weights into every output unit to the limit exactly, from both sides.
 
     ``w_u = w_u * limit / |w_u|``: short units grow, long ones shrink, a unit of zeros (or shorter than
     1e-30 of the limit) stays. What one unit is comes from the layer's type; biases and gains are left
     alone, but not per tensor: there every floating tensor that is given has its sphere.
 
     `limit`: > 0, in units of the norm, or a schedule; ``inf`` measures only. `per`: ``"unit"``,
-    ``"tensor"`` for one sphere per tensor, or ``"global"`` for one around all tensors together. Raises
-    `InvalidArgument` for a limit that is negative, zero or NaN, and for another `per`. Stateless, and idempotent in
-    float32 and float64.
+    ``"tensor"`` for one sphere per tensor, or ``"global"`` for one around all tensors together. `norm`: p of the
+    p-norm, from 1 to ``inf``. Raises `InvalidArgument` for a limit that is negative, zero or NaN, and for other
+    values. Stateless, and idempotent in float32 and float64.
 
     >>> import numpy as np, karikomi as kk
     >>> weights = {"w": np.array([[3.0, 4.0], [0.0, 0.5], [0.0, 0.0]])}
@@ -57,17 +58,24 @@ class UnitNorm(Stateless):
     limit: float | Schedule = 1.0
     _: KW_ONLY
     per: str = "unit"
+    norm: float = 2.0
 
     of = Quantity.WEIGHT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", check_limit(self.limit, where="UnitNorm"))
         check_extent(self.per, where="UnitNorm(per)")
+        object.__setattr__(self, "norm", check_order(self.norm, where="UnitNorm"))
 
     @property
     def scope(self) -> Scope:
         """One number per output unit or tensor, or one for all."""
         return scope_of(self.per)
+
+    @property
+    def order(self) -> float:
+        """The p of the norms that are measured."""
+        return self.norm
 
     def decide(
         self,

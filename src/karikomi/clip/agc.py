@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from karikomi.clip.arguments import check_choice, check_number
+from karikomi.clip.arguments import check_choice, check_number, check_order
 from karikomi.errors import Unsupported
 from karikomi.registry import register
 from karikomi.rule import (
@@ -40,8 +40,9 @@ class AGC(Stateless):
     ``inf`` measures only. `eps`: > 0, in units of weights: what counts as the norm of weights that are
     smaller, so that a unit that starts at zero can leave it. `unit`: ``"layer"`` for the unit that the layer's type
     has, or by the rank of the tensor as other libraries do, to compare runs with theirs: ``"timm"`` (index of axis 0)
-    or ``"optax"`` (index of the last axis; of three axes, of the last two). Raises `InvalidArgument` for other values.
-    Stateless. Leave embeddings and the last layer out, as the paper does, with `Groups`.
+    or ``"optax"`` (index of the last axis; of three axes, of the last two). `norm`: p of both norms, from 1 to
+    ``inf``. Raises `InvalidArgument` for other values. Stateless. Leave embeddings and the last layer out, as the
+    paper does, with `Groups`.
 
     >>> import numpy as np
     >>> facts = {"step": np.array(0.0), "weights": np.array([2.0, 0.0])}
@@ -60,6 +61,7 @@ class AGC(Stateless):
     _: KW_ONLY
     eps: float = 1e-3
     unit: str = "layer"
+    norm: float = 2.0
 
     scope = Scope.UNIT
     of = Quantity.GRADIENT
@@ -70,6 +72,12 @@ class AGC(Stateless):
         eps = check_number(self.eps, "eps", where="AGC", low=0.0, open_low=True)
         object.__setattr__(self, "eps", eps)
         check_choice(self.unit, "unit", ("layer", "timm", "optax"), where="AGC")
+        object.__setattr__(self, "norm", check_order(self.norm, where="AGC"))
+
+    @property
+    def order(self) -> float:
+        """The p of the norms that are measured, of gradients and of weights."""
+        return self.norm
 
     def axes_by_rank(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the axes of one unit of a tensor of this shape, none for a tensor that is one unit."""

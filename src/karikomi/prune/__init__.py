@@ -30,7 +30,7 @@ from karikomi.prune.pattern import (
     as_pattern,
 )
 from karikomi.prune.penalties.penalty import Penalty
-from karikomi.prune.penalties.rules import L1, GroupLasso, GrowingL2, ScaleL1
+from karikomi.prune.penalties.rules import L1, L2, GroupLasso, GrowingL2, ScaleL1
 from karikomi.prune.radix_threshold import Threshold, threshold
 from karikomi.prune.schedules.dynamic import SET, RigL
 from karikomi.prune.schedules.gradual import Gradual
@@ -70,6 +70,7 @@ __all__ = [
     "Importances",
     "Iterative",
     "L1",
+    "L2",
     "L2Norm",
     "LAMP",
     "Layers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -133,7 +134,7 @@ class Units(Pattern):
 
     `axis`: of the weight as its framework stores it, along which slices go instead, of this weight alone and
     whatever they are; a weight without this axis is left alone. `norm`: p of the norm over a unit's or slice's scores
-    of weights, ``(sum s^p)^(1/p)``, a number > 0 or infinity; without it the score says what a group is worth
+    of weights, ``(sum s^p)^(1/p)``, a number > 0 or ``inf``; without it the score says what a group is worth
     (magnitude: p = 1). Raises `InvalidArgument`.
 
     >>> Units(axis=1, norm=2)
@@ -152,6 +153,8 @@ class Units(Pattern):
             raise InvalidArgument(
                 "an axis is a whole number", where="Units.axis", got=repr(self.axis)
             )
+        if isinstance(self.norm, str) and self.norm == "inf":
+            object.__setattr__(self, "norm", math.inf)
         if self.norm is not None and not (is_number(self.norm) and self.norm > 0.0):
             raise InvalidArgument(
                 "the p of a norm is a positive number",

@@ -7,7 +7,7 @@ from karikomi.quantize.adaround import AdaRound
 from karikomi.quantize.affine import AffineGrid
 from karikomi.quantize.cerwu import CERWU
 from karikomi.quantize.grids import Codebook, Coded, Grid, UniformGrid
-from karikomi.quantize.kmeans_codebook import kmeans
+from karikomi.quantize.kmeans_codebook import KMeansQuantizer, kmeans
 from karikomi.quantize.nearest import UniformQuantizer, uniform
 from karikomi.quantize.octave_grid import OctaveGrid, octaves
 from karikomi.quantize.quantizer import Quantizer, quantizer_for
@@ -24,6 +24,7 @@ __all__ = [
     "Coded",
     "GPTQ",
     "Grid",
+    "KMeansQuantizer",
     "OctaveGrid",
     "OutputUnits",
     "Quantizer",

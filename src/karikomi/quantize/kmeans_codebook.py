@@ -82,7 +82,16 @@ def kmeans(
 )
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KMeansQuantizer:
-    """`kmeans`: one codebook per tensor. `start`, `iterations` and `seed` as there."""
+    """`kmeans` as a quantizer: one codebook per tensor. `start`, `iterations` and `seed` as there.
+
+    For ``quantize_(entries=, method=KMeansQuantizer(start="density"))``; ``"kmeans"`` is the one with the defaults.
+
+    >>> coded = KMeansQuantizer(iterations=0).quantize(np.float32([1.0, 1.2, 4.0]), 2, units=OutputUnits(0))
+    >>> coded.grid.values.tolist()
+    [0.0, 1.0, 4.0]
+
+    Source: Han, Mao and Dally 2016.
+    """
 
     start: str = "linear"
     iterations: int = 30

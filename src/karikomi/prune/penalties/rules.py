@@ -53,6 +53,44 @@ class L1(Penalty):
 
 @register(
     "penalty",
+    formula="strength * sum w^2",
+    source="Hoerl and Kennard 1970, Ridge Regression: Biased Estimation for Nonorthogonal Problems",
+)
+@dataclass(frozen=True, slots=True)
+class L2(Penalty):
+    """The sum of squares of the weights: large ones are pulled hardest, and none becomes zero.
+
+    ``strength * sum w^2``, of derivative ``2 * strength * w``: with plain SGD a weight decay of ``2 * strength``. It
+    keeps weights small; what makes them zero is `L1` or `GroupLasso`.
+
+    `strength`: >= 0 and finite, or a schedule. Raises `InvalidArgument`.
+
+    >>> import numpy as np, karikomi as kk
+    >>> value, gradients = kk.numpy.penalty({"w": np.array([-2.0, 0.0, 0.5])}, L2(0.5))
+    >>> value, gradients["w"].tolist()
+    (2.125, [-2.0, 0.0, 0.5])
+
+    Source: Hoerl and Kennard 1970; ``keras.regularizers.L2``. No half before the sum.
+    """
+
+    strength: float | Schedule
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", check_strength(self.strength, where="L2"))
+
+    def value(
+        self, weights: Array, axes: tuple[int, ...], *, xp: Namespace, constant: Constant
+    ) -> Array:
+        """Return ``sum w^2``."""
+        return xp.sum(xp.square(weights))
+
+    def gradient(self, weights: Array, axes: tuple[int, ...], *, xp: Namespace) -> Array:
+        """Return ``2 w``."""
+        return 2.0 * weights
+
+
+@register(
+    "penalty",
     formula="strength * sum |g| over the scales g of batch norms",
     source="Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming",
 )

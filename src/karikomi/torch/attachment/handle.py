@@ -144,7 +144,9 @@ class Handle:
     def _clips_of(self, found: Mapping[str, torch.Tensor]) -> tuple[Clipping, Updates | None]:
         """Return the clips of gradients and of updates for these parameters, with fresh states."""
         rules, optimizers, model = self._rules, self._optimizers, self._model
-        sharding = Sharding.of(found, self._process_group, check_ranks=self._check_ranks)
+        sharding = Sharding.of(
+            found, self._process_group, check_ranks=self._check_ranks, module=model
+        )
         clipping = Clipping(
             found,
             ByGlobalNorm(math.inf) if rules.clip is None else rules.clip,

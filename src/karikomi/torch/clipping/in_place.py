@@ -84,7 +84,7 @@ def clip_(
         module=parameters if isinstance(parameters, nn.Module) else None,
         nonfinite=nonfinite,
         moments=Moments(*([] if optimizer is None else [optimizer])),
-        sharding=Sharding.of(found, process_group, check_ranks=check_ranks),
+        sharding=Sharding.of(found, process_group, check_ranks=check_ranks, module=parameters),
         unit_axes=unit_axes,
         where="torch.clip_",
     )

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from karikomi.errors import InvalidArgument, UnknownName, Unsupported, suggest
 from karikomi.rule import Scope
@@ -31,6 +32,7 @@ from karikomi.torch.distributed.dtensors import (
     own_units,
     ranks_of,
 )
+from karikomi.torch.modules.parameters import other_names
 from karikomi.torch.numerics.orders import unit_norms_of
 
 Groups: TypeAlias = "dist.ProcessGroup | Mapping[str, dist.ProcessGroup]"
@@ -67,10 +69,15 @@ class Sharding:
     """
 
     def __init__(
-        self, found: Mapping[str, torch.Tensor], groups: Groups | None, *, check_ranks: bool
+        self,
+        found: Mapping[str, torch.Tensor],
+        groups: Groups | None,
+        *,
+        check_ranks: bool,
+        further: Mapping[str, str] | None = None,
     ) -> None:
         self._joints = joints(found)
-        self._others = _others(found, groups)
+        self._others = _others(found, groups, further or {})
         self._check_ranks = check_ranks
         self._layouts: dict[int, _Layout] = {}
         self.elsewhere = tuple(other.name for other in self._others)
@@ -78,13 +85,19 @@ class Sharding:
 
     @classmethod
     def of(
-        cls, found: Mapping[str, torch.Tensor], groups: Groups | None, *, check_ranks: bool
+        cls,
+        found: Mapping[str, torch.Tensor],
+        groups: Groups | None,
+        *,
+        check_ranks: bool,
+        module: Any = None,
     ) -> Sharding | None:
         """Return the sharding of parameters, ``None`` where all are whole on this rank.
 
-        `groups`: see `attach`; a DTensor whose mesh has other ranks of the group is counted by its
-        mesh. Raises `InvalidArgument` without ranks or for an object that is not a group, `UnknownName` for a glob that
-        matches nothing on any rank, `Unsupported` for a tensor on a mesh without this rank.
+        `module`: for the further names of tied weights. `groups`: see `attach`; a DTensor whose mesh has other ranks of
+        the group is counted by its mesh. Raises `InvalidArgument` without ranks or for an object that is not a group,
+        `UnknownName` for a glob that matches nothing on any rank, `Unsupported` for a tensor on a mesh without this
+        rank.
         """
         if groups is None and not check_ranks and not any(map(is_sharded, found.values())):
             return None
@@ -94,7 +107,8 @@ class Sharding:
                 where="process_group, check_ranks",
                 hint="call torch.distributed.init_process_group first",
             )
-        return cls(found, groups, check_ranks=check_ranks)
+        further = other_names(module) if isinstance(module, nn.Module) else None
+        return cls(found, groups, check_ranks=check_ranks, further=further)
 
     def extended(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return stages that also have a number for each name of `elsewhere`.
@@ -216,7 +230,10 @@ class Sharding:
         return _Layout(stage, joints, others, peaks, comparable)
 
 
-def _others(found: Mapping[str, torch.Tensor], groups: Groups | None) -> list[_Others]:
+def _others(
+    found: Mapping[str, torch.Tensor], groups: Groups | None, further: Mapping[str, str]
+) -> list[_Others]:
+    """Return the groups with their members; `further`: another name of a tied weight -> its first."""
     if groups is None:
         return []
     pairs = list(groups.items()) if isinstance(groups, Mapping) else [("*", groups)]
@@ -231,7 +248,13 @@ def _others(found: Mapping[str, torch.Tensor], groups: Groups | None) -> list[_O
                 got=type(group).__name__,
                 allowed="a torch ProcessGroup, or globs over names -> ProcessGroup",
             )
-        members = [name for name in free if name == glob or fnmatch.fnmatchcase(name, glob)]
+        # The globs stay as they are, so that ranks with other modules have as many.
+        meant = {
+            further.get(name, name)
+            for name in (*found, *further)
+            if name == glob or fnmatch.fnmatchcase(name, glob)
+        }
+        members = [name for name in free if name in meant]
         members = [name for name in members if not _counted_by_mesh(free[name], group)]
         own = np.array(
             [len(members), sum(found[name].numel() for name in members)], dtype=np.float64

@@ -20,7 +20,7 @@ from karikomi.torch.equalization.batch_norm_folding import fold_batch_norms_
 from karikomi.torch.facts.measure import check_data
 from karikomi.torch.modules import codes as stored_codes
 from karikomi.torch.modules.deep_copies import copied
-from karikomi.torch.modules.parameters import check_names, unwrapped
+from karikomi.torch.modules.parameters import by_any_name, check_names, unwrapped
 from karikomi.torch.onnx_export.coded_weights import (
     StoredCodes,
     decode_in_graph_,
@@ -111,6 +111,7 @@ def export_onnx(
     request = _Request(activations, calibration, bits, only, exclude, progress)
     request.check(data)
     path, module = as_path(path), unwrapped(model)
+    request.only, request.exclude = by_any_name(module, only), by_any_name(module, exclude)
     device = next((item.device for item in module.parameters()), torch.device("cpu"))
     example = batch_of((inputs, None), device, module=module, where=WHERE)
     expected = _expected(module, example)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from karikomi.errors import InvalidArgument, Unsupported
-from karikomi.prune import OBC, Allocation, NofM, Pattern, Score, SparseGPT, Units
+from karikomi.prune import OBC, Allocation, Fixed, NofM, Pattern, Score, SparseGPT, Units
 from karikomi.prune.account import Account
 from karikomi.prune.facts import Facts, check_facts
 from karikomi.select import outright, select
@@ -202,9 +202,12 @@ def _spared(module: nn.Module, names: Mapping[str, Any], request: PruneRequest) 
 
 def _by_any_name(module: nn.Module, request: PruneRequest) -> PruneRequest:
     """Return the request with patterns and arrays that find tied weights by any of their names."""
-    facts = request.facts
+    facts, allocation = request.facts, request.allocation
+    if isinstance(allocation, Fixed):
+        allocation = replace(allocation, shares=keys_by_any_name(module, dict(allocation.shares)))
     return replace(
         request,
+        allocation=allocation,
         only=by_any_name(module, request.only),
         exclude=by_any_name(module, request.exclude),
         shares=keys_by_any_name(module, request.shares),
