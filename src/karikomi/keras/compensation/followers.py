@@ -1,4 +1,4 @@
-"""What comes behind a layer in the graph: a batch normalisation that takes a constant, and a sum with another branch."""
+"""What comes behind a layer: a batch normalisation that takes a constant, and a sum with another branch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUMS = ("layers.Add", "ops.Add")
 
 @dataclass(frozen=True, slots=True)
 class Follower:
-    """`norm`: the batch normalisation that alone reads the outputs of a layer. `added`: what makes the other summand."""
+    """`norm`: the batch normalisation that alone reads what a layer makes. `added`: what makes the other summand."""
 
     norm: Any = None
     added: Any = None
