@@ -9,6 +9,7 @@ from typing import Any
 from karikomi.keras.internals import all_layers, graph_of, nodes_of
 from karikomi.keras.labelling.label_run import kind_of
 
+# What they put out in inference is what they read.
 NOISES = ("layers.Dropout", "layers.SpatialDropout1D", "layers.SpatialDropout2D")
 NOISES += ("layers.SpatialDropout3D", "layers.StochasticDepth", "layers.Identity")
 SUMS = ("layers.Add", "ops.Add")
@@ -72,6 +73,8 @@ class Followers:
         if len(reader.input_tensors) != 2 or len(others) != 1 or not same:
             return None
         maker = self._makers.get(id(others[0]))
+        while maker is not None and kind_of(maker.operation) in NOISES:
+            maker = self._makers.get(id(maker.input_tensors[0]))
         return None if maker is None or len(maker.outputs) != 1 else maker.operation
 
 

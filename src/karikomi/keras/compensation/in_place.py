@@ -171,7 +171,7 @@ class _Refitting:
         other = small[0].weights[[id(v) for v in layer.weights].index(id(variable))]
         sides = Side(*dense, variable), Side(*small, other)
         refit = KernelRefit(reader, *sides, self._stays, self._data.held)
-        after = Follower() if first else self._followers.of(layer)
+        after = Follower() if first or not _is_linear(layer) else self._followers.of(layer)
         norm = None if after.norm is None else self._others[id(after.norm)]
         lost = self._lost(layer, after, norm)
         if not refit.changed(_differ) and lost is None:
@@ -188,8 +188,6 @@ class _Refitting:
         """
         added = after.added
         if added is None or id(added) not in self._now or id(added) not in self._values:
-            return None
-        if getattr(layer, "activation", None) not in (None, keras.activations.linear):
             return None
         if getattr(layer, "data_format", None) == "channels_first":
             return None
@@ -223,6 +221,11 @@ class _Refitting:
         for axis in sorted(labels.axes):
             value = value.take(self._stays.indices(labels, axis), axis)
         return value
+
+
+def _is_linear(layer: Any) -> bool:
+    """Return whether nothing stands between the products of a layer and what it puts out."""
+    return getattr(layer, "activation", None) in (None, keras.activations.linear)
 
 
 def _watchable(model: Any) -> Iterator[Any]:
