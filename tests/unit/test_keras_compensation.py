@@ -220,6 +220,11 @@ def timed(x: Any) -> Any:
     return layers.TimeDistributed(layers.Dense(3, name="timed"))(layers.Dense(8)(x))
 
 
+def bounded(x: Any) -> Any:
+    own = layers.Dense(3, name="bounded", kernel_constraint=keras.constraints.NonNeg())
+    return own(layers.Dense(8)(x))
+
+
 def masked(x: Any) -> Any:
     return layers.LSTM(3, name="masked")(layers.Embedding(9, 8, mask_zero=True)(ops.abs(x)))
 
@@ -230,6 +235,7 @@ def masked(x: Any) -> Any:
     [
         (shared, (8,), "own", "several times"),
         (timed, (5, 4), "timed", "TimeDistributed"),
+        (bounded, (4,), "bounded", "constraint"),
         (masked, (5,), "masked", "masked"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 
 import karikomi as kk
 from karikomi.shrink import ShrinkReport
+from karikomi.shrink.account import Refit
 from karikomi.torch.shrinking.costs import in_turn
 
 WHOLE = ShrinkReport(
@@ -105,6 +106,20 @@ def test_what_is_not_faster_is_said_first_with_the_reason(changes: dict, says: s
     report = dataclasses.replace(WHOLE, **changes)
     assert re.search(says, str(report).splitlines()[0])
     assert report.as_dict()["verdict"] == report.verdict
+
+
+def test_what_was_re_fitted_is_said() -> None:
+    layers = {"a": Refit(0.5, 0.1, kept=True), "b": Refit(0.1, 0.2), "c": Refit(why="masked")}
+    report = dataclasses.replace(WHOLE, compensation={"": Refit(0.5, 0.25, kept=True), **layers})
+    assert "Re-fitted: 1 of 3 layers; the whole network on held-out data: 0.5 -> 0.25." in str(
+        report
+    )
+    assert "Not re-fitted:\n  c: masked" in str(report)
+    report = dataclasses.replace(WHOLE, compensation={"": Refit(0.5, 0.75), **layers})
+    assert (
+        "Nothing is re-fitted: on held-out data the whole network is no better (0.5 -> 0.75)."
+        in str(report)
+    )
 
 
 def test_long_lists_are_cut_in_the_text_only() -> None:

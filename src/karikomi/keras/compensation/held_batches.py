@@ -22,7 +22,7 @@ COPIES = 4
 class HeldBatches:
     """`inputs`, `targets`: of all batches, one after the other; targets None where there are none.
 
-    `held`: boolean per example, out of the fit. `sizes`: of the batches.
+    `held`: boolean per example, out of the fit.
     """
 
     inputs: Any

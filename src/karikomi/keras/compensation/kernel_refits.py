@@ -56,6 +56,9 @@ class KernelRefit:
     @property
     def why(self) -> str:
         """Why it is not tried, or nothing."""
+        both = (self._small.kernel, self._small.bias)
+        if any(getattr(variable, "constraint", None) is not None for variable in both):
+            return "it has a constraint"
         return too_wide(self._matrix.of(_floats(self._small.kernel)).shape[1])
 
     def changed(self, apart: Any) -> bool:
