@@ -9,6 +9,8 @@ from karikomi.shrink.account import Refit
 
 WHOLE = ""
 """The name under which the outputs of the whole network stand."""
+CHANGED = 1e-5
+"""Of the largest magnitude: values of two networks that are further apart are others."""
 NOISE = 1e-3
 """The relative error that sums in float32 cannot tell from none."""
 MOST_INPUTS = 8_192

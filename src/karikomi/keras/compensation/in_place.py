@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,28 +13,33 @@ import numpy as np
 import karikomi.keras.reconstruction.calibration  # noqa: F401
 from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.compensation.batch_norms import Renorm
-from karikomi.keras.compensation.followers import Follower, Followers
 from karikomi.keras.compensation.held_batches import HeldBatches, held_batches
 from karikomi.keras.compensation.kernel_refits import KernelRefit, Side
 from karikomi.keras.compensation.recurrent_layers import refit_recurrent_
+from karikomi.keras.compensation.successors import Successor, Successors
 from karikomi.keras.facts.gradients import loss_value
 from karikomi.keras.facts.layer_calls import numbers, run, stood_in
 from karikomi.keras.internals import all_layers, without_autocast
+from karikomi.keras.labelling.kept import KeptWeights
 from karikomi.keras.labelling.label_run import kind_of
 from karikomi.keras.layers.codes import as_floats
 from karikomi.keras.reconstruction.weight_reads import LayerCall, reader_of
-from karikomi.keras.shrinking.kept import KeptWeights
-from karikomi.keras.shrinking.proof import TOLERANCE
-from karikomi.keras.shrinking.rewriting import Rebuilt
 from karikomi.prune.account import error_ratio
 from karikomi.shrink.account import Refit
 from karikomi.shrink.label_planes import Labelled
-from karikomi.shrink.refit_outcome import NOISE, WHOLE, outcome
+from karikomi.shrink.refit_outcome import CHANGED, NOISE, WHOLE, outcome
 
 SEVERAL = "the layer is called several times"
 
 
-def compensate_(model: Any, small: Rebuilt, data: Any, loss: Any = None) -> dict[str, Refit]:
+def compensate_(
+    model: Any,
+    small: Any,
+    layers: Mapping[int, Any],
+    stays: KeptWeights,
+    data: Any,
+    loss: Any = None,
+) -> dict[str, Refit]:
     """Re-fit the layers of a smaller model, in place; return layer -> its error on held-out data before and after.
 
     ``min |Y - W X - c|^2 + 0.01 mean(diag(X X^T)) |W - W_0|^2`` over W and c, for each kernel: Y is what it makes in
@@ -42,14 +47,15 @@ def compensate_(model: Any, small: Rebuilt, data: Any, loss: Any = None) -> dict
     re-fitted up to there. c goes to the bias, or to the mean of the batch normalisation that follows; other batch
     normalisations are re-estimated. What is not better on what is held out is not kept; nothing is, if the loss of the
     whole model (or, without one, the distance of its outputs to the dense ones) is no better; this has the name "".
+    `layers`: id of a layer or an operation of the dense model -> the smaller one.
     """
     data = held_batches(model, data)
-    before = [on_host(variable) for variable in small.model.weights]
-    then = _judged(model, small.model, data, loss)
-    layers = _Refitting(model, small, data).run_()
-    found = outcome(then, _judged(model, small.model, data, loss), layers)
+    before = [on_host(variable) for variable in small.weights]
+    then = _judged(model, small, data, loss)
+    refits = _Refitting(model, small, layers, stays, data).run_()
+    found = outcome(then, _judged(model, small, data, loss), refits)
     if not found[WHOLE].kept:
-        for variable, old in zip(small.model.weights, before, strict=True):
+        for variable, old in zip(small.weights, before, strict=True):
             variable.assign(old)
     return found
 
@@ -72,15 +78,20 @@ def _judged(model: Any, small: Any, data: HeldBatches, loss: Any) -> float:
 class _Refitting:
     """One pass through the dense model, and one through the smaller one, in which its layers change."""
 
-    def __init__(self, model: Any, small: Rebuilt, data: HeldBatches) -> None:
-        self._model, self._small, self._data = model, small.model, data
-        self._stays: KeptWeights = small.changes.kept
-        self._followers = Followers(model)
-        layers = dict(zip(map(id, all_layers(model)), all_layers(small.model), strict=True))
-        every = {id(each): each for each in (*_watchable(model), *self._followers.operations())}
-        self._pairs = [
-            (dense, small.layers.get(key) or layers[key]) for key, dense in every.items()
-        ]
+    def __init__(
+        self,
+        model: Any,
+        small: Any,
+        others: Mapping[int, Any],
+        stays: KeptWeights,
+        data: HeldBatches,
+    ) -> None:
+        self._model, self._small, self._data = model, small, data
+        self._stays = stays
+        self._successors = Successors(model)
+        layers = dict(zip(map(id, all_layers(model)), all_layers(small), strict=True))
+        every = {id(each): each for each in (*_watchable(model), *self._successors.operations())}
+        self._pairs = [(dense, others.get(key) or layers[key]) for key, dense in every.items()]
         self._values = {
             id(call.operation): value
             for call, value in self._stays.found.calls
@@ -171,7 +182,7 @@ class _Refitting:
         other = small[0].weights[[id(v) for v in layer.weights].index(id(variable))]
         sides = Side(*dense, variable), Side(*small, other)
         refit = KernelRefit(reader, *sides, self._stays, self._data.held)
-        after = Follower() if first or not _is_linear(layer) else self._followers.of(layer)
+        after = Successor() if first or not _is_linear(layer) else self._successors.of(layer)
         norm = None if after.norm is None else self._others[id(after.norm)]
         lost = self._lost(layer, after, norm)
         if not refit.changed(_differ) and lost is None:
@@ -181,7 +192,7 @@ class _Refitting:
         if after.norm is not None and result.kept:
             self._settled.add(id(after.norm))
 
-    def _lost(self, layer: Any, after: Follower, norm: Any) -> np.ndarray | None:
+    def _lost(self, layer: Any, after: Successor, norm: Any) -> np.ndarray | None:
         """Return what the other summand of a sum lacks by now, as (examples, positions, channels), or nothing.
 
         Before a batch normalisation it is larger by the inverse of its scale.
@@ -264,7 +275,7 @@ def _differ(before: np.ndarray, after: np.ndarray) -> bool:
     if before.shape != after.shape:
         return True
     scale = float(np.abs(before).max(initial=0.0)) or 1.0
-    return bool(np.abs(before - after).max(initial=0.0) > TOLERANCE * scale)
+    return bool(np.abs(before - after).max(initial=0.0) > CHANGED * scale)
 
 
 def _inverse_scale(norm: Any) -> np.ndarray:

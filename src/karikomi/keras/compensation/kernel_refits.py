@@ -10,10 +10,10 @@ import keras
 import numpy as np
 
 from karikomi.keras.arrays.variables import on_host
+from karikomi.keras.labelling.kept import KeptWeights
 from karikomi.keras.layers.codes import as_floats
 from karikomi.keras.reconstruction.linear_reads import Letters
 from karikomi.keras.reconstruction.weight_reads import ENTRIES, LayerCall, Reader
-from karikomi.keras.shrinking.kept import KeptWeights
 from karikomi.reconstruction.affine_fit import AffineFit
 from karikomi.shrink.account import Refit
 from karikomi.shrink.refit_outcome import is_kept, too_wide

@@ -9,14 +9,14 @@ import keras
 import numpy as np
 
 from karikomi.keras.arrays.variables import on_host
+from karikomi.keras.labelling.kept import KeptWeights
 from karikomi.keras.layers.codes import as_floats
 from karikomi.keras.reconstruction.recurrent_reads import CELLS
 from karikomi.keras.reconstruction.weight_reads import LayerCall
-from karikomi.keras.shrinking.kept import KeptWeights
-from karikomi.keras.shrinking.proof import TOLERANCE
 from karikomi.prune.account import error_ratio
 from karikomi.reconstruction.affine_fit import AffineFit
 from karikomi.shrink.account import Refit
+from karikomi.shrink.refit_outcome import CHANGED
 
 ROUNDS = 2
 """The last states are those of the dense layer in the first round, then those of the re-fitted one."""
@@ -102,7 +102,7 @@ class _Fit:
         if self._full.shape[2] != len(self._units) or before.shape != after.shape:
             return True
         scale = float(np.abs(before).max(initial=0.0)) or 1.0
-        return bool(np.abs(before - after).max(initial=0.0) > TOLERANCE * scale)
+        return bool(np.abs(before - after).max(initial=0.0) > CHANGED * scale)
 
     def run_(self) -> Refit:
         """Re-fit, as long as the states of the held-out examples come nearer to the dense ones."""

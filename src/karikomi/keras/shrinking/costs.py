@@ -14,8 +14,8 @@ import keras
 from karikomi.keras.internals import kernel_of
 from karikomi.keras.labelling.attention_layers import parts_of
 from karikomi.keras.labelling.contractions import channel_axis
+from karikomi.keras.labelling.kept import KeptWeights
 from karikomi.keras.labelling.label_run import Call, Value, kind_of
-from karikomi.keras.shrinking.kept import KeptWeights
 
 Sizes = tuple[int, ...]
 

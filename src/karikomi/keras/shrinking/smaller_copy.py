@@ -16,12 +16,12 @@ from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.keras.compensation.in_place import compensate_
 from karikomi.keras.facts.layer_calls import batches
 from karikomi.keras.internals import all_layers, graph_of
+from karikomi.keras.labelling.kept import WHERE, KeptWeights
 from karikomi.keras.labelling.label_run import LabelRun, computes_weights
 from karikomi.keras.layers.codes import holds_codes
 from karikomi.keras.layers.prunable import NORMS, is_weight, oriented
 from karikomi.keras.shrinking.costs import in_turn, macs_of, milliseconds
 from karikomi.keras.shrinking.dead_units import DeadUnits
-from karikomi.keras.shrinking.kept import WHERE, KeptWeights
 from karikomi.keras.shrinking.proof import Proof, equal
 from karikomi.keras.shrinking.rewriting import rewritten
 from karikomi.keras.shrinking.sample_inputs import samples_of
@@ -257,7 +257,10 @@ def shrink(
     small = rewritten(model, shrinking.found, kept)
     worst = Proof(model, small).difference(samples)
     small.fill_(model)
-    refits = compensate_(model, small, data, loss) if compensate and data is not None else {}
+    refits = {}
+    if compensate and data is not None:
+        stays = small.changes.kept
+        refits = compensate_(model, small.model, small.layers, stays, data, loss)
     report = shrinking.report(kept, small.model, worst, shrinking.frozen)
     return small.model, replace(report, compensation=refits)
 

@@ -16,14 +16,14 @@ SUMS = ("layers.Add", "ops.Add")
 
 
 @dataclass(frozen=True, slots=True)
-class Follower:
+class Successor:
     """`norm`: the batch normalisation that alone reads what a layer makes. `added`: what makes the other summand."""
 
     norm: Any = None
     added: Any = None
 
 
-class Followers:
+class Successors:
     """The readers of each tensor of a model, those of nested models too."""
 
     def __init__(self, model: Any) -> None:
@@ -40,16 +40,16 @@ class Followers:
                     self._makers[id(tensor)] = node
                 self._made.setdefault(id(node.operation), []).append(node)
 
-    def of(self, layer: Any) -> Follower:
+    def of(self, layer: Any) -> Successor:
         """Return what follows a layer that is called once."""
         nodes = self._made.get(id(layer), [])
         if len(nodes) != 1:
-            return Follower()
+            return Successor()
         node, norm = nodes[0], None
         reader = self._only(node)
         if reader is not None and kind_of(reader.operation) == "layers.BatchNormalization":
             node, norm = reader, reader.operation
-        return Follower(norm, self._summand(node))
+        return Successor(norm, self._summand(node))
 
     def operations(self) -> Iterator[Any]:
         """Yield every layer and operation that makes a tensor."""
