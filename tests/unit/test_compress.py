@@ -130,6 +130,67 @@ def test_the_same_call_again_changes_nothing(whole: tuple[Path, dict[str, Any]])
     assert again["seconds"] == first["seconds"]
 
 
+def test_what_was_measured_is_not_measured_again(
+    whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Sums over memory that lies elsewhere differ in their last digits.
+    folder, first = whole
+    monkeypatch.setattr("karikomi.search.result.audit", lambda *_, **__: pytest.fail("again"))
+    again = _run(_task(), folder)
+    assert (again["audit"], again["drop"]) == (first["audit"], first["drop"])
+
+
+def test_candidates_are_taken_over_for_other_budgets(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, first = whole
+    bolder = dataclasses.replace(RECIPE, rates=(8.0, 4.0))
+    options = {"max_drop": 0.2}
+    fresh = _run(_task(recipe=bolder), tmp_path / "fresh", **options)
+    again = _run(_task(recipe=bolder), tmp_path / "again", reuse=folder, **options)
+    known = (folder / "journal.jsonl").read_bytes()
+    journal = (tmp_path / "again" / "journal.jsonl").read_bytes()
+    assert journal.startswith(known) and len(journal) > len(known)
+    proposed = [str(json.loads(line).get("proposal")) for line in journal.splitlines()]
+    assert len(set(proposed)) == len(proposed), "one was evaluated again"
+    assert Path(again["file"]).read_bytes() == Path(fresh["file"]).read_bytes()
+    assert again["front"] == fresh["front"] and again["candidates"] == fresh["candidates"]
+    assert again["audit"] == fresh["audit"]
+    assert "served 1 certificate in" in " ".join(again["warnings"])
+    assert "sure to 90% only" in " ".join(again["warnings"])
+    assert not any("served" in text for text in fresh["warnings"])
+    # The folder that was taken from is as it was, and the new one does without it.
+    assert _run(_task(), folder)["metric_after"] == first["metric_after"]
+    assert (folder / "journal.jsonl").read_bytes() == known
+    later = _run(_task(recipe=bolder), tmp_path / "again", reuse=folder, **options)
+    assert later["resumed"] and (tmp_path / "again" / "journal.jsonl").read_bytes() == journal
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"seed": 1}, Unsupported, "different: network, seed; got network = "),
+        ({"recipe": {"tune_epochs": 3}}, Unsupported, r"different: recipe\.tune_epochs"),
+        ({"reuse": "nowhere"}, BadFile, "holds no run"),
+        ({"out": "same"}, InvalidArgument, "by itself"),
+    ],
+)
+def test_what_cannot_be_taken_over_is_refused(
+    change: dict[str, Any],
+    error: type[KarikomiError],
+    text: str,
+    whole: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    folder, given = whole[0], dict(change)
+    recipe = dataclasses.replace(RECIPE, **given.pop("recipe", {}))
+    out = folder if given.pop("out", None) else tmp_path / "out"
+    before = sorted(path.name for path in folder.rglob("*"))
+    with pytest.raises(error, match=text):
+        _run(_task(recipe=recipe), out, **{"reuse": folder, **given})
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize("stop", range(1, 16, 2) if FULL else (1, 6, 11, 15))
 def test_a_run_that_dies_in_any_epoch_ends_in_the_same_bytes(
     stop: int, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,6 @@ from karikomi.tasks import Data, Phase, Recipe, Split, Task  # noqa: E402
 from karikomi.tasks.metrics import (  # noqa: E402
     binary_accuracy,
     categorical_accuracy,
-    mean_absolute_error,  # noqa: E402
 )
 from keras_backends import sampled  # noqa: E402
 
@@ -302,7 +301,13 @@ def _compiled(loss: Any, metrics: Any, units: int) -> Any:
         ("sparse_categorical_crossentropy", None, ((4, 3), (4,)), "accuracy", "max"),
         ("categorical_crossentropy", ["acc"], ((4, 3), (4, 3)), categorical_accuracy, "max"),
         (keras.losses.BinaryCrossentropy(), None, ((4, 1), (4,)), binary_accuracy, "max"),
-        ("mse", [keras.metrics.MeanAbsoluteError()], ((4, 3), (4, 3)), mean_absolute_error, "min"),
+        (
+            "mse",
+            [keras.metrics.MeanAbsoluteError()],
+            ((4, 3), (4, 3)),
+            "mean_absolute_error",
+            "min",
+        ),
         ("mse", None, ((4, 3), (4, 3)), "mean_squared_error", "min"),
     ],
 )

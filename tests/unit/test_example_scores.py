@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from karikomi.errors import InvalidArgument
 from karikomi.tasks import Data, Task, accuracy
 from karikomi.tasks.example_scores import example_scores
 
@@ -62,3 +63,16 @@ def test_of_means_they_are_the_terms(metric: Any) -> None:
 def test_a_metric_that_is_no_mean_has_none(metric: Any) -> None:
     outputs, targets = RANDOM.normal(size=(20, 2)), RANDOM.normal(size=(20, 2))
     assert example_scores(task(metric=metric), outputs, targets) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("mean_squared_error", [2.5, 8.0]), ("mean_absolute_error", [1.5, 2.0])]
+)
+def test_of_a_built_in_error_it_is_that_of_each_example(name: str, wanted: list[float]) -> None:
+    task = Task(name="t", model=dict, data=dict, metric=name)
+    outputs, targets = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[3.0, 1.0], [4.0, 0.0]])
+    assert (task.error, task.direction) == (name, "min")
+    assert example_scores(task, outputs, targets).tolist() == wanted
+    assert task.judge(outputs, targets) == np.mean(wanted)
+    with pytest.raises(InvalidArgument, match="differ in shape"):
+        task.judge(outputs, targets[:, 0])

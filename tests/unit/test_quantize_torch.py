@@ -18,6 +18,7 @@ from karikomi import pack  # noqa: E402
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported  # noqa: E402
 from karikomi.quantize import CERWU, GPTQ, AffineGrid, OctaveGrid, UniformGrid  # noqa: E402
 from karikomi.quantize.code_lengths import coded_bits  # noqa: E402
+from karikomi.torch.reconstruction.calibration import Regressions  # noqa: E402
 
 
 class Everything(nn.Module):
@@ -361,3 +362,43 @@ def test_compensation_is_never_worse_than_nearest_values_where_a_mask_takes_part
                 lost[method] = sum(float((model(x) - dense(x)).square().sum()) for x in data)
         worse.append(lost["gptq"] / lost["uniform"])
     assert max(worse) <= 1 + 1e-6 and min(worse) < 0.9
+
+
+class Experts(nn.Module):
+    """A gate sends each example to one of two experts, as it reads a layer that is quantized first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.gate = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.experts = nn.ModuleList([nn.Linear(6, 4), nn.Linear(6, 4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        chosen, found = self.gate(x).argmax(1), x.new_zeros(len(x), 4)
+        for number, expert in enumerate(self.experts):
+            found[chosen == number] = expert(x[chosen == number])
+        return found
+
+
+def test_a_weight_that_reads_other_examples_after_rounding_is_fitted_to_those() -> None:
+    torch.manual_seed(0)
+    dense = Experts().eval().requires_grad_(requires_grad=False)
+    data = [torch.randn(60, 6) for _ in range(3)]
+    moved = copy.deepcopy(dense)
+    with torch.no_grad():
+        moved.gate.bias[0] += 0.5
+    names = [f"experts.{number}.weight" for number in range(2)]
+    weights = {name: moved.get_parameter(name) for name in names}
+    sums = Regressions(moved, weights, {**dict(dense.named_parameters())}, data, where="here")
+    for number, name in enumerate(names):
+        found = sums.problem(name)
+        with torch.no_grad():
+            inputs = torch.cat(data)
+            seen = moved.body(inputs)
+            rows = seen[moved.gate(seen).argmax(1) == number].double()
+        wanted = dense.get_parameter(name).detach().double()
+        np.testing.assert_allclose(found.gram[0], (rows.T @ rows).numpy(), rtol=1e-5)
+        np.testing.assert_allclose(found.cross[0], (wanted @ rows.T @ rows).numpy(), rtol=1e-4)
+        assert sums.rows[name] == len(rows)
+    codes = kk.torch.quantize_(moved, bits=3, method="gptq", data=data)
+    assert set(names) <= set(codes)

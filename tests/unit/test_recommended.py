@@ -73,7 +73,7 @@ def test_an_outlier_in_the_second_step_is_held_and_one_in_the_first_forgotten() 
     assert after[3] == pytest.approx(1.0, rel=0.02)
 
 
-@pytest.mark.parametrize("ratio", [8.0, 0.125])
+@pytest.mark.parametrize("ratio", [40.0, 0.125])
 def test_the_estimate_is_renewed_when_the_usual_norm_has_moved(ratio: float) -> None:
     """As after a plateau: eight norms at another level, long before their number has doubled."""
     rule = Recommended()
@@ -85,6 +85,51 @@ def test_the_estimate_is_renewed_when_the_usual_norm_has_moved(ratio: float) -> 
     assert state["rule.limit"] / low == pytest.approx(ratio, rel=0.3)
     assert (state["rule.seen"], state["rule.due"]) == (72, 144)
     assert "as estimated after 72 norms: " in rule.explain(state)
+
+
+def test_four_norms_in_a_row_above_the_limit_triple_it() -> None:
+    """After a plateau, of which more norms are known than of what follows."""
+    rule = Recommended()
+    _, before = run(rule, usual(52))
+    low, median = before["rule.limit"], before["rule.median"]
+    after, state = run(rule, [2 * low] * 3, before)
+    assert after == pytest.approx([low] * 3) and state["rule.limit"] == low
+    after, state = run(rule, [2 * low] * 2, state)
+    assert after == pytest.approx([low, 2 * low])
+    found = {key: state[f"rule.{key}"] for key in ("limit", "median", "at", "due", "rises")}
+    wanted = {"limit": 3 * low, "median": 3 * median, "at": 32, "due": 56 + 32, "rises": 1}
+    assert found == pytest.approx(wanted)
+    assert "as estimated after 32 norms and raised 3-fold since: " in rule.explain(state)
+    _, state = run(rule, [5 * low] * 4, state)
+    assert "raised 9-fold since" in rule.explain(state)
+    _, state = run(rule, usual(80, 5 * low), state)
+    assert "raised" not in rule.explain(state) and state["rule.median"] > 4 * low
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["usual", "large", "exploded", "nan"]), max_size=14),
+    heavy=st.booleans(),
+)
+def test_the_limit_rises_after_large_norms_in_a_row_and_for_nothing_else(
+    kinds: list[str], heavy: bool
+) -> None:
+    rule = Recommended()
+    norms = usual(32, spread=0.1)
+    if heavy:
+        norms[::5] *= 20.0
+    _, state = run(rule, norms)
+    base = max(state["rule.limit"], 3.0 * state["rule.median"])
+    assert (state["rule.limit"] < state["rule.median"]) == heavy
+    row, wanted = 0, state["rule.limit"]
+    values = {"usual": base / 2.9, "large": 2.0 * base, "exploded": 3.1 * base, "nan": math.nan}
+    for kind in kinds:
+        row = row if kind == "nan" else row + 1 if kind == "large" else 0
+        _, state = run(rule, [values[kind]], state)
+        if row == 4 or state["rule.at"] != 32:
+            assert state["rule.at"] != 32 or state["rule.limit"] == pytest.approx(3.0 * wanted)
+            return
+        assert state["rule.limit"] == wanted
 
 
 def test_a_short_explosion_after_many_usual_norms_renews_nothing() -> None:

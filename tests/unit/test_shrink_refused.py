@@ -93,10 +93,11 @@ def test_operators_of_layers_of_torch_are_named_by_their_layer() -> None:
     ],
 )
 def test_control_flow_that_depends_on_data_is_refused_with_its_line(
-    forward: Callable[..., Any], says: str
+    forward: Callable[..., Any], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Unsupported, match="torch.export does not take the module") as caught:
         shrink(wrapped(forward), torch.ones(6, 6), width=0.5)
+    assert capfd.readouterr().err == ""
     message = str(caught.value)
     assert (
         says in message and f"at {__file__}:" in message and "torch.where or torch.cond" in message

@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_sequence  # noqa: E402
-from torch.utils.data import DataLoader, IterableDataset  # noqa: E402
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa: E402
 
 import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, Unsupported  # noqa: E402
 from karikomi.torch.facts.measure import measure  # noqa: E402
-from karikomi.torch.tracing.batches import batch_of  # noqa: E402
+from karikomi.torch.tracing.batches import batch_of, cut, leaves, length_of  # noqa: E402
 
 X, S, Y = torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.tensor([[5.0]])
 
@@ -251,3 +251,70 @@ def test_distillation_is_of_the_logits_of_an_output() -> None:
     assert trained(Classifier, [{"inputs": inputs, "labels": torch.zeros(4)}]) == trained(
         lambda: nn.Sequential(nn.Linear(3, 2)), [inputs]
     )
+
+
+X40, Y40 = torch.randn(130, 4), torch.arange(130) % 3
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        (X40, Y40),
+        (X40.numpy(), Y40.numpy()),
+        ((X40, X40), Y40),
+        ({"a": X40}, Y40),
+        (X40, X40),
+        (X40, X40[:, :1]),
+        TensorDataset(X40, Y40),
+        [(x, y) for x, y in zip(X40.split(64), Y40.split(64), strict=True)],
+    ],
+    ids=["pair", "arrays", "several", "named", "itself", "regression", "dataset", "batches"],
+)
+def test_examples_that_are_given_at_once_are_cut_into_batches(whole: Any) -> None:
+    found = list(cut(whole))
+    assert [len(targets) for _, targets in found] == [64, 64, 2]
+    inputs = [next(iter(leaves(x)), None) for x, _ in map(tuple, found)]
+    if inputs[0] is not None:
+        assert torch.equal(torch.cat(inputs), X40)
+    assert length_of(whole) == 3
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        (X40, X40 + 1),
+        (Y40[:, None], Y40[:, None].repeat(1, 2)),
+        ((X40, Y40), (X40, Y40)),
+        [X40, Y40],
+        (X40, Y40[:9]),
+    ],
+    ids=["two", "texts", "pairs", "list", "lengths"],
+)
+def test_two_batches_are_no_pair(batches: Any) -> None:
+    assert list(cut(batches)) is not batches and len(list(cut(batches))) == 2
+    assert all(found is given for found, given in zip(cut(batches), batches, strict=True))
+
+
+def test_what_forward_does_not_take_is_left_out_by_name_where_there_are_labels() -> None:
+    batch = {"inputs": X, "shift": S, "id": ["row 7"], "weight": Y, "labels": Y}
+    with pytest.warns(UserWarning, match="does not take them: id, weight$"):
+        found = batch_of(batch, torch.device("cpu"), module=Shifted(), where="data")
+    assert sorted(found.named) == ["inputs", "shift"] and found.targets is Y
+    for missing in ("labels", "shift"):
+        fewer = {name: value for name, value in batch.items() if name != missing}
+        with pytest.raises(InvalidArgument, match="and not the inputs of this batch"):
+            batch_of(fewer, torch.device("cpu"), module=Shifted(), where="data")
+
+
+def test_a_dataset_and_arrays_are_pruned_by_as_their_batches_are() -> None:
+    nets = []
+    for data in (
+        [(X40[k : k + 64], Y40[k : k + 64]) for k in (0, 64, 128)],
+        (X40.numpy(), Y40.numpy()),
+        TensorDataset(X40, Y40),
+    ):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        kk.torch.prune_(net, 0.5, score="wanda", data=data)
+        nets.append(net[0].weight.detach())
+    assert torch.equal(nets[0], nets[1]) and torch.equal(nets[0], nets[2])

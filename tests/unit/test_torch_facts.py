@@ -730,7 +730,7 @@ BAD: dict[str, tuple[type[KarikomiError], str, dict[str, Any]]] = {
     "empty": (InvalidArgument, "no batches", {"data": iter([])}),
     "no targets": (InvalidArgument, "targets", {"data": [X]}),
     "a tensor": (InvalidArgument, "iterable of batches", {"data": X}),
-    "a pair": (InvalidArgument, "iterable of batches", {"data": (X, Y)}),
+    "two tensors of one form": (InvalidArgument, "iterable of batches", {"data": (X, X + 1)}),
     "a number": (InvalidArgument, "iterable of batches", {"data": 3}),
     "a triple": (InvalidArgument, "pair", {"data": [(X, X, Y)]}),
     "a vector for a loss": (InvalidArgument, "one number", {"loss": lambda o, t: o}),

@@ -117,7 +117,7 @@ def _blocks(count: int) -> Iterator[slice]:
 
 def _differences(task: Task, outputs: list[np.ndarray], targets: np.ndarray) -> np.ndarray | None:
     """Return by how much each example got worse; None for a metric function, which would be called too often."""
-    if not task.classifies and task.metric_name != "mean_squared_error":
+    if not task.classifies and task.error is None:
         return None
     before, after = (example_scores(task, output, targets) for output in outputs)
     if before is None or after is None:

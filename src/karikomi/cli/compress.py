@@ -44,6 +44,11 @@ from karikomi.cli.printing import FOLDER, PATH, as_json, data_file, end, quiet, 
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
 )
 @click.option("--scheduler", help="A dask scheduler, tcp://host:port, whose workers evaluate.")
+@click.option(
+    "--reuse",
+    type=FOLDER,
+    help="Run folder of the same network whose candidates are taken over, for other budgets.",
+)
 @click.option("--take", type=click.IntRange(min=0), help="The point of the front to have instead.")
 @click.option(
     "--export",

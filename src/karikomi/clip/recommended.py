@@ -21,6 +21,9 @@ REACH = 2.25
 MOVED, SOME = 3.0, 8
 """The estimate is renewed early where the median of at least `SOME` later norms differs `MOVED`-fold from it."""
 
+RISING = 4
+"""So many norms in a row, from the limit to `MOVED` times it, are no outliers: limit and median rise `MOVED`-fold."""
+
 STAYS = 1.6
 """In medians: large norms that were frequent stay so while one in twenty is larger than so many."""
 
@@ -119,7 +122,8 @@ class Recommended:
         """Return an empty histogram, no limit, and the number of norms after which there is one."""
         nothing = xp.sum(xp.zeros_like(like))
         known = dict.fromkeys((*_FOUND, "seen"), nothing)
-        return {**histogram.begin(like, xp=xp), **known, "due": nothing + self.warmup}
+        more = {"due": nothing + self.warmup, "at": nothing, "row": nothing, "rises": nothing}
+        return {**histogram.begin(like, xp=xp), **known, **more}
 
     def decide(
         self,
@@ -133,7 +137,8 @@ class Recommended:
         """Return one factor, shape (1,)."""
         taught = history.teaches(norms, present, xp=xp)
         counted = {key: state[key] for key in _COUNTED}
-        counted = histogram.count(counted, xp.max(norms), taught, xp=xp)
+        norm = xp.max(norms)
+        counted = histogram.count(counted, norm, taught, xp=xp)
         seen = xp.where(taught, state["seen"] + 1, state["seen"])
         median, spread, tail = typical(counted, xp=xp)
         known = state["limit"] > 0
@@ -141,14 +146,23 @@ class Recommended:
         renewed = taught & ((seen >= state["due"]) | moved)
         frequent = known & self._below(state["limit"], state["median"])
         limit = self.limit_of(median, spread, tail, frequent=frequent, xp=xp)
-        found = {"limit": limit, "spread": spread, "tail": tail}
         later = seen + xp.minimum(seen, self.every * xp.ones_like(seen))
+        in_row = xp.where(_above(norm, state, xp=xp), state["row"] + 1, xp.zeros_like(seen))
+        in_row = xp.where(taught & known, in_row, state["row"])
+        rises = ~renewed & (in_row >= RISING)
+        anew, zero = renewed | rises, xp.zeros_like(seen)
+        factor = xp.where(rises, MOVED * xp.ones_like(median), xp.ones_like(median))
         return Decision(shrink_to(norms, self._now(state, xp=xp), xp=xp), None, leave(xp)), {
-            **{k: xp.where(renewed, xp.zeros_like(v), v) for k, v in counted.items()},
-            **{key: xp.where(renewed, value, state[key]) for key, value in found.items()},
-            "median": xp.where(renewed | ~known, median, state["median"]),
+            **{k: xp.where(anew, xp.zeros_like(v), v) for k, v in counted.items()},
+            "limit": xp.where(renewed, limit, factor * state["limit"]),
+            "spread": xp.where(renewed, spread, state["spread"]),
+            "tail": xp.where(renewed, tail, state["tail"]),
+            "median": xp.where(renewed | ~known, median, factor * state["median"]),
             "seen": seen,
-            "due": xp.where(renewed, later, state["due"]),
+            "at": xp.where(renewed, seen, state["at"]),
+            "due": xp.where(renewed, later, xp.where(rises, seen + self.warmup, state["due"])),
+            "row": xp.where(anew, zero, in_row),
+            "rises": xp.where(renewed, zero, xp.where(rises, state["rises"] + 1, state["rises"])),
         }
 
     def _now(self, state: State, *, xp: Namespace) -> Array:
@@ -195,16 +209,16 @@ class Recommended:
         if found and not {*_FOUND, "seen"} <= found.keys():
             raise InvalidArgument("not a state of this rule", where="Recommended.explain")
         limit, median, spread, tail = (float(found.get(k, 0)) for k in _FOUND)
-        seen, due = (int(float(found.get(k, 0))) for k in ("seen", "due"))
+        seen, at, rises = (int(float(found.get(k, 0))) for k in ("seen", "at", "rises"))
         if limit == 0.0:
             so_far = f"{seen} of {self.warmup} norms of the warm-up are known"
             if seen == 0 or self.early == math.inf:
                 return f"no limit yet: {so_far}"
             now = f"limit {self.early * median:.3g} = {self.early:.3g} x their median {median:.3g}"
             return f"{so_far}: until the estimate {now}"
-        # The next estimate is due when the count has doubled, at the latest after `every`.
-        at = due // 2 if due <= 2 * self.every else due - self.every
-        return self.reason(limit, median, spread, tail, at=f", as estimated after {at} norms")
+        since = f" and raised {MOVED**rises:g}-fold since" if rises else ""
+        when = f", as estimated after {at} norms{since}"
+        return self.reason(limit, median, spread, tail, at=when)
 
     def reason(
         self, limit: float, median: float, spread: float, tail: float, *, at: str = ""
@@ -227,6 +241,12 @@ class Recommended:
         elif wanted > math.log(self.most):
             why += f", above the most, {self.most:g} x"
         return f"{head}: {why}"
+
+
+def _above(norm: Array, state: State, *, xp: Namespace) -> Array:
+    """Return whether a norm is large and no explosion: above limit and `MOVED` medians, up to `MOVED` times that."""
+    base = xp.maximum(state["limit"], MOVED * state["median"])
+    return (norm > base) & (norm <= MOVED * base)
 
 
 def _moved(median: Array, before: Array, count: Array) -> Array:

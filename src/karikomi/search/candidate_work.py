@@ -337,6 +337,7 @@ class CandidateWork:
                 merged.get("macs_before", 0),
                 merged.get("macs_after", 0),
                 merged.get("frozen") or {},
+                widths=merged.get("widths_before"),
             )
         return merged
 

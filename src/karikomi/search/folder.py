@@ -71,6 +71,12 @@ class Folder:
         write_json(self.path / "state.json", self.state)
         (self.stages / "checkpoint.safetensors").unlink(missing_ok=True)
 
+    def once(self, stage: str, find: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the facts of a stage as JSON gives them back, found at the first call and kept for every later one."""
+        if self.done(stage) is None:
+            self.finish(stage, json.loads(json.dumps(find())))
+        return dict(self.state["done"][stage])
+
     def write_arrays(
         self,
         name: str,

@@ -67,7 +67,7 @@ def forms_written(
     chosen.work.adopt()
     rows = []
     for name in names:
-        form, stage = known[name], f"form-{name}-{chosen.proposal.digest}"
+        form, stage = known[name], f"form-{name}-{chosen.stamp}"
         path, done = folder.path / form.file, folder.done(stage)
         current = folder.done(f"form-{name}") or {}
         if done is None or current.get("of") != stage or (done.get("file") and not path.exists()):

@@ -25,9 +25,11 @@ def measured(
     `most`: the examples that there are to run at once.
     Measured once for each chosen file, and kept in the run folder, so that a resumed run has the same figures.
     """
-    stage = f"measured-{outcome.chosen.proposal.digest}"
-    if (known := folder.done(stage)) is not None:
-        return known
+    stage = f"measured-{outcome.chosen.stamp}"
+    return folder.once(stage, lambda: _measured(runner, outcome, most))
+
+
+def _measured(runner: Runner, outcome: SearchOutcome, most: int) -> dict[str, Any]:
     outcome.chosen.work.adopt()
     dense, small = outcome.dense.arrays, outcome.chosen.arrays
     counts = sorted({min(count, most) for count in EXAMPLES})
@@ -43,7 +45,6 @@ def measured(
     # A network for integer kernels has the times of its engine already.
     if "dense_ms" not in outcome.chosen.facts:
         facts |= {key: facts["timed"][-1][key] for key in ("ms_before", "ms_after")}
-    folder.finish(stage, facts)
     return facts
 
 

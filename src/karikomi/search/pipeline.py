@@ -58,6 +58,7 @@ def compress(
     training: bool = True,
     workers: int = 1,
     scheduler: str | None = None,
+    reuse: str | Path | None = None,
     take: int | None = None,
     export: str | Iterable[str] | None = None,
     out: str | Path | None = None,
@@ -70,10 +71,11 @@ def compress(
 
     `task`: a task or its name, whose network is trained first; or a *trained* PyTorch module, with its loaders.
     Of a module the outputs on the validation data are judged by `metric`: ``"accuracy"`` (for whole-number
-    targets), ``"mean_squared_error"``, or a NumPy function of ``(outputs, targets)`` with its `goal`, ``"max"`` or
-    ``"min"``. Data without targets have the module's own outputs as targets, and the metric is the mean cosine. `train`
-    is for recovery only; without it, or with ``training=False``, nothing is trained. Without `test`, a third of
-    `validation` chooses and the rest judges. `loss`, `output`, `class_axis`: as in `kk.tasks.Task`.
+    targets), ``"mean_squared_error"``, ``"mean_absolute_error"``, or a NumPy function of ``(outputs, targets)`` with
+    its `goal`, ``"max"`` or ``"min"``. Data without targets have the module's own outputs as targets, and the
+    metric is the mean cosine. `train` is for recovery only; without it, or with ``training=False``, nothing is trained.
+    Without `test`, a third of `validation` chooses and the rest judges. `loss`, `output`, `class_axis`: as in
+    `kk.tasks.Task`.
     `weights`: name -> array of a trained network for a task, which then is not trained.
 
     Every choice is made on the validation split. `max_drop`: by how much the metric may get worse than the dense
@@ -94,7 +96,8 @@ def compress(
     chosen one. `export`: forms of the network beside the packed file, a sequence or a text with commas:
     ``"safetensors"`` (always, unless others are named), ``"pt2"``, ``"onnx"``, ``"int8"`` (ONNX for integer kernels),
     ``"keras"``, or ``"all"``; each is compared with the network, and ``exports`` of the result has the
-    differences. `config`: a TOML file, or a mapping, of recipe values (see `Recipe`).
+    differences. `config`: a TOML file, or a mapping, of recipe values (see `Recipe`). `reuse`: the folder of another
+    run of this network and data, whose candidates are taken over, for other budgets or a preset that trains alike.
     The result is a dictionary whose values are attributes too, and ``result.model`` is the small network itself.
     `out`: the run folder (default ``runs/<task>``); it holds ``model.karikomi``, ``dense.safetensors``,
     ``README.md`` (a model card), ``result.json``, ``record.jsonl``, the journal and all candidates, and the same call
@@ -150,6 +153,7 @@ def compress(
         seed=seed,
         workers=workers,
         scheduler=scheduler,
+        reuse=None if reuse is None else Path(reuse),
         take=take,
         progress=progress,
         integers=chosen is not None and chosen.integers,

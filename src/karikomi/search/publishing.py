@@ -24,6 +24,7 @@ from karikomi.search.model_card import NAME, command_of, model_card
 from karikomi.search.result import clip_summary, describe
 from karikomi.search.search_outcome import Candidate, SearchOutcome, outcome_of
 from karikomi.search.search_run import SearchRequest, SearchRun, epochs_of, identity_of, say
+from karikomi.search.taken_over import certificates_before, evaluated_by, take_over
 from karikomi.tasks import Runner
 
 
@@ -34,7 +35,10 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
     before = stated_beforehand(task, request.content, budgets.max_drop)
     if before is not None and before.verdict != "can" and request.progress and not folder.resumed:
         say(before.sentence())
-    identity = json.dumps(identity_of(request, runner), sort_keys=True)
+    whole = identity_of(request, runner)
+    if request.reuse is not None:
+        take_over(request.reuse, folder.path, whole)
+    identity = json.dumps(evaluated_by(whole), sort_keys=True)
     run = SearchRun(
         request, runner, folder.path, hashlib.sha256(identity.encode()).hexdigest()[:16]
     )
@@ -51,7 +55,13 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
     rows = _merged_record(run, found, folder.path / "record.jsonl")
     result = {
         **describe(
-            task, request.content, runner, outcome, max_drop=budgets.max_drop, seed=request.seed
+            task,
+            request.content,
+            runner,
+            outcome,
+            folder,
+            max_drop=budgets.max_drop,
+            seed=request.seed,
         ),
         "file": str(folder.path / "model.karikomi"),
         "dense": str(folder.path / "dense.safetensors"),
@@ -84,6 +94,12 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
         result["warnings"].append(
             f"{shared} of the {certificate['n']} certify examples are in the validation split too,"
             " on which the choices were made"
+        )
+    before = certificates_before(request.reuse) if request.reuse is not None else 0
+    if before and certificate["status"] != "not run":
+        result["warnings"].append(
+            f"the certify examples served {before} certificate{'s' if before > 1 else ''} in {request.reuse}:"
+            f" that all of them are right is sure to {1 - (before + 1) * certificate['alpha']:.0%} only"
         )
     _publish(result, outcome, folder.path)
     result["exports"] = forms_written(runner, outcome, request.forms, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from karikomi.audit import audit
 from karikomi.files import tensor_file
 from karikomi.search.accounting import bytes_by_cause
 from karikomi.search.candidate_steps import step_of
+from karikomi.search.folder import Folder
 from karikomi.search.search_outcome import Candidate, SearchOutcome
 from karikomi.tasks import Arrays, Data, Runner, Task
 
 CORRUPTED = 500
 """Examples that the audit of a run corrupts; `karikomi audit` takes more (`--most`)."""
+_LAST_DIGITS = 1e-6
 _NARROW = (
     "the network came in bfloat16: it is searched, judged and returned in float32, which holds the same values;"
     " the bytes before are those of bfloat16"
@@ -31,19 +34,22 @@ def describe(
     data: Data,
     runner: Runner,
     outcome: SearchOutcome,
+    folder: Folder,
     *,
     max_drop: float | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the result of a run, after reading its packed file back and measuring it."""
+    """Return the result of a run, after reading its packed file back and measuring it.
+
+    What is measured on examples is kept in the run folder: summed again, its last digits may be others.
+    """
     file, arrays, dense = outcome.chosen.path, outcome.chosen.arrays, outcome.dense.arrays
-    outcome.chosen.work.adopt()
     reloaded, shrink = pack.load(file), outcome.shrink
-    of_file, of_arrays = (
-        outcome.chosen.work.outputs(a, data.test.inputs) for a in (reloaded, arrays)
+    identical = _identical(reloaded, arrays)
+    facts = folder.once(
+        f"judged-{outcome.chosen.stamp}",
+        lambda: _judged(task, data, runner, outcome, reloaded, seed=seed),
     )
-    after, direct = (task.judge(found, data.test.targets) for found in (of_file, of_arrays))
-    before = task.judge(runner.outputs(dense, data.test.inputs), data.test.targets)
     given = runner.given_bytes(dense)
     narrower = sum(array.nbytes for array in dense.values()) - sum(given.values())
     dense_bytes = len(tensor_file(dense)) - narrower
@@ -58,9 +64,7 @@ def describe(
         "karikomi": __version__,
         "metric": task.metric_name,
         "goal": task.direction,
-        "metric_before": before,
-        "metric_after": after,
-        "drop": task.drop(before, after),
+        **{name: facts[name] for name in ("metric_before", "metric_after", "drop", "audit")},
         "validation_before": outcome.dense.validation,
         "validation_after": outcome.chosen.validation,
         "max_drop": max_drop,
@@ -79,7 +83,7 @@ def describe(
         "parameters": weights,
         "nonzero": int(sum(np.count_nonzero(array) for array in reloaded.values())),
         "sparsity": _sparsity(reloaded, dense, runner.prunable()),
-        "verified": bool(_identical(reloaded, arrays) and after == direct),
+        "verified": identical and facts["verified"],
         "bytes_by_cause": {
             **{
                 cause: sum(row["bytes"][cause] for row in tensors)
@@ -95,6 +99,34 @@ def describe(
         "left_alone": runner.left_alone(),
         "tied": runner.tied(),
         "warnings": [_NARROW] if narrower else [],
+    }
+
+
+def _measured(chosen: Candidate) -> dict[str, Any]:
+    """Return the times in the engine that the chosen network was measured in for its budget, where it has both."""
+    if "dense_ms" not in chosen.facts:
+        return {}
+    times = {"ms_before": chosen.facts["dense_ms"], "ms_after": chosen.facts["ms"]}
+    return {**times, "engine": "ONNX Runtime, before in floats, after in integers"}
+
+
+def _judged(
+    task: Task, data: Data, runner: Runner, outcome: SearchOutcome, reloaded: Arrays, *, seed: int
+) -> dict[str, Any]:
+    """Return what is measured on the test split, and whether the file has the outputs of the candidate."""
+    outcome.chosen.work.adopt()
+    dense, test = outcome.dense.arrays, data.test
+    of_file, of_arrays = (
+        outcome.chosen.work.outputs(arrays, test.inputs)
+        for arrays in (reloaded, outcome.chosen.arrays)
+    )
+    before = task.judge(runner.outputs(dense, test.inputs), test.targets)
+    after, direct = (task.judge(found, test.targets) for found in (of_file, of_arrays))
+    return {
+        "metric_before": before,
+        "metric_after": after,
+        "drop": task.drop(before, after),
+        "verified": math.isclose(after, direct, rel_tol=_LAST_DIGITS),
         "audit": audit(
             task,
             dense,
@@ -106,14 +138,6 @@ def describe(
             most=CORRUPTED,
         ),
     }
-
-
-def _measured(chosen: Candidate) -> dict[str, Any]:
-    """Return the times in the engine that the chosen network was measured in for its budget, where it has both."""
-    if "dense_ms" not in chosen.facts:
-        return {}
-    times = {"ms_before": chosen.facts["dense_ms"], "ms_after": chosen.facts["ms"]}
-    return {**times, "engine": "ONNX Runtime, before in floats, after in integers"}
 
 
 def _identical(first: Arrays, second: Arrays) -> bool:

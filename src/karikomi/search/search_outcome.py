@@ -30,6 +30,11 @@ class Candidate:
         return self.work.proposal
 
     @property
+    def stamp(self) -> str:
+        """A digest of its steps, its run and the code: what was found out about it is of no other network."""
+        return self.work.path.name
+
+    @property
     def arrays(self) -> Arrays:
         """Its arrays, read now."""
         return self.work.arrays()

@@ -57,6 +57,7 @@ class SearchRequest:
     forms: tuple[str, ...] = ()
     progress: bool = False
     integers: bool = False
+    reuse: Path | None = None
 
     @property
     def inline(self) -> bool:

@@ -10,6 +10,8 @@ FASTER = 1.05
 """Times that differ by less are not told apart."""
 EVEN, ROUND = 4, 8
 """Widths that are multiples of these suit the vectors of processors: of layers below 64 units, and of others."""
+OUTPUT, SINGLE = "its units are outputs of the network", "it has one unit"
+"""Why layers of every network keep their units."""
 _LISTED = 12
 
 
@@ -177,7 +179,8 @@ class ShrinkReport:
     def reason(self) -> str:
         """Why it is no faster, where it is not."""
         stay = {**self.frozen, **self.left_alone}
-        return why_no_faster(self.removed, self.macs_before, self.macs_after, stay)
+        macs = self.macs_before, self.macs_after
+        return why_no_faster(self.removed, *macs, stay, widths=self.widths_before)
 
     def _joined(self) -> list[str]:
         """Return a line for each group from which units went, of several tensors: which, and because of what."""
@@ -221,15 +224,31 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def why_no_faster(removed: int, macs_before: int, macs_after: int, stay: Mapping[str, str]) -> str:
-    """Return why fewer units do not mean less time; `stay`: layer -> why none of its units went.
+def why_no_faster(
+    removed: int,
+    macs_before: int,
+    macs_after: int,
+    stay: Mapping[str, str],
+    *,
+    widths: Mapping[str, int] | None = None,
+) -> str:
+    """Return why fewer units do not mean less time.
+
+    `stay`: layer -> why none of its units went; `widths`: units of all layers.
 
     >>> why_no_faster(0, 10, 10, {"head": "its units are outputs of the network"})
     'no unit was removed (its units are outputs of the network)'
+    >>> why_no_faster(0, 10, 10, {"head": "its units are outputs of the network"}, widths={"body": 8, "head": 2})
+    'no unit was removed, though body could lose some'
     """
     if not removed:
-        reasons = list(dict.fromkeys(stay.values()))
-        return "no unit was removed" + (f" ({'; '.join(reasons[:2])})" if reasons else "")
+        free = [name for name, width in (widths or {}).items() if width > 1 and name not in stay]
+        more = f" and {len(free) - 1} other layer{'s' if len(free) > 2 else ''}" if free[1:] else ""
+        though = f", though {free[0]}{more} could lose some" if free else ""
+        reasons = list(
+            dict.fromkeys(why for why in stay.values() if not free or why not in (OUTPUT, SINGLE))
+        )
+        return f"no unit was removed{though}" + (f" ({'; '.join(reasons[:2])})" if reasons else "")
     if macs_after >= macs_before:
         return "the multiply-accumulates are as many as before"
     return (

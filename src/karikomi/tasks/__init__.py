@@ -4,7 +4,7 @@ from karikomi.tasks import cifar10 as _cifar10
 from karikomi.tasks import digits as _digits
 from karikomi.tasks import mnist as _mnist
 from karikomi.tasks.loading import check_seed, configured, load, resolved
-from karikomi.tasks.metrics import accuracy, is_share, mean_squared_error
+from karikomi.tasks.metrics import accuracy, is_share, mean_absolute_error, mean_squared_error
 from karikomi.tasks.runner import (
     Arrays,
     Form,
@@ -38,6 +38,7 @@ __all__ = [
     "configured",
     "is_share",
     "load",
+    "mean_absolute_error",
     "mean_squared_error",
     "resolved",
 ]

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 
+from karikomi.tasks.metrics import error_of_each
 from karikomi.tasks.task import Task
 
 _TOLERANCE = 1e-6
@@ -16,7 +17,7 @@ def example_scores(task: Task, outputs: np.ndarray, targets: np.ndarray) -> np.n
     """Return (n,) numbers whose mean is the task's metric of these outputs, or None where there are none.
 
     Of the accuracy: the share of an example's targets that are right, in [0, 1]; where examples have different
-    numbers of targets that count, weighted by them. Of the mean squared error: that of each example. Of a metric
+    numbers of targets that count, weighted by them. Of a mean error: that of each example. Of a metric
     function: its value of each example alone, where the mean of these is its value of all; a metric such as a
     correlation or an F1 score has no such numbers.
 
@@ -29,9 +30,8 @@ def example_scores(task: Task, outputs: np.ndarray, targets: np.ndarray) -> np.n
         found, counts = task.predictions(outputs, targets)
         right = ((found == targets) & counts).reshape(n, -1).sum(axis=1)
         return right / max(float(counts.reshape(n, -1).sum(axis=1).mean()), 1e-300)
-    if task.metric_name == "mean_squared_error" and outputs.shape == targets.shape:
-        errors = np.square(outputs.astype(np.float64) - targets)
-        return errors.reshape(n, -1).mean(axis=1)
+    if task.error is not None and outputs.shape == targets.shape:
+        return error_of_each(task.error, outputs, targets)
     if n > _MOST_CALLS:
         return None
     return _each(task, outputs, targets)

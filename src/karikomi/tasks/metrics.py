@@ -16,7 +16,7 @@ IGNORED = -100
 
 _THRESHOLD = 0.5
 
-GOALS = {"accuracy": "max", "mean_squared_error": "min"}
+GOALS = {"accuracy": "max", "mean_squared_error": "min", "mean_absolute_error": "min"}
 """Built-in metric -> whether its higher (``"max"``) or its lower values (``"min"``) are better."""
 
 
@@ -121,13 +121,41 @@ def mean_squared_error(
     >>> mean_squared_error(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
     2.0
     """
+    return float(np.mean(np.square(_differences(outputs, targets, where))))
+
+
+def mean_absolute_error(
+    outputs: np.ndarray, targets: np.ndarray, *, where: str = "mean_absolute_error"
+) -> float:
+    """Return the mean of the absolute differences; lower is better.
+
+    Raises `InvalidArgument` for outputs and targets of different shapes, which would be broadcast.
+
+    >>> mean_absolute_error(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
+    1.0
+    """
+    return float(np.mean(np.abs(_differences(outputs, targets, where))))
+
+
+def error_of_each(name: str, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return (n,) errors of the examples, whose mean is the built-in error of this name.
+
+    >>> error_of_each("mean_absolute_error", np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]]))
+    array([0., 2.])
+    """
+    apart = _differences(outputs, targets, name)
+    each = np.square(apart) if name == "mean_squared_error" else np.abs(apart)
+    return each.reshape(len(targets), -1).mean(axis=1)
+
+
+def _differences(outputs: np.ndarray, targets: np.ndarray, where: str) -> np.ndarray:
     if outputs.shape != targets.shape:
         raise InvalidArgument(
             "outputs and targets differ in shape",
             where=where,
             got=f"{outputs.shape} and {targets.shape}",
         )
-    return float(np.mean(np.square(outputs.astype(np.float64) - targets)))
+    return outputs.astype(np.float64) - targets
 
 
 def cosine(outputs: np.ndarray, targets: np.ndarray) -> float:
@@ -161,15 +189,6 @@ def binary_accuracy(outputs: np.ndarray, targets: np.ndarray) -> float:
     """
     found = outputs.reshape(-1) > _THRESHOLD
     return float(np.mean(found == (targets.reshape(-1) > _THRESHOLD)))
-
-
-def mean_absolute_error(outputs: np.ndarray, targets: np.ndarray) -> float:
-    """Return the mean of the absolute differences.
-
-    >>> mean_absolute_error(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
-    1.0
-    """
-    return float(np.mean(np.abs(outputs.reshape(targets.shape).astype(np.float64) - targets)))
 
 
 def sign_of(goal: str, *, where: str) -> int:

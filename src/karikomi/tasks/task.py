@@ -22,6 +22,7 @@ from karikomi.tasks.metrics import (
     GOALS,
     IGNORED,
     accuracy,
+    mean_absolute_error,
     mean_squared_error,
     predictions,
 )
@@ -115,7 +116,8 @@ class Task:
     `model`: a function without arguments that returns a fresh model of `framework`, or the name of a
     built-in network. `data`: a function that returns `Data`. `loss`: ``"cross_entropy"``,
     ``"mean_squared_error"``, or a function of the framework's ``(outputs, targets)``. `metric`:
-    ``"accuracy"``, ``"mean_squared_error"``, or a NumPy function ``(outputs, targets) -> float``.
+    ``"accuracy"``, ``"mean_squared_error"``, ``"mean_absolute_error"``, or a NumPy function
+    ``(outputs, targets) -> float``.
     `goal`: ``"max"`` where a higher metric is better, ``"min"`` for an error; known for the built-in
     metrics, and ``"max"`` for a function unless given. `augment`: ``(inputs, generator) -> inputs`` on
     NumPy batches of the training split.
@@ -205,6 +207,11 @@ class Task:
         return self._built_in == "accuracy"
 
     @property
+    def error(self) -> str | None:
+        """The name of the metric where it is a built-in error, whose mean over examples is the metric."""
+        return self._built_in if self._built_in in _ERRORS else None
+
+    @property
     def direction(self) -> str:
         """``"max"`` if a higher metric is better, else ``"min"``."""
         return self.goal or GOALS.get(self._built_in or "", "max")
@@ -243,7 +250,7 @@ class Task:
             axis, label = self.class_axis, self.ignore_index
             return accuracy(outputs, targets, class_axis=axis, ignore_index=label, where=where)
         if self._built_in is not None:
-            value = mean_squared_error(outputs, targets, where=where)
+            value = _ERRORS[self._built_in](outputs, targets, where=where)
         elif isinstance(metric, str):
             allowed = f"{', '.join(map(repr, GOALS))} or a function of (outputs, targets)"
             raise InvalidArgument("unknown metric", where=where, got=metric, allowed=allowed)
@@ -266,8 +273,14 @@ class Task:
     def _built_in(self) -> str | None:
         if isinstance(self.metric, str):
             return self.metric if self.metric in GOALS else None
-        functions = {"accuracy": accuracy, "mean_squared_error": mean_squared_error}
+        functions = {"accuracy": accuracy, **_ERRORS}
         return next((name for name, known in functions.items() if known is self.metric), None)
+
+
+_ERRORS: dict[str, Callable[..., float]] = {
+    "mean_squared_error": mean_squared_error,
+    "mean_absolute_error": mean_absolute_error,
+}
 
 
 def source_of(thing: object) -> str:

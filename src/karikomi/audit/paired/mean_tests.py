@@ -68,7 +68,7 @@ def _worse(task: Task, outputs: tuple[np.ndarray, np.ndarray], targets: np.ndarr
     for each example.
     """
     plain = task.classifies and not np.any(targets == task.ignore_index)
-    if not plain and task.metric_name != "mean_squared_error":
+    if not plain and task.error is None:
         return None
     before, after = (example_scores(task, output, targets) for output in outputs)
     if before is None or after is None:

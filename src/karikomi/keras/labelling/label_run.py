@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from karikomi.keras.internals import graph_of, nodes_of
+from karikomi.shrink.account import OUTPUT
 from karikomi.shrink.label_planes import Labelled, Shape, along, varying
 from karikomi.shrink.labels import Classes
 from karikomi.shrink.meetings import Meetings
@@ -17,7 +18,6 @@ from karikomi.shrink.meetings import Meetings
 Value = Labelled | list[Any]
 """The labels of what a call returns: of a tensor, or a list for several tensors."""
 
-OUTPUT = "its units are outputs of the network"
 NO_RULE = "there is no rule for this layer or operation"
 COMPUTED = "its weights are computed from others (quantized, or with LoRA)"
 

@@ -14,7 +14,7 @@ from keras import layers
 # Registers how inputs are read.
 import karikomi.keras.reconstruction.convolution_reads
 import karikomi.keras.reconstruction.linear_reads  # noqa: F401
-from karikomi.errors import NonFinite, Unsupported
+from karikomi.errors import NonFinite
 from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.facts.layer_calls import batches, run, stood_in
 from karikomi.keras.internals import all_layers
@@ -64,19 +64,23 @@ class Regressions:
     def problem(self, name: str) -> LeastSquares:
         """Return the regression of the dense outputs on the present inputs, summed over the data.
 
-        Raises `Unsupported` if a layer was called with other shapes than before, `NonFinite`.
+        Where a layer was called with other shapes than before, its dense outputs are those on the present inputs.
+        Raises `NonFinite`.
         """
+        found = self._sums(name, alone=False) or self._sums(name, alone=True)
+        assert found is not None  # noqa: S101  (the same inputs have the same shapes)
+        return found
+
+    def _sums(self, name: str, *, alone: bool) -> LeastSquares | None:
+        """Return the regression; None where the inputs are not of the same examples; `alone`: of present inputs."""
         site, sums = self.sites[name], _Sums(self.sites[name].matrix.of(self._dense[name]))
         for inputs, _ in batches(self._data, where=self._where):
-            now = self._seen(site, inputs)
-            with self._as_before():
-                then = self._seen(site, inputs)
+            now = then = self._seen(site, inputs)
+            if not alone:
+                with self._as_before():
+                    then = self._seen(site, inputs)
             if [array.shape for array in then] != [array.shape for array in now]:
-                raise Unsupported(
-                    "the inputs of this weight changed shape when others were quantized",
-                    where=f"{self._where}: {name}",
-                    hint=f"exclude={name!r}",
-                )
+                return None
             for both in zip(then, now, strict=True):
                 blocks = [site.reader.blocks(site.layer, array) for array in both]
                 for before, after in zip(*blocks, strict=True):

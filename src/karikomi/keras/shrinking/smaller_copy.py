@@ -27,7 +27,7 @@ from karikomi.keras.shrinking.rewriting import rewritten
 from karikomi.keras.shrinking.sample_inputs import samples_of
 from karikomi.keras.shrinking.unit_scores import made_axes, unit_scores
 from karikomi.prune.scores.score import Score
-from karikomi.shrink.account import ShrinkReport
+from karikomi.shrink.account import SINGLE, ShrinkReport
 from karikomi.shrink.choice import Choice, choice_of
 from karikomi.shrink.labels import Block
 from karikomi.shrink.unit_groups import Group, groups_of
@@ -134,7 +134,7 @@ class Shrinking:
             ]
             if all(all(own) for own in reasons):
                 met = id(self.variables[name].variable) in self.found.variables
-                alone = "it has one unit" if met else "no rule of shrink reaches it"
+                alone = SINGLE if met else "no rule of shrink reaches it"
                 found[self._layer(name)] = reasons[-1][0] if reasons else alone
         return found
 

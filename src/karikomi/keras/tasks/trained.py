@@ -16,7 +16,6 @@ from karikomi.keras.shrinking.rewriting import Copy
 from karikomi.tasks.metrics import (
     binary_accuracy,
     categorical_accuracy,
-    mean_absolute_error,
 )
 from karikomi.tasks.runner import CompiledWith
 from karikomi.tasks.splits import Inputs, Split, mapped_inputs
@@ -101,7 +100,8 @@ def examples(
         (inputs, targets if targets is not None else np.zeros(len(Split(inputs, np.zeros(0))), int))
         for inputs, targets in parts
     )
-    return _fitting(model, split.inputs, where), _classes(split.targets) if known else None
+    inputs = _fitting(model, split.inputs, where)
+    return inputs, _targets(model, split.targets) if known else None
 
 
 def compiled_of(model: Any, outputs: np.ndarray, targets: np.ndarray) -> CompiledWith:
@@ -118,7 +118,7 @@ def compiled_of(model: Any, outputs: np.ndarray, targets: np.ndarray) -> Compile
     kinds: list[tuple[set[str], Callable[[], tuple[Any, str | None]]]] = [
         (ACCURACIES | CROSS_ENTROPIES, lambda: (_accuracy(outputs, targets), "max")),
         (SQUARES, lambda: ("mean_squared_error", "min")),
-        (ABSOLUTES, lambda: (mean_absolute_error, "min")),
+        (ABSOLUTES, lambda: ("mean_absolute_error", "min")),
     ]
     for names, kind in kinds:
         if named in names:
@@ -238,7 +238,13 @@ def _fitting(model: Any, inputs: Inputs, where: str) -> Inputs:
     return inputs
 
 
-def _classes(targets: np.ndarray) -> np.ndarray:
-    """Return whole numbers of shape (n, 1) as (n,), the form of classes."""
-    whole = targets.dtype.kind in "iub" and targets.ndim == 2 and targets.shape[1] == 1
-    return targets[:, 0] if whole else targets
+def _targets(model: Any, targets: np.ndarray) -> np.ndarray:
+    """Return whole numbers of shape (n, 1) as (n,), the form of classes, and floats (n,) as (n, 1) of such outputs.
+
+    Keras' losses take either form; an error that is summed over outputs and targets does not.
+    """
+    if targets.dtype.kind in "iub":
+        return targets[:, 0] if targets.shape[1:] == (1,) else targets
+    graph = graph_of(model)
+    single = graph is not None and [tuple(item.shape[1:]) for item in graph.outputs] == [(1,)]
+    return targets[:, None] if single and targets.ndim == 1 else targets

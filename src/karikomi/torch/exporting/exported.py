@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -36,9 +37,7 @@ def exported(
         opened = nullcontext() if dynamic_shapes is None else open_at_one()
         with warnings.catch_warnings(), torch.no_grad(), opened, without_cache(module):
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                module, inputs, options, dynamic_shapes=dynamic_shapes, strict=False
-            )
+            program = program_of(module, inputs, options, dynamic_shapes)
             graph = program.module(check_guards=False)
     except Exception as error:
         raise Unsupported(
@@ -51,6 +50,19 @@ def exported(
     _name_by_the_first_(graph, module)
     _drop_unused(graph)
     return graph
+
+
+def program_of(
+    module: nn.Module, inputs: Inputs, options: dict[str, Any], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """Return what `torch.export` makes of a module, without strict mode.
+
+    Where it fails torch prints the graph so far to the standard error; the exception says what is needed.
+    """
+    with redirect_stderr(io.StringIO()):
+        return torch.export.export(
+            module, inputs, options, dynamic_shapes=dynamic_shapes, strict=False
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported
@@ -22,7 +23,7 @@ from karikomi.torch.facts.forward import Forward
 from karikomi.torch.facts.gradients import Gradients, Loss
 from karikomi.torch.facts.inputs import READERS
 from karikomi.torch.modules.parameters import check_names, unwrapped
-from karikomi.torch.tracing.batches import Batch, batches_of, length_of
+from karikomi.torch.tracing.batches import Batch, batches_of, is_whole, length_of
 from karikomi.torch.tracing.eval_mode import steady
 from karikomi.torch.tracing.isolation import isolated
 
@@ -225,7 +226,9 @@ def _listed(facts: Iterable[str]) -> str:
 
 
 def check_data(data: Any, where: str) -> None:
-    """Raise `InvalidArgument` for a single batch, whose rows or halves would pass for batches."""
+    """Raise `InvalidArgument` for a single batch, whose rows or halves would pass for batches; not for a whole pair."""
+    if is_whole(data) or isinstance(data, Dataset):
+        return
     single = isinstance(data, tuple) and any(isinstance(batch, torch.Tensor) for batch in data)
     if single or isinstance(data, torch.Tensor | Mapping) or not isinstance(data, Iterable):
         raise InvalidArgument(

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from karikomi.errors import Unsupported
+from karikomi.shrink.account import OUTPUT
 from karikomi.shrink.label_planes import Labelled, Shape, along, varying
 from karikomi.shrink.labels import Classes
 from karikomi.shrink.meetings import Meetings
@@ -21,7 +22,6 @@ from karikomi.torch.tracing.source_line import called_at
 Value = Labelled | list[Any]
 """The labels of what a node returns: of a tensor, or a list for several tensors."""
 
-OUTPUT = "its units are outputs of the network"
 NO_RULE = "there is no rule for this operator"
 
 

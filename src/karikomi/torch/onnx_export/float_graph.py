@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import Dim, ShapesCollection
 
 from karikomi.errors import Unavailable, Unsupported, check_known, install_hint
-from karikomi.torch.exporting.exported import without_cache
+from karikomi.torch.exporting.exported import program_of, without_cache
 from karikomi.torch.internals import flattened, open_at_one
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.source_line import raised_at
@@ -107,15 +107,9 @@ def exported_program(module: nn.Module, example: Batch, dynamic: str, *, where: 
     named = dict(example.named)
     try:
         with nullcontext() if dynamic == "none" else open_at_one(), without_cache(module):
-            return torch.export.export(
-                module,
-                example.positional,
-                named,
-                dynamic_shapes=None
-                if dynamic == "none"
-                else shapes.dynamic_shapes(module, example.positional, named),
-                strict=False,
-            )
+            given = shapes.dynamic_shapes(module, example.positional, named)
+            opened = None if dynamic == "none" else given
+            return program_of(module, example.positional, named, opened)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         raise Unsupported(

@@ -123,8 +123,13 @@ class Regressions:
         return self.problems([name])[name]
 
     def problems(self, names: Sequence[str]) -> dict[str, LeastSquares]:
-        """Return the regressions of some weights, one pass over the data for all of them."""
+        """Return the regressions of some weights, one pass over the data for all of them.
+
+        Of a weight whose inputs are other ones in the dense network, as of an expert to which a gate sends other
+        examples now, the outputs are those of its dense values on the present inputs.
+        """
         sums = {name: _Sums() for name in names}
+        apart: set[str] = set()
         ready = all(name in self._ahead for name in names)
         for number, batch in enumerate(self._batches()):
             now = self._readings(names, batch, self._parameters)
@@ -134,7 +139,9 @@ class Regressions:
                 then = self._dense_outputs(names, batch)
             for name in names:
                 after = [reading for reading in now if reading.name == name]
-                self._add(sums[name], then[name], after, name)
+                if name not in apart and not self._add(sums[name], then[name], after):
+                    apart.add(name)
+        sums |= self._alone(sorted(apart)) if apart else {}
         self.rows |= {name: total.rows for name, total in sums.items()}
         for name in names:
             self._ahead.pop(name, None)
@@ -169,27 +176,38 @@ class Regressions:
 
         def keep(reading: Reading) -> None:
             part, parts = reading.part
-            matrix = self._matrix_of(reading.name)
             for block in patches(reading, **self._given):
-                whole = matrix.to(block.dtype).reshape(parts * len(block), -1, block.shape[2])
-                at = slice(part * len(block), (part + 1) * len(block))
-                found[reading.name].append(block @ whole[at].mT)
+                found[reading.name].append(self._dense_product(reading.name, block, part, parts))
 
         self._read(names, batch, self.dense, keep)
         return found
 
-    def _add(self, sums: _Sums, then: list[torch.Tensor], now: list[Reading], name: str) -> None:
+    def _dense_product(self, name: str, block: torch.Tensor, part: int, parts: int) -> torch.Tensor:
+        """Return inputs times the dense values of a weight."""
+        matrix = self._matrix_of(name).to(block.dtype)
+        whole = matrix.reshape(parts * len(block), -1, block.shape[2])
+        return block @ whole[part * len(block) : (part + 1) * len(block)].mT
+
+    def _alone(self, names: Sequence[str]) -> dict[str, _Sums]:
+        """Return the sums of the dense values on the present inputs."""
+        sums = {name: _Sums() for name in names}
+        for batch in self._batches():
+            for reading in self._readings(names, batch, self._parameters):
+                for block in patches(reading, **self._given):
+                    outputs = self._dense_product(reading.name, block, *reading.part)
+                    sums[reading.name].add(outputs, block, *reading.part)
+        return sums
+
+    def _add(self, sums: _Sums, then: list[torch.Tensor], now: list[Reading]) -> bool:
+        """Add the outputs on the inputs, and return True; or False where they are not of the same examples."""
         blocks = [
             (block, reading.part) for reading in now for block in patches(reading, **self._given)
         ]
         if [term.shape[:2] for term in then] != [block.shape[:2] for block, _ in blocks]:
-            raise Unsupported(
-                "the inputs of this weight changed shape when other weights were pruned",
-                where=f"{self._where}: {name}",
-                hint=f"exclude={name!r}",
-            )
+            return False
         for outputs, (block, part) in zip(then, blocks, strict=True):
             sums.add(outputs, block, *part)
+        return True
 
     def grams(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Return weight name -> Gram matrix of its inputs in the dense network, (groups, inputs, inputs), float64."""

@@ -15,7 +15,7 @@ from torch import nn
 import karikomi.torch.labelling  # noqa: F401  (registers the rules)
 from karikomi.errors import InvalidArgument, KarikomiError, Unsupported, check_known
 from karikomi.prune.scores.score import Score
-from karikomi.shrink.account import Refit, ShrinkReport
+from karikomi.shrink.account import SINGLE, Refit, ShrinkReport
 from karikomi.shrink.choice import Choice, choice_of
 from karikomi.shrink.cuts import Cuts
 from karikomi.shrink.labels import Block
@@ -258,7 +258,7 @@ class Shrinking:
         for name, labels in self._layers().items():
             reasons = [classes.reasons.get(root, "") for root in classes.roots[labels].tolist()]
             if all(reasons):
-                found[name] = reasons[0] if reasons else "it has one unit"
+                found[name] = reasons[0] if reasons else SINGLE
         return found
 
     def widths(self, kept: np.ndarray | None = None) -> dict[str, int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.torch.tracing.forward_arguments import (
@@ -20,6 +21,7 @@ from karikomi.torch.tracing.forward_arguments import (
     is_named_tuple,
 )
 
+_CUT = 64
 MISSING = object()
 """The targets of a batch without targets: None is a valid target."""
 
@@ -85,12 +87,13 @@ def float_type(module: nn.Module) -> torch.dtype | None:
 def batches_of(data: Iterable[Any], module: nn.Module, *, where: str) -> Iterator[Batch]:
     """Yield the batches of one pass over the data, on the device of a module, read by `batch_of`.
 
-    Raises `InvalidArgument` if the data has no batches.
+    `data`: a loader or another iterable of batches; or all examples at once (`cut`). Raises `InvalidArgument` if the
+    data has no batches.
     """
     tensors = itertools.chain(module.parameters(), module.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     empty = True
-    for given in data:
+    for given in cut(data):
         empty = False
         yield batch_of(given, device, module=module, where=where)
     if empty:
@@ -101,13 +104,67 @@ def batches_of(data: Iterable[Any], module: nn.Module, *, where: str) -> Iterato
         )
 
 
+def cut(data: Iterable[Any]) -> Iterable[Any]:
+    """Return all examples at once in batches of 64, in their order; other data as they are.
+
+    All at once are a ``Dataset`` of examples, and a tuple ``(inputs, targets)`` of arrays of the same length, of which
+    the inputs may be a tuple or mapping. A tuple of two arrays of one form and type, or of two texts of different
+    lengths, is two batches without targets.
+
+    >>> [len(x) for x, y in cut((torch.zeros(70, 2), torch.zeros(70)))]
+    [64, 6]
+    >>> len(list(cut(torch.utils.data.TensorDataset(torch.zeros(70, 2), torch.zeros(70)))))
+    2
+    """
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return DataLoader(data, _CUT)
+    if not is_whole(data):
+        return data
+    inputs, targets = data
+    return [
+        (_part(inputs, slice(start, start + _CUT)), targets[start : start + _CUT])
+        for start in range(0, len(targets), _CUT)
+    ]
+
+
+def is_whole(data: Any) -> TypeGuard[tuple[Any, Any]]:
+    """Return whether data are a pair of all inputs and all targets, and no two batches."""
+    if type(data) is not tuple or len(data) != 2:
+        return False
+    inputs, targets = data
+    arrays = [*_values(inputs), targets]
+    if not all(isinstance(array, np.ndarray | torch.Tensor) and array.ndim for array in arrays):
+        return False
+    if len({len(array) for array in arrays}) > 1:
+        return False
+    if inputs is not arrays[0] or inputs is targets:
+        return True
+    kinds = [str(array.dtype).rpartition(".")[2] for array in arrays]
+    texts = kinds[0].startswith(("int", "uint")) and inputs.ndim == targets.ndim
+    return kinds[0] != kinds[1] or (inputs.shape != targets.shape and not texts)
+
+
+def _values(inputs: Any) -> list[Any]:
+    if isinstance(inputs, Mapping):
+        return list(inputs.values())
+    return list(inputs) if isinstance(inputs, tuple | list) else [inputs]
+
+
+def _part(inputs: Any, which: slice) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: array[which] for name, array in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(array[which] for array in inputs)
+    return inputs[which]
+
+
 def length_of(data: Iterable[Any]) -> int | None:
     """Return the number of batches, or ``None`` where it is not known.
 
     A `DataLoader` of an `IterableDataset` has a ``__len__``, which raises.
     """
     try:
-        return len(data)  # type: ignore[arg-type]
+        return len(cut(data))  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -79,11 +80,20 @@ class ForwardArguments:
         """Return ``(inputs, targets)`` of a mapping that is a whole batch; targets: one entry, or none.
 
         The targets have one of the names in `LABELS`. Where ``forward`` takes them too, as models that compute their
-        loss do, they are among the inputs as well.
+        loss do, they are among the inputs as well. What ``forward`` does not take beside them, as the identity of
+        an example, is left out with a warning.
         """
         found = next((name for name in LABELS if name in entries), None)
         targets = {} if found is None else {found: entries[found]}
         inputs = {n: v for n, v in entries.items() if n not in targets or self.accepts(n)}
+        taken = {n: v for n, v in inputs.items() if self.accepts(n)}
+        if targets and len(taken) < len(inputs) and self._fits((), taken):
+            names = ", ".join(sorted(set(inputs) - set(taken)))
+            warnings.warn(
+                f"karikomi: left out of the batches, as the forward of the network does not take them: {names}",
+                stacklevel=2,
+            )
+            inputs = taken
         return inputs, targets if self._signature is not None else {}
 
     def _fits(self, positional: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
