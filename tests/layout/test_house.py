@@ -67,6 +67,7 @@ MEANINGS = {
     "pruning": "masks and pruning",
     "quantizing": "codes of trees of arrays",
     "recurrent": "rules of recurrent layers",
+    "recurrent_layers": "re-fits of recurrent layers",
     "recurrent_reads": "what recurrent kernels multiply",
     "reductions": "rules of sums, means and maxima",
     "request": "one prune request",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ keras = pytest.importorskip("keras")
 
 import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, KarikomiError, Unsupported  # noqa: E402
+from karikomi.keras.tasks.distilled_loss import DistilledLoss, can_distil, joined  # noqa: E402
 from karikomi.keras.tasks.trained import compiled_of, copies_of, examples  # noqa: E402
 from karikomi.keras.tasks.training import KerasTraining  # noqa: E402
-from karikomi.tasks import Data, Phase, Split, Task  # noqa: E402
+from karikomi.tasks import Data, Phase, Recipe, Split, Task  # noqa: E402
 from karikomi.tasks.metrics import (  # noqa: E402
     binary_accuracy,
     categorical_accuracy,
@@ -177,6 +179,60 @@ def test_shared_weights_stay_shared_and_learn(tmp_path: Path) -> None:
     assert not np.array_equal(tuned.grid.numbers, coded[name].grid.numbers)
     assert np.array_equal(tuned.decode(), training.arrays()[name])
     assert not tuned.decode()[coded[name].codes == 0].any()
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_the_distilled_loss_is_that_of_hinton(sparse: bool, probabilities: bool) -> None:
+    generator = np.random.default_rng(0)
+    raw, taught = generator.normal(size=(2, 5, 4, 3)).astype(np.float32)
+    labels = generator.integers(0, 3, (5, 4))
+    given = [_softmax(logits) if probabilities else logits for logits in (raw, taught)]
+    kind = (
+        keras.losses.SparseCategoricalCrossentropy
+        if sparse
+        else keras.losses.CategoricalCrossentropy
+    )
+    loss = kind(from_logits=not probabilities)
+    assert can_distil(loss) and not can_distil(keras.losses.MeanSquaredError())
+    targets = labels if sparse else np.eye(3)[labels]
+    distilled = DistilledLoss(loss, 0.25, 3.0, probabilities=probabilities)
+    found = float(distilled(joined(given[1], targets), given[0]))
+    own = -np.log(np.take_along_axis(_softmax(raw), labels[..., None], -1)).mean()
+    wanted, soft = _softmax(taught / 3.0), _softmax(raw / 3.0)
+    apart = (wanted * np.log(wanted / soft)).sum(-1).mean()
+    assert found == pytest.approx(0.75 * own + 0.25 * 9.0 * apart, rel=1e-4)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def test_recovery_goes_to_the_outputs_of_the_dense_model(tmp_path: Path) -> None:
+    """The labels are of no use here; masks hold while the dense model is imitated."""
+    inputs, _ = pairs(400, 0)
+    split = Split(inputs, np.random.default_rng(1).integers(0, 3, 400))
+    data = Data(split, split, split)
+    task = replace(_task(data), recipe=Recipe(batch_size=50, distill=1.0))
+    runner = kk.keras.runner_for(task, data, seed=0)
+    dense = runner.fresh()
+    (name,) = [n for n in runner.prunable() if "hidden" in n]
+    masks = {name: np.abs(dense[name]) > 0.005}
+    phase = Phase(stage="r", epochs=6, learning_rate=0.02, masks=masks, teacher=dense)
+    start = {
+        n: array + 0.5 * np.random.default_rng(2).normal(size=array.shape)
+        for n, array in dense.items()
+    }
+    training = runner.train({n: array.astype(np.float32) for n, array in start.items()}, phase)
+    with kk.record.Recorder(tmp_path / "a.jsonl") as recorder:
+        for _ in range(phase.epochs):
+            training.run_epoch(recorder)
+    losses = [row["loss"] for row in kk.record.read(tmp_path / "a.jsonl") if row["event"] == "step"]
+    assert losses[-1] < 0.3 * losses[0]
+    assert not training.arrays()[name][~masks[name]].any()
+    taught = runner.outputs(dense, inputs).argmax(1)
+    assert (runner.outputs(training.arrays(), inputs).argmax(1) == taught).mean() > 0.9
 
 
 class Several(keras.utils.PyDataset):

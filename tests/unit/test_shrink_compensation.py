@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from karikomi.errors import InvalidArgument, NonFinite
-from karikomi.torch.compensation import in_place
-from karikomi.torch.compensation.refits import DAMPING, Sums
+from karikomi.reconstruction.affine_fit import DAMPING
+from karikomi.shrink import refit_outcome
+from karikomi.torch.compensation.refits import Sums
 from karikomi.torch.shrinking.smaller_copy import shrink
 from karikomi.torch.tracing.weight_reads import Reading
 
@@ -118,7 +119,7 @@ def test_without_damping_the_fit_is_exact_and_lstsq() -> None:
     full = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]], dtype=torch.float64)
     targets = x @ full.T + torch.tensor([4.0, -1.0], dtype=torch.float64)
     sums = Sums()
-    sums.add(Reading(name="w", weight=full, inputs=x, outputs=None), targets)
+    sums.read(Reading(name="w", weight=full, inputs=x, outputs=None), targets)
     found, constants = sums.solved(np.zeros((2, 3)), free=True, damping=1e-12)
     np.testing.assert_allclose(found, full, atol=1e-8)
     np.testing.assert_allclose(constants, [4.0, -1.0], atol=1e-8)
@@ -344,11 +345,11 @@ def test_a_single_batch_is_divided_and_a_single_example_refused() -> None:
 
 
 def test_a_layer_of_too_many_inputs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_place, "MOST_INPUTS", 2)
+    monkeypatch.setattr(refit_outcome, "MOST_INPUTS", 2)
     data = batches(8, 3)
     _, report = shrink(copies(), data[0], width=0.75, data=data)
     assert report.compensation["2"].why == "it has 3 inputs, more than 2"
-    monkeypatch.setattr(in_place, "MOST_INPUTS", 3)
+    monkeypatch.setattr(refit_outcome, "MOST_INPUTS", 3)
     assert not shrink(copies(), data[0], width=0.75, data=data)[1].compensation["2"].why
 
 

@@ -11,6 +11,7 @@ import torch
 
 import karikomi as kk
 from karikomi.shrink import ShrinkReport
+from karikomi.shrink.account import Refit
 from karikomi.torch.shrinking.costs import in_turn
 
 WHOLE = ShrinkReport(
@@ -91,7 +92,11 @@ def test_the_account_as_text() -> None:
         ({"ms_after": 2.85}, "1.05x faster: 3.00 -> 2.85 ms."),
         ({"ms_after": 3.5, "macs_after": 8_000}, "the multiply-accumulates are as many as before"),
         (
-            {"ms_after": 3.0, "widths_after": WHOLE.widths_before},
+            {
+                "ms_after": 2.0,
+                "widths_after": WHOLE.widths_before,
+                "parameters_after": WHOLE.parameters_before,
+            },
             r"no unit was removed, though a could lose some \(unit 3 is constant",
         ),
         ({"ms_after": None}, "The time was not measured."),
@@ -101,6 +106,20 @@ def test_what_is_not_faster_is_said_first_with_the_reason(changes: dict, says: s
     report = dataclasses.replace(WHOLE, **changes)
     assert re.search(says, str(report).splitlines()[0])
     assert report.as_dict()["verdict"] == report.verdict
+
+
+def test_what_was_re_fitted_is_said() -> None:
+    layers = {"a": Refit(0.5, 0.1, kept=True), "b": Refit(0.1, 0.2), "c": Refit(why="masked")}
+    report = dataclasses.replace(WHOLE, compensation={"": Refit(0.5, 0.25, kept=True), **layers})
+    assert "Re-fitted: 1 of 3 layers; the whole network on held-out data: 0.5 -> 0.25." in str(
+        report
+    )
+    assert "Not re-fitted:\n  c: masked" in str(report)
+    report = dataclasses.replace(WHOLE, compensation={"": Refit(0.5, 0.75), **layers})
+    assert (
+        "Nothing is re-fitted: on held-out data the whole network is no better (0.5 -> 0.75)."
+        in str(report)
+    )
 
 
 def test_long_lists_are_cut_in_the_text_only() -> None:

@@ -85,9 +85,14 @@ class ShrinkReport:
             return "The time was not measured."
         times = f"{self.ms_before:.3g} -> {self.ms_after:.3g} ms"
         ratio = self.ms_before / self.ms_after
-        if ratio >= FASTER:
+        if ratio >= FASTER and self._smaller:
             return f"{ratio:.2f}x faster: {self.ms_before:.2f} -> {self.ms_after:.2f} ms."
         return f"Not faster ({times}): {self.reason}."
+
+    @property
+    def _smaller(self) -> bool:
+        """Whether anything went: times of two networks that are the same differ by chance."""
+        return (self.removed, self.parameters_before) != (0, self.parameters_after)
 
     @property
     def hint(self) -> str:
@@ -138,17 +143,37 @@ class ShrinkReport:
         lines = [self.verdict, *filter(None, [self.hint]), "", *_aligned(costs)]
         head = ("layer", "units", "after", "")
         lines += ["", *_aligned([head, *_first(layers, "layers")])] if layers else []
+        lines += ["", self.refits] if self.refits else []
         for title, rows in (
             ("Went together:", self._joined()),
             (
                 "Stayed:",
                 [f"{name}: {why}" for name, why in {**self.frozen, **self.left_alone}.items()],
             ),
+            (
+                "Not re-fitted:",
+                [f"{name}: {refit.why}" for name, refit in self.compensation.items() if refit.why],
+            ),
             ("Fewer entries in the statistics of:", self.statistics),
             ("An exported graph, since the code has the old sizes at:", self.literals),
         ):
             lines += ["", title, *(f"  {row}" for row in _first(rows, "more"))] if rows else []
         return "\n".join(line.rstrip() for line in lines)
+
+    @property
+    def refits(self) -> str:
+        """How many layers were re-fitted, and what that changed on held-out data; empty if nothing was tried."""
+        if not self.compensation:
+            return ""
+        whole = self.compensation[""]
+        change = f"{whole.before:.3g} -> {whole.after:.3g}"
+        if not whole.kept:
+            return (
+                f"Nothing is re-fitted: on held-out data the whole network is no better ({change})."
+            )
+        layers = [refit for name, refit in self.compensation.items() if name]
+        kept = sum(refit.kept for refit in layers)
+        return f"Re-fitted: {kept} of {len(layers)} layers; the whole network on held-out data: {change}."
 
     @property
     def reason(self) -> str:

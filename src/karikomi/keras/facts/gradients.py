@@ -36,7 +36,9 @@ class Gradients:
             )
         self._count += 1
         variables = [entry.variable for entry in self._wanted]
-        found = gradients(self._model, variables, lambda out: self._value(out, targets), inputs)
+        found = gradients(
+            self._model, variables, lambda out: loss_value(self._loss, out, targets), inputs
+        )
         for item, gradient in zip(self._wanted, found, strict=True):
             own = np.zeros(item.variable.shape) if gradient is None else numbers(gradient)
             if not np.isfinite(own).all():
@@ -51,19 +53,21 @@ class Gradients:
             for fact, sums in self._sums.items()
         }
 
-    def _value(self, outputs: Any, targets: Any) -> Any:
-        targets = keras.tree.map_structure(keras.ops.convert_to_tensor, targets)
-        # Those of Keras take targets first.
-        of_keras = isinstance(self._loss, keras.losses.Loss)
-        loss = self._loss(targets, outputs) if of_keras else self._loss(outputs, targets)
-        if int(np.prod(loss.shape)) != 1:
-            raise InvalidArgument(
-                "a loss is one number",
-                where="loss",
-                got=tuple(loss.shape),
-                hint="its mean over the batch",
-            )
-        return keras.ops.reshape(loss, ())
+
+def loss_value(loss: Loss, outputs: Any, targets: Any) -> Any:
+    """Return a loss of outputs and targets as a scalar tensor; raise `InvalidArgument` if it is not one number."""
+    targets = keras.tree.map_structure(keras.ops.convert_to_tensor, targets)
+    # Those of Keras take targets first.
+    of_keras = isinstance(loss, keras.losses.Loss)
+    found = loss(targets, outputs) if of_keras else loss(outputs, targets)
+    if int(np.prod(found.shape)) != 1:
+        raise InvalidArgument(
+            "a loss is one number",
+            where="loss",
+            got=tuple(found.shape),
+            hint="its mean over the batch",
+        )
+    return keras.ops.reshape(found, ())
 
 
 _TERMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

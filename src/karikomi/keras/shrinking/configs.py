@@ -14,9 +14,9 @@ from karikomi.errors import Unsupported
 from karikomi.keras.internals import graph_of, kernel_of
 from karikomi.keras.labelling.attention_layers import parts_of
 from karikomi.keras.labelling.contractions import channel_axis
+from karikomi.keras.labelling.kept import WHERE, KeptWeights
 from karikomi.keras.labelling.label_run import Call, Value, kind_of
 from karikomi.keras.labelling.movement import by_axis, widths_of
-from karikomi.keras.shrinking.kept import WHERE, KeptWeights
 from karikomi.shrink.label_planes import Labelled
 
 Config = dict[str, Any]

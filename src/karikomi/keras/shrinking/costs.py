@@ -1,16 +1,21 @@
-"""What a model costs with the units that stay: multiply-accumulates of one example, an unknown size as 1."""
+"""What a model costs: multiply-accumulates of one example, an unknown size as 1, and milliseconds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
 from typing import Any
+
+import keras
 
 from karikomi.keras.internals import kernel_of
 from karikomi.keras.labelling.attention_layers import parts_of
 from karikomi.keras.labelling.contractions import channel_axis
+from karikomi.keras.labelling.kept import KeptWeights
 from karikomi.keras.labelling.label_run import Call, Value, kind_of
-from karikomi.keras.shrinking.kept import KeptWeights
 
 Sizes = tuple[int, ...]
 
@@ -100,3 +105,43 @@ _COUNTED: dict[str, Callable[[KeptWeights, Call, Value], int]] = {
     "layers.MultiHeadAttention": _attention,
     "layers.GroupedQueryAttention": _attention,
 }
+
+
+def milliseconds(model: Any, inputs: Any, *, runs: int = 15) -> float:
+    """Return the median time of a forward pass of ``predict_on_batch``, after three that are not counted."""
+    with _undisturbed(model):
+        return median([_once(model, inputs) for _ in range(runs + 3)][3:])
+
+
+def in_turn(
+    before: Any, after: Any, inputs: Any, *, most: int = 15, least: int = 3, seconds: float = 1.0
+) -> tuple[float, float]:
+    """Return the median milliseconds of a forward pass of two models, measured in turn.
+
+    After one pass each that is not counted; until there are `most`, or after some `seconds`, at least `least`.
+    """
+    pairs: list[tuple[float, float]] = []
+    with _undisturbed(before, after):
+        _once(before, inputs), _once(after, inputs)
+        start = time.perf_counter()
+        while len(pairs) < most and (len(pairs) < least or time.perf_counter() - start < seconds):
+            pairs.append((_once(before, inputs), _once(after, inputs)))
+    first, second = zip(*pairs, strict=True)
+    return median(first), median(second)
+
+
+def _once(model: Any, inputs: Any) -> float:
+    start = time.perf_counter()
+    keras.tree.map_structure(keras.ops.convert_to_numpy, model.predict_on_batch(inputs))
+    return (time.perf_counter() - start) * 1e3
+
+
+@contextmanager
+def _undisturbed(*models: Any) -> Iterator[None]:
+    """Leave the compiled prediction functions of models as they were."""
+    before = [model.predict_function for model in models]
+    try:
+        yield
+    finally:
+        for model, function in zip(models, before, strict=True):
+            model.predict_function = function

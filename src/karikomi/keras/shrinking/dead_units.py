@@ -17,10 +17,10 @@ from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.facts.layer_calls import numbers, run, watched
 from karikomi.keras.internals import kernel_of
 from karikomi.keras.labelling.contractions import channel_axis
+from karikomi.keras.labelling.kept import KeptWeights
 from karikomi.keras.labelling.label_run import Call, Propagated, kind_of
 from karikomi.keras.layers.prunable import Oriented
 from karikomi.keras.layers.unit_axes import CONVOLUTIONS, DEPTHWISE, TRANSPOSED
-from karikomi.keras.shrinking.kept import KeptWeights
 from karikomi.keras.shrinking.proof import DERIVED
 from karikomi.keras.shrinking.rewriting import Copy, fill_
 from karikomi.shrink.dead_units import UnitFacts, plan

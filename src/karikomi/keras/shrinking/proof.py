@@ -20,9 +20,9 @@ from karikomi.errors import Unsupported
 from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.facts.layer_calls import numbers, run, stood_in
 from karikomi.keras.internals import all_layers, graph_of, nodes_of
+from karikomi.keras.labelling.kept import WHERE
 from karikomi.keras.labelling.label_run import Propagated, kind_of, without_masks
 from karikomi.keras.labelling.normalizations import axes_of
-from karikomi.keras.shrinking.kept import WHERE
 from karikomi.keras.shrinking.rewriting import Copy, Rebuilt, fill_
 from karikomi.shrink.label_planes import Labelled, keeps
 

@@ -14,9 +14,9 @@ import numpy as np
 from karikomi.errors import Unsupported
 from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.internals import all_layers, graph_of, trusted_functions
+from karikomi.keras.labelling.kept import WHERE, KeptWeights
 from karikomi.keras.labelling.label_run import Propagated
 from karikomi.keras.shrinking.configs import Changes, changes
-from karikomi.keras.shrinking.kept import WHERE, KeptWeights
 
 
 class Copy:

@@ -10,7 +10,7 @@ import numpy as np
 from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.keras.facts.layer_calls import run
 from karikomi.keras.internals import all_layers, graph_of
-from karikomi.keras.shrinking.kept import WHERE
+from karikomi.keras.labelling.kept import WHERE
 
 BATCH = 2
 UNKNOWN = 32

@@ -9,11 +9,11 @@ import numpy as np
 from keras import layers
 
 from karikomi.keras.facts.measure import measure
+from karikomi.keras.labelling.kept import WHERE
 from karikomi.keras.labelling.label_run import kind_of
 from karikomi.keras.labelling.recurrent import GATES
 from karikomi.keras.layers.prunable import Oriented, is_recurrent
 from karikomi.keras.layers.unit_axes import weights_of
-from karikomi.keras.shrinking.kept import WHERE
 from karikomi.prune.facts import PER_UNIT, measured_on
 from karikomi.prune.scores.score import Score
 from karikomi.selection.granularity import check_of_units, group_scores

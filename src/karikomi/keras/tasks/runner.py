@@ -19,7 +19,7 @@ from karikomi.errors import InvalidArgument, Unsupported
 from karikomi.keras.arrays.variables import names_of
 from karikomi.keras.facts.gradients import gradients
 from karikomi.keras.facts.layer_calls import run, watched
-from karikomi.keras.internals import all_layers
+from karikomi.keras.internals import all_layers, graph_of
 from karikomi.keras.layers.arrays import fill_, notes_of, to_arrays, to_stored
 from karikomi.keras.layers.codes import as_floats, forget
 from karikomi.keras.layers.prunable import is_weight, oriented, prunable
@@ -28,6 +28,7 @@ from karikomi.keras.quantization.in_place import quantize_
 from karikomi.keras.quantization.output_units import output_units
 from karikomi.keras.shrinking.rewriting import own_objects
 from karikomi.keras.shrinking.smaller_copy import shrink
+from karikomi.keras.tasks.distilled_loss import DistilledLoss, can_distil
 from karikomi.keras.tasks.other_forms import FORMS, OtherForms
 from karikomi.keras.tasks.trained import Copies, copied
 from karikomi.keras.tasks.training import KerasTraining, Trainer, trainer_key
@@ -145,8 +146,19 @@ class KerasRunner:
     def _trainer(self, arrays: Arrays, phase: Phase) -> Trainer:
         key = f"{_key(arrays)}\n{trainer_key(phase)}"
         if key not in self._trainers or not self._trainers[key].free:
-            self._trainers[key] = Trainer(self._made(arrays), phase, self._loss())
+            loss = self._loss() if phase.teacher is None else self._distilled(self._loss())
+            self._trainers[key] = Trainer(self._made(arrays), phase, loss)
         return self._trainers[key]
+
+    def _distilled(self, loss: Any) -> Any:
+        """Return a loss with the dense model as a teacher, or as it is where it is no cross-entropy of one output."""
+        recipe, loss = self._task.recipe, keras.losses.get(loss) if isinstance(loss, str) else loss
+        single = len(graph.outputs) == 1 if (graph := graph_of(self._original())) else True
+        if not (recipe.distill and single and can_distil(loss)):
+            return loss
+        return DistilledLoss(
+            loss, recipe.distill, recipe.temperature, probabilities=self._probabilities()
+        )
 
     def outputs(self, arrays: Arrays, inputs: Inputs) -> np.ndarray:
         """Return the network's outputs in inference mode, those that are judged."""
@@ -198,6 +210,7 @@ class KerasRunner:
                 self._model(arrays),
                 width=width,
                 multiple_of=ROUND if width else 1,
+                data=self._calibration() if width else None,
                 inputs=_given(self._data.validation.first(8).inputs),
             )
             text = small.to_json()

@@ -19,6 +19,7 @@ from karikomi.keras.layers.arrays import fill_, to_arrays
 from karikomi.keras.optimizers.clipping_optimizer import clipped
 from karikomi.keras.pruning.in_place import prune_
 from karikomi.keras.pruning.masks import Masks
+from karikomi.keras.tasks.distilled_loss import DistilledLoss, joined
 from karikomi.prune import Gradual
 from karikomi.quantize import Codebook, Coded
 from karikomi.record import Recorder
@@ -32,7 +33,7 @@ class Trainer:
     """A compiled model of one form with its optimizer, used by one training after another: compiling takes seconds."""
 
     def __init__(self, model: Any, phase: Phase, loss: Any) -> None:
-        self.model, self.optimizer = model, _optimizer(phase)
+        self.model, self.loss, self.optimizer = model, loss, _optimizer(phase)
         model.compile(optimizer=self.optimizer, loss=loss)
         self.optimizer.build(model.trainable_variables)
         self._start = [np.array(on_host(variable)) for variable in self.optimizer.variables]
@@ -53,13 +54,14 @@ class Trainer:
 
 def trainer_key(phase: Phase) -> str:
     """Return what the compiled step of a phase depends on, beside the form of the model."""
-    return f"{phase.clip!r} {phase.bound!r} {phase.weight_decay}"
+    return f"{phase.clip!r} {phase.bound!r} {phase.weight_decay} {phase.teacher is not None}"
 
 
 class KerasTraining:
     """One `Phase` on one model; data order is drawn from (seed, stage, epoch).
 
-    Clipping, masks and shared weights hold after every batch. Distillation is not done: the loss is the model's own.
+    Clipping, masks and shared weights hold after every batch. Where the loss is a `DistilledLoss`, the outputs of the
+    teacher stand beside the targets.
     """
 
     def __init__(
@@ -80,6 +82,9 @@ class KerasTraining:
         self._task, self._data, self._phase, self._seed = task, data, phase, seed
         trainer.begin(self, arrays)
         self._trainer, self._outputs = trainer, outputs
+        self._targets = data.train.targets
+        if isinstance(trainer.loss, DistilledLoss) and phase.teacher is not None:
+            self._targets = joined(outputs(phase.teacher, data.train.inputs), self._targets)
         self._model, self._optimizer = trainer.model, trainer.optimizer
         self._epoch = self._step = 0
         self._size = min(task.recipe.batch_size, len(data.train))
@@ -103,8 +108,9 @@ class KerasTraining:
         order, losses = generator.permutation(len(self._data.train)), []
         with self._noise_of(generator):
             for number in range(self._batches):
-                some = self._data.train.take(order[number * self._size : (number + 1) * self._size])
-                losses.append(self._stepped(some.inputs, some.targets, recorder))
+                places = order[number * self._size : (number + 1) * self._size]
+                inputs = self._data.train.take(places).inputs
+                losses.append(self._stepped(inputs, self._targets[places], recorder))
         validation = self._data.validation
         found = self._outputs(self.arrays(), validation.inputs)
         metric = self._task.judge(found, validation.targets)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import fx
 
 from karikomi.prune.account import error_ratio
 from karikomi.shrink.account import Refit
+from karikomi.shrink.refit_outcome import WHOLE, is_kept, outcome, too_wide
 from karikomi.torch.compensation.consumers import Place, consumers_of, place_of
 from karikomi.torch.compensation.recurrent_layers import refit_recurrent_
 from karikomi.torch.compensation.refits import Sums
@@ -24,14 +24,7 @@ from karikomi.torch.labelling.label_run import Call, call_of, name_of, shape_of
 from karikomi.torch.labelling.recurrent import GATES
 from karikomi.torch.tracing.batches import MISSING, leaves
 
-WHOLE = ""
-"""The name under which the outputs of the whole network stand."""
 STATISTICS = ("running_mean", "running_var")
-NOISE = 1e-3
-"""The relative error that sums in float32 cannot tell from none."""
-MOST_INPUTS = 8_192
-"""Of one layer (inputs times kernel positions of one group): the products of all pairs are held, and inverted."""
-NO_BETTER = "the outputs of the whole network were no better"
 
 
 @torch.no_grad()
@@ -50,18 +43,13 @@ def compensate_(lanes: Sequence[Lane], loss: Callable[..., Any] | None = None) -
     before = {name: tensor.clone() for name, tensor in stored.items()}
     then = _judged(lanes, loss)
     layers = refitting.run_()
-    now = _judged(lanes, loss)
-    kept = now < then
+    found = outcome(then, _judged(lanes, loss), layers)
+    kept = found[WHOLE].kept
     for name, tensor in stored.items():
         # A buffer that the forward writes has seen the calibration.
         if not kept or name not in refitting.written:
             tensor.copy_(before[name])
-    if not kept:
-        layers = {
-            name: replace(refit, kept=False, why=NO_BETTER) if refit.kept else refit
-            for name, refit in layers.items()
-        }
-    return {WHOLE: Refit(then, now, kept), **layers}
+    return found
 
 
 def _judged(lanes: Sequence[Lane], loss: Callable[..., Any] | None) -> float:
@@ -142,16 +130,14 @@ class _Refitting:
         bias = self._stored(place.bias) if place.bias else None
         view = place.product.rows(weight)
         rows = view.flatten(1).double().cpu().numpy()
-        if rows.shape[1] > MOST_INPUTS:
-            self.found[layer] = Refit(
-                why=f"it has {rows.shape[1]:,} inputs, more than {MOST_INPUTS:,}"
-            )
+        if why := too_wide(rows.shape[1]):
+            self.found[layer] = Refit(why=why)
             return
         fit, held = self._sums(place, weight)
         constants = np.zeros(len(rows)) if bias is None else bias.double().cpu().numpy()
         new, shifts = fit.solved(rows, free=bool(place.bias or place.mean), where=layer)
         before, after = held.error(rows, constants), held.error(new, shifts)
-        kept = NOISE < before > after
+        kept = is_kept(before, after)
         self.found[layer] = Refit(before, after, kept)
         if not kept:
             return
@@ -169,7 +155,7 @@ class _Refitting:
         fit, held = Sums(), Sums()
         for lane in self.lanes:
             sums = held if lane.held else fit
-            sums.add(place.reading(lane, weight), place.target(lane, scale))
+            sums.read(place.reading(lane, weight), place.target(lane, scale))
         return fit, held
 
     def _scale(self, norm: fx.Node) -> torch.Tensor:

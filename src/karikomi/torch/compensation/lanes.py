@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from karikomi.errors import InvalidArgument
+from karikomi.shrink.refit_outcome import MEMORY, held_examples, held_out
 from karikomi.torch.compensation.side_by_side import Lane, Pair, inputs_of, last_reads
 from karikomi.torch.exporting.exported import exported
 from karikomi.torch.exporting.rewriting import Kept, Rewritten, owner_of, rewritten
@@ -18,10 +19,6 @@ from karikomi.torch.labelling.label_run import LabelRun, Propagated, shape_of
 from karikomi.torch.tracing.batches import MISSING, Batch, batches_of
 
 WHERE = "torch.shrink: data"
-MEMORY = 4 << 30
-"""Bytes of activations that are held at a time; at least two batches are."""
-HELD_OUT = 5
-"""Every so many-th batch is held out."""
 SHAPES = 8
 """The largest number of different shapes of batches: each is exported."""
 
@@ -102,8 +99,7 @@ def lanes_of(pairs: Pairs, data: Iterable[Any]) -> list[Lane]:
         if left < 0 and len(batches) > 1:
             break
         batches.append(batch)
-    last = len(batches) - 1
-    held = [number % HELD_OUT == min(last, HELD_OUT - 1) for number in range(len(batches))]
+    held = held_out(len(batches))
     return [Lane(pairs.of(batch), batch, out) for batch, out in zip(batches, held, strict=True)]
 
 
@@ -116,14 +112,15 @@ def _divided(batches: Iterator[Batch]) -> Iterator[Batch]:
         return
     sizes = {len(tensor) if tensor.dim() else 0 for tensor in first.tensors()}
     size = min(sizes, default=0)
-    if len(sizes) != 1 or size < 2:
+    held = held_examples(size)
+    if len(sizes) != 1 or not held:
         raise InvalidArgument(
             "compensation holds a part of the data out, and there is one example",
             where=WHERE,
             allowed="several batches, or one of several examples",
             hint="compensate=False",
         )
-    cut = size - max(size // HELD_OUT, 1)
+    cut = size - held
     for part in (slice(cut), slice(cut, None)):
         own = first.inputs(lambda tensor, part=part: tensor[part])
         targets = first.targets

@@ -79,7 +79,9 @@ class _Layer:
                 targets = torch.stack([self._product(full[side], side) for side in block]).sum(0)
                 joint = torch.cat([left[side] for side in block], -1)
                 name = self.call.site
-                sums.add(Reading(name=name, weight=weights[0], inputs=joint, outputs=None), targets)
+                sums.read(
+                    Reading(name=name, weight=weights[0], inputs=joint, outputs=None), targets
+                )
             self._solve_(new, sums, block)
         return new
 
