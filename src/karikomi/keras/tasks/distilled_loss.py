@@ -10,7 +10,7 @@ import numpy as np
 from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.layers.codes import as_floats
 
-ops = keras.ops
+ops: Any = keras.ops
 WHOLE_NUMBERS = keras.losses.SparseCategoricalCrossentropy
 SHARES = keras.losses.CategoricalCrossentropy
 LEAST = 1e-7
