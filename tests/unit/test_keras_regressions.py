@@ -10,7 +10,6 @@ import pytest
 keras = pytest.importorskip("keras")
 layers = keras.layers
 
-from karikomi.errors import Unsupported  # noqa: E402
 from karikomi.keras.layers.unit_axes import weights_of  # noqa: E402
 from karikomi.keras.reconstruction.calibration import Regressions  # noqa: E402
 from keras_backends import sampled  # noqa: E402
@@ -210,7 +209,7 @@ def test_attention_is_read_by_its_projections() -> None:
     assert np.allclose(grams["query"][0], np.einsum("bti,btj->ij", q, q), atol=1e-4)
 
 
-def test_other_shapes_in_the_second_run_are_refused() -> None:
+def test_a_weight_that_reads_fewer_examples_now_is_fitted_to_those() -> None:
     class Cut(layers.Layer):
         """Passes as many examples as its weight says."""
 
@@ -236,7 +235,11 @@ def test_other_shapes_in_the_second_run_are_refused() -> None:
     model = Both()
     weights = {w.variable.name + w.layer.name: w for w in weights_of(head, where="")[:1]}
     weights["cut"] = weights_of(cut, where="")[0]
-    found = Regressions(model, weights, [np.ones((4, 4), "float32")], where="test")
+    data = np.random.default_rng(0).standard_normal((4, 4)).astype("float32")
+    found = Regressions(model, weights, [data], where="test")
     cut.kernel.assign([[2.0, 0.0]])
-    with pytest.raises(Unsupported, match="changed shape when others were quantized"):
-        found.problem(found.order[0])
+    (name,) = found.order
+    problem = found.problem(name)
+    rows, kernel = data[:2].astype(np.float64), keras.ops.convert_to_numpy(head.kernel)
+    np.testing.assert_allclose(problem.gram[0], rows.T @ rows, rtol=1e-5)
+    np.testing.assert_allclose(problem.cross[0], kernel.T @ rows.T @ rows, rtol=1e-4, atol=1e-6)
