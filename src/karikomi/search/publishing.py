@@ -95,11 +95,11 @@ def completed(request: SearchRequest, runner: Runner, folder: Folder) -> dict[st
             f"{shared} of the {certificate['n']} certify examples are in the validation split too,"
             " on which the choices were made"
         )
-    before = certificates_before(request.reuse) if request.reuse is not None else 0
-    if before and certificate["status"] != "not run":
+    earlier = certificates_before(request.reuse) if request.reuse is not None else 0
+    if earlier and certificate["status"] != "not run":
         result["warnings"].append(
-            f"the certify examples served {before} certificate{'s' if before > 1 else ''} in {request.reuse}:"
-            f" that all of them are right is sure to {1 - (before + 1) * certificate['alpha']:.0%} only"
+            f"the certify examples served {earlier} certificate{'s' if earlier > 1 else ''} in {request.reuse}:"
+            f" that all of them are right is sure to {1 - (earlier + 1) * certificate['alpha']:.0%} only"
         )
     _publish(result, outcome, folder.path)
     result["exports"] = forms_written(runner, outcome, request.forms, folder)

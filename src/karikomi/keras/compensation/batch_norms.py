@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.keras.arrays.variables import on_host
-from karikomi.keras.layers.codes import as_floats
+from karikomi.keras.layers.codes import floats_of
 from karikomi.prune.account import error_ratio
 from karikomi.shrink.account import Refit
 from karikomi.shrink.refit_outcome import is_kept
@@ -25,7 +24,7 @@ class Renorm:
 
     def run_(self) -> Refit:
         """Take mean and variance of what is fitted, where that is better on what is held out."""
-        old = [_numbers(v) for v in (self._norm.moving_mean, self._norm.moving_variance)]
+        old = [floats_of(v) for v in (self._norm.moving_mean, self._norm.moving_variance)]
         new = self._moments()
         before, after = self._error(*old), self._error(*new)
         kept = is_kept(before, after)
@@ -46,12 +45,8 @@ class Renorm:
         )
         found = (given - mean) / np.sqrt(variance + self._norm.epsilon)
         if self._norm.gamma is not None:
-            found = found * _numbers(self._norm.gamma)
+            found = found * floats_of(self._norm.gamma)
         if self._norm.beta is not None:
-            found = found + _numbers(self._norm.beta)
+            found = found + floats_of(self._norm.beta)
         lost = float(np.square(expected - found).sum())
         return error_ratio(lost, float(np.square(expected).sum()))
-
-
-def _numbers(variable: Any) -> np.ndarray:
-    return as_floats(on_host(variable)).astype(np.float64)

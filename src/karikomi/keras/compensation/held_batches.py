@@ -32,9 +32,10 @@ class HeldBatches:
     def of_held(self) -> Batch:
         """Return the inputs and targets that are held out."""
         both = (self.inputs, self.targets)
-        return keras.tree.map_structure(
+        found: Any = keras.tree.map_structure(
             lambda leaf: None if leaf is None else leaf[self.held], both
         )
+        return found
 
 
 def held_batches(model: Any, data: Any) -> HeldBatches:
@@ -45,7 +46,7 @@ def held_batches(model: Any, data: Any) -> HeldBatches:
     taken: list[Batch] = []
     left = 0.0
     for inputs, targets in batches(data, where=WHERE):
-        both = keras.tree.map_structure(
+        both: Any = keras.tree.map_structure(
             lambda leaf: None if leaf is None else on_host(leaf), (inputs, targets)
         )
         if not taken:
@@ -67,10 +68,10 @@ def held_batches(model: Any, data: Any) -> HeldBatches:
                 hint="compensate=False",
             )
         held = np.arange(sizes[0]) >= sizes[0] - count
-    inputs, targets = keras.tree.map_structure(
+    whole: Any = keras.tree.map_structure(
         lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *taken
     )
-    return HeldBatches(inputs, targets, held)
+    return HeldBatches(whole[0], whole[1], held)
 
 
 def _size(inputs: Any) -> int:

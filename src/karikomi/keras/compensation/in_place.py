@@ -22,7 +22,7 @@ from karikomi.keras.facts.layer_calls import numbers, run, stood_in
 from karikomi.keras.internals import all_layers, without_autocast
 from karikomi.keras.labelling.kept import KeptWeights
 from karikomi.keras.labelling.label_run import kind_of
-from karikomi.keras.layers.codes import as_floats
+from karikomi.keras.layers.codes import floats_of
 from karikomi.keras.reconstruction.weight_reads import LayerCall, reader_of
 from karikomi.prune.account import error_ratio
 from karikomi.shrink.account import Refit
@@ -65,7 +65,7 @@ def _judged(model: Any, small: Any, data: HeldBatches, loss: Any) -> float:
     inputs, targets = data.of_held()
     outputs = run(small, inputs)
     if loss is not None and targets is not None:
-        return float(keras.ops.convert_to_numpy(loss_value(loss, outputs, targets)))
+        return float(on_host(loss_value(loss, outputs, targets)))
     pairs = zip(keras.tree.flatten(run(model, inputs)), keras.tree.flatten(outputs), strict=True)
     lost = energy = 0.0
     for dense, found in pairs:
@@ -159,7 +159,7 @@ class _Refitting:
             return
         both = (dense, before[0]), (small, call)
         if len(before) > 1:
-            self.found[dense.path if norm else _layer(kernels[0])] = Refit(why=SEVERAL)
+            self.found[str(dense.path) if norm else _layer(kernels[0])] = Refit(why=SEVERAL)
         elif norm:
             self._renorm_(*both)
         elif isinstance(dense, keras.layers.RNN):
@@ -202,7 +202,7 @@ class _Refitting:
             return None
         if getattr(layer, "data_format", None) == "channels_first":
             return None
-        expected, got = self._kept(added), _floats(self._now[id(added)])
+        expected, got = self._kept(added), floats_of(self._now[id(added)], np.float32)
         if not _differ(expected, got):
             return None
         found = expected - got
@@ -212,7 +212,7 @@ class _Refitting:
 
     def _renorm_(self, dense: tuple[Any, LayerCall], small: tuple[Any, LayerCall]) -> None:
         layer = dense[0]
-        before, after = (_floats(call.inputs) for _, call in (dense, small))
+        before, after = (floats_of(call.inputs, np.float32) for _, call in (dense, small))
         if id(layer) in self._settled or not _differ(before, after):
             return
         if small[1].options.get("mask") is not None:
@@ -228,7 +228,10 @@ class _Refitting:
 
     def _kept(self, operation: Any) -> np.ndarray:
         """Return what stays of the dense outputs of a layer or an operation."""
-        value, labels = _floats(self._dense[id(operation)]), self._values[id(operation)]
+        value, labels = (
+            floats_of(self._dense[id(operation)], np.float32),
+            self._values[id(operation)],
+        )
         for axis in sorted(labels.axes):
             value = value.take(self._stays.indices(labels, axis), axis)
         return value
@@ -267,10 +270,6 @@ def _call(args: tuple[Any, ...], options: dict[str, Any]) -> LayerCall:
     return LayerCall.of(args, options) if args or options else LayerCall(None, {})
 
 
-def _floats(tensor: Any) -> np.ndarray:
-    return as_floats(on_host(tensor)).astype(np.float32)
-
-
 def _differ(before: np.ndarray, after: np.ndarray) -> bool:
     if before.shape != after.shape:
         return True
@@ -280,8 +279,8 @@ def _differ(before: np.ndarray, after: np.ndarray) -> bool:
 
 def _inverse_scale(norm: Any) -> np.ndarray:
     """Return the factor from a difference behind a batch normalisation to the one before it, 0 where none makes it."""
-    scale = np.sqrt(_floats(norm.moving_variance) + norm.epsilon)
+    scale = np.sqrt(floats_of(norm.moving_variance, np.float32) + norm.epsilon)
     if norm.gamma is None:
         return scale
-    gain = _floats(norm.gamma)
+    gain = floats_of(norm.gamma, np.float32)
     return np.divide(scale, gain, out=np.zeros_like(scale), where=gain != 0)

@@ -9,9 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.labelling.kept import KeptWeights
-from karikomi.keras.layers.codes import as_floats
+from karikomi.keras.layers.codes import floats_of
 from karikomi.keras.reconstruction.linear_reads import Letters
 from karikomi.keras.reconstruction.weight_reads import ENTRIES, LayerCall, Reader
 from karikomi.reconstruction.affine_fit import AffineFit
@@ -49,7 +48,7 @@ class KernelRefit:
         self._reader, self._dense, self._small, self._held = reader, dense, small, held
         self._before = reader.seen(dense.layer, dense.call)
         self._after = reader.seen(small.layer, small.call)
-        self._wide = reader.matrix(dense.layer).of(_floats(dense.kernel))
+        self._wide = reader.matrix(dense.layer).of(floats_of(dense.kernel))
         self._matrix = reader.matrix(small.layer)
         self._rows = _kept_rows(stays, reader, dense, small)
 
@@ -59,7 +58,7 @@ class KernelRefit:
         both = (self._small.kernel, self._small.bias)
         if any(getattr(variable, "constraint", None) is not None for variable in both):
             return "it has a constraint"
-        return too_wide(self._matrix.of(_floats(self._small.kernel)).shape[1])
+        return too_wide(self._matrix.of(floats_of(self._small.kernel)).shape[1])
 
     def changed(self, apart: Any) -> bool:
         """Return whether the inputs lack entries, or are others."""
@@ -74,8 +73,8 @@ class KernelRefit:
         bias, mean = self._small.bias, None
         if bias is None and norm is not None:
             mean = norm.moving_mean
-        rows = self._matrix.of(_floats(self._small.kernel))
-        constants = np.zeros(len(rows)) if bias is None else _floats(bias).reshape(-1)
+        rows = self._matrix.of(floats_of(self._small.kernel))
+        constants = np.zeros(len(rows)) if bias is None else floats_of(bias).reshape(-1)
         fit, judge = AffineFit(), AffineFit()
         for part, sums in ((~self._held, fit), (self._held, judge)):
             self._add(sums, np.flatnonzero(part), constants, lost)
@@ -88,7 +87,7 @@ class KernelRefit:
         if bias is not None:
             _assign(bias, shifts.reshape(tuple(bias.shape)))
         elif mean is not None:
-            _assign(mean, _floats(mean) - shifts)
+            _assign(mean, floats_of(mean) - shifts)
         return Refit(before, after, kept=True)
 
     def _add(
@@ -126,10 +125,6 @@ def _kept_rows(stays: KeptWeights, reader: Reader, dense: Side, small: Side) -> 
     numbers = np.broadcast_to(np.arange(height)[:, None], (height, math.prod(shape) // height))
     left = stays.cut(dense.kernel, matrix.restored(numbers, shape))
     return reader.matrix(small.layer).of(left)[:, 0]
-
-
-def _floats(variable: Any) -> np.ndarray:
-    return as_floats(on_host(variable)).astype(np.float64)
 
 
 def _assign(variable: Any, values: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.labelling.kept import KeptWeights
-from karikomi.keras.layers.codes import as_floats
+from karikomi.keras.layers.codes import floats_of
 from karikomi.keras.reconstruction.recurrent_reads import CELLS
 from karikomi.keras.reconstruction.weight_reads import LayerCall
 from karikomi.prune.account import error_ratio
@@ -35,18 +35,18 @@ class _Side:
         given: Any = keras.ops.convert_to_tensor(call.inputs)
         state = call.options.get("initial_state")
         state = layer.get_initial_state(len(given)) if state is None else state
-        inputs = _floats(given)
+        inputs = floats_of(given, np.float32)
         turned = inputs[:, ::-1] if layer.go_backwards else inputs
         return cls(layer, turned, list(state) if isinstance(state, list | tuple) else [state])
 
     def run(self) -> np.ndarray:
         """Return the hidden state before each step and after the last, (examples, steps + 1, units)."""
-        state, found = self.first, [_floats(self.first[0])]
+        state, found = self.first, [floats_of(self.first[0], np.float32)]
         for step in range(self.inputs.shape[1]):
             given = keras.ops.convert_to_tensor(np.ascontiguousarray(self.inputs[:, step]))
             _, state = self.layer.cell(given, state, training=False)
             state = list(state) if isinstance(state, list | tuple) else [state]
-            found.append(_floats(state[0]))
+            found.append(floats_of(state[0], np.float32))
         return np.stack(found, axis=1)
 
     @property
@@ -60,7 +60,7 @@ class _Side:
         bias = getattr(self.layer.cell, "bias", None)
         if bias is None:
             return None, None
-        numbers = _floats(bias)
+        numbers = floats_of(bias, np.float32)
         return (numbers[0], numbers[1]) if numbers.ndim == 2 else (numbers, None)
 
 
@@ -130,7 +130,7 @@ class _Fit:
         for sides in [(0, 1)] if self._joint else [(0,), (1,)]:
             targets = sum(self._product(full[side], side) for side in sides)
             joint = np.concatenate([left[side] for side in sides], axis=-1)
-            wide = np.concatenate([_floats(kernels[side]) for side in sides]).T
+            wide = np.concatenate([floats_of(kernels[side], np.float32) for side in sides]).T
             sums, has = AffineFit(), biases[sides[0]] is not None
             sums.add(_flat(joint), _flat(np.asarray(targets)))
             new, shifts = sums.solved(
@@ -151,7 +151,7 @@ class _Fit:
 
     def _product(self, values: np.ndarray, side: int) -> np.ndarray:
         """Return what the gates that stay get from inputs or states in the dense layer."""
-        found = values @ _floats(self._dense.kernels[side])[:, self._rows]
+        found = values @ floats_of(self._dense.kernels[side], np.float32)[:, self._rows]
         bias = self._dense.biases[side]
         return found if bias is None else found + bias[self._rows]
 
@@ -165,7 +165,3 @@ class _Fit:
 
 def _flat(array: np.ndarray) -> np.ndarray:
     return array.reshape(1, -1, array.shape[-1])
-
-
-def _floats(tensor: Any) -> np.ndarray:
-    return as_floats(on_host(tensor)).astype(np.float32)

@@ -62,3 +62,8 @@ def decoded(coded: Coded, variable: Any) -> np.ndarray:
 def as_floats(array: np.ndarray) -> np.ndarray:
     """Return an array in a type of NumPy: bfloat16 and float8 as float32."""
     return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float32)
+
+
+def floats_of(variable: Any, dtype: type[np.floating] = np.float64) -> np.ndarray:
+    """Return the values of a variable or a tensor of any float type as an array of `dtype`."""
+    return as_floats(on_host(variable)).astype(dtype)

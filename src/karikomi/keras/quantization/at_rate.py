@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.facts.layer_calls import steady
 from karikomi.keras.layers import codes
 from karikomi.keras.layers.unit_axes import Weight
@@ -42,7 +41,7 @@ def round_at_rate_(
     codes are the nearest. Steps are ``factor / sqrt(curvature)``, with data; without it they are the same part of
     each weight's deviation.
     """
-    dense = {n: codes.as_floats(on_host(i.variable)).astype(np.float64) for n, i in weights.items()}
+    dense = {n: codes.floats_of(i.variable) for n, i in weights.items()}
     curvature: dict[str, np.ndarray] = {}
     if data is not None:
         options: dict[str, Any] = {"seed": seed, "progress": progress, "where": where}

@@ -9,7 +9,6 @@ import numpy as np
 from tqdm import tqdm
 
 from karikomi.errors import Unsupported
-from karikomi.keras.arrays.variables import on_host
 from karikomi.keras.facts.layer_calls import steady
 from karikomi.keras.layers import codes
 from karikomi.keras.layers.unit_axes import Weight
@@ -52,7 +51,7 @@ def round_(
                 nearest[name].grid,
                 sums.sites[name].matrix,
             )
-            dense = matrix.of(codes.as_floats(on_host(variable)).astype(np.float64))
+            dense = matrix.of(codes.floats_of(variable))
             shape, problem = tuple(map(int, variable.shape)), sums.problem(name)
             result = rounded(
                 method,

@@ -7,8 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from karikomi.keras.arrays.variables import on_host
-from karikomi.keras.layers.codes import as_floats
+from karikomi.keras.layers.codes import floats_of
 
 ops: Any = keras.ops
 WHOLE_NUMBERS = keras.losses.SparseCategoricalCrossentropy
@@ -63,6 +62,6 @@ class DistilledLoss(keras.losses.Loss):
 
 def joined(taught: Any, targets: np.ndarray) -> np.ndarray:
     """Return outputs (..., classes) and targets, of shape (...) or (..., classes), along one last axis, in float32."""
-    outputs = as_floats(on_host(taught)).astype(np.float32)
+    outputs = floats_of(taught, np.float32)
     wide = targets if targets.ndim == outputs.ndim else targets[..., None]
     return np.concatenate([outputs, wide.astype(np.float32)], axis=-1)

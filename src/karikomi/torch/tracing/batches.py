@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from karikomi.errors import InvalidArgument, Unsupported
+from karikomi.tasks.splits import mapped_inputs
 from karikomi.torch.tracing.forward_arguments import (
     ALLOWED,
     LABELS,
@@ -121,10 +123,9 @@ def cut(data: Iterable[Any]) -> Iterable[Any]:
     if not is_whole(data):
         return data
     inputs, targets = data
-    return [
-        (_part(inputs, slice(start, start + _CUT)), targets[start : start + _CUT])
-        for start in range(0, len(targets), _CUT)
-    ]
+    inputs = tuple(inputs) if isinstance(inputs, list) else inputs
+    parts = (slice(start, start + _CUT) for start in range(0, len(targets), _CUT))
+    return [(mapped_inputs(inputs, itemgetter(part)), targets[part]) for part in parts]
 
 
 def is_whole(data: Any) -> TypeGuard[tuple[Any, Any]]:
@@ -148,14 +149,6 @@ def _values(inputs: Any) -> list[Any]:
     if isinstance(inputs, Mapping):
         return list(inputs.values())
     return list(inputs) if isinstance(inputs, tuple | list) else [inputs]
-
-
-def _part(inputs: Any, which: slice) -> Any:
-    if isinstance(inputs, Mapping):
-        return {name: array[which] for name, array in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(array[which] for array in inputs)
-    return inputs[which]
 
 
 def length_of(data: Iterable[Any]) -> int | None:
