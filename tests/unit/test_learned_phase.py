@@ -152,3 +152,23 @@ def test_a_file_runs_with_integer_activations() -> None:
     found, expected = runner.integer_outputs(tensors, inputs), runner.outputs(arrays, inputs)
     assert found.shape == expected.shape
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_what_is_written_for_integer_kernels_is_what_is_searched(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    layers = lambda: torch.nn.Sequential(  # noqa: E731
+        torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)
+    )
+    runner = _runner(layers)
+    arrays = runner.fresh()
+    # Codes of more than 8 bits in one unit, which kernels do not take.
+    arrays["0.weight"][2, 3] = 30.0
+    tensors, _ = runner.quantized(arrays, rate=6.0, method="gptq")
+    facts = runner.write("int8", arrays, tensors, tmp_path / "model.int8.onnx")
+    assert facts["rounded_again"] == ["0.weight"] and facts["macs_float"] == 0
+    inputs = _split(130, 3).inputs
+    session = runtime.InferenceSession(tmp_path / "model.int8.onnx")
+    (name,) = [value.name for value in session.get_inputs()]
+    (written,) = session.run(None, {name: inputs.astype(np.float32)})
+    assert np.array_equal(written, runner.integer_outputs(tensors, inputs))

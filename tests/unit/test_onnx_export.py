@@ -204,6 +204,74 @@ def test_codebooks_stay_and_fall_back_by_name(tmp_path, images):
     assert np.array_equal(stored["2.weight_values"], codes["2.weight"].grid.values)
 
 
+@pytest.mark.parametrize("size", [{"entries": 15}, {"rate": 3.0}])
+def test_codes_that_kernels_lack_are_rounded_again_where_bits_are_given(tmp_path, images, size):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    with torch.no_grad():
+        # One unit with an outlier: its codes are wider than a byte.
+        network[2].weight[3, 0, 0, 0] = 40.0
+    held = kk.torch.quantize_(network, **size, data=[images], progress=False)
+    given = {"activations": "int8", "data": [images], "bits": 8, "progress": False}
+    report = kk.torch.export_onnx(network, images[:2], tmp_path / "a.onnx", **given)
+    assert not report.fell_back and report.macs_float == 0.0 and report.cosine > 0.999
+    wide = {"2.weight"} if "rate" in size else {"0.weight", "2.weight"}
+    assert set(report.rounded_again) == wide and "rounded again" in str(report)
+    stored, coded = arrays(tmp_path / "a.onnx"), held["2.weight"]
+    codes, scale = stored["2.weight_codes"], stored["2.weight_scale"]
+    assert codes.dtype == np.int8
+    values = codes * scale.reshape(-1, 1, 1, 1)
+    if "rate" in size:
+        others = np.arange(8) != 3
+        assert np.array_equal(codes[others], coded.codes[others]) and coded.codes[3].max() > 127
+    assert np.abs(values - coded.decode()).max() <= 40 / 127
+
+
+class Attention(nn.Module):
+    """Fused attention with a mask of one kind, beside what the mask is made of."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner, self.back, self.kind = nn.Linear(8, 24), nn.Linear(8, 4), kind
+
+    def forward(self, x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        count, steps, _ = x.shape
+        query, key, value = self.inner(x).view(count, steps, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        keys = kept[:, None, None, :].bool()
+        masks: dict[str, dict[str, Any]] = {
+            "none": {},
+            "causal": {"is_causal": True},
+            "truth": {"attn_mask": keys},
+            "truth and order": {"attn_mask": keys & torch.ones(steps, steps).tril().bool()},
+            "infinite": {"attn_mask": torch.where(keys, 0.0, -torch.inf)},
+            "least": {"attn_mask": torch.where(keys, 0.0, torch.finfo(torch.float32).min)},
+        }
+        found = nn.functional.scaled_dot_product_attention(query, key, value, **masks[self.kind])
+        return self.back(found.transpose(1, 2).reshape(count, steps, 8)) + 0 * kept[..., None]
+
+
+@pytest.mark.parametrize("dynamic", ["batch", "all"])
+@pytest.mark.parametrize(
+    "kind", ["none", "causal", "truth", "truth and order", "infinite", "least"]
+)
+def test_rows_without_keys_are_what_they_are_in_torch(tmp_path, kind, dynamic):
+    torch.manual_seed(0)
+    network = Attention(kind).eval()
+
+    def given(count: int, steps: int) -> dict[str, torch.Tensor]:
+        kept = torch.ones(count, steps, dtype=torch.long)
+        kept[1, 3:], kept[2], kept[0, 0] = 0, 0, 0
+        return {"x": torch.randn(count, steps, 8), "kept": kept}
+
+    report = kk.torch.export_onnx(network, given(3, 6), tmp_path / "a.onnx", dynamic=dynamic)
+    assert report.max_difference < 1e-5
+    other = given(5, 6 if dynamic == "batch" else 9)
+    session = runtime.InferenceSession(tmp_path / "a.onnx")
+    (found,) = session.run(None, {name: tensor.numpy() for name, tensor in other.items()})
+    assert np.allclose(found, network(**other).detach().numpy(), atol=1e-6)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node]
+    assert "IsNaN" not in kinds
+
+
 def test_pruned_and_tiny_channels_break_nothing(tmp_path, images):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
@@ -353,8 +421,9 @@ def test_products_of_activations_stay_float(tmp_path):
     graph = onnx.load(tmp_path / "a.onnx").graph
     (normed,) = [node.output[0] for node in graph.node if node.op_type == "LayerNormalization"]
     readers = {node.op_type for node in graph.node if normed in node.input}
-    # The residual stream is read as it is; only the layer reads it rounded.
-    assert {"QuantizeLinear", "Transpose"} <= readers and "DequantizeLinear" not in readers
+    # The residual stream is read as it is; only the layer, as a matrix, reads it rounded.
+    assert {"Reshape", "Transpose"} <= readers and "DequantizeLinear" not in readers
+    assert not readers & {"QuantizeLinear", "Gemm"}
 
 
 def test_what_the_engine_does_not_fuse_is_named(tmp_path, monkeypatch):
@@ -378,15 +447,16 @@ def test_latency_is_measured_in_turns(integers, tmp_path):
         kk.torch.measure_onnx({})
 
 
-def test_a_bias_before_a_gelu_is_part_of_an_integer_product(tmp_path):
+@pytest.mark.parametrize("kind", [nn.GELU, nn.ReLU, nn.Tanh])
+def test_a_bias_is_part_of_an_integer_product(tmp_path, kind):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval()
+    network = nn.Sequential(nn.Linear(8, 16), kind(), nn.Linear(16, 4)).eval()
     x, other = torch.randn(3, 5, 8), torch.randn(2, 7, 8)
     given = {"activations": "int8", "data": [x, other], "progress": False, "dynamic": "all"}
     report = kk.torch.export_onnx(network, x, tmp_path / "a.onnx", **given)
     assert [(row.name, row.kind) for row in report.layers] == [
         ("0.weight", "Gemm"),
-        ("2.weight", "MatMul"),
+        ("2.weight", "Gemm"),
     ]
     assert not report.fell_back and report.macs == 5 * (8 * 16 + 16 * 4)
     expected = network(other).detach().numpy()

@@ -148,6 +148,36 @@ class UniformQuantizer:
         return step(*RANGES[self.range](rows, error))
 
 
+def narrowed(coded: Coded, *, bits: int = 8, axis: int = 0) -> Coded:
+    """Return codes of at most `bits` bits with one scale per index of `axis`: what integer kernels multiply.
+
+    A unit whose codes on a `UniformGrid` fit already keeps them and its scale. Any other gets what errs least, by the
+    sum of squares: its codes clipped at its own scale, or new codes at the scale of `weight_ranges.least_error`.
+
+    >>> wide = Coded(np.int16([[300, -2], [5, 1]]), UniformGrid(np.float32([0.5]), None, 10))
+    >>> coded = narrowed(wide)
+    >>> coded.grid.scale[1], coded.codes[1].tolist(), float(abs(coded.decode() - wide.decode()).max()) < 1
+    (np.float32(0.5), [5, 1], True)
+    """
+    values, units = coded.decode(), OutputUnits(axis)
+    fresh = UniformQuantizer(range="mse").quantize(values, bits, units=units)
+    grid = coded.grid
+    if not isinstance(grid, UniformGrid) or grid.groups != 1 or grid.axis not in (None, axis):
+        return fresh
+    scale = np.broadcast_to(grid.scale, fresh.grid.numbers.shape)
+    own = UniformGrid(scale.astype(np.float32), axis, bits)
+    clipped = Coded(np.clip(coded.codes, -own.limit, own.limit).astype(own.code_dtype), own)
+    others = tuple(place for place in range(values.ndim) if place != axis)
+    kept = _squares(clipped, values, others) <= _squares(fresh, values, others)
+    both = UniformGrid(np.where(kept, own.scale, fresh.grid.numbers), axis, bits)
+    chosen = np.expand_dims(kept, others)
+    return Coded(np.where(chosen, clipped.codes, fresh.codes), both)
+
+
+def _squares(coded: Coded, values: NDArray[np.float32], others: tuple[int, ...]) -> Floats:
+    return np.square(coded.decode().astype(np.float64) - values).sum(others)
+
+
 def grouped(rows: NDArray, group: int | None) -> NDArray:
     """Return (rows, weights) as (rows * groups, weights of a group), the last group of each row filled with zeros.
 

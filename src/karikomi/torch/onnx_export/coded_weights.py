@@ -10,8 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from karikomi.quantize import Codebook, Coded, UniformGrid, uniform
+from karikomi.quantize import (
+    Codebook,
+    Coded,
+    OutputUnits,
+    UniformGrid,
+    UniformQuantizer,
+    uniform,
+)
 from karikomi.quantize.grids import split_units
+from karikomi.quantize.nearest import narrowed
 from karikomi.torch.onnx_export.graph_edits import GraphEdits, Node, Value, attribute
 
 
@@ -40,17 +48,6 @@ class StoredCodes:
     def bits(self) -> int:
         """Bits of a code."""
         return self.coded.grid.bits
-
-
-def integer_codes(coded: Mapping[str, Coded]) -> dict[str, Coded]:
-    """Return the codes that integer kernels take as weights: even grids of at most 8 bits, one scale a unit."""
-    return {
-        name: tensor
-        for name, tensor in coded.items()
-        if isinstance(tensor.grid, UniformGrid)
-        and tensor.grid.groups == 1
-        and tensor.codes.dtype.itemsize == 1
-    }
 
 
 def fold_transposes_(edits: GraphEdits) -> None:
@@ -137,11 +134,33 @@ def code_(
     bits: int,
     axis: int,
 ) -> None:
-    """Give a constant without codes a uniform grid with one scale per index of `axis`."""
-    array = edits.constant(value)
-    if value not in found and array is not None and array.dtype == np.float32 and array.size:
+    """Give a constant codes that integer kernels take, one scale per index of `axis`, where it has none."""
+    array, stored = edits.constant(value), found.get(value)
+    if array is None or array.dtype != np.float32 or not array.size:
+        return
+    if stored is None:
         coded = uniform(array, bits=bits, axis=axis, name=name)
-        found[value] = StoredCodes(name, coded, coded.codes, axis)
+    elif why_no_kernel(stored, axis) is None:
+        return
+    elif stored.scale is None:
+        coded = UniformQuantizer(range="mse").quantize(array, bits, units=OutputUnits(axis))
+    else:
+        grid = UniformGrid(stored.scale, stored.axis, stored.bits)
+        coded = narrowed(Coded(stored.codes, grid), bits=bits, axis=axis)
+    found[value] = StoredCodes(name, coded, coded.codes, axis)
+
+
+def why_no_kernel(stored: StoredCodes, axis: int) -> str | None:
+    """Return why no integer kernel takes codes as weights whose output units lie along `axis`, None if they do."""
+    if stored.scale is None:
+        return f"its codes have no scale per unit ({type(stored.coded.grid).__name__})"
+    if stored.bits > 8:
+        return f"its codes have {stored.bits} bits"
+    if stored.axis not in (None, axis):
+        return "its scales are not those of output units"
+    if stored.codes.ndim < 2 or not stored.codes.size:
+        return "its weight is empty or a vector"
+    return None
 
 
 def decode_in_graph_(edits: GraphEdits, found: Mapping[Value, StoredCodes]) -> None:

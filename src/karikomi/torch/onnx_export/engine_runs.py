@@ -11,7 +11,8 @@ import numpy as np
 
 from karikomi.errors import Unsupported
 from karikomi.quantize.activation_ranges import ActivationHistogram
-from karikomi.torch.onnx_export.float_graph import WHERE, Feeds, imported
+from karikomi.torch.onnx_export.float_graph import Feeds
+from karikomi.torch.onnx_export.graph_edits import WHERE, imported
 
 QUIET = 3
 """Errors only: onnxruntime warns of initializers that its own fusions leave unused."""

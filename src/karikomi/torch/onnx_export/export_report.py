@@ -25,7 +25,7 @@ class OnnxExport:
     a parameter with codes that are not -> why. `layers`: each layer that multiplies (empty without onnxruntime).
     `max_difference`: of the outputs to those of the module on the example, relative to the largest; `cosine`:
     between both, over all outputs. None where onnxruntime is not installed. `open_axes`: names of the axes of
-    any size. `engine`: what ran it.
+    any size. `engine`: what ran it. `rounded_again`: weights whose codes integer kernels do not take as they are.
     """
 
     path: str
@@ -40,6 +40,7 @@ class OnnxExport:
     engine: str = ""
     calibration: str = ""
     left_alone: dict[str, str] = field(default_factory=dict)
+    rounded_again: tuple[str, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -75,6 +76,11 @@ class OnnxExport:
                 for row in self.layers
                 if row.runs != "int8"
             ]
+        if again := self.rounded_again:
+            parts.append(
+                f"  {len(again)} weights rounded again for integer kernels: {', '.join(again[:3])}"
+                f"{' ...' if len(again) > 3 else ''}"
+            )
         parts += [f"  {name} stays float: {why}" for name, why in self.float_weights.items()]
         if self.max_difference is not None:
             parts.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,13 +14,14 @@ from torch import nn
 from torch.export import Dim, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from karikomi.errors import Unavailable, Unsupported, check_known, install_hint
+from karikomi.errors import Unsupported, check_known
 from karikomi.torch.exporting.exported import program_of, without_cache
 from karikomi.torch.internals import flattened, open_at_one
+from karikomi.torch.onnx_export.attention_rows import zero_rows_
+from karikomi.torch.onnx_export.graph_edits import WHERE, GraphEdits, imported
 from karikomi.torch.tracing.batches import Batch
 from karikomi.torch.tracing.source_line import raised_at
 
-WHERE = "torch.export_onnx"
 DYNAMIC = ("batch", "all", "none")
 NEEDED = ("onnx", "onnx_ir", "onnxscript")
 
@@ -40,16 +40,6 @@ class FloatGraph(NamedTuple):
         named = {name: batch.named[name] for name in like.named}
         tensors = [leaf for leaf in flattened((batch.positional, named))[0] if _is_tensor(leaf)]
         return {name: _array(tensor) for name, tensor in zip(self.inputs, tensors, strict=True)}
-
-
-def imported(name: str) -> Any:
-    """Return a package of the ``onnx`` extra; raises `Unavailable` with how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise Unavailable(
-            f"{name} is not installed ({error})", where=WHERE, hint=install_hint("onnx")
-        ) from error
 
 
 @torch.no_grad()
@@ -80,6 +70,7 @@ def float_graph(module: nn.Module, example: Batch, *, dynamic: str, opset: int) 
             ) from error
     model: Any = made.model  # type: ignore[union-attr]
     imported("onnxscript.optimizer").optimize_ir(model)
+    zero_rows_(GraphEdits(model))
     _clean_(model)
     names = [value.name for value in model.graph.inputs]
     return FloatGraph(model, names, _name_axes_(model.graph))

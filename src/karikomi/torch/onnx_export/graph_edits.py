@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from karikomi.torch.onnx_export.float_graph import imported
+from karikomi.errors import Unavailable, install_hint
+
+WHERE = "torch.export_onnx"
 
 Node = Any
 Value = Any
 """Of onnx_ir, which is imported with the first export."""
+
+
+def imported(name: str) -> Any:
+    """Return a package of the ``onnx`` extra; raises `Unavailable` with how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Unavailable(
+            f"{name} is not installed ({error})", where=WHERE, hint=install_hint("onnx")
+        ) from error
 
 
 class GraphEdits:

@@ -51,9 +51,6 @@ def _join_bias_(edits: GraphEdits, node: Node, shapes: Shapes, flat: dict[int, V
         return
     if adding is None or adding.op_type != "Add":
         return
-    activation = edits.only_reader(adding.outputs[0])
-    if activation is None or activation.op_type != "Gelu":
-        return
     other = adding.inputs[1 - adding.inputs.index(node.outputs[0])]
     bias = edits.constant(other)
     if bias is None or bias.shape != weight.shape[1:]:

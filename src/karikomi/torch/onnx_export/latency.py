@@ -14,7 +14,8 @@ import numpy as np
 
 from karikomi.errors import InvalidArgument, check
 from karikomi.torch.onnx_export.engine_runs import engine_name, outputs_of, session_of
-from karikomi.torch.onnx_export.float_graph import WHERE, Feeds
+from karikomi.torch.onnx_export.float_graph import Feeds
+from karikomi.torch.onnx_export.graph_edits import WHERE
 
 FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "asimddp", "i8mm")
 _DTYPES: dict[str, Any] = {

@@ -38,8 +38,8 @@ from karikomi.torch.onnx_export.engine_runs import (
     session_of,
 )
 from karikomi.torch.onnx_export.export_report import LayerRow, OnnxExport
-from karikomi.torch.onnx_export.float_graph import WHERE, Feeds, FloatGraph, float_graph, imported
-from karikomi.torch.onnx_export.graph_edits import GraphEdits, Value
+from karikomi.torch.onnx_export.float_graph import Feeds, FloatGraph, float_graph
+from karikomi.torch.onnx_export.graph_edits import WHERE, GraphEdits, Value, imported
 from karikomi.torch.onnx_export.integer_regions import IntegerRegions
 from karikomi.torch.onnx_export.kernel_fitting import fit_, fitted_values
 from karikomi.torch.onnx_export.weighted_nodes import (
@@ -85,9 +85,10 @@ def export_onnx(
 
     ``activations="int8"``: activations become unsigned bytes, ``x = scale * (code - zero_point)``, so that engines run
     linear layers and convolutions in integers. Their ranges are measured on `data`, batches as in `prune_`, by
-    `calibration`: "minmax", "percentile" (99.999), "mse" or "entropy". Weights without codes then get `bits`
-    (by default 8 where the module has no codes at all, else such layers stay in
-    float; 7 for processors without VNNI, whose kernels saturate at 8). `only`, `exclude`: globs over
+    `calibration`: "minmax", "percentile" (99.999), "mse" or "entropy". Weights without codes, or with codes that
+    integer kernels do not take (codebooks, more than 8 bits), then get `bits`, with one scale per output unit; units
+    whose codes fit keep them. By default 8 where the module has no codes at all, else such layers stay in
+    float; 7 for processors without VNNI, whose kernels saturate at 8. `only`, `exclude`: globs over
     names of weights; other layers stay in float.
 
     `inputs`: an example, a tensor, the tuple of arguments, or a mapping of keywords. `dynamic`: which axes of the
@@ -127,6 +128,7 @@ def export_onnx(
     float_bytes = sum(value.const_value.nbytes for value in edits.graph.initializers.values())
     found, missing = found_codes(edits, coded)
     layers: list[WeightedNode] = []
+    as_given = dict(found)
     if activations:
         assert data is not None  # noqa: S101  (checked by `_Request`)
         runs = (
@@ -149,6 +151,7 @@ def export_onnx(
         open_axes=tuple(graph.open_axes),
         calibration=calibration if activations else "",
         left_alone=left_alone,
+        rounded_again=tuple(_changed(edits, as_given, found)),
         **_compared(serialized, graph.feeds(example, example), expected),
     )
 
@@ -164,6 +167,19 @@ def _serialized(edits: GraphEdits) -> bytes:
             hint="quantize_ first, or export the network in parts",
         )
     return imported("onnx_ir").to_proto(edits.model).SerializeToString()
+
+
+def _changed(
+    edits: GraphEdits, before: Mapping[Value, StoredCodes], after: Mapping[Value, StoredCodes]
+) -> list[str]:
+    """Return the names of codes that have other values now."""
+    changed = []
+    for value, stored in before.items():
+        floats = edits.constant(value)
+        same = after[value] is stored or floats is None
+        if not same and not np.array_equal(after[value].coded.decode(), floats):
+            changed.append(stored.name)
+    return changed
 
 
 def _decoded_weights(found: Mapping[Value, StoredCodes]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from karikomi.torch.onnx_export.coded_weights import StoredCodes, code_
+from karikomi.torch.onnx_export.coded_weights import StoredCodes, code_, why_no_kernel
 from karikomi.torch.onnx_export.graph_edits import GraphEdits, Node, Value, attribute
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -131,7 +131,7 @@ def code_weights_(
     bits: int,
     selected: Callable[[str], bool],
 ) -> None:
-    """Give the constant weights of nodes with an integer kernel codes where they have none."""
+    """Give the constant weights of nodes with an integer kernel codes that it takes, where they have none."""
     for node in weighted(edits):
         weight, kind = node.inputs[1], _KINDS[node.op_type]
         name = names.get(weight, weight.name)
@@ -179,19 +179,7 @@ def _why_float(
     kernel = _KINDS[item.kind].why_float(edits, node)
     if kernel or item.stored is None:
         return kernel or "its weight has no codes"
-    return _codes_why(item.stored, item)
-
-
-def _codes_why(stored: StoredCodes, item: WeightedNode) -> str | None:
-    if stored.scale is None:
-        return f"its codes have no scale per unit ({type(stored.coded.grid).__name__})"
-    if stored.bits > 8:
-        return f"its codes have {stored.bits} bits"
-    if stored.axis not in (None, item.unit_axis):
-        return "its scales are not those of output units"
-    if stored.codes.ndim < 2 or not stored.codes.size:
-        return "its weight is empty or a vector"
-    return None
+    return why_no_kernel(item.stored, item.unit_axis)
 
 
 def with_bias_codes(

@@ -19,6 +19,8 @@ from karikomi.torch.onnx_export.to_file import export_onnx
 from karikomi.torch.tasks.losses import place_of_selected
 from karikomi.torch.tasks.training import batch_for
 
+INTEGERS: dict[str, Any] = {"activations": "int8", "bits": 8}
+"""The choices of `export_onnx` for integer kernels: what is searched is what is written."""
 SECONDS = 2.0
 """Of measuring both networks in turns."""
 
@@ -38,7 +40,7 @@ class IntegerEngine:
 
     def __enter__(self) -> IntegerEngine:
         try:
-            self._exported(self._module, self._path, activations="int8", data=self._data)
+            self._exported(self._module, self._path, **INTEGERS, data=self._data)
         except BaseException:
             self._folder.cleanup()
             raise

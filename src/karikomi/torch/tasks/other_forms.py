@@ -23,16 +23,15 @@ from karikomi.tasks.task import Task
 from karikomi.torch.exporting.proof import apart
 from karikomi.torch.internals import flattened
 from karikomi.torch.modules.arrays import fill_, to_arrays
-from karikomi.torch.modules.codes import recall
 from karikomi.torch.modules.deep_copies import copied
-from karikomi.torch.onnx_export.coded_weights import integer_codes
 from karikomi.torch.onnx_export.engine_runs import outputs_of, session_of
 from karikomi.torch.onnx_export.export_report import OnnxExport
 from karikomi.torch.onnx_export.float_graph import exported_program
 from karikomi.torch.onnx_export.latency import measure_onnx
 from karikomi.torch.onnx_export.to_file import export_onnx
+from karikomi.torch.tasks.integer_engine import INTEGERS
 from karikomi.torch.tasks.losses import place_of_selected
-from karikomi.torch.tasks.training import batch_for
+from karikomi.torch.tasks.training import batch_for, calibration
 from karikomi.torch.tracing.batches import Batch, leaves
 
 BATCH = 32
@@ -92,17 +91,12 @@ class OtherForms:
         return {"difference": self._difference(lambda batch: _outputs(module, batch))}
 
     def _integers(self, path: Path) -> dict[str, Any]:
-        """Write the network for integer kernels; codebooks, which these do not have, get 8-bit grids."""
-        held = recall(self._small)
-        codes = integer_codes(held)
-        facts = self._onnx(path, activations="int8", codes=codes, bits=8)
-        return {**facts, "rounded_again": sorted(set(held) - set(codes))}
+        """Write the network that a search for integer kernels runs."""
+        return self._onnx(path, **INTEGERS, data=calibration(self._small, self._data))
 
     def _onnx(self, path: Path, **choices: Any) -> dict[str, Any]:
         example = self._example(2)
         given = dict(example.named) or example.positional
-        if choices:
-            choices["data"] = list(_batches(self._small, self._data.train, CALIBRATION))
         report = export_onnx(self._small, given, path, progress=False, **choices)
         session = session_of(path)
         names = [value.name for value in session.get_inputs()]
@@ -118,6 +112,7 @@ class OtherForms:
             "macs_float": report.macs_float if choices else None,
             "fell_back": report.fell_back,
             "float_weights": report.float_weights,
+            "rounded_again": list(report.rounded_again),
             "speed": self._speed(path, names),
         }
 

@@ -35,10 +35,11 @@ from karikomi.torch.shrinking.costs import (
     peak_bytes,
 )
 from karikomi.torch.shrinking.smaller_copy import shrink
+from karikomi.torch.tasks.integer_engine import IntegerEngine
 from karikomi.torch.tasks.losses import loss_of
 from karikomi.torch.tasks.networks import NETWORKS
 from karikomi.torch.tasks.other_forms import FORMS, OtherForms
-from karikomi.torch.tasks.training import TorchTraining, batch_for, evaluated
+from karikomi.torch.tasks.training import TorchTraining, batch_for, calibration, evaluated
 from karikomi.torch.tasks.widened import given_bytes, widen_
 from karikomi.torch.tracing.batches import leaves
 from karikomi.torch.tracing.isolation import isolated
@@ -191,7 +192,7 @@ class TorchRunner:
             if isinstance(width, Sequence):
                 _zero_units_(model, self.prunable(), width)
                 width = None
-            some = None if width is None else self._calibration(model)
+            some = None if width is None else calibration(model, self._data)
             try:
                 small, report = shrink(
                     model,
@@ -221,7 +222,7 @@ class TorchRunner:
                 only = [name for name in only if name in known.all]
                 if not only:
                     return to_stored(model), known.left_alone
-            data = self._calibration(model) if "rate" in size else None
+            data = calibration(model, self._data) if "rate" in size else None
             coded = quantize_(model, **size, data=data, only=only, seed=self._seed, progress=False)
             return to_stored(model), {**coded.left_alone, **coded.notes}
 
@@ -229,26 +230,18 @@ class TorchRunner:
         self, tensors: Mapping[str, np.ndarray | Coded], inputs: Inputs
     ) -> np.ndarray:
         """Return the outputs of a quantized network with integer activations, in ONNX Runtime."""
-        from karikomi.torch.tasks.integer_engine import IntegerEngine
-
         with isolated(self._seed, self._threads):
             model = self._model(dict(tensors)).eval()
-            with IntegerEngine(
-                model, self._calibration(model), self._data.validation.first()
-            ) as engine:
+            with self._integers(model) as engine:
                 return engine.outputs(inputs, self._task)
 
     def integer_milliseconds(
         self, tensors: Mapping[str, np.ndarray | Coded], dense: Arrays
     ) -> dict[str, float]:
         """Return the time of a forward pass in ONNX Runtime, ``ms``, and ``dense_ms`` of `dense` in floats."""
-        from karikomi.torch.tasks.integer_engine import IntegerEngine
-
         with isolated(self._seed, self._threads):
             model, before = self._model(dict(tensors)).eval(), self._model(dense).eval()
-            with IntegerEngine(
-                model, self._calibration(model), self._data.validation.first()
-            ) as engine:
+            with self._integers(model) as engine:
                 return engine.milliseconds(before)
 
     def milliseconds(self, arrays: Arrays) -> float:
@@ -299,12 +292,8 @@ class TorchRunner:
             forms = OtherForms(self._task, self._data, self.network(dense), self.network(tensors))
             return forms.write(form, path)
 
-    def _calibration(self, model: nn.Module) -> list[Any]:
-        """Return batches of training examples, for re-fits and ranges, without targets."""
-        parts = self._data.calibration()
-        batches = [batch_for(model, part.inputs) for part in parts]
-        # As pairs of inputs and no targets, which several positional inputs need.
-        return [(dict(b.named) or b.positional, None) for b in batches]
+    def _integers(self, model: nn.Module) -> IntegerEngine:
+        return IntegerEngine(model, calibration(model, self._data), self._data.validation.first())
 
     def _model(self, arrays: Mapping[str, Any]) -> nn.Module:
         return self._fill_(self.untrained(), arrays)

@@ -55,6 +55,13 @@ def batch_for(model: nn.Module, inputs: Inputs, targets: np.ndarray | None = Non
     return Batch(tensors if isinstance(tensors, tuple) else (tensors,), {}, wanted)
 
 
+def calibration(model: nn.Module, data: Data) -> list[Any]:
+    """Return batches of training examples, for re-fits and ranges, without targets."""
+    batches = [batch_for(model, part.inputs) for part in data.calibration()]
+    # As pairs of inputs and no targets, which several positional inputs need.
+    return [(dict(b.named) or b.positional, None) for b in batches]
+
+
 @torch.no_grad()
 def outputs(
     model: nn.Module,
