@@ -176,8 +176,9 @@ def _changed(
     changed = []
     for value, stored in before.items():
         floats = edits.constant(value)
-        same = after[value] is stored or floats is None
-        if not same and not np.array_equal(after[value].coded.decode(), floats):
+        if after[value] is stored or floats is None:
+            continue
+        if not np.array_equal(after[value].coded.decode(), floats):
             changed.append(stored.name)
     return changed
 
