@@ -20,7 +20,7 @@ from karikomi.keras.arrays.variables import names_of
 from karikomi.keras.facts.gradients import gradients
 from karikomi.keras.facts.layer_calls import run, watched
 from karikomi.keras.internals import all_layers, graph_of
-from karikomi.keras.layers.arrays import fill_, notes_of, to_arrays, to_stored
+from karikomi.keras.layers.arrays import CONFIG, fill_, notes_of, to_arrays, to_stored
 from karikomi.keras.layers.codes import as_floats, forget
 from karikomi.keras.layers.prunable import is_weight, oriented, prunable
 from karikomi.keras.layers.unit_axes import weights_of
@@ -39,8 +39,6 @@ from karikomi.tasks.splits import Data, Inputs
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
 
-NOTE = "keras.config"
-"""The note with the configuration of a shrunk model, as JSON: data, from which no code is made."""
 _BATCH = 256
 
 
@@ -193,10 +191,14 @@ class KerasRunner:
             run(model, _given(inputs))
         return found
 
+    def notes(self) -> dict[str, str]:
+        """Return what a file has to say beside the tensors of the task's network, as it is before a shrink."""
+        return notes_of(self._original())
+
     def adopt(self, notes: Mapping[str, str]) -> None:
         """Take the notes of a shrunk network, for models that are built from arrays of its shapes."""
-        if notes.get(NOTE) and notes[NOTE] not in self._configs:
-            self._configs.append(notes[NOTE])
+        if notes.get(CONFIG) and notes[CONFIG] not in self._configs:
+            self._configs.append(notes[CONFIG])
 
     def shrink(
         self, arrays: Arrays, *, width: float | Sequence[int] | None = None
@@ -218,7 +220,7 @@ class KerasRunner:
         except Unsupported as error:
             return arrays, {"removed": 0, "left_alone": {"the network": str(error)}}
         facts = {k: v for k, v in report.as_dict().items() if k not in ("kept", "members")}
-        notes = {NOTE: text} if report.removed else {}
+        notes = {CONFIG: text} if report.removed else {}
         self.adopt(notes)
         return to_arrays(small), {**facts, "notes": {**notes_of(small), **notes} if notes else {}}
 
