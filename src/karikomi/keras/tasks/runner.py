@@ -259,7 +259,13 @@ class KerasRunner:
         return statistics.median(self._timed(model, given) for _ in range(9))
 
     def network(self, tensors: Mapping[str, np.ndarray | Coded]) -> Any:
-        """Return the task's model, filled with arrays or codes, which is not compiled."""
+        """Return the task's model, filled with arrays or codes; compiled if the one that was given is."""
+        model, make = self._filled(tensors), self._task.model
+        if isinstance(make, Copies):
+            make.compile_(model)
+        return model
+
+    def _filled(self, tensors: Mapping[str, np.ndarray | Coded]) -> Any:
         return fill_(self._made(tensors), tensors)
 
     def costs(self, arrays: Arrays, examples: int) -> dict[str, int | None]:
@@ -270,7 +276,7 @@ class KerasRunner:
     def times(self, before: Arrays, after: Arrays, examples: int) -> list[tuple[float, float]]:
         """Return milliseconds of forward passes of two networks, run in turn on so many validation examples."""
         given = _given(self._data.validation.first(examples).inputs)
-        first, second = self._model(before), self.network(after)
+        first, second = self._model(before), self._filled(after)
         pairs, start = [], time.perf_counter()
         while len(pairs) <= 21 and (len(pairs) <= 5 or time.perf_counter() - start < 1.0):
             pairs.append((self._timed(first, given), self._timed(second, given)))
@@ -286,7 +292,7 @@ class KerasRunner:
         """Write the network of the tensors in a form, and return its difference to the network, and other facts."""
         train = self._data.train
         some = train.take(np.arange(min(len(train), 64)))
-        return OtherForms(self.network(tensors), _given(some.inputs)).write(form, path)
+        return OtherForms(self._filled(tensors), _given(some.inputs)).write(form, path)
 
     def untrained(self) -> Any:
         """Return the task's network as its code makes it."""
