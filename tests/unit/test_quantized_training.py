@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import karikomi as kk
 from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported
+from karikomi.quantize import Coded, UniformGrid
 from karikomi.quantize.rate_model import fitted
 from karikomi.torch.quantization import straight_through
 from karikomi.torch.quantization.learned_steps import LearnedGrid
@@ -380,3 +381,44 @@ def test_a_copy_of_a_parametrized_module_is_trained_without_touching_the_origina
     training.finish_()
     assert torch.equal(module(inputs), before) and other[0].bias.shape == (6,)
     assert torch.isfinite(other(inputs)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("per", ["tensor", "unit"])
+def test_training_begins_at_codes_that_are_given(per: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(9, 6).to(dtype)
+    before = model.weight.detach().float().clone()
+    scale = np.linspace(0.02, 0.05, 6, dtype=np.float32) if per == "unit" else np.float32([0.03])
+    steps = torch.from_numpy(scale.reshape(-1, 1))
+    # Not the nearest codes, as second-order rounding gives them.
+    codes = (before / steps).round().clamp(-62, 62) + torch.randint(-1, 2, before.shape)
+    grid = UniformGrid(scale, 0 if per == "unit" else None, 7)
+    coded = Coded(codes.numpy().astype(np.int8), grid)
+    training = kk.torch.quantized_training(model, bits=7, per=per, codes={"weight": coded})
+    found = training.codes()["weight"]
+    assert np.array_equal(found.codes, coded.codes)
+    assert np.allclose(found.grid.numbers, scale)
+    latent = model.parametrizations.weight.original.detach().float()
+    wanted = before.clamp((codes - 0.45) * steps, (codes + 0.45) * steps)
+    assert torch.allclose(latent, wanted, atol=1e-6 if dtype == torch.float32 else 0.02)
+    model(torch.ones(2, 9, dtype=dtype)).sum().backward()
+    assert all(item.grad is not None for item in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("coded", "said"),
+    [
+        (Coded(np.int8([[1, 2]]), UniformGrid(np.float32([1]), None, 4)), "another shape"),
+        (Coded(np.int8([[1, 9]] * 3), UniformGrid(np.float32([1]), None, 8)), "beyond"),
+        (Coded(np.int8([[1, 2]] * 3), UniformGrid(np.float32([1, 1]), 1, 4)), "another grid"),
+    ],
+)
+def test_codes_that_training_cannot_begin_at_change_nothing(coded: Coded, said: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(2, 3))
+    before = copy.deepcopy(model.state_dict())
+    good = Coded(np.int8([[1, 2]] * 3), UniformGrid(np.float32([1]), None, 4))
+    with pytest.raises(InvalidArgument, match=said):
+        kk.torch.quantized_training(model, bits=4, codes={"0.weight": good, "1.weight": coded})
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[n], a) for n, a in before.items())

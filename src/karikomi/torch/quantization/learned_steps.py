@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from karikomi.errors import NonFinite
+from karikomi.errors import NonFinite, check
 from karikomi.quantize import Coded, OutputUnits, UniformGrid
 from karikomi.quantize.grids import SMALLEST_SCALE, split_units
 from karikomi.torch.quantization import straight_through
+
+NEAR = 0.45
+"""How far from its code a weight may begin, in steps: codes change at half a step."""
 
 
 class _Exp(torch.autograd.Function):
@@ -62,6 +65,31 @@ class LearnedGrid(nn.Module):
         self.register_buffer("kept", kept)
         self.register_load_state_dict_pre_hook(_expect_mask)
         self.offset = nn.Parameter(torch.zeros_like(self.initial))
+
+    def check_codes(self, coded: Coded, weight: torch.Tensor, where: str) -> None:
+        """Raise `InvalidArgument` for codes at which this grid cannot begin."""
+        grid, known = coded.grid, (self.units.axis, self.units.groups)
+        whole = getattr(grid, "axis", None) is None
+        even = isinstance(grid, UniformGrid) and (whole or (grid.axis, grid.groups) == known)
+        most, shape = int(np.abs(coded.codes).max(initial=0)), tuple(weight.shape)
+        check(
+            where,
+            (coded.shape == shape, "codes of another shape", coded.shape, shape),
+            (even, "codes of another grid", grid, f"UniformGrid with axis {known[0]}"),
+            (most <= self.limit, "a code beyond `bits`", most, f"<= {self.limit}"),
+        )
+
+    @torch.no_grad()
+    def begin_(self, weight: torch.Tensor, coded: Coded) -> None:
+        """Take the steps of codes, and move the weight to within `NEAR` of a step of each, in place."""
+        self.initial.copy_(torch.from_numpy(coded.grid.numbers.copy()))
+        step = self._step()
+        codes = torch.from_numpy(coded.codes.astype(np.float32)).to(step.device).view(self._split)
+        floats = weight.float().view(self._split)
+        near = torch.clamp(floats, (codes - NEAR) * step, (codes + NEAR) * step).to(weight.dtype)
+        # A type of few digits may round a weight beyond the middle between two codes.
+        kept = torch.round(near.float() / step) == codes
+        weight.copy_(torch.where(kept, near, (codes * step).to(weight.dtype)).view(weight.shape))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight on the grid."""

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from karikomi.errors import InvalidArgument, NonFinite, Unsupported, check
-from karikomi.quantize import OutputUnits
+from karikomi.quantize import Coded, OutputUnits
 from karikomi.quantize.every_tensor import Codes
 from karikomi.select import select
 from karikomi.torch.internals import flatten_plainly_
-from karikomi.torch.modules import codes
+from karikomi.torch.modules import codes as stored_codes
 from karikomi.torch.modules.parameters import by_any_name, check_names, check_values, unwrapped
 from karikomi.torch.modules.parametrized import computed_from, own_class_, with_adapters
 from karikomi.torch.quantization.learned_steps import LearnedGrid
@@ -100,8 +100,8 @@ class QuantizedTraining:
             parametrize.remove_parametrizations(layer, leaf, leave_parametrized=True)
         parameters = dict(unwrapped(self._model).named_parameters())
         for name, tensor in coded.items():
-            parameters[name].copy_(codes.decoded(tensor, parameters[name].dtype))
-        codes.add_(unwrapped(self._model), coded)
+            parameters[name].copy_(stored_codes.decoded(tensor, parameters[name].dtype))
+        stored_codes.add_(unwrapped(self._model), coded)
         return coded
 
     def _entries(self) -> list[tuple[str, LearnedGrid, torch.Tensor]]:
@@ -125,6 +125,7 @@ def quantized_training(
     vectors: int = 8,
     per: str = "tensor",
     masks: Mapping[str, torch.Tensor] | None = None,
+    codes: Mapping[str, Coded] | None = None,
     only: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> QuantizedTraining:
@@ -139,12 +140,16 @@ def quantized_training(
 
     `bits` (2..8): of tensors with two or more axes. `vectors` (2..8): of biases, gains and the like. `per`: a step per
     ``"tensor"`` or per output ``"unit"`` (of vectors always one). `masks`: parameter name -> true where kept, as
-    `kk.torch.prune_` returns; masked weights stay zero. `only`, `exclude`: globs over parameter names. All floating
-    parameters take part; ``left_alone`` has the reasons for the others. Tied weights share grid and codes.
+    `kk.torch.prune_` returns; masked weights stay zero. `codes`: parameter name -> codes to begin at, such as
+    `kk.torch.quantize_` of a copy returns: steps are theirs, and each weight is moved to within 0.45 of a step of its
+    code, and no further, so that the codes are as given and those change first that were nearest to another. `only`,
+    `exclude`: globs over parameter names. All floating parameters take part; ``left_alone`` has the reasons for the
+    others. Tied weights share grid and codes.
     Checkpoints (the state dict has weights and steps) and deep copies work as usual; `QuantizedTraining.on` is for
     the copy. Schedules and bounds of `attach` leave parameters in this state alone: prune before, or by the bits.
 
-    Raises `InvalidArgument` for an argument out of range, `Unsupported` where nothing can be quantized, `UnknownName`
+    Raises `InvalidArgument` for an argument out of range, and for codes of another shape, of another grid than that of
+    `per`, or of more than `bits`, `Unsupported` where nothing can be quantized, `UnknownName`
     for a mask of no parameter, `NonFinite` naming a tensor.
 
     >>> import torch, karikomi as kk
@@ -182,12 +187,20 @@ def quantized_training(
     for name in chosen:
         if not bool(weights[name].isfinite().all()):
             raise NonFinite("a weight is NaN or infinite", where=name)
+    begun = dict(codes or {})
+    check_names(begun, weights, where=WHERE)
+    grids = {}
     for name in chosen:
         weight = weights[name]
         matrix = weight.ndim > 1
         of = units.get(name, OutputUnits()) if matrix and per == "unit" else OutputUnits()
-        grid = LearnedGrid(weight, bits if matrix else vectors, of, given.get(id(weight)))
-        _register_(inner, weight, grid)
+        grids[name] = LearnedGrid(weight, bits if matrix else vectors, of, given.get(id(weight)))
+        if name in begun:
+            grids[name].check_codes(begun[name], weight, f"{WHERE}: {name}")
+    for name, grid in grids.items():
+        if name in begun:
+            grid.begin_(weights[name], begun[name])
+        _register_(inner, weights[name], grid)
     unselected = {name: "not selected" for name in weights if name not in chosen}
     return QuantizedTraining(model, {**left_alone, **unselected})
 
