@@ -288,13 +288,12 @@ def main() -> None:
         )
         spent = time.process_time() - start
         alone = pack_alone(net, data[1], judge, judge(net) + drop)
-        timed = result["timed"][-1]
         print(
             f"{name}: {result['metric']} {result['metric_before']:.4f} -> {result['metric_after']:.4f}"
             f" (limit {drop:.4f}), {result['bytes_dense']:,} -> {result['bytes_packed']:,} bytes,"
             f" {result['ratio']:.1f}x (6x asked; pack alone {result['bytes_dense'] / alone:.1f}x),"
-            f" {timed['faster']:.2f}x as fast ({timed['low']:.2f} to {timed['high']:.2f}), {result['verdict']},"
-            f" {result['certificate']['status']}; processor seconds: {trained:.0f} to train, {spent:.0f} to compress",
+            f" {result['verdict']}, {result['certificate']['status']}; {result['running']}"
+            f" (1.3x in three of four asked) processor seconds: {trained:.0f} to train, {spent:.0f} to compress",
             flush=True,
         )
         for text in result["warnings"]:

@@ -103,6 +103,42 @@ def test_the_model_file_needs_no_karikomi(whole: tuple[Any, Path, Any]) -> None:
 
 
 @slow_on("tensorflow")
+def test_a_file_fills_a_model_whose_layers_are_numbered_anew(tmp_path: Path) -> None:
+    def unnamed() -> Any:
+        layers = [
+            keras.layers.Dense(*shape) for shape in ((12, "relu"), (9, "relu"), (3, "softmax"))
+        ]
+        return keras.Sequential([keras.Input((6,)), *layers])
+
+    keras.utils.set_random_seed(0)
+    net = unnamed()
+    net.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    net.fit(*pairs(400, 0), batch_size=20, epochs=4, verbose=0)
+    data = {"validation": pairs(150, 1), "test": pairs(300, 2)}
+    config = {"rates": [4.0], "widths": [], "entries": [16]}
+    told = {"config": config, "max_drop": 0.5}
+    result = kk.compress(net, out=tmp_path / "a", progress=False, **data, **told)
+    inputs, _ = pairs(50, 3)
+    filled = kk.load(result["file"], into=unnamed())
+    measured = dict(
+        zip(("loss", "accuracy"), result.model.evaluate(*pairs(300, 2), verbose=0), strict=True)
+    )
+    assert measured["accuracy"] == pytest.approx(result["metric_after"])
+    assert np.array_equal(
+        filled.predict(inputs, verbose=0), result.model.predict(inputs, verbose=0)
+    )
+
+
+@slow_on("tensorflow")
+def test_a_file_of_a_smaller_model_names_the_one_to_load(whole: tuple[Any, Path, Any]) -> None:
+    _, folder, _ = whole
+    layers = [keras.layers.Dense(width) for width in (40, 3)]
+    other = keras.Sequential([keras.Input((6,)), *layers])
+    with pytest.raises(InvalidArgument, match=r"made smaller.*model\.keras"):
+        kk.load(folder / "model.karikomi", into=other)
+
+
+@slow_on("tensorflow")
 def test_the_same_call_resumes(whole: tuple[Any, Path, Any]) -> None:
     net, folder, result = whole
     again = run(net, folder)

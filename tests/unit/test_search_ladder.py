@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -179,6 +180,33 @@ def test_integers_are_tried_on_the_smallest_files_until_one_holds() -> None:
     last = found[Proposal.of(**of_step(found, "int8")[-1])]
     assert last.facts["validation"] == 1.0
     assert stage_of(last.proposal).endswith("-activations")
+
+
+@pytest.mark.parametrize("least", [2.5, 3.5, 6.5, math.inf])
+def test_finer_weights_are_tried_where_integers_take_a_part_of_the_drop(least: float) -> None:
+    def facts(settings: dict[str, Any]) -> dict[str, Any]:
+        bits = settings.get(
+            "rate", settings.get("bits", 9.0 if "codebook" not in settings else 0.0)
+        )
+        limit = least if "int8" in settings else 1.0
+        return {"validation": 1.0 if bits >= limit else 0.5, "bytes": 10 * bits}
+
+    budgets = Budgets(max_drop=0.1, objective="ms")
+    rates = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5)
+    found, _ = walked(ladder(rates=rates, integers=True, budgets=budgets), facts)
+    runs = [s.get("rate", s.get("bits")) for s in of_step(found, "int8")]
+    held = [run for run in runs if run >= least]
+    # Those that hold without integers, from the boldest on, are 1, 2 and 3.
+    assert (
+        set(runs)
+        == {
+            2.5: {1.0, 2.0, 3.0},
+            3.5: {1.0, 2.0, 3.0, 4.0, 8},
+            6.5: {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8},
+            math.inf: {1.0, 2.0, 3.0, 8},
+        }[least]
+    )
+    assert bool(held) == math.isfinite(least)
 
 
 def test_the_boldest_structure_is_enough_for_a_fast_network() -> None:

@@ -89,3 +89,20 @@ def test_where_all_are_counted_nothing_can_go() -> None:
 
     with pytest.raises(Unsupported, match="no unit can go.*a number in the code counts them"):
         kk.torch.shrink(Whole(), X, width=0.5, form="module")
+
+
+def test_a_copy_that_differs_after_its_layers_were_fitted_is_no_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from karikomi.torch.shrinking import smaller_copy
+
+    plain, calls = smaller_copy.in_module_form, list[int]()
+
+    def once(*given: object) -> object:
+        calls.append(1)
+        return plain(*given) if len(calls) == 1 else None  # type: ignore[arg-type]
+
+    monkeypatch.setattr(smaller_copy, "in_module_form", once)
+    with pytest.raises(Unsupported, match=r"does not run with smaller tensors.*form=\"any\""):
+        kk.torch.shrink(Viewed(counted=False), X, width=0.5, form="module")
+    assert len(calls) == 2

@@ -307,7 +307,7 @@ class CandidateWork:
     def _pack(
         self, folder: Folder, tensors: Stored, left_alone: Mapping[str, str] | None = None
     ) -> None:
-        notes = {"task": self._task.name, **self.parent().adopt()}
+        notes = {"task": self._task.name, **(self.parent().adopt() or self._runner.notes())}
         file = pack.save(tensors, self.file, notes=notes)
         arrays = decoded(tensors)
         costs = self.costs()

@@ -138,7 +138,7 @@ class _Course:
             (eight,) = yield [step((yield from self._dead_gone(base)), bits=8)]
             found.append(eight)
         if ladder.integers:
-            tried = yield from self._integers(found)
+            tried = yield from self._integers(base, found)
             if any(file.error is None for file in tried):
                 # A wider structure in integers is faster than this one in floats.
                 found = tried
@@ -249,7 +249,7 @@ class _Course:
         files += yield [step(start, learned=goal, epochs=epochs) for goal in goals]
         return files
 
-    def _integers(self, files: Sequence[Finished]) -> Asking[list[Finished]]:
+    def _integers(self, base: Proposal, files: Sequence[Finished]) -> Asking[list[Finished]]:
         """Run the smallest files that hold on the metric with integer activations, until one still holds.
 
         And the safest of them, for the certificate.
@@ -267,6 +267,31 @@ class _Course:
             safest = min(good, key=lambda file: self.ladder._drop_of(file, self.finished))
             if safest in others:
                 found += yield [step(safest.proposal, int8="minmax")]
+        ran = any(tried.error is None for tried in found)
+        if ran and not any(self.holds(tried) for tried in found):
+            found += yield from self._finer(base, files)
+        return found
+
+    def _finer(self, base: Proposal, files: Sequence[Finished]) -> Asking[list[Finished]]:
+        """Run finer weights with integer activations, which take a part of the drop: 8 bits, then the boldest rate.
+
+        Where 8 bits do not hold, nothing does; where they do, they are what the certificate falls back to.
+        """
+        shrunk, recipe = (yield from self._dead_gone(base)), self.ladder.recipe
+        (eight,) = yield [step(shrunk, bits=8)]
+        if not self.passes(eight):
+            return []
+        found = list((yield [step(eight.proposal, int8="minmax")]))
+        if not self.holds(found[0]):
+            return found
+        tried = [file.proposal.settings.get("rate", 0.0) for file in files]
+        for rate in sorted(rate for rate in recipe.rates if rate > max(tried, default=0.0)):
+            (file,) = yield [step(shrunk, rate=rate, method=recipe.method)]
+            if not self.passes(file):
+                continue
+            found += yield [step(file.proposal, int8="minmax")]
+            if self.holds(found[-1]):
+                break
         return found
 
     def _nearest_half(self, tried: Sequence[Finished]) -> list[Finished]:

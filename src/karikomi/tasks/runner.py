@@ -180,6 +180,10 @@ class Runner(Protocol):
         """Return layer -> its outputs (n, ...) in the order of the forward pass, in evaluation mode."""
         ...
 
+    def notes(self) -> dict[str, str]:
+        """Return what a file has to say beside the tensors of the task's network, as it is before a shrink."""
+        ...
+
     def adopt(self, notes: Mapping[str, str]) -> None:
         """Take the notes of a shrunk network, which say how its model is built from arrays of its shapes."""
         ...

@@ -19,6 +19,8 @@ from karikomi.quantize import Coded
 WHERE = "keras.fill_"
 NOTE = "keras.order"
 """The note with the places of the sorted names in the order of ``model.weights``."""
+CONFIG = "keras.config"
+"""The note with the configuration of a shrunk model, as JSON: data, from which no code is made."""
 
 
 def to_arrays(model: Any) -> dict[str, np.ndarray]:
@@ -116,6 +118,13 @@ def _matched(
         for name, (other, variable) in zip(stored, variables.items(), strict=True)
     ):
         return dict(zip(stored, variables.values(), strict=True))
+    if CONFIG in notes:
+        raise InvalidArgument(
+            "the file is of a network that was made smaller",
+            where=WHERE,
+            got=f"a model of {len(variables)} variables, as before",
+            hint='keras.models.load_model("model.keras"), the file beside it',
+        )
     missing, unknown = sorted(set(variables) - set(arrays)), sorted(set(arrays) - set(variables))
     near = suggest(missing[0], unknown) if missing and unknown else None
     raise InvalidArgument(

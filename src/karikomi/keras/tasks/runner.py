@@ -20,7 +20,7 @@ from karikomi.keras.arrays.variables import names_of
 from karikomi.keras.facts.gradients import gradients
 from karikomi.keras.facts.layer_calls import run, watched
 from karikomi.keras.internals import all_layers, graph_of
-from karikomi.keras.layers.arrays import fill_, notes_of, to_arrays, to_stored
+from karikomi.keras.layers.arrays import CONFIG, fill_, notes_of, to_arrays, to_stored
 from karikomi.keras.layers.codes import as_floats, forget
 from karikomi.keras.layers.prunable import is_weight, oriented, prunable
 from karikomi.keras.layers.unit_axes import weights_of
@@ -39,8 +39,6 @@ from karikomi.tasks.splits import Data, Inputs
 from karikomi.tasks.task import Task, source_of
 from karikomi.tasks.user_code import called
 
-NOTE = "keras.config"
-"""The note with the configuration of a shrunk model, as JSON: data, from which no code is made."""
 _BATCH = 256
 
 
@@ -193,10 +191,14 @@ class KerasRunner:
             run(model, _given(inputs))
         return found
 
+    def notes(self) -> dict[str, str]:
+        """Return what a file has to say beside the tensors of the task's network, as it is before a shrink."""
+        return notes_of(self._original())
+
     def adopt(self, notes: Mapping[str, str]) -> None:
         """Take the notes of a shrunk network, for models that are built from arrays of its shapes."""
-        if notes.get(NOTE) and notes[NOTE] not in self._configs:
-            self._configs.append(notes[NOTE])
+        if notes.get(CONFIG) and notes[CONFIG] not in self._configs:
+            self._configs.append(notes[CONFIG])
 
     def shrink(
         self, arrays: Arrays, *, width: float | Sequence[int] | None = None
@@ -218,7 +220,7 @@ class KerasRunner:
         except Unsupported as error:
             return arrays, {"removed": 0, "left_alone": {"the network": str(error)}}
         facts = {k: v for k, v in report.as_dict().items() if k not in ("kept", "members")}
-        notes = {NOTE: text} if report.removed else {}
+        notes = {CONFIG: text} if report.removed else {}
         self.adopt(notes)
         return to_arrays(small), {**facts, "notes": {**notes_of(small), **notes} if notes else {}}
 
@@ -257,7 +259,13 @@ class KerasRunner:
         return statistics.median(self._timed(model, given) for _ in range(9))
 
     def network(self, tensors: Mapping[str, np.ndarray | Coded]) -> Any:
-        """Return the task's model, filled with arrays or codes, which is not compiled."""
+        """Return the task's model, filled with arrays or codes; compiled if the one that was given is."""
+        model, make = self._filled(tensors), self._task.model
+        if isinstance(make, Copies):
+            make.compile_(model)
+        return model
+
+    def _filled(self, tensors: Mapping[str, np.ndarray | Coded]) -> Any:
         return fill_(self._made(tensors), tensors)
 
     def costs(self, arrays: Arrays, examples: int) -> dict[str, int | None]:
@@ -268,7 +276,7 @@ class KerasRunner:
     def times(self, before: Arrays, after: Arrays, examples: int) -> list[tuple[float, float]]:
         """Return milliseconds of forward passes of two networks, run in turn on so many validation examples."""
         given = _given(self._data.validation.first(examples).inputs)
-        first, second = self._model(before), self.network(after)
+        first, second = self._model(before), self._filled(after)
         pairs, start = [], time.perf_counter()
         while len(pairs) <= 21 and (len(pairs) <= 5 or time.perf_counter() - start < 1.0):
             pairs.append((self._timed(first, given), self._timed(second, given)))
@@ -284,7 +292,7 @@ class KerasRunner:
         """Write the network of the tensors in a form, and return its difference to the network, and other facts."""
         train = self._data.train
         some = train.take(np.arange(min(len(train), 64)))
-        return OtherForms(self.network(tensors), _given(some.inputs)).write(form, path)
+        return OtherForms(self._filled(tensors), _given(some.inputs)).write(form, path)
 
     def untrained(self) -> Any:
         """Return the task's network as its code makes it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -39,6 +40,14 @@ class Copies:
         copy = copied(self.model)
         copy.set_weights(self.model.get_weights())
         return copy
+
+    def compile_(self, other: Any) -> None:
+        """Compile another model as the given one, with a new optimizer, where it is and its configuration allows it."""
+        config = self.model.get_compile_config() if self.model.compiled else None
+        if config and not other.compiled:
+            # A loss or metric of the user's own that is not registered has no configuration to be made from.
+            with suppress(TypeError, ValueError):
+                other.compile_from_config(config)
 
 
 def copies_of(model: Any) -> Copies:

@@ -170,12 +170,7 @@ class Shrinking:
             return False
         reasons = counted(self.module, self.graph, self.found, done, kept)
         if not reasons:
-            raise Unsupported(
-                "the code of the module does not run with smaller tensors",
-                where=WHERE,
-                got=type(module).__name__,
-                hint='form="any" returns the exported graph, which needs none of that code',
-            )
+            raise _not_in_its_code(module)
         classes = self.found.classes
         every = replace(classes, reasons={**classes.reasons, **reasons})
         self.found = replace(self.found, classes=every)
@@ -425,8 +420,20 @@ def shrink(
             small, report = _smaller(
                 module, inputs, options, choice, refit, dynamic_shapes, strict=strict
             )
+    if strict and report.form != "module":
+        # It ran as it was chosen, and differs from the graph after its layers were re-fitted.
+        raise _not_in_its_code(module)
     follow_(follow, Move(module, small, report.kept))
     return small, report
+
+
+def _not_in_its_code(module: nn.Module) -> Unsupported:
+    return Unsupported(
+        "the code of the module does not run with smaller tensors",
+        where=WHERE,
+        got=type(module).__name__,
+        hint='form="any" returns the exported graph, which needs none of that code',
+    )
 
 
 def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

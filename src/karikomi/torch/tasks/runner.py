@@ -173,6 +173,10 @@ class TorchRunner:
             model(*batch.positional, **batch.named)
         return {name: tensor.float().numpy() for name, tensor in found.items()}
 
+    def notes(self) -> dict[str, str]:
+        """Return what a file has to say beside the tensors of the task's network, as it is before a shrink."""
+        return notes_of(self.untrained())
+
     def adopt(self, notes: Mapping[str, str]) -> None:
         """Take the notes of a shrunk network, for models that are built from arrays of its shapes."""
         if NOTE in notes and notes not in self._shrunk:
