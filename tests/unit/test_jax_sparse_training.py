@@ -160,16 +160,34 @@ def unflat(arrays: dict[str, np.ndarray]) -> Any:
     return {a: {b: arrays[f"{a}.{b}"] for b in own} for a, own in SHAPES.items()}
 
 
-def test_vmap_prunes_every_network_by_itself() -> None:
+def test_vmap_prunes_every_network_by_itself_each_at_its_own_step() -> None:
     tx = optimizer(SNIP)
-    two = jax.tree.map(lambda *a: np.stack(a), PARAMS, drawn(99))
-    states = jax.vmap(tx.init)(two)
-    (_, state), _ = jax.jit(jax.vmap(compiled(tx), (0, 0, None)))(two, states, HALVES[0])
-    for number in range(2):
-        own = jax.tree.map(lambda a: a[number], two)  # noqa: B023
-        (_, alone), _ = compiled(tx)(own, tx.init(own), HALVES[0])
+    start, later = (PARAMS, tx.init(PARAMS)), compiled(tx)(drawn(99), tx.init(PARAMS), HALVES[1])[0]
+    both = jax.tree.map(lambda *a: np.stack(a), start, later)
+    (_, state), _ = jax.jit(jax.vmap(compiled(tx), (0, 0, None)))(*both, HALVES[0])
+    assert state.steps.tolist() == [6, 12]
+    for number, own in enumerate((start, later)):
+        (_, alone), _ = compiled(tx)(*own, HALVES[0])
         assert same(jax.tree.map(lambda a: a[number], state.masks), alone.masks)  # noqa: B023
         assert not all(mask.all() for mask in alone.masks.values())
+
+
+def test_derivatives_pass_through_a_step_that_makes_masks() -> None:
+    tx = kk.jax.pruned(SGD, kk.prune.RigL(0.5, until=9, every=1, drop=0.9, score="magnitude"))
+    params, slopes = jnp.array([1.0, 4.0, 3.0, 2.0]), jnp.array([4.0, -1.0, 1.0, 2.0])
+
+    @jax.jit
+    def after(factor: Any) -> Any:
+        own, state = params, tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(factor * slopes, state, own)
+            own = optax.apply_updates(own, updates)
+        return own, (own, kk.jax.masks(state)["array"])
+
+    slope, (value, mask) = jax.jacrev(after, has_aux=True)(1.0)
+    # The first, whose gradient is the largest, takes the place of the third in the second step, from zero.
+    assert mask.tolist() == [True, True, False, False]
+    assert (value.tolist(), slope.tolist()) == ([0.0, 4.5, 0.0, 0.0], [0.0, 0.5, 0.0, 0.0])
 
 
 # --- what an optimizer holds

@@ -121,20 +121,52 @@ def test_torch_measures_hard_tensors_of_every_kind(order: float) -> None:
     np.testing.assert_array_equal(together, found)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -9.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf, -9.0, 9.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_the_largest_entry_is_found_in_tensors_of_every_size(
     dtype: torch.dtype, bad: float
 ) -> None:
-    # Small ones are measured together, large ones in parts.
-    sizes = [0, 1, 5, *[4_096] * 40, 4_097, 131_072, 131_073]
+    # Small ones are measured together, large ones in parts, and a few of them one by one.
+    part = 393_216 // dtype.itemsize
+    sizes = [0, 1, 5, *[1_000] * 40, 1_024, 1_025, 32_768, 32_769, part, 2 * part + 1]
     tensors = [torch.full((size,), 0.5, dtype=dtype) for size in sizes]
-    for place, entry in [(2, 4), (30, 17), (42, 4_095), (43, 4_096), (44, 0), (45, 131_072)]:
+    for tensor in tensors:
+        tensor[:1] = -0.5
+    entries = [(2, 4), (30, 17), (42, 999), (43, 1_023), (44, 0), (45, 3), (46, 32_768)]
+    for place, entry in [*entries, (47, part - 1), (48, part), (48, 2 * part)]:
         tensors[place][entry] = bad
         found = norms_of(tensors, math.inf)
         expected = [float(tensor.abs().max()) if len(tensor) else 0.0 for tensor in tensors]
         assert np.array_equal(found, expected, equal_nan=True)
         assert found[1] == 0.5 and not found[place] == 0.5
+        assert np.array_equal(norms_of(tensors[place:], math.inf), expected[place:], equal_nan=True)
+
+
+@settings(max_examples=examples(40, full=400))
+@given(
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    count=st.sampled_from([1, 3, 40]),
+    scale=st.sampled_from([2.0**-140, 2.0**-20, 1.0, 2.0**120]),
+    sign=st.sampled_from([-1.0, 0.0, 1.0]),
+    layout=st.sampled_from(
+        ["row", "table", "strided", "transposed", "needs a gradient", "negated"]
+    ),
+    seed=st.integers(0, 99),
+)
+def test_the_largest_entry_is_exact_for_tensors_of_any_layout(
+    dtype: torch.dtype, count: int, scale: float, sign: float, layout: str, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    tensors = []
+    for _ in range(count):
+        entries = torch.randn(6, 10, generator=draw, dtype=torch.float64) * scale
+        entries = (entries.abs() * sign if sign else entries).to(dtype)
+        changed = {"row": entries.reshape(-1), "strided": entries[:, ::2]}
+        changed |= {"transposed": entries.t(), "needs a gradient": entries.clone().requires_grad_()}
+        changed["negated"] = torch.complex(entries.float(), entries.float()).conj().imag
+        tensors.append(changed.get(layout, entries))
+    expected = [float(tensor.detach().double().abs().max()) for tensor in tensors]
+    assert norms_of(tensors, math.inf).tolist() == expected
 
 
 def test_units_along_several_axes_are_measured_in_their_order() -> None:

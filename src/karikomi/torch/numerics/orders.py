@@ -18,11 +18,10 @@ import torch
 
 from karikomi.torch.internals import norms_at_once
 from karikomi.torch.numerics import norms
-from karikomi.torch.numerics.norms import BLOCK, SCALED, flat, on_cpu, on_host, peak, wide
+from karikomi.torch.numerics.magnitudes import largest, magnitudes_of, row_of
+from karikomi.torch.numerics.norms import BLOCK, SCALED, on_cpu, on_host, peak, wide
 
 _HIGHEST = 8.0  # powers of float32 entries above it overflow float64
-_SMALL = 4_096  # how many entries a tensor has at most that is copied beside others
-_CACHED = 131_072  # how many entries are read a second time from the cache
 _LOST = 1e-31  # sums of powers below it per entry may have lost digits to float32's underflow
 Sum = Callable[[np.ndarray], float]
 Axis = int | tuple[int, ...]
@@ -44,7 +43,7 @@ def norm_of(tensor: torch.Tensor, order: float = 2.0) -> torch.Tensor:
         return norms.norm(tensor)
     if on_cpu(tensor):
         return torch.tensor(_on_cpu([tensor], order)[0], dtype=torch.float64)
-    entries = _magnitudes(tensor)
+    entries = magnitudes_of(tensor)
     if math.isinf(order) or entries.numel() == 0:
         return peak(entries)
     if order == 1.0 or not _may_overflow(entries, order):
@@ -90,60 +89,24 @@ def _row_norms(rows: torch.Tensor, order: float) -> torch.Tensor:
 def _on_cpu(tensors: Sequence[torch.Tensor], order: float) -> list[float] | np.ndarray:
     """Return the norms of tensors on the CPU."""
     if math.isinf(order):
-        return _largest(tensors)
+        return largest(tensors)
     if order == 1.0:
-        return [_summed(_row(tensor), _sum_of_magnitudes) for tensor in tensors]
+        return _sums_of_magnitudes(tensors)
     powers = _powers(order)
     with np.errstate(over="ignore", under="ignore"):
-        return [_power_norm(_row(tensor), order, powers) for tensor in tensors]
+        return [_power_norm(row_of(tensor), order, powers) for tensor in tensors]
 
 
-def _largest(tensors: Sequence[torch.Tensor]) -> np.ndarray:
-    """Return the largest magnitude of each; NaN if any entry is NaN."""
-    found, held, single = np.zeros(len(tensors)), 0, torch.float32
-    places: list[int] = []
-    rows: list[torch.Tensor] = []
-    sizes: list[int] = []
-    for place, tensor in enumerate(tensors):
-        entries = _row(tensor)
-        count = entries.numel()
-        if count > _SMALL or not count or entries.dtype is not single:
-            found[place] = _furthest(entries)
-            continue
-        if held + count > _CACHED:
-            found[places] = _largest_of_rows(rows, sizes)
-            places, rows, sizes, held = [], [], [], 0
-        places.append(place)
-        rows.append(entries)
-        sizes.append(count)
-        held += count
-    if rows:
-        found[places] = _largest_of_rows(rows, sizes)
+def _sums_of_magnitudes(tensors: Sequence[torch.Tensor]) -> list[float]:
+    single = _asum(4)
+    found = []
+    for tensor in tensors:
+        row = row_of(tensor)
+        if row.dtype is torch.float32 and 0 < row.numel() <= BLOCK:
+            found.append(single(row.numpy()))
+        else:
+            found.append(_summed(row, _sum_of_magnitudes))
     return found
-
-
-def _largest_of_rows(rows: list[torch.Tensor], sizes: list[int]) -> np.ndarray:
-    """Return the same of small rows, from one copy of all: calls would be the whole cost of each."""
-    joined = torch.cat(rows).numpy()
-    starts = np.cumsum([0, *sizes[:-1]])
-    least, most = np.minimum.reduceat(joined, starts), np.maximum.reduceat(joined, starts)
-    return np.abs(np.maximum(-least, most))
-
-
-def _furthest(entries: torch.Tensor) -> float:
-    """Return the same of one row, read twice from the cache: faster than once for both ends."""
-    if entries.itemsize < 4 or not entries.numel():
-        return float(peak(entries))
-    row = entries.numpy()
-    if row.size <= _CACHED:
-        return _end(row)
-    return np.max([_end(row[start : start + _CACHED]) for start in range(0, row.size, _CACHED)])
-
-
-def _end(row: np.ndarray) -> float:
-    least, most = np.minimum.reduce(row), np.maximum.reduce(row)
-    # Of NaN both ends are.
-    return most if most >= -least or most != most else -least
 
 
 def _summed(entries: torch.Tensor, of_block: Sum) -> float:
@@ -214,24 +177,6 @@ def _scaled(entries: torch.Tensor, order: float) -> torch.Tensor:
     for block in entries.split(SCALED):
         total += (block.to(scale.dtype) / scale).abs().pow(order).sum()
     return total.pow(1.0 / order) * scale
-
-
-def _row(tensor: torch.Tensor) -> torch.Tensor:
-    """Return what `_magnitudes` does, with few calls for the tensors that are most common."""
-    plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided
-    if plain and tensor.is_contiguous() and not tensor.requires_grad and not tensor.is_neg():
-        return tensor if tensor.dim() == 1 else tensor.view(-1)
-    return _magnitudes(tensor)
-
-
-def _magnitudes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return real entries with the magnitudes of the stored ones, as one row."""
-    stored = tensor.detach()
-    if not stored.is_complex():
-        return flat(stored).resolve_neg()
-    if stored.layout is not torch.strided:
-        stored = stored.coalesce().values() if stored.is_sparse else stored.values()
-    return stored.abs().reshape(-1)
 
 
 def _may_overflow(tensor: torch.Tensor, order: float) -> bool:
