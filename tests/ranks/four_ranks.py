@@ -340,7 +340,7 @@ SCENARIOS: Scenarios = {
     "reductions": reductions,
     **by_layout(masks.scenarios, 2),
     **by_layout(bounding.scenarios, 2),
-    **bounding.scenarios("uneven", bounding.uneven),
+    **some(bounding.scenarios("uneven", bounding.uneven), 5, "uneven parts"),
     # The norm lies on the columns of the square alone: two of the ranks see it only in passing.
     "bound nan of a column": partial(
         bounding.nan_on_one_rank, fsdp_and_tp, "head.weight", at=0, most=4

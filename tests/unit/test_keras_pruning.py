@@ -18,7 +18,7 @@ import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import Masks, Pruning, clipped, prune_, strip_  # noqa: E402
 from karikomi.keras.callbacks.schedule_fingerprint import described  # noqa: E402
-from keras_backends import BACKEND, only, sampled  # noqa: E402
+from keras_backends import BACKEND, only, sampled, slow_on  # noqa: E402
 
 RNG = np.random.default_rng(7)
 INPUTS = RNG.normal(size=(48, 6)).astype("float32")
@@ -295,7 +295,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES[BACKEND])
+@pytest.mark.parametrize("case", sampled(CASES[BACKEND], "steps of fit", most=3))
 def test_masks_hold_in_every_step_of_fit(case: str) -> None:
     options: dict[str, Any] = {"jit_compile": True} if case == "jit" else {}
     if case == "executions":
@@ -446,6 +446,7 @@ def test_a_loop_of_ones_own() -> None:
     assert zeros(model) == 108 and not np.array_equal(before, array(model.layers[0].kernel))
 
 
+@slow_on("jax", "tensorflow")
 def test_frozen_weights_are_left_alone_by_a_schedule() -> None:
     model = network()
     model.layers[0].trainable = False
