@@ -446,7 +446,6 @@ def test_a_loop_of_ones_own() -> None:
     assert zeros(model) == 108 and not np.array_equal(before, array(model.layers[0].kernel))
 
 
-@slow_on("jax", "tensorflow")
 def test_frozen_weights_are_left_alone_by_a_schedule() -> None:
     model = network()
     model.layers[0].trainable = False
@@ -458,6 +457,7 @@ def test_frozen_weights_are_left_alone_by_a_schedule() -> None:
     assert np.array_equal(before, array(model.layers[0].kernel))
 
 
+@slow_on("jax", "tensorflow")
 def test_the_same_accuracy_as_before_at_90_percent() -> None:
     digits = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
     pixels, classes = digits[0].astype("float32") / 16, digits[1]
