@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 layers, nn = keras.layers, torch.nn
 
 import karikomi as kk  # noqa: E402
-from keras_backends import sampled  # noqa: E402
+from keras_backends import sampled, slow_on  # noqa: E402
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.normal(size=(10, 9, 9, 4)).astype("float32")
@@ -129,6 +129,7 @@ def check_the_same(found: Any, expected: Any, *, share: float = 1.0) -> None:
     assert total and same >= share * total
 
 
+@slow_on("jax")
 @pytest.mark.parametrize("ties", sampled([False, True], "ties"))
 @pytest.mark.parametrize("options", sampled(BY_WEIGHTS, "by weights", most=4), ids=repr)
 def test_by_weights_the_masks_are_the_same_ties_included(
