@@ -250,13 +250,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return _WhatSharesStaysTogether(config, log)
 
 
-@pytest.fixture(autouse=True)
-def _scratch_folder_for_docstrings(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """Run docstring examples in an empty folder, so that one may save a file."""
-    if not isinstance(request.node, pytest.DoctestItem):
-        yield
-        return
-    with contextlib.chdir(tmp_path_factory.mktemp("docstring")):
-        yield
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Run docstring examples in an empty folder, so that one may save a file.
+
+    A fixture would be set up for every test.
+    """
+    if not isinstance(item, pytest.DoctestItem):
+        return (yield)
+    with TemporaryDirectory(prefix="karikomi-docstring-") as folder, contextlib.chdir(folder):
+        return (yield)
