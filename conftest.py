@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -93,6 +93,7 @@ from sybil import Sybil  # noqa: E402
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser  # noqa: E402
 from xdist.remote import Producer  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
+from xdist.workermanage import WorkerController  # noqa: E402
 
 
 def _enter_scratch(namespace: dict[str, object]) -> None:
@@ -210,6 +211,38 @@ class _WhatSharesStaysTogether(LoadScopeScheduling):
             return compiled[1]
         return _shared(nodeid.partition("::")[0]) or nodeid
 
+    def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
+        """Note what a worker collected, and where each test stands in it."""
+        super().add_node_collection(node, collection)
+        if node in self.registered_collections:
+            self.registered_collections[node] = _Places(collection)
+
+    def mark_test_complete(
+        self, node: WorkerController, item_index: int, duration: float = 0
+    ) -> None:
+        """Note that a test has ended, and forget a unit of which it was the last.
+
+        pytest-xdist counts all tests that a worker ever had after each of them.
+        """
+        units, nodeid = self.assigned_work[node], self.registered_collections[node][item_index]
+        scope = self._split_scope(nodeid)
+        units[scope][nodeid] = True
+        if all(units[scope].values()):
+            del units[scope]
+        self._reschedule(node)
+
+
+class _Places(list[str]):
+    """Tests in their order, of which each is found at once: pytest-xdist looks each up once."""
+
+    def __init__(self, nodeids: Iterable[str]) -> None:
+        super().__init__(nodeids)
+        self._places = {nodeid: place for place, nodeid in enumerate(self)}
+
+    def index(self, nodeid: str, *_: object) -> int:  # type: ignore[override]
+        """Return the place of a test."""
+        return self._places[nodeid]
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
@@ -217,13 +250,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return _WhatSharesStaysTogether(config, log)
 
 
-@pytest.fixture(autouse=True)
-def _scratch_folder_for_docstrings(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """Run docstring examples in an empty folder, so that one may save a file."""
-    if not isinstance(request.node, pytest.DoctestItem):
-        yield
-        return
-    with contextlib.chdir(tmp_path_factory.mktemp("docstring")):
-        yield
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Run docstring examples in an empty folder, so that one may save a file.
+
+    A fixture would be set up for every test.
+    """
+    if not isinstance(item, pytest.DoctestItem):
+        return (yield)
+    with TemporaryDirectory(prefix="karikomi-docstring-") as folder, contextlib.chdir(folder):
+        return (yield)

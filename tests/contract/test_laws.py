@@ -124,7 +124,7 @@ def referred(row: Row, tensors: Tensors) -> dict[str, np.ndarray | None]:
 
 
 @cases(EVERY, dtypes=ROUNDING, every=True)
-@settings(max_examples=examples(8, full=30))
+@settings(max_examples=examples(5, full=30))
 @given(data=st.data())
 def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
     tensors = data.draw(draws(dtype))
@@ -136,7 +136,7 @@ def test_equals_the_reference(row: Row, apply: Apply, dtype: type, data: st.Data
 
 
 @cases([row for row in EVERY if row.bound], dtypes=ROUNDING)
-@settings(max_examples=examples(5, full=30))
+@settings(max_examples=examples(4, full=30))
 @given(data=st.data())
 def test_never_above_the_bound(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
     assert row.bound is not None
@@ -146,7 +146,7 @@ def test_never_above_the_bound(row: Row, apply: Apply, dtype: type, data: st.Dat
 
 
 @cases([row for row in EVERY if row.idempotent], dtypes=ROUNDING)
-@settings(max_examples=examples(5, full=20))
+@settings(max_examples=examples(4, full=20))
 @given(data=st.data())
 def test_again_changes_no_bit(row: Row, apply: Apply, dtype: type, data: st.DataObject) -> None:
     once, _, state = apply(row, data.draw(draws(dtype)))
@@ -192,7 +192,7 @@ def test_an_infinite_limit_measures_only(row: Row, apply: Apply) -> None:
 
 # Every set of absent tensors is compiled by itself, which tests/unit/test_jax.py does once.
 @cases(CLIPS, but=frozenset({"jax.jit", "tf.function"}))
-@settings(max_examples=examples(6, full=15))
+@settings(max_examples=examples(4, full=15))
 @given(data=st.data())
 def test_absent_gradients_stay_absent_and_do_not_count(
     row: Row, apply: Apply, data: st.DataObject

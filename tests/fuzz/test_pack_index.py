@@ -98,12 +98,12 @@ def test_every_truncation_is_found(original, tmp_path):
 
 @pytest.mark.parametrize("part", range(4))
 def test_mutated_files_are_refused_or_the_same(original, tmp_path, part):
-    """2,000 of them: bytes changed, cut, doubled and moved, half with a checksum that agrees."""
+    """1,000 of them: bytes changed, cut, doubled and moved, half with a checksum that agrees."""
     path = tmp_path / "x"
     path.write_bytes(original)
     wanted = {name: array.tobytes() for name, array in load(path).items()}
     generator = np.random.default_rng(part)
-    for turn in range(examples(500, full=25_000)):
+    for turn in range(examples(250, full=25_000)):
         content = (sealed if turn % 2 else mutated)(original, generator)
         path.write_bytes(content)
         try:

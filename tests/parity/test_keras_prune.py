@@ -12,13 +12,34 @@ torch = pytest.importorskip("torch")
 layers, nn = keras.layers, torch.nn
 
 import karikomi as kk  # noqa: E402
-from keras_backends import sampled  # noqa: E402
+from keras_backends import sampled, slow_on  # noqa: E402
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.normal(size=(10, 9, 9, 4)).astype("float32")
 CLASSES = RNG.integers(5, size=10)
 ORDER = ["0.weight", "3.weight", "5.weight", "8.weight"]
 PATHS = ["net/one/kernel", "net/two/kernel", "net/up/kernel", "net/head/kernel"]
+BY_WEIGHTS: list[dict[str, Any]] = [
+    {"sparsity": 0.9},
+    {"sparsity": 0.5, "allocation": "uniform"},
+    {"sparsity": 0.7, "allocation": "erk"},
+    {"sparsity": 0.7, "score": "lamp"},
+    {"pattern": kk.prune.NofM(keep=1, of=4)},
+    {"width": 0.5, "pattern": "units"},
+    {"sparsity": 0.5, "pattern": kk.prune.Blocks(4, 2)},
+    {"parameters": 0.4},
+    {"bytes": 0.4},
+]
+BY_DATA: list[dict[str, Any]] = [
+    {"sparsity": 0.8, "score": "snip"},
+    {"sparsity": 0.8, "score": "taylor"},
+    {"sparsity": 0.8, "score": "fisher"},
+    {"sparsity": 0.8, "score": "wanda"},
+    {"sparsity": 0.6, "allocation": "owl"},
+    {"width": 0.5, "pattern": "units", "score": "activation"},
+    {"width": 0.5, "pattern": "units", "score": "fisher"},
+    {"macs": 0.5},
+]
 
 
 def in_torch() -> Any:
@@ -108,22 +129,9 @@ def check_the_same(found: Any, expected: Any, *, share: float = 1.0) -> None:
     assert total and same >= share * total
 
 
+@slow_on("jax")
 @pytest.mark.parametrize("ties", sampled([False, True], "ties"))
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"sparsity": 0.9},
-        {"sparsity": 0.5, "allocation": "uniform"},
-        {"sparsity": 0.7, "allocation": "erk"},
-        {"sparsity": 0.7, "score": "lamp"},
-        {"pattern": kk.prune.NofM(keep=1, of=4)},
-        {"width": 0.5, "pattern": "units"},
-        {"sparsity": 0.5, "pattern": kk.prune.Blocks(4, 2)},
-        {"parameters": 0.4},
-        {"bytes": 0.4},
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize("options", sampled(BY_WEIGHTS, "by weights", most=4), ids=repr)
 def test_by_weights_the_masks_are_the_same_ties_included(
     options: dict[str, Any], ties: bool
 ) -> None:
@@ -131,20 +139,7 @@ def test_by_weights_the_masks_are_the_same_ties_included(
 
 
 @pytest.mark.parametrize("used", sampled([False, True], "used"))
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"sparsity": 0.8, "score": "snip"},
-        {"sparsity": 0.8, "score": "taylor"},
-        {"sparsity": 0.8, "score": "fisher"},
-        {"sparsity": 0.8, "score": "wanda"},
-        {"sparsity": 0.6, "allocation": "owl"},
-        {"width": 0.5, "pattern": "units", "score": "activation"},
-        {"width": 0.5, "pattern": "units", "score": "fisher"},
-        {"macs": 0.5},
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize("options", sampled(BY_DATA, "by data", most=4), ids=repr)
 def test_by_data_the_masks_are_the_same_up_to_rounding(options: dict[str, Any], used: bool) -> None:
     """A normalisation that never saw data normalises by the batch, in both."""
     check_the_same(*both(**options, used=used, data=True), share=0.998)

@@ -102,7 +102,7 @@ def floats(dtype: str) -> Iterator[None]:
 RUNS = [
     (case, *setting)
     for place, case in enumerate(small.CASES)
-    if FULL or BACKEND == "torch" or place % 4 == (BACKEND == "jax")
+    if FULL or BACKEND == "torch" or place % 8 == (BACKEND == "jax")
     for setting in turns(list(small.SETTINGS), case, BACKEND)
 ]
 

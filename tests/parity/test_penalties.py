@@ -16,7 +16,7 @@ jnp = jax.numpy
 
 import karikomi as kk  # noqa: E402
 from karikomi.errors import InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
-from keras_backends import BACKEND, only  # noqa: E402
+from keras_backends import BACKEND, only, slow_on  # noqa: E402
 
 RULES = [
     kk.prune.L1(0.3),
@@ -265,6 +265,7 @@ def test_a_regularizer_survives_a_file(tmp_path: Path) -> None:
     assert values[0] == values[1] > 0
 
 
+@slow_on("jax")
 def test_who_is_penalised_in_keras() -> None:
     layers = keras.layers
     model = keras.Sequential(

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import karikomi as kk
+from depth import turns
 from ranks.masks import differing, here
 from ranks.networks import attached, backward, gap, message, pair, rank, weights
 
@@ -99,13 +100,15 @@ def in_training(build: Build, optimizer: Any, *bounds: str) -> dict[str, Any]:
     return {"facts": facts, "same": same}
 
 
-def nan_on_one_rank(build: Build, place: str, at: int = 1) -> dict[str, Any]:
+def nan_on_one_rank(build: Build, place: str, at: int = 1, most: int = 99) -> dict[str, Any]:
     """A weight that is not finite on one rank raises on all, and no rank waits for another.
 
     `place`: its name; it need not be sharded. Ranks that have other parts, or a copy, may not know the name.
+    `most`: of how many rules, others at another place; of all in a full run.
     """
     said = {}
-    for key, rule in RULES.items():
+    rules = turns(list(RULES), "nan", place, at, most=min(most, len(RULES)))
+    for key, rule in ((key, RULES[key]) for key in rules):
         model, _ = build()
         if rank() == at:
             # One that is above zero is nothing to a rule of what is below.
@@ -118,8 +121,8 @@ def nan_on_one_rank(build: Build, place: str, at: int = 1) -> dict[str, Any]:
     either = [one or (other and rank() != at) for one, other in zip(named, heard, strict=True)]
     return {
         "facts": [
-            ["raised", raised, dict.fromkeys(RULES, True)],
-            ["named", either, [True] * len(RULES)],
+            ["raised", raised, dict.fromkeys(rules, True)],
+            ["named", either, [True] * len(rules)],
         ]
     }
 

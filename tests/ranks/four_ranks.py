@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -48,9 +48,13 @@ RULES = {
 }
 
 
-def two_by_two() -> DeviceMesh:
-    """Return the ranks as a square: data by rows, tensors by columns."""
-    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+@cache
+def two_by_two(rows: str = "dp", columns: str = "tp") -> DeviceMesh:
+    """Return the ranks as a square: data by rows, tensors by columns.
+
+    One for all scenarios, as a program has one: each mesh connects its rows and columns by groups of its own.
+    """
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=(rows, columns))
 
 
 def fsdp_and_tp() -> tuple[Any, Any]:
@@ -164,7 +168,7 @@ def units_lie_where_they_are_said_to_lie() -> dict[str, Any]:
 
 def stages_of_shards() -> dict[str, Any]:
     """Two stages, each in fully sharded parts over two ranks, joined by the group across stages."""
-    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    square = two_by_two("pp", "dp")
     place = rank() // 2
     layers = [nn.Linear(6, 5), nn.Linear(5, 3)]
     whole = nn.ModuleDict({str(at): layer for at, layer in enumerate(layers)})
@@ -194,7 +198,7 @@ def stages_of_shards() -> dict[str, Any]:
 
 def replicated_experts() -> dict[str, Any]:
     """Experts differ along rows of the square and are replicas along its columns; the rest is FSDP."""
-    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "expert"))
+    square = two_by_two("replica", "expert")
     own, facts = rank() % 2, []
     names = ["shared.weight", "experts.0.weight", "experts.1.weight"]
     grown = {name: torch.full((6, 5), 0.1 * (at + 1)) for at, name in enumerate(names)}
@@ -336,16 +340,18 @@ SCENARIOS: Scenarios = {
     "reductions": reductions,
     **by_layout(masks.scenarios, 2),
     **by_layout(bounding.scenarios, 2),
-    **bounding.scenarios("uneven", bounding.uneven),
+    **some(bounding.scenarios("uneven", bounding.uneven), 5, "uneven parts"),
     # The norm lies on the columns of the square alone: two of the ranks see it only in passing.
-    "bound nan of a column": partial(bounding.nan_on_one_rank, fsdp_and_tp, "head.weight", at=0),
+    "bound nan of a column": partial(
+        bounding.nan_on_one_rank, fsdp_and_tp, "head.weight", at=0, most=4
+    ),
     "bound in training": partial(
         *(bounding.in_training, fsdp_and_tp),
         *(partial(torch.optim.AdamW, lr=1e-2, foreach=False), "clamp", "max norm"),
     ),
     **{
         f"bound nan in a cross, {name} of {at}": partial(
-            bounding.nan_on_one_rank, crossed, f"{name}.weight", at=at
+            bounding.nan_on_one_rank, crossed, f"{name}.weight", at=at, most=4
         )
         for name, at in (("up", 0), ("up", 3), ("down", 1), ("down", 2), ("head", 3))
     },

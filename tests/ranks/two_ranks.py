@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import karikomi as kk
+from depth import turns
 from ranks import bounding, masks, recovering, together
 from ranks.networks import (
     STRENGTHS,
@@ -480,7 +481,8 @@ SCENARIOS = {
     **{f"bound halves {k}": partial(bounding.in_halves, b) for k, b in SPLIT.items()},
     **bounding.scenarios("uneven", bounding.uneven),
     "bound in training": partial(
-        bounding.in_training, fsdp, partial(torch.optim.AdamW, lr=1e-2), *bounding.RULES
+        *(bounding.in_training, fsdp, partial(torch.optim.AdamW, lr=1e-2)),
+        *turns(list(bounding.RULES), "in training", most=5),
     ),
     "bound in training tp": partial(
         *(bounding.in_training, tensor_parallel),

@@ -19,7 +19,7 @@ from karikomi.errors import InvalidArgument, NonFinite, Unsupported  # noqa: E40
 from karikomi.keras import Monitor, clipped  # noqa: E402
 from karikomi.keras.callbacks.summary import Tally  # noqa: E402
 from karikomi.record import Recorder, read, tally  # noqa: E402
-from keras_backends import BACKEND, only  # noqa: E402
+from keras_backends import BACKEND, only, slow_on  # noqa: E402
 
 BATCHES, BATCH = 4, 8
 
@@ -174,6 +174,7 @@ def test_a_skipped_step_is_seen_though_the_optimizer_did_not_move(tmp_path: Path
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 0
 
 
+@slow_on("tensorflow")
 def test_a_resumed_training_goes_on_with_its_record(tmp_path: Path) -> None:
     path, saved = tmp_path / "run.jsonl", tmp_path / "model.keras"
     model = network()

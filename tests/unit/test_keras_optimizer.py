@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_backends import BACKEND, only, sampled
+from keras_backends import BACKEND, only, sampled, slow_on
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -89,6 +89,7 @@ def test_compiled_by_xla_it_is_the_same() -> None:
     )
 
 
+@slow_on("jax")
 def test_a_limit_of_infinity_is_the_optimizer_alone_accumulation_included() -> None:
     def inner() -> Any:
         rate = keras.optimizers.schedules.ExponentialDecay(0.01, 3, 0.7)
@@ -204,6 +205,7 @@ ADAPTIVE: dict[str, Callable[[], Any]] = {
 }
 
 
+@slow_on("tensorflow")
 @pytest.mark.parametrize("name", sampled(ADAPTIVE, "resumed"))
 def test_to_save_load_and_continue_is_not_to_stop(name: str, tmp_path: Path) -> None:
     whole = fitted(ADAPTIVE[name](), epochs=2)

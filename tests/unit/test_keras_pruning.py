@@ -18,7 +18,7 @@ import karikomi as kk  # noqa: E402
 from karikomi.errors import BadFile, InvalidArgument, NonFinite, UnknownName, Unsupported  # noqa: E402
 from karikomi.keras import Masks, Pruning, clipped, prune_, strip_  # noqa: E402
 from karikomi.keras.callbacks.schedule_fingerprint import described  # noqa: E402
-from keras_backends import BACKEND, only, sampled  # noqa: E402
+from keras_backends import BACKEND, only, sampled, slow_on  # noqa: E402
 
 RNG = np.random.default_rng(7)
 INPUTS = RNG.normal(size=(48, 6)).astype("float32")
@@ -117,6 +117,7 @@ def test_exactly_as_many_go_as_are_asked_for_and_ties_break_by_order() -> None:
     assert masks.left_alone == {"net/hidden/bias": "a bias", "net/head/bias": "a bias"}
 
 
+@slow_on("jax")
 def test_the_error_of_several_outputs_is_that_over_all_of_them() -> None:
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))
@@ -130,6 +131,7 @@ def test_the_error_of_several_outputs_is_that_over_all_of_them() -> None:
     assert masks.account.output_error == pytest.approx(moved / np.linalg.norm(dense), rel=1e-4)
 
 
+@slow_on("jax")
 @pytest.mark.parametrize("score", ["snip", "fisher", "wanda"])
 def test_scores_that_need_data(score: str) -> None:
     model = network()
@@ -219,6 +221,7 @@ def test_scores_of_units() -> None:
     prune_(convolutional(), width=0.5, pattern="units", score="apoz", data=[IMAGES])
 
 
+@slow_on("jax")
 def test_heads_go_as_one() -> None:
     keras.utils.set_random_seed(0)
     inputs = keras.Input((5, 8))
@@ -295,7 +298,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES[BACKEND])
+@pytest.mark.parametrize("case", sampled(CASES[BACKEND], "steps of fit", most=3))
 def test_masks_hold_in_every_step_of_fit(case: str) -> None:
     options: dict[str, Any] = {"jit_compile": True} if case == "jit" else {}
     if case == "executions":
@@ -457,6 +460,7 @@ def test_frozen_weights_are_left_alone_by_a_schedule() -> None:
     assert np.array_equal(before, array(model.layers[0].kernel))
 
 
+@slow_on("jax", "tensorflow")
 def test_the_same_accuracy_as_before_at_90_percent() -> None:
     digits = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
     pixels, classes = digits[0].astype("float32") / 16, digits[1]
@@ -589,6 +593,7 @@ def test_a_model_that_is_saved_with_written_weights_warns(tmp_path: Any) -> None
         model.save(tmp_path / "written.keras")
 
 
+@slow_on("tensorflow")
 def test_masks_outlast_compiling_again() -> None:
     model, pruning = compiled(network()), Pruning(kk.prune.Gradual(0.8, steps=(2, 10), every=2))
     fit(model, pruning)
@@ -689,6 +694,7 @@ def test_the_text_of_a_schedule_does_not_depend_on_any_order() -> None:
     assert described(one, where="w") == described(other, where="w") == "{'a': 1, 'b': {'x', 'y'}}"
 
 
+@slow_on("tensorflow")
 def test_weights_of_a_pruned_model_without_its_masks_are_warned_of(tmp_path: Path) -> None:
     model, pruning = compiled(network()), Pruning(kk.prune.OneShot(0.75))
     fit(model, pruning)
@@ -753,6 +759,7 @@ def two_headed(kind: str) -> Any:
     return keras.Model(inputs, heads if kind == "dict" else list(heads.values()), name="net")
 
 
+@slow_on("jax")
 @pytest.mark.parametrize("kind", ["dict", "list"])
 def test_models_with_several_outputs_are_measured(kind: str) -> None:
     def loss(outputs: Any, targets: Any) -> Any:
