@@ -249,6 +249,20 @@ class Attention(nn.Module):
         return self.back(found.transpose(1, 2).reshape(count, steps, 8)) + 0 * kept[..., None]
 
 
+def test_attention_may_be_an_output_itself(tmp_path):
+    class Bare(nn.Module):
+        def forward(self, x: Any, kept: Any) -> Any:
+            keys = kept[:, None, None, :].bool()
+            return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=keys)
+
+    x, kept = torch.randn(2, 2, 5, 4), torch.ones(2, 5, dtype=torch.long)
+    kept[1] = 0
+    report = kk.torch.export_onnx(Bare(), {"x": x, "kept": kept}, tmp_path / "a.onnx")
+    assert report.max_difference < 1e-6
+    (output,) = runtime.InferenceSession(tmp_path / "a.onnx").get_outputs()
+    assert output.name == "scaled_dot_product_attention" and output.shape[0] == "batch"
+
+
 @pytest.mark.parametrize("dynamic", ["batch", "all"])
 @pytest.mark.parametrize(
     "kind", ["none", "causal", "truth", "truth and order", "infinite", "least"]

@@ -45,6 +45,10 @@ def zero_rows_(edits: GraphEdits) -> None:
         kept.type, kept.shape = found.type, found.shape
         for reader, at in readers:
             reader.replace_input_with(at, kept)
+        if found.is_graph_output():
+            outputs = edits.graph.outputs
+            outputs[list(outputs).index(found)] = kept
+            kept.name, found.name = found.name, kept.name
 
 
 def _is_attention(node: Node | None) -> bool:
