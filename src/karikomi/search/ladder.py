@@ -33,8 +33,9 @@ class Ladder:
     2. On a structure, in the same rounds: the curve of `rates`, bisected; codebooks, as `pack` makes them; the ladder
        of `sparsities` with tuned codebooks; quantized training to each of `learned`, again short first.
     3. The boldest structure comes first. The others follow as long as no file holds, and the next safer one after
-       that: the certificate may refuse the boldest. Where bytes or the drop are what is made small, which a bold
-       structure need not be best at, all others are quantized without training anyway.
+       that: the certificate may refuse the boldest. For the same reason the dense network is stored in 8 bits. Where
+       bytes or the drop are what is made small, which a bold structure need not be best at, all others are quantized
+       without training anyway.
 
     Source of the halving: Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification".
     """
@@ -89,6 +90,7 @@ class Ladder:
         for base in reversed(structures):
             exact = self.budgets.objective_name in ("bytes", "drop")
             if held > 1 and not exact:
+                yield from course.safest()
                 break
             held += yield from course.files(base, training=not held or base == self.dense)
         if not held:
@@ -143,6 +145,14 @@ class _Course:
                 # A wider structure in integers is faster than this one in floats.
                 found = tried
         return any(self.holds(file) for file in found)
+
+    def safest(self) -> Asking[None]:
+        """Store the dense network in 8 bits: of a bold structure the certificate may show too little."""
+        if self.ladder.budgets.max_drop is None:
+            return
+        (eight,) = yield [step((yield from self._dead_gone(self.ladder.dense)), bits=8)]
+        if self.ladder.integers and self.passes(eight):
+            yield [step(eight.proposal, int8="minmax")]
 
     def _dead_gone(self, base: Proposal) -> Asking[Proposal]:
         (found,) = yield [self.shrunk(base)]
