@@ -6,11 +6,10 @@ scale; the codes stay), biases are rounded to 8 bits and scales to 8 significant
 `kk.save` wrote is evaluated, the last weights: on the first 2,000 test images, on which recipes may be chosen, and on
 the other 8,000, which judge. The ratio is that of the float32 bytes of the trainable parameters to those of the file.
 
-    python benchmarks/train_quantized.py resnet20|resnet56 [--epochs 5] [--bytes 73000] [--rate 2e-3] [--quick]
-    python benchmarks/train_quantized.py resnet20 --begin 1.6 --bytes 82800 --rate 1e-3 --strength 1e-6
+    python benchmarks/train_quantized.py resnet20|resnet56 [--epochs 5] [--bytes 82800] [--begin 1.6] [--quick]
 
-`--begin`: training begins at second-order codes of so many bits a number, from 512 training images; the bits by the
-smooth estimate are then more than half above those of the coder, as codes are wide and mostly zero.
+`--begin`: training begins at second-order codes of so many bits a number, from 512 training images, 0: at the weights.
+The bits by the smooth estimate, which `--bytes` is of, are then more than half above those of the coder.
 
 A killed run goes on from its last checkpoint, written every 50 steps; orders and augmentations depend on
 the seed and the step alone. `--quick`: 20 steps, 3,000 test images; prints what a step costs.
@@ -104,7 +103,10 @@ class Progress:
 
 CHOSEN_ON = 2_000
 NETWORKS = {"resnet20": resnet20, "resnet56": resnet56}
-RECIPES = {"resnet20": Recipe(73_000, 5, rate=2e-3), "resnet56": Recipe(185_000, 1)}
+RECIPES = {
+    "resnet20": Recipe(82_800, 5, strength=1e-6, begin=1.6),
+    "resnet56": Recipe(185_000, 1),
+}
 
 
 def train_(
@@ -266,7 +268,9 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, help="of the codes")
     parser.add_argument("--rate", type=float, help="learning rate at its highest")
     parser.add_argument("--strength", type=float, help="of the penalty at the first step")
-    parser.add_argument("--begin", type=float, help="at codes of so many bits a number")
+    parser.add_argument(
+        "--begin", type=float, help="at codes of so many bits a number; 0: at weights"
+    )
     parser.add_argument("--quick", action="store_true", help="20 steps, 3,000 test images")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     given = parser.parse_args()
@@ -279,7 +283,7 @@ def main() -> None:
         epochs=given.epochs or known.epochs,
         rate=given.rate or known.rate,
         strength=given.strength or known.strength,
-        begin=given.begin,
+        begin=known.begin if given.begin is None else given.begin or None,
     )
     dense = NETWORKS[given.network]()
     module, limit = copy.deepcopy(dense), 20 if given.quick else None
