@@ -422,3 +422,16 @@ def test_codes_that_training_cannot_begin_at_change_nothing(coded: Coded, said: 
         kk.torch.quantized_training(model, bits=4, codes={"0.weight": good, "1.weight": coded})
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[n], a) for n, a in before.items())
+
+
+def test_training_begins_at_all_that_quantize_returns() -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3)
+    model = nn.Sequential(*layers).eval()
+    images = torch.randn(4, 3, 6, 6)
+    codes = {**kk.torch.quantize_(copy.deepcopy(model), rate=2.0, data=[images], progress=False)}
+    assert "1.running_var" in codes
+    training = kk.torch.quantized_training(model, bits=8, codes=codes)
+    assert np.array_equal(training.codes()["0.weight"].codes, codes["0.weight"].codes)
+    with pytest.raises(UnknownName, match="4.weight"):
+        kk.torch.quantized_training(nn.Linear(2, 2), codes={"4.weight": codes["3.weight"]})

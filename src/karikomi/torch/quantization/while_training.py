@@ -141,10 +141,10 @@ def quantized_training(
     `bits` (2..8): of tensors with two or more axes. `vectors` (2..8): of biases, gains and the like. `per`: a step per
     ``"tensor"`` or per output ``"unit"`` (of vectors always one). `masks`: parameter name -> true where kept, as
     `kk.torch.prune_` returns; masked weights stay zero. `codes`: parameter name -> codes to begin at, such as
-    `kk.torch.quantize_` of a copy returns: steps are theirs, and each weight is moved to within 0.45 of a step of its
-    code, and no further, so that the codes are as given and those change first that were nearest to another. `only`,
-    `exclude`: globs over parameter names. All floating parameters take part; ``left_alone`` has the reasons for the
-    others. Tied weights share grid and codes.
+    `kk.torch.quantize_` of a copy returns, those of what takes no part left out: steps are theirs, and each weight is
+    moved to within 0.45 of a step of its code, and no further, so that the codes are as given and those change first
+    that were nearest to another. `only`, `exclude`: globs over parameter names. All floating parameters take part;
+    ``left_alone`` has the reasons for the others. Tied weights share grid and codes.
     Checkpoints (the state dict has weights and steps) and deep copies work as usual; `QuantizedTraining.on` is for
     the copy. Schedules and bounds of `attach` leave parameters in this state alone: prune before, or by the bits.
 
@@ -187,8 +187,7 @@ def quantized_training(
     for name in chosen:
         if not bool(weights[name].isfinite().all()):
             raise NonFinite("a weight is NaN or infinite", where=name)
-    begun = dict(codes or {})
-    check_names(begun, weights, where=WHERE)
+    begun = _begun(codes or {}, inner, weights)
     grids = {}
     for name in chosen:
         weight = weights[name]
@@ -203,6 +202,21 @@ def quantized_training(
         _register_(inner, weights[name], grid)
     unselected = {name: "not selected" for name in weights if name not in chosen}
     return QuantizedTraining(model, {**left_alone, **unselected})
+
+
+def _begun(
+    codes: Mapping[str, Coded], module: nn.Module, weights: Mapping[str, torch.Tensor]
+) -> dict[str, Coded]:
+    """Return the codes of weights by the names that these have here; raises `UnknownName` for no tensor's.
+
+    Statistics of norms have codes too, and go on being measured.
+    """
+    every: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    every |= dict(module.named_buffers())
+    check_names(codes, every, where=WHERE)
+    named = {id(weight): name for name, weight in weights.items()}
+    found = {named.get(id(every[name])): coded for name, coded in codes.items()}
+    return {name: coded for name, coded in found.items() if name is not None}
 
 
 def _trainable(module: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
